@@ -1,0 +1,1 @@
+"""From a checkpoint to a file: recipes, the pipeline and the GGUF writer."""

@@ -1,0 +1,29 @@
+"""A checkpoint folder, opened but not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .tensor import Tensor
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder: its configuration, and its tensors by name, none of them read.
+
+    ``weight_files`` are the files tensors lie in, in order. ``dropped`` names tensors of types that are
+    never weights (bool masks, integer buffers), with their type; recipes may still insist on them.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    weight_files: tuple[Path, ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether the folder holds a file of that name."""
+        return (self.folder / name).is_file()

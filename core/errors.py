@@ -1,0 +1,93 @@
+"""The one tree of errors.
+
+KconvError
+├── ProofError            1  the result is not what the checkpoint says
+│   └── TokenMismatch        no vocabulary gives the checkpoint's token ids
+├── UsageError            2  the call makes no sense
+├── InputError            3  what was given is refused
+│   ├── CheckpointError      files of a checkpoint: missing, truncated, contradictory, hostile
+│   ├── UnsupportedModel     an architecture kconv has no recipe for
+│   ├── MappingError         tensors that do not fit the recipe; lists every gap at once
+│   ├── VocabError           a tokenizer that cannot be read or does not fit the rows
+│   ├── NonFiniteError       a weight that is NaN or infinite
+│   ├── GgufError            a GGUF file that cannot be read
+│   └── OutputExists         the target is there already
+└── EnvironmentProblem    4  disk, memory, permission, network
+
+Libraries raise; only ``kconv.cli`` prints and exits, with ``exit_code``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KconvError(Exception):
+    """Root of all errors kconv raises on purpose.
+
+    ``message`` says what is wrong, where, and what was expected; ``hint`` says what to do about it.
+    """
+
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.message if self.hint is None else f"{self.message}\n  what to do: {self.hint}"
+
+
+class ProofError(KconvError):
+    """The result differs from what the checkpoint says."""
+
+    exit_code = 1
+
+
+class TokenMismatch(ProofError):
+    """No candidate vocabulary gives the token ids of the checkpoint's own tokenizer."""
+
+
+class UsageError(KconvError):
+    """The call makes no sense."""
+
+    exit_code = 2
+
+
+class InputError(KconvError):
+    """What was given is refused."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint's files are missing, truncated, contradictory or hostile."""
+
+
+class UnsupportedModel(InputError):
+    """An architecture for which there is no recipe."""
+
+
+class MappingError(InputError):
+    """The checkpoint's tensors do not fit the recipe."""
+
+
+class VocabError(InputError):
+    """A tokenizer that cannot be read, or does not fit the model's rows."""
+
+
+class NonFiniteError(InputError):
+    """A weight is NaN or infinite."""
+
+
+class GgufError(InputError):
+    """A GGUF file that cannot be read."""
+
+
+class OutputExists(InputError):
+    """The target is there already and ``force`` was not given."""
+
+
+class EnvironmentProblem(KconvError):
+    """Disk, memory, permission or network."""
+
+    exit_code = 4

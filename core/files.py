@@ -1,0 +1,97 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import EnvironmentProblem, OutputExists
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file."""
+    if not os.path.lexists(path):
+        return
+    if not force:
+        raise OutputExists(
+            f"{path} exists already", hint="choose another -o, or pass --force to overwrite it"
+        )
+    if path.is_dir():
+        raise OutputExists(f"{path} is a folder, expected a file", hint="choose another -o")
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentProblem(
+                f"no space left while writing {path}", hint="free some space or write to another disk with -o"
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise EnvironmentProblem(
+                f"{path} would be larger than the file system or limit allows",
+                hint="write to another disk with -o",
+            ) from error
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            raise EnvironmentProblem(
+                f"no permission to write {path}", hint="choose a folder you may write to with -o"
+            ) from error
+        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes that name, on any failure it vanishes.
+
+    The data is synced before the rename and the folder after it. Raises OutputExists (also when the
+    target appeared meanwhile) and EnvironmentProblem.
+    """
+    refuse_existing(path, force=force)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.fchmod(handle, 0o666 & ~_umask())
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with explained(path):
+            yield temporary
+            _sync(temporary)
+            _publish(temporary, path, force=force)
+            _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path, *, force: bool) -> None:
+    if force:
+        os.replace(temporary, path)
+        return
+    try:
+        os.link(temporary, path)  # unlike a rename this fails if somebody else took the name meanwhile
+    except FileExistsError as error:
+        raise OutputExists(f"{path} exists already", hint="pass --force to overwrite it") from error
+    except OSError:  # a file system without hard links
+        refuse_existing(path, force=False)
+        os.rename(temporary, path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

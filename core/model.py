@@ -1,0 +1,48 @@
+"""A model as a value: what a recipe makes of a checkpoint and what a writer turns into a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from .tensor import Tensor
+from .vocabulary import Vocab
+
+# GGUF metadata values: int is written as uint32, float as float32, bool as bool, str as string; a tuple as
+# an array of int32, float32 or strings.
+MetadataValue = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a stage did or noticed, for the output and the manifest.
+
+    ``name`` is short and stable (``pad-rows``, ``stale-special-ids``), ``message`` one sentence.
+    """
+
+    name: str
+    message: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Model:
+    """One value that flows through the stages, each of them ``Model -> Model``.
+
+    ``hparams`` are the architecture's GGUF keys in full (``llama.block_count``), ``metadata`` the
+    ``general.*`` keys. ``vocab`` is None until the vocabulary stage.
+    """
+
+    arch: str
+    hparams: Mapping[str, MetadataValue]
+    tensors: tuple[Tensor, ...]
+    vocab: Vocab | None = None
+    metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that GGUF name; KeyError if there is none."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)

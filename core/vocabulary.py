@@ -1,0 +1,46 @@
+"""A vocabulary as llama.cpp reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class TokenType(IntEnum):
+    """Values of ``tokenizer.ggml.token_type`` (llama.h, enum llama_token_type)."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """What goes under ``tokenizer.*`` in a GGUF.
+
+    ``model`` is llama.cpp's tokenizer model: ``gpt2`` (byte-level BPE, needs ``merges`` and ``pre``) or
+    ``llama`` (SentencePiece, needs ``scores``). ``special`` maps role to id; roles are those of the GGUF
+    keys ``tokenizer.ggml.<role>_token_id``: bos, eos, unknown, padding, mask, eot …. ``tokens``,
+    ``types`` and ``scores`` (empty where the model has none) run by id and are equally long.
+    """
+
+    model: str
+    tokens: tuple[str, ...]
+    types: tuple[TokenType, ...]
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    pre: str = "default"
+    special: Mapping[str, int] = field(default_factory=dict)
+    add_bos: bool = False
+    add_eos: bool = False
+    add_space_prefix: bool = False
+    chat_template: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return len(self.tokens)

@@ -1,0 +1,1 @@
+"""Quantization formats, policies and libggml."""

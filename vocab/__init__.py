@@ -1,0 +1,1 @@
+"""Reading tokenizers, adapting them and proving them in llama.cpp."""
