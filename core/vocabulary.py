@@ -44,3 +44,31 @@ class Vocab:
     def size(self) -> int:
         """Number of tokens."""
         return len(self.tokens)
+
+
+def gguf_keys(
+    vocab: Vocab,
+) -> dict[str, str | bool | int | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]]:
+    """All ``tokenizer.*`` keys of a vocabulary, the flags always explicit.
+
+    llama.cpp guesses add_bos and add_space_prefix from the model and the pre-tokenizer's name where the keys
+    are missing (src/llama-vocab.cpp), so they are never left out.
+    """
+    keys: dict[str, str | bool | int | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]] = {
+        "tokenizer.ggml.model": vocab.model,
+        "tokenizer.ggml.pre": vocab.pre,
+        "tokenizer.ggml.tokens": vocab.tokens,
+        "tokenizer.ggml.token_type": tuple(int(kind) for kind in vocab.types),
+    }
+    if vocab.scores:
+        keys["tokenizer.ggml.scores"] = vocab.scores
+    if vocab.merges:
+        keys["tokenizer.ggml.merges"] = vocab.merges
+    for role, token_id in vocab.special.items():
+        keys[f"tokenizer.ggml.{role}_token_id"] = token_id
+    keys["tokenizer.ggml.add_bos_token"] = vocab.add_bos
+    keys["tokenizer.ggml.add_eos_token"] = vocab.add_eos
+    keys["tokenizer.ggml.add_space_prefix"] = vocab.add_space_prefix
+    if vocab.chat_template is not None:
+        keys["tokenizer.chat_template"] = vocab.chat_template
+    return keys
