@@ -1,0 +1,144 @@
+"""Recipes: which tensor of a file comes from which tensors of a checkpoint.
+
+A recipe is a table. Every row names its target and all its sources, with the expected shape in words; the
+mapping is total: each source tensor is used or dropped by name, each target is made, or one MappingError
+lists everything that does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import MappingError
+from ..core.model import MetadataValue, Model, Note
+from ..core.tensor import Tensor
+from .settings import Settings
+
+Sizes = Mapping[str, int]
+Transform = Callable[[Sequence[Tensor], Sizes], Tensor]
+
+_GAPS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One target tensor.
+
+    ``{i}`` in names counts the layers. ``shape`` is that of the first source, in words of the recipe's
+    sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
+    the source as it is); a row without sources is made from the sizes alone. ``when`` names the flag of
+    ``Recipe.flags`` under which the row exists; without the flag its sources must not be there either.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    shape: tuple[str, ...] = ()
+    transform: Transform | None = None
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one architecture becomes a GGUF model.
+
+    ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
+    conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``extra`` tensors
+    computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    """
+
+    name: str
+    title: str
+    hf_classes: tuple[str, ...]
+    arch: str
+    sizes: Callable[[Settings], Sizes]
+    flags: Callable[[Settings, Checkpoint], frozenset[str]]
+    hparams: Callable[[Settings, Sizes], Mapping[str, MetadataValue]]
+    rows: tuple[Row, ...]
+    dropped: tuple[str, ...] = ()
+    extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
+    notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
+
+
+def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
+    """Map a checkpoint to a Model; reads no weights but where a tied head must be compared.
+
+    Raises MappingError naming every missing, unexpected and misshapen tensor, CheckpointError where the
+    configuration itself makes no sense.
+    """
+    settings = Settings(checkpoint.config, "config.json")
+    sizes = recipe.sizes(settings)
+    flags = recipe.flags(settings, checkpoint)
+    tensors: list[Tensor] = []
+    gaps: list[str] = []
+    used: set[str] = set()
+    for row in recipe.rows:
+        for i in range(sizes["layers"]) if "{i}" in row.target else (0,):
+            if row.when is None or row.when in flags:
+                tensors += _make(row, i, sizes, checkpoint, used, gaps)
+    gaps += _unused(recipe, sizes, checkpoint, used)
+    if gaps:
+        raise _mapping_error(recipe, checkpoint, gaps)
+    hparams = {f"{recipe.arch}.{key}": value for key, value in recipe.hparams(settings, sizes).items()}
+    tensors += recipe.extra(settings, sizes)
+    return Model(recipe.arch, hparams, tuple(tensors), notes=tuple(recipe.notes(settings, flags)))
+
+
+def _make(
+    row: Row, i: int, sizes: Sizes, checkpoint: Checkpoint, used: set[str], gaps: list[str]
+) -> list[Tensor]:
+    names = [source.format(i=i) for source in row.sources]
+    missing = [name for name in names if name not in checkpoint.tensors]
+    if missing:
+        gaps += [
+            f"missing: {name} (for {row.target.format(i=i)}){_kind(checkpoint, name)}" for name in missing
+        ]
+        return []
+    used.update(names)
+    sources = [checkpoint.tensors[name] for name in names]
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if sources[0].shape != expected:
+        gaps.append(
+            f"shape of {names[0]}: {_shape(sources[0].shape)}, but config.json says {_shape(expected)} "
+            f"({', '.join(row.shape)})"
+        )
+        return []
+    made = sources[0] if row.transform is None else row.transform(sources, sizes)
+    return [replace(made, name=row.target.format(i=i))]
+
+
+def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]) -> list[str]:
+    droppable = [re.compile(re.escape(p).replace(r"\{i\}", r"\d+") + r"\Z") for p in recipe.dropped]
+    return [
+        f"unexpected: {name} {_shape(tensor.shape)}"
+        for name, tensor in checkpoint.tensors.items()
+        if name not in used and not any(pattern.match(name) for pattern in droppable)
+    ]
+
+
+def product(words: str, sizes: Sizes) -> int:
+    """``"heads * head_dim"`` in numbers."""
+    return math.prod(sizes[word] for word in words.split(" * "))
+
+
+def _kind(checkpoint: Checkpoint, name: str) -> str:
+    kind = checkpoint.dropped.get(name)
+    return f": it is there, but as {kind}" if kind else ""
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _mapping_error(recipe: Recipe, checkpoint: Checkpoint, gaps: Sequence[str]) -> MappingError:
+    shown = [f"  {gap}" for gap in gaps[:_GAPS_SHOWN]]
+    if len(gaps) > len(shown):
+        shown.append(f"  … and {len(gaps) - len(shown)} more")
+    return MappingError(
+        f"{checkpoint.folder}: {len(gaps)} tensors do not fit the recipe {recipe.title}:\n"
+        + "\n".join(shown),
+        hint="check that config.json belongs to these weight files and that all of them are there",
+    )

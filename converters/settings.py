@@ -1,0 +1,75 @@
+"""Reading numbers out of a configuration file that may say anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import CheckpointError
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A JSON object with typed access; every refusal is a CheckpointError that names the key."""
+
+    values: Mapping[str, Any]
+    where: str
+
+    def __contains__(self, key: str) -> bool:
+        """Whether the key is there and not null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        """A whole number of at least ``least``, that fits 31 bits."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+            raise self.refuse(key, value, f"a whole number of at least {least}")
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """A finite positive number."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise self.refuse(key, value, "a positive number")
+        return float(value)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise self.refuse(key, value, "true or false")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not isinstance(value, str):
+            raise self.refuse(key, value, "a string")
+        return value
+
+    def section(self, key: str) -> Settings | None:
+        """A nested object, or None where it is missing or null."""
+        value = self.values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.refuse(key, value, "an object")
+        return Settings(value, f"{self.where}: {key}")
+
+    def refuse(self, key: str, value: object, expected: str) -> CheckpointError:
+        """The error for a value that cannot be right."""
+        said = "missing" if value is None else repr(value)[:80]
+        return CheckpointError(
+            f"{self.where}: {key} is {said}, expected {expected}",
+            hint="compare the file with the one the model was published with",
+        )
