@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import EnvironmentProblem, OutputExists
@@ -47,27 +47,57 @@ def explained(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes that name, on any failure it vanishes.
+def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
+    """Yield a temporary path beside each of ``paths``; on success all take their names, on failure none.
 
-    The data is synced before the rename and the folder after it. Raises OutputExists (also when the
+    The data is synced before the renames and the folders after them. Raises OutputExists (also when a
     target appeared meanwhile) and EnvironmentProblem.
     """
-    refuse_existing(path, force=force)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
-    temporary = Path(name)
+    for path in paths:
+        refuse_existing(path, force=force)
+    temporaries: list[Path] = []
     try:
-        with explained(path):
-            yield temporary
-            _sync(temporary)
-            _publish(temporary, path, force=force)
-            _sync(path.parent)
+        for path in paths:
+            with explained(path):
+                temporaries.append(_temporary_beside(path))
+        with explained(paths[0]):
+            yield temporaries
+            for temporary in temporaries:
+                _sync(temporary)
+            _publish_all(temporaries, paths, force=force)
+            for folder in {path.parent for path in paths}:
+                _sync(folder)
     finally:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """``atomic_files`` for one file."""
+    with atomic_files([path], force=force) as (temporary,):
+        yield temporary
+
+
+def _temporary_beside(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".partial", dir=path.parent)
+    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes it private, the result need not be
+    os.close(handle)
+    return Path(name)
+
+
+def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:
+    published: list[Path] = []
+    try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            _publish(temporary, path, force=force)
+            published.append(path)
+    except BaseException:
+        for path in published:
+            if not force:  # what --force replaced is gone; the new file is whole, so it stays
+                path.unlink(missing_ok=True)
+        raise
 
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:

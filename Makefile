@@ -1,0 +1,46 @@
+# kconv. Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.kconv-installed
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check bench batch test-full clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP) ## make .venv with kconv (editable), its extras and the test tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kconv needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[verify,test]'
+	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links
+	@for room in core vocab quant converters cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
+	@touch $@
+
+demo: setup ## convert the embedded Korean model to f32, q8_0 and q4_0, prove it, and let it write
+	@$(BIN)/python tools/demo.py $(DEMO)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest
+
+check: setup ## ruff, mypy --strict and the tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: setup ## compare speed and memory with llama.cpp's converter and llama-quantize
+	$(BIN)/python bench/bench.py
+
+test-full: setup ## full-size checks of memory and disk (30 GB of scratch space, several minutes)
+	$(BIN)/python bench/full_size.py
+
+clean: ## remove what make demo and the tools left (not .venv)
+	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+
+include mk/batch.mk

@@ -1,0 +1,96 @@
+"""The manifest beside each file: where it came from, what was done, and what was proven.
+
+Nothing in it depends on the clock, the host or the number of threads, so equal runs give equal manifests.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ..core.checkpoint import Checkpoint
+from ..core.reading import file_sha256
+
+_PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch")
+
+# Files besides the weights that decide what a conversion makes.
+_SMALL_FILES = re.compile(
+    r"config\.json|generation_config\.json|.*\.index\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.json|merges\.txt|.*\.model|chat_template\.(jinja|json)|README\.md|LICENSE.*"
+)
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of the checkpoint. ``sha256`` in hexadecimal digits."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def manifest_path(output: Path) -> Path:
+    """``x.gguf`` -> ``x.gguf.manifest.json``."""
+    return output.with_name(output.name + ".manifest.json")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what has a hand in the bytes."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+class SourceHashes(threading.Thread):
+    """Hashes the checkpoint's files in the background, while their tensors are converted.
+
+    Used as a context manager; leaving it early (a failure elsewhere) stops the hashing.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(name="kconv-sha256", daemon=True)
+        small = sorted(path for path in checkpoint.folder.iterdir() if _SMALL_FILES.fullmatch(path.name))
+        self._paths = [*(path for path in small if path.is_file()), *checkpoint.weight_files]
+        self._files: list[SourceFile] = []
+        self._failure: BaseException | None = None
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> SourceHashes:
+        self.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        """Hash file after file."""
+        try:
+            for path in dict.fromkeys(self._paths):
+                digest = file_sha256(path, stopped=self._stopped.is_set)
+                self._files.append(SourceFile(path.name, path.stat().st_size, digest))
+        except BaseException as error:  # handed to the thread that waits
+            self._failure = error
+
+    def result(self) -> tuple[SourceFile, ...]:
+        """All files, hashed; waits for them, and raises what hashing raised."""
+        while self.is_alive():
+            self.join(0.1)  # so that Ctrl-C gets through
+        if self._failure is not None:
+            raise self._failure
+        return tuple(self._files)
+
+
+def as_text(content: Mapping[str, Any]) -> str:
+    """The manifest as it stands in the file."""
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

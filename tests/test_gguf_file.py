@@ -1,0 +1,96 @@
+"""GGUF headers: what we write gguf-py reads, what we read is checked."""
+
+from __future__ import annotations
+
+import random
+import struct
+from pathlib import Path
+
+import gguf
+import pytest
+
+from kconv.core.errors import GgufError
+from kconv.core.gguf_file import BLOCKS, TensorInfo, aligned, read_header, write_header
+
+KEYS = {
+    "llama.block_count": 2,
+    "llama.rope.freq_base": 10000.0,
+    "tokenizer.ggml.add_bos_token": False,
+    "general.name": "한국어",
+    "tokenizer.ggml.tokens": ("가", "나", ""),
+    "tokenizer.ggml.token_type": (1, 2, 3),
+    "tokenizer.ggml.scores": (0.0, -1.5, 2.0),
+}
+TENSORS = [TensorInfo("a.weight", (4, 64), 2, 144), TensorInfo("b", (5,), 0, 20, 160)]
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    path = tmp_path / "sample.gguf"
+    start = write_header(path, "llama", KEYS, TENSORS)
+    assert path.stat().st_size == start
+    with path.open("ab") as file:
+        file.write(bytes(aligned(144) + 32))
+    return path
+
+
+def test_round_trip(sample: Path) -> None:
+    header = read_header(sample)
+    assert header.arch == "llama"
+    assert header.tensors == tuple(TENSORS)
+    assert {key: header.metadata[key] for key in KEYS} == KEYS
+    assert header.size == header.data_offset + aligned(144) + 32
+
+
+def test_gguf_py_reads_the_same(sample: Path) -> None:
+    reader = gguf.GGUFReader(sample)
+    for key, value in KEYS.items():
+        found = reader.fields[key].contents()
+        assert tuple(found) == value if isinstance(value, tuple) else found == value
+    shapes = [
+        (t.name, tuple(int(n) for n in reversed(t.shape)), int(t.tensor_type), t.n_bytes)
+        for t in reader.tensors
+    ]
+    assert shapes == [(t.name, t.shape, t.ggml_type, t.nbytes) for t in TENSORS]
+    assert [t.data_offset - reader.data_offset for t in reader.tensors] == [0, 160]
+
+
+def test_block_sizes_are_those_of_gguf_py() -> None:
+    known = {int(kind): tuple(sizes) for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
+    assert {kind: BLOCKS.get(kind) for kind in known} == known
+
+
+@pytest.mark.parametrize("keep", [0, 3, 10, 24, 100, 300])
+def test_truncated_headers_are_refused(sample: Path, keep: int) -> None:
+    sample.write_bytes(sample.read_bytes()[:keep])
+    with pytest.raises(GgufError, match=str(sample)):
+        read_header(sample)
+
+
+def test_truncated_data_is_refused(sample: Path) -> None:
+    data = sample.read_bytes()
+    sample.write_bytes(data[:-40])
+    with pytest.raises(GgufError, match="truncated"):
+        read_header(sample)
+
+
+def test_huge_counts_do_not_allocate(tmp_path: Path) -> None:
+    path = tmp_path / "huge.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60) + bytes(64))
+    with pytest.raises(GgufError, match="tensors and"):
+        read_header(path)
+
+
+def test_any_damage_is_an_error_or_a_header(sample: Path) -> None:
+    data = sample.read_bytes()
+    start = read_header(sample).data_offset
+    chance = random.Random(1)
+    for _ in range(3000):
+        damaged = bytearray(data)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(start)] = chance.randrange(256)
+        sample.write_bytes(damaged)
+        try:
+            read_header(sample)
+        except GgufError:
+            continue

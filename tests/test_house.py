@@ -1,0 +1,85 @@
+"""The house keeps its order: folders, arrows between rooms, what is imported when."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
+DIRECTORIES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
+
+# A room may import itself and the rooms before it (design: arrows only point up this list).
+ROOMS = ["core", "vocab", "quant", "converters", "verify", "cli"]
+CLOSED = {("vocab", "quant"), ("quant", "vocab")}
+
+
+def room_files() -> list[Path]:
+    return sorted(p for room in ROOMS for p in (ROOT / room).rglob("*.py"))
+
+
+def test_every_folder_with_code_is_a_package_and_maps_to_itself() -> None:
+    folders = {".".join(("kconv", *p.parent.relative_to(ROOT).parts)) for p in room_files()}
+    assert folders == set(PACKAGES)
+    assert {package.removeprefix("kconv.").replace(".", "/") for package in PACKAGES} == set(
+        DIRECTORIES.values()
+    )
+    assert set(DIRECTORIES) == set(PACKAGES)
+
+
+@pytest.mark.parametrize("path", room_files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_arrows_between_rooms_only_point_up(path: Path) -> None:
+    parts = path.relative_to(ROOT).parts
+    room = parts[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                assert not (node.module or "").startswith("kconv"), f"{path}: import rooms relatively"
+                continue
+            base = [*parts[:-1]][: len(parts) - node.level]
+            target = [*base, *(node.module or "").split(".")]
+            imported = target[0] or node.names[0].name
+            if imported != room:
+                assert ROOMS.index(imported) < ROOMS.index(room), f"{path} imports {imported}"
+                assert (room, imported) not in CLOSED, f"{path} imports {imported}"
+
+
+def test_wheel_holds_every_file_and_only_kconv(tmp_path: Path) -> None:
+    copy = tmp_path / "source"
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(copy)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    expected = {
+        f"kconv/{name}" for name in tracked if name.split("/")[0] in ROOMS and (ROOT / name).is_file()
+    }
+    assert held == expected
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['kconv', '--help']\n"
+        "from kconv.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'llama_cpp', 'numpy', 'tokenizers', 'sentencepiece', 'gguf'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "to-gguf" in done.stdout
