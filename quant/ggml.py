@@ -1,0 +1,203 @@
+"""libggml-base, the library llama.cpp quantizes with, called through ctypes.
+
+It comes with llama-cpp-python, which is not imported: loading llama.cpp takes far longer than loading this
+one library. ctypes releases the GIL during each call, so several threads may encode at once.
+
+Nothing has to be initialised: ggml-base converts half floats by arithmetic (the lookup tables are the CPU
+back end's), and ``ggml_quantize_chunk`` itself prepares, behind ggml's own lock, the grids that only the iq
+formats need (ggml.c, ggml_quantize_init).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import EnvironmentProblem, UsageError
+from ..core.tensor import Array, DType
+from .formats import ENCODABLE, F32, Format
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+_NAMES = {
+    "darwin": ("libggml-base.dylib", "libggml-base.so"),
+    "win32": ("ggml-base.dll", "libggml-base.dll"),
+}
+
+
+class _TypeTraits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+def to_float32(source: Array, dtype: DType, out: Floats, *, finite: bool = False) -> None:
+    """Write the weights of ``source``, contiguous and in ``dtype.storage``, to ``out`` as float32, exactly.
+
+    Both have the same number of elements. ``finite`` says that the caller has seen that all weights are
+    finite, which makes F16 twice as fast.
+    """
+    _expect(source, dtype.storage, "source")
+    _expect(out, np.dtype(np.float32), "out")
+    if source.size != out.size:
+        raise UsageError(f"{source.size} weights cannot be written to {out.size} places")
+    flat = source.reshape(-1)
+    if dtype is DType.F32:
+        np.copyto(out.reshape(-1), flat)
+    elif dtype is DType.BF16:
+        library().ggml_bf16_to_fp32_row(flat.ctypes.data, out.ctypes.data, flat.size)
+    elif finite:
+        _halves_to_float32(flat, out.reshape(-1))
+    else:
+        library().ggml_fp16_to_fp32_row(flat.ctypes.data, out.ctypes.data, flat.size)
+
+
+def _halves_to_float32(source: Array, out: Floats) -> None:
+    """Finite half floats to float32: move the bits into place and correct the exponent's bias.
+
+    Extending the sign leaves it in bit 31 after the shift and copies of it in bits 28 to 30, which are
+    cleared. The product is exact, also for denormal halves.
+    """
+    bits = out.view(np.int32)
+    np.copyto(bits, source.view(np.int16))
+    np.left_shift(bits, 13, out=bits)
+    np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
+    np.multiply(out, np.float32(2.0**112), out=out)
+
+
+def encode(format: Format, rows: Floats, out: Bytes) -> None:
+    """Write ``rows`` (rows, columns) to ``out``, as many bytes as ``format.row_bytes(columns) * rows``.
+
+    The bytes are those of ggml_quantize_chunk without importance data, which is what llama-quantize
+    calls, and do not depend on how a tensor is cut into calls. Raises UsageError.
+    """
+    if format.ggml_type not in _ENCODABLE_TYPES:
+        raise UsageError(f"kconv does not encode {format.display}")
+    _expect(rows, np.dtype(np.float32), "rows")
+    _expect(out, np.dtype(np.uint8), "out")
+    count, columns = rows.shape
+    if out.size != count * format.row_bytes(columns):
+        raise UsageError(
+            f"{count} rows of {columns} weights are {count * format.row_bytes(columns)} bytes of "
+            f"{format.display}, not {out.size}"
+        )
+    if rows.size:
+        library().ggml_quantize_chunk(
+            format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, None
+        )
+
+
+def dequantize(format: Format, data: Array, shape: Sequence[int]) -> Floats:
+    """The float32 weights of ``shape`` (PyTorch order) that ``data``, a tensor's bytes, stands for.
+
+    Raises UsageError if the size is wrong or ggml cannot decode the format.
+    """
+    raw = np.require(data, requirements=["C", "A"]).reshape(-1).view(np.uint8)
+    if raw.size != format.tensor_bytes(shape):
+        raise UsageError(
+            f"a {format.display} tensor of shape {tuple(shape)} takes {format.tensor_bytes(shape)} bytes, "
+            f"not {raw.size}"
+        )
+    if format == F32:
+        return raw.view(np.float32).reshape(shape).copy()
+    traits: _TypeTraits = library().ggml_get_type_traits(format.ggml_type).contents
+    if not traits.to_float:
+        raise UsageError(f"ggml cannot turn {format.display} into floats")
+    if traits.type_name != format.name.encode() or traits.type_size != format.block_bytes:
+        raise EnvironmentProblem(
+            f"libggml describes format {format.name} differently than expected", hint=_REINSTALL
+        )
+    out = np.empty(tuple(shape), np.float32)
+    traits.to_float(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
+    """C reads and writes where it is told: refuse what it would misread."""
+    if array.dtype != dtype or not array.flags.c_contiguous or not array.flags.aligned:
+        raise UsageError(f"{what} must be a contiguous array of {dtype}, not of {array.dtype}")
+
+
+_ENCODABLE_TYPES = frozenset(format.ggml_type for format in ENCODABLE)
+
+_REINSTALL = "install llama-cpp-python 0.3.36 or newer into the environment kconv runs in"
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """libggml-base with its prototypes declared, loaded at the first call.
+
+    Two threads that come first at once may both load it; the system hands out the same library twice.
+    Raises EnvironmentProblem if it is missing or does not have the formats kconv knows.
+    """
+    if sys.byteorder != "little":
+        raise EnvironmentProblem("kconv writes GGUF files on little-endian machines only")
+    path = library_path()
+    try:
+        loaded = ctypes.CDLL(str(path))
+        _declare(loaded)
+    except (OSError, AttributeError) as error:
+        raise EnvironmentProblem(f"cannot use {path}: {error}", hint=_REINSTALL) from error
+    for format in ENCODABLE:
+        found = (
+            loaded.ggml_type_name(format.ggml_type),
+            loaded.ggml_blck_size(format.ggml_type),
+            loaded.ggml_type_size(format.ggml_type),
+        )
+        if found != (format.name.encode(), format.block_size, format.block_bytes):
+            raise EnvironmentProblem(
+                f"{path} has no format {format.name} as kconv knows it (it says {found})", hint=_REINSTALL
+            )
+    return loaded
+
+
+def library_path() -> Path:
+    """Where libggml-base of the installed llama-cpp-python lies. Raises EnvironmentProblem."""
+    override = os.environ.get("LLAMA_CPP_LIB_PATH")  # llama-cpp-python's own variable
+    if override is not None:
+        folder = Path(override)
+    else:
+        spec = importlib.util.find_spec("llama_cpp")
+        if spec is None or spec.origin is None:
+            raise EnvironmentProblem("llama-cpp-python is not installed", hint=_REINSTALL)
+        folder = Path(spec.origin).parent / "lib"
+    names = _NAMES.get(sys.platform, ("libggml-base.so",))
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise EnvironmentProblem(f"no {' or '.join(names)} in {folder}", hint=_REINSTALL)
+
+
+def _declare(loaded: ctypes.CDLL) -> None:
+    """Prototypes of ggml.h."""
+    pointer, int64, type_number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for function in (loaded.ggml_fp16_to_fp32_row, loaded.ggml_bf16_to_fp32_row):
+        function.argtypes = (pointer, pointer, int64)
+        function.restype = None
+    loaded.ggml_quantize_chunk.argtypes = (type_number, pointer, pointer, int64, int64, int64, pointer)
+    loaded.ggml_quantize_chunk.restype = ctypes.c_size_t
+    loaded.ggml_type_name.argtypes = (type_number,)
+    loaded.ggml_type_name.restype = ctypes.c_char_p
+    loaded.ggml_blck_size.argtypes = (type_number,)
+    loaded.ggml_blck_size.restype = int64
+    loaded.ggml_type_size.argtypes = (type_number,)
+    loaded.ggml_type_size.restype = ctypes.c_size_t
+    loaded.ggml_get_type_traits.argtypes = (type_number,)
+    loaded.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)

@@ -1,0 +1,214 @@
+"""Which tensor gets which format, decided as llama.cpp decides it.
+
+For F32, F16 and BF16 files that is llama.cpp's converter (conversion/base.py, prepare_tensors), for quantized
+ones llama_model_quantize (src/llama-quant.cpp) fed with an F32 file. A policy is a value: a default format
+and rules for tensors that play a certain part; conditions a rule may have are fields of ``Rule``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from types import MappingProxyType
+
+from ..core.errors import UsageError
+from ..core.model import MetadataValue, Model, Note
+from ..core.tensor import Tensor
+from .formats import F16, F32, FORMATS, Q6_K, Q8_0, Format
+
+# GGML_QNT_VERSION of ggml.h: the version of the block layouts.
+QUANTIZATION_VERSION = 2
+
+
+class Part(Enum):
+    """What a matrix is for, as far as a rule may ask (llama-quant.cpp, tensor_get_category)."""
+
+    OUTPUT = "output"  # makes the logits: output.weight, or the token embedding where there is none
+    ATTENTION_K = "attention key"
+    ATTENTION_V = "attention value"
+    OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors of ``part`` get ``format``; with ``experts``, only in models of exactly that many experts."""
+
+    part: Part
+    format: Format
+    experts: int | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A named way to choose formats.
+
+    The first rule that applies decides, else ``default``. ``file_type`` is what the file says of itself under
+    general.file_type (llama.h, enum llama_ftype). ``pure`` leaves the rules out.
+    """
+
+    name: str
+    default: Format
+    file_type: int
+    rules: tuple[Rule, ...] = ()
+    pure: bool = False
+
+    @property
+    def display(self) -> str:
+        """The name as it stands in file names: ``Q4_0``."""
+        return self.name.upper()
+
+
+@dataclass(frozen=True)
+class FormatChoice:
+    """The format of every tensor, by name and in the model's order, and what there is to say about it."""
+
+    formats: Mapping[str, Format]
+    notes: tuple[Note, ...]
+
+    def __getitem__(self, name: str) -> Format:
+        return self.formats[name]
+
+
+# llama.cpp keeps keys and values of models with eight experts, where they are small, in q8_0.
+_EIGHT_EXPERTS = (Rule(Part.ATTENTION_V, Q8_0, experts=8), Rule(Part.ATTENTION_K, Q8_0, experts=8))
+
+
+def _below_q8_0(name: str, file_type: int) -> Policy:
+    return Policy(name, FORMATS[name], file_type, (Rule(Part.OUTPUT, Q6_K), *_EIGHT_EXPERTS))
+
+
+POLICIES: Mapping[str, Policy] = MappingProxyType(
+    {
+        policy.name: policy
+        for policy in (
+            Policy("f32", F32, 0),
+            Policy("f16", F16, 1),
+            Policy("bf16", FORMATS["bf16"], 32),
+            Policy("q8_0", Q8_0, 7, _EIGHT_EXPERTS),
+            _below_q8_0("q5_1", 9),
+            _below_q8_0("q5_0", 8),
+            _below_q8_0("q4_1", 3),
+            _below_q8_0("q4_0", 2),
+        )
+    }
+)
+
+# What takes the place of a format whose blocks do not fit the rows (llama-quant.cpp, tensor_type_fallback).
+# Formats of blocks of 32 have no smaller relative and become F16.
+_SMALLER_BLOCKS: Mapping[str, Format] = MappingProxyType({"q6_K": Q8_0})
+
+# llama.cpp's converter keeps these in F32 in files of every type, besides vectors and norms.
+_CONVERTER_KEEPS = re.compile(
+    r"(position_embd|token_types|blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d|shortconv\.conv))\.weight"
+)
+
+# Matrices llama_model_quantize leaves as they are: parts of names and whole names. The lists there go on with
+# architectures (RWKV, Mamba, vision and audio towers) that kconv does not write.
+_QUANTIZER_KEEPS_PARTS = ("_norm.weight", "ffn_gate_inp.weight", "attn_rel_b.weight", "ssm_conv1d")
+_QUANTIZER_KEEPS = frozenset({"position_embd.weight", "token_types.weight"})
+
+
+def parse_policy(text: str, *, pure: bool = False) -> Policy:
+    """The policy of that name, case ignored. Raises UsageError naming all there are."""
+    for policy in POLICIES.values():
+        if policy.name.lower() == text.strip().lower():
+            return replace(policy, pure=pure)
+    raise UsageError(f"unknown type {text!r}", hint=f"choose one of {', '.join(POLICIES)}")
+
+
+def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
+    """The keys a file says its formats with; converter and llama_model_quantize write both, as uint32."""
+    return {
+        "general.quantization_version": QUANTIZATION_VERSION,
+        "general.file_type": policy.file_type,
+    }
+
+
+def choose_formats(model: Model, policy: Policy) -> FormatChoice:
+    """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit."""
+    names = {tensor.name for tensor in model.tensors}
+    experts = _experts(model)
+    formats: dict[str, Format] = {}
+    fallbacks: dict[tuple[Format, Format], list[str]] = {}
+    for tensor in model.tensors:
+        if not policy.default.quantized:
+            formats[tensor.name] = _converter_format(tensor, policy)
+        elif not _is_quantized(tensor):
+            formats[tensor.name] = F32
+        else:
+            part = _part(tensor.name, tied="output.weight" not in names)
+            wanted = _wanted(part, experts, policy)
+            formats[tensor.name] = given = fitting(wanted, tensor.shape[-1])
+            if given != wanted:
+                fallbacks.setdefault((wanted, given), []).append(tensor.name)
+    notes = tuple(_fallback_note(*formats, names) for formats, names in fallbacks.items())
+    return FormatChoice(MappingProxyType(formats), notes)
+
+
+def fitting(wanted: Format, columns: int) -> Format:
+    """``wanted``, or what llama.cpp takes instead where rows of ``columns`` are not whole blocks of it."""
+    if wanted.fits(columns):
+        return wanted
+    smaller = _SMALLER_BLOCKS.get(wanted.name, F16)
+    return smaller if smaller.fits(columns) else F16
+
+
+def _converter_format(tensor: Tensor, policy: Policy) -> Format:
+    """conversion/base.py, prepare_tensors."""
+    name = tensor.name
+    if len(tensor.shape) <= 1 or name.endswith("_norm.weight") or not name.endswith(".weight"):
+        return F32
+    return F32 if _CONVERTER_KEEPS.fullmatch(name) else policy.default
+
+
+def _is_quantized(tensor: Tensor) -> bool:
+    """llama-quant.cpp, tensor_allows_quantization."""
+    name = tensor.name
+    return (
+        _axes(tensor.shape) >= 2
+        and name.endswith("weight")
+        and name not in _QUANTIZER_KEEPS
+        and not any(part in name for part in _QUANTIZER_KEEPS_PARTS)
+    )
+
+
+def _axes(shape: Sequence[int]) -> int:
+    """Axes as ggml counts them: the slowest ones do not count while they have length 1."""
+    axes = len(shape)
+    while axes > 1 and shape[-axes] == 1:
+        axes -= 1
+    return axes
+
+
+def _part(name: str, *, tied: bool) -> Part:
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        return Part.OUTPUT
+    if "attn_v.weight" in name or "attn_qkv.weight" in name or "attn_kv_b.weight" in name:
+        return Part.ATTENTION_V
+    return Part.ATTENTION_K if "attn_k.weight" in name else Part.OTHER
+
+
+def _wanted(part: Part, experts: int, policy: Policy) -> Format:
+    if not policy.pure:
+        for rule in policy.rules:
+            if rule.part is part and rule.experts in (None, experts):
+                return rule.format
+    return policy.default
+
+
+def _experts(model: Model) -> int:
+    count = model.hparams.get(f"{model.arch}.expert_count", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
+    which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
+    verb = "has" if len(names) == 1 else "have"
+    return Note(
+        "format-fallback",
+        f"{which} {verb} rows that are not whole blocks of {wanted.block_size} weights: "
+        f"{given.display} instead of {wanted.display}, as llama.cpp does",
+        warning=True,
+    )

@@ -1,0 +1,182 @@
+"""Rows of a checkpoint to bytes of a GGUF, in one pass.
+
+A slab, as large as the writer likes, is worked through in tiles: each is looked over for weights that are not
+finite, widened to float32 once and encoded in every format asked for while it sits in the processor's cache. So
+the checkpoint crosses memory once, whatever is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import UsageError
+from ..core.tensor import Array, DType
+from . import ggml
+from .formats import BF16, F16, F32, Format
+
+# Weights in a tile. Measured: encoding is slower than the last-level cache at any size, but threads that meet
+# at the interpreter's lock between calls lose all they gain below some 100 microseconds a call.
+TILE = 1 << 19
+
+# The largest half float. Larger weights may overflow F16 itself and, divided, the F16 scales of blocks.
+HALF_MAX = 65504.0
+
+# Where the half-float scales (and minima) of a block lie (ggml-common.h).
+_SCALES: dict[str, tuple[int, ...]] = {
+    "q4_0": (0,),
+    "q4_1": (0, 2),
+    "q5_0": (0,),
+    "q5_1": (0, 2),
+    "q8_0": (0,),
+    "q6_K": (208,),
+}
+
+_SAME = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
+
+
+@dataclass(frozen=True)
+class Slab:
+    """Rows in the formats asked for.
+
+    ``data`` holds one flat array of bytes for each format, in the order asked. They are views of the source or
+    of the scratch memory and hold until that is used again. ``largest`` is the largest magnitude among the
+    weights: infinite if one is, NaN if one is. ``overflowed`` names formats in which finite weights became
+    infinite.
+    """
+
+    data: tuple[Array, ...]
+    largest: float
+    overflowed: tuple[Format, ...] = ()
+
+    @property
+    def finite(self) -> bool:
+        """Whether no weight is NaN or infinite."""
+        return math.isfinite(self.largest)
+
+
+class Scratch:
+    """The memory one thread works in, kept from slab to slab.
+
+    It holds a tile of float32 and, for each format in use, as much as the largest slab took.
+    """
+
+    def __init__(self) -> None:
+        self._floats = np.empty(0, np.float32)
+        self._outputs: dict[Format, ggml.Bytes] = {}
+
+    def floats(self, count: int) -> ggml.Floats:
+        """Room for ``count`` float32."""
+        if self._floats.size < count:
+            self._floats = np.empty(count, np.float32)
+        return self._floats[:count]
+
+    def output(self, format: Format, count: int) -> ggml.Bytes:
+        """Room for ``count`` bytes of ``format``."""
+        held = self._outputs.get(format)
+        if held is None or held.size < count:
+            held = self._outputs[format] = np.empty(count, np.uint8)
+        return held[:count]
+
+
+def convert_slab(source: Array, dtype: DType, formats: Sequence[Format], scratch: Scratch) -> Slab:
+    """Encode ``source`` (rows, …, columns), in ``dtype.storage``, in each of ``formats``.
+
+    A slab that is F32, F16 or BF16 already is passed through bit by bit, without a copy. Raises UsageError for
+    columns that are not whole blocks of a format.
+    """
+    if source.dtype != dtype.storage:
+        raise UsageError(f"weights of {dtype.value} travel as {dtype.storage}, not as {source.dtype}")
+    columns = source.shape[-1] if source.ndim else 1
+    rows = np.require(source, requirements=["C", "A"]).reshape(-1, columns)
+    same = _SAME[dtype]
+    outputs = {
+        format: scratch.output(format, format.tensor_bytes(rows.shape))
+        for format in dict.fromkeys(formats)
+        if format != same
+    }
+    largest = _encode_tiles(rows, dtype, outputs, scratch)
+    overflowed: tuple[Format, ...] = ()
+    if HALF_MAX < largest < math.inf:
+        overflowed = tuple(format for format in outputs if has_overflowed(format, outputs[format]))
+    outputs[same] = rows.reshape(-1).view(np.uint8)
+    return Slab(tuple(outputs[format] for format in formats), largest, overflowed)
+
+
+def _encode_tiles(rows: Array, dtype: DType, outputs: Mapping[Format, ggml.Bytes], scratch: Scratch) -> float:
+    """Fill ``outputs`` from ``rows`` (rows, columns) and return the largest magnitude."""
+    columns = rows.shape[1]
+    step = max(1, TILE // max(columns, 1))
+    largest = 0
+    for start in range(0, len(rows), step):
+        tile = rows[start : start + step]
+        bits = _largest_bits(tile, dtype)
+        largest = max(largest, bits)
+        if not outputs:
+            continue
+        floats = tile
+        if dtype is not DType.F32:
+            floats = scratch.floats(tile.size).reshape(tile.shape)
+            ggml.to_float32(tile, dtype, floats, finite=bits < _INFINITY[dtype])
+        for format, output in outputs.items():
+            size = format.row_bytes(columns)
+            ggml.encode(format, floats, output[start * size : (start + len(tile)) * size])
+    return _magnitude(largest, dtype)
+
+
+# Infinity's bits, sign aside; NaNs lie above.
+_INFINITY = {DType.F32: 0x7F800000, DType.F16: 0x7C00, DType.BF16: 0x7F80}
+
+
+def _largest_bits(source: Array, dtype: DType) -> int:
+    """The bits of the largest magnitude, without the sign.
+
+    Magnitudes are ordered as their bits. The largest signed number is the largest positive weight's bits, the
+    largest unsigned one the largest negative weight's. Two quick passes need no room and miss nothing.
+    """
+    if source.size == 0:
+        return 0
+    signed, unsigned = (np.int32, np.uint32) if dtype is DType.F32 else (np.int16, np.uint16)
+    sign = 1 << (8 * dtype.itemsize - 1)
+    positive = int(source.view(signed).max())
+    negative = int(source.view(unsigned).max()) - sign
+    return max(positive, negative, 0)
+
+
+def _magnitude(bits: int, dtype: DType) -> float:
+    if dtype is DType.F16:
+        return float(np.uint16(bits).view(np.float16))
+    return float(np.uint32(bits if dtype is DType.F32 else bits << 16).view(np.float32))
+
+
+def all_finite(source: Array, dtype: DType) -> bool:
+    """Whether no weight of ``source``, contiguous and in ``dtype.storage``, is NaN or infinite."""
+    return _largest_bits(source, dtype) < _INFINITY[dtype]
+
+
+def count_nonfinite(source: Array, dtype: DType) -> tuple[int, int]:
+    """How many weights are NaN and how many are infinite."""
+    signless = (1 << (8 * dtype.itemsize - 1)) - 1
+    bits = np.bitwise_and(source.view(np.uint32 if dtype is DType.F32 else np.uint16), signless)
+    infinity = _INFINITY[dtype]
+    return int(np.count_nonzero(bits > infinity)), int(np.count_nonzero(bits == infinity))
+
+
+def has_overflowed(format: Format, data: Array) -> bool:
+    """Whether ``data``, encoded from finite weights, holds an infinite weight or block scale.
+
+    llama-quantize refuses such tensors (ggml_validate_row_data).
+    """
+    if format == F16:
+        return not all_finite(data.view(np.uint16), DType.F16)
+    if format == BF16:
+        return not all_finite(data.view(np.uint16), DType.BF16)
+    blocks = data.reshape(-1, format.block_bytes)
+    for offset in _SCALES.get(format.name, ()):
+        scales = np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.uint16)
+        if not all_finite(scales, DType.F16):
+            return True
+    return False
