@@ -1,0 +1,110 @@
+"""What the vocabulary stage may know of a checkpoint besides its tokenizer.
+
+Names matter where files do not say enough: 42dot's PLM and SFT share configuration and vocabulary, so only a
+name tells whether the prompt format of the SFT model applies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import KconvError
+from ..core.input_files import InputFile, read_json
+
+MAX_CARD = 1 << 20
+_HEADING = re.compile(r"^#[ \t]+(\S.{0,199}?)[ \t#]*$", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*$\n?", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class AdapterContext:
+    """The files adapters decide by. Missing files are empty mappings.
+
+    ``rows`` is the number of embedding rows. ``names`` says by where it was found (``folder``, ``Hub cache``,
+    ``config.json _name_or_path``, ``README.md``) what the model is called. ``chat_template`` is what the user
+    asked for by name or file, None if nothing.
+    """
+
+    rows: int
+    arch: str = "llama"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
+    special_tokens_map: Mapping[str, Any] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    chat_template: str | None = None
+
+
+def read_context(
+    checkpoint: Checkpoint, *, arch: str, rows: int, chat_template: str | None = None
+) -> AdapterContext:
+    """Gather the context from a checkpoint's folder.
+
+    Raises CheckpointError where one of the JSON files is malformed.
+    """
+    folder = checkpoint.folder
+    return AdapterContext(
+        rows=rows,
+        arch=arch,
+        config=checkpoint.config,
+        generation_config=read_json(folder, "generation_config.json") or {},
+        tokenizer_config=read_json(folder, "tokenizer_config.json") or {},
+        special_tokens_map=read_json(folder, "special_tokens_map.json") or {},
+        names=model_names(checkpoint),
+        chat_template=chat_template,
+    )
+
+
+def model_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the checkpoint is called, by where that was found, the surest place first."""
+    names: dict[str, str] = {}
+    origin = hub_origin(checkpoint.folder)
+    if origin is not None:
+        names["Hub cache"] = origin[0]
+    else:
+        names["folder"] = checkpoint.folder.resolve().name
+    told = checkpoint.config.get("_name_or_path")
+    if isinstance(told, str) and told.strip():
+        names["config.json _name_or_path"] = told.strip()[:500]
+    heading = _HEADING.search(_FRONT_MATTER.sub("", read_card(checkpoint.folder), count=1))
+    if heading is not None:
+        names["README.md"] = heading.group(1)
+    return names
+
+
+def hub_origin(folder: Path) -> tuple[str, str] | None:
+    """Repository and revision of a folder in the Hugging Face cache, or None for any other folder.
+
+    The cache's layout: ``models--ORG--NAME/snapshots/REVISION``.
+    """
+    parts = folder.absolute().parts
+    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
+        return None
+    organization, _, name = parts[-3].removeprefix("models--").partition("--")
+    return (f"{organization}/{name}" if name else organization), parts[-1]
+
+
+def read_card(folder: Path) -> str:
+    """The beginning of README.md, at most MAX_CARD bytes; empty if there is none or it cannot be read."""
+    return read_beginning(folder / "README.md", MAX_CARD)
+
+
+def read_beginning(path: Path, limit: int) -> str:
+    """The first ``limit`` bytes of a text; empty if there is no such file or it cannot be read."""
+    try:
+        file = InputFile(path)
+        data = file.read(0, min(file.size, limit))
+    except KconvError:
+        return ""
+    return data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
+
+
+def front_matter(card: str) -> str:
+    """The YAML between the two lines of dashes a card begins with; empty if it has none."""
+    found = _FRONT_MATTER.match(card)
+    return "" if found is None else found.group(1)

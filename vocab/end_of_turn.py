@@ -1,0 +1,106 @@
+"""The token that ends an assistant's turn: ``tokenizer.ggml.eot_token_id``, where the key helps.
+
+llama.cpp finds common ones by their texts (src/llama-vocab.cpp). The key helps where the chat format ends
+turns with a token it does not know, and where it knows several tokens of the vocabulary: it then takes
+whichever its hash table yields first (Llama 3: ``<|eot_id|>`` or ``<|end_of_text|>``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..core.errors import VocabError
+from ..core.model import Note
+from ..core.vocabulary import Vocab
+from .context import AdapterContext
+from .special_ids import looks_special, shown
+from .templates import render_chat
+
+NAME = "end-of-turn"
+
+# Texts llama.cpp takes as end of turn, and as end of generation, without a key (src/llama-vocab.cpp).
+KNOWN_END_OF_TURN = frozenset({
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
+    "_<EOT>", "[EOT]", "<｜end▁of▁sentence｜>", "<end_of_utterance>",
+})  # fmt: skip
+KNOWN_END_OF_GENERATION = KNOWN_END_OF_TURN | {
+    "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "<turn|>",
+    "<|tool_response>", "[e~[",
+}  # fmt: skip
+_QUESTION, _ANSWER = "kconv question", "kconv answer"
+
+
+def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
+    """Write the end-of-turn token of the chat template, and further stop ids of generation_config.json."""
+    special = dict(vocab.special)
+    written: list[str] = []
+    notes: list[Note] = []
+    if "eot" not in special and vocab.chat_template is not None:
+        try:
+            end = turn_end(vocab)
+        except VocabError as error:
+            notes.append(Note(NAME, f"{error.message}; it is carried over unchanged", warning=True))
+            end = None
+        known = {index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_TURN}
+        if end is not None and not (end == special.get("eos") and known <= {end}):
+            special["eot"] = end
+            written.append(f"the chat template ends turns with {shown(vocab, end)}")
+    for index in _further_stops(vocab, context, special):
+        role = next((role for role in ("eot", "eom") if role not in special), None)
+        if role is None:
+            message = (
+                f"generation_config.json also stops at {shown(vocab, index)}, for which GGUF has no key left"
+            )
+            notes.append(Note(NAME, message, warning=True))
+            continue
+        special[role] = index
+        written.append(f"generation_config.json also stops at {shown(vocab, index)}, written as {role}")
+    if written:
+        notes.insert(0, Note(NAME, "; ".join(written)))
+    return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
+
+
+def turn_end(vocab: Vocab) -> int | None:
+    """The special token that follows an answer in the rendered chat template, if one does.
+
+    Raises VocabError where the template cannot render one question and one answer.
+    """
+    if vocab.chat_template is None:
+        return None
+    rendered = render_chat(
+        vocab.chat_template,
+        [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}],
+        bos_token=_text(vocab, "bos"),
+        eos_token=_text(vocab, "eos"),
+        add_generation_prompt=False,
+    )
+    _, answered, rest = rendered.rpartition(_ANSWER)
+    rest = rest.lstrip()
+    if not answered or not rest:
+        return None
+    ends = [
+        index
+        for index, text in enumerate(vocab.tokens)
+        if text and rest.startswith(text) and looks_special(vocab, index)
+    ]
+    return max(ends, key=lambda index: len(vocab.tokens[index]), default=None)
+
+
+def _text(vocab: Vocab, role: str) -> str:
+    index = vocab.special.get(role)
+    return "" if index is None else vocab.tokens[index]
+
+
+def _further_stops(vocab: Vocab, context: AdapterContext, special: dict[str, int]) -> list[int]:
+    """Stop ids of generation_config.json that neither a key nor llama.cpp's own list covers."""
+    value = context.generation_config.get("eos_token_id")
+    stops = value if isinstance(value, list) else [value]
+    covered = {special.get(role) for role in ("eos", "eot", "eom")}
+    found: list[int] = []
+    for index in stops:
+        if not isinstance(index, int) or isinstance(index, bool) or not looks_special(vocab, index):
+            continue
+        if index not in covered and vocab.tokens[index] not in KNOWN_END_OF_GENERATION:
+            covered.add(index)
+            found.append(index)
+    return found

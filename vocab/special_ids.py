@@ -1,0 +1,179 @@
+"""Special ids: what the tokenizer says, and config.json or generation_config.json only where it says nothing.
+
+Fine-tuning scripts leave ids of another vocabulary in the two configuration files (AOG: BOS 1, EOS 2 over
+Llama 3's vocabulary), while tokenizer files name tokens by text and cannot go stale like that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..core.input_files import quoted
+from ..core.model import Note
+from ..core.vocabulary import TokenType, Vocab
+from .context import AdapterContext
+
+NAME = "special-ids"
+
+# Role in the GGUF (gguf-py constants.py, Keys.Tokenizer; the misspelling is theirs) and field name in
+# transformers' files.
+ROLES = {
+    "bos": "bos_token",
+    "eos": "eos_token",
+    "unknown": "unk_token",
+    "padding": "pad_token",
+    "seperator": "sep_token",
+    "mask": "mask_token",
+}
+# What llama.cpp takes where a key is missing (src/llama-vocab.cpp, llama_vocab::impl::load).
+MISSING_DEFAULTS: Mapping[str, Mapping[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unknown": 0},
+    "gpt2": {"bos": 11, "eos": 11},
+}
+_SPECIAL_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
+_SPECIAL_TEXT = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|<\|.+\|>")
+
+
+def shown(vocab: Vocab, index: int) -> str:
+    """A token for people: ``2 '</s>'``."""
+    return f"{index} {quoted(vocab.tokens[index])}" if 0 <= index < vocab.size else f"{index} (no token)"
+
+
+def looks_special(vocab: Vocab, index: int) -> bool:
+    """Whether a token may play a special role: by its type, or a text like ``</s>`` and ``[EOS]``."""
+    if not 0 <= index < vocab.size or vocab.types[index] is TokenType.BYTE:
+        return False
+    if vocab.types[index] in _SPECIAL_TYPES:
+        return True
+    return _SPECIAL_TEXT.fullmatch(vocab.tokens[index]) is not None
+
+
+def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
+    """Give every role the tokenizer's id, else the configuration's if it is sensible; tell of differences."""
+    special = dict(vocab.special)
+    stale: list[str] = []
+    warnings: list[str] = []
+    filled: list[str] = []
+    for role, field in ROLES.items():
+        told, problem = _tokenizer_id(vocab, context, role, field)
+        configured = _configured_ids(context, field)
+        warnings += problem
+        if told is not None:
+            special[role] = told
+            wrong = {file: ids for file, ids in configured.items() if ids and told not in ids}
+            if wrong:
+                stale.append(f"{role} {shown(vocab, told)} ({_listed(vocab, wrong)})")
+            continue
+        chosen, problem = _sensible(vocab, role, configured)
+        warnings += problem
+        if chosen is not None:
+            special[role] = chosen
+            filled.append(f"{role} {shown(vocab, chosen)}")
+    notes = []
+    if stale:
+        message = f"stale ids in the configuration; the tokenizer's are written: {'; '.join(stale)}"
+        notes.append(Note(NAME, message))
+    if filled:
+        message = f"the tokenizer names no such token; taken from the configuration: {'; '.join(filled)}"
+        notes.append(Note(NAME, message))
+    notes += [Note(NAME, message, warning=True) for message in (*warnings, *_dangers(vocab, special))]
+    return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
+
+
+def _tokenizer_id(
+    vocab: Vocab, context: AdapterContext, role: str, field: str
+) -> tuple[int | None, list[str]]:
+    """The id the tokenizer's files give a role by text, else what the tokenizer itself says (``special``).
+
+    tokenizer_config.json comes first if it lists its added tokens, special_tokens_map.json otherwise, as in
+    transformers (tokenization_utils_base.py).
+    """
+    files: list[tuple[str, Mapping[str, Any]]] = [
+        ("special_tokens_map.json", context.special_tokens_map),
+        ("tokenizer_config.json", context.tokenizer_config),
+    ]
+    if "added_tokens_decoder" in context.tokenizer_config:
+        files.reverse()
+    problems: list[str] = []
+    for name, content in files:
+        text = content.get(field)
+        if isinstance(text, Mapping):
+            text = text.get("content")
+        if not isinstance(text, str) or not text:
+            continue
+        index = _find(vocab, text)
+        if index is not None:
+            return index, problems
+        problems.append(f"{name} says {field} {quoted(text)}, which is no token of the vocabulary")
+    return vocab.special.get(role), problems
+
+
+def _find(vocab: Vocab, text: str) -> int | None:
+    try:
+        return vocab.tokens.index(text)
+    except ValueError:
+        return None
+
+
+def _configured_ids(context: AdapterContext, field: str) -> dict[str, tuple[int, ...]]:
+    """The ids the two configuration files give a role; -1, which some write for none, left out."""
+    found: dict[str, tuple[int, ...]] = {}
+    files = (("generation_config.json", context.generation_config), ("config.json", context.config))
+    for name, content in files:
+        value = content.get(f"{field}_id")
+        ids = value if isinstance(value, list) else [value]
+        found[name] = tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+    return found
+
+
+def _listed(vocab: Vocab, configured: Mapping[str, tuple[int, ...]]) -> str:
+    """``config.json and generation_config.json: 1 '"'``."""
+    by_ids: dict[tuple[int, ...], list[str]] = {}
+    for file, ids in configured.items():
+        by_ids.setdefault(ids, []).append(file)
+    return "; ".join(
+        f"{' and '.join(sorted(files))}: {', '.join(shown(vocab, index) for index in ids[:4])}"
+        for ids, files in by_ids.items()
+    )
+
+
+def _sensible(
+    vocab: Vocab, role: str, configured: Mapping[str, tuple[int, ...]]
+) -> tuple[int | None, list[str]]:
+    """The first configured id that can be a special token; a warning for others and for contradictions."""
+    good: list[int] = []
+    problems: list[str] = []
+    for file, ids in configured.items():
+        if ids and looks_special(vocab, ids[0]):
+            good.append(ids[0])
+        elif ids:
+            problems.append(
+                f"{file} says {role} {shown(vocab, ids[0])}, which is no special token; it is not written"
+            )
+    if len(set(good)) > 1:
+        problems.append(
+            f"generation_config.json says {role} {shown(vocab, good[0])}, config.json "
+            f"{shown(vocab, good[1])}, the tokenizer nothing; the former is written"
+        )
+    return (good[0] if good else None), problems
+
+
+def _dangers(vocab: Vocab, special: Mapping[str, int]) -> list[str]:
+    """What llama.cpp's defaults would do for roles that stay empty."""
+    defaults = MISSING_DEFAULTS.get(vocab.model, {})
+    dangers: list[str] = []
+    end = defaults.get("eos", -1)
+    if "eos" not in special and 0 <= end < vocab.size:
+        dangers.append(
+            f"no end-of-text token is named anywhere; llama.cpp will take {shown(vocab, end)} for it, and "
+            "answers may end there or nowhere"
+        )
+    begin = defaults.get("bos", -1)
+    if "bos" not in special and vocab.add_bos and 0 <= begin < vocab.size:
+        dangers.append(
+            f"BOS is to be added but none is named; llama.cpp will take {shown(vocab, begin)} for it"
+        )
+    return dangers

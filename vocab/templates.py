@@ -1,0 +1,207 @@
+"""Prompt formats as Jinja chat templates: by name, from a file, or recognised.
+
+The named ones are written from the models' own programs and cards (``data/templates``). They keep to what
+three renderers share: jinja2 as transformers uses it, llama-cpp-python's Jinja2ChatFormatter, and
+llama.cpp's own engine (common/jinja). llama-cpp-python adds no BOS to a rendered chat and llama-server takes
+a doubled one away, so a template begins with ``bos_token`` exactly where the model's tokenizer adds BOS.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError, UsageError, VocabError
+from ..core.input_files import InputFile
+from ..core.vocabulary import Vocab
+from .context import AdapterContext
+from .rendering import TemplateFailure, render_all
+
+MAX_TEMPLATE = 256 << 10
+NO_TEMPLATE = "none"
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """One model's prompt format.
+
+    ``needs`` are the tokens a vocabulary must have for the format to be its own; ``own_name`` matches the
+    model's name and ``sibling_name`` names of models that share everything but the format. ``stop`` are texts
+    that begin the next turn and so end an answer that the end-of-text token did not end. ``hint`` says
+    what to do where the vocabulary fits and no name tells.
+    """
+
+    name: str
+    model: str
+    needs: frozenset[str]
+    own_name: re.Pattern[str]
+    sibling_name: re.Pattern[str] | None = None
+    stop: tuple[str, ...] = ()
+    hint: str = ""
+
+    @property
+    def template(self) -> str:
+        """The Jinja text, without the newline its file ends with."""
+        data = resources.files(__package__) / "data" / "templates" / f"{self.name}.jinja"
+        return data.read_text(encoding="utf-8").rstrip("\n")
+
+
+DOT42_TOKENS = frozenset({"<|endoftext|>", "<||bos||>", "<||pad||>", "<||unk||>"})
+
+FORMATS = (
+    PromptFormat(
+        name="42dot",
+        model="42dot_LLM-SFT-1.3B",
+        needs=DOT42_TOKENS,
+        own_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*SFT(?![a-z])", re.IGNORECASE),
+        sibling_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*PLM(?![a-z])", re.IGNORECASE),
+        stop=("<human>:",),
+        hint="if this is the SFT model and not the PLM, which has the same vocabulary, pass "
+        "--chat-template 42dot",
+    ),
+    PromptFormat(
+        name="aog",
+        model="Llama-3-Ko-8B-Instruct-AOG",
+        needs=frozenset({"<|begin_of_text|>", "<|end_of_text|>"}),
+        own_name=re.compile(r"(?<![a-z0-9])Llama-3-Ko-8B-Instruct-AOG(?![a-z0-9])", re.IGNORECASE),
+        stop=("### Question:",),
+    ),
+)
+
+
+def format_named(name: str) -> PromptFormat | None:
+    """The prompt format of that name, case ignored."""
+    return next((found for found in FORMATS if found.name == name.lower()), None)
+
+
+def format_of_template(template: str | None) -> PromptFormat | None:
+    """The prompt format whose template this is, if it is one of ours."""
+    return next((found for found in FORMATS if template is not None and found.template == template), None)
+
+
+def template_names() -> tuple[str, ...]:
+    """What ``--chat-template`` takes besides a file."""
+    return (*(found.name for found in FORMATS), NO_TEMPLATE)
+
+
+def resolve_template(name_or_path: str) -> str | None:
+    """The Jinja text of a named format or of a file; None for ``none``.
+
+    Raises UsageError for what is neither, VocabError for a file that is too large, not UTF-8, or does not
+    compile.
+    """
+    if name_or_path.lower() == NO_TEMPLATE:
+        return None
+    named = format_named(name_or_path)
+    if named is not None:
+        return named.template
+    path = Path(name_or_path)
+    if not path.exists():
+        raise UsageError(
+            f"there is no chat template {name_or_path!r}: neither a name nor a file",
+            hint=f"pass one of {', '.join(template_names())}, or the path of a Jinja file",
+        )
+    template = _read_template(path)
+    check_template(template, str(path))
+    return template
+
+
+def _read_template(path: Path) -> str:
+    try:
+        file = InputFile(path)
+        if file.size > MAX_TEMPLATE:
+            raise VocabError(f"{path}: {file.size} bytes, a chat template has at most {MAX_TEMPLATE}")
+        text = file.read(0, file.size).decode("utf-8")
+    except CheckpointError as error:
+        raise VocabError(f"chat template: {error.message}") from error
+    except UnicodeDecodeError as error:
+        raise VocabError(f"{path}: not UTF-8 at byte {error.start}, expected a Jinja template") from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").rstrip("\n")
+
+
+def check_template(template: str, where: str) -> None:
+    """Raise VocabError with the line unless the template compiles."""
+    try:
+        render_all(template, [])
+    except TemplateFailure as failure:
+        raise VocabError(
+            f"{where}: {failure}, expected a Jinja chat template", hint="correct it, or pass another"
+        ) from failure
+
+
+def render_chat(
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    bos_token: str = "",
+    eos_token: str = "",
+    add_generation_prompt: bool = True,
+) -> str:
+    """The prompt a chat template makes of messages (``role``, ``content``), as transformers would render it.
+
+    It holds BOS where the template writes it: tokenize it without adding another. The template runs in a
+    child process with limits (rendering.py). Raises VocabError where it fails.
+    """
+    try:
+        return _render(template, _frozen(messages), bos_token, eos_token, add_generation_prompt)
+    except TemplateFailure as failure:
+        raise VocabError(
+            f"the chat template cannot render these messages: {failure}",
+            hint="use messages its roles allow, or convert again with another --chat-template",
+        ) from failure
+
+
+def _frozen(messages: Sequence[Mapping[str, Any]]) -> str:
+    import json
+
+    return json.dumps([dict(message) for message in messages])
+
+
+@functools.lru_cache(maxsize=64)
+def _render(template: str, messages: str, bos_token: str, eos_token: str, generate: bool) -> str:
+    import json
+
+    variables = {
+        "messages": json.loads(messages),
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        "add_generation_prompt": generate,
+        "tools": None,
+        "documents": None,
+    }
+    return render_all(template, [variables])[0]
+
+
+def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFormat, str] | None:
+    """The format a checkpoint without a template was certainly trained with, and the evidence.
+
+    Certain is a vocabulary that has the format's tokens together with a name that says so, and no name that
+    says a sibling.
+    """
+    for found in FORMATS:
+        if not found.needs.issubset(vocab.tokens):
+            continue
+        said = [(where, name) for where, name in context.names.items() if found.own_name.search(name)]
+        sibling = found.sibling_name is not None and any(
+            found.sibling_name.search(name) for name in context.names.values()
+        )
+        if said and not sibling:
+            where, name = said[0]
+            return found, f"{where}: {name}"
+    return None
+
+
+def likely_template(context: AdapterContext, vocab: Vocab) -> PromptFormat | None:
+    """A format with a hint to give, where only the vocabulary speaks for it and no name speaks against."""
+    for found in FORMATS:
+        sibling = found.sibling_name is not None and any(
+            found.sibling_name.search(name) for name in context.names.values()
+        )
+        if found.hint and not sibling and found.needs.issubset(vocab.tokens):
+            return found
+    return None
