@@ -15,7 +15,9 @@ class Checkpoint:
     """A Hugging Face folder: its configuration, and its tensors by name, none of them read.
 
     ``weight_files`` are the files tensors lie in, in order. ``dropped`` names tensors of types that are
-    never weights (bool masks, integer buffers), with their type; recipes may still insist on them.
+    never weights (bool masks, integer buffers, scalars), with their type; recipes may still insist on them.
+    ``aliases`` names tensors that are the very bytes of an earlier one (tied weights in a PyTorch file);
+    they are in ``tensors``, too.
     """
 
     folder: Path
@@ -23,6 +25,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     weight_files: tuple[Path, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""

@@ -1,0 +1,227 @@
+"""Files of a checkpoint, opened and read with care: they come from strangers.
+
+Everything here raises CheckpointError for what the file is (missing, a folder, truncated, not UTF-8, not
+JSON …) and EnvironmentProblem for what the machine refuses (permission, input/output errors).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import reprlib
+import stat
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import CheckpointError, EnvironmentProblem
+from .progress import Progress, silent
+from .tensor import Array
+
+TEXT_LIMIT = 64 << 20
+"""Largest text or JSON file read, in bytes; the largest tokenizer.json in use (262,144 tokens) has 40 MB."""
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
+
+
+class InputFile:
+    """A regular file open for reading at given offsets, from any thread.
+
+    The descriptor is closed with the last reference, so lazy tensors keep their file open and nothing else
+    does. The file is never mapped: a map of a file that shrinks kills the process, a short read is an error.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a named pipe would wait for its writer for ever.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _refusal(path, error) from error
+        weakref.finalize(self, os.close, self._fd)
+        status = os.fstat(self._fd)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise CheckpointError(f"{path} is {kind}, expected a file")
+        self.size = status.st_size
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes from ``offset``; the caller has bounded ``count``."""
+        buffer = np.empty(count, np.uint8)
+        self.read_into(buffer, offset)
+        return buffer.tobytes()
+
+    def read_into(self, buffer: Array, offset: int, what: str = "") -> None:
+        """Fill a C-contiguous ``buffer`` with the bytes from ``offset``; ``what`` names them in errors."""
+        view = buffer.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(view):
+            try:
+                got = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise _refusal(self.path, error) from error
+            if got == 0:
+                raise CheckpointError(
+                    f"{self.path} ends after {offset + done} bytes, expected {offset + len(view)}"
+                    + (f" for {what}" if what else "")
+                    + ("; it had more when it was opened" if offset + len(view) <= self.size else ""),
+                    hint=DOWNLOAD_HINT,
+                )
+            done += got
+
+
+def _refusal(path: Path, error: OSError) -> CheckpointError | EnvironmentProblem:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if path.is_symlink():
+            return CheckpointError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist", hint=DOWNLOAD_HINT
+            )
+        return CheckpointError(f"{path} does not exist", hint=DOWNLOAD_HINT)
+    if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        return CheckpointError(f"{path} cannot be followed: {error.strerror}")
+    if isinstance(error, PermissionError):
+        return EnvironmentProblem(f"no permission to read {path}", hint="change its permissions or its owner")
+    return EnvironmentProblem(f"cannot read {path}: {error.strerror or error}")
+
+
+def quoted(text: object) -> str:
+    """A name or value out of a file, made fit to print: escaped, on one line, at most 120 characters."""
+    if isinstance(text, str):
+        shown = f"'{text[:121]}'" if text.isprintable() else ascii(text[:121])
+    else:
+        try:
+            shown = ascii(reprlib.repr(text))[1:-1]  # reprlib: the value may be a list of millions
+        except RecursionError:
+            shown = f"a {type(text).__name__}"
+    return shown if len(shown) <= 120 else f"{shown[:117]}..."
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether ``name`` is a file name that can only mean a file in the folder at hand."""
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and name.isprintable()
+        and not set(name) & set('/\\:*?"<>|')
+        and len(name.encode()) <= 255
+    )
+
+
+def refuse_lfs_pointer(path: Path, head: bytes) -> None:
+    """Raise CheckpointError if the file is what Git leaves in place of a large file it has not fetched."""
+    if head.startswith(LFS_POINTER):
+        raise CheckpointError(
+            f"{path} is a Git LFS pointer, not the file itself", hint="run `git lfs pull` in that folder"
+        )
+
+
+def read_bytes(folder: Path, name: str, *, limit: int = TEXT_LIMIT) -> bytes | None:
+    """The bytes of a file in ``folder``, or None if there is none of that name."""
+    path = folder / name
+    if not is_plain_name(name):
+        raise CheckpointError(f"{quoted(name)} is not a plain file name")
+    if not os.path.lexists(path):
+        return None
+    file = InputFile(path)
+    if file.size > limit:
+        raise CheckpointError(f"{path} has {file.size} bytes, expected at most {limit}")
+    data = file.read(0, file.size)
+    refuse_lfs_pointer(path, data[:100])
+    return data
+
+
+def read_text(folder: Path, name: str, *, limit: int = TEXT_LIMIT) -> str | None:
+    """The text of a UTF-8 file in ``folder``, or None if there is none of that name.
+
+    A byte order mark is taken off; line ends stay as they are (a token may hold a carriage return).
+    """
+    data = read_bytes(folder, name, limit=limit)
+    return None if data is None else _decode(data, folder / name)
+
+
+def read_json(folder: Path, name: str, *, limit: int = TEXT_LIMIT) -> dict[str, Any] | None:
+    """The JSON object in a file of ``folder``, or None if there is none of that name.
+
+    Raises CheckpointError if it is anything but one object of valid UTF-8 JSON, or says one key twice with
+    different values.
+    """
+    text = read_text(folder, name, limit=limit)
+    if text is None:
+        return None
+    value = parse_json(text, str(folder / name))
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{folder / name} holds a JSON {_kind(value)}, expected an object")
+    return value
+
+
+def parse_json(text: str, where: str, *, allow_repeats: bool = True) -> Any:
+    """Parse JSON from a stranger; ``allow_repeats`` lets a key appear again with the same value.
+
+    Raises CheckpointError beginning with ``where``.
+    """
+
+    def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            seen: dict[str, Any] = {}
+            for key, value in pairs:
+                if key in seen and not (allow_repeats and _plainly_equal(seen[key], value)):
+                    raise CheckpointError(f"{where} has the key {quoted(key)} twice in one object")
+                seen[key] = value
+        return result
+
+    try:
+        value = json.loads(text, object_pairs_hook=checked)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # there may be half a surrogate pair, which is no character
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise CheckpointError(f"{where} is nested too deeply to be what it should be") from error
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{where} holds half a surrogate pair, which is not a character") from error
+    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
+        raise CheckpointError(f"{where} is not valid JSON: {error}", hint=DOWNLOAD_HINT) from error
+    return value
+
+
+def _plainly_equal(a: object, b: object) -> bool:
+    return type(a) is type(b) and isinstance(a, str | int | float | bool | None) and a == b
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def _kind(value: object) -> str:
+    kinds = {list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
+    return kinds.get(type(value), "null")
+
+
+def file_sha256(
+    path: Path, progress: Progress = silent, *, stopped: Callable[[], bool] = lambda: False
+) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces of 4 MiB with the interpreter's lock released.
+
+    Tells ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
+    yes, InterruptedError is raised.
+    """
+    file = InputFile(path)
+    digest = hashlib.sha256()
+    buffer = np.empty(4 << 20, np.uint8)
+    for offset in range(0, file.size, len(buffer)):
+        piece = buffer[: min(len(buffer), file.size - offset)]
+        if stopped():
+            raise InterruptedError(f"hashing {path} was stopped")
+        file.read_into(piece, offset)
+        digest.update(piece.data)
+        progress("hash", offset + len(piece), file.size)
+    return digest.hexdigest()

@@ -1,0 +1,158 @@
+"""Opening a checkpoint folder: its configuration, and the place, shape and type of every tensor; no data."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .errors import CheckpointError, EnvironmentProblem
+from .input_files import (
+    DOWNLOAD_HINT,
+    TEXT_LIMIT,
+    file_sha256,
+    is_plain_name,
+    parse_json,
+    quoted,
+    read_bytes,
+    read_json,
+    read_text,
+)
+from .safetensors_file import open_safetensors
+from .tensor import Tensor
+from .torch_file import open_torch
+from .weight_files import check_index, find_weights
+
+__all__ = [
+    "DOWNLOAD_HINT",
+    "TEXT_LIMIT",
+    "file_sha256",
+    "hub_origin",
+    "is_plain_name",
+    "open_checkpoint",
+    "parse_json",
+    "quoted",
+    "read_bytes",
+    "read_json",
+    "read_text",
+]
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder: read config.json and the headers of its weight files.
+
+    Weights are safetensors or PyTorch files, one or several with their index; safetensors are preferred.
+    Files may be links (the Hub's cache). Tensors come in the order of files, and of places within each.
+    Nothing in the folder is executed. Raises CheckpointError, and EnvironmentProblem where permission is
+    missing.
+    """
+    folder = _folder(Path(source))
+    config = read_json(folder, "config.json")
+    if config is None:
+        raise _no_config(folder)
+    weights = find_weights(folder)
+    tensors: dict[str, Tensor] = {}
+    dropped: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    held: dict[str, str] = {}
+    for name in weights.files:
+        opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
+        for tensor in (*opened.tensors, *opened.dropped):
+            if tensor in held:
+                raise CheckpointError(
+                    f"{folder}: tensor {quoted(tensor)} is in both {held[tensor]} and {name}",
+                    hint="the files are of different versions; download the checkpoint again",
+                )
+            held[tensor] = name
+        tensors.update(opened.tensors)
+        dropped.update(opened.dropped)
+        aliases.update(opened.aliases)
+    check_index(folder, weights, held)
+    _refuse_quantized(folder, config, dropped)
+    if not tensors:
+        raise CheckpointError(f"{folder}: the weight files hold no weights: {', '.join(weights.files)}")
+    return Checkpoint(
+        folder, config, tensors, tuple(folder / name for name in weights.files), dropped, aliases
+    )
+
+
+def _folder(source: Path) -> Path:
+    if source.is_dir():
+        try:
+            names = os.listdir(source)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot list {source}: {error.strerror}") from error
+        if "snapshots" in names and "config.json" not in names:
+            found = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
+            raise CheckpointError(
+                f"{source} is the Hub's cache of all revisions of a model, expected one of them",
+                hint=f"pass {found[0]}" if found else DOWNLOAD_HINT,
+            )
+        return source
+    if source.is_file():
+        what = "a GGUF file" if source.suffix == ".gguf" else "a file"
+        raise CheckpointError(
+            f"{source} is {what}, expected a checkpoint folder with config.json and weights",
+            hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
+        )
+    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
+    raise CheckpointError(
+        f"{source} does not exist, expected a checkpoint folder with config.json and weights",
+        hint=f"to get it from the Hub: hf download {source} --local-dir {source.name}"
+        if looks_like_id
+        else None,
+    )
+
+
+def _no_config(folder: Path) -> CheckpointError:
+    if (folder / "adapter_config.json").exists():
+        return CheckpointError(
+            f"{folder} holds a LoRA adapter, not a whole model; expected config.json and weights",
+            hint="merge it into its base model and save that",
+        )
+    if (folder / "params.json").exists():
+        return CheckpointError(
+            f"{folder} is in Meta's or Mistral's own layout; expected config.json and weights",
+            hint="get the Hugging Face version of the model",
+        )
+    return CheckpointError(
+        f"{folder} has no config.json, expected a Hugging Face folder with config.json and weights",
+        hint="give the folder save_pretrained() or `hf download` wrote, or complete the download",
+    )
+
+
+def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mapping[str, str]) -> None:
+    """Integer tensors under a weight's name mean that somebody has quantized the checkpoint already."""
+    packed = [name for name in dropped if name.endswith((".weight", ".qweight", ".weight_packed"))]
+    if packed:
+        settings = config.get("quantization_config")
+        method = settings.get("quant_method") if isinstance(settings, dict) else None
+        by = f" ({quoted(method)})" if method else ""
+        raise CheckpointError(
+            f"{folder} is quantized already{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
+            "kconv reads F32, F16 and BF16",
+            hint="start from the checkpoint it was made from",
+        )
+
+
+def hub_origin(folder: Path) -> tuple[str | None, str | None]:
+    """The repository (``org/name``) and commit a folder came from on the Hub, as far as the folder tells.
+
+    Knows the layouts huggingface_hub writes: its cache (``models--org--name/snapshots/<commit>``), and
+    ``--local-dir``, which keeps the commit alone (``.cache/huggingface/download/config.json.metadata``).
+    """
+    for path in (Path(os.path.abspath(folder)), folder.resolve()):
+        cache = path.parent.parent.name
+        if COMMIT.fullmatch(path.name) and path.parent.name == "snapshots" and cache.startswith("models--"):
+            return cache.removeprefix("models--").replace("--", "/", 1), path.name
+    download = folder / ".cache" / "huggingface" / "download"
+    try:
+        text = read_text(download, "config.json.metadata", limit=4096)
+    except (CheckpointError, EnvironmentProblem):
+        return None, None
+    first = (text or "").partition("\n")[0].strip()
+    return None, first if COMMIT.fullmatch(first) else None
