@@ -15,6 +15,7 @@ from typing import Any
 from ..core.checkpoint import Checkpoint
 from ..core.errors import KconvError
 from ..core.input_files import InputFile, read_json
+from ..core.reading import hub_origin
 
 MAX_CARD = 1 << 20
 _HEADING = re.compile(r"^#[ \t]+(\S.{0,199}?)[ \t#]*$", re.MULTILINE)
@@ -63,9 +64,9 @@ def read_context(
 def model_names(checkpoint: Checkpoint) -> dict[str, str]:
     """What the checkpoint is called, by where that was found, the surest place first."""
     names: dict[str, str] = {}
-    origin = hub_origin(checkpoint.folder)
-    if origin is not None:
-        names["Hub cache"] = origin[0]
+    repository, _ = hub_origin(checkpoint.folder)
+    if repository is not None:
+        names["Hub cache"] = repository
     else:
         names["folder"] = checkpoint.folder.resolve().name
     told = checkpoint.config.get("_name_or_path")
@@ -75,18 +76,6 @@ def model_names(checkpoint: Checkpoint) -> dict[str, str]:
     if heading is not None:
         names["README.md"] = heading.group(1)
     return names
-
-
-def hub_origin(folder: Path) -> tuple[str, str] | None:
-    """Repository and revision of a folder in the Hugging Face cache, or None for any other folder.
-
-    The cache's layout: ``models--ORG--NAME/snapshots/REVISION``.
-    """
-    parts = folder.absolute().parts
-    if len(parts) < 3 or parts[-2] != "snapshots" or not parts[-3].startswith("models--"):
-        return None
-    organization, _, name = parts[-3].removeprefix("models--").partition("--")
-    return (f"{organization}/{name}" if name else organization), parts[-1]
 
 
 def read_card(folder: Path) -> str:

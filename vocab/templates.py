@@ -31,9 +31,10 @@ class PromptFormat:
     """One model's prompt format.
 
     ``needs`` are the tokens a vocabulary must have for the format to be its own; ``own_name`` matches the
-    model's name and ``sibling_name`` names of models that share everything but the format. ``stop`` are texts
-    that begin the next turn and so end an answer that the end-of-text token did not end. ``hint`` says
-    what to do where the vocabulary fits and no name tells.
+    model's name and ``sibling_name`` names of models that share everything but the format. ``system`` is the
+    system text of the card, which the template uses where a chat has none. ``stop`` are texts that begin the
+    next turn and so end an answer that the end-of-text token did not end. ``hint`` says what to do where the
+    vocabulary fits and no name tells.
     """
 
     name: str
@@ -41,6 +42,7 @@ class PromptFormat:
     needs: frozenset[str]
     own_name: re.Pattern[str]
     sibling_name: re.Pattern[str] | None = None
+    system: str = ""
     stop: tuple[str, ...] = ()
     hint: str = ""
 
@@ -60,6 +62,8 @@ FORMATS = (
         needs=DOT42_TOKENS,
         own_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*SFT(?![a-z])", re.IGNORECASE),
         sibling_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*PLM(?![a-z])", re.IGNORECASE),
+        system="호기심 많은 인간 (human)과 인공지능 봇 (AI bot)의 대화입니다. 봇의 이름은 42dot LLM이고 "
+        "포티투닷 (42dot)에서 개발했습니다. 봇은 인간의 질문에 대해 친절하게 유용하고 상세한 답변을 제공합니다.",
         stop=("<human>:",),
         hint="if this is the SFT model and not the PLM, which has the same vocabulary, pass "
         "--chat-template 42dot",
@@ -69,6 +73,7 @@ FORMATS = (
         model="Llama-3-Ko-8B-Instruct-AOG",
         needs=frozenset({"<|begin_of_text|>", "<|end_of_text|>"}),
         own_name=re.compile(r"(?<![a-z0-9])Llama-3-Ko-8B-Instruct-AOG(?![a-z0-9])", re.IGNORECASE),
+        system="친절한 챗봇으로서 상대방의 요청에 최대한 자세하고 친절하게 답하자.",
         stop=("### Question:",),
     ),
 )
