@@ -88,8 +88,8 @@ def _prompt_lines(template: str | None) -> list[str]:
     if _is_llama3(template):
         return [f'TEMPLATE """{_LLAMA3}"""', 'PARAMETER stop "<|eot_id|>"']
     return [
-        "# The GGUF carries the model's chat template in Jinja. Ollama has Go templates and recognises common",
-        "# Jinja ones by itself; where the answers look wrong, write the format here as a TEMPLATE.",
+        "# The GGUF carries the model's chat template in Jinja. Ollama has Go templates and recognises",
+        "# common Jinja ones by itself; where answers look wrong, write the format here as a TEMPLATE.",
     ]
 
 

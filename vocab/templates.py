@@ -63,7 +63,8 @@ FORMATS = (
         own_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*SFT(?![a-z])", re.IGNORECASE),
         sibling_name=re.compile(r"(?<![a-z0-9])42dot[ _-]*LLM[ _-]*PLM(?![a-z])", re.IGNORECASE),
         system="호기심 많은 인간 (human)과 인공지능 봇 (AI bot)의 대화입니다. 봇의 이름은 42dot LLM이고 "
-        "포티투닷 (42dot)에서 개발했습니다. 봇은 인간의 질문에 대해 친절하게 유용하고 상세한 답변을 제공합니다.",
+        "포티투닷 (42dot)에서 개발했습니다. 봇은 인간의 질문에 대해 친절하게 유용하고 상세한 답변을 "
+        "제공합니다.",
         stop=("<human>:",),
         hint="if this is the SFT model and not the PLM, which has the same vocabulary, pass "
         "--chat-template 42dot",
