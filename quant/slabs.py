@@ -1,8 +1,8 @@
 """Rows of a checkpoint to bytes of a GGUF, in one pass.
 
-A slab, as large as the writer likes, is worked through in tiles: each is looked over for weights that are not
-finite, widened to float32 once and encoded in every format asked for while it sits in the processor's cache. So
-the checkpoint crosses memory once, whatever is made of it.
+A slab, as large as the writer likes, is worked through in tiles: each is looked over for weights that are
+not finite, widened to float32 once and encoded in every format asked for while it sits in the processor's
+cache. So the checkpoint crosses memory once, whatever is made of it.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _SAME = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
 class Slab:
     """Rows in the formats asked for.
 
-    ``data`` holds one flat array of bytes for each format, in the order asked. They are views of the source or
-    of the scratch memory and hold until that is used again. ``largest`` is the largest magnitude among the
-    weights: infinite if one is, NaN if one is. ``overflowed`` names formats in which finite weights became
-    infinite.
+    ``data`` holds one flat array of bytes for each format, in the order asked. They are views of the source
+    or of the scratch memory and hold until that is used again. ``largest`` is the largest magnitude among
+    the weights: infinite if one is, NaN if one is. ``overflowed`` names formats in which finite weights
+    became infinite.
     """
 
     data: tuple[Array, ...]
@@ -85,8 +85,8 @@ class Scratch:
 def convert_slab(source: Array, dtype: DType, formats: Sequence[Format], scratch: Scratch) -> Slab:
     """Encode ``source`` (rows, …, columns), in ``dtype.storage``, in each of ``formats``.
 
-    A slab that is F32, F16 or BF16 already is passed through bit by bit, without a copy. Raises UsageError for
-    columns that are not whole blocks of a format.
+    A slab that is F32, F16 or BF16 already is passed through bit by bit, without a copy. Raises UsageError
+    for columns that are not whole blocks of a format.
     """
     if source.dtype != dtype.storage:
         raise UsageError(f"weights of {dtype.value} travel as {dtype.storage}, not as {source.dtype}")
