@@ -93,11 +93,6 @@ def _refuse_what_the_graph_lacks(settings: Settings) -> None:
             f"{settings.where}: hidden_act is {activation!r}; llama.cpp's llama graph computes silu only",
             hint="this checkpoint cannot run on stock llama.cpp",
         )
-    if "quantization_config" in settings:
-        raise UnsupportedModel(
-            f"{settings.where}: the checkpoint is quantized already (quantization_config)",
-            hint="convert the original checkpoint in F32, F16 or BF16",
-        )
     factor = settings.values.get("partial_rotary_factor")
     if factor not in (None, 1, 1.0):
         raise UnsupportedModel(

@@ -1,0 +1,404 @@
+"""Bad input through the command line: the right exit code, one clear message, and nothing left behind.
+
+Each case damages a good checkpoint in one way. Afterwards the output folder must be empty and the checkpoint
+untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_material import random_llama
+
+KCONV = [str(Path(sys.executable).parent / "kconv")]
+
+
+def kconv(
+    *arguments: object, prefix: list[str] | None = None, **how: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [*(prefix or []), *KCONV, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **how)
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> Path:
+    return random_llama(tmp_path_factory.mktemp("good") / "model", small_tokenizer)
+
+
+@pytest.fixture
+def folder(good: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(good, tmp_path / "model"))
+
+
+def refused(
+    folder: Path, out: Path, code: int, *said: str, options: tuple[str, ...] = (), **how: Any
+) -> None:
+    """Convert, and check exit code, message, the output folder and the checkpoint."""
+    out.mkdir(exist_ok=True)
+    before, there = fingerprints(folder), fingerprints(out)
+    done = kconv("to-gguf", folder, "-q", "q8_0", "-o", out, *options, **how)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    for text in said:
+        assert text in done.stderr
+    assert done.stdout == ""
+    assert fingerprints(out) == there
+    assert fingerprints(folder) == before
+
+
+# --- safetensors, taken apart and put together again ---
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def put_together(path: Path, header: str | dict[str, Any], data: bytes) -> None:
+    text = (header if isinstance(header, str) else json.dumps(header)).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config.update(changes)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def edit_header(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "model.safetensors"
+    header, data = header_of(path)
+    edit(header)
+    put_together(path, header, data)
+
+
+def set_weight(folder: Path, name: str, value: float) -> None:
+    path = folder / "model.safetensors"
+    header, data = header_of(path)
+    changed = bytearray(data)
+    start = header[name]["data_offsets"][0] + 40
+    changed[start : start + 4] = struct.pack("<f", value)
+    put_together(path, header, bytes(changed))
+
+
+def make_shards(folder: Path) -> None:
+    """Split the weights in two files with an index."""
+    path = folder / "model.safetensors"
+    header, data = header_of(path)
+    header.pop("__metadata__", None)
+    names = list(header)
+    weight_map = {}
+    for number, part in enumerate((names[:5], names[5:]), start=1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        pieces, table, offset = [], {}, 0
+        for tensor in part:
+            begin, end = header[tensor]["data_offsets"]
+            table[tensor] = {**header[tensor], "data_offsets": [offset, offset + end - begin]}
+            pieces.append(data[begin:end])
+            offset += end - begin
+            weight_map[tensor] = name
+        put_together(folder / name, table, b"".join(pieces))
+    path.unlink()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_the_good_checkpoint_converts(folder: Path, tmp_path: Path) -> None:
+    done = kconv("to-gguf", folder, "-q", "q8_0", "-o", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "model-Q8_0.gguf",
+        "model-Q8_0.gguf.manifest.json",
+    ]
+
+
+def test_sharded_checkpoint_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    kconv("to-gguf", folder, "-q", "q8_0", "-o", tmp_path / "one.gguf")
+    make_shards(folder)
+    assert kconv("to-gguf", folder, "-q", "q8_0", "-o", tmp_path / "two.gguf").returncode == 0
+    assert (tmp_path / "one.gguf").read_bytes() == (tmp_path / "two.gguf").read_bytes()
+
+
+def drop_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def drop_shard(folder: Path) -> None:
+    make_shards(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def index_names_absent_tensor(folder: Path) -> None:
+    make_shards(folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"]["model.layers.7.ghost"] = "model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index))
+
+
+def index_leaves_the_folder(folder: Path) -> None:
+    make_shards(folder)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {name: f"../{file}" for name, file in index["weight_map"].items()}
+    path.write_text(json.dumps(index))
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def long_header(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 1 << 40) + path.read_bytes()[8:])
+
+
+def overlap(folder: Path) -> None:
+    def edit(header: dict[str, Any]) -> None:
+        one, other = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+        header[one]["data_offsets"] = header[other]["data_offsets"]
+
+    edit_header(folder, edit)
+
+
+def out_of_range(folder: Path) -> None:
+    def edit(header: dict[str, Any]) -> None:
+        begin, end = header["model.norm.weight"]["data_offsets"]
+        header["model.norm.weight"]["data_offsets"] = [begin + (1 << 40), end + (1 << 40)]
+
+    edit_header(folder, edit)
+
+
+def duplicate_name(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    header, data = header_of(path)
+    entry = json.dumps(header["model.norm.weight"])
+    put_together(path, json.dumps(header)[:-1] + f', "model.norm.weight": {entry}}}', data)
+
+
+def float8(folder: Path) -> None:
+    def edit(header: dict[str, Any]) -> None:
+        entry = header["model.norm.weight"]
+        entry["dtype"], entry["shape"] = "F8_E4M3", [entry["shape"][0] * 4]
+
+    edit_header(folder, edit)
+
+
+class Attack:
+    """A pickle that makes a file when loaded without care."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.system, (f"touch {self.path}",))
+
+
+def hostile_pickle(folder: Path) -> None:
+    import torch
+
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Attack(str(folder / "owned"))}, folder / "pytorch_model.bin")
+    assert b"touch" in (folder / "pytorch_model.bin").read_bytes()
+
+
+def bare_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Attack(str(folder / "owned"))))
+
+
+CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
+    "missing config": (drop_config, ("config.json",)),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{") and None, ("config.json",)),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]") and None, ("config.json",)),
+    "missing shard": (drop_shard, ("model-00002-of-00002.safetensors",)),
+    "index names an absent tensor": (index_names_absent_tensor, ("model.layers.7.ghost",)),
+    "index leaves the folder": (index_leaves_the_folder, ("../model-00001",)),
+    "truncated file": (truncate, ("model.safetensors", "truncated")),
+    "header longer than the file": (long_header, ("model.safetensors", "header")),
+    "overlapping offsets": (overlap, ("model.safetensors", "overlap")),
+    "offsets out of range": (out_of_range, ("model.norm.weight",)),
+    "duplicate names": (duplicate_name, ("model.norm.weight",)),
+    "F8 weights": (float8, ("F8_E4M3",)),
+    "shape contradicts config": (
+        lambda f: edit_config(f, intermediate_size=128),
+        ("mlp.gate_proj.weight", "[96, 64]", "[128, 64]"),
+    ),
+    "more layers than tensors": (lambda f: edit_config(f, num_hidden_layers=3), ("model.layers.2.",)),
+    "fewer layers than tensors": (lambda f: edit_config(f, num_hidden_layers=1), ("model.layers.1.",)),
+    "heads that do not divide": (
+        lambda f: edit_config(f, num_attention_heads=3, head_dim=None),
+        ("num_attention_heads",),
+    ),
+    "sizes that are no numbers": (lambda f: edit_config(f, hidden_size="64"), ("hidden_size",)),
+    "negative size": (lambda f: edit_config(f, vocab_size=-1), ("vocab_size",)),
+    "NaN weight": (
+        lambda f: set_weight(f, "model.layers.1.mlp.up_proj.weight", float("nan")),
+        ("model.layers.1.mlp.up_proj.weight", "NaN", "--allow-nan"),
+    ),
+    "infinite norm": (
+        lambda f: set_weight(f, "model.norm.weight", float("-inf")),
+        ("model.norm.weight", "infinite", "--allow-nan"),
+    ),
+    "overflow of block scales": (
+        lambda f: set_weight(f, "lm_head.weight", 3e38),
+        ("lm_head.weight", "q8_0"),
+    ),
+    "unknown architecture": (
+        lambda f: edit_config(f, architectures=["WonderForCausalLM"]),
+        ("WonderForCausalLM", "LlamaForCausalLM"),
+    ),
+    "near architecture": (
+        lambda f: edit_config(f, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox"),
+        ("GPT-NeoX", "egpt-1.3b-preview", "LlamaForCausalLM"),
+    ),
+    "latent attention": (lambda f: edit_config(f, kv_lora_rank=512), ("latent attention", "EAGLE")),
+    "pickle that wants to run code": (hostile_pickle, ("pytorch_model.bin", "system")),
+    "bare pickle": (bare_pickle, ("pytorch_model.bin",)),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), ("tokenizer",)),
+    "tokenizer is no JSON": (lambda f: (f / "tokenizer.json").write_text("x") and None, ("tokenizer.json",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_refused_with_exit_code_3(case: str, folder: Path, tmp_path: Path) -> None:
+    damage, said = CASES[case]
+    damage(folder)
+    refused(folder, tmp_path / "out", 3, *said)
+    assert not (folder / "owned").exists(), "the pickle's code ran"
+
+
+def test_vocabulary_larger_than_the_rows(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = random_llama(tmp_path / "model", small_tokenizer, vocab_size=300)
+    refused(folder, tmp_path / "out", 3, "320", "300")
+
+
+def test_allow_nan_goes_on(folder: Path, tmp_path: Path) -> None:
+    set_weight(folder, "model.layers.1.mlp.up_proj.weight", float("nan"))
+    done = kconv("to-gguf", folder, "-q", "f32", "--allow-nan", "-o", tmp_path / "out.gguf")
+    assert done.returncode == 0, done.stderr
+
+
+def test_existing_output_is_kept_unless_forced(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model-Q8_0.gguf").write_text("mine")
+    refused(folder, out, 3, "model-Q8_0.gguf", "--force")
+    (out / "model-Q8_0.gguf").rename(out / "other.gguf")
+    (out / "model-Q8_0.gguf.manifest.json").write_text("mine")
+    refused(folder, out, 3, "manifest.json", "--force")
+    assert kconv("to-gguf", folder, "-q", "q8_0", "-o", out, "--force").returncode == 0
+    assert (out / "other.gguf").read_text() == "mine"
+
+
+def test_several_types_into_one_file_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
+    done = kconv("to-gguf", folder, "-q", "q8_0", "-q", "Q4_0", "-o", tmp_path / "out.gguf")
+    assert done.returncode == 2
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_unknown_type_is_wrong_usage(folder: Path, tmp_path: Path) -> None:
+    done = kconv("to-gguf", folder, "-q", "q9_9", "-o", tmp_path / "out.gguf")
+    assert done.returncode == 2
+    assert "q4_0" in done.stderr
+
+
+# --- the environment's refusals ---
+
+
+@contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    path.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode().strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+def test_disk_too_small_is_seen_before_writing(folder: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        refused(folder, disk, 4, "no space left")
+
+
+def test_disk_that_fills_up_while_writing(folder: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stops the writes half way, as a full disk or a quota does."""
+    refused(folder, tmp_path / "out", 4, "out", prefix=["prlimit", "--fsize=100000"])
+
+
+def test_no_permission(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir(mode=0o500)
+    prefix = []
+    if os.geteuid() == 0:  # root may write anywhere unless it gives up that capability
+        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+        if shutil.which("setpriv") is None:
+            pytest.skip("running as root without setpriv: nothing is forbidden")
+    refused(folder, out, 4, "permission", prefix=prefix)
+
+
+def large_checkpoint(folder: Path, small_tokenizer: Path) -> Path:
+    """A quarter of a gigabyte of weights, so that there is time to interrupt."""
+    wide = 300_000
+    random_llama(folder, small_tokenizer, num_hidden_layers=1)
+    edit_config(folder, intermediate_size=wide)
+    path = folder / "model.safetensors"
+    header, data = header_of(path)
+    header.pop("__metadata__", None)
+    matrix = np.linspace(-1, 1, wide * 64, dtype=np.float32).tobytes()
+    pieces, offset = [], 0
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        piece = matrix if ".mlp." in name else data[begin:end]
+        if ".mlp." in name:
+            entry["shape"] = [64, wide] if "down" in name else [wide, 64]
+        entry["data_offsets"] = [offset, offset + len(piece)]
+        offset += len(piece)
+        pieces.append(piece)
+    put_together(path, header, b"".join(pieces))
+    return folder
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_leaves_nothing(sent: signal.Signals, tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = large_checkpoint(tmp_path / "model", small_tokenizer)
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [*KCONV, "to-gguf", str(folder), "-q", "q5_1", "-q", "q8_0", "-o", str(out), "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not any(out.iterdir()):
+        time.sleep(0.002)
+    process.send_signal(sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert list(out.iterdir()) == []
