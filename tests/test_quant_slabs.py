@@ -142,3 +142,18 @@ def test_overflow_is_noticed() -> None:
     rows[3, 200] = 1e12
     formats = [BF16, *(format for format in ENCODABLE if format.quantized)]
     assert convert_slab(rows, DType.F32, formats, Scratch()).overflowed == tuple(formats[1:])
+
+
+@pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)
+def test_unfinite_weights_are_encoded_all_the_same(format: Format) -> None:
+    """What --allow-nan asks for: no crash, the same bytes every time, and finite blocks untouched."""
+    rows = adversarial(8, 512, 10)
+    spoiled = rows.copy()
+    spoiled[2, 5], spoiled[2, 300], spoiled[5, 511] = math.nan, math.inf, -math.inf
+    slab = convert_slab(spoiled, DType.F32, [format], Scratch())
+    data = slab.data[0].reshape(8, -1)
+    assert not slab.finite
+    assert data.tobytes() == convert_slab(spoiled, DType.F32, [format], Scratch()).data[0].tobytes()
+    clean = convert_slab(rows, DType.F32, [format], Scratch()).data[0].reshape(8, -1)
+    untouched = [0, 1, 3, 4, 6, 7]
+    np.testing.assert_array_equal(data[untouched], clean[untouched])
