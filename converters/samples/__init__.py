@@ -1,1 +1,89 @@
-"""Small checkpoints made on the spot: nothing is downloaded, no real weight is used."""
+"""Small checkpoints to try kconv on: what ``kconv demo-checkpoint FAMILY DIR`` writes.
+
+Nothing is downloaded and no real weight is used: one is a model trained by this project (data/42dot), the
+others are made on the spot with random weights (synthetic.py).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from importlib.resources import files
+from pathlib import Path
+
+from ...core.errors import OutputExists, UsageError
+from ...core.files import explained
+from .synthetic import write_eagle, write_llama_3_ko
+
+
+def write_42dot(folder: Path) -> Path:
+    """Write the embedded model of 42dot_LLM's layout (data/42dot/README.md is its card) as new ``folder``."""
+    folder.mkdir()
+    for source in files(__name__).joinpath("data", "42dot").iterdir():
+        with source.open("rb") as data, (folder / source.name).open("xb") as copy:
+            shutil.copyfileobj(data, copy)
+    return folder
+
+
+FAMILIES: Mapping[str, Callable[[Path], Path]] = {
+    "42dot": write_42dot,
+    "eagle": write_eagle,
+    "llama-3-ko": write_llama_3_ko,
+}
+"""Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
+
+
+def write_sample(family: str, folder: Path, *, force: bool = False) -> Path:
+    """Write the sample checkpoint of ``family`` as ``folder`` and return ``folder``.
+
+    It is made under a temporary name beside ``folder`` and renamed, so that it is there whole or not at all.
+    A folder with files in it is refused; with ``force`` only when some of its files are not the sample's,
+    since they might be somebody's, and a stray tokenizer file would change what the checkpoint means. Raises
+    UsageError for an unknown family, OutputExists, and EnvironmentProblem.
+    """
+    write = FAMILIES.get(family)
+    if write is None:
+        raise UsageError(f"no sample family {family!r}, expected one of {', '.join(sorted(FAMILIES))}")
+    folder = Path(os.path.abspath(folder))
+    _refuse_occupied(folder, force=force)
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        try:
+            _publish(write(place / "whole"), folder, aside=place / "before")
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    return folder
+
+
+def _refuse_occupied(folder: Path, *, force: bool) -> None:
+    """Refuse early, before anything is written; _publish looks again."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise OutputExists(f"{folder} exists and is no folder", hint="choose another folder")
+    if any(folder.iterdir()) and not force:
+        raise OutputExists(
+            f"{folder} exists and is not empty", hint="choose another folder, or pass --force to overwrite it"
+        )
+
+
+def _publish(whole: Path, folder: Path, *, aside: Path) -> None:
+    """Give the finished ``whole`` the name ``folder``; what stood there goes, if it was the sample's."""
+    if not folder.is_dir():
+        whole.rename(folder)
+        return
+    strangers = sorted({path.name for path in folder.iterdir()} - {path.name for path in whole.iterdir()})
+    if strangers:
+        raise OutputExists(
+            f"{folder} holds files that are not the sample's: {', '.join(strangers[:5])}",
+            hint="choose another folder, or remove these first",
+        )
+    folder.rename(aside)
+    try:
+        whole.rename(folder)
+    except OSError:
+        aside.rename(folder)
+        raise
