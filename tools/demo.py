@@ -46,9 +46,8 @@ def main(folder: Path) -> None:
         name, size = Path(output["path"]).name, f"{output['bytes'] / 1e6:.2f} MB"
         equal = f"{tokens['exact']}/{tokens['texts']}"
         print(f"{name:<28}{size:>10}{output['bits_per_weight']:>18.2f}{equal:>14}")
-    print(
-        f"\nThe files are in {folder}/, each with its manifest. Try: kconv run {result['outputs'][1]['path']} -p …"
-    )
+    print(f"\nThe files are in {folder}/, each with its manifest beside it. Try one with your own words:")
+    print(f"  {KCONV} run {result['outputs'][1]['path']} -p '{PROMPT}'")
 
 
 if __name__ == "__main__":
