@@ -1,0 +1,111 @@
+"""What people read: escaped names, sizes, tables. What programs read: one JSON object."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """``text`` with everything a terminal might obey written as an escape; ``keep`` names exceptions.
+
+    Names come from files nobody has to trust: control characters, direction overrides, lone surrogates.
+    """
+    return "".join(
+        char if char.isprintable() or char in keep else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+# C0 and C1 control characters but tab and newline: what could move the cursor or rewrite the screen.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\t\n"}
+
+
+def terminal_text(text: str) -> str:
+    """Text a model wrote, fit for a terminal: joined emoji and all spaces stay, control codes do not."""
+    return text.translate(_CONTROLS)
+
+
+def size_text(count: float) -> str:
+    """Bytes in binary units: ``1.36 GiB``."""
+    unit = 0
+    while abs(count) >= 1024 and unit < len(_UNITS) - 1:
+        count /= 1024
+        unit += 1
+    digits = 0 if unit == 0 or abs(count) >= 100 else 1 if abs(count) >= 10 else 2
+    return f"{count:.{digits}f} {_UNITS[unit]}"
+
+
+def count_text(count: int) -> str:
+    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``."""
+    for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if count >= step:
+            return f"{count / step:.3g} {word} ({count:,})"
+    return f"{count:,}"
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration: ``0.8 s``, ``12 s``, ``3 min 05 s``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def plural(count: int, word: str) -> str:
+    """``1 tensor``, ``1,200 tensors``."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def width(text: str) -> int:
+    """Columns ``text`` takes in a terminal, where Hangul and Hanja take two."""
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
+    """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right."""
+    body = [[printable(cell) for cell in row] for row in rows]
+    lines = [list(header), *body] if header else body
+    if not lines:
+        return ""
+    columns = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+
+    def pad(cell: str, column: int) -> str:
+        space = " " * (columns[column] - width(cell))
+        return space + cell if column in right else cell + space
+
+    return "\n".join("  ".join(pad(cell, i) for i, cell in enumerate(line)).rstrip() for line in lines)
+
+
+def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> str:
+    """The same rows as a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
+    click.echo(printable(text, keep="\n\t"), err=err)
+
+
+def emit_json(value: Any) -> None:
+    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it."""
+    click.echo(json.dumps(value, indent=2, default=_plain, allow_nan=False))
+
+
+def _plain(value: Any) -> Any:
+    """What json cannot write by itself: paths as text, sets and bytes readable."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)

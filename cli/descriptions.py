@@ -1,0 +1,205 @@
+"""What ``kconv inspect`` says of a GGUF or a checkpoint, as plain JSON values. Reads headers only."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import GgufError, KconvError
+
+if TYPE_CHECKING:
+    from ..core.checkpoint import Checkpoint
+    from ..core.gguf_file import GgufHeader
+
+Description = dict[str, Any]
+
+_LONG_ARRAY = 16  # longer arrays of metadata are described by their length
+
+
+def describe(path: Path) -> Description:
+    """What lies at ``path``. Raises GgufError, CheckpointError, VocabError and EnvironmentProblem."""
+    if path.is_dir():
+        return describe_checkpoint(path)
+    if path.suffix in (".safetensors", ".bin", ".json"):
+        raise GgufError(
+            f"{path} is a file of a checkpoint, not a GGUF",
+            hint=f"give the folder: kconv inspect {path.parent}",
+        )
+    return describe_gguf(path)
+
+
+def describe_gguf(path: Path) -> Description:
+    """A GGUF file, from its header."""
+    from ..converters.manifest import manifest_path
+    from ..core.gguf_file import read_header
+
+    header = read_header(path)
+    metadata = header.metadata
+    tensors = [
+        _tensor(info.name, info.shape, _type_name(info.ggml_type), info.nbytes) for info in header.tensors
+    ]
+    manifest = manifest_path(path)
+    prefix = f"{header.arch}."
+    shown = {key: plain(value) for key, value in metadata.items()}
+    return {
+        "path": str(path),
+        "kind": "gguf",
+        "name": plain(metadata.get("general.name")),
+        "architecture": header.arch,
+        "license": plain(metadata.get("general.license")),
+        "bytes": header.size,
+        **_summary(tensors),
+        "file_type": _file_type(header),
+        "hyperparameters": {key: value for key, value in shown.items() if key.startswith(prefix)},
+        "vocabulary": _gguf_vocabulary(metadata),
+        "metadata": {
+            key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
+        },
+        "manifest": str(manifest) if manifest.is_file() else None,
+        "tensors": tensors,
+    }
+
+
+def describe_checkpoint(folder: Path) -> Description:
+    """A checkpoint folder, from config.json, the headers of its weights and its tokenizer."""
+    from ..converters.card import general_metadata
+    from ..core.reading import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    tensors = [
+        _tensor(tensor.name, tensor.shape, tensor.dtype.value.lower(), tensor.nbytes)
+        for tensor in checkpoint.tensors.values()
+        if tensor.name not in checkpoint.aliases
+    ]
+    general = general_metadata(checkpoint)
+    scalars = (str, int, float, bool, type(None))
+    return {
+        "path": str(folder),
+        "kind": "checkpoint",
+        "name": plain(general.get("general.name")),
+        "architecture": _classes(checkpoint.config),
+        "license": plain(general.get("general.license")),
+        "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
+        **_summary(tensors),
+        "supported": _support(checkpoint.config),
+        "hyperparameters": {
+            key: plain(value) for key, value in checkpoint.config.items() if isinstance(value, scalars)
+        },
+        "vocabulary": _tokenizer(checkpoint),
+        "metadata": {key: plain(value) for key, value in general.items()},
+        "weight_files": [file.name for file in checkpoint.weight_files],
+        "dropped": dict(checkpoint.dropped),
+        "aliases": dict(checkpoint.aliases),
+        "tensors": tensors,
+    }
+
+
+def _tensor(name: str, shape: Sequence[int], type_name: str, size: int) -> Description:
+    return {"name": name, "shape": list(shape), "type": type_name, "bytes": size}
+
+
+def _summary(tensors: Sequence[Description]) -> Description:
+    """Counts over all tensors; those computed from the configuration are no parameters."""
+    types: dict[str, dict[str, int]] = {}
+    for tensor in tensors:
+        line = types.setdefault(tensor["type"], {"tensors": 0, "parameters": 0, "bytes": 0})
+        line["tensors"] += 1
+        line["parameters"] += math.prod(tensor["shape"])
+        line["bytes"] += tensor["bytes"]
+    weights = [tensor for tensor in tensors if tensor["name"] != "rope_freqs.weight"]
+    parameters = sum(math.prod(tensor["shape"]) for tensor in weights)
+    bits = 8 * sum(tensor["bytes"] for tensor in weights) / parameters if parameters else None
+    return {
+        "parameters": parameters,
+        "bits_per_weight": None if bits is None else round(bits, 4),
+        "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
+    }
+
+
+def _type_name(number: int) -> str:
+    from ..quant.formats import format_of_type
+
+    known = format_of_type(number)
+    return f"type {number}" if known is None else known.name
+
+
+def _file_type(header: GgufHeader) -> str | None:
+    """``general.file_type`` by name, where kconv knows it."""
+    from ..quant.policy import POLICIES
+
+    number = header.metadata.get("general.file_type")
+    found = next((policy.name for policy in POLICIES.values() if policy.file_type == number), None)
+    return found if found is not None or not isinstance(number, int) else f"file type {number}"
+
+
+def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Description | None:
+    """What stands under ``tokenizer.*``; values of unexpected types are left out, never trusted."""
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, tuple):
+        return None
+    prefix, suffix = "tokenizer.ggml.", "_token_id"
+    special = {
+        key.removeprefix(prefix).removesuffix(suffix): _special(tokens, value)
+        for key, value in metadata.items()
+        if key.startswith(prefix) and key.endswith(suffix)
+    }
+    merges = metadata.get("tokenizer.ggml.merges")
+    flags = ("add_bos_token", "add_eos_token", "add_space_prefix")
+    return {
+        "model": plain(metadata.get("tokenizer.ggml.model")),
+        "pre": plain(metadata.get("tokenizer.ggml.pre")),
+        "size": len(tokens),
+        "merges": len(merges) if isinstance(merges, tuple) else 0,
+        "types": _type_counts(metadata.get("tokenizer.ggml.token_type")),
+        "special": special,
+        **{flag: plain(metadata.get(prefix + flag)) for flag in flags},
+        "chat_template": plain(metadata.get("tokenizer.chat_template")),
+    }
+
+
+def _special(tokens: Sequence[Any], value: Any) -> Description:
+    inside = isinstance(value, int) and 0 <= value < len(tokens)
+    return {"id": plain(value), "token": str(tokens[value]) if inside else None}
+
+
+def _type_counts(types: Any) -> dict[str, int]:
+    from ..core.vocabulary import TokenType
+
+    names = {kind.value: kind.name.lower().replace("_", "-") for kind in TokenType}
+    numbers: Iterable[Any] = types if isinstance(types, tuple) else ()
+    return dict(Counter(names.get(number, f"type {number}") for number in numbers))
+
+
+def _classes(config: Mapping[str, Any]) -> str:
+    classes = config.get("architectures")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
+    return ", ".join(named) or str(config.get("model_type", ""))
+
+
+def _support(config: Mapping[str, Any]) -> str | None:
+    """The recipe a conversion would take, None if there is none."""
+    from ..converters.architectures import recipe_for
+
+    try:
+        return recipe_for(config).title
+    except KconvError:
+        return None
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Description:
+    """The checkpoint's own tokenizer, part by part; an error is part of the description."""
+    raise NotImplementedError
+
+
+def plain(value: Any) -> Any:
+    """A metadata value as JSON can hold it: long arrays by their length, numbers that are none as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value] if len(value) <= _LONG_ARRAY else f"{len(value)} values"
+    if isinstance(value, (str, int, float, type(None))):
+        return value
+    return str(value)

@@ -1,0 +1,135 @@
+"""Where exceptions become one message and an exit code.
+
+==== ======================================================================================
+0    done
+1    the proof failed: the result is not what the checkpoint says
+2    wrong usage
+3    the input was refused
+4    environment: disk, memory, permission, network
+70   a bug in kconv (sysexits.h, EX_SOFTWARE)
+130  interrupted, by Ctrl-C or by SIGTERM or SIGHUP, which are treated alike
+141  whoever read our output went away (what a shell shows for SIGPIPE)
+==== ======================================================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from ..core.errors import KconvError
+from .console import emit_json, printable
+
+ENVIRONMENT, BUG, INTERRUPTED, BROKEN_PIPE = 4, 70, 130, 141
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What is told of an exception. ``type`` is stable and part of the JSON."""
+
+    type: str
+    message: str
+    hint: str | None
+    exit_code: int
+
+
+def explain(error: BaseException) -> Failure:
+    """What an exception means for the one who called kconv."""
+    if isinstance(error, KconvError):
+        return Failure(type(error).__name__, error.message, error.hint, error.exit_code)
+    if isinstance(error, click.UsageError):
+        return Failure("UsageError", error.format_message(), _usage_hint(error), 2)
+    if isinstance(error, click.ClickException):
+        return Failure("UsageError", error.format_message(), None, 2)
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return Failure("Interrupted", "interrupted", None, INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
+    if isinstance(error, MemoryError):
+        hint = "close other programs, or use a machine with more memory"
+        return Failure("EnvironmentProblem", "out of memory", hint, ENVIRONMENT)
+    if isinstance(error, OSError):
+        where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
+        message = f"{error.strerror or error}{where}"
+        return Failure("EnvironmentProblem", message, "check the disk and its permissions", ENVIRONMENT)
+    return Failure(
+        type(error).__name__,
+        f"this is a bug in kconv: {type(error).__name__}: {error}",
+        "run the command again with --verbose and report what it prints",
+        BUG,
+    )
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    command = error.ctx.command_path if error.ctx is not None else "kconv"
+    return f"see `{command} --help`"
+
+
+def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
+    """Print what went wrong (on standard error; with ``as_json`` also as an object) and return the code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else BUG
+    failure = explain(error)
+    if failure.exit_code == BROKEN_PIPE:
+        silence_output()
+        return BROKEN_PIPE
+    try:
+        if verbose:
+            traceback.print_exception(error, file=sys.stderr)
+        _print(failure)
+        if as_json:
+            told = {"type": failure.type, "message": failure.message, "hint": failure.hint}
+            emit_json({"error": told, "exit_code": failure.exit_code})
+            sys.stdout.flush()
+    except OSError:  # nobody is left to read it
+        silence_output()
+    return failure.exit_code
+
+
+def _print(failure: Failure) -> None:
+    if failure.exit_code == INTERRUPTED:
+        click.echo("\nkconv: interrupted", err=True)
+        return
+    click.echo(f"kconv: error: {printable(failure.message, keep=chr(10) + chr(9))}", err=True)
+    if failure.hint:
+        click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
+
+
+def silence_output() -> None:
+    """Let what is still buffered vanish, so that the interpreter does not complain while it exits."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, sys.stdout.fileno())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
+
+    A signal that is ignored (``nohup``) or handled already stays as it is.
+    """
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    chosen = [getattr(signal, name) for name in names]
+    changed = [number for number in chosen if signal.getsignal(number) is signal.SIG_DFL]
+    for number in changed:
+        signal.signal(number, _interrupt)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)

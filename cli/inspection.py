@@ -1,0 +1,125 @@
+"""``kconv inspect``: what a checkpoint or a GGUF is, from headers alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..core.errors import InputError
+from .console import count_text, emit_json, say, size_text, table
+from .options import PATH, json_option, verbose_option
+
+EXAMPLES = """\b
+Examples:
+  kconv inspect ./42dot_LLM-SFT-1.3B
+  kconv inspect 42dot_LLM-SFT-1.3B-Q4_0.gguf --tensors
+  kconv inspect model.gguf --json | jq .vocabulary.special
+"""
+
+_LONG = 100  # characters of a metadata value that are shown
+
+
+@click.command("inspect", short_help="Show what a checkpoint or a GGUF is.", epilog=EXAMPLES)
+@click.argument("path", type=PATH)
+@click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not one line per kind.")
+@json_option
+@verbose_option
+def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
+    """Show what PATH is: a checkpoint folder or a GGUF file.
+
+    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence. Only headers are read, so
+    it takes no longer for a large model. The tensors are always complete with --json.
+    """
+    if not path.exists():
+        raise InputError(f"there is no {path}", hint="give a checkpoint folder or a GGUF file")
+    from .descriptions import describe
+
+    said = describe(path)
+    if as_json:
+        emit_json(said)
+        return
+    _tell(said)
+    _tell_vocabulary(said["vocabulary"])
+    say(f"\nTensors\n{_tensor_table(said['tensors'], every_tensor=every_tensor)}")
+
+
+def _tell(said: Mapping[str, Any]) -> None:
+    """Everything above vocabulary and tensors."""
+    bits = said["bits_per_weight"]
+    facts = {
+        "path": said["path"],
+        "kind": said["kind"],
+        "name": said["name"],
+        "architecture": said["architecture"],
+        "recipe": (said["supported"] or "none: not supported") if said["kind"] == "checkpoint" else None,
+        "licence": said["license"] or "not stated",
+        "parameters": count_text(said["parameters"]),
+        "size": f"{size_text(said['bytes'])} ({said['bytes']:,} bytes)",
+        "type": said.get("file_type"),
+        "bits per weight": None if bits is None else f"{bits:.2f}",
+        "manifest": said.get("manifest"),
+    }
+    say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
+    rows = [
+        (name, f"{line['tensors']:,}", f"{line['parameters']:,}", size_text(line["bytes"]))
+        for name, line in said["types"].items()
+    ]
+    say("\n" + table(rows, header=("type", "tensors", "weights", "size"), right=(1, 2, 3)))
+    for title, values in (("Hyper-parameters", said["hyperparameters"]), ("Metadata", said["metadata"])):
+        if values:
+            say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
+
+
+def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
+    if vocabulary is None:
+        say("\nNo vocabulary")
+        return
+    say("\nVocabulary")
+    plain = {key: value for key, value in vocabulary.items() if key not in ("special", "chat_template")}
+    say(
+        table(
+            [("", key.replace("_", " "), _short(value)) for key, value in plain.items() if value is not None]
+        )
+    )
+    special = vocabulary.get("special") or {}
+    rows = [("", role, str(each["id"]), str(each["token"])) for role, each in special.items()]
+    if rows:
+        say(f"\nSpecial tokens\n{table(rows, right=(2,))}")
+    template = vocabulary.get("chat_template")
+    say("\nNo chat template" if not template else f"\nChat template\n{indented(template)}")
+
+
+def indented(text: str) -> str:
+    """Lines of ``text``, each two columns in."""
+    return "\n".join(f"  {line}" for line in text.splitlines())
+
+
+def _short(value: Any) -> str:
+    """A value on one line."""
+    if isinstance(value, Mapping):
+        text = ", ".join(f"{key} {item}" for key, item in value.items())
+    elif isinstance(value, list):
+        text = "; ".join(map(str, value))
+    elif isinstance(value, float):
+        text = f"{value:.7g}"  # float32 in the file
+    else:
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= _LONG else f"{text[: _LONG - 1]}…"
+
+
+def _tensor_table(tensors: Sequence[Mapping[str, Any]], *, every_tensor: bool) -> str:
+    """One line a tensor, or one for all that differ only in their layer."""
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for tensor in tensors:
+        name = tensor["name"] if every_tensor else re.sub(r"\.\d+\.", ".*.", tensor["name"])
+        shape = "[" + ", ".join(map(str, tensor["shape"])) + "]"
+        groups.setdefault((name, shape, tensor["type"]), []).append(tensor["bytes"])
+    rows = [
+        (f"  {name}", f"× {len(sizes)}" if len(sizes) > 1 else "", shape, kind, size_text(sum(sizes)))
+        for (name, shape, kind), sizes in groups.items()
+    ]
+    return table(rows, right=(4,)) if rows else "  none"

@@ -1,0 +1,69 @@
+"""``kconv models``: what is supported, and how."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .console import emit_json, markdown_table, say, table
+from .options import json_option, verbose_option
+
+EXAMPLES = """\b
+Examples:
+  kconv models
+  kconv models --json
+  kconv models --markdown
+"""
+
+
+@click.command("models", short_help="Show what is supported, and how.", epilog=EXAMPLES)
+@click.option("--markdown", is_flag=True, help="Print the table of architectures in Markdown.")
+@json_option
+@verbose_option
+def command(markdown: bool, as_json: bool, verbose: bool) -> None:
+    """Show which architectures, types, vocabulary adapters and chat templates kconv knows."""
+    known = supported()
+    if as_json:
+        emit_json(known)
+        return
+    header = ("architecture", "Hugging Face class", "runs in llama.cpp as")
+    rows = [(m["title"], ", ".join(m["hf_classes"]), m["arch"]) for m in known["architectures"]]
+    if markdown:
+        click.echo(markdown_table(rows, header=header))
+        return
+    say(table(rows, header=header))
+    say(f"\nTypes: {', '.join(known['types'])}, or auto, the checkpoint's own float type")
+    say("\nVocabulary adapters (--no-adapter NAME leaves one out):")
+    say(table([("", item["name"], item["summary"]) for item in known["adapters"]]))
+    say("\nChat templates (--chat-template NAME):")
+    say(table([("", item["name"], item["model"]) for item in known["chat_templates"]]))
+    say(f"\nSample checkpoints (kconv demo-checkpoint): {', '.join(known['samples'])}")
+    say("\nNot supported, but known of:")
+    say(table([("", item["hf_class"], item["remark"]) for item in known["unsupported"]]))
+
+
+def supported() -> dict[str, Any]:
+    """What kconv supports, from the tables that decide it."""
+    from ..converters.architectures import NEAR, RECIPES
+    from ..converters.samples import FAMILIES
+    from ..quant.policy import POLICIES
+    from ..vocab.adapters import ADAPTERS
+    from ..vocab.templates import FORMATS
+
+    return {
+        "architectures": [
+            {
+                "name": recipe.name,
+                "title": recipe.title,
+                "hf_classes": list(recipe.hf_classes),
+                "arch": recipe.arch,
+            }
+            for recipe in RECIPES
+        ],
+        "types": list(POLICIES),
+        "adapters": [{"name": adapter.name, "summary": adapter.summary} for adapter in ADAPTERS],
+        "chat_templates": [{"name": known.name, "model": known.model} for known in FORMATS],
+        "samples": sorted(FAMILIES),
+        "unsupported": [{"hf_class": name, "remark": remark} for name, remark in NEAR.items()],
+    }

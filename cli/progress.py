@@ -1,0 +1,94 @@
+"""Showing that work goes on: bars on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..core.progress import Progress
+from .console import seconds_text, size_text
+
+_PATIENCE = 2.0  # seconds before anything is shown
+_INTERVAL = 5.0  # seconds between lines where there is no terminal
+
+# What people read for the stages the rooms report, and whether they count bytes.
+_STAGES = {
+    "write": ("writing weights", True),
+    "hash": ("hashing the checkpoint", True),
+    "tokens": ("comparing tokens", False),
+    "loading": ("loading", False),
+    "reading the prompt": ("reading the prompt", False),
+}
+
+
+@contextlib.contextmanager
+def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
+    """A Progress that shows itself on standard error while the block runs.
+
+    Bars where that is a terminal (or as ``bars`` says), plain lines elsewhere; nothing for stages that
+    take less than two seconds.
+    """
+    terminal = sys.stderr is not None and sys.stderr.isatty() if bars is None else bars
+    update, close = _bars() if terminal else _lines()
+    try:
+        yield update
+    finally:
+        close()
+
+
+def _bars() -> tuple[Progress, Callable[[], None]]:
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread of its own: we fork children that must not inherit it
+    bar: Any = None
+    current = ""
+
+    def update(stage: str, done: int, total: int) -> None:
+        nonlocal bar, current
+        if stage != current:
+            close()
+            title, in_bytes = _STAGES.get(stage, (stage, False))
+            scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if in_bytes else {"unit": ""}
+            bar = tqdm(total=total, desc=title, leave=False, delay=_PATIENCE, dynamic_ncols=True, **scale)
+            current = stage
+        bar.total = total
+        bar.update(done - bar.n)
+
+    def close() -> None:
+        nonlocal bar, current
+        if bar is not None:
+            bar.close()
+        bar, current = None, ""
+
+    return update, close
+
+
+def _lines() -> tuple[Progress, Callable[[], None]]:
+    current, begun, told = "", 0.0, 0.0
+
+    def update(stage: str, done: int, total: int) -> None:
+        nonlocal current, begun, told
+        now = time.monotonic()
+        if stage != current:
+            current, begun, told = stage, now, now - _INTERVAL + _PATIENCE
+        if now - told < _INTERVAL:
+            return
+        told = now
+        print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
+
+    return update, lambda: None
+
+
+def progress_line(stage: str, done: int, total: int, seconds: float) -> str:
+    """``kconv: writing weights: 42 % of 2.54 GiB, 310 MiB/s, 5.0 s left``."""
+    title, in_bytes = _STAGES.get(stage, (stage, False))
+    share = done / total if total > 0 else 0.0
+    parts = [f"{share:.0%} of {size_text(total) if in_bytes else f'{total:,}'}"]
+    if done > 0 and seconds > 0:
+        if in_bytes:
+            parts.append(f"{size_text(done / seconds)}/s")
+        parts.append(f"{seconds_text(seconds * (total - done) / done)} left")
+    return f"kconv: {title}: {', '.join(parts)}"

@@ -1,0 +1,192 @@
+"""``kconv to-gguf``: a checkpoint folder to GGUF files."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import count_text, emit_json, plural, say, seconds_text, size_text, table
+from .generation import sampling_in_file
+from .options import PATH, force_option, json_option, threads_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..converters.pipeline import Conversion
+
+
+def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+EXAMPLES = """\b
+Examples:
+  kconv to-gguf ./42dot_LLM-SFT-1.3B
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0 -o dist/
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
+"""
+
+
+@click.command("to-gguf", short_help="Convert a checkpoint folder to GGUF files.", epilog=EXAMPLES)
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="PATH",
+    help="A file if it ends in .gguf, else a folder.  [default: <checkpoint>-<TYPE>.gguf here]",
+)
+@click.option(
+    "-q",
+    "--type",
+    "types",
+    multiple=True,
+    metavar="TYPE",
+    callback=_split,
+    help="Type of the weights: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, or auto, which keeps the "
+    "checkpoint's own float type. Case does not matter. Several -q (or a list with commas) make several "
+    "files from one read.  [default: auto]",
+)
+@click.option("--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it.")
+@click.option(
+    "--no-verify",
+    is_flag=True,
+    help="Skip the comparison of logits with the checkpoint, which a later release adds. Tokens are always "
+    "compared.",
+)
+@click.option(
+    "--allow-tokenizer-mismatch",
+    is_flag=True,
+    help="Write the best vocabulary even if its tokens differ from the checkpoint's.",
+)
+@click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
+@click.option(
+    "--no-adapter",
+    "disabled_adapters",
+    multiple=True,
+    metavar="NAME",
+    callback=_split,
+    help="Leave out a vocabulary adapter; the output names those that were used. Repeatable.",
+)
+@click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help="Chat template to write: a known name (42dot, aog) or a Jinja file.  [default: the checkpoint's]",
+)
+@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
+@threads_option
+@force_option
+@json_option
+@verbose_option
+def command(
+    checkpoint: Path,
+    output: Path | None,
+    types: tuple[str, ...],
+    pure: bool,
+    no_verify: bool,
+    allow_tokenizer_mismatch: bool,
+    allow_nan: bool,
+    disabled_adapters: tuple[str, ...],
+    chat_template: str | None,
+    modelfile: bool,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
+
+    The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. Beside each
+    file stands <file>.manifest.json: source, options, versions, formats, proof.
+    """
+    from ..converters.pipeline import to_gguf
+    from .progress import shown_progress
+
+    begun = time.monotonic()
+    with shown_progress() as progress:
+        conversion = to_gguf(
+            checkpoint,
+            output,
+            types=types or ("auto",),
+            pure=pure,
+            allow_nan=allow_nan,
+            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
+            disabled_adapters=disabled_adapters,
+            chat_template=chat_template,
+            verify=not no_verify,
+            force=force,
+            threads=threads,
+            progress=progress,
+        )
+    seconds = time.monotonic() - begun
+    modelfiles = (
+        [_write_modelfile(done.path, force=force) for done in conversion.outputs] if modelfile else []
+    )
+    if as_json:
+        made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
+        emit_json({**conversion.to_json(), **made})
+        return
+    _tell(conversion, seconds)
+    say(_how_to_run([done.path for done in conversion.outputs], modelfiles))
+
+
+def _tell(conversion: Conversion, seconds: float) -> None:
+    """What was done, for people."""
+    said = conversion.to_json()
+    weights = count_text(conversion.parameters)
+    say(f"{conversion.source}: {conversion.arch}, {weights} weights")
+    say(f"tokens: {_parity_text(said['tokens'])}")
+    for note in conversion.notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    rows = [
+        (
+            str(output.path),
+            output.type,
+            size_text(output.bytes),
+            f"{output.bits_per_weight:.2f}",
+            ", ".join(name for name, _ in output.formats),
+        )
+        for output in conversion.outputs
+    ]
+    header = ("file", "type", "size", "bits per weight", "formats")
+    say(f"\n{table(rows, header=header, right=(2, 3))}\n")
+    say(f"{plural(len(rows), 'file')} in {seconds_text(seconds)}; a manifest stands beside each")
+
+
+def _parity_text(tokens: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in tokens.items() if isinstance(value, (str, int)))
+
+
+def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
+    lines = ["", "To run it:"]
+    for file in files:
+        name = shlex.quote(str(file))
+        lines += [f'  kconv run {name} -p "안녕하세요"', f"  llama-server -m {name}"]
+    for file in modelfiles:
+        model = shlex.quote(file.name.removesuffix(".Modelfile").lower())
+        lines.append(f"  ollama create {model} -f {shlex.quote(str(file))}")
+    return "\n".join(lines)
+
+
+def _write_modelfile(path: Path, *, force: bool) -> Path:
+    """Write ``<name>.Modelfile`` beside a GGUF, from what the file itself carries; returns its path."""
+    from ..core.files import atomic_file
+    from ..core.gguf_file import read_header
+    from ..vocab.ollama import ollama_modelfile
+    from ..vocab.sampling import Sampling
+    from ..vocab.templates import format_of_template
+
+    metadata = read_header(path).metadata
+    template = metadata.get("tokenizer.chat_template")
+    known = format_of_template(template)
+    recommended = {
+        name: value for name, value in sampling_in_file(metadata).items() if name != "repeat_last_n"
+    }
+    sampling = Sampling(path.name, **recommended, stop=() if known is None else known.stop)
+    target = path.with_suffix(".Modelfile")
+    with atomic_file(target, force=force) as temporary:
+        temporary.write_text(ollama_modelfile(path.name, template, sampling), encoding="utf-8")
+    return target
