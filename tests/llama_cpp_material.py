@@ -115,7 +115,7 @@ def write_variant(folder: Path, variant: Variant, tokenizer_model: Path) -> Path
 
 
 def train_sentencepiece(path: Path, *, vocab_size: int = 800) -> Path:
-    """Train a byte-fallback BPE model of sentencepiece's on the package's own text, as Llama 2's is set up."""
+    """Train a byte-fallback BPE model with sentencepiece on the package's own text, set up as Llama 2's."""
     import io
 
     import sentencepiece

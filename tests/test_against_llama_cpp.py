@@ -71,7 +71,7 @@ def converted(
 
 @pytest.fixture(scope="module")
 def ours(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """kconv's conversions: a folder for every variant, all types from one read, pure ones in ``pure``."""
+    """Our conversions: a folder for every variant, all types from one read, pure ones in ``pure``."""
     root = tmp_path_factory.mktemp("kconv")
     for name, checkpoint in checkpoints.items():
         to_gguf(checkpoint, root / name, types=(*FLOATS, *QUANTIZED), threads=1)
@@ -101,7 +101,7 @@ def quantized(ours: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
 
 
 def _exact_sources(variant: Variant) -> tuple[str, ...]:
-    """Float types that hold the checkpoint's weights without loss, among those llama-quantize is proven from."""
+    """Float types llama-quantize is proven from that hold the checkpoint's weights without loss."""
     return ("f32", "bf16") if variant.dtype is DType.BF16 else ("f32",)
 
 

@@ -1,0 +1,77 @@
+# make batch: many checkpoints to many types, as real file targets.
+#
+# $(OUT)/<folder name>-<TYPE>.gguf depends on the checkpoint's files, so only what is missing or older than
+# its checkpoint is made; -j makes several at a time. One that fails does not stop the others (make's -k is
+# on for this goal) and leaves what was there before, since kconv writes under a temporary name; make's exit
+# code is then not zero. Each file is a conversion of its own, so that nothing is made again for the sake of
+# a sister file.
+
+MODELS ?=
+QUANTS ?= q8_0 q4_0
+OUT ?= dist
+KCONV_FLAGS ?=
+
+define BATCH_USAGE
+make batch converts checkpoint folders to GGUF files; only what is missing or older than its checkpoint.
+
+  make batch MODELS="dir1 dir2" [QUANTS="q8_0 q4_0"] [OUT=dist] [KCONV_FLAGS="--threads 2"] [-j2]
+
+  MODELS       checkpoint folders; their names, which name the files, must differ. make cannot handle names
+               with spaces; make a link to such a folder.
+  QUANTS       types, as for kconv to-gguf -q
+  OUT          folder of the files: <folder name>-<TYPE>.gguf, each with its manifest
+  KCONV_FLAGS  more options for kconv to-gguf
+  -jN          N conversions at a time
+endef
+
+# Characters make, its wildcards or the shell would take for something else.
+batch_refused := : % * ? [ ] ' " ; | & < > ( ) \ `
+batch_upper = $(shell printf '%s' '$1' | tr '[:lower:]' '[:upper:]')
+batch_lower = $(shell printf '%s' '$1' | tr '[:upper:]' '[:lower:]')
+batch_strip = $(patsubst %/,%,$(patsubst %/,%,$1))
+batch_kinds := *.json *.model *.txt *.safetensors *.bin *.jinja *.md LICENSE* LICENCE*
+# Left out: dangling links and names with a space or a colon, which make would ask somebody to make.
+batch_files = $(foreach file,$(wildcard $(addprefix $1/,$(batch_kinds))),\
+  $(if $(findstring :,$(file)),,$(if $(realpath $(file)),$(file))))
+
+.PHONY: batch batch-refused
+batch: ## convert many: MODELS="dir1 dir2" QUANTS="q8_0 q4_0" OUT=dist; only what is missing or out of date
+
+ifneq ($(strip $(MODELS)),)
+
+$(foreach character,$(batch_refused),$(if $(findstring $(character),$(MODELS) $(QUANTS) $(OUT)),\
+  $(error make batch: the character $(character) in MODELS, QUANTS or OUT means something to make; use a link with a plainer name)))
+$(if $(strip $(OUT)),,$(error make batch: OUT is empty; name a folder, or . for this one))
+$(if $(word 2,$(OUT)),$(error make batch: OUT=$(OUT) has a space; name one folder without spaces))
+$(if $(strip $(QUANTS)),,$(error make batch: QUANTS is empty; say for example QUANTS="q8_0 q4_0"))
+
+batch_out := $(call batch_strip,$(strip $(patsubst ~/%,$(HOME)/%,$(OUT))))
+batch_models := $(sort $(foreach model,$(patsubst ~/%,$(HOME)/%,$(MODELS)),$(call batch_strip,$(model))))
+batch_names := $(notdir $(batch_models))
+batch_types := $(sort $(call batch_upper,$(QUANTS)))
+
+$(foreach name,$(batch_names),$(if $(filter-out . ..,$(name)),,\
+  $(error make batch: MODELS="$(MODELS)": name each folder; $(name) alone gives the files no name)))
+$(foreach name,$(sort $(batch_names)),$(if $(word 2,$(filter $(name),$(batch_names))),\
+  $(error make batch: several MODELS are called $(name): $(filter $(name) %/$(name),$(batch_models)); \
+  their files would have the same name; rename or link one, or give each its own OUT)))
+
+# $1 folder, $2 type in upper case. A folder without config.json is always given to kconv, which says what
+# is wrong with it. The installation is no reason to convert again (after the bar).
+define batch_rule
+.PRECIOUS: $(batch_out)/$(notdir $1)-$2.gguf
+batch: $(batch_out)/$(notdir $1)-$2.gguf
+$(batch_out)/$(notdir $1)-$2.gguf: $(call batch_files,$1) $(if $(wildcard $1/config.json),,batch-refused) | $(STAMP)
+	$(BIN)/kconv to-gguf -q $(call batch_lower,$2) -o '$$@' --force $(KCONV_FLAGS) -- '$1'
+endef
+
+$(foreach model,$(batch_models),$(foreach type,$(batch_types),$(eval $(call batch_rule,$(model),$(type)))))
+
+ifneq ($(filter batch,$(MAKECMDGOALS)),)
+MAKEFLAGS += --keep-going
+endif
+
+else ifneq ($(filter batch,$(MAKECMDGOALS)),)
+$(info $(BATCH_USAGE))
+$(error make batch: MODELS is empty)
+endif
