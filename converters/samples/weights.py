@@ -180,7 +180,7 @@ def _cast(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
 
 
 def _write_all(handle: int, values: npt.NDArray[Any], position: int) -> int:
-    view = memoryview(values).cast("B")
+    view = values.data.cast("B")
     done = 0
     while done < len(view):
         done += os.pwrite(handle, view[done:], position + done)
