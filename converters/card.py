@@ -51,7 +51,7 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     repository, _ = hub_origin(checkpoint.folder)
     metadata: dict[str, MetadataValue] = {"general.type": "model"}
     name = _text(card.get("model_name")) or (repository or "").rpartition("/")[2]
-    metadata["general.name"] = name or checkpoint.folder.resolve().name
+    metadata["general.name"] = name or _text(checkpoint.folder.resolve().name) or "model"
     label = _size_label(checkpoint)
     if label is not None:
         metadata["general.size_label"] = label
@@ -94,10 +94,12 @@ def _parse(text: str) -> Mapping[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """A short string on one line, or None."""
-    if not isinstance(value, str) or not value.strip():
+    """A short, printable string on one line, or None."""
+    if not isinstance(value, str):
         return None
-    return " ".join(value.split())[:_MAX_TEXT]
+    words = " ".join(value[: 4 * _MAX_TEXT].split())
+    # Half surrogates, from YAML escapes and from file names that are not UTF-8, cannot be written.
+    return "".join(character for character in words if character.isprintable())[:_MAX_TEXT] or None
 
 
 def _texts(value: object) -> list[str]:

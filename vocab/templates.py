@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, UsageError, VocabError
-from ..core.input_files import InputFile
+from ..core.input_files import InputFile, quoted
 from ..core.vocabulary import Vocab
 from .context import AdapterContext
 from .rendering import TemplateFailure, render_all
@@ -198,7 +198,7 @@ def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFor
         )
         if said and not sibling:
             where, name = said[0]
-            return found, f"{where}: {name}"
+            return found, f"{where}: {quoted(name)}"
     return None
 
 
