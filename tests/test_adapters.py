@@ -348,12 +348,17 @@ def test_no_end_of_text_is_warned() -> None:
     assert "llama.cpp will take 11 ','" in notes[0].message
 
 
-def test_role_texts_that_are_no_tokens_are_warned() -> None:
+def test_role_texts_that_are_no_tokens_change_nothing() -> None:
     context = AdapterContext(rows=320, special_tokens_map={"pad_token": "[PAD]", "eos_token": 7})
-    vocab, notes = adapt(sentencepiece(special={"bos": 1, "eos": 2, "unknown": 0}), context)
-    assert "padding" not in vocab.special
-    message = "special_tokens_map.json says pad_token '[PAD]', which is no token of the vocabulary"
-    assert notes == (Note("special-ids", message, warning=True),)
+    vocab = sentencepiece(special={"bos": 1, "eos": 2, "unknown": 0})
+    assert adapt(vocab, context) == (vocab, ())
+
+
+def test_an_ordinary_token_that_only_the_configuration_names_is_not_written() -> None:
+    vocab = byte_level(300, ("</s>",), special={"eos": 5, "bos": 300})
+    adapted, notes = adapt(vocab, AdapterContext(rows=301, config={"eos_token_id": 5, "bos_token_id": 300}))
+    assert adapted.special == {"bos": 300}
+    assert [note.warning for note in notes] == [True, True]
 
 
 def test_precedence_of_tokenizer_files_is_that_of_transformers() -> None:

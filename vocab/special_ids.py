@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from ..core.input_files import quoted
 from ..core.model import Note
@@ -58,17 +57,17 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     warnings: list[str] = []
     filled: list[str] = []
     for role, field in ROLES.items():
-        told, problem = _tokenizer_id(vocab, context, role, field)
+        told = _tokenizer_id(vocab, context, role, field)
         configured = _configured_ids(context, field)
-        warnings += problem
         if told is not None:
             special[role] = told
             wrong = {file: ids for file, ids in configured.items() if ids and told not in ids}
             if wrong:
                 stale.append(f"{role} {shown(vocab, told)} ({_listed(vocab, wrong)})")
             continue
-        chosen, problem = _sensible(vocab, role, configured)
-        warnings += problem
+        special.pop(role, None)
+        chosen, problems = _sensible(vocab, role, configured)
+        warnings += problems
         if chosen is not None:
             special[role] = chosen
             filled.append(f"{role} {shown(vocab, chosen)}")
@@ -83,32 +82,27 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
 
 
-def _tokenizer_id(
-    vocab: Vocab, context: AdapterContext, role: str, field: str
-) -> tuple[int | None, list[str]]:
+def _tokenizer_id(vocab: Vocab, context: AdapterContext, role: str, field: str) -> int | None:
     """The id the tokenizer's files give a role by text, else what the tokenizer itself says (``special``).
 
     tokenizer_config.json comes first if it lists its added tokens, special_tokens_map.json otherwise, as in
-    transformers (tokenization_utils_base.py).
+    transformers (tokenization_utils_base.py). Texts that are no token are the reader's to warn of.
     """
-    files: list[tuple[str, Mapping[str, Any]]] = [
-        ("special_tokens_map.json", context.special_tokens_map),
-        ("tokenizer_config.json", context.tokenizer_config),
-    ]
+    files = [context.special_tokens_map, context.tokenizer_config]
     if "added_tokens_decoder" in context.tokenizer_config:
         files.reverse()
-    problems: list[str] = []
-    for name, content in files:
+    for content in files:
         text = content.get(field)
         if isinstance(text, Mapping):
             text = text.get("content")
-        if not isinstance(text, str) or not text:
-            continue
-        index = _find(vocab, text)
+        index = _find(vocab, text) if isinstance(text, str) and text else None
         if index is not None:
-            return index, problems
-        problems.append(f"{name} says {field} {quoted(text)}, which is no token of the vocabulary")
-    return vocab.special.get(role), problems
+            return index
+    index = vocab.special.get(role)
+    configured = _configured_ids(context, field).values()
+    if index is not None and any(index in ids for ids in configured) and not looks_special(vocab, index):
+        return None  # the configuration's word, passed on by the reader, and no sensible one
+    return index
 
 
 def _find(vocab: Vocab, text: str) -> int | None:

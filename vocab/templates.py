@@ -86,8 +86,11 @@ def format_named(name: str) -> PromptFormat | None:
 
 
 def format_of_template(template: str | None) -> PromptFormat | None:
-    """The prompt format whose template this is, if it is one of ours."""
-    return next((found for found in FORMATS if template is not None and found.template == template), None)
+    """The prompt format whose template this is, if it is one of ours.
+
+    Something may stand before it: the space some vocabularies cannot add by themselves.
+    """
+    return next((found for found in FORMATS if template and template.endswith(found.template)), None)
 
 
 def template_names() -> tuple[str, ...]:
