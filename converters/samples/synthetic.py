@@ -6,16 +6,10 @@ ids, keys and file layout follow what their cards and configurations say in publ
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.errors import OutputExists
-from ...core.files import explained
 from ...core.tensor import DType
 from .tokenizer_files import byte_fallback_tokenizer, tiktoken_style_tokenizer
 from .weights import WeightFormat, write_checkpoint, write_json, write_readme
@@ -32,54 +26,54 @@ def write_eagle(
 ) -> Path:
     """Write an EAGLE-like checkpoint: byte-fallback BPE that splits digits, BOS and EOS both ``</s>``.
 
-    ``folder`` must not exist yet, or be empty. Raises OutputExists and EnvironmentProblem.
+    ``folder`` must not exist yet.
     """
-    with _whole_folder(folder) as place:
-        tokenizer = byte_fallback_tokenizer(vocab_size)
-        size = len(tokenizer["model"]["vocab"])
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": size,
-            "hidden_size": 256,
-            "intermediate_size": 704,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 4,
-            "hidden_act": "silu",
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 10000.0,
-            "rope_scaling": None,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-            "bos_token_id": 2,
-            "eos_token_id": 2,
-        }
-        roles = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
-        write_json(
-            place,
-            {
-                "tokenizer.json": tokenizer,
-                "tokenizer_config.json": {
-                    "tokenizer_class": "PreTrainedTokenizerFast",
-                    "model_max_length": 2048,
-                    "clean_up_tokenization_spaces": False,
-                    **roles,
-                },
-                "special_tokens_map.json": roles,
-                "generation_config.json": {"bos_token_id": 2, "eos_token_id": 2},
+    folder.mkdir(parents=True)
+    tokenizer = byte_fallback_tokenizer(vocab_size)
+    size = len(tokenizer["model"]["vocab"])
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": size,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 2,
+        "eos_token_id": 2,
+    }
+    roles = {"bos_token": "</s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(
+        folder,
+        {
+            "tokenizer.json": tokenizer,
+            "tokenizer_config.json": {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "model_max_length": 2048,
+                "clean_up_tokenization_spaces": False,
+                **roles,
             },
-        )
-        write_checkpoint(place, config, dtype=dtype, shards=shards, seed=seed, weight_format=weight_format)
-        write_readme(
-            place,
-            "An EAGLE-like demo checkpoint",
-            ("ko", "en"),
-            "Layout: `LlamaForCausalLM` with a byte-fallback BPE tokenizer that splits digits; the "
-            "beginning and the end of a text are both `</s>`, and `<unk>` serves as padding.",
-        )
+            "special_tokens_map.json": roles,
+            "generation_config.json": {"bos_token_id": 2, "eos_token_id": 2},
+        },
+    )
+    write_checkpoint(folder, config, dtype=dtype, shards=shards, seed=seed, weight_format=weight_format)
+    write_readme(
+        folder,
+        "An EAGLE-like demo checkpoint",
+        ("ko", "en"),
+        "Layout: `LlamaForCausalLM` with a byte-fallback BPE tokenizer that splits digits; the "
+        "beginning and the end of a text are both `</s>`, and `<unk>` serves as padding.",
+    )
     return folder
 
 
@@ -98,63 +92,62 @@ def write_llama_3_ko(
 
     As in the original, config.json and generation_config.json still name the special ids of Llama 2
     (1, 2, 2), which are ordinary tokens here. ``rope_scaling`` adds Llama 3.1's; ``pairs`` writes merges
-    as pairs, as tokenizers 0.20 and later do, otherwise as strings. ``folder`` must not exist yet, or be
-    empty. Raises OutputExists and EnvironmentProblem.
+    as pairs, as tokenizers 0.20 and later do, otherwise as strings. ``folder`` must not exist yet.
     """
-    with _whole_folder(folder) as place:
-        tokenizer = tiktoken_style_tokenizer(base_vocab, pairs=pairs)
-        added = {token["content"]: token for token in tokenizer["added_tokens"]}
-        stale = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
-        config = {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": len(tokenizer["model"]["vocab"]) + len(added),
-            "hidden_size": 256,
-            "intermediate_size": 896,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "hidden_act": "silu",
-            "max_position_embeddings": 8192,
-            "rms_norm_eps": 1e-05,
-            "rope_theta": 500000.0,
-            "rope_scaling": _LLAMA_3_1_ROPE if rope_scaling else None,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-            "use_cache": True,
-            **stale,
-        }
-        end = "<|end_of_text|>"
-        roles = {"bos_token": "<|begin_of_text|>", "eos_token": end, "pad_token": end}
-        write_json(
-            place,
-            {
-                "tokenizer.json": tokenizer,
-                "tokenizer_config.json": {
-                    "added_tokens_decoder": {
-                        str(token["id"]): {key: value for key, value in token.items() if key != "id"}
-                        for token in added.values()
-                    },
-                    "clean_up_tokenization_spaces": True,
-                    "model_input_names": ["input_ids", "attention_mask"],
-                    "model_max_length": 8192,
-                    "tokenizer_class": "PreTrainedTokenizerFast",
-                    **roles,
+    folder.mkdir(parents=True)
+    tokenizer = tiktoken_style_tokenizer(base_vocab, pairs=pairs)
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    stale = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": len(tokenizer["model"]["vocab"]) + len(added),
+        "hidden_size": 256,
+        "intermediate_size": 896,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 500000.0,
+        "rope_scaling": _LLAMA_3_1_ROPE if rope_scaling else None,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        **stale,
+    }
+    end = "<|end_of_text|>"
+    roles = {"bos_token": "<|begin_of_text|>", "eos_token": end, "pad_token": end}
+    write_json(
+        folder,
+        {
+            "tokenizer.json": tokenizer,
+            "tokenizer_config.json": {
+                "added_tokens_decoder": {
+                    str(token["id"]): {key: value for key, value in token.items() if key != "id"}
+                    for token in added.values()
                 },
-                "special_tokens_map.json": roles,
-                "generation_config.json": {"_from_model_config": True, "do_sample": True, **stale},
+                "clean_up_tokenization_spaces": True,
+                "model_input_names": ["input_ids", "attention_mask"],
+                "model_max_length": 8192,
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                **roles,
             },
-        )
-        write_checkpoint(place, config, dtype=dtype, shards=shards, seed=seed, weight_format=weight_format)
-        write_readme(
-            place,
-            "A Llama-3-Ko-like demo checkpoint",
-            ("ko", "en"),
-            "Layout: `LlamaForCausalLM` with grouped heads (4:1), rope_theta 500000 and a byte-level BPE "
-            "tokenizer with Llama 3's pattern and special tokens. config.json names special ids that do "
-            "not belong to this vocabulary, as in the family's published files.",
-        )
+            "special_tokens_map.json": roles,
+            "generation_config.json": {"_from_model_config": True, "do_sample": True, **stale},
+        },
+    )
+    write_checkpoint(folder, config, dtype=dtype, shards=shards, seed=seed, weight_format=weight_format)
+    write_readme(
+        folder,
+        "A Llama-3-Ko-like demo checkpoint",
+        ("ko", "en"),
+        "Layout: `LlamaForCausalLM` with grouped heads (4:1), rope_theta 500000 and a byte-level BPE "
+        "tokenizer with Llama 3's pattern and special tokens. config.json names special ids that do "
+        "not belong to this vocabulary, as in the family's published files.",
+    )
     return folder
 
 
@@ -165,25 +158,3 @@ _LLAMA_3_1_ROPE: Mapping[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-
-FAMILIES: Mapping[str, Callable[[Path], Path]] = {"eagle": write_eagle, "llama-3-ko": write_llama_3_ko}
-"""What ``kconv demo-checkpoint`` calls, by family name."""
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside ``folder`` that takes its name at the end, or vanishes on any failure."""
-    folder = Path(os.path.abspath(folder))
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise OutputExists(
-            f"{folder} exists already", hint="name a folder that does not exist, or an empty one"
-        )
-    with explained(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        try:
-            place.chmod(0o755)
-            yield place
-            os.replace(place, folder)  # an empty folder of that name gives way
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
