@@ -9,6 +9,7 @@ a doubled one away, so a template begins with ``bos_token`` exactly where the mo
 from __future__ import annotations
 
 import functools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,25 +157,21 @@ def render_chat(
     It holds BOS where the template writes it: tokenize it without adding another. The template runs in a
     child process with limits (rendering.py). Raises VocabError where it fails.
     """
-    try:
-        return _render(template, _frozen(messages), bos_token, eos_token, add_generation_prompt)
-    except TemplateFailure as failure:
+    frozen = json.dumps([dict(message) for message in messages])
+    rendered = _render(template, frozen, bos_token, eos_token, add_generation_prompt)
+    if isinstance(rendered, TemplateFailure):
         raise VocabError(
-            f"the chat template cannot render these messages: {failure}",
+            f"the chat template cannot render these messages: {rendered}",
             hint="use messages its roles allow, or convert again with another --chat-template",
-        ) from failure
-
-
-def _frozen(messages: Sequence[Mapping[str, Any]]) -> str:
-    import json
-
-    return json.dumps([dict(message) for message in messages])
+        ) from rendered
+    return rendered
 
 
 @functools.lru_cache(maxsize=64)
-def _render(template: str, messages: str, bos_token: str, eos_token: str, generate: bool) -> str:
-    import json
-
+def _render(
+    template: str, messages: str, bos_token: str, eos_token: str, generate: bool
+) -> str | TemplateFailure:
+    """Failures are remembered too: adapters meet the same template with every candidate vocabulary."""
     variables = {
         "messages": json.loads(messages),
         "bos_token": bos_token,
@@ -183,7 +180,10 @@ def _render(template: str, messages: str, bos_token: str, eos_token: str, genera
         "tools": None,
         "documents": None,
     }
-    return render_all(template, [variables])[0]
+    try:
+        return render_all(template, [variables])[0]
+    except TemplateFailure as failure:
+        return failure
 
 
 def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFormat, str] | None:
