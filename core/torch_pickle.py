@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -93,25 +94,33 @@ def read_pickle(stream: IO[bytes], where: str, storages: dict[str, Storage] | No
     """
     machine = _Machine(where, {} if storages is None else storages)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count > MAX_INSTRUCTIONS:
-                raise CheckpointError(f"{where}: the pickle has more than {MAX_INSTRUCTIONS} instructions")
-            if opcode.name == "STOP":
-                break
-            if opcode.name in _LITERALS:
-                machine.stack.append(argument)
-            elif opcode.name in _HANDLERS:
-                _HANDLERS[opcode.name](machine, argument)
-            else:
-                raise CheckpointError(
-                    f"{where}: the pickle uses the instruction {opcode.name}, which no state dict needs; "
-                    "nothing was executed",
-                    hint=_UNSAFE_HINT,
-                )
-        return machine.stack.pop()
+        with warnings.catch_warnings():  # pickletools warns of odd escapes in strings
+            warnings.simplefilter("ignore")
+            return _run(machine, stream)
     except (_Malformed, ValueError, IndexError, KeyError, OverflowError, struct.error) as error:
         reason = quoted(str(error))[1:-1] or type(error).__name__
         raise CheckpointError(f"{where}: the pickle cannot be read: {reason}", hint=DOWNLOAD_HINT) from error
+
+
+def _run(machine: _Machine, stream: IO[bytes]) -> Any:
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+        if count > MAX_INSTRUCTIONS:
+            raise CheckpointError(
+                f"{machine.where}: the pickle has more than {MAX_INSTRUCTIONS} instructions"
+            )
+        if opcode.name == "STOP":
+            break
+        if opcode.name in _LITERALS:
+            machine.stack.append(argument)
+        elif opcode.name in _HANDLERS:
+            _HANDLERS[opcode.name](machine, argument)
+        else:
+            raise CheckpointError(
+                f"{machine.where}: the pickle uses the instruction {opcode.name}, which no state dict needs; "
+                "nothing was executed",
+                hint=_UNSAFE_HINT,
+            )
+    return machine.stack.pop()
 
 
 _UNSAFE_HINT = (
