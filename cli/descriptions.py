@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,6 @@ def describe_checkpoint(folder: Path) -> Description:
         if tensor.name not in checkpoint.aliases
     ]
     general = general_metadata(checkpoint)
-    scalars = (str, int, float, bool, type(None))
     return {
         "path": str(folder),
         "kind": "checkpoint",
@@ -86,7 +86,7 @@ def describe_checkpoint(folder: Path) -> Description:
         **_summary(tensors),
         "supported": _support(checkpoint.config),
         "hyperparameters": {
-            key: plain(value) for key, value in checkpoint.config.items() if isinstance(value, scalars)
+            str(key): plain(value) for key, value in checkpoint.config.items() if key != "architectures"
         },
         "vocabulary": _tokenizer(checkpoint),
         "metadata": {key: plain(value) for key, value in general.items()},
@@ -190,14 +190,38 @@ def _support(config: Mapping[str, Any]) -> str | None:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Description:
-    """The checkpoint's own tokenizer, part by part; an error is part of the description."""
-    raise NotImplementedError
+    """The checkpoint's own tokenizer, part by part; where it cannot be read, why."""
+    from ..vocab.sources import read_source
+
+    try:
+        source = read_source(checkpoint)
+    except KconvError as error:
+        return {"error": error.message}
+    said = source.description
+    return {
+        "kind": said.kind,
+        "files": list(said.files),
+        "model": said.model,
+        "normalizer": said.normalizer,
+        "pre_tokenizer": said.pre_tokenizer,
+        "decoder": said.decoder,
+        "post_processor": said.post_processor,
+        "size": said.size,
+        "added_tokens": said.added,
+        "special": {role: {"id": number, "token": text} for role, (number, text) in said.specials.items()},
+        "add_bos_token": said.add_bos,
+        "add_eos_token": said.add_eos,
+        "notes": [asdict(note) for note in source.notes],
+        "chat_template": source.chat_template,
+    }
 
 
 def plain(value: Any) -> Any:
     """A metadata value as JSON can hold it: long arrays by their length, numbers that are none as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in list(value.items())[:_LONG_ARRAY]}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value] if len(value) <= _LONG_ARRAY else f"{len(value)} values"
     if isinstance(value, (str, int, float, type(None))):

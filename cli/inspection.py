@@ -79,16 +79,21 @@ def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
         say("\nNo vocabulary")
         return
     say("\nVocabulary")
-    plain = {key: value for key, value in vocabulary.items() if key not in ("special", "chat_template")}
+    apart = ("special", "chat_template", "notes")
+    plain = {key: value for key, value in vocabulary.items() if key not in apart}
     say(
         table(
             [("", key.replace("_", " "), _short(value)) for key, value in plain.items() if value is not None]
         )
     )
     special = vocabulary.get("special") or {}
+    for note in vocabulary.get("notes", ()):
+        say(f"  note ({note['name']}): {note['message']}")
     rows = [("", role, str(each["id"]), str(each["token"])) for role, each in special.items()]
     if rows:
         say(f"\nSpecial tokens\n{table(rows, right=(2,))}")
+    if "error" in vocabulary:
+        return
     template = vocabulary.get("chat_template")
     say("\nNo chat template" if not template else f"\nChat template\n{indented(template)}")
 
@@ -104,6 +109,8 @@ def _short(value: Any) -> str:
         text = ", ".join(f"{key} {item}" for key, item in value.items())
     elif isinstance(value, list):
         text = "; ".join(map(str, value))
+    elif value is None:
+        text = "none"
     elif isinstance(value, float):
         text = f"{value:.7g}"  # float32 in the file
     else:

@@ -97,7 +97,7 @@ def _prepare_streams() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run kconv with ``arguments`` (those of the process if None) and return the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    flags = words[: words.index("--")] if "--" in words else words
+    flags = frozenset(words[: words.index("--")] if "--" in words else words)  # click empties the list
     _prepare_streams()
     try:
         with interruptible():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -52,10 +53,12 @@ def _bars() -> tuple[Progress, Callable[[], None]]:
             close()
             title, in_bytes = _STAGES.get(stage, (stage, False))
             scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if in_bytes else {"unit": ""}
-            bar = tqdm(total=total, desc=title, leave=False, delay=_PATIENCE, dynamic_ncols=True, **scale)
+            bar = tqdm(total=total, desc=title, leave=False, delay=_PATIENCE, **_columns(), **scale)
             current = stage
         bar.total = total
         bar.update(done - bar.n)
+        if done >= total:  # what is printed next must not run into the bar
+            close()
 
     def close() -> None:
         nonlocal bar, current
@@ -64,6 +67,15 @@ def _bars() -> tuple[Progress, Callable[[], None]]:
         bar, current = None, ""
 
     return update, close
+
+
+def _columns() -> dict[str, Any]:
+    """How wide a bar may be; tqdm shows nothing in the pseudo-terminals that say they have no columns."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        known = False
+    return {"dynamic_ncols": True} if known else {"ncols": 80}
 
 
 def _lines() -> tuple[Progress, Callable[[], None]]:

@@ -1,0 +1,309 @@
+"""The command line as a contract: exit codes, one JSON object, quick help, interrupts, pipes, terminals."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from kconv.cli import errors
+from kconv.cli.main import COMMANDS, main
+from kconv.cli.progress import progress_line
+from kconv.core import errors as core_errors
+from kconv.quant.policy import POLICIES
+
+KCONV = [str(Path(sys.executable).parent / "kconv")]
+HEAVY = {
+    "torch",
+    "numpy",
+    "transformers",
+    "llama_cpp",
+    "tokenizers",
+    "sentencepiece",
+    "gguf",
+    "tqdm",
+    "jinja2",
+}
+
+
+def kconv(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+    words = [*KCONV, *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=False, **how)
+
+
+def the_object(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Standard output as exactly one JSON object."""
+    value = json.loads(done.stdout)
+    assert isinstance(value, dict)
+    return value
+
+
+# --- help and versions ---
+
+
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
+def test_help_imports_nothing_heavy_and_gives_examples(words: list[str]) -> None:
+    code = f"""
+import sys
+from kconv.cli.main import main
+assert main({words!r}) == 0
+heavy = {HEAVY!r} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+    assert len(words) == 1 or {"--json", "--verbose"} <= set(done.stdout.split())
+
+
+def test_help_of_one_command_imports_no_other() -> None:
+    code = """
+import sys
+from kconv.cli.main import main
+main(["models", "--help"])
+assert "kconv.cli.models" in sys.modules and "kconv.cli.run" not in sys.modules
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_help_of_to_gguf_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["to-gguf", "--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in POLICIES)
+
+
+def test_version_names_what_decides_the_output() -> None:
+    done = kconv("--version")
+    said = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert said["kconv"] == version("kconv")
+    assert said["llama-cpp-python"] == version("llama-cpp-python")
+    assert {"libggml", "gguf", "tokenizers"} <= set(said)
+
+
+def test_version_of_libggml_is_what_the_library_says() -> None:
+    import ctypes
+
+    from kconv.cli.versions import libggml_version
+    from kconv.quant.ggml import library_path
+
+    library = ctypes.CDLL(str(library_path()))
+    library.ggml_version.restype = ctypes.c_char_p
+    assert libggml_version() == library.ggml_version().decode()
+
+
+# --- wrong usage ---
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["frobnicate"],
+        ["--frobnicate"],
+        ["run"],
+        ["run", "x.gguf"],
+        ["run", "x.gguf", "-p", "a", "--top-p", "2"],
+        ["run", "x.gguf", "-p", "a", "-n", "many"],
+        ["inspect", "a", "b"],
+        ["to-gguf", "x", "--threads", "0"],
+        ["demo-checkpoint", "no-such-family", "somewhere"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_wrong_usage_is_2(words: list[str], as_json: bool, tmp_path: Path) -> None:
+    done = kconv(*words, *(["--json"] if as_json else []), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "kconv: error: " in done.stderr
+    assert "Traceback" not in done.stderr
+    if as_json:
+        said = the_object(done)
+        assert said["exit_code"] == 2
+        assert said["error"]["type"] == "UsageError"
+    else:
+        assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- every error has its code ---
+
+
+def all_subclasses(kind: type[core_errors.KconvError]) -> list[type[core_errors.KconvError]]:
+    return [kind, *(found for child in kind.__subclasses__() for found in all_subclasses(child))]
+
+
+@pytest.mark.parametrize("kind", all_subclasses(core_errors.KconvError), ids=lambda kind: str(kind.__name__))
+def test_every_kconv_error_keeps_type_message_hint_and_code(
+    kind: type[core_errors.KconvError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = errors.report(kind("한글\x1b[2J\nsecond", hint="do this"), as_json=True, verbose=False)
+    said = capsys.readouterr()
+    told = json.loads(said.out)
+    assert code == told["exit_code"] == kind.exit_code
+    assert told["error"] == {"type": kind.__name__, "message": "한글\x1b[2J\nsecond", "hint": "do this"}
+    assert said.err == "kconv: error: 한글\\x1b[2J\nsecond\n  what to do: do this\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (MemoryError(), 4),
+        (OSError(28, "No space left on device"), 4),
+        (PermissionError(13, "Permission denied", "/secret"), 4),
+        (KeyboardInterrupt(), 130),
+        (click.UsageError("no"), 2),
+        (click.BadParameter("no"), 2),
+        (ZeroDivisionError("division by zero"), 70),
+        (RecursionError("deep"), 70),
+    ],
+    ids=lambda value: str(value.__class__.__name__ if isinstance(value, BaseException) else value),
+)
+def test_other_errors_have_a_code_too(
+    error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert errors.report(error, as_json=True, verbose=False) == code
+    said = capsys.readouterr()
+    assert json.loads(said.out)["exit_code"] == code
+    assert "Traceback" not in said.err
+
+
+def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "/no/such/place", "--verbose"]) == 3
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["inspect", "/no/such/place"]) == 3
+    assert "Traceback" not in capsys.readouterr().err
+
+
+# --- input refused ---
+
+DAMAGED = {
+    "empty": b"",
+    "not-a-gguf": b"PK\x03\x04" + bytes(100),
+    "header-ends": b"GGUF\x03\x00\x00\x00" + b"\x05" + bytes(7) + b"\x05" + bytes(7),
+    "huge-counts": b"GGUF\x03\x00\x00\x00" + b"\xff" * 16,
+}
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "a"]], ids=["inspect", "run"])
+@pytest.mark.parametrize("case", [*DAMAGED, "missing", "folder"])
+def test_what_is_no_gguf_is_refused_with_3(command: list[str], case: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    if case == "folder":
+        path.mkdir()
+    elif case != "missing":
+        path.write_bytes(DAMAGED[case])
+    done = kconv(*command, path, "--json")
+    assert done.returncode == 3, done.stderr
+    assert the_object(done)["exit_code"] == 3
+    assert str(path) in done.stderr
+    assert "bug in kconv" not in done.stderr
+
+
+# --- pipes, streams, signals ---
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as out:
+        done = subprocess.run([*KCONV, "models"], stdout=out, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == errors.BROKEN_PIPE
+    assert done.stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full (Linux)")
+def test_output_on_a_full_disk_is_4() -> None:
+    with open("/dev/full", "wb") as out:
+        done = subprocess.run([*KCONV, "models"], stdout=out, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 4
+    assert b"No space left" in done.stderr
+    assert b"Exception ignored" not in done.stderr
+
+
+def test_an_encoding_without_hangul_is_no_error() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = kconv("--help", env=environment)
+    assert done.returncode == 0
+    assert "\\uc11c" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: str(s.name))
+def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None:
+    child = subprocess.Popen(
+        [*KCONV, "run", "x.gguf", "-p", "-", "--json"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(0.7)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130, err
+    assert json.loads(out)["error"]["type"] == "Interrupted"
+    assert "Traceback" not in err
+
+
+# --- progress ---
+
+SLOW_WORK = """
+import time
+from kconv.cli.progress import shown_progress
+with shown_progress() as progress:
+    for done in range(28):
+        progress("write", done * 10**8, 28 * 10**8)
+        time.sleep(0.1)
+    progress("write", 28 * 10**8, 28 * 10**8)
+print("done")
+"""
+
+
+@pytest.mark.parametrize("columns", [100, 0])
+def test_a_terminal_shows_a_bar_with_rate_and_time_left(columns: int) -> None:
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    child = subprocess.Popen([sys.executable, "-c", SLOW_WORK], stdout=subprocess.PIPE, stderr=follower)
+    os.close(follower)
+    shown = b""
+    try:
+        while piece := os.read(leader, 4096):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    assert child.communicate()[0] == b"done\n"
+    assert "writing weights" in shown.decode()
+    assert b"B/s" in shown
+    assert b"<00:0" in shown
+    assert b"\r" in shown
+
+
+def test_without_a_terminal_there_are_plain_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW_WORK], capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1  # after two seconds, then every five
+    assert lines[0].startswith("kconv: writing weights: ")
+    assert lines[0].endswith(" left")
+    assert "\r" not in done.stderr
+
+
+def test_quick_work_shows_nothing() -> None:
+    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0.01)")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
+
+
+def test_progress_lines() -> None:
+    line = progress_line("write", 1 << 30, 1 << 31, 10.0)
+    assert line == "kconv: writing weights: 50% of 2.00 GiB, 102 MiB/s, 10 s left"
+    assert progress_line("tokens", 0, 3000, 1.0) == "kconv: comparing tokens: 0% of 3,000"
+    assert progress_line("other", 0, 0, 0.0) == "kconv: other: 0% of 0"
