@@ -1,0 +1,235 @@
+"""make bench: kconv against llama.cpp's way and against plainly copying, on a 1.3B checkpoint.
+
+One run: a bf16 checkpoint of 1.36 billion random weights with a sentencepiece vocabulary (which llama.cpp's
+converter accepts), in the page cache, the median of three of each:
+
+  kconv       kconv to-gguf CHECKPOINT -q TYPE --no-verify
+  llama.cpp   convert_hf_to_gguf.py --outtype f16, then llama_model_quantize with two threads
+  floor       reading the checkpoint and writing as many bytes as the file has, without and with fsync
+
+Exit code 1 when a bound of the project is broken: q4_0 5 times and q8_0 3 times as fast as llama.cpp's way,
+pure q4_0 within 3 times the floor. kconv syncs its file, so the floor with fsync is the like one; both ratios
+are shown and the bound is taken from the one without, which is stricter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import material
+from memory import Run, measure
+
+ROOT = Path(__file__).resolve().parent.parent
+KCONV = str(Path(sys.executable).parent / "kconv")
+CHUNK = 8 << 20
+
+QUANTIZE = """
+import ctypes, sys
+import llama_cpp
+source, target, type_name, pure = sys.argv[1:]
+quiet = llama_cpp.llama_log_callback(lambda *arguments: None)
+llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+llama_cpp.llama_backend_init()
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + type_name)
+params.nthread, params.pure = 2, pure == "pure"
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)))
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians of one thing measured; ``peak_private`` in bytes, 0 where it is of no interest."""
+
+    seconds: float
+    peak_private: int
+    runs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A promise: ``ratio`` is at least (or, with ``at_most``, at most) ``limit``."""
+
+    what: str
+    ratio: float
+    limit: float
+    at_most: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is kept."""
+        return self.ratio <= self.limit if self.at_most else self.ratio >= self.limit
+
+
+def main() -> int:
+    """Measure, print a table, write bench/results/bench.json."""
+    parser = argparse.ArgumentParser(description="Compare kconv with llama.cpp's converter and quantizer.")
+    parser.add_argument("--repeat", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--only-kconv", action="store_true", help="leave llama.cpp's way out")
+    options = parser.parse_args()
+    checkpoint = material.prepared(material.SENTENCEPIECE_1_3B)
+    out = material.scratch() / "out"
+    out.mkdir(exist_ok=True)
+    loads = [os.getloadavg()]
+    costs = kconv_costs(checkpoint, out, options.repeat)
+    if not options.only_kconv:
+        costs |= llama_cpp_costs(checkpoint, out, options.repeat)
+    loads.append(os.getloadavg())
+    bounds = judge(costs)
+    print(report(costs, bounds, loads))
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / "bench.json").write_text(json.dumps(as_json(costs, bounds, loads), indent=2) + "\n", "utf-8")
+    return 0 if all(bound.holds for bound in bounds) else 1
+
+
+def kconv_costs(checkpoint: Path, out: Path, repeat: int) -> dict[str, Cost]:
+    """Our conversions, each with its floor right after, while the machine is in the same mood."""
+    costs, target = {}, out / "kconv.gguf"
+    for label, type_, extra in (
+        ("q4_0", "q4_0", ()),
+        ("q8_0", "q8_0", ()),
+        ("pure q4_0", "q4_0", ("--pure",)),
+    ):
+        command = [KCONV, "to-gguf", str(checkpoint), "-q", type_, *extra, "-o", str(target), "--no-verify"]
+        costs[f"kconv {label}"] = median(repeat, target, partial(checked, command))
+        size = target.stat().st_size
+        remove(target)
+        for sync in (False, True):
+            name = f"floor {label}" + (" with fsync" if sync else "")
+            costs[name] = median(repeat, target, partial(floor, checkpoint, target, size, sync))
+        remove(target)
+    return costs
+
+
+def llama_cpp_costs(checkpoint: Path, out: Path, repeat: int) -> dict[str, Cost]:
+    """llama.cpp's converter to f16, and llama_model_quantize from its file."""
+    fetched = [sys.executable, str(ROOT / "tools" / "fetch_llama_cpp.py")]
+    folder = Path(subprocess.run(fetched, check=True, capture_output=True, text=True).stdout.strip())
+    f16, target = out / "llama-cpp-f16.gguf", out / "llama-cpp.gguf"
+    convert = [sys.executable, str(folder / "convert_hf_to_gguf.py"), str(checkpoint)]
+    convert += ["--outfile", str(f16), "--outtype", "f16"]
+    costs = {"llama.cpp f16": median(repeat, f16, partial(checked, convert))}
+    for label, type_, pure in (
+        ("q4_0", "Q4_0", "recipe"),
+        ("q8_0", "Q8_0", "recipe"),
+        ("pure q4_0", "Q4_0", "pure"),
+    ):
+        command = [sys.executable, "-c", QUANTIZE, str(f16), str(target), type_, pure]
+        cost = median(repeat, target, partial(checked, command))
+        costs[f"llama.cpp f16 to {label}"] = cost
+        first = costs["llama.cpp f16"]
+        costs[f"llama.cpp {label}, both steps"] = Cost(
+            first.seconds + cost.seconds,
+            max(first.peak_private, cost.peak_private),
+            tuple(sum(pair) for pair in zip(first.runs, cost.runs, strict=True)),
+        )
+    remove(f16)
+    remove(target)
+    return costs
+
+
+def median(repeat: int, target: Path, run: Callable[[], Run]) -> Cost:
+    """Run several times, each on a quiet disk and without the target, and take the medians."""
+    runs = []
+    for _ in range(repeat):
+        remove(target)
+        os.sync()
+        runs.append(run())
+    seconds = tuple(round(run.seconds, 3) for run in runs)
+    return Cost(statistics.median(seconds), int(statistics.median(run.peak_private for run in runs)), seconds)
+
+
+def checked(command: Sequence[str]) -> Run:
+    """Measure a command that must succeed."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    run = measure(command, env=environment)
+    if run.code:
+        raise SystemExit(f"bench: {' '.join(command[:3])} … ended with {run.code}:\n{run.stderr[-2000:]}")
+    return run
+
+
+def floor(checkpoint: Path, target: Path, size: int, sync: bool) -> Run:
+    """Read every weight file, then write ``size`` bytes of them, through one buffer."""
+    buffer = bytearray(CHUNK)
+    view = memoryview(buffer)
+    begun = time.perf_counter()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+    with target.open("wb", buffering=0) as file:
+        left = size
+        while left:
+            left -= file.write(view[: min(left, CHUNK)])
+        if sync:
+            os.fsync(file.fileno())
+    return Run(time.perf_counter() - begun, 0, size, 0, 0, "", "")
+
+
+def remove(path: Path) -> None:
+    """Remove a file and its manifest."""
+    path.unlink(missing_ok=True)
+    path.with_name(f"{path.name}.manifest.json").unlink(missing_ok=True)
+
+
+def judge(costs: dict[str, Cost]) -> list[Bound]:
+    """The promises, as far as they were measured."""
+    bounds = []
+    for label, limit in (("q4_0", 5.0), ("q8_0", 3.0)):
+        other = costs.get(f"llama.cpp {label}, both steps")
+        if other:
+            ratio = other.seconds / costs[f"kconv {label}"].seconds
+            bounds.append(Bound(f"{label}: llama.cpp's way / kconv", ratio, limit))
+    pure = costs["kconv pure q4_0"].seconds
+    ratio = pure / costs["floor pure q4_0"].seconds
+    bounds.append(Bound("pure q4_0: kconv / floor", ratio, 3.0, at_most=True))
+    return bounds
+
+
+def report(costs: dict[str, Cost], bounds: Sequence[Bound], loads: Sequence[tuple[float, ...]]) -> str:
+    """A markdown table of the costs and the ratios."""
+    lines = ["", "| what | seconds (median) | runs | peak private memory |", "|---|---:|---|---:|"]
+    for name, cost in costs.items():
+        peak = f"{cost.peak_private / 2**20:.0f} MiB" if cost.peak_private else ""
+        lines.append(f"| {name} | {cost.seconds:.2f} | {', '.join(map(str, cost.runs))} | {peak} |")
+    lines += ["", "| promise | ratio | limit | |", "|---|---:|---:|---|"]
+    for bound in bounds:
+        sign = "≤" if bound.at_most else "≥"
+        kept = "kept" if bound.holds else "BROKEN"
+        lines.append(f"| {bound.what} | {bound.ratio:.2f} | {sign} {bound.limit:g} | {kept} |")
+    synced = costs["kconv pure q4_0"].seconds / costs["floor pure q4_0 with fsync"].seconds
+    lines.append(f"| pure q4_0: kconv / floor with fsync | {synced:.2f} | | |")
+    begun, ended = (load[0] for load in loads)
+    lines += ["", f"{os.cpu_count()} cores; load {begun:.2f} before, {ended:.2f} after."]
+    return "\n".join(lines)
+
+
+def as_json(costs: dict[str, Cost], bounds: Sequence[Bound], loads: Sequence[Any]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "machine": {
+            "cores": os.cpu_count(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "load": loads,
+        "costs": {name: asdict(cost) for name, cost in costs.items()},
+        "bounds": [{**asdict(bound), "holds": bound.holds} for bound in bounds],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
