@@ -27,6 +27,9 @@ from .tensor import Array
 TEXT_LIMIT = 64 << 20
 """Largest text or JSON file read, in bytes; the largest tokenizer.json in use (262,144 tokens) has 40 MB."""
 
+MAX_CONTAINERS = 4_000_000
+"""Most arrays and objects in one JSON text: each takes 60 to 100 bytes of memory, and two in the file."""
+
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
 
@@ -177,6 +180,8 @@ def parse_json(text: str, where: str, *, allow_repeats: bool = True) -> Any:
                 seen[key] = value
         return result
 
+    if text.count("[") + text.count("{") > MAX_CONTAINERS:
+        raise CheckpointError(f"{where} holds more than {MAX_CONTAINERS} arrays and objects")
     try:
         value = json.loads(text, object_pairs_hook=checked)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # there may be half a surrogate pair, which is no character

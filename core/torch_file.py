@@ -61,7 +61,7 @@ def open_torch(path: Path) -> WeightFile:
                 hint="save the model's state_dict() alone",
             )
         else:
-            others[name] = f"not a tensor ({type(item).__name__})"
+            others[name] = "not a tensor"
     found = collect(file, stored)
     return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases)
 

@@ -133,9 +133,15 @@ def _name(machine: _Machine, module: str, name: str) -> None:
     """Push a name if a state dict may need it, else refuse the file."""
     known = (
         (module, name) in _CONSTRUCTORS
+        or (module, name) in _PLAIN_TYPES
         or (module in ("torch", "torch.storage", "torch.cuda") and name in STORAGES)
         or (module == "torch" and name in DTYPES)
     )
+    if not known and module == "torch._utils" and name.startswith("_rebuild_"):
+        raise CheckpointError(
+            f"{machine.where} holds tensors of a kind kconv does not read ({quoted(f'{module}.{name}')})",
+            hint="save the model with plain F32, F16 or BF16 tensors",
+        )
     if not known:
         raise CheckpointError(
             f"{machine.where}: the pickle asks for {quoted(f'{module}.{name}')}, which is no part of a state "
@@ -319,9 +325,24 @@ def _parameter(arguments: tuple[Any, ...]) -> PickledTensor:
     return arguments[0]
 
 
+def _tensor_with_attributes(arguments: tuple[Any, ...]) -> PickledTensor:
+    """_rebuild_from_type_v2(function, type, arguments, state): a tensor somebody has set attributes on."""
+    match arguments:
+        case (_Name() as function, _Name() as kind, tuple(inner), _) if (
+            kind.module,
+            kind.name,
+        ) in _PLAIN_TYPES:
+            make = _CONSTRUCTORS.get((function.module, function.name))
+            if make in (_tensor, _tensor_of_dtype, _parameter):
+                return make(inner)
+    raise _Malformed("a tensor of a class of its own")
+
+
 def _only_value(arguments: tuple[Any, ...]) -> Any:
     return arguments[0] if arguments else None
 
+
+_PLAIN_TYPES = frozenset({("torch", "Tensor"), ("torch.nn.parameter", "Parameter")})
 
 _CONSTRUCTORS: Mapping[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
     ("collections", "OrderedDict"): _ordered_dict,
@@ -330,6 +351,7 @@ _CONSTRUCTORS: Mapping[tuple[str, str], Callable[[tuple[Any, ...]], Any]] = {
     ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _tensor_with_attributes,
     ("torch", "Size"): _only_value,
     ("torch", "device"): _only_value,
     ("_codecs", "encode"): _only_value,

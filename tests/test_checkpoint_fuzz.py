@@ -72,7 +72,7 @@ def test_safetensors(tmp_path: Path, seed: int) -> None:
     header = range(8 + int.from_bytes(content[:8], "little"))
     messages: list[str] = []
     read = 0
-    before, began = private_bytes(), time.monotonic()
+    before, began = private_bytes(), time.process_time()
     for data in damaged(content, header, seed):
         path.write_bytes(data)
         try:
@@ -90,7 +90,7 @@ def test_safetensors(tmp_path: Path, seed: int) -> None:
     assert len(messages) > ROUNDS // 2
     assert read > 10  # such as a letter of a name
     assert private_bytes() - before < 64 << 20
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
@@ -101,7 +101,7 @@ def test_pytorch_files(tmp_path: Path, legacy: bool) -> None:
     content = stream.getvalue()
     messages: list[str] = []
     read = 0
-    began = time.monotonic()
+    began = time.process_time()
     for data in damaged(content, range(len(content)), seed=4):
         path.write_bytes(data)
         try:
@@ -111,7 +111,7 @@ def test_pytorch_files(tmp_path: Path, legacy: bool) -> None:
             messages.append(error.message)
     assert all(message.isprintable() for message in messages)
     assert min(len(messages), read) > 10
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
 
 
 def test_the_reader_itself_reads_what_was_written(tmp_path: Path) -> None:

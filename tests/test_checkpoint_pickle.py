@@ -202,7 +202,10 @@ def test_a_pickle_too_large_to_be_one(tmp_path: Path) -> None:
         ({"a": torch.ones(2).double()}, "tensor 'a' is F64"),
         ({"a": torch.ones(2, dtype=torch.complex64)}, "tensor 'a' is C64"),
         ({"a": torch.ones(2, dtype=torch.complex64).conj()}, "conjugated or negated"),
-        ({"a": torch.eye(3).to_sparse()}, "'torch._utils._rebuild_sparse_tensor'"),
+        (
+            {"a": torch.eye(3).to_sparse()},
+            "of a kind kconv does not read ('torch._utils._rebuild_sparse_tensor')",
+        ),
         ({"a": torch.ones(6)[::2]}, "no two elements side by side"),
         ({}, "hold no weights"),
         (

@@ -56,6 +56,7 @@ def test_the_root_of_a_hub_cache(tmp_path: Path) -> None:
         ("{}".encode("utf-16"), "not UTF-8"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
+        (b'{"a": [' + b"[]," * 4_000_000 + b"[]]}", "more than 4000000 arrays"),
         (b'{"hidden_size": 1, "hidden_size": 2}', "the key 'hidden_size' twice"),
         (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"a": "\\ud800"}', "half a surrogate pair"),
