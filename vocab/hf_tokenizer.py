@@ -1,0 +1,379 @@
+"""Tokenizers of the `tokenizers` library: tokenizer.json, or vocab.json with merges.txt.
+
+AutoTokenizer is not asked: classes of transformers rewrite what the file says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import VocabError
+from ..core.input_files import parse_json, quoted, read_json, read_text
+from ..core.model import Note
+from ..core.vocabulary import TokenType
+from . import pretokenizers
+from .describe import describe
+from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
+from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BATCH = 1000
+_Result = TypeVar("_Result")
+_BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
+
+
+def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
+    """The tokenizer of tokenizer.json.
+
+    Raises CheckpointError or VocabError where the file is malformed or of a kind nothing is known of.
+    """
+    name = "tokenizer.json"
+    where = str(checkpoint.folder / name)
+    text = read_text(checkpoint.folder, name) or ""
+    spec = parse_json(text, where)
+    model = spec.get("model") if isinstance(spec, dict) else None
+    if not isinstance(model, dict):
+        raise VocabError(f"{where} has no object named model")
+    model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
+    tokenizer = _from_text(text, where)
+    del text
+    merges, dropped = _merges(model.pop("merges", None) or [])
+    notes = [_dropped_note(dropped)] if dropped else []
+    return _source(tokenizer, spec, merges, settings, (name, *settings.files), notes)
+
+
+def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
+    """GPT-2's byte-level BPE from vocab.json (one flat object of text to id) and merges.txt.
+
+    Raises CheckpointError or VocabError where a file is missing or malformed.
+    """
+    folder = checkpoint.folder
+    vocab = read_json(folder, "vocab.json") or {}
+    for text, token_id in vocab.items():
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < MAX_TOKENS:
+            where = f"{folder / 'vocab.json'}: {quoted(text)}"
+            raise VocabError(f"{where} has the id {quoted(token_id)}, expected a number below {MAX_TOKENS}")
+    merges = read_text(folder, "merges.txt")
+    if merges is None:
+        raise VocabError(f"{folder} has vocab.json but no merges.txt", hint="download the checkpoint again")
+    lines = [line for line in re.split(r"\r?\n", merges) if line and not line.startswith("#version")]
+    pairs = [tuple(line.split(" ")) for line in lines]
+    bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
+    if bad is not None:
+        raise VocabError(
+            f"{folder / 'merges.txt'}: {quoted(bad)} is no merge, expected two tokens and a space"
+        )
+    # An added token's id may lie beyond a gap; as an entry of the model's vocabulary it keeps it.
+    for token in settings.added:
+        if token.id is not None:
+            vocab.setdefault(token.text, token.id)
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    where = f"{folder / 'vocab.json'} and merges.txt"
+    tokenizer = _guarded(lambda: Tokenizer(models.BPE(vocab=vocab, merges=pairs)), where)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    byte_level = {**_BYTE_LEVEL, "add_prefix_space": settings.add_prefix_space}
+    spec = {"model": {"type": "BPE"}, "pre_tokenizer": byte_level, "decoder": _BYTE_LEVEL}
+    files = ("vocab.json", "merges.txt", *settings.files)
+    return _source(tokenizer, spec, tuple(lines), settings, files, [])
+
+
+def _from_text(text: str, where: str) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    return _guarded(lambda: Tokenizer.from_str(text), where)
+
+
+def _guarded(make: Callable[[], _Result], where: str) -> _Result:
+    """Call into the library; what it throws, panics included, becomes a VocabError."""
+    try:
+        return make()
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise VocabError(f"{where} is refused by the tokenizers library: {error}") from error
+        raise
+
+
+def _merges(raw: Sequence[Any]) -> tuple[tuple[str, ...], int]:
+    """Merges as "left right", and how many cannot be written so: a part that holds a space.
+
+    Such a merge never fires where spaces have become another character before, and nowhere else has
+    llama.cpp a tokenizer for the vocabulary.
+    """
+    pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in raw]
+    kept = tuple(pair for pair in pairs if pair.count(" ") == 1)
+    return kept, len(pairs) - len(kept)
+
+
+def _dropped_note(count: int) -> Note:
+    return Note(
+        "merges-with-spaces", f"{count} merges of texts that hold a space cannot be written and are left out"
+    )
+
+
+def _source(
+    tokenizer: Tokenizer,
+    spec: Mapping[str, Any],
+    merges: tuple[str, ...],
+    settings: TokenSettings,
+    files: tuple[str, ...],
+    notes: list[Note],
+) -> Source:
+    model = spec["model"]
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if model.get("dropout"):
+        tokenizer.model.dropout = None  # it would make every encoding a die roll
+    kind = _kind(spec)
+    moved = _add_missing(tokenizer, settings)
+    added = _added_tokens(tokenizer, moved)
+    tokens = _token_table(tokenizer, moved)
+    ids = {text: token_id for token_id, text in enumerate(tokens) if text is not None}
+    unknown = model.get("unk_token") if isinstance(model.get("unk_token"), str) else None
+    special, missing = _special(settings.roles, unknown, ids)
+    add_bos, add_eos, special, more = _bos_eos(tokenizer, settings, special)
+    scores = _scores(tokenizer, spec, len(tokens)) if kind == "sentencepiece unigram" else ()
+    return Source(
+        kind=kind,
+        description=describe(
+            kind, files, spec, tokens, merges, added, special, add_bos, add_eos, settings.chat_template
+        ),
+        tokens=tokens,
+        types=_types(kind, tokens, added, unknown),
+        encode_batch=_encoder(tokenizer, moved),
+        scores=scores,
+        merges=merges,
+        splits=pretokenizers.structure(spec.get("pre_tokenizer")),
+        ignore_merges=bool(model.get("ignore_merges")),
+        normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
+        special=special,
+        added=added,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        prefix=_prefix(spec),
+        chat_template=settings.chat_template,
+        encode_pieces=_piece_encoder(tokenizer, spec) if kind == "byte-fallback bpe" else None,
+        notes=(*notes, *settings.notes, *missing, *more),
+    )
+
+
+def _kind(spec: Mapping[str, Any]) -> Kind:
+    model = spec["model"]
+    kind = model.get("type")
+    if kind == "BPE" or (kind is None and "continuing_subword_prefix" in model):
+        types = {
+            step.get("type")
+            for key in ("pre_tokenizer", "normalizer", "decoder")
+            for step in pretokenizers.steps(spec.get(key))
+        }
+        if model.get("byte_fallback"):
+            return "byte-fallback bpe"
+        return "byte-level bpe" if "ByteLevel" in types else "character bpe"
+    if kind == "Unigram":
+        return "sentencepiece unigram"
+    raise VocabError(
+        f"tokenizer.json holds a {kind} model, which llama.cpp has no tokenizer for in this architecture",
+        hint="supported are byte-level BPE, byte-fallback BPE and SentencePiece BPE",
+    )
+
+
+def _add_missing(tokenizer: Tokenizer, settings: TokenSettings) -> dict[int, int]:
+    """Add tokens other files name; returns the ids the library gave that the files say otherwise."""
+    from tokenizers import AddedToken as LibraryToken
+
+    present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    moved: dict[int, int] = {}
+    for token in settings.added:
+        if token.text in present or not token.text:
+            continue
+        known = tokenizer.token_to_id(token.text)
+        if known is None and token.id is None:
+            continue  # named as a role, but without an id: transformers would invent one beyond the rows
+        if known is not None and token.id is not None and known != token.id:
+            raise VocabError(
+                f"{quoted(token.text)} has the id {known} in the tokenizer's vocabulary, but {token.id} in"
+                " added_tokens.json or tokenizer_config.json"
+            )
+        if known is None and token.id is not None and tokenizer.id_to_token(token.id) is not None:
+            raise VocabError(
+                f"{quoted(token.text)} shall have the id {token.id}, which is"
+                f" {quoted(tokenizer.id_to_token(token.id))} in the tokenizer's vocabulary"
+            )
+        flags = {name: getattr(token, name) for name in ("normalized", "lstrip", "rstrip", "single_word")}
+        entry = LibraryToken(token.text, **flags)
+        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([entry])
+        given = tokenizer.token_to_id(token.text)
+        if token.id is not None and given is not None and given != token.id:
+            moved[given] = token.id
+    return moved
+
+
+def _added_tokens(tokenizer: Tokenizer, moved: Mapping[int, int]) -> tuple[AddedToken, ...]:
+    return tuple(
+        AddedToken(
+            token.content,
+            moved.get(token_id, token_id),
+            token.special,
+            token.normalized,
+            token.lstrip,
+            token.rstrip,
+            token.single_word,
+        )
+        for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
+    )
+
+
+def _token_table(tokenizer: Tokenizer, moved: Mapping[int, int]) -> tuple[str | None, ...]:
+    vocab = tokenizer.get_vocab(with_added_tokens=True)
+    largest = max((moved.get(token_id, token_id) for token_id in vocab.values()), default=-1)
+    if not 0 <= largest < MAX_TOKENS:
+        raise VocabError(f"the tokenizer's largest id is {largest}, expected 0 to {MAX_TOKENS - 1}")
+    tokens: list[str | None] = [None] * (largest + 1)
+    for text, token_id in vocab.items():
+        place = moved.get(token_id, token_id)
+        if tokens[place] is not None:
+            raise VocabError(f"{quoted(text)} and {quoted(tokens[place])} both have the id {place}")
+        tokens[place] = text
+    return tuple(tokens)
+
+
+def _types(
+    kind: Kind, tokens: Sequence[str | None], added: Sequence[AddedToken], unknown: str | None
+) -> tuple[TokenType, ...]:
+    types = [TokenType.UNUSED if text is None else TokenType.NORMAL for text in tokens]
+    if kind in ("byte-fallback bpe", "sentencepiece unigram"):
+        for token_id, text in enumerate(tokens):
+            if text is not None and BYTE_TOKEN.fullmatch(text):
+                types[token_id] = TokenType.BYTE
+    for token in added:
+        if token.id is not None:
+            types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
+            if kind != "byte-level bpe" and token.special and token.text == unknown:
+                types[token.id] = TokenType.UNKNOWN
+    return tuple(types)
+
+
+def _special(
+    roles: Mapping[str, str], unknown: str | None, ids: Mapping[str, int]
+) -> tuple[dict[str, int], tuple[Note, ...]]:
+    """Ids by role, and notes on tokens that are named but not there."""
+    named = dict(roles)
+    if unknown is not None:
+        named.setdefault("unknown", unknown)
+    found = {role: ids[text] for role, text in named.items() if text in ids}
+    return found, tuple(
+        Note(
+            "missing-special-token", f"the {role} token {quoted(text)} is not in the vocabulary", warning=True
+        )
+        for role, text in named.items()
+        if text and text not in ids
+    )
+
+
+def _bos_eos(
+    tokenizer: Tokenizer, settings: TokenSettings, special: dict[str, int]
+) -> tuple[bool, bool, dict[str, int], tuple[Note, ...]]:
+    """Whether BOS and EOS are added: as tokenizer_config.json says, else as the post-processor does."""
+    probe = "a"
+    inner = tokenizer.encode(probe, add_special_tokens=False).ids
+    full = tokenizer.encode(probe, add_special_tokens=True).ids
+    start = next((at for at in range(len(full)) if inner and full[at : at + len(inner)] == inner), 0)
+    before, after = (full[:start], full[start + len(inner) :]) if inner else ([], [])
+    special = dict(special)
+    if len(before) == 1:
+        special.setdefault("bos", before[0])
+    if len(after) == 1:
+        special.setdefault("eos", after[0])
+    notes = []
+    measured = []
+    for role, ids, told in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
+        does = bool(ids) and ids == [special.get(role)]
+        if ids and not does:
+            texts = " ".join(quoted(tokenizer.id_to_token(token_id)) for token_id in ids)
+            notes.append(
+                Note(
+                    "post-processor",
+                    f"the post-processor adds {texts} where {role} goes; not carried over",
+                    True,
+                )
+            )
+        if told is not None and told != does and (does or ids == []):
+            does_text = "adds" if does else "does not add"
+            notes.append(
+                Note(
+                    f"add-{role}",
+                    f"tokenizer_config.json says add_{role}_token {str(told).lower()}, while the tokenizer"
+                    f" {does_text} {role.upper()} by itself; the former is written",
+                )
+            )
+        measured.append(does if told is None else told)
+    return measured[0], measured[1], special, tuple(notes)
+
+
+def _scores(tokenizer: Tokenizer, spec: Mapping[str, Any], size: int) -> tuple[float, ...]:
+    pairs = json.loads(tokenizer.to_str())["model"]["vocab"]
+    scores = [0.0] * size
+    for token_id, (_, score) in enumerate(pairs):
+        scores[token_id] = float(score)
+    return tuple(scores)
+
+
+def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:
+    for step in pretokenizers.steps(spec.get("normalizer")):
+        if step.get("type") == "Prepend" and step.get("prepend") in (" ", META_SPACE):
+            return SpacePrefix(each=True, doubled=True)
+    for step in pretokenizers.steps(spec.get("pre_tokenizer")):
+        if step.get("type") == "Metaspace":
+            scheme = step.get("prepend_scheme") or (
+                "always" if step.get("add_prefix_space", True) else "never"
+            )
+            return None if scheme == "never" else SpacePrefix(each=scheme == "always", doubled=False)
+        if step.get("type") == "ByteLevel" and step.get("add_prefix_space"):
+            return SpacePrefix(each=True, doubled=False)
+    return None
+
+
+def _encoder(tokenizer: Tokenizer, moved: Mapping[int, int]) -> Encoder:
+    def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
+        tokenizer.encode_special_tokens = not parse_special
+        found: list[array[int]] = []
+        for start in range(0, len(texts), _BATCH):
+            batch = list(texts[start : start + _BATCH])
+            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
+                ids = encoding.ids
+                found.append(array("i", [moved.get(i, i) for i in ids] if moved else ids))
+        return found
+
+    return encode
+
+
+def _piece_encoder(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> Encoder:
+    """Encodes vocabulary entries as they stand: the same model and splits, no normalizer, no prefix."""
+    from tokenizers import Tokenizer as LibraryTokenizer
+
+    bare = LibraryTokenizer(tokenizer.model)
+    if spec.get("pre_tokenizer"):
+        stub = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": spec["pre_tokenizer"]}
+        text = json.dumps(_without_prefix(stub))
+        bare.pre_tokenizer = LibraryTokenizer.from_str(text).pre_tokenizer
+    return _encoder(bare, {})
+
+
+def _without_prefix(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_prefix(entry) for entry in value]
+    if not isinstance(value, dict):
+        return value
+    same = {key: _without_prefix(entry) for key, entry in value.items()}
+    if value.get("type") == "Metaspace":
+        return {**same, "prepend_scheme": "never", "add_prefix_space": False}
+    return {**same, "add_prefix_space": False} if value.get("type") == "ByteLevel" else same

@@ -1,0 +1,249 @@
+"""Token parity: does llama.cpp give the ids the checkpoint's own tokenizer gives?
+
+Measured on a vocabulary-only GGUF before any weight is read, or on a finished file. A text counts as equal
+when every way it was asked gives the same ids: with special tokens parsed; for text that spells none also
+without; for some with BOS and EOS as the vocabulary declares them.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ..core.gguf_file import read_header, write_header
+from ..core.vocabulary import TokenType, Vocab, gguf_keys
+from . import texts
+from .probe import LlamaProbe, ProbeFailure, Request
+from .tokenizer import META_SPACE, Source, added_pattern
+
+Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
+_FULL_SPECIALS = 24
+_TOKENS_A_TEXT = 24
+_WITH_BOS_EOS = 60
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A text on which the two disagree, with the pieces behind the ids."""
+
+    text: str
+    parse_special: bool
+    add_special: bool
+    expected: tuple[int, ...]
+    got: tuple[int, ...]
+    expected_pieces: tuple[str, ...]
+    got_pieces: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The result for one vocabulary: ``exact`` of ``texts`` texts give the same ids.
+
+    ``leading-space``: all do once the text given to llama.cpp has the space the original tokenizer puts in
+    front by itself. ``extra-spaces``: all do once the text given to llama.cpp lacks the spaces the original
+    removes by itself, at the ends and in runs. ``error`` says why llama.cpp could not be asked. ``tried`` has
+    the number of equal texts for every candidate measured on the way. ``different`` are indices into the
+    texts.
+    """
+
+    candidate: str
+    texts: int
+    exact: int
+    verdict: Verdict
+    difference: Difference | None = None
+    error: str | None = None
+    tried: Mapping[str, int] = field(default_factory=dict)
+    different: tuple[int, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the manifest and ``--json``."""
+        return {
+            "verdict": self.verdict,
+            "candidate": self.candidate,
+            "texts": self.texts,
+            "equal": self.exact,
+            "difference": asdict(self.difference) if self.difference else None,
+            "tried": dict(self.tried),
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """One encoding both sides are asked for; ``text`` is an index into the texts."""
+
+    text: int
+    parse_special: bool
+    add_special: bool = False
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Texts, questions and the right answers, without BOS and EOS."""
+
+    texts: tuple[str, ...]
+    questions: tuple[Question, ...]
+    answers: tuple[array[int], ...]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a vocabulary says llama.cpp shall put around and before a text."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    add_space_prefix: bool
+
+
+def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
+    """The built-in texts, those that spell the source's special tokens, and one line for every token."""
+    specials = [token.text for token in source.added if token.text.strip()]
+    roles = {source.tokens[token_id] for token_id in source.special.values()}
+    specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
+    written = (*texts.built_in(), *extra_texts)
+    spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
+    unique = tuple(dict.fromkeys((*written, *spelling, *_every_token(source))))
+    pattern = added_pattern([token for token in source.added if token.special], True)
+    many = len(dict.fromkeys(written))
+    plain = [at for at, text in enumerate(unique[:many]) if pattern is None or not pattern.search(text)]
+    parsed = source.encode_batch(unique, True)
+    unparsed = source.encode_batch([unique[index] for index in plain], False)
+    around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
+    return Exam(
+        texts=unique,
+        questions=(
+            *(Question(index, True) for index in range(len(unique))),
+            *(Question(index, False) for index in plain),
+            *(Question(index, True, True) for index in around),
+        ),
+        answers=(*parsed, *unparsed, *(parsed[index] for index in around)),
+    )
+
+
+def _every_token(source: Source) -> list[str]:
+    """Texts in which every token's own text stands on a line of its own, several to a text."""
+    lines: list[str] = []
+    symbols = byte_symbols() if source.kind == "byte-level bpe" else None
+    for text, kind in zip(source.tokens, source.types, strict=True):
+        if text is None or kind is not TokenType.NORMAL:
+            continue
+        if symbols is None:
+            lines.append(text.replace(META_SPACE, " "))
+            continue
+        try:
+            lines.append(bytes(symbols[character] for character in text).decode("utf-8"))
+        except (KeyError, UnicodeDecodeError):  # a token of half a character
+            continue
+    return ["\n".join(lines[at : at + _TOKENS_A_TEXT]) for at in range(0, len(lines), _TOKENS_A_TEXT)]
+
+
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
+
+
+def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
+    """Write a GGUF that holds a vocabulary and nothing else; llama.cpp loads it with vocab_only."""
+    write_header(path, arch, gguf_keys(vocab), ())
+
+
+def declared(vocab: Vocab) -> Declared:
+    """What a vocabulary puts around a text."""
+    return Declared(
+        before=(vocab.special["bos"],) if vocab.add_bos and "bos" in vocab.special else (),
+        after=(vocab.special["eos"],) if vocab.add_eos and "eos" in vocab.special else (),
+        add_space_prefix=vocab.add_space_prefix and vocab.model == "llama",
+    )
+
+
+def check_file(path: Path, source: Source, extra_texts: Sequence[str] = ()) -> Parity:
+    """Measure a finished GGUF against a checkpoint's tokenizer. Raises GgufError for a damaged header."""
+    metadata = read_header(path).metadata
+    prefix = "tokenizer.ggml."
+    around = Declared(
+        before=_declared_id(metadata, "bos") if metadata.get(f"{prefix}add_bos_token") else (),
+        after=_declared_id(metadata, "eos") if metadata.get(f"{prefix}add_eos_token") else (),
+        add_space_prefix=bool(metadata.get(f"{prefix}add_space_prefix"))
+        and metadata.get(f"{prefix}model") == "llama",
+    )
+    with LlamaProbe(path) as probe:
+        return grade(path.name, probe, exam(source, extra_texts), source, around)
+
+
+def _declared_id(metadata: Mapping[str, Any], role: str) -> tuple[int, ...]:
+    token_id = metadata.get(f"tokenizer.ggml.{role}_token_id")
+    return (token_id,) if isinstance(token_id, int) else ()
+
+
+def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
+    """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
+    as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
+    spaced: list[Request] = []
+    prefix = source.prefix is not None and not around.add_space_prefix
+    if prefix or source.collapses_spaces:
+        for request in as_is:
+            text = source.written_out(request.text, request.parse_special, prefix=prefix)
+            spaced.append(replace(request, text=text))
+    total = len(questions.texts)
+    try:
+        got = probe.encode([*as_is, *spaced])
+    except ProbeFailure as failure:
+        return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
+    wrong = _wrong(questions, got[: len(as_is)], around)
+    if not wrong:
+        return Parity(name, total, total, "exact")
+    exact = total - len({questions.questions[index].text for index in wrong})
+    first = _difference(questions, wrong[0], got[wrong[0]], source, around)
+    different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
+    if spaced and not _wrong(questions, got[len(as_is) :], around):
+        verdict: Verdict = "leading-space" if prefix else "extra-spaces"
+        return Parity(name, total, exact, verdict, first, different=different)
+    return Parity(name, total, exact, "mismatch", first, different=different)
+
+
+def _wrong(questions: Exam, got: Sequence[array[int]], around: Declared) -> list[int]:
+    before, after = array("i", around.before), array("i", around.after)
+    return [
+        index
+        for index, (question, answer, found) in enumerate(
+            zip(questions.questions, questions.answers, got, strict=True)
+        )
+        if found != (before + answer + after if question.add_special else answer)
+    ]
+
+
+def _difference(questions: Exam, index: int, got: array[int], source: Source, around: Declared) -> Difference:
+    question = questions.questions[index]
+    expected = tuple(questions.answers[index])
+    if question.add_special:
+        expected = (*around.before, *expected, *around.after)
+    return Difference(
+        text=questions.texts[question.text],
+        parse_special=question.parse_special,
+        add_special=question.add_special,
+        expected=expected,
+        got=tuple(got),
+        expected_pieces=_pieces(source, expected),
+        got_pieces=_pieces(source, tuple(got)),
+    )
+
+
+def _pieces(source: Source, ids: Sequence[int]) -> tuple[str, ...]:
+    return tuple((source.tokens[token_id] or "") if 0 <= token_id < source.size else "?" for token_id in ids)
+
+
+def only_unnormalized(parity: Parity, questions: Exam, source: Source) -> str | None:
+    """The Unicode form the tokenizer brings text into, if all that differs is text not in that form yet."""
+    form = next((name for name in source.normalizers if name in ("NFC", "NFKC", "NFD", "NFKD")), None)
+    if form is None or not parity.different or parity.error:
+        return None
+    for index in parity.different:
+        text = questions.texts[index]
+        if unicodedata.normalize(form, text) == text:  # type: ignore[arg-type]
+            return None
+    return form

@@ -1,0 +1,184 @@
+"""Finding the vocabulary llama.cpp reads exactly as the checkpoint's own tokenizer does."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import MappingError, TokenMismatch
+from ..core.files import explained
+from ..core.model import Model, Note
+from ..core.progress import Progress, silent
+from ..core.vocabulary import Vocab
+from .adapters import adapt, enabled_adapters
+from .candidates import Candidate, candidates
+from .context import AdapterContext, read_context
+from .parity import Difference, Exam, Parity, declared, exam, grade, only_unnormalized, write_vocab_only
+from .probe import LlamaProbe
+from .sources import read_source
+from .tokenizer import Source
+
+EMBEDDING = "token_embd.weight"
+_SHOWN_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate after the adapters, and how it did."""
+
+    vocab: Vocab
+    parity: Parity
+    notes: tuple[Note, ...]
+
+
+def settle_vocab(
+    model: Model,
+    checkpoint: Checkpoint,
+    *,
+    disabled_adapters: Collection[str] = (),
+    chat_template: str | None = None,
+    allow_mismatch: bool = False,
+    progress: Progress = silent,
+) -> tuple[Model, Parity]:
+    """Give ``model`` the first candidate vocabulary with exactly the tokenizer's token ids.
+
+    The number of embedding rows is that of ``token_embd.weight``; no weight is read. Raises VocabError where
+    the tokenizer cannot be read, has no counterpart in llama.cpp or has more tokens than rows, and
+    TokenMismatch where no candidate is exact, not even but for a leading space, unless ``allow_mismatch``.
+    """
+    enabled = enabled_adapters(disabled_adapters)
+    try:
+        rows = model.tensor(EMBEDDING).rows
+    except KeyError as error:
+        raise MappingError(
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be fitted to it"
+        ) from error
+    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
+    source = read_source(checkpoint)
+    best, questions = _best(source, context, enabled, progress)
+    notes = [*source.notes, *best.notes, *_notes(best.parity, source)]
+    if best.parity.verdict == "mismatch":
+        if not allow_mismatch:
+            raise mismatch(best.parity, questions, source)
+        notes.append(_allowed(best.parity))
+    return replace(model, vocab=best.vocab, notes=(*model.notes, *notes)), best.parity
+
+
+def _best(
+    source: Source, context: AdapterContext, enabled: Collection[str], progress: Progress
+) -> tuple[Trial, Exam]:
+    """Measure candidates until one is exact; else the best: equal but for spaces, then by equal texts."""
+    trials: list[Trial] = []
+    questions: Exam | None = None
+    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kconv-vocab-") as folder:
+        for candidate in candidates(source):
+            vocab, notes = _adapted(candidate, context, enabled)
+            path = Path(folder) / "vocab.gguf"
+            write_vocab_only(path, context.arch, vocab)
+            with LlamaProbe(path) as probe:
+                questions = questions or exam(source)  # while the child loads
+                total = len(questions.texts)
+                progress("tokens", 0, total)
+                parity = grade(candidate.name, probe, questions, source, declared(vocab))
+            trials.append(Trial(vocab, parity, notes))
+            progress("tokens", total, total)
+            if parity.verdict == "exact":
+                break
+    assert questions is not None
+    best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
+    tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
+    return replace(best, parity=replace(best.parity, tried=tried)), questions
+
+
+def _worth(parity: Parity) -> int:
+    ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "mismatch": 0 if parity.error else 1}
+    return ranks[parity.verdict]
+
+
+def _adapted(
+    candidate: Candidate, context: AdapterContext, enabled: Collection[str]
+) -> tuple[Vocab, tuple[Note, ...]]:
+    """The candidate as it would be written; llama.cpp must not be told to add a token nobody names."""
+    vocab, notes = adapt(candidate.vocab, context, enabled)
+    for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)):
+        if wanted and role not in vocab.special:
+            vocab = replace(vocab, add_bos=False) if role == "bos" else replace(vocab, add_eos=False)
+            message = f"{role.upper()} should be added to a text, but no token has that role; it is not added"
+            notes = (*notes, Note(f"add-{role}", message, warning=True))
+    return vocab, notes
+
+
+def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
+    equal = f"all {parity.texts} texts are then equal"
+    if parity.verdict == "leading-space":
+        each = source.prefix is not None and source.prefix.each
+        where = "every stretch of text between special tokens" if each else "a text"
+        message = (
+            f"the tokenizer puts a space before {where}, which llama.cpp does not with this vocabulary"
+            f" ({parity.candidate}): begin it with a space yourself; {equal}"
+        )
+        return (Note("leading-space", message),)
+    if parity.verdict == "extra-spaces":
+        message = (
+            "the tokenizer drops spaces at the ends of a text and all but one of several, which llama.cpp"
+            f" does not: give it text without them; {equal}"
+        )
+        return (Note("extra-spaces", message),)
+    return ()
+
+
+def _allowed(parity: Parity) -> Note:
+    message = (
+        f"token ids differ from the checkpoint's tokenizer in {parity.texts - parity.exact} of {parity.texts}"
+        f" texts ({parity.candidate}); written because a mismatch was allowed"
+    )
+    return Note("tokenizer-mismatch", message, warning=True)
+
+
+def mismatch(parity: Parity, questions: Exam, source: Source) -> TokenMismatch:
+    """The error for a vocabulary that was not matched, with the evidence."""
+    lines = [
+        "no vocabulary makes llama.cpp give the token ids of the checkpoint's own tokenizer",
+        f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
+    ]
+    if parity.error:
+        lines.append(f"  {parity.error}")
+    if parity.difference:
+        lines += difference_lines(parity.difference, source.description.files[0])
+    hint = "--allow-tokenizer-mismatch writes the best one all the same, with a warning in the manifest"
+    form = only_unnormalized(parity, questions, source)
+    if form:
+        hint = (
+            f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text and"
+            f" llama.cpp does not; if your texts are in {form}, {hint}"
+        )
+    return TokenMismatch("\n".join(lines), hint=hint)
+
+
+def difference_lines(difference: Difference, file: str) -> list[str]:
+    """The text, and both token lists around the first place where they part."""
+    parsed = "special tokens parsed" if difference.parse_special else "special tokens as plain text"
+    added = ", BOS and EOS added" if difference.add_special else ""
+    pairs = zip(difference.expected, difference.got, strict=False)
+    apart = next((at for at, (left, right) in enumerate(pairs) if left != right), None)
+    if apart is None:
+        apart = min(len(difference.expected), len(difference.got))
+    start = max(apart - _SHOWN_TOKENS // 3, 0)
+    text = difference.text if len(difference.text) <= 200 else difference.text[:200] + "…"
+    width = max(len(file), len("llama.cpp"))
+    return [
+        f"  first text that differs ({parsed}{added}): {text!r}",
+        f"  {file:<{width}}: {_listed(difference.expected, difference.expected_pieces, start)}",
+        f"  {'llama.cpp':<{width}}: {_listed(difference.got, difference.got_pieces, start)}",
+    ]
+
+
+def _listed(ids: tuple[int, ...], pieces: tuple[str, ...], start: int) -> str:
+    stop = start + _SHOWN_TOKENS
+    shown = [
+        f"{token_id} {piece!r}" for token_id, piece in zip(ids[start:stop], pieces[start:stop], strict=True)
+    ]
+    return " ".join(["…"] * (start > 0) + shown + ["…"] * (stop < len(ids))) or "(no tokens)"

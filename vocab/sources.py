@@ -1,0 +1,37 @@
+"""Finding and reading the tokenizer a checkpoint brings along."""
+
+from __future__ import annotations
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import VocabError
+from .token_settings import read_token_settings
+from .tokenizer import Description, Source
+
+__all__ = ["Description", "Source", "read_source"]
+
+
+def read_source(checkpoint: Checkpoint) -> Source:
+    """The checkpoint's own tokenizer, which is the truth all candidates are measured against.
+
+    tokenizer.json wins; without it vocab.json with merges.txt; without those a SentencePiece model. Raises
+    CheckpointError or VocabError where there is none or what there is cannot be read.
+    """
+    settings = read_token_settings(checkpoint)
+    if checkpoint.has("tokenizer.json"):
+        from .hf_tokenizer import read_tokenizer_json
+
+        return read_tokenizer_json(checkpoint, settings)
+    if checkpoint.has("vocab.json"):
+        from .hf_tokenizer import read_vocab_and_merges
+
+        return read_vocab_and_merges(checkpoint, settings)
+    from .sentencepiece_model import MODEL_FILES, read_sentencepiece
+
+    for name in MODEL_FILES:
+        if checkpoint.has(name):
+            return read_sentencepiece(checkpoint, name, settings)
+    raise VocabError(
+        f"{checkpoint.folder} holds no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, nor"
+        " tokenizer.model",
+        hint="download those files of the checkpoint too",
+    )

@@ -1,0 +1,122 @@
+"""A checkpoint's own tokenizer: what it says of itself, and the truth its copies are measured against."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..core.model import Note
+from ..core.vocabulary import TokenType
+from .token_settings import AddedToken
+
+Kind = Literal[
+    "byte-level bpe", "byte-fallback bpe", "character bpe", "sentencepiece bpe", "sentencepiece unigram"
+]
+Encoder = Callable[[Sequence[str], bool], list["array[int]"]]
+META_SPACE = "\u2581"
+
+
+def added_pattern(added: Sequence[AddedToken], parse_special: bool) -> re.Pattern[str] | None:
+    """What finds added tokens in a text, the longest at each place; None if there are none to find."""
+    texts = [token.text for token in added if token.text and (parse_special or not token.special)]
+    if not texts:
+        return None
+    return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
+
+
+@dataclass(frozen=True)
+class SpacePrefix:
+    """The space a tokenizer puts before text by itself.
+
+    ``each``: before every stretch of text between special tokens, otherwise only at the very start.
+    ``doubled``: also before text that begins with a space already.
+    """
+
+    each: bool = True
+    doubled: bool = True
+
+
+@dataclass(frozen=True)
+class Description:
+    """A tokenizer in words, for ``kconv inspect``. ``specials`` maps a role to ``(id, text)``."""
+
+    kind: str
+    files: tuple[str, ...]
+    model: str
+    normalizer: str
+    pre_tokenizer: str
+    decoder: str
+    post_processor: str
+    size: int
+    added: int
+    specials: Mapping[str, tuple[int, str]]
+    add_bos: bool
+    add_eos: bool
+    chat_template: bool
+
+
+@dataclass(frozen=True)
+class Source:
+    """The tokenizer of a checkpoint.
+
+    ``tokens`` and ``types`` run by id; a hole is None. ``scores`` run by id where the model has them.
+    ``merges`` are pairs joined by a space, in order of rank. ``splits`` is the pre-tokenizer's structure
+    (``pretokenizers.structure``). ``collapses_spaces``: of several spaces one stays, at the ends of a stretch
+    of text none. ``encode_batch(texts, parse_special)`` gives the ids without BOS and EOS;
+    ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past the normalizer and added tokens.
+    """
+
+    kind: Kind
+    description: Description
+    tokens: tuple[str | None, ...]
+    types: tuple[TokenType, ...]
+    encode_batch: Encoder
+    scores: tuple[float, ...] = ()
+    merges: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    ignore_merges: bool = False
+    normalizers: tuple[str, ...] = ()
+    special: Mapping[str, int] = field(default_factory=dict)
+    added: tuple[AddedToken, ...] = ()
+    add_bos: bool = False
+    add_eos: bool = False
+    prefix: SpacePrefix | None = None
+    collapses_spaces: bool = False
+    chat_template: str | None = None
+    encode_pieces: Encoder | None = None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """One more than the largest id."""
+        return len(self.tokens)
+
+    def encode(self, text: str, parse_special: bool) -> list[int]:
+        """Token ids of ``text`` without BOS and EOS."""
+        return list(self.encode_batch([text], parse_special)[0])
+
+    def written_out(self, text: str, parse_special: bool, *, prefix: bool = True) -> str:
+        """``text`` with what the tokenizer does to spaces by itself done to it beforehand.
+
+        Without ``prefix`` the leading space is left out, for a llama.cpp that adds it.
+        """
+        pattern = added_pattern(self.added, parse_special)
+        pieces: list[str] = []
+        end = 0
+        for match in pattern.finditer(text) if pattern else ():
+            pieces += [self._spaced(text[end : match.start()], end == 0, prefix), match.group()]
+            end = match.end()
+        return "".join((*pieces, self._spaced(text[end:], end == 0, prefix)))
+
+    def _spaced(self, stretch: str, first: bool, prefix: bool) -> str:
+        if self.collapses_spaces:
+            stretch = re.sub(" +", " ", stretch).lstrip(" ").rstrip(" " + META_SPACE)
+        if not prefix or not stretch or self.prefix is None or not (first or self.prefix.each):
+            return stretch
+        # Metaspace and ByteLevel leave text alone that begins with a space; Prepend does not look.
+        if not self.prefix.doubled and stretch[0] in (" ", META_SPACE):
+            return stretch
+        return " " + stretch
