@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,20 @@ from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin, open_checkpoint
 from ..core.tensor import DType
+from ..core.vocabulary import Vocab
 from ..quant.policy import FormatChoice, Policy, choose_formats, parse_policy, quantization_metadata
+from ..vocab.context import read_context
 from ..vocab.parity import Parity
+from ..vocab.sampling import recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
 from .manifest import SourceFile, SourceHashes, as_text, manifest_path, versions
 from .recipe import build
+
+# A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
+LEADING_SPACE = "kconv.leading_space"
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,7 @@ def convert(
         outputs = [_output(*each, model) for each in zip(plans, policies, sizes, strict=True)]
         common = _manifest(checkpoint, model, options, parity, files)
         for plan, output, temporary in zip(plans, outputs, temporaries[len(plans) :], strict=True):
-            temporary.write_text(as_text({**_manifest_head(plan, output), **common}), encoding="utf-8")
+            temporary.write_text(as_text(_manifest_of(plan, output, common)), encoding="utf-8")
     return _conversion(checkpoint, model, outputs, parity)
 
 
@@ -200,10 +206,11 @@ def checkpoint_name(checkpoint: Checkpoint) -> str:
 def _with_vocab(
     model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
 ) -> tuple[Model, Parity]:
-    model = replace(model, metadata=general_metadata(checkpoint))
-    notice = licence_notice(model.metadata)
+    """The model with its proven vocabulary, and what the card says: licence, sampling."""
+    metadata = general_metadata(checkpoint)
+    notice = licence_notice(metadata)
     model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
-    return settle_vocab(
+    model, parity = settle_vocab(
         model,
         checkpoint,
         disabled_adapters=options.disabled_adapters,
@@ -211,6 +218,20 @@ def _with_vocab(
         allow_mismatch=options.allow_tokenizer_mismatch,
         progress=progress,
     )
+    assert model.vocab is not None
+    context = read_context(checkpoint, arch=model.arch, rows=model.vocab.size)
+    metadata.update(sampling_metadata(recommended_sampling(context, model.vocab)))
+    if parity.verdict == "leading-space":
+        metadata[LEADING_SPACE] = True
+        model = replace(model, vocab=_with_space_in_template(model.vocab))
+    return replace(model, metadata=metadata), parity
+
+
+def _with_space_in_template(vocab: Vocab) -> Vocab:
+    """Chats begin with the space that the tokenizer would put there and this vocabulary does not."""
+    if vocab.chat_template is None:
+        return vocab
+    return replace(vocab, chat_template="{{ ' ' }}" + vocab.chat_template)
 
 
 def _plan(path: Path, model: Model, policy: Policy, choice: FormatChoice) -> FilePlan:
@@ -252,13 +273,10 @@ def _output(plan: FilePlan, policy: Policy, size: int, model: Model) -> Output:
     return Output(plan.path, policy.name, size, manifest_path(plan.path), tuple(weights.items()), bits)
 
 
-def _manifest_head(plan: FilePlan, output: Output) -> dict[str, Any]:
-    tensors = [
-        {"name": info.name, "shape": list(info.shape), "type": format.name}
-        for info, format in zip(plan.tensors, plan.formats, strict=True)
-    ]
+def _manifest_of(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> dict[str, Any]:
+    tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
     head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
-    return {"output": {**head, "tensors": tensors}}
+    return {"output": head, **common, "tensors": tensors}
 
 
 def _conversion(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import MappingError
@@ -75,16 +76,23 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     tensors: list[Tensor] = []
     gaps: list[str] = []
     used: set[str] = set()
-    for row in recipe.rows:
-        for i in range(sizes["layers"]) if "{i}" in row.target else (0,):
-            if row.when is None or row.when in flags:
-                tensors += _make(row, i, sizes, checkpoint, used, gaps)
+    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+        if row.when is None or row.when in flags:
+            tensors += _make(row, i, sizes, checkpoint, used, gaps)
     gaps += _unused(recipe, sizes, checkpoint, used)
     if gaps:
         raise _mapping_error(recipe, checkpoint, gaps)
     hparams = {f"{recipe.arch}.{key}": value for key, value in recipe.hparams(settings, sizes).items()}
     tensors += recipe.extra(settings, sizes)
     return Model(recipe.arch, hparams, tuple(tensors), notes=tuple(recipe.notes(settings, flags)))
+
+
+def _in_file_order(rows: Sequence[Row], layers: int) -> Iterator[tuple[Row, int]]:
+    """Layer after layer, as a model is read when it runs: what lies together is needed together."""
+    for layered, group in groupby(rows, key=lambda row: "{i}" in row.target):
+        together = tuple(group)
+        for i in range(layers if layered else 1):
+            yield from ((row, i) for row in together)
 
 
 def _make(

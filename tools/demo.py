@@ -37,14 +37,14 @@ def main(folder: Path) -> None:
         kconv("to-gguf", str(checkpoint), *types, "-o", str(folder), "--json")
     )
     tokens = result["tokens"]
-    print(f"\ntokens: {tokens['exact']} of {tokens['texts']} texts equal the checkpoint's own tokenizer\n")
+    print(f"\ntokens: {tokens['equal']} of {tokens['texts']} texts equal the checkpoint's own tokenizer\n")
     for output in result["outputs"]:
         text = kconv("run", output["path"], "-p", PROMPT, "-n", "60", "--no-chat", "--seed", "1")
         print(f"{text.strip()}\n")
     print(f"{'file':<28}{'size':>10}{'bits per weight':>18}{'tokens':>14}")
     for output in result["outputs"]:
         name, size = Path(output["path"]).name, f"{output['bytes'] / 1e6:.2f} MB"
-        equal = f"{tokens['exact']}/{tokens['texts']}"
+        equal = f"{tokens['equal']}/{tokens['texts']}"
         print(f"{name:<28}{size:>10}{output['bits_per_weight']:>18.2f}{equal:>14}")
     print(f"\nThe files are in {folder}/, each with its manifest beside it. Try one with your own words:")
     print(f"  {KCONV} run {result['outputs'][1]['path']} -p '{PROMPT}'")
