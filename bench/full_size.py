@@ -98,7 +98,8 @@ def check(case: Case) -> list[Result]:
     """Convert to each type by itself, then to all from one read on one thread, and compare."""
     checkpoint = material.prepared(case.shape)
     out = material.scratch() / "full-size-out"
-    results, digests = [], {}
+    results: list[Result] = []
+    digests: dict[str, str] = {}
     for type_ in TYPES:
         run, files = convert(checkpoint, out, (type_,))
         results.append(judge(case, type_, run, files))
