@@ -22,6 +22,7 @@ from ..core.progress import Progress, silent
 from .generation import Sampling
 
 _BATCH = 512
+_LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 KV_TYPES = ("f16", "f32", "q8_0")
 _log_callback: Any = None  # llama.cpp keeps a pointer to it for the rest of the process
 
@@ -233,7 +234,7 @@ def _capture_log(api: Any, verbose: bool) -> deque[str]:
         line = text.decode("utf-8", "replace")
         if verbose:
             sys.stderr.write(line)
-        elif level == 3 and line.strip():  # GGML_LOG_LEVEL_ERROR
+        elif level == _LOG_ERROR and line.strip():
             complaints.append(line.strip())
 
     _log_callback = api.llama_log_callback(on_log)

@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +16,7 @@ from .options import PATH, force_option, json_option, threads_option, verbose_op
 
 if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
+    from ..vocab.parity import Parity
 
 
 def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -135,10 +136,9 @@ def command(
 
 def _tell(conversion: Conversion, seconds: float) -> None:
     """What was done, for people."""
-    said = conversion.to_json()
     weights = count_text(conversion.parameters)
     say(f"{conversion.source}: {conversion.arch}, {weights} weights")
-    say(f"tokens: {_parity_text(said['tokens'])}")
+    say(f"tokens: {_parity_text(conversion.parity)}")
     for note in conversion.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     rows = [
@@ -156,8 +156,14 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     say(f"{plural(len(rows), 'file')} in {seconds_text(seconds)}; a manifest stands beside each")
 
 
-def _parity_text(tokens: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in tokens.items() if isinstance(value, (str, int)))
+def _parity_text(parity: Parity) -> str:
+    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
+    remark = {
+        "exact": "",
+        "leading-space": ", all of them once they begin with a space (see the note)",
+        "extra-spaces": ", all of them but for surplus spaces (see the note)",
+    }.get(parity.verdict, ": THE TOKENS DIFFER, written all the same as asked")
+    return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
 def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
