@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kconv-installed
 DEMO := demo
+# On plain Linux: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu (the default brings CUDA).
+TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench batch test-full clean
@@ -16,7 +18,7 @@ setup: $(STAMP) ## make .venv with kconv (editable), its extras and the test too
 $(STAMP): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kconv needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[verify,test]'
 	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links
 	@for room in core vocab quant converters cli; do ln -sfn ../../$$room .dev/kconv/$$room; done

@@ -18,7 +18,7 @@ Examples:
 
 
 @click.command("models", short_help="Show what is supported, and how.", epilog=EXAMPLES)
-@click.option("--markdown", is_flag=True, help="Print the table of architectures in Markdown.")
+@click.option("--markdown", is_flag=True, help="Print the table of models in Markdown.")
 @json_option
 @verbose_option
 def command(markdown: bool, as_json: bool, verbose: bool) -> None:
@@ -27,8 +27,12 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     if as_json:
         emit_json(known)
         return
-    header = ("architecture", "Hugging Face class", "runs in llama.cpp as")
-    rows = [(m["title"], ", ".join(m["hf_classes"]), m["arch"]) for m in known["architectures"]]
+    header = ("model", "Hugging Face class", "runs in llama.cpp as")
+    rows = [
+        (model, ", ".join(architecture["hf_classes"]), architecture["arch"])
+        for architecture in known["architectures"]
+        for model in (*architecture["models"], f"other {architecture['title']} models")
+    ]
     if markdown:
         click.echo(markdown_table(rows, header=header))
         return
@@ -56,6 +60,7 @@ def supported() -> dict[str, Any]:
             {
                 "name": recipe.name,
                 "title": recipe.title,
+                "models": list(recipe.models),
                 "hf_classes": list(recipe.hf_classes),
                 "arch": recipe.arch,
             }

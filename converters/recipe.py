@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one architecture becomes a GGUF model.
+    """How one architecture becomes a GGUF model; ``models`` names the ones it is known for.
 
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
     conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``extra`` tensors
@@ -53,6 +53,7 @@ class Recipe:
 
     name: str
     title: str
+    models: tuple[str, ...]
     hf_classes: tuple[str, ...]
     arch: str
     sizes: Callable[[Settings], Sizes]

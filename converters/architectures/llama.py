@@ -189,6 +189,7 @@ def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
 LLAMA = Recipe(
     name="llama",
     title="Llama",
+    models=("42dot LLM PLM/SFT 1.3B", "ETRI EAGLE 3B", "Llama-3-Ko 8B and its fine-tunes (AOG)"),
     hf_classes=("LlamaForCausalLM",),
     arch="llama",
     sizes=_sizes,

@@ -1,0 +1,37 @@
+"""The README says what the code does: its generated table, its commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+KCONV = str(Path(sys.executable).parent / "kconv")
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_model_table_is_the_generated_one(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    table = re.search(r"<!-- models: kconv models --markdown -->\n(.*?)<!-- /models -->", text, re.DOTALL)
+    assert table is not None
+    made = subprocess.run([KCONV, "models", "--markdown"], capture_output=True, text=True, check=True).stdout
+    assert table[1].strip() == made.strip()
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
+def test_every_make_target_and_option_named_exists(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    offered = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in set(re.findall(r"\bmake ([a-z][a-z-]*)", text)):
+        assert f"make {target} " in offered
+    for command in set(re.findall(r"\bkconv ([a-z][a-z-]+)", text)):
+        shown = subprocess.run([KCONV, command, "--help"], capture_output=True, text=True, check=False)
+        assert shown.returncode == 0, command
+    for line in re.findall(r"^kconv (to-gguf|run) (.*?)(?:  +#.*)?$", text, re.MULTILINE):
+        shown = subprocess.run([KCONV, line[0], "--help"], capture_output=True, text=True, check=True).stdout
+        for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", " " + line[1]):
+            assert re.search(rf"(?<![\w-]){re.escape(option)}\b", shown), f"{option} of {line}"
