@@ -49,11 +49,19 @@ def candidates(source: Source) -> Iterator[Candidate]:
 
 
 def _base(source: Source) -> Vocab:
-    """What all candidates of a source share. A hole has no text; the adapter pad-rows fills it."""
+    """What all candidates of a source share. A hole has no text; the adapter pad-rows fills it.
+
+    llama.cpp takes a token's text to end at a NUL (llama_vocab::impl::load), and dies if two are then equal.
+    """
+    cut = {token_id for token_id, text in enumerate(source.tokens) if text is not None and "\0" in text}
+    tokens = [text or "" for text in source.tokens]
+    types = list(source.types)
+    for token_id in cut:
+        tokens[token_id], types[token_id] = f"[NUL {token_id}]", TokenType.UNUSED
     return Vocab(
         model="gpt2",
-        tokens=tuple(text or "" for text in source.tokens),
-        types=source.types,
+        tokens=tuple(tokens),
+        types=tuple(types),
         special=source.special,
         add_bos=source.add_bos,
         add_eos=source.add_eos,

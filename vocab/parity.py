@@ -44,10 +44,10 @@ class Parity:
     """The result for one vocabulary: ``exact`` of ``texts`` texts give the same ids.
 
     ``leading-space``: all do once the text given to llama.cpp has the space the original tokenizer puts in
-    front by itself. ``extra-spaces``: all do once the text given to llama.cpp lacks the spaces the original
-    removes by itself, at the ends and in runs. ``error`` says why llama.cpp could not be asked. ``tried`` has
-    the number of equal texts for every candidate measured on the way. ``different`` are indices into the
-    texts.
+    front by itself. ``extra-spaces``: all do once the text given to llama.cpp lacks spaces, those that the
+    original removes or a first one that makes it add none; a stretch of one single space between special
+    tokens is left out of account. ``error`` says why llama.cpp could not be asked. ``tried`` has the number
+    of equal texts for every candidate measured on the way. ``different`` are indices into the texts.
     """
 
     candidate: str
@@ -183,38 +183,47 @@ def _declared_id(metadata: Mapping[str, Any], role: str) -> tuple[int, ...]:
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    spaced: list[Request] = []
-    prefix = source.prefix is not None and not around.add_space_prefix
-    if prefix or source.collapses_spaces:
-        for request in as_is:
-            text = source.written_out(request.text, request.parse_special, prefix=prefix)
-            spaced.append(replace(request, text=text))
+    spaced = _spaced(as_is, source, around)
     total = len(questions.texts)
     try:
-        got = probe.encode([*as_is, *spaced])
+        got = probe.encode([*as_is, *spaced.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
-    wrong = _wrong(questions, got[: len(as_is)], around)
+    wrong = _wrong(questions, dict(enumerate(got[: len(as_is)])), around)
     if not wrong:
         return Parity(name, total, total, "exact")
-    exact = total - len({questions.questions[index].text for index in wrong})
-    first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
-    if spaced and not _wrong(questions, got[len(as_is) :], around):
-        verdict: Verdict = "leading-space" if prefix else "extra-spaces"
-        return Parity(name, total, exact, verdict, first, different=different)
-    return Parity(name, total, exact, "mismatch", first, different=different)
+    verdict: Verdict = "mismatch"
+    if spaced and not _wrong(questions, dict(zip(spaced, got[len(as_is) :], strict=True)), around):
+        verdict = "extra-spaces" if around.add_space_prefix else "leading-space"
+    first = _difference(questions, wrong[0], got[wrong[0]], source, around)
+    return Parity(name, total, total - len(different), verdict, first, different=different)
 
 
-def _wrong(questions: Exam, got: Sequence[array[int]], around: Declared) -> list[int]:
-    before, after = array("i", around.before), array("i", around.after)
-    return [
-        index
-        for index, (question, answer, found) in enumerate(
-            zip(questions.questions, questions.answers, got, strict=True)
-        )
-        if found != (before + answer + after if question.add_special else answer)
+def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
+    """The requests by index, with the tokenizer's own handling of spaces written out; empty if none."""
+    if source.prefix is None and not source.collapses_spaces:
+        return {}
+    written = [
+        source.written_out(request.text, request.parse_special, adds_space=around.add_space_prefix)
+        for request in as_is
     ]
+    if all(text == request.text for text, request in zip(written, as_is, strict=True)):
+        return {}
+    return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
+
+
+def _wrong(questions: Exam, got: Mapping[int, array[int]], around: Declared) -> list[int]:
+    """Indices of the questions answered differently."""
+    before, after = array("i", around.before), array("i", around.after)
+    wrong = []
+    for index, found in got.items():
+        answer = questions.answers[index]
+        if questions.questions[index].add_special:
+            answer = before + answer + after
+        if found != answer:
+            wrong.append(index)
+    return wrong
 
 
 def _difference(questions: Exam, index: int, got: array[int], source: Source, around: Declared) -> Difference:

@@ -122,11 +122,12 @@ def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
         )
         return (Note("leading-space", message),)
     if parity.verdict == "extra-spaces":
-        message = (
-            "the tokenizer drops spaces at the ends of a text and all but one of several, which llama.cpp"
-            f" does not: give it text without them; {equal}"
+        does = (
+            "drops spaces at the ends of a text and all but one of several, which llama.cpp does not"
+            if source.collapses_spaces
+            else "adds no space to text that begins with one, while llama.cpp always does"
         )
-        return (Note("extra-spaces", message),)
+        return (Note("extra-spaces", f"the tokenizer {does}: give it text without such spaces; {equal}"),)
     return ()
 
 

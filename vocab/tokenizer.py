@@ -98,25 +98,31 @@ class Source:
         """Token ids of ``text`` without BOS and EOS."""
         return list(self.encode_batch([text], parse_special)[0])
 
-    def written_out(self, text: str, parse_special: bool, *, prefix: bool = True) -> str:
-        """``text`` with what the tokenizer does to spaces by itself done to it beforehand.
+    def written_out(self, text: str, parse_special: bool, *, adds_space: bool) -> str | None:
+        """The text to give to a llama.cpp that leaves spaces alone, for what the tokenizer makes of ``text``.
 
-        Without ``prefix`` the leading space is left out, for a llama.cpp that adds it.
+        With ``adds_space`` that llama.cpp puts a space before every stretch of text between special tokens;
+        then there is none for a stretch that is to become one single space: None.
         """
         pattern = added_pattern(self.added, parse_special)
         pieces: list[str] = []
         end = 0
-        for match in pattern.finditer(text) if pattern else ():
-            pieces += [self._spaced(text[end : match.start()], end == 0, prefix), match.group()]
-            end = match.end()
-        return "".join((*pieces, self._spaced(text[end:], end == 0, prefix)))
+        for match in (*(pattern.finditer(text) if pattern else ()), None):
+            stop = len(text) if match is None else match.start()
+            stretch = self._spaced(text[end:stop], end == 0)
+            if adds_space and stretch[:1] in (" ", META_SPACE):  # elsewhere llama.cpp's is one too many
+                stretch = stretch[1:]
+                if not stretch:
+                    return None
+            pieces += [stretch] if match is None else [stretch, match.group()]
+            end = 0 if match is None else match.end()
+        return "".join(pieces)
 
-    def _spaced(self, stretch: str, first: bool, prefix: bool) -> str:
+    def _spaced(self, stretch: str, first: bool) -> str:
         if self.collapses_spaces:
             stretch = re.sub(" +", " ", stretch).lstrip(" ").rstrip(" " + META_SPACE)
-        if not prefix or not stretch or self.prefix is None or not (first or self.prefix.each):
-            return stretch
+        prefix = self.prefix if first or (self.prefix is not None and self.prefix.each) else None
         # Metaspace and ByteLevel leave text alone that begins with a space; Prepend does not look.
-        if not self.prefix.doubled and stretch[0] in (" ", META_SPACE):
-            return stretch
-        return " " + stretch
+        if stretch and prefix is not None and (prefix.doubled or stretch[0] not in (" ", META_SPACE)):
+            return " " + stretch
+        return stretch
