@@ -167,12 +167,16 @@ def llama3_factors(base: float, head_dim: int, section: Settings) -> Array:
     old_context = section.integer("original_max_position_embeddings")
     if high <= low:
         raise section.refuse("high_freq_factor", high, f"more than low_freq_factor {low}")
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    wavelengths = 2 * math.pi * np.power(np.float32(base), exponents).astype(np.float64)
-    smooth = (old_context / wavelengths - low) / (high - low)
-    blended = 1 / ((1 - smooth) / factor + smooth)
-    factors = np.where(wavelengths > old_context / low, factor, blended)
-    return np.where(wavelengths < old_context / high, 1.0, factors).astype(np.float32)
+    # In float32 and in the order of PyTorch's operations (a number over a tensor is the number times the
+    # reciprocal), so that the bits are those transformers and llama.cpp's converter get.
+    f32 = np.float32
+    exponents = np.arange(0, head_dim, 2, dtype=f32) / f32(head_dim)
+    frequencies = f32(1) / np.power(float(f32(base)), exponents.astype(np.float64)).astype(f32)
+    wavelengths = f32(1) / frequencies * f32(2 * math.pi)
+    smooth = (f32(1) / wavelengths * f32(old_context) - f32(low)) / f32(high - low)
+    blended = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
+    stretched = np.where(wavelengths > f32(old_context / low), f32(factor), blended)
+    return np.where(wavelengths < f32(old_context / high), f32(1), stretched)
 
 
 def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
