@@ -28,7 +28,8 @@ def test_every_make_target_and_option_named_exists(name: str) -> None:
     offered = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in set(re.findall(r"\bmake ([a-z][a-z-]*)", text)):
         assert f"make {target} " in offered
-    for command in set(re.findall(r"(?:^|`)kconv ([a-z][a-z-]+)", text, re.MULTILINE)):
+    code = "\n".join([*re.findall(r"```sh\n(.*?)```", text, re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
+    for command in set(re.findall(r"^kconv ([a-z][a-z-]+)", code, re.MULTILINE)):
         shown = subprocess.run([KCONV, command, "--help"], capture_output=True, text=True, check=False)
         assert shown.returncode == 0, command
     for line in re.findall(r"^kconv (to-gguf|run) (.*?)(?:  +#.*)?$", text, re.MULTILINE):
