@@ -106,9 +106,13 @@ class TextStream:
         if self._trim:
             self._waiting = self._waiting.lstrip()
             self._trim = not self._waiting
-        hits = [(place, stop) for stop in self._stops if (place := self._waiting.find(stop)) >= 0]
-        if hits:
-            place, self.stopped = min(hits)
+        hits = [
+            (place + len(stop), place, stop)
+            for stop in self._stops
+            if (place := self._waiting.find(stop)) >= 0
+        ]
+        if hits:  # the one complete first ends the text, however its bytes were spread
+            _, place, self.stopped = min(hits)
             ready, self._waiting = self._waiting[:place], ""
             return ready
         keep = max((_overlap(self._waiting, stop) for stop in self._stops), default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +20,10 @@ COMMANDS = {
     "models": "models",
     "demo-checkpoint": "demo_checkpoint",
 }
+
+
+# Set by the shell: `eval "$(_KCONV_COMPLETE=bash_source kconv)"` switches completion on (or zsh_source).
+COMPLETION = "_KCONV_COMPLETE"
 
 
 class LazyGroup(click.Group):
@@ -99,6 +104,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     flags = frozenset(words[: words.index("--")] if "--" in words else words)  # click empties the list
     _prepare_streams()
+    if COMPLETION in os.environ:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "kconv", COMPLETION, os.environ[COMPLETION])
     try:
         with interruptible():
             # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.

@@ -140,6 +140,11 @@ def command(
     from ..converters.gguf_writer import available_cores
     from ..core.gguf_file import read_header
 
+    if artifact.is_dir():
+        raise InputError(
+            f"{artifact} is a folder, and what runs is a GGUF file",
+            hint=f"convert it first: kconv to-gguf {artifact}",
+        )
     text = _read_prompt(prompt)
     header = read_header(artifact)
     if not header.tensors:
@@ -321,7 +326,8 @@ def _generate(
 
 def _show(text: str, out: TextIO | None) -> None:
     if out is not None and text:
-        click.echo(terminal_text(text) if out.isatty() else text, file=out, nl=False)
+        # not click's echo, which takes escape sequences out of what a pipe should get unchanged
+        out.write(terminal_text(text) if out.isatty() else text)
         out.flush()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Sequence
@@ -75,7 +76,8 @@ Examples:
 @click.option(
     "--chat-template",
     metavar="NAME|FILE",
-    help="Chat template to write: a known name (42dot, aog) or a Jinja file.  [default: the checkpoint's]",
+    help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
+    "checkpoint's own]",
 )
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
 @threads_option
@@ -172,7 +174,8 @@ def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
         name = shlex.quote(str(file))
         lines += [f'  kconv run {name} -p "안녕하세요"', f"  llama-server -m {name}"]
     for file in modelfiles:
-        model = shlex.quote(file.name.removesuffix(".Modelfile").lower())
+        # Ollama's names are plain ASCII in lower case
+        model = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
         lines.append(f"  ollama create {model} -f {shlex.quote(str(file))}")
     return "\n".join(lines)
 

@@ -104,6 +104,22 @@ def test_version_of_libggml_is_what_the_library_says() -> None:
     assert libggml_version() == library.ggml_version().decode()
 
 
+def test_shells_can_complete_commands_and_options() -> None:
+    def completed(words: str) -> str:
+        environment = {
+            **os.environ,
+            "_KCONV_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = kconv(env=environment)
+        assert done.returncode == 0
+        return done.stdout
+
+    assert "plain,to-gguf" in completed("kconv to")
+    assert "plain,--greedy" in completed("kconv run --gre")
+
+
 # --- wrong usage ---
 
 

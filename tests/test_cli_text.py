@@ -35,7 +35,7 @@ def test_what_waited_for_a_stop_string_comes_at_the_end() -> None:
     assert streamed([b"abc <hum"], ("<human>:",)) == ["abc ", "<hum"]
 
 
-def test_the_earliest_stop_string_wins() -> None:
+def test_the_stop_string_complete_first_wins() -> None:
     stream = TextStream(["world", "lo"])
     assert stream.feed(b"hello world") == "hel"
     assert stream.stopped == "lo"
@@ -57,8 +57,11 @@ def test_however_the_bytes_are_cut_the_text_is_the_same(text: str, stops: list[s
     places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     pieces = [data[a:b] for a, b in itertools.pairwise(places)]
     expected = text
-    for stop in stops:
-        expected = expected.partition(stop)[0]
+    for end in range(len(text) + 1):  # as if the letters came one by one
+        complete = [len(stop) for stop in stops if text[:end].endswith(stop)]
+        if complete:
+            expected = text[: end - max(complete)]
+            break
     assert "".join(streamed(pieces, tuple(stops))) == expected
 
 
