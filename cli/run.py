@@ -18,8 +18,7 @@ from .generation import Runtime, Sampling, TextStream, choose_sampling, sampling
 from .llama_runtime import KV_TYPES, LlamaRuntime
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
-
-_MAX_PROMPT = 64 << 20  # bytes from standard input
+from .prompts import chosen_template, read_prompt, template_stops, token_room, whole_prompt
 
 
 @dataclass(frozen=True)
@@ -145,14 +144,14 @@ def command(
             f"{artifact} is a folder, and what runs is a GGUF file",
             hint=f"convert it first: kconv to-gguf {artifact}",
         )
-    text = _read_prompt(prompt)
+    text = read_prompt(prompt)
     header = read_header(artifact)
     if not header.tensors:
         raise GgufError(f"{artifact} holds a vocabulary but no weights", hint="give a converted model")
     sampling = _sampling(header.metadata, wishes, greedy=greedy)
-    template = _template(artifact, header.metadata, chat=chat, system=system)
-    full = _whole_prompt(header.metadata, template, text, system)
-    stops = (*stops, *_template_stops(template))
+    template = chosen_template(artifact, header.metadata, chat=chat, system=system)
+    full = whole_prompt(header.metadata, template, text, system)
+    stops = (*stops, *template_stops(template))
     with (
         shown_progress() as progress,
         LlamaRuntime(
@@ -165,7 +164,7 @@ def command(
         ) as runtime,
     ):
         ids = runtime.tokenize(full)
-        count = _room(len(ids), tokens, runtime.context_length, context)
+        count = token_room(len(ids), tokens, runtime.context_length, context)
         if verbose:
             say(f"kconv: {sampling}", err=True)
             say(f"kconv: the prompt has {len(ids)} tokens: {full!r}", err=True)
@@ -180,31 +179,6 @@ def command(
     _tell(done, len(ids), verbose=verbose, chat=template is not None)
 
 
-def _read_prompt(prompt: str | None) -> str:
-    """The prompt as text; ``-`` stands for standard input, whose last newline does not count."""
-    if prompt is None:
-        raise UsageError("no prompt given", hint="pass -p TEXT, or -p - to read standard input")
-    if prompt != "-":
-        try:
-            prompt.encode("utf-8")
-        except UnicodeEncodeError:
-            raise UsageError("the prompt is not UTF-8", hint="set the terminal's encoding to UTF-8") from None
-        return prompt
-    data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
-    if len(data) > _MAX_PROMPT:
-        raise InputError(
-            f"standard input holds more than {_MAX_PROMPT >> 20} MiB", hint="give a shorter prompt"
-        )
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"standard input is not UTF-8 (at byte {error.start})",
-            hint="convert it first, for example: iconv -f cp949 -t utf-8",
-        ) from None
-    return text.removesuffix("\n").removesuffix("\r")
-
-
 def _sampling(metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool) -> Sampling:
     wished = dict(wishes)
     if greedy:
@@ -214,80 +188,6 @@ def _sampling(metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *
     if wished["seed"] is None:
         wished["seed"] = secrets.randbits(31)
     return choose_sampling(sampling_in_file(metadata), wished)
-
-
-def _template(
-    artifact: Path, metadata: Mapping[str, Any], *, chat: bool | None, system: str | None
-) -> str | None:
-    """The file's chat template if the prompt is to go through it, else None."""
-    template = metadata.get("tokenizer.chat_template")
-    if chat is False or (chat is None and not template):
-        if system is not None:
-            raise UsageError("--system belongs to a chat, and this prompt is completed as plain text")
-        return None
-    if not isinstance(template, str) or not template:
-        raise InputError(
-            f"{artifact} carries no chat template",
-            hint="leave out --chat, or convert again with --chat-template",
-        )
-    if chat is None and sys.stderr is not None and sys.stderr.isatty():
-        say("kconv: asking through the file's chat template; --no-chat completes plain text", err=True)
-    return template
-
-
-def _whole_prompt(metadata: Mapping[str, Any], template: str | None, text: str, system: str | None) -> str:
-    """What the model is to see, as text."""
-    # This vocabulary cannot put the space in front that the checkpoint's tokenizer puts there
-    # (converters write this key); chat templates of such files begin with it themselves.
-    space = " " if metadata.get("kconv.leading_space") is True else ""
-    if template is None:
-        return space + text
-    from ..vocab.templates import render_chat
-
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": text})
-    return render_chat(
-        template,
-        messages,
-        bos_token=_token(metadata, "bos"),
-        eos_token=_token(metadata, "eos"),
-    )
-
-
-def _token(metadata: Mapping[str, Any], role: str) -> str:
-    """Text of the special token of that role, empty where the file names none."""
-    tokens, number = metadata.get("tokenizer.ggml.tokens"), metadata.get(f"tokenizer.ggml.{role}_token_id")
-    if isinstance(tokens, tuple) and isinstance(number, int) and 0 <= number < len(tokens):
-        return str(tokens[number])
-    return ""
-
-
-def _template_stops(template: str | None) -> tuple[str, ...]:
-    """Texts that end an answer under a prompt format we know."""
-    if template is None:
-        return ()
-    from ..vocab.templates import format_of_template
-
-    known = format_of_template(template)
-    return () if known is None else known.stop
-
-
-def _room(prompt: int, wanted: int, trained: int, context: int | None) -> int:
-    """How many tokens may be generated, at most ``wanted`` (all there is room for if negative)."""
-    if prompt == 0:
-        raise UsageError("the prompt is empty, and this file puts no BOS token in front of it")
-    limit = context or trained
-    if prompt >= limit:
-        raise InputError(
-            f"the prompt has {prompt:,} tokens, the context holds {limit:,} and one must be left",
-            hint="shorten the prompt" if context is None else "shorten the prompt or pass a larger --ctx",
-        )
-    if limit > trained:
-        say(
-            f"kconv: warning: the model was trained with {trained:,} tokens, --ctx asks for {limit:,}",
-            err=True,
-        )
-    return limit - prompt if wanted < 0 else min(wanted, limit - prompt)
 
 
 def _generate(

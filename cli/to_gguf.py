@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..core.errors import OutputExists
 from .console import count_text, emit_json, plural, say, seconds_text, size_text, table
 from .generation import sampling_in_file
 from .options import PATH, force_option, json_option, threads_option, verbose_option
@@ -196,6 +197,13 @@ def _write_modelfile(path: Path, *, force: bool) -> Path:
     }
     sampling = Sampling(path.name, **recommended, stop=() if known is None else known.stop)
     target = path.with_suffix(".Modelfile")
-    with atomic_file(target, force=force) as temporary:
-        temporary.write_text(ollama_modelfile(path.name, template, sampling), encoding="utf-8")
+    text = ollama_modelfile(path.name, template, sampling)
+    try:
+        with atomic_file(target, force=force) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OutputExists as error:
+        raise OutputExists(
+            f"{target} exists already; {path} itself is written and whole",
+            hint="move that Modelfile away, or pass --force to overwrite both",
+        ) from error
     return target

@@ -73,6 +73,15 @@ def test_modelfile_names_the_file_and_its_sampling(converted: tuple[Path, dict[s
     assert "PARAMETER top_k 20\n" in text
 
 
+def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "x.Modelfile"
+    mine.write_text("mine")
+    done = kconv("to-gguf", checkpoint, "-o", tmp_path / "x.gguf", "--modelfile")
+    assert done.returncode == 3
+    assert "itself is written" in done.stderr
+    assert mine.read_text() == "mine"
+
+
 def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
     done = kconv("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x y.gguf", "--modelfile")
     assert done.returncode == 0, done.stderr

@@ -109,6 +109,18 @@ def test_standard_input_that_is_no_utf8_is_refused(base: Path) -> None:
     assert b"iconv" in done.stderr
 
 
+def test_text_that_is_no_utf8_is_refused(model: Path, base: Path, tmp_path: Path) -> None:
+    cp949 = os.fsdecode("한국어".encode("cp949"))
+    assert run(base, "-p", cp949).returncode == 2
+    assert run(model, "-p", "안녕", "--system", cp949).returncode == 2
+    data = model.read_bytes()
+    hangul = "호기심".encode()
+    (tmp_path / "bad.gguf").write_bytes(data.replace(hangul, b"\xff" * len(hangul)))
+    assert data.count(hangul) == 1
+    assert run(tmp_path / "bad.gguf", "-p", "안녕").returncode == 3
+    assert run(tmp_path / "bad.gguf", "-p", "안녕", "--no-chat", "-n", 1).returncode == 0
+
+
 def test_seeds_repeat_and_greedy_needs_none(base: Path) -> None:
     def ids(*options: object) -> Any:
         return answered(base, "-p", "옛날에", "-n", 24, *options)["ids"]
