@@ -34,15 +34,15 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
     """The recipe of a checkpoint's ``config.json``; UnsupportedModel lists what there is."""
     named = config.get("architectures")
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    for recipe in RECIPES:
-        if any(name in recipe.hf_classes for name in classes):
-            if "kv_lora_rank" in config:
-                raise _unsupported("a Llama class with kv_lora_rank", [_LATENT_ATTENTION])
-            return recipe
-        if not classes and config.get("model_type") == recipe.name:
+    near = [NEAR[name] for name in classes if name in NEAR]
+    if "kv_lora_rank" in config:
+        near = [_LATENT_ATTENTION]
+    for recipe in RECIPES if not near else ():
+        matches = any(name in recipe.hf_classes for name in classes)
+        if matches or (not classes and config.get("model_type") == recipe.name):
             return recipe
     said = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
-    raise _unsupported(said, [NEAR[name] for name in classes if name in NEAR])
+    raise _unsupported(said, near)
 
 
 def _unsupported(said: str, near: list[str]) -> UnsupportedModel:
