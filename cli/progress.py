@@ -18,6 +18,7 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 # What people read for the stages the rooms report, and whether they count bytes.
 _STAGES = {
     "write": ("writing weights", True),
+    "hash": ("hashing the source", True),
     "tokens": ("comparing tokens", False),
     "loading": ("loading", False),
     "reading the prompt": ("reading the prompt", False),

@@ -128,14 +128,19 @@ def _write_data(
 
 
 def _cut(tensors: Sequence[Tensor], plans: Sequence[FilePlan]) -> Iterator[Rows]:
-    """All pieces in the model's order, but slow formats first, so that the threads finish together."""
-    slow = [any(plan.formats[i].block_size == 256 for plan in plans) for i in range(len(tensors))]
-    for index in sorted(range(len(tensors)), key=lambda i: not slow[i]):
-        tensor = tensors[index]
-        granules = max(1, _SLAB // (tensor.granule * max(1, tensor.row_elements)))
-        step = granules * tensor.granule
-        for start in range(0, tensor.rows, step):
-            yield Rows(index, start, min(start + step, tensor.rows))
+    """All pieces in the model's order, those of slow formats spread evenly, so that progress is steady."""
+    slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
+    pieces = [piece for i, tensor in enumerate(tensors) for piece in _pieces(i, tensor)]
+    parts = [[p for p in pieces if p.index not in slow], [p for p in pieces if p.index in slow]]
+    placed = [((k + 0.5) / len(part), piece) for part in parts for k, piece in enumerate(part)]
+    return iter([piece for _, piece in sorted(placed, key=lambda item: item[0])])
+
+
+def _pieces(index: int, tensor: Tensor) -> Iterator[Rows]:
+    granules = max(1, _SLAB // (tensor.granule * max(1, tensor.row_elements)))
+    step = granules * tensor.granule
+    for start in range(0, tensor.rows, step):
+        yield Rows(index, start, min(start + step, tensor.rows))
 
 
 def _run(

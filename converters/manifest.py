@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.progress import Progress, silent
 from ..core.reading import file_sha256
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch")
@@ -60,7 +61,9 @@ class SourceHashes(threading.Thread):
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
         small = sorted(path for path in checkpoint.folder.iterdir() if _SMALL_FILES.fullmatch(path.name))
-        self._paths = [*(path for path in small if path.is_file()), *checkpoint.weight_files]
+        files = [*(path for path in small if path.is_file()), *checkpoint.weight_files]
+        self._paths = tuple(dict.fromkeys(files))
+        self._before = self._done = 0  # bytes
         self._files: list[SourceFile] = []
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
@@ -76,15 +79,21 @@ class SourceHashes(threading.Thread):
     def run(self) -> None:
         """Hash file after file."""
         try:
-            for path in dict.fromkeys(self._paths):
-                digest = file_sha256(path, stopped=self._stopped.is_set)
+            for path in self._paths:
+                digest = file_sha256(path, self._count, stopped=self._stopped.is_set)
                 self._files.append(SourceFile(path.name, path.stat().st_size, digest))
+                self._before = self._done
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
 
-    def result(self) -> tuple[SourceFile, ...]:
+    def _count(self, stage: str, done: int, total: int) -> None:
+        self._done = self._before + done
+
+    def result(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
         """All files, hashed; waits for them, and raises what hashing raised."""
+        total = sum(path.stat().st_size for path in self._paths)
         while self.is_alive():
+            progress("hash", self._done, total)
             self.join(0.1)  # so that Ctrl-C gets through
         if self._failure is not None:
             raise self._failure

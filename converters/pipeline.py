@@ -153,7 +153,7 @@ def convert(
                 model.tensors, plans, temporaries[: len(plans)],
                 threads=threads, allow_nan=options.allow_nan, progress=progress,
             )  # fmt: skip
-            files = hashes.result()
+            files = hashes.result(progress)
         outputs = [_output(*each, model) for each in zip(plans, policies, sizes, strict=True)]
         common = _manifest(checkpoint, model, options, parity, files)
         for plan, output, temporary in zip(plans, outputs, temporaries[len(plans) :], strict=True):
