@@ -34,7 +34,7 @@ def describe(path: Path) -> Description:
 
 def describe_gguf(path: Path) -> Description:
     """A GGUF file, from its header."""
-    from ..converters.manifest import manifest_path
+    from ..converters.targets import manifest_path
     from ..core.gguf_file import read_header
 
     header = read_header(path)

@@ -136,7 +136,7 @@ def command(
     printed. Without a template, or with --no-chat, the prompt is completed as plain text. Sampling is the
     file's own recommendation where it carries one, else llama.cpp's default; --verbose shows it.
     """
-    from ..converters.gguf_writer import available_cores
+    from ..core.cores import available_cores
     from ..core.gguf_file import read_header
 
     if artifact.is_dir():

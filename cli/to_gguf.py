@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..core.errors import OutputExists
 from .console import count_text, emit_json, plural, say, seconds_text, size_text, table
-from .generation import sampling_in_file
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
@@ -121,14 +119,13 @@ def command(
             disabled_adapters=disabled_adapters,
             chat_template=chat_template,
             verify=not no_verify,
+            modelfile=modelfile,
             force=force,
             threads=threads,
             progress=progress,
         )
     seconds = time.monotonic() - begun
-    modelfiles = (
-        [_write_modelfile(done.path, force=force) for done in conversion.outputs] if modelfile else []
-    )
+    modelfiles = [output.modelfile for output in conversion.outputs if output.modelfile]
     if as_json:
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
@@ -179,31 +176,3 @@ def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
         model = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"
         lines.append(f"  ollama create {model} -f {shlex.quote(str(file))}")
     return "\n".join(lines)
-
-
-def _write_modelfile(path: Path, *, force: bool) -> Path:
-    """Write ``<name>.Modelfile`` beside a GGUF, from what the file itself carries; returns its path."""
-    from ..core.files import atomic_file
-    from ..core.gguf_file import read_header
-    from ..vocab.ollama import ollama_modelfile
-    from ..vocab.sampling import Sampling
-    from ..vocab.templates import format_of_template
-
-    metadata = read_header(path).metadata
-    template = metadata.get("tokenizer.chat_template")
-    known = format_of_template(template)
-    recommended = {
-        name: value for name, value in sampling_in_file(metadata).items() if name != "repeat_last_n"
-    }
-    sampling = Sampling(path.name, **recommended, stop=() if known is None else known.stop)
-    target = path.with_suffix(".Modelfile")
-    text = ollama_modelfile(path.name, template, sampling)
-    try:
-        with atomic_file(target, force=force) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OutputExists as error:
-        raise OutputExists(
-            f"{target} exists already; {path} itself is written and whole",
-            hint="move that Modelfile away, or pass --force to overwrite both",
-        ) from error
-    return target

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
 from ..core.files import explained
 from ..core.gguf_file import TensorInfo, aligned, read_header, tensor_bytes, write_header
@@ -85,11 +86,6 @@ def write_files(
     _check_room(plans)
     _write_data(tensors, plans, temporaries, threads or available_cores(), allow_nan, progress)
     return [_reread(plan, temporary) for plan, temporary in zip(plans, temporaries, strict=True)]
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _write_data(

@@ -8,15 +8,20 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import file_sha256
+from ..core.reading import file_sha256, hub_origin
+from ..vocab.parity import Parity
+from .gguf_writer import FilePlan
+from .recipe import parameters
+from .results import Options, Output
+from .targets import checkpoint_name
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch")
 
@@ -34,11 +39,6 @@ class SourceFile:
     name: str
     bytes: int
     sha256: str
-
-
-def manifest_path(output: Path) -> Path:
-    """``x.gguf`` -> ``x.gguf.manifest.json``."""
-    return output.with_name(output.name + ".manifest.json")
 
 
 def versions() -> dict[str, str]:
@@ -100,6 +100,31 @@ class SourceHashes(threading.Thread):
         return tuple(self._files)
 
 
-def as_text(content: Mapping[str, Any]) -> str:
-    """The manifest as it stands in the file."""
+def common_part(
+    checkpoint: Checkpoint, model: Model, options: Options, parity: Parity, files: Sequence[SourceFile]
+) -> dict[str, Any]:
+    """What the manifests of one conversion share."""
+    repository, revision = hub_origin(checkpoint.folder)
+    return {
+        "source": {
+            "name": checkpoint_name(checkpoint),
+            "repository": repository,
+            "revision": revision,
+            "license": model.metadata.get("general.license"),
+            "files": [asdict(file) for file in files],
+        },
+        "architecture": model.arch,
+        "parameters": parameters(model),
+        "options": asdict(options),
+        "versions": versions(),
+        "notes": [asdict(note) for note in model.notes],
+        "proof": {"tokens": parity.to_json(), "logits": None},
+    }
+
+
+def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> str:
+    """The manifest of one file, as it stands in ``<file>.manifest.json``."""
+    head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
+    tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
+    content = {"output": head, **common, "tensors": tensors}
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

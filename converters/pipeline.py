@@ -3,96 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import UsageError
-from ..core.files import atomic_files, refuse_existing
-from ..core.model import Model, Note
+from ..core.files import atomic_files
+from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import hub_origin, open_checkpoint
-from ..core.tensor import DType
+from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
-from ..quant.policy import FormatChoice, Policy, choose_formats, parse_policy, quantization_metadata
+from ..quant.policy import choose_formats, quantization_metadata
 from ..vocab.context import read_context
+from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
-from ..vocab.sampling import recommended_sampling, sampling_metadata
+from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
-from .manifest import SourceFile, SourceHashes, as_text, manifest_path, versions
-from .recipe import build
+from .manifest import SourceHashes, common_part, manifest_text
+from .recipe import build, parameters
+from .results import Conversion, Options, Output
+from .targets import Target, choose_targets
 
 # A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
 LEADING_SPACE = "kconv.leading_space"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller asked for; goes into the manifest as it is."""
-
-    types: tuple[str, ...] = ("auto",)
-    pure: bool = False
-    allow_nan: bool = False
-    allow_tokenizer_mismatch: bool = False
-    disabled_adapters: tuple[str, ...] = ()
-    chat_template: str | None = None
-    verify: bool = True
-
-
-@dataclass(frozen=True)
-class Output:
-    """One file made. ``type`` as given (``q8_0``), sizes in bytes."""
-
-    path: Path
-    type: str
-    bytes: int
-    manifest: Path
-    formats: tuple[tuple[str, int], ...]
-    bits_per_weight: float
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What a conversion did; the fields are those of ``--json``."""
-
-    source: Path
-    arch: str
-    parameters: int
-    outputs: tuple[Output, ...]
-    parity: Parity
-    notes: tuple[Note, ...]
-    chat_template: str | None
-    license: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return {
-            "source": str(self.source),
-            "architecture": self.arch,
-            "parameters": self.parameters,
-            "outputs": [
-                {
-                    "path": str(output.path),
-                    "type": output.type,
-                    "bytes": output.bytes,
-                    "bits_per_weight": round(output.bits_per_weight, 4),
-                    "formats": dict(output.formats),
-                    "manifest": str(output.manifest),
-                }
-                for output in self.outputs
-            ],
-            "tokens": self.parity.to_json(),
-            "logits": None,
-            "notes": [asdict(note) for note in self.notes],
-            "chat_template": self.chat_template,
-            "license": self.license,
-        }
 
 
 def to_gguf(
@@ -106,15 +42,17 @@ def to_gguf(
     disabled_adapters: Sequence[str] = (),
     chat_template: str | None = None,
     verify: bool = True,
+    modelfile: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read.
 
-    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). Raises
-    KconvError of every kind; nothing is left under a final name unless all files are whole. ``verify``
-    is recorded only, until the logits proof exists; token parity always runs.
+    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
+    ``modelfile`` an Ollama Modelfile stands beside each. Raises KconvError of every kind; nothing is left
+    under a final name unless all files are whole. ``verify`` is recorded only, until the logits proof
+    exists; token parity always runs.
     """
     options = Options(
         tuple(types),
@@ -125,14 +63,17 @@ def to_gguf(
         chat_template,
         verify,
     )
-    return convert(source, output, options, force=force, threads=threads, progress=progress)
+    return convert(
+        source, output, options, modelfile=modelfile, force=force, threads=threads, progress=progress
+    )
 
 
 def convert(
     source: str | Path,
-    target: str | Path | None,
+    output: str | Path | None,
     options: Options,
     *,
+    modelfile: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -140,72 +81,18 @@ def convert(
     """The flow: open, map, settle the vocabulary, choose formats, plan, write."""
     checkpoint = open_checkpoint(source)
     model = build(recipe_for(checkpoint.config), checkpoint)
-    policies = _policies(options, model)
-    paths = _free_paths(checkpoint, target, policies, force)
-    model, parity = _with_vocab(model, checkpoint, options, progress)
-    choices = [choose_formats(model, policy) for policy in policies]
-    model = replace(model, notes=(*model.notes, *(note for choice in choices for note in choice.notes)))
-    plans = [_plan(*each) for each in zip(paths, [model] * len(paths), policies, choices, strict=True)]
-    manifests = [manifest_path(path) for path in paths]
-    with atomic_files([*paths, *manifests], force=force) as temporaries:
-        with SourceHashes(checkpoint) as hashes:
-            sizes = write_files(
-                model.tensors, plans, temporaries[: len(plans)],
-                threads=threads, allow_nan=options.allow_nan, progress=progress,
-            )  # fmt: skip
-            files = hashes.result(progress)
-        outputs = [_output(*each, model) for each in zip(plans, policies, sizes, strict=True)]
-        common = _manifest(checkpoint, model, options, parity, files)
-        for plan, output, temporary in zip(plans, outputs, temporaries[len(plans) :], strict=True):
-            temporary.write_text(as_text(_manifest_of(plan, output, common)), encoding="utf-8")
+    targets = choose_targets(
+        checkpoint, model, output, types=options.types, pure=options.pure, modelfile=modelfile, force=force
+    )
+    model, parity, sampling = _with_vocab(model, checkpoint, options, progress)
+    model, plans = _planned(model, targets)
+    outputs = _write(checkpoint, model, targets, plans, options, parity, sampling, force, threads, progress)
     return _conversion(checkpoint, model, outputs, parity)
-
-
-def _policies(options: Options, model: Model) -> list[Policy]:
-    names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = [parse_policy(name, pure=options.pure) for name in names]
-    return list({policy.name: policy for policy in policies}.values())
-
-
-def own_type(model: Model) -> str:
-    """The float type most of the checkpoint's weights have: f32, f16 or bf16."""
-    weights = dict.fromkeys(DType, 0)
-    for tensor in model.tensors:
-        weights[tensor.dtype] += tensor.elements
-    return max(weights, key=lambda dtype: weights[dtype]).value.lower()
-
-
-def _free_paths(
-    checkpoint: Checkpoint, output: str | Path | None, policies: Sequence[Policy], force: bool
-) -> list[Path]:
-    """Where each type goes; OutputExists before any work is done."""
-    target = Path(output) if output is not None else Path()
-    if target.suffix == ".gguf":
-        if len(policies) > 1:
-            raise UsageError(
-                f"-o {target} names one file, but {len(policies)} types were asked for",
-                hint="give a folder with -o, or one type",
-            )
-        paths = [target]
-    else:
-        name = checkpoint_name(checkpoint)
-        paths = [target / f"{name}-{policy.display}.gguf" for policy in policies]
-    for path in paths:
-        refuse_existing(path, force=force)
-        refuse_existing(manifest_path(path), force=force)
-    return paths
-
-
-def checkpoint_name(checkpoint: Checkpoint) -> str:
-    """The folder's name, or the repository's in a Hub cache, fit for a file name."""
-    repository, _ = hub_origin(checkpoint.folder)
-    name = repository.rpartition("/")[2] if repository else checkpoint.folder.resolve().name
-    return re.sub(r"[^\w.\-+]", "_", name) or "model"
 
 
 def _with_vocab(
     model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
-) -> tuple[Model, Parity]:
+) -> tuple[Model, Parity, Sampling | None]:
     """The model with its proven vocabulary, and what the card says: licence, sampling."""
     metadata = general_metadata(checkpoint)
     notice = licence_notice(metadata)
@@ -218,13 +105,20 @@ def _with_vocab(
         allow_mismatch=options.allow_tokenizer_mismatch,
         progress=progress,
     )
-    assert model.vocab is not None
-    context = read_context(checkpoint, arch=model.arch, rows=model.vocab.size)
-    metadata.update(sampling_metadata(recommended_sampling(context, model.vocab)))
+    vocab = settled(model)
+    context = read_context(checkpoint, arch=model.arch, rows=vocab.size)
+    sampling = recommended_sampling(context, vocab)
+    metadata.update(sampling_metadata(sampling))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
-        model = replace(model, vocab=_with_space_in_template(model.vocab))
-    return replace(model, metadata=metadata), parity
+        model = replace(model, vocab=_with_space_in_template(vocab))
+    return replace(model, metadata=metadata), parity, sampling
+
+
+def settled(model: Model) -> Vocab:
+    """The vocabulary, of a model that has been through the vocabulary stage."""
+    assert model.vocab is not None
+    return model.vocab
 
 
 def _with_space_in_template(vocab: Vocab) -> Vocab:
@@ -234,55 +128,66 @@ def _with_space_in_template(vocab: Vocab) -> Vocab:
     return replace(vocab, chat_template="{{ ' ' }}" + vocab.chat_template)
 
 
-def _plan(path: Path, model: Model, policy: Policy, choice: FormatChoice) -> FilePlan:
-    formats = [choice[tensor.name] for tensor in model.tensors]
-    return plan_file(path, model, formats, quantization_metadata(policy))
+def _planned(model: Model, targets: Sequence[Target]) -> tuple[Model, list[FilePlan]]:
+    """The model with notes on fallbacks, and the plan of every file."""
+    choices = [choose_formats(model, target.policy) for target in targets]
+    model = replace(model, notes=(*model.notes, *(note for choice in choices for note in choice.notes)))
+    plans = []
+    for target, choice in zip(targets, choices, strict=True):
+        formats = [choice[tensor.name] for tensor in model.tensors]
+        plans.append(plan_file(target.path, model, formats, quantization_metadata(target.policy)))
+    return model, plans
 
 
-def _manifest(
-    checkpoint: Checkpoint, model: Model, options: Options, parity: Parity, files: Sequence[SourceFile]
-) -> dict[str, Any]:
-    repository, revision = hub_origin(checkpoint.folder)
-    return {
-        "source": {
-            "name": checkpoint_name(checkpoint),
-            "repository": repository,
-            "revision": revision,
-            "license": model.metadata.get("general.license"),
-            "files": [asdict(file) for file in files],
-        },
-        "architecture": model.arch,
-        "parameters": parameters(model),
-        "options": asdict(options),
-        "versions": versions(),
-        "notes": [asdict(note) for note in model.notes],
-        "proof": {"tokens": parity.to_json(), "logits": None},
-    }
+def _write(
+    checkpoint: Checkpoint,
+    model: Model,
+    targets: Sequence[Target],
+    plans: Sequence[FilePlan],
+    options: Options,
+    parity: Parity,
+    sampling: Sampling | None,
+    force: bool,
+    threads: int | None,
+    progress: Progress,
+) -> list[Output]:
+    """All files of all targets; they appear together once each is whole."""
+    paths = [path for target in targets for path in target.paths]
+    with atomic_files(paths, force=force) as made:
+        temporary = dict(zip(paths, made, strict=True))
+        with SourceHashes(checkpoint) as hashes:
+            sizes = write_files(
+                model.tensors,
+                plans,
+                [temporary[target.path] for target in targets],
+                threads=threads,
+                allow_nan=options.allow_nan,
+                progress=progress,
+            )
+            files = hashes.result(progress)
+        outputs = [_output(*each, model) for each in zip(targets, plans, sizes, strict=True)]
+        common = common_part(checkpoint, model, options, parity, files)
+        for plan, output in zip(plans, outputs, strict=True):
+            text = manifest_text(plan, output, common)
+            temporary[output.manifest].write_text(text, encoding="utf-8")
+            if output.modelfile is not None:
+                text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
+                temporary[output.modelfile].write_text(text, encoding="utf-8")
+    return outputs
 
 
-def parameters(model: Model) -> int:
-    """Weights of the checkpoint; tensors computed from the configuration do not count."""
-    return sum(tensor.elements for tensor in model.tensors if tensor.name != "rope_freqs.weight")
-
-
-def _output(plan: FilePlan, policy: Policy, size: int, model: Model) -> Output:
+def _output(target: Target, plan: FilePlan, size: int, model: Model) -> Output:
     weights: dict[str, int] = {}
     for info, format in zip(plan.tensors, plan.formats, strict=True):
         weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
     bits = 8 * plan.data_bytes / max(1, parameters(model))
-    return Output(plan.path, policy.name, size, manifest_path(plan.path), tuple(weights.items()), bits)
-
-
-def _manifest_of(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> dict[str, Any]:
-    tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
-    return {"output": head, **common, "tensors": tensors}
+    formats = tuple(weights.items())
+    return Output(target.path, target.policy.name, size, bits, formats, target.manifest, target.modelfile)
 
 
 def _conversion(
     checkpoint: Checkpoint, model: Model, outputs: Sequence[Output], parity: Parity
 ) -> Conversion:
-    assert model.vocab is not None
     licence = model.metadata.get("general.license")
     return Conversion(
         checkpoint.folder,
@@ -291,7 +196,7 @@ def _conversion(
         tuple(outputs),
         parity,
         model.notes,
-        model.vocab.chat_template,
+        settled(model).chat_template,
         licence if isinstance(licence, str) else None,
     )
 

@@ -128,6 +128,11 @@ def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]
     ]
 
 
+def parameters(model: Model) -> int:
+    """Weights of the checkpoint; tensors computed from the configuration do not count."""
+    return sum(tensor.elements for tensor in model.tensors if tensor.name != "rope_freqs.weight")
+
+
 def product(words: str, sizes: Sizes) -> int:
     """``"heads * head_dim"`` in numbers."""
     return math.prod(sizes[word] for word in words.split(" * "))

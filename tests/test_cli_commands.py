@@ -78,8 +78,9 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
     mine.write_text("mine")
     done = kconv("to-gguf", checkpoint, "-o", tmp_path / "x.gguf", "--modelfile")
     assert done.returncode == 3
-    assert "itself is written" in done.stderr
+    assert "x.Modelfile exists already" in done.stderr
     assert mine.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [mine], "refused before anything was written"
 
 
 def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:

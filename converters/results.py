@@ -1,0 +1,79 @@
+"""What a conversion is asked for and what it gives back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.model import Note
+from ..vocab.parity import Parity
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller asked for; goes into the manifest as it is."""
+
+    types: tuple[str, ...] = ("auto",)
+    pure: bool = False
+    allow_nan: bool = False
+    allow_tokenizer_mismatch: bool = False
+    disabled_adapters: tuple[str, ...] = ()
+    chat_template: str | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True)
+class Output:
+    """One file made, and what stands beside it.
+
+    ``bytes`` is the whole file's size, ``formats`` the number of weights in each format.
+    """
+
+    path: Path
+    type: str
+    bytes: int
+    bits_per_weight: float
+    formats: tuple[tuple[str, int], ...]
+    manifest: Path
+    modelfile: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "path": str(self.path),
+            "type": self.type,
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "formats": dict(self.formats),
+            "manifest": str(self.manifest),
+            "modelfile": None if self.modelfile is None else str(self.modelfile),
+        }
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did; the fields are those of ``--json``."""
+
+    source: Path
+    arch: str
+    parameters: int
+    outputs: tuple[Output, ...]
+    parity: Parity
+    notes: tuple[Note, ...]
+    chat_template: str | None
+    license: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "outputs": [output.to_json() for output in self.outputs],
+            "tokens": self.parity.to_json(),
+            "logits": None,
+            "notes": [asdict(note) for note in self.notes],
+            "chat_template": self.chat_template,
+            "license": self.license,
+        }

@@ -1,0 +1,81 @@
+"""Which files a conversion makes, and under which names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import UsageError
+from ..core.files import refuse_existing
+from ..core.model import Model
+from ..core.reading import hub_origin
+from ..core.tensor import DType
+from ..quant.policy import Policy, parse_policy
+
+
+@dataclass(frozen=True)
+class Target:
+    """One GGUF to make, its policy, and the files beside it."""
+
+    path: Path
+    policy: Policy
+    manifest: Path
+    modelfile: Path | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        """Every file of this target, the GGUF first."""
+        return [self.path, self.manifest, *([self.modelfile] if self.modelfile else [])]
+
+
+def choose_targets(
+    checkpoint: Checkpoint,
+    model: Model,
+    output: str | Path | None,
+    *,
+    types: Sequence[str],
+    pure: bool,
+    modelfile: bool,
+    force: bool,
+) -> list[Target]:
+    """One target a type; UsageError for types that make no sense, OutputExists before any work is done."""
+    names = [own_type(model) if name.lower() == "auto" else name for name in types]
+    policies = {policy.name: policy for policy in (parse_policy(name, pure=pure) for name in names)}
+    place = Path(output) if output is not None else Path()
+    one_file = place.suffix == ".gguf"
+    if one_file and len(policies) > 1:
+        raise UsageError(
+            f"-o {place} names one file, but {len(policies)} types were asked for",
+            hint="give a folder with -o, or one type",
+        )
+    targets = []
+    for policy in policies.values():
+        path = place if one_file else place / f"{checkpoint_name(checkpoint)}-{policy.display}.gguf"
+        beside = path.with_suffix(".Modelfile") if modelfile else None
+        targets.append(Target(path, policy, manifest_path(path), beside))
+    for path in (path for target in targets for path in target.paths):
+        refuse_existing(path, force=force)
+    return targets
+
+
+def manifest_path(path: Path) -> Path:
+    """``x.gguf`` -> ``x.gguf.manifest.json``."""
+    return path.with_name(path.name + ".manifest.json")
+
+
+def own_type(model: Model) -> str:
+    """The float type most of the checkpoint's weights have: f32, f16 or bf16."""
+    weights = dict.fromkeys(DType, 0)
+    for tensor in model.tensors:
+        weights[tensor.dtype] += tensor.elements
+    return max(weights, key=lambda dtype: weights[dtype]).value.lower()
+
+
+def checkpoint_name(checkpoint: Checkpoint) -> str:
+    """The folder's name, or the repository's in a Hub cache, fit for a file name."""
+    repository, _ = hub_origin(checkpoint.folder)
+    name = repository.rpartition("/")[2] if repository else checkpoint.folder.resolve().name
+    return re.sub(r"[^\w.\-+]", "_", name) or "model"
