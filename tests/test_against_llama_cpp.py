@@ -32,6 +32,7 @@ from kconv.core.tensor import DType
 FLOATS = ("f32", "f16", "bf16")
 QUANTIZED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 NAMES = [variant.name for variant in VARIANTS]
+THREADED = ("gqa-bf16-sharded", "odd-rows")
 
 # Keys only one side writes, or writes otherwise, and why.
 ONLY_KCONV: Mapping[str, str] = {
@@ -78,7 +79,8 @@ def ours(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     for name, checkpoint in checkpoints.items():
         to_gguf(checkpoint, root / name, types=(*FLOATS, *QUANTIZED), threads=1)
         to_gguf(checkpoint, root / name / "pure", types=QUANTIZED, pure=True, threads=2)
-        to_gguf(checkpoint, root / name / "two", types=QUANTIZED, threads=2)
+        if name in THREADED:
+            to_gguf(checkpoint, root / name / "two", types=QUANTIZED, threads=2)
     return {name: root / name for name in checkpoints}
 
 
@@ -157,7 +159,7 @@ def test_quantized_types_equal_llama_quantize(
         assert sorted(found.keys) == sorted(expected.keys)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", THREADED)
 def test_threads_change_nothing(name: str, ours: dict[str, Path]) -> None:
     for type_ in QUANTIZED:
         assert _made(ours[name], type_).read_bytes() == _made(ours[name] / "two", type_).read_bytes(), type_
