@@ -7,9 +7,10 @@ without; for some with BOS and EOS as the vocabulary declares them.
 
 from __future__ import annotations
 
+import functools
 import unicodedata
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,8 @@ from .tokenizer import META_SPACE, Source, added_pattern
 
 Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
 _FULL_SPECIALS = 24
-_TOKENS_A_TEXT = 24
+_LINES = 24
+_COMPETING = 8000
 _WITH_BOS_EOS = 60
 
 
@@ -99,13 +101,14 @@ class Declared:
 
 
 def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
-    """The built-in texts, those that spell the source's special tokens, and one line for every token."""
+    """The built-in texts, those that spell the source's special tokens, and those its vocabulary gives."""
     specials = [token.text for token in source.added if token.text.strip()]
     roles = {source.tokens[token_id] for token_id in source.special.values()}
     specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
     written = (*texts.built_in(), *extra_texts)
     spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
-    unique = tuple(dict.fromkeys((*written, *spelling, *_every_token(source))))
+    of_vocabulary = (*_every_token(source), *_competing_merges(source))
+    unique = tuple(dict.fromkeys((*written, *spelling, *of_vocabulary)))
     pattern = added_pattern([token for token in source.added if token.special], True)
     many = len(dict.fromkeys(written))
     plain = [at for at, text in enumerate(unique[:many]) if pattern is None or not pattern.search(text)]
@@ -125,21 +128,46 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
 
 def _every_token(source: Source) -> list[str]:
     """Texts in which every token's own text stands on a line of its own, several to a text."""
-    lines: list[str] = []
-    symbols = byte_symbols() if source.kind == "byte-level bpe" else None
-    for text, kind in zip(source.tokens, source.types, strict=True):
-        if text is None or kind is not TokenType.NORMAL:
-            continue
-        if symbols is None:
-            lines.append(text.replace(META_SPACE, " "))
-            continue
-        try:
-            lines.append(bytes(symbols[character] for character in text).decode("utf-8"))
-        except (KeyError, UnicodeDecodeError):  # a token of half a character
-            continue
-    return ["\n".join(lines[at : at + _TOKENS_A_TEXT]) for at in range(0, len(lines), _TOKENS_A_TEXT)]
+    return _in_lines(
+        _plain(source, text)
+        for text, kind in zip(source.tokens, source.types, strict=True)
+        if text is not None and kind is TokenType.NORMAL
+    )
 
 
+def _competing_merges(source: Source) -> list[str]:
+    """Texts in which two merges want the same piece, so that their order decides: of many, a sample."""
+    pairs = [merge.split(" ") for merge in source.merges]
+    by_left: dict[str, list[tuple[int, str]]] = {}
+    for rank, (left, right) in enumerate(pairs):
+        by_left.setdefault(left, []).append((rank, right))
+    found: list[str] = []
+    step = max(len(pairs) // _COMPETING, 1)
+    for rank in range(0, len(pairs), step):
+        left, right = pairs[rank]
+        rivals = by_left.get(right)
+        if rivals:
+            found.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
+    return _in_lines(_plain(source, text) for text in found)
+
+
+def _plain(source: Source, token: str) -> str | None:
+    """The text a token stands for; None for half a character."""
+    if source.kind != "byte-level bpe":
+        return token.replace(META_SPACE, " ")
+    symbols = byte_symbols()
+    try:
+        return bytes(symbols[character] for character in token).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
+
+
+def _in_lines(texts: Iterable[str | None]) -> list[str]:
+    lines = [text for text in texts if text is not None]
+    return ["\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES)]
+
+
+@functools.cache
 def byte_symbols() -> dict[str, int]:
     """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

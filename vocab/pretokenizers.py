@@ -80,7 +80,19 @@ PRE_TOKENIZERS = (
     ),
     PreTokenizer("falcon", (r"[\p{P}\$\+<=>\^~\|`]+", GPT_2, "[0-9][0-9][0-9]")),
     PreTokenizer("default", (r"[\p{P}\$\+<=>\^~\|]+", GPT_2, DIGITS, "[0-9][0-9][0-9]")),
-    PreTokenizer("deepseek-coder", ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", DIGIT)),
+    PreTokenizer("deepseek-coder", (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-\ud7ff]+", DIGIT)),
+    PreTokenizer(
+        "spark2_5", (DIGITS_3, _CJK, _DEEPSEEK_3.replace(r"+[\r\n]*|\s*[\r\n]+", r"+|[\r\n]"), DIGIT)
+    ),
+    PreTokenizer(
+        "youtu",
+        (
+            "[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|" + _CJK,
+            _GPT_4O.replace(DIGITS_3, DIGIT),
+        ),
+        ignore_merges=True,
+    ),
+    PreTokenizer("tiny_aya", (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT_4O)),
     PreTokenizer("poro-chat", (_BLOOM,)),
     PreTokenizer("viking", (_BLOOM, DIGIT)),
     PreTokenizer("superbpe", (DIGITS, r"(?=(\d{3})+(?!\d))")),
@@ -94,6 +106,8 @@ PRE_TOKENIZERS = (
     ),
 )
 MAX_CANDIDATES = 8
+# An escaped character, a class, or a quantifier (group 1) with a plus behind it.
+_POSSESSIVE = re.compile(r"\\p\{\w+\}|\\.|\[(?:\\.|[^\]\\])*\]|([?*+}])\+")
 
 
 def ranked(splits: tuple[str, ...], ignore_merges: bool) -> tuple[PreTokenizer, ...]:
@@ -109,7 +123,9 @@ def ranked(splits: tuple[str, ...], ignore_merges: bool) -> tuple[PreTokenizer, 
         has = _alternatives(pre.splits)
         return 1 - len(wanted & has) / max(len(wanted | has), 1), pre.ignore_merges != ignore_merges
 
-    return tuple(sorted(PRE_TOKENIZERS, key=distance))[:MAX_CANDIDATES]
+    # Where one of the very structure fails, something else is the matter, and others seldom help.
+    few = MAX_CANDIDATES // 2 if is_known(splits) else MAX_CANDIDATES
+    return tuple(sorted(PRE_TOKENIZERS, key=distance))[:few]
 
 
 def is_known(splits: tuple[str, ...]) -> bool:
@@ -167,7 +183,7 @@ def canonical(regex: str) -> str:
     patterns of this kind) go, and so does a last ``\s+``: what matches nothing stands alone anyway.
     """
     text = regex.replace("\r", r"\r").replace("\n", r"\n").replace(r"\p{N}{1}", r"\p{N}")
-    text = re.sub(r"(?<=[?+*])\+", "", text)
+    text = _POSSESSIVE.sub(lambda match: match[1] or match[0], text)
     text = text.replace("(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])", _CONTRACTIONS)
     text = text.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", _CONTRACTIONS)
     return text.removesuffix(r"|\s+") if text.endswith(r"\s+(?!\S)|\s+") else text
