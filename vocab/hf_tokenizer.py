@@ -283,11 +283,7 @@ def _bos_eos(
     tokenizer: Tokenizer, settings: TokenSettings, special: dict[str, int]
 ) -> tuple[bool, bool, dict[str, int], tuple[Note, ...]]:
     """Whether BOS and EOS are added: as tokenizer_config.json says, else as the post-processor does."""
-    probe = "a"
-    inner = tokenizer.encode(probe, add_special_tokens=False).ids
-    full = tokenizer.encode(probe, add_special_tokens=True).ids
-    start = next((at for at in range(len(full)) if inner and full[at : at + len(inner)] == inner), 0)
-    before, after = (full[:start], full[start + len(inner) :]) if inner else ([], [])
+    before, after = _surroundings(tokenizer)
     special = dict(special)
     if len(before) == 1:
         special.setdefault("bos", before[0])
@@ -317,6 +313,17 @@ def _bos_eos(
             )
         measured.append(does if told is None else told)
     return measured[0], measured[1], special, tuple(notes)
+
+
+def _surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids the post-processor puts before and after a text."""
+    for probe in ("a", "가", "1"):
+        inner = tokenizer.encode(probe, add_special_tokens=False).ids
+        full = tokenizer.encode(probe, add_special_tokens=True).ids
+        for start in range(len(full) if inner else 0):
+            if full[start : start + len(inner)] == inner:
+                return full[:start], full[start + len(inner) :]
+    return [], []
 
 
 def _scores(tokenizer: Tokenizer, spec: Mapping[str, Any], size: int) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from .tokenizer import META_SPACE, Source, added_pattern
 
 Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
 _FULL_SPECIALS = 24
+_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
 _LINES = 24
 _COMPETING = 8000
 _WITH_BOS_EOS = 60
@@ -274,13 +275,19 @@ def _pieces(source: Source, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple((source.tokens[token_id] or "") if 0 <= token_id < source.size else "?" for token_id in ids)
 
 
-def only_unnormalized(parity: Parity, questions: Exam, source: Source) -> str | None:
-    """The Unicode form the tokenizer brings text into, if all that differs is text not in that form yet."""
-    form = next((name for name in source.normalizers if name in ("NFC", "NFKC", "NFD", "NFKD")), None)
-    if form is None or not parity.different or parity.error:
+def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
+    """What all differing texts have in common, where that is something known; for the hint of an error."""
+    if parity.error or not parity.different:
         return None
-    for index in parity.different:
-        text = questions.texts[index]
-        if unicodedata.normalize(form, text) == text:  # type: ignore[arg-type]
-            return None
-    return form
+    texts_apart = [questions.texts[index] for index in parity.different]
+    for form in _FORMS:
+        known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
+        if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
+            return (
+                f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text"
+                f" and llama.cpp does not: give it text in {form}"
+            )
+    pattern = added_pattern(source.added, True)
+    if pattern and all(map(pattern.search, texts_apart)):
+        return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
+    return None

@@ -21,6 +21,7 @@ from .describe import describe
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, SpacePrefix, added_pattern
 
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _KINDS: dict[int, Kind] = {1: "sentencepiece unigram", 2: "sentencepiece bpe"}
 
@@ -166,8 +167,8 @@ def _encoder(
     first = _processor(data, path)
     later = first
     if proto.add_dummy_prefix and not each:
-        later = _processor(data, path)
-        later.override_normalizer_spec(add_dummy_prefix=False)
+        # A second normalizer_spec is merged into the first (protobuf's encoding, "last one wins").
+        later = _processor(data + _NO_DUMMY_PREFIX, path)
     patterns = {parse: added_pattern(added, parse) for parse in (True, False)}
     ids = {token.text: token.id or 0 for token in added}
 

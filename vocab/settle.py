@@ -16,7 +16,7 @@ from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import Candidate, candidates
 from .context import AdapterContext, read_context
-from .parity import Difference, Exam, Parity, declared, exam, grade, only_unnormalized, write_vocab_only
+from .parity import Difference, Exam, Parity, declared, exam, explanation, grade, write_vocab_only
 from .probe import LlamaProbe
 from .sources import read_source
 from .tokenizer import Source
@@ -150,12 +150,9 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> TokenMismatch:
     if parity.difference:
         lines += difference_lines(parity.difference, source.description.files[0])
     hint = "--allow-tokenizer-mismatch writes the best one all the same, with a warning in the manifest"
-    form = only_unnormalized(parity, questions, source)
-    if form:
-        hint = (
-            f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text and"
-            f" llama.cpp does not; if your texts are in {form}, {hint}"
-        )
+    reason = explanation(parity, questions, source)
+    if reason:
+        hint = f"{reason}; {hint}"
     return TokenMismatch("\n".join(lines), hint=hint)
 
 

@@ -96,12 +96,12 @@ def _flag(config: Mapping[str, Any], key: str) -> bool | None:
     raise VocabError(f"tokenizer_config.json: {key} is {quoted(value)}, expected true or false")
 
 
-def _token(value: Any, where: str, token_id: int | None = None) -> AddedToken:
-    """A token given as a string or as an object."""
+def _token(value: Any, where: str, token_id: int | None = None, *, special: bool = True) -> AddedToken:
+    """A token given as a string or as an object; ``special`` where the object does not say."""
     if isinstance(value, str):
         return AddedToken(value, token_id)
     if isinstance(value, dict) and isinstance(value.get("content"), str):
-        special = value.get("special", True)
+        special = value.get("special", special)
         flags = {flag: value[flag] for flag in _FLAGS[1:] if flag in value}
         if isinstance(special, bool) and all(isinstance(flag, bool) for flag in flags.values()):
             return AddedToken(value["content"], token_id, special, **flags)
@@ -141,7 +141,7 @@ def _added(
         raise VocabError("tokenizer_config.json: added_tokens_decoder is no object")
     for key, value in decoder.items():
         where = f"tokenizer_config.json: added_tokens_decoder[{quoted(key)}]"
-        token = _token(value, where, _token_id(key, where))
+        token = _token(value, where, _token_id(key, where), special=False)
         found[token.text] = token
     known_ids = sorted((t for t in found.values() if t.id is not None), key=lambda t: t.id or 0)
     return (*known_ids, *(t for t in found.values() if t.id is None))
