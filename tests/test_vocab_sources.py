@@ -80,13 +80,13 @@ def test_tokenizer_json_wins_over_tokenizer_model(tmp_path: Path) -> None:
 
 def test_bos_and_eos_as_configured_or_as_measured(tmp_path: Path) -> None:
     material.llama3_like(tmp_path)
-    assert (read(tmp_path).add_bos, read(tmp_path).add_eos) == (True, False)
+    assert (read(tmp_path).table.add_bos, read(tmp_path).table.add_eos) == (True, False)
     edit(
         tmp_path / "tokenizer_config.json",
         lambda config: config.update(add_bos_token=False, add_eos_token=True),
     )
     source = read(tmp_path)
-    assert (source.add_bos, source.add_eos) == (False, True)
+    assert (source.table.add_bos, source.table.add_eos) == (False, True)
     assert [note.name for note in source.notes] == ["add-bos", "add-eos"]
     edit(tmp_path / "tokenizer_config.json", lambda config: config.update(add_bos_token="yes"))
     with pytest.raises(VocabError, match="add_bos_token"):
@@ -95,9 +95,9 @@ def test_bos_and_eos_as_configured_or_as_measured(tmp_path: Path) -> None:
 
 def test_sentencepiece_adds_bos_unless_told_otherwise(tmp_path: Path) -> None:
     material.sentencepiece_like(tmp_path)
-    assert read(tmp_path).add_bos
+    assert read(tmp_path).table.add_bos
     edit(tmp_path / "tokenizer_config.json", lambda config: config.update(add_bos_token=False))
-    assert not read(tmp_path).add_bos
+    assert not read(tmp_path).table.add_bos
 
 
 def test_special_tokens_come_as_text_or_objects(tmp_path: Path) -> None:

@@ -63,8 +63,8 @@ def _base(source: Source) -> Vocab:
         tokens=tuple(tokens),
         types=tuple(types),
         special=source.special,
-        add_bos=source.add_bos,
-        add_eos=source.add_eos,
+        add_bos=source.table.add_bos,
+        add_eos=source.table.add_eos,
         chat_template=source.chat_template,
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from .token_settings import AddedToken
-from .tokenizer import Description
+from .tokenizer import Description, TokenTable
 
 _SHOWN = 60
 
@@ -15,19 +14,15 @@ def describe(
     kind: str,
     files: tuple[str, ...],
     spec: Mapping[str, Any],
-    tokens: Sequence[str | None],
-    merges: Sequence[str],
-    added: Sequence[AddedToken],
-    special: Mapping[str, int],
-    add_bos: bool,
-    add_eos: bool,
+    table: TokenTable,
+    merges: int,
     chat_template: str | None,
 ) -> Description:
     """Describe a tokenizer by the parts of its tokenizer.json, or what stands for them."""
     model = spec["model"]
     flags = [name for name in ("byte_fallback", "ignore_merges", "fuse_unk") if model.get(name)]
-    counts = [f"{sum(text is not None for text in tokens)} tokens"]
-    counts += [f"{len(merges)} merges"] if merges else []
+    counts = [f"{sum(text is not None for text in table.tokens)} tokens"]
+    counts += [f"{merges} merges"] if merges else []
     return Description(
         kind=kind,
         files=files,
@@ -36,11 +31,11 @@ def describe(
         pre_tokenizer=component(spec.get("pre_tokenizer")),
         decoder=component(spec.get("decoder")),
         post_processor=component(spec.get("post_processor")),
-        size=len(tokens),
-        added=len(added),
-        specials={role: (token_id, tokens[token_id] or "") for role, token_id in special.items()},
-        add_bos=add_bos,
-        add_eos=add_eos,
+        size=len(table.tokens),
+        added=len(table.added),
+        specials={role: (token_id, table.tokens[token_id] or "") for role, token_id in table.special.items()},
+        add_bos=table.add_bos,
+        add_eos=table.add_eos,
         chat_template=chat_template is not None,
     )
 

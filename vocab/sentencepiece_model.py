@@ -19,7 +19,7 @@ from ..core.input_files import quoted, read_bytes
 from ..core.vocabulary import TokenType
 from .describe import describe
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
-from .tokenizer import Encoder, Kind, Source, SpacePrefix, added_pattern
+from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -62,37 +62,16 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     kind = _KINDS.get(proto.algorithm)
     if kind is None:
         raise VocabError(f"{path} is neither a BPE nor a unigram model; llama.cpp has no tokenizer for it")
-    tokens, types, added = _table(proto, settings, path)
-    ids = {text: token_id for token_id, text in enumerate(tokens) if text is not None}
-    special = _roles(proto) | {role: ids[text] for role, text in settings.roles.items() if text in ids}
-    # As tokenizer_config.json says, else as LlamaTokenizer does.
-    add_bos, add_eos = settings.add_bos is not False, settings.add_eos is True
-    prefix = SpacePrefix(each=settings.legacy, doubled=True) if proto.add_dummy_prefix else None
-    spec = _spec(proto)
+    table = _table(proto, settings, path)
     return Source(
         kind=kind,
-        description=describe(
-            kind,
-            (name, *settings.files),
-            spec,
-            tokens,
-            (),
-            added,
-            special,
-            add_bos,
-            add_eos,
-            settings.chat_template,
-        ),
-        tokens=tokens,
-        types=types,
-        encode_batch=_encoder(data, proto, added, path, each=settings.legacy),
-        scores=tuple(piece.score for piece in proto.pieces) + (0.0,) * (len(tokens) - len(proto.pieces)),
+        table=table,
+        description=describe(kind, (name, *settings.files), _spec(proto), table, 0, settings.chat_template),
+        encode_batch=_encoder(data, proto, table.added, path, each=settings.legacy),
+        scores=tuple(piece.score for piece in proto.pieces)
+        + (0.0,) * (len(table.tokens) - len(proto.pieces)),
         normalizers=() if proto.normalizer == "identity" else (proto.normalizer,),
-        special=special,
-        added=added,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        prefix=prefix,
+        prefix=SpacePrefix(each=settings.legacy, doubled=True) if proto.add_dummy_prefix else None,
         collapses_spaces=proto.remove_extra_whitespaces,
         chat_template=settings.chat_template,
         notes=settings.notes,
@@ -109,10 +88,11 @@ def _roles(proto: ModelProto) -> dict[str, int]:
     }
 
 
-def _table(
-    proto: ModelProto, settings: TokenSettings, path: Path
-) -> tuple[tuple[str | None, ...], tuple[TokenType, ...], tuple[AddedToken, ...]]:
-    """Tokens and types by id, and every token that is cut out of the text before SentencePiece sees it."""
+def _table(proto: ModelProto, settings: TokenSettings, path: Path) -> TokenTable:
+    """The pieces and the tokens added to them; all that is cut out of the text first counts as added.
+
+    BOS and EOS are added as tokenizer_config.json says, else as LlamaTokenizer does: BOS yes, EOS no.
+    """
     tokens: list[str | None] = [piece.text for piece in proto.pieces]
     types = [piece.kind for piece in proto.pieces]
     ids = {text: token_id for token_id, text in enumerate(tokens)}
@@ -144,7 +124,15 @@ def _table(
         if types[token_id] is not TokenType.UNKNOWN:
             types[token_id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
         added[token.text] = replace(token, id=token_id)
-    return tuple(tokens), tuple(types), tuple(sorted(added.values(), key=lambda token: token.id or 0))
+    ids = {text: token_id for token_id, text in enumerate(tokens) if text is not None}
+    return TokenTable(
+        tokens=tuple(tokens),
+        types=tuple(types),
+        added=tuple(sorted(added.values(), key=lambda token: token.id or 0)),
+        special=_roles(proto) | {role: ids[text] for role, text in settings.roles.items() if text in ids},
+        add_bos=settings.add_bos is not False,
+        add_eos=settings.add_eos is True,
+    )
 
 
 def _spec(proto: ModelProto) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from ..core.model import Note
@@ -59,35 +59,63 @@ class Description:
 
 
 @dataclass(frozen=True)
+class TokenTable:
+    """Tokens and types by id (a hole is None), added tokens, ids by role, and what surrounds a text."""
+
+    tokens: tuple[str | None, ...]
+    types: tuple[TokenType, ...]
+    added: tuple[AddedToken, ...]
+    special: Mapping[str, int]
+    add_bos: bool
+    add_eos: bool
+    notes: tuple[Note, ...] = ()
+
+
+@dataclass(frozen=True)
 class Source:
     """The tokenizer of a checkpoint.
 
-    ``tokens`` and ``types`` run by id; a hole is None. ``scores`` run by id where the model has them.
-    ``merges`` are pairs joined by a space, in order of rank. ``splits`` is the pre-tokenizer's structure
-    (``pretokenizers.structure``). ``collapses_spaces``: of several spaces one stays, at the ends of a stretch
-    of text none. ``encode_batch(texts, parse_special)`` gives the ids without BOS and EOS;
-    ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past the normalizer and added tokens.
+    ``scores`` run by id where the model has them. ``merges`` are pairs joined by a space, in order of rank.
+    ``splits`` is the pre-tokenizer's structure (``pretokenizers.structure``). ``collapses_spaces``: of
+    several spaces one stays, at the ends of a stretch of text none. ``encode_batch(texts, parse_special)``
+    gives the ids without BOS and EOS; ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past
+    the normalizer and added tokens.
     """
 
     kind: Kind
+    table: TokenTable
     description: Description
-    tokens: tuple[str | None, ...]
-    types: tuple[TokenType, ...]
     encode_batch: Encoder
     scores: tuple[float, ...] = ()
     merges: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     ignore_merges: bool = False
     normalizers: tuple[str, ...] = ()
-    special: Mapping[str, int] = field(default_factory=dict)
-    added: tuple[AddedToken, ...] = ()
-    add_bos: bool = False
-    add_eos: bool = False
     prefix: SpacePrefix | None = None
     collapses_spaces: bool = False
     chat_template: str | None = None
     encode_pieces: Encoder | None = None
     notes: tuple[Note, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[str | None, ...]:
+        """Texts by id; a hole is None."""
+        return self.table.tokens
+
+    @property
+    def types(self) -> tuple[TokenType, ...]:
+        """Types by id."""
+        return self.table.types
+
+    @property
+    def added(self) -> tuple[AddedToken, ...]:
+        """Tokens matched in the text before the model sees it."""
+        return self.table.added
+
+    @property
+    def special(self) -> Mapping[str, int]:
+        """Ids by role."""
+        return self.table.special
 
     @property
     def size(self) -> int:
