@@ -165,6 +165,18 @@ def test_one_dying_candidate_does_not_hide_the_next(
     assert result.tried == {"bad": 0, "good": result.texts}
 
 
+def test_what_llama_cpp_dies_of_is_never_allowed(
+    tmp_path: Path, llama3: tuple[Source, Vocab], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, vocab = llama3
+    twice = replace(vocab, tokens=(*vocab.tokens[:-1], vocab.tokens[0]))
+    monkeypatch.setattr(settle, "candidates", lambda source: iter([Candidate("bad", twice)]))
+    with pytest.raises(TokenMismatch, match="GGML_ASSERT"):
+        settle.settle_vocab(
+            material.model(vocab.size), material.checkpoint(tmp_path / "llama3"), allow_mismatch=True
+        )
+
+
 def test_the_error_shows_text_and_both_token_lists(
     tmp_path: Path, llama3: tuple[Source, Vocab], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@ def settle_vocab(
 
     The number of embedding rows is that of ``token_embd.weight``; no weight is read. Raises VocabError where
     the tokenizer cannot be read, has no counterpart in llama.cpp or has more tokens than rows, and
-    TokenMismatch where no candidate is exact, not even but for a leading space, unless ``allow_mismatch``.
+    TokenMismatch where no candidate is exact, not even but for spaces, unless ``allow_mismatch`` and
+    llama.cpp can at least load the best.
     """
     enabled = enabled_adapters(disabled_adapters)
     try:
@@ -61,7 +62,7 @@ def settle_vocab(
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *_notes(best.parity, source)]
     if best.parity.verdict == "mismatch":
-        if not allow_mismatch:
+        if not allow_mismatch or best.parity.error:  # a file that llama.cpp dies of helps nobody
             raise mismatch(best.parity, questions, source)
         notes.append(_allowed(best.parity))
     return replace(model, vocab=best.vocab, notes=(*model.notes, *notes)), best.parity
@@ -150,6 +151,10 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> TokenMismatch:
     if parity.difference:
         lines += difference_lines(parity.difference, source.description.files[0])
     hint = "--allow-tokenizer-mismatch writes the best one all the same, with a warning in the manifest"
+    if parity.error:
+        hint = (
+            "look for tokenizer files that belong to another checkpoint, or an edited one; nothing is written"
+        )
     reason = explanation(parity, questions, source)
     if reason:
         hint = f"{reason}; {hint}"
