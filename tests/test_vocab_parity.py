@@ -12,6 +12,7 @@ import vocab_material as material
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType
 from kconv.vocab import parity
+from kconv.vocab.candidates import candidates
 from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import read_source
 from kconv.vocab.texts import built_in
@@ -70,6 +71,18 @@ def test_byte_fallback_bpe_like_eagles_is_exact(tmp_path: Path, all_pairs: bool)
     assert any(
         kind is TokenType.UNUSED and " " in text for text, kind in zip(vocab.tokens, vocab.types, strict=True)
     )
+
+
+@pytest.mark.parametrize("all_pairs", [False, True])
+def test_the_second_way_for_byte_fallback_lacks_only_the_space(tmp_path: Path, all_pairs: bool) -> None:
+    material.eagle_like(tmp_path, all_pairs=all_pairs, newlines=False)  # it always splits at newlines
+    source = read_source(material.checkpoint(tmp_path))
+    raw = next(candidate for candidate in candidates(source) if candidate.name == "raw BPE")
+    assert (raw.vocab.model, raw.vocab.pre) == ("gpt2", "sarvam-moe")
+    path = tmp_path / "raw.gguf"
+    parity.write_vocab_only(path, "llama", raw.vocab)
+    result = parity.check_file(path, source)
+    assert (result.verdict, result.error) == ("leading-space", None)
 
 
 @pytest.mark.parametrize(("scheme", "verdict"), [("first", "leading-space"), ("always", "extra-spaces")])

@@ -173,15 +173,19 @@ def llama3_like(
 
 
 @functools.cache
-def _byte_fallback(size: int) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """Vocabulary and merges of a BPE over characters with byte tokens, trained without splitting digits."""
+def _byte_fallback(size: int, newlines: bool) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """Vocabulary and merges of a BPE over characters with byte tokens, trained without splitting digits.
+
+    Without ``newlines`` no token holds one, as in vocabularies trained line by line by SentencePiece.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     specials = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=specials, limit_alphabet=900, show_progress=False
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    lines = corpus() if newlines else [line for text in corpus() for line in text.split("\n")]
+    tokenizer.train_from_iterator(lines, trainer)
     spec = json.loads(tokenizer.to_str())
     return spec["model"]["vocab"], tuple(pairs(spec))
 
@@ -204,10 +208,11 @@ def eagle_like(
     all_pairs: bool = False,
     metaspace: str | None = None,
     digits: bool = True,
+    newlines: bool = True,
     size: int = 2900,
 ) -> int:
     """A byte-fallback BPE with digits apart, BOS and EOS both ``</s>``, as EAGLE's card says; its rows."""
-    vocab, merges = _byte_fallback(size)
+    vocab, merges = _byte_fallback(size, newlines)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=vocab,
