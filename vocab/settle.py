@@ -128,7 +128,8 @@ def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
             if source.collapses_spaces
             else "adds no space to text that begins with one, while llama.cpp always does"
         )
-        return (Note("extra-spaces", f"the tokenizer {does}: give it text without such spaces; {equal}"),)
+        message = f"the tokenizer {does}: give it text without such spaces; {equal}"
+        return (Note("extra-spaces", message, warning=source.collapses_spaces),)
     return ()
 
 
