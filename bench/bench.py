@@ -4,7 +4,8 @@ One run: a bf16 checkpoint of 1.36 billion random weights with a sentencepiece v
 converter accepts), in the page cache, the median of three of each:
 
   kconv       kconv to-gguf CHECKPOINT -q TYPE --no-verify
-  llama.cpp   convert_hf_to_gguf.py --outtype f16, then llama_model_quantize with two threads
+  llama.cpp   convert_hf_to_gguf.py --outtype f16, then llama_model_quantize with two threads, then a sync of
+              the file, as kconv does it
   floor       reading the checkpoint and writing as many bytes as the file has, in pieces of 64 MiB, synced
               as kconv's files are; beside it, for the curious, the same without fsync, and through one small
               buffer that never leaves the processor's cache
@@ -23,8 +24,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,16 +44,19 @@ FLOORS = {
 }
 
 QUANTIZE = """
-import ctypes, sys
+import ctypes, os, sys
 import llama_cpp
-source, target, type_name, pure = sys.argv[1:]
+source, target, type_name = sys.argv[1:]
 quiet = llama_cpp.llama_log_callback(lambda *arguments: None)
 llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 params = llama_cpp.llama_model_quantize_default_params()
 params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + type_name)
-params.nthread, params.pure = 2, pure == "pure"
-sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)))
+params.nthread = 2
+if llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params)):
+    sys.exit("llama_model_quantize failed")
+with open(target, "rb") as file:
+    os.fsync(file.fileno())
 """
 
 
@@ -129,21 +133,19 @@ def llama_cpp_costs(checkpoint: Path, out: Path, repeat: int) -> dict[str, Cost]
     f16, target = out / "llama-cpp-f16.gguf", out / "llama-cpp.gguf"
     convert = [sys.executable, str(folder / "convert_hf_to_gguf.py"), str(checkpoint)]
     convert += ["--outfile", str(f16), "--outtype", "f16"]
-    costs = {"any: llama.cpp, step 1, converter to f16": median(repeat, f16, partial(checked, convert))}
-    for label, type_, pure in (
-        ("q4_0", "Q4_0", "recipe"),
-        ("q8_0", "Q8_0", "recipe"),
-        ("pure q4_0", "Q4_0", "pure"),
-    ):
-        command = [sys.executable, "-c", QUANTIZE, str(f16), str(target), type_, pure]
-        cost = median(repeat, target, partial(checked, command))
-        costs[f"{label}: llama.cpp, step 2, llama_model_quantize"] = cost
-        first = costs["any: llama.cpp, step 1, converter to f16"]
-        costs[f"{label}: llama.cpp, both steps"] = Cost(
-            first.seconds + cost.seconds,
-            max(first.peak_private, cost.peak_private),
-            tuple(sum(pair) for pair in zip(first.runs, cost.runs, strict=True)),
-        )
+    costs = {}
+    for label, type_ in (("q4_0", "Q4_0"), ("q8_0", "Q8_0")):
+        quantize = [sys.executable, "-c", QUANTIZE, str(f16), str(target), type_]
+        firsts, seconds = [], []
+        for _ in range(repeat):
+            remove(f16)
+            remove(target)
+            os.sync()
+            firsts.append(checked(convert))
+            seconds.append(checked(quantize))
+        costs[f"{label}: llama.cpp, converter to f16"] = medians(firsts)
+        costs[f"{label}: llama.cpp, llama_model_quantize"] = medians(seconds)
+        costs[f"{label}: llama.cpp, both"] = medians(map(one_after_the_other, firsts, seconds))
     remove(f16)
     remove(target)
     return costs
@@ -156,8 +158,20 @@ def median(repeat: int, target: Path, run: Callable[[], Run]) -> Cost:
         remove(target)
         os.sync()
         runs.append(run())
-    seconds = tuple(round(run.seconds, 3) for run in runs)
+    return medians(runs)
+
+
+def medians(runs: Iterable[Run]) -> Cost:
+    """The median seconds and the median of the peaks."""
+    runs = list(runs)
+    seconds = tuple(round(run.seconds, 2) for run in runs)
     return Cost(statistics.median(seconds), int(statistics.median(run.peak_private for run in runs)), seconds)
+
+
+def one_after_the_other(first: Run, second: Run) -> Run:
+    """Two runs as one."""
+    peak = max(first.peak_private, second.peak_private)
+    return replace(second, seconds=first.seconds + second.seconds, peak_private=peak)
 
 
 def checked(command: Sequence[str]) -> Run:
@@ -200,7 +214,7 @@ def judge(costs: dict[str, Cost]) -> list[Bound]:
     """The promises, as far as they were measured."""
     bounds = []
     for label, limit in (("q4_0", 5.0), ("q8_0", 3.0)):
-        other = costs.get(f"{label}: llama.cpp, both steps")
+        other = costs.get(f"{label}: llama.cpp, both")
         if other:
             ratio = other.seconds / costs[f"{label}: kconv"].seconds
             bounds.append(Bound(f"{label}: llama.cpp's way / kconv", ratio, limit))
