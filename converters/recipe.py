@@ -31,8 +31,8 @@ class Row:
 
     ``{i}`` in names counts the layers. ``shape`` is that of the first source, in words of the recipe's
     sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
-    the source as it is); a row without sources is made from the sizes alone. ``when`` names the flag of
-    ``Recipe.flags`` under which the row exists; without the flag its sources must not be there either.
+    the source as it is). ``when`` names the flag of ``Recipe.flags`` under which the row exists; without the
+    flag its sources must not be there either.
     """
 
     target: str
@@ -73,6 +73,9 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     """
     settings = Settings(checkpoint.config, "config.json")
     sizes = recipe.sizes(settings)
+    if sizes["layers"] > len(checkpoint.tensors):  # before a list of millions of gaps is made
+        gap = f"config.json says {sizes['layers']} layers, but there are {len(checkpoint.tensors)} tensors"
+        raise _mapping_error(recipe, checkpoint, [gap])
     flags = recipe.flags(settings, checkpoint)
     tensors: list[Tensor] = []
     gaps: list[str] = []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.errors import CheckpointError
+from ..core.input_files import quoted
 
 _LARGEST = 2**31 - 1
+_REALS = (2.0**-126, 2.0**127)  # what GGUF keeps in float32, without the denormal numbers
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,16 @@ class Settings:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
-            raise self.refuse(key, value, f"a whole number of at least {least}")
+            raise self.refuse(key, value, f"a whole number from {least} to {_LARGEST}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A finite positive number."""
+        """A positive number within the range of float32."""
         value = self.values.get(key)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.refuse(key, value, "a positive number")
+        least, largest = _REALS
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= largest:
+            raise self.refuse(key, value, "a positive number (of float32)")
         return float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -68,7 +70,7 @@ class Settings:
 
     def refuse(self, key: str, value: object, expected: str) -> CheckpointError:
         """The error for a value that cannot be right."""
-        said = "missing" if value is None else repr(value)[:80]
+        said = "missing" if value is None else quoted(value)
         return CheckpointError(
             f"{self.where}: {key} is {said}, expected {expected}",
             hint="compare the file with the one the model was published with",

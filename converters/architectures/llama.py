@@ -12,6 +12,7 @@ import numpy as np
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
+from ...core.input_files import quoted
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Array, DType, Tensor
 from ..recipe import Recipe, Row, Sizes
@@ -93,20 +94,26 @@ def _refuse_what_the_graph_lacks(settings: Settings) -> None:
             f"{settings.where}: hidden_act is {activation!r}; llama.cpp's llama graph computes silu only",
             hint="this checkpoint cannot run on stock llama.cpp",
         )
-    factor = settings.values.get("partial_rotary_factor")
-    if factor not in (None, 1, 1.0):
-        raise UnsupportedModel(
-            f"{settings.where}: partial_rotary_factor {factor!r}; llama.cpp's llama graph rotates whole heads"
-        )
+    for place in (settings, _rope(settings)[2]):
+        factor = None if place is None else place.values.get("partial_rotary_factor")
+        if place is not None and factor not in (None, 1, 1.0):
+            raise UnsupportedModel(
+                f"{place.where}: partial_rotary_factor is {quoted(factor)}; llama.cpp's llama graph rotates "
+                "whole heads",
+                hint="this checkpoint cannot run on stock llama.cpp",
+            )
 
 
 def _rope(settings: Settings) -> tuple[float, str, Settings | None]:
     """Base, scaling type and its parameters, from transformers 4's or 5's layout.
 
     Version 4 writes rope_theta and rope_scaling {type or rope_type, …}, version 5 one object
-    rope_parameters with both.
+    rope_parameters with both. Where a file has both, rope_scaling counts, unless it is empty
+    (modeling_rope_utils.py, convert_rope_params_to_dict).
     """
-    section = settings.section("rope_parameters") or settings.section("rope_scaling")
+    section = settings.section("rope_scaling")
+    if section is None or not section.values:
+        section = settings.section("rope_parameters")
     base = settings.real("rope_theta", 10000.0)
     if section is None:
         return base, "default", None
@@ -145,7 +152,11 @@ def _extra(settings: Settings, sizes: Sizes) -> Sequence[Tensor]:
     base, scaling, section = _rope(settings)
     if scaling != "llama3" or section is None:
         return ()
-    factors = llama3_factors(base, sizes["head_dim"], section)
+    # modeling_rope_utils.py, standardize_rope_params: the key beside the section counts before the one in it.
+    key = "original_max_position_embeddings"
+    trained = settings.integer("max_position_embeddings", 2048)
+    context = settings.integer(key) if key in settings else section.integer(key, trained)
+    factors = llama3_factors(base, sizes["head_dim"], section, context)
 
     def read(start: int, stop: int) -> Array:
         return factors[start:stop]
@@ -153,7 +164,8 @@ def _extra(settings: Settings, sizes: Sizes) -> Sequence[Tensor]:
     return (Tensor("rope_freqs.weight", factors.shape, DType.F32, read, origin="config.json: rope scaling"),)
 
 
-def llama3_factors(base: float, head_dim: int, section: Settings) -> Array:
+@np.errstate(all="ignore")  # what overflows is refused at the end
+def llama3_factors(base: float, head_dim: int, section: Settings, old_context: int) -> Array:
     """By what each frequency of the rotary embedding is divided, ``(head_dim / 2,)`` in float32.
 
     Llama 3.1's scaling: short wavelengths stay, long ones are stretched by ``factor``, between them the
@@ -164,7 +176,6 @@ def llama3_factors(base: float, head_dim: int, section: Settings) -> Array:
         section.real("low_freq_factor"),
         section.real("high_freq_factor"),
     )
-    old_context = section.integer("original_max_position_embeddings")
     if high <= low:
         raise section.refuse("high_freq_factor", high, f"more than low_freq_factor {low}")
     # In float32 and in the order of PyTorch's operations (a number over a tensor is the number times the
@@ -176,7 +187,10 @@ def llama3_factors(base: float, head_dim: int, section: Settings) -> Array:
     smooth = (f32(1) / wavelengths * f32(old_context) - f32(low)) / f32(high - low)
     blended = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
     stretched = np.where(wavelengths > f32(old_context / low), f32(factor), blended)
-    return np.where(wavelengths < f32(old_context / high), f32(1), stretched)
+    factors: Array = np.where(wavelengths < f32(old_context / high), f32(1), stretched)
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        raise section.refuse("factor", factor, "a scaling of sensible size")
+    return factors
 
 
 def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
