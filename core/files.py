@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from .errors import EnvironmentProblem, OutputExists
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file."""
     if not os.path.lexists(path):
+        above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+        if not above.is_dir():
+            raise OutputExists(f"{above} is a file, expected a folder to write {path.name} to")
         return
     if not force:
         raise OutputExists(
@@ -50,26 +53,30 @@ def explained(path: Path) -> Iterator[None]:
 def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
     """Yield a temporary path beside each of ``paths``; on success all take their names, on failure none.
 
-    The data is synced before the renames and the folders after them. Raises OutputExists (also when a
-    target appeared meanwhile) and EnvironmentProblem.
+    The data is synced before the renames and the folders, where that is possible, after them. Raises
+    OutputExists (also when a target appeared meanwhile) and EnvironmentProblem.
     """
     for path in paths:
         refuse_existing(path, force=force)
     temporaries: list[Path] = []
     try:
         for path in paths:
+            temporaries.append(_temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
             with explained(path):
-                temporaries.append(_temporary_beside(path))
+                path.parent.mkdir(parents=True, exist_ok=True)
+                temporaries[-1].touch(exist_ok=False)
         with explained(paths[0]):
             yield temporaries
             for temporary in temporaries:
                 _sync(temporary)
             _publish_all(temporaries, paths, force=force)
             for folder in {path.parent for path in paths}:
-                _sync(folder)
+                with contextlib.suppress(OSError):  # all is published; some file systems sync no folders
+                    _sync(folder)
     finally:
         for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may never have been made
+                temporary.unlink()
 
 
 @contextlib.contextmanager
@@ -80,11 +87,8 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _temporary_beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".partial", dir=path.parent)
-    os.fchmod(handle, 0o666 & ~_umask())  # mkstemp makes it private, the result need not be
-    os.close(handle)
-    return Path(name)
+    start = os.fsdecode(os.fsencode(path.name)[:200])  # names have at most 255 bytes, Hangul takes three each
+    return path.with_name(f".{start}.{secrets.token_hex(8)}.partial")
 
 
 def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:
@@ -119,9 +123,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import GgufError
+from .errors import EnvironmentProblem, GgufError
 from .model import MetadataValue
 
 ALIGNMENT = 32
@@ -35,6 +35,7 @@ BLOCKS: Mapping[int, tuple[int, int]] = {
     16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
     22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
     29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+    42: (64, 18),
 }  # fmt: skip
 
 
@@ -173,11 +174,17 @@ class _Cursor:
 def read_header(path: Path) -> GgufHeader:
     """Read and check metadata and tensor table; the data itself is not read.
 
-    Raises GgufError where the file is no GGUF, is truncated, or has tensors that overlap or lie outside.
+    Raises GgufError where the file is no GGUF, is truncated, or has tensors that overlap or lie outside,
+    EnvironmentProblem where permission is missing.
     """
+    if path.exists() and not path.is_file():  # opening a named pipe would wait for its writer for ever
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        raise GgufError(f"{path} is {kind}, expected a GGUF file")
     try:
         with path.open("rb") as file:
             return _parse(_Cursor(file, path))
+    except PermissionError as error:
+        raise EnvironmentProblem(f"no permission to read {path}") from error
     except OSError as error:
         raise GgufError(
             f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
