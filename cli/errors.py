@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
-from typing import NoReturn
 
 import click
 
@@ -113,23 +112,29 @@ def silence_output() -> None:
         os.dup2(nothing, sys.stdout.fileno())
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
 
+    Only the first signal counts: a second one, from an impatient hand, would strike while they are removed.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    chosen = [getattr(signal, name) for name in names]
-    changed = [number for number in chosen if signal.getsignal(number) is signal.SIG_DFL]
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    changed = {number: handler for number, handler in before.items() if handler in usual}
+    struck = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal struck
+        if not struck:
+            struck = True
+            raise KeyboardInterrupt
+
     for number in changed:
-        signal.signal(number, _interrupt)
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        for number in changed:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in changed.items():  # once struck, the process shall end, and with 130
+            signal.signal(number, signal.SIG_IGN if struck else handler)

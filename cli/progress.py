@@ -89,7 +89,8 @@ def _lines() -> tuple[Progress, Callable[[], None]]:
         if now - told < _INTERVAL:
             return
         told = now
-        print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop the work
+            print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
 
     return update, lambda: None
 

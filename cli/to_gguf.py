@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    if any(not value.strip(" ,") for value in values):  # a variable of a script that is not set
+        raise click.BadParameter("it is empty", ctx, parameter)
     return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 

@@ -123,7 +123,11 @@ def common_part(
 
 
 def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> str:
-    """The manifest of one file, as it stands in ``<file>.manifest.json``."""
+    """The manifest of one file, as it stands in ``<file>.manifest.json``.
+
+    File names that are not UTF-8 leave half surrogates; written with ``backslashreplace`` they become JSON's
+    own escapes.
+    """
     head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
     content = {"output": head, **common, "tensors": tensors}

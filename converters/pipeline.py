@@ -169,10 +169,10 @@ def _write(
         common = common_part(checkpoint, model, options, parity, files)
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
-            temporary[output.manifest].write_text(text, encoding="utf-8")
+            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
             if output.modelfile is not None:
                 text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
-                temporary[output.modelfile].write_text(text, encoding="utf-8")
+                temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
     return outputs
 
 

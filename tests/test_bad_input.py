@@ -398,7 +398,32 @@ def test_interrupt_leaves_nothing(sent: signal.Signals, tmp_path: Path, small_to
     while process.poll() is None and not any(out.iterdir()):
         time.sleep(0.002)
     process.send_signal(sent)
+    time.sleep(0.005)
+    process.send_signal(sent)  # an impatient hand
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert list(out.iterdir()) == []
+
+
+def test_names_that_are_not_utf_8(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer_config.json", os.fsencode(folder) + b"/tokenizer\xff.json")
+    path = tmp_path / os.fsdecode(b"\xff.gguf")
+    done = kconv("to-gguf", folder, "-o", path, "--modelfile", "--json")
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(path.with_name(path.name + ".manifest.json").read_text(encoding="utf-8"))
+    assert manifest["output"]["file"] == path.name
+    assert "tokenizer\udcff.json" in [file["name"] for file in manifest["source"]["files"]]
+    assert b"./\xff.gguf" in path.with_suffix(".Modelfile").read_bytes()
+
+
+def test_messages_nobody_reads_do_not_stop_the_work(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = large_checkpoint(tmp_path / "model", small_tokenizer)
+    types = [word for name in ("q4_1", "q5_0", "q5_1", "q8_0", "f16") for word in ("-q", name)]
+    command = [*KCONV, "to-gguf", str(folder), *types, "-o", str(tmp_path / "out"), "--threads", "1"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 0
+    assert len(list((tmp_path / "out").glob("*.gguf"))) == 5

@@ -135,6 +135,7 @@ def test_shells_can_complete_commands_and_options() -> None:
         ["run", "x.gguf", "-p", "a", "-n", "many"],
         ["inspect", "a", "b"],
         ["to-gguf", "x", "--threads", "0"],
+        ["to-gguf", "x", "-q", ""],
         ["demo-checkpoint", "no-such-family", "somewhere"],
     ],
     ids=" ".join,
