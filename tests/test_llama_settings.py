@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from llama_material import random_llama
 
+from kconv.converters.architectures import recipe_for
 from kconv.converters.architectures.llama import LLAMA
 from kconv.converters.recipe import build
 from kconv.core.errors import CheckpointError, InputError, MappingError, UnsupportedModel
@@ -107,3 +108,7 @@ def test_millions_of_layers_are_one_line(good: Path, tmp_path: Path) -> None:
 def test_partly_rotated_heads_are_refused(changes: dict[str, Any], good: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"partial_rotary_factor is 0\.5"):
         built(good, tmp_path / "model", **changes)
+
+
+def test_a_null_key_of_latent_attention_is_no_latent_attention() -> None:
+    assert recipe_for({"architectures": ["LlamaForCausalLM"], "kv_lora_rank": None}) is LLAMA

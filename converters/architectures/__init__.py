@@ -35,7 +35,7 @@ def recipe_for(config: Mapping[str, Any]) -> Recipe:
     named = config.get("architectures")
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     near = [NEAR[name] for name in classes if name in NEAR]
-    if "kv_lora_rank" in config:
+    if config.get("kv_lora_rank") is not None:
         near = [_LATENT_ATTENTION]
     for recipe in RECIPES if not near else ():
         matches = any(name in recipe.hf_classes for name in classes)
