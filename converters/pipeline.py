@@ -15,6 +15,7 @@ from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.policy import choose_formats, quantization_metadata
 from ..vocab.context import read_context
+from ..vocab.leading_space import with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
@@ -111,7 +112,8 @@ def _with_vocab(
     metadata.update(sampling_metadata(sampling))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
-        model = replace(model, vocab=_with_space_in_template(vocab))
+        vocab, notes = with_space_in_template(vocab)
+        model = replace(model, vocab=vocab, notes=(*model.notes, *notes))
     return replace(model, metadata=metadata), parity, sampling
 
 
@@ -119,13 +121,6 @@ def settled(model: Model) -> Vocab:
     """The vocabulary, of a model that has been through the vocabulary stage."""
     assert model.vocab is not None
     return model.vocab
-
-
-def _with_space_in_template(vocab: Vocab) -> Vocab:
-    """Chats begin with the space that the tokenizer would put there and this vocabulary does not."""
-    if vocab.chat_template is None:
-        return vocab
-    return replace(vocab, chat_template="{{ ' ' }}" + vocab.chat_template)
 
 
 def _planned(model: Model, targets: Sequence[Target]) -> tuple[Model, list[FilePlan]]:
