@@ -29,6 +29,6 @@ def with_space_in_template(vocab: Vocab) -> tuple[Vocab, tuple[Note, ...]]:
     if first is None:
         return replace(vocab, chat_template=_SPACE + vocab.chat_template), ()
     message = (
-        f"the chat template begins with {first}, after which the tokenizer puts a space and llama.cpp none"
+        f"the chat begins with {first}, after which the tokenizer puts a space and llama.cpp none"
     )
     return vocab, (Note("leading-space-chat", message, warning=True),)
