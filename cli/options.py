@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-PATH: click.Path = click.Path(path_type=Path)
-"""A path that need not exist: what is wrong with it is said by whoever reads it, with exit code 3."""
+PATH: click.Path = click.Path(path_type=Path, readable=False)  # False: click shall not look
+"""A path of any kind: what is wrong with it is said by whoever reads it, with exit code 3 or 4."""
 
 json_option = click.option(
     "--json",

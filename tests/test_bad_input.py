@@ -355,15 +355,42 @@ def test_disk_that_fills_up_while_writing(folder: Path, tmp_path: Path) -> None:
     refused(folder, tmp_path / "out", 4, "out", prefix=["prlimit", "--fsize=100000"])
 
 
+def without_privileges() -> list[str]:
+    """What to put before a command so that permissions count for root, too."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("running as root without setpriv: nothing is forbidden")
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
+
+
 def test_no_permission(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir(mode=0o500)
-    prefix = []
-    if os.geteuid() == 0:  # root may write anywhere unless it gives up that capability
-        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]
-        if shutil.which("setpriv") is None:
-            pytest.skip("running as root without setpriv: nothing is forbidden")
-    refused(folder, out, 4, "permission", prefix=prefix)
+    refused(folder, out, 4, "permission", prefix=without_privileges())
+
+
+@pytest.mark.parametrize(
+    "command", [["to-gguf"], ["inspect"], ["run", "-p", "x"]], ids=lambda words: words[0]
+)
+def test_no_permission_to_read(command: list[str], tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    if command == ["to-gguf"]:
+        locked.mkdir(mode=0o000)
+    else:
+        locked.touch(mode=0o000)
+    done = kconv(*command, locked, prefix=without_privileges(), cwd=tmp_path)
+    assert done.returncode == 4, done.stderr
+    assert "locked" in done.stderr
+
+
+def test_a_folder_that_takes_files_but_shows_none(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir(mode=0o300)
+    done = kconv("to-gguf", folder, "-q", "q8_0", "-o", out, prefix=without_privileges())
+    out.chmod(0o700)
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.iterdir())) == 2
 
 
 def large_checkpoint(folder: Path, small_tokenizer: Path) -> Path:
