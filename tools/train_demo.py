@@ -32,6 +32,7 @@ SPECIALS = {"<|endoftext|>": 2000, "<||bos||>": 2001, "<||pad||>": 2002, "<||unk
 EOS, BOS = SPECIALS["<|endoftext|>"], SPECIALS["<||bos||>"]
 CONTEXT = 512
 TOKENIZER_DOCUMENTS = 6000
+SMOOTHING = 0.05
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -64,12 +65,12 @@ GENERATION_CONFIG = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": S
 def main(arguments: list[str] | None = None) -> None:
     """Train, measure, write."""
     options = parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     tokenizer = train_tokenizer()
+    save_tokenizer(tokenizer, options.out)
     model, seen = train(tokenizer, options)
     held_out = measure(model, tokenizer)
-    options.out.mkdir(parents=True, exist_ok=True)
-    save_tokenizer(tokenizer, options.out)
     save_model(model, options.out)
     figures = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -88,9 +89,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=EMBEDDED, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--rows", type=int, default=16, help="sequences in a batch")
-    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--steps", type=int, default=2800)
+    parser.add_argument("--rows", type=int, default=4, help="sequences in a batch")
+    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--float32", action="store_true", help="no bfloat16 products (for older processors)")
     return parser.parse_args(arguments)
@@ -108,7 +109,9 @@ def train_tokenizer() -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    stream = generator.documents(SEED)
+    # A line break keeps names and their particles in tokens of their own: the model can then repeat a name
+    # with whatever particle comes next, without having met the two together.
+    stream = generator.documents(SEED, joint="\n")
     texts = [next(stream).replace(generator.END, "\n") for _ in range(TOKENIZER_DOCUMENTS)]
     tokenizer.train_from_iterator(texts, trainer)
     if tokenizer.get_vocab_size() != BPE_TOKENS:
@@ -117,19 +120,23 @@ def train_tokenizer() -> Any:
     return tokenizer
 
 
-def sequences(tokenizer: Any, seed: int) -> Iterator[list[int]]:
-    """Rows of CONTEXT ids: whole documents, each ended by <|endoftext|>, the last one cut.
+def sequences(tokenizer: Any, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Rows of CONTEXT ids, and for each id the number of its document in the row.
 
-    Every row starts where a document starts, as a prompt does; every fourth one with <||bos||>, so that
-    programs that put it there (42dot's own does) find the model used to it.
+    A row is filled with whole documents, each ended by <|endoftext|>, the last one cut. Every fourth row
+    starts with <||bos||>, so that programs that put it there (42dot's own does) find the model used to it.
     """
     stream = generator.documents(seed)
     for number in range(sys.maxsize):
         ids: list[int] = [BOS] if number % 4 == 0 else []
-        while len(ids) < CONTEXT:
-            ids += tokenizer.encode(next(stream)).ids
-            ids.append(EOS)
-        yield ids[:CONTEXT]
+        owners = [0] * len(ids)
+        for document in range(CONTEXT):
+            part = [*tokenizer.encode(next(stream)).ids, EOS]
+            ids += part
+            owners += [document] * len(part)
+            if len(ids) >= CONTEXT:
+                break
+        yield ids[:CONTEXT], owners[:CONTEXT]
 
 
 def learning_rate(step: int, steps: int, highest: float) -> float:
@@ -141,18 +148,50 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
     return highest * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
 
 
+def new_model() -> Any:
+    """The untrained model, with initial weights for so small a width.
+
+    transformers' 0.02 suits widths of thousands: here attention would start flat and louder than the
+    embeddings, and take very long to find the names it has to repeat. So every matrix starts at
+    1 / sqrt(inputs), those that write to the residual stream smaller by sqrt(2 * layers), the embeddings
+    at 0.1. The head is a matrix of its own, but starts as the embeddings' smaller twin: so the model learns
+    sooner to say a word again that it has read.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {key: value for key, value in CONFIG.items() if key != "torch_dtype"}
+    model = LlamaForCausalLM(LlamaConfig(**settings)).float().train()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                layers = CONFIG["num_hidden_layers"] if residual else 0.5
+                weight.normal_(0.0, (2 * layers * weight.shape[1]) ** -0.5)
+        model.model.embed_tokens.weight.normal_(0.0, 0.1)
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight * 0.3)
+    return model
+
+
+def next_batch(rows: Iterator[tuple[list[int], list[int]]], count: int) -> tuple[Any, Any]:
+    """Ids (count, CONTEXT) and a mask (count, 1, CONTEXT, CONTEXT): each document sees itself alone."""
+    import torch
+
+    drawn = [next(rows) for _ in range(count)]
+    ids = torch.tensor([row for row, _ in drawn])
+    owners = torch.tensor([numbers for _, numbers in drawn])
+    causal = torch.ones(CONTEXT, CONTEXT, dtype=torch.bool).tril()
+    return ids, (owners[:, None, :, None] == owners[:, None, None, :]) & causal
+
+
 def train(tokenizer: Any, options: argparse.Namespace) -> tuple[Any, int]:
     """AdamW over fresh documents; no document is drawn twice on purpose, so there are no epochs."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(SEED)
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
-    model = LlamaForCausalLM(
-        LlamaConfig(**{key: value for key, value in CONFIG.items() if key != "torch_dtype"})
-    )
-    model = model.float().train()
+    model = new_model()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim == 2]
     norms = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": norms, "weight_decay": 0.0}]
@@ -160,19 +199,25 @@ def train(tokenizer: Any, options: argparse.Namespace) -> tuple[Any, int]:
     rows = sequences(tokenizer, SEED)
     started = time.monotonic()
     for step in range(options.steps):
-        batch = torch.tensor([next(rows) for _ in range(options.rows)])
+        ids, mask = next_batch(rows, options.rows)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, options.steps, options.rate)
         with torch.autocast("cpu", torch.bfloat16, enabled=not options.float32):
-            logits = model(input_ids=batch).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), batch[:, 1:].flatten())
-        loss.backward()
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        # Smoothing keeps a model of so little text from being certain of everything.
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), label_smoothing=SMOOTHING
+        )
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 25 == 0 or step + 1 == options.steps:
+        if step % 50 == 0 or step + 1 == options.steps:
             spent = time.monotonic() - started
             print(f"step {step:5d}  loss {loss.item():.3f}  {spent:5.0f} s", file=sys.stderr, flush=True)
+        if step % 500 == 499:
+            print(json.dumps(measure(model, tokenizer)), file=sys.stderr, flush=True)
+            save_model(model, options.out)  # to look at on the way
     return model.half().float().eval(), options.steps * options.rows * CONTEXT
 
 

@@ -32,7 +32,11 @@ PARTICLES = {
     "이에요": ("이에요", "예요"),
     "이었어요": ("이었어요", "였어요"),
 }
+# Stands between a word and its particle until a document is finished.
+JOINT = "\x1f"
 SLOT = re.compile(r"\{(\w+)(?::(\w+))?\}")
+# How often a block of chat.txt is drawn; any other table 4 times, a single question once.
+BLOCK_WEIGHTS = {"@capital": 6, "@sum": 12, "@words": 6, "@opposite": 6}
 CHOICE = re.compile(r"\[(?:(\d)#)?([^\[\]]*)\]")
 # How the digits are read: a number takes its particle after the sound of its last digit.
 DIGIT_SOUNDS = "영일이삼사오육칠팔구"
@@ -46,12 +50,12 @@ def final_consonant(word: str) -> int:
     return (ord(last) - 0xAC00) % 28 if "가" <= last <= "힣" else 0
 
 
-def with_particle(word: str, particle: str) -> str:
-    """``word`` followed by the form of ``particle`` that fits its last syllable."""
-    after_consonant, after_vowel = PARTICLES.get(particle, (particle, particle))
+def particle(word: str, kind: str) -> str:
+    """The form of a particle that fits the end of ``word``; ``kind`` is its form after a consonant."""
+    after_consonant, after_vowel = PARTICLES.get(kind, (kind, kind))
     final = final_consonant(word)
-    open_syllable = final == 0 or (particle == "으로" and final == 8)
-    return word + (after_vowel if open_syllable else after_consonant)
+    open_syllable = final == 0 or (kind == "으로" and final == 8)
+    return after_vowel if open_syllable else after_consonant
 
 
 def expand(text: str, words: Mapping[str, str], rng: Random, picks: dict[str, int]) -> str:
@@ -61,14 +65,14 @@ def expand(text: str, words: Mapping[str, str], rng: Random, picks: dict[str, in
     """
 
     def choose(match: re.Match[str]) -> str:
-        tag, branches = match[1], match[2].split("|")
-        if tag is None:
+        branches: list[str] = match[2].split("|")
+        if match[1] is None:
             return rng.choice(branches)
-        return branches[picks.setdefault(tag, rng.randrange(len(branches)))]
+        return branches[picks.setdefault(match[1], rng.randrange(len(branches)))]
 
     def fill(match: re.Match[str]) -> str:
         word = words[match[1]]
-        return with_particle(word, match[2]) if match[2] else word
+        return word + JOINT + (particle(word, match[2]) if match[2] else "")
 
     return SLOT.sub(fill, CHOICE.sub(choose, text))
 
@@ -90,25 +94,27 @@ def story_words(pools: Mapping[str, list[str]], rng: Random) -> dict[str, str]:
     for role, name in zip(("who", "pal"), rng.sample(pools["name"], 2), strict=True):
         # A given name that ends in a consonant takes 이 when it is told of: 민준 -> 민준이가, 민준아.
         words[f"{role}_name"] = name
-        words[f"{role}_call"] = with_particle(name, "아")
-        words[role] = f"{name}이" if final_consonant(name) else name
+        words[f"{role}_call"] = name + JOINT + particle(name, "아")
+        words[role] = name + JOINT + "이" if final_consonant(name) else name
     words |= dict(zip(("beast", "beast2", "beast3"), rng.sample(pools["beast"], 3), strict=True))
     return words
 
 
-def grow_story(plots: list[str], pools: Mapping[str, list[str]], rng: Random) -> str:
-    """One story from one plot; the longer ones in two paragraphs."""
+def grow_story(plots: list[str], pools: Mapping[str, list[str]], rng: Random) -> tuple[str, str]:
+    """A story from one plot, in one or two paragraphs, and the name of whom it tells of ('' if nobody)."""
+    plot = rng.choice(plots)
     words, picks = story_words(pools, rng), dict[str, int]()
-    beats = [expand(beat, words, rng, picks) for beat in rng.choice(plots).splitlines()]
+    beats = [expand(beat, words, rng, picks) for beat in plot.splitlines()]
+    hero = next((words[role] for role in ("beast", "who_name") if words[role] in " ".join(beats[:2])), "")
     if rng.random() < 0.5:
-        return " ".join(beats)
+        return " ".join(beats), hero
     middle = rng.randrange(3, len(beats) - 2)
-    return " ".join(beats[:middle]) + "\n" + " ".join(beats[middle:])
+    return " ".join(beats[:middle]) + "\n" + " ".join(beats[middle:]), hero
 
 
 def sum_words(rng: Random) -> dict[str, str]:
     """Two small numbers with their sum and difference."""
-    left, right = rng.randint(1, 10), rng.randint(1, 10)
+    left, right = rng.randint(1, 6), rng.randint(1, 6)
     high, low = max(left, right), min(left, right)
     numbers = {
         "left": left,
@@ -121,7 +127,7 @@ def sum_words(rng: Random) -> dict[str, str]:
     return {name: str(number) for name, number in numbers.items()}
 
 
-def grow_turn(block: str, tables: Mapping[str, Any], rng: Random) -> tuple[str, str]:
+def grow_turn(block: str, data: Mapping[str, Any], rng: Random) -> tuple[str, str]:
     """One question with its answer from a block of chat.txt (its notes say how a block is written)."""
     lines = block.splitlines()
     words: dict[str, str] = {}
@@ -129,14 +135,15 @@ def grow_turn(block: str, tables: Mapping[str, Any], rng: Random) -> tuple[str, 
         name = lines.pop(0)[1:].strip()
         if name == "sum":
             words = sum_words(rng)
+        elif name == "words":
+            words = story_words(data["pool"], rng)
         else:
-            row = rng.choice(tables[name]["rows"])
-            words = dict(zip(tables[name]["columns"], row, strict=True))
+            table = data["table"][name]
+            words = dict(zip(table["columns"], rng.choice(table["rows"]), strict=True))
     questions = [line[3:] for line in lines if line.startswith("Q: ")]
     answers = [line[3:] for line in lines if line.startswith("A: ")]
-    picks: dict[str, int] = {}
-    question = expand(rng.choice(questions), words, rng, picks)
-    return question, expand(rng.choice(answers), words, rng, picks)
+    question = expand(rng.choice(questions), words, rng, {})
+    return question, expand(rng.choice(answers), words, rng, {})
 
 
 def chat(turns: list[tuple[str, str]], system: str = "") -> str:
@@ -145,40 +152,57 @@ def chat(turns: list[tuple[str, str]], system: str = "") -> str:
 
 
 def grow_story_turn(plots: list[str], pools: Mapping[str, list[str]], rng: Random) -> tuple[str, str]:
-    """Somebody asks for a story, and is told one."""
+    """Somebody asks for a story, and is told one; if they name somebody, one of them."""
     asks = [
         "[짧은 |재미있는 |]이야기 하나 [해 줘|들려줘|해 주세요|들려주세요].",
         "[옛날이야기를|재미있는 이야기를|짧은 동화를] [들려줘|들려주세요|해 줘|써 줘].",
         "[심심해.|잠이 안 와.|오늘은 비가 와.] 이야기 [하나 해 줘|하나만 들려줘].",
     ]
-    return expand(rng.choice(asks), {}, rng, {}), grow_story(plots, pools, rng).replace("\n", " ")
+    story, hero = grow_story(plots, pools, rng)
+    if hero:
+        asks += [
+            "{hero} 이야기를 [해 줘|들려줘|들려주세요|해 주세요].",
+            "{hero:이} 나오는 이야기를 [해 줘|들려주세요|써 줘].",
+            "{hero:에} 대한 [짧은 이야기를|동화를] [써 줘|지어 줘|들려주세요].",
+        ]
+    return expand(rng.choice(asks), {"hero": hero}, rng, {}), story.replace("\n", " ")
 
 
-def documents(seed: int, *, chats: float = 0.30, written: float = 0.16) -> Iterator[str]:
-    """Training documents without end, in shares: chats, written texts, and stories for the rest.
+def documents(seed: int, *, joint: str = "") -> Iterator[str]:
+    """Training documents without end: 40 % chats, 10 % written texts, the rest stories.
 
-    Written texts come round after round, each round shuffled, so that none is seen more often than others.
+    ``joint`` is put between words and their particles. Written texts come round after round, each round
+    shuffled, so that none is seen more often than others.
     """
+    for text in _documents(seed, chats=0.40, written=0.10):
+        yield text.replace(JOINT, joint)
+
+
+def _documents(seed: int, *, chats: float, written: float) -> Iterator[str]:
     rng = Random(seed)
     plots, blocks = paragraphs("plots.txt"), paragraphs("chat.txt")
+    weights = [
+        BLOCK_WEIGHTS.get(block.split("\n", 1)[0], 4 if block.startswith("@") else 1) for block in blocks
+    ]
     system = paragraphs("system.txt")[0] + " "
     data = read_tables()
-    pools, tables = data["pool"], data["table"]
+    pools = data["pool"]
     texts = paragraphs("stories.txt") + paragraphs("facts.txt") + udhr_articles()
     pending: list[str] = []
     while True:
         draw = rng.random()
         if draw < chats:
-            turns = [grow_turn(rng.choice(blocks), tables, rng) for _ in range(rng.randint(1, 4))]
+            drawn = rng.choices(blocks, weights, k=rng.randint(1, 5))
+            turns = [grow_turn(block, data, rng) for block in drawn]
             if rng.random() < 0.2:
                 turns.insert(rng.randrange(len(turns) + 1), grow_story_turn(plots, pools, rng))
-            yield chat(turns, system if rng.random() < 0.3 else "")
+            yield chat(turns, system if rng.random() < 0.15 else "")
         elif draw < chats + written:
             if not pending:
                 pending = rng.sample(texts, len(texts))
-            yield pending.pop()
+            yield expand(pending.pop(), story_words(pools, rng), rng, {})
         else:
-            yield grow_story(plots, pools, rng)
+            yield grow_story(plots, pools, rng)[0]
 
 
 def udhr_articles() -> list[str]:
@@ -189,10 +213,10 @@ def udhr_articles() -> list[str]:
 
 def held_out() -> dict[str, list[str]]:
     """Texts never trained on: ``written`` by hand, and ``grown`` from the plots with another seed."""
-    stream = documents(seed=987_654_321, chats=0.0, written=0.0)
+    stream = _documents(987_654_321, chats=0.0, written=0.0)
     turns = [block.splitlines() for block in paragraphs("held_out_chat.txt")]
     return {
         "written": paragraphs("held_out.txt"),
         "chat": [chat([(lines[0][3:], lines[1][3:])]) for lines in turns],
-        "grown": [next(stream) for _ in range(64)],
+        "grown": [next(stream).replace(JOINT, "") for _ in range(64)],
     }
