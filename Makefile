@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kconv-installed
-DEMO := demo
 # On plain Linux: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu (the default brings CUDA).
 TORCH_INDEX ?=
 
@@ -25,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup ## convert the embedded Korean model to f32, q8_0 and q4_0, prove it, and let it write
-	@$(BIN)/python tools/demo.py $(DEMO)
+	@$(BIN)/python tools/demo.py demo
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest
@@ -43,6 +42,6 @@ test-full: setup ## full-size checks of memory and disk (30 GB of scratch space,
 	$(BIN)/python bench/full_size.py
 
 clean: ## remove what make demo and the tools left (not .venv)
-	rm -rf $(DEMO) .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 include mk/batch.mk

@@ -55,6 +55,14 @@ class Rows:
     stop: int
 
 
+@dataclass(frozen=True)
+class Written:
+    """Sizes of the files in bytes, and the tensors in which NaN or infinite weights were let through."""
+
+    sizes: tuple[int, ...]
+    not_finite: tuple[str, ...] = ()
+
+
 def plan_file(
     path: Path, model: Model, formats: Sequence[Format], keys: Mapping[str, MetadataValue]
 ) -> FilePlan:
@@ -77,15 +85,16 @@ def write_files(
     threads: int | None = None,
     allow_nan: bool = False,
     progress: Progress = silent,
-) -> list[int]:
+) -> Written:
     """Write each plan to its path of ``temporaries``, all from one read of the tensors, and read them back.
 
-    Returns the files' sizes in bytes. Raises NonFiniteError (unless ``allow_nan``), EnvironmentProblem and
-    what reading the tensors raises.
+    Raises NonFiniteError (unless ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
     _check_room(plans)
-    _write_data(tensors, plans, temporaries, threads or available_cores(), allow_nan, progress)
-    return [_reread(plan, temporary) for plan, temporary in zip(plans, temporaries, strict=True)]
+    harmed: set[str] = set()
+    _write_data(tensors, plans, temporaries, threads or available_cores(), allow_nan, harmed, progress)
+    sizes = [_reread(plan, temporary) for plan, temporary in zip(plans, temporaries, strict=True)]
+    return Written(tuple(sizes), tuple(tensor.name for tensor in tensors if tensor.name in harmed))
 
 
 def _write_data(
@@ -94,6 +103,7 @@ def _write_data(
     temporaries: Sequence[Path],
     threads: int,
     allow_nan: bool,
+    harmed: set[str],
     progress: Progress,
 ) -> None:
     starts = [
@@ -113,8 +123,10 @@ def _write_data(
                 [plan.formats[rows.index] for plan in plans],
                 scratch,
             )
-            if not allow_nan:
-                _check(slab, tensor, rows)
+            if not slab.finite or slab.overflowed:
+                if not allow_nan:
+                    raise _harmful(slab, tensor, rows)
+                harmed.add(tensor.name)
             for plan, handle, start, data in zip(plans, handles, starts, slab.data, strict=True):
                 info = plan.tensors[rows.index]
                 row_bytes = info.nbytes // tensor.rows
@@ -204,18 +216,17 @@ def _reread(plan: FilePlan, path: Path) -> int:
     return header.size
 
 
-def _check(slab: Slab, tensor: Tensor, rows: Rows) -> None:
+def _harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
     where = tensor.origin or tensor.name
     if not slab.finite:
         nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
-        raise NonFiniteError(
+        return NonFiniteError(
             f"{where}: {nans} NaN and {infinities} infinite weights in rows {rows.start} to {rows.stop - 1}",
             hint="the checkpoint is damaged or its training diverged; --allow-nan converts it all the same",
         )
-    if slab.overflowed:
-        names = ", ".join(format.name for format in slab.overflowed)
-        raise NonFiniteError(
-            f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
-            f"are beyond the range of {names}",
-            hint="convert to bf16 or f32; --allow-nan writes them as infinite",
-        )
+    names = ", ".join(format.name for format in slab.overflowed)
+    return NonFiniteError(
+        f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
+        f"are beyond the range of {names}",
+        hint="convert to bf16 or f32; --allow-nan writes them as infinite",
+    )

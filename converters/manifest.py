@@ -23,7 +23,7 @@ from .recipe import parameters
 from .results import Options, Output
 from .targets import checkpoint_name
 
-_PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers", "torch")
+_PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
 # Files besides the weights that decide what a conversion makes.
 _SMALL_FILES = re.compile(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
 from ..core.files import atomic_files
-from ..core.model import Model
+from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
@@ -22,14 +22,23 @@ from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
-from .gguf_writer import FilePlan, plan_file, write_files
+from .gguf_writer import FilePlan, Written, plan_file, write_files
 from .manifest import SourceHashes, common_part, manifest_text
 from .recipe import build, parameters
 from .results import Conversion, Options, Output
-from .targets import Target, choose_targets
+from .targets import Target, check_request, choose_targets
 
 # A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
 LEADING_SPACE = "kconv.leading_space"
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to go about it; nothing of this shows in the files."""
+
+    force: bool = False
+    threads: int | None = None
+    progress: Progress = silent
 
 
 def to_gguf(
@@ -64,30 +73,20 @@ def to_gguf(
         chat_template,
         verify,
     )
-    return convert(
-        source, output, options, modelfile=modelfile, force=force, threads=threads, progress=progress
-    )
+    return convert(source, output, options, Run(force, threads, progress), modelfile=modelfile)
 
 
 def convert(
-    source: str | Path,
-    output: str | Path | None,
-    options: Options,
-    *,
-    modelfile: bool = False,
-    force: bool = False,
-    threads: int | None = None,
-    progress: Progress = silent,
+    source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
 ) -> Conversion:
     """The flow: open, map, settle the vocabulary, choose formats, plan, write."""
+    check_request(output, options.types, pure=options.pure)
     checkpoint = open_checkpoint(source)
     model = build(recipe_for(checkpoint.config), checkpoint)
-    targets = choose_targets(
-        checkpoint, model, output, types=options.types, pure=options.pure, modelfile=modelfile, force=force
-    )
-    model, parity, sampling = _with_vocab(model, checkpoint, options, progress)
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    model, parity, sampling = _with_vocab(model, checkpoint, options, run.progress)
     model, plans = _planned(model, targets)
-    outputs = _write(checkpoint, model, targets, plans, options, parity, sampling, force, threads, progress)
+    outputs, model = _write(checkpoint, model, targets, plans, options, parity, sampling, run)
     return _conversion(checkpoint, model, outputs, parity)
 
 
@@ -142,25 +141,24 @@ def _write(
     options: Options,
     parity: Parity,
     sampling: Sampling | None,
-    force: bool,
-    threads: int | None,
-    progress: Progress,
-) -> list[Output]:
+    run: Run,
+) -> tuple[list[Output], Model]:
     """All files of all targets; they appear together once each is whole."""
     paths = [path for target in targets for path in target.paths]
-    with atomic_files(paths, force=force) as made:
+    with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
         with SourceHashes(checkpoint) as hashes:
-            sizes = write_files(
+            written = write_files(
                 model.tensors,
                 plans,
                 [temporary[target.path] for target in targets],
-                threads=threads,
+                threads=run.threads,
                 allow_nan=options.allow_nan,
-                progress=progress,
+                progress=run.progress,
             )
-            files = hashes.result(progress)
-        outputs = [_output(*each, model) for each in zip(targets, plans, sizes, strict=True)]
+            files = hashes.result(run.progress)
+        model = _with_note_on_harm(model, written)
+        outputs = [_output(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
         common = common_part(checkpoint, model, options, parity, files)
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
@@ -168,7 +166,15 @@ def _write(
             if output.modelfile is not None:
                 text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
-    return outputs
+    return outputs, model
+
+
+def _with_note_on_harm(model: Model, written: Written) -> Model:
+    if not written.not_finite:
+        return model
+    first, count = written.not_finite[0], len(written.not_finite)
+    message = f"NaN or infinite weights were written, as allowed, in {count} of the tensors ({first}, …)"
+    return replace(model, notes=(*model.notes, Note("not-finite", message, warning=True)))
 
 
 def _output(target: Target, plan: FilePlan, size: int, model: Model) -> Output:

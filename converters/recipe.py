@@ -154,8 +154,8 @@ def _mapping_error(recipe: Recipe, checkpoint: Checkpoint, gaps: Sequence[str]) 
     shown = [f"  {gap}" for gap in gaps[:_GAPS_SHOWN]]
     if len(gaps) > len(shown):
         shown.append(f"  … and {len(gaps) - len(shown)} more")
+    count = "1 tensor does" if len(gaps) == 1 else f"{len(gaps)} tensors do"
     return MappingError(
-        f"{checkpoint.folder}: {len(gaps)} tensors do not fit the recipe {recipe.title}:\n"
-        + "\n".join(shown),
+        f"{checkpoint.folder}: {count} not fit the recipe {recipe.title}:\n" + "\n".join(shown),
         hint="check that config.json belongs to these weight files and that all of them are there",
     )

@@ -14,6 +14,7 @@ from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
 from ..quant.policy import Policy, parse_policy
+from .results import Options
 
 
 @dataclass(frozen=True)
@@ -31,29 +32,39 @@ class Target:
         return [self.path, self.manifest, *([self.modelfile] if self.modelfile else [])]
 
 
+def check_request(output: str | Path | None, types: Sequence[str], *, pure: bool) -> None:
+    """Refuse with UsageError what makes no sense whatever the checkpoint."""
+    for name in types:
+        if name.lower() != "auto":
+            parse_policy(name, pure=pure)
+    different = {name.lower() for name in types}
+    if output is not None and Path(output).suffix == ".gguf" and len(different) > 1:
+        raise UsageError(
+            f"-o {output} names one file, but {len(different)} types were asked for",
+            hint="give a folder with -o, or one type",
+        )
+
+
 def choose_targets(
     checkpoint: Checkpoint,
     model: Model,
     output: str | Path | None,
+    options: Options,
     *,
-    types: Sequence[str],
-    pure: bool,
     modelfile: bool,
     force: bool,
 ) -> list[Target]:
-    """One target a type; UsageError for types that make no sense, OutputExists before any work is done."""
-    names = [own_type(model) if name.lower() == "auto" else name for name in types]
-    policies = {policy.name: policy for policy in (parse_policy(name, pure=pure) for name in names)}
+    """One target a type; OutputExists before any work is done. The request has been checked."""
+    names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
+    policies = {policy.name: policy for policy in (parse_policy(name, pure=options.pure) for name in names)}
     place = Path(output) if output is not None else Path()
-    one_file = place.suffix == ".gguf"
-    if one_file and len(policies) > 1:
-        raise UsageError(
-            f"-o {place} names one file, but {len(policies)} types were asked for",
-            hint="give a folder with -o, or one type",
-        )
     targets = []
     for policy in policies.values():
-        path = place if one_file else place / f"{checkpoint_name(checkpoint)}-{policy.display}.gguf"
+        path = (
+            place
+            if place.suffix == ".gguf"
+            else place / f"{checkpoint_name(checkpoint)}-{policy.display}.gguf"
+        )
         beside = path.with_suffix(".Modelfile") if modelfile else None
         targets.append(Target(path, policy, manifest_path(path), beside))
     for path in (path for target in targets for path in target.paths):

@@ -59,6 +59,7 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
     for path in paths:
         refuse_existing(path, force=force)
     temporaries: list[Path] = []
+    made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
     try:
         for path in paths:
             temporaries.append(_temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
@@ -77,6 +78,9 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
         for temporary in temporaries:
             with contextlib.suppress(OSError):  # it may never have been made
                 temporary.unlink()
+        for folder in dict.fromkeys(made):
+            with contextlib.suppress(OSError):  # not empty: all went well
+                folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -92,15 +96,14 @@ def _temporary_beside(path: Path) -> Path:
 
 
 def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:
-    published: list[Path] = []
     try:
         for temporary, path in zip(temporaries, paths, strict=True):
             _publish(temporary, path, force=force)
-            published.append(path)
     except BaseException:
-        for path in published:
-            if not force:  # what --force replaced is gone; the new file is whole, so it stays
-                path.unlink(missing_ok=True)
+        for temporary, path in zip(temporaries, paths, strict=True):
+            with contextlib.suppress(OSError):
+                if os.path.samefile(temporary, path):  # linked by us, so far without its companions
+                    path.unlink()
         raise
 
 

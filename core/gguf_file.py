@@ -22,15 +22,16 @@ from .model import MetadataValue
 
 ALIGNMENT = 32
 _MAGIC = b"GGUF"
-_MAX_HEADER = 1 << 30
+_MAX_HEADER = 1 << 28  # bytes; the largest vocabularies take a tenth of it
+_MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 # (weights per block, bytes per block) by ggml type, ggml/src/ggml.c type_traits; the reader needs them to
-# check that every tensor lies within the file. kconv.quant.formats has the formats kconv writes.
+# check that every tensor lies within the file. kconv.quant.formats gives them their names.
 BLOCKS: Mapping[int, tuple[int, int]] = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 36),
     10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
     16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110),
     22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8),
@@ -141,7 +142,7 @@ class _Cursor:
         if end > self.size or end > _MAX_HEADER:
             raise self.fail(f"header ends early: {count} more bytes expected")
         while end > len(self._data):
-            more = self._file.read(max(1 << 22, end - len(self._data)))
+            more = self._file.read(max(len(self._data), end - len(self._data)))
             if not more:
                 raise self.fail("header ends early")
             self._data += more
@@ -163,7 +164,7 @@ class _Cursor:
         if kind != _ARRAY or depth > 2:
             raise self.fail(f"unknown value type {kind}")
         item, count = self.unpack("I"), self.unpack("Q")
-        if count > self.size:
+        if count > min(self.size, _MAX_ITEMS):
             raise self.fail(f"array of {count} items in a file of {self.size} bytes")
         if item in _SCALARS:
             code = _SCALARS[item]

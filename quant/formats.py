@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ..core.errors import UsageError
+from ..core.gguf_file import BLOCKS
 
 
 @dataclass(frozen=True)
@@ -55,47 +56,17 @@ class Format:
         return size
 
 
-def _table(*formats: Format) -> Mapping[str, Format]:
-    return MappingProxyType({format.name: format for format in formats})
+# ggml's type numbers (ggml.h, enum ggml_type). kconv writes some of these formats and reads all.
+_TYPES = {
+    "f32": 0, "f16": 1, "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q8_1": 9, "q2_K": 10,
+    "q3_K": 11, "q4_K": 12, "q5_K": 13, "q6_K": 14, "q8_K": 15, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18,
+    "iq1_s": 19, "iq4_nl": 20, "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "i8": 24, "i16": 25, "i32": 26,
+    "i64": 27, "f64": 28, "iq1_m": 29, "bf16": 30, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39, "nvfp4": 40,
+    "q1_0": 41, "q2_0": 42,
+}  # fmt: skip
 
-
-# Every type a GGUF of today may hold, in ggml's order. kconv writes some of them and reads all.
-FORMATS: Mapping[str, Format] = _table(
-    Format("f32", 0, 1, 4),
-    Format("f16", 1, 1, 2),
-    Format("q4_0", 2, 32, 18),
-    Format("q4_1", 3, 32, 20),
-    Format("q5_0", 6, 32, 22),
-    Format("q5_1", 7, 32, 24),
-    Format("q8_0", 8, 32, 34),
-    Format("q8_1", 9, 32, 36),
-    Format("q2_K", 10, 256, 84),
-    Format("q3_K", 11, 256, 110),
-    Format("q4_K", 12, 256, 144),
-    Format("q5_K", 13, 256, 176),
-    Format("q6_K", 14, 256, 210),
-    Format("q8_K", 15, 256, 292),
-    Format("iq2_xxs", 16, 256, 66),
-    Format("iq2_xs", 17, 256, 74),
-    Format("iq3_xxs", 18, 256, 98),
-    Format("iq1_s", 19, 256, 50),
-    Format("iq4_nl", 20, 32, 18),
-    Format("iq3_s", 21, 256, 110),
-    Format("iq2_s", 22, 256, 82),
-    Format("iq4_xs", 23, 256, 136),
-    Format("i8", 24, 1, 1),
-    Format("i16", 25, 1, 2),
-    Format("i32", 26, 1, 4),
-    Format("i64", 27, 1, 8),
-    Format("f64", 28, 1, 8),
-    Format("iq1_m", 29, 256, 56),
-    Format("bf16", 30, 1, 2),
-    Format("tq1_0", 34, 256, 54),
-    Format("tq2_0", 35, 256, 66),
-    Format("mxfp4", 39, 32, 17),
-    Format("nvfp4", 40, 64, 36),
-    Format("q1_0", 41, 128, 18),
-    Format("q2_0", 42, 64, 18),
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {name: Format(name, number, *BLOCKS[number]) for name, number in _TYPES.items()}
 )
 
 F32 = FORMATS["f32"]

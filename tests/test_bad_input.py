@@ -298,10 +298,26 @@ def test_vocabulary_larger_than_the_rows(tmp_path: Path, small_tokenizer: Path) 
     refused(folder, tmp_path / "out", 3, "320", "300")
 
 
-def test_allow_nan_goes_on(folder: Path, tmp_path: Path) -> None:
+def test_allow_nan_goes_on_and_says_so(folder: Path, tmp_path: Path) -> None:
     set_weight(folder, "model.layers.1.mlp.up_proj.weight", float("nan"))
     done = kconv("to-gguf", folder, "-q", "f32", "--allow-nan", "-o", tmp_path / "out.gguf")
     assert done.returncode == 0, done.stderr
+    notes = json.loads((tmp_path / "out.gguf.manifest.json").read_text())["notes"]
+    (said,) = [note["message"] for note in notes if note["name"] == "not-finite"]
+    assert "blk.1.ffn_up.weight" in said
+    assert said in done.stdout
+
+
+def test_folders_made_for_the_output_go_with_it(folder: Path, tmp_path: Path) -> None:
+    set_weight(folder, "model.layers.1.mlp.up_proj.weight", float("nan"))
+    assert kconv("to-gguf", folder, "-o", tmp_path / "new" / "folder").returncode == 3
+    assert not (tmp_path / "new").exists()
+
+
+def test_wrong_usage_is_seen_first(tmp_path: Path) -> None:
+    """Before the checkpoint, which does not even exist here."""
+    assert kconv("to-gguf", tmp_path / "none", "-q", "q9").returncode == 2
+    assert kconv("to-gguf", tmp_path / "none", "-q", "f32,q8_0", "-o", tmp_path / "x.gguf").returncode == 2
 
 
 def test_existing_output_is_kept_unless_forced(folder: Path, tmp_path: Path) -> None:

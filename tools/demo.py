@@ -28,6 +28,8 @@ def kconv(*arguments: str) -> str:
 
 def main(folder: Path) -> None:
     """Make ``folder`` anew with the checkpoint, the three files and their manifests."""
+    if folder.exists() and any(not path.name.startswith("42dot-demo") for path in folder.iterdir()):
+        sys.exit(f"{folder} holds files that are not the demo's; name another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     checkpoint = folder / "42dot-demo"
@@ -39,7 +41,7 @@ def main(folder: Path) -> None:
     tokens = result["tokens"]
     print(f"\ntokens: {tokens['equal']} of {tokens['texts']} texts equal the checkpoint's own tokenizer\n")
     for output in result["outputs"]:
-        text = kconv("run", output["path"], "-p", PROMPT, "-n", "60", "--no-chat", "--seed", "1")
+        text = kconv("run", output["path"], "-p", PROMPT, "-n", "90", "--no-chat", "--seed", "1")
         print(f"{text.strip()}\n")
     print(f"{'file':<28}{'size':>10}{'bits per weight':>18}{'tokens':>14}")
     for output in result["outputs"]:

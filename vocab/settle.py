@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import MappingError, TokenMismatch
+from ..core.errors import EnvironmentProblem, MappingError, TokenMismatch
 from ..core.files import explained
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
@@ -74,11 +75,12 @@ def _best(
     """Measure candidates until one is exact; else the best: equal but for spaces, then by equal texts."""
     trials: list[Trial] = []
     questions: Exam | None = None
-    with explained(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="kconv-vocab-") as folder:
+    with _scratch_folder() as folder:
         for candidate in candidates(source):
             vocab, notes = _adapted(candidate, context, enabled)
-            path = Path(folder) / "vocab.gguf"
-            write_vocab_only(path, context.arch, vocab)
+            path = folder / "vocab.gguf"
+            with explained(path):
+                write_vocab_only(path, context.arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads
                 total = len(questions.texts)
@@ -92,6 +94,20 @@ def _best(
     best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
     tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
     return replace(best, parity=replace(best.parity, tried=tried)), questions
+
+
+@contextlib.contextmanager
+def _scratch_folder() -> Iterator[Path]:
+    """A folder for vocabularies on trial, under TMPDIR."""
+    try:
+        folder = tempfile.TemporaryDirectory(prefix="kconv-vocab-")
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"no folder for temporary files: {error.strerror or error}",
+            hint="free some space there, or name another folder in TMPDIR",
+        ) from error
+    with folder as name:
+        yield Path(name)
 
 
 def _worth(parity: Parity) -> int:
