@@ -27,7 +27,7 @@ from ..quant.formats import Format
 from ..quant.slabs import Scratch, Slab, convert_slab, count_nonfinite
 
 # Weights per slab: enough for calls of the system to cost nothing, few enough for a megabyte of memory.
-_SLAB = 1 << 19
+_SLAB = 1 << 20
 
 
 @dataclass(frozen=True)

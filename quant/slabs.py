@@ -20,7 +20,7 @@ from .formats import BF16, F16, F32, Format
 
 # Weights in a tile. Measured: encoding is slower than the last-level cache at any size, but threads that meet
 # at the interpreter's lock between calls lose all they gain below some 100 microseconds a call.
-TILE = 1 << 19
+TILE = 1 << 20
 
 # The largest half float. Larger weights may overflow F16 itself and, divided, the F16 scales of blocks.
 HALF_MAX = 65504.0
