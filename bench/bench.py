@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import material
-from memory import Run, measure
+from memory import INTERVAL, Run, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -115,7 +115,9 @@ def kconv_costs(checkpoint: Path, out: Path, repeat: int) -> dict[str, Cost]:
         ("pure q4_0", "q4_0", ("--pure",)),
     ):
         command = [KCONV, "to-gguf", str(checkpoint), "-q", type_, *extra, "-o", str(target), "--no-verify"]
-        costs[f"{label}: kconv"] = median(repeat, target, partial(checked, command))
+        timed = median(repeat, target, partial(checked, command))
+        remove(target)
+        costs[f"{label}: kconv"] = replace(timed, peak_private=checked(command, watched=True).peak_private)
         size = target.stat().st_size
         remove(target)
         for name, (piece, sync) in FLOORS.items():
@@ -137,15 +139,16 @@ def llama_cpp_costs(checkpoint: Path, out: Path, repeat: int) -> dict[str, Cost]
     for label, type_ in (("q4_0", "Q4_0"), ("q8_0", "Q8_0")):
         quantize = [sys.executable, "-c", QUANTIZE, str(f16), str(target), type_]
         firsts, seconds = [], []
-        for _ in range(repeat):
+        for turn in range(repeat + 1):
             remove(f16)
             remove(target)
             os.sync()
-            firsts.append(checked(convert))
-            seconds.append(checked(quantize))
-        costs[f"{label}: llama.cpp, converter to f16"] = medians(firsts)
-        costs[f"{label}: llama.cpp, llama_model_quantize"] = medians(seconds)
-        costs[f"{label}: llama.cpp, both"] = medians(map(one_after_the_other, firsts, seconds))
+            firsts.append(checked(convert, watched=turn == repeat))
+            seconds.append(checked(quantize, watched=turn == repeat))
+        both = list(map(one_after_the_other, firsts, seconds))
+        for name, runs in (("converter to f16", firsts), ("llama_model_quantize", seconds), ("both", both)):
+            peak = runs[-1].peak_private
+            costs[f"{label}: llama.cpp, {name}"] = replace(medians(runs[:-1]), peak_private=peak)
     remove(f16)
     remove(target)
     return costs
@@ -162,7 +165,7 @@ def median(repeat: int, target: Path, run: Callable[[], Run]) -> Cost:
 
 
 def medians(runs: Iterable[Run]) -> Cost:
-    """The median seconds and the median of the peaks."""
+    """The median seconds, and the median of the peaks as far as anybody looked."""
     runs = list(runs)
     seconds = tuple(round(run.seconds, 2) for run in runs)
     return Cost(statistics.median(seconds), int(statistics.median(run.peak_private for run in runs)), seconds)
@@ -174,10 +177,10 @@ def one_after_the_other(first: Run, second: Run) -> Run:
     return replace(second, seconds=first.seconds + second.seconds, peak_private=peak)
 
 
-def checked(command: Sequence[str]) -> Run:
-    """Measure a command that must succeed."""
+def checked(command: Sequence[str], *, watched: bool = False) -> Run:
+    """Measure a command that must succeed: its seconds, or, ``watched``, its memory."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    run = measure(command, env=environment)
+    run = measure(command, env=environment, interval=INTERVAL if watched else 3600)
     if run.code:
         raise SystemExit(f"bench: {' '.join(command[:3])} … ended with {run.code}:\n{run.stderr[-2000:]}")
     return run

@@ -33,14 +33,20 @@ class Run:
     stderr: str
 
 
-def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Run:
-    """Run ``command`` to its end. Nothing else of this process may write files meanwhile."""
+def measure(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, interval: float = INTERVAL
+) -> Run:
+    """Run ``command`` to its end. Nothing else of this process may write files meanwhile.
+
+    Its memory is looked at every ``interval`` seconds. Looking takes time from a command that uses all cores,
+    so where seconds count, let it be long.
+    """
     before = _written()
     begun = time.perf_counter()
     with subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        sampler = _Sampler(process.pid)
+        sampler = _Sampler(process.pid, interval)
         sampler.start()
         stdout, stderr = process.communicate()
         seconds = time.perf_counter() - begun
@@ -52,15 +58,16 @@ def measure(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> 
 
 
 class _Sampler(threading.Thread):
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, interval: float) -> None:
         super().__init__(daemon=True)
         self.pid = pid
+        self.interval = interval
         self.peak = 0
         self.samples = 0
         self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._ended.wait(INTERVAL):
+        while not self._ended.wait(self.interval):
             self.peak = max(self.peak, sum(map(_private, _family(self.pid))))
             self.samples += 1
 
