@@ -10,12 +10,10 @@ converter accepts), in the page cache, the median of three of each:
               as kconv's files are; beside it, for the curious, the same without fsync, and through one small
               buffer that never leaves the processor's cache
 
-The promises of the project stand under the table with the ratios reached: q4_0 5 times and q8_0 3 times as fast
-as llama.cpp's way, pure q4_0 within 3 times the floor. They are figures to read, not checks: the exit code is 0
-either way. The floor they are judged by reads and writes in pieces of 64 MiB and syncs, as kconv does (1.2 s on
-the machine the promise was made on, about the same here); floors without fsync and with one small buffer that
-never leaves the cache, which no program that looks at the data can come near, stand beside it. Memory is watched
-in a run of its own.
+The promises of the project stand under the table with the ratios reached: q4_0 5 times and q8_0 3 times as
+fast as llama.cpp's way, pure q4_0 within 3 times the floor. They are figures to read, not checks: the exit
+code is 0 either way. The floor they are judged by reads and writes in pieces of 64 MiB and syncs, as kconv
+does (1.2 s where the promise was made, about the same here). Memory is watched in a run of its own.
 """
 
 from __future__ import annotations
