@@ -108,6 +108,15 @@ def test_sentencepiece_without_a_dummy_prefix(tmp_path: Path) -> None:
     assert (result.verdict, model.vocab.add_space_prefix) == ("exact", False)
 
 
+def test_a_model_that_only_drops_spaces_is_not_short_of_a_leading_one(
+    tmp_path: Path,
+) -> None:
+    rows = material.sentencepiece_like(tmp_path, add_dummy_prefix=False, remove_extra_whitespaces=True)
+    model, result = settled(tmp_path, rows)
+    assert (result.verdict, model.vocab.add_space_prefix) == ("extra-spaces", False)
+    assert [note.name for note in model.notes if "space" in note.name] == ["extra-spaces"]
+
+
 def test_sentencepiece_with_added_tokens(tmp_path: Path) -> None:
     rows = material.sentencepiece_like(tmp_path)
     added = {"<|im_start|>": rows, "<|im_end|>": rows + 1, "안녕하세요": rows + 3}

@@ -224,7 +224,8 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
     if spaced and not _wrong(questions, dict(zip(spaced, got[len(as_is) :], strict=True)), around):
-        verdict = "extra-spaces" if around.add_space_prefix else "leading-space"
+        lacks_prefix = source.prefix is not None and not around.add_space_prefix
+        verdict = "leading-space" if lacks_prefix else "extra-spaces"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     return Parity(name, total, total - len(different), verdict, first, different=different)
 

@@ -129,7 +129,11 @@ def _adapted(
 
 
 def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
+    """What has to be done to the text where not all are equal as they are."""
+    if parity.verdict not in ("leading-space", "extra-spaces"):
+        return ()
     equal = f"all {parity.texts} texts are then equal"
+    notes: list[Note] = []
     if parity.verdict == "leading-space":
         each = source.prefix is not None and source.prefix.each
         where = "every stretch of text between special tokens" if each else "a text"
@@ -137,16 +141,16 @@ def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
             f"the tokenizer puts a space before {where}, which llama.cpp does not with this vocabulary"
             f" ({parity.candidate}): begin it with a space yourself; {equal}"
         )
-        return (Note("leading-space", message),)
-    if parity.verdict == "extra-spaces":
+        notes.append(Note("leading-space", message))
+    if source.collapses_spaces or parity.verdict == "extra-spaces":
         does = (
             "drops spaces at the ends of a text and all but one of several, which llama.cpp does not"
             if source.collapses_spaces
             else "adds no space to text that begins with one, while llama.cpp always does"
         )
         message = f"the tokenizer {does}: give it text without such spaces; {equal}"
-        return (Note("extra-spaces", message, warning=source.collapses_spaces),)
-    return ()
+        notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
+    return tuple(notes)
 
 
 def _allowed(parity: Parity) -> Note:
