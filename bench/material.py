@@ -21,6 +21,7 @@ from kconv.converters.samples.korean_text import korean_text
 from kconv.converters.samples.tokenizer_files import llama_3_json
 from kconv.converters.samples.weights import write_checkpoint, write_json
 from kconv.core.tensor import DType
+from kconv.vocab.parity import byte_symbols
 
 SYLLABLES = tuple(chr(code) for code in range(0xAC00, 0xD7A4))
 SPACE = "\u2581"
@@ -93,7 +94,7 @@ def syllable_pairs() -> Iterator[tuple[str, str]]:
 
 def byte_level_bpe(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a byte-level BPE of ``size`` tokens, in GPT-2's byte symbols."""
-    symbol = _gpt2_symbols()
+    symbol = {byte: character for character, byte in byte_symbols().items()}
 
     def spelled(text: str) -> str:
         return "".join(symbol[byte] for byte in text.encode())
@@ -120,14 +121,6 @@ def byte_level_bpe(size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
         add(spelled(left), spelled(right))
     assert len(vocab) == size
     return vocab, merges
-
-
-def _gpt2_symbols() -> dict[int, str]:
-    """GPT-2's printable stand-in of every byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    symbols = {byte: chr(byte) for byte in printable}
-    return symbols | {byte: chr(256 + place) for place, byte in enumerate(others)}
 
 
 def write_42dot_tokenizer(folder: Path) -> None:

@@ -26,7 +26,7 @@ from ..core.vocabulary import gguf_keys
 from ..quant.formats import Format
 from ..quant.slabs import Scratch, Slab, convert_slab, count_nonfinite
 
-# Weights per slab: enough for calls of the system to cost nothing, few enough for a megabyte of memory.
+# Weights per slab: enough for calls to cost nothing, few enough for some megabytes of memory a thread.
 _SLAB = 1 << 20
 
 
