@@ -24,26 +24,14 @@ class Sampling:
     seed: int = 0
 
 
-# The GGUF keys in which a file recommends sampling (llama.cpp src/llama-arch.cpp): key, kind, smallest and
-# largest sensible value.
-_KEYS = {
-    "temperature": ("general.sampling.temp", float, 0, 10),
-    "top_k": ("general.sampling.top_k", int, 0, 1_000_000),
-    "top_p": ("general.sampling.top_p", float, 0, 1),
-    "min_p": ("general.sampling.min_p", float, 0, 1),
-    "repeat_penalty": ("general.sampling.penalty_repeat", float, 0.1, 10),
-    "repeat_last_n": ("general.sampling.penalty_last_n", int, 0, 1_000_000),
-}
-
-
 def sampling_in_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a GGUF's own metadata recommends, by the names of Sampling's fields; senseless values left out."""
-    found: dict[str, Any] = {}
-    for name, (key, kind, low, high) in _KEYS.items():
-        value = metadata.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
-            # float32 in the file: 0.95 comes back as 0.949999988...
-            found[name] = kind(round(value, 6))
+    from ..vocab.sampling import sampling_in_metadata
+
+    found: dict[str, Any] = dict(sampling_in_metadata(metadata))
+    last = metadata.get("general.sampling.penalty_last_n")
+    if isinstance(last, int) and not isinstance(last, bool) and 0 <= last <= 1_000_000:
+        found["repeat_last_n"] = last
     return found
 
 

@@ -66,6 +66,8 @@ _FIELDS = (
     ("repeat_penalty", "repetition_penalty", "general.sampling.penalty_repeat", 0.1, 10.0),
 )
 
+_KINDS = {field.name: int if str(field.type).startswith("int") else float for field in fields(Sampling)}
+
 
 def recommended_sampling(context: AdapterContext, vocab: Vocab) -> Sampling | None:
     """What generation_config.json says, and the model's card where it says nothing; None if neither does."""
@@ -94,14 +96,13 @@ def _of_file(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Sensible values of generation_config.json; none where it says not to sample."""
     if generation.get("do_sample") is False:
         return {}
-    kinds = {field.name: int if str(field.type).startswith("int") else float for field in fields(Sampling)}
     found: dict[str, Any] = {}
     for name, theirs, _, low, high in _FIELDS:
         value = generation.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if low <= value <= high:
-            found[name] = kinds[name](value)
+            found[name] = _KINDS[name](value)
     return found
 
 
@@ -111,3 +112,14 @@ def sampling_metadata(sampling: Sampling | None) -> dict[str, MetadataValue]:
         return {}
     values = ((key, getattr(sampling, name)) for name, _, key, _, _ in _FIELDS)
     return {key: value for key, value in values if value is not None}
+
+
+def sampling_in_metadata(metadata: Mapping[str, Any]) -> dict[str, float | int]:
+    """What a GGUF's own keys recommend, by the names of Sampling's fields; senseless values left out."""
+    found: dict[str, float | int] = {}
+    for name, _, key, low, high in _FIELDS:
+        value = metadata.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+            # float32 in the file: 0.95 comes back as 0.949999988...
+            found[name] = _KINDS[name](round(value, 6))
+    return found
