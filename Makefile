@@ -18,9 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kconv needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[verify,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links
-	@for room in core vocab quant converters cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
+	@for room in core vocab quant converters verify cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
 demo: setup ## convert the embedded Korean model to f32, q8_0 and q4_0, prove it, and let it write

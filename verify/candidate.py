@@ -1,0 +1,58 @@
+"""The measured side: whatever runs a converted file, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .windows import Window
+
+Floats = npt.NDArray[np.float32]
+
+
+class CandidateFailure(Exception):
+    """The runtime refused the file or died of it; the message says how, in a sentence."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Logits ``(positions, vocabulary)`` in float32 of positions ``start`` and after of a window.
+
+    ``window`` is the window's index. The array is only valid until the next block is asked for.
+    """
+
+    window: int
+    start: int
+    logits: Floats
+
+
+class Candidate(Protocol):
+    """A file loaded by its runtime, ready to be read with; a context manager.
+
+    Every method raises CandidateFailure; nothing the file holds can take this process down.
+    """
+
+    path: Path
+
+    def __enter__(self) -> Candidate: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
+        """Logits of all scored positions of all windows, in order, in blocks of some dozen megabytes.
+
+        Positions before ``scored_from`` and the last one of a window are left out.
+        """
+        ...
+
+    def layers(self, window: Window) -> list[Floats]:
+        """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last."""
+        ...

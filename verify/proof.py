@@ -1,0 +1,283 @@
+"""What a verification found: plain values, the same in Python, ``--json``, the manifest and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..vocab.parity import Parity
+
+Verdict = Literal["passed", "warned", "failed", "not run"]
+_ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "failed": 3}
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """The gravest of several; ``not run`` counts least."""
+    return max(verdicts, key=lambda verdict: _ORDER[verdict], default="not run")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or worth knowing where ``grave`` is false.
+
+    ``where`` is a key, token, tensor or position as the file names it; ``message`` one sentence a person
+    understands without the code; ``expected`` and ``found`` the two values, where there are such.
+    """
+
+    where: str
+    message: str
+    expected: str | None = None
+    found: str | None = None
+    grave: bool = True
+
+
+def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
+    """Failed by a grave finding, warned by any, passed by none."""
+    if any(finding.grave for finding in findings):
+        return "failed"
+    return "warned" if findings else "passed"
+
+
+@dataclass(frozen=True)
+class TokensPart:
+    """Token ids of the file's vocabulary in llama.cpp against the checkpoint's tokenizer.
+
+    ``parity`` counts the built-in texts and the user's together; ``entries`` is the number of vocabulary
+    entries compared one by one (text, type, score, merges).
+    """
+
+    verdict: Verdict
+    parity: Parity | None = None
+    entries: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetadataPart:
+    """Keys llama.cpp reads against those the recipe derives; ``keys`` is how many were compared."""
+
+    verdict: Verdict
+    keys: int = 0
+    findings: tuple[Finding, ...] = ()
+
+
+TensorState = Literal["identical", "within", "differs"]
+
+
+@dataclass(frozen=True)
+class TensorError:
+    """One tensor of the file against the checkpoint's weights, mapped.
+
+    ``state``: ``identical`` bytes to encoding the original anew; ``within`` the format's error, though other
+    bytes; ``differs``. ``error`` is ‖ŵ − w‖ / ‖w‖ over the whole tensor, ``own_error`` that of encoding it
+    anew (the part of it that is the format's), ``worst_row`` the row with the largest relative error and
+    ``worst_row_error`` that error, ``slope`` the least-squares factor of ŵ on w (1.01: scaled by 1.01).
+    ``layer`` is None outside the layers.
+    """
+
+    name: str
+    format: str
+    layer: int | None
+    state: TensorState
+    error: float
+    own_error: float
+    worst_row: int
+    worst_row_error: float
+    slope: float
+
+
+@dataclass(frozen=True)
+class WeightsPart:
+    """Every tensor of the file."""
+
+    verdict: Verdict
+    tensors: tuple[TensorError, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How far the file's predictions are from the checkpoint's, over ``positions`` positions.
+
+    Divergences (Kullback-Leibler, of the file from the checkpoint) are in nats, Δp is the file's probability
+    of the right token minus the checkpoint's (0 to 1), as in llama.cpp's tools/perplexity; ``..._error`` are
+    standard errors. ``nmse`` is the squared logit difference over the variance of the checkpoint's logits.
+    """
+
+    positions: int
+    windows: int
+    kl_mean: float
+    kl_mean_error: float
+    kl_median: float
+    kl_99: float
+    kl_999: float
+    kl_max: float
+    same_top1: float
+    same_top1_error: float
+    top5_overlap: float
+    dp_mean: float
+    dp_rms: float
+    dp_percentiles: tuple[tuple[float, float], ...]
+    nll_reference: float
+    nll_file: float
+    perplexity_reference: float
+    perplexity_file: float
+    log_ratio: float
+    log_ratio_error: float
+    logit_max: float
+    logit_rms: float
+    nmse: float
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The same, position by position, all lists equally long: for pictures.
+
+    ``window`` and ``position`` say where, ``kl`` in nats, ``dp`` as above.
+    """
+
+    window: tuple[int, ...] = ()
+    position: tuple[int, ...] = ()
+    kl: tuple[float, ...] = ()
+    dp: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token a model would have said, its text and its probability."""
+
+    token: int
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class WorstToken:
+    """A position where the two models disagree most, in its context.
+
+    ``before`` is the text read so far (its end), ``right`` the token that follows in the text with the
+    checkpoint's probability, ``right_file`` the file's probability of it; ``reference`` and ``file`` are the
+    likeliest tokens of each, likeliest first.
+    """
+
+    window: int
+    position: int
+    kl: float
+    before: str
+    right: Guess
+    right_file: float
+    reference: tuple[Guess, ...]
+    file: tuple[Guess, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The limit for a type: ``measure`` warns above ``warns`` and fails above ``fails``.
+
+    ``fails`` is None for types that only warn. ``source`` says where the number comes from. ``published`` has
+    the figures others measured for the type, by what they are called.
+    """
+
+    type: str
+    measure: Literal["nmse", "kl_mean"]
+    warns: float
+    fails: float | None
+    source: str
+    published: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """The output of one layer, over one window, as NMSE (squared difference over the variance).
+
+    ``weights``: fp32 arithmetic with the file's weights against the checkpoint's (quantization or damage);
+    ``runtime``: the file in its runtime against fp32 arithmetic with the same weights.
+    """
+
+    layer: int
+    weights: float
+    runtime: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where it went wrong: the error by layer, that of the logits, and what follows from it in a sentence.
+
+    ``first`` is the first layer whose output departs, None if none stands out.
+    """
+
+    layers: tuple[LayerError, ...]
+    logits_weights: float
+    logits_runtime: float
+    first: int | None
+    worst_tensors: tuple[str, ...]
+    conclusion: str
+
+
+@dataclass(frozen=True)
+class LogitsPart:
+    """The file's CPU logits against fp32."""
+
+    verdict: Verdict
+    figures: Figures | None = None
+    gate: Gate | None = None
+    findings: tuple[Finding, ...] = ()
+    positions: Positions = field(default_factory=Positions)
+    worst: tuple[WorstToken, ...] = ()
+    diagnosis: Diagnosis | None = None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """The verdict on one file. ``type`` is the file's (``q4_0``), ``scope`` how much was looked at.
+
+    ``provenance`` says what was compared and with what: files with SHA-256, versions, texts. ``notes`` are
+    remarks for people. Nothing here depends on the clock but ``seconds``, which stays out of manifests.
+    """
+
+    artifact: Path
+    checkpoint: Path
+    type: str
+    arch: str
+    parameters: int
+    tokens: TokensPart
+    metadata: MetadataPart
+    weights: WeightsPart
+    logits: LogitsPart
+    scope: Literal["quick", "full"] = "full"
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest of the parts."""
+        return worst([part.verdict for part in self.parts.values()])
+
+    @property
+    def parts(self) -> dict[str, TokensPart | MetadataPart | WeightsPart | LogitsPart]:
+        """The four parts by name, cheapest first."""
+        return {
+            "tokens": self.tokens,
+            "metadata": self.metadata,
+            "weights": self.weights,
+            "logits": self.logits,
+        }
+
+    @property
+    def cause(self) -> str | None:
+        """The first grave finding, else the first of any kind, as ``part: sentence``, or None."""
+        found = [(name, finding) for name, part in self.parts.items() for finding in part.findings]
+        found.sort(key=lambda item: not item[1].grave)
+        return f"{found[0][0]}: {found[0][1].message}" if found else None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values; the lists by position are left to the report."""
+        values = asdict(self)
+        values["artifact"], values["checkpoint"] = str(self.artifact), str(self.checkpoint)
+        parity = self.tokens.parity
+        values["tokens"]["parity"] = None if parity is None else parity.to_json()
+        del values["logits"]["positions"]
+        return {"verdict": self.verdict, "cause": self.cause, **values}

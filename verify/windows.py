@@ -1,0 +1,55 @@
+"""Texts cut into windows of tokens: what both models read, each window by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.errors import InputError
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens both models read from an empty cache.
+
+    Position ``p`` predicts token ``p + 1``; positions ``scored_from`` to ``len(ids) - 2`` count.
+    ``text`` is the index of the text the window was cut from.
+    """
+
+    text: int
+    ids: tuple[int, ...]
+    scored_from: int = 0
+
+    @property
+    def scored(self) -> range:
+        """Positions that count."""
+        return range(self.scored_from, len(self.ids) - 1)
+
+
+def cut(
+    texts: Sequence[Sequence[int]], *, size: int, before: Sequence[int] = (), tokens: int | None = None
+) -> list[Window]:
+    """Windows of at most ``size`` tokens, each beginning with the tokens ``before`` (a BOS, or none).
+
+    ``tokens`` limits how many are taken of each text, ``before`` included as it stands in each window. A rest
+    of fewer than two predictions is left out, since nothing could be measured on it. Raises InputError for a
+    text too short for a single prediction.
+    """
+    room = size - len(before)
+    windows: list[Window] = []
+    for index, text in enumerate(texts):
+        left = len(text) if tokens is None else tokens
+        made: list[Window] = []
+        start = 0
+        while start < len(text) and left > len(before):
+            piece = tuple(text[start : start + min(room, left - len(before))])
+            start, left = start + len(piece), left - len(before) - len(piece)
+            if len(before) + len(piece) >= 2 and (len(piece) > 1 or not made):
+                made.append(Window(index, (*before, *piece)))
+        if not made:
+            raise InputError(
+                f"text {index + 1} has {len(text)} tokens, too few to predict one from another",
+                hint="give a longer text",
+            )
+        windows += made
+    return windows
