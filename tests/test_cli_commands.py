@@ -44,7 +44,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def converted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("out")
-    return out, told("to-gguf", checkpoint, "-q", "Q4_0,q8_0", "-q", "F32", "-o", out, "--modelfile")
+    types = ["-q", "Q4_0,q8_0", "-q", "F32"]
+    return out, told("to-gguf", checkpoint, *types, "-o", out, "--modelfile", "--no-verify")
 
 
 # --- to-gguf ---
@@ -97,7 +98,7 @@ def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_name_of_the_default_output(checkpoint: Path, tmp_path: Path) -> None:
-    (output,) = told("to-gguf", checkpoint, cwd=tmp_path)["outputs"]
+    (output,) = told("to-gguf", checkpoint, "--no-verify", cwd=tmp_path)["outputs"]
     assert output["path"] == "작은_42dot-F16.gguf"  # auto keeps the checkpoint's own type
     assert (tmp_path / output["path"]).is_file()
 
@@ -109,7 +110,7 @@ def test_existing_output_is_refused_before_any_work(checkpoint: Path, tmp_path: 
     assert done.returncode == 3
     assert "--force" in done.stderr
     assert target.read_bytes() == b"mine"
-    assert kconv("to-gguf", checkpoint, "-o", target, "--force").returncode == 0
+    assert kconv("to-gguf", checkpoint, "-o", target, "--force", "--no-verify").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,7 @@ def test_adapters_can_be_left_out_and_templates_chosen(checkpoint: Path, tmp_pat
         checkpoint,
         "-o",
         target,
+        "--no-verify",
         "--no-adapter",
         "unify-bos-eos,rope-theta",
         "--chat-template",
@@ -142,7 +144,8 @@ def test_adapters_can_be_left_out_and_templates_chosen(checkpoint: Path, tmp_pat
     )
     assert "<human>:" in said["chat_template"]
     assert "unify-bos-eos" not in [note["name"] for note in said["notes"]]
-    none = told("to-gguf", checkpoint, "-o", target, "--chat-template", "none", "--force")
+    options = ["--chat-template", "none", "--force", "--no-verify"]
+    none = told("to-gguf", checkpoint, "-o", target, *options)
     assert none["chat_template"] is None
 
 

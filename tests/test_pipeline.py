@@ -32,7 +32,7 @@ def test_every_recipe_and_family_has_material() -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / family)
-    made = to_gguf(folder, tmp_path / "out", types=list(POLICIES))
+    made = to_gguf(folder, tmp_path / "out", types=list(POLICIES), verify=False)
     assert made.parity.verdict == "exact"
     assert [output.type for output in made.outputs] == list(POLICIES)
     logits = {output.type: llama_cpp_logits(output.path, list(range(3, 40))) for output in made.outputs}
@@ -45,7 +45,7 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
 def test_equal_runs_give_equal_bytes_whatever_the_threads(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = random_llama(tmp_path / "model", small_tokenizer)
     for number, threads in enumerate((1, 2, 3)):
-        to_gguf(folder, tmp_path / str(number), types=["q8_0", "Q4_0"], threads=threads)
+        to_gguf(folder, tmp_path / str(number), types=["q8_0", "Q4_0"], threads=threads, verify=False)
     for path in sorted((tmp_path / "0").iterdir()):
         data = path.read_bytes()
         assert data == (tmp_path / "1" / path.name).read_bytes()
@@ -54,9 +54,9 @@ def test_equal_runs_give_equal_bytes_whatever_the_threads(tmp_path: Path, small_
 
 def test_several_types_from_one_read_equal_one_by_one(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = random_llama(tmp_path / "model", small_tokenizer, "bfloat16")
-    to_gguf(folder, tmp_path / "together", types=list(POLICIES))
+    to_gguf(folder, tmp_path / "together", types=list(POLICIES), verify=False)
     for name in POLICIES:
-        (alone,) = to_gguf(folder, tmp_path / "alone", types=[name]).outputs
+        (alone,) = to_gguf(folder, tmp_path / "alone", types=[name], verify=False).outputs
         assert alone.path.read_bytes() == (tmp_path / "together" / alone.path.name).read_bytes()
 
 
@@ -65,16 +65,16 @@ def test_pytorch_files_give_the_same_tensors(tmp_path: Path, small_tokenizer: Pa
     from safetensors.torch import load_file
 
     folder = random_llama(tmp_path / "model", small_tokenizer)
-    (one,) = to_gguf(folder, tmp_path / "one.gguf", types=["q8_0"]).outputs
+    (one,) = to_gguf(folder, tmp_path / "one.gguf", types=["q8_0"], verify=False).outputs
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    (other,) = to_gguf(folder, tmp_path / "other.gguf", types=["q8_0"]).outputs
+    (other,) = to_gguf(folder, tmp_path / "other.gguf", types=["q8_0"], verify=False).outputs
     assert one.path.read_bytes() == other.path.read_bytes()
 
 
 def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = random_llama(tmp_path / "model", small_tokenizer)
-    (made,) = to_gguf(folder, tmp_path / "out.gguf", types=["q4_0"], pure=True).outputs
+    (made,) = to_gguf(folder, tmp_path / "out.gguf", types=["q4_0"], pure=True, verify=False).outputs
     manifest = json.loads(made.manifest.read_text(encoding="utf-8"))
     hashed = {file["name"]: (file["bytes"], file["sha256"]) for file in manifest["source"]["files"]}
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -100,7 +100,7 @@ def test_hub_cache_names_the_file_and_the_revision(tmp_path: Path, small_tokeniz
         blob = blobs / hashlib.sha256(path.read_bytes()).hexdigest()
         shutil.copy(path, blob)
         (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
-    (made,) = to_gguf(snapshot, tmp_path / "out", types=["q8_0"]).outputs
+    (made,) = to_gguf(snapshot, tmp_path / "out", types=["q8_0"], verify=False).outputs
     assert made.path.name == "42dot_LLM-SFT-1.3B-Q8_0.gguf"
     source = json.loads(made.manifest.read_text(encoding="utf-8"))["source"]
     assert (source["repository"], source["revision"]) == ("42dot/42dot_LLM-SFT-1.3B", commit)
@@ -152,7 +152,7 @@ class TestHead:
         self, tied: bool, head: str, written: bool, tmp_path: Path, small_tokenizer: Path
     ) -> None:
         folder = self.change(random_llama(tmp_path / "model", small_tokenizer), tied=tied, head=head)
-        conversion = to_gguf(folder, tmp_path / "out.gguf")
+        conversion = to_gguf(folder, tmp_path / "out.gguf", verify=False)
         names = {tensor.name for tensor in gguf.GGUFReader(conversion.outputs[0].path).tensors}
         assert ("output.weight" in names) is written
         assert any(note.name == "untied-head" for note in conversion.notes) is (tied and written)
@@ -160,7 +160,7 @@ class TestHead:
     def test_missing_head_of_an_untied_model_is_an_error(self, tmp_path: Path, small_tokenizer: Path) -> None:
         folder = self.change(random_llama(tmp_path / "model", small_tokenizer), tied=False, head="missing")
         with pytest.raises(MappingError, match=r"missing: lm_head\.weight \(for output\.weight\)"):
-            to_gguf(folder, tmp_path / "out.gguf")
+            to_gguf(folder, tmp_path / "out.gguf", verify=False)
 
 
 def test_one_error_lists_every_gap(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -174,7 +174,7 @@ def test_one_error_lists_every_gap(tmp_path: Path, small_tokenizer: Path) -> Non
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(MappingError) as caught:
-        to_gguf(folder, tmp_path / "out.gguf")
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)
     for said in (
         "4 tensors",
         "missing: model.layers.1.mlp.up_proj.weight (for blk.1.ffn_up.weight)",
