@@ -20,9 +20,20 @@ from ..core.tensor import Tensor
 from .settings import Settings
 
 Sizes = Mapping[str, int]
-Transform = Callable[[Sequence[Tensor], Sizes], Tensor]
 
 _GAPS_SHOWN = 40
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How a target comes from its sources, and how they come back from it; lazy both ways.
+
+    ``undo(apply(sources))`` gives the sources again, in the order of ``Row.sources``: through it the fp32
+    reference reads a converted file's weights.
+    """
+
+    apply: Callable[[Sequence[Tensor], Sizes], Tensor]
+    undo: Callable[[Tensor, Sizes], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,9 @@ class Recipe:
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
     conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``extra`` tensors
     computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
+    the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
+    that logits are less exact than in other families.
     """
 
     name: str
@@ -63,6 +77,7 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
+    gelu: bool = False
 
 
 def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
@@ -71,12 +86,7 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     Raises MappingError naming every missing, unexpected and misshapen tensor, CheckpointError where the
     configuration itself makes no sense.
     """
-    settings = Settings(checkpoint.config, "config.json")
-    sizes = recipe.sizes(settings)
-    if sizes["layers"] > len(checkpoint.tensors):  # before a list of millions of gaps is made
-        gap = f"config.json says {sizes['layers']} layers, but there are {len(checkpoint.tensors)} tensors"
-        raise _mapping_error(recipe, checkpoint, [gap])
-    flags = recipe.flags(settings, checkpoint)
+    settings, sizes, flags = _read(recipe, checkpoint)
     tensors: list[Tensor] = []
     gaps: list[str] = []
     used: set[str] = set()
@@ -89,6 +99,48 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     hparams = {f"{recipe.arch}.{key}": value for key, value in recipe.hparams(settings, sizes).items()}
     tensors += recipe.extra(settings, sizes)
     return Model(recipe.arch, hparams, tuple(tensors), notes=tuple(recipe.notes(settings, flags)))
+
+
+def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``build``: a file's tensors under the names and in the shapes of the checkpoint, lazily.
+
+    ``tensors`` are a file's, by GGUF name, with PyTorch's order of axes. Tensors that come from no row, such
+    as rope_freqs, are left out; an ``output.weight`` counts even where the checkpoint's head is tied, and a
+    tied head is left out like in the checkpoint. Raises MappingError for tensors missing or misshapen.
+    """
+    _, sizes, flags = _read(recipe, checkpoint)
+    found: dict[str, Tensor] = {}
+    gaps: list[str] = []
+    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+        target = tensors.get(row.target.format(i=i))
+        if target is not None:
+            found.update(_unmake(row, i, sizes, target, gaps))
+        elif row.when is None or row.when in flags:
+            gaps.append(f"missing in the file: {row.target.format(i=i)}")
+    if gaps:
+        raise _mapping_error(recipe, checkpoint, gaps)
+    return found
+
+
+def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> dict[str, Tensor]:
+    sources = (target,) if row.transform is None else row.transform.undo(target, sizes)
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if sources[0].shape != expected:
+        gaps.append(
+            f"shape of {target.name} in the file: {_shape(target.shape)}, but config.json says "
+            f"{_shape(expected)} ({', '.join(row.shape)})"
+        )
+    names = [source.format(i=i) for source in row.sources]
+    return {name: replace(source, name=name) for name, source in zip(names, sources, strict=True)}
+
+
+def _read(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Settings, Sizes, frozenset[str]]:
+    settings = Settings(checkpoint.config, "config.json")
+    sizes = recipe.sizes(settings)
+    if sizes["layers"] > len(checkpoint.tensors):  # before a list of millions of gaps is made
+        gap = f"config.json says {sizes['layers']} layers, but there are {len(checkpoint.tensors)} tensors"
+        raise _mapping_error(recipe, checkpoint, [gap])
+    return settings, sizes, recipe.flags(settings, checkpoint)
 
 
 def _in_file_order(rows: Sequence[Row], layers: int) -> Iterator[tuple[Row, int]]:
@@ -118,7 +170,7 @@ def _make(
             f"({', '.join(row.shape)})"
         )
         return []
-    made = sources[0] if row.transform is None else row.transform(sources, sizes)
+    made = sources[0] if row.transform is None else row.transform.apply(sources, sizes)
     return [replace(made, name=row.target.format(i=i))]
 
 

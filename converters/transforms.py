@@ -20,21 +20,32 @@ def interleave_heads(heads: str) -> Transform:
     of the source. ``heads`` is the recipe's word for the number of heads.
     """
 
-    def transform(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources
-        head_dim = source.rows // sizes[heads]
-        order = np.arange(head_dim).reshape(2, head_dim // 2).T.ravel()
+        return rows_of_heads(source, _neighbours(source.rows // sizes[heads]))
 
-        def read(start: int, stop: int) -> Array:
-            first, last = start // head_dim, -(-stop // head_dim)
-            rows = source.read(first * head_dim, last * head_dim)
-            by_head = rows.reshape(last - first, head_dim, *rows.shape[1:])[:, order]
-            cut = by_head.reshape(rows.shape)[start - first * head_dim : stop - first * head_dim]
-            return np.ascontiguousarray(cut)
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return (rows_of_heads(target, np.argsort(_neighbours(target.rows // sizes[heads]))),)
 
-        return replace(source, read=read, granule=head_dim)
+    return Transform(apply, undo)
 
-    return transform
+
+def _neighbours(head_dim: int) -> Array:
+    """0, d/2, 1, d/2+1 …"""
+    return np.arange(head_dim).reshape(2, head_dim // 2).T.ravel()
+
+
+def rows_of_heads(source: Tensor, order: Array) -> Tensor:
+    """``source`` with the rows of each group of ``len(order)`` in that order, read by whole groups."""
+    size = len(order)
+
+    def read(start: int, stop: int) -> Array:
+        first, last = start // size, -(-stop // size)
+        rows = source.read(first * size, last * size)
+        by_head = rows.reshape(last - first, size, *rows.shape[1:])[:, order]
+        return np.ascontiguousarray(by_head.reshape(rows.shape)[start - first * size : stop - first * size])
+
+    return replace(source, read=read, granule=size)
 
 
 def same_weights(one: Tensor, other: Tensor) -> bool:
