@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -98,8 +100,29 @@ def say(text: str, *, err: bool = False) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it."""
-    click.echo(json.dumps(value, indent=2, default=_plain, allow_nan=False))
+    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it.
+
+    JSON has no word for NaN and infinity, which the figures of a damaged file can be: they become null.
+    """
+    click.echo(json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def end_with_failed_proof(causes: Sequence[str]) -> NoReturn:
+    """End the command with exit code 1, after a line on standard error for each of ``causes``."""
+    for cause in causes:
+        say(f"kconv: the proof failed: {cause}", err=True)
+    sys.stdout.flush()  # here, where a full disk or a reader that went away is still told
+    raise click.exceptions.Exit(1)
 
 
 def _plain(value: Any) -> Any:

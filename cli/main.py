@@ -15,6 +15,7 @@ from .errors import interruptible, report
 # Command name -> module of this room; each module has one click command called `command`.
 COMMANDS = {
     "to-gguf": "to_gguf",
+    "verify": "verify",
     "inspect": "inspection",
     "run": "run",
     "models": "models",
@@ -60,6 +61,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 EPILOG = """\b
 Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0
+  kconv verify 42dot_LLM-SFT-1.3B-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
   kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf -p "서울의 명소를 알려줘."
   kconv inspect 42dot_LLM-SFT-1.3B-Q4_0.gguf
 
@@ -85,7 +87,7 @@ permission), 70 a bug in kconv, 130 interrupted.
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Turn Korean language-model checkpoints into GGUF files, and show that they say the same."""
+    """Turn Korean language-model checkpoints into GGUF files, and prove that they say the same."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)

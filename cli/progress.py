@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..core.progress import Progress
-from .console import seconds_text, size_text
+from .console import say, seconds_text, size_text
 
 _PATIENCE = 2.0  # seconds before anything is shown
 _INTERVAL = 5.0  # seconds between lines where there is no terminal
@@ -20,6 +20,9 @@ _STAGES = {
     "write": ("writing weights", True),
     "hash": ("hashing the source", True),
     "tokens": ("comparing tokens", False),
+    "weights": ("comparing weights", True),
+    "reference": ("reading the checkpoint in fp32", False),
+    "logits": ("comparing logits", False),
     "loading": ("loading", False),
     "reading the prompt": ("reading the prompt", False),
 }
@@ -38,6 +41,18 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
         yield update
     finally:
         close()
+
+
+def announce(text: str) -> None:
+    """Print ``text`` on standard error, above a bar that may be shown; if nobody reads it, no matter."""
+    with contextlib.suppress(OSError):
+        if "tqdm" not in sys.modules:
+            say(f"kconv: {text}", err=True)
+            return
+        from tqdm import tqdm
+
+        with tqdm.external_write_mode(file=sys.stderr):
+            say(f"kconv: {text}", err=True)
 
 
 def _bars() -> tuple[Progress, Callable[[], None]]:

@@ -7,16 +7,17 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from .console import count_text, emit_json, plural, say, seconds_text, size_text, table
+from ..core.errors import UsageError
+from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
-    from ..vocab.parity import Parity
+    from ..verify.proof import Proof
 
 
 def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -30,6 +31,7 @@ Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0 -o dist/
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 --verify full
 """
 
 
@@ -55,10 +57,16 @@ Examples:
 )
 @click.option("--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it.")
 @click.option(
+    "--verify",
+    "scope",
+    type=click.Choice(["quick", "full"], case_sensitive=False),
+    help="How each file is proven: on a few hundred tokens, or on some thousand and weight by weight, as "
+    "kconv verify does.  [default: quick]",
+)
+@click.option(
     "--no-verify",
     is_flag=True,
-    help="Skip the comparison of logits with the checkpoint, which a later release adds. Tokens are always "
-    "compared.",
+    help="Leave out the comparison of logits with the checkpoint. Tokens are always compared.",
 )
 @click.option(
     "--allow-tokenizer-mismatch",
@@ -90,6 +98,7 @@ def command(
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
+    scope: str | None,
     no_verify: bool,
     allow_tokenizer_mismatch: bool,
     allow_nan: bool,
@@ -103,44 +112,70 @@ def command(
 ) -> None:
     """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
 
-    The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. Beside each
-    file stands <file>.manifest.json: source, options, versions, formats, proof.
+    The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. At the end every
+    file is proven: its logits in llama.cpp on the CPU are held against those of the checkpoint in fp32. A
+    file whose proof fails stays, and the exit code is 1. Beside each file stands <file>.manifest.json:
+    source, options, versions, formats, proof.
     """
-    from ..converters.pipeline import to_gguf
-    from .progress import shown_progress
-
+    if scope is not None and no_verify:
+        raise UsageError("--verify and --no-verify contradict each other", hint="leave one of them out")
+    options = {
+        "types": types or ("auto",),
+        "pure": pure,
+        "allow_nan": allow_nan,
+        "allow_tokenizer_mismatch": allow_tokenizer_mismatch,
+        "disabled_adapters": disabled_adapters,
+        "chat_template": chat_template,
+        "verify": "off" if no_verify else (scope or "quick").lower(),
+        "modelfile": modelfile,
+        "force": force,
+        "threads": threads,
+    }
     begun = time.monotonic()
-    with shown_progress() as progress:
-        conversion = to_gguf(
-            checkpoint,
-            output,
-            types=types or ("auto",),
-            pure=pure,
-            allow_nan=allow_nan,
-            allow_tokenizer_mismatch=allow_tokenizer_mismatch,
-            disabled_adapters=disabled_adapters,
-            chat_template=chat_template,
-            verify=not no_verify,
-            modelfile=modelfile,
-            force=force,
-            threads=threads,
-            progress=progress,
-        )
+    conversion = _convert(checkpoint, output, options)
     seconds = time.monotonic() - begun
     modelfiles = [output.modelfile for output in conversion.outputs if output.modelfile]
+    failed = [proof.verdict == "failed" for proof in conversion.proofs]
     if as_json:
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
-        return
-    _tell(conversion, seconds)
-    say(_how_to_run([done.path for done in conversion.outputs], modelfiles))
+    else:
+        _tell(conversion, seconds)
+        if not any(failed):
+            say(_how_to_run([done.path for done in conversion.outputs], modelfiles))
+    if any(failed):
+        _end(conversion, checkpoint)
+
+
+def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
+    """The conversion with its progress; what ends it during the proof is told that the files are there."""
+    from ..converters.pipeline import to_gguf
+    from .progress import announce, shown_progress
+
+    proving = False
+
+    def begin_proof(text: str) -> None:
+        nonlocal proving
+        proving = True
+        announce(text)
+
+    try:
+        with shown_progress() as progress:
+            return to_gguf(checkpoint, output, **options, progress=progress, announce=begin_proof)
+    except BaseException:
+        if proving:
+            again = f"kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"
+            announce(f"the files are converted and whole, but not proven; to prove one: {again}")
+        raise
 
 
 def _tell(conversion: Conversion, seconds: float) -> None:
     """What was done, for people."""
+    from .proof_text import parity_text, proof_line
+
     weights = count_text(conversion.parameters)
     say(f"{conversion.source}: {conversion.arch}, {weights} weights")
-    say(f"tokens: {_parity_text(conversion.parity)}")
+    say(f"tokens: {parity_text(conversion.parity)} (vocabulary: {conversion.parity.candidate})")
     for note in conversion.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     rows = [
@@ -155,17 +190,28 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     ]
     header = ("file", "type", "size", "bits per weight", "formats")
     say(f"\n{table(rows, header=header, right=(2, 3))}\n")
+    for proof in _proofs(conversion):
+        click.echo(proof_line(proof))
+    if not conversion.proofs:
+        say("not proven, as asked (--no-verify)")
     say(f"{plural(len(rows), 'file')} in {seconds_text(seconds)}; a manifest stands beside each")
 
 
-def _parity_text(parity: Parity) -> str:
-    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
-    remark = {
-        "exact": "",
-        "leading-space": ", all of them once they begin with a space (see the note)",
-        "extra-spaces": ", all of them but for surplus spaces (see the note)",
-    }.get(parity.verdict, ": THE TOKENS DIFFER, written all the same as asked")
-    return f"{equal}{remark} (vocabulary: {parity.candidate})"
+def _proofs(conversion: Conversion) -> tuple[Proof, ...]:
+    return cast("tuple[Proof, ...]", conversion.proofs)  # converters may not name what verify defines
+
+
+def _end(conversion: Conversion, checkpoint: Path) -> None:
+    """End with exit code 1, saying which files failed and how to learn more."""
+    causes = []
+    for proof in _proofs(conversion):
+        if proof.verdict == "failed":
+            words = ["kconv", "verify", str(proof.artifact), "--against", str(checkpoint)]
+            causes.append(
+                f"{proof.artifact}: {proof.cause}\n  the file is there, its manifest says that it failed; "
+                f"the whole story: {shlex.join(words)} --report proof.html"
+            )
+    end_with_failed_proof(causes)
 
 
 def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:

@@ -1,0 +1,175 @@
+"""``kconv verify``: hold a file against the checkpoint it was made from."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import click
+
+from ..core.errors import EnvironmentProblem, InputError, UsageError
+from .console import emit_json, end_with_failed_proof, say
+from .options import PATH, json_option, threads_option, verbose_option
+
+EXAMPLES = """\b
+Examples:
+  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B
+  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
+  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --text news.txt --tokens 4096
+  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --gate 0.1 --json
+
+Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
+"""
+
+
+def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
+    """``[TYPE=]VALUE`` of each; the key of a bare value is empty, which stands for the file's own type."""
+    gates: dict[str, float] = {}
+    for text in values:
+        name, equals, number = text.rpartition("=")
+        name = name.strip().lower()
+        try:
+            value = float(number)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0) or (equals and not name):
+            raise click.BadParameter(
+                f"{text!r}, expected a number above 0 or TYPE=NUMBER, such as q4_0=0.1", ctx, parameter
+            )
+        if name in gates:
+            raise click.BadParameter(
+                f"two gates for {name or 'the type of the file'} are given", ctx, parameter
+            )
+        gates[name] = value
+    return gates
+
+
+@click.command("verify", short_help="Prove a GGUF file against its checkpoint.", epilog=EXAMPLES)
+@click.argument("artifact", type=PATH)
+@click.option("--against", type=PATH, required=True, metavar="CHECKPOINT", help="Folder of the checkpoint.")
+@click.option(
+    "--text",
+    "texts",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Text to compare on, in UTF-8. Repeatable.  [default: some thousand tokens of built-in Korean and "
+    "English]",
+)
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
+@click.option(
+    "--window",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens read at once, from an empty cache.  [default: 512, or the model's context if smaller]",
+)
+@click.option(
+    "--gate",
+    "gates",
+    multiple=True,
+    metavar="[TYPE=]VALUE",
+    callback=_gates,
+    help="Another limit for the type, of the mean KL divergence in nats (f32: of the NMSE of the logits). "
+    "Above it is a warning, above three times it a failure. Repeatable.",
+)
+@click.option(
+    "--diagnose/--no-diagnose",
+    default=None,
+    help="Look for the layer that goes wrong, at the cost of two more passes over the weights.  [default: "
+    "where the logits fail]",
+)
+@click.option(
+    "--ignore-manifest",
+    is_flag=True,
+    help="Go on even if the checkpoint is not the one the file's manifest names.",
+)
+@click.option("--report", type=PATH, metavar="FILE.html", help="Write the whole story as one HTML file.")
+@threads_option
+@click.option("--force", is_flag=True, help="Overwrite the report if it is there already.")
+@json_option
+@verbose_option
+def command(
+    artifact: Path,
+    against: Path,
+    texts: tuple[Path, ...],
+    tokens: int | None,
+    window: int | None,
+    gates: dict[str, float],
+    diagnose: bool | None,
+    ignore_manifest: bool,
+    report: Path | None,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Prove the GGUF file ARTIFACT against the checkpoint it was made from.
+
+    Four parts, cheapest first: the token ids of its vocabulary in llama.cpp, the metadata llama.cpp reads,
+    every tensor, and the logits of the file on the CPU beside those of the checkpoint in fp32. Each part that
+    fails names what is wrong. Files made by other programs can be verified, too.
+    """
+    if report is not None:
+        _refuse_report(report, artifact, force=force)
+    _refuse_folder(artifact, against)
+
+    from ..verify.texts import read_texts
+    from ..verify.verifying import verify
+    from .progress import announce, shown_progress
+    from .proof_text import proof_text
+
+    read = read_texts(texts) if texts else None
+    with shown_progress() as progress:
+        proof = verify(
+            artifact,
+            against,
+            texts=read,
+            tokens=tokens,
+            window=window,
+            gates=gates,
+            diagnose=diagnose,
+            ignore_manifest=ignore_manifest,
+            threads=threads,
+            progress=progress,
+            announce=announce,
+        )
+    if report is not None:
+        from ..verify.report import write_report
+
+        write_report([proof], report, force=force)
+    if as_json:
+        emit_json({**proof.to_json(), "report": None if report is None else str(report)})
+    else:
+        click.echo(proof_text(proof))
+        if report is not None:
+            say(f"report: {report}")
+    if proof.verdict == "failed":
+        end_with_failed_proof([f"{artifact}: {proof.cause}"] if as_json else [])
+
+
+def _refuse_report(report: Path, artifact: Path, *, force: bool) -> None:
+    """Raise, before any work, where the report cannot be written in the end."""
+    from ..core.files import refuse_existing
+
+    if report.suffix.lower() not in (".html", ".htm"):  # so that --force can never strike a model or a text
+        raise UsageError(f"--report {report}: expected a file name that ends in .html")
+    if report.is_dir():
+        raise InputError(f"{report} is a folder, expected a file", hint="name another --report")
+    refuse_existing(report, force=force)
+    above = next(parent for parent in report.absolute().parents if os.path.lexists(parent))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise EnvironmentProblem(
+            f"no permission to write {report}", hint="name a --report in a folder you may write to"
+        )
+
+
+def _refuse_folder(artifact: Path, against: Path) -> None:
+    if not artifact.is_dir():
+        return
+    hint = (
+        f"the file comes first: kconv verify {against} --against {artifact}"
+        if against.is_file()
+        else f"convert it first: kconv to-gguf {artifact}"
+    )
+    raise InputError(f"{artifact} is a folder, and what is verified is a GGUF file", hint=hint)
