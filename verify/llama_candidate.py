@@ -1,0 +1,277 @@
+"""llama.cpp as the measured side: a child process (``llama_child.py``) reads windows with a GGUF file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, cast
+
+import numpy as np
+
+from ..core.errors import KconvError
+from ..core.gguf_file import GgufHeader, read_header
+from . import llama_child as protocol
+from .candidate import Block, CandidateFailure, Floats
+from .windows import Window
+
+SCRIPT = Path(protocol.__file__)
+BLOCK_BYTES = 64 << 20
+"""Logits sent at once. llama.cpp holds as much twice (its output buffer and the graph's), and we once."""
+MAX_BATCH = 512
+PATIENCE = 600.0
+"""Seconds without a byte from the child after which it is given up, besides those for reading the file."""
+_SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
+_LINE, _LOG_END = 300, 1 << 16
+_ENDINGS = {
+    protocol.REFUSED: "llama.cpp refuses the file",
+    protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size, most likely for want of memory",
+    protocol.NOT_DECODED: "llama.cpp cannot read the text with this file",
+    protocol.NOT_INSTALLED: "llama-cpp-python is not installed (pip install llama-cpp-python)",
+    protocol.NOT_SUPPORTED: "kconv cannot measure this kind of model in llama.cpp",
+}
+_DEATHS = {
+    "SIGABRT": "llama.cpp stopped at a check of its own",
+    "SIGBUS": "the file became shorter, or its disk failed, while llama.cpp had it mapped",
+    "SIGKILL": "the process that runs llama.cpp was killed, most likely for want of memory",
+    "SIGILL": "llama.cpp was built for another processor",
+}
+
+
+class LlamaCandidate:
+    """A GGUF file in llama.cpp on the CPU, in a child process; candidate.Candidate describes the methods.
+
+    Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
+    ``threads`` are llama.cpp's. ``batch`` is how many tokens it reads at once, by default what makes a block
+    of ``BLOCK_BYTES``, at most ``MAX_BATCH``.
+
+    Entering loads the file. One reading at a time: a failure, leaving a reading before its end or beginning
+    another meanwhile ends the child, and the next reading starts a new one.
+    """
+
+    def __init__(self, path: Path, *, threads: int, batch: int | None = None) -> None:
+        self.path = path
+        self._threads, self._batch = threads, batch
+        self._child: _Child | None = None
+
+    def __enter__(self) -> LlamaCandidate:
+        self._child = _Child(self.path, self._threads)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
+        """Logits of all scored positions in order, in blocks; see candidate.Candidate.
+
+        Raises CandidateFailure.
+        """
+        asked = [(index, window) for index, window in enumerate(windows) if window.scored]
+        if not asked:
+            return
+        # a window's last token predicts none that is known
+        parts = [(window.ids[:-1], window.scored_from) for _, window in asked]
+        with self._reading() as child:
+            size = self._piece(child, parts)
+            buffer = np.empty((size, child.vocabulary), np.float32)
+            child.send(_request(protocol.LOGITS_WANTED, size, parts))
+            for at, (ids, first) in enumerate(parts):
+                for start in range(0, len(ids), size):
+                    stop = min(start + size, len(ids))
+                    begin = min(max(first, start), stop)
+                    child.expect(protocol.LOGITS, at, begin, stop - begin)
+                    if begin < stop:
+                        child.fill(buffer[: stop - begin])
+                        yield Block(asked[at][0], begin, buffer[: stop - begin])
+
+    def layers(self, window: Window) -> list[Floats]:
+        """What leaves each layer, before the last norm; see candidate.Candidate. Raises CandidateFailure."""
+        parts = [(window.ids, 0)]
+        with self._reading() as child:
+            size = self._piece(child, parts)
+            shape = (len(window.ids), child.hidden)
+            found: list[Floats] = [np.empty(shape, np.float32) for _ in range(child.layers)]
+            child.send(_request(protocol.LAYERS_WANTED, size, parts))
+            for start in range(0, len(window.ids), size):
+                stop = min(start + size, len(window.ids))
+                for layer, rows in enumerate(found):
+                    child.expect(protocol.LAYER, layer, start, stop - start)
+                    child.fill(rows[start:stop])
+        return found
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[_Child]:
+        """A child that waits for a request; it ends if the block does not reach its end."""
+        if self._child is None:
+            raise RuntimeError("enter the candidate first: with LlamaCandidate(...) as candidate")
+        if self._child.busy or self._child.closed:
+            self._child.close()
+            self._child = _Child(self.path, self._threads)
+        child = self._child
+        child.busy = True
+        try:
+            yield child
+        except BaseException:
+            child.close()
+            raise
+        child.busy = False
+
+    def _piece(self, child: _Child, parts: Sequence[tuple[Sequence[int], int]]) -> int:
+        """Tokens to read at once."""
+        rows = BLOCK_BYTES // (4 * child.vocabulary)
+        size = self._batch or max(min(rows // 32 * 32, MAX_BATCH), 16)
+        return min(size, max(len(ids) for ids, _ in parts))
+
+
+def _request(wanted: int, size: int, parts: Sequence[tuple[Sequence[int], int]]) -> bytes:
+    message = [protocol.REQUEST.pack(wanted, size, len(parts))]
+    for ids, first in parts:
+        values = array("i", ids)
+        if sys.byteorder == "big":
+            values.byteswap()
+        message += [protocol.WINDOW.pack(0, len(ids), first), values.tobytes()]
+    return b"".join(message)
+
+
+class _Child:
+    """The running process. Its answers are compared with what was asked; no size is taken from them."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        """Start and load the file. Raises CandidateFailure."""
+        self.busy = self.closed = False
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", str(SCRIPT), str(path.absolute()), str(threads)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                bufsize=0,
+                env=_environment(),
+            )
+        except OSError as error:
+            self._log.close()
+            raise CandidateFailure(f"cannot start a process for llama.cpp: {error.strerror}") from error
+        self._requests = cast(io.FileIO, self._process.stdin)
+        self._answers = cast(io.FileIO, self._process.stdout)
+        try:
+            self._poll = select.poll()
+            self._poll.register(self._answers, select.POLLIN)
+            header = read_header(path)
+            self._patience = PATIENCE + header.size / _SLOW_DISK
+            self.vocabulary, self.hidden, self.layers = self._loaded(header)
+        except KconvError as error:
+            self.close()
+            raise CandidateFailure(error.message) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process at once; calling it again does nothing."""
+        if not self.closed:
+            self.closed = True
+            self._process.kill()
+            self._requests.close()
+            self._answers.close()
+            self._process.wait()
+            self._log.close()
+
+    def send(self, request: bytes) -> None:
+        """Raises CandidateFailure where the process has ended."""
+        view = memoryview(request)
+        try:
+            while view:
+                view = view[self._requests.write(view) :]
+        except BrokenPipeError:
+            raise self._failure() from None
+
+    def expect(self, kind: int, *numbers: int) -> None:
+        """Take the next answer's head. Raises CandidateFailure where it is another one."""
+        found = self._head()
+        if found != (kind, *numbers):
+            raise CandidateFailure(
+                f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}"
+            )
+
+    def fill(self, target: Floats) -> None:
+        """Take the next bytes, as many as the array holds. Raises CandidateFailure where there are fewer."""
+        self._take(target.data.cast("B"))
+        if sys.byteorder == "big":
+            target.byteswap(inplace=True)
+
+    def _head(self) -> tuple[int, ...]:
+        data = bytearray(protocol.ANSWER.size)
+        self._take(memoryview(data))
+        return protocol.ANSWER.unpack(data)
+
+    def _take(self, view: memoryview) -> None:
+        while view:
+            if self.closed:
+                raise CandidateFailure("this reading of the file was ended by the next one")
+            if not self._poll.poll(self._patience * 1000):
+                raise CandidateFailure(f"llama.cpp gave no answer for {self._patience / 60:.0f} minutes")
+            count = self._answers.readinto(view)
+            if not count:
+                raise self._failure()
+            view = view[count:]
+
+    def _loaded(self, header: GgufHeader) -> tuple[int, int, int]:
+        """Vocabulary, width and number of layers, as far as the file's header bears them out."""
+        kind, vocabulary, hidden, layers = self._head()
+        shape = next((info.shape for info in header.tensors if info.name == "token_embd.weight"), None)
+        right = (
+            shape == (vocabulary, hidden) and vocabulary * hidden > 0 and 0 < layers <= len(header.tensors)
+        )
+        if kind != protocol.LOADED or not right:
+            raise CandidateFailure(
+                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the file, "
+                f"its header an embedding of shape {shape}"
+            )
+        return vocabulary, hidden, layers
+
+    def _failure(self) -> CandidateFailure:
+        """Why the process has ended, with its last words."""
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            return CandidateFailure("the process that runs llama.cpp stopped answering")
+        said = _last_words(self._log)
+        return CandidateFailure(_ending(code) + (f": {said}" if said else ""))
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"{_DEATHS.get(name, 'llama.cpp crashed')} ({name})"
+    return _ENDINGS.get(code, f"the process that runs llama.cpp ended with code {code}")
+
+
+def _last_words(log: IO[bytes]) -> str:
+    """The last two lines that say something, fit for a terminal whatever the file made llama.cpp say."""
+    end = log.seek(0, os.SEEK_END)
+    log.seek(max(end - _LOG_END, 0))
+    text = log.read().decode("utf-8", "replace")
+    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
+    return " / ".join(line[:_LINE] for line in [line for line in lines if line][-2:])
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without switches that change llama.cpp's arithmetic; no debugger on an abort (ggml.c)."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("GGML_", "LLAMA_"))}
+    if "LLAMA_CPP_LIB_PATH" in os.environ:  # where llama-cpp-python finds its library
+        kept["LLAMA_CPP_LIB_PATH"] = os.environ["LLAMA_CPP_LIB_PATH"]
+    return {**kept, "GGML_NO_BACKTRACE": "1"}

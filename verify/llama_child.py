@@ -1,0 +1,293 @@
+"""The child that reads windows of tokens with llama.cpp: run as a script, imports nothing of kconv.
+
+A bad file may abort the process llama.cpp runs in, so it is never loaded in the parent. Called as
+``python -I llama_child.py FILE.gguf THREADS``; loads the file once and answers requests on stdin until that
+is closed, which also ends it when the parent dies. stderr receives llama.cpp's errors and nothing else of it.
+
+Request: uint8 what is wanted (1 logits, 2 layers, 3 both), uint32 tokens decoded at once, uint32 windows;
+then per window: uint32 source tokens (an encoder's, none so far), uint32 tokens, uint32 first position whose
+logits are wanted, and the ids as int32.
+
+An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
+each window, for each piece of it decoded at once: LAYER (layer, first position, positions) with float32
+``(positions, hidden)`` for each layer, if wanted; LOGITS (window, first position, positions) with float32
+``(positions, vocabulary)``, if wanted, without data where the piece has none to send. All little-endian.
+Exit codes: ``REFUSED`` and those after it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import queue
+import re
+import signal
+import struct
+import sys
+import threading
+import types
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LOGITS_WANTED, LAYERS_WANTED = 1, 2
+LOADED, LOGITS, LAYER = 1, 2, 3
+REFUSED, NO_CONTEXT, NOT_DECODED, NOT_INSTALLED, NOT_SUPPORTED = 3, 4, 5, 6, 7
+REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
+
+_LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
+# What leaves a layer is called so in nearly all of src/models/*.cpp, llama, phi2 and t5 among them; views of
+# it carry longer names.
+_LAYER_NAME = re.compile(rb"l_out-(\d+)")
+_callbacks: list[Any] = []  # llama.cpp keeps pointers to them
+
+Taker = Callable[[int], bytes]
+Captured = dict[int, "ctypes.Array[ctypes.c_char]"]
+
+
+class Stop(Exception):
+    """Ends the process with an exit code, after a line on stderr."""
+
+    def __init__(self, code: int, line: str = "") -> None:
+        super().__init__(line)
+        self.code, self.line = code, line
+
+
+@dataclass(frozen=True)
+class Model:
+    """A file llama.cpp has loaded."""
+
+    library: Any
+    handle: Any
+    threads: int
+    vocabulary: int
+    hidden: int
+    layers: int
+
+
+def main() -> int:
+    """Load the file named on the command line and answer requests until stdin ends."""
+    _no_core_dump()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    out = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not stand between the answers
+    take = _reader()
+    try:
+        model = _load(_library(), sys.argv[1], int(sys.argv[2]))
+        _write(out, ANSWER.pack(LOADED, model.vocabulary, model.hidden, model.layers))
+        while True:
+            _answer(model, take, out)
+    except Stop as stop:
+        os.write(2, f"{stop.line}\n".encode())
+        return stop.code
+
+
+def _answer(model: Model, take: Taker, out: int) -> None:
+    """One request, from its first byte on stdin to the last of its answers."""
+    wanted, size, count = REQUEST.unpack(take(REQUEST.size))
+    windows = [_window(take) for _ in range(count)]
+    longest = max((len(ids) for ids, _ in windows), default=1)
+    size = min(size, longest)
+    captured: Captured | None = {} if wanted & LAYERS_WANTED else None
+    library, context = model.library, _context(model, longest, size, captured)
+    for index, (ids, first) in enumerate(windows):
+        # with the data: a NaN left in the cache would spoil what comes after, even masked
+        library.llama_memory_clear(library.llama_get_memory(context), True)
+        for start in range(0, len(ids), size):
+            stop = min(start + size, len(ids))
+            begin = min(max(first, start), stop)
+            # llama.cpp computes the last layer only where logits are asked for
+            output = start if captured is not None else begin
+            _decode(library, context, ids[start:stop], start, output)
+            if captured is not None:
+                _send_layers(model, captured, start, stop - start, out)
+            if wanted & LOGITS_WANTED:
+                _write(out, ANSWER.pack(LOGITS, index, begin, stop - begin))
+                if begin < stop:
+                    _send_logits(model, context, begin - output, stop - begin, out)
+    library.llama_free(context)
+
+
+def _window(take: Taker) -> tuple[array[int], int]:
+    source, tokens, first = WINDOW.unpack(take(WINDOW.size))
+    if source:
+        raise Stop(NOT_SUPPORTED, "windows with a source text are not read yet")
+    ids = array("i", take(4 * tokens))
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids, first
+
+
+def _decode(library: Any, context: Any, ids: array[int], start: int, output: int) -> None:
+    """Read ``ids`` at position ``start`` and after; logits from position ``output`` on."""
+    batch = library.llama_batch_init(len(ids), 0, 1)
+    batch.n_tokens = len(ids)
+    for i, token in enumerate(ids):
+        batch.token[i] = token
+        batch.pos[i] = start + i
+        batch.n_seq_id[i] = 1
+        batch.seq_id[i][0] = 0
+        batch.logits[i] = start + i >= output
+    status = library.llama_decode(context, batch)
+    library.llama_batch_free(batch)
+    if status:
+        raise Stop(NOT_DECODED, f"llama_decode gave {status}")
+
+
+def _send_logits(model: Model, context: Any, skip: int, rows: int, out: int) -> None:
+    """``rows`` rows of the last decode's output, the first ``skip`` left out, straight from its buffer."""
+    found = model.library.llama_get_logits(context)
+    if not found:
+        raise Stop(NOT_DECODED, "llama.cpp gave no logits")
+    row = 4 * model.vocabulary
+    address = ctypes.cast(found, ctypes.c_void_p).value or 0
+    _write(out, (ctypes.c_char * (rows * row)).from_address(address + skip * row))
+
+
+def _send_layers(model: Model, captured: Captured, start: int, rows: int, out: int) -> None:
+    if sorted(captured) != list(range(model.layers)):
+        raise Stop(
+            NOT_DECODED, f"llama.cpp names the output of {len(captured)} layers, the file has {model.layers}"
+        )
+    for layer in range(model.layers):
+        data = captured.pop(layer)
+        if len(data) != 4 * rows * model.hidden:
+            raise Stop(NOT_DECODED, f"the output of layer {layer} has {len(data)} bytes for {rows} tokens")
+        _write(out, ANSWER.pack(LAYER, layer, start, rows))
+        _write(out, data)
+
+
+def _load(library: Any, path: str, threads: int) -> Model:
+    """The weights stay mapped, as the file has them, on the CPU."""
+    _quieten(library)
+    library.llama_backend_init()
+    parameters = library.llama_model_default_params()
+    no_devices = (ctypes.c_void_p * 1)(None)
+    parameters.devices = ctypes.cast(no_devices, ctypes.c_void_p)
+    parameters.n_gpu_layers = 0
+    parameters.load_mode = library.LLAMA_LOAD_MODE_MMAP
+    parameters.use_extra_bufts = False  # no copy of the weights, repacked for one kind of processor
+    handle = library.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not handle:
+        raise Stop(REFUSED)
+    if library.llama_model_has_encoder(handle) or not library.llama_model_has_decoder(handle):
+        raise Stop(NOT_SUPPORTED, "only decoder-only models can be read so far")
+    vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
+    hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
+    return Model(library, handle, threads, vocabulary, hidden, layers)
+
+
+def _context(model: Model, tokens: int, batch: int, captured: Captured | None) -> Any:
+    """Room for ``tokens``, read ``batch`` at once, in as plain fp32 arithmetic as llama.cpp has."""
+    library = model.library
+    parameters = library.llama_context_default_params()
+    parameters.n_ctx = tokens
+    parameters.n_batch = parameters.n_ubatch = batch
+    parameters.n_threads = parameters.n_threads_batch = model.threads
+    parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
+    parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    parameters.offload_kqv = parameters.op_offload = False
+    if captured is not None:
+        parameters.cb_eval = _capture(library, captured)
+    context = library.llama_init_from_model(model.handle, parameters)
+    if not context:
+        raise Stop(NO_CONTEXT)
+    return context
+
+
+def _capture(library: Any, captured: Captured) -> Any:
+    """A callback for every node of the graph that copies what leaves each layer.
+
+    It is asked first whether a node is needed, and called again when that is computed
+    (ggml-backend.cpp, ggml_backend_sched_compute_splits).
+    """
+    ggml = library._lib  # finds the symbols of the libraries it is linked with, too
+    name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
+    size_of = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
+    copy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(
+        ("ggml_backend_tensor_get", ggml)
+    )
+
+    def on_node(tensor: int, asked: bool, _: Any) -> bool:
+        match = _LAYER_NAME.fullmatch(name_of(tensor))
+        if match and not asked:
+            data = ctypes.create_string_buffer(size_of(tensor))
+            copy(tensor, data, 0, len(data))
+            captured[int(match[1])] = data
+        return bool(match) or not asked
+
+    callback = library.ggml_backend_sched_eval_callback(on_node)
+    _callbacks.append(callback)
+    return callback
+
+
+def _quieten(library: Any) -> None:
+    """Of llama.cpp's log only errors reach stderr."""
+    last = 0
+
+    def on_log(level: int, text: bytes, _: Any) -> None:
+        nonlocal last
+        last = last if level == _LOG_CONTINUED else level
+        if last == _LOG_ERROR:
+            os.write(2, text)
+
+    callback = library.llama_log_callback(on_log)
+    _callbacks.append(callback)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+
+
+def _library() -> Any:
+    """llama-cpp-python's ctypes layer without its package, which imports numpy and more.
+
+    Its structures are those of the installed version, so none are repeated here.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise Stop(NOT_INSTALLED)
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _reader() -> Taker:
+    """What takes an exact number of bytes from stdin, read by a thread that ends the process at its end."""
+    incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        while data := os.read(0, 1 << 16):
+            incoming.put(data)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    held = bytearray()
+
+    def take(size: int) -> bytes:
+        while len(held) < size:
+            held.extend(incoming.get())
+        data = bytes(held[:size])
+        del held[:size]
+        return data
+
+    return take
+
+
+def _write(out: int, data: Any) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(out, view) :]
+
+
+def _no_core_dump() -> None:
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+if __name__ == "__main__":
+    code = main()
+    os._exit(code)  # nothing is worth freeing
