@@ -1,0 +1,118 @@
+"""Transformers' model of a checkpoint's architecture, without its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.errors import CheckpointError, EnvironmentProblem
+from ..core.input_files import quoted
+from ..core.tensor import Tensor
+
+# Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
+# what to compute, what to return. pad_token_id matters in training only and may lie beyond the embedding.
+_NOT_THE_MODEL = frozenset(
+    {"auto_map", "architectures", "trust_remote_code", "quantization_config", "compression_config"}
+    | {"torch_dtype", "dtype", "_name_or_path", "_commit_hash", "transformers_version", "pad_token_id"}
+    | {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "torchscript"}
+    | {"_attn_implementation_autoset", "experts_implementation", "_experts_implementation", "device_map"}
+    | {"use_cache", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}
+    | {"gradient_checkpointing", "pruned_heads", "pretraining_tp", "chunk_size_feed_forward", "tp_plan"}
+    | {"base_model_tp_plan", "base_model_pp_plan", "kernel_config", "id2label", "label2id", "num_labels"}
+    | {"task_specific_params", "generation_config"}
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output matrix ``(vocabulary, hidden)`` and, in some families, a bias ``(vocabulary,)``."""
+
+    matrix: Tensor
+    bias: Tensor | None
+
+
+@contextlib.contextmanager
+def computing(threads: int) -> Iterator[None]:
+    """Torch with that many threads and without gradients, transformers without a word; then as before."""
+    import torch
+    from transformers.utils import logging
+
+    before, verbosity = torch.get_num_threads(), logging.get_verbosity()
+    torch.set_num_threads(threads)
+    logging.set_verbosity_error()
+    try:
+        with torch.inference_mode(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_num_threads(before)
+        logging.set_verbosity(verbosity)
+
+
+def empty_model(name: str, config: Mapping[str, Any], where: str) -> Any:
+    """Transformers' model of that class, its parameters without memory, its buffers computed."""
+    import transformers
+    from accelerate import init_empty_weights
+
+    made = getattr(transformers, name, None)
+    if made is None:
+        raise EnvironmentProblem(
+            f"transformers {transformers.__version__} has no {name}", hint="install a newer transformers"
+        )
+    described = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    try:
+        settings = made.config_class.from_dict(described)
+        settings._attn_implementation = "eager"
+        with init_empty_weights(include_buffers=False):
+            return made(settings).eval()
+    except Exception as error:  # anything may come of a configuration made up by somebody
+        raise refusal(where, "make", name, error) from error
+
+
+def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:
+    """The head and the embedding of ``model`` as they lie in the checkpoint.
+
+    A head that is there counts, whatever config.json says of tying: transformers 5 says tied of every T5.
+    """
+    import torch
+
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if type(head) is not torch.nn.Linear or not isinstance(embedding, torch.nn.Embedding):
+        raise CheckpointError(f"{where}: {type(model).__name__} has no plain embedding and output matrix")
+    table = fitting_weight(held, _names(model, embedding, "weight"), embedding.weight, where)
+    names = _names(model, head, "weight")
+    if model.config.tie_word_embeddings and not any(name in held for name in names):
+        names = _names(model, embedding, "weight")
+    matrix = fitting_weight(held, names, head.weight, where)
+    bias = None if head.bias is None else fitting_weight(held, _names(model, head, "bias"), head.bias, where)
+    return Head(matrix, bias), table
+
+
+def _names(model: Any, module: Any, key: str) -> tuple[str, ...]:
+    """Every name a module's parameter goes by."""
+    modules = model.named_modules(remove_duplicate=False)
+    return tuple(f"{name}.{key}" for name, other in modules if other is module)
+
+
+def fitting_weight(held: Mapping[str, Tensor], names: Sequence[str], like: Any, where: str) -> Tensor:
+    """The weight by the first of ``names`` there is, in the shape of the parameter ``like``."""
+    found = next((held[name] for name in names if name in held), None)
+    if found is not None and found.shape == tuple(like.shape):
+        return found
+    problem = f"{names[0]} is missing" if found is None else f"{names[0]} is {list(found.shape)}"
+    raise CheckpointError(
+        f"{where}: {problem}, but the model transformers makes of it needs one of {list(like.shape)}",
+        hint="check that config.json belongs to these weight files",
+    )
+
+
+def refusal(where: str, verb: str, name: str, error: Exception) -> CheckpointError:
+    said = str(error).strip().partition("\n")[0] or "no reason given"
+    kind = type(error).__name__
+    return CheckpointError(
+        f"{where}: transformers cannot {verb} the {name} it describes: {kind}: {quoted(said)}",
+        hint="compare the file with the one the model was published with",
+    )

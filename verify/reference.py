@@ -1,0 +1,246 @@
+"""The truth a file is held against: the checkpoint's own architecture in fp32 on the CPU, streamed.
+
+transformers' own model code computes, on parameters that are read from the checkpoint module by module
+(verify/streamed.py); nothing of the checkpoint is executed. The two matrices of vocabulary size are never in
+memory whole: of the embedding the rows needed are read, and the output matrix is multiplied in slices after
+the pass, for the positions somebody asks about.
+
+Windows are computed together, padded on the right to the longest: no position sees what follows it, and each
+window's positions count from zero.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..converters.recipe import Recipe
+from ..converters.settings import Settings
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.errors import CheckpointError, InputError, KconvError
+from ..core.progress import Progress, silent
+from ..core.tensor import Tensor
+from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
+from .streamed import Rows, WeightReader, stream_embedding, stream_module
+from .windows import Window
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+# Windows go together up to these limits; what is more takes another pass over the weights. That costs a few
+# hundredths of the time such a batch computes, while every token takes memory for some three rows of the
+# feed-forward layer, and attention scores stand twice in memory, a square matrix a head and window.
+_TOKENS = 2048
+_SCORES = 128 << 20  # bytes
+_SLICE = 128 << 20  # bytes of the output matrix in float32
+_LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
+_LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
+
+
+class Reference:
+    """A checkpoint ready to be read with in fp32; no weight is in memory yet.
+
+    ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
+    ``unmapped``. ``vocabulary`` is the number of rows of the output matrix. Raises CheckpointError if
+    transformers cannot make the model config.json describes, or the weights do not fit it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        recipe: Recipe,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        held = checkpoint.tensors if weights is None else weights
+        self._where = f"{checkpoint.folder}/config.json"
+        self._layers = recipe.sizes(Settings(checkpoint.config, "config.json"))["layers"]
+        if self._layers > len(held):  # before a model of millions of layers is made
+            raise CheckpointError(f"{self._where}: {self._layers} layers, but there are {len(held)} tensors")
+        self._threads = threads or available_cores()
+        self._reader = WeightReader(self._threads)
+        with computing(self._threads):
+            self._model = empty_model(recipe.hf_classes[0], checkpoint.config, self._where)
+            self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            self._modules = self._attach(held)
+        self.vocabulary = self._head.matrix.rows
+
+    def read(
+        self,
+        windows: Sequence[Window],
+        *,
+        layers_of: Window | None = None,
+        progress: Progress = silent,
+    ) -> Reading:
+        """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
+
+        One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
+        would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
+        window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
+        not be among the windows. Raises CheckpointError, InputError for tokens the embedding does not have.
+        """
+        asked = list(windows)
+        followed = None
+        if layers_of is not None:
+            if layers_of not in asked:
+                asked.append(layers_of)
+            followed = asked.index(layers_of)
+        self._check_tokens(asked)
+        hidden: list[Floats] = [np.empty(0, np.float32)] * len(asked)
+        layers: list[Floats] = []
+        batches = _batches([len(window.ids) for window in asked], self._model.config.num_attention_heads)
+        done, total = 0, len(batches) * self._modules
+
+        def step() -> None:
+            nonlocal done
+            done += 1
+            progress("reference", done, total)
+
+        self._step = step
+        progress("reference", 0, total)
+        for batch in batches:
+            row = batch.index(followed) if followed in batch else None
+            with computing(self._threads), self._watched(row, layers):
+                for index, values in zip(batch, self._forward([asked[i].ids for i in batch]), strict=True):
+                    hidden[index] = values
+        if layers_of is not None:
+            layers = [layer[: len(layers_of.ids)].copy() for layer in layers]
+        return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
+
+    def _forward(self, texts: Sequence[tuple[int, ...]]) -> list[Floats]:
+        import torch
+
+        padded = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for row, ids in zip(padded, texts, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        try:
+            entering = self._model(input_ids=padded, use_cache=False).logits  # the head is an identity now
+        except KconvError:
+            raise
+        except Exception as error:
+            raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
+        return [values[: len(ids)].numpy().copy() for values, ids in zip(entering, texts, strict=True)]
+
+    @contextlib.contextmanager
+    def _watched(self, row: int | None, layers: list[Floats]) -> Iterator[None]:
+        """Collect what leaves each layer for that row of the batch, padding included."""
+        import torch
+
+        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
+            values = output[0] if isinstance(output, tuple) else output
+            layers.append(values[row].numpy().copy())
+
+        lists = [
+            module
+            for module in self._model.modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == self._layers
+        ]
+        hooks = [layer.register_forward_hook(keep) for layer in lists[0]] if row is not None else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _attach(self, held: Mapping[str, Tensor]) -> int:
+        """Let every module read its weights when it runs; returns how many modules do."""
+        import torch
+
+        stream_embedding(self._model.get_input_embeddings(), self._embedding, self._reader)
+        self._model.set_output_embeddings(torch.nn.Identity())
+        count = 0
+        for name, module in self._model.named_modules():
+            own = {key: value for key, value in module._parameters.items() if value is not None}
+            if not own or module is self._model.get_input_embeddings():
+                continue
+            weights = {
+                key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
+                for key, value in own.items()
+            }
+            stream_module(module, weights, self._reader, lambda: self._step())
+            count += 1
+        return count
+
+    def _check_tokens(self, windows: Sequence[Window]) -> None:
+        rows = self._embedding.rows
+        for window in windows:
+            if not window.ids or min(window.ids) < 0 or max(window.ids) >= rows:
+                raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")
+
+
+class Reading:
+    """What a Reference read.
+
+    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
+    each layer (the residual stream), as much for the window asked for, else empty.
+    """
+
+    def __init__(
+        self,
+        hidden: list[Floats],
+        layers: list[Floats],
+        head: Head,
+        reader: WeightReader,
+        threads: int,
+    ) -> None:
+        self.hidden = hidden
+        self.layers = layers
+        self._head = head
+        self._reader = reader
+        self._threads = threads
+        self._ahead: tuple[int, int, Floats] = (-1, 0, np.empty((0, 0), np.float32))
+
+    def logits(self, window: int, start: int, stop: int) -> Floats:
+        """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
+
+        The whole output matrix is read for some hundred positions at a time, so ask in order, in one thread.
+        """
+        if not 0 <= start < stop <= len(self.hidden[window]):
+            raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
+        held, first, values = self._ahead
+        if held != window or not first <= start or stop > first + len(values):
+            first, values = self._compute(window, start, stop)
+            self._ahead = window, first, values
+        return values[start - first : stop - first].copy()
+
+    def _compute(self, window: int, start: int, stop: int) -> tuple[int, Floats]:
+        import torch
+
+        matrix, bias = self._head.matrix, self._head.bias
+        count = len(self.hidden[window])
+        last = min(max(stop, start + _LOGITS // (4 * matrix.rows)), count)
+        last = count if count - last < _LEAST_ROWS else last
+        first = max(0, min(start, last - _LEAST_ROWS))
+        self._ahead = -1, 0, np.empty((0, 0), np.float32)  # free its memory first
+        values = np.empty((last - first, matrix.rows), np.float32)
+        entering = torch.from_numpy(self.hidden[window][first:last])
+        step = max(1, _SLICE // (4 * matrix.row_elements))
+        with computing(self._threads):
+            for row in range(0, matrix.rows, step):
+                end = min(row + step, matrix.rows)
+                parts = [matrix] if bias is None else [matrix, bias]
+                lease = self._reader.read([Rows(part, row, end) for part in parts])
+                values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
+                self._reader.release(lease)
+        return first, values
+
+
+def _batches(lengths: Sequence[int], heads: int) -> list[list[int]]:
+    """Windows to compute together, by index: the longest first, so that like goes with like."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches:
+            longest, count = lengths[batches[-1][0]], len(batches[-1]) + 1
+            if count * longest <= _TOKENS and 4 * count * heads * longest**2 <= _SCORES:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
