@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,9 +23,7 @@ from ..core.tensor import Tensor
 from ..core.vocabulary import gguf_keys
 from ..quant.formats import Format
 from ..quant.slabs import Scratch, Slab, convert_slab, count_nonfinite
-
-# Weights per slab: enough for calls to cost nothing, few enough for some megabytes of memory a thread.
-_SLAB = 1 << 20
+from .pieces import Rows, cut, work_through
 
 
 @dataclass(frozen=True)
@@ -44,15 +40,6 @@ class FilePlan:
     def data_bytes(self) -> int:
         """Bytes of the data section."""
         return self.tensors[-1].offset + aligned(self.tensors[-1].nbytes) if self.tensors else 0
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows ``start..stop`` of the tensor at place ``index`` of every plan."""
-
-    index: int
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -115,7 +102,7 @@ def _write_data(
         for plan, handle, start in zip(plans, handles, starts, strict=True):
             os.truncate(handle, start + plan.data_bytes)
 
-        def write(rows: Rows, scratch: Scratch) -> None:
+        def write(rows: Rows, scratch: Scratch) -> int:
             tensor = tensors[rows.index]
             slab = convert_slab(
                 tensor.read(rows.start, rows.stop),
@@ -131,61 +118,13 @@ def _write_data(
                 info = plan.tensors[rows.index]
                 row_bytes = info.nbytes // tensor.rows
                 _write_at(handle, data.data, start + info.offset + rows.start * row_bytes)
+            return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
-        _run(_cut(tensors, plans), write, threads, sum(t.nbytes for t in tensors), tensors, progress)
-
-
-def _cut(tensors: Sequence[Tensor], plans: Sequence[FilePlan]) -> Iterator[Rows]:
-    """All pieces in the model's order, those of slow formats spread evenly, so that progress is steady."""
-    slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
-    pieces = [piece for i, tensor in enumerate(tensors) for piece in _pieces(i, tensor)]
-    parts = [[p for p in pieces if p.index not in slow], [p for p in pieces if p.index in slow]]
-    placed = [((k + 0.5) / len(part), piece) for part in parts for k, piece in enumerate(part)]
-    return iter([piece for _, piece in sorted(placed, key=lambda item: item[0])])
-
-
-def _pieces(index: int, tensor: Tensor) -> Iterator[Rows]:
-    granules = max(1, _SLAB // (tensor.granule * max(1, tensor.row_elements)))
-    step = granules * tensor.granule
-    for start in range(0, tensor.rows, step):
-        yield Rows(index, start, min(start + step, tensor.rows))
-
-
-def _run(
-    pieces: Iterator[Rows],
-    work: Callable[[Rows, Scratch], None],
-    threads: int,
-    total: int,
-    tensors: Sequence[Tensor],
-    progress: Progress,
-) -> None:
-    """Hand pieces to threads until there are none; the first failure or Ctrl-C stops them all."""
-    lock, stop = threading.Lock(), threading.Event()
-    done = 0
-
-    def worker() -> None:
-        nonlocal done
-        scratch = Scratch()
-        while not stop.is_set():
-            with lock:
-                rows = next(pieces, None)
-            if rows is None:
-                return
-            work(rows, scratch)
-            tensor = tensors[rows.index]
-            with lock:
-                done += (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
-
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            pending: set[Future[None]] = {pool.submit(worker) for _ in range(threads)}
-            while pending:
-                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
-                progress("write", done, total)
-                for future in finished:
-                    future.result()
-        finally:
-            stop.set()
+        slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
+        total = sum(tensor.nbytes for tensor in tensors)
+        work_through(
+            cut(tensors, slow), write, threads=threads, stage="write", total=total, progress=progress
+        )
 
 
 def _write_at(handle: int, data: memoryview, offset: int) -> None:

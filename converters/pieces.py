@@ -1,0 +1,88 @@
+"""Cutting tensors into pieces of rows, and working them through on a few threads.
+
+What is done with a piece does not depend on which thread does it, nor on what came before; so the result is
+the same at any number of threads, and no more than a piece per thread is in memory.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from ..core.progress import Progress
+from ..core.tensor import Tensor
+from ..quant.slabs import Scratch
+
+# Weights per piece: enough for calls to cost nothing, few enough for some megabytes of memory a thread.
+_SLAB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows ``start..stop`` (of the first axis) of the tensor at place ``index`` of a list."""
+
+    index: int
+    start: int
+    stop: int
+
+
+def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Rows]:
+    """All pieces in the tensors' order, those of ``slow`` tensors spread evenly, so that progress is steady.
+
+    Each piece but a tensor's last is a multiple of its granule, of about a million weights.
+    """
+    pieces = [piece for index, tensor in enumerate(tensors) for piece in _pieces(index, tensor)]
+    parts = [[p for p in pieces if p.index not in slow], [p for p in pieces if p.index in slow]]
+    placed = [((k + 0.5) / len(part), piece) for part in parts for k, piece in enumerate(part)]
+    return [piece for _, piece in sorted(placed, key=lambda item: item[0])]
+
+
+def _pieces(index: int, tensor: Tensor) -> Iterator[Rows]:
+    granules = max(1, _SLAB // (tensor.granule * max(1, tensor.row_elements)))
+    step = granules * tensor.granule
+    for start in range(0, tensor.rows, step):
+        yield Rows(index, start, min(start + step, tensor.rows))
+
+
+def work_through(
+    pieces: Sequence[Rows],
+    work: Callable[[Rows, Scratch], int],
+    *,
+    threads: int,
+    stage: str,
+    total: int,
+    progress: Progress,
+) -> None:
+    """Hand pieces to threads until there are none; the first failure or Ctrl-C stops them all.
+
+    ``work`` gets a piece and its thread's own memory and returns how much of ``total`` (bytes, for the
+    progress of ``stage``) it has done. Raises what ``work`` raises.
+    """
+    lock, stop = threading.Lock(), threading.Event()
+    left = iter(pieces)
+    done = 0
+
+    def worker() -> None:
+        nonlocal done
+        scratch = Scratch()
+        while not stop.is_set():
+            with lock:
+                rows = next(left, None)
+            if rows is None:
+                return
+            size = work(rows, scratch)
+            with lock:
+                done += size
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            pending: set[Future[None]] = {pool.submit(worker) for _ in range(threads)}
+            while pending:
+                finished, pending = wait(pending, timeout=0.1, return_when=FIRST_EXCEPTION)
+                progress(stage, done, total)
+                for future in finished:
+                    future.result()
+        finally:
+            stop.set()
