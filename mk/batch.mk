@@ -5,21 +5,26 @@
 # on for this goal) and leaves what was there before, since kconv writes under a temporary name; make's exit
 # code is then not zero. Each file is a conversion of its own, so that nothing is made again for the sake of
 # a sister file.
+#
+# A file whose proof fails or is interrupted stays, but is given an old date: or make would take it for done
+# the next time and say nothing.
 
 MODELS ?=
 QUANTS ?= q8_0 q4_0
 OUT ?= dist
+VERIFY ?= quick
 KCONV_FLAGS ?=
 
 define BATCH_USAGE
 make batch converts checkpoint folders to GGUF files; only what is missing or older than its checkpoint.
 
-  make batch MODELS="dir1 dir2" [QUANTS="q8_0 q4_0"] [OUT=dist] [KCONV_FLAGS="--threads 2"] [-j2]
+  make batch MODELS="dir1 dir2" [QUANTS="q8_0 q4_0"] [OUT=dist] [VERIFY=quick] [KCONV_FLAGS="--threads 2"] [-j2]
 
   MODELS       checkpoint folders; their names, which name the files, must differ. make cannot handle names
                with spaces; make a link to such a folder.
   QUANTS       types, as for kconv to-gguf -q
   OUT          folder of the files: <folder name>-<TYPE>.gguf, each with its manifest
+  VERIFY       how each file is proven: quick, full, or no; make fails where a proof does
   KCONV_FLAGS  more options for kconv to-gguf
   -jN          N conversions at a time
 endef
@@ -45,6 +50,8 @@ $(if $(strip $(OUT)),,$(error make batch: OUT is empty; name a folder, or . for 
 $(if $(word 2,$(OUT)),$(error make batch: OUT=$(OUT) has a space; name one folder without spaces))
 $(if $(strip $(QUANTS)),,$(error make batch: QUANTS is empty; say for example QUANTS="q8_0 q4_0"))
 
+$(if $(filter quick full no,$(VERIFY)),,$(error make batch: VERIFY=$(VERIFY), expected quick, full or no))
+batch_proof := $(if $(filter no,$(VERIFY)),--no-verify,--verify $(VERIFY))
 batch_out := $(call batch_strip,$(strip $(patsubst ~/%,$(HOME)/%,$(OUT))))
 batch_models := $(sort $(foreach model,$(patsubst ~/%,$(HOME)/%,$(MODELS)),$(call batch_strip,$(model))))
 batch_names := $(notdir $(batch_models))
@@ -62,7 +69,9 @@ define batch_rule
 .PRECIOUS: $(batch_out)/$(notdir $1)-$2.gguf
 batch: $(batch_out)/$(notdir $1)-$2.gguf
 $(batch_out)/$(notdir $1)-$2.gguf: $(call batch_files,$1) $(if $(wildcard $1/config.json),,batch-refused) | $(STAMP)
-	$(BIN)/kconv to-gguf -q $(call batch_lower,$2) -o '$$@' --force $(KCONV_FLAGS) -- '$1'
+	$$(info kconv to-gguf -q $(call batch_lower,$2) -o $$@ $(batch_proof) $(KCONV_FLAGS) -- $1)@trap : INT TERM HUP; \
+	$(BIN)/kconv to-gguf -q $(call batch_lower,$2) -o '$$@' --force $(batch_proof) $(KCONV_FLAGS) -- '$1'; \
+	code=$$$$?; case $$$$code in 1|130) touch -c -t 198001010000 '$$@';; esac; exit $$$$code
 endef
 
 $(foreach model,$(batch_models),$(foreach type,$(batch_types),$(eval $(call batch_rule,$(model),$(type)))))

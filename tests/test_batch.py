@@ -29,12 +29,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def batch(*models: Path | str, quants: str, out: Path, jobs: int = 1) -> subprocess.CompletedProcess[str]:
+def batch(
+    *models: Path | str, quants: str, out: Path, jobs: int = 1, verify: str = "no"
+) -> subprocess.CompletedProcess[str]:
     """Run ``make batch`` with the kconv of this environment, installing nothing."""
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", "--no-print-directory", f"-j{jobs}", "-o", ".venv/.kconv-installed", "batch"]
     command += [f"MODELS={' '.join(map(str, models))}", f"QUANTS={quants}", f"OUT={out}"]
-    command += [f"BIN={Path(sys.executable).parent}"]
+    command += [f"BIN={Path(sys.executable).parent}", f"VERIFY={verify}"]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -133,6 +135,7 @@ def test_a_file_can_be_asked_for_by_name(models: Path, tmp_path: Path) -> None:
         f"BIN := {Path(sys.executable).parent}",
         f"MODELS := {models / 'one'}",
         f"OUT := {target.parent}",
+        "VERIFY := no",
         f"include {ROOT / 'mk' / 'batch.mk'}",
     ]
     (tmp_path / "Makefile").write_text("\n".join(lines) + "\n", "utf-8")
