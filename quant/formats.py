@@ -80,6 +80,14 @@ ENCODABLE: tuple[Format, ...] = tuple(
     FORMATS[name] for name in ("f32", "f16", "bf16", "q8_0", "q6_K", "q5_1", "q5_0", "q4_1", "q4_0")
 )
 
+# The formats weights can be encoded in anew, to hold a file against: besides those kconv writes, what libggml
+# encodes without importance data and at more than 10 million weights a second.
+RECODABLE: tuple[Format, ...] = ENCODABLE + tuple(
+    FORMATS[name]
+    for name in ("q5_K", "q4_K", "q3_K", "q2_K", "tq2_0", "tq1_0", "mxfp4", "nvfp4", "q2_0", "q1_0")
+    if FORMATS[name] not in ENCODABLE
+)
+
 _BY_LOWER_NAME = {format.name.lower(): format for format in ENCODABLE}
 _BY_TYPE = {format.ggml_type: format for format in FORMATS.values()}
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.tensor import Array, DType
-from .formats import ENCODABLE, F32, Format
+from .formats import ENCODABLE, F32, RECODABLE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -88,7 +88,7 @@ def encode(format: Format, rows: Floats, out: Bytes) -> None:
     The bytes are those of ggml_quantize_chunk without importance data, which is what llama-quantize
     calls, and do not depend on how a tensor is cut into calls. Raises UsageError.
     """
-    if format.ggml_type not in _ENCODABLE_TYPES:
+    if format not in _RECODABLE:
         raise UsageError(f"kconv does not encode {format.display}")
     _expect(rows, np.dtype(np.float32), "rows")
     _expect(out, np.dtype(np.uint8), "out")
@@ -99,15 +99,23 @@ def encode(format: Format, rows: Floats, out: Bytes) -> None:
             f"{format.display}, not {out.size}"
         )
     if rows.size:
+        if format not in ENCODABLE:  # library() has checked those
+            _traits(format)
         library().ggml_quantize_chunk(
             format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, None
         )
 
 
-def dequantize(format: Format, data: Array, shape: Sequence[int]) -> Floats:
+def can_dequantize(format: Format) -> bool:
+    """Whether ggml turns the format into floats. Raises EnvironmentProblem."""
+    return format == F32 or bool(_traits(format).to_float)
+
+
+def dequantize(format: Format, data: Array, shape: Sequence[int], out: Floats | None = None) -> Floats:
     """The float32 weights of ``shape`` (PyTorch order) that ``data``, a tensor's bytes, stands for.
 
-    Raises UsageError if the size is wrong or ggml cannot decode the format.
+    They are written to ``out`` (of that shape) where it is given. Raises UsageError if a size is wrong or
+    ggml cannot decode the format.
     """
     raw = np.require(data, requirements=["C", "A"]).reshape(-1).view(np.uint8)
     if raw.size != format.tensor_bytes(shape):
@@ -115,18 +123,29 @@ def dequantize(format: Format, data: Array, shape: Sequence[int]) -> Floats:
             f"a {format.display} tensor of shape {tuple(shape)} takes {format.tensor_bytes(shape)} bytes, "
             f"not {raw.size}"
         )
+    if out is None:
+        out = np.empty(tuple(shape), np.float32)
+    _expect(out, np.dtype(np.float32), "out")
+    if out.shape != tuple(shape):
+        raise UsageError(f"weights of shape {tuple(shape)} cannot be written to {out.shape}")
     if format == F32:
-        return raw.view(np.float32).reshape(shape).copy()
-    traits: _TypeTraits = library().ggml_get_type_traits(format.ggml_type).contents
+        np.copyto(out.reshape(-1).view(np.uint8), raw)
+        return out
+    traits = _traits(format)
     if not traits.to_float:
         raise UsageError(f"ggml cannot turn {format.display} into floats")
+    traits.to_float(raw.ctypes.data, out.ctypes.data, out.size)
+    return out
+
+
+def _traits(format: Format) -> _TypeTraits:
+    """ggml's description of a format, checked."""
+    traits: _TypeTraits = library().ggml_get_type_traits(format.ggml_type).contents
     if traits.type_name != format.name.encode() or traits.type_size != format.block_bytes:
         raise EnvironmentProblem(
             f"libggml describes format {format.name} differently than expected", hint=_REINSTALL
         )
-    out = np.empty(tuple(shape), np.float32)
-    traits.to_float(raw.ctypes.data, out.ctypes.data, out.size)
-    return out
+    return traits
 
 
 def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
@@ -135,7 +154,7 @@ def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
         raise UsageError(f"{what} must be a contiguous array of {dtype}, not of {array.dtype}")
 
 
-_ENCODABLE_TYPES = frozenset(format.ggml_type for format in ENCODABLE)
+_RECODABLE = frozenset(RECODABLE)
 
 _REINSTALL = "install llama-cpp-python 0.3.36 or newer into the environment kconv runs in"
 
