@@ -98,12 +98,28 @@ class WeightsPart:
 
 
 @dataclass(frozen=True)
+class NotFinite:
+    """Positions left out of the figures since a logit there is NaN or infinite.
+
+    ``window`` and ``position`` are the first one's; ``checkpoint`` and ``file`` say whose logits these are,
+    anywhere in the text.
+    """
+
+    positions: int
+    window: int
+    position: int
+    checkpoint: bool
+    file: bool
+
+
+@dataclass(frozen=True)
 class Figures:
     """How far the file's predictions are from the checkpoint's, over ``positions`` positions.
 
     Divergences (Kullback-Leibler, of the file from the checkpoint) are in nats, Δp is the file's probability
-    of the right token minus the checkpoint's (0 to 1), as in llama.cpp's tools/perplexity; ``..._error`` are
-    standard errors. ``nmse`` is the squared logit difference over the variance of the checkpoint's logits.
+    of the right token minus the checkpoint's (0 to 1), as in llama.cpp's tools/perplexity, its percentiles
+    pairs of per cent (0 to 100, ascending) and value. ``..._error`` are standard errors. ``nmse`` is the
+    squared logit difference over the variance of the checkpoint's logits.
     """
 
     positions: int
@@ -129,6 +145,7 @@ class Figures:
     logit_max: float
     logit_rms: float
     nmse: float
+    not_finite: NotFinite | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,200 @@
+"""Which gate a file is held to, and what its figures say beside it.
+
+Above the gate a file warns, above three times the gate it fails. The limits are in gate_table.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from ..core.errors import UsageError
+from ..core.gguf_file import GgufHeader
+from ..quant.formats import format_of_type
+from .gate_table import FILE_TYPES, GATES, MIXTURES, Row
+from .proof import Figures, Finding, Gate, NotFinite
+
+FAILS_AT = 3.0  # times the gate
+_GELU_NMSE = 1e-4
+_GELU = "llama.cpp computes GELU through a table of 16-bit numbers"
+
+_NAMES = {name.lower(): name for name in (*GATES, *MIXTURES)}
+
+_LAYER = re.compile(r"(^|\.)blk\.\d+\.")
+_SHARE = 1 / 3
+
+
+def gate_for(type_name: str, *, gelu: bool = False, overrides: Mapping[str, float] = {}) -> Gate:
+    """The gate of a type, a format (``q4_K``) or a mixture (``q4_K_M``), case ignored.
+
+    ``gelu`` is for families with that activation. ``overrides`` gives other limits by type, a mixture's name
+    before its format's, or under an empty name for whatever the type; the type then also fails at three times
+    the limit (f32 at the limit) where it would only warn. Raises UsageError for unknown types and limits that
+    are no positive numbers.
+    """
+    own = {known_type(name) if name else "": _limit(value, name) for name, value in overrides.items()}
+    name = known_type(type_name)
+    row = GATES[MIXTURES.get(name, name)]
+    published = _published(row, name)
+    for key in (name, MIXTURES.get(name, name), ""):
+        if key in own:
+            return _gate(name, row, own[key], "given for this run", published, fails=True)
+    if row.measure == "nmse" and gelu:
+        return _gate(name, row, _GELU_NMSE, _GELU, published, fails=True)
+    return _gate(name, row, row.limit, row.source, published, fails=row.fails)
+
+
+def _gate(
+    name: str, row: Row, limit: float, source: str, published: Mapping[str, float | str], *, fails: bool
+) -> Gate:
+    times = 1.0 if row.measure == "nmse" else FAILS_AT
+    above = float(f"{limit * times:.12g}")  # 0.45, not 0.44999999999999996
+    return Gate(name, row.measure, limit, above if fails else None, source, published)
+
+
+def _published(row: Row, name: str) -> dict[str, float | str]:
+    """Figures by their names in ``proof.Figures`` and whose they are; those of the very type come first."""
+    return {
+        f"{figure} of {each.whose}": value
+        for each in sorted(row.published, key=lambda each: each.type != name)
+        for figure, value in each.figures.items()
+    }
+
+
+def published_figure(gate: Gate, figure: str) -> tuple[str, float] | None:
+    """Whose figure of that name stands beside the gate, and the figure; None where nobody published one."""
+    for name, value in gate.published.items():
+        if name.startswith(f"{figure} of ") and isinstance(value, float):
+            return name.removeprefix(f"{figure} of "), value
+    return None
+
+
+def known_type(name: str) -> str:
+    """The type in the spelling of the table, case ignored. Raises UsageError for one it does not hold."""
+    found = _NAMES.get(name.strip().lower())
+    if found is None:
+        raise UsageError(f"there is no gate for the type {name!r}", hint=f"types are {', '.join(GATES)}")
+    return found
+
+
+def parse_gates(texts: Sequence[str]) -> dict[str, float]:
+    """Limits from ``TYPE=VALUE`` or ``VALUE`` (of the file's own type, under an empty name).
+
+    Raises UsageError for unknown types, values that are no positive numbers, and a type named twice.
+    """
+    gates: dict[str, float] = {}
+    for text in texts:
+        before, equals, after = text.rpartition("=")
+        name = known_type(before) if equals else ""
+        try:
+            value = float(after)
+        except ValueError:
+            value = math.nan
+        if name in gates:
+            raise UsageError(f"two gates for {name or 'the type of the file'}", hint="give each type once")
+        gates[name] = _limit(value, text)
+    return gates
+
+
+def _limit(value: float, said: str) -> float:
+    if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
+        raise UsageError(
+            f"the gate {said!r} is no limit" if math.isnan(value) else f"the gate of {value} is no limit",
+            hint="give a positive number, as in q4_0=0.2",
+        )
+    return float(value)
+
+
+def judge(figures: Figures, gate: Gate) -> tuple[Finding, ...]:
+    """What the gate says of the figures: nothing, a warning or a failure; logits that are NaN always fail."""
+    findings = [_not_finite(figures.not_finite)] if figures.not_finite else []
+    if not figures.positions:
+        if not findings:
+            findings.append(Finding("logits", "no position was measured, so nothing is proven"))
+        return tuple(findings)
+    value = getattr(figures, gate.measure)
+    failed = gate.fails is not None and value > gate.fails
+    if failed or value > gate.warns:
+        findings.append(_beyond(value, gate, failed=failed))
+    return tuple(findings)
+
+
+def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
+    name = "mean KL divergence" if gate.measure == "kl_mean" else "normalized squared error of the logits"
+    limit = gate.fails if failed and gate.fails is not None else gate.warns
+    times = limit / gate.warns
+    above = f"{times:g} × the gate" if times > 1 else "the gate"
+    found = _said(value, limit)
+    message = f"{name} {found} is above {above} of {_said(gate.warns)} for {gate.type}"
+    if not failed and gate.fails is not None:
+        message += f" (it fails above {_said(gate.fails)})"
+    published = published_figure(gate, "kl_mean")
+    if published is not None:
+        message += f"; published {published[0]}: {_said(published[1])}"
+    return Finding("logits", message, f"at most {_said(gate.warns)}", found, failed)
+
+
+def _not_finite(found: NotFinite) -> Finding:
+    whose = {
+        (True, True): "of the checkpoint and of the file",
+        (True, False): "of the checkpoint itself",
+        (False, True): "of the file",
+    }[found.checkpoint, found.file]
+    where = f"window {found.window + 1}, position {found.position + 1}"
+    places = "1 position" if found.positions == 1 else f"{found.positions:,} positions"
+    return Finding(
+        where,
+        f"logits {whose} are NaN or infinite at {places}, first at {where}",
+        "numbers",
+        "NaN or infinite",
+    )
+
+
+def _said(value: float, other: float | None = None) -> str:
+    """Three digits, or as many as it takes to differ from ``other``."""
+    texts = [f"{value:.{digits}g}".replace("e-0", "e-") for digits in range(3, 18)]
+    return next((text for text in texts if other is None or text != _said(other)), texts[-1])
+
+
+def file_type(header: GgufHeader) -> str:
+    """The type a file is to be held to: what it says of itself, or what it holds, whichever is tighter.
+
+    What it says (general.file_type) names a mixture of llama.cpp's (``q4_K_M``) and stands if its format is
+    the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
+    kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
+    """
+    number = header.metadata.get("general.file_type")
+    declared = FILE_TYPES.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
+    held = _held(header)
+    if declared is None or held is None:
+        return declared or held or "f32"
+    if MIXTURES.get(declared, declared) == held or _limit_of(declared) < _limit_of(held):
+        return declared
+    return held
+
+
+def _limit_of(name: str) -> tuple[bool, float]:
+    """By which types sort from tight to loose; NMSE limits are tighter than any divergence."""
+    row = GATES[MIXTURES.get(name, name)]
+    return row.measure != "nmse", row.limit
+
+
+def _held(header: GgufHeader) -> str | None:
+    """The format the layers' weights are in; of all matrices where there are no layers."""
+    layers: Counter[str] = Counter()
+    others: Counter[str] = Counter()
+    for info in header.tensors:
+        format = format_of_type(info.ggml_type)
+        matrix = sum(length > 1 for length in info.shape) > 1 and not info.name.endswith("_norm.weight")
+        if matrix and format is not None and format.name in GATES:
+            (layers if _LAYER.search(info.name) else others)[format.name] += math.prod(info.shape)
+    weights = layers or others
+    coarsest = sorted(weights, key=lambda name: (_limit_of(name), weights[name]), reverse=True)
+    reached, total = 0, weights.total()
+    for name in coarsest:
+        reached += weights[name]
+        if reached >= total * _SHARE:
+            return name
+    return None
