@@ -8,6 +8,9 @@ from ..core.model import Note
 from ..core.vocabulary import TokenType, Vocab
 from .templates import render_chat
 
+# A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
+LEADING_SPACE = "kconv.leading_space"
+
 _QUESTION = [{"role": "user", "content": "?"}]
 # An output, since a space at the very beginning would be lost where the template begins with {%- or {#-.
 _SPACE = "{{ ' ' }}"

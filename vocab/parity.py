@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import TokenType, Vocab, gguf_keys
 from . import texts
+from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import META_SPACE, Source, added_pattern
 
@@ -192,21 +193,15 @@ def declared(vocab: Vocab) -> Declared:
 
 def check_file(path: Path, source: Source, extra_texts: Sequence[str] = ()) -> Parity:
     """Measure a finished GGUF against a checkpoint's tokenizer. Raises GgufError for a damaged header."""
-    metadata = read_header(path).metadata
-    prefix = "tokenizer.ggml."
-    around = Declared(
-        before=_declared_id(metadata, "bos") if metadata.get(f"{prefix}add_bos_token") else (),
-        after=_declared_id(metadata, "eos") if metadata.get(f"{prefix}add_eos_token") else (),
-        add_space_prefix=bool(metadata.get(f"{prefix}add_space_prefix"))
-        and metadata.get(f"{prefix}model") == "llama",
-    )
+    vocab, _ = read_vocab(read_header(path).metadata)
+    return examine(path, vocab, source, extra_texts)[0]
+
+
+def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str] = ()) -> tuple[Parity, Exam]:
+    """``check_file`` for a file whose vocabulary has been read, and what it was asked."""
     with LlamaProbe(path) as probe:
-        return grade(path.name, probe, exam(source, extra_texts), source, around)
-
-
-def _declared_id(metadata: Mapping[str, Any], role: str) -> tuple[int, ...]:
-    token_id = metadata.get(f"tokenizer.ggml.{role}_token_id")
-    return (token_id,) if isinstance(token_id, int) else ()
+        questions = exam(source, extra_texts)  # while the child loads
+        return grade(path.name, probe, questions, source, declared(vocab)), questions
 
 
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:

@@ -61,7 +61,7 @@ def settle_vocab(
     context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
     source = read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
-    notes = [*source.notes, *best.notes, *_notes(best.parity, source)]
+    notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
     if best.parity.verdict == "mismatch":
         if not allow_mismatch or best.parity.error:  # a file that llama.cpp dies of helps nobody
             raise mismatch(best.parity, questions, source)
@@ -77,7 +77,7 @@ def _best(
     questions: Exam | None = None
     with _scratch_folder() as folder:
         for candidate in candidates(source):
-            vocab, notes = _adapted(candidate, context, enabled)
+            vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
             with explained(path):
                 write_vocab_only(path, context.arch, vocab)
@@ -115,7 +115,7 @@ def _worth(parity: Parity) -> int:
     return ranks[parity.verdict]
 
 
-def _adapted(
+def adapted(
     candidate: Candidate, context: AdapterContext, enabled: Collection[str]
 ) -> tuple[Vocab, tuple[Note, ...]]:
     """The candidate as it would be written; llama.cpp must not be told to add a token nobody names."""
@@ -128,7 +128,7 @@ def _adapted(
     return vocab, notes
 
 
-def _notes(parity: Parity, source: Source) -> tuple[Note, ...]:
+def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
     """What has to be done to the text where not all are equal as they are."""
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()

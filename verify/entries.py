@@ -1,0 +1,258 @@
+"""The vocabulary's entries one by one: texts, types, scores and merges of a file against the expected ones.
+
+Texts no tokenizer run can show to be wrong (reserved tokens, rows without a token) are found here, and what
+parity finds gets its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..core.input_files import quoted
+from ..core.vocabulary import TokenType, Vocab
+from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
+from ..vocab.in_gguf import PREFIX
+from ..vocab.tokenizer import META_SPACE, Source
+from .proof import Finding
+
+_TOKENS, _TYPES = PREFIX + "tokens", PREFIX + "token_type"
+_SCORES, _MERGES = PREFIX + "scores", PREFIX + "merges"
+_FEW = 16
+_SHIFTS = (-4, -3, -2, -1, 1, 2, 3, 4)
+_PLACEHOLDER = re.compile(r"[\[<].*[\]>]|.*(unused|reserved|pad|extra|dummy).*|", re.IGNORECASE | re.DOTALL)
+_UNMATCHED = (TokenType.UNUSED, TokenType.CONTROL)
+
+# Types between which nothing changes but how text that spells the token is read and shown.
+_NEAR = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
+
+
+def compare_entries(found: Vocab, expected: Vocab, source: Source, *, strict: bool = False) -> list[Finding]:
+    """All differences, gathered: exchanged and shifted tokens are one finding each.
+
+    ``strict`` is for files of this very kconv, which have to be equal in all. In others, rows without a token
+    may be called anything, tokens the tokenizer never makes may have their texts, and scores and merges that
+    are a matter of choice are left to parity.
+    """
+    findings = _duplicates(found)
+    findings += _texts(found, expected, source, strict)
+    findings += _types(found, expected, source, strict)
+    if found.model == expected.model == "llama":
+        findings += _scores(found, expected, source, strict)
+    if "llama" not in (found.model, expected.model):
+        findings += _merges(found, expected, source, strict)
+    return findings
+
+
+def check_lengths(found: Vocab, rows: int | None) -> list[Finding]:
+    """Lists as long as the vocabulary, and that as long as the embedding has rows (None: not known)."""
+    findings = []
+    if rows is not None and found.size != rows:
+        message = f"the file has {found.size} tokens for {rows} embedding rows: llama.cpp refuses it"
+        findings.append(Finding(_TOKENS, message, str(rows), str(found.size)))
+    for key, values in ((_TYPES, found.types), (_SCORES, found.scores)):
+        if values and len(values) != found.size:
+            short = len(values) < found.size
+            effect = "llama.cpp refuses the file" if short else "llama.cpp leaves the rest out of account"
+            message = f"{key} has {len(values)} entries for {found.size} tokens: {effect}"
+            findings.append(Finding(key, message, str(found.size), str(len(values)), grave=short))
+    return findings
+
+
+def _duplicates(found: Vocab) -> list[Finding]:
+    counts = Counter(text for text in found.tokens if text)
+    twice = [text for text, count in counts.items() if count > 1]
+    if not twice:
+        return []
+    ids = [index for index, text in enumerate(found.tokens) if text == twice[0]][:2]
+    more = f", and {len(twice) - 1} more texts stand twice" if len(twice) > 1 else ""
+    message = (
+        f"tokens {ids[0]} and {ids[1]} have the same text {quoted(twice[0])}{more}: llama.cpp dies of it"
+    )
+    return [Finding(_TOKENS, message, "every text once", quoted(twice[0]))]
+
+
+# Texts
+
+
+def _texts(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+    pairs = zip(found.tokens, expected.tokens, strict=False)
+    different = [index for index, (one, other) in enumerate(pairs) if one != other]
+    grave: list[int] = []
+    light: list[int] = []
+    for index in different:
+        weight = _weight(index, found, expected, source, strict)
+        if weight is not None:
+            (grave if weight else light).append(index)
+    return [*_wrong_texts(grave, found, expected), *_other_texts(light, found, expected)]
+
+
+def _weight(index: int, found: Vocab, expected: Vocab, source: Source, strict: bool) -> bool | None:
+    """Whether another text is grave; None where it is as good as the expected one."""
+    text, wanted = found.tokens[index], expected.tokens[index]
+    own = source.tokens[index] if index < source.size else None
+    if strict:
+        return True
+    if own is None:  # a row without a token: harmless unless some text might be read as it
+        harmless = _type(found, index) in _UNMATCHED or _PLACEHOLDER.fullmatch(text)
+        return not harmless
+    if text.partition("\0")[0] == own.partition("\0")[0]:
+        return None  # the tokenizer's own text, where the conversion put another on purpose
+    if text.replace(META_SPACE, " ") == wanted.replace(META_SPACE, " "):
+        return _type(found, index) is not TokenType.USER_DEFINED
+    return True
+
+
+def _type(vocab: Vocab, index: int) -> TokenType:
+    return vocab.types[index] if index < len(vocab.types) else TokenType.NORMAL
+
+
+def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab) -> list[Finding]:
+    shift = _shift(ids, found, expected)
+    if shift:
+        way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
+        message = f"from token {ids[0]} on, texts stand {way}: {len(ids)} tokens have the text of another one"
+        return [_text_finding(ids[0], found, expected, message)]
+    places = {expected.tokens[index]: index for index in ids}
+    findings = []
+    done: set[int] = set()
+    for index in ids:
+        partner = places.get(found.tokens[index])
+        if index in done:
+            continue
+        if partner is not None and found.tokens[partner] == expected.tokens[index]:
+            done.add(partner)
+            one, other = quoted(expected.tokens[index]), quoted(expected.tokens[partner])
+            message = f"tokens {index} {one} and {partner} {other} are in each other's place"
+        else:
+            has, should = quoted(found.tokens[index]), quoted(expected.tokens[index])
+            message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
+        findings.append(_text_finding(index, found, expected, message))
+    return findings
+
+
+def _text_finding(index: int, found: Vocab, expected: Vocab, message: str, *, grave: bool = True) -> Finding:
+    has, should = quoted(found.tokens[index]), quoted(expected.tokens[index])
+    return Finding(f"token {index}", message, should, has, grave=grave)
+
+
+def _shift(ids: Sequence[int], found: Vocab, expected: Vocab) -> int:
+    """By how many places most of many wrong tokens are off, 0 if there is no such number."""
+    if len(ids) < _FEW:
+        return 0
+    for shift in _SHIFTS:
+        pairs = ((found.tokens[index], index - shift) for index in ids)
+        fitting = sum(0 <= at < expected.size and text == expected.tokens[at] for text, at in pairs)
+        if fitting > 0.9 * len(ids):
+            return shift
+    return 0
+
+
+def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab) -> list[Finding]:
+    if not ids:
+        return []
+    who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
+    message = f"{who} another name in the file, first token {ids[0]}; no text is read otherwise for it"
+    return [_text_finding(ids[0], found, expected, message, grave=False)]
+
+
+# Types
+
+
+def _types(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+    grave: dict[tuple[TokenType, TokenType], list[int]] = {}
+    light: dict[tuple[TokenType, TokenType], list[int]] = {}
+    for index, (one, other) in enumerate(zip(found.types, expected.types, strict=False)):
+        if one is not other:
+            heavy = strict or _type_matters(index, one, other, expected, source)
+            (grave if heavy else light).setdefault((one, other), []).append(index)
+    findings = []
+    for kinds, heavy in ((grave, True), (light, False)):
+        for (one, other), ids in kinds.items():
+            is_, should = one.name.lower().replace("_", " "), other.name.lower().replace("_", " ")
+            token = f"token {ids[0]} {quoted(expected.tokens[ids[0]])}"
+            more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
+            message = f"{token}{more} of the type {is_} instead of {should}: {_effect(one, other)}"
+            findings.append(Finding(f"token {ids[0]}", message, should, is_, grave=heavy))
+    return findings
+
+
+def _type_matters(index: int, one: TokenType, other: TokenType, expected: Vocab, source: Source) -> bool:
+    own = source.tokens[index] if index < source.size else None
+    if own is None or own in KNOWN_END_OF_GENERATION:  # no token; or llama.cpp makes it control by its text
+        return False
+    silenced = expected.tokens[index] != own
+    if silenced or {one, other} <= _NEAR:
+        return False
+    # Pieces SentencePiece calls unused or user defined are ordinary ones to some converters; parity decides.
+    return {one, other} not in (
+        {TokenType.NORMAL, TokenType.UNUSED},
+        {TokenType.NORMAL, TokenType.USER_DEFINED},
+    )
+
+
+def _effect(one: TokenType, other: TokenType) -> str:
+    if one is TokenType.CONTROL and other is TokenType.NORMAL:
+        return "its text would be missing from answers"
+    if other is TokenType.CONTROL and one is TokenType.NORMAL:
+        return "it would show up in answers, and not be found in prompts"
+    if other is TokenType.BYTE:
+        return "characters without a token of their own could not be written"
+    return "texts that spell it are read and shown in another way"
+
+
+# Scores and merges
+
+
+def _scores(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+    """Only the order counts, among pieces that are joined: llm_tokenizer_spm_session."""
+    size = min(found.size, expected.size, len(found.types))
+    mine = np.zeros(size) if not found.scores else np.array(found.scores[:size], np.float32)
+    theirs = np.array(expected.scores[:size], np.float32)
+    if len(mine) < size or len(theirs) < size:
+        return []  # said by the lengths
+    normal = [index for index in range(size) if expected.types[index] is TokenType.NORMAL]
+    one, other = mine[normal], theirs[normal]
+    if np.array_equal(one, other):
+        return []
+    ranks = [np.unique(values, return_inverse=True)[1] for values in (one, other)]
+    own = source.kind.startswith("sentencepiece")
+    if np.array_equal(ranks[0], ranks[1]) and not strict:
+        return []
+    places = np.flatnonzero(one != other)
+    first = normal[int(places[0])]
+    has, should = f"{float(mine[first]):g}", f"{float(theirs[first]):g}"
+    whose = "the checkpoint's" if own else "those made from its merges"
+    message = (
+        f"scores of {len(places)} tokens are not {whose}, first token {first} "
+        f"{quoted(expected.tokens[first])}: pieces of a word would be joined in another order"
+    )
+    return [Finding(_SCORES, message, should, has, grave=own or strict)]
+
+
+def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+    """Their order decides which pieces of a word are joined first."""
+    mine, theirs = found.merges, expected.merges
+    if mine == theirs:
+        return []
+    places: Mapping[str, int] = {merge: rank for rank, merge in enumerate(theirs)}
+    known = set(mine)
+    missing = [merge for merge in theirs if merge not in known]
+    extra = [merge for merge in mine if merge not in places]
+    rank = next(
+        (at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other),
+        min(len(mine), len(theirs)),
+    )
+    has = quoted(mine[rank]) if rank < len(mine) else "missing"
+    should = quoted(theirs[rank]) if rank < len(theirs) else "missing"
+    if missing or extra:
+        what = f"{len(missing)} merges are missing and {len(extra)} are not the checkpoint's"
+    else:
+        moved = sum(one != other for one, other in zip(mine, theirs, strict=False))
+        what = f"{moved} merges stand at another rank"
+    message = f"{what}, first at rank {rank}: pieces of a word would be joined in another order"
+    grave = strict or source.kind == "byte-level bpe"  # elsewhere the list is a matter of choice
+    return [Finding(f"{_MERGES}[{rank}]", message, should, has, grave=grave)]

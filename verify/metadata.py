@@ -1,0 +1,197 @@
+"""The metadata part: every key llama.cpp reads, against those the recipe derives from the checkpoint."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..core.gguf_file import ALIGNMENT, GgufHeader
+from ..core.input_files import quoted
+from ..core.model import Model
+from ..vocab.in_gguf import read_vocab
+from .metadata_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
+from .proof import Finding, MetadataPart, verdict_of
+from .tokenizer_keys import check_tokenizer_keys
+
+_TYPES = {"whole": "a whole number", "real": "a real number", "flag": "true or false", "text": "a text"}
+_SCALING = {"rope.scaling.type": str, "rope.scaling.factor": float, "rope.scale_linear": float}
+_SAMPLING = "general.sampling."
+
+
+def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
+    """Compare all keys llama.cpp reads; what a file leaves out counts as what llama.cpp takes then.
+
+    ``expected`` has its vocabulary (``vocab.expected.expected_model``). Real numbers are compared as float32.
+    Wrong types, missing keys and values out of range are findings; nothing in a header raises.
+    """
+    assert expected.vocab is not None
+    arch = expected.arch
+    file, right = _own(header.metadata, arch), _own(expected.hparams, arch)
+    found, _ = read_vocab(header.metadata)
+    file["tokens"], right["tokens"] = found.size, expected.vocab.size
+    findings = list(_general(header, expected))
+    count = 2
+    for key in _table(arch, right):
+        finding = _compared(key, file, right, arch)
+        findings += [finding] if finding else []
+        count += 1
+    findings += _rope_scaling(file, right, arch)
+    findings += _unread(file, right, arch)
+    tokenizer, more = check_tokenizer_keys(header.metadata, expected.vocab)
+    findings += [*tokenizer, *_recommended(header.metadata, expected.metadata)]
+    findings.sort(key=lambda finding: not finding.grave)
+    return MetadataPart(verdict_of(tuple(findings)), count + 1 + more, tuple(findings))
+
+
+def _own(values: Mapping[str, Any], arch: str) -> dict[str, Any]:
+    """The architecture's keys, without its name in front."""
+    start = arch + "."
+    return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
+
+
+def _table(arch: str, right: Values) -> Iterator[Key]:
+    """The architecture's keys, and whatever else the recipe writes."""
+    known = keys_of(arch)
+    yield from known
+    kinds = {bool: "flag", int: "whole", float: "real", str: "text"}
+    for name, value in right.items():
+        if name not in {key.name for key in known} and name not in ("tokens", *_SCALING):
+            kind = kinds.get(type(value))
+            if kind is not None:
+                yield Key(name, kind, REQUIRED, "the recipe derives another value from the checkpoint")  # type: ignore[arg-type]
+
+
+def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:
+    arch = header.metadata.get("general.architecture")
+    if arch != expected.arch:
+        message = (
+            f"the file's architecture is {quoted(arch)}, the checkpoint's {quoted(expected.arch)}: llama.cpp "
+            "computes another model"
+        )
+        yield Finding("general.architecture", message, expected.arch, quoted(arch))
+    alignment = header.metadata.get("general.alignment", ALIGNMENT)
+    if type(alignment) is not int or alignment % ALIGNMENT:
+        message = (
+            f"tensors are aligned to {quoted(alignment)} bytes; llama.cpp maps files aligned to {ALIGNMENT}"
+        )
+        yield Finding("general.alignment", message, str(ALIGNMENT), quoted(alignment), grave=False)
+
+
+def _compared(key: Key, file: Values, right: Values, arch: str) -> Finding | None:
+    """What is wrong with one key, if anything is."""
+    where = f"{arch}.{key.name}"
+    wanted = _value(key, right)
+    value = file.get(key.name)
+    if value is None:
+        if isinstance(key.default, Required):
+            message = f"the file lacks {key.name}, which the checkpoint makes {_shown(wanted)}: {key.harm}"
+            return Finding(where, message, _shown(wanted), "missing", grave=key.grave)
+        value = _value(key, file)
+        if _equal(value, wanted):
+            return None
+        message = (
+            f"the file leaves out {key.name}, which llama.cpp then takes for {_shown(value)}; the checkpoint "
+            f"says {_shown(wanted)}: {key.harm}"
+        )
+        return Finding(where, message, _shown(wanted), f"missing (so {_shown(value)})", grave=key.grave)
+    plain = _one(value, file) if key.layers else value
+    if not _fits(key, plain):
+        message = f"the file has {quoted(value)} for {key.name}, where llama.cpp reads {_TYPES[key.kind]}"
+        return Finding(where, message, _shown(wanted), quoted(value))
+    if _equal(plain, wanted):
+        return None
+    message = f"the file says {key.name} {_shown(plain)}, the checkpoint {_shown(wanted)}: {key.harm}"
+    return Finding(where, message, _shown(wanted), _shown(plain), grave=key.grave)
+
+
+def _value(key: Key, values: Values) -> Any:
+    value = values.get(key.name)
+    if value is not None or isinstance(key.default, Required):
+        return value
+    return key.default(values) if callable(key.default) else key.default
+
+
+def _one(value: Any, values: Values) -> Any:
+    """The one value of a list that has the same for each layer."""
+    if isinstance(value, tuple) and value and len(value) == values.get("block_count"):
+        return value[0] if all(item == value[0] for item in value) else value
+    return value
+
+
+def _fits(key: Key, value: Any) -> bool:
+    if key.kind == "whole":
+        return type(value) is int and 0 <= value < 1 << 32
+    return type(value) is {"real": float, "flag": bool, "text": str}[key.kind]
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) or isinstance(other, float):
+        return type(one) is type(other) and _single(one) == _single(other)
+    return bool(one == other)
+
+
+def _single(value: float) -> float:
+    """Rounded to float32, without numpy's warning for what is beyond it."""
+    return ctypes.c_float(value).value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        text = f"{_single(value):.7g}"
+        return text if _single(float(text)) == _single(value) else f"{_single(value):.9g}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, int) else quoted(value)
+
+
+def _rope_scaling(file: Values, right: Values, arch: str) -> Iterator[Finding]:
+    """The scaling of positions, by what its keys amount to together."""
+    for name, kind in _SCALING.items():
+        if name in file and type(file[name]) is not kind:
+            wants = _TYPES["text" if kind is str else "real"]
+            message = f"the file has {quoted(file[name])} for {name}, where llama.cpp reads {wants}"
+            yield Finding(f"{arch}.{name}", message, wants, quoted(file[name]))
+            return
+    wanted, found = rope_scaling(right), rope_scaling(file)
+    if found[0] == wanted[0] and _equal(found[1], wanted[1]):
+        return
+    told = file.get("rope.scaling.type", "linear")
+    name = "rope.scaling.factor" if told in (wanted[0], "linear") else "rope.scaling.type"
+    said, meant = (
+        "none" if kind == "none" else f"{quoted(kind)[1:-1]} by {_shown(factor)}"
+        for kind, factor in (found, wanted)
+    )
+    message = (
+        f"the file's scaling of positions is {said}, the checkpoint's {meant}: positions are scaled as the "
+        "model was not trained, and answers fall apart"
+    )
+    yield Finding(f"{arch}.{name}", message, meant, said)
+
+
+def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
+    for name, neutral in UNREAD.items():
+        value = file.get(name)
+        if value is None or name in right or any(_equal(value, one) for one in neutral):
+            continue
+        message = (
+            f"the file says {name} {_shown(value)}, of which the checkpoint knows nothing; llama.cpp does "
+            f"not read it for {arch}, other programs may"
+        )
+        yield Finding(f"{arch}.{name}", message, "missing", _shown(value), grave=False)
+
+
+def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
+    """Sampling the file recommends, where the checkpoint's files say otherwise; llama.cpp's tools heed it."""
+    for key, value in file.items():
+        if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
+            name, wanted = key.removeprefix("general."), right.get(key)
+            said = "nothing" if wanted is None else _shown(wanted)
+            message = f"the file recommends {name} {_shown(value)}, the checkpoint {said}"
+            yield Finding(key, message, said, _shown(value), grave=False)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Equal as float32, whichever of the two numbers is written as a whole one."""
+    numbers = all(isinstance(value, int | float) for value in (one, other))
+    return _equal(float(one), float(other)) if numbers else bool(one == other)

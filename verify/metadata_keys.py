@@ -1,0 +1,145 @@
+"""The keys llama.cpp reads for an architecture, what it takes for missing ones, and what wrong ones do.
+
+Read off llama_model_base::load_hparams (src/llama-model.cpp) and the architecture's load_arch_hparams
+(src/models/*.cpp) of llama.cpp as of llama-cpp-python 0.3.36. Names are without the architecture in front;
+``tokens`` among the values is the number of tokens in the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["whole", "real", "flag", "text"]
+Values = Mapping[str, Any]
+
+
+class Required:
+    """In place of a default: llama.cpp refuses a file without the key."""
+
+
+REQUIRED = Required()
+
+
+@dataclass(frozen=True)
+class Key:
+    """``default`` is what llama.cpp takes where the key is missing, possibly from other keys.
+
+    ``harm`` continues "the file says … where the checkpoint says …: ". ``layers``: may be a list, one value a
+    layer. ``grave`` is false for keys that change nothing llama.cpp computes.
+    """
+
+    name: str
+    kind: Kind
+    default: Callable[[Values], Any] | int | float | bool | str | Required
+    harm: str
+    layers: bool = False
+    grave: bool = True
+
+
+def _head_width(values: Values) -> Any:
+    width, heads = values.get("embedding_length"), values.get("attention.head_count")
+    heads = heads[0] if isinstance(heads, tuple) and heads else heads
+    return width // heads if type(width) is int and type(heads) is int and heads > 0 else 0
+
+
+def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -> Callable[[Values], Any]:
+    return lambda values: values[name] if name in values else otherwise(values)
+
+
+_HEADS = "attention heads are cut out of the projections at the wrong places, and the model talks nonsense"
+_SHAPE = "the tensors do not have that shape, and llama.cpp refuses the file"
+_EXPERTS = "the checkpoint has no experts, and llama.cpp refuses the file or computes something else"
+
+_COMMON = (
+    Key("block_count", "whole", REQUIRED, "layers are left out or missed"),
+    Key(
+        "context_length",
+        "whole",
+        REQUIRED,
+        "programs take it for the length of text the model was trained for, and cut or overrun it",
+    ),
+    Key("embedding_length", "whole", REQUIRED, _SHAPE),
+    Key("embedding_length_out", "whole", _same_as("embedding_length"), _SHAPE),
+    Key("feed_forward_length", "whole", 0, _SHAPE, layers=True),
+    Key("attention.head_count", "whole", 0, _HEADS, layers=True),
+    Key("attention.head_count_kv", "whole", _same_as("attention.head_count"), _HEADS, layers=True),
+    Key("attention.key_length", "whole", _head_width, _HEADS),
+    Key("attention.value_length", "whole", _head_width, _HEADS),
+    Key(
+        "rope.dimension_count",
+        "whole",
+        _same_as("attention.key_length", _head_width),
+        "positions are turned into the wrong dimensions",
+    ),
+    Key("rope.freq_base", "real", 10000.0, "positions turn at the wrong speed, and long texts fall apart"),
+    Key("rope.scaling.attn_factor", "real", 1.0, "attention is scaled as the model was not trained"),
+    Key("rope.scaling.alpha", "real", 0.0, "positions are scaled as the model was not trained"),
+    Key(
+        "rope.scaling.original_context_length",
+        "whole",
+        _same_as("context_length"),
+        "it counts for YaRN scaling only",
+        grave=False,
+    ),
+    Key("rope.scaling.finetuned", "flag", False, "it is only shown", grave=False),
+    Key("attention.causal", "flag", True, "a token would see those after it"),
+    Key("pooling_type", "whole", 0, "the model would be taken for one that makes embeddings"),
+    Key("nextn_predict_layers", "whole", 0, "the last layers would not be run"),
+    Key("expert_count", "whole", 0, _EXPERTS),
+    Key("expert_used_count", "whole", 0, _EXPERTS, layers=True),
+    Key("expert_group_count", "whole", 0, _EXPERTS),
+    Key("expert_group_used_count", "whole", 0, _EXPERTS),
+)
+
+_LLAMA = (
+    Key(
+        "attention.layer_norm_rms_epsilon",
+        "real",
+        REQUIRED,
+        "every layer norms a little differently, most where activations are small",
+    ),
+    Key("vocab_size", "whole", _same_as("tokens"), "programs take it for the number of tokens"),
+)
+
+READ: Mapping[str, tuple[Key, ...]] = {"llama": (*_COMMON, *_LLAMA)}
+
+
+def keys_of(arch: str) -> tuple[Key, ...]:
+    """The keys of an architecture; those all have in common where it has no table of its own yet."""
+    return READ.get(arch, _COMMON)
+
+
+# Keys llama.cpp knows but does not read for llama, with the values that mean nothing. Other programs, and
+# other versions, may read them.
+UNREAD: Mapping[str, tuple[Any, ...]] = {
+    "attention.scale": (0.0,),
+    "attention.output_scale": (0.0, 1.0),
+    "attention.value_scale": (0.0, 1.0),
+    "attention.sliding_window": (0,),
+    "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,),
+    "attention.temperature_scale": (0.0,),
+    "attn_logit_softcapping": (0.0,),
+    "final_logit_softcapping": (0.0,),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "use_parallel_residual": (False,),
+    "expert_weights_scale": (0.0, 1.0),
+    "rope.scaling.yarn_ext_factor": (-1.0, 0.0),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_log_multiplier": (0.0,),
+}
+
+
+def rope_scaling(values: Values) -> tuple[str, float]:
+    """Kind and factor of the scaling of positions, ``("none", 1.0)`` where nothing is scaled.
+
+    ``linear`` is what llama.cpp takes without a type, ``rope.scale_linear`` the older name of the factor, and
+    a factor of 0 means 1. Types have been checked.
+    """
+    kind: str = values.get("rope.scaling.type", "linear")
+    factor: float = values.get("rope.scaling.factor", values.get("rope.scale_linear", 0.0)) or 1.0
+    return ("none", 1.0) if kind == "none" or (kind == "linear" and factor == 1.0) else (kind, factor)

@@ -1,0 +1,247 @@
+"""Where a file says it comes from: the manifest beside it, and whether the checkpoint is still the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..converters.manifest import versions
+from ..converters.targets import manifest_path
+from ..core.checkpoint import Checkpoint
+from ..core.errors import CheckpointError, InputError
+from ..core.gguf_file import GgufHeader
+from ..core.input_files import InputFile, file_sha256, is_plain_name, quoted
+from ..core.progress import Progress, silent
+from .proof import Finding
+
+_LIMIT = 16 << 20  # bytes; the manifest of a model with 300 tensors has 20 kB
+_MAX_CONTAINERS = 100_000
+_NAMES_SHOWN = 8
+
+# What decides a conversion besides the weights. Not the card and the licence, from which come only general.*
+# keys, and not the index, which says no more than in which file a tensor lies.
+_DECIDING = re.compile(
+    r"config\.json|generation_config\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
+    r"|added_tokens\.json|vocab\.json|merges\.txt|.*\.model|chat_template\.(jinja|json)"
+)
+_WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth)")
+_IGNORE = "--ignore-manifest verifies against the checkpoint as it is now"
+
+
+@dataclass(frozen=True)
+class RecordedFile:
+    """A file of the checkpoint as it was when it was converted; ``sha256`` in hexadecimal digits."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+def read_manifest(artifact: Path) -> Mapping[str, Any] | None:
+    """The manifest beside a file, or None where there is none.
+
+    ``source.files``, ``output``, ``options`` and ``versions`` have been checked to be of the types kconv
+    writes. Raises InputError where it is anything else, EnvironmentProblem where it cannot be read.
+    """
+    path = manifest_path(artifact)
+    if not path.is_symlink() and not path.exists():
+        return None
+    try:
+        file = InputFile(path)
+        if file.size > _LIMIT:
+            raise _garbage(path, f"has {file.size} bytes, expected at most {_LIMIT}")
+        text = file.read(0, file.size).decode("utf-8-sig")
+    except CheckpointError as error:  # a folder, a pipe, a link to nowhere
+        raise InputError(error.message, hint=f"remove it, or {_IGNORE}") from error
+    except UnicodeDecodeError as error:
+        raise _garbage(path, f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
+        raise _garbage(path, f"holds more than {_MAX_CONTAINERS} arrays and objects")
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise _garbage(path, "is nested too deeply") from error
+    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
+        raise _garbage(path, f"is not valid JSON: {error}") from error
+    _check(value, path)
+    manifest: Mapping[str, Any] = value
+    return manifest
+
+
+def _garbage(path: Path, what: str) -> InputError:
+    return InputError(f"{path} {what}", hint=f"convert again, or {_IGNORE}")
+
+
+def _check(value: Any, path: Path) -> None:
+    """Refuse what a manifest of kconv cannot be."""
+    if not isinstance(value, dict):
+        raise _garbage(path, "holds no JSON object, so it is no manifest of kconv")
+    for key in ("output", "source", "options", "versions"):
+        if not isinstance(value.get(key), dict):
+            raise _garbage(path, f"has {quoted(value.get(key))} for {key}, expected an object")
+    size = value["output"].get("bytes")
+    if type(size) is not int or size < 0:
+        raise _garbage(path, f"has {quoted(size)} for output.bytes, expected a size in bytes")
+    if not all(isinstance(version, str) for version in value["versions"].values()):
+        raise _garbage(path, "has something else than texts in versions")
+    _recorded(value, path)
+
+
+def _recorded(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
+    files = manifest["source"].get("files")
+    if not isinstance(files, list) or not files:
+        raise _garbage(path, f"has {quoted(files)} for source.files, expected a list of files")
+    found = []
+    for file in files:
+        entry: dict[str, Any] = file if isinstance(file, dict) else {}
+        name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
+        if (
+            not (isinstance(name, str) and is_plain_name(name))
+            or not (isinstance(size, int) and size >= 0)
+            or not (isinstance(digest, str) and len(digest) == 64)
+        ):
+            raise _garbage(path, f"has {quoted(file)} in source.files, expected name, bytes and sha256")
+        found.append(RecordedFile(name, size, digest.lower()))
+    return tuple(found)
+
+
+class CheckpointHashes(threading.Thread):
+    """SHA-256 of what decides a conversion, computed in the background and compared with a manifest's.
+
+    A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
+    where files of the manifest are missing or have another size, or where there are new ones; ``result``
+    where contents differ. Without a manifest files are only hashed.
+    """
+
+    def __init__(self, artifact: Path, manifest: Mapping[str, Any] | None, checkpoint: Checkpoint) -> None:
+        super().__init__(name="kconv-sha256", daemon=True)
+        self._folder, self._manifest = checkpoint.folder, manifest_path(artifact).name
+        self._recorded: dict[str, RecordedFile] = {}
+        weights = {path.name for path in checkpoint.weight_files}
+        names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
+        if manifest is not None:
+            files = _recorded(manifest, manifest_path(artifact))
+            self._recorded = {file.name: file for file in files if _decides(file.name)}
+            self._refuse_at_sight(names)
+        sizes = {name: (self._folder / name).stat().st_size for name in names if self._has(name)}
+        # Small files first: what can be told soon is told soon.
+        self._sizes = dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
+        self._before = self._done = 0  # bytes
+        self._found: list[RecordedFile] = []
+        self._different: list[str] = []
+        self._failure: BaseException | None = None
+        self._stopped = threading.Event()
+
+    def _has(self, name: str) -> bool:
+        return (self._folder / name).is_file()
+
+    def _refuse_at_sight(self, names: set[str]) -> None:
+        changed, missing = [], []
+        for file in self._recorded.values():
+            if not self._has(file.name):
+                missing.append(file.name)
+            elif (self._folder / file.name).stat().st_size != file.bytes:
+                changed.append(file.name)
+        new = sorted(name for name in names - self._recorded.keys() if self._has(name))
+        if missing or new or changed:
+            raise self._refusal(changed, missing, new)
+
+    def _refusal(self, changed: list[str], missing: list[str], new: list[str]) -> InputError:
+        found = ((changed, "changed"), (missing, "missing"), (new, "new"))
+        said = "; ".join(f"{word}: {_listed(names)}" for names, word in found if names)
+        return InputError(
+            f"{self._folder} is no longer the checkpoint that was converted ({self._manifest}): {said}",
+            hint=f"convert again, or restore those files; {_IGNORE}",
+        )
+
+    def __enter__(self) -> CheckpointHashes:
+        self.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        """Hash file after file; a weight file that differs says enough to skip those after it."""
+        try:
+            for name, size in self._sizes.items():
+                digest = file_sha256(self._folder / name, self._count, stopped=self._stopped.is_set)
+                self._before = self._done
+                self._found.append(RecordedFile(name, size, digest))
+                recorded = self._recorded.get(name)
+                if recorded is not None and recorded.sha256 != digest:
+                    self._different.append(name)
+                    if not _DECIDING.fullmatch(name):
+                        return
+        except BaseException as error:  # handed to the thread that waits
+            self._failure = error
+
+    def _count(self, stage: str, done: int, total: int) -> None:
+        self._done = self._before + done
+
+    def result(self, progress: Progress = silent) -> list[dict[str, Any]]:
+        """Name, bytes and sha256 of every file, by name; waits until all are hashed.
+
+        Raises InputError naming those whose contents differ, and what reading them raised.
+        """
+        total = sum(self._sizes.values())
+        while self.is_alive():
+            progress("hash", self._done, total)
+            self.join(0.1)  # so that Ctrl-C gets through
+        if self._failure is not None:
+            raise self._failure
+        if self._different:
+            raise self._refusal(self._different, [], [])
+        return [asdict(file) for file in sorted(self._found, key=lambda file: file.name)]
+
+
+def _decides(name: str) -> bool:
+    return _DECIDING.fullmatch(name) is not None or _WEIGHTS.fullmatch(name) is not None
+
+
+def refuse_changed_checkpoint(
+    artifact: Path, manifest: Mapping[str, Any], checkpoint: Checkpoint, progress: Progress = silent
+) -> None:
+    """Raise InputError if what decided the conversion has changed since; waits for all hashes."""
+    with CheckpointHashes(artifact, manifest, checkpoint) as hashes:
+        hashes.result(progress)
+
+
+def changed_after_conversion(header: GgufHeader, manifest: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """A finding, not grave by itself, where the file has not the size it was written with."""
+    written = manifest["output"]["bytes"]
+    if header.size == written:
+        return ()
+    message = (
+        "the file has another size than its manifest says: it was changed, or replaced, after conversion"
+    )
+    return (Finding("file", message, f"{written} bytes", f"{header.size} bytes", grave=False),)
+
+
+def same_tools(manifest: Mapping[str, Any] | None) -> bool:
+    """Whether the file was made by a kconv with this very libggml, so that equal weights give equal bytes."""
+    return _same(manifest, ("llama-cpp-python",))
+
+
+def same_vocabulary_tools(manifest: Mapping[str, Any] | None) -> bool:
+    """Whether the file was made by this very kconv with these tokenizers, so that all entries are equal."""
+    return _same(manifest, ("kconv", "tokenizers", "sentencepiece"))
+
+
+def _same(manifest: Mapping[str, Any] | None, packages: tuple[str, ...]) -> bool:
+    if manifest is None or "kconv" not in manifest["versions"]:
+        return False
+    here = versions()
+    return all(manifest["versions"].get(name) == here[name] for name in packages)
+
+
+def _listed(names: list[str]) -> str:
+    shown = [quoted(name)[1:-1] for name in names[:_NAMES_SHOWN]]
+    more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
+    return ", ".join(shown) + more

@@ -1,0 +1,205 @@
+"""The ``tokenizer.*`` keys but for the lists of entries: flags, special ids, the chat template.
+
+Compared is what they amount to in llama.cpp (src/llama-vocab.cpp, llama_vocab::impl::load): a key that is
+missing counts as llama.cpp's own choice, and the tokens that end an answer count together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..core.vocabulary import Vocab, gguf_keys
+from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
+from ..vocab.in_gguf import PREFIX, ROLES, read_vocab
+from ..vocab.leading_space import LEADING_SPACE
+from ..vocab.special_ids import shown
+from .proof import Finding
+
+_COMPARED = ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix", "suppress_tokens")
+_FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
+
+# What comes of a wrong id, for roles that do not end an answer.
+_HARM = {
+    "bos": "texts would begin with the wrong token",
+    "unknown": "what has no token would be read as the wrong one",
+    "padding": "batches would be filled with the wrong token",
+    "mask": "programs that fill gaps would look for the wrong token",
+    "seperator": "texts would be parted by the wrong token",
+}
+
+
+def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[list[Finding], int]:
+    """The findings, and how many keys were compared. Lists of the wrong type are the tokens part's."""
+    found, faults = read_vocab(metadata)
+    right, _ = read_vocab(gguf_keys(expected))
+    lists = {PREFIX + name for name in ("tokens", "token_type", "scores", "merges")}
+    findings = [
+        Finding(
+            fault.key,
+            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            fault.expected,
+            fault.found,
+        )
+        for fault in faults
+        if fault.key not in lists
+    ]
+    findings += _model(metadata, found, right)
+    findings += _flags(metadata, found, right)
+    findings += _begin(metadata, found, right)
+    findings += _ends(metadata, found, right)
+    findings += _other_roles(metadata, found, right, expected)
+    findings += _suppressed(metadata, found)
+    findings += _template(found, right)
+    return findings, len(_COMPARED) + len(ROLES) + 1
+
+
+def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+    if found.model != right.model and (found.model, found.pre, right.model) != ("gemma4", right.pre, "gpt2"):
+        said = f"'{found.model}'" if PREFIX + "model" in metadata else "missing"
+        message = (
+            f"the file's kind of tokenizer is {said}, the checkpoint's has to be {right.model!r}: llama.cpp "
+            "would cut every text by other rules"
+        )
+        yield Finding(PREFIX + "model", message, right.model, said)
+    elif found.pre != right.pre and right.model == "gpt2":
+        message = (
+            f"the file names the pre-tokenizer {found.pre!r}, the conversion {right.pre!r}; whether it cuts "
+            "text alike is measured by the tokens part"
+        )
+        yield Finding(PREFIX + "pre", message, right.pre, found.pre, grave=False)
+
+
+def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+    flags = [("bos", "before", found.add_bos, right.add_bos), ("eos", "after", found.add_eos, right.add_eos)]
+    for role, place, does, should in flags:
+        if does != should:
+            name = role.upper()
+            said = (
+                "missing (so " + str(does).lower() + ")" if _missing(metadata, f"add_{role}_token") else does
+            )
+            message = (
+                f"{name} would be put {place} every text; the checkpoint's tokenizer does not"
+                if does
+                else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
+            )
+            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(said).lower())
+    if right.model == found.model == "llama" and found.add_space_prefix != right.add_space_prefix:
+        does = found.add_space_prefix
+        message = (
+            "llama.cpp would put a space before every text, which this vocabulary is not made for"
+            if does
+            else "llama.cpp would put no space before a text, while the checkpoint's tokenizer does"
+        )
+        key = PREFIX + "add_space_prefix"
+        yield Finding(key, message, str(right.add_space_prefix).lower(), str(does).lower())
+    leading = metadata.get(LEADING_SPACE)
+    if leading is not None and not isinstance(leading, bool):
+        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, where kconv run reads true or false"
+        yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
+
+
+def _missing(metadata: Mapping[str, Any], name: str) -> bool:
+    return PREFIX + name not in metadata
+
+
+def _said(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
+    """The token of a role for people, and where it comes from if not from the file."""
+    index = vocab.special.get(role)
+    text = "none" if index is None else shown(vocab, index)
+    told = metadata.get(f"{PREFIX}{role}_token_id")
+    if told is None:
+        return "missing" if index is None else f"missing (so {text})"
+    return text if told == index else f"{told!r:.20}, which is no token (so {text})"
+
+
+def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+    """BOS: of no weight where the file names none and none is added."""
+    one, other = found.special.get("bos"), right.special.get("bos")
+    if one != other:
+        grave = found.add_bos or not _missing(metadata, "bos_token_id")
+        said, meant = _said(metadata, found, "bos"), _name(right, other)
+        message = f"{_HARM['bos']}: bos is {said} instead of {meant}"
+        yield Finding(PREFIX + "bos_token_id", message, meant, said, grave=grave)
+
+
+def _name(vocab: Vocab, index: int | None) -> str:
+    return "none" if index is None else shown(vocab, index)
+
+
+def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+    """EOS by itself, then all tokens that end an answer together."""
+    one, other = found.special.get("eos"), right.special.get("eos")
+    if one != other:
+        said, meant = _said(metadata, found, "eos"), _name(right, other)
+        message = f"generation would stop at the wrong token: eos is {said} instead of {meant}"
+        yield Finding(PREFIX + "eos_token_id", message, meant, said)
+    stops, should = _stops(found), _stops(right)
+    for index in sorted((stops ^ should) - {one, other}):
+        roles = [
+            r for r in ("eot", "eom", *_FILLERS) if index in (found.special.get(r), right.special.get(r))
+        ]
+        role = roles[0] if roles else "eot"
+        token = shown(right if index < right.size else found, index)
+        ends = index in should
+        message = (
+            f"generation would not stop at {token}, which ends answers of this model"
+            if ends
+            else f"generation would stop at {token}, which ends no answer of this model"
+        )
+        key = f"{PREFIX}{role}_token_id"
+        yield Finding(key, message, token if ends else "no end", "no end" if ends else token)
+
+
+def _stops(vocab: Vocab) -> set[int]:
+    """Ids at which llama.cpp ends an answer: by their roles and by their texts."""
+    roles = ("eos", "eot", "eom", *_FILLERS)
+    known = {index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_GENERATION}
+    return known | {vocab.special[role] for role in roles if role in vocab.special}
+
+
+def _other_roles(
+    metadata: Mapping[str, Any], found: Vocab, right: Vocab, expected: Vocab
+) -> Iterator[Finding]:
+    """A role both name is grave if they differ; one that only one of them names changes little."""
+    for role in ROLES:
+        one, other = found.special.get(role), right.special.get(role)
+        if role in ("bos", "eos") or one == other:
+            continue
+        both = not _missing(metadata, f"{role}_token_id") and role in expected.special
+        ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
+        said, meant = _said(metadata, found, role), _name(right, other)
+        harm = _HARM.get(role, "programs that use the role take another token")
+        message = f"{harm}: {role} is {said} instead of {meant}"
+        yield Finding(f"{PREFIX}{role}_token_id", message, meant, said, grave=both and not ending)
+
+
+def _suppressed(metadata: Mapping[str, Any], found: Vocab) -> Iterator[Finding]:
+    """``suppress_tokens``: ids that are never to be generated."""
+    value = metadata.get(PREFIX + "suppress_tokens")
+    ids = value if isinstance(value, tuple) else ()
+    real = [index for index in ids if type(index) is int and 0 <= index < found.size]
+    if value is not None and (real or not isinstance(value, tuple)):
+        first = shown(found, real[0]) if real else f"{value!r:.60}"
+        message = f"{len(real) or 'some'} tokens would never be generated, {first} among them"
+        yield Finding(PREFIX + "suppress_tokens", message, "missing", first)
+
+
+def _template(found: Vocab, right: Vocab) -> Iterator[Finding]:
+    """Not grave: it changes no prediction, and people replace templates on purpose."""
+    one, other = found.chat_template, right.chat_template
+    if one == other:
+        return
+    if one is None:
+        message = "the file has no chat template, though there is one for the checkpoint"
+    elif other is None:
+        message = "the file has a chat template, the checkpoint none"
+    else:
+        message = (
+            "the file's chat template is not the checkpoint's: chats are put to the model in another form"
+        )
+    yield Finding("tokenizer.chat_template", message, _beginning(other), _beginning(one), grave=False)
+
+
+def _beginning(template: str | None) -> str:
+    return "missing" if template is None else f"{len(template)} characters, {template[:60]!r} …"

@@ -1,0 +1,153 @@
+"""The tokens part: what llama.cpp makes of texts with the file's vocabulary, and its entries one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from ..core.gguf_file import GgufHeader
+from ..core.input_files import quoted
+from ..core.vocabulary import Vocab
+from ..vocab.in_gguf import PREFIX, read_vocab
+from ..vocab.parity import Difference, Exam, Parity, byte_symbols, examine, explanation
+from ..vocab.settle import EMBEDDING, notes_on_spaces
+from ..vocab.tokenizer import META_SPACE, Source
+from .entries import check_lengths, compare_entries
+from .proof import Finding, TokensPart, Verdict, verdict_of
+
+_LISTS = tuple(PREFIX + name for name in ("tokens", "token_type", "scores", "merges"))
+_MOST = 8  # findings
+_PIECE = 400  # characters of the user's text read at a time, so that a difference can be shown
+_READ = 2_000_000  # characters of the user's texts in all
+_AROUND = 3  # tokens shown before the first that differs
+_SHOWN = 10
+
+
+def check_tokens(
+    path: Path,
+    header: GgufHeader,
+    source: Source,
+    expected: Vocab,
+    texts: Sequence[str] = (),
+    *,
+    strict: bool = False,
+    allow_mismatch: bool = False,
+) -> TokensPart:
+    """Hold the vocabulary of a file against the checkpoint's tokenizer, ``source``.
+
+    ``expected`` is the vocabulary of ``vocab.expected.expected_model``, ``texts`` are the user's (at most two
+    million characters, taken evenly). ``strict``: the file was made by this very kconv, so all entries have
+    to be equal. ``allow_mismatch``: the conversion was told to write the nearest vocabulary, so different
+    token ids only warn. llama.cpp runs in a child; what kills it is a finding.
+    """
+    found, faults = read_vocab(header.metadata)
+    findings = [
+        Finding(
+            fault.key,
+            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            fault.expected,
+            fault.found,
+        )
+        for fault in faults
+        if fault.key in _LISTS
+    ]
+    rows = next((info.shape[0] for info in header.tensors if info.name == EMBEDDING and info.shape), None)
+    findings += check_lengths(found, rows)
+    findings += compare_entries(found, expected, source, strict=strict)
+    parity, questions = examine(path, found, source, cut(texts))
+    findings += _of_parity(parity, questions, source, allow_mismatch)
+    findings.sort(key=lambda finding: not finding.grave)
+    verdict: Verdict = verdict_of(tuple(findings))
+    notes = notes_on_spaces(parity, source)
+    if verdict == "passed" and any(note.warning for note in notes):
+        verdict = "warned"
+    remarks = [Finding("spaces", note.message, grave=False) for note in notes]
+    return TokensPart(verdict, parity, min(found.size, expected.size), (*_fewer(findings), *remarks))
+
+
+def _fewer(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The first of them and the number of the rest."""
+    if len(findings) <= _MOST:
+        return tuple(findings)
+    rest = findings[_MOST - 1 :]
+    message = f"{len(rest)} more entries of the vocabulary differ"
+    return (*findings[: _MOST - 1], Finding("tokens", message, grave=any(one.grave for one in rest)))
+
+
+def cut(texts: Sequence[str]) -> list[str]:
+    """Texts in pieces of some lines, short enough to be shown; of very long ones a part, evenly spread."""
+    pieces = [piece for text in texts for piece in _pieces(text)]
+    total = sum(map(len, pieces))
+    if total <= _READ:
+        return pieces
+    step = -(-total // _READ)
+    return pieces[::step]
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Whole lines as long as they fit; longer lines at spaces, or where they must."""
+    piece = ""
+    for line in text.splitlines(keepends=True):
+        if piece and len(piece) + len(line) > _PIECE:
+            yield piece
+            piece = ""
+        while len(line) > _PIECE:
+            end = line.rfind(" ", _PIECE // 2, _PIECE)
+            end = _PIECE if end < 0 else end
+            yield line[:end]
+            line = line[end:]
+        piece += line
+    if piece:
+        yield piece
+
+
+def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: bool) -> Iterator[Finding]:
+    if parity.error:
+        message = f"llama.cpp cannot use the vocabulary: {parity.error}"
+        yield Finding("vocabulary", message, "token ids", parity.error)
+        return
+    if parity.verdict != "mismatch" or parity.difference is None:
+        return
+    reason = explanation(parity, questions, source)
+    expected, found, passage = _apart(parity.difference, source)
+    message = (
+        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than the "
+        f"checkpoint's tokenizer, first {quoted(passage)}"
+    )
+    if reason:
+        message = f"{message}; {reason}"
+    if allow_mismatch:
+        message = f"{message}; allowed at the conversion"
+    yield Finding("texts", message, expected, found, grave=not allow_mismatch)
+
+
+def _apart(difference: Difference, source: Source) -> tuple[str, str, str]:
+    """Both token lists around the first that differs, and the passage they are of."""
+    expected, got = difference.expected, difference.got
+    pairs = enumerate(zip(expected, got, strict=False))
+    at = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(got)))
+    start = max(at - _AROUND, 0)
+    shown = slice(start, start + _SHOWN)
+    passage = "".join(readable(source, piece) for piece in difference.expected_pieces[shown])
+    listed = [
+        " ".join(
+            f"{index} {piece!r}"
+            for index, piece in zip(ids[shown], _readable(source, pieces[shown]), strict=True)
+        )
+        for ids, pieces in ((expected, difference.expected_pieces), (got, difference.got_pieces))
+    ]
+    return listed[0] or "(no tokens)", listed[1] or "(no tokens)", passage
+
+
+def _readable(source: Source, pieces: Sequence[str]) -> list[str]:
+    return [readable(source, piece) for piece in pieces]
+
+
+def readable(source: Source, piece: str) -> str:
+    """A token's text as people write it; bytes that are no character alone as U+FFFD."""
+    if source.kind != "byte-level bpe":
+        return piece.replace(META_SPACE, " ")
+    symbols = byte_symbols()
+    if not all(character in symbols for character in piece):
+        return piece  # an added token stands as it is
+    return bytes(symbols[character] for character in piece).decode("utf-8", "replace")

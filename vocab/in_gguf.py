@@ -1,0 +1,149 @@
+"""The vocabulary of a GGUF as llama.cpp takes it, its own choices included where a key is missing.
+
+The choices are those of src/llama-vocab.cpp (llama_vocab::impl::load) as of llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.input_files import quoted
+from ..core.vocabulary import TokenType, Vocab
+from .special_ids import MISSING_DEFAULTS
+
+PREFIX = "tokenizer.ggml."
+
+# Roles whose ids llama.cpp reads, and the older names of three of them.
+ROLES = (
+    "bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask",
+    "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep",
+)  # fmt: skip
+_OLD_ROLES = {"prefix": "fim_pre", "suffix": "fim_suf", "middle": "fim_mid"}
+
+# Pre-tokenizers that add BOS unless add_bos_token says otherwise, and those without a BOS of their own.
+_ADD_BOS = frozenset({
+    "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano",
+    "tekken", "chameleon",
+})  # fmt: skip
+_NO_BOS = frozenset({"chatglm-bpe", "glm4", "glm5"})
+ALWAYS_BOS = frozenset({"gemma4", "granite-embed-multi-311m"})
+"""Pre-tokenizers that add BOS whatever add_bos_token says."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A key that cannot be read as it has to be: in words what was expected, and what there is."""
+
+    key: str
+    expected: str
+    found: str
+
+
+def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
+    """The vocabulary under ``tokenizer.*``, and every key of a wrong type, which counts as missing.
+
+    ``special`` holds the ids llama.cpp arrives at. ``types`` are all NORMAL where the file has none; those
+    without a meaning count as UNUSED.
+    """
+    reader = _Reader(metadata)
+    model = reader.text("model") or ""
+    pre = "gemma4" if model == "gemma4" else reader.text("pre") or "default"
+    tokens = reader.texts("tokens")
+    spm = model == "llama"
+    flags = {
+        "add_bos": reader.flag("add_bos_token", spm or (pre in _ADD_BOS)),
+        "add_eos": reader.flag("add_eos_token", False),
+        "add_space_prefix": reader.flag("add_space_prefix", spm),
+    }
+    if not spm and pre in ALWAYS_BOS:
+        flags["add_bos"] = True
+    template = metadata.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        reader.fault("tokenizer.chat_template", "a text", template)
+        template = None
+    vocab = Vocab(
+        model=model,
+        tokens=tokens,
+        types=reader.types(len(tokens)),
+        scores=reader.numbers("scores"),
+        merges=reader.texts("merges"),
+        pre=pre,
+        special=reader.special(model, pre, len(tokens)),
+        chat_template=template,
+        **flags,
+    )
+    return vocab, tuple(reader.faults)
+
+
+class _Reader:
+    """Typed access to ``tokenizer.ggml.*``; what has the wrong type is noted and counts as missing."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._metadata = metadata
+        self.faults: list[Fault] = []
+
+    def fault(self, key: str, expected: str, found: object) -> None:
+        self.faults.append(Fault(key, expected, quoted(found)))
+
+    def text(self, name: str) -> str | None:
+        value = self._metadata.get(PREFIX + name)
+        if value is None or isinstance(value, str):
+            return value
+        self.fault(PREFIX + name, "a text", value)
+        return None
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self._metadata.get(PREFIX + name)
+        if isinstance(value, bool):
+            return value
+        if value is not None:
+            self.fault(PREFIX + name, "true or false", value)
+        return default
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        value = self._metadata.get(PREFIX + name)
+        if isinstance(value, tuple) and all(isinstance(item, str) for item in value):
+            return value
+        if value is not None:
+            self.fault(PREFIX + name, "a list of texts", value)
+        return ()
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        value = self._metadata.get(PREFIX + name)
+        if isinstance(value, tuple) and all(type(item) in (float, int) for item in value):
+            return value
+        if value is not None:
+            self.fault(PREFIX + name, "a list of numbers", value)
+        return ()
+
+    def types(self, tokens: int) -> tuple[TokenType, ...]:
+        key = PREFIX + "token_type"
+        value = self._metadata.get(key)
+        if value is None:
+            return (TokenType.NORMAL,) * tokens
+        if not isinstance(value, tuple) or not all(type(item) is int for item in value):
+            self.fault(key, "a list of whole numbers", value)
+            return (TokenType.NORMAL,) * tokens
+        known = {int(kind): kind for kind in TokenType}
+        strange = next((at for at, item in enumerate(value) if item not in known), None)
+        if strange is not None:
+            self.fault(key, "numbers from 1 to 6", f"{value[strange]} for token {strange}")
+        return tuple(known.get(item, TokenType.UNUSED) for item in value)
+
+    def special(self, model: str, pre: str, tokens: int) -> dict[str, int]:
+        """Ids by role: the file's where it lies within the vocabulary, else llama.cpp's own."""
+        found = {role: index for role, index in MISSING_DEFAULTS.get(model, {}).items() if index < tokens}
+        if pre in _NO_BOS:
+            found.pop("bos", None)
+        for name in (*ROLES, *_OLD_ROLES):
+            key = f"{PREFIX}{name}_token_id"
+            value = self._metadata.get(key)
+            if value is None:
+                continue
+            if type(value) is not int or value < 0:
+                self.fault(key, "a token's id", value)
+            elif value < tokens:
+                found[_OLD_ROLES.get(name, name)] = value
+        return found
