@@ -41,10 +41,10 @@ class SourceFile:
     sha256: str
 
 
-def versions() -> dict[str, str]:
-    """Versions of what has a hand in the bytes."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of what has a hand in the bytes, and of ``more`` packages."""
     found = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -118,17 +118,25 @@ def common_part(
         "options": asdict(options),
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
-        "proof": {"tokens": parity.to_json(), "logits": None},
+        "proof": {"verdict": "not run", "tokens": parity.to_json()},
     }
 
 
 def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> str:
-    """The manifest of one file, as it stands in ``<file>.manifest.json``.
+    """The manifest of one file, as it stands in ``<file>.manifest.json`` before the proof.
 
     File names that are not UTF-8 leave half surrogates; written with ``backslashreplace`` they become JSON's
     own escapes.
     """
     head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    content = {"output": head, **common, "tensors": tensors}
+    return _text({"output": head, **common, "tensors": tensors})
+
+
+def with_proof(text: str, proof: Mapping[str, Any]) -> str:
+    """The manifest with the proof in its place."""
+    return _text({**json.loads(text), "proof": dict(proof)})
+
+
+def _text(content: Mapping[str, Any]) -> str:
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.files import atomic_files
+from ..core.errors import UsageError
+from ..core.files import atomic_file, atomic_files
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
@@ -23,9 +24,9 @@ from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, Written, plan_file, write_files
-from .manifest import SourceHashes, common_part, manifest_text
+from .manifest import SourceHashes, common_part, manifest_text, with_proof
 from .recipe import build, parameters
-from .results import Conversion, Options, Output
+from .results import Conversion, Options, Output, Proven, Scope
 from .targets import Target, check_request, choose_targets
 
 # A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
@@ -39,6 +40,7 @@ class Run:
     force: bool = False
     threads: int | None = None
     progress: Progress = silent
+    announce: Callable[[str], None] = lambda text: None
 
 
 def to_gguf(
@@ -51,18 +53,21 @@ def to_gguf(
     allow_tokenizer_mismatch: bool = False,
     disabled_adapters: Sequence[str] = (),
     chat_template: str | None = None,
-    verify: bool = True,
+    verify: bool | Scope = "quick",
     modelfile: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Conversion:
-    """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read.
+    """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
-    ``modelfile`` an Ollama Modelfile stands beside each. Raises KconvError of every kind; nothing is left
-    under a final name unless all files are whole. ``verify`` is recorded only, until the logits proof
-    exists; token parity always runs.
+    ``modelfile`` an Ollama Modelfile stands beside each. ``verify``: ``quick`` (or True) reads a few hundred
+    tokens through the checkpoint in fp32 and through each file, ``full`` some thousand and compares every
+    weight, ``off`` (or False) leaves the proof out; token parity always runs. ``announce`` is told what the
+    proof will take. Raises KconvError of every kind; nothing is left under a final name unless all files are
+    whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -71,15 +76,23 @@ def to_gguf(
         allow_tokenizer_mismatch,
         tuple(disabled_adapters),
         chat_template,
-        verify,
+        _scope(verify),
     )
-    return convert(source, output, options, Run(force, threads, progress), modelfile=modelfile)
+    return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
+
+
+def _scope(verify: bool | Scope) -> Scope:
+    if isinstance(verify, bool):
+        return "quick" if verify else "off"
+    if verify not in ("off", "quick", "full"):
+        raise UsageError(f"verify is {verify!r}, expected quick, full or off")
+    return verify
 
 
 def convert(
     source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
 ) -> Conversion:
-    """The flow: open, map, settle the vocabulary, choose formats, plan, write."""
+    """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options.types, pure=options.pure)
     checkpoint = open_checkpoint(source)
     model = build(recipe_for(checkpoint.config), checkpoint)
@@ -87,7 +100,8 @@ def convert(
     model, parity, sampling = _with_vocab(model, checkpoint, options, run.progress)
     model, plans = _planned(model, targets)
     outputs, model = _write(checkpoint, model, targets, plans, options, parity, sampling, run)
-    return _conversion(checkpoint, model, outputs, parity)
+    proofs = _prove(checkpoint, model, outputs, options, parity, run)
+    return _conversion(checkpoint, model, outputs, parity, proofs)
 
 
 def _with_vocab(
@@ -186,8 +200,45 @@ def _output(target: Target, plan: FilePlan, size: int, model: Model) -> Output:
     return Output(target.path, target.policy.name, size, bits, formats, target.manifest, target.modelfile)
 
 
+def _prove(
+    checkpoint: Checkpoint,
+    model: Model,
+    outputs: Sequence[Output],
+    options: Options,
+    parity: Parity,
+    run: Run,
+) -> Sequence[Proven]:
+    """Hold the files against the checkpoint and write what was found into their manifests.
+
+    The files have their names already: a proof that fails, or is interrupted, never costs a conversion.
+    """
+    if options.verify == "off":
+        return ()
+    from ..verify.conversion import prove  # the one arrow that points down: a conversion ends with its proof
+
+    proofs = prove(
+        checkpoint,
+        model,
+        [output.path for output in outputs],
+        parity,
+        scope=options.verify,
+        threads=run.threads,
+        progress=run.progress,
+        announce=run.announce,
+    )
+    for output, proof in zip(outputs, proofs, strict=True):
+        text = with_proof(output.manifest.read_text("utf-8"), proof.to_manifest())
+        with atomic_file(output.manifest, force=True) as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return proofs
+
+
 def _conversion(
-    checkpoint: Checkpoint, model: Model, outputs: Sequence[Output], parity: Parity
+    checkpoint: Checkpoint,
+    model: Model,
+    outputs: Sequence[Output],
+    parity: Parity,
+    proofs: Sequence[Proven],
 ) -> Conversion:
     licence = model.metadata.get("general.license")
     return Conversion(
@@ -199,6 +250,7 @@ def _conversion(
         model.notes,
         settled(model).chat_template,
         licence if isinstance(licence, str) else None,
+        tuple(proofs),
     )
 
 

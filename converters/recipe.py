@@ -134,6 +134,17 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
     return {name: replace(source, name=name) for name, source in zip(names, sources, strict=True)}
 
 
+def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """By GGUF name the checkpoint's tensors that are transformed on the way, as they lie in the checkpoint."""
+    _, sizes, _ = _read(recipe, checkpoint)
+    found: dict[str, Tensor] = {}
+    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+        names = [source.format(i=i) for source in row.sources]
+        if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
+            found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
+    return found
+
+
 def _read(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Settings, Sizes, frozenset[str]]:
     settings = Settings(checkpoint.config, "config.json")
     sizes = recipe.sizes(settings)

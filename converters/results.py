@@ -4,10 +4,39 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from ..core.model import Note
 from ..vocab.parity import Parity
+
+Scope = Literal["off", "quick", "full"]
+
+
+class Proven(Protocol):
+    """What a conversion needs to know of a proof (kconv.verify.Proof, which lives one room further up)."""
+
+    @property
+    def type(self) -> str:
+        """The file's type."""
+        ...
+
+    @property
+    def verdict(self) -> str:
+        """``passed``, ``warned``, ``failed`` or ``not run``."""
+        ...
+
+    @property
+    def cause(self) -> str | None:
+        """What is wrong first of all, in a sentence."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        ...
+
+    def to_manifest(self) -> dict[str, Any]:
+        """What of it stands in the manifest."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -20,7 +49,7 @@ class Options:
     allow_tokenizer_mismatch: bool = False
     disabled_adapters: tuple[str, ...] = ()
     chat_template: str | None = None
-    verify: bool = True
+    verify: Scope = "quick"
 
 
 @dataclass(frozen=True)
@@ -53,7 +82,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did; the fields are those of ``--json``."""
+    """What a conversion did; the fields are those of ``--json``.
+
+    ``proofs`` go with ``outputs``, and are none where the proof was switched off.
+    """
 
     source: Path
     arch: str
@@ -63,6 +95,13 @@ class Conversion:
     notes: tuple[Note, ...]
     chat_template: str | None
     license: str | None
+    proofs: tuple[Proven, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """The gravest verdict of the proofs; ``not run`` where there are none."""
+        found = {proof.verdict for proof in self.proofs}
+        return next((verdict for verdict in ("failed", "warned", "passed") if verdict in found), "not run")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -72,7 +111,8 @@ class Conversion:
             "parameters": self.parameters,
             "outputs": [output.to_json() for output in self.outputs],
             "tokens": self.parity.to_json(),
-            "logits": None,
+            "verdict": self.verdict,
+            "proofs": [proof.to_json() for proof in self.proofs],
             "notes": [asdict(note) for note in self.notes],
             "chat_template": self.chat_template,
             "license": self.license,

@@ -19,6 +19,8 @@ DIRECTORIES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 # A room may import itself and the rooms before it (design: arrows only point up this list).
 ROOMS = ["core", "vocab", "quant", "converters", "verify", "cli"]
 CLOSED = {("vocab", "quant"), ("quant", "vocab")}
+# A conversion ends with its proof (ARCHITECTURE.md, where the code departs from the first design).
+DOWNWARDS = {("converters/pipeline.py", "verify")}
 
 
 def room_files() -> list[Path]:
@@ -46,7 +48,7 @@ def test_arrows_between_rooms_only_point_up(path: Path) -> None:
             base = [*parts[:-1]][: len(parts) - node.level]
             target = [*base, *(node.module or "").split(".")]
             imported = target[0] or node.names[0].name
-            if imported != room:
+            if imported != room and ("/".join(parts), imported) not in DOWNWARDS:
                 assert ROOMS.index(imported) < ROOMS.index(room), f"{path} imports {imported}"
                 assert (room, imported) not in CLOSED, f"{path} imports {imported}"
 

@@ -33,6 +33,14 @@ class Finding:
     grave: bool = True
 
 
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
     """Failed by a grave finding, warned by any, passed by none."""
     if any(finding.grave for finding in findings):
@@ -285,8 +293,9 @@ class Proof:
 
     @property
     def cause(self) -> str | None:
-        """The first grave finding, else the first of any kind, as ``part: sentence``, or None."""
-        found = [(name, finding) for name, part in self.parts.items() for finding in part.findings]
+        """The first grave finding, else the first that warns, as ``part: sentence``; None if all passed."""
+        parts = {name: part for name, part in self.parts.items() if part.verdict in ("warned", "failed")}
+        found = [(name, finding) for name, part in parts.items() for finding in part.findings]
         found.sort(key=lambda item: not item[1].grave)
         return f"{found[0][0]}: {found[0][1].message}" if found else None
 
@@ -298,3 +307,15 @@ class Proof:
         values["tokens"]["parity"] = None if parity is None else parity.to_json()
         del values["logits"]["positions"]
         return {"verdict": self.verdict, "cause": self.cause, **values}
+
+    def to_manifest(self) -> dict[str, Any]:
+        """The evidence as it stands in a manifest: no paths, no clock, figures to four digits.
+
+        The last digits of a sum depend on the number of threads, and what is below four proves nothing.
+        """
+        values = self.to_json()
+        for key in ("artifact", "checkpoint", "seconds", "arch", "parameters"):
+            del values[key]
+        del values["logits"]["worst"]
+        rounded: dict[str, Any] = _rounded(values)
+        return rounded

@@ -1,0 +1,114 @@
+"""The table of damages: whatever a converter may get wrong, ``kconv verify`` catches and names it.
+
+Every damage is done to files of three types, made by kconv from a trained model, and each file is judged through
+the command line. The part a damage belongs to must fail by itself, and the cause must be words a person
+understands.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damage_material import DAMAGES
+
+from kconv.cli.main import main
+from kconv.converters import to_gguf
+from kconv.converters.samples import write_sample
+
+TYPES = ("f32", "q8_0", "q4_0")
+
+# What the cause must say, and for which types the logits alone would have told.
+CAUSES: dict[str, tuple[str, frozenset[str]]] = {
+    "q and k not permuted": ("heads", frozenset(TYPES)),
+    "two layers swapped": ("blk.1", frozenset(TYPES)),
+    "a tensor scaled by 1.01": ("1.01", frozenset()),
+    "a row zeroed": ("row 17", frozenset()),
+    "embedding rows shifted by one": ("row 40", frozenset(TYPES)),
+    "an embedding row taken from its neighbour": ("row 40", frozenset()),
+    "an embedding row rolled": ("row 40", frozenset()),
+    "the last shard's tensors zeroed": ("zero", frozenset(TYPES)),
+    "a token's text changed": ("damaged", frozenset()),
+    "two tokens swapped": ("token", frozenset()),
+    "wrong eos id": ("eos", frozenset()),
+    "BOS wrongly added": ("BOS", frozenset()),
+    "wrong rope theta": ("rope", frozenset()),
+    "wrong norm epsilon": ("epsilon", frozenset()),
+    "wrong head split": ("head", frozenset(TYPES)),
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained demo model."""
+    return write_sample("42dot", tmp_path_factory.mktemp("checkpoint") / "demo")
+
+
+@pytest.fixture(scope="module")
+def good(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A good file of each type, with its manifest."""
+    folder = tmp_path_factory.mktemp("good")
+    made = to_gguf(checkpoint, folder, types=TYPES, verify=False)
+    return {output.type: output.path for output in made.outputs}
+
+
+def verified(path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of ``kconv verify``."""
+    code = main(["verify", str(path), "--against", str(checkpoint), "--tokens", "64", "--json"])
+    proof: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return code, proof
+
+
+def test_the_table_is_whole() -> None:
+    assert set(CAUSES) == set(DAMAGES)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_good_files_pass(
+    type_: str, good: dict[str, Path], checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, proof = verified(good[type_], checkpoint, capsys)
+    assert code == 0
+    assert proof["verdict"] == "passed", proof["cause"]
+    parts = {name: proof[name]["verdict"] for name in ("tokens", "metadata", "weights", "logits")}
+    assert set(parts.values()) == {"passed"}
+
+
+@pytest.mark.parametrize("type_", TYPES)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_every_damage_is_caught(
+    name: str,
+    type_: str,
+    good: dict[str, Path],
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage = DAMAGES[name]
+    path = damage.make(good[type_], tmp_path / good[type_].name)
+    shutil.copy(f"{good[type_]}.manifest.json", f"{path}.manifest.json")
+    code, proof = verified(path, checkpoint, capsys)
+    word, tells = CAUSES[name]
+    assert (code, proof["verdict"]) == (1, "failed")
+    assert proof[damage.part]["verdict"] == "failed"
+    assert word in proof["cause"]
+    if type_ in tells:
+        assert proof["logits"]["verdict"] == "failed"
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_and_in_a_file_without_a_manifest(
+    name: str,
+    good: dict[str, Path],
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage = DAMAGES[name]
+    path = damage.make(good["q4_0"], tmp_path / "elsewhere.gguf")
+    code, proof = verified(path, checkpoint, capsys)
+    assert code == 1
+    assert proof[damage.part]["verdict"] == "failed"

@@ -1,0 +1,195 @@
+"""What ``verify`` and the proof of a conversion share: what is compared, the text, the logits of a file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..converters.manifest import versions
+from ..converters.recipe import Recipe
+from ..converters.targets import checkpoint_name
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.errors import InputError
+from ..core.model import Model
+from ..core.progress import Progress, silent
+from ..core.reading import hub_origin
+from ..core.vocabulary import Vocab
+from ..vocab.tokenizer import Source
+from .candidate import Candidate, CandidateFailure
+from .cost import estimated_seconds
+from .diagnosis import diagnose
+from .gates import file_type, gate_for
+from .gguf_weights import GgufFile
+from .llama_candidate import LlamaCandidate
+from .logits import broken, compare, judged
+from .proof import LogitsPart, TensorError
+from .reference import Reading, Reference
+from .sample_text import WINDOW, sample_windows
+from .windows import Window, cut
+
+Announce = Callable[[str], None]
+RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What files are proven against: a checkpoint, its tokenizer, and the model as a file should have it."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    model: Model
+    source: Source
+
+    @property
+    def vocab(self) -> Vocab:
+        """The vocabulary a file should have."""
+        assert self.model.vocab is not None
+        return self.model.vocab
+
+    @property
+    def before(self) -> tuple[int, ...]:
+        """What stands before every text: BOS, or nothing."""
+        return (self.vocab.special["bos"],) if self.vocab.add_bos and "bos" in self.vocab.special else ()
+
+    @property
+    def context(self) -> int:
+        """Tokens the model was trained to see at once."""
+        value = self.model.hparams[f"{self.model.arch}.context_length"]
+        assert isinstance(value, int)
+        return value
+
+
+@dataclass(frozen=True)
+class How:
+    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail."""
+
+    gates: Mapping[str, float] = field(default_factory=dict)
+    diagnose: bool | None = None
+    threads: int = field(default_factory=available_cores)
+    progress: Progress = silent
+    announce: Announce = lambda text: None
+
+
+def built_in_windows(
+    subject: Subject, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
+) -> list[Window]:
+    """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
+    if tokens is not None:
+        amounts = dict.fromkeys(amounts, tokens)
+    size = _window_size(subject, window)
+    return sample_windows(subject.source, amounts, size=size, before=subject.before)
+
+
+def text_windows(
+    subject: Subject, texts: Sequence[str], *, tokens: int | None, window: int | None
+) -> list[Window]:
+    """The user's texts in windows of ``window`` tokens (default 512, or the model's context).
+
+    Raises InputError for windows beyond the model's context and texts without a token to predict.
+    """
+    size = _window_size(subject, window)
+    ids = [subject.source.encode(text, True) for text in texts]
+    return cut(ids, size=size, before=subject.before, tokens=tokens)
+
+
+def _window_size(subject: Subject, window: int | None) -> int:
+    if window is not None and window > subject.context:
+        raise InputError(
+            f"windows of {window} tokens are longer than the model's context of {subject.context}",
+            hint=f"pass --window {subject.context} or less; a longer text is read in several windows",
+        )
+    return min(WINDOW, subject.context) if window is None else window
+
+
+def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
+    """What reading the windows will take, in a sentence."""
+    tokens = sum(len(window.ids) for window in windows)
+    weights = sum(tensor.elements for tensor in subject.model.tensors)
+    seconds = estimated_seconds(subject.model, windows, files)
+    about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    through = "the file" if files == 1 else f"{files} files"
+    return (
+        f"proof: {tokens:,} tokens through {weights:,} weights in fp32 and through {through}, about {about}"
+    )
+
+
+def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Reading:
+    """The checkpoint in fp32 over all windows, in one pass over its weights."""
+    return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
+        windows, progress=how.progress
+    )
+
+
+def logits_part(
+    file: GgufFile,
+    subject: Subject,
+    reading: Reading,
+    windows: Sequence[Window],
+    tensors: Sequence[TensorError],
+    how: How,
+) -> LogitsPart:
+    """The file's logits against the reading; where they fail, or as ``how`` says, the diagnosis too."""
+    gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
+    try:
+        with LlamaCandidate(file.path, threads=how.threads) as candidate:
+            part = judged(compare(reading, candidate, windows, how.progress), gate, windows, subject.source)
+            wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
+            return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
+    except CandidateFailure as failure:
+        return broken(failure)
+
+
+def _diagnosed(
+    part: LogitsPart,
+    file: GgufFile,
+    subject: Subject,
+    candidate: Candidate,
+    windows: Sequence[Window],
+    tensors: Sequence[TensorError],
+    how: How,
+) -> LogitsPart:
+    """The part with a diagnosis of the window in which the models disagree most."""
+    window = windows[part.worst[0].window] if part.worst else windows[0]
+    found = diagnose(
+        subject.checkpoint,
+        subject.recipe,
+        file,
+        candidate,
+        window,
+        tensors,
+        threads=how.threads,
+        progress=how.progress,
+    )
+    return replace(part, diagnosis=found)
+
+
+def provenance(
+    file: GgufFile,
+    subject: Subject,
+    windows: Sequence[Window],
+    texts: Sequence[str] | None,
+    manifest: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What was compared and with what. A manifest's hashes of the checkpoint's files have been checked."""
+    repository, revision = hub_origin(subject.checkpoint.folder)
+    read = "built-in: Universal Declaration of Human Rights, Korean and English"
+    return {
+        "artifact": {"file": file.path.name, "bytes": file.header.size},
+        "checkpoint": {
+            "name": checkpoint_name(subject.checkpoint),
+            "repository": repository,
+            "revision": revision,
+            "files": [] if manifest is None else manifest["source"]["files"],
+        },
+        "texts": [read] if texts is None else [_digest(text) for text in texts],
+        "windows": [len(window.ids) for window in windows],
+        "runtime": RUNTIME,
+        "versions": versions(("torch", "transformers", "accelerate")),
+    }
+
+
+def _digest(text: str) -> str:
+    return f"{len(text):,} characters, sha256 {hashlib.sha256(text.encode()).hexdigest()}"

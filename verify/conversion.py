@@ -1,0 +1,104 @@
+"""The proof a conversion ends with: one pass over the checkpoint for all files it made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from ..converters.architectures import recipe_for
+from ..converters.recipe import parameters
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.model import Model
+from ..core.progress import Progress, silent
+from ..vocab.parity import Parity
+from ..vocab.sources import read_source
+from .comparison import (
+    How,
+    Subject,
+    built_in_windows,
+    cost,
+    logits_part,
+    provenance,
+    read_reference,
+)
+from .gates import file_type
+from .gguf_weights import open_gguf
+from .metadata import check_metadata
+from .proof import Finding, LogitsPart, Proof, TokensPart, WeightsPart, verdict_of
+from .reference import Reading
+from .sample_text import LONG, QUICK
+from .tokens import check_tokens
+from .weights import check_weights
+from .windows import Window
+
+
+def prove(
+    checkpoint: Checkpoint,
+    model: Model,
+    files: Sequence[Path],
+    parity: Parity,
+    *,
+    scope: Literal["quick", "full"],
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+) -> tuple[Proof, ...]:
+    """Hold files just made against their checkpoint; ``model`` is what was to be written, vocabulary and all.
+
+    ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
+    process has just encoded; ``full`` does again all that ``verify`` does. Raises KconvError where reading
+    the checkpoint fails.
+    """
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
+    windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
+    announce(cost(subject, windows, len(files)))
+    reading = read_reference(subject, windows, how)
+    return tuple(_proof(path, subject, parity, reading, windows, scope, how) for path in files)
+
+
+def _proof(
+    path: Path,
+    subject: Subject,
+    parity: Parity,
+    reading: Reading,
+    windows: Sequence[Window],
+    scope: Literal["quick", "full"],
+    how: How,
+) -> Proof:
+    begun = time.monotonic()
+    with open_gguf(path) as file:
+        tokens, weights = tokens_measured(parity), WeightsPart("not run")
+        if scope == "full":
+            tokens = check_tokens(path, file.header, subject.source, subject.vocab)
+            weights = check_weights(
+                file, subject.model, strict=True, threads=how.threads, progress=how.progress
+            )
+        proof = Proof(
+            artifact=path,
+            checkpoint=subject.checkpoint.folder,
+            type=file_type(file.header),
+            arch=subject.model.arch,
+            parameters=parameters(subject.model),
+            tokens=tokens,
+            metadata=check_metadata(file.header, subject.model),
+            weights=weights,
+            logits=LogitsPart("not run"),
+            scope=scope,
+            provenance=provenance(file, subject, windows, None),
+        )
+        logits = logits_part(file, subject, reading, windows, weights.tensors, how)
+    return replace(proof, logits=logits, seconds=time.monotonic() - begun)
+
+
+def tokens_measured(parity: Parity) -> TokensPart:
+    """The parity the conversion measured; a mismatch was allowed by whoever converted, so it only warns."""
+    findings: tuple[Finding, ...] = ()
+    if parity.verdict == "mismatch":
+        message = f"token ids differ in {parity.texts - parity.exact} of {parity.texts} texts, as was allowed"
+        findings = (Finding("tokenizer", message, grave=False),)
+    return TokensPart(verdict_of(findings), parity, findings=findings)

@@ -1,0 +1,148 @@
+"""Where a file went wrong: by its weights or in its runtime, and from which layer on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..converters.recipe import Recipe, unmapped
+from ..core.checkpoint import Checkpoint
+from ..core.progress import Progress, silent
+from .candidate import Candidate, Floats
+from .gguf_weights import GgufFile
+from .proof import Diagnosis, LayerError, TensorError
+from .reference import Reading, Reference
+from .windows import Window
+
+_TOKENS = 128
+_WORST = 8
+# Arithmetic alone, as NMSE: fp32 on both sides; and with a quantized file, where ggml rounds the activations
+# to 8 bits before it multiplies (ggml-cpu, vec_dot_type).
+_ARITHMETIC, _ARITHMETIC_QUANTIZED = 1e-5, 1e-2
+_JUMP = 4.0
+
+
+def diagnose(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    file: GgufFile,
+    candidate: Candidate,
+    window: Window,
+    tensors: Sequence[TensorError],
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Read a window three times: the checkpoint in fp32, the file's weights in fp32, the file in its runtime.
+
+    The second differs from the first by the weights alone and from the third by the runtime alone. Raises
+    CandidateFailure.
+    """
+    window = Window(window.text, window.ids[:_TOKENS])
+    original = Reference(checkpoint, recipe, threads=threads)
+    truth = original.read([window], layers_of=window, progress=progress)
+    held = {info.name: file.tensor(info) for info in file.header.tensors}
+    weights = unmapped(recipe, checkpoint, held)
+    same = Reference(checkpoint, recipe, weights=weights, threads=threads)
+    dequantized = same.read([window], layers_of=window, progress=progress)
+    found = candidate.layers(window)
+    layers = tuple(
+        LayerError(i, nmse(with_weights, expected), nmse(got, with_weights))
+        for i, (expected, with_weights, got) in enumerate(
+            zip(truth.layers, dequantized.layers, found, strict=True)
+        )
+    )
+    by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
+    floor, arithmetic = _expected(tensors)
+    first = _first(layers, floor, arithmetic)
+    worst = tuple(tensor.name for tensor in _farthest(tensors))
+    return Diagnosis(
+        layers,
+        by_weights,
+        by_runtime,
+        first,
+        worst,
+        _conclusion(layers, first, by_weights, by_runtime, floor, arithmetic, worst),
+    )
+
+
+def nmse(found: Floats, expected: Floats) -> float:
+    """Mean squared difference over the variance of what is expected; infinite where one is not finite."""
+    if found.shape != expected.shape:
+        return math.inf
+    difference = found.astype(np.float64) - expected
+    value = float(np.mean(difference * difference) / max(float(np.var(expected, dtype=np.float64)), 1e-30))
+    return value if math.isfinite(value) else math.inf
+
+
+def _of_logits(
+    truth: Reading, dequantized: Reading, candidate: Candidate, window: Window
+) -> tuple[float, float]:
+    """NMSE of the logits of a window by the weights and by the runtime."""
+    weights = runtime = 0.0
+    blocks = 0
+    for block in candidate.logits([window]):
+        stop = block.start + len(block.logits)
+        middle = dequantized.logits(0, block.start, stop)
+        weights += nmse(middle, truth.logits(0, block.start, stop)) * len(block.logits)
+        runtime += nmse(block.logits, middle) * len(block.logits)
+        blocks += len(block.logits)
+    return weights / max(blocks, 1), runtime / max(blocks, 1)
+
+
+def _expected(tensors: Sequence[TensorError]) -> tuple[float, float]:
+    """The NMSE a layer may have by the format of its weights, and by arithmetic with them."""
+    own = [tensor.own_error for tensor in tensors if math.isfinite(tensor.own_error)]
+    largest = max(own, default=0.0)
+    return max(largest**2, _ARITHMETIC), _ARITHMETIC_QUANTIZED if largest > 1e-3 else _ARITHMETIC
+
+
+def _first(layers: Sequence[LayerError], floor: float, arithmetic: float) -> int | None:
+    """The first layer whose error is beyond the format's and several times that of the layer before."""
+    before = (floor, arithmetic)
+    for layer in layers:
+        for error, last, allowed in zip(
+            (layer.weights, layer.runtime), before, (floor, arithmetic), strict=True
+        ):
+            if error > _JUMP * max(last, allowed):
+                return layer.layer
+        before = (max(layer.weights, floor), max(layer.runtime, arithmetic))
+    return None
+
+
+def _farthest(tensors: Sequence[TensorError]) -> list[TensorError]:
+    """Tensors whose error is largest beside that of their format."""
+    ranked = sorted(tensors, key=lambda tensor: tensor.error / max(tensor.own_error, 1e-6), reverse=True)
+    return [tensor for tensor in ranked[:_WORST] if tensor.state != "identical"]
+
+
+def _conclusion(
+    layers: Sequence[LayerError],
+    first: int | None,
+    by_weights: float,
+    by_runtime: float,
+    floor: float,
+    arithmetic: float,
+    worst: Sequence[str],
+) -> str:
+    if first is not None:
+        layer = layers[first]
+        weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
+        place = (
+            f"layer {first} is the first whose output departs (NMSE {max(layer.weights, layer.runtime):.2g})"
+        )
+        if weights:
+            named = f"; look at {', '.join(worst[:3])}" if worst else ""
+            return f"{place}: by the file's weights, not by how llama.cpp computes{named}"
+        return f"{place}: llama.cpp computes something else with the same weights, so look at the metadata"
+    if by_weights > _JUMP * floor and by_weights >= by_runtime:
+        return "the layers agree, the logits do not: look at the output matrix, its norm, and the embedding"
+    if by_runtime > _JUMP * arithmetic:
+        return "the layers agree, but llama.cpp makes other logits of them: look at the metadata"
+    share = by_weights / max(by_weights + by_runtime, 1e-30)
+    return (
+        f"no layer stands out: {share:.0%} of the error comes from the rounding of the weights, "
+        f"the rest from llama.cpp's arithmetic; the type is too coarse for this model"
+    )

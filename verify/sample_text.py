@@ -1,0 +1,28 @@
+"""What a proof reads where nobody says: the Universal Declaration of Human Rights, Korean and English."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..vocab.texts import udhr
+from ..vocab.tokenizer import Source
+from .windows import Window, cut
+
+# Tokens of each language: a conversion reads a few hundred, a verification some thousand.
+QUICK = {"kor": 160, "eng": 96}
+LONG = {"kor": 1024, "eng": 1024}
+WINDOW = 512
+
+
+def sample_windows(
+    source: Source, amounts: Mapping[str, int], *, size: int, before: Sequence[int] = ()
+) -> list[Window]:
+    """Windows of the beginning of each text, as many tokens as ``amounts`` says (or as there are)."""
+    windows: list[Window] = []
+    for at, (language, tokens) in enumerate(amounts.items()):
+        ids = source.encode("\n".join(udhr(language)), False)
+        windows += [
+            Window(at, window.ids, window.scored_from)
+            for window in cut([ids], size=size, before=before, tokens=tokens)
+        ]
+    return windows

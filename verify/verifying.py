@@ -1,0 +1,140 @@
+"""``verify``: a file, made here or elsewhere, against the checkpoint it is said to come from."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..converters.architectures import recipe_for
+from ..converters.recipe import build, parameters, untransformed
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.progress import Progress, silent
+from ..core.reading import open_checkpoint
+from ..vocab.expected import expected_model
+from ..vocab.sources import read_source
+from .comparison import (
+    How,
+    Subject,
+    built_in_windows,
+    cost,
+    logits_part,
+    provenance,
+    read_reference,
+    text_windows,
+)
+from .gates import file_type, gate_for
+from .gguf_weights import GgufFile, open_gguf
+from .metadata import check_metadata
+from .proof import LogitsPart, Proof, verdict_of
+from .provenance import (
+    SourceCheck,
+    changed_after_conversion,
+    read_manifest,
+    same_tools,
+    same_vocabulary_tools,
+)
+from .same_model import refuse_other_model
+from .sample_text import LONG
+from .tokens import check_tokens
+from .weights import check_weights
+
+
+def verify(
+    artifact: str | Path,
+    against: str | Path,
+    *,
+    texts: Sequence[str] | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    gates: Mapping[str, float] | None = None,
+    diagnose: bool | None = None,
+    ignore_manifest: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Proof:
+    """Hold a GGUF file against the checkpoint folder it was made from: tokens, metadata, weights, logits.
+
+    ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
+    tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to another limit.
+    ``diagnose`` looks for the first layer that departs; None: only where the logits fail. ``announce`` is
+    told what it will take. However wrong the file is, the answer is a Proof; KconvError is raised for what
+    cannot be compared at all: a damaged header, another model, a checkpoint that has changed since the
+    conversion (unless ``ignore_manifest``), a text that is too short.
+    """
+    begun = time.monotonic()
+    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
+    with open_gguf(Path(artifact)) as file:
+        manifest = None if ignore_manifest else read_manifest(file.path)
+        subject = _subject(file, open_checkpoint(against), manifest)
+        gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
+        if texts is None:
+            windows = built_in_windows(subject, LONG, tokens=tokens, window=window)
+        else:
+            windows = text_windows(subject, texts, tokens=tokens, window=window)
+        announce(cost(subject, windows, 1))
+        with contextlib.ExitStack() as stack:
+            hashes = None
+            if manifest is not None:
+                hashes = stack.enter_context(SourceCheck(file.path, manifest, subject.checkpoint))
+            proof = _without_logits(file, subject, manifest, texts or (), how)
+            if hashes is not None:
+                hashes.result(progress)
+        evidence = provenance(file, subject, windows, texts, manifest)
+        reading = read_reference(subject, windows, how)
+        logits = logits_part(file, subject, reading, windows, proof.weights.tensors, how)
+    return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
+
+
+def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
+    """The checkpoint as it should be in the file; refuses a file of another model before any work."""
+    recipe = recipe_for(checkpoint.config)
+    model = build(recipe, checkpoint)
+    refuse_other_model(file, model)
+    source = read_source(checkpoint)
+    model = expected_model(model, checkpoint, source, file.header, manifest)
+    return Subject(checkpoint, recipe, model, source)
+
+
+def _without_logits(
+    file: GgufFile,
+    subject: Subject,
+    manifest: Mapping[str, Any] | None,
+    texts: Sequence[str],
+    how: How,
+) -> Proof:
+    """The three parts for which nothing has to be computed."""
+    metadata = check_metadata(file.header, subject.model)
+    if manifest is not None:
+        findings = (*metadata.findings, *changed_after_conversion(file.header, manifest))
+        metadata = replace(metadata, verdict=verdict_of(findings), findings=findings)
+    return Proof(
+        artifact=file.path,
+        checkpoint=subject.checkpoint.folder,
+        type=file_type(file.header),
+        arch=subject.model.arch,
+        parameters=parameters(subject.model),
+        tokens=check_tokens(
+            file.path,
+            file.header,
+            subject.source,
+            subject.vocab,
+            texts,
+            strict=same_vocabulary_tools(manifest),
+        ),
+        metadata=metadata,
+        weights=check_weights(
+            file,
+            subject.model,
+            strict=same_tools(manifest),
+            originals=untransformed(subject.recipe, subject.checkpoint),
+            threads=how.threads,
+            progress=how.progress,
+        ),
+        logits=LogitsPart("not run"),
+    )
