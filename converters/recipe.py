@@ -135,7 +135,7 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
 
 
 def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """By GGUF name the checkpoint's tensors that are transformed on the way, as they lie in the checkpoint."""
+    """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
     _, sizes, _ = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
     for row, i in _in_file_order(recipe.rows, sizes["layers"]):

@@ -171,9 +171,9 @@ def provenance(
     subject: Subject,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
-    manifest: Mapping[str, Any] | None = None,
+    files: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What was compared and with what. A manifest's hashes of the checkpoint's files have been checked."""
+    """What was compared and with what; ``files`` are the checkpoint's, with their hashes."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
     return {
@@ -182,7 +182,7 @@ def provenance(
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,
             "revision": revision,
-            "files": [] if manifest is None else manifest["source"]["files"],
+            "files": list(files),
         },
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [len(window.ids) for window in windows],

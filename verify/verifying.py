@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +31,7 @@ from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
 from .proof import LogitsPart, Proof, verdict_of
 from .provenance import (
-    SourceCheck,
+    CheckpointHashes,
     changed_after_conversion,
     read_manifest,
     same_tools,
@@ -78,14 +77,9 @@ def verify(
         else:
             windows = text_windows(subject, texts, tokens=tokens, window=window)
         announce(cost(subject, windows, 1))
-        with contextlib.ExitStack() as stack:
-            hashes = None
-            if manifest is not None:
-                hashes = stack.enter_context(SourceCheck(file.path, manifest, subject.checkpoint))
+        with CheckpointHashes(file.path, manifest, subject.checkpoint) as hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            if hashes is not None:
-                hashes.result(progress)
-        evidence = provenance(file, subject, windows, texts, manifest)
+            evidence = provenance(file, subject, windows, texts, files=hashes.result(progress))
         reading = read_reference(subject, windows, how)
         logits = logits_part(file, subject, reading, windows, proof.weights.tensors, how)
     return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
