@@ -1,0 +1,137 @@
+"""The weights of a GGUF file, read a few rows at a time.
+
+Read by position, never mapped: a file that shrinks meanwhile gives an error, not a signal that ends the
+process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..core.errors import EnvironmentProblem, GgufError, UsageError
+from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo, read_header
+from ..core.tensor import Array, DType, Tensor
+from ..quant.formats import Format, format_of_type
+from ..quant.ggml import Bytes, can_dequantize, dequantize
+
+_AGAIN = "do not touch the file while it is read; if nothing did, the disk or the network is at fault"
+
+
+class GgufFile:
+    """An open GGUF file: ``path``, its checked ``header``, and rows of its tensors on demand.
+
+    A context manager; reading is safe from several threads.
+    """
+
+    def __init__(self, path: Path, header: GgufHeader, handle: int) -> None:
+        self.path = path
+        self.header = header
+        self._handle = handle
+        self._stamp = _stamp(os.fstat(handle))
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; nothing can be read of it any more."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def read(self, info: TensorInfo, start: int, stop: int) -> Bytes:
+        """The bytes of rows ``start..stop`` of the first axis.
+
+        Raises UsageError where they are no whole blocks, GgufError where the file is not what it was when
+        it was opened, EnvironmentProblem where the disk fails.
+        """
+        first, last = self._place(info, start), self._place(info, stop)
+        out = np.empty(last - first, np.uint8)
+        view, offset = memoryview(out.data), self.header.data_offset + info.offset + first
+        while view:
+            try:
+                count = os.preadv(self._handle, [view], offset)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"{self.path}: cannot read tensor {info.name} at byte {offset}: {error.strerror}"
+                ) from error
+            if count == 0:
+                raise GgufError(
+                    f"{self.path}: ends at byte {offset}, within tensor {info.name}; "
+                    "it was longer when it was opened",
+                    hint=_AGAIN,
+                )
+            view, offset = view[count:], offset + count
+        if _stamp(os.fstat(self._handle)) != self._stamp:
+            raise GgufError(f"{self.path}: changed while tensor {info.name} was read", hint=_AGAIN)
+        return out
+
+    def tensor(self, info: TensorInfo) -> Tensor:
+        """The weights as float32, dequantized when rows are asked for.
+
+        Raises GgufError naming the tensor if ggml cannot turn its format into floats.
+        """
+        format = self.format(info)
+
+        def read(start: int, stop: int) -> Array:
+            return dequantize(format, self.read(info, start, stop), (stop - start, *info.shape[1:]))
+
+        granule = format.block_size if len(info.shape) == 1 else 1
+        return Tensor(
+            info.name, info.shape, DType.F32, read, granule, origin=f"{self.path}: tensor {info.name}"
+        )
+
+    def format(self, info: TensorInfo) -> Format:
+        """The format of a tensor; GgufError naming the tensor if ggml cannot turn it into floats."""
+        format = format_of_type(info.ggml_type)
+        if format is None or not info.shape or not can_dequantize(format):
+            kind = format.display if format else f"number {info.ggml_type}"
+            raise GgufError(
+                f"{self.path}: tensor {info.name} {list(info.shape)} has the type {kind}, "
+                "which ggml cannot turn into weights",
+                hint="the file is damaged, or was made for another program",
+            )
+        return format
+
+    def _place(self, info: TensorInfo, row: int) -> int:
+        """Where a row of the first axis begins, in bytes from the tensor's start."""
+        if not 0 <= row <= info.shape[0]:
+            raise UsageError(f"tensor {info.name} has {info.shape[0]} rows, no row {row}")
+        block, size = BLOCKS[info.ggml_type]
+        weights = row * math.prod(info.shape[1:])
+        if weights % block and row != info.shape[0]:
+            raise UsageError(f"row {row} of tensor {info.name} does not begin at a block of {block} weights")
+        return weights // block * size
+
+
+def open_gguf(path: Path) -> GgufFile:
+    """Open a GGUF file and check its header; no weight is read.
+
+    Raises GgufError where it is no whole GGUF, EnvironmentProblem where permission is missing.
+    """
+    header = read_header(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise GgufError(
+            f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
+        ) from error
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_size != header.size:
+        os.close(handle)
+        raise GgufError(f"{path}: changed while it was opened", hint=_AGAIN)
+    return GgufFile(path, header, handle)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,251 @@
+"""How far a file's weights are from the checkpoint's: sums over pieces of a tensor, row by row.
+
+Sums are taken over each row in float32 and over rows in float64, always in the same order; so they do not
+depend on how many threads measure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..quant.formats import Format
+from ..quant.ggml import Bytes, Floats, dequantize
+from .weight_limits import row_limit, typical_error
+
+Rows = npt.NDArray[np.float64]
+
+# Weights measured at once: what is in use then fits a core's own cache.
+_TILE = 1 << 16
+# Rows kept as examples of those that differ, in a piece and in all.
+_EXAMPLES = 8
+_EXAMPLES_IN_ALL = 64
+# Rows of a norm below this part of the others' are measured against it: what they hold hardly matters.
+_SMALL_ROW = 1e-3
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over weights: Σw² of the checkpoint's, Σŵ² of the file's, Σŵw and Σ(ŵ−w)²."""
+
+    weights: float = 0.0
+    found: float = 0.0
+    cross: float = 0.0
+    difference: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """‖ŵ − w‖ / ‖w‖; ‖ŵ‖ itself where all weights are zero."""
+        return math.sqrt(self.difference / self.weights if self.weights else self.difference)
+
+    @property
+    def slope(self) -> float:
+        """The least-squares factor of ŵ on w; 1 where all weights are zero."""
+        return self.cross / self.weights if self.weights else 1.0
+
+
+@dataclass(frozen=True)
+class RowsFound:
+    """Rows of a kind: how many, the first, the last, and the first few of each piece."""
+
+    count: int = 0
+    first: int = -1
+    last: int = -1
+    examples: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A piece, or all of a tensor, of the file against the checkpoint.
+
+    ``same``: the bytes are those of encoding anew. ``found`` are the file's sums, ``own`` those of encoding
+    anew (None for formats kconv cannot encode), ``against_own`` those of the file against it. ``worst_row``
+    has the largest error. ``changed`` are rows of other weights than encoding anew gives (``different`` such
+    weights, the ``first`` at that row and column), ``far`` rows beyond the format's limit, ``zero`` those of
+    zeros where the checkpoint has others. ``not_finite`` counts weights that are NaN or infinite only in the
+    file.
+    """
+
+    same: bool
+    weights: int
+    found: Sums = Sums()
+    own: Sums | None = None
+    against_own: Sums | None = None
+    worst_row: int = 0
+    worst_row_error: float = 0.0
+    changed: RowsFound = RowsFound()
+    far: RowsFound = RowsFound()
+    zero: RowsFound = RowsFound()
+    not_finite: int = 0
+    different: int = 0
+    first: tuple[int, int] | None = None
+
+
+def measure(
+    weights: Floats, data: Bytes, encoded: Bytes | None, format: Format, first_row: int = 0
+) -> Compared:
+    """Compare ``data``, rows of a file in ``format``, with the checkpoint's ``weights`` (rows, columns).
+
+    ``encoded`` are the weights encoded anew, ``first_row`` is the number of the first row.
+    """
+    columns = weights.shape[1]
+    size = format.row_bytes(columns)
+    step = max(1, _TILE // max(1, columns))
+    tiles = []
+    for start in range(0, len(weights), step):
+        part = slice(start, min(start + step, len(weights)))
+        cut = slice(part.start * size, part.stop * size)
+        own = None if encoded is None else encoded[cut]
+        tiles.append(_measure_tile(weights[part], data[cut], own, format, first_row + start))
+    return total(tiles)
+
+
+def _measure_tile(
+    weights: Floats, data: Bytes, encoded: Bytes | None, format: Format, first_row: int
+) -> Compared:
+    same = encoded is not None and np.array_equal(data, encoded)
+    found = dequantize(format, data, weights.shape)
+    rows = _row_sums(weights, found)
+    not_finite = 0
+    if not all(np.isfinite(row).all() for row in rows):
+        not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
+        rows = _row_sums(*_finite(weights, found))
+    errors = _row_errors(rows)
+    sums = _summed(rows)
+    worst = int(np.argmax(errors)) if len(errors) else 0
+    common: dict[str, Any] = {
+        "same": same,
+        "weights": weights.size,
+        "found": sums,
+        "worst_row": first_row + worst,
+        "worst_row_error": float(errors[worst]) if len(errors) else 0.0,
+        "not_finite": not_finite,
+        "zero": _rows_where((rows[1] == 0) & (rows[0] > 0), first_row),
+    }
+    if same:
+        return Compared(own=sums, **common)
+    if encoded is None:
+        far = errors > row_limit(format, np.full(len(errors), typical_error(format)))
+        return Compared(far=_rows_where(far, first_row), **common)
+    own = dequantize(format, encoded, weights.shape)
+    own_rows = _row_sums(*_finite(weights, own))
+    far = errors > row_limit(format, _row_errors(own_rows))
+    unlike = (found != own) & ~(np.isnan(found) & np.isnan(own))
+    places = np.argwhere(unlike[unlike.any(axis=1)][:1])
+    changed = _rows_where(unlike.any(axis=1), first_row)
+    return Compared(
+        own=_summed(own_rows),
+        against_own=_summed(_row_sums(*_finite(own, found))),
+        changed=changed,
+        far=_rows_where(far, first_row),
+        different=int(np.count_nonzero(unlike)),
+        first=(changed.first, int(places[0][1])) if changed.count else None,
+        **common,
+    )
+
+
+def total(parts: Iterable[Compared]) -> Compared:
+    """Several pieces of one tensor, in order, as one."""
+    pieces = list(parts)
+    worst = max(pieces, key=lambda piece: piece.worst_row_error, default=Compared(True, 0))
+    own = [piece.own for piece in pieces]
+    # A piece of the same bytes is against its own encoding what that is against itself.
+    against = [piece.against_own or _itself(piece.found) for piece in pieces]
+    firsts = [piece.first for piece in pieces if piece.first is not None]
+    return Compared(
+        same=all(piece.same for piece in pieces),
+        weights=sum(piece.weights for piece in pieces),
+        found=_added([piece.found for piece in pieces]),
+        own=_added([sums for sums in own if sums is not None]) if None not in own else None,
+        against_own=_added(against),
+        worst_row=worst.worst_row,
+        worst_row_error=worst.worst_row_error,
+        changed=_joined([piece.changed for piece in pieces]),
+        far=_joined([piece.far for piece in pieces]),
+        zero=_joined([piece.zero for piece in pieces]),
+        not_finite=sum(piece.not_finite for piece in pieces),
+        different=sum(piece.different for piece in pieces),
+        first=firsts[0] if firsts else None,
+    )
+
+
+def is_scaled(found: Compared) -> bool:
+    """Whether the file's weights are those of encoding anew times a factor."""
+    own, against = found.own, found.against_own
+    if own is None or against is None or not against.weights or not against.found:
+        return False
+    residue = max(0.0, 1 - against.cross**2 / (against.weights * against.found)) ** 0.5
+    return residue < own.error / 4 and abs(against.slope - 1) > 0.002
+
+
+def _row_sums(weights: Floats | Rows, found: Floats | Rows) -> tuple[Rows, Rows, Rows, Rows]:
+    """Σw², Σŵ², Σŵw and Σ(ŵ−w)² of each row."""
+    with np.errstate(all="ignore"):
+        difference = found - weights
+
+        def dots(one: Any, other: Any) -> Rows:
+            return np.asarray(np.einsum("ij,ij->i", one, other), np.float64)
+
+        return dots(weights, weights), dots(found, found), dots(found, weights), dots(difference, difference)
+
+
+def _finite(weights: Floats, found: Floats) -> tuple[Floats | Rows, Floats | Rows]:
+    """Both with zeros wherever one is not finite; in float64 where squares may be beyond float32."""
+    finite = np.isfinite(weights) & np.isfinite(found)
+    if finite.all() and max(_largest(weights), _largest(found)) < 1e15:
+        return weights, found
+    return np.where(finite, weights, 0.0).astype(np.float64), np.where(finite, found, 0.0).astype(np.float64)
+
+
+def _largest(values: Floats) -> float:
+    return float(np.abs(values).max(initial=0.0))
+
+
+def _row_errors(rows: tuple[Rows, Rows, Rows, Rows]) -> Rows:
+    """Relative error of each row; of rows of next to nothing, relative to the others."""
+    weights, _, _, difference = rows
+    floor = _SMALL_ROW**2 * (float(weights.mean()) if len(weights) else 0.0)
+    return np.sqrt(difference / np.maximum(weights, floor or 1.0))
+
+
+def _summed(rows: tuple[Rows, Rows, Rows, Rows]) -> Sums:
+    return Sums(*(float(row.sum()) for row in rows))
+
+
+def _added(parts: list[Sums]) -> Sums:
+    return Sums(
+        math.fsum(part.weights for part in parts),
+        math.fsum(part.found for part in parts),
+        math.fsum(part.cross for part in parts),
+        math.fsum(part.difference for part in parts),
+    )
+
+
+def _itself(sums: Sums) -> Sums:
+    return Sums(sums.found, sums.found, sums.found, 0.0)
+
+
+def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> RowsFound:
+    places = np.flatnonzero(chosen)
+    if not len(places):
+        return RowsFound()
+    numbers = [first_row + int(place) for place in places[:_EXAMPLES]]
+    return RowsFound(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
+
+
+def _joined(parts: list[RowsFound]) -> RowsFound:
+    there = [part for part in parts if part.count]
+    if not there:
+        return RowsFound()
+    examples = [number for part in there for number in part.examples]
+    return RowsFound(
+        sum(part.count for part in there),
+        min(part.first for part in there),
+        max(part.last for part in there),
+        tuple(examples[:: -(-len(examples) // _EXAMPLES_IN_ALL)]),
+    )

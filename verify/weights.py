@@ -1,0 +1,232 @@
+"""The weights of a file against the checkpoint's, tensor by tensor, in pieces of bounded size.
+
+The checkpoint's weights are mapped as for a conversion and encoded anew in the file's format. Equal bytes are
+right. Where they differ, float formats and files kconv itself made are wrong; in quantized files made
+elsewhere (importance data choose other bytes) the error must be what the format makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..converters.pieces import Rows, cut, work_through
+from ..converters.transforms import same_weights
+from ..core.cores import available_cores
+from ..core.gguf_file import TensorInfo
+from ..core.model import Model
+from ..core.progress import Progress, silent
+from ..core.tensor import DType, Tensor
+from ..quant.formats import BF16, F16, F32, RECODABLE, Format
+from ..quant.slabs import Scratch, convert_slab
+from .gguf_weights import GgufFile
+from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
+from .same_model import layer_of
+from .weight_causes import Search, findings_of
+from .weight_errors import Compared, is_scaled, measure, total
+from .weight_limits import error_limit, slope_limits, typical_error
+from .weight_rows import Pair, floats
+
+_STORED_AS = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
+
+# Tensors computed from the configuration: other programs may round differently on the way.
+_COMPUTED = "rope_freqs.weight"
+_COMPUTED_ERROR = 1e-5
+
+
+def check_weights(
+    file: GgufFile,
+    model: Model,
+    *,
+    strict: bool,
+    threads: int | None = None,
+    progress: Progress = silent,
+    originals: Mapping[str, Tensor] | None = None,
+) -> WeightsPart:
+    """Compare every tensor of the file with the model's; the shapes have been compared before.
+
+    ``strict``: the file is kconv's own work with this libggml, so that any other byte is damage.
+    ``originals``: the checkpoint's tensors of the same shape, before the recipe changed their order, by GGUF
+    name; they make causes clearer. Raises GgufError, CheckpointError and EnvironmentProblem where one of the
+    two cannot be read.
+    """
+    pairs, findings = _paired(file, model)
+    compared = _compare(file, pairs, threads or available_cores(), progress)
+    errors, wrong = [], []
+    for pair, found in zip(pairs, compared, strict=True):
+        state = _judge(pair, found, strict)
+        errors.append(_tensor_error(pair, found, state))
+        if state == "differs":
+            wrong.append((pair, found))
+    findings += findings_of(wrong, Search(file, model, originals or {}, len(pairs)))
+    findings += _remarks(pairs, compared, errors)
+    return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
+
+
+# Which tensors belong together
+
+
+def _paired(file: GgufFile, model: Model) -> tuple[list[Pair], list[Finding]]:
+    """What is to be compared, and findings on tensors only one side has."""
+    infos = {info.name: info for info in file.header.tensors}
+    pairs, findings = [], []
+    for tensor in model.tensors:
+        info = infos.pop(tensor.name, None)
+        if info is not None and info.shape == tensor.shape:
+            pairs.append(Pair(info, tensor, file.format(info)))
+        elif info is not None:
+            message = f"{tensor.name} is {list(info.shape)}, the checkpoint's {list(tensor.shape)}"
+            findings.append(Finding(tensor.name, message))
+        elif not _dispensable(tensor, model):
+            message = f"tensor {tensor.name} of the checkpoint is not in the file"
+            findings.append(Finding(tensor.name, message, expected=str(list(tensor.shape)), found="missing"))
+    for name, info in infos.items():
+        stand_in = _tied_head(info, model)
+        if stand_in is not None:
+            pairs.append(Pair(info, stand_in, file.format(info)))
+        elif not _harmless(file, info):
+            shown = name[:80] if name.isprintable() else repr(name[:80])
+            message = f"the file has a tensor {shown} {list(info.shape)} that the checkpoint does not have"
+            findings.append(Finding(shown, message, expected="none", found=str(list(info.shape))))
+    return pairs, findings
+
+
+def _tied_head(info: TensorInfo, model: Model) -> Tensor | None:
+    """The embedding, where the file writes it out a second time as the output matrix of a tied model."""
+    for tensor in model.tensors:
+        if info.name == "output.weight" and tensor.name == "token_embd.weight" and tensor.shape == info.shape:
+            return replace(tensor, name=info.name)
+    return None
+
+
+def _dispensable(tensor: Tensor, model: Model) -> bool:
+    """A head llama.cpp replaces by an equal embedding, or a bias of zeros."""
+    if tensor.name == "output.weight":
+        return same_weights(model.tensor("token_embd.weight"), tensor)
+    bias = tensor.name.endswith(".bias") and len(tensor.shape) == 1
+    return bias and not floats(tensor, 0, tensor.rows).any()
+
+
+def _harmless(file: GgufFile, info: TensorInfo) -> bool:
+    """A bias of zeros, or divisors of rotary frequencies that are all one."""
+    if len(info.shape) != 1 or info.shape[0] > 1 << 20:
+        return False
+    values = file.tensor(info).read(0, info.shape[0])
+    if info.name == _COMPUTED:
+        return bool((values == 1).all())
+    return info.name.endswith(".bias") and not values.any()
+
+
+# Comparing
+
+
+def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Progress) -> list[Compared]:
+    tensors = [pair.tensor for pair in pairs]
+    slow = {index for index, pair in enumerate(pairs) if pair.format.block_size == 256}
+    results: dict[Rows, Compared | None] = {}
+    total_bytes = sum(pair.info.nbytes for pair in pairs)
+
+    def run(pieces: Sequence[Rows], *, thorough: bool) -> None:
+        def work(rows: Rows, scratch: Scratch) -> int:
+            pair = pairs[rows.index]
+            results[rows] = _compare_piece(file, pair, rows, scratch, thorough=thorough)
+            return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
+
+        work_through(pieces, work, threads=threads, stage="weights", total=total_bytes, progress=progress)
+
+    pieces = cut(tensors, slow)
+    run(pieces, thorough=False)
+    # Where part of a tensor differs, the sums of all of it are needed.
+    harmed = {rows.index for rows, found in results.items() if found is not None and not found.same}
+    run([rows for rows in pieces if rows.index in harmed and results[rows] is None], thorough=True)
+    parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
+    for rows, found in results.items():
+        weights = (rows.stop - rows.start) * tensors[rows.index].row_elements
+        parts[rows.index].append((rows.start, found or Compared(True, weights)))
+    return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
+
+
+def _compare_piece(
+    file: GgufFile, pair: Pair, rows: Rows, scratch: Scratch, *, thorough: bool
+) -> Compared | None:
+    """One piece; None where the weights are stored without loss and the bytes are equal."""
+    info, tensor, format = pair.info, pair.tensor, pair.format
+    data = file.read(info, rows.start, rows.stop)
+    source = tensor.read(rows.start, rows.stop)
+    lossless = format in (F32, _STORED_AS[tensor.dtype])
+    if lossless and not thorough:
+        (expected,) = convert_slab(source, tensor.dtype, (format,), scratch).data
+        if np.array_equal(data, expected):
+            return None
+    recodable = format in RECODABLE
+    slab = convert_slab(source, tensor.dtype, (F32, format) if recodable else (F32,), scratch)
+    columns = info.shape[-1] if len(info.shape) > 1 else rows.stop - rows.start
+    weights = slab.data[0].view(np.float32).reshape(-1, columns)
+    first = rows.start * (tensor.row_elements // columns) if len(info.shape) > 1 else 0
+    return measure(weights, data, slab.data[1] if recodable else None, format, first)
+
+
+# Judging
+
+
+def _judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
+    if found.not_finite:
+        return "differs"
+    if found.same:
+        return "identical"
+    if pair.tensor.name == _COMPUTED and not strict:
+        return "within" if found.found.error < _COMPUTED_ERROR else "differs"
+    if strict or not pair.format.quantized:
+        # Zeros of the other sign are the same numbers.
+        return "within" if found.different == 0 and not strict else "differs"
+    return "within" if _within(pair.format, found) else "differs"
+
+
+def _within(format: Format, found: Compared) -> bool:
+    """Whether the error is what the format makes of the weights, whatever the importance data."""
+    own = found.own
+    error = found.found.error
+    if found.far.count or error > error_limit(format, None if own is None else own.error):
+        return False
+    lowest, highest = slope_limits(
+        format, None if own is None else (own.error, own.slope), error, found.weights
+    )
+    return lowest <= found.found.slope <= highest and not is_scaled(found)
+
+
+def _tensor_error(pair: Pair, found: Compared, state: TensorState) -> TensorError:
+    own = found.own.error if found.own is not None else found.found.error
+    if found.own is None and not found.same:
+        own = typical_error(pair.format)
+    return TensorError(
+        pair.info.name,
+        pair.format.name,
+        layer_of(pair.info.name),
+        state,
+        found.found.error,
+        own,
+        found.worst_row,
+        found.worst_row_error,
+        found.found.slope,
+    )
+
+
+def _remarks(
+    pairs: Iterable[Pair], compared: Iterable[Compared], errors: Iterable[TensorError]
+) -> list[Finding]:
+    """What is worth knowing though nothing is wrong."""
+    loose = [
+        pair
+        for pair, found, error in zip(pairs, compared, errors, strict=True)
+        if error.state == "within" and found.own is None and not found.same
+    ]
+    if not loose:
+        return []
+    names = ", ".join(sorted({pair.format.display for pair in loose}))
+    message = (
+        f"{len(loose)} tensors in {names} were held against the error usual for the format, "
+        "since it cannot be encoded anew without importance data"
+    )
+    return [Finding(loose[0].info.name, message, grave=False)]
