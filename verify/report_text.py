@@ -1,0 +1,173 @@
+"""Numbers and foreign text as the report shows them: one place, so that all pages speak alike.
+
+Text from files is hostile: nothing in it may be obeyed, hidden or endless. ``visible`` gives markup in which
+control, direction and format characters, line breaks and half characters stand as marks one can see.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+from markupsafe import Markup, escape
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+_HALF = re.compile(r"\\x[89a-f][0-9a-f]")  # how vocab.decoding writes bytes that make no character
+_HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_MANY_MARKS = 3  # combining characters on one letter; more would climb over the lines around
+
+
+def number(value: float, digits: int = 3, *, exact: bool = False) -> str:
+    """``0.00123``, ``12,345``, ``1.20 × 10⁻⁷``; ``digits`` are significant ones, zeros at the end as well.
+
+    ``exact``: no zeros at the end, for numbers somebody chose (``0.005``).
+    """
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == 0:
+        return "0"
+    size = math.floor(math.log10(abs(value)))
+    if size < -4 or size > 8:
+        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        mantissa = _no_zeros(mantissa) if exact else mantissa
+        return f"{mantissa}\u00a0×\u00a0{power(int(exponent))}".replace("-", "−")
+    text = f"{value:,.{min(max(digits - 1 - size, 0), 12)}f}".replace("-", "−")
+    return _no_zeros(text) if exact else text
+
+
+def _no_zeros(text: str) -> str:
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def with_error(value: float, error: float) -> str:
+    """``0.01150 ± 0.00026``: both to the error's second digit."""
+    if not math.isfinite(value) or not math.isfinite(error) or error <= 0:
+        return number(value)
+    places = 1 - math.floor(math.log10(error))
+    if not 0 <= places <= 7:
+        return f"{number(value)} ± {number(error, 2)}"
+    return f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
+
+
+def power(exponent: int) -> str:
+    """``10⁻³``."""
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """A share of one in percent: ``97.68 %`` (with a hard space); never rounded up to 100."""
+    if not math.isfinite(share):
+        return number(share)
+    text = f"{100 * share:.{digits}f}"
+    if share < 1 and text == f"{100:.{digits}f}":
+        text = f"{100 - 10**-digits:.{digits}f}"
+    return f"{text.replace('-', '−')}\u00a0%"
+
+
+def signed_percent(share: float, digits: int = 2) -> str:
+    """``+0.31 %``; a true minus sign."""
+    return percent(share, digits) if share < 0 or not math.isfinite(share) else f"+{percent(share, digits)}"
+
+
+def count(amount: int, word: str = "") -> str:
+    """``1,200``, or ``1,200 tensors``, ``1 tensor``."""
+    if not word:
+        return f"{amount:,}"
+    plural = f"{word[:-1]}ies" if word.endswith("try") else f"{word}s"
+    return f"{amount:,} {word if amount == 1 else plural}"
+
+
+def weights(amount: int) -> str:
+    """A number of weights as people say it: ``1.44 billion weights``."""
+    for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
+        if amount >= step:
+            return f"{amount / step:.3g} {word} weights"
+    return count(amount, "weight")
+
+
+def seconds(value: float) -> str:
+    """``0.8 s``, ``12 s``, ``3 min 05 s``."""
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def plain(text: str, limit: int = 200) -> str:
+    """``text`` for places that hold no markup (titles, labels): the same marks, as characters."""
+    shown = [_mark(character, False) or character for character in text[:limit]]
+    return "".join(shown) + ("…" if len(text) > limit else "")
+
+
+def visible(text: object, limit: int = 400, *, spaces: bool = False, tail: bool = False) -> Markup:
+    """``text`` as markup in which all that would be unseen is seen.
+
+    ``spaces`` marks each space too (for single tokens); what goes beyond ``limit`` characters is left out and
+    counted, at the beginning where ``tail`` is set. Korean is declared as such for fonts and speech.
+    """
+    full = str(text)
+    cut = len(full) - limit
+    kept = full if cut <= 0 else full[-limit:] if tail else full[:limit]
+    parts, last = [], 0
+    for half in _HALF.finditer(kept):
+        parts += [_marked(kept[last : half.start()], spaces), _span(half.group(), "half a character")]
+        last = half.end()
+    parts.append(_marked(kept[last:], spaces))
+    if cut > 0:
+        words = "…" if limit < 100 else f"… {count(cut, 'character')} more"
+        left_out = Markup('<i class="cut" title="{} more">{}</i>').format(count(cut, "character"), words)
+        parts = [left_out, Markup(" "), *parts] if tail else [*parts, Markup(" "), left_out]
+    language = Markup(' lang="ko"') if _HANGUL.search(kept) else Markup("")
+    return Markup("<bdi{}>{}</bdi>").format(language, Markup("").join(parts))
+
+
+def _marked(text: str, spaces: bool) -> Markup:
+    parts: list[Markup] = []
+    plain_from = marks = 0
+    for at, character in enumerate(text):
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        alone = marks > _MANY_MARKS or (marks == 1 and at == 0)
+        sign = _mark(character, spaces) or (_escape(character) if alone else None)
+        if sign is None:
+            continue
+        parts += [escape(text[plain_from:at]), _span(sign, _name(character))]
+        plain_from = at + 1
+    parts.append(escape(text[plain_from:]))
+    return Markup("").join(parts)
+
+
+def _mark(character: str, spaces: bool) -> str | None:
+    """What stands for a character one would not see, or not see as it is; None for all others.
+
+    Conjoining jamo are set apart, since browsers draw them like the syllables of composed Hangul.
+    """
+    if character == " ":
+        return _SYMBOLS[" "] if spaces else None
+    if character in _SYMBOLS:
+        return _SYMBOLS[character]
+    if unicodedata.category(character) in _HIDDEN or (character != " " and character.isspace()):
+        return _escape(character)
+    if "\u1100" <= character <= "\u11ff":
+        return character
+    return None
+
+
+def _escape(character: str) -> str:
+    return (
+        character.encode("unicode_escape").decode("ascii")
+        if ord(character) > 0x7E
+        else f"\\x{ord(character):02x}"
+    )
+
+
+def _name(character: str) -> str:
+    return f"U+{ord(character):04X} {unicodedata.name(character, '')}".strip()
+
+
+def _span(sign: str, name: str) -> Markup:
+    return Markup('<span class="mark" title="{}">{}</span>').format(name, sign)
