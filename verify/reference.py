@@ -12,7 +12,8 @@ window's positions count from zero.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
-from .streamed import Rows, WeightReader, stream_embedding, stream_module
+from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
 from .windows import Window
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Reference:
         with computing(self._threads):
             self._model = empty_model(recipe.hf_classes[0], checkpoint.config, self._where)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)
         self.vocabulary = self._head.matrix.rows
 
@@ -97,7 +99,7 @@ class Reference:
         hidden: list[Floats] = [np.empty(0, np.float32)] * len(asked)
         layers: list[Floats] = []
         batches = _batches([len(window.ids) for window in asked], self._model.config.num_attention_heads)
-        done, total = 0, len(batches) * self._modules
+        done, total = 0, len(batches) * len(self._modules)
 
         def step() -> None:
             nonlocal done
@@ -108,9 +110,11 @@ class Reference:
         progress("reference", 0, total)
         for batch in batches:
             row = batch.index(followed) if followed in batch else None
+            self._modules.start()
             with computing(self._threads), self._watched(row, layers):
                 for index, values in zip(batch, self._forward([asked[i].ids for i in batch]), strict=True):
                     hidden[index] = values
+        self._reader.forget()
         if layers_of is not None:
             layers = [layer[: len(layers_of.ids)].copy() for layer in layers]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
@@ -132,31 +136,31 @@ class Reference:
     @contextlib.contextmanager
     def _watched(self, row: int | None, layers: list[Floats]) -> Iterator[None]:
         """Collect what leaves each layer for that row of the batch, padding included."""
-        import torch
 
         def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
             values = output[0] if isinstance(output, tuple) else output
             layers.append(values[row].numpy().copy())
 
-        lists = [
-            module
-            for module in self._model.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == self._layers
-        ]
-        hooks = [layer.register_forward_hook(keep) for layer in lists[0]] if row is not None else []
+        hooks = [] if row is None else [layer.register_forward_hook(keep) for layer in self._layer_modules()]
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _attach(self, held: Mapping[str, Tensor]) -> int:
-        """Let every module read its weights when it runs; returns how many modules do."""
+    def _layer_modules(self) -> Sequence[torch.nn.Module]:
+        import torch
+
+        lists = (module for module in self._model.modules() if isinstance(module, torch.nn.ModuleList))
+        return next(tuple(layers) for layers in lists if len(layers) == self._layers)
+
+    def _attach(self, held: Mapping[str, Tensor]) -> StreamedModules:
+        """Let every module read its weights when it runs."""
         import torch
 
         stream_embedding(self._model.get_input_embeddings(), self._embedding, self._reader)
         self._model.set_output_embeddings(torch.nn.Identity())
-        count = 0
+        streamed = StreamedModules(self._reader, lambda: self._step())
         for name, module in self._model.named_modules():
             own = {key: value for key, value in module._parameters.items() if value is not None}
             if not own or module is self._model.get_input_embeddings():
@@ -165,15 +169,27 @@ class Reference:
                 key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
                 for key, value in own.items()
             }
-            stream_module(module, weights, self._reader, lambda: self._step())
-            count += 1
-        return count
+            streamed.add(module, weights)
+        return streamed
 
     def _check_tokens(self, windows: Sequence[Window]) -> None:
         rows = self._embedding.rows
         for window in windows:
             if not window.ids or min(window.ids) < 0 or max(window.ids) >= rows:
                 raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits of some positions of a window, from ``start`` on."""
+
+    window: int
+    start: int
+    values: Floats
+
+    def has(self, window: int, start: int, stop: int) -> bool:
+        """Whether those positions are among them."""
+        return window == self.window and self.start <= start and stop <= self.start + len(self.values)
 
 
 class Reading:
@@ -196,7 +212,7 @@ class Reading:
         self._head = head
         self._reader = reader
         self._threads = threads
-        self._ahead: tuple[int, int, Floats] = (-1, 0, np.empty((0, 0), np.float32))
+        self._ahead: _Logits | None = None
 
     def logits(self, window: int, start: int, stop: int) -> Floats:
         """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
@@ -205,13 +221,12 @@ class Reading:
         """
         if not 0 <= start < stop <= len(self.hidden[window]):
             raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
-        held, first, values = self._ahead
-        if held != window or not first <= start or stop > first + len(values):
-            first, values = self._compute(window, start, stop)
-            self._ahead = window, first, values
-        return values[start - first : stop - first].copy()
+        if self._ahead is None or not self._ahead.has(window, start, stop):
+            self._ahead = None  # so that its memory can be used again
+            self._ahead = self._compute(window, start, stop)
+        return self._ahead.values[start - self._ahead.start : stop - self._ahead.start].copy()
 
-    def _compute(self, window: int, start: int, stop: int) -> tuple[int, Floats]:
+    def _compute(self, window: int, start: int, stop: int) -> _Logits:
         import torch
 
         matrix, bias = self._head.matrix, self._head.bias
@@ -219,7 +234,6 @@ class Reading:
         last = min(max(stop, start + _LOGITS // (4 * matrix.rows)), count)
         last = count if count - last < _LEAST_ROWS else last
         first = max(0, min(start, last - _LEAST_ROWS))
-        self._ahead = -1, 0, np.empty((0, 0), np.float32)  # free its memory first
         values = np.empty((last - first, matrix.rows), np.float32)
         entering = torch.from_numpy(self.hidden[window][first:last])
         step = max(1, _SLICE // (4 * matrix.row_elements))
@@ -230,7 +244,7 @@ class Reading:
                 lease = self._reader.read([Rows(part, row, end) for part in parts])
                 values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
                 self._reader.release(lease)
-        return first, values
+        return _Logits(window, first, values)
 
 
 def _batches(lengths: Sequence[int], heads: int) -> list[list[int]]:

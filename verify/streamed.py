@@ -8,7 +8,7 @@ whatever the model's size, and no code per architecture.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 _SLAB = 1 << 20  # weights a thread reads and widens at a time: some megabytes, which the cache holds
+_LARGE = 1 << 18  # weights worth reading ahead
 _ALIGNMENT = 16  # floats: a cache line, where torch's own weights begin, too
 
 
@@ -44,10 +45,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class Lease:
-    """Weights in memory, as float32 tensors of the shapes asked for, until they are given back."""
+    """Weights in memory, as float32 tensors of the shapes asked for, until they are given back.
+
+    They are there once ``wait`` has returned, which raises what went wrong in reading them.
+    """
 
     tensors: tuple[torch.Tensor, ...]
     room: torch.Tensor
+    jobs: Sequence[Future[None]]
+
+    def wait(self) -> Lease:
+        """Until the weights are there."""
+        for job in self.jobs:
+            job.result()
+        return self
 
 
 class WeightReader:
@@ -57,30 +68,41 @@ class WeightReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kconv-weights")
         self._free: list[torch.Tensor] = []
 
-    def read(self, wanted: Sequence[Rows]) -> Lease:
-        """Each of ``wanted`` as a tensor of ``(stop - start, *shape[1:])``."""
+    def begin(self, wanted: Sequence[Rows]) -> Lease:
+        """Begin to read each of ``wanted`` into a tensor of ``(stop - start, *shape[1:])``."""
         places = [0]
         for rows in wanted:
             places.append(places[-1] + -(-rows.elements // _ALIGNMENT) * _ALIGNMENT)
         room = self._room(places[-1])
-        made, jobs = [], []
+        made: list[torch.Tensor] = []
+        jobs: list[Future[None]] = []
         for rows, place in zip(wanted, places, strict=False):
             flat = room[place : place + rows.elements]
             made.append(flat.view(rows.stop - rows.start, *rows.tensor.shape[1:]))
             jobs += [self._pool.submit(job) for job in _slabs(rows, flat.numpy())]
-        for job in jobs:
-            job.result()
-        return Lease(tuple(made), room)
+        return Lease(tuple(made), room, jobs)
+
+    def read(self, wanted: Sequence[Rows]) -> Lease:
+        """The same, and wait for it."""
+        return self.begin(wanted).wait()
 
     def release(self, lease: Lease) -> None:
         """Take the memory back; whoever reads next writes over it."""
         self._free.append(lease.room)
 
+    def forget(self) -> None:
+        """Give the memory that is free back to the system."""
+        self._free.clear()
+
     def _room(self, count: int) -> torch.Tensor:
         import torch
 
-        room = self._free.pop() if self._free else torch.empty(0)
-        return room if room.numel() >= count else torch.empty(count)
+        sizes = [room.numel() for room in self._free]
+        if fitting := [size for size in sizes if size >= count]:
+            return self._free.pop(sizes.index(min(fitting)))
+        if sizes:
+            del self._free[sizes.index(max(sizes))]  # a larger one takes its place
+        return torch.empty(count)
 
 
 def _slabs(rows: Rows, out: Floats) -> Iterator[Callable[[], None]]:
@@ -97,33 +119,67 @@ def _widen(tensor: Tensor, start: int, stop: int, out: Floats) -> None:
     to_float32(tensor.read(start, stop), tensor.dtype, out)
 
 
-def stream_module(
-    module: torch.nn.Module, weights: Mapping[str, Tensor], reader: WeightReader, done: Callable[[], None]
-) -> None:
-    """Let a module read its own parameters, which are empty, when it runs.
+class StreamedModules:
+    """Modules that read their own parameters, which are empty, when they run.
 
-    ``weights`` holds each under its name in the module and in its shape. ``done`` is called when the module
-    has run. Its output must not be a view of a weight, whose memory is used again.
+    While one computes, the next large one is read: the first that has not run yet, in the order they were
+    added. Where the model runs them in another order, that one waits for its turn.
     """
-    import torch
 
-    empty = dict(module._parameters)
-    leases: list[Lease] = []
+    def __init__(self, reader: WeightReader, done: Callable[[], None]) -> None:
+        """``done`` is called whenever a module has run."""
+        self._reader = reader
+        self._done = done
+        self._wanted: list[list[Rows]] = []
+        self._ahead: dict[int, Lease] = {}
+        self._left: dict[int, None] = {}
 
-    def fill(module: torch.nn.Module, args: Any) -> None:
-        lease = reader.read([Rows(tensor, 0, tensor.rows) for tensor in weights.values()])
-        leases.append(lease)
-        for key, value in zip(weights, lease.tensors, strict=True):
-            module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._wanted)
 
-    def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
-        module._parameters.update(empty)
-        while leases:
-            reader.release(leases.pop())
-        done()
+    def add(self, module: torch.nn.Module, weights: Mapping[str, Tensor]) -> None:
+        """``weights`` holds each parameter under its name in the module and in its shape.
 
-    module.register_forward_pre_hook(fill)
-    module.register_forward_hook(drop, always_call=True)
+        The module's output must not be a view of a weight, whose memory is used again.
+        """
+        import torch
+
+        number, empty, held = len(self._wanted), dict(module._parameters), []
+        self._wanted.append([Rows(tensor, 0, tensor.rows) for tensor in weights.values()])
+
+        def fill(module: torch.nn.Module, args: Any) -> None:
+            lease = self._take(number)
+            held.append(lease)
+            for key, value in zip(weights, lease.tensors, strict=True):
+                module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
+
+        def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
+            module._parameters.update(empty)
+            while held:
+                self._reader.release(held.pop())
+            self._done()
+
+        module.register_forward_pre_hook(fill)
+        module.register_forward_hook(drop, always_call=True)
+
+    def start(self) -> None:
+        """All modules will run anew."""
+        self._ahead.clear()
+        self._left = {
+            number: None
+            for number, wanted in enumerate(self._wanted)
+            if sum(rows.elements for rows in wanted) >= _LARGE
+        }
+
+    def _take(self, number: int) -> Lease:
+        """The weights of a module that runs now; begins to read the next ones."""
+        lease = self._ahead.pop(number, None) or self._reader.begin(self._wanted[number])
+        self._left.pop(number, None)
+        if not self._ahead and self._left:
+            following = next(iter(self._left))
+            self._ahead[following] = self._reader.begin(self._wanted[following])
+        return lease.wait()
 
 
 def stream_embedding(embedding: torch.nn.Embedding, table: Tensor, reader: WeightReader) -> None:
