@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import select
 import signal
 import subprocess
@@ -32,6 +33,8 @@ PATIENCE = 600.0
 """Seconds without a byte from the child after which it is given up, besides those for reading the file."""
 _SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
 _LINE, _LOG_END = 300, 1 << 16
+# where llama.cpp was built, and the functions that pass an error on
+_NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
 _ENDINGS = {
     protocol.REFUSED: "llama.cpp refuses the file",
     protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size, most likely for want of memory",
@@ -152,8 +155,8 @@ class _Child:
     def __init__(self, path: Path, threads: int) -> None:
         """Start and load the file. Raises CandidateFailure."""
         self.busy = self.closed = False
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
         try:
+            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
             self._process = subprocess.Popen(
                 [sys.executable, "-I", str(SCRIPT), str(path.absolute()), str(threads)],
                 stdin=subprocess.PIPE,
@@ -163,8 +166,7 @@ class _Child:
                 env=_environment(),
             )
         except OSError as error:
-            self._log.close()
-            raise CandidateFailure(f"cannot start a process for llama.cpp: {error.strerror}") from error
+            raise CandidateFailure(f"cannot start a process for llama.cpp: {error}") from error
         self._requests = cast(io.FileIO, self._process.stdin)
         self._answers = cast(io.FileIO, self._process.stdout)
         try:
@@ -249,8 +251,10 @@ class _Child:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
             return CandidateFailure("the process that runs llama.cpp stopped answering")
-        said = _last_words(self._log)
-        return CandidateFailure(_ending(code) + (f": {said}" if said else ""))
+        said = _said(self._log)
+        # the first error of a request names the cause, the last one a crash
+        words = said[:1] if code in _ENDINGS else said[-2:]
+        return CandidateFailure(": ".join([_ending(code), *([" / ".join(words)] if words else [])]))
 
 
 def _ending(code: int) -> str:
@@ -260,18 +264,25 @@ def _ending(code: int) -> str:
     return _ENDINGS.get(code, f"the process that runs llama.cpp ended with code {code}")
 
 
-def _last_words(log: IO[bytes]) -> str:
-    """The last two lines that say something, fit for a terminal whatever the file made llama.cpp say."""
-    end = log.seek(0, os.SEEK_END)
-    log.seek(max(end - _LOG_END, 0))
-    text = log.read().decode("utf-8", "replace")
-    lines = ["".join(c if c.isprintable() else " " for c in line).strip() for line in text.splitlines()]
-    return " / ".join(line[:_LINE] for line in [line for line in lines if line][-2:])
+def _said(log: IO[bytes]) -> list[str]:
+    """Lines of the end of the log, fit for a terminal whatever the file made llama.cpp say."""
+    log.seek(max(log.seek(0, os.SEEK_END) - _LOG_END, 0))
+    found = []
+    for line in log.read().decode("utf-8", "replace").splitlines():
+        printable = "".join(c if c.isprintable() else " " for c in line)
+        said = _NOISE.sub("", " ".join(printable.split()))
+        found += [said[:_LINE]] if said else []
+    return found
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without switches that change llama.cpp's arithmetic; no debugger on an abort (ggml.c)."""
+    """Ours, without switches that change llama.cpp's arithmetic; no debugger on an abort (ggml.c).
+
+    Threads that wait sleep early: the child works beside our own arithmetic, and libgomp's spinning made it
+    three times slower on processors that were busy (256 tokens, 1.3 B weights: 18 s, now 6 s).
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GGML_", "LLAMA_"))}
     if "LLAMA_CPP_LIB_PATH" in os.environ:  # where llama-cpp-python finds its library
         kept["LLAMA_CPP_LIB_PATH"] = os.environ["LLAMA_CPP_LIB_PATH"]
+    kept.setdefault("GOMP_SPINCOUNT", "1000")
     return {**kept, "GGML_NO_BACKTRACE": "1"}

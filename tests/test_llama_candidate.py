@@ -1,0 +1,398 @@
+"""llama.cpp as the measured side: its numbers against transformers, and what can befall its child."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import pytest
+from damage_material import edited
+from llama_material import llama_cpp_logits, random_llama, transformers_logits
+
+from kconv.converters import to_gguf
+from kconv.core.reading import open_checkpoint
+from kconv.verify import llama_candidate
+from kconv.verify.candidate import CandidateFailure
+from kconv.verify.llama_candidate import LlamaCandidate
+from kconv.verify.windows import Window
+from kconv.vocab.sources import read_source
+
+Floats = npt.NDArray[np.float32]
+IDS = tuple(int(i) for i in np.random.default_rng(3).integers(2, 320, 200))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama with grouped queries, three layers and a head of its own."""
+    folder = tmp_path_factory.mktemp("candidate") / "checkpoint"
+    return random_llama(folder, small_tokenizer, num_hidden_layers=3, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="module")
+def files(checkpoint: Path) -> dict[str, Path]:
+    """That checkpoint as GGUF, by type."""
+    made = to_gguf(checkpoint, checkpoint.parent, types=["f32", "q4_0"], verify=False)
+    return {output.type: output.path for output in made.outputs}
+
+
+@pytest.fixture(scope="module")
+def file(files: dict[str, Path]) -> Path:
+    """The f32 one."""
+    return files["f32"]
+
+
+def read(candidate: LlamaCandidate, *windows: Window) -> list[Floats]:
+    """Logits per window, and that the blocks are in order and as many as asked for."""
+    found: list[list[Floats]] = [[] for _ in windows]
+    last = -1
+    for block in candidate.logits(windows):
+        assert block.window >= last
+        last = block.window
+        assert block.start == windows[last].scored_from + sum(len(each) for each in found[last])
+        assert block.logits.dtype == np.float32
+        found[last].append(block.logits.copy())
+    empty = np.empty((0, 0), np.float32)
+    whole = [np.concatenate(each) if each else empty for each in found]
+    assert [len(each) for each in whole] == [len(window.scored) for window in windows]
+    return whole
+
+
+# --- numbers ---
+
+
+def test_logits_equal_transformers(checkpoint: Path, file: Path) -> None:
+    window = Window(0, IDS)
+    with LlamaCandidate(file, threads=2) as candidate:
+        (found,) = read(candidate, window)
+    assert np.abs(found - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
+    assert np.array_equal(found, llama_cpp_logits(file, list(IDS))[:-1])
+
+
+def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
+    windows = [
+        Window(0, IDS),
+        Window(0, IDS[5:7]),
+        Window(1, IDS[50:151], scored_from=40),
+        Window(2, IDS[:1]),
+        Window(2, IDS[3:9], scored_from=4),
+        Window(2, IDS[3:9], scored_from=5),
+        Window(3, IDS),
+    ]
+    with LlamaCandidate(file, threads=1) as candidate:
+        together = read(candidate, *windows)
+        again = read(candidate, *windows)
+        assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
+        for window, found in zip(windows, together, strict=True):
+            (alone,) = read(candidate, window)
+            assert np.abs(alone - found).max(initial=0) < 1e-5
+        (whole,) = read(candidate, Window(0, windows[2].ids))
+        assert np.abs(whole[40:] - together[2]).max() < 1e-5
+        assert list(candidate.logits([])) == []
+
+
+def test_nothing_depends_on_the_threads_and_little_on_the_batch(files: dict[str, Path]) -> None:
+    windows = [Window(0, IDS), Window(0, IDS[100:], scored_from=37)]
+    for type_name in ("f32", "q4_0"):
+        path, found = files[type_name], {}
+        for threads, batch in [(1, None), (2, None), (3, 128), (1, 128), (2, 512), (2, 16), (2, 1)]:
+            with LlamaCandidate(path, threads=threads, batch=batch) as candidate:
+                found[threads, batch] = np.concatenate(read(candidate, *windows))
+        assert np.array_equal(found[1, None], found[2, None])
+        assert np.array_equal(found[3, 128], found[1, 128])
+        # one token at a time takes other loops; a quantized file then rounds some activations the other way
+        bound = 2e-4 if type_name == "f32" else 0.02 * found[2, None].std()
+        for logits in found.values():
+            assert np.sqrt(((logits - found[2, None]) ** 2).mean()) < bound
+
+
+def test_stories260k(real: Path, tmp_path: Path) -> None:
+    """NLL per token of five stories, and logits, as README.md of KCONV_REAL gives them."""
+    folder = real / "hf_stories260K"
+    (made,) = to_gguf(folder, tmp_path / "stories.gguf", types=["f32"], verify=False).outputs
+    stories = (real / "text/tinystories_sample.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+    source = read_source(open_checkpoint(folder))
+    texts = [source.encode(story.strip(), False) for story in stories if story.strip()]
+    windows = [Window(index, (1, *ids)[:512]) for index, ids in enumerate(texts)]
+    losses = []
+    with LlamaCandidate(made.path, threads=2) as candidate:
+        found = read(candidate, *windows)
+    for window, logits in zip(windows, found, strict=True):
+        exact = logits.astype(np.float64)
+        exact -= exact.max(1, keepdims=True)
+        chosen = exact[np.arange(len(exact)), window.ids[1:]]
+        losses.append(np.log(np.exp(exact).sum(1)) - chosen)
+    assert np.concatenate(losses).mean() == pytest.approx(1.266441, abs=2e-6)
+    expected = transformers_logits(folder, list(windows[0].ids))[:-1]
+    assert np.abs(found[0] - expected).max() < 1e-4
+
+
+def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
+    """What leaves every decoder layer in fp32, by hooks: hidden_states has the last one normed."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found: list[Floats] = []
+
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        found.append((output[0] if isinstance(output, tuple) else output).reshape(len(ids), -1).numpy())
+
+    for layer in model.model.layers:
+        layer.register_forward_hook(keep)
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    return found
+
+
+@pytest.mark.parametrize("batch", [None, 64])
+def test_layers_equal_transformers(checkpoint: Path, file: Path, batch: int | None) -> None:
+    window = Window(0, IDS, scored_from=150)
+    with LlamaCandidate(file, threads=2, batch=batch) as candidate:
+        (before,) = read(candidate, window)
+        layers = candidate.layers(window)
+        (after,) = read(candidate, window)
+    expected = transformers_layers(checkpoint, IDS)
+    assert len(layers) == len(expected) == 3
+    for found, right in zip(layers, expected, strict=True):
+        assert found.shape == right.shape
+        assert np.abs(found - right).max() < 1e-4 * right.std()
+    assert np.array_equal(before, after)
+
+
+def test_capturing_layers_changes_nothing(file: Path) -> None:
+    """Logits of a request that captures, by the child's own protocol, against one that does not."""
+    protocol = llama_candidate.protocol
+    wanted = protocol.LOGITS_WANTED | protocol.LAYERS_WANTED
+    with LlamaCandidate(file, threads=2) as candidate:
+        (expected,) = read(candidate, Window(0, (*IDS, 2), scored_from=20))
+        child = candidate._child
+        assert child
+        child.send(llama_candidate._request(wanted, 128, [(IDS, 20)]))
+        found = np.empty((200, child.vocabulary), np.float32)
+        layer = np.empty((200, child.hidden), np.float32)
+        for start, stop in ((0, 128), (128, 200)):
+            for index in range(child.layers):
+                child.expect(protocol.LAYER, index, start, stop - start)
+                child.fill(layer[start:stop])
+            begin = max(start, 20)
+            child.expect(protocol.LOGITS, 0, begin, stop - begin)
+            child.fill(found[begin:stop])
+    assert np.abs(found[20:] - expected).max() < 1e-5
+
+
+def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
+    bad = edited(file, tmp_path / "nan.gguf", tensors={"blk.1.ffn_down.weight": lambda rows: rows * np.nan})
+    with LlamaCandidate(bad, threads=1) as candidate:
+        (logits,) = read(candidate, Window(0, IDS))
+        assert np.isnan(logits).all()
+        layers = candidate.layers(Window(0, IDS))
+    assert np.isfinite(layers[0]).all()
+    assert np.isnan(layers[1]).all()
+
+
+# --- failures ---
+
+
+def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: None, **ids: Any) -> str:
+    """What is said of a file that cannot be read; ``before_reading`` gets the child's process id."""
+    with pytest.raises(CandidateFailure) as caught, LlamaCandidate(path, threads=1) as candidate:  # noqa: PT012
+        before_reading(pid_of(candidate))
+        read(candidate, Window(0, ids.get("ids", IDS)))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "pip-install" not in message
+    assert not psutil.Process().children()
+    return message
+
+
+def pid_of(candidate: LlamaCandidate) -> int:
+    """The process id of a candidate's child."""
+    assert candidate._child
+    return candidate._child._process.pid
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("embedding_length", 128, "token_embd.weight' has wrong shape"),
+        ("attention.head_count", 3, "attn_q.weight' has wrong shape"),
+        ("attention.head_count_kv", 4, "attn_k.weight' has wrong shape"),
+        ("block_count", 4, "blk.3.attn_norm.weight' not found"),
+        ("block_count", 2, "wrong number of tensors"),
+        ("block_count", 0, "SIGABRT"),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "GGML_ASSERT(eps >= 0.0f)"),
+        ("expert_count", 8, "GGML_ASSERT"),
+    ],
+)
+def test_a_header_that_lies(key: str, value: Any, said: str, file: Path, tmp_path: Path) -> None:
+    message = failure(edited(file, tmp_path / "bad.gguf", metadata={f"llama.{key}": value}))
+    assert said in message
+
+
+def test_files_that_cannot_be_loaded(file: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(file.read_bytes()[:-5000])
+    assert "truncated" in failure(bad)
+    bad.write_bytes(b"GGUF")
+    assert "not a GGUF" in failure(bad)
+    assert "No such file" in failure(tmp_path / "nothing.gguf")
+    names = [info.name for info in llama_candidate.read_header(file).tensors]
+    edited(file, bad, tensors=dict.fromkeys(names))
+    assert "refuses the file" in failure(bad)  # a vocabulary only
+    edited(file, bad, arch="nonsense")
+    assert "unknown model architecture: 'nonsense'" in failure(bad)
+
+
+def test_a_file_cut_while_it_is_mapped(file: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(file.read_bytes())
+    assert "SIGBUS" in failure(bad, lambda pid: os.truncate(bad, 30000))
+
+
+def test_a_child_that_is_killed_crashes_or_has_no_memory(file: Path) -> None:
+    assert "killed, most likely for want of memory" in failure(file, lambda pid: os.kill(pid, signal.SIGKILL))
+    assert "llama.cpp crashed (SIGSEGV)" in failure(file, lambda pid: os.kill(pid, signal.SIGSEGV))
+
+    def limit(pid: int) -> None:
+        resource.prlimit(pid, resource.RLIMIT_AS, (512 << 20, 512 << 20))
+
+    assert "cannot set up a context" in failure(file, limit, ids=IDS * 5000)
+
+
+def test_a_token_the_file_does_not_have(file: Path) -> None:
+    assert "invalid token[2] = 9999" in failure(file, ids=(3, 4, 9999, 5))
+
+
+def test_a_child_killed_in_the_middle(file: Path) -> None:
+    windows = [Window(0, IDS)] * 50
+    with LlamaCandidate(file, threads=1, batch=16) as candidate:
+        blocks = candidate.logits(windows)
+        next(blocks)
+        os.kill(pid_of(candidate), signal.SIGKILL)
+        with pytest.raises(CandidateFailure, match="killed"):
+            list(blocks)
+        assert len(read(candidate, windows[0])) == 1  # by a new child
+
+
+def test_a_reading_left_and_another_begun(file: Path) -> None:
+    windows = [Window(0, IDS)] * 50
+    with LlamaCandidate(file, threads=1, batch=16) as candidate:
+        (expected,) = read(candidate, windows[0])
+        for _ in candidate.logits(windows):
+            break
+        assert np.array_equal(read(candidate, windows[0])[0], expected)
+        blocks = candidate.logits(windows)
+        next(blocks)
+        assert len(candidate.layers(windows[0])) == 3
+        with pytest.raises(CandidateFailure, match="ended by the next"):
+            list(blocks)
+        assert np.array_equal(read(candidate, windows[0])[0], expected)
+    with pytest.raises(RuntimeError, match="enter"):
+        candidate.layers(windows[0])
+    assert not psutil.Process().children()
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ("ANSWER.pack(LOADED, 1 << 31, 64, 3)", "finds 2147483648 tokens"),
+        ("ANSWER.pack(LOADED, 320, 64, 1 << 31)", "2147483648 layers"),
+        ("ANSWER.pack(LAYER, 320, 64, 3)", "finds"),
+        ("ANSWER.pack(LOADED, 320, 64, 3) + ANSWER.pack(LOGITS, 0, 0, 1 << 31)", "2147483648"),
+        ("ANSWER.pack(LOADED, 320, 64, 3) + ANSWER.pack(LOGITS, 0, 0, 199) + bytes(1000)", "no answer"),
+        ("ANSWER.pack(LOADED, 320, 64, 3)[:5]", "no answer"),
+    ],
+)
+def test_a_child_that_lies_or_says_nothing(
+    answers: str, said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "lying.py"
+    script.write_text(
+        "import os, struct, time\n"
+        "LOADED, LOGITS, LAYER, ANSWER = 1, 2, 3, struct.Struct('<BIII')\n"
+        f"os.write(1, {answers})\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(llama_candidate, "SCRIPT", script)
+    monkeypatch.setattr(llama_candidate, "PATIENCE", 0.5)
+    assert said in failure(file)
+
+
+# --- processes ---
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from kconv.verify.llama_candidate import LlamaCandidate
+from kconv.verify.windows import Window
+with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
+    blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
+    next(blocks)
+    print(candidate._child._process.pid, flush=True)
+    if sys.argv[2] == "wait":
+        time.sleep(60)
+    for block in blocks:
+        pass
+"""
+
+
+@pytest.fixture
+def parent(file: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process with a candidate that has much to read, and its child's process id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(file), request.param],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout
+    yield process, int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ends within a few seconds."""
+    for _ in range(100):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("parent", ["wait", "read"], indirect=True)
+def test_the_child_does_not_outlive_its_parent(parent: tuple[subprocess.Popen[str], int]) -> None:
+    process, child = parent
+    process.kill()
+    assert gone(child)
+
+
+@pytest.mark.parametrize("parent", ["wait", "read"], indirect=True)
+def test_an_interrupt_ends_both_quietly(parent: tuple[subprocess.Popen[str], int]) -> None:
+    process, child = parent
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - began < 5
+    assert gone(child)
+    assert errors.count("Traceback") == 1  # the parent's own
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_nothing_of_llama_cpp_reaches_the_terminal(file: Path, tmp_path: Path, capfd: Any) -> None:
+    bad = edited(file, tmp_path / "bad.gguf", metadata={"llama.block_count": 0})
+    failure(bad)
+    with LlamaCandidate(file, threads=1) as candidate:
+        read(candidate, Window(0, IDS))
+    assert capfd.readouterr() == ("", "")
