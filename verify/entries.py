@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.input_files import quoted
 from ..core.vocabulary import TokenType, Vocab
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX
+from ..vocab.parity import byte_symbols
 from ..vocab.tokenizer import META_SPACE, Source
 from .proof import Finding
 
@@ -70,9 +70,33 @@ def _duplicates(found: Vocab) -> list[Finding]:
     ids = [index for index, text in enumerate(found.tokens) if text == twice[0]][:2]
     more = f", and {len(twice) - 1} more texts stand twice" if len(twice) > 1 else ""
     message = (
-        f"tokens {ids[0]} and {ids[1]} have the same text {quoted(twice[0])}{more}: llama.cpp dies of it"
+        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp dies of it"
     )
-    return [Finding(_TOKENS, message, "every text once", quoted(twice[0]))]
+    return [Finding(_TOKENS, message, "every text once", shown_text(twice[0]))]
+
+
+def readable(piece: str, *, byte_level: bool) -> str:
+    """A token's text as people write it, quoted; its own symbols where they stand for half a character."""
+    if not byte_level:
+        return shown_text(piece.replace(META_SPACE, " "))
+    symbols = byte_symbols()
+    if not piece or not all(character in symbols for character in piece):
+        return shown_text(piece)  # an added token stands as it is
+    try:
+        return shown_text(bytes(symbols[character] for character in piece).decode())
+    except UnicodeDecodeError:
+        return shown_text(piece)
+
+
+def is_byte_level(source: Source) -> bool:
+    """Whether the tokenizer's pieces are written in GPT-2's symbols for bytes."""
+    return source.kind == "byte-level bpe"
+
+
+def shown_text(text: str, limit: int = 80) -> str:
+    """Quoted, on one line, what cannot be printed escaped."""
+    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
+    return f"'{visible}{'…' if len(text) > limit else ''}'"
 
 
 # Texts
@@ -87,7 +111,7 @@ def _texts(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[
         weight = _weight(index, found, expected, source, strict)
         if weight is not None:
             (grave if weight else light).append(index)
-    return [*_wrong_texts(grave, found, expected), *_other_texts(light, found, expected)]
+    return [*_wrong_texts(grave, found, expected, source), *_other_texts(light, found, expected, source)]
 
 
 def _weight(index: int, found: Vocab, expected: Vocab, source: Source, strict: bool) -> bool | None:
@@ -110,7 +134,7 @@ def _type(vocab: Vocab, index: int) -> TokenType:
     return vocab.types[index] if index < len(vocab.types) else TokenType.NORMAL
 
 
-def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab) -> list[Finding]:
+def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Source) -> list[Finding]:
     shift = _shift(ids, found, expected)
     if shift:
         way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
@@ -120,22 +144,23 @@ def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab) -> list[Find
     findings = []
     done: set[int] = set()
     for index in ids:
-        partner = places.get(found.tokens[index])
         if index in done:
             continue
+        partner = places.get(found.tokens[index])
+        has, should = (
+            readable(found.tokens[index], byte_level=is_byte_level(source)),
+            readable(expected.tokens[index], byte_level=is_byte_level(source)),
+        )
+        message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
         if partner is not None and found.tokens[partner] == expected.tokens[index]:
             done.add(partner)
-            one, other = quoted(expected.tokens[index]), quoted(expected.tokens[partner])
-            message = f"tokens {index} {one} and {partner} {other} are in each other's place"
-        else:
-            has, should = quoted(found.tokens[index]), quoted(expected.tokens[index])
-            message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
+            message = f"tokens {index} {should} and {partner} {has} are in each other's place"
         findings.append(_text_finding(index, found, expected, message))
     return findings
 
 
 def _text_finding(index: int, found: Vocab, expected: Vocab, message: str, *, grave: bool = True) -> Finding:
-    has, should = quoted(found.tokens[index]), quoted(expected.tokens[index])
+    has, should = shown_text(found.tokens[index]), shown_text(expected.tokens[index])
     return Finding(f"token {index}", message, should, has, grave=grave)
 
 
@@ -151,7 +176,7 @@ def _shift(ids: Sequence[int], found: Vocab, expected: Vocab) -> int:
     return 0
 
 
-def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab) -> list[Finding]:
+def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Source) -> list[Finding]:
     if not ids:
         return []
     who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
@@ -173,7 +198,7 @@ def _types(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[
     for kinds, heavy in ((grave, True), (light, False)):
         for (one, other), ids in kinds.items():
             is_, should = one.name.lower().replace("_", " "), other.name.lower().replace("_", " ")
-            token = f"token {ids[0]} {quoted(expected.tokens[ids[0]])}"
+            token = f"token {ids[0]} {readable(expected.tokens[ids[0]], byte_level=is_byte_level(source))}"
             more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
             message = f"{token}{more} of the type {is_} instead of {should}: {_effect(one, other)}"
             findings.append(Finding(f"token {ids[0]}", message, should, is_, grave=heavy))
@@ -226,9 +251,10 @@ def _scores(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     first = normal[int(places[0])]
     has, should = f"{float(mine[first]):g}", f"{float(theirs[first]):g}"
     whose = "the checkpoint's" if own else "those made from its merges"
+    token = f"{first} {readable(expected.tokens[first], byte_level=False)}"
     message = (
-        f"scores of {len(places)} tokens are not {whose}, first token {first} "
-        f"{quoted(expected.tokens[first])}: pieces of a word would be joined in another order"
+        f"scores of {len(places)} tokens are not {whose}, first token {token}: pieces of a word would be "
+        "joined in another order"
     )
     return [Finding(_SCORES, message, should, has, grave=own or strict)]
 
@@ -246,8 +272,8 @@ def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
         (at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other),
         min(len(mine), len(theirs)),
     )
-    has = quoted(mine[rank]) if rank < len(mine) else "missing"
-    should = quoted(theirs[rank]) if rank < len(theirs) else "missing"
+    has = shown_text(mine[rank]) if rank < len(mine) else "missing"
+    should = shown_text(theirs[rank]) if rank < len(theirs) else "missing"
     if missing or extra:
         what = f"{len(missing)} merges are missing and {len(extra)} are not the checkpoint's"
     else:

@@ -11,9 +11,9 @@ from typing import Any
 
 from ..core.vocabulary import Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
-from ..vocab.in_gguf import PREFIX, ROLES, read_vocab
+from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
-from ..vocab.special_ids import shown
+from .entries import readable
 from .proof import Finding
 
 _COMPARED = ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix", "suppress_tokens")
@@ -103,10 +103,18 @@ def _missing(metadata: Mapping[str, Any], name: str) -> bool:
     return PREFIX + name not in metadata
 
 
+def _token(vocab: Vocab, index: int) -> str:
+    """A token for people: ``2 '</s>'``."""
+    if not 0 <= index < vocab.size:
+        return f"{index} (no token)"
+    byte_level = vocab.model == "gpt2" and vocab.pre not in RAW_PRE
+    return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
+
+
 def _said(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
     """The token of a role for people, and where it comes from if not from the file."""
     index = vocab.special.get(role)
-    text = "none" if index is None else shown(vocab, index)
+    text = "none" if index is None else _token(vocab, index)
     told = metadata.get(f"{PREFIX}{role}_token_id")
     if told is None:
         return "missing" if index is None else f"missing (so {text})"
@@ -124,7 +132,7 @@ def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
 
 
 def _name(vocab: Vocab, index: int | None) -> str:
-    return "none" if index is None else shown(vocab, index)
+    return "none" if index is None else _token(vocab, index)
 
 
 def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
@@ -140,7 +148,7 @@ def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[F
             r for r in ("eot", "eom", *_FILLERS) if index in (found.special.get(r), right.special.get(r))
         ]
         role = roles[0] if roles else "eot"
-        token = shown(right if index < right.size else found, index)
+        token = _token(right if index < right.size else found, index)
         ends = index in should
         message = (
             f"generation would not stop at {token}, which ends answers of this model"
@@ -170,7 +178,11 @@ def _other_roles(
         ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
         said, meant = _said(metadata, found, role), _name(right, other)
         harm = _HARM.get(role, "programs that use the role take another token")
-        message = f"{harm}: {role} is {said} instead of {meant}"
+        message = (
+            f"the file names no token for the role {role}, the conversion {meant}"
+            if one is None
+            else f"{harm}: {role} is {said} instead of {meant}"
+        )
         yield Finding(f"{PREFIX}{role}_token_id", message, meant, said, grave=both and not ending)
 
 
@@ -180,7 +192,7 @@ def _suppressed(metadata: Mapping[str, Any], found: Vocab) -> Iterator[Finding]:
     ids = value if isinstance(value, tuple) else ()
     real = [index for index in ids if type(index) is int and 0 <= index < found.size]
     if value is not None and (real or not isinstance(value, tuple)):
-        first = shown(found, real[0]) if real else f"{value!r:.60}"
+        first = _token(found, real[0]) if real else f"{value!r:.60}"
         message = f"{len(real) or 'some'} tokens would never be generated, {first} among them"
         yield Finding(PREFIX + "suppress_tokens", message, "missing", first)
 

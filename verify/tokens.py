@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..core.gguf_file import GgufHeader
-from ..core.input_files import quoted
 from ..core.vocabulary import Vocab
+from ..vocab.decoding import token_bytes
 from ..vocab.in_gguf import PREFIX, read_vocab
-from ..vocab.parity import Difference, Exam, Parity, byte_symbols, examine, explanation
+from ..vocab.parity import Difference, Exam, Parity, examine, explanation
 from ..vocab.settle import EMBEDDING, notes_on_spaces
-from ..vocab.tokenizer import META_SPACE, Source
-from .entries import check_lengths, compare_entries
+from ..vocab.tokenizer import Source
+from .entries import check_lengths, compare_entries, is_byte_level, readable, shown_text
 from .proof import Finding, TokensPart, Verdict, verdict_of
 
 _LISTS = tuple(PREFIX + name for name in ("tokens", "token_type", "scores", "merges"))
@@ -112,7 +112,7 @@ def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: 
     expected, found, passage = _apart(parity.difference, source)
     message = (
         f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than the "
-        f"checkpoint's tokenizer, first {quoted(passage)}"
+        f"checkpoint's tokenizer, first in {shown_text(passage)}"
     )
     if reason:
         message = f"{message}; {reason}"
@@ -126,28 +126,13 @@ def _apart(difference: Difference, source: Source) -> tuple[str, str, str]:
     expected, got = difference.expected, difference.got
     pairs = enumerate(zip(expected, got, strict=False))
     at = next((at for at, (one, other) in pairs if one != other), min(len(expected), len(got)))
-    start = max(at - _AROUND, 0)
-    shown = slice(start, start + _SHOWN)
-    passage = "".join(readable(source, piece) for piece in difference.expected_pieces[shown])
+    shown = slice(max(at - _AROUND, 0), max(at - _AROUND, 0) + _SHOWN)
     listed = [
         " ".join(
-            f"{index} {piece!r}"
-            for index, piece in zip(ids[shown], _readable(source, pieces[shown]), strict=True)
+            f"{index} {readable(piece, byte_level=is_byte_level(source))}"
+            for index, piece in zip(ids[shown], pieces[shown], strict=True)
         )
         for ids, pieces in ((expected, difference.expected_pieces), (got, difference.got_pieces))
     ]
-    return listed[0] or "(no tokens)", listed[1] or "(no tokens)", passage
-
-
-def _readable(source: Source, pieces: Sequence[str]) -> list[str]:
-    return [readable(source, piece) for piece in pieces]
-
-
-def readable(source: Source, piece: str) -> str:
-    """A token's text as people write it; bytes that are no character alone as U+FFFD."""
-    if source.kind != "byte-level bpe":
-        return piece.replace(META_SPACE, " ")
-    symbols = byte_symbols()
-    if not all(character in symbols for character in piece):
-        return piece  # an added token stands as it is
-    return bytes(symbols[character] for character in piece).decode("utf-8", "replace")
+    passage = b"".join(token_bytes(source, token) for token in expected[shown]).decode("utf-8", "ignore")
+    return listed[0] or "(no tokens)", listed[1] or "(no tokens)", passage or difference.text[:_SHOWN]

@@ -31,6 +31,9 @@ _NO_BOS = frozenset({"chatglm-bpe", "glm4", "glm5"})
 ALWAYS_BOS = frozenset({"gemma4", "granite-embed-multi-311m"})
 """Pre-tokenizers that add BOS whatever add_bos_token says."""
 
+RAW_PRE = frozenset({"sarvam-moe", *ALWAYS_BOS})
+"""Pre-tokenizers of BPE over plain text with U+2581 for spaces; all others use GPT-2's symbols for bytes."""
+
 
 @dataclass(frozen=True)
 class Fault:
