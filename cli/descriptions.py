@@ -60,7 +60,28 @@ def describe_gguf(path: Path) -> Description:
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
         "manifest": str(manifest) if manifest.is_file() else None,
+        "proof": _proof(path, header.size),
         "tensors": tensors,
+    }
+
+
+def _proof(path: Path, size: int) -> Description | None:
+    """The proof as the manifest beside the file has it; None where there is none, or it is another file's."""
+    from ..verify.provenance import read_manifest
+
+    try:
+        manifest = read_manifest(path)
+    except KconvError:
+        return None
+    proof = None if manifest is None or manifest["output"]["bytes"] != size else manifest.get("proof")
+    if not isinstance(proof, dict) or not isinstance(proof.get("verdict"), str):
+        return None
+    logits = proof.get("logits")
+    figures = logits.get("figures") if isinstance(logits, dict) else None
+    measured = figures if isinstance(figures, dict) else {}
+    return {
+        **{key: plain(proof.get(key)) for key in ("verdict", "scope", "cause")},
+        **{key: plain(measured.get(key)) for key in ("kl_mean", "same_top1")},
     }
 
 

@@ -62,6 +62,7 @@ def _tell(said: Mapping[str, Any]) -> None:
         "type": said.get("file_type"),
         "bits per weight": None if bits is None else f"{bits:.2f}",
         "manifest": said.get("manifest"),
+        "proof": _proof_text(said.get("proof")),
     }
     say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
     rows = [
@@ -96,6 +97,17 @@ def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
         return
     template = vocabulary.get("chat_template")
     say("\nNo chat template" if not template else f"\nChat template\n{indented(template)}")
+
+
+def _proof_text(proof: Mapping[str, Any] | None) -> str | None:
+    """``passed (quick), mean KL 0.034``, as the manifest says; nothing of it is checked here."""
+    if proof is None:
+        return None
+    scope = f" ({proof['scope']})" if proof["scope"] else ""
+    told = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
+    if proof["cause"]:
+        told = f": {_short(proof['cause'])}"
+    return f"{proof['verdict']}{scope}{told}"
 
 
 def indented(text: str) -> str:

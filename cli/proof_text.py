@@ -1,52 +1,42 @@
-"""A proof as people read it in a terminal: parts, findings, figures, worst tokens, verdict."""
+"""A proof as people read it in a terminal: parts, findings, figures, worst tokens, verdict.
+
+The words and figures are those of the report (verify/report_words.py); here they are laid out in columns.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
+from ..verify.proof import Diagnosis, Finding, Guess, LayerError, LogitsPart, Proof, WorstToken
+from ..verify.published import published
+from ..verify.report_text import number, percent
+from ..verify.report_words import figure_rows, gate_value, part_line
 from .console import count_text, plural, printable, seconds_text, table, width
-from .figures_text import figures_text, number, percent, perplexity
-
-if TYPE_CHECKING:
-    from ..verify.proof import (
-        Diagnosis,
-        Finding,
-        Guess,
-        LayerError,
-        LogitsPart,
-        MetadataPart,
-        Proof,
-        TokensPart,
-        WeightsPart,
-        WorstToken,
-    )
-    from ..vocab.parity import Parity
 
 _FINDINGS = 12
 _WORST = 3
-_LAYERS = 12  # more are shown around the first that departs only
-_CONTEXT = 36  # columns of text before a token
-_VERDICTS = {"passed": "green", "warned": "yellow", "failed": "red"}
+_LAYERS = 12  # of more, those around the first that departs are shown
+_BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
+_COLOURS = {"passed": "green", "warned": "yellow", "failed": "red"}
 
 
 def proof_text(proof: Proof) -> str:
     """Everything worth reading of ``proof`` on a terminal, the verdict last, where people look."""
     weights = count_text(proof.parameters)
-    title = f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights\nagainst {proof.checkpoint}"
+    parts = [
+        (name, part.verdict, _logits(part) if isinstance(part, LogitsPart) else part_line(part))
+        for name, part in proof.parts.items()
+    ]
     sections = [
-        printable(title, keep="\n"),
-        table(
-            (name, part.verdict, said)
-            for (name, part), said in zip(proof.parts.items(), _lines(proof), strict=True)
-        ),
-        _found(proof),
-        figures_text(proof.logits),
+        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights\n", keep="\n")
+        + printable(f"against {proof.checkpoint}"),
+        table(parts),
+        _findings(proof),
+        _figures(proof.logits),
         _worst(proof.logits.worst),
         _diagnosis(proof.logits.diagnosis),
         "\n".join(printable(f"note: {note}") for note in proof.notes),
@@ -56,87 +46,43 @@ def proof_text(proof: Proof) -> str:
 
 
 def proof_line(proof: Proof) -> str:
-    """One line for a file: verdict and, as far as they go, the figures."""
-    told = _logits_line(proof.logits) if proof.logits.figures is not None else ""
-    cause = "" if proof.verdict == "passed" or proof.cause is None else proof.cause
-    text = "; ".join(part for part in (cause, told) if part)
-    return _coloured(f"{printable(proof.type.upper())}: {proof.verdict}: {printable(text)}")
+    """One line for a file: the verdict, what is wrong if anything is, and the figures if there are any."""
+    wrong = proof.cause if proof.verdict != "passed" else None
+    told = [wrong, _logits(proof.logits) if proof.logits.figures else None]
+    text = "; ".join(part for part in told if part)
+    return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {text}"))
 
 
-def parity_text(parity: Parity) -> str:
-    """How many texts give equal token ids."""
-    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
-    remark = {
-        "exact": "",
-        "leading-space": ", all of them once they begin with a space (see the note)",
-        "extra-spaces": ", all of them but for surplus spaces (see the note)",
-    }.get(parity.verdict, ": THE TOKENS DIFFER")
-    return f"{equal}{remark}"
-
-
-# --- the four parts, a line each ---
-
-
-def _lines(proof: Proof) -> list[str]:
-    return [
-        _tokens_line(proof.tokens),
-        _metadata_line(proof.metadata),
-        _weights_line(proof.weights),
-        _logits_line(proof.logits),
-    ]
-
-
-def _tokens_line(part: TokensPart) -> str:
-    said = [] if part.parity is None else [parity_text(part.parity)]
-    if part.entries:
-        said.append(f"{plural(part.entries, 'entry')} compared one by one".replace("entrys", "entries"))
-    return "; ".join(said) or _fallback(part.findings)
-
-
-def _metadata_line(part: MetadataPart) -> str:
-    if not part.keys:
-        return _fallback(part.findings)
-    different = sum(finding.grave for finding in part.findings)
-    rest = f"{different:,} differ from" if different else "as"
-    return f"{plural(part.keys, 'key')} that llama.cpp reads, {rest} the checkpoint says"
-
-
-def _weights_line(part: WeightsPart) -> str:
-    if not part.tensors:
-        return _fallback(part.findings)
-    states: Counter[str] = Counter(tensor.state for tensor in part.tensors)
-    words = {
-        "identical": "byte for byte as the checkpoint gives them",
-        "within": "within the error of their format",
-        "differs": "different",
-    }
-    told = ", ".join(f"{states[state]:,} {word}" for state, word in words.items() if states[state])
-    return f"{plural(len(part.tensors), 'tensor')}: {told}"
-
-
-def _logits_line(part: LogitsPart) -> str:
+def _logits(part: LogitsPart) -> str:
+    """What most people want to know of the logits."""
     figures, gate = part.figures, part.gate
-    if figures is None:
-        return _fallback(part.findings)
-    measured = f"mean KL {number(figures.kl_mean)}"
-    if gate is not None and gate.measure == "nmse":
-        measured = f"NMSE {number(figures.nmse)}"
-    limit = "" if gate is None else f" (gate {number(gate.warns)})"
+    if figures is None or not figures.positions:
+        return part.findings[0].message if part.findings else part_line(part)
+    measured = f"mean KL {_number(figures.kl_mean)}"
+    if gate is not None:
+        name = "NMSE" if gate.measure == "nmse" else "mean KL"
+        measured = f"{name} {_number(gate_value(figures, gate))} (gate {gate.warns:g})"
     return (
-        f"{measured}{limit}, same top token {percent(figures.same_top1)}, perplexity "
-        f"{perplexity(figures.perplexity_file)} against {perplexity(figures.perplexity_reference)}"
+        f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
+        f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"
     )
 
 
-def _fallback(findings: Sequence[Finding]) -> str:
-    return findings[0].message if findings else ""
+def _number(value: float, digits: int = 3) -> str:
+    return _plain(number(value, digits))
 
 
-# --- findings ---
+def _percent(share: float, digits: int = 1) -> str:
+    return _plain(percent(share, digits))
 
 
-def _found(proof: Proof) -> str:
-    """The gravest findings, at most a dozen."""
+def _plain(text: str) -> str:
+    """With ordinary spaces: the report's do not break lines, and a terminal's would be shown as escapes."""
+    return text.replace("\xa0", " ")
+
+
+def _findings(proof: Proof) -> str:
+    """A dozen of the findings, the gravest, and of every part the first before the second of any."""
     ranked = [
         (not finding.grave, at, name, finding)
         for name, part in proof.parts.items()
@@ -144,17 +90,17 @@ def _found(proof: Proof) -> str:
     ]
     if not ranked:
         return ""
-    ranked.sort(key=lambda item: item[:2])  # the first of every part before the second of any
+    ranked.sort(key=lambda item: item[:2])
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
     lines = ["What was found"]
     for mild, _, name, finding in shown:
-        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {finding_text(finding)}"))
+        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding)}"))
     if len(ranked) > _FINDINGS:
-        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json and --report have all")
+        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report has all")
     return "\n".join(lines)
 
 
-def finding_text(finding: Finding) -> str:
+def _finding(finding: Finding) -> str:
     """One sentence with the place and both values, each said once."""
     place = "" if not finding.where or finding.where in finding.message else f"{finding.where}: "
     values = [
@@ -165,7 +111,27 @@ def finding_text(finding: Finding) -> str:
     return f"{place}{finding.message}" + (f" ({', '.join(values)})" if values else "")
 
 
-# --- where it is worst, and why ---
+def _figures(part: LogitsPart) -> str:
+    """The figures, the gate, and what others measured for the type, side by side."""
+    if part.figures is None:
+        return ""
+    others = published(part.gate)
+    header = ("  figure", "this file", "gate", *others.columns)
+    rows = [
+        [
+            f"  {row.name}",
+            row.value,
+            row.gate,
+            *(others.cells.get((row.key, at), "") for at in others.columns),
+        ]
+        for row in figure_rows(part.figures, part.gate)
+    ]
+    rows = [[_plain(cell) for cell in row] for row in rows]
+    read = f"{plural(part.figures.positions, 'position')} of {plural(part.figures.windows, 'window')}"
+    lines = [f"Logits at {read}", table(rows, header=header, right=(1, *range(3, len(header))))]
+    if part.gate is not None:
+        lines.append(printable(f"  the gate: {part.gate.source}"))
+    return "\n".join(lines)
 
 
 def _worst(worst: Sequence[WorstToken]) -> str:
@@ -174,26 +140,34 @@ def _worst(worst: Sequence[WorstToken]) -> str:
         return ""
     lines = ["Where the two disagree most"]
     for token in worst[:_WORST]:
-        before = _end(printable(token.before), _CONTEXT)
-        right = f"{_quoted(token.right)} follows"
-        lines.append(
-            f"  {before} … {right} ({percent(token.right.probability)} for the checkpoint, "
-            f"{percent(token.right_file)} for the file; KL {number(token.kl)})"
-        )
-        lines.append(f"    checkpoint: {_guesses(token.reference)}")
-        lines.append(f"    file:       {_guesses(token.file)}")
+        right = f"{_percent(token.right.probability)}, for the file {_percent(token.right_file)}"
+        lines += [
+            f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",
+            f"    the right token: for the checkpoint {right}; KL {_number(token.kl)}",
+            f"    checkpoint: {_guesses(token.reference)}",
+            f"    file:       {_guesses(token.file)}",
+        ]
     return "\n".join(lines)
 
 
 def _guesses(guesses: Sequence[Guess]) -> str:
-    return ", ".join(f"{_quoted(guess)} {percent(guess.probability)}" for guess in guesses[:3])
+    return ", ".join(f"{_quoted(guess)} {_percent(guess.probability)}" for guess in guesses[:3])
 
 
 def _quoted(guess: Guess) -> str:
-    """The text of a token; a piece of a syllable, which is no text, by its number."""
-    if not guess.text or "\ufffd" in guess.text:
+    """The text of a token; of one that has none, or only a part of a syllable, the number."""
+    text = printable(guess.text)
+    if not text or "\ufffd" in text:
         return f"token {guess.token}"
-    return f'"{printable(guess.text)}"'
+    return f'"{_start(text, _TOKEN)}"'
+
+
+def _start(text: str, columns: int) -> str:
+    """The beginning of ``text`` that fits in ``columns``."""
+    end = 0
+    while end < len(text) and width(text[: end + 1]) <= columns:
+        end += 1
+    return text if end == len(text) else f"{text[:end]}…"
 
 
 def _end(text: str, columns: int) -> str:
@@ -208,14 +182,14 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
     if diagnosis is None:
         return ""
     layers = _nearby(diagnosis.layers, diagnosis.first)
-    rows = [(f"  layer {layer.layer}", number(layer.weights), number(layer.runtime)) for layer in layers]
-    rows.append(("  logits", number(diagnosis.logits_weights), number(diagnosis.logits_runtime)))
-    lines = [
-        "Where it goes wrong",
-        table(rows, header=("  NMSE after", "by the weights", "by the runtime"), right=(1, 2)),
-    ]
+    rows = [(f"  layer {layer.layer}", _number(layer.weights), _number(layer.runtime)) for layer in layers]
+    rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
+    header = ("  NMSE of", "by the weights", "by the runtime")
+    lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):
-        lines.append(f"  (of {len(diagnosis.layers)} layers; --json has all)")
+        lines.append(
+            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report has all)"
+        )
     return "\n".join([*lines, printable(f"  {diagnosis.conclusion}")])
 
 
@@ -228,13 +202,9 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
     return [*layers[start : start + _LAYERS - 1], layers[-1]]
 
 
-# --- the verdict ---
-
-
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    cause = printable(proof.cause or "")
-    told = cause or "the file says what the checkpoint says"
+    told = printable(proof.cause or "the file says what the checkpoint says")
     return f"verdict: {proof.verdict}{took}: {told}"
 
 
@@ -244,6 +214,6 @@ def _coloured(text: str) -> str:
         return text
 
     def styled(match: re.Match[str]) -> str:
-        return f"{match[1]}{click.style(match[2], fg=_VERDICTS[match[2]], bold=True)}"
+        return f"{match[1]}{click.style(match[2], fg=_COLOURS[match[2]], bold=True)}"
 
     return re.sub(r"^(\S+ +)(passed|warned|failed)\b", styled, text, flags=re.MULTILINE)

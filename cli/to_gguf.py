@@ -18,6 +18,7 @@ from .options import PATH, force_option, json_option, threads_option, verbose_op
 if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
     from ..verify.proof import Proof
+    from ..vocab.parity import Parity
 
 
 def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -171,11 +172,11 @@ def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> 
 
 def _tell(conversion: Conversion, seconds: float) -> None:
     """What was done, for people."""
-    from .proof_text import parity_text, proof_line
+    from .proof_text import proof_line
 
     weights = count_text(conversion.parameters)
     say(f"{conversion.source}: {conversion.arch}, {weights} weights")
-    say(f"tokens: {parity_text(conversion.parity)} (vocabulary: {conversion.parity.candidate})")
+    say(f"tokens: {_parity_text(conversion.parity)}")
     for note in conversion.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     rows = [
@@ -212,6 +213,16 @@ def _end(conversion: Conversion, checkpoint: Path) -> None:
                 f"the whole story: {shlex.join(words)} --report proof.html"
             )
     end_with_failed_proof(causes)
+
+
+def _parity_text(parity: Parity) -> str:
+    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
+    remark = {
+        "exact": "",
+        "leading-space": ", all of them once they begin with a space (see the note)",
+        "extra-spaces": ", all of them but for surplus spaces (see the note)",
+    }.get(parity.verdict, ": THE TOKENS DIFFER, written all the same as asked")
+    return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
 def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:

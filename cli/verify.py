@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -21,28 +20,6 @@ Examples:
 
 Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
 """
-
-
-def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, float]:
-    """``[TYPE=]VALUE`` of each; the key of a bare value is empty, which stands for the file's own type."""
-    gates: dict[str, float] = {}
-    for text in values:
-        name, equals, number = text.rpartition("=")
-        name = name.strip().lower()
-        try:
-            value = float(number)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0) or (equals and not name):
-            raise click.BadParameter(
-                f"{text!r}, expected a number above 0 or TYPE=NUMBER, such as q4_0=0.1", ctx, parameter
-            )
-        if name in gates:
-            raise click.BadParameter(
-                f"two gates for {name or 'the type of the file'} are given", ctx, parameter
-            )
-        gates[name] = value
-    return gates
 
 
 @click.command("verify", short_help="Prove a GGUF file against its checkpoint.", epilog=EXAMPLES)
@@ -69,7 +46,6 @@ def _gates(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ..
     "gates",
     multiple=True,
     metavar="[TYPE=]VALUE",
-    callback=_gates,
     help="Another limit for the type, of the mean KL divergence in nats (f32: of the NMSE of the logits). "
     "Above it is a warning, above three times it a failure. Repeatable.",
 )
@@ -95,7 +71,7 @@ def command(
     texts: tuple[Path, ...],
     tokens: int | None,
     window: int | None,
-    gates: dict[str, float],
+    gates: tuple[str, ...],
     diagnose: bool | None,
     ignore_manifest: bool,
     report: Path | None,
@@ -114,11 +90,13 @@ def command(
         _refuse_report(report, artifact, force=force)
     _refuse_folder(artifact, against)
 
+    from ..verify.gates import parse_gates
     from ..verify.texts import read_texts
     from ..verify.verifying import verify
     from .progress import announce, shown_progress
     from .proof_text import proof_text
 
+    limits = parse_gates(gates)
     read = read_texts(texts) if texts else None
     with shown_progress() as progress:
         proof = verify(
@@ -127,7 +105,7 @@ def command(
             texts=read,
             tokens=tokens,
             window=window,
-            gates=gates,
+            gates=limits,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             threads=threads,
