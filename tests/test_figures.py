@@ -284,8 +284,8 @@ def test_blocks_that_do_not_fit_are_refused() -> None:
             measure.add(0, start, reference, found, right)
 
 
-# What llama.cpp's own tool prints (tools/perplexity, as in llama-cpp-python 0.3.36) for stories260K in the types
-# kconv makes, against its f32 file. stories.txt is text/tinystories_sample.txt without the lines
+# What llama.cpp's own tool prints (tools/perplexity, as in llama-cpp-python 0.3.36) for stories260K in types
+# that kconv makes, against its f32 file. stories.txt is text/tinystories_sample.txt without the lines
 # "<|endoftext|>": the tool takes no token of the base for less likely than e⁻¹⁶ times the likeliest, and with
 # that marker in the text its PPL(base) is 9 % too small.
 #
@@ -312,8 +312,8 @@ PRINTED_DP: dict[str, dict[float, float]] = {
     "q8_0": {0: -0.05790, 0.1: -0.05109, 1: -0.02777, 50: 0.0, 99: 0.02383, 99.9: 0.03250, 100: 0.03649},
     "q4_0": {0: -0.68904, 0.1: -0.60728, 1: -0.34054, 50: -0.00493, 99: 0.15878, 100: 0.29322},
 }
-# The tool keeps the base's log probabilities in 16 bits, in steps of some 2e-4 nats. On the machine it ran on,
-# everything agrees to 5e-5; other processors add up in another order, and llama.cpp then rounds other activations.
+# The tool keeps the base's log probabilities in 16 bits, in steps of some 2e-4 nats. On the machine it ran on
+# all agrees to 5e-5; other processors add up in another order, and llama.cpp then rounds other activations.
 _STORED, _PROCESSOR = 6e-5, 0.02
 
 

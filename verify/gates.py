@@ -49,8 +49,8 @@ def gate_for(type_name: str, *, gelu: bool = False, overrides: Mapping[str, floa
 def _gate(
     name: str, row: Row, limit: float, source: str, published: Mapping[str, float | str], *, fails: bool
 ) -> Gate:
-    times = 1.0 if row.measure == "nmse" else FAILS_AT
-    above = float(f"{limit * times:.12g}")  # 0.45, not 0.44999999999999996
+    # to twelve digits: 0.45, not 0.44999999999999996
+    above = limit if row.measure == "nmse" else float(f"{FAILS_AT * limit:.12g}")
     return Gate(name, row.measure, limit, above if fails else None, source, published)
 
 
@@ -165,14 +165,36 @@ def file_type(header: GgufHeader) -> str:
     the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
     kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
     """
-    number = header.metadata.get("general.file_type")
-    declared = FILE_TYPES.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
-    held = _held(header)
+    declared, held = _declared(header), _held(header)
     if declared is None or held is None:
         return declared or held or "f32"
     if MIXTURES.get(declared, declared) == held or _limit_of(declared) < _limit_of(held):
         return declared
     return held
+
+
+def mislabelled(header: GgufHeader) -> Finding | None:
+    """A remark where a file holds weights far finer or coarser than it says; None where the two fit.
+
+    Far is a gate twice as tight or as loose: llama.cpp's own mixtures and the formats it falls back to for
+    rows that are not whole blocks stay within that, but for rows no block fits, which it keeps in f16.
+    """
+    declared, held = _declared(header), _held(header)
+    if declared is None or held is None:
+        return None
+    said, found = _limit_of(declared), _limit_of(held)
+    if said[0] == found[0] and max(said[1], found[1]) < 2 * min(said[1], found[1]):
+        return None
+    message = (
+        f"the file says it is {declared}, but the weights of its layers are {held}; "
+        f"it is held to the gate of {file_type(header)}"
+    )
+    return Finding("general.file_type", message, declared, held, grave=False)
+
+
+def _declared(header: GgufHeader) -> str | None:
+    number = header.metadata.get("general.file_type")
+    return FILE_TYPES.get(number) if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def _limit_of(name: str) -> tuple[bool, float]:
