@@ -18,9 +18,13 @@ from .windows import Window
 
 _TOKENS = 128
 _WORST = 8
-# Arithmetic alone, as NMSE: fp32 on both sides; and with a quantized file, where ggml rounds the activations
-# to 8 bits before it multiplies (ggml-cpu, vec_dot_type).
-_ARITHMETIC, _ARITHMETIC_QUANTIZED = 1e-5, 1e-2
+# What llama.cpp's arithmetic may add, as NMSE, by the coarsest format of the weights: it rounds activations to
+# the type the weights are multiplied in, 8 bits for quantized ones (ggml-cpu, vec_dot_type).
+_ARITHMETIC = {"f32": 1e-8, "f16": 1e-5, "bf16": 1e-3}
+_ARITHMETIC_QUANTIZED = 1e-2
+_GELU = 1e-4  # its table of half floats
+_FLOOR = 1e-8  # of rounding in fp32, wherever it is done
+_MATRICES = 3  # whose rounding adds up in what leaves a layer, as a rule
 _JUMP = 4.0
 
 
@@ -55,7 +59,7 @@ def diagnose(
         )
     )
     by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
-    floor, arithmetic = _expected(tensors)
+    floor, arithmetic = _expected(tensors, gelu=recipe.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
     return Diagnosis(
@@ -92,11 +96,15 @@ def _of_logits(
     return weights / max(blocks, 1), runtime / max(blocks, 1)
 
 
-def _expected(tensors: Sequence[TensorError]) -> tuple[float, float]:
-    """The NMSE a layer may have by the format of its weights, and by arithmetic with them."""
+def _expected(tensors: Sequence[TensorError], *, gelu: bool) -> tuple[float, float]:
+    """The NMSE a layer may have by the format of its weights, and by llama.cpp's arithmetic with them."""
     own = [tensor.own_error for tensor in tensors if math.isfinite(tensor.own_error)]
-    largest = max(own, default=0.0)
-    return max(largest**2, _ARITHMETIC), _ARITHMETIC_QUANTIZED if largest > 1e-3 else _ARITHMETIC
+    arithmetic = max(
+        (_ARITHMETIC.get(tensor.format, _ARITHMETIC_QUANTIZED) for tensor in tensors),
+        default=_ARITHMETIC_QUANTIZED,
+    )
+    weights = _MATRICES * max(own, default=0.0) ** 2
+    return max(weights, _FLOOR), max(arithmetic, _GELU if gelu else 0.0)
 
 
 def _first(layers: Sequence[LayerError], floor: float, arithmetic: float) -> int | None:
