@@ -18,8 +18,8 @@ from .windows import Window
 
 _TOKENS = 128
 _WORST = 8
-# What llama.cpp's arithmetic may add, as NMSE, by the coarsest format of the weights: it rounds activations to
-# the type the weights are multiplied in, 8 bits for quantized ones (ggml-cpu, vec_dot_type).
+# What llama.cpp's arithmetic may add, as NMSE, by the coarsest format of the weights: it rounds activations
+# to the type the weights are multiplied in, 8 bits for quantized ones (ggml-cpu, vec_dot_type).
 _ARITHMETIC = {"f32": 1e-8, "f16": 1e-5, "bf16": 1e-3}
 _ARITHMETIC_QUANTIZED = 1e-2
 _GELU = 1e-4  # its table of half floats
