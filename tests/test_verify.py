@@ -1,4 +1,4 @@
-"""The proof as a whole, through Python: published figures of a trained model, and what must not change them."""
+"""The proof as a whole, through Python: published figures of a trained model, what must not change them."""
 
 from __future__ import annotations
 
