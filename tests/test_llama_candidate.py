@@ -269,6 +269,17 @@ def test_a_child_that_is_killed_crashes_or_has_no_memory(file: Path) -> None:
     assert "cannot set up a context" in failure(file, limit, ids=IDS * 5000)
 
 
+def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = str(sys._base_executable)  # type: ignore[attr-defined]
+    if (
+        subprocess.run([plain, "-I", "-c", "import llama_cpp"], capture_output=True, check=False).returncode
+        == 0
+    ):
+        pytest.skip("the interpreter below the virtual environment has llama-cpp-python, too")
+    monkeypatch.setattr(sys, "executable", plain)
+    assert "llama-cpp-python is not installed" in failure(file)
+
+
 def test_a_token_the_file_does_not_have(file: Path) -> None:
     assert "invalid token[2] = 9999" in failure(file, ids=(3, 4, 9999, 5))
 
@@ -294,7 +305,7 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
         blocks = candidate.logits(windows)
         next(blocks)
         assert len(candidate.layers(windows[0])) == 3
-        with pytest.raises(CandidateFailure, match="ended by the next"):
+        with pytest.raises(CandidateFailure, match="ended before"):
             list(blocks)
         assert np.array_equal(read(candidate, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):

@@ -136,7 +136,7 @@ class LlamaCandidate:
         """Tokens to read at once."""
         rows = BLOCK_BYTES // (4 * child.vocabulary)
         size = self._batch or max(min(rows // 32 * 32, MAX_BATCH), 16)
-        return min(size, max(len(ids) for ids, _ in parts))
+        return min(size, max(1, *(len(ids) for ids, _ in parts)))
 
 
 def _request(wanted: int, size: int, parts: Sequence[tuple[Sequence[int], int]]) -> bytes:
@@ -223,7 +223,7 @@ class _Child:
     def _take(self, view: memoryview) -> None:
         while view:
             if self.closed:
-                raise CandidateFailure("this reading of the file was ended by the next one")
+                raise CandidateFailure("llama.cpp was ended before it had answered this reading")
             if not self._poll.poll(self._patience * 1000):
                 raise CandidateFailure(f"llama.cpp gave no answer for {self._patience / 60:.0f} minutes")
             count = self._answers.readinto(view)
@@ -278,8 +278,9 @@ def _said(log: IO[bytes]) -> list[str]:
 def _environment() -> dict[str, str]:
     """Ours, without switches that change llama.cpp's arithmetic; no debugger on an abort (ggml.c).
 
-    Threads that wait sleep early: the child works beside our own arithmetic, and libgomp's spinning made it
-    three times slower on processors that were busy (256 tokens, 1.3 B weights: 18 s, now 6 s).
+    Threads that wait sleep early, as libgomp lets them where they outnumber the processors: the child works
+    beside our own arithmetic, and spinning made it three times slower there (256 tokens, 1.3 B weights: 18 s
+    instead of 6 s).
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("GGML_", "LLAMA_"))}
     if "LLAMA_CPP_LIB_PATH" in os.environ:  # where llama-cpp-python finds its library
