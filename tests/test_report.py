@@ -18,7 +18,7 @@ import report_material as material
 from kconv.core.errors import OutputExists, UsageError
 from kconv.verify.proof import Diagnosis, LayerError, LogitsPart, Positions, Proof, WeightsPart
 from kconv.verify.report import report_html, write_report
-from kconv.verify.report_text import number, percent, plain, visible, with_error
+from kconv.verify.report_text import number, percent, plain, small_percent, visible, with_error
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 CASES: dict[str, Callable[[], list[Proof]]] = {
@@ -128,7 +128,7 @@ def test_same_proofs_same_bytes(tmp_path: Path) -> None:
         write_report([material.failed(), material.passed()], tmp_path / name)
     assert (tmp_path / "one.html").read_bytes() == (tmp_path / "two.html").read_bytes()
     later = report_html([replace(material.passed(), seconds=12.3)])
-    assert later.replace("12 s", "1 min 11 s") == report_html([material.passed()])
+    assert later.replace("12\u00a0s", "1\u00a0min\u00a011\u00a0s") == report_html([material.passed()])
 
 
 def test_figures_gate_and_published_figures_are_there() -> None:
@@ -146,9 +146,10 @@ def test_figures_gate_and_published_figures_are_there() -> None:
         figures.logit_max,
     ):
         assert number(value) in text
-    for share in (figures.same_top1, figures.top5_overlap, figures.dp_rms):
+    for share in (figures.same_top1, figures.top5_overlap):
         assert percent(share) in text
     assert f"{number(figures.perplexity_reference, 5)} → {number(figures.perplexity_file, 5)}" in text
+    assert small_percent(figures.dp_rms) in text
     assert with_error(figures.kl_mean, figures.kl_mean_error) in text
     assert "warns above 0.005" in text
     assert "fails above 0.015" in text
@@ -259,6 +260,7 @@ def test_numbers(value: float, shown: str) -> None:
 def test_numbers_keep_their_promises() -> None:
     assert percent(0.99999) == "99.99\u00a0%"  # never 100 while something is missing
     assert percent(1.0) == "100.00\u00a0%"
+    assert small_percent(-1.2e-9, sign=True) == "−1.20\u00a0×\u00a010⁻⁷\u00a0%"
     assert with_error(0.01149, 0.00026) == "0.01149 ± 0.00026"
     assert number(0.15, exact=True) == "0.15"
 

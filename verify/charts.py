@@ -25,7 +25,8 @@ from .svg import (
     text_width,
 )
 
-_GATE_WIDTH = 600
+_GATE_WIDTH = 480
+_BOLD = 1.15  # as wide as plain type
 
 _SIGNS: dict[Verdict, str] = {
     "passed": '<circle cx="12" cy="12" r="10.5"/><path d="M6.8 12.6l3.5 3.6 7-8"/>',
@@ -60,7 +61,7 @@ def gate_chart(value: float, gate: Gate, published: Sequence[tuple[str, float]],
     at = scale.at(value)
     top, bottom = 38, 66
     words = f"this file: {name} {number(value)}"
-    half = text_width(words) / 2
+    half = text_width(words) * _BOLD / 2
     parts = _zones(scale, gate, top, bottom - top)
     parts += [
         text(min(max(at, half), _GATE_WIDTH - half), 16, words, "strong", "middle"),
@@ -83,9 +84,14 @@ def _published_marks(
     for row, (name, found) in enumerate(sorted(published, key=lambda item: -item[1])):
         x, words = scale.at(found), f"{plain(name, 40)} {number(found, exact=True)}"
         y = 104 + 18 * row
-        left = x + text_width(words) > _GATE_WIDTH - 8
-        parts.append(line(x, bottom - 9, x, y, "published"))
-        parts.append(text(x - 5 if left else x + 5, y, words, "small", "end" if left else "start"))
+        parts.append(line(x, bottom, x, y, "published"))
+        room = _GATE_WIDTH - text_width(words)  # to the right of the tick, else left of it, else below
+        if x + 5 > room > 0 and x - 5 < text_width(words):
+            y += 12
+            parts.append(text(room, y, words, "small"))
+        else:
+            left = x + 5 > room
+            parts.append(text(x - 5 if left else x + 5, y, words, "small", "end" if left else "start"))
         height = y + 8
     return parts, height
 

@@ -70,7 +70,7 @@ def _kinds(tensors: Sequence[TensorError]) -> list[str]:
 
 
 def _clipped(kind: str) -> str:
-    return kind if len(kind) <= 16 else f"{kind[:15]}…"
+    return plain(kind if len(kind) <= 16 else f"{kind[:15]}…")
 
 
 def _cell_width(layers: int) -> float:

@@ -10,7 +10,7 @@ from statistics import fmean, median
 from markupsafe import Markup
 
 from .proof import Figures, Gate, Positions
-from .report_text import count, number, percent
+from .report_text import count, number, small_percent
 from .svg import (
     LEFT,
     RIGHT,
@@ -30,7 +30,8 @@ from .svg import (
 
 _COLUMNS = 420  # of the chart by position: more would be finer than a screen shows
 _BINS = 61  # odd: the middle one is around zero
-_SPANS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of Δp, on either side
+# Of Δp, on either side: 1e-8 to 0.5.
+_SPANS = tuple(float(f"{first}e{exponent}") for exponent in range(-8, 0) for first in (1, 2, 5))
 _LABELLED_WINDOWS = 64
 
 
@@ -158,9 +159,10 @@ def dp_histogram(dp: Sequence[float], figures: Figures) -> Markup:
             x = _dp_place(value, span)
             parts.append(line(x, top - 18, x, bottom, "limit"))
             words = "5 % lie left of here" if early else "5 % lie right of here"
-            parts.append(text(x + (-6 if early else 6), top - 9, words, "small", "end" if early else "start"))
+            left = x - LEFT > text_width(words) if early else RIGHT - x < text_width(words)
+            parts.append(text(x + (-6 if left else 6), top - 9, words, "small", "end" if left else "start"))
     label = f"Histogram of the change of the right token's probability at {count(len(good), 'position')}: "
-    return figure(bottom + 48, f"{label}root mean square {percent(figures.dp_rms)}", parts)
+    return figure(bottom + 48, f"{label}root mean square {small_percent(figures.dp_rms)}", parts)
 
 
 def _dp_place(value: float, span: float) -> float:
@@ -175,7 +177,7 @@ def _bars(bins: Sequence[int], span: float, scale: LogScale, bottom: float) -> l
         style = "loss" if high < 0 else "gain" if low > 0 else "even"
         if amount:
             y = scale.at(amount)
-            words = f"{count(amount, 'position')}: Δp {percent(low)} to {percent(high)}"
+            words = f"{count(amount, 'position')}: Δp {small_percent(low)} to {small_percent(high)}"
             parts.append(rect(LEFT + at * width + 0.8, y, width - 1.6, bottom - y, style, words))
     return parts
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from .proof import Gate
-from .report_text import number, percent
+from .report_text import number, small_percent
 
 _SHARES = ("dp_rms", "same_top1")
 _MOST = 3  # models; a wider table is none
@@ -34,7 +34,7 @@ def published(gate: Gate | None) -> Published:
         if isinstance(value, str):
             cells[row, column] = value
             continue
-        cells[row, column] = percent(value, 1) if row in _SHARES else number(value, exact=True)
+        cells[row, column] = small_percent(value) if row in _SHARES else number(value, exact=True)
         values[row, column] = float(value)
     columns = list(dict.fromkeys(column for _, column in cells))[:_MOST]
     return Published(

@@ -26,7 +26,7 @@ from .proof import Proof, TensorError, Verdict, worst
 from .published import Published, published
 
 _MOST_ROWS, _MOST_WORST, _MOST_TENSORS = 100, 24, 1500
-_PIECES_BEFORE, _PIECES = 8, 40
+_PIECES_BEFORE, _PIECES = 8, 32
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def _scalar(value: Any) -> Markup:
     if isinstance(value, bool) or value is None:
         return Markup('<span class="faint">–</span>') if value is None else Markup(str(value).lower())
     if isinstance(value, int):
-        return Markup(report_text.count(value))
+        return Markup('<span class="limit">{}</span>').format(report_text.count(value))
     return report_text.visible(report_text.number(value) if isinstance(value, float) else value, 500)
 
 

@@ -13,7 +13,7 @@ import unicodedata
 from markupsafe import Markup, escape
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "␍", " ": "␣"}
+_SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "\\r", " ": "␣"}
 _HALF = re.compile(r"\\x[89a-f][0-9a-f]")  # how vocab.decoding writes bytes that make no character
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -69,9 +69,10 @@ def percent(share: float, digits: int = 2) -> str:
     return f"{text.replace('-', '−')}\u00a0%"
 
 
-def signed_percent(share: float, digits: int = 2) -> str:
-    """``+0.31 %``; a true minus sign."""
-    return percent(share, digits) if share < 0 or not math.isfinite(share) else f"+{percent(share, digits)}"
+def small_percent(share: float, *, sign: bool = False) -> str:
+    """A share that may be very small in percent, to three digits; ``sign`` shows a plus too."""
+    plus = "+" if sign and share > 0 and math.isfinite(share) else ""
+    return f"{plus}{number(100 * share)}\u00a0%"
 
 
 def count(amount: int, word: str = "") -> str:
@@ -91,11 +92,10 @@ def weights(amount: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """``0.8 s``, ``12 s``, ``3 min 05 s``."""
-    if value < 10:
-        return f"{value:.1f} s"
+    """``0.8 s``, ``12 s``, ``3 min 05 s``, with hard spaces."""
     whole = round(value)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+    text = f"{value:.1f} s" if value < 10 else f"{whole} s"
+    return (text if whole < 60 else f"{whole // 60} min {whole % 60:02d} s").replace(" ", "\u00a0")
 
 
 def plain(text: str, limit: int = 200) -> str:

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .proof import Figures, Gate, LogitsPart, MetadataPart, Proof, TokensPart, Verdict, WeightsPart
-from .report_text import count, number, percent, plain, signed_percent, with_error
+from .report_text import count, number, percent, plain, small_percent, with_error
 
 _USE: dict[Verdict, str] = {
-    "passed": "Fit for use in place of the checkpoint.",
+    "passed": "Fit for use in place of the checkpoint{loss}.",
     "warned": "It runs, but let somebody who knows the model read the findings before it is given out.",
     "failed": "Do not use this file and do not give it out. Convert again, or see below what to repair.",
     "not run": "Nothing can be said about this file yet.",
 }
+_WHOLE = ("f32", "f64", "bf16", "f16")  # types whose loss nobody notices
 _PARTS = {
     "tokens": ("Tokens", "Is text read the same way?"),
     "metadata": ("Metadata", "Are the settings those of the original?"),
@@ -38,8 +39,8 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
      "both would say the same next token"),
     ("top5_overlap", "Overlap of the five likeliest", lambda f: percent(f.top5_overlap),
      "share of the five both have"),
-    ("dp_rms", "Δp, root mean square", lambda f: percent(f.dp_rms), "the right token's probability, changed"),
-    ("dp_mean", "Δp, mean", lambda f: signed_percent(f.dp_mean, 3), "below zero: less sure of it"),
+    ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms), "change of the right token"),
+    ("dp_mean", "Δp, mean", lambda f: small_percent(f.dp_mean, sign=True), "below zero: less sure"),
     ("perplexity", "Perplexity, checkpoint → file",
      lambda f: f"{number(f.perplexity_reference, 5)} → {number(f.perplexity_file, 5)}",
      "how surprised each is by the text"),
@@ -80,8 +81,8 @@ def headline(proof: Proof) -> str:
     if proof.verdict == "passed":
         said = "What was checked agrees with the original checkpoint"
         if proof.logits.verdict == "passed":
-            kind = plain(proof.type.upper(), 20)
-            said = f"The file answers like the original checkpoint, as closely as {kind} allows"
+            said = "The file answers like the original checkpoint"
+            said += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
         return f"{said}." if not skipped else f"{said}; not checked: {', '.join(skipped)}."
     if proof.cause is None:
         return f"The verdict on {', '.join(n for n, p in proof.parts.items() if p.verdict == proof.verdict)}."
@@ -94,7 +95,12 @@ def headline(proof: Proof) -> str:
 
 def use(proof: Proof) -> str:
     """What follows for who wants to use the file."""
-    return _USE[proof.verdict]
+    loss = "" if proof.type in _WHOLE else f", with the loss that comes with {_type(proof)}"
+    return _USE[proof.verdict].format(loss=loss)
+
+
+def _type(proof: Proof) -> str:
+    return plain(proof.type.upper(), 20)
 
 
 def in_plain_figures(figures: Figures) -> str:
@@ -186,6 +192,6 @@ def gate_value(figures: Figures, gate: Gate) -> float:
 def percentile_rows(figures: Figures) -> list[tuple[str, str]]:
     """Percentiles of Δp with their values."""
     return [
-        (f"{number(share, exact=True)}\u00a0%", signed_percent(value, 3))
+        (f"{number(share, exact=True)}\u00a0%", small_percent(value, sign=True))
         for share, value in figures.dp_percentiles
     ]

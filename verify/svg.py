@@ -1,5 +1,7 @@
 """SVG by hand: text, scales and axes, shared by the charts. Colours and fonts come from data/report.css.
 
+What comes from files has to go through ``report_text.plain`` before it is handed over as a label or title.
+
 Elements carry classes only: no style, no identifiers, no references, so that charts stand side by side.
 """
 
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .report_text import plain, power
+from .report_text import power
 
 WIDTH = 960
 LEFT, RIGHT = 64, WIDTH - 14  # where the field of a chart with a vertical scale begins and ends
@@ -26,7 +28,7 @@ def figure(
         f" {style}" if style else "",
         short(width),
         short(height),
-        plain(label, 600),
+        label,
         Markup("\n").join(parts),
     )
 
@@ -39,7 +41,7 @@ def short(value: float) -> str:
 def text(x: float, y: float, content: str, style: str = "", anchor: str = "start") -> Markup:
     """A line of text; ``anchor`` is start, middle or end."""
     return Markup('<text class="{}" x="{}" y="{}" text-anchor="{}">{}</text>').format(
-        style, short(x), short(y), anchor, plain(content)
+        style, short(x), short(y), anchor, content
     )
 
 
@@ -61,7 +63,7 @@ def rect(x: float, y: float, width: float, height: float, style: str, title: str
     shape = Markup('<rect class="{}" x="{}" y="{}" width="{}" height="{}"').format(
         style, short(x), short(y), short(max(width, 0)), short(max(height, 0))
     )
-    return shape + (Markup("><title>{}</title></rect>").format(plain(title)) if title else Markup("/>"))
+    return shape + (Markup("><title>{}</title></rect>").format(title) if title else Markup("/>"))
 
 
 def text_width(content: str) -> float:
