@@ -47,9 +47,12 @@ def compare_entries(found: Vocab, expected: Vocab, source: Source, *, strict: bo
     return findings
 
 
-def check_lengths(found: Vocab, rows: int | None) -> list[Finding]:
+def check_lengths(found: Vocab, expected: Vocab, rows: int | None) -> list[Finding]:
     """Lists as long as the vocabulary, and that as long as the embedding has rows (None: not known)."""
     findings = []
+    if found.size != expected.size and rows in (None, found.size):
+        message = f"the file has {found.size} tokens, the checkpoint {expected.size}"
+        findings.append(Finding(_TOKENS, message, str(expected.size), str(found.size)))
     if rows is not None and found.size != rows:
         message = f"the file has {found.size} tokens for {rows} embedding rows: llama.cpp refuses it"
         findings.append(Finding(_TOKENS, message, str(rows), str(found.size)))

@@ -10,6 +10,7 @@ from ..core.gguf_file import ALIGNMENT, GgufHeader
 from ..core.input_files import quoted
 from ..core.model import Model
 from ..vocab.in_gguf import read_vocab
+from ..vocab.leading_space import LEADING_SPACE
 from .metadata_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
 from .proof import Finding, MetadataPart, verdict_of
 from .tokenizer_keys import check_tokenizer_keys
@@ -182,13 +183,16 @@ def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
 
 
 def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
-    """Sampling the file recommends, where the checkpoint's files say otherwise; llama.cpp's tools heed it."""
+    """What programs heed: sampling the checkpoint's files say otherwise, a space that is not needed."""
     for key, value in file.items():
         if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
             name, wanted = key.removeprefix("general."), right.get(key)
             said = "nothing" if wanted is None else _shown(wanted)
             message = f"the file recommends {name} {_shown(value)}, the checkpoint {said}"
             yield Finding(key, message, said, _shown(value), grave=False)
+    if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
+        message = "the file says that text must begin with a space; with this tokenizer it need not"
+        yield Finding(LEADING_SPACE, message, "missing", "true", grave=False)
 
 
 def _alike(one: Any, other: Any) -> bool:

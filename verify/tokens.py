@@ -52,7 +52,7 @@ def check_tokens(
         if fault.key in _LISTS
     ]
     rows = next((info.shape[0] for info in header.tensors if info.name == EMBEDDING and info.shape), None)
-    findings += check_lengths(found, rows)
+    findings += check_lengths(found, expected, rows)
     findings += compare_entries(found, expected, source, strict=strict)
     parity, questions = examine(path, found, source, cut(texts))
     findings += _of_parity(parity, questions, source, allow_mismatch)
