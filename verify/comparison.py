@@ -126,16 +126,20 @@ def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Rea
 def logits_part(
     file: GgufFile,
     subject: Subject,
-    reading: Reading,
+    read: Callable[[], Reading],
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
     how: How,
 ) -> LogitsPart:
-    """The file's logits against the reading; where they fail, or as ``how`` says, the diagnosis too."""
+    """The file's logits against those of ``read``; where they fail, or as ``how`` says, the diagnosis too.
+
+    The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
+    """
     gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
     try:
         with LlamaCandidate(file.path, threads=how.threads) as candidate:
-            part = judged(compare(reading, candidate, windows, how.progress), gate, windows, subject.source)
+            measure = compare(read(), candidate, windows, how.progress)
+            part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
     except CandidateFailure as failure:

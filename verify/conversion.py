@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -57,15 +59,15 @@ def prove(
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
     announce(cost(subject, windows, len(files)))
-    reading = read_reference(subject, windows, how)
-    return tuple(_proof(path, subject, parity, reading, windows, scope, how) for path in files)
+    read = functools.cache(partial(read_reference, subject, windows, how))  # once for all files
+    return tuple(_proof(path, subject, parity, read, windows, scope, how) for path in files)
 
 
 def _proof(
     path: Path,
     subject: Subject,
     parity: Parity,
-    reading: Reading,
+    read: Callable[[], Reading],
     windows: Sequence[Window],
     scope: Literal["quick", "full"],
     how: How,
@@ -91,7 +93,7 @@ def _proof(
             scope=scope,
             provenance=provenance(file, subject, windows, None),
         )
-        logits = logits_part(file, subject, reading, windows, weights.tensors, how)
+        logits = logits_part(file, subject, read, windows, weights.tensors, how)
     return replace(proof, logits=logits, seconds=time.monotonic() - begun)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ def verify(
         with CheckpointHashes(file.path, manifest, subject.checkpoint) as hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
             evidence = provenance(file, subject, windows, texts, files=hashes.result(progress))
-        reading = read_reference(subject, windows, how)
-        logits = logits_part(file, subject, reading, windows, proof.weights.tensors, how)
+        read = partial(read_reference, subject, windows, how)
+        logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
     return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
 
 
