@@ -85,12 +85,12 @@ def _bars() -> tuple[Progress, Callable[[], None]]:
 
 
 def _columns() -> dict[str, Any]:
-    """How wide a bar may be; tqdm shows nothing in the pseudo-terminals that say they have no columns."""
+    """How wide a bar may be; tqdm shows nothing in the pseudo-terminals that say they have no size."""
     try:
-        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+        known = all(os.get_terminal_size(sys.stderr.fileno()))
     except (OSError, ValueError):
         known = False
-    return {"dynamic_ncols": True} if known else {"ncols": 80}
+    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
 
 
 def _lines() -> tuple[Progress, Callable[[], None]]:

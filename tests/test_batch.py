@@ -30,13 +30,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def batch(
-    *models: Path | str, quants: str, out: Path, jobs: int = 1, verify: str = "no"
+    *models: Path | str, quants: str, out: Path, jobs: int = 1, verify: str = "no", flags: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run ``make batch`` with the kconv of this environment, installing nothing."""
     environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", "--no-print-directory", f"-j{jobs}", "-o", ".venv/.kconv-installed", "batch"]
     command += [f"MODELS={' '.join(map(str, models))}", f"QUANTS={quants}", f"OUT={out}"]
-    command += [f"BIN={Path(sys.executable).parent}", f"VERIFY={verify}"]
+    command += [f"BIN={Path(sys.executable).parent}", f"VERIFY={verify}", f"KCONV_FLAGS={flags}"]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
@@ -95,6 +95,32 @@ def test_one_failure_neither_stops_nor_damages_the_others(models: Path, tmp_path
     assert after["broken-Q8_0.gguf"] == before["broken-Q8_0.gguf"]
     assert set(after) == {"broken-Q8_0.gguf", "one-Q8_0.gguf"}
     assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
+
+
+def test_a_file_whose_proof_fails_stays_and_is_never_taken_for_done(models: Path, tmp_path: Path) -> None:
+    """NaN let through on purpose makes a file whole but wrong."""
+    from safetensors.torch import load_file, save_file
+
+    out, broken = tmp_path / "dist", Path(shutil.copytree(models / "one", tmp_path / "broken"))
+    (weights,) = broken.glob("*.safetensors")
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("up_proj.weight"))
+    tensors[name] = tensors[name] * float("nan")
+    save_file(tensors, weights)
+    for _ in range(2):
+        result = batch(broken, quants="f16", out=out, verify="quick", flags="--allow-nan")
+        assert result.returncode != 0
+        assert "the proof failed" in result.stderr
+        assert set(stamps(out)) == {"broken-F16.gguf"}
+    assert batch(broken, quants="f16", out=out, verify="no", flags="--allow-nan").returncode == 0
+    assert "to-gguf" not in batch(broken, quants="f16", out=out, flags="--allow-nan").stdout
+
+
+def test_what_is_made_is_proven(models: Path, tmp_path: Path) -> None:
+    assert batch(models / "one", quants="f32", out=tmp_path, verify="").returncode == 2
+    assert batch(models / "one", quants="f32", out=tmp_path, verify="quick").returncode == 0
+    manifest = json.loads((tmp_path / "one-F32.gguf.manifest.json").read_text("utf-8"))
+    assert manifest["proof"]["verdict"] == "passed"
 
 
 def test_an_unknown_type_fails_alone(models: Path, tmp_path: Path) -> None:

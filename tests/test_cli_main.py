@@ -20,6 +20,7 @@ import click
 import pytest
 
 from kconv.cli import errors
+from kconv.cli.console import emit_json
 from kconv.cli.main import COMMANDS, main
 from kconv.cli.progress import progress_line
 from kconv.core import errors as core_errors
@@ -134,6 +135,11 @@ def test_shells_can_complete_commands_and_options() -> None:
         ["run", "x.gguf", "-p", "a", "--top-p", "2"],
         ["run", "x.gguf", "-p", "a", "-n", "many"],
         ["inspect", "a", "b"],
+        ["verify"],
+        ["verify", "x.gguf"],
+        ["verify", "x.gguf", "--against", "x", "--gate", "q4_0"],
+        ["verify", "x.gguf", "--against", "x", "--report", "x.gguf"],
+        ["to-gguf", "x", "--verify", "x"],
         ["to-gguf", "x", "--threads", "0"],
         ["to-gguf", "x", "-q", ""],
         ["demo-checkpoint", "no-such-family", "somewhere"],
@@ -214,7 +220,11 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "a"]], ids=["inspect", "run"])
+@pytest.mark.parametrize(
+    "command",
+    [["inspect"], ["run", "-p", "a"], ["verify", "--against", "."]],
+    ids=["inspect", "run", "verify"],
+)
 @pytest.mark.parametrize("case", [*DAMAGED, "missing", "folder"])
 def test_what_is_no_gguf_is_refused_with_3(command: list[str], case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
@@ -285,10 +295,10 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("columns", [100, 0])
-def test_a_terminal_shows_a_bar_with_rate_and_time_left(columns: int) -> None:
+@pytest.mark.parametrize(("rows", "columns"), [(24, 100), (24, 0), (0, 0)])
+def test_a_terminal_shows_a_bar_with_rate_and_time_left(rows: int, columns: int) -> None:
     leader, follower = pty.openpty()
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
     child = subprocess.Popen([sys.executable, "-c", SLOW_WORK], stdout=subprocess.PIPE, stderr=follower)
     os.close(follower)
     shown = b""
@@ -317,6 +327,43 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
 def test_quick_work_shows_nothing() -> None:
     code = SLOW_WORK.replace("sleep(0.1)", "sleep(0.01)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
+
+
+def test_a_sentence_stands_above_the_bar() -> None:
+    code = SLOW_WORK.replace("        time.sleep(0.1)", "        time.sleep(0.1)\n        said(done)")
+    code = code.replace("import shown_progress", "import announce, shown_progress")
+    code = "said = lambda done: announce('about 40 s') if done == 25 else None\n" + code
+    leader, follower = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=follower)
+    os.close(follower)
+    shown = b""
+    try:
+        while piece := os.read(leader, 4096):
+            shown += piece
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    child.communicate()
+    text = shown.decode()
+    at = text.index("kconv: about 40 s")
+    assert text[:at].endswith("\r"), "the bar is wiped away first"
+    assert "writing weights" in text[:at]
+    assert "writing weights" in text[at:], "and drawn again"
+
+
+def test_a_sentence_nobody_reads_is_no_error() -> None:
+    code = "from kconv.cli.progress import announce\nannounce('about 40 s')\nprint('done')"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=writing, check=False)
+    os.close(writing)
+    assert done.stdout == b"done\n"
+
+
+def test_json_has_no_word_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    emit_json({"kl": float("inf"), "more": [(float("nan"), 1.5)], "deep": {"x": -float("inf")}})
+    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert told == {"kl": None, "more": [[None, 1.5]], "deep": {"x": None}}
 
 
 def test_progress_lines() -> None:

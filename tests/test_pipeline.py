@@ -74,7 +74,8 @@ def test_pytorch_files_give_the_same_tensors(tmp_path: Path, small_tokenizer: Pa
 
 def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = random_llama(tmp_path / "model", small_tokenizer)
-    (made,) = to_gguf(folder, tmp_path / "out.gguf", types=["q4_0"], pure=True, verify=False).outputs
+    conversion = to_gguf(folder, tmp_path / "out.gguf", types=["q4_0"], pure=True)
+    (made,), (proof,) = conversion.outputs, conversion.proofs
     manifest = json.loads(made.manifest.read_text(encoding="utf-8"))
     hashed = {file["name"]: (file["bytes"], file["sha256"]) for file in manifest["source"]["files"]}
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
@@ -82,7 +83,12 @@ def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokeniz
         assert hashed[name] == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest["options"]["pure"] is True
     assert manifest["output"] == {"file": "out.gguf", "type": "q4_0", "bytes": made.path.stat().st_size}
-    assert manifest["proof"]["tokens"]["verdict"] == "exact"
+    assert manifest["options"]["verify"] == "quick"
+    assert manifest["proof"]["verdict"] == proof.verdict == conversion.verdict
+    assert manifest["proof"]["tokens"]["parity"]["verdict"] == "exact"
+    assert manifest["proof"]["metadata"]["verdict"] == "passed"
+    assert manifest["proof"]["logits"]["figures"]["positions"] > 100
+    assert manifest["proof"]["logits"]["gate"]["type"] == "q4_0"
     assert manifest["versions"]["kconv"]
     reader = gguf.GGUFReader(made.path)
     assert manifest["tensors"] == {t.name: t.tensor_type.name.lower() for t in reader.tensors}
