@@ -127,7 +127,7 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
     expected = tuple(product(words, sizes) for words in row.shape)
     if sources[0].shape != expected:
         gaps.append(
-            f"shape of {target.name} in the file: {_shape(target.shape)}, but config.json says "
+            f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json says "
             f"{_shape(expected)} ({', '.join(row.shape)})"
         )
     names = [source.format(i=i) for source in row.sources]
