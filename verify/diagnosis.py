@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ _GELU = 1e-4  # its table of half floats
 _FLOOR = 1e-8  # of rounding in fp32, wherever it is done
 _MATRICES = 3  # whose rounding adds up in what leaves a layer, as a rule
 _JUMP = 4.0
+_LARGEST = sys.float_info.max  # JSON knows no infinity
 
 
 def diagnose(
@@ -73,12 +75,12 @@ def diagnose(
 
 
 def nmse(found: Floats, expected: Floats) -> float:
-    """Mean squared difference over the variance of what is expected; infinite where one is not finite."""
+    """Mean squared difference over the variance of what is expected; the largest number if not finite."""
     if found.shape != expected.shape:
-        return math.inf
+        return _LARGEST
     difference = found.astype(np.float64) - expected
     value = float(np.mean(difference * difference) / max(float(np.var(expected, dtype=np.float64)), 1e-30))
-    return value if math.isfinite(value) else math.inf
+    return value if math.isfinite(value) else _LARGEST
 
 
 def _of_logits(

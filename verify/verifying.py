@@ -27,7 +27,7 @@ from .comparison import (
     read_reference,
     text_windows,
 )
-from .gates import file_type, gate_for
+from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
 from .proof import LogitsPart, Proof, verdict_of
@@ -105,8 +105,12 @@ def _without_logits(
 ) -> Proof:
     """The three parts for which nothing has to be computed."""
     metadata = check_metadata(file.header, subject.model)
+    remark = mislabelled(file.header)
+    more = (remark,) if remark else ()
     if manifest is not None:
-        findings = (*metadata.findings, *changed_after_conversion(file.header, manifest))
+        more += changed_after_conversion(file.header, manifest)
+    if more:
+        findings = (*metadata.findings, *more)
         metadata = replace(metadata, verdict=verdict_of(findings), findings=findings)
     return Proof(
         artifact=file.path,
