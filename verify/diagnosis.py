@@ -74,6 +74,7 @@ def diagnose(
     )
 
 
+@np.errstate(all="ignore")  # what is not finite is told
 def nmse(found: Floats, expected: Floats) -> float:
     """Mean squared difference over the variance of what is expected; the largest number if not finite."""
     if found.shape != expected.shape:
@@ -95,7 +96,7 @@ def _of_logits(
         weights += nmse(middle, truth.logits(0, block.start, stop)) * len(block.logits)
         runtime += nmse(block.logits, middle) * len(block.logits)
         blocks += len(block.logits)
-    return weights / max(blocks, 1), runtime / max(blocks, 1)
+    return min(weights / max(blocks, 1), _LARGEST), min(runtime / max(blocks, 1), _LARGEST)
 
 
 def _expected(tensors: Sequence[TensorError], *, gelu: bool) -> tuple[float, float]:

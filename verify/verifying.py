@@ -30,7 +30,7 @@ from .comparison import (
 from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
-from .proof import LogitsPart, Proof, verdict_of
+from .proof import Finding, LogitsPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
     changed_after_conversion,
@@ -106,7 +106,7 @@ def _without_logits(
     """The three parts for which nothing has to be computed."""
     metadata = check_metadata(file.header, subject.model)
     remark = mislabelled(file.header)
-    more = (remark,) if remark else ()
+    more: tuple[Finding, ...] = (remark,) if remark else ()
     if manifest is not None:
         more += changed_after_conversion(file.header, manifest)
     if more:
