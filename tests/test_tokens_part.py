@@ -184,8 +184,8 @@ def test_scores_in_the_same_order_are_as_good(made: dict[str, Made], tmp_path: P
     ("change", "words"),
     [
         (swapped(5, 900), "2 merges stand at another rank, first at rank 5"),
-        (lambda merges: merges[:700] + merges[701:], "1 merges are missing and 0 are not"),
-        (replaced(3, "Ġ kconv"), "1 merges are missing and 1 are not the checkpoint's, first at rank 3"),
+        (lambda merges: merges[:700] + merges[701:], "1 of the merges missing, 0 not the checkpoint's"),
+        (replaced(3, "Ġ kconv"), "1 of the merges missing, 1 not the checkpoint's, first at rank 3"),
     ],
 )
 def test_wrong_merges(change: Change, words: str, made: dict[str, Made], tmp_path: Path) -> None:

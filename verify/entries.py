@@ -142,7 +142,7 @@ def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
     if shift:
         way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
         message = f"from token {ids[0]} on, texts stand {way}: {len(ids)} tokens have the text of another one"
-        return [_text_finding(ids[0], found, expected, message)]
+        return [_text_finding(ids[0], found, expected, source, message)]
     places = {expected.tokens[index]: index for index in ids}
     findings = []
     done: set[int] = set()
@@ -150,21 +150,27 @@ def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
         if index in done:
             continue
         partner = places.get(found.tokens[index])
-        has, should = (
-            readable(found.tokens[index], byte_level=is_byte_level(source)),
-            readable(expected.tokens[index], byte_level=is_byte_level(source)),
-        )
+        has, should = _both(index, found, expected, source)
         message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
         if partner is not None and found.tokens[partner] == expected.tokens[index]:
             done.add(partner)
             message = f"tokens {index} {should} and {partner} {has} are in each other's place"
-        findings.append(_text_finding(index, found, expected, message))
+        findings.append(_text_finding(index, found, expected, source, message))
     return findings
 
 
-def _text_finding(index: int, found: Vocab, expected: Vocab, message: str, *, grave: bool = True) -> Finding:
-    has, should = shown_text(found.tokens[index]), shown_text(expected.tokens[index])
+def _text_finding(
+    index: int, found: Vocab, expected: Vocab, source: Source, message: str, *, grave: bool = True
+) -> Finding:
+    has, should = _both(index, found, expected, source)
     return Finding(f"token {index}", message, should, has, grave=grave)
+
+
+def _both(index: int, found: Vocab, expected: Vocab, source: Source) -> tuple[str, str]:
+    """The file's text of a token and the expected one, as they stand where they would look alike."""
+    pieces = (found.tokens[index], expected.tokens[index])
+    has, should = (readable(piece, byte_level=is_byte_level(source)) for piece in pieces)
+    return (has, should) if has != should else (shown_text(pieces[0]), shown_text(pieces[1]))
 
 
 def _shift(ids: Sequence[int], found: Vocab, expected: Vocab) -> int:
@@ -184,7 +190,7 @@ def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
         return []
     who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
     message = f"{who} another name in the file, first token {ids[0]}; no text is read otherwise for it"
-    return [_text_finding(ids[0], found, expected, message, grave=False)]
+    return [_text_finding(ids[0], found, expected, source, message, grave=False)]
 
 
 # Types
@@ -278,7 +284,7 @@ def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     has = shown_text(mine[rank]) if rank < len(mine) else "missing"
     should = shown_text(theirs[rank]) if rank < len(theirs) else "missing"
     if missing or extra:
-        what = f"{len(missing)} merges are missing and {len(extra)} are not the checkpoint's"
+        what = f"{len(missing)} of the merges missing, {len(extra)} not the checkpoint's"
     else:
         moved = sum(one != other for one, other in zip(mine, theirs, strict=False))
         what = f"{moved} merges stand at another rank"

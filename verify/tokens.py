@@ -19,8 +19,8 @@ _LISTS = tuple(PREFIX + name for name in ("tokens", "token_type", "scores", "mer
 _MOST = 8  # findings
 _PIECE = 400  # characters of the user's text read at a time, so that a difference can be shown
 _READ = 2_000_000  # characters of the user's texts in all
-_AROUND = 3  # tokens shown before the first that differs
-_SHOWN = 10
+_AROUND = 2  # tokens shown before the first that differs
+_SHOWN = 7
 
 
 def check_tokens(
