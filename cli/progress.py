@@ -15,16 +15,16 @@ from .console import say, seconds_text, size_text
 _PATIENCE = 2.0  # seconds before anything is shown
 _INTERVAL = 5.0  # seconds between lines where there is no terminal
 
-# What people read for the stages the rooms report, and whether they count bytes.
+# What people read for the stages the rooms report, and what they count.
 _STAGES = {
-    "write": ("writing weights", True),
-    "hash": ("hashing the source", True),
-    "tokens": ("comparing tokens", False),
-    "weights": ("comparing weights", True),
-    "reference": ("reading the checkpoint in fp32", False),
-    "logits": ("comparing logits", False),
-    "loading": ("loading", False),
-    "reading the prompt": ("reading the prompt", False),
+    "write": ("writing weights", "bytes"),
+    "hash": ("hashing the source", "bytes"),
+    "tokens": ("comparing tokens", "texts"),
+    "weights": ("comparing weights", "bytes"),
+    "reference": ("reading the checkpoint in fp32", "modules"),
+    "logits": ("comparing logits", "positions"),
+    "loading": ("loading", ""),
+    "reading the prompt": ("reading the prompt", ""),
 }
 
 
@@ -66,8 +66,9 @@ def _bars() -> tuple[Progress, Callable[[], None]]:
         nonlocal bar, current
         if stage != current:
             close()
-            title, in_bytes = _STAGES.get(stage, (stage, False))
-            scale = {"unit": "B", "unit_scale": True, "unit_divisor": 1024} if in_bytes else {"unit": ""}
+            title, unit = _STAGES.get(stage, (stage, ""))
+            in_bytes = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+            scale = in_bytes if unit == "bytes" else {"unit": f" {unit}"}
             bar = tqdm(total=total, desc=title, leave=False, delay=_PATIENCE, **_columns(), **scale)
             current = stage
         bar.total = total
@@ -112,11 +113,12 @@ def _lines() -> tuple[Progress, Callable[[], None]]:
 
 def progress_line(stage: str, done: int, total: int, seconds: float) -> str:
     """``kconv: writing weights: 42 % of 2.54 GiB, 310 MiB/s, 5.0 s left``."""
-    title, in_bytes = _STAGES.get(stage, (stage, False))
+    title, unit = _STAGES.get(stage, (stage, ""))
     share = done / total if total > 0 else 0.0
-    parts = [f"{share:.0%} of {size_text(total) if in_bytes else f'{total:,}'}"]
+    whole = size_text(total) if unit == "bytes" else f"{total:,} {unit}".rstrip()
+    parts = [f"{share:.0%} of {whole}"]
     if done > 0 and seconds > 0:
-        if in_bytes:
+        if unit == "bytes":
             parts.append(f"{size_text(done / seconds)}/s")
         parts.append(f"{seconds_text(seconds * (total - done) / done)} left")
     return f"kconv: {title}: {', '.join(parts)}"

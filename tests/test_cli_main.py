@@ -369,5 +369,5 @@ def test_json_has_no_word_for_what_is_no_number(capsys: pytest.CaptureFixture[st
 def test_progress_lines() -> None:
     line = progress_line("write", 1 << 30, 1 << 31, 10.0)
     assert line == "kconv: writing weights: 50% of 2.00 GiB, 102 MiB/s, 10 s left"
-    assert progress_line("tokens", 0, 3000, 1.0) == "kconv: comparing tokens: 0% of 3,000"
+    assert progress_line("tokens", 0, 3000, 1.0) == "kconv: comparing tokens: 0% of 3,000 texts"
     assert progress_line("other", 0, 0, 0.0) == "kconv: other: 0% of 0"

@@ -366,6 +366,10 @@ def test_a_conversion_proves_every_file(kconv: Kconv, checkpoint: Path, tmp_path
         assert proof["verdict"] == "passed"
         assert proof["scope"] == "quick"
         assert proof["logits"]["figures"]["positions"] > 100
+    q4_0 = next(tmp_path.glob("*-Q4_0.gguf"))
+    assert "passed (quick), mean KL 0.0" in kconv("inspect", q4_0).stdout
+    Path(f"{q4_0}.manifest.json").write_text('{"output": {"bytes": 1}}')
+    assert json.loads(kconv("inspect", q4_0, "--json").stdout)["proof"] is None, "not this file's manifest"
 
 
 def test_json_of_a_conversion_holds_the_proofs(kconv: Kconv, checkpoint: Path, tmp_path: Path) -> None:
