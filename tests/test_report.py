@@ -16,7 +16,7 @@ import pytest
 import report_material as material
 
 from kconv.core.errors import OutputExists, UsageError
-from kconv.verify.proof import Diagnosis, LayerError, LogitsPart, Positions, Proof, WeightsPart
+from kconv.verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Positions, Proof, WeightsPart
 from kconv.verify.report import report_html, write_report
 from kconv.verify.report_text import number, percent, plain, small_percent, visible, with_error
 
@@ -168,7 +168,7 @@ def test_a_failed_proof_says_what_where_and_what_to_do() -> None:
         "500000.0",
         "10000.0",
         "blk.7.attn_q.weight",
-        "layer 7 is the first",
+        "Layer 7 is the first",
     ):
         assert words in text
     assert page.count('class="cross"') == 3  # two tensors and the legend
@@ -220,6 +220,9 @@ def test_numbers_that_are_none_break_nothing() -> None:
 def test_size_is_bounded() -> None:
     page = report_html([material.passed("q4_0", 111, (512,) * 8)]).encode()
     assert len(page) < 2_000_000
+    junk = Finding("\u200b" * 900, "\u202e\u0301" * 900, "\x00" * 900, "\ud800" * 900)
+    mess = replace(material.failed().tokens, findings=(junk,) * 3000)
+    assert len(report_html([replace(material.failed(), tokens=mess)]).encode()) < 2_000_000
     long = replace(
         material.passed(), notes=("긴 글 " * 100_000,) * 5000, provenance={"k": ["x" * 10**6] * 1000}
     )
@@ -267,13 +270,14 @@ def test_numbers_keep_their_promises() -> None:
 
 def test_what_would_be_unseen_is_made_visible() -> None:
     assert str(visible("가\n")) == '<bdi lang="ko">가<span class="mark" title="U+000A">↵</span></bdi>'
-    assert "ᄒ</span><span" in visible("\u1112\u1161\u11ab")  # decomposed Hangul is not drawn as composed
+    assert ">ᄒ</span><span" in visible("\u1112\u1161\u11ab")  # decomposed Hangul is not drawn as composed
     assert ">\\xec</span>" in visible("\\xec\\x95")
     assert visible("x" * 500, 100).count("x") == 100
     assert "400 characters more" in visible("x" * 500, 100)
     assert str(visible("abc", 2, tail=True)).endswith("bc</bdi>")
     assert visible("e" + "\u0301" * 50).count("mark") == 47
     assert plain("a\u202eb\n") == "a\\u202eb↵"
+    assert plain("\u3164\u115f") == "\\u3164\\u115f"  # Hangul fillers
 
 
 def test_chromium_shows_it_without_complaint(tmp_path: Path) -> None:

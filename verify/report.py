@@ -202,7 +202,7 @@ def _environment() -> jinja2.Environment:
         *(report_text.number, report_text.percent, report_text.count, report_text.weights),
         *(report_text.seconds, report_text.plain, report_text.visible, charts.sign, charts.bar),
         *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_title),
-        *(report_words.part_line, report_words.gate_words),
+        *(report_words.part_line, report_words.gate_words, report_words.sentence),
     )
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"scalar": _scalar, "tone": _tone, "items": _items}

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from collections.abc import Iterator
+from itertools import groupby, islice
 
 from markupsafe import Markup, escape
 
@@ -17,6 +19,8 @@ _SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "\\r", " ": "␣"}
 _HALF = re.compile(r"\\x[89a-f][0-9a-f]")  # how vocab.decoding writes bytes that make no character
 _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+_BLANK = "\u115f\u1160\u3164\uffa0\u2800"  # letters without ink
+_MOST_MARKS = 60  # in one text
 _MANY_MARKS = 3  # combining characters on one letter; more would climb over the lines around
 
 
@@ -100,8 +104,8 @@ def seconds(value: float) -> str:
 
 def plain(text: str, limit: int = 200) -> str:
     """``text`` for places that hold no markup (titles, labels): the same marks, as characters."""
-    shown = [_mark(character, False) or character for character in text[:limit]]
-    return "".join(shown) + ("…" if len(text) > limit else "")
+    shown = "".join(sign or character for character, sign in _signs(text[:limit]))
+    return shown + ("…" if len(text) > limit else "")
 
 
 def visible(text: object, limit: int = 400, *, spaces: bool = False, tail: bool = False) -> Markup:
@@ -114,7 +118,7 @@ def visible(text: object, limit: int = 400, *, spaces: bool = False, tail: bool 
     cut = len(full) - limit
     kept = full if cut <= 0 else full[-limit:] if tail else full[:limit]
     parts, last = [], 0
-    for half in _HALF.finditer(kept):
+    for half in islice(_HALF.finditer(kept), _MOST_MARKS):
         parts += [_marked(kept[last : half.start()], spaces), _span(half.group(), "half a character")]
         last = half.end()
     parts.append(_marked(kept[last:], spaces))
@@ -127,42 +131,44 @@ def visible(text: object, limit: int = 400, *, spaces: bool = False, tail: bool 
 
 
 def _marked(text: str, spaces: bool) -> Markup:
+    signs = list(_signs(text, spaces))
+    if sum(sign is not None for _, sign in signs) > _MOST_MARKS:  # not text at all: keep the page small
+        return escape("".join(sign or character for character, sign in signs))
     parts: list[Markup] = []
-    plain_from = marks = 0
-    for at, character in enumerate(text):
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        alone = marks > _MANY_MARKS or (marks == 1 and at == 0)
-        sign = _mark(character, spaces) or (_escape(character) if alone else None)
-        if sign is None:
-            continue
-        parts += [escape(text[plain_from:at]), _span(sign, _name(character))]
-        plain_from = at + 1
-    parts.append(escape(text[plain_from:]))
+    for unseen, group in groupby(signs, key=lambda pair: pair[1] is not None):
+        if unseen:
+            parts += [_span(sign or "", _name(character)) for character, sign in group]
+        else:
+            parts.append(escape("".join(character for character, _ in group)))
     return Markup("").join(parts)
 
 
-def _mark(character: str, spaces: bool) -> str | None:
-    """What stands for a character one would not see, or not see as it is; None for all others.
+def _signs(text: str, spaces: bool = False) -> Iterator[tuple[str, str | None]]:
+    """Each character with what stands for it if it would not be seen, or not be seen as it is, else None.
 
-    Conjoining jamo are set apart, since browsers draw them like the syllables of composed Hangul.
+    Conjoining jamo are set apart, since browsers draw them like the syllables of composed Hangul; combining
+    characters where there are many on a letter, or none before them.
     """
-    if character == " ":
-        return _SYMBOLS[" "] if spaces else None
-    if character in _SYMBOLS:
-        return _SYMBOLS[character]
-    if unicodedata.category(character) in _HIDDEN or (character != " " and character.isspace()):
-        return _escape(character)
-    if "\u1100" <= character <= "\u11ff":
-        return character
-    return None
+    combining = 0
+    for at, character in enumerate(text):
+        category = unicodedata.category(character)
+        combining = combining + 1 if category in ("Mn", "Me") else 0
+        if character == " ":
+            yield character, _SYMBOLS[" "] if spaces else None
+        elif character in _SYMBOLS:
+            yield character, _SYMBOLS[character]
+        elif category in _HIDDEN or character in _BLANK or character.isspace():
+            yield character, _escape(character)
+        elif combining:
+            alone = combining > _MANY_MARKS or at == 0
+            yield character, _escape(character) if alone else None
+        else:
+            yield character, character if "\u1100" <= character <= "\u11ff" else None
 
 
 def _escape(character: str) -> str:
-    return (
-        character.encode("unicode_escape").decode("ascii")
-        if ord(character) > 0x7E
-        else f"\\x{ord(character):02x}"
-    )
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x7F else character.encode("unicode_escape").decode("ascii")
 
 
 def _name(character: str) -> str:

@@ -39,7 +39,8 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
      "both would say the same next token"),
     ("top5_overlap", "Overlap of the five likeliest", lambda f: percent(f.top5_overlap),
      "share of the five both have"),
-    ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms), "change of the right token"),
+    ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms),
+     "change of the right token's probability"),
     ("dp_mean", "Δp, mean", lambda f: small_percent(f.dp_mean, sign=True), "below zero: less sure"),
     ("perplexity", "Perplexity, checkpoint → file",
      lambda f: f"{number(f.perplexity_reference, 5)} → {number(f.perplexity_file, 5)}",
@@ -86,11 +87,16 @@ def headline(proof: Proof) -> str:
         return f"{said}." if not skipped else f"{said}; not checked: {', '.join(skipped)}."
     if proof.cause is None:
         return f"The verdict on {', '.join(n for n, p in proof.parts.items() if p.verdict == proof.verdict)}."
-    part, _, sentence = proof.cause.partition(": ")
-    said = f"{_PARTS[part][0]}: {sentence}" + ("" if sentence.endswith((".", "!", "?")) else ".")
+    part, _, why = proof.cause.partition(": ")
+    said = sentence(f"{_PARTS[part][0]}: {why}")
     others = sum(len(each.findings) for each in proof.parts.values()) - 1
     more = f" There {'is' if others == 1 else 'are'} {count(others, 'more finding')}."
     return said + (more if others else "")
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def use(proof: Proof) -> str:
