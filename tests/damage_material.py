@@ -83,6 +83,8 @@ def _reencoded(info: TensorInfo, data: npt.NDArray[np.uint8], change: RowEdit) -
     assert after.shape == before.shape, f"{info.name}: {after.shape} instead of {before.shape}"
     result = data.reshape(len(before), -1).copy()
     different = np.flatnonzero((before.view(np.uint32) != after.view(np.uint32)).any(axis=1))
+    if not len(different):
+        return data
     changed = np.ascontiguousarray(after[different])
     encoded = np.empty(changed.shape[0] * format.row_bytes(columns), np.uint8)
     encode(format, changed, encoded)

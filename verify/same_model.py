@@ -11,7 +11,7 @@ from ..core.gguf_file import TensorInfo
 from ..core.model import Model
 from .gguf_weights import GgufFile
 
-_SHOWN = 10
+_SHOWN = 8
 _LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
 
 

@@ -14,6 +14,7 @@ from .gguf_weights import GgufFile
 from .proof import Finding
 from .same_model import layer_of
 from .weight_errors import Compared, RowsFound, Sums, is_scaled
+from .weight_limits import typical_error
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
 
 # Rows looked at, and how far a row is looked for in the neighbourhood of its place.
@@ -119,7 +120,7 @@ def _case(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> _Cas
     bad = found.far if found.far.count else found.changed
     step = -(-len(bad.examples) // _SAMPLE) or 1
     rows = bad.examples[::step] or (0,)
-    own = found.own.error if found.own is not None else 0.5
+    own = found.own.error if found.own is not None else typical_error(pair.format)
     sample = rows_of(where.file.tensor(pair.info), rows)
     return _Case(pair, found, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
 
@@ -142,6 +143,13 @@ def _not_finite(case: _Case) -> _Cause | None:
         f"{count} weights of {{name}} are NaN or infinite, the checkpoint's are not",
         "{count} tensors hold weights that are NaN or infinite where the checkpoint's are not: {names}",
     )
+
+
+def _same_numbers(case: _Case) -> _Cause | None:
+    if case.found.own is None or case.found.different:
+        return None
+    text = "the same numbers in other bytes, so kconv did not write them"
+    return _Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
 
 
 def _zeros(case: _Case) -> _Cause | None:
@@ -311,6 +319,7 @@ def _unexplained(case: _Case) -> _Cause:
 
 _EXPLANATIONS: tuple[Callable[[_Case], _Cause | None], ...] = (
     _not_finite,
+    _same_numbers,
     _zeros,
     _not_permuted,
     _scaled,

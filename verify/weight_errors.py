@@ -20,8 +20,8 @@ from .weight_limits import row_limit, typical_error
 
 Rows = npt.NDArray[np.float64]
 
-# Weights measured at once: what is in use then fits a core's own cache.
-_TILE = 1 << 16
+# Weights measured at once: few enough for a cache, enough for the calls to cost little.
+_TILE = 1 << 18
 # Rows kept as examples of those that differ, in a piece and in all.
 _EXAMPLES = 8
 _EXAMPLES_IN_ALL = 64

@@ -6,7 +6,8 @@ Student-t and column-scaled weights of 16 x 256 to 512 x 2048 and on trained mod
 log-normal (sigma 1) and absurdly uneven (sigma 3) size:
 
 - the error over a tensor grew to at most 1.5 times that without importance data (1.9 in the smallest), that
-  of a row to at most 6 times; a row of zeros has the error 1, another row's weights have 1.4;
+  of a row to at most 6 times (7 for a row with a large outlier that does not matter); a row of zeros
+  has the error 1, another row's weights have 1.4;
 - importance data make ggml choose scales by least squares, which shrinks: the slope of the file's weights on
   the checkpoint's falls by up to half the squared error at even importance, by four times it at absurd one,
   but it never rises by more than chance. So a slope above that of encoding anew is damage.
@@ -50,8 +51,8 @@ def typical_error(format: Format) -> float:
 
 def row_limit(format: Format, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The largest relative error a row may have, given those of encoding it anew."""
-    factor = 1.5 if format.name in _ONE_RESULT else 6.0
-    return np.maximum(np.minimum(_NOTHING_LEFT, factor * own), 1.05 * own)
+    allowed = 1.5 * own if format.name in _ONE_RESULT else np.clip(6 * own, 0.3, _NOTHING_LEFT)
+    return np.asarray(np.maximum(allowed, 1.05 * own), np.float64)
 
 
 def error_limit(format: Format, own: float | None) -> float:
@@ -77,4 +78,4 @@ def slope_limits(
     if format.name in _ONE_RESULT:
         return own_slope - slack - chance, highest
     growth = max(0.0, (error / own_error) ** 2 - 0.9) if own_error else 0.0
-    return own_slope - slack - chance - own_error**2 * (1 + 6 * growth), highest
+    return min(own_slope, 1.0) - slack - chance - own_error**2 * (1 + 6 * growth), highest

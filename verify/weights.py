@@ -56,7 +56,7 @@ def check_weights(
     compared = _compare(file, pairs, threads or available_cores(), progress)
     errors, wrong = [], []
     for pair, found in zip(pairs, compared, strict=True):
-        state = _judge(pair, found, strict)
+        state = judge(pair, found, strict)
         errors.append(_tensor_error(pair, found, state))
         if state == "differs":
             wrong.append((pair, found))
@@ -128,7 +128,7 @@ def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Prog
     results: dict[Rows, Compared | None] = {}
     total_bytes = sum(pair.info.nbytes for pair in pairs)
 
-    def run(pieces: Sequence[Rows], *, thorough: bool) -> None:
+    def run(pieces: Sequence[Rows], progress: Progress, *, thorough: bool) -> None:
         def work(rows: Rows, scratch: Scratch) -> int:
             pair = pairs[rows.index]
             results[rows] = _compare_piece(file, pair, rows, scratch, thorough=thorough)
@@ -137,10 +137,11 @@ def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Prog
         work_through(pieces, work, threads=threads, stage="weights", total=total_bytes, progress=progress)
 
     pieces = cut(tensors, slow)
-    run(pieces, thorough=False)
+    run(pieces, progress, thorough=False)
     # Where part of a tensor differs, the sums of all of it are needed.
     harmed = {rows.index for rows, found in results.items() if found is not None and not found.same}
-    run([rows for rows in pieces if rows.index in harmed and results[rows] is None], thorough=True)
+    again = [rows for rows in pieces if rows.index in harmed and results[rows] is None]
+    run(again, silent, thorough=True)
     parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
     for rows, found in results.items():
         weights = (rows.stop - rows.start) * tensors[rows.index].row_elements
@@ -171,7 +172,7 @@ def _compare_piece(
 # Judging
 
 
-def _judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
+def judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
     if found.not_finite:
         return "differs"
     if found.same:
@@ -226,7 +227,7 @@ def _remarks(
         return []
     names = ", ".join(sorted({pair.format.display for pair in loose}))
     message = (
-        f"{len(loose)} tensors in {names} were held against the error usual for the format, "
-        "since it cannot be encoded anew without importance data"
+        f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the format; "
+        "kconv cannot encode it anew to tell more"
     )
     return [Finding(loose[0].info.name, message, grave=False)]
