@@ -20,6 +20,7 @@ from .console import count_text, plural, printable, seconds_text, table, width
 _FINDINGS = 12
 _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
+_NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
 _COLOURS = {"passed": "green", "warned": "yellow", "failed": "red"}
 
@@ -136,10 +137,11 @@ def _figures(part: LogitsPart) -> str:
 
 def _worst(worst: Sequence[WorstToken]) -> str:
     """The positions with the largest divergence, in their context."""
-    if not worst:
+    shown = [token for token in worst[:_WORST] if not token.kl < _NOTHING]  # NaN is shown
+    if not shown:
         return ""
     lines = ["Where the two disagree most"]
-    for token in worst[:_WORST]:
+    for token in shown:
         right = f"{_percent(token.right.probability)}, for the file {_percent(token.right_file)}"
         lines += [
             f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",

@@ -79,6 +79,14 @@ def test_a_token_that_is_no_text_is_shown_by_its_number() -> None:
     assert "\ufffd" not in text
 
 
+def test_differences_of_arithmetic_are_not_worth_a_token() -> None:
+    proof = passed()
+    tiny = replace(proof.logits.worst[0], kl=1e-10)
+    text = proof_text(replace(proof, logits=replace(proof.logits, worst=(tiny,))))
+    assert "disagree" not in text
+    assert "disagree" in proof_text(proof)
+
+
 def test_one_line_for_a_file() -> None:
     line = proof_line(passed())
     assert (
