@@ -74,7 +74,7 @@ def difference(folder: Path, *windows: Window) -> float:
 
 
 # What is left where windows of several lengths are computed together: zeros added to a sum (padding) may
-# group its other terms differently, and MKL multiplies few rows by other code than many. Logits spread over 4.
+# group its other terms differently, and MKL multiplies few rows by other code than many. Logits reach 4 here.
 ROUNDING = 2e-5
 
 
