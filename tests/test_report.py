@@ -16,9 +16,19 @@ import pytest
 import report_material as material
 
 from kconv.core.errors import OutputExists, UsageError
-from kconv.verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Positions, Proof, WeightsPart
+from kconv.verify.proof import (
+    Diagnosis,
+    Finding,
+    LayerError,
+    LogitsPart,
+    Positions,
+    Proof,
+    TokensPart,
+    WeightsPart,
+)
 from kconv.verify.report import report_html, write_report
 from kconv.verify.report_text import number, percent, plain, small_percent, visible, with_error
+from kconv.vocab.parity import Difference
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 CASES: dict[str, Callable[[], list[Proof]]] = {
@@ -174,6 +184,27 @@ def test_a_failed_proof_says_what_where_and_what_to_do() -> None:
     assert page.count('class="cross"') == 3  # two tensors and the legend
     assert "first to depart: layer 7" in text
     assert text.index("Where it goes wrong") < text.index("Predictions, in figures")
+
+
+def test_byte_level_pieces_are_shown_as_text() -> None:
+    from tokenizers import pre_tokenizers
+
+    def symbols(text: str) -> str:
+        return "".join(
+            piece for piece, _ in pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text)
+        )
+
+    expected = ("<s>", symbols("요일"), symbols(" 질문"), symbols("가")[:2], symbols("가")[2:])
+    found = Difference("요일 질문가", True, True, (1, 2, 3, 4, 5), (1, 2, 9), expected, (*expected[:2], "Ġ"))
+    page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, found)))])
+    text = "".join(Page(page).text)
+    assert "요일 2" in text
+    assert "␣질문 3" in text
+    assert "\\xea\\xb0 4" in text
+    assert "Ġ" not in text
+    other = replace(found, text="something else")
+    page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, other)))])
+    assert symbols(" 질문") in page
 
 
 def test_what_was_not_run_is_said() -> None:

@@ -8,6 +8,7 @@ bytes; of the clock only ``Proof.seconds`` is shown.
 from __future__ import annotations
 
 import shlex
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -19,7 +20,7 @@ from markupsafe import Markup
 
 from ..core.errors import UsageError
 from ..core.files import atomic_file
-from ..vocab.parity import Difference
+from ..vocab.parity import Difference, byte_symbols
 from . import charts, position_charts, report_text, report_words
 from .heat_strip import heat_strip
 from .proof import Proof, TensorError, Verdict, worst
@@ -147,13 +148,32 @@ def _difference(proof: Proof) -> DifferenceView | None:
     if found is None:
         return None
     alike = _alike(found)
+    expected, got = found.expected_pieces, found.got_pieces
+    if _byte_level(found):
+        expected, got = (tuple(_spelled(piece) for piece in pieces) for pieces in (expected, got))
     return DifferenceView(
         found.text,
         found.parse_special,
         found.add_special,
-        _cut(found.expected_pieces, found.expected, alike),
-        _cut(found.got_pieces, found.got, alike),
+        _cut(expected, found.expected, alike),
+        _cut(got, found.got, alike),
     )
+
+
+def _byte_level(difference: Difference) -> bool:
+    """Whether the pieces are written in GPT-2's symbols for bytes: then they spell the text."""
+    spelled = b"".join(_bytes(piece) for piece in difference.expected_pieces).decode("utf-8", "replace")
+    return unicodedata.normalize("NFC", difference.text.strip()) in unicodedata.normalize("NFC", spelled)
+
+
+def _bytes(piece: str) -> bytes:
+    symbols = byte_symbols()
+    known = all(character in symbols for character in piece)
+    return bytes(symbols[character] for character in piece) if known else piece.encode("utf-8", "replace")
+
+
+def _spelled(piece: str) -> str:
+    return _bytes(piece).decode("utf-8", "backslashreplace")
 
 
 def _alike(difference: Difference) -> int:
