@@ -150,6 +150,15 @@ def test_another_order_is_seen_without_the_raw_tensors(
     assert "the rows of 2 of 30 tensors are in another order: blk.1.attn_q" in said(part)
 
 
+def test_causes_beyond_the_closely_searched_are_not_invented(
+    good: dict[str, Path], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kconv.verify.weight_findings._SEARCHED", 2)
+    part = check(not_permuted(good["q4_0"], tmp_path / "bad.gguf"), model)
+    assert "the rows of 2 of 30 tensors are in another order: blk.0.attn_q" in said(part)
+    assert "4 of 30 tensors differ as well: blk.1.attn_q" in said(part)
+
+
 def in_row(number: int, change: Any) -> Any:
     def apply(rows: Any) -> Any:
         rows[number] = change(rows[number])

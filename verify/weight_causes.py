@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from ..core.model import Model
 from ..core.tensor import Tensor
 from ..quant.ggml import Floats
 from .gguf_weights import GgufFile
-from .proof import Finding
 from .same_model import layer_of
 from .weight_errors import Compared, RowsFound, Sums, is_scaled
 from .weight_limits import typical_error
@@ -20,10 +19,11 @@ from .weight_rows import Pair, alike, as_stored, column, rows_of, search
 # Rows looked at, and how far a row is looked for in the neighbourhood of its place.
 _SAMPLE = 8
 _NEAR = 32
-# Tensors for which whole tensors are searched for their rows; in the others only what is found at once.
-_SEARCHED = 24
-# Tensors named in a finding.
-_NAMED = 4
+
+
+# Keys of what is left: differing throughout without a cause that is known, and not looked at so closely.
+UNEXPLAINED = ("unexplained",)
+UNSEARCHED = ("unsearched",)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Search:
 
 
 @dataclass(frozen=True)
-class _Cause:
+class Cause:
     """Why one tensor differs; causes of equal ``key`` are told together.
 
     ``one`` is a sentence with ``{name}``, ``several`` one with ``{names}`` and ``{count}``.
@@ -80,53 +80,19 @@ class _Case:
         return alike(self.sample, candidate, self.error)
 
 
-def findings_of(wrong: Sequence[tuple[Pair, Compared]], where: Search) -> list[Finding]:
-    """Findings on the tensors that differ, those of one cause together."""
-    groups: dict[tuple[object, ...], list[tuple[_Cause, Pair, Compared]]] = {}
-    for number, (pair, found) in enumerate(wrong):
-        cause = _cause(_case(pair, found, where, thorough=number < _SEARCHED))
-        groups.setdefault(cause.key, []).append((cause, pair, found))
-    _join_swapped(groups)
-    return [_finding(group, where) for group in groups.values()]
-
-
-def _join_swapped(groups: dict[tuple[object, ...], list[tuple[_Cause, Pair, Compared]]]) -> None:
-    """Where one layer holds another's weights and that one its own, say that the two are swapped."""
-    for key in list(groups):
-        kind, *layers = key
-        back = (kind, *reversed(layers))
-        if kind != "another" or back == key or key not in groups or back not in groups:
-            continue
-        group = groups[key] + groups.pop(back)
-        first, second = layers
-        text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
-        groups[key] = [(replace(cause, several=text), pair, found) for cause, pair, found in group]
-
-
-def _finding(group: Sequence[tuple[_Cause, Pair, Compared]], where: Search) -> Finding:
-    cause, pair, _ = group[0]
-    found = max((item[2] for item in group), key=lambda found: found.found.error)
-    error = f"relative error {found.found.error:.4g}"
-    own = None if found.own is None else f"relative error {found.own.error:.4g}"
-    if len(group) == 1:
-        return Finding(pair.info.name, cause.one.format(name=pair.info.name), expected=own, found=error)
-    names = [item[1].info.name for item in group]
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    count = f"{len(names)} of {where.tensors}"
-    return Finding(names[0], cause.several.format(names=shown, count=count), expected=own, found=error)
-
-
 def _case(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> _Case:
     bad = found.far if found.far.count else found.changed
-    step = -(-len(bad.examples) // _SAMPLE) or 1
-    rows = bad.examples[::step] or (0,)
+    # Some neighbours and some far apart: a rule that fits only every other row is none.
+    near, rest = bad.examples[: _SAMPLE // 2], bad.examples[_SAMPLE // 2 :]
+    rows = (*near, *rest[:: -(-len(rest) // (_SAMPLE // 2)) or 1]) or (0,)
     own = found.own.error if found.own is not None else typical_error(pair.format)
     sample = rows_of(where.file.tensor(pair.info), rows)
     return _Case(pair, found, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
 
 
-def _cause(case: _Case) -> _Cause:
-    """The first explanation that fits."""
+def cause_of(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> Cause:
+    """The first explanation that fits; ``thorough``: whole tensors may be searched for the rows."""
+    case = _case(pair, found, where, thorough=thorough)
     for explain in _EXPLANATIONS:
         cause = explain(case)
         if cause is not None:
@@ -134,51 +100,51 @@ def _cause(case: _Case) -> _Cause:
     return _unexplained(case)
 
 
-def _not_finite(case: _Case) -> _Cause | None:
+def _not_finite(case: _Case) -> Cause | None:
     count = case.found.not_finite
     if not count:
         return None
-    return _Cause(
+    return Cause(
         ("not finite",),
         f"{count} weights of {{name}} are NaN or infinite, the checkpoint's are not",
         "{count} tensors hold weights that are NaN or infinite where the checkpoint's are not: {names}",
     )
 
 
-def _same_numbers(case: _Case) -> _Cause | None:
+def _same_numbers(case: _Case) -> Cause | None:
     if case.found.own is None or case.found.different:
         return None
     text = "the same numbers in other bytes, so kconv did not write them"
-    return _Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
+    return Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
 
 
-def _zeros(case: _Case) -> _Cause | None:
+def _zeros(case: _Case) -> Cause | None:
     if case.found.found.found == 0:
-        return _Cause(("zeros",), "{name} is all zeros", "{count} tensors are all zeros: {names}")
+        return Cause(("zeros",), "{name} is all zeros", "{count} tensors are all zeros: {names}")
     zero = case.found.zero
     if not zero.count or zero.count < case.bad.count:
         return None
     return _rows_cause(zero, "is all zeros", "are all zeros")
 
 
-def _rows_cause(rows: RowsFound, one: str, several: str) -> _Cause:
+def _rows_cause(rows: RowsFound, one: str, several: str) -> Cause:
     """Something about one or some rows of a tensor."""
     if rows.count == 1:
         text = f"row {rows.first} of {{name}} {one}"
     else:
         text = f"{rows.count} rows of {{name}}, from row {rows.first} to {rows.last}, {several}"
-    return _Cause((several, rows.first, rows.last), text, f"rows of {{count}} tensors {several}: {{names}}")
+    return Cause((several, rows.first, rows.last), text, f"rows of {{count}} tensors {several}: {{names}}")
 
 
-def _not_permuted(case: _Case) -> _Cause | None:
+def _not_permuted(case: _Case) -> Cause | None:
     raw = case.where.originals.get(case.pair.info.name)
     if raw is None or raw.shape != case.pair.info.shape or not case.matches(rows_of(raw, case.rows)):
         return None
     why = "rows are in another order: attention heads not permuted as llama.cpp wants"
-    return _Cause(("order",), f"{{name}}: {why}", f"{{count}} tensors: {why} ({{names}})")
+    return Cause(("order",), f"{{name}}: {why}", f"{{count}} tensors: {why} ({{names}})")
 
 
-def _scaled(case: _Case) -> _Cause | None:
+def _scaled(case: _Case) -> Cause | None:
     sums, own = case.found.found, case.found.own or Sums()
     if not sums.weights or not sums.found or sums.cross == 0:
         return None
@@ -189,10 +155,10 @@ def _scaled(case: _Case) -> _Cause | None:
     elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < 0.001:
         return None
     text = f"scaled by {factor:.4f}"
-    return _Cause((text,), f"{{name}} is {text}", f"{{count}} tensors are {text}: {{names}}")
+    return Cause((text,), f"{{name}} is {text}", f"{{count}} tensors are {text}: {{names}}")
 
 
-def _another_tensor(case: _Case) -> _Cause | None:
+def _another_tensor(case: _Case) -> Cause | None:
     if not case.mostly or not case.thorough:
         return None
     name = case.pair.info.name
@@ -203,7 +169,7 @@ def _another_tensor(case: _Case) -> _Cause | None:
             if here is not None and there is not None:
                 several = f"layer {here} holds weights of layer {there} of the checkpoint: {{names}}"
             one = f"{{name}} is {tensor.name} of the checkpoint"
-            return _Cause(("another", here, there), one, several)
+            return Cause(("another", here, there), one, several)
     return None
 
 
@@ -215,7 +181,7 @@ def _alternatives(case: _Case) -> Iterator[Tensor]:
     yield from sorted(others, key=lambda tensor: tensor.name.rsplit(".", 2)[-2:] != kind)
 
 
-def _rounded(case: _Case) -> _Cause | None:
+def _rounded(case: _Case) -> Cause | None:
     """Float weights that went through a shorter float on the way."""
     if case.pair.format.quantized:
         return None
@@ -223,11 +189,11 @@ def _rounded(case: _Case) -> _Cause | None:
         if np.array_equal(case.sample, as_stored(case.original, short, case.pair.format.name)):
             text = f"rounded to {short.upper()} on the way"
             one = f"the weights of {{name}} were {text}"
-            return _Cause((text,), one, f"the weights of {{count}} tensors were {text}: {{names}}")
+            return Cause((text,), one, f"the weights of {{count}} tensors were {text}: {{names}}")
     return None
 
 
-def _shifted(case: _Case) -> _Cause | None:
+def _shifted(case: _Case) -> Cause | None:
     """The same rows, some places away."""
     if len(case.pair.info.shape) != 2:
         return None
@@ -246,11 +212,11 @@ def _shifted(case: _Case) -> _Cause | None:
                     f"the rows of {{name}} are shifted by {distance} from row {first} {end} "
                     f"(row {case.rows[0]} is row {places[0]} of the checkpoint)"
                 )
-            return _Cause(("shifted", first, shift), text, "the rows of {count} tensors are shifted: {names}")
+            return Cause(("shifted", first, shift), text, "the rows of {count} tensors are shifted: {names}")
     return None
 
 
-def _rolled(case: _Case) -> _Cause | None:
+def _rolled(case: _Case) -> Cause | None:
     for shift in sorted(range(-_SAMPLE, _SAMPLE + 1), key=abs):
         if shift and case.matches(np.roll(case.original, shift, axis=1)):
             text = f"shifted by {abs(shift)} column{'s' if abs(shift) > 1 else ''}"
@@ -258,16 +224,16 @@ def _rolled(case: _Case) -> _Cause | None:
     return None
 
 
-def _transposed(case: _Case) -> _Cause | None:
+def _transposed(case: _Case) -> Cause | None:
     shape = case.pair.info.shape
     if not (case.mostly and case.thorough and len(shape) == 2 and shape[0] == shape[1]):
         return None
     if not case.matches(column(case.pair.tensor, case.rows)):
         return None
-    return _Cause(("transposed",), "{name} is transposed", "{count} tensors are transposed: {names}")
+    return Cause(("transposed",), "{name} is transposed", "{count} tensors are transposed: {names}")
 
 
-def _reordered(case: _Case) -> _Cause | None:
+def _reordered(case: _Case) -> Cause | None:
     """The same rows, in places that follow no rule known here."""
     if not case.thorough or len(case.pair.info.shape) != 2:
         return None
@@ -285,7 +251,7 @@ def _reordered(case: _Case) -> _Cause | None:
             f"is row {place} of the checkpoint",
             f"are others of the checkpoint (row {row} is {place})",
         )
-    return _Cause(
+    return Cause(
         ("reordered",),
         f"the rows of {{name}} are in another order (row {row} is row {place} of the checkpoint)",
         "the rows of {count} tensors are in another order: {names}",
@@ -297,7 +263,7 @@ def _at_places(case: _Case, places: Sequence[int]) -> bool:
     return alike(case.sample[: len(places)], rows_of(case.pair.tensor, places), case.error)
 
 
-def _unexplained(case: _Case) -> _Cause:
+def _unexplained(case: _Case) -> Cause:
     found = case.found
     usual = (
         f", {case.error:.3g} is usual for {case.pair.format.display}" if case.pair.format.quantized else ""
@@ -305,19 +271,21 @@ def _unexplained(case: _Case) -> _Cause:
     error = f"relative error {found.found.error:.3g}{usual}"
     if case.bad.count and not case.mostly:
         rows = _rows_cause(case.bad, f"differs ({error})", f"differ ({error})")
-        return _Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")
+        return Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")
     first = "" if found.first is None else f"; the first at row {found.first[0]}, column {found.first[1]}"
     share = (
         f"{found.different} of {found.weights} weights differ" if found.different else "differs throughout"
     )
-    return _Cause(
-        ("unexplained",),
+    if not case.thorough:
+        return Cause(UNSEARCHED, "{name} differs, too", "{count} tensors differ as well: {names}")
+    return Cause(
+        UNEXPLAINED,
         f"{{name}} is not the checkpoint's: {share} ({error}){first}",
         "{count} tensors are not the checkpoint's, perhaps of another revision or a fine-tune: {names}",
     )
 
 
-_EXPLANATIONS: tuple[Callable[[_Case], _Cause | None], ...] = (
+_EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (
     _not_finite,
     _same_numbers,
     _zeros,

@@ -24,8 +24,9 @@ from ..quant.slabs import Scratch, convert_slab
 from .gguf_weights import GgufFile
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
-from .weight_causes import Search, findings_of
+from .weight_causes import Search
 from .weight_errors import Compared, is_scaled, measure, total
+from .weight_findings import findings_of
 from .weight_limits import error_limit, slope_limits, typical_error
 from .weight_rows import Pair, floats
 

@@ -1,0 +1,54 @@
+"""Findings on tensors that differ, those of one cause told together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from .proof import Finding
+from .weight_causes import UNEXPLAINED, UNSEARCHED, Cause, Search, cause_of
+from .weight_errors import Compared
+from .weight_rows import Pair
+
+# Tensors for which whole tensors are searched for their rows; in the others only what is found at once.
+_SEARCHED = 24
+# Tensors named in a finding.
+_NAMED = 4
+
+
+def findings_of(wrong: Sequence[tuple[Pair, Compared]], where: Search) -> list[Finding]:
+    """Findings on the tensors that differ, those of one cause together."""
+    groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compared]]] = {}
+    for number, (pair, found) in enumerate(wrong):
+        cause = cause_of(pair, found, where, thorough=number < _SEARCHED)
+        groups.setdefault(cause.key, []).append((cause, pair, found))
+    _join_swapped(groups)
+    if UNEXPLAINED in groups:  # what was not looked at closely is most likely the same
+        groups[UNEXPLAINED] += groups.pop(UNSEARCHED, [])
+    return [_finding(group, where) for group in groups.values()]
+
+
+def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compared]]]) -> None:
+    """Where one layer holds another's weights and that one its own, say that the two are swapped."""
+    for key in list(groups):
+        kind, *layers = key
+        back = (kind, *reversed(layers))
+        if kind != "another" or back == key or key not in groups or back not in groups:
+            continue
+        group = groups[key] + groups.pop(back)
+        first, second = layers
+        text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
+        groups[key] = [(replace(cause, several=text), pair, found) for cause, pair, found in group]
+
+
+def _finding(group: Sequence[tuple[Cause, Pair, Compared]], where: Search) -> Finding:
+    cause, pair, _ = group[0]
+    found = max((item[2] for item in group), key=lambda found: found.found.error)
+    error = f"relative error {found.found.error:.4g}"
+    own = None if found.own is None else f"relative error {found.own.error:.4g}"
+    if len(group) == 1:
+        return Finding(pair.info.name, cause.one.format(name=pair.info.name), expected=own, found=error)
+    names = [item[1].info.name for item in group]
+    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+    count = f"{len(names)} of {where.tensors}"
+    return Finding(names[0], cause.several.format(names=shown, count=count), expected=own, found=error)
