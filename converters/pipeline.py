@@ -16,7 +16,7 @@ from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.policy import choose_formats, quantization_metadata
 from ..vocab.context import read_context
-from ..vocab.leading_space import with_space_in_template
+from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
@@ -28,9 +28,6 @@ from .manifest import SourceHashes, common_part, manifest_text, with_proof
 from .recipe import build, parameters
 from .results import Conversion, Options, Output, Proven, Scope
 from .targets import Target, check_request, choose_targets
-
-# A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
-LEADING_SPACE = "kconv.leading_space"
 
 
 @dataclass(frozen=True)

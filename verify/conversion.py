@@ -76,7 +76,17 @@ def _proof(
     with open_gguf(path) as file:
         tokens, weights = tokens_measured(parity), WeightsPart("not run")
         if scope == "full":
-            tokens = check_tokens(path, file.header, subject.source, subject.vocab)
+            tokens = check_tokens(
+                path,
+                file.header,
+                subject.source,
+                subject.vocab,
+                strict=True,
+                allow_mismatch=parity.verdict == "mismatch",
+            )
+            if tokens.parity is not None:  # the manifest names the vocabulary, not the file
+                parity = replace(tokens.parity, candidate=parity.candidate)
+                tokens = replace(tokens, parity=parity)
             weights = check_weights(
                 file, subject.model, strict=True, threads=how.threads, progress=how.progress
             )

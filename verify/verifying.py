@@ -71,14 +71,16 @@ def verify(
     how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
-        subject = _subject(file, open_checkpoint(against), manifest)
+        checkpoint = open_checkpoint(against)
+        hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
+        subject = _subject(file, checkpoint, manifest)
         gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
         if texts is None:
             windows = built_in_windows(subject, LONG, tokens=tokens, window=window)
         else:
             windows = text_windows(subject, texts, tokens=tokens, window=window)
         announce(cost(subject, windows, 1))
-        with CheckpointHashes(file.path, manifest, subject.checkpoint) as hashes:
+        with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
             evidence = provenance(file, subject, windows, texts, files=hashes.result(progress))
         read = partial(read_reference, subject, windows, how)
@@ -125,6 +127,7 @@ def _without_logits(
             subject.vocab,
             texts,
             strict=same_vocabulary_tools(manifest),
+            allow_mismatch=_mismatch_allowed(manifest),
         ),
         metadata=metadata,
         weights=check_weights(
@@ -137,3 +140,8 @@ def _without_logits(
         ),
         logits=LogitsPart("not run"),
     )
+
+
+def _mismatch_allowed(manifest: Mapping[str, Any] | None) -> bool:
+    """Whether whoever converted asked for the nearest vocabulary, of which the proof then only warns."""
+    return manifest is not None and manifest["options"].get("allow_tokenizer_mismatch") is True
