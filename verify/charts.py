@@ -120,7 +120,7 @@ def _zones(scale: LogScale, gate: Gate, top: float, height: float) -> list[Marku
 def layer_chart(diagnosis: Diagnosis) -> Markup:
     """The error of each layer's output by the weights and by the runtime, and that of the logits, as NMSE."""
     layers = diagnosis.layers
-    top, bottom, end = 40, 232, RIGHT - 90
+    top, bottom, end = 54, 246, RIGHT - 90
     rows = [(layer.weights, layer.runtime) for layer in layers]
     logits = (diagnosis.logits_weights, diagnosis.logits_runtime)
     scale = log_scale([value for row in (*rows, logits) for value in row], bottom, top, decades=12)
@@ -129,9 +129,9 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
     for x, layer in zip(x_of, layers, strict=True):
         if layer.layer == diagnosis.first:
             side = "end" if x > end - 180 else "start"
-            parts += [line(x, top - 6, x, bottom, "first")]
+            parts += [line(x, top - 16, x, bottom, "first")]
             words = f"first to depart: layer {layer.layer}"
-            parts += [text(x + (-7 if side == "end" else 7), top + 4, words, "strong", side)]
+            parts += [text(x + (-7 if side == "end" else 7), top - 8, words, "strong", side)]
     for at, (name, marker) in enumerate((("weights", "round"), ("runtime", "square"))):
         points = [(x, scale.at(row[at])) for x, row in zip(x_of, rows, strict=True)]
         parts.append(path(points, f"series-{name}"))
