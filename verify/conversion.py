@@ -18,6 +18,7 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..vocab.parity import Parity
 from ..vocab.sources import read_source
+from ..vocab.tokenizer import Source
 from .comparison import (
     How,
     Subject,
@@ -30,10 +31,10 @@ from .comparison import (
 from .gates import file_type
 from .gguf_weights import open_gguf
 from .metadata import check_metadata
-from .proof import Finding, LogitsPart, Proof, TokensPart, WeightsPart, verdict_of
+from .proof import Finding, LogitsPart, Proof, TokensPart, WeightsPart
 from .reference import Reading
 from .sample_text import LONG, QUICK
-from .tokens import check_tokens
+from .tokens import check_tokens, tokens_part
 from .weights import check_weights
 from .windows import Window
 
@@ -74,7 +75,7 @@ def _proof(
 ) -> Proof:
     begun = time.monotonic()
     with open_gguf(path) as file:
-        tokens, weights = tokens_measured(parity), WeightsPart("not run")
+        tokens, weights = _tokens_measured(parity, subject.source), WeightsPart("not run")
         if scope == "full":
             tokens = check_tokens(
                 path,
@@ -107,10 +108,10 @@ def _proof(
     return replace(proof, logits=logits, seconds=time.monotonic() - begun)
 
 
-def tokens_measured(parity: Parity) -> TokensPart:
+def _tokens_measured(parity: Parity, source: Source) -> TokensPart:
     """The parity the conversion measured; a mismatch was allowed by whoever converted, so it only warns."""
-    findings: tuple[Finding, ...] = ()
+    findings = []
     if parity.verdict == "mismatch":
         message = f"token ids differ in {parity.texts - parity.exact} of {parity.texts} texts, as was allowed"
-        findings = (Finding("tokenizer", message, grave=False),)
-    return TokensPart(verdict_of(findings), parity, findings=findings)
+        findings.append(Finding("tokenizer", message, grave=False))
+    return tokens_part(parity, source, findings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,12 +34,13 @@ class Finding:
     grave: bool = True
 
 
-def _rounded(value: Any) -> Any:
+def _plain(value: Any, digits: int = 17) -> Any:
+    """JSON's values: lists for tuples, null for numbers that are not finite, floats of so many digits."""
     if isinstance(value, float):
-        return float(f"{value:.4g}")
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+        return {key: _plain(item, digits) for key, item in value.items()}
+    return [_plain(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
 def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
@@ -306,7 +308,8 @@ class Proof:
         parity = self.tokens.parity
         values["tokens"]["parity"] = None if parity is None else parity.to_json()
         del values["logits"]["positions"]
-        return {"verdict": self.verdict, "cause": self.cause, **values}
+        plain: dict[str, Any] = _plain({"verdict": self.verdict, "cause": self.cause, **values})
+        return plain
 
     def to_manifest(self) -> dict[str, Any]:
         """The evidence as it stands in a manifest: no paths, no clock, figures to four digits.
@@ -317,5 +320,5 @@ class Proof:
         for key in ("artifact", "checkpoint", "seconds", "arch", "parameters"):
             del values[key]
         del values["logits"]["worst"]
-        rounded: dict[str, Any] = _rounded(values)
+        rounded: dict[str, Any] = _plain(values, 4)
         return rounded

@@ -57,12 +57,19 @@ def check_tokens(
     parity, questions = examine(path, found, source, cut(texts))
     findings += _of_parity(parity, questions, source, allow_mismatch)
     findings.sort(key=lambda finding: not finding.grave)
+    return tokens_part(parity, source, findings, entries=min(found.size, expected.size))
+
+
+def tokens_part(
+    parity: Parity, source: Source, findings: Sequence[Finding] = (), *, entries: int = 0
+) -> TokensPart:
+    """The part from what was measured and found, with what to do about spaces."""
     verdict: Verdict = verdict_of(tuple(findings))
     notes = notes_on_spaces(parity, source)
     if verdict == "passed" and any(note.warning for note in notes):
         verdict = "warned"
     remarks = [Finding("spaces", note.message, grave=False) for note in notes]
-    return TokensPart(verdict, parity, min(found.size, expected.size), (*_fewer(findings), *remarks))
+    return TokensPart(verdict, parity, entries, (*_fewer(findings), *remarks))
 
 
 def _fewer(findings: Sequence[Finding]) -> tuple[Finding, ...]:
