@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..converters.architectures import recipe_for
-from ..converters.recipe import parameters
+from ..converters.recipe import parameters, untransformed
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.model import Model
@@ -89,7 +89,12 @@ def _proof(
                 parity = replace(tokens.parity, candidate=parity.candidate)
                 tokens = replace(tokens, parity=parity)
             weights = check_weights(
-                file, subject.model, strict=True, threads=how.threads, progress=how.progress
+                file,
+                subject.model,
+                strict=True,
+                originals=untransformed(subject.recipe, subject.checkpoint),
+                threads=how.threads,
+                progress=how.progress,
             )
         proof = Proof(
             artifact=path,

@@ -11,8 +11,7 @@ from ..core.model import Model
 from .windows import Window
 
 _SIZE, _TRIES = 768, 6
-# A layer's matrices are read from the checkpoint, widened to fp32 and multiplied; measured on two cores.
-_WIDENED = 4e8  # weights a second
+_WIDENED = 3e9  # weights a second that are read from the checkpoint and widened to fp32, on two cores
 _STARTING = 4.0  # seconds to import torch and transformers, and to load the files
 
 
