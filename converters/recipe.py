@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import numpy as np
+
 from ..core.checkpoint import Checkpoint
 from ..core.errors import MappingError
 from ..core.model import MetadataValue, Model, Note
-from ..core.tensor import Tensor
+from ..core.tensor import Array, DType, Tensor
 from .settings import Settings
 
 Sizes = Mapping[str, int]
@@ -43,7 +45,8 @@ class Row:
     ``{i}`` in names counts the layers. ``shape`` is that of the first source, in words of the recipe's
     sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
     the source as it is). ``when`` names the flag of ``Recipe.flags`` under which the row exists; without the
-    flag its sources must not be there either.
+    flag its sources must not be there either. ``layers`` is the recipe's word for the number of layers. A row
+    without sources is zeros of that shape, for graphs that insist on a bias the model does not have.
     """
 
     target: str
@@ -51,6 +54,7 @@ class Row:
     shape: tuple[str, ...] = ()
     transform: Transform | None = None
     when: str | None = None
+    layers: str = "layers"
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     tensors: list[Tensor] = []
     gaps: list[str] = []
     used: set[str] = set()
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(recipe.rows, sizes):
         if row.when is None or row.when in flags:
             tensors += _make(row, i, sizes, checkpoint, used, gaps)
     gaps += _unused(recipe, sizes, checkpoint, used)
@@ -111,7 +115,9 @@ def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
     _, sizes, flags = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
     gaps: list[str] = []
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(recipe.rows, sizes):
+        if not row.sources:
+            continue
         target = tensors.get(row.target.format(i=i))
         if target is not None:
             found.update(_unmake(row, i, sizes, target, gaps))
@@ -138,7 +144,7 @@ def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
     _, sizes, _ = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(recipe.rows, sizes):
         names = [source.format(i=i) for source in row.sources]
         if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
             found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
@@ -148,23 +154,27 @@ def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _read(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Settings, Sizes, frozenset[str]]:
     settings = Settings(checkpoint.config, "config.json")
     sizes = recipe.sizes(settings)
-    if sizes["layers"] > len(checkpoint.tensors):  # before a list of millions of gaps is made
-        gap = f"config.json says {sizes['layers']} layers, but there are {len(checkpoint.tensors)} tensors"
+    most = max(sizes[row.layers] for row in recipe.rows)
+    if most > len(checkpoint.tensors):  # before a list of millions of gaps is made
+        gap = f"config.json says {most} layers, but there are {len(checkpoint.tensors)} tensors"
         raise _mapping_error(recipe, checkpoint, [gap])
     return settings, sizes, recipe.flags(settings, checkpoint)
 
 
-def _in_file_order(rows: Sequence[Row], layers: int) -> Iterator[tuple[Row, int]]:
+def _in_file_order(rows: Sequence[Row], sizes: Sizes) -> Iterator[tuple[Row, int]]:
     """Layer after layer, as a model is read when it runs: what lies together is needed together."""
-    for layered, group in groupby(rows, key=lambda row: "{i}" in row.target):
+    for layers, group in groupby(rows, key=lambda row: row.layers if "{i}" in row.target else None):
         together = tuple(group)
-        for i in range(layers if layered else 1):
+        for i in range(1 if layers is None else sizes[layers]):
             yield from ((row, i) for row in together)
 
 
 def _make(
     row: Row, i: int, sizes: Sizes, checkpoint: Checkpoint, used: set[str], gaps: list[str]
 ) -> list[Tensor]:
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if not row.sources:
+        return [_zeros(row.target.format(i=i), expected)]
     names = [source.format(i=i) for source in row.sources]
     missing = [name for name in names if name not in checkpoint.tensors]
     if missing:
@@ -174,7 +184,6 @@ def _make(
         return []
     used.update(names)
     sources = [checkpoint.tensors[name] for name in names]
-    expected = tuple(product(words, sizes) for words in row.shape)
     if sources[0].shape != expected:
         gaps.append(
             f"shape of {names[0]}: {_shape(sources[0].shape)}, but config.json says {_shape(expected)} "
@@ -183,6 +192,13 @@ def _make(
         return []
     made = sources[0] if row.transform is None else row.transform.apply(sources, sizes)
     return [replace(made, name=row.target.format(i=i))]
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(start: int, stop: int) -> Array:
+        return np.zeros((stop - start, *shape[1:]), np.float32)
+
+    return Tensor(name, shape, DType.F32, read, origin="zeros, which the graph asks for", computed=True)
 
 
 def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]) -> list[str]:
@@ -196,7 +212,7 @@ def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]
 
 def parameters(model: Model) -> int:
     """Weights of the checkpoint; tensors computed from the configuration do not count."""
-    return sum(tensor.elements for tensor in model.tensors if tensor.name != "rope_freqs.weight")
+    return sum(tensor.elements for tensor in model.tensors if not tensor.computed)
 
 
 def product(words: str, sizes: Sizes) -> int:
