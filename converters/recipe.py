@@ -66,7 +66,8 @@ class Recipe:
     computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
     ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
-    that logits are less exact than in other families.
+    that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
+    llama_encode and that the decoder begins with ``decoder_start_token_id``.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Recipe:
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
     gelu: bool = False
+    encoder_decoder: bool = False
 
 
 def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
