@@ -46,7 +46,9 @@ class Row:
     sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
     the source as it is). ``when`` names the flag of ``Recipe.flags`` under which the row exists; without the
     flag its sources must not be there either. ``layers`` is the recipe's word for the number of layers. A row
-    without sources is zeros of that shape, for graphs that insist on a bias the model does not have.
+    without sources is zeros of that shape, for graphs that insist on a bias the model does not have. ``back_to``
+    names what the inverse gives where that is not the sources: a head made from the embedding stands for
+    ``lm_head.weight``. Rows may share a target if their flags exclude one another.
     """
 
     target: str
@@ -55,6 +57,7 @@ class Row:
     transform: Transform | None = None
     when: str | None = None
     layers: str = "layers"
+    back_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Recipe:
     """How one architecture becomes a GGUF model; ``models`` names the ones it is known for.
 
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
-    conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``extra`` tensors
-    computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``from_files`` those that
+    other files than config.json decide, ``extra`` tensors computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
     ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
     that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
@@ -82,6 +85,7 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
+    from_files: Callable[[Settings, Checkpoint], Mapping[str, MetadataValue]] = lambda settings, checkpoint: {}
     gelu: bool = False
     encoder_decoder: bool = False
 
@@ -102,7 +106,8 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     gaps += _unused(recipe, sizes, checkpoint, used)
     if gaps:
         raise _mapping_error(recipe, checkpoint, gaps)
-    hparams = {f"{recipe.arch}.{key}": value for key, value in recipe.hparams(settings, sizes).items()}
+    keys = {**recipe.hparams(settings, sizes), **recipe.from_files(settings, checkpoint)}
+    hparams = {f"{recipe.arch}.{key}": value for key, value in keys.items()}
     tensors += recipe.extra(settings, sizes)
     return Model(recipe.arch, hparams, tuple(tensors), notes=tuple(recipe.notes(settings, flags)))
 
@@ -117,7 +122,7 @@ def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
     _, sizes, flags = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
     gaps: list[str] = []
-    for row, i in _in_file_order(recipe.rows, sizes):
+    for row, i in _in_file_order(_one_for_each(recipe.rows, flags), sizes):
         if not row.sources:
             continue
         target = tensors.get(row.target.format(i=i))
@@ -130,6 +135,15 @@ def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
     return found
 
 
+def _one_for_each(rows: Sequence[Row], flags: frozenset[str]) -> list[Row]:
+    """The rows in their order; of several with one target that which applies, else the first."""
+    chosen: dict[str, Row] = {}
+    for row in rows:
+        if row.target not in chosen or row.when in flags:
+            chosen[row.target] = row
+    return [row for row in rows if chosen[row.target] is row]
+
+
 def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> dict[str, Tensor]:
     sources = (target,) if row.transform is None else row.transform.undo(target, sizes)
     expected = tuple(product(words, sizes) for words in row.shape)
@@ -138,15 +152,15 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
             f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json says "
             f"{_shape(expected)} ({', '.join(row.shape)})"
         )
-    names = [source.format(i=i) for source in row.sources]
+    names = [source.format(i=i) for source in row.back_to or row.sources]
     return {name: replace(source, name=name) for name, source in zip(names, sources, strict=True)}
 
 
 def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
-    _, sizes, _ = _read(recipe, checkpoint)
+    _, sizes, flags = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
-    for row, i in _in_file_order(recipe.rows, sizes):
+    for row, i in _in_file_order(_one_for_each(recipe.rows, flags), sizes):
         names = [source.format(i=i) for source in row.sources]
         if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
             found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
