@@ -46,9 +46,9 @@ class Row:
     sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
     the source as it is). ``when`` names the flag of ``Recipe.flags`` under which the row exists; without the
     flag its sources must not be there either. ``layers`` is the recipe's word for the number of layers. A row
-    without sources is zeros of that shape, for graphs that insist on a bias the model does not have. ``back_to``
-    names what the inverse gives where that is not the sources: a head made from the embedding stands for
-    ``lm_head.weight``. Rows may share a target if their flags exclude one another.
+    without sources is zeros of that shape, for graphs that insist on a bias the model does not have.
+    ``back_to`` names what the inverse gives where that is not the sources: a head made from the embedding
+    stands for ``lm_head.weight``. Rows may share a target if their flags exclude one another.
     """
 
     target: str
@@ -66,7 +66,8 @@ class Recipe:
 
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
     conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``from_files`` those that
-    other files than config.json decide, ``extra`` tensors computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    other files than config.json decide, ``extra`` tensors computed from the settings.
+    ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
     ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
     that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
@@ -85,7 +86,7 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
-    from_files: Callable[[Settings, Checkpoint], Mapping[str, MetadataValue]] = lambda settings, checkpoint: {}
+    from_files: Callable[[Settings, Checkpoint], Mapping[str, MetadataValue]] = lambda settings, folder: {}
     gelu: bool = False
     encoder_decoder: bool = False
 
