@@ -7,9 +7,10 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ..recipe import Recipe
+from .gptj import GPTJ
 from .llama import LLAMA
 
-RECIPES: tuple[Recipe, ...] = (LLAMA,)
+RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ)
 
 _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are no Llama"
 
@@ -18,7 +19,6 @@ _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models
 NEAR: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "GPT-NeoX (egpt-1.3b-preview, polyglot-ko) is not supported yet; "
     "llama.cpp's own converter takes GPT-NeoX with a byte-level tokenizer",
-    "GPTJForCausalLM": "GPT-J (KoGPT) is planned, as llama.cpp's phi2 graph",
     "T5ForConditionalGeneration": "T5 and ByT5 (KEByT5) are planned",
     "GBSWT5ForConditionalGeneration": "GBST-KEByT5 is planned, as a T5 body and a front end of its own",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
