@@ -189,6 +189,6 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)
-    where = f" ({link})" if link else ""
+    where = f" ({link})" if isinstance(link, str) and link else ""
     said = "; ".join(limits) if limits else "it has terms of its own; read them before you pass the file on"
     return Note("licence", f"licence {shown}{where}: {said}", warning=True)

@@ -5,6 +5,7 @@ AutoTokenizer is not asked: classes of transformers rewrite what the file says.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from array import array
@@ -145,6 +146,7 @@ def _source(
         splits=pretokenizers.structure(spec.get("pre_tokenizer")),
         ignore_merges=bool(model.get("ignore_merges")),
         normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
+        charsmap=_charsmap(spec),
         prefix=_prefix(spec),
         chat_template=settings.chat_template,
         encode_pieces=_piece_encoder(tokenizer, spec) if kind == "byte-fallback bpe" else None,
@@ -178,6 +180,14 @@ def _scores(tokenizer: Tokenizer, size: int) -> tuple[float, ...]:
     for token_id, (_, score) in enumerate(pairs):
         scores[token_id] = float(score)
     return tuple(scores)
+
+
+def _charsmap(spec: Mapping[str, Any]) -> bytes:
+    for step in pretokenizers.steps(spec.get("normalizer")):
+        value = step.get("precompiled_charsmap") if step.get("type") == "Precompiled" else None
+        if isinstance(value, str):
+            return base64.b64decode(value)  # the library has taken it, so it is valid
+    return b""
 
 
 def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:

@@ -155,7 +155,7 @@ def _competing_merges(source: Source) -> list[str]:
 
 def _plain(source: Source, token: str) -> str | None:
     """The text a token stands for; None for half a character."""
-    if source.kind != "byte-level bpe":
+    if source.kind not in ("byte-level bpe", "utf-8 bytes"):
         return token.replace(META_SPACE, " ")
     symbols = byte_symbols()
     try:
@@ -283,7 +283,19 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
                 f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text"
                 f" and llama.cpp does not: give it text in {form}"
             )
+    unknown = source.special.get("unknown")
+    if unknown is not None and set(parity.different) <= _texts_with(questions, unknown):
+        return (
+            "all that differs is text with characters the vocabulary does not have, of which the tokenizer"
+            f" makes {source.tokens[unknown]} and llama.cpp nothing"
+        )
     pattern = added_pattern(source.added, True)
     if pattern and all(map(pattern.search, texts_apart)):
         return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
     return None
+
+
+def _texts_with(questions: Exam, token: int | None) -> set[int]:
+    """Indices of the texts the tokenizer gives that token for."""
+    pairs = zip(questions.questions, questions.answers, strict=True)
+    return {question.text for question, answer in pairs if token in answer}

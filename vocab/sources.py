@@ -13,10 +13,15 @@ __all__ = ["Description", "Source", "read_source"]
 def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's own tokenizer, which is the truth all candidates are measured against.
 
-    tokenizer.json wins; without it vocab.json with merges.txt; without those a SentencePiece model. Raises
-    CheckpointError or VocabError where there is none or what there is cannot be read.
+    ByT5's has no file of its own; else tokenizer.json wins; without it vocab.json with merges.txt; without
+    those a SentencePiece model. Raises CheckpointError or VocabError where there is none or what there is
+    cannot be read.
     """
     settings = read_token_settings(checkpoint)
+    from .byte_vocabulary import is_byte_tokenizer, read_byte_vocabulary
+
+    if is_byte_tokenizer(checkpoint):
+        return read_byte_vocabulary(checkpoint, settings)
     if checkpoint.has("tokenizer.json"):
         from .hf_tokenizer import read_tokenizer_json
 

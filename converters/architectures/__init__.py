@@ -9,8 +9,9 @@ from ...core.errors import UnsupportedModel
 from ..recipe import Recipe
 from .gptj import GPTJ
 from .llama import LLAMA
+from .t5 import MT5, T5
 
-RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ)
+RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ, T5, MT5)
 
 _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are no Llama"
 
@@ -19,7 +20,9 @@ _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models
 NEAR: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "GPT-NeoX (egpt-1.3b-preview, polyglot-ko) is not supported yet; "
     "llama.cpp's own converter takes GPT-NeoX with a byte-level tokenizer",
-    "T5ForConditionalGeneration": "T5 and ByT5 (KEByT5) are planned",
+    "UMT5ForConditionalGeneration": "UMT5 (a relative bias in every layer) is not supported; llama.cpp's own "
+    "converter takes it",
+    "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter takes them",
     "GBSWT5ForConditionalGeneration": "GBST-KEByT5 is planned, as a T5 body and a front end of its own",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
