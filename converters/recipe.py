@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,8 @@ class Recipe:
     conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``from_files`` those that
     other files than config.json decide, ``extra`` tensors computed from the settings.
     ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
-    ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
+    ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs;
+    ``for_transformers`` puts into its present words what config.json may say otherwise. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
     that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
     llama_encode and that the decoder begins with ``decoder_start_token_id``.
@@ -87,6 +89,7 @@ class Recipe:
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
     from_files: Callable[[Settings, Checkpoint], Mapping[str, MetadataValue]] = lambda settings, folder: {}
+    for_transformers: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     gelu: bool = False
     encoder_decoder: bool = False
 

@@ -66,10 +66,34 @@ def empty_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _equal_buffers_once():
             return made(settings).eval()
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
+
+
+@contextlib.contextmanager
+def _equal_buffers_once() -> Iterator[None]:
+    """Let equal buffers be one tensor: GPT-J makes its table of sines and cosines anew for every layer."""
+    import torch
+
+    register = torch.nn.Module.register_buffer
+    made: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def register_once(
+        module: torch.nn.Module, name: str, tensor: torch.Tensor | None, persistent: bool = True
+    ) -> None:
+        register(module, name, tensor, persistent)
+        if tensor is not None:
+            other = made.setdefault(tuple(tensor.shape), tensor)
+            if other.dtype == tensor.dtype and torch.equal(other, tensor):
+                module._buffers[name] = other
+
+    torch.nn.Module.register_buffer = register_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_buffer = register  # type: ignore[method-assign]
 
 
 def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:

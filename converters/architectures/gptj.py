@@ -8,7 +8,8 @@ second where GPT-J rotates neighbours, so rows of query and key change places; b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
@@ -139,6 +140,13 @@ def _hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
     }
 
 
+def _for_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A null rotary_dim written out: transformers 5 refuses it, and before took it for the embedding's width."""
+    if config.get("rotary_dim", 64) is not None:
+        return config
+    return {**config, "rotary_dim": _sizes(Settings(config, "config.json"))["head_dim"]}
+
+
 def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
     if _HEAD in flags and settings.flag("tie_word_embeddings"):
         message = "config.json says tied, but lm_head.weight differs from the embedding: kept as its own"
@@ -163,5 +171,6 @@ GPTJ = Recipe(
         "lm_head.weight",
     ),
     notes=_notes,
+    for_transformers=_for_transformers,
     gelu=True,
 )
