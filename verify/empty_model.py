@@ -89,7 +89,7 @@ def _equal_buffers_once() -> Iterator[None]:
             if other.dtype == tensor.dtype and torch.equal(other, tensor):
                 module._buffers[name] = other
 
-    torch.nn.Module.register_buffer = register_once  # type: ignore[method-assign]
+    torch.nn.Module.register_buffer = register_once  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

@@ -70,7 +70,8 @@ class Reference:
         self._threads = threads or available_cores()
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
-            self._model = empty_model(recipe.hf_classes[0], recipe.for_transformers(checkpoint.config), self._where)
+            config = recipe.for_transformers(checkpoint.config)
+            self._model = empty_model(recipe.hf_classes[0], config, self._where)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)

@@ -141,7 +141,7 @@ def _hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
 
 
 def _for_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A null rotary_dim written out: transformers 5 refuses it, and before took it for the embedding's width."""
+    """A null rotary_dim, which means the whole head, written out: transformers 5 refuses it."""
     if config.get("rotary_dim", 64) is not None:
         return config
     return {**config, "rotary_dim": _sizes(Settings(config, "config.json"))["head_dim"]}
