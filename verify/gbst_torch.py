@@ -13,6 +13,7 @@ same mask. Importing this module imports torch.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,3 +141,30 @@ def _groups(values: Tensor, size: int) -> Tensor:
     """``(batch, length, …) -> (batch, length / size, size, …)``."""
     batch, length, *rest = values.shape
     return values.reshape(batch, length // size, size, *rest)
+
+
+def set_front_end(model: Any, settings: GbstSettings) -> None:
+    """Make GBSWT5ForConditionalGeneration of transformers' T5ForConditionalGeneration.
+
+    ``model`` is then called as before, with the ids and the attention mask of the bytes: the encoder and the
+    decoder's cross-attention get the down-sampled mask. The byte embedding is the one both sides share.
+    """
+    front = GbstEmbedding(settings)
+    front.embeds = model.shared
+    front.to(model.shared.weight.device)
+    model.encoder.embed_tokens = front
+
+    def enter(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        ids = given.pop("input_ids", None)
+        if ids is not None:
+            given["inputs_embeds"], given["attention_mask"] = front(ids, given.get("attention_mask"))
+        return args, given
+
+    def cross(module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        mask, states = given.get("encoder_attention_mask"), given.get("encoder_hidden_states")
+        if mask is not None and states is not None and mask.shape[1] != states.shape[1]:
+            given["encoder_attention_mask"] = downsampled_mask(mask, settings.factor)
+        return args, given
+
+    model.encoder.register_forward_pre_hook(enter, with_kwargs=True)
+    model.decoder.register_forward_pre_hook(cross, with_kwargs=True)

@@ -22,6 +22,7 @@ mixes. So memory grows with the result, not with the width times the length, let
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> FrontEnd
     scale = shift = None
     if settings.norm:
         variance = weights[NORM + "running_var"]
-        if not (variance >= 0).all():
+        if (variance < 0).any():
             raise InputError(f"{NORM}running_var has negative values, which no variance has")
         scale = weights[NORM + "weight"] / np.sqrt(variance + np.float32(NORM_EPSILON))
         shift = weights[NORM + "bias"] - weights[NORM + "running_mean"] * scale
@@ -115,7 +116,8 @@ def embed_without_mask(front: FrontEnd, ids: Sequence[int]) -> Floats:
     Raises InputError as ``embed`` does.
     """
     tokens = _checked(front, ids)
-    padded = -(-len(tokens) // np.lcm.reduce(front.settings.blocks)) * np.lcm.reduce(front.settings.blocks)
+    period = math.lcm(*front.settings.blocks)
+    padded = -(-len(tokens) // period) * period
     return _embed(front, tokens, np.ones(padded, np.bool_), -(-len(tokens) // front.settings.factor)).values
 
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from ...core.checkpoint import Checkpoint
-from ...core.errors import CheckpointError, MappingError
+from ...core.errors import CheckpointError, InputError, MappingError
 from ...core.model import MetadataValue, Model
 from ...core.tensor import Tensor
 from ...quant.ggml import to_float32
 from ..settings import Settings
 from ..transforms import same_weights
-from .front_end import Floats
+from .front_end import Floats, front_end
 from .settings import (
     CONVOLUTION,
     EMBEDDING,
@@ -109,6 +109,10 @@ def front_end_model(checkpoint: Checkpoint, metadata: Mapping[str, MetadataValue
         for name, shape in file_shapes(settings).items()
     )
     weights = {TABLE[tensor.name]: read_weights(tensor) for tensor in tensors}
+    try:
+        front_end(settings, weights)
+    except InputError as error:
+        raise CheckpointError(f"{checkpoint.folder}: {error.message}") from error
     keys = {**settings_keys(settings), "fingerprint": fingerprint(settings, weights)}
     hparams = {f"{ARCH}.{key}": value for key, value in keys.items()}
     general = {**(metadata or {}), "general.type": "front-end"}
