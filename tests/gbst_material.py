@@ -106,7 +106,7 @@ def random_gbswt5(folder: Path, *, half: bool = False, drop: tuple[str, ...] = (
     return folder
 
 
-def random_model(config: Mapping[str, Any]) -> Any:
+def random_model(config: Mapping[str, Any], *, alone: bool = False) -> Any:
     """Transformers' T5 with our GBST in front of its encoder, under the names of GBSWT5."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
@@ -119,7 +119,7 @@ def random_model(config: Mapping[str, Any]) -> Any:
     model = T5ForConditionalGeneration(T5Config(**{k: v for k, v in config.items() if k not in own})).eval()
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))
     settings = config_settings(config)
-    set_front_end(model, settings)
+    set_front_end(model, settings, alone=alone)
     weights = random_weights(settings)
     del weights[EMBEDDING]
     with torch.no_grad():

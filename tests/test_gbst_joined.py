@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from gbst_material import CONFIG, config_settings, random_gbswt5, random_model
+from gbst_material import (
+    CONFIG,
+    config_settings,
+    random_gbswt5,
+    random_model,
+    random_weights,
+    torch_front_end,
+)
 
 from kconv.converters.architectures.gbswt5 import GBSWT5
 from kconv.converters.gbst.front_end import embed
 from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
+from kconv.converters.gbst.settings import EMBEDDING, PREFIX
 from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.gguf_writer import plan_file, write_files
 from kconv.converters.recipe import build
@@ -114,8 +123,6 @@ def loaded(body: Path) -> Any:
 
 
 def test_front_end_and_body_give_the_logits_of_the_whole_model(body: Path, loaded: Any) -> None:
-    import torch
-
     front = front_end_of(body, read_header(body).metadata)
     assert front is not None
     reference = random_model(CONFIG)
@@ -123,13 +130,7 @@ def test_front_end_and_body_give_the_logits_of_the_whole_model(body: Path, loade
         ids = byte_ids(text)
         loaded.encode(embed(front.front_end, ids).values)
         ours = loaded.decode(DECODER)
-        with torch.no_grad():
-            right = reference(
-                input_ids=torch.tensor([ids]),
-                attention_mask=torch.ones(1, len(ids)),
-                decoder_input_ids=torch.tensor([DECODER]),
-            ).logits[0]
-        right = right.numpy()
+        right = whole(reference, ids, [1] * len(ids))[0].numpy()
         error = ((ours - right) ** 2).mean() / right.var()
         assert error < 1e-4  # measured: 5e-8 to 7e-7
         assert (ours.argmax(axis=1) == right.argmax(axis=1)).all()
@@ -153,24 +154,64 @@ def test_greedy_generation_is_the_same(body: Path, loaded: Any) -> None:
     assert made == right[0].tolist()
 
 
-def test_in_a_padded_batch_the_decoder_sees_the_down_sampled_mask() -> None:
-    """What the whole model makes of padding it must ignore: only its leak through the convolution shows."""
+def whole(model: Any, ids: list[int], mask: list[int]) -> Any:
+    """Logits of the whole model for DECODER."""
     import torch
 
-    model = random_model(CONFIG)
+    with torch.no_grad():
+        return model(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.tensor([mask]),
+            decoder_input_ids=torch.tensor([DECODER]),
+        ).logits
+
+
+def test_in_a_padded_batch_the_decoder_sees_the_down_sampled_mask() -> None:
+    """Of padding only the leak through the convolution shows, and not even that where texts stand alone."""
+    import torch
+
+    model, alone = random_model(CONFIG), random_model(CONFIG, alone=True)
     ids, padding = byte_ids("한국"), [0] * 20
-    kernel = config_settings().kernel
+    reach = config_settings().kernel - 1
     mask = [1] * len(ids) + [0] * len(padding)
+    unpadded, padded = whole(model, ids, [1] * len(ids)), whole(model, ids + padding, mask)
+    beyond = padding[:reach] + [7] * (len(padding) - reach)
+    torch.testing.assert_close(whole(model, ids + beyond, mask), padded)
+    assert not torch.allclose(unpadded, padded, atol=1e-3)
+    torch.testing.assert_close(whole(alone, ids + padding, mask), unpadded, atol=1e-4, rtol=1e-4)
 
-    def logits(tokens: list[int], bits: list[int]) -> Any:
-        with torch.no_grad():
-            return model(
-                input_ids=torch.tensor([tokens]),
-                attention_mask=torch.tensor([bits]),
-                decoder_input_ids=torch.tensor([DECODER]),
-            ).logits
 
-    padded = logits(ids + padding, mask)
-    far = [*padding[: kernel - 1], *[7] * (len(padding) - kernel + 1)]
-    torch.testing.assert_close(logits(ids + far, mask), padded)
-    assert not torch.allclose(logits(ids, [1] * len(ids)), padded, atol=1e-3)
+def test_the_torch_front_end_can_be_streamed() -> None:
+    """Every parameter lies in a module of its own, as the fp32 reference reads them."""
+    import torch
+
+    from kconv.core.tensor import DType, Tensor
+    from kconv.verify.gbst_torch import GbstEmbedding
+    from kconv.verify.streamed import StreamedModules, WeightReader, stream_embedding
+
+    settings = replace(config_settings(), norm=True)
+    weights = random_weights(settings)
+    ids, mask = torch.tensor([byte_ids("한국")]), torch.ones(1, 7)
+    with torch.device("meta"):
+        empty = GbstEmbedding(settings).eval()
+    held = {
+        name: Tensor(name, w.shape, DType.F32, lambda start, stop, w=w: w[start:stop])  # type: ignore[misc]
+        for name, w in weights.items()
+    }
+    reader = WeightReader(1)
+    streamed = StreamedModules(reader, lambda: None)
+    for name, module in empty.named_modules():
+        own = {
+            key: held[f"{PREFIX}{name}.{key}"]
+            for key, value in module._parameters.items()
+            if value is not None
+        }
+        if own and module is not empty.embeds:
+            streamed.add(module, own)
+    stream_embedding(empty.embeds, held[EMBEDDING], reader)
+    streamed.start()
+    with torch.inference_mode():
+        expected, _ = torch_front_end(settings, weights)(ids, mask)
+        values, kept = empty(ids, mask)
+    assert torch.equal(values, expected)
+    assert kept.all()

@@ -64,11 +64,16 @@ class ForwardConvolution(nn.Module):
 
 
 class GbstEmbedding(nn.Module):
-    """Ids ``(batch, length)`` to embeddings ``(batch, ceil(length / factor), width)`` and their mask."""
+    """Ids ``(batch, length)`` to embeddings ``(batch, ceil(length / factor), width)`` and their mask.
 
-    def __init__(self, settings: GbstSettings) -> None:
+    In the original the convolution reads the embeddings of padding ids into the last ``kernel - 1`` positions
+    of a shorter text. With ``alone`` it reads zeros there, as at the end of a text without padding, so that
+    each text of a batch is what it is by itself.
+    """
+
+    def __init__(self, settings: GbstSettings, *, alone: bool = False) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.alone = settings, alone
         self.embeds = nn.Embedding(settings.rows, settings.width)
         # The numbers are places in the original's sequences of modules, and part of the parameters' names.
         self.positional_convol = nn.ModuleDict({"2": ForwardConvolution(settings)})
@@ -77,7 +82,10 @@ class GbstEmbedding(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """``mask (batch, length)`` is 0 for padding. Without a mask appended zeros count like text."""
         settings, length = self.settings, ids.shape[1]
-        values = self.positional_convol["2"](self.embeds(ids))
+        values = self.embeds(ids)
+        if self.alone and mask is not None:
+            values = values * mask.to(values.dtype)[:, :, None]
+        values = self.positional_convol["2"](values)
         padding = -length % math.lcm(*settings.blocks)
         values = functional.pad(values, (0, 0, 0, padding))
         valid = None if mask is None else functional.pad(mask.bool(), (0, padding))
@@ -143,13 +151,14 @@ def _groups(values: Tensor, size: int) -> Tensor:
     return values.reshape(batch, length // size, size, *rest)
 
 
-def set_front_end(model: Any, settings: GbstSettings) -> None:
+def set_front_end(model: Any, settings: GbstSettings, *, alone: bool = False) -> None:
     """Make GBSWT5ForConditionalGeneration of transformers' T5ForConditionalGeneration.
 
     ``model`` is then called as before, with the ids and the attention mask of the bytes: the encoder and the
     decoder's cross-attention get the down-sampled mask. The byte embedding is the one both sides share.
+    ``alone`` is for batches of texts that are to be read each by itself (see GbstEmbedding).
     """
-    front = GbstEmbedding(settings)
+    front = GbstEmbedding(settings, alone=alone)
     front.embeds = model.shared
     front.to(model.shared.weight.device)
     model.encoder.embed_tokens = front
