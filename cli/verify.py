@@ -17,6 +17,7 @@ Examples:
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --text news.txt --tokens 4096
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --gate 0.1 --json
+  kconv verify kebyt5-Q8_0.gguf --against ./kebyt5-base-preview --text pairs.tsv
 
 Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
 """
@@ -31,15 +32,17 @@ Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input 
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="Text to compare on, in UTF-8. Repeatable.  [default: some thousand tokens of built-in Korean and "
-    "English]",
+    help="Text to compare on, in UTF-8. Repeatable. An encoder-decoder takes pairs, SOURCE<TAB>TARGET on "
+    "each line; a text without tabs it gets with gaps to fill, as in pre-training.  [default: some thousand "
+    "tokens of built-in Korean and English]",
 )
 @click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens read at once, from an empty cache.  [default: 512, or the model's context if smaller]",
+    help="Tokens read at once, from an empty cache (by an encoder, if there is one).  [default: 512, or the "
+    "model's context if smaller]",
 )
 @click.option(
     "--gate",

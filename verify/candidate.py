@@ -54,5 +54,8 @@ class Candidate(Protocol):
         ...
 
     def layers(self, window: Window) -> list[Floats]:
-        """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last."""
+        """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last.
+
+        The layers of an encoder come first, each ``(len(window.source), hidden)``.
+        """
         ...

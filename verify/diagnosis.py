@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
 from .candidate import Candidate, Floats
 from .gguf_weights import GgufFile
-from .proof import Diagnosis, LayerError, TensorError
+from .proof import Diagnosis, LayerError, TensorError, layer_name
 from .reference import Reading, Reference
 from .windows import Window
 
@@ -46,7 +47,7 @@ def diagnose(
     The second differs from the first by the weights alone and from the third by the runtime alone. Raises
     CandidateFailure.
     """
-    window = Window(window.text, window.ids[:_TOKENS])
+    window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, recipe, threads=threads)
     truth = original.read([window], layers_of=window, progress=progress)
     held = {info.name: file.tensor(info) for info in file.header.tensors}
@@ -70,7 +71,8 @@ def diagnose(
         by_runtime,
         first,
         worst,
-        _conclusion(layers, first, by_weights, by_runtime, floor, arithmetic, worst),
+        _conclusion(layers, original.encoder_layers, first, by_weights, by_runtime, floor, arithmetic, worst),
+        original.encoder_layers,
     )
 
 
@@ -131,6 +133,7 @@ def _farthest(tensors: Sequence[TensorError]) -> list[TensorError]:
 
 def _conclusion(
     layers: Sequence[LayerError],
+    encoder_layers: int,
     first: int | None,
     by_weights: float,
     by_runtime: float,
@@ -141,9 +144,8 @@ def _conclusion(
     if first is not None:
         layer = layers[first]
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
-        place = (
-            f"layer {first} is the first whose output departs (NMSE {max(layer.weights, layer.runtime):.2g})"
-        )
+        error = f"NMSE {max(layer.weights, layer.runtime):.2g}"
+        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({error})"
         if weights:
             named = f"; look at {', '.join(worst[:3])}" if worst else ""
             return f"{place}: by the file's weights, not by how llama.cpp computes{named}"
