@@ -1,0 +1,287 @@
+"""A small T5 of KEByT5's layout: bytes for tokens, two depths, an untied head, trained to fill masks.
+
+Masks are the ids 258, 257, 256 …, as ByT5 and KEByT5 were pre-trained, not the <extra_id_N>.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from demo_texts.generator import JOINT
+
+from . import texts
+
+NAME, SEED = "kebyt5", 20230117
+ASKED = "{question} {answer}"
+PAD, EOS, BYTE_OFFSET, FIRST_SENTINEL = 0, 1, 3, 258
+EXTRA_IDS = 125
+WINDOW = (40, 280)  # bytes of text in an example
+POOL = 40  # batches whose examples are sorted by length together, so that little of a batch is padding
+PROMPT = "프랑스의 수도는 \ufffc입니다."  # U+FFFC stands for a mask
+HELD_OUT_SEED = 5
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["T5ForConditionalGeneration"],
+    "d_ff": 224,
+    "d_kv": 16,
+    "d_model": 128,
+    "decoder_start_token_id": PAD,
+    "dropout_rate": 0.1,
+    "eos_token_id": EOS,
+    "feed_forward_proj": "gated-gelu",
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-06,
+    "model_type": "t5",
+    "num_decoder_layers": 2,
+    "num_heads": 6,
+    "num_layers": 3,
+    "pad_token_id": PAD,
+    "relative_attention_num_buckets": 32,
+    "tie_word_embeddings": False,
+    "tokenizer_class": "ByT5Tokenizer",
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.24.0",
+    "use_cache": True,
+    "vocab_size": 384,
+}
+Batch = dict[str, Any]
+Example = tuple[list[int], list[int]]
+
+
+def new_tokenizer() -> None:
+    """Bytes need none."""
+
+
+def byte_ids(text: str) -> list[int]:
+    """Ids of a text's bytes, without </s>."""
+    return [byte + BYTE_OFFSET for byte in text.encode()]
+
+
+def new_model() -> Any:
+    """The untrained model, with a head of its own (transformers 5 ties it whatever the config says).
+
+    Initial weights as in train_demo.new_model, for the same reasons; near_biases says the rest.
+    """
+    import torch
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    skipped = ("torch_dtype", "transformers_version", "dropout_rate")
+    settings = {key: value for key, value in CONFIG.items() if key not in skipped}
+    model = T5ForConditionalGeneration(T5Config(dropout_rate=0.0, **settings)).float().train()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    width, layers = CONFIG["d_model"], CONFIG["num_layers"] + CONFIG["num_decoder_layers"]
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if name.endswith(("Attention.o.weight", "wo.weight")):
+                weight.normal_(0.0, (layers * weight.shape[1]) ** -0.5)
+            elif name.endswith(".q.weight"):  # T5 does not divide by the root of the head's width
+                weight.normal_(0.0, (width * CONFIG["d_kv"]) ** -0.5)
+            elif name.endswith("relative_attention_bias.weight"):
+                weight.copy_(torch.tensor(near_biases(both=name.startswith("encoder"))))
+            elif weight.ndim == 2:
+                weight.normal_(0.0, weight.shape[1] ** -0.5)
+        model.shared.weight.normal_(0.0, 0.3)
+        model.lm_head.weight.copy_(model.shared.weight * 0.3)
+    return model
+
+
+def near_biases(both: bool) -> list[list[float]]:
+    """Initial relative biases (buckets, heads) that let heads look near, each at its own range and side.
+
+    A byte says little and its neighbours much; from random biases the model is long in finding that out.
+    With ``both`` the first half of the buckets is of what stands before, the second of what follows.
+    """
+    buckets, heads = CONFIG["relative_attention_num_buckets"], CONFIG["num_heads"]
+    side = buckets // 2 if both else buckets
+    exact = side // 2
+    biases = []
+    for bucket in range(buckets):
+        number = bucket % side
+        far = exact * (128 / exact) ** ((number - exact) / (side - exact)) if number >= exact else number
+        row = [-far * 2.0**-head for head in range(heads)]
+        if both:  # heads by turns before, after, and on both sides
+            wrong = 1 if bucket < side else 0
+            row = [-far * 2.0 ** -(head // 3 * 3) - 4.0 * (head % 3 == wrong) for head in range(heads)]
+        biases.append([max(value, -8.0) for value in row])
+    return biases
+
+
+def window(text: str, rng: Random) -> str:
+    """Some whole sentences of a document in a row, of about as many bytes as drawn."""
+    sentences = re.split(r"(?<=[.?!])(?=\s)", text)
+    limit = rng.uniform(*WINDOW)
+    start = rng.randrange(len(sentences))
+    taken = sentences[start].lstrip()
+    for sentence in sentences[start + 1 :]:
+        if len((taken + sentence).encode()) > limit:
+            break
+        taken += sentence
+    return taken
+
+
+def masked(text: str, rng: Random) -> Example:
+    """Encoder ids with masks, and the ids to say: each mask followed by what it hides, one more mask, </s>.
+
+    About a sixth of the characters go, at least one span. Half of the spans begin and end where words or
+    their particles do (JOINT in ``text``), the rest anywhere between characters, ByT5's 20 bytes long on
+    average; never inside a character, as the model is to fill gaps in valid text.
+    """
+    borders = {match.start() for match in re.finditer(r"\b|\x1f|(?<=\x1f)", text)}
+    letters: list[str] = []
+    word_ends: list[int] = []
+    for place, letter in enumerate(text):
+        if place in borders:
+            word_ends.append(len(letters))
+        if letter != JOINT:
+            letters.append(letter)
+    word_ends = sorted({*word_ends, 0, len(letters)})
+    budget = max(1, round(len(letters) / 6))
+    spans: list[tuple[int, int]] = []
+    for _ in range(50):
+        if rng.random() < 0.6:
+            first = rng.randrange(len(word_ends) - 1)
+            last = min(first + rng.choice((1, 1, 2, 3)), len(word_ends) - 1)
+            start, end = word_ends[first], word_ends[last]
+        else:
+            start = rng.randrange(len(letters))
+            end = min(len(letters), start + 1 + int(rng.expovariate(1 / 7)))
+        apart = all(end < other or start > beyond for other, beyond in spans)
+        if apart and (end - start <= budget or not spans) and "".join(letters[start:end]).strip():
+            spans.append((start, end))
+            budget -= end - start
+        if budget <= 0:
+            break
+    source: list[int] = []
+    target: list[int] = []
+    done = 0
+    for number, (start, end) in enumerate(sorted(spans)):
+        mask = FIRST_SENTINEL - number
+        source += [*byte_ids("".join(letters[done:start])), mask]
+        target += [mask, *byte_ids("".join(letters[start:end]))]
+        done = end
+    source += byte_ids("".join(letters[done:]))
+    return [*source, EOS], [*target, FIRST_SENTINEL - len(spans), EOS]
+
+
+def padded(examples: list[Example], step: int = 1) -> Batch:
+    """input_ids, attention_mask and labels (−100 where nothing is to be said), ``step`` by ``step`` wide."""
+    import torch
+
+    width = -(-max(len(source) for source, _ in examples) // step) * step
+    depth = -(-max(len(target) for _, target in examples) // step) * step
+    return {
+        "input_ids": torch.tensor([source + [PAD] * (width - len(source)) for source, _ in examples]),
+        "attention_mask": torch.tensor(
+            [[1] * len(source) + [0] * (width - len(source)) for source, _ in examples]
+        ),
+        "labels": torch.tensor([target + [-100] * (depth - len(target)) for _, target in examples]),
+    }
+
+
+def batches(_: None, count: int) -> Iterator[Batch]:
+    """Fresh examples, those of about one length together, the batches in random order."""
+    rng = Random(SEED)
+    stream = texts.documents(SEED, ASKED)
+    while True:
+        pool = [masked(window(next(stream), rng), rng) for _ in range(POOL * count)]
+        pool.sort(key=lambda example: len(example[0]))
+        for number in rng.sample(range(POOL), POOL):
+            # Few different shapes: oneDNN prepares its products anew for every one, which takes a second.
+            yield padded(pool[number * count : (number + 1) * count], step=32)
+
+
+def loss(model: Any, batch: Batch, smoothing: float) -> Any:
+    """Cross entropy of the decoder's ids."""
+    import torch
+
+    logits = model(**batch).logits.float().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, batch["labels"].flatten(), label_smoothing=smoothing)
+
+
+def held_out_examples() -> dict[str, list[Example]]:
+    """Held-out texts with masks drawn from a seed."""
+    rng = Random(HELD_OUT_SEED)
+    return {
+        name: [masked(window(text, rng), rng) for text in held_out]
+        for name, held_out in texts.held_out(ASKED).items()
+    }
+
+
+def measure(model: Any, _: None) -> dict[str, dict[str, float]]:
+    """Loss a token (nats) of what the masks of held-out texts hide, and bits a byte of it."""
+    import torch
+
+    figures = {}
+    for name, examples in held_out_examples().items():
+        total, tokens, size = 0.0, 0, 0
+        for example in examples:
+            with torch.no_grad():
+                total += loss(model, padded([example]), 0.0).item() * len(example[1])
+            tokens += len(example[1])
+            size += sum(BYTE_OFFSET <= token < BYTE_OFFSET + 0xF8 for token in example[1])
+        bits = total / math.log(2) / size
+        figures[name] = {"tokens": tokens, "loss": round(total / tokens, 4), "bits_per_byte": round(bits, 3)}
+    return figures
+
+
+def show(model: Any, _: None) -> str:
+    """What the model puts where PROMPT has masks, always taking the likeliest byte."""
+    import torch
+
+    parts = PROMPT.split("\ufffc")
+    source = byte_ids(parts[0])
+    for number, part in enumerate(parts[1:]):
+        source += [FIRST_SENTINEL - number, *byte_ids(part)]
+    made = model.generate(torch.tensor([[*source, EOS]]), max_new_tokens=60, do_sample=False)[0].tolist()
+    said: list[str] = []
+    for token in made:
+        if token > FIRST_SENTINEL - 8:
+            said.append(f"<{token}>")
+        elif token >= BYTE_OFFSET:
+            said.append(chr(token - BYTE_OFFSET))
+    text = "".join(said)
+    return f"{PROMPT} -> {text.encode('latin-1').decode('utf-8', 'replace')}"
+
+
+def stored(tensor: Any) -> Any:
+    """A weight as the file holds it: bfloat16, which has float32's range; T5 overflows in float16."""
+    import torch
+
+    return tensor.to(torch.bfloat16)
+
+
+def save(model: Any, _: None, folder: Path) -> None:
+    """pytorch_model.bin, in which the embeddings of both stacks share storage with the common one."""
+    import torch
+
+    state = {
+        name: stored(tensor).contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.endswith("embed_tokens.weight")
+    }
+    state["encoder.embed_tokens.weight"] = state["decoder.embed_tokens.weight"] = state["shared.weight"]
+    torch.save(dict(sorted(state.items())), folder / "pytorch_model.bin")
+    added = [f"<extra_id_{number}>" for number in range(EXTRA_IDS)]
+    described = {
+        role: {"content": text, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        for role, text in (("eos_token", "</s>"), ("pad_token", "<pad>"), ("unk_token", "<unk>"))
+    }
+    names = {"additional_special_tokens": added}
+    write = {
+        "special_tokens_map.json": {**names, **described},
+        "tokenizer_config.json": {
+            **names,
+            **{role: {"__type": "AddedToken", **token} for role, token in described.items()},
+            "extra_ids": EXTRA_IDS,
+            "tokenizer_class": "ByT5Tokenizer",
+        },
+    }
+    for name, value in write.items():
+        (folder / name).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
