@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,21 +17,21 @@ from ..core.errors import EnvironmentProblem, GgufError, UnsupportedModel
 from ..core.progress import Progress, silent
 from .generation import Sampling
 from .interrupts import deferred_interrupts
+from .llama_log import capture_log
 from .llama_sampling import sampler_chain
 
 _BATCH = 512
 _ABORTED = 2  # what llama_encode and llama_decode give when the abort callback said so
 _NO_TOKEN = -1  # llama.h, LLAMA_TOKEN_NULL
-_LOG_ERROR = 4  # ggml.h, enum ggml_log_level
 KV_TYPES = ("f16", "f32", "q8_0")
-_log_callback: Any = None  # llama.cpp keeps a pointer to it for the rest of the process
 
 
 class LlamaRuntime:
     """A model loaded by llama.cpp; a context manager, see generation.Runtime for the methods.
 
     ``encoder_decoder`` says which of the two kinds it is: a decoder that continues the prompt, or an encoder
-    that reads the prompt and a decoder that answers.
+    that reads the prompt and a decoder that answers. Its encoder reads token ids, or with ``front`` what that
+    makes of them: float32 ``(positions, width)``, at most a position for each token.
 
     ``context`` is the size to use, None for what a generation needs. ``kv_type`` f32 also switches flash
     attention off: slower, and as close to the checkpoint's arithmetic as llama.cpp comes. Raises GgufError
@@ -48,14 +46,15 @@ class LlamaRuntime:
         context: int | None = None,
         kv_type: str = "f16",
         verbose: bool = False,
+        front: Callable[[Sequence[int]], Any] | None = None,
         progress: Progress = silent,
     ) -> None:
         import llama_cpp
 
         self._api = llama_cpp
         self._threads, self._context_size, self._kv_type = threads, context, kv_type
-        self._progress = progress
-        self._complaints = _capture_log(llama_cpp, verbose)
+        self._progress, self._front = progress, front
+        self._complaints = capture_log(llama_cpp, verbose)
         self._context: Any = None
         llama_cpp.llama_backend_init()
         self._model = self._load(path)
@@ -192,14 +191,18 @@ class LlamaRuntime:
         start = self._decoder_start()
         if self.encoder_decoder and not 0 <= start < self._api.llama_vocab_n_tokens(self._vocab):
             raise GgufError(
-                f"{path}: decoder_start_token_id is {start}, no token of its vocabulary",
-                hint="convert the checkpoint again with a decoder_start_token_id in its config.json",
+                f"{path}: the decoder's start token (decoder_start_token_id) is "
+                + ("missing" if start == _NO_TOKEN else f"{start}, which is not in the vocabulary"),
+                hint="convert the checkpoint again, with a decoder_start_token_id in its config.json",
             )
 
     def _decoder_start(self) -> int:
-        """The token an encoder-decoder's output begins with: BOS where the file names none, as llama.cpp."""
-        start = int(self._api.llama_model_decoder_start_token(self._model))
-        return start if start != _NO_TOKEN else int(self._api.llama_vocab_bos(self._vocab))
+        """The token an encoder-decoder's output begins with.
+
+        llama.cpp's programs take the BOS where the file names none. Such a vocabulary rarely has one, and
+        llama.cpp then guesses, which spoils the answer.
+        """
+        return int(self._api.llama_model_decoder_start_token(self._model))
 
     def _complaint(self) -> str:
         text = "; ".join(line for line in self._complaints)
@@ -238,11 +241,26 @@ class LlamaRuntime:
         """Have the encoder read the prompt; what it makes of it stays in the context for the decoder."""
         self._progress("reading the prompt", 0, len(prompt))
         with self._interruptible():
-            ids = (ctypes.c_int32 * len(prompt))(*prompt)
-            status = self._api.llama_encode(self._context, self._api.llama_batch_get_one(ids, len(prompt)))
+            batch, _memory = self._encoder_batch(prompt)
+            status = self._api.llama_encode(self._context, batch)
             if status not in (0, _ABORTED):
                 raise self._stuck("llama_encode", status)
         self._progress("reading the prompt", len(prompt), len(prompt))
+
+    def _encoder_batch(self, prompt: Sequence[int]) -> tuple[Any, Any]:
+        """What the encoder reads, and the memory it lies in, which has to outlive the call."""
+        if self._front is None:
+            ids = (ctypes.c_int32 * len(prompt))(*prompt)
+            return self._api.llama_batch_get_one(ids, len(prompt)), ids
+        values = self._front(prompt).astype("float32", order="C", copy=False)
+        width = self._api.llama_model_n_embd(self._model)
+        if values.ndim != 2 or values.shape[1] != width or not 0 < len(values) <= len(prompt):
+            raise GgufError(
+                f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
+                hint="give the front end of this model",
+            )
+        data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return self._api.llama_batch(n_tokens=len(values), embd=data), values
 
     def _decode(self, tokens: Sequence[int], *, aborted_is_fine: bool = False) -> None:
         ids = (ctypes.c_int32 * len(tokens))(*tokens)
@@ -262,20 +280,3 @@ class LlamaRuntime:
             yield interrupted
             # one token later on takes no time worth interrupting, but thousands of calls back do
             self._api.llama_set_abort_callback(self._context, self._api.ggml_abort_callback(), None)
-
-
-def _capture_log(api: Any, verbose: bool) -> deque[str]:
-    """Take llama.cpp's log: shown if ``verbose``, else only the last errors are kept, for messages."""
-    global _log_callback
-    complaints: deque[str] = deque(maxlen=3)
-
-    def on_log(level: int, text: bytes, data: Any) -> None:
-        line = text.decode("utf-8", "replace")
-        if verbose:
-            sys.stderr.write(line)
-        elif level == _LOG_ERROR and line.strip():
-            complaints.append(line.strip())
-
-    _log_callback = api.llama_log_callback(on_log)
-    api.llama_log_set(_log_callback, None)
-    return complaints

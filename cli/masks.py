@@ -16,14 +16,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from ..core.errors import InputError, UsageError
 
 _MASK = re.compile(r"<extra_id_([0-9]{1,6})>")
-_BYTE_TOKENS = slice(3, 259)  # id = byte + 3, after <pad> </s> <unk>
-_LAST_BYTE = 258
+_LAST_BYTE = 258  # id = byte + 3, after <pad> </s> <unk>
 _NO_TEXT = 11  # bytes 0xFF down to 0xF5 never occur in UTF-8 (RFC 3629), 0xF4 does
 
 
@@ -91,7 +89,7 @@ def sentinels_of(metadata: Mapping[str, Any]) -> Sentinels:
         # the vocabulary of mT5 holds them as pieces that begin a word
         if "<extra_id_" in str(token) and (found := _MASK.fullmatch(str(token).removeprefix("▁"))):
             spelled.setdefault(int(found[1]), place)
-    if tokens[_BYTE_TOKENS] == _byte_symbols():
+    if _is_bytewise(tokens):
         ids = range(_LAST_BYTE, _LAST_BYTE - _NO_TEXT, -1)
         return Sentinels(tuple(ids), True, {token: f"<{token}>" for token in (*ids, *spelled.values())})
     count = next(number for number in range(len(spelled) + 1) if number not in spelled)
@@ -196,12 +194,9 @@ def _fitted(text: str, before: str, sentinels: Sentinels) -> str:
     return text.lstrip() if space and not sentinels.bytewise else text
 
 
-@cache
-def _byte_symbols() -> tuple[str, ...]:
-    """The characters GPT-2's byte-level vocabularies write the 256 bytes with.
+def _is_bytewise(tokens: tuple[Any, ...]) -> bool:
+    """Whether tokens 3 to 258 are the bytes 0 to 255, in the symbols of byte-level vocabularies."""
+    from ..vocab.parity import byte_symbols
 
-    Printable bytes of Latin-1 stand for themselves, the others for U+0100 and up in order.
-    """
-    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (number for number in range(0x100, 0x200))
-    return tuple(chr(byte) if byte in itself else chr(next(others)) for byte in range(256))
+    byte_of = byte_symbols()
+    return [byte_of.get(token) for token in tokens[_LAST_BYTE - 255 : _LAST_BYTE + 1]] == list(range(256))

@@ -55,14 +55,8 @@ def question(
     masks = masked_text(text) if fill else None
     if arch in ENCODER_DECODERS:
         _refuse_turns(artifact, chat=chat, system=system, echo=echo)
-        sentinels = sentinels_of(metadata)
-        parts: list[str | int] = [text]
-        if masks is not None:
-            check_masks(masks, sentinels)
-            parts = prompt_parts(masks, sentinels)
-        parts[0] = _leading_space(metadata) + str(parts[0])
-        trim = not sentinels.bytewise
-        return Question(tuple(parts), text, trim=trim, encoder_decoder=True, masks=masks, sentinels=sentinels)
+        _refuse_deep_decoder(artifact, arch, metadata)
+        return _source(metadata, text, masks)
     if masks is not None:
         raise InputError(
             f"{artifact} continues texts and cannot fill masks (its architecture is {arch})",
@@ -72,6 +66,36 @@ def question(
     whole = _whole_prompt(metadata, template, text, system)
     stops = _template_stops(template)
     return Question((whole,), whole, template, stops, trim=template is not None or not text)
+
+
+def _source(metadata: Mapping[str, Any], text: str, masks: MaskedText | None) -> Question:
+    """What an encoder is to read."""
+    sentinels = sentinels_of(metadata)
+    parts: list[str | int] = [text]
+    if masks is not None:
+        check_masks(masks, sentinels)
+        parts = prompt_parts(masks, sentinels)
+    elif sentinels.bytewise and "<extra_id_" in text:
+        say(
+            "kconv: note: with -p, <extra_id_0> is the token of that name, which byte models do not know as "
+            "a mask from pre-training; --fill writes masks as they do",
+            err=True,
+        )
+    parts[0] = _leading_space(metadata) + str(parts[0])
+    trim = not sentinels.bytewise
+    return Question(tuple(parts), text, trim=trim, encoder_decoder=True, masks=masks, sentinels=sentinels)
+
+
+def _refuse_deep_decoder(artifact: Path, arch: str, metadata: Mapping[str, Any]) -> None:
+    """Raises GgufError where llama.cpp would end the process: it keeps room for the encoder's layers only."""
+    layers = metadata.get(f"{arch}.block_count")
+    decoder_layers = metadata.get(f"{arch}.decoder_block_count", layers)
+    if isinstance(layers, int) and isinstance(decoder_layers, int) and decoder_layers > layers:
+        raise GgufError(
+            f"{artifact}: the decoder has {decoder_layers} layers and the encoder {layers}; llama.cpp has "
+            "room for as many as the encoder has",
+            hint="this model cannot run on stock llama.cpp",
+        )
 
 
 def read_prompt(prompt: str | None, fill: str | None = None) -> str:

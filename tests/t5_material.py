@@ -65,7 +65,7 @@ def trained_byt5(folder: Path) -> Path:
     source, labels = _rows(sources, 0), _rows(answers, -100)
     model = _byt5()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(200):
+    for _ in range(150):
         loss = model(input_ids=source, attention_mask=(source != 0).long(), labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
