@@ -58,6 +58,12 @@ Examples:
 )
 @click.option("--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it.")
 @click.option(
+    "--keep-wo",
+    is_flag=True,
+    help="T5, ByT5: leave the feed-forward output matrices (wo) in the checkpoint's own precision, the most "
+    "delicate part of these models.",
+)
+@click.option(
     "--verify",
     "scope",
     type=click.Choice(["quick", "full"], case_sensitive=False),
@@ -99,6 +105,7 @@ def command(
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
+    keep_wo: bool,
     scope: str | None,
     no_verify: bool,
     allow_tokenizer_mismatch: bool,
@@ -123,6 +130,7 @@ def command(
     options = {
         "types": types or ("auto",),
         "pure": pure,
+        "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,
         "disabled_adapters": disabled_adapters,

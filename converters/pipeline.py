@@ -14,7 +14,7 @@ from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
-from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.policy import choose_formats, quantization_metadata, wide_input
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
@@ -51,6 +51,7 @@ def to_gguf(
     disabled_adapters: Sequence[str] = (),
     chat_template: str | None = None,
     verify: bool | Scope = "quick",
+    keep_wo: bool = False,
     modelfile: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -60,11 +61,12 @@ def to_gguf(
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
-    ``modelfile`` an Ollama Modelfile stands beside each. ``verify``: ``quick`` (or True) reads a few hundred
-    tokens through the checkpoint in fp32 and through each file, ``full`` some thousand and compares every
-    weight, ``off`` (or False) leaves the proof out; token parity always runs. ``announce`` is told what the
-    proof will take. Raises KconvError of every kind; nothing is left under a final name unless all files are
-    whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    ``modelfile`` an Ollama Modelfile stands beside each. ``keep_wo`` leaves the feed-forward output matrices
+    of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads some hundred tokens through the
+    checkpoint in fp32 and through each file, ``full`` some thousand and compares every weight, ``off`` (or
+    False) leaves the proof out; token parity always runs. ``announce`` is told what the proof will take.
+    Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
+    proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -74,6 +76,7 @@ def to_gguf(
         tuple(disabled_adapters),
         chat_template,
         _scope(verify),
+        keep_wo,
     )
     return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
 
@@ -93,6 +96,10 @@ def convert(
     check_request(output, options.types, pure=options.pure)
     checkpoint = open_checkpoint(source)
     model = build(recipe_for(checkpoint.config), checkpoint)
+    if options.keep_wo and not any(wide_input(model.arch, tensor.name) for tensor in model.tensors):
+        raise UsageError(
+            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
+        )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     model, parity, sampling = _with_vocab(model, checkpoint, options, run.progress)
     model, plans = _planned(model, targets)

@@ -50,6 +50,7 @@ class Options:
     disabled_adapters: tuple[str, ...] = ()
     chat_template: str | None = None
     verify: Scope = "quick"
+    keep_wo: bool = False
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,10 @@ def choose_targets(
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
     names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = {policy.name: policy for policy in (parse_policy(name, pure=options.pure) for name in names)}
+    policies = {
+        policy.name: policy
+        for policy in (parse_policy(name, pure=options.pure, keep_wo=options.keep_wo) for name in names)
+    }
     place = Path(output) if output is not None else Path()
     targets = []
     for policy in policies.values():

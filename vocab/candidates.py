@@ -46,8 +46,8 @@ def candidates(source: Source) -> Iterator[Candidate]:
         raise VocabError(
             f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for such"
             " vocabularies stops at the first character it does not know",
-            hint="supported are byte-level BPE, byte-fallback BPE, SentencePiece unigram and, with byte fallback,"
-            " SentencePiece BPE",
+            hint="supported are byte-level BPE, byte-fallback BPE, SentencePiece unigram and BPE"
+            " (BPE with byte fallback)",
         )
     return _sentencepiece(source, base)
 

@@ -52,6 +52,7 @@ class Parity:
     original removes or a first one that makes it add none; a stretch of one single space between special
     tokens is left out of account. ``error`` says why llama.cpp could not be asked. ``tried`` has the number
     of equal texts for every candidate measured on the way. ``different`` are indices into the texts.
+    ``ties`` of the equal ones are so only because another cut is as good (``Source.equally_good``).
     """
 
     candidate: str
@@ -62,6 +63,7 @@ class Parity:
     error: str | None = None
     tried: Mapping[str, int] = field(default_factory=dict)
     different: tuple[int, ...] = field(default=(), repr=False)
+    ties: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -70,6 +72,7 @@ class Parity:
             "candidate": self.candidate,
             "texts": self.texts,
             "equal": self.exact,
+            "ties": self.ties,
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
         }
@@ -213,16 +216,17 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         got = probe.encode([*as_is, *spaced.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
-    wrong = _wrong(questions, dict(enumerate(got[: len(as_is)])), around)
+    wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
     if not wrong:
-        return Parity(name, total, total, "exact")
+        return Parity(name, total, total, "exact", ties=ties)
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
-    if spaced and not _wrong(questions, dict(zip(spaced, got[len(as_is) :], strict=True)), around):
+    respaced = dict(zip(spaced, got[len(as_is) :], strict=True))
+    if spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
-    return Parity(name, total, total - len(different), verdict, first, different=different)
+    return Parity(name, total, total - len(different), verdict, first, different=different, ties=ties)
 
 
 def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
@@ -238,17 +242,24 @@ def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[
     return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
 
 
-def _wrong(questions: Exam, got: Mapping[int, array[int]], around: Declared) -> list[int]:
-    """Indices of the questions answered differently."""
+def _wrong(
+    questions: Exam, got: Mapping[int, array[int]], source: Source, around: Declared
+) -> tuple[list[int], int]:
+    """Indices of the questions answered differently, and how many texts are cut otherwise but as well."""
     before, after = array("i", around.before), array("i", around.after)
     wrong = []
+    ties: set[int] = set()
     for index, found in got.items():
-        answer = questions.answers[index]
-        if questions.questions[index].add_special:
+        question, answer = questions.questions[index], questions.answers[index]
+        if question.add_special:
             answer = before + answer + after
-        if found != answer:
+        if found == answer:
+            continue
+        if source.equally_good is not None and source.equally_good(found, answer):
+            ties.add(question.text)
+        else:
             wrong.append(index)
-    return wrong
+    return wrong, len(ties)
 
 
 def _difference(questions: Exam, index: int, got: array[int], source: Source, around: Declared) -> Difference:
@@ -276,6 +287,8 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
     if parity.error or not parity.different:
         return None
     texts_apart = [questions.texts[index] for index in parity.different]
+    if source.kind == "sentencepiece unigram":
+        return _of_unigram(parity, questions, source)
     for form in _FORMS:
         known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
         if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
@@ -293,6 +306,29 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
     if pattern and all(map(pattern.search, texts_apart)):
         return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
     return None
+
+
+def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
+    octets = [token for token, kind in enumerate(source.types) if kind is TokenType.BYTE]
+    if octets and set(parity.different) <= set().union(*(_texts_with(questions, byte) for byte in octets)):
+        return (
+            "all that differs is text with characters the vocabulary spells in bytes, for which llama.cpp's "
+            "tokenizer of unigram models gives the unknown token"
+        )
+    texts_apart = [questions.texts[index] for index in parity.different]
+    if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
+        return (
+            "all that differs is text with letters in parts or U+0085, which the tokenizers library "
+            "normalizes by its own rules and llama.cpp as SentencePiece does: put the model's spiece.model "
+            "beside tokenizer.json, or give it text in NFC"
+        )
+    return None
+
+
+def _normalized_its_own_way(text: str) -> bool:
+    """Precompiled looks characters up by what looks like one letter, SentencePiece by the longest match."""
+    marked = any(unicodedata.category(character).startswith("M") for character in text)
+    return marked or "\x85" in text or unicodedata.normalize("NFC", text) != text
 
 
 def _texts_with(questions: Exam, token: int | None) -> set[int]:

@@ -20,6 +20,7 @@ from ..core.vocabulary import TokenType
 from .describe import describe
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
+from .unigram import equally_good
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
 _T5_CLASSES = frozenset({"T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast"})
@@ -69,17 +70,18 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     if t5:
         settings = _with_extra_ids(settings, len(proto.pieces), checkpoint)
     table = _table(proto, settings, path, t5=t5)
+    scores = tuple(piece.score for piece in proto.pieces) + (0.0,) * (len(table.tokens) - len(proto.pieces))
     return Source(
         kind=kind,
         table=table,
         description=describe(kind, (name, *settings.files), _spec(proto), table, 0, settings.chat_template),
         encode_batch=_encoder(data, proto, table.added, path, each=settings.legacy),
-        scores=tuple(piece.score for piece in proto.pieces)
-        + (0.0,) * (len(table.tokens) - len(proto.pieces)),
+        scores=scores,
         normalizers=() if proto.normalizer == "identity" else (proto.normalizer,),
         charsmap=proto.charsmap,
         prefix=SpacePrefix(each=settings.legacy, doubled=True) if proto.add_dummy_prefix else None,
         collapses_spaces=proto.remove_extra_whitespaces,
+        equally_good=equally_good(table, scores) if kind == "sentencepiece unigram" else None,
         chat_template=settings.chat_template,
         notes=settings.notes,
     )

@@ -62,6 +62,8 @@ def settle_vocab(
     source = read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
+    if best.parity.ties:
+        notes.append(_equally_good(best.parity))
     if best.parity.verdict == "mismatch":
         if not allow_mismatch or best.parity.error:  # a file that llama.cpp dies of helps nobody
             raise mismatch(best.parity, questions, source)
@@ -151,6 +153,14 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
         message = f"the tokenizer {does}: give it text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
+
+
+def _equally_good(parity: Parity) -> Note:
+    message = (
+        f"in {parity.ties} of {parity.texts} texts the tokenizer finds two ways equally good and llama.cpp "
+        "takes the other, since it adds scores with more digits; they count as equal"
+    )
+    return Note("equally-good", message)
 
 
 def _allowed(parity: Parity) -> Note:

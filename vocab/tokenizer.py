@@ -89,7 +89,8 @@ class Source:
     several spaces one stays, at the ends of a stretch of text none. ``charsmap`` is SentencePiece's compiled
     normalization (precompiled_charsmap), empty where there is none. ``encode_batch(texts, parse_special)``
     gives the ids without BOS and EOS; ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past
-    the normalizer and added tokens.
+    the normalizer and added tokens. ``equally_good`` says of two cuts of a text whether the model finds them
+    equally good (unigram models, where rounding then decides).
     """
 
     kind: Kind
@@ -106,6 +107,7 @@ class Source:
     collapses_spaces: bool = False
     chat_template: str | None = None
     encode_pieces: Encoder | None = None
+    equally_good: Callable[[Sequence[int], Sequence[int]], bool] | None = None
     notes: tuple[Note, ...] = ()
 
     @property
