@@ -101,6 +101,24 @@ def test_a_batch_norm_goes_into_the_file(tmp_path: Path) -> None:
     assert held.front_end.scale is not None
 
 
+def test_a_pytorch_file_with_tied_names_and_a_counter_of_steps(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    folder = random_gbswt5(tmp_path / "bin", gbst_batchnorm=True)
+    expected = own_fingerprint(front_end_model(open_checkpoint(folder)))
+    state = load_file(folder / "model.safetensors")
+    for name in (EMBEDDING, "decoder.embed_tokens.weight"):
+        state[name] = state["shared.weight"]  # one storage, as in ETRI's own files
+    state[NORM + "num_batches_tracked"] = torch.tensor(1000)
+    torch.save(state, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.aliases
+    assert own_fingerprint(front_end_model(checkpoint)) == expected
+    assert build(GBSWT5, checkpoint).arch == "t5"
+
+
 def test_a_negative_variance_in_a_checkpoint_is_refused(tmp_path: Path) -> None:
     folder = random_gbswt5(tmp_path / "norm", gbst_batchnorm=True)
     rewrite(folder, lambda state: state[NORM + "running_var"].neg_())
