@@ -201,6 +201,8 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
         for layer in layers
     ]
     rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
+    if diagnosis.logits_same_gelu is not None:
+        rows.append(("  logits, with llama.cpp's GELU in fp32 too", "", _number(diagnosis.logits_same_gelu)))
     header = ("  NMSE of", "by the weights", "by the runtime")
     lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):

@@ -44,7 +44,8 @@ def diagnose(
 ) -> Diagnosis:
     """Read a window three times: the checkpoint in fp32, the file's weights in fp32, the file in its runtime.
 
-    The second differs from the first by the weights alone and from the third by the runtime alone. Raises
+    The second differs from the first by the weights alone and from the third by the runtime alone. Families
+    with a GELU are read a fourth time, the file's weights in fp32 with llama.cpp's GELU. Raises
     CandidateFailure.
     """
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
@@ -62,6 +63,11 @@ def diagnose(
         )
     )
     by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
+    same_gelu = None
+    if recipe.gelu:
+        rounded = Reference(checkpoint, recipe, weights=weights, llama_cpps_gelu=True, threads=threads)
+        alike = rounded.read([window], progress=progress)
+        same_gelu = _of_logits(alike, alike, candidate, window)[1]
     floor, arithmetic = _expected(tensors, gelu=recipe.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
@@ -73,6 +79,7 @@ def diagnose(
         worst,
         _conclusion(layers, original.encoder_layers, first, by_weights, by_runtime, floor, arithmetic, worst),
         original.encoder_layers,
+        same_gelu,
     )
 
 

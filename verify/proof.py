@@ -243,7 +243,8 @@ class Diagnosis:
     """Where it went wrong: the error by layer, that of the logits, and what follows from it in a sentence.
 
     ``first`` is the first layer whose output departs, None if none stands out. Of an encoder-decoder's layers
-    the first ``encoder_layers`` are the encoder's.
+    the first ``encoder_layers`` are the encoder's. ``logits_same_gelu`` is what is left of ``logits_runtime``
+    where fp32 arithmetic takes llama.cpp's table for GELU, in families with that activation.
     """
 
     layers: tuple[LayerError, ...]
@@ -253,6 +254,7 @@ class Diagnosis:
     worst_tensors: tuple[str, ...]
     conclusion: str
     encoder_layers: int = 0
+    logits_same_gelu: float | None = None
 
 
 @dataclass(frozen=True)

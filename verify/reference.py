@@ -29,6 +29,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
+from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
 from .windows import Window
 
@@ -51,9 +52,10 @@ class Reference:
     """A checkpoint ready to be read with in fp32; no weight is in memory yet.
 
     ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
-    ``unmapped``. ``vocabulary`` is the number of rows of the output matrix, ``encoder_layers`` how many of
-    the layers an encoder has (0 in decoder-only models). Raises CheckpointError if
-    transformers cannot make the model config.json describes, or the weights do not fit it.
+    ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
+    ``vocabulary`` is the number of rows of the output matrix, ``encoder_layers`` how many of the layers an
+    encoder has (0 in decoder-only models). Raises CheckpointError if transformers cannot make the model
+    config.json describes, or the weights do not fit it.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Reference:
         recipe: Recipe,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        llama_cpps_gelu: bool = False,
         threads: int | None = None,
     ) -> None:
         held = checkpoint.tensors if weights is None else weights
@@ -76,6 +79,8 @@ class Reference:
             config = recipe.for_transformers(checkpoint.config)
             self._model = empty_model(recipe.hf_classes[0], config, self._where)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            if llama_cpps_gelu:
+                take_llama_cpps_gelu(self._model)
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)
         self.vocabulary = self._head.matrix.rows
