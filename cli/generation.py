@@ -113,7 +113,7 @@ def generate_text(
         if stream.stopped is not None:
             reason = "stop"
             break
-    texts.append(stream.finish())
+    texts.append(stream.finish(cut=reason == "length"))
     show(texts[-1])
     now = time.monotonic()
     return Generation("".join(texts), tuple(made), reason, (first or now) - begun, now - (first or now))
@@ -145,9 +145,13 @@ class TextStream:
         """Take the bytes of one token and give the text that is certain by now."""
         return self._advance(self._decoder.decode(piece))
 
-    def finish(self) -> str:
-        """The text that was still waiting, now that no more comes."""
-        last = self._advance(self._decoder.decode(b"", final=True))
+    def finish(self, *, cut: bool = False) -> str:
+        """The text that was still waiting, now that no more comes.
+
+        Bytes that are not yet a character are left out where the text was ``cut`` off, else they are an error
+        of the model and shown as one.
+        """
+        last = self._advance(self._decoder.decode(b"", final=not cut))
         rest, self._waiting = self._waiting, ""
         return last + rest
 

@@ -14,6 +14,7 @@ import click
 from ..core.errors import UsageError
 from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
 from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
@@ -151,7 +152,7 @@ def command(
     else:
         _tell(conversion, seconds)
         if not any(failed):
-            say(_how_to_run([done.path for done in conversion.outputs], modelfiles))
+            say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
     if any(failed):
         _end(conversion, checkpoint)
 
@@ -233,11 +234,15 @@ def _parity_text(parity: Parity) -> str:
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
-def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
+def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
     lines = ["", "To run it:"]
     for file in files:
         name = shlex.quote(str(file))
-        lines += [f'  kconv run {name} -p "안녕하세요"', f"  llama-server -m {name}"]
+        lines.append(f'  kconv run {name} -p "안녕하세요"')
+        if arch in ENCODER_DECODERS:  # llama-server never calls the encoder
+            lines.append(f'  kconv run {name} --fill "한국의 수도는 <extra_id_0>이다."')
+        else:
+            lines.append(f"  llama-server -m {name}")
     for file in modelfiles:
         # Ollama's names are plain ASCII in lower case
         model = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"

@@ -172,6 +172,13 @@ def test_bytes_that_are_no_text_and_sentinels_are_shown(known: Path) -> None:
     assert answered(known, "-p", "깨진", "--stop", "<258>")["text"] == "가\ufffd나"
 
 
+def test_a_text_cut_off_within_a_character_ends_before_it(known: Path) -> None:
+    for count in range(1, 7):
+        said = answered(known, "-p", "한국", "-n", count)
+        assert said["text"] == "서울"[: count // 3]
+        assert len(said["ids"]) == count
+
+
 def test_stop_strings_end_the_text(known: Path) -> None:
     said = answered(known, "-p", "한국", "--stop", "😀")
     assert (said["text"], said["stop_reason"]) == ("서울 ", "stop")
@@ -299,6 +306,13 @@ def test_files_that_cannot_run_are_refused(model: Path, tmp_path: Path) -> None:
     done = run(deep, "-p", "a")
     assert done.returncode == 3
     assert "the decoder has 4 layers" in done.stderr
+
+
+def test_a_conversion_says_how_to_run_it(known: Path, tmp_path: Path) -> None:
+    words = [*KCONV, "to-gguf", str(known.with_suffix("")), "-o", str(tmp_path / "a.gguf"), "--no-verify"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    assert "--fill" in done.stdout
+    assert "llama-server" not in done.stdout  # which never calls the encoder
 
 
 def test_masks_need_an_encoder_decoder(folder: Path, small_tokenizer: Path) -> None:
