@@ -112,7 +112,8 @@ def _size_label(checkpoint: Checkpoint) -> str | None:
     """The number of weights as gguf-py abbreviates it (utility.py): ``1.4B``."""
     from gguf.utility import size_label
 
-    total = sum(tensor.elements for tensor in checkpoint.tensors.values())
+    held = checkpoint.tensors.items()
+    total = sum(tensor.elements for name, tensor in held if name not in checkpoint.aliases)
     return str(size_label(total, total, 0, 0)) if total else None
 
 

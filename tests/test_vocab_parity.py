@@ -135,10 +135,17 @@ def test_sentencepiece_with_added_tokens(tmp_path: Path) -> None:
     ]
 
 
-def test_a_unigram_model_without_bytes_is_exact_as_unigram(tmp_path: Path) -> None:
-    rows = material.sentencepiece_like(tmp_path, model_type="unigram", byte_fallback=False)
+def test_a_unigram_model_without_bytes_is_exact_if_it_drops_surplus_spaces(tmp_path: Path) -> None:
+    options = {"model_type": "unigram", "byte_fallback": False, "normalization_rule_name": "nmt_nfkc"}
+    rows = material.sentencepiece_like(tmp_path, remove_extra_whitespaces=True, **options)
     model, result = settled(tmp_path, rows)
     assert (result.verdict, model.vocab.model) == ("exact", "t5")
+
+
+def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path) -> None:
+    rows = material.sentencepiece_like(tmp_path, model_type="unigram", byte_fallback=False)
+    with pytest.raises(TokenMismatch, match="unigram, spaces kept"):
+        settle_vocab(material.model(rows), material.checkpoint(tmp_path))
 
 
 def test_a_bpe_model_without_bytes_is_refused(tmp_path: Path) -> None:

@@ -35,15 +35,17 @@ _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
 
 
-def _scaled() -> Transform:
+def _scaled(*, copy: bool) -> Transform:
     """``(rows, hidden) -> (rows, hidden)`` in float32, each weight times d_model^-0.5.
+
+    ``copy``: the source is the embedding, which counts among the model's weights already.
 
     Tied models multiply the decoder's output by that before the head (transformers, modeling_t5.py), which
     llama.cpp's graph does not.
     """
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
-        return _times(sources[0], sizes["hidden"] ** -0.5)
+        return replace(_times(sources[0], sizes["hidden"] ** -0.5), computed=copy)
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
         return (_times(target, sizes["hidden"] ** 0.5),)
@@ -101,12 +103,12 @@ def _bias(side: str) -> Row:
 
 def _head() -> tuple[Row, ...]:
     """``output.weight`` of a head of its own, or of the embedding where logits are scaled, else none."""
-    shape, scaled = ("rows", "hidden"), _scaled()
+    shape, own, copy = ("rows", "hidden"), _scaled(copy=False), _scaled(copy=True)
     return (
         Row("output.weight", (HEAD,), shape, when=_OWN_HEAD),
-        Row("output.weight", (HEAD,), shape, scaled, when=_SCALED_HEAD),
+        Row("output.weight", (HEAD,), shape, own, when=_SCALED_HEAD),
         *(
-            Row("output.weight", (name,), shape, scaled, when=_SCALED + name, back_to=(HEAD,))
+            Row("output.weight", (name,), shape, copy, when=_SCALED + name, back_to=(HEAD,))
             for name in EMBEDDINGS
         ),
     )
