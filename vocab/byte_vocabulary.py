@@ -168,13 +168,19 @@ def _source(
 
 
 def sentinels(tokens: Sequence[str | None]) -> str:
-    """Which ids stand for masks, in words."""
-    trained = "pre-training masks are 258, 257, 256, … (bytes 0xFF, 0xFE, 0xFD, …, which no text holds)"
+    """Which ids of a byte vocabulary stand for masks, in words for ``kconv inspect``."""
+    trained = "masks of pre-training: 258, 257, 256, …"
     extra = [(text, index) for index, text in enumerate(tokens) if text and _EXTRA_ID.fullmatch(text)]
     if not extra:
         return f"{trained}; no <extra_id_N>"
     (first, low), (last, high) = extra[0], extra[-1]
     return f"{trained}; {first} is {low}, {last} is {high}"
+
+
+def are_bytes(tokens: Sequence[str | None]) -> bool:
+    """Whether ids 3 to 258 are the 256 bytes in order, in GPT-2's symbols."""
+    symbols = byte_symbols()
+    return [symbols.get(text or "") for text in tokens[OFFSET:FIRST_ADDED]] == list(range(256))
 
 
 def _encoder(added: Sequence[AddedToken]) -> Encoder:
