@@ -198,13 +198,20 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         )
         for output in conversion.outputs
     ]
+    rows += [
+        (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
+    ]
     header = ("file", "type", "size", "bits per weight", "formats")
     say(f"\n{table(rows, header=header, right=(2, 3))}\n")
     for proof in _proofs(conversion):
         click.echo(proof_line(proof))
     if not conversion.proofs:
         say("not proven, as asked (--no-verify)")
-    say(f"{plural(len(rows), 'file')} in {seconds_text(seconds)}; a manifest stands beside each")
+    for each in conversion.companions:
+        begin = f"{each.path.name} was there already and" if each.kept else each.path.name
+        say(f"{begin} belongs to these files: keep it in their folder, they do not run without it")
+    made = plural(len(conversion.outputs), "file")
+    say(f"{made} in {seconds_text(seconds)}; a manifest stands beside each")
 
 
 def _proofs(conversion: Conversion) -> tuple[Proof, ...]:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Companion:
+    """A second file that all files of a conversion need beside them: what llama.cpp has no graph for.
+
+    ``model`` goes into it, everything in f32, ``place`` gives its path from the folder and the checkpoint's
+    name, ``keys`` are those by which each body names it. ``lies_at`` tells whether a file is this companion
+    already, as another conversion of the checkpoint has written it.
+    """
+
+    model: Model
+    keys: Mapping[str, MetadataValue]
+    place: Callable[[Path, str], Path]
+    lies_at: Callable[[Path], bool]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How one architecture becomes a GGUF model; ``models`` names the ones it is known for.
 
@@ -73,7 +89,8 @@ class Recipe:
     ``for_transformers`` puts into its present words what config.json may say otherwise. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
     that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
-    llama_encode and that the decoder begins with ``decoder_start_token_id``.
+    llama_encode and that the decoder begins with ``decoder_start_token_id``. ``companions`` are the files the
+    model needs besides its own.
     """
 
     name: str
@@ -92,6 +109,7 @@ class Recipe:
     for_transformers: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     gelu: bool = False
     encoder_decoder: bool = False
+    companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
 
 
 def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:

@@ -7,11 +7,12 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ..recipe import Recipe
+from .gbswt5 import GBSWT5
 from .gptj import GPTJ
 from .llama import LLAMA
 from .t5 import MT5, T5
 
-RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ, T5, MT5)
+RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ, T5, MT5, GBSWT5)
 
 _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are no Llama"
 
@@ -23,7 +24,6 @@ NEAR: Mapping[str, str] = {
     "UMT5ForConditionalGeneration": "UMT5 (a relative bias in every layer) is not supported; llama.cpp's own "
     "converter takes it",
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter takes them",
-    "GBSWT5ForConditionalGeneration": "GBST-KEByT5 is planned, as a T5 body and a front end of its own",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's own converter takes it",

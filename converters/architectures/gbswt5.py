@@ -8,12 +8,15 @@ ETRI's code (github.com/etri-crossmodal/gbswt5, modeling_gbst5.py).
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
+from ..card import general_metadata
+from ..gbst.front_end_file import front_end_path, is_front_end
 from ..gbst.settings import EMBEDDING, read_settings
-from ..gbst.tensors import DROPPED, TABLE
-from ..recipe import Row
+from ..gbst.tensors import DROPPED, TABLE, body_keys, front_end_model, own_fingerprint
+from ..recipe import Companion, Row
 from ..settings import Settings
 from .t5 import EMBEDDINGS, T5
 
@@ -53,6 +56,12 @@ def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(_renamed(flag) for flag in T5.flags(settings, named))
 
 
+def _front_end(checkpoint: Checkpoint) -> tuple[Companion, ...]:
+    model = front_end_model(checkpoint, general_metadata(checkpoint))
+    found = own_fingerprint(model)
+    return (Companion(model, body_keys(found), front_end_path, partial(is_front_end, wanted=found)),)
+
+
 GBSWT5 = replace(
     T5,
     name="gbswt5",
@@ -62,4 +71,5 @@ GBSWT5 = replace(
     flags=_flags,
     rows=_rows(),
     dropped=(*T5.dropped, *TABLE.values(), *DROPPED),
+    companions=_front_end,
 )

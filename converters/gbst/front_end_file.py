@@ -75,6 +75,14 @@ def read_front_end(path: Path) -> FrontEndFile:
         raise GgufError(f"{path}: {error.message}", hint=_AGAIN) from error
 
 
+def is_front_end(path: Path, wanted: str) -> bool:
+    """Whether the file at ``path`` is whole and the front end of that fingerprint."""
+    try:
+        return read_front_end(path).fingerprint == wanted
+    except KconvError:
+        return False
+
+
 def front_end_of(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> FrontEndFile | None:
     """The front end the body at ``body`` needs, None if it needs none; ``metadata`` are the body's keys.
 
