@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import secrets
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from ..core.errors import GgufError, InputError, UsageError
-from .console import emit_json, plural, say, seconds_text, terminal_text
-from .generation import (
-    Generation,
-    Runtime,
-    Sampling,
-    TextStream,
-    choose_sampling,
-    generate_text,
-    sampling_in_file,
-    token_bytes,
-)
+from .answers import answer, show_answer
+from .front_ends import front_end_for
+from .generation import Sampling, choose_sampling, sampling_in_file
 from .llama_runtime import KV_TYPES, LlamaRuntime
-from .masks import Fill, check_prompt, completed, ending_sentinels, mask_name, read_fills
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
-from .prompts import Question, question, read_prompt, token_room
+from .prompts import question, read_prompt
 
 EXAMPLES = """\b
 Examples:
@@ -47,6 +35,12 @@ Examples:
     "--fill",
     metavar="TEXT",
     help="Fill the masks <extra_id_0>, <extra_id_1> … of TEXT, instead of -p; for T5, ByT5 and KEByT5.",
+)
+@click.option(
+    "--front-end",
+    type=PATH,
+    metavar="FILE",
+    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
 )
 @click.option(
     "-n",
@@ -119,6 +113,7 @@ def command(
     artifact: Path,
     prompt: str | None,
     fill: str | None,
+    front_end: Path | None,
     tokens: int,
     chat: bool | None,
     system: str | None,
@@ -160,6 +155,7 @@ def command(
     asked = question(
         artifact, header.metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo
     )
+    front = front_end_for(artifact, header.metadata, front_end)
     sampling = _sampling(header.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
     with (
         shown_progress() as progress,
@@ -169,35 +165,22 @@ def command(
             context=context,
             kv_type=kv_type.lower(),
             verbose=verbose,
+            front=front,
             progress=progress,
         ) as runtime,
     ):
-        ids = _prompt_ids(runtime, asked)
-        count = token_room(
-            len(ids), tokens, runtime.context_length, context, encoder_decoder=asked.encoder_decoder
-        )
-        if verbose:
-            say(f"kconv: {sampling}", err=True)
-            say(f"kconv: the prompt has {len(ids)} tokens: {asked.text!r}", err=True)
-        out = None if as_json else sys.stdout
-        if echo and asked.template is None:
-            _show(out, asked.text)
-        done = generate_text(
+        given = answer(
             runtime,
-            runtime.generate(ids, sampling, count),
-            TextStream((*stops, *asked.stops), trim=asked.trim),
-            partial(_show, out if asked.masks is None else None),
-            ends=() if asked.masks is None else ending_sentinels(asked.masks, asked.sentinels),
-            names=asked.sentinels.names,
+            asked,
+            sampling,
+            stops,
+            tokens=tokens,
+            context=context,
+            echo=echo,
+            show=not as_json,
+            verbose=verbose,
         )
-        fills = _fills(runtime, asked, done)
-    if as_json:
-        emit_json(_to_json(artifact, asked, ids, sampling, done, fills))
-    elif fills is not None:
-        _show_fills(out, asked, fills)
-    else:
-        click.echo()
-    _tell(done, len(ids), verbose=verbose, chat=asked.template is not None)
+    show_answer(artifact, given, as_json=as_json, verbose=verbose)
 
 
 def _sampling(
@@ -219,83 +202,3 @@ def _sampling(
     if wished["seed"] is None:
         wished["seed"] = secrets.randbits(31)
     return choose_sampling(recommended, wished)
-
-
-def _prompt_ids(runtime: Runtime, asked: Question) -> list[int]:
-    ids = runtime.tokenize(*asked.parts)
-    if asked.masks is not None:
-        check_prompt(ids, asked.masks, asked.sentinels)
-    return ids
-
-
-def _fills(runtime: Runtime, asked: Question, done: Generation) -> list[Fill] | None:
-    """What the masks were filled with; None where there were none to fill."""
-    if asked.masks is None:
-        return None
-
-    def text_of(ids: Sequence[int]) -> str:
-        pieces = (token_bytes(runtime, token, asked.sentinels.names) for token in ids)
-        return b"".join(pieces).decode("utf-8", "replace")
-
-    ids = done.ids[:-1] if done.stop_reason == "end" else done.ids
-    fills = read_fills(ids, asked.masks, asked.sentinels, text_of)
-    left = [mask_name(fill.mask) for fill in fills if fill.text is None]
-    if left:
-        say(f"kconv: warning: the model put nothing in place of {', '.join(left)}", err=True)
-    return fills
-
-
-def _show_fills(out: TextIO | None, asked: Question, fills: Sequence[Fill]) -> None:
-    """A line for each mask that was filled, then the whole text."""
-    for fill in fills:
-        if fill.text is not None:
-            _show(out, f"{mask_name(fill.mask)}: {fill.text}\n")
-    if asked.masks is not None:
-        _show(out, completed(asked.masks, fills) + "\n")
-
-
-def _show(out: TextIO | None, text: str) -> None:
-    if out is not None and text:
-        # not click's echo, which takes escape sequences out of what a pipe should get unchanged
-        out.write(terminal_text(text) if out.isatty() else text)
-        out.flush()
-
-
-def _to_json(
-    artifact: Path,
-    asked: Question,
-    ids: Sequence[int],
-    sampling: Sampling,
-    done: Generation,
-    fills: Sequence[Fill] | None,
-) -> dict[str, Any]:
-    told: dict[str, Any] = {
-        "artifact": str(artifact),
-        "text": done.text,
-        "ids": list(done.ids),
-        "stop_reason": done.stop_reason,
-        "prompt": asked.text,
-        "prompt_ids": list(ids),
-        "chat": asked.template is not None,
-        "sampling": asdict(sampling),
-        "prompt_seconds": round(done.prompt_seconds, 3),
-        "seconds": round(done.seconds, 3),
-    }
-    if asked.masks is not None and fills is not None:
-        told |= {"fills": [asdict(fill) for fill in fills], "completed": completed(asked.masks, fills)}
-    return told
-
-
-def _tell(done: Generation, prompt: int, *, verbose: bool, chat: bool) -> None:
-    if done.stop_reason == "length" and chat:
-        say(f"kconv: stopped after {plural(len(done.ids), 'token')}; -n allows more", err=True)
-    if verbose:
-        after_first = max(0, len(done.ids) - 1)
-        rate = after_first / done.seconds if done.seconds > 0 else 0.0
-        prompt_rate = prompt / done.prompt_seconds if done.prompt_seconds > 0 else 0.0
-        say(
-            f"kconv: prompt {plural(prompt, 'token')} in {seconds_text(done.prompt_seconds)} "
-            f"({prompt_rate:.0f}/s), {plural(len(done.ids), 'token')} generated ({rate:.1f}/s), "
-            f"ended by {done.stop_reason}",
-            err=True,
-        )
