@@ -43,6 +43,7 @@ Floats = npt.NDArray[np.float32]
 # feed-forward layer, and attention scores stand twice in memory, a square matrix a head and window.
 _TOKENS = 2048
 _SCORES = 128 << 20  # bytes
+_TABLES = 128 << 20  # bytes
 _SLICE = 128 << 20  # bytes of the output matrix in float32
 _LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
 _LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
@@ -111,7 +112,9 @@ class Reference:
         hidden: list[Floats] = [np.empty(0, np.float32)] * len(asked)
         layers: list[Floats] = []
         sizes = [(len(window.source), len(window.ids)) for window in asked]
-        batches = _batches(sizes, self._model.config.num_attention_heads)
+        largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
+        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
+        batches = _batches(sizes, self._model.config.num_attention_heads, most)
         done, total = 0, len(batches) * len(self._modules)
 
         def step() -> None:
@@ -270,14 +273,14 @@ class Reading:
         return _Logits(window, first, values)
 
 
-def _batches(sizes: Sequence[tuple[int, int]], heads: int) -> list[list[int]]:
+def _batches(sizes: Sequence[tuple[int, int]], heads: int, most: int) -> list[list[int]]:
     """Windows to compute together, by index: the longest first, so that like goes with like.
 
-    ``sizes`` are tokens of the source and of the window proper.
+    ``sizes`` are tokens of the source and of the window proper; ``most`` windows go together.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(sizes)), key=lambda index: (-max(sizes[index]), -sum(sizes[index]))):
-        if batches:
+        if batches and len(batches[-1]) < most:
             together = [sizes[each] for each in (*batches[-1], index)]
             longest = [max(column) for column in zip(*together, strict=True)]
             scores = 4 * len(together) * heads * max(longest) ** 2
