@@ -21,6 +21,7 @@ from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
+from .front_end import embed_of
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
@@ -154,7 +155,8 @@ def logits_part(
     """
     gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
     try:
-        with LlamaCandidate(file.path, threads=how.threads) as candidate:
+        front = embed_of(file, subject.recipe)
+        with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
             measure = compare(read(), candidate, windows, how.progress)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose

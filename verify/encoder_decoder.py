@@ -25,12 +25,14 @@ def has_encoder(model: Any) -> bool:
 def embeddings(model: Any) -> list[Any]:
     """The modules that look up tokens: an encoder-decoder has one in each stack besides the shared one.
 
-    They share a parameter, but not the module, so each has to be given its rows.
+    They share a parameter, but not the module, so each has to be given its rows. A GBST front end holds the
+    encoder's.
     """
     shared = model.get_input_embeddings()
     found = [shared]
     for stack in (model.encoder, model.decoder) if has_encoder(model) else ():
-        found += [] if any(stack.embed_tokens is other for other in found) else [stack.embed_tokens]
+        lookup = getattr(stack.embed_tokens, "embeds", stack.embed_tokens)
+        found += [] if any(lookup is other for other in found) else [lookup]
     return found
 
 

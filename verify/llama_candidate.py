@@ -11,8 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -57,15 +56,23 @@ class LlamaCandidate:
 
     Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
     ``threads`` are llama.cpp's. ``batch`` is how many tokens it reads at once, by default what makes a block
-    of ``BLOCK_BYTES``, at most ``MAX_BATCH``.
+    of ``BLOCK_BYTES``, at most ``MAX_BATCH``. ``front`` makes what the encoder reads of a source's ids, where
+    that is not their embeddings: float32 ``(positions, hidden)``.
 
     Entering loads the file. One reading at a time: a failure, leaving a reading before its end or beginning
     another meanwhile ends the child, and the next reading starts a new one.
     """
 
-    def __init__(self, path: Path, *, threads: int, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        batch: int | None = None,
+        front: Callable[[Sequence[int]], Floats] | None = None,
+    ) -> None:
         self.path = path
-        self._threads, self._batch = threads, batch
+        self._threads, self._batch, self._front = threads, batch, front
         self._child: _Child | None = None
 
     def __enter__(self) -> LlamaCandidate:
@@ -92,7 +99,7 @@ class LlamaCandidate:
         with self._reading() as child:
             size = self._piece(child, parts)
             buffer = np.empty((size, child.vocabulary), np.float32)
-            child.send(_request(protocol.LOGITS_WANTED, size, parts))
+            child.send(_request(protocol.LOGITS_WANTED, size, parts, self._embedded(child, parts)))
             for at, part in enumerate(parts):
                 for start in range(0, len(part.ids), size):
                     stop = min(start + size, len(part.ids))
@@ -107,10 +114,11 @@ class LlamaCandidate:
         parts = [replace(window, scored_from=0)]
         with self._reading() as child:
             size = self._piece(child, parts)
-            encoder = child.encoder_layers
-            lengths = [len(window.source)] * encoder + [len(window.ids)] * (child.layers - encoder)
+            encoder, embedded = child.encoder_layers, self._embedded(child, parts)
+            positions = len(window.source) if embedded is None else len(embedded[0])
+            lengths = [positions] * encoder + [len(window.ids)] * (child.layers - encoder)
             found: list[Floats] = [np.empty((length, child.hidden), np.float32) for length in lengths]
-            child.send(_request(protocol.LAYERS_WANTED, size, parts))
+            child.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
             for layer, rows in enumerate(found[:encoder]):
                 child.expect(protocol.LAYER, layer, 0, len(rows))
                 child.fill(rows)
@@ -138,6 +146,17 @@ class LlamaCandidate:
             raise
         child.busy = False
 
+    def _embedded(self, child: _Child, parts: Sequence[Window]) -> list[Floats] | None:
+        """What the encoder reads of each part; None where llama.cpp embeds the ids itself."""
+        if self._front is None:
+            return None
+        made = [self._front(part.source) for part in parts]
+        if any(values.shape[1:] != (child.hidden,) for values in made):
+            raise CandidateFailure(
+                f"the front end gives a width of {made[0].shape[-1]}, the file's encoder takes {child.hidden}"
+            )
+        return made
+
     def _piece(self, child: _Child, parts: Sequence[Window]) -> int:
         """Tokens to read at once."""
         rows = BLOCK_BYTES // (4 * child.vocabulary)
@@ -145,13 +164,18 @@ class LlamaCandidate:
         return min(size, max(1, *(len(part.ids) for part in parts)))
 
 
-def _request(wanted: int, size: int, parts: Sequence[Window]) -> bytes:
+def _request(wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None) -> bytes:
+    wanted |= 0 if embedded is None else protocol.EMBEDDED
     message = [protocol.REQUEST.pack(wanted, size, len(parts))]
-    for part in parts:
-        values = array("i", (*part.source, *part.ids))
-        if sys.byteorder == "big":
-            values.byteswap()
-        message += [protocol.WINDOW.pack(len(part.source), len(part.ids), part.scored_from), values.tobytes()]
+    for index, part in enumerate(parts):
+        source = (
+            np.array(part.source, "<i4") if embedded is None else embedded[index].astype("<f4", copy=False)
+        )
+        message += [
+            protocol.WINDOW.pack(len(source), len(part.ids), part.scored_from),
+            source.tobytes(),
+            np.array(part.ids, "<i4").tobytes(),
+        ]
     return b"".join(message)
 
 

@@ -4,9 +4,10 @@ A bad file may abort the process llama.cpp runs in, so it is never loaded in the
 ``python -I llama_child.py FILE.gguf THREADS``; loads the file once and answers requests on stdin until that
 is closed, which also ends it when the parent dies. stderr receives llama.cpp's errors and nothing else of it.
 
-Request: uint8 what is wanted (1 logits, 2 layers, 3 both), uint32 tokens decoded at once, uint32 windows;
-then per window: uint32 source tokens (an encoder's; none for other models), uint32 tokens, uint32 first
-position whose logits are wanted, and the ids of the source and of the window as int32.
+Request: uint8 what is wanted (1 logits, 2 layers, added up; 4 more: sources are embeddings), uint32 tokens
+decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
+models), uint32 tokens, uint32 first position whose logits are wanted, the source as int32 ids or as float32
+``(positions, hidden)``, and the ids of the window as int32.
 
 An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
 each window, for its source if it has one and for each piece of it decoded at once: LAYER (layer, first
@@ -33,7 +34,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-LOGITS_WANTED, LAYERS_WANTED = 1, 2
+LOGITS_WANTED, LAYERS_WANTED, EMBEDDED = 1, 2, 4
 LOADED, LOGITS, LAYER = 1, 2, 3
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_INSTALLED, NOT_SUPPORTED = 3, 4, 5, 6, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
@@ -71,10 +72,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Text:
-    """A window as it was asked for: an encoder's ids, the others, and from where on logits are wanted."""
+    """A window as it was asked for: what an encoder reads, the ids, and from where on logits are wanted.
 
-    source: array[int]
-    ids: array[int]
+    The source is so many ``positions``: ids, or floats that make an embedding for each.
+    """
+
+    positions: int
+    source: array[Any]
+    ids: array[Any]
     first: int
 
 
@@ -98,9 +103,9 @@ def main() -> int:
 def _answer(model: Model, take: Taker, out: int) -> None:
     """One request, from its first byte on stdin to the last of its answers."""
     wanted, size, count = REQUEST.unpack(take(REQUEST.size))
-    texts = [_text(model, take) for _ in range(count)]
+    texts = [_text(model, take, embedded=bool(wanted & EMBEDDED)) for _ in range(count)]
     longest = max((len(text.ids) for text in texts), default=1)
-    source = max((len(text.source) for text in texts), default=0)
+    source = max((text.positions for text in texts), default=0)
     size = min(size, longest)
     captured: Captured | None = {} if wanted & LAYERS_WANTED else None
     library = model.library
@@ -110,9 +115,9 @@ def _answer(model: Model, take: Taker, out: int) -> None:
         # with the data: a NaN left in the cache would spoil what comes after, even masked
         library.llama_memory_clear(library.llama_get_memory(context), True)
         if text.source:
-            _read(library, context, text.source, 0, 0, encode=True)
+            _encode(library, context, text)
             if captured is not None:
-                _send_layers(model, captured, range(model.encoder_layers), 0, len(text.source), out)
+                _send_layers(model, captured, range(model.encoder_layers), 0, text.positions, out)
         for start in range(0, len(text.ids), size):
             stop = min(start + size, len(text.ids))
             begin = min(max(text.first, start), stop)
@@ -129,35 +134,52 @@ def _answer(model: Model, take: Taker, out: int) -> None:
     library.llama_free(context)
 
 
-def _text(model: Model, take: Taker) -> Text:
-    source, tokens, first = WINDOW.unpack(take(WINDOW.size))
-    found = array("i", take(4 * (source + tokens)))
-    if bool(source) is not bool(model.encoder_layers):
+def _text(model: Model, take: Taker, *, embedded: bool) -> Text:
+    positions, tokens, first = WINDOW.unpack(take(WINDOW.size))
+    if bool(positions) is not bool(model.encoder_layers):
         raise Stop(NOT_SUPPORTED, "a source text is for an encoder, and an encoder needs one")
+    source = array("f" if embedded else "i", take(4 * positions * (model.hidden if embedded else 1)))
+    ids = array("i", take(4 * tokens))
     if sys.byteorder == "big":
-        found.byteswap()
-    return Text(found[:source], found[source:], first)
+        source.byteswap()
+        ids.byteswap()
+    return Text(positions, source, ids, first)
 
 
-def _read(
-    library: Any, context: Any, ids: array[int], start: int, output: int, *, encode: bool = False
-) -> None:
-    """Read ``ids`` at position ``start`` and after; logits from position ``output`` on.
+def _encode(library: Any, context: Any, text: Text) -> None:
+    """Have the encoder read a source; what it makes of it stays in the context until it reads another."""
+    embedded = text.source.typecode == "f"
+    batch = library.llama_batch_init(text.positions, len(text.source) // text.positions if embedded else 0, 1)
+    ctypes.memmove(batch.embd if embedded else batch.token, *_memory(text.source))
+    _run(library.llama_encode, "llama_encode", library, context, batch, text.positions, 0, 0)
 
-    What an encoder makes of its text stays in the context until it reads another.
-    """
+
+def _read(library: Any, context: Any, ids: array[Any], start: int, output: int) -> None:
+    """Read ``ids`` at position ``start`` and after; logits from position ``output`` on."""
     batch = library.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, token in enumerate(ids):
-        batch.token[i] = token
+    ctypes.memmove(batch.token, *_memory(ids))
+    _run(library.llama_decode, "llama_decode", library, context, batch, len(ids), start, output)
+
+
+def _memory(values: array[Any]) -> tuple[int, int]:
+    """Where an array lies, and its bytes."""
+    address, count = values.buffer_info()
+    return address, count * values.itemsize
+
+
+def _run(
+    function: Any, name: str, library: Any, context: Any, batch: Any, count: int, start: int, output: int
+) -> None:
+    batch.n_tokens = count
+    for i in range(count):
         batch.pos[i] = start + i
         batch.n_seq_id[i] = 1
         batch.seq_id[i][0] = 0
         batch.logits[i] = start + i >= output
-    status = (library.llama_encode if encode else library.llama_decode)(context, batch)
+    status = function(context, batch)
     library.llama_batch_free(batch)
     if status:
-        raise Stop(NOT_DECODED, f"{'llama_encode' if encode else 'llama_decode'} gave {status}")
+        raise Stop(NOT_DECODED, f"{name} gave {status}")
 
 
 def _send_logits(model: Model, context: Any, skip: int, rows: int, out: int) -> None:

@@ -29,6 +29,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
+from .front_end import join_front_end, transformers_class, with_front_end
 from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
 from .windows import Window
@@ -78,7 +79,9 @@ class Reference:
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
             config = recipe.for_transformers(checkpoint.config)
-            self._model = empty_model(recipe.hf_classes[0], config, self._where)
+            self._model = empty_model(transformers_class(recipe), config, self._where)
+            self._front = join_front_end(self._model, recipe, checkpoint)
+            held = held if self._front is None else with_front_end(held, checkpoint)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
             if llama_cpps_gelu:
                 take_llama_cpps_gelu(self._model)
@@ -99,7 +102,8 @@ class Reference:
         One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
         would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
         window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
-        not be among the windows; an encoder's layers come before the decoder's. Raises CheckpointError,
+        not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
+        (fewer than tokens behind a GBST front end). Raises CheckpointError,
         InputError for tokens the embedding does not have.
         """
         asked = list(windows)
@@ -132,7 +136,8 @@ class Reference:
                     hidden[index] = values
         self._reader.forget()
         if layers_of is not None:
-            lengths = [len(layers_of.source)] * self.encoder_layers
+            factor = 1 if self._front is None else self._front.factor
+            lengths = [-(-len(layers_of.source) // factor)] * self.encoder_layers
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)

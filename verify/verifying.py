@@ -27,6 +27,7 @@ from .comparison import (
     read_reference,
     text_windows,
 )
+from .front_end import with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
@@ -107,6 +108,7 @@ def _without_logits(
 ) -> Proof:
     """The three parts for which nothing has to be computed."""
     metadata = check_metadata(file.header, subject.model)
+    metadata = with_front_end_findings(metadata, file, subject.recipe, subject.checkpoint)
     remark = mislabelled(file.header)
     more: tuple[Finding, ...] = (remark,) if remark else ()
     if manifest is not None:
