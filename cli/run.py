@@ -133,10 +133,10 @@ def command(
     printed. Without a template, or with --no-chat, the prompt is completed as plain text. Sampling is the
     file's own recommendation where it carries one, else llama.cpp's default; --verbose shows it.
 
-    An encoder-decoder (T5, ByT5, KEByT5) reads the prompt and answers; it takes the likeliest token unless
-    the file or a sampling option says otherwise. With --fill it fills masks: the filled texts are printed,
-    then the whole text. A byte model makes one byte a token, three for a Hangul syllable (-n); bytes that
-    are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
+    An encoder-decoder (T5, KEByT5, GBST-KEByT5) reads the prompt and answers; it takes the likeliest
+    token unless the file or a sampling option says otherwise. With --fill it fills masks: the filled texts
+    are printed, then the whole text. A byte model makes one byte a token, three for a Hangul syllable (-n);
+    bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
     """
     from ..core.cores import available_cores
     from ..core.gguf_file import read_header
