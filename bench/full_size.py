@@ -3,8 +3,8 @@
 A 42dot-shaped checkpoint (1.44 billion weights; bf16 and f32) must convert to q8_0 and q4_0 with at most
 600 MiB of private memory, a Llama-3-8B-shaped one (8.03 billion, bf16, 16 GB) with at most 1 GiB, child
 processes included; what is written to disk is the output and little else; a second run, with all types from
-one read and on one thread, gives the same bytes. The quick proof of both types, and `kconv verify` of the q4_0
-file with the same amount of text, may take 6 GiB and must pass. Exit code 1 when one of these is broken.
+one read and on one thread, gives the same bytes. The quick proof of both types, and `kconv verify` of the
+q4_0 file, may take 6 GiB and must pass. Exit code 1 when one of these is broken.
 
     python bench/full_size.py [--keep] [NAME]...     NAME: 42dot-1.3b-bf16, 42dot-1.3b-f32, llama-3-8b-bf16
 
