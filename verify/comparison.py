@@ -175,9 +175,8 @@ def provenance(
     subject: Subject,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
-    files: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What was compared and with what; ``files`` are the checkpoint's, with their hashes."""
+    """What was compared and with what."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
     return {
@@ -186,7 +185,6 @@ def provenance(
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,
             "revision": revision,
-            "files": list(files),
         },
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [len(window.ids) for window in windows],

@@ -68,6 +68,7 @@ def verify(
     conversion (unless ``ignore_manifest``), a text that is too short.
     """
     begun = time.monotonic()
+    options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
@@ -82,10 +83,38 @@ def verify(
         announce(cost(subject, windows, 1))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            evidence = provenance(file, subject, windows, texts, files=hashes.result(progress))
+            evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
         read = partial(read_reference, subject, windows, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
     return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
+
+
+def _options(
+    texts: Sequence[str] | None,
+    tokens: int | None,
+    window: int | None,
+    gates: Mapping[str, float] | None,
+    diagnose: bool | None,
+    ignore_manifest: bool,
+) -> dict[str, Any]:
+    """What was asked for, gates as they are written on a command line; ``texts`` is how many were given."""
+    return {
+        "texts": len(texts or ()),
+        "tokens": tokens,
+        "window": window,
+        "gates": [f"{name}={limit!r}" if name else repr(limit) for name, limit in (gates or {}).items()],
+        "diagnose": diagnose,
+        "ignore_manifest": ignore_manifest,
+    }
+
+
+def _evidence(
+    compared: dict[str, Any], hashes: CheckpointHashes, options: Mapping[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """What was compared, with the hashes, for which this waits, and the options."""
+    compared["checkpoint"]["files"] = hashes.result(progress)
+    compared["artifact"]["sha256"] = hashes.artifact_sha256
+    return {**compared, "options": options}
 
 
 def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
