@@ -114,7 +114,7 @@ def _finding(finding: Finding) -> str:
 
 def _figures(part: LogitsPart) -> str:
     """The figures, the gate, and what others measured for the type, side by side."""
-    if part.figures is None:
+    if part.figures is None or not part.figures.positions:
         return ""
     others = published(part.gate)
     header = ("  figure", "this file", "gate", *others.columns)

@@ -34,6 +34,15 @@ def test_figures_stand_beside_the_gate_and_what_others_measured() -> None:
     assert "0.45" in line
 
 
+def test_no_figures_are_shown_where_nothing_could_be_measured() -> None:
+    proof = failed()
+    figures = proof.logits.figures
+    assert figures is not None
+    text = proof_text(replace(proof, logits=replace(proof.logits, figures=replace(figures, positions=0))))
+    assert "KL divergence, median" not in text
+    assert "Logits at" not in text
+
+
 def test_columns_are_aligned_whatever_the_script() -> None:
     lines = proof_text(passed()).splitlines()
     start = next(at for at, line in enumerate(lines) if line.startswith("  figure"))

@@ -118,7 +118,7 @@ def _view(proof: Proof) -> View:
     known = published(gate)
     marked = [(each.window, each.position, each.kl) for each in logits.worst[:_MOST_WORST]]
     gate_chart = None
-    if figures is not None and gate is not None:
+    if figures is not None and figures.positions and gate is not None:
         value, name = report_words.gate_value(figures, gate), "NMSE" if gate.measure == "nmse" else "mean KL"
         gate_chart = charts.gate_chart(value, gate, known.of(gate.measure), name)
     diagnosis = logits.diagnosis
