@@ -159,8 +159,9 @@ class CheckpointHashes(threading.Thread):
         found = ((changed, "changed"), (missing, "missing"), (new, "new"))
         said = "; ".join(f"{word}: {_listed(names)}" for names, word in found if names)
         return InputError(
-            f"{self._folder} is no longer the checkpoint that was converted ({self._manifest}): {said}",
-            hint=f"convert again, or restore those files; {_IGNORE}",
+            f"{self._folder} is not, or no longer, the checkpoint that was converted "
+            f"({self._manifest}): {said}",
+            hint=f"give that checkpoint with --against, restore those files, or convert again; {_IGNORE}",
         )
 
     def __enter__(self) -> CheckpointHashes:

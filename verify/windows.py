@@ -47,8 +47,9 @@ def cut(
             if len(before) + len(piece) >= 2 and (len(piece) > 1 or not made):
                 made.append(Window(index, (*before, *piece)))
         if not made:
+            amount = "1 token" if len(text) == 1 else f"{len(text)} tokens"
             raise InputError(
-                f"text {index + 1} has {len(text)} tokens, too few to predict one from another",
+                f"text {index + 1} has {amount}, too few to predict one from another",
                 hint="give a longer text",
             )
         windows += made
