@@ -371,3 +371,17 @@ def test_progress_lines() -> None:
     assert line == "kconv: writing weights: 50% of 2.00 GiB, 102 MiB/s, 10 s left"
     assert progress_line("tokens", 0, 3000, 1.0) == "kconv: comparing tokens: 0% of 3,000 texts"
     assert progress_line("other", 0, 0, 0.0) == "kconv: other: 0% of 0"
+
+
+def test_closed_streams_are_nobody_s(tmp_path: Path) -> None:
+    """With ``2>&-`` prose may neither reach standard output nor the next file that is opened."""
+    code = (
+        "import os, sys; from kconv.cli.main import main; main(['--version'])\n"
+        f"file = open({str(tmp_path / 'made')!r}, 'wb'); assert file.fileno() > 2\n"
+        "print('prose', file=sys.stderr); os.write(2, b'of a library')"
+    )
+    command = ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("kconv ")
+    assert "prose" not in done.stdout
+    assert (tmp_path / "made").read_bytes() == b""
