@@ -30,7 +30,7 @@ from .comparison import (
 from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
-from .proof import Finding, LogitsPart, Proof, verdict_of
+from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
     changed_after_conversion,
@@ -42,6 +42,7 @@ from .same_model import refuse_other_model
 from .sample_text import LONG
 from .tokens import check_tokens
 from .weights import check_weights
+from .windows import Window
 
 
 def verify(
@@ -76,10 +77,7 @@ def verify(
         hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
         subject = _subject(file, checkpoint, manifest)
         gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
-        if texts is None:
-            windows = built_in_windows(subject, LONG, tokens=tokens, window=window)
-        else:
-            windows = text_windows(subject, texts, tokens=tokens, window=window)
+        windows = _windows(subject, texts, tokens, window)
         announce(cost(subject, windows, 1))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
@@ -127,6 +125,14 @@ def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any]
     return Subject(checkpoint, recipe, model, source)
 
 
+def _windows(
+    subject: Subject, texts: Sequence[str] | None, tokens: int | None, window: int | None
+) -> list[Window]:
+    if texts is None:
+        return built_in_windows(subject, LONG, tokens=tokens, window=window)
+    return text_windows(subject, texts, tokens=tokens, window=window)
+
+
 def _without_logits(
     file: GgufFile,
     subject: Subject,
@@ -135,14 +141,6 @@ def _without_logits(
     how: How,
 ) -> Proof:
     """The three parts for which nothing has to be computed."""
-    metadata = check_metadata(file.header, subject.model)
-    remark = mislabelled(file.header)
-    more: tuple[Finding, ...] = (remark,) if remark else ()
-    if manifest is not None:
-        more += changed_after_conversion(file.header, manifest)
-    if more:
-        findings = (*metadata.findings, *more)
-        metadata = replace(metadata, verdict=verdict_of(findings), findings=findings)
     return Proof(
         artifact=file.path,
         checkpoint=subject.checkpoint.folder,
@@ -158,7 +156,7 @@ def _without_logits(
             strict=same_vocabulary_tools(manifest),
             allow_mismatch=_mismatch_allowed(manifest),
         ),
-        metadata=metadata,
+        metadata=_metadata(file, subject, manifest),
         weights=check_weights(
             file,
             subject.model,
@@ -169,6 +167,15 @@ def _without_logits(
         ),
         logits=LogitsPart("not run"),
     )
+
+
+def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None) -> MetadataPart:
+    """The part with remarks on a file that is not what it, or its manifest, says it is."""
+    part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
+    findings = (*part.findings, *((remark,) if remark else ()))
+    if manifest is not None:
+        findings += changed_after_conversion(file.header, manifest)
+    return replace(part, verdict=verdict_of(findings), findings=findings)
 
 
 def _mismatch_allowed(manifest: Mapping[str, Any] | None) -> bool:

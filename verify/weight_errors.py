@@ -111,11 +111,7 @@ def _measure_tile(
 ) -> Compared:
     same = encoded is not None and np.array_equal(data, encoded)
     found = dequantize(format, data, weights.shape)
-    rows = _row_sums(weights, found)
-    not_finite = 0
-    if not all(np.isfinite(row).all() for row in rows):
-        not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
-        rows = _row_sums(*_finite(weights, found))
+    rows, not_finite = _finite_sums(weights, found)
     errors = _row_errors(rows)
     sums = _summed(rows)
     worst = int(np.argmax(errors)) if len(errors) else 0
@@ -196,6 +192,15 @@ def _row_sums(weights: Floats | Rows, found: Floats | Rows) -> tuple[Rows, Rows,
             return np.asarray(np.einsum("ij,ij->i", one, other), np.float64)
 
         return dots(weights, weights), dots(found, found), dots(found, weights), dots(difference, difference)
+
+
+def _finite_sums(weights: Floats, found: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
+    """The sums without what is not finite, and how many weights are so only in the file."""
+    rows = _row_sums(weights, found)
+    if all(np.isfinite(row).all() for row in rows):
+        return rows, 0
+    not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
+    return _row_sums(*_finite(weights, found)), not_finite
 
 
 def _finite(weights: Floats, found: Floats) -> tuple[Floats | Rows, Floats | Rows]:
