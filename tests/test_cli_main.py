@@ -281,6 +281,35 @@ def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None
     assert "Traceback" not in err
 
 
+LOST = """
+import os, signal, sys
+from kconv.cli import main as cli
+from kconv.cli.progress import shown_progress
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def work():
+    with shown_progress() as progress:
+        Deaf()
+        progress("write", 1, 2)
+    print("went on")
+
+cli.cli.get_command = lambda context, name: cli.click.Command("models", callback=work)
+sys.exit(cli.main(["models"]))
+"""
+
+
+def test_an_interrupt_python_drops_is_heeded_all_the_same() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LOST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "went on" not in done.stdout
+
+
 # --- progress ---
 
 SLOW_WORK = """
