@@ -30,9 +30,10 @@ from .comparison import (
 )
 from .gates import file_type
 from .gguf_weights import open_gguf
+from .logits import Read
 from .metadata import check_metadata
 from .proof import Finding, LogitsPart, Proof, TokensPart, WeightsPart
-from .reference import Reading
+from .remarks import remarks
 from .sample_text import LONG, QUICK
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
@@ -60,7 +61,7 @@ def prove(
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
     announce(cost(subject, windows, len(files)))
-    read = functools.cache(partial(read_reference, subject, windows, how))  # once for all files
+    read = functools.cache(partial(read_reference, subject, how))  # once for all files
     return tuple(_proof(path, subject, parity, read, windows, scope, how) for path in files)
 
 
@@ -68,7 +69,7 @@ def _proof(
     path: Path,
     subject: Subject,
     parity: Parity,
-    read: Callable[[], Reading],
+    read: Read,
     windows: Sequence[Window],
     scope: Literal["quick", "full"],
     how: How,
@@ -110,7 +111,8 @@ def _proof(
             provenance=provenance(file, subject, windows, None),
         )
         logits = logits_part(file, subject, read, windows, weights.tensors, how)
-    return replace(proof, logits=logits, seconds=time.monotonic() - begun)
+    notes = remarks(logits, len(subject.vocab.tokens))
+    return replace(proof, logits=logits, notes=notes, seconds=time.monotonic() - begun)
 
 
 def _tokens_measured(parity: Parity, source: Source) -> TokensPart:

@@ -38,6 +38,7 @@ from .provenance import (
     same_tools,
     same_vocabulary_tools,
 )
+from .remarks import remarks
 from .same_model import refuse_other_model
 from .sample_text import LONG
 from .tokens import check_tokens
@@ -82,9 +83,10 @@ def verify(
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
             evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
-        read = partial(read_reference, subject, windows, how)
+        read = partial(read_reference, subject, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
-    return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
+    notes = remarks(logits, len(subject.vocab.tokens))
+    return replace(proof, logits=logits, provenance=evidence, notes=notes, seconds=time.monotonic() - begun)
 
 
 def _options(
