@@ -95,6 +95,17 @@ def test_threads_and_windows_do_not_change_the_verdict(
     assert verify(files[type_], demo, tokens=200, window=50).verdict == "passed"
 
 
+def test_a_long_text_is_read_a_part_at_a_time(files: dict[str, Path], demo: Path) -> None:
+    text = " ".join(f"{number}번째 문장은 옛날 어느 마을에서 시작합니다." for number in range(900))
+    proof = verify(files["f32"], demo, texts=["짧은 글입니다.", text], tokens=9000)
+    assert proof.verdict == "passed"
+    assert proof.logits.figures is not None
+    windows = proof.provenance["windows"]
+    assert sum(windows) > 8192 + 512  # more than is read at once
+    assert proof.logits.figures.positions == sum(windows) - len(windows)
+    assert proof.logits.figures.nmse < 1e-9
+
+
 # The parts by themselves
 
 

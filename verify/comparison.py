@@ -24,7 +24,7 @@ from .diagnosis import diagnose
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
-from .logits import broken, compare, judged
+from .logits import Read, broken, compare, judged
 from .proof import LogitsPart, TensorError
 from .reference import Reading, Reference
 from .sample_text import WINDOW, sample_windows
@@ -116,7 +116,7 @@ def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
     )
 
 
-def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Reading:
+def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
     return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
         windows, progress=how.progress
@@ -126,7 +126,7 @@ def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Rea
 def logits_part(
     file: GgufFile,
     subject: Subject,
-    read: Callable[[], Reading],
+    read: Read,
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
     how: How,
@@ -138,7 +138,7 @@ def logits_part(
     gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
     try:
         with LlamaCandidate(file.path, threads=how.threads) as candidate:
-            measure = compare(read(), candidate, windows, how.progress)
+            measure = compare(read, candidate, windows, how.progress)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
