@@ -24,6 +24,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -136,11 +137,17 @@ def interruptible() -> Iterator[None]:
             _struck.append(now)
             raise KeyboardInterrupt
 
+    def lost(told: Any) -> None:  # what Python says of exceptions it drops; heed_interrupt sees to this one
+        if told.exc_type is not KeyboardInterrupt:
+            told_before(told)
+
+    told_before, sys.unraisablehook = sys.unraisablehook, lost
     for number in changed:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
+        sys.unraisablehook = told_before
         for number, handler in changed.items():  # once struck, the process shall end, and with 130
             signal.signal(number, signal.SIG_IGN if _struck else handler)
         _struck.clear()

@@ -33,7 +33,8 @@ def proof_text(proof: Proof) -> str:
         for name, part in proof.parts.items()
     ]
     sections = [
-        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights\n", keep="\n")
+        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights")
+        + "\n"
         + printable(f"against {proof.checkpoint}"),
         table(parts),
         _findings(proof),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from proof_material import FIGURES, failed, passed, warned
@@ -41,6 +42,11 @@ def test_no_figures_are_shown_where_nothing_could_be_measured() -> None:
     text = proof_text(replace(proof, logits=replace(proof.logits, figures=replace(figures, positions=0))))
     assert "KL divergence, median" not in text
     assert "Logits at" not in text
+
+
+def test_a_name_with_a_line_break_stays_on_its_line() -> None:
+    lines = proof_text(replace(passed(), artifact=Path("a\nverdict: passed\x1b[31m.gguf"))).splitlines()
+    assert lines[0].startswith(r"a\nverdict: passed\x1b[31m.gguf: llama")
 
 
 def test_columns_are_aligned_whatever_the_script() -> None:
