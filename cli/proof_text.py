@@ -96,15 +96,17 @@ def _findings(proof: Proof) -> str:
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
     lines = ["What was found"]
     for mild, _, name, finding in shown:
-        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding)}"))
+        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding, name)}"))
     if len(ranked) > _FINDINGS:
         lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report has all")
     return "\n".join(lines)
 
 
-def _finding(finding: Finding) -> str:
-    """One sentence with the place and both values, each said once."""
-    place = "" if not finding.where or finding.where in finding.message else f"{finding.where}: "
+def _finding(finding: Finding, part: str) -> str:
+    """One sentence with the place and both values, each said once; the part stands before it."""
+    place = (
+        "" if finding.where in (None, "", part) or finding.where in finding.message else f"{finding.where}: "
+    )
     values = [
         f"{word} {value}"
         for word, value in (("expected", finding.expected), ("found", finding.found))
