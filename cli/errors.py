@@ -18,10 +18,13 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -29,6 +32,8 @@ from ..core.errors import KconvError
 from .console import emit_json, printable
 
 ENVIRONMENT, BUG, INTERRUPTED, BROKEN_PIPE = 4, 70, 130, 141
+_IMPATIENCE = 5.0  # seconds in which a second signal means no more than the first
+_struck: list[float] = []  # when signals came that were to end the work
 
 
 @dataclass(frozen=True)
@@ -117,24 +122,42 @@ def interruptible() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
 
     Only the first signal counts: a second one, from an impatient hand, would strike while they are removed.
+    One that comes much later counts again, since the first may have been lost; see ``heed_interrupt``.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
     names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
     usual = (signal.SIG_DFL, signal.default_int_handler)
     changed = {number: handler for number, handler in before.items() if handler in usual}
-    struck = False
+    _struck.clear()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal struck
-        if not struck:
-            struck = True
+        now = time.monotonic()
+        if not _struck or now - _struck[-1] > _IMPATIENCE:
+            _struck.append(now)
             raise KeyboardInterrupt
 
+    def lost(told: Any) -> None:  # what Python says of exceptions it drops; heed_interrupt sees to this one
+        if told.exc_type is not KeyboardInterrupt:
+            told_before(told)
+
+    told_before, sys.unraisablehook = sys.unraisablehook, lost
     for number in changed:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
+        sys.unraisablehook = told_before
         for number, handler in changed.items():  # once struck, the process shall end, and with 130
-            signal.signal(number, signal.SIG_IGN if struck else handler)
+            signal.signal(number, signal.SIG_IGN if _struck else handler)
+        _struck.clear()
+
+
+def heed_interrupt() -> None:
+    """Raise KeyboardInterrupt again where work still goes on after a signal.
+
+    Python drops an exception that strikes within a destructor or a callback from C; importing transformers,
+    which takes seconds, is full of them.
+    """
+    if _struck and threading.current_thread() is threading.main_thread():
+        raise KeyboardInterrupt

@@ -93,8 +93,29 @@ def cli(ctx: click.Context) -> None:
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
 
 
+def _open_closed_streams() -> None:
+    """Give streams that were closed (``2>&-``) to nobody.
+
+    Else the next file opened, maybe the one being written, gets their number and what libraries print there;
+    and ``print`` without a standard error writes between the JSON.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            nothing = os.open(os.devnull, os.O_RDWR)
+            if nothing != number:
+                os.dup2(nothing, number)
+                os.close(nothing)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
 def _prepare_streams() -> None:
     """Never fail for want of a character: what an encoding lacks is written as an escape."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..core.progress import Progress
 from .console import say, seconds_text, size_text
+from .errors import heed_interrupt
 
 _PATIENCE = 2.0  # seconds before anything is shown
 _INTERVAL = 5.0  # seconds between lines where there is no terminal
@@ -37,8 +38,13 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
     """
     terminal = sys.stderr is not None and sys.stderr.isatty() if bars is None else bars
     update, close = _bars() if terminal else _lines()
+
+    def shown(stage: str, done: int, total: int) -> None:
+        heed_interrupt()
+        update(stage, done, total)
+
     try:
-        yield update
+        yield shown
     finally:
         close()
 

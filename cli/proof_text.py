@@ -42,7 +42,8 @@ def proof_text(proof: Proof) -> str:
         for name, part in proof.parts.items()
     ]
     sections = [
-        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights\n", keep="\n")
+        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights")
+        + "\n"
         + printable(f"against {proof.checkpoint}"),
         table(parts),
         _findings(proof),
@@ -104,15 +105,17 @@ def _findings(proof: Proof) -> str:
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
     lines = ["What was found"]
     for mild, _, name, finding in shown:
-        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding)}"))
+        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding, name)}"))
     if len(ranked) > _FINDINGS:
         lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report has all")
     return "\n".join(lines)
 
 
-def _finding(finding: Finding) -> str:
-    """One sentence with the place and both values, each said once."""
-    place = "" if not finding.where or finding.where in finding.message else f"{finding.where}: "
+def _finding(finding: Finding, part: str) -> str:
+    """One sentence with the place and both values, each said once; the part stands before it."""
+    place = (
+        "" if finding.where in (None, "", part) or finding.where in finding.message else f"{finding.where}: "
+    )
     values = [
         f"{word} {value}"
         for word, value in (("expected", finding.expected), ("found", finding.found))
@@ -123,7 +126,7 @@ def _finding(finding: Finding) -> str:
 
 def _figures(part: LogitsPart) -> str:
     """The figures, the gate, and what others measured for the type, side by side."""
-    if part.figures is None:
+    if part.figures is None or not part.figures.positions:
         return ""
     others = published(part.gate)
     header = ("  figure", "this file", "gate", *others.columns)

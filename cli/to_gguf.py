@@ -205,6 +205,8 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     say(f"\n{table(rows, header=header, right=(2, 3))}\n")
     for proof in _proofs(conversion):
         click.echo(proof_line(proof))
+    for remark in dict.fromkeys(remark for proof in _proofs(conversion) for remark in proof.notes):
+        say(f"note: {remark}")
     if not conversion.proofs:
         say("not proven, as asked (--no-verify)")
     for each in conversion.companions:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from ..core.errors import EnvironmentProblem, InputError, UsageError
+from ..core.errors import EnvironmentProblem, InputError, KconvError, UsageError
 from .console import emit_json, end_with_failed_proof, say
 from .options import PATH, json_option, threads_option, verbose_option
 
@@ -115,16 +117,17 @@ def command(
             progress=progress,
             announce=announce,
         )
+    if not as_json:  # before the report, so that a full disk does not cost the verdict
+        click.echo(proof_text(proof))
     if report is not None:
         from ..verify.report import write_report
 
-        write_report([proof], report, force=force)
+        with _of_report():
+            write_report([proof], report, force=force)
     if as_json:
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
-    else:
-        click.echo(proof_text(proof))
-        if report is not None:
-            say(f"report: {report}")
+    elif report is not None:
+        say(f"report: {report}")
     if proof.verdict == "failed":
         end_with_failed_proof([f"{artifact}: {proof.cause}"] if as_json else [])
 
@@ -137,12 +140,23 @@ def _refuse_report(report: Path, artifact: Path, *, force: bool) -> None:
         raise UsageError(f"--report {report}: expected a file name that ends in .html")
     if report.is_dir():
         raise InputError(f"{report} is a folder, expected a file", hint="name another --report")
-    refuse_existing(report, force=force)
+    with _of_report():
+        refuse_existing(report, force=force)
     above = next(parent for parent in report.absolute().parents if os.path.lexists(parent))
     if not os.access(above, os.W_OK | os.X_OK):
         raise EnvironmentProblem(
             f"no permission to write {report}", hint="name a --report in a folder you may write to"
         )
+
+
+@contextlib.contextmanager
+def _of_report() -> Iterator[None]:
+    """What is said of files a command makes names -o; the report is named by --report."""
+    try:
+        yield
+    except KconvError as error:
+        error.hint = error.hint and error.hint.replace("-o", "--report")
+        raise
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ _MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
+_QUOTING = reprlib.Repr()  # names a damaged header makes up can be megabytes long
+_QUOTING.maxstring = 120
 
 # (weights per block, bytes per block) by ggml type, ggml/src/ggml.c type_traits; the reader needs them to
 # check that every tensor lies within the file. kconv.quant.formats gives them their names.
@@ -68,6 +71,11 @@ class GgufHeader:
     def arch(self) -> str:
         """``general.architecture``, or an empty string."""
         return str(self.metadata.get("general.architecture", ""))
+
+
+def shown(value: object) -> str:
+    """A name or value of a header as it stands in a message, cut where it is long."""
+    return _QUOTING.repr(value)
 
 
 def aligned(size: int, alignment: int = ALIGNMENT) -> int:
@@ -207,11 +215,11 @@ def _parse(cursor: _Cursor) -> GgufHeader:
     for _ in range(pair_count):
         key = cursor.string()
         if key in metadata:
-            raise cursor.fail(f"key {key!r} stands twice")
+            raise cursor.fail(f"key {shown(key)} stands twice")
         metadata[key] = cursor.value(cursor.unpack("I"))
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
-        raise cursor.fail(f"general.alignment is {alignment!r}, expected a power of two")
+        raise cursor.fail(f"general.alignment is {shown(alignment)}, expected a power of two")
     tensors = tuple(_tensor_info(cursor) for _ in range(tensor_count))
     data_offset = aligned(cursor.position, alignment)
     _check_layout(cursor, tensors, data_offset, alignment)
@@ -222,15 +230,17 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     name = cursor.string()
     dimensions = cursor.unpack("I")
     if dimensions > _MAX_DIMENSIONS:
-        raise cursor.fail(f"tensor {name!r} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}")
+        raise cursor.fail(
+            f"tensor {shown(name)} has {dimensions} dimensions, expected at most {_MAX_DIMENSIONS}"
+        )
     shape = tuple(reversed([cursor.unpack("Q") for _ in range(dimensions)]))
     ggml_type, offset = cursor.unpack("I"), cursor.unpack("Q")
     if ggml_type not in BLOCKS:
-        raise cursor.fail(f"tensor {name!r} has the unknown ggml type {ggml_type}")
+        raise cursor.fail(f"tensor {shown(name)} has the unknown ggml type {ggml_type}")
     try:
         nbytes = tensor_bytes(shape, ggml_type)
     except ValueError as error:
-        raise cursor.fail(f"tensor {name!r}: {error}") from error
+        raise cursor.fail(f"tensor {shown(name)}: {error}") from error
     return TensorInfo(name, shape, ggml_type, nbytes, offset)
 
 
@@ -240,9 +250,11 @@ def _check_layout(cursor: _Cursor, tensors: Sequence[TensorInfo], data_offset: i
     end = 0
     for info in sorted(tensors, key=lambda info: info.offset):
         if info.offset % alignment:
-            raise cursor.fail(f"tensor {info.name!r} begins at {info.offset}, no multiple of {alignment}")
+            raise cursor.fail(
+                f"tensor {shown(info.name)} begins at {info.offset}, no multiple of {alignment}"
+            )
         if info.offset < end:
-            raise cursor.fail(f"tensor {info.name!r} overlaps the one before it")
+            raise cursor.fail(f"tensor {shown(info.name)} overlaps the one before it")
         end = info.offset + info.nbytes
     if tensors and data_offset + end > cursor.size:
         raise cursor.fail(f"truncated: tensors end at {data_offset + end}, the file at {cursor.size}")

@@ -139,7 +139,7 @@ def dequantize(format: Format, data: Array, shape: Sequence[int], out: Floats | 
 
 
 def _traits(format: Format) -> _TypeTraits:
-    """ggml's description of a format, checked."""
+    """What ggml says of a format, checked."""
     traits: _TypeTraits = library().ggml_get_type_traits(format.ggml_type).contents
     if traits.type_name != format.name.encode() or traits.type_size != format.block_bytes:
         raise EnvironmentProblem(

@@ -281,6 +281,36 @@ def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None
     assert "Traceback" not in err
 
 
+LOST = """
+import os, signal, sys
+from kconv.cli import main as cli
+from kconv.cli.progress import shown_progress
+
+class Deaf:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def work():
+    with shown_progress() as progress:
+        Deaf()
+        progress("write", 1, 2)
+    print("went on")
+
+cli.cli.get_command = lambda context, name: cli.click.Command("models", callback=work)
+sys.exit(cli.main(["models"]))
+"""
+
+
+def test_an_interrupt_python_drops_is_heeded_all_the_same() -> None:
+    command = [sys.executable, "-W", "ignore", "-c", LOST]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "went on" not in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 # --- progress ---
 
 SLOW_WORK = """
@@ -371,3 +401,17 @@ def test_progress_lines() -> None:
     assert line == "kconv: writing weights: 50% of 2.00 GiB, 102 MiB/s, 10 s left"
     assert progress_line("tokens", 0, 3000, 1.0) == "kconv: comparing tokens: 0% of 3,000 texts"
     assert progress_line("other", 0, 0, 0.0) == "kconv: other: 0% of 0"
+
+
+def test_closed_streams_are_nobody_s(tmp_path: Path) -> None:
+    """With ``2>&-`` prose may neither reach standard output nor the next file that is opened."""
+    code = (
+        "import os, sys; from kconv.cli.main import main; main(['--version'])\n"
+        f"file = open({str(tmp_path / 'made')!r}, 'wb'); assert file.fileno() > 2\n"
+        "print('prose', file=sys.stderr); os.write(2, b'of a library')"
+    )
+    command = ["sh", "-c", '"$0" -c "$1" 2>&-', sys.executable, code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("kconv ")
+    assert "prose" not in done.stdout
+    assert (tmp_path / "made").read_bytes() == b""

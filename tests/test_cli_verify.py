@@ -19,6 +19,7 @@ from damage_material import DAMAGES
 from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
+from kconv.core.errors import EnvironmentProblem
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 TYPE = "q4_0"
@@ -332,6 +333,21 @@ def test_a_report_that_is_there_is_refused_before_the_work(
     assert "--force" in done.stderr
     assert "proof: " not in done.stderr, "nothing had begun"
     assert report.read_text() == "mine"
+    assert "choose another --report" in done.stderr
+
+
+def test_a_report_without_room_does_not_cost_the_verdict(
+    good: Path, checkpoint: Path, text: Path, tmp_path: Path, kconv: Kconv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise EnvironmentProblem("no space left", hint="write to another disk with -o")
+
+    monkeypatch.setattr("kconv.verify.report.write_report", full)
+    report = tmp_path / "proof.html"
+    done = kconv("verify", good, "--against", checkpoint, "--text", text, "--report", report)
+    assert done.returncode == 4
+    assert "verdict: passed" in done.stdout
+    assert "with --report" in done.stderr
 
 
 def test_a_report_nobody_may_write_is_refused_before_the_work(

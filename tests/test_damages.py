@@ -1,8 +1,8 @@
 """The table of damages: whatever a converter may get wrong, ``kconv verify`` catches and names it.
 
-Every damage is done to files of three types, made by kconv from a trained model, and each file is judged through
-the command line. The part a damage belongs to must fail by itself, and the cause must be words a person
-understands.
+Every damage is done to files of three types, made by kconv from a trained model, and each file is judged
+through the command line. The part a damage belongs to must fail by itself, and the cause must be words a
+person understands.
 """
 
 from __future__ import annotations

@@ -82,6 +82,17 @@ def test_huge_counts_do_not_allocate(tmp_path: Path) -> None:
         read_header(path)
 
 
+def test_names_of_megabytes_are_not_repeated(tmp_path: Path) -> None:
+    path = tmp_path / "long.gguf"
+    name = b"blk.0.attn_q.weight" + b"\x1b\xff" * (1 << 20)
+    tensor = struct.pack("<Q", len(name)) + name + struct.pack("<I", 99)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor)
+    with pytest.raises(GgufError, match="99 dimensions") as refused:
+        read_header(path)
+    assert len(str(refused.value)) < 400
+    assert "'blk.0.attn_q.weight" in str(refused.value)
+
+
 def test_any_damage_is_an_error_or_a_header(sample: Path) -> None:
     data = sample.read_bytes()
     start = read_header(sample).data_offset

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from proof_material import FIGURES, failed, passed, warned
 
 from kconv.cli.console import width
 from kconv.cli.proof_text import proof_line, proof_text
-from kconv.verify.proof import Guess, LogitsPart, Proof
+from kconv.verify.proof import Finding, Guess, LogitsPart, Proof
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,27 @@ def test_figures_stand_beside_the_gate_and_what_others_measured() -> None:
     assert "0.0341" in line
     assert "0.15" in line
     assert "0.45" in line
+
+
+def test_no_figures_are_shown_where_nothing_could_be_measured() -> None:
+    proof = failed()
+    figures = proof.logits.figures
+    assert figures is not None
+    text = proof_text(replace(proof, logits=replace(proof.logits, figures=replace(figures, positions=0))))
+    assert "KL divergence, median" not in text
+    assert "Logits at" not in text
+
+
+def test_a_name_with_a_line_break_stays_on_its_line() -> None:
+    lines = proof_text(replace(passed(), artifact=Path("a\nverdict: passed\x1b[31m.gguf"))).splitlines()
+    assert lines[0].startswith(r"a\nverdict: passed\x1b[31m.gguf: llama")
+
+
+def test_the_part_is_named_once() -> None:
+    proof = failed()
+    finding = Finding("logits", "mean KL divergence 5.17 is above the gate")
+    text = proof_text(replace(proof, logits=replace(proof.logits, findings=(finding,))))
+    assert "  logits: mean KL divergence 5.17" in text
 
 
 def test_columns_are_aligned_whatever_the_script() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,6 +29,7 @@ from kconv.verify.proof import (
 )
 from kconv.verify.report import report_html, write_report
 from kconv.verify.report_text import number, percent, plain, small_percent, visible, with_error
+from kconv.verify.report_words import figure_rows
 from kconv.vocab.parity import Difference
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -246,6 +248,32 @@ def test_numbers_that_are_none_break_nothing() -> None:
         for shape in ElementTree.fromstring(drawing).iter():
             places = " ".join(shape.get(name, "") for name in ("d", "x", "y", "cx", "cy", "width"))
             assert not re.search(r"nan|inf", places)
+
+
+def test_nothing_measured_is_no_zero() -> None:
+    """Where every logit of a file is NaN no position counts, and the sums over none are 0: no good news."""
+    proof = material.failed()
+    figures, gate = proof.logits.figures, proof.logits.gate
+    assert figures is not None
+    assert gate is not None
+    names = [name for name in vars(figures) if isinstance(getattr(figures, name), (int, float))]
+    none = replace(figures, **dict.fromkeys(names, 0))  # type: ignore[arg-type]
+    logits = LogitsPart("failed", none, gate, (Finding("logits", "all are NaN"),))
+    page = report_html([replace(proof, logits=logits), proof])
+    assert "At no position could predictions be compared." in page
+    assert page.count("The figure the gate judges") == 1
+    assert {row.value for row in figure_rows(none, gate)} == {"–"}
+
+
+def test_layers_beyond_all_numbers_are_drawn() -> None:
+    """What stands for infinity in JSON, the largest float, rounds up to a decade that is none."""
+    proof = material.failed()
+    limit = sys.float_info.max
+    layers = (LayerError(0, 0.1, 0.0), LayerError(1, limit, limit))
+    logits = replace(proof.logits, diagnosis=Diagnosis(layers, limit, 1e-20, 1, (), ""))
+    page = report_html([replace(proof, logits=logits)])
+    assert "layer 1, by weights: NMSE ∞" in page
+    assert "10³⁰⁸" not in page.split("layer 1, by weights", 1)[1]
 
 
 def test_size_is_bounded() -> None:

@@ -133,7 +133,8 @@ def test_many_findings_are_counted(made: dict[str, Made], tmp_path: Path) -> Non
 
 TYPES = (
     (TokenType.CONTROL, "missing from answers"),
-    (TokenType.UNUSED, "read and shown in another way"),
+    (TokenType.UNUSED, "missing from answers"),
+    (TokenType.USER_DEFINED, "as it stands in the vocabulary"),
     (TokenType.BYTE, "read and shown in another way"),
 )
 
@@ -142,11 +143,12 @@ TYPES = (
 def test_a_wrong_type(type_: TokenType, words: str, made: dict[str, Made], tmp_path: Path) -> None:
     good = made["42dot"]
     bad = with_list(good, tmp_path / "bad.gguf", "token_type", replaced(1024, int(type_)))
-    part = good.tokens(bad)
-    assert part.verdict == "failed"
-    found = only(part, "token 1024")
-    assert words in found.message
-    assert (found.expected, found.found) == ("normal", type_.name.lower())
+    for of_manifest in (True, False):
+        part = good.tokens(bad, of_manifest=of_manifest)
+        assert part.verdict == "failed"
+        found = only(part, "token 1024")
+        assert words in found.message
+        assert (found.expected, found.found) == ("normal", type_.name.lower().replace("_", " "))
 
 
 def test_a_special_token_typed_normal(made: dict[str, Made], tmp_path: Path) -> None:

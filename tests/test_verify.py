@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage_material import edited, scaled
@@ -12,6 +14,7 @@ from damage_material import edited, scaled
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.verify import Proof, verify
+from kconv.verify.report import report_html
 
 TYPES = ("f32", "q8_0", "q4_0")
 
@@ -92,6 +95,17 @@ def test_threads_and_windows_do_not_change_the_verdict(
     assert verify(files[type_], demo, tokens=200, window=50).verdict == "passed"
 
 
+def test_a_long_text_is_read_a_part_at_a_time(files: dict[str, Path], demo: Path) -> None:
+    text = " ".join(f"{number}번째 문장은 옛날 어느 마을에서 시작합니다." for number in range(900))
+    proof = verify(files["f32"], demo, texts=["짧은 글입니다.", text], tokens=9000)
+    assert proof.verdict == "passed"
+    assert proof.logits.figures is not None
+    windows = proof.provenance["windows"]
+    assert sum(windows) > 8192 + 512  # more than is read at once
+    assert proof.logits.figures.positions == sum(windows) - len(windows)
+    assert proof.logits.figures.nmse < 1e-9
+
+
 # The parts by themselves
 
 
@@ -135,6 +149,24 @@ def test_a_missing_tensor_is_a_verdict_too(files: dict[str, Path], demo: Path, t
     assert proof.weights.verdict == "failed"
     assert "blk.1.ffn_up.weight" in (proof.cause or "")
     assert proof.logits.verdict == "failed"
+
+
+def test_the_proof_says_what_was_asked_for_and_of_which_file(files: dict[str, Path], demo: Path) -> None:
+    asked: dict[str, Any] = {"tokens": 24, "window": 16, "gates": {"q4_0": 0.2, "": 0.3}, "diagnose": False}
+    proof = verify(
+        files["q4_0"], demo, texts=["서울의 봄은 짧다. " * 9, "Everyone has rights. " * 9], **asked
+    )
+    evidence = proof.provenance
+    assert evidence["artifact"]["sha256"] == hashlib.sha256(files["q4_0"].read_bytes()).hexdigest()
+    wanted = {**asked, "texts": 2, "gates": ["q4_0=0.2", "0.3"], "ignore_manifest": False}
+    assert evidence["options"] == wanted
+    command = "--text FILE --text FILE --tokens 24 --window 16 --gate q4_0=0.2 --gate 0.3 --no-diagnose"
+    page = report_html([proof])
+    assert f"--against {demo} {command}" in page
+    assert "stands for a text" in page
+    plain = report_html([verify(files["q4_0"], demo, tokens=24)])
+    assert f"--against {demo} --tokens 24<" in plain
+    assert "stands for a text" not in plain
 
 
 def test_the_diagnosis_separates_weights_from_runtime(

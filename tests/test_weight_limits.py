@@ -95,6 +95,29 @@ def test_one_per_cent_is_caught(name: str, shape: tuple[int, int]) -> None:
         assert verdict(format, rows, data) == "differs"
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "q8_0"])
+def test_importance_data_change_most_rows(name: str) -> None:
+    """Which is what tells a tensor with a few damaged rows from one encoded with such data."""
+    format, rows = FORMATS[name], weights("normal", (128, 512))
+    for sigma in (0, 1):
+        assert compared(format, rows, encoded(format, rows, Importance(sigma))).changed.count > 64
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q5_1", "q8_0", "q6_K", "q4_K"])
+def test_a_few_weights_of_one_row_are_caught(name: str) -> None:
+    """One scale wrong, or some weights: far less than importance data do to a whole tensor."""
+    format, rows = FORMATS[name], weights("normal", (128, 512))
+    wrong = rows.copy()
+    wrong[17, :32] *= 1.5
+    assert verdict(format, rows, encoded(format, wrong)) == "differs"
+    wrong = rows.copy()
+    wrong[17, :8] = 0
+    assert verdict(format, rows, encoded(format, wrong)) == "differs"
+    other = encoded(format, rows).reshape(128, -1)  # four rows encoded otherwise, as well as could be
+    other[:4] = encoded(format, rows[:4] * np.float32(1.0005)).reshape(4, -1)
+    assert verdict(format, rows, other.ravel()) == "within"
+
+
 @pytest.mark.parametrize("damage", ["zeros", "neighbour", "rolled"])
 @pytest.mark.parametrize(
     ("name", "columns"),

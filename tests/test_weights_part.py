@@ -192,6 +192,20 @@ def test_other_damages_are_named_too(
     assert words in said(part)
 
 
+def test_two_tensors_of_a_layer_in_each_others_place(
+    good: dict[str, Path], model: Model, tmp_path: Path
+) -> None:
+    one, other = "blk.0.attn_k.weight", "blk.0.attn_v.weight"
+    bad = edited(good["q4_0"], tmp_path / "bad.gguf", renamed={one: other, other: one})
+    assert said(check(bad, model)) == f"{one} and {other} are in each other's place"
+    with open_gguf(good["f32"]) as file:
+        info = next(info for info in file.header.tensors if info.name == "blk.1.ffn_up.weight")
+        rows = file.tensor(info).read(0, info.shape[0])
+    copied = {"blk.1.ffn_gate.weight": lambda _: rows}
+    bad = edited(good["f32"], tmp_path / "bad.gguf", tensors=copied)
+    assert said(check(bad, model)) == "blk.1.ffn_gate.weight is blk.1.ffn_up.weight of the checkpoint"
+
+
 def test_weights_of_another_training_are_told_once(
     good: dict[str, Path], model: Model, tmp_path: Path
 ) -> None:

@@ -63,9 +63,9 @@ def proven(result: dict[str, Any]) -> list[str]:
     ]
     for output, proof in zip(result["outputs"], result["proofs"], strict=True):
         figures = proof["logits"]["figures"]
+        name, megabytes = Path(output["path"]).name, output["bytes"] / 1e6
         lines.append(
-            f"{Path(output['path']).name:<22}{output['bytes'] / 1e6:>7.2f} MB"
-            f"{output['bits_per_weight']:>18.2f}"
+            f"{name:<22}{megabytes:>7.2f} MB{output['bits_per_weight']:>18.2f}"
             f"{figures['kl_mean']:>11.2g}{figures['same_top1']:>17.1%}{figures['perplexity_file']:>13.2f}"
             f"{proof['verdict']:>10}"
         )

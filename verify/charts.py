@@ -62,7 +62,7 @@ def gate_chart(value: float, gate: Gate, published: Sequence[tuple[str, float]],
     top, bottom = 38, 66
     words = f"this file: {name} {number(value)}"
     half = text_width(words) * _BOLD / 2
-    parts = _zones(scale, gate, top, bottom - top)
+    parts = _zones(scale, gate, at, top, bottom - top)
     parts += [
         text(min(max(at, half), _GATE_WIDTH - half), 16, words, "strong", "middle"),
         Markup('<path class="pointer" d="M{0} {1}l-7 -13h14Z"/>').format(short(at), top + 1),
@@ -96,7 +96,7 @@ def _published_marks(
     return parts, height
 
 
-def _zones(scale: LogScale, gate: Gate, top: float, height: float) -> list[Markup]:
+def _zones(scale: LogScale, gate: Gate, needle: float, top: float, height: float) -> list[Markup]:
     """Bands of the gate with their words; those too narrow for the words go without."""
     edges: list[tuple[str, str, float]] = [("passes", "zone-passed", scale.at(gate.warns))]
     if gate.fails is None:
@@ -110,8 +110,9 @@ def _zones(scale: LogScale, gate: Gate, top: float, height: float) -> list[Marku
     for words, style, end in edges:
         parts.append(rect(begin, top, end - begin, height, style))
         if end - begin > text_width(words) + 12:
-            parts.append(text(end - 8 if begin == scale.start else begin + 8, top + 19, words, "strong"
-                              , "end" if begin == scale.start else "start"))  # fmt: skip
+            left = needle > (begin + end) / 2  # where the needle does not cross them
+            x = begin + 8 if left else end - 8
+            parts.append(text(x, top + 19, words, "strong", "start" if left else "end"))
         begin = end
     parts += [line(scale.at(gate.warns), top - 4, scale.at(gate.warns), top + height + 4, "limit")]
     return parts

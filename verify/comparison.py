@@ -25,7 +25,7 @@ from .front_end import embed_of
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
-from .logits import broken, compare, judged
+from .logits import Read, broken, compare, judged
 from .proof import LogitsPart, TensorError
 from .reference import Reading, Reference
 from .sample_text import WINDOW, sample_windows
@@ -134,7 +134,7 @@ def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
     )
 
 
-def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Reading:
+def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
     return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
         windows, progress=how.progress
@@ -144,7 +144,7 @@ def read_reference(subject: Subject, windows: Sequence[Window], how: How) -> Rea
 def logits_part(
     file: GgufFile,
     subject: Subject,
-    read: Callable[[], Reading],
+    read: Read,
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
     how: How,
@@ -157,7 +157,7 @@ def logits_part(
     try:
         front = embed_of(file, subject.recipe)
         with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
-            measure = compare(read(), candidate, windows, how.progress)
+            measure = compare(read, candidate, windows, how.progress)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
@@ -194,9 +194,8 @@ def provenance(
     subject: Subject,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
-    files: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What was compared and with what; ``files`` are the checkpoint's, with their hashes."""
+    """What was compared and with what."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
     if subject.recipe.encoder_decoder:
@@ -207,7 +206,6 @@ def provenance(
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,
             "revision": revision,
-            "files": list(files),
         },
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [window.tokens for window in windows],

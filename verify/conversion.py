@@ -31,9 +31,10 @@ from .comparison import (
 from .front_end import with_front_end_findings
 from .gates import file_type
 from .gguf_weights import GgufFile, open_gguf
+from .logits import Read
 from .metadata import check_metadata
 from .proof import Finding, LogitsPart, MetadataPart, Proof, TokensPart, WeightsPart
-from .reference import Reading
+from .remarks import remarks
 from .sample_text import LONG, QUICK
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
@@ -61,7 +62,7 @@ def prove(
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
     announce(cost(subject, windows, len(files)))
-    read = functools.cache(partial(read_reference, subject, windows, how))  # once for all files
+    read = functools.cache(partial(read_reference, subject, how))  # once for all files
     return tuple(_proof(path, subject, parity, read, windows, scope, how) for path in files)
 
 
@@ -69,7 +70,7 @@ def _proof(
     path: Path,
     subject: Subject,
     parity: Parity,
-    read: Callable[[], Reading],
+    read: Read,
     windows: Sequence[Window],
     scope: Literal["quick", "full"],
     how: How,
@@ -111,7 +112,8 @@ def _proof(
             provenance=provenance(file, subject, windows, None),
         )
         logits = logits_part(file, subject, read, windows, weights.tensors, how)
-    return replace(proof, logits=logits, seconds=time.monotonic() - begun)
+    notes = remarks(logits, len(subject.vocab.tokens))
+    return replace(proof, logits=logits, notes=notes, seconds=time.monotonic() - begun)
 
 
 def _metadata(file: GgufFile, subject: Subject) -> MetadataPart:

@@ -151,8 +151,9 @@ def _conclusion(
     if first is not None:
         layer = layers[first]
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
-        error = f"NMSE {max(layer.weights, layer.runtime):.2g}"
-        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({error})"
+        error = max(layer.weights, layer.runtime)
+        size = f"NMSE {error:.2g}" if error < _LARGEST else "beyond all numbers"
+        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({size})"
         if weights:
             named = f"; look at {', '.join(worst[:3])}" if worst else ""
             return f"{place}: by the file's weights, not by how llama.cpp computes{named}"

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..core.vocabulary import TokenType, Vocab
+from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX
 from ..vocab.parity import byte_symbols
@@ -221,6 +222,10 @@ def _type_matters(index: int, one: TokenType, other: TokenType, expected: Vocab,
     silenced = expected.tokens[index] != own
     if silenced or {one, other} <= _NEAR:
         return False
+    if other is TokenType.NORMAL and one is TokenType.UNUSED:
+        return True
+    if other is TokenType.NORMAL and one is TokenType.USER_DEFINED:  # shown without its symbols put back
+        return token_bytes(source, index) != own.encode("utf-8", "backslashreplace")
     # Pieces SentencePiece calls unused or user defined are ordinary ones to some converters; parity decides.
     return {one, other} not in (
         {TokenType.NORMAL, TokenType.UNUSED},
@@ -229,8 +234,10 @@ def _type_matters(index: int, one: TokenType, other: TokenType, expected: Vocab,
 
 
 def _effect(one: TokenType, other: TokenType) -> str:
-    if one is TokenType.CONTROL and other is TokenType.NORMAL:
+    if one in _UNMATCHED and other is TokenType.NORMAL:  # llama_vocab::impl::token_to_piece
         return "its text would be missing from answers"
+    if one is TokenType.USER_DEFINED and other is TokenType.NORMAL:
+        return "it is looked for in texts first, and shown in answers as it stands in the vocabulary"
     if other is TokenType.CONTROL and one is TokenType.NORMAL:
         return "it would show up in answers, and not be found in prompts"
     if other is TokenType.BYTE:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ..core.progress import Progress, silent
 from ..vocab.tokenizer import Source
@@ -14,35 +14,52 @@ from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, verdict_of
 from .reference import Reading
 from .windows import Window
 
+Read = Callable[[tuple[Window, ...]], Reading]
+"""Reads windows with the checkpoint in fp32."""
+
 WORST = 12
+_TOGETHER = 8192  # tokens; 128 MiB of Llama-3-8B's hidden states
 _CONTEXT_TOKENS = 48
 _SOURCE_TOKENS = 384
 
 
 def compare(
-    reading: Reading, candidate: Candidate, windows: Sequence[Window], progress: Progress = silent
+    read: Read, candidate: Candidate, windows: Sequence[Window], progress: Progress = silent
 ) -> Measure:
     """Both models' logits of every scored position, block by block; none are kept.
 
-    Raises CandidateFailure where the runtime fails, or answers fewer positions than it was asked.
+    A long text is read and compared a few thousand tokens at a time. Raises CandidateFailure where the
+    runtime fails, or answers fewer positions than it was asked.
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0
-    progress("logits", 0, total)
-    for block in candidate.logits(windows):
-        stop = block.start + len(block.logits)
-        expected = reading.logits(block.window, block.start, stop)
-        if expected.shape != block.logits.shape:
-            raise CandidateFailure(
-                f"the file gives {block.logits.shape[1]} logits a token, the checkpoint {expected.shape[1]}"
-            )
-        right = windows[block.window].ids[block.start + 1 : stop + 1]
-        measure.add(block.window, block.start, expected, block.logits, right)
-        done += len(block.logits)
+    for first, group in _groups(windows):
+        reading = read(group)
         progress("logits", done, total)
+        for block in candidate.logits(group):
+            stop = block.start + len(block.logits)
+            expected = reading.logits(block.window, block.start, stop)
+            if expected.shape != block.logits.shape:
+                found, wanted = block.logits.shape[1], expected.shape[1]
+                raise CandidateFailure(f"the file gives {found} logits a token, the checkpoint {wanted}")
+            right = group[block.window].ids[block.start + 1 : stop + 1]
+            measure.add(first + block.window, block.start, expected, block.logits, right)
+            done += len(block.logits)
+            progress("logits", done, total)
     if done != total:
         raise CandidateFailure(f"the runtime answered {done} of {total} positions")
     return measure
+
+
+def _groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]]]:
+    """Windows to read together, with the index of the first: what enters the output matrix is kept of all."""
+    first = tokens = 0
+    for at, window in enumerate(windows):
+        if at > first and tokens + len(window.ids) > _TOGETHER:
+            yield first, tuple(windows[first:at])
+            first, tokens = at, 0
+        tokens += len(window.ids)
+    yield first, tuple(windows[first:])
 
 
 def judged(measure: Measure, gate: Gate, windows: Sequence[Window], source: Source) -> LogitsPart:

@@ -115,12 +115,16 @@ class CheckpointHashes(threading.Thread):
 
     A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
     where files of the manifest are missing or have another size, or where there are new ones; ``result``
-    where contents differ. Without a manifest files are only hashed.
+    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` is that of the file
+    itself, which comes last; it is there once ``result`` has returned.
     """
+
+    artifact_sha256: str = ""
 
     def __init__(self, artifact: Path, manifest: Mapping[str, Any] | None, checkpoint: Checkpoint) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
         self._folder, self._manifest = checkpoint.folder, manifest_path(artifact).name
+        self._artifact, self._artifact_size = artifact, artifact.stat().st_size
         self._recorded: dict[str, RecordedFile] = {}
         weights = {path.name for path in checkpoint.weight_files}
         names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
@@ -155,8 +159,9 @@ class CheckpointHashes(threading.Thread):
         found = ((changed, "changed"), (missing, "missing"), (new, "new"))
         said = "; ".join(f"{word}: {_listed(names)}" for names, word in found if names)
         return InputError(
-            f"{self._folder} is no longer the checkpoint that was converted ({self._manifest}): {said}",
-            hint=f"convert again, or restore those files; {_IGNORE}",
+            f"{self._folder} is not, or no longer, the checkpoint that was converted "
+            f"({self._manifest}): {said}",
+            hint=f"give that checkpoint with --against, restore those files, or convert again; {_IGNORE}",
         )
 
     def __enter__(self) -> CheckpointHashes:
@@ -179,6 +184,8 @@ class CheckpointHashes(threading.Thread):
                     self._different.append(name)
                     if not _DECIDING.fullmatch(name):
                         return
+            if not self._different:
+                self.artifact_sha256 = file_sha256(self._artifact, self._count, stopped=self._stopped.is_set)
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
 
@@ -190,7 +197,7 @@ class CheckpointHashes(threading.Thread):
 
         Raises InputError naming those whose contents differ, and what reading them raised.
         """
-        total = sum(self._sizes.values())
+        total = sum(self._sizes.values()) + self._artifact_size
         while self.is_alive():
             progress("hash", self._done, total)
             self.join(0.1)  # so that Ctrl-C gets through
@@ -203,14 +210,6 @@ class CheckpointHashes(threading.Thread):
 
 def _decides(name: str) -> bool:
     return _DECIDING.fullmatch(name) is not None or _WEIGHTS.fullmatch(name) is not None
-
-
-def refuse_changed_checkpoint(
-    artifact: Path, manifest: Mapping[str, Any], checkpoint: Checkpoint, progress: Progress = silent
-) -> None:
-    """Raise InputError if what decided the conversion has changed since; waits for all hashes."""
-    with CheckpointHashes(artifact, manifest, checkpoint) as hashes:
-        hashes.result(progress)
 
 
 def changed_after_conversion(header: GgufHeader, manifest: Mapping[str, Any]) -> tuple[Finding, ...]:

@@ -118,7 +118,7 @@ def _view(proof: Proof) -> View:
     known = published(gate)
     marked = [(each.window, each.position, each.kl) for each in logits.worst[:_MOST_WORST]]
     gate_chart = None
-    if figures is not None and gate is not None:
+    if figures is not None and figures.positions and gate is not None:
         value, name = report_words.gate_value(figures, gate), "NMSE" if gate.measure == "nmse" else "mean KL"
         gate_chart = charts.gate_chart(value, gate, known.of(gate.measure), name)
     diagnosis = logits.diagnosis
@@ -134,8 +134,22 @@ def _view(proof: Proof) -> View:
         layer_chart=charts.layer_chart(diagnosis) if diagnosis and diagnosis.layers else None,
         different=_farthest([tensor for tensor in tensors if tensor.state == "differs"]),
         difference=_difference(proof),
-        command=shlex.join(["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]),
+        command=_command(proof),
     )
+
+
+def _command(proof: Proof) -> str:
+    """The command line that gives this proof again; FILE stands for each text, whose name is not known."""
+    options = proof.provenance.get("options", {})
+    words = ["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]
+    words += ["--text", "FILE"] * options.get("texts", 0)
+    for name in ("tokens", "window"):
+        words += [f"--{name}", str(options[name])] if options.get(name) is not None else []
+    for gate in options.get("gates", ()):
+        words += ["--gate", gate]
+    if options.get("diagnose") is not None:
+        words.append("--diagnose" if options["diagnose"] else "--no-diagnose")
+    return shlex.join([*words, *(["--ignore-manifest"] if options.get("ignore_manifest") else [])])
 
 
 def _farthest(tensors: Sequence[TensorError]) -> list[TensorError]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -31,7 +32,7 @@ def number(value: float, digits: int = 3, *, exact: bool = False) -> str:
     """
     if math.isnan(value):
         return "not a number"
-    if math.isinf(value):
+    if abs(value) >= sys.float_info.max:  # what stands for infinity where JSON allows none
         return "∞" if value > 0 else "−∞"
     if value == 0:
         return "0"

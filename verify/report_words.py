@@ -138,6 +138,8 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
         return _weights_line(part)
     if part.figures is None:
         return "llama.cpp gave no predictions to compare."
+    if not part.figures.positions:
+        return "At no position could predictions be compared."
     if part.gate is None:
         return f"mean KL {number(part.figures.kl_mean)}"
     name = "NMSE" if part.gate.measure == "nmse" else "mean KL"
@@ -173,10 +175,12 @@ def _weights_line(part: WeightsPart) -> str:
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:
-    """All figures as rows, the gate beside the one it judges."""
+    """All figures as rows, the gate beside the one it judges; dashes where nothing could be measured."""
     measure, limits = (None, "") if gate is None else (gate.measure, gate_words(gate))
     return [
-        FigureRow(key, name, shown(figures), limits if key == measure else "", meaning)
+        FigureRow(
+            key, name, shown(figures) if figures.positions else "–", limits if key == measure else "", meaning
+        )
         for key, name, shown, meaning in _ROWS
     ]
 

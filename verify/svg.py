@@ -103,14 +103,16 @@ class LogScale:
         """Where ``value`` stands; zero and below at the lower end, what is not finite at the upper."""
         if not math.isfinite(value):
             return self.end
-        place = math.log10(value) if value > 0 else self.low
-        share = (place - self.low) / (self.high - self.low)
+        return self._at(math.log10(value) if value > 0 else self.low)
+
+    def _at(self, decade: float) -> float:
+        share = (decade - self.low) / (self.high - self.low)
         return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
 
     def ticks(self) -> list[tuple[float, str]]:
         """Whole decades, at most about eight of them, with their labels."""
         step = max(1, math.ceil((self.high - self.low) / 8))
-        return [(self.at(10.0**i), power(i)) for i in range(self.low, self.high + 1, step)]
+        return [(self._at(i), power(i)) for i in range(self.low, self.high + 1, step)]  # 10.0**309 overflows
 
 
 def log_scale(values: Iterable[float], start: float, end: float, *, decades: int = 8) -> LogScale:

@@ -31,7 +31,7 @@ from .front_end import with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
-from .proof import Finding, LogitsPart, Proof, verdict_of
+from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
     changed_after_conversion,
@@ -39,10 +39,12 @@ from .provenance import (
     same_tools,
     same_vocabulary_tools,
 )
+from .remarks import remarks
 from .same_model import refuse_other_model
 from .sample_text import LONG
 from .tokens import check_tokens
 from .weights import check_weights
+from .windows import Window
 
 
 def verify(
@@ -69,6 +71,7 @@ def verify(
     conversion (unless ``ignore_manifest``), a text that is too short.
     """
     begun = time.monotonic()
+    options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
@@ -76,17 +79,43 @@ def verify(
         hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
         subject = _subject(file, checkpoint, manifest)
         gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
-        if texts is None:
-            windows = built_in_windows(subject, LONG, tokens=tokens, window=window)
-        else:
-            windows = text_windows(subject, texts, tokens=tokens, window=window)
+        windows = _windows(subject, texts, tokens, window)
         announce(cost(subject, windows, 1))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            evidence = provenance(file, subject, windows, texts, files=hashes.result(progress))
-        read = partial(read_reference, subject, windows, how)
+            evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
+        read = partial(read_reference, subject, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
-    return replace(proof, logits=logits, provenance=evidence, seconds=time.monotonic() - begun)
+    notes = remarks(logits, len(subject.vocab.tokens))
+    return replace(proof, logits=logits, provenance=evidence, notes=notes, seconds=time.monotonic() - begun)
+
+
+def _options(
+    texts: Sequence[str] | None,
+    tokens: int | None,
+    window: int | None,
+    gates: Mapping[str, float] | None,
+    diagnose: bool | None,
+    ignore_manifest: bool,
+) -> dict[str, Any]:
+    """What was asked for, gates as they are written on a command line; ``texts`` is how many were given."""
+    return {
+        "texts": len(texts or ()),
+        "tokens": tokens,
+        "window": window,
+        "gates": [f"{name}={limit!r}" if name else repr(limit) for name, limit in (gates or {}).items()],
+        "diagnose": diagnose,
+        "ignore_manifest": ignore_manifest,
+    }
+
+
+def _evidence(
+    compared: dict[str, Any], hashes: CheckpointHashes, options: Mapping[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """What was compared, with the hashes, for which this waits, and the options."""
+    compared["checkpoint"]["files"] = hashes.result(progress)
+    compared["artifact"]["sha256"] = hashes.artifact_sha256
+    return {**compared, "options": options}
 
 
 def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
@@ -99,6 +128,14 @@ def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any]
     return Subject(checkpoint, recipe, model, source)
 
 
+def _windows(
+    subject: Subject, texts: Sequence[str] | None, tokens: int | None, window: int | None
+) -> list[Window]:
+    if texts is None:
+        return built_in_windows(subject, LONG, tokens=tokens, window=window)
+    return text_windows(subject, texts, tokens=tokens, window=window)
+
+
 def _without_logits(
     file: GgufFile,
     subject: Subject,
@@ -107,15 +144,6 @@ def _without_logits(
     how: How,
 ) -> Proof:
     """The three parts for which nothing has to be computed."""
-    metadata = check_metadata(file.header, subject.model)
-    metadata = with_front_end_findings(metadata, file, subject.recipe, subject.checkpoint)
-    remark = mislabelled(file.header)
-    more: tuple[Finding, ...] = (remark,) if remark else ()
-    if manifest is not None:
-        more += changed_after_conversion(file.header, manifest)
-    if more:
-        findings = (*metadata.findings, *more)
-        metadata = replace(metadata, verdict=verdict_of(findings), findings=findings)
     return Proof(
         artifact=file.path,
         checkpoint=subject.checkpoint.folder,
@@ -131,7 +159,7 @@ def _without_logits(
             strict=same_vocabulary_tools(manifest),
             allow_mismatch=_mismatch_allowed(manifest),
         ),
-        metadata=metadata,
+        metadata=_metadata(file, subject, manifest),
         weights=check_weights(
             file,
             subject.model,
@@ -142,6 +170,16 @@ def _without_logits(
         ),
         logits=LogitsPart("not run"),
     )
+
+
+def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None) -> MetadataPart:
+    """The part with remarks on a file that is not what it, or its manifest, says it is."""
+    part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
+    part = with_front_end_findings(part, file, subject.recipe, subject.checkpoint)
+    findings = (*part.findings, *((remark,) if remark else ()))
+    if manifest is not None:
+        findings += changed_after_conversion(file.header, manifest)
+    return replace(part, verdict=verdict_of(findings), findings=findings)
 
 
 def _mismatch_allowed(manifest: Mapping[str, Any] | None) -> bool:

@@ -81,7 +81,7 @@ class _Case:
 
 
 def _case(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> _Case:
-    bad = found.far if found.far.count else found.changed
+    bad = next((rows for rows in (found.far, found.worse) if rows.count), found.changed)
     # Some neighbours and some far apart: a rule that fits only every other row is none.
     near, rest = bad.examples[: _SAMPLE // 2], bad.examples[_SAMPLE // 2 :]
     rows = (*near, *rest[:: -(-len(rest) // (_SAMPLE // 2)) or 1]) or (0,)
@@ -165,10 +165,12 @@ def _another_tensor(case: _Case) -> Cause | None:
     for tensor in _alternatives(case):
         if case.matches(rows_of(tensor, case.rows)):
             here, there = layer_of(name), layer_of(tensor.name)
+            one = f"{{name}} is {tensor.name} of the checkpoint"
+            if here == there:
+                return Cause(("another", name, tensor.name), one, one)
             several = "{count} tensors hold the weights of others of the checkpoint: {names}"
             if here is not None and there is not None:
                 several = f"layer {here} holds weights of layer {there} of the checkpoint: {{names}}"
-            one = f"{{name}} is {tensor.name} of the checkpoint"
             return Cause(("another", here, there), one, several)
     return None
 

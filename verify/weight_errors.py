@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from ..quant.formats import Format
 from ..quant.ggml import Bytes, Floats, dequantize
-from .weight_limits import row_limit, typical_error
+from .weight_limits import SAME_WAY, row_limit, typical_error
 
 Rows = npt.NDArray[np.float64]
 
@@ -66,9 +66,9 @@ class Compared:
     ``same``: the bytes are those of encoding anew. ``found`` are the file's sums, ``own`` those of encoding
     anew (None for formats kconv cannot encode), ``against_own`` those of the file against it. ``worst_row``
     has the largest error. ``changed`` are rows of other weights than encoding anew gives (``different`` such
-    weights, the ``first`` at that row and column), ``far`` rows beyond the format's limit, ``zero`` those of
-    zeros where the checkpoint has others. ``not_finite`` counts weights that are NaN or infinite only in the
-    file.
+    weights, the ``first`` at that row and column), ``worse`` those of them whose error is larger than that of
+    encoding anew, ``far`` rows beyond the format's limit, ``zero`` those of zeros where the checkpoint has
+    others. ``not_finite`` counts weights that are NaN or infinite only in the file.
     """
 
     same: bool
@@ -79,6 +79,7 @@ class Compared:
     worst_row: int = 0
     worst_row_error: float = 0.0
     changed: RowsFound = RowsFound()
+    worse: RowsFound = RowsFound()
     far: RowsFound = RowsFound()
     zero: RowsFound = RowsFound()
     not_finite: int = 0
@@ -110,11 +111,7 @@ def _measure_tile(
 ) -> Compared:
     same = encoded is not None and np.array_equal(data, encoded)
     found = dequantize(format, data, weights.shape)
-    rows = _row_sums(weights, found)
-    not_finite = 0
-    if not all(np.isfinite(row).all() for row in rows):
-        not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
-        rows = _row_sums(*_finite(weights, found))
+    rows, not_finite = _finite_sums(weights, found)
     errors = _row_errors(rows)
     sums = _summed(rows)
     worst = int(np.argmax(errors)) if len(errors) else 0
@@ -134,15 +131,17 @@ def _measure_tile(
         return Compared(far=_rows_where(far, first_row), **common)
     own = dequantize(format, encoded, weights.shape)
     own_rows = _row_sums(*_finite(weights, own))
-    far = errors > row_limit(format, _row_errors(own_rows))
+    own_errors = _row_errors(own_rows)
     unlike = (found != own) & ~(np.isnan(found) & np.isnan(own))
     places = np.argwhere(unlike[unlike.any(axis=1)][:1])
     changed = _rows_where(unlike.any(axis=1), first_row)
+    worse = unlike.any(axis=1) & (errors > SAME_WAY * own_errors)
     return Compared(
         own=_summed(own_rows),
         against_own=_summed(_row_sums(*_finite(own, found))),
         changed=changed,
-        far=_rows_where(far, first_row),
+        worse=_rows_where(worse, first_row),
+        far=_rows_where(errors > row_limit(format, own_errors), first_row),
         different=int(np.count_nonzero(unlike)),
         first=(changed.first, int(places[0][1])) if changed.count else None,
         **common,
@@ -166,6 +165,7 @@ def total(parts: Iterable[Compared]) -> Compared:
         worst_row=worst.worst_row,
         worst_row_error=worst.worst_row_error,
         changed=_joined([piece.changed for piece in pieces]),
+        worse=_joined([piece.worse for piece in pieces]),
         far=_joined([piece.far for piece in pieces]),
         zero=_joined([piece.zero for piece in pieces]),
         not_finite=sum(piece.not_finite for piece in pieces),
@@ -192,6 +192,15 @@ def _row_sums(weights: Floats | Rows, found: Floats | Rows) -> tuple[Rows, Rows,
             return np.asarray(np.einsum("ij,ij->i", one, other), np.float64)
 
         return dots(weights, weights), dots(found, found), dots(found, weights), dots(difference, difference)
+
+
+def _finite_sums(weights: Floats, found: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
+    """The sums without what is not finite, and how many weights are so only in the file."""
+    rows = _row_sums(weights, found)
+    if all(np.isfinite(row).all() for row in rows):
+        return rows, 0
+    not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
+    return _row_sums(*_finite(weights, found)), not_finite
 
 
 def _finite(weights: Floats, found: Floats) -> tuple[Floats | Rows, Floats | Rows]:

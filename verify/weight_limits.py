@@ -10,7 +10,9 @@ log-normal (sigma 1) and absurdly uneven (sigma 3) size:
   has the error 1, another row's weights have 1.4;
 - importance data make ggml choose scales by least squares, which shrinks: the slope of the file's weights on
   the checkpoint's falls by up to half the squared error at even importance, by four times it at absurd one,
-  but it never rises by more than chance. So a slope above that of encoding anew is damage.
+  but it never rises by more than chance. So a slope above that of encoding anew is damage;
+- importance data change most rows of every tensor. Where nearly all rows are those of encoding anew, it was
+  encoded without such data, and the few others have no reason for a larger error.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ _TYPICAL: dict[str, tuple[float, float]] = {
     "iq1_m": (0.584, 1.064),
     "iq1_s": (0.486, 0.956),
 }
+
+SAME_WAY = 1.1
+"""Times the error of encoding anew a row may have where only the order of rounding was another."""
 
 # A row of zeros has the error 1.
 _NOTHING_LEFT = 0.95

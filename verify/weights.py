@@ -36,6 +36,9 @@ _STORED_AS = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
 _COMPUTED = "rope_freqs.weight"
 _COMPUTED_ERROR = 1e-5
 
+# One row in so many is few.
+_FEW = 10
+
 
 def check_weights(
     file: GgufFile,
@@ -183,7 +186,15 @@ def judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
     if strict or not pair.format.quantized:
         # Zeros of the other sign are the same numbers.
         return "within" if found.different == 0 and not strict else "differs"
+    if _few_rows_changed(pair, found) and found.worse.count:
+        return "differs"
     return "within" if _within(pair.format, found) else "differs"
+
+
+def _few_rows_changed(pair: Pair, found: Compared) -> bool:
+    """Whether nearly all rows are those of encoding anew, so that no importance data excuse the others."""
+    rows = found.weights // pair.info.shape[-1]
+    return found.own is not None and _FEW * found.changed.count < rows
 
 
 def _within(format: Format, found: Compared) -> bool:

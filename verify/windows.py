@@ -40,12 +40,17 @@ def cut(
 
     ``tokens`` limits how many are taken of each text, ``before`` included as it stands in each window. A rest
     of fewer than two predictions is left out, since nothing could be measured on it. Raises InputError for a
-    text too short for a single prediction.
+    text, and for windows, too short for a single prediction.
     """
     room = size - len(before)
+    if room < 1 or size < 2:
+        raise InputError(
+            f"windows of {size} token{'' if size == 1 else 's'} leave nothing to predict",
+            hint="take longer windows; a model of such a context cannot be measured",
+        )
     windows: list[Window] = []
     for index, text in enumerate(texts):
-        left = len(text) if tokens is None else tokens
+        left = len(text) * (1 + len(before)) if tokens is None else tokens
         made: list[Window] = []
         start = 0
         while start < len(text) and left > len(before):
@@ -54,8 +59,9 @@ def cut(
             if len(before) + len(piece) >= 2 and (len(piece) > 1 or not made):
                 made.append(Window(index, (*before, *piece)))
         if not made:
+            amount = "1 token" if len(text) == 1 else f"{len(text)} tokens"
             raise InputError(
-                f"text {index + 1} has {len(text)} tokens, too few to predict one from another",
+                f"text {index + 1} has {amount}, too few to predict one from another",
                 hint="give a longer text",
             )
         windows += made
