@@ -24,7 +24,7 @@ TYPES = ("f32", "q8_0", "q4_0")
 # What the cause must say, and for which types the logits alone would have told.
 CAUSES: dict[str, tuple[str, frozenset[str]]] = {
     "q and k not permuted": ("heads", frozenset(TYPES)),
-    "two layers swapped": ("layer 1", frozenset(TYPES)),
+    "two layers swapped": ("layers 0 and 1 are swapped", frozenset(TYPES)),
     "a tensor scaled by 1.01": ("1.01", frozenset()),
     "a row zeroed": ("row 17", frozenset()),
     "embedding rows shifted by one": ("row 40", frozenset(TYPES)),
