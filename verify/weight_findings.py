@@ -29,15 +29,17 @@ def findings_of(wrong: Sequence[tuple[Pair, Compared]], where: Search) -> list[F
 
 
 def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compared]]]) -> None:
-    """Where one layer holds another's weights and that one its own, say that the two are swapped."""
+    """Where two layers, or two tensors of a layer, hold each other's weights, say that they are swapped."""
     for key in list(groups):
-        kind, *layers = key
-        back = (kind, *reversed(layers))
+        kind, *places = key
+        back = (kind, *reversed(places))
         if kind != "another" or back == key or key not in groups or back not in groups:
             continue
         group = groups[key] + groups.pop(back)
-        first, second = layers
+        first, second = places
         text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
+        if isinstance(first, str):
+            text = f"{first} and {second} are in each other's place"
         groups[key] = [(replace(cause, several=text), pair, found) for cause, pair, found in group]
 
 
