@@ -1,11 +1,13 @@
 """make test-full: memory, disk and repeatability at full size, on random weights.
 
 A 42dot-shaped checkpoint (1.44 billion weights; bf16 and f32) must convert to q8_0 and q4_0 with at most
-600 MiB of private memory, a Llama-3-8B-shaped one (8.03 billion, bf16, 16 GB) with at most 1 GiB, child
-processes included; what is written to disk is the output and little else; a second run, with all types from
-one read and on one thread, gives the same bytes. Exit code 1 when one of these is broken.
+600 MiB of private memory, a Llama-3-8B-shaped one (8.03 billion, bf16, 16 GB) with at most 1 GiB, a
+KoGPT-shaped one (6.17 billion, f16, one pytorch_model.bin of 12.4 GB) with at most 1.5 GiB, child processes
+included; what is written to disk is the output and little else; a second run, with all types from one read
+and on one thread, gives the same bytes. The quick proof of both types, and `kconv verify` of the q4_0 file,
+may take 6 GiB and must pass. Exit code 1 when one of these is broken.
 
-    python bench/full_size.py [--keep] [NAME]...     NAME: 42dot-1.3b-bf16, 42dot-1.3b-f32, llama-3-8b-bf16
+    python bench/full_size.py [--keep] [NAME]...     NAME: as in CASES
 
 KCONV_SCRATCH (default /tmp/kconv-bench) needs about 35 GB; what was made there is removed at the end.
 """
@@ -22,6 +24,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import kogpt
 import material
 from material import Shape
 from memory import Run, measure
@@ -31,6 +34,7 @@ MIB = 2**20
 # Vocabulary-only files for the comparison of tokens, the manifest, and blocks of the file system.
 WRITTEN_BESIDES = 64 * MIB
 TYPES = ("q8_0", "q4_0")
+PROOF = 6 * 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ CASES = (
     Case(material.DOT42_BF16, 600 * MIB),
     Case(material.DOT42_F32, 600 * MIB),
     Case(material.LLAMA_3_8B, 1024 * MIB),
+    Case(kogpt.KOGPT_6B, 1536 * MIB),
 )
 
 
@@ -109,16 +114,25 @@ def check(case: Case) -> list[Result]:
     changed = [name for name, path in files.items() if digests.get(name) != digest(path)]
     broken = (f"other bytes than before: {', '.join(changed)}",) if changed else ()
     results.append(judge(case, "both, 1 thread", run, files, broken))
+    run, files = convert(checkpoint, out, TYPES, proof=True)
+    results.append(judge(case, "both, proven", run, files, limit=PROOF))
+    smallest = min(files.values(), key=lambda path: path.stat().st_size)
+    run = measure([KCONV, "verify", str(smallest), "--against", str(checkpoint), "--tokens", "128"])
+    broken = (f"verify ended with {run.code}",) if run.code else ()
+    results.append(judge(case, "verify q4_0", run, {}, broken, limit=PROOF))
     shutil.rmtree(out)
     return results
 
 
-def convert(checkpoint: Path, out: Path, types: tuple[str, ...], *extra: str) -> tuple[Run, dict[str, Path]]:
+def convert(
+    checkpoint: Path, out: Path, types: tuple[str, ...], *extra: str, proof: bool = False
+) -> tuple[Run, dict[str, Path]]:
     """Run kconv into the empty folder ``out``; the run and the files by name."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     os.sync()
-    command = [KCONV, "to-gguf", str(checkpoint), "-o", str(out), "--no-verify", *extra]
+    command = [KCONV, "to-gguf", str(checkpoint), "-o", str(out), *extra]
+    command += [] if proof else ["--no-verify"]
     for type_ in types:
         command += ["-q", type_]
     run = measure(command)
@@ -127,11 +141,20 @@ def convert(checkpoint: Path, out: Path, types: tuple[str, ...], *extra: str) ->
     return run, {path.name: path for path in sorted(out.glob("*.gguf"))}
 
 
-def judge(case: Case, types: str, run: Run, files: dict[str, Path], broken: tuple[str, ...] = ()) -> Result:
-    """Hold the run against its limits, print its row."""
+def judge(
+    case: Case,
+    types: str,
+    run: Run,
+    files: dict[str, Path],
+    broken: tuple[str, ...] = (),
+    *,
+    limit: int | None = None,
+) -> Result:
+    """Hold the run against its limits (the case's, or ``limit`` bytes of private memory), print its row."""
     output = sum(path.stat().st_size for path in files.values())
-    if run.peak_private > case.limit:
-        broken += (f"more than {case.limit / MIB:.0f} MiB",)
+    limit = case.limit if limit is None else limit
+    if run.peak_private > limit:
+        broken += (f"more than {limit / MIB:.0f} MiB",)
     if run.written > output + WRITTEN_BESIDES:
         broken += ("more written than the output",)
     result = Result(
