@@ -139,7 +139,7 @@ def test_logits_are_transformers_own(name: str, tmp_path: Path) -> None:
         assert off(whole(together, index, each), expected[index]) < ROUNDING
 
 
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("name", ["own head", "tied", "own head, said to be tied", "mT5"])
 def test_a_files_weights_give_the_same_logits(name: str, tmp_path: Path) -> None:
     """Through ``unmapped``, the scaled head of tied models included."""
     folder = write_t5(tmp_path / "checkpoint", **HEADS[name])
@@ -278,7 +278,7 @@ def test_the_childs_memory_is_bounded(tmp_path: Path) -> None:
 # --- the error, and the share of llama.cpp's GELU in it ---
 
 
-@pytest.mark.parametrize("name", ["own head", "tied", "mT5"])
+@pytest.mark.parametrize("name", ["own head", "tied"])
 def test_most_of_the_error_is_llama_cpps_table_of_gelu(name: str, tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "checkpoint", d_model=256, d_ff=640, num_heads=6, d_kv=64, **HEADS[name])
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False).outputs[0].path
