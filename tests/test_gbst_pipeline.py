@@ -262,6 +262,9 @@ def test_verify_refuses_a_missing_front_end(folder: Path, body: Path, tmp_path: 
     done = run("verify", tmp_path / body.name, "--against", folder, "--tokens", 60)
     assert done.returncode == 3
     assert "needs its front end" in done.stderr
+    chosen = ("--front-end", body.with_name("gbst-model.gguf"))
+    done = run("verify", tmp_path / body.name, "--against", folder, "--tokens", 60, *chosen)
+    assert done.returncode == 0, done.stderr
 
 
 # Running

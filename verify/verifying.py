@@ -55,6 +55,7 @@ def verify(
     gates: Mapping[str, float] | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
+    front_end: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -64,12 +65,20 @@ def verify(
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to another limit.
     ``diagnose`` looks for the first layer that departs; None: only where the logits fail. ``announce`` is
-    told what it will take. However wrong the file is, the answer is a Proof; KconvError is raised for what
-    cannot be compared at all: a damaged header, another model, a checkpoint that has changed since the
+    told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
+    a damaged header, another model, a body without its front end, a checkpoint that has changed since the
     conversion (unless ``ignore_manifest``), a text that is too short.
     """
     begun = time.monotonic()
-    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
+    how = How(
+        gates or {},
+        diagnose,
+        threads or available_cores(),
+        progress,
+        announce,
+        None if front_end is None else Path(front_end),
+    )
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
         checkpoint = open_checkpoint(against)
@@ -108,7 +117,7 @@ def _without_logits(
 ) -> Proof:
     """The three parts for which nothing has to be computed."""
     metadata = check_metadata(file.header, subject.model)
-    metadata = with_front_end_findings(metadata, file, subject.recipe, subject.checkpoint)
+    metadata = with_front_end_findings(metadata, file, subject.recipe, subject.checkpoint, how.front_end)
     remark = mislabelled(file.header)
     more: tuple[Finding, ...] = (remark,) if remark else ()
     if manifest is not None:
