@@ -220,7 +220,9 @@ class LlamaRuntime:
         if self._kv_type == "f32":
             params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._complaints.clear()
-        context = api.llama_init_from_model(self._model, params)
+        # it logs, and an interrupt within our callback for that would be lost
+        with deferred_interrupts():
+            context = api.llama_init_from_model(self._model, params)
         if not context:
             raise EnvironmentProblem(
                 f"llama.cpp cannot set up a context of {size} tokens{self._complaint()}",
