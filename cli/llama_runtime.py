@@ -142,9 +142,9 @@ class LlamaRuntime:
             self._context = None
         if self.encoder_decoder:
             # an encoder sees everything at once, and its positions take none of the decoder's
-            batch = len(prompt)
-            self._context = self._new_context(self._context_size or max(batch, count), batch)
-            self._encode(prompt)
+            source = self._source(prompt)
+            self._context = self._new_context(self._context_size or max(len(source), count), len(source))
+            self._encode(source)
             begun: Sequence[int] = [self._decoder_start()]
             self._decode(begun)
         else:
@@ -220,7 +220,9 @@ class LlamaRuntime:
         if self._kv_type == "f32":
             params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._complaints.clear()
-        context = api.llama_init_from_model(self._model, params)
+        # it logs, and an interrupt within our callback for that would be lost
+        with deferred_interrupts():
+            context = api.llama_init_from_model(self._model, params)
         if not context:
             raise EnvironmentProblem(
                 f"llama.cpp cannot set up a context of {size} tokens{self._complaint()}",
@@ -237,21 +239,10 @@ class LlamaRuntime:
                 self._decode(prompt[start : start + _BATCH], aborted_is_fine=True)
         self._progress("reading the prompt", len(prompt), len(prompt))
 
-    def _encode(self, prompt: Sequence[int]) -> None:
-        """Have the encoder read the prompt; what it makes of it stays in the context for the decoder."""
-        self._progress("reading the prompt", 0, len(prompt))
-        with self._interruptible():
-            batch, _memory = self._encoder_batch(prompt)
-            status = self._api.llama_encode(self._context, batch)
-            if status not in (0, _ABORTED):
-                raise self._stuck("llama_encode", status)
-        self._progress("reading the prompt", len(prompt), len(prompt))
-
-    def _encoder_batch(self, prompt: Sequence[int]) -> tuple[Any, Any]:
-        """What the encoder reads, and the memory it lies in, which has to outlive the call."""
+    def _source(self, prompt: Sequence[int]) -> Any:
+        """What the encoder reads: ids, or an embedding for each of its positions."""
         if self._front is None:
-            ids = (ctypes.c_int32 * len(prompt))(*prompt)
-            return self._api.llama_batch_get_one(ids, len(prompt)), ids
+            return prompt
         values = self._front(prompt).astype("float32", order="C", copy=False)
         width = self._api.llama_model_n_embd(self._model)
         if values.ndim != 2 or values.shape[1] != width or not 0 < len(values) <= len(prompt):
@@ -259,8 +250,22 @@ class LlamaRuntime:
                 f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
                 hint="give the front end of this model",
             )
-        data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return self._api.llama_batch(n_tokens=len(values), embd=data), values
+        return values
+
+    def _encode(self, source: Any) -> None:
+        """Have the encoder read; what it makes of it stays in the context for the decoder."""
+        self._progress("reading the prompt", 0, len(source))
+        if self._front is None:
+            ids = (ctypes.c_int32 * len(source))(*source)
+            batch = self._api.llama_batch_get_one(ids, len(source))
+        else:
+            data = source.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+            batch = self._api.llama_batch(n_tokens=len(source), embd=data)
+        with self._interruptible():
+            status = self._api.llama_encode(self._context, batch)
+        if status not in (0, _ABORTED):
+            raise self._stuck("llama_encode", status)
+        self._progress("reading the prompt", len(source), len(source))
 
     def _decode(self, tokens: Sequence[int], *, aborted_is_fine: bool = False) -> None:
         ids = (ctypes.c_int32 * len(tokens))(*tokens)

@@ -65,6 +65,12 @@ Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input 
     is_flag=True,
     help="Go on even if the checkpoint is not the one the file's manifest names.",
 )
+@click.option(
+    "--front-end",
+    type=PATH,
+    metavar="FILE",
+    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
+)
 @click.option("--report", type=PATH, metavar="FILE.html", help="Write the whole story as one HTML file.")
 @threads_option
 @click.option("--force", is_flag=True, help="Overwrite the report if it is there already.")
@@ -79,6 +85,7 @@ def command(
     gates: tuple[str, ...],
     diagnose: bool | None,
     ignore_manifest: bool,
+    front_end: Path | None,
     report: Path | None,
     threads: int | None,
     force: bool,
@@ -113,6 +120,7 @@ def command(
             gates=limits,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
+            front_end=front_end,
             threads=threads,
             progress=progress,
             announce=announce,

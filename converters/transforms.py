@@ -46,7 +46,8 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
 
     def order(tensor: Tensor, sizes: Sizes) -> Array:
         rotated, head_dim = sizes[rotary], tensor.rows // sizes[heads]
-        return np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
+        found: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
+        return found
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..converters.manifest import versions
@@ -66,13 +67,17 @@ class Subject:
 
 @dataclass(frozen=True)
 class How:
-    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail."""
+    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
+
+    ``front_end`` is the file of a GBST model's front end; None: the one beside its body.
+    """
 
     gates: Mapping[str, float] = field(default_factory=dict)
     diagnose: bool | None = None
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
+    front_end: Path | None = None
 
 
 def built_in_windows(
@@ -155,7 +160,7 @@ def logits_part(
     """
     gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
     try:
-        front = embed_of(file, subject.recipe)
+        front = embed_of(file, subject.recipe, how.front_end)
         with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
             measure = compare(read, candidate, windows, how.progress)
             part = judged(measure, gate, windows, subject.source)

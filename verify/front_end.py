@@ -7,6 +7,7 @@ file is float32, so its fingerprint says of every weight and setting whether it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..converters.architectures.gbswt5 import GBSWT5
@@ -70,12 +71,12 @@ def with_front_end(weights: Mapping[str, Tensor], checkpoint: Checkpoint) -> Map
     return {**body, **own}
 
 
-def embed_of(file: GgufFile, recipe: Recipe) -> Embed | None:
-    """What the file's front end makes of a text; None for models without one.
+def embed_of(file: GgufFile, recipe: Recipe, chosen: Path | None = None) -> Embed | None:
+    """What the file's front end, ``chosen`` or beside it, makes of a text; None for models without one.
 
     Raises what ``front_end_of`` raises, CandidateFailure where the file does not say which it needs.
     """
-    found = front_end_of(file.path, file.header.metadata)
+    found = front_end_of(file.path, file.header.metadata, chosen)
     if found is not None:
         return lambda ids: embed(found.front_end, ids).values
     if recipe.name == GBSWT5.name:
@@ -86,16 +87,16 @@ def embed_of(file: GgufFile, recipe: Recipe) -> Embed | None:
 
 
 def with_front_end_findings(
-    part: MetadataPart, file: GgufFile, recipe: Recipe, checkpoint: Checkpoint
+    part: MetadataPart, file: GgufFile, recipe: Recipe, checkpoint: Checkpoint, chosen: Path | None = None
 ) -> MetadataPart:
     """The metadata part and, of a GBST model, whether the body has the checkpoint's front end.
 
-    Raises GgufError where the front end the body names is not beside it, or damaged.
+    Raises GgufError where the front end the body names is not there, damaged or another model's.
     """
     said = file.header.metadata.get(FINGERPRINT_KEY)
-    if recipe.name != GBSWT5.name and KIND_KEY not in file.header.metadata:
+    found = front_end_of(file.path, file.header.metadata, chosen)
+    if recipe.name != GBSWT5.name and found is None:
         return part
-    found = front_end_of(file.path, file.header.metadata)
     wanted = None
     if recipe.name == GBSWT5.name:
         wanted = own_fingerprint(front_end_model(checkpoint))

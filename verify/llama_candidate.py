@@ -164,7 +164,9 @@ class LlamaCandidate:
         return min(size, max(1, *(len(part.ids) for part in parts)))
 
 
-def _request(wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None) -> bytes:
+def _request(
+    wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
+) -> bytes:
     wanted |= 0 if embedded is None else protocol.EMBEDDED
     message = [protocol.REQUEST.pack(wanted, size, len(parts))]
     for index, part in enumerate(parts):

@@ -17,8 +17,9 @@ from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import Candidate, candidates, without_home
 from .context import AdapterContext, read_context
-from .parity import Difference, Exam, Parity, declared, exam, explanation, grade, write_vocab_only
+from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
+from .reasons import explanation
 from .sources import read_source
 from .tokenizer import Source
 
