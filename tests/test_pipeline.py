@@ -20,8 +20,14 @@ from kconv.converters.samples import FAMILIES, write_sample
 from kconv.core.errors import MappingError
 from kconv.quant.policy import POLICIES
 
-# Sample checkpoints by recipe; a new recipe has to name one.
-MATERIAL = {"llama": ("42dot", "eagle", "llama-3-ko")}
+# Sample checkpoints by recipe; a recipe without one is walked in tests of its own.
+MATERIAL = {
+    "llama": ("42dot", "eagle", "llama-3-ko"),
+    "gptj": ("kogpt",),
+    "t5": (),  # tests/test_t5.py
+    "mt5": (),  # t5 with another class: tests/test_t5.py
+    "gbswt5": (),  # tests/test_gbst_pipeline.py
+}
 
 
 def test_every_recipe_and_family_has_material() -> None:

@@ -181,9 +181,7 @@ def _without_logits(
     )
 
 
-def _metadata(
-    file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None, how: How
-) -> MetadataPart:
+def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None, how: How) -> MetadataPart:
     """The part with remarks on a file that is not what it, or its manifest, says it is."""
     part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
     part = with_front_end_findings(part, file, subject.recipe, subject.checkpoint, how.front_end)

@@ -18,13 +18,12 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from .synthetic import write_eagle, write_llama_3_ko
 
-
 TRAINED = ("42dot", "kogpt")
 """Families whose sample was trained; the others have random weights."""
 
 
 def write_trained(family: str, folder: Path) -> Path:
-    """Write the trained model of a family of TRAINED (data/<family>/README.md is its card) as new ``folder``."""
+    """Write the trained model of a family of TRAINED (data/<family>/README.md, its card) as new ``folder``."""
     folder.mkdir()
     for source in files(__name__).joinpath("data", family).iterdir():
         with source.open("rb") as data, (folder / source.name).open("xb") as copy:
