@@ -23,7 +23,7 @@ TRAINED = ("42dot", "kogpt")
 
 
 def write_trained(family: str, folder: Path) -> Path:
-    """Write the trained model of a family of TRAINED (data/<family>/README.md, its card) as new ``folder``."""
+    """Write the trained model of a family of TRAINED (data/<family>/README.md: its card) as new folder."""
     folder.mkdir()
     for source in files(__name__).joinpath("data", family).iterdir():
         with source.open("rb") as data, (folder / source.name).open("xb") as copy:
