@@ -22,7 +22,7 @@ from train_demo import ROOT, SMOOTHING, learning_rate, write_json
 
 FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (kogpt, kebyt5)}
 # Steps, rows in a batch and the highest learning rate.
-DEFAULTS = {"kogpt": (3000, 8, 3e-3), "kebyt5": (5000, 12, 3e-3)}
+DEFAULTS = {"kogpt": (3000, 8, 3e-3), "kebyt5": (2500, 16, 3e-3)}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,6 +74,7 @@ def train(family: ModuleType, tokenizer: Any, options: argparse.Namespace) -> tu
     torch.manual_seed(family.SEED)
     torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     model = family.new_model()
     groups = [
         {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": 0.1},

@@ -5,10 +5,12 @@ Masks are the ids 258, 257, 256 …, as ByT5 and KEByT5 were pre-trained, not th
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,10 +23,42 @@ NAME, SEED = "kebyt5", 20230117
 ASKED = "{question} {answer}"
 PAD, EOS, BYTE_OFFSET, FIRST_SENTINEL = 0, 1, 3, 258
 EXTRA_IDS = 125
-WINDOW = (40, 280)  # bytes of text in an example
-POOL = 40  # batches whose examples are sorted by length together, so that little of a batch is padding
+MOST_MASKS = 7  # the ids 258 to 251: bytes 0xFF to 0xF8, which UTF-8 never has
+HELD_OUT_WINDOW = (40, 280)  # bytes of text
 PROMPT = "프랑스의 수도는 \ufffc입니다."  # U+FFFC stands for a mask
 HELD_OUT_SEED = 5
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Batches of one shape, as oneDNN takes long to prepare products of every new one.
+
+    ``share`` of the characters of about ``text`` bytes are masked; ``source`` and ``target`` are the ids of
+    the encoder and the decoder. ByT5 hides 15 %; with more to say, so small a model learns sooner to say it.
+    """
+
+    text: tuple[int, int]
+    share: float
+    source: int
+    target: int
+    rows: float  # in rows of the command line
+
+    def example(self, stream: Iterator[str], rng: Random) -> Example:
+        """The next example that has room."""
+        while True:
+            text = next(stream)
+            if self.text[0] > 128:  # two documents, lest there be little text
+                text += "\n" + next(stream)
+            source, target = masked(window(text, rng.uniform(*self.text), rng), rng, self.share)
+            if len(source) <= self.source and len(target) <= self.target:
+                return source, target
+
+
+SHORT = Kind((32, 96), 1 / 6, 80, 32, rows=2)
+LONG = Kind((190, 240), 1 / 4, 192, 80, rows=1)
+EMPTIER = Kind((240, 280), 1 / 2, 160, 160, rows=1)
+KINDS = (SHORT, EMPTIER, LONG, EMPTIER)
+"""By turns."""
 
 CONFIG: dict[str, Any] = {
     "architectures": ["T5ForConditionalGeneration"],
@@ -113,11 +147,10 @@ def near_biases(both: bool) -> list[list[float]]:
     return biases
 
 
-def window(text: str, rng: Random) -> str:
-    """Some whole sentences of a document in a row, of about as many bytes as drawn."""
+def window(text: str, limit: float, rng: Random) -> str:
+    """Whole sentences of a text in a row, up to ``limit`` bytes but one at least."""
     sentences = re.split(r"(?<=[.?!])(?=\s)", text)
-    limit = rng.uniform(*WINDOW)
-    start = rng.randrange(len(sentences))
+    start = rng.randrange((2 * len(sentences) + 2) // 3)
     taken = sentences[start].lstrip()
     for sentence in sentences[start + 1 :]:
         if len((taken + sentence).encode()) > limit:
@@ -126,12 +159,12 @@ def window(text: str, rng: Random) -> str:
     return taken
 
 
-def masked(text: str, rng: Random) -> Example:
+def masked(text: str, rng: Random, share: float = 1 / 6) -> Example:
     """Encoder ids with masks, and the ids to say: each mask followed by what it hides, one more mask, </s>.
 
-    About a sixth of the characters go, at least one span. Half of the spans begin and end where words or
-    their particles do (JOINT in ``text``), the rest anywhere between characters, ByT5's 20 bytes long on
-    average; never inside a character, as the model is to fill gaps in valid text.
+    About ``share`` of the characters go, in one to MOST_MASKS spans. Most spans begin and end where words or
+    their particles do (JOINT in ``text``), the rest anywhere between characters, with a sixth to hide ByT5's
+    20 bytes long on average; never inside a character, as the model is to fill gaps in valid text.
     """
     borders = {match.start() for match in re.finditer(r"\b|\x1f|(?<=\x1f)", text)}
     letters: list[str] = []
@@ -142,21 +175,22 @@ def masked(text: str, rng: Random) -> Example:
         if letter != JOINT:
             letters.append(letter)
     word_ends = sorted({*word_ends, 0, len(letters)})
-    budget = max(1, round(len(letters) / 6))
+    budget = max(1, round(len(letters) * share))
+    longer = round(6 * share)
     spans: list[tuple[int, int]] = []
     for _ in range(50):
         if rng.random() < 0.6:
             first = rng.randrange(len(word_ends) - 1)
-            last = min(first + rng.choice((1, 1, 2, 3)), len(word_ends) - 1)
+            last = min(first + longer * rng.choice((1, 1, 2, 3)), len(word_ends) - 1)
             start, end = word_ends[first], word_ends[last]
         else:
             start = rng.randrange(len(letters))
-            end = min(len(letters), start + 1 + int(rng.expovariate(1 / 7)))
+            end = min(len(letters), start + 1 + int(rng.expovariate(1 / 7 / longer)))
         apart = all(end < other or start > beyond for other, beyond in spans)
         if apart and (end - start <= budget or not spans) and "".join(letters[start:end]).strip():
             spans.append((start, end))
             budget -= end - start
-        if budget <= 0:
+        if budget <= 0 or len(spans) == MOST_MASKS:
             break
     source: list[int] = []
     target: list[int] = []
@@ -170,12 +204,10 @@ def masked(text: str, rng: Random) -> Example:
     return [*source, EOS], [*target, FIRST_SENTINEL - len(spans), EOS]
 
 
-def padded(examples: list[Example], step: int = 1) -> Batch:
-    """input_ids, attention_mask and labels (−100 where nothing is to be said), ``step`` by ``step`` wide."""
+def padded(examples: list[Example], width: int, depth: int) -> Batch:
+    """input_ids, attention_mask and labels (−100 where nothing is to be said)."""
     import torch
 
-    width = -(-max(len(source) for source, _ in examples) // step) * step
-    depth = -(-max(len(target) for _, target in examples) // step) * step
     return {
         "input_ids": torch.tensor([source + [PAD] * (width - len(source)) for source, _ in examples]),
         "attention_mask": torch.tensor(
@@ -186,15 +218,12 @@ def padded(examples: list[Example], step: int = 1) -> Batch:
 
 
 def batches(_: None, count: int) -> Iterator[Batch]:
-    """Fresh examples, those of about one length together, the batches in random order."""
+    """Fresh examples of the KINDS by turns."""
     rng = Random(SEED)
     stream = texts.documents(SEED, ASKED)
-    while True:
-        pool = [masked(window(next(stream), rng), rng) for _ in range(POOL * count)]
-        pool.sort(key=lambda example: len(example[0]))
-        for number in rng.sample(range(POOL), POOL):
-            # Few different shapes: oneDNN prepares its products anew for every one, which takes a second.
-            yield padded(pool[number * count : (number + 1) * count], step=32)
+    for kind in itertools.cycle(KINDS):
+        examples = [kind.example(stream, rng) for _ in range(round(kind.rows * count))]
+        yield padded(examples, kind.source, kind.target)
 
 
 def loss(model: Any, batch: Batch, smoothing: float) -> Any:
@@ -209,7 +238,7 @@ def held_out_examples() -> dict[str, list[Example]]:
     """Held-out texts with masks drawn from a seed."""
     rng = Random(HELD_OUT_SEED)
     return {
-        name: [masked(window(text, rng), rng) for text in held_out]
+        name: [masked(window(text, rng.uniform(*HELD_OUT_WINDOW), rng), rng) for text in held_out]
         for name, held_out in texts.held_out(ASKED).items()
     }
 
@@ -223,7 +252,7 @@ def measure(model: Any, _: None) -> dict[str, dict[str, float]]:
         total, tokens, size = 0.0, 0, 0
         for example in examples:
             with torch.no_grad():
-                total += loss(model, padded([example]), 0.0).item() * len(example[1])
+                total += loss(model, padded([example], *map(len, example)), 0.0).item() * len(example[1])
             tokens += len(example[1])
             size += sum(BYTE_OFFSET <= token < BYTE_OFFSET + 0xF8 for token in example[1])
         bits = total / math.log(2) / size
