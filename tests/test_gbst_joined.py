@@ -107,6 +107,9 @@ class Body:
         return batch
 
 
+_CALLBACKS: list[Any] = []  # llama.cpp keeps pointers to them for the rest of the process
+
+
 @pytest.fixture
 def loaded(body: Path) -> Any:
     import llama_cpp
@@ -115,6 +118,7 @@ def loaded(body: Path) -> Any:
     def quiet(level: int, text: bytes, data: ctypes.c_void_p) -> None:
         pass
 
+    _CALLBACKS.append(quiet)
     llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     running = Body(body)
