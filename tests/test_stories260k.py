@@ -13,6 +13,7 @@ import pytest
 from kconv.converters import to_gguf
 
 CONTEXT = 512
+_CALLBACKS: list[Any] = []  # llama.cpp keeps pointers to them for the rest of the process
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,8 @@ class Runtime:
         import llama_cpp
 
         self.library: Any = llama_cpp
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
-        llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))
+        _CALLBACKS.append(llama_cpp.llama_log_callback(lambda *_: None))
+        llama_cpp.llama_log_set(_CALLBACKS[-1], ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(
             str(path).encode(), llama_cpp.llama_model_default_params()
