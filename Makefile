@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kconv-installed
 # On plain Linux: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu (the default brings CUDA).
 TORCH_INDEX ?=
+# The model of make demo.
+FAMILY ?= 42dot
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench batch test-full clean
@@ -23,8 +25,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@for room in core vocab quant converters verify cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
-demo: setup ## convert the embedded Korean model to f32, q8_0 and q4_0, prove it, and let it write
-	@$(BIN)/python tools/demo.py demo
+demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, let it write: FAMILY=42dot, kogpt, kebyt5
+	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest

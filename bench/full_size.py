@@ -1,12 +1,13 @@
 """make test-full: memory, disk and repeatability at full size, on random weights.
 
 A 42dot-shaped checkpoint (1.44 billion weights; bf16 and f32) must convert to q8_0 and q4_0 with at most
-600 MiB of private memory, a Llama-3-8B-shaped one (8.03 billion, bf16, 16 GB) with at most 1 GiB, child
-processes included; what is written to disk is the output and little else; a second run, with all types from
-one read and on one thread, gives the same bytes. The quick proof of both types, and `kconv verify` of the
-q4_0 file, may take 6 GiB and must pass. Exit code 1 when one of these is broken.
+600 MiB of private memory, a Llama-3-8B-shaped one (8.03 billion, bf16, 16 GB) with at most 1 GiB, a
+KoGPT-shaped one (6.17 billion, f16, one pytorch_model.bin of 12.4 GB) with at most 1.5 GiB, child processes
+included; what is written to disk is the output and little else; a second run, with all types from one read
+and on one thread, gives the same bytes. The quick proof of both types, and `kconv verify` of the q4_0 file,
+may take 6 GiB and must pass. Exit code 1 when one of these is broken.
 
-    python bench/full_size.py [--keep] [NAME]...     NAME: 42dot-1.3b-bf16, 42dot-1.3b-f32, llama-3-8b-bf16
+    python bench/full_size.py [--keep] [NAME]...     NAME: as in CASES
 
 KCONV_SCRATCH (default /tmp/kconv-bench) needs about 35 GB; what was made there is removed at the end.
 """
@@ -23,6 +24,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import kogpt
 import material
 from material import Shape
 from memory import Run, measure
@@ -47,6 +49,7 @@ CASES = (
     Case(material.DOT42_BF16, 600 * MIB),
     Case(material.DOT42_F32, 600 * MIB),
     Case(material.LLAMA_3_8B, 1024 * MIB),
+    Case(kogpt.KOGPT_6B, 1536 * MIB),
 )
 
 

@@ -14,12 +14,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from kconv.converters.samples.korean_text import korean_text
 from kconv.converters.samples.tokenizer_files import llama_3_json
-from kconv.converters.samples.weights import write_checkpoint, write_json
+from kconv.converters.samples.weights import llama_shapes, write_checkpoint, write_json
 from kconv.core.tensor import DType
 from kconv.vocab.parity import byte_symbols
 
@@ -27,24 +28,30 @@ SYLLABLES = tuple(chr(code) for code in range(0xAC00, 0xD7A4))
 SPACE = "\u2581"
 
 
+def write_llama(folder: Path, shape: Shape, threads: int) -> None:
+    """Write config.json and random weights as safetensors files."""
+    write_checkpoint(folder, shape.config, dtype=shape.dtype, shards=shape.shards, seed=1, threads=threads)
+
+
 @dataclass(frozen=True)
 class Shape:
-    """A checkpoint to write: config.json, the weights' type and files, and who writes its tokenizer."""
+    """A checkpoint to write: config.json, the weights' type and files, and who writes its tokenizer and them.
+
+    ``tensors`` gives names and shapes of the weights of a configuration.
+    """
 
     name: str
     config: Mapping[str, Any]
     dtype: DType
     shards: int
     write_tokenizer: Callable[[Path], None]
+    write_weights: Callable[[Path, Shape, int], None] = write_llama
+    tensors: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]] = llama_shapes
 
     @property
     def weights(self) -> int:
         """Number of weights."""
-        from math import prod
-
-        from kconv.converters.samples.weights import llama_shapes
-
-        return sum(prod(shape) for shape in llama_shapes(self.config).values())
+        return sum(prod(shape) for shape in self.tensors(self.config).values())
 
 
 def scratch() -> Path:
@@ -62,7 +69,7 @@ def prepared(shape: Shape) -> Path:
     folder.mkdir(parents=True)
     shape.write_tokenizer(folder)
     threads = len(os.sched_getaffinity(0))
-    write_checkpoint(folder, shape.config, dtype=shape.dtype, shards=shape.shards, seed=1, threads=threads)
+    shape.write_weights(folder, shape, threads)
     stamp.touch()
     return folder
 

@@ -14,6 +14,7 @@ EXAMPLES = """\b
 Examples:
   kconv demo-checkpoint 42dot ./tiny-42dot
   kconv to-gguf ./tiny-42dot -q q8_0
+  kconv demo-checkpoint kebyt5 ./tiny-kebyt5
 """
 
 

@@ -167,6 +167,9 @@ def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Description | None:
         for key, value in metadata.items()
         if key.startswith(prefix) and key.endswith(suffix)
     }
+    from ..vocab.byte_vocabulary import are_bytes, sentinels
+
+    texts = [str(token) for token in tokens]
     merges = metadata.get("tokenizer.ggml.merges")
     flags = ("add_bos_token", "add_eos_token", "add_space_prefix")
     return {
@@ -176,6 +179,7 @@ def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Description | None:
         "merges": len(merges) if isinstance(merges, tuple) else 0,
         "types": _type_counts(metadata.get("tokenizer.ggml.token_type")),
         "special": special,
+        **({"sentinels": sentinels(texts)} if are_bytes(texts) else {}),
         **{flag: plain(metadata.get(prefix + flag)) for flag in flags},
         "chat_template": plain(metadata.get("tokenizer.chat_template")),
     }
@@ -229,6 +233,7 @@ def _tokenizer(checkpoint: Checkpoint) -> Description:
         "post_processor": said.post_processor,
         "size": said.size,
         "added_tokens": said.added,
+        **({"sentinels": said.sentinels} if said.sentinels else {}),
         "special": {role: {"id": number, "token": text} for role, (number, text) in said.specials.items()},
         "add_bos_token": said.add_bos,
         "add_eos_token": said.add_eos,

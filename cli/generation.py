@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,10 +47,13 @@ class Runtime(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Tokens the model was trained to see at once."""
+        """Tokens the model was trained to see at once; an encoder and its decoder, each."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """Ids of ``text``, special tokens written in it recognised, BOS in front if the file says so."""
+    def tokenize(self, *parts: str | int) -> list[int]:
+        """Ids of the texts, special tokens written in them recognised; numbers between them are ids already.
+
+        BOS in front if the file says so, and EOS at the end of what an encoder reads.
+        """
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for, often not a whole character; nothing for control tokens."""
@@ -58,7 +62,67 @@ class Runtime(Protocol):
         """Whether the model ends its turn with this token."""
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, count: int) -> Iterator[int]:
-        """Up to ``count`` tokens that follow the prompt; one that ends the turn is the last."""
+        """Up to ``count`` tokens that follow the prompt; one that ends the turn is the last.
+
+        An encoder-decoder's follow its decoder's start token, which is not among them.
+        """
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated.
+
+    ``ids`` include the token that ended the turn; ``text`` does not include the stop string.
+    ``stop_reason`` is ``end`` (the model ended its turn), ``stop`` (a stop string) or ``length``.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    stop_reason: str
+    prompt_seconds: float
+    seconds: float
+
+
+def generate_text(
+    runtime: Runtime,
+    tokens: Iterator[int],
+    stream: TextStream,
+    show: Callable[[str], None],
+    *,
+    ends: Collection[int] = (),
+    names: Mapping[int, str] | None = None,
+) -> Generation:
+    """Turn ``tokens`` into text, handing it to ``show`` as it comes.
+
+    Besides what the vocabulary says, a token of ``ends`` ends the text. ``names`` are how tokens are shown
+    that have no text, or only bytes that are none.
+    """
+    made: list[int] = []
+    texts: list[str] = []
+    begun = time.monotonic()
+    first = 0.0
+    reason = "length"
+    for token in tokens:
+        first = first or time.monotonic()
+        made.append(token)
+        if token in ends or runtime.is_end(token):
+            reason = "end"
+            break
+        texts.append(stream.feed(token_bytes(runtime, token, names)))
+        show(texts[-1])
+        if stream.stopped is not None:
+            reason = "stop"
+            break
+    texts.append(stream.finish(cut=reason == "length"))
+    show(texts[-1])
+    now = time.monotonic()
+    return Generation("".join(texts), tuple(made), reason, (first or now) - begun, now - (first or now))
+
+
+def token_bytes(runtime: Runtime, token: int, names: Mapping[int, str] | None = None) -> bytes:
+    """What a token is shown as: its name in ``names``, else its bytes."""
+    name = (names or {}).get(token)
+    return runtime.piece(token) if name is None else name.encode()
 
 
 class TextStream:
@@ -81,9 +145,13 @@ class TextStream:
         """Take the bytes of one token and give the text that is certain by now."""
         return self._advance(self._decoder.decode(piece))
 
-    def finish(self) -> str:
-        """The text that was still waiting, now that no more comes."""
-        last = self._advance(self._decoder.decode(b"", final=True))
+    def finish(self, *, cut: bool = False) -> str:
+        """The text that was still waiting, now that no more comes.
+
+        Bytes that are not yet a character are left out where the text was ``cut`` off, else they are an error
+        of the model and shown as one.
+        """
+        last = self._advance(self._decoder.decode(b"", final=not cut))
         rest, self._waiting = self._waiting, ""
         return last + rest
 

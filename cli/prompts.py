@@ -4,23 +4,111 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import GgufError, InputError, UsageError
 from .console import say
+from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
+
+ENCODER_DECODERS = ("t5",)
+"""Architectures of llama.cpp with an encoder that reads the prompt (llama_model_has_encoder)."""
 
 _MAX_PROMPT = 64 << 20  # bytes from standard input
 
 
-def read_prompt(prompt: str | None) -> str:
-    """The prompt as text; ``-`` stands for standard input, whose last newline does not count."""
-    if prompt is None:
+@dataclass(frozen=True)
+class Question:
+    """What a model is to see, and how its answer is to be read.
+
+    ``parts`` are what the runtime tokenizes, ``text`` the same for people. ``template`` is the chat template
+    it went through, ``stops`` are texts that end the answer under it. ``trim``: white space the answer begins
+    with belongs to the format, not to the answer. ``masks`` are those the answer is to fill.
+    """
+
+    parts: tuple[str | int, ...]
+    text: str
+    template: str | None = None
+    stops: tuple[str, ...] = ()
+    trim: bool = False
+    encoder_decoder: bool = False
+    masks: MaskedText | None = None
+    sentinels: Sentinels = field(default_factory=lambda: Sentinels((), False, {}))
+
+
+def question(
+    artifact: Path,
+    metadata: Mapping[str, Any],
+    text: str,
+    *,
+    fill: bool,
+    chat: bool | None,
+    system: str | None,
+    echo: bool,
+) -> Question:
+    """The question ``text`` is to a model: a user's turn, a text to continue, a source or a text with masks.
+
+    Raises UsageError and InputError where it cannot be asked, GgufError where the file's template is damaged.
+    """
+    arch = str(metadata.get("general.architecture", ""))
+    masks = masked_text(text) if fill else None
+    if arch in ENCODER_DECODERS:
+        _refuse_turns(artifact, chat=chat, system=system, echo=echo)
+        _refuse_deep_decoder(artifact, arch, metadata)
+        return _source(metadata, text, masks)
+    if masks is not None:
+        raise InputError(
+            f"{artifact} continues texts and cannot fill masks (its architecture is {arch})",
+            hint="give an encoder-decoder such as KEByT5, or ask with -p",
+        )
+    template = _chosen_template(artifact, metadata, chat=chat, system=system)
+    whole = _whole_prompt(metadata, template, text, system)
+    stops = _template_stops(template)
+    return Question((whole,), whole, template, stops, trim=template is not None or not text)
+
+
+def _source(metadata: Mapping[str, Any], text: str, masks: MaskedText | None) -> Question:
+    """What an encoder is to read."""
+    sentinels = sentinels_of(metadata)
+    parts: list[str | int] = [text]
+    if masks is not None:
+        check_masks(masks, sentinels)
+        parts = prompt_parts(masks, sentinels)
+    elif sentinels.bytewise and "<extra_id_" in text:
+        say(
+            "kconv: note: with -p, <extra_id_0> is the token of that name, which byte models do not know as "
+            "a mask from pre-training; --fill writes masks as they do",
+            err=True,
+        )
+    parts[0] = _leading_space(metadata) + str(parts[0])
+    trim = not sentinels.bytewise
+    return Question(tuple(parts), text, trim=trim, encoder_decoder=True, masks=masks, sentinels=sentinels)
+
+
+def _refuse_deep_decoder(artifact: Path, arch: str, metadata: Mapping[str, Any]) -> None:
+    """Raises GgufError where llama.cpp would end the process: it keeps room for the encoder's layers only."""
+    layers = metadata.get(f"{arch}.block_count")
+    decoder_layers = metadata.get(f"{arch}.decoder_block_count", layers)
+    if isinstance(layers, int) and isinstance(decoder_layers, int) and decoder_layers > layers:
+        raise GgufError(
+            f"{artifact}: the decoder has {decoder_layers} layers and the encoder {layers}; llama.cpp has "
+            "room for as many as the encoder has",
+            hint="this model cannot run on stock llama.cpp",
+        )
+
+
+def read_prompt(prompt: str | None, fill: str | None = None) -> str:
+    """The prompt, or the text with masks, as text; ``-`` is standard input without its last newline."""
+    if prompt is not None and fill is not None:
+        raise UsageError("-p and --fill are both given", hint="pass one of them")
+    given = fill if prompt is None else prompt
+    if given is None:
         raise UsageError("no prompt given", hint="pass -p TEXT, or -p - to read standard input")
-    if prompt != "-":
-        return checked_text(prompt, "the prompt")
+    if given != "-":
+        return checked_text(given, "the prompt")
     if sys.stdin is None:
-        raise UsageError("standard input is closed, and -p - reads the prompt from there")
+        raise UsageError("standard input is closed, and - reads the prompt from there")
     data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
     if len(data) > _MAX_PROMPT:
         raise InputError(
@@ -43,7 +131,7 @@ def checked_text(text: str, what: str) -> str:
     return text
 
 
-def chosen_template(
+def _chosen_template(
     artifact: Path, metadata: Mapping[str, Any], *, chat: bool | None, system: str | None
 ) -> str | None:
     """The file's chat template if the prompt is to go through it, else None."""
@@ -64,13 +152,10 @@ def chosen_template(
     return template
 
 
-def whole_prompt(metadata: Mapping[str, Any], template: str | None, text: str, system: str | None) -> str:
+def _whole_prompt(metadata: Mapping[str, Any], template: str | None, text: str, system: str | None) -> str:
     """What the model is to see, as text."""
-    # This vocabulary cannot put the space in front that the checkpoint's tokenizer puts there
-    # (converters write this key); chat templates of such files begin with it themselves.
-    space = " " if metadata.get("kconv.leading_space") is True else ""
     if template is None:
-        return space + text
+        return _leading_space(metadata) + text
     from ..vocab.templates import render_chat
 
     messages = [{"role": "system", "content": checked_text(system, "--system")}] if system is not None else []
@@ -83,6 +168,14 @@ def whole_prompt(metadata: Mapping[str, Any], template: str | None, text: str, s
     )
 
 
+def _leading_space(metadata: Mapping[str, Any]) -> str:
+    """The space this vocabulary cannot put in front, though the checkpoint's tokenizer does.
+
+    Converters write this key; chat templates of such files begin with the space themselves.
+    """
+    return " " if metadata.get("kconv.leading_space") is True else ""
+
+
 def _token(metadata: Mapping[str, Any], role: str) -> str:
     """Text of the special token of that role, empty where the file names none."""
     tokens, number = metadata.get("tokenizer.ggml.tokens"), metadata.get(f"tokenizer.ggml.{role}_token_id")
@@ -91,7 +184,7 @@ def _token(metadata: Mapping[str, Any], role: str) -> str:
     return ""
 
 
-def template_stops(template: str | None) -> tuple[str, ...]:
+def _template_stops(template: str | None) -> tuple[str, ...]:
     """Texts that end an answer under a prompt format we know."""
     if template is None:
         return ()
@@ -101,19 +194,40 @@ def template_stops(template: str | None) -> tuple[str, ...]:
     return () if known is None else known.stop
 
 
-def token_room(prompt: int, wanted: int, trained: int, context: int | None) -> int:
-    """How many tokens may be generated, at most ``wanted`` (all there is room for if negative)."""
+def _refuse_turns(artifact: Path, *, chat: bool | None, system: str | None, echo: bool) -> None:
+    """Raises UsageError for options of a conversation or a continued text: an encoder-decoder has neither."""
+    options = {"--chat": chat is True, "--system": system is not None, "--echo": echo}
+    given = [option for option, is_given in options.items() if is_given]
+    if given:
+        raise UsageError(
+            f"{' and '.join(given)} given, but {artifact} is an encoder-decoder: it reads the prompt and "
+            "answers, without turns and without continuing the text",
+            hint=f"leave out {' and '.join(given)}",
+        )
+
+
+def token_room(
+    prompt: int, wanted: int, trained: int, context: int | None, *, encoder_decoder: bool = False
+) -> int:
+    """How many tokens may be generated, at most ``wanted`` (all there is room for if negative).
+
+    An encoder's prompt and what its decoder generates may each fill the context.
+    """
     if prompt == 0:
-        raise UsageError("the prompt is empty, and this file puts no BOS token in front of it")
+        raise UsageError("the prompt is empty, and this file adds no token to it")
     limit = context or trained
-    if prompt >= limit:
+    taken = 0 if encoder_decoder else prompt
+    if prompt > limit or taken == limit:
         raise InputError(
-            f"the prompt has {prompt:,} tokens, the context holds {limit:,} and one must be left",
-            hint="shorten the prompt" if context is None else "shorten the prompt or pass a larger --ctx",
+            f"the prompt has {prompt:,} tokens, the context holds {limit:,}"
+            + ("" if encoder_decoder else " and one must be left"),
+            hint="shorten the prompt"
+            if context is None and not encoder_decoder
+            else "shorten the prompt or pass a larger --ctx",
         )
     if limit > trained:
         say(
             f"kconv: warning: the model was trained with {trained:,} tokens, --ctx asks for {limit:,}",
             err=True,
         )
-    return limit - prompt if wanted < 0 else min(wanted, limit - prompt)
+    return limit - taken if wanted < 0 else min(wanted, limit - taken)

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 
 import click
 
-from ..verify.proof import Diagnosis, Finding, Guess, LayerError, LogitsPart, Proof, WorstToken
+from ..verify.proof import (
+    Diagnosis,
+    Finding,
+    Guess,
+    LayerError,
+    LogitsPart,
+    Proof,
+    WorstToken,
+    layer_name,
+)
 from ..verify.published import published
 from ..verify.report_text import number, percent
 from ..verify.report_words import figure_rows, gate_value, part_line
@@ -146,6 +155,8 @@ def _worst(worst: Sequence[WorstToken]) -> str:
     lines = ["Where the two disagree most"]
     for token in shown:
         right = f"{_percent(token.right.probability)}, for the file {_percent(token.right_file)}"
+        if token.source:
+            lines.append(f"  given: {_start(printable(token.source), 2 * _BEFORE)}")
         lines += [
             f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",
             f"    the right token: for the checkpoint {right}; KL {_number(token.kl)}",
@@ -187,8 +198,14 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
     if diagnosis is None:
         return ""
     layers = _nearby(diagnosis.layers, diagnosis.first)
-    rows = [(f"  layer {layer.layer}", _number(layer.weights), _number(layer.runtime)) for layer in layers]
+    encoder = diagnosis.encoder_layers
+    rows = [
+        (f"  {layer_name(layer.layer, encoder)}", _number(layer.weights), _number(layer.runtime))
+        for layer in layers
+    ]
     rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
+    if diagnosis.logits_same_gelu is not None:
+        rows.append(("  logits, with llama.cpp's GELU in fp32 too", "", _number(diagnosis.logits_same_gelu)))
     header = ("  NMSE of", "by the weights", "by the runtime")
     lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 import secrets
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from ..core.errors import GgufError, InputError, UsageError
-from .console import emit_json, plural, say, seconds_text, terminal_text
-from .generation import Runtime, Sampling, TextStream, choose_sampling, sampling_in_file
+from .answers import answer, show_answer
+from .front_ends import front_end_for
+from .generation import Sampling, choose_sampling, sampling_in_file
 from .llama_runtime import KV_TYPES, LlamaRuntime
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
-from .prompts import chosen_template, read_prompt, template_stops, token_room, whole_prompt
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What was generated.
-
-    ``ids`` include the token that ended the turn; ``text`` does not include the stop string.
-    ``stop_reason`` is ``end`` (the model ended its turn), ``stop`` (a stop string) or ``length``.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    stop_reason: str
-    prompt_seconds: float
-    seconds: float
-
+from .prompts import question, read_prompt
 
 EXAMPLES = """\b
 Examples:
   kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf -p "서울의 명소를 알려줘."
   kconv run eagle-3b-preview-Q8_0.gguf --no-chat -p "대한민국의 수도는" -n 64 --greedy
   cat question.txt | kconv run model.gguf -p - --json
+  kconv run kebyt5-base-preview-Q8_0.gguf --fill "한국의 수도는 <extra_id_0>이다."
+  kconv run t5-translator-Q8_0.gguf -p "translate English to German: Good morning."
 """
 
 
 @click.command("run", short_help="Generate text with a GGUF file.", epilog=EXAMPLES)
 @click.argument("artifact", type=PATH)
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from standard input.")
+@click.option(
+    "--fill",
+    metavar="TEXT",
+    help="Fill the masks <extra_id_0>, <extra_id_1> … of TEXT, instead of -p; for T5, ByT5 and KEByT5.",
+)
+@click.option(
+    "--front-end",
+    type=PATH,
+    metavar="FILE",
+    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
+)
 @click.option(
     "-n",
     "--tokens",
@@ -117,6 +112,8 @@ Examples:
 def command(
     artifact: Path,
     prompt: str | None,
+    fill: str | None,
+    front_end: Path | None,
     tokens: int,
     chat: bool | None,
     system: str | None,
@@ -135,6 +132,11 @@ def command(
     A file with a chat template is asked: the prompt becomes the user's turn, and only the answer is
     printed. Without a template, or with --no-chat, the prompt is completed as plain text. Sampling is the
     file's own recommendation where it carries one, else llama.cpp's default; --verbose shows it.
+
+    An encoder-decoder (T5, KEByT5, GBST-KEByT5) reads the prompt and answers; it takes the likeliest
+    token unless the file or a sampling option says otherwise. With --fill it fills masks: the filled texts
+    are printed, then the whole text. A byte model makes one byte a token, three for a Hangul syllable (-n);
+    bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
     """
     from ..core.cores import available_cores
     from ..core.gguf_file import read_header
@@ -144,14 +146,17 @@ def command(
             f"{artifact} is a folder, and what runs is a GGUF file",
             hint=f"convert it first: kconv to-gguf {artifact}",
         )
-    text = read_prompt(prompt)
+    text = read_prompt(prompt, fill)
+    if fill is not None and stops:
+        raise UsageError("--stop does not go with --fill, whose output is read by masks")
     header = read_header(artifact)
     if not header.tensors:
         raise GgufError(f"{artifact} holds a vocabulary but no weights", hint="give a converted model")
-    sampling = _sampling(header.metadata, wishes, greedy=greedy)
-    template = chosen_template(artifact, header.metadata, chat=chat, system=system)
-    full = whole_prompt(header.metadata, template, text, system)
-    stops = (*stops, *template_stops(template))
+    asked = question(
+        artifact, header.metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo
+    )
+    front = front_end_for(artifact, header.metadata, front_end)
+    sampling = _sampling(header.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
     with (
         shown_progress() as progress,
         LlamaRuntime(
@@ -160,104 +165,40 @@ def command(
             context=context,
             kv_type=kv_type.lower(),
             verbose=verbose,
+            front=front,
             progress=progress,
         ) as runtime,
     ):
-        ids = runtime.tokenize(full)
-        count = token_room(len(ids), tokens, runtime.context_length, context)
-        if verbose:
-            say(f"kconv: {sampling}", err=True)
-            say(f"kconv: the prompt has {len(ids)} tokens: {full!r}", err=True)
-        out = None if as_json else sys.stdout
-        if echo and template is None:
-            _show(text, out)
-        done = _generate(runtime, ids, sampling, count, stops, trim=template is not None or not text, out=out)
-    if as_json:
-        emit_json(_to_json(artifact, full, ids, sampling, template is not None, done))
-    else:
-        click.echo()
-    _tell(done, len(ids), verbose=verbose, chat=template is not None)
+        given = answer(
+            runtime,
+            asked,
+            sampling,
+            stops,
+            tokens=tokens,
+            context=context,
+            echo=echo,
+            show=not as_json,
+            verbose=verbose,
+        )
+    show_answer(artifact, given, as_json=as_json, verbose=verbose)
 
 
-def _sampling(metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool) -> Sampling:
+def _sampling(
+    metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool, answers: bool
+) -> Sampling:
+    """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.
+
+    transformers, too, samples with an encoder-decoder only where it is told to.
+    """
     wished = dict(wishes)
     if greedy:
         if wished["temperature"] or wished["repeat_penalty"] not in (None, 1):
             raise UsageError("--greedy means --temp 0 --repeat-penalty 1, but another value is given too")
         wished |= {"temperature": 0.0, "repeat_penalty": 1.0}
+    recommended = sampling_in_file(metadata)
+    randomness = ("temperature", "top_k", "top_p", "min_p", "seed")
+    if answers and all(recommended.get(name) is None and wished[name] is None for name in randomness):
+        wished["temperature"] = 0.0
     if wished["seed"] is None:
         wished["seed"] = secrets.randbits(31)
-    return choose_sampling(sampling_in_file(metadata), wished)
-
-
-def _generate(
-    runtime: Runtime,
-    ids: Sequence[int],
-    sampling: Sampling,
-    count: int,
-    stops: Sequence[str],
-    *,
-    trim: bool,
-    out: TextIO | None,
-) -> Generation:
-    """Generate, showing the text on ``out`` as it comes."""
-    made: list[int] = []
-    texts: list[str] = []
-    begun = time.monotonic()
-    first = 0.0
-    stream = TextStream(stops, trim=trim)
-    reason = "length"
-    for token in runtime.generate(ids, sampling, count):
-        first = first or time.monotonic()
-        made.append(token)
-        if runtime.is_end(token):
-            reason = "end"
-            break
-        texts.append(stream.feed(runtime.piece(token)))
-        _show(texts[-1], out)
-        if stream.stopped is not None:
-            reason = "stop"
-            break
-    texts.append(stream.finish())
-    _show(texts[-1], out)
-    now = time.monotonic()
-    return Generation("".join(texts), tuple(made), reason, (first or now) - begun, now - (first or now))
-
-
-def _show(text: str, out: TextIO | None) -> None:
-    if out is not None and text:
-        # not click's echo, which takes escape sequences out of what a pipe should get unchanged
-        out.write(terminal_text(text) if out.isatty() else text)
-        out.flush()
-
-
-def _to_json(
-    artifact: Path, prompt: str, ids: Sequence[int], sampling: Sampling, chat: bool, done: Generation
-) -> dict[str, Any]:
-    return {
-        "artifact": str(artifact),
-        "text": done.text,
-        "ids": list(done.ids),
-        "stop_reason": done.stop_reason,
-        "prompt": prompt,
-        "prompt_ids": list(ids),
-        "chat": chat,
-        "sampling": asdict(sampling),
-        "prompt_seconds": round(done.prompt_seconds, 3),
-        "seconds": round(done.seconds, 3),
-    }
-
-
-def _tell(done: Generation, prompt: int, *, verbose: bool, chat: bool) -> None:
-    if done.stop_reason == "length" and chat:
-        say(f"kconv: stopped after {plural(len(done.ids), 'token')}; -n allows more", err=True)
-    if verbose:
-        after_first = max(0, len(done.ids) - 1)
-        rate = after_first / done.seconds if done.seconds > 0 else 0.0
-        prompt_rate = prompt / done.prompt_seconds if done.prompt_seconds > 0 else 0.0
-        say(
-            f"kconv: prompt {plural(prompt, 'token')} in {seconds_text(done.prompt_seconds)} "
-            f"({prompt_rate:.0f}/s), {plural(len(done.ids), 'token')} generated ({rate:.1f}/s), "
-            f"ended by {done.stop_reason}",
-            err=True,
-        )
+    return choose_sampling(recommended, wished)

@@ -14,6 +14,7 @@ import click
 from ..core.errors import UsageError
 from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
 from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
@@ -58,6 +59,12 @@ Examples:
 )
 @click.option("--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it.")
 @click.option(
+    "--keep-wo",
+    is_flag=True,
+    help="T5, ByT5: leave the feed-forward output matrices (wo) in the checkpoint's own precision, the most "
+    "delicate part of these models.",
+)
+@click.option(
     "--verify",
     "scope",
     type=click.Choice(["quick", "full"], case_sensitive=False),
@@ -99,6 +106,7 @@ def command(
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
+    keep_wo: bool,
     scope: str | None,
     no_verify: bool,
     allow_tokenizer_mismatch: bool,
@@ -123,6 +131,7 @@ def command(
     options = {
         "types": types or ("auto",),
         "pure": pure,
+        "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,
         "disabled_adapters": disabled_adapters,
@@ -143,7 +152,7 @@ def command(
     else:
         _tell(conversion, seconds)
         if not any(failed):
-            say(_how_to_run([done.path for done in conversion.outputs], modelfiles))
+            say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
     if any(failed):
         _end(conversion, checkpoint)
 
@@ -189,6 +198,9 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         )
         for output in conversion.outputs
     ]
+    rows += [
+        (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
+    ]
     header = ("file", "type", "size", "bits per weight", "formats")
     say(f"\n{table(rows, header=header, right=(2, 3))}\n")
     for proof in _proofs(conversion):
@@ -197,7 +209,11 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         say(f"note: {remark}")
     if not conversion.proofs:
         say("not proven, as asked (--no-verify)")
-    say(f"{plural(len(rows), 'file')} in {seconds_text(seconds)}; a manifest stands beside each")
+    for each in conversion.companions:
+        begin = f"{each.path.name} was there already and" if each.kept else each.path.name
+        say(f"{begin} belongs to these files: keep it in their folder, they do not run without it")
+    made = plural(len(conversion.outputs), "file")
+    say(f"{made} in {seconds_text(seconds)}; a manifest stands beside each")
 
 
 def _proofs(conversion: Conversion) -> tuple[Proof, ...]:
@@ -227,11 +243,15 @@ def _parity_text(parity: Parity) -> str:
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
-def _how_to_run(files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
+def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
     lines = ["", "To run it:"]
     for file in files:
         name = shlex.quote(str(file))
-        lines += [f'  kconv run {name} -p "안녕하세요"', f"  llama-server -m {name}"]
+        lines.append(f'  kconv run {name} -p "안녕하세요"')
+        if arch in ENCODER_DECODERS:  # llama-server never calls the encoder
+            lines.append(f'  kconv run {name} --fill "한국의 수도는 <extra_id_0>이다."')
+        else:
+            lines.append(f"  llama-server -m {name}")
     for file in modelfiles:
         # Ollama's names are plain ASCII in lower case
         model = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"

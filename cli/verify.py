@@ -19,6 +19,7 @@ Examples:
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --text news.txt --tokens 4096
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --gate 0.1 --json
+  kconv verify kebyt5-Q8_0.gguf --against ./kebyt5-base-preview --text pairs.tsv
 
 Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
 """
@@ -33,15 +34,17 @@ Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input 
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="Text to compare on, in UTF-8. Repeatable.  [default: some thousand tokens of built-in Korean and "
-    "English]",
+    help="Text to compare on, in UTF-8. Repeatable. An encoder-decoder takes pairs, SOURCE<TAB>TARGET on "
+    "each line; a text without tabs it gets with gaps to fill, as in pre-training.  [default: some thousand "
+    "tokens of built-in Korean and English]",
 )
 @click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens read at once, from an empty cache.  [default: 512, or the model's context if smaller]",
+    help="Tokens read at once, from an empty cache (by an encoder, if there is one).  [default: 512, or the "
+    "model's context if smaller]",
 )
 @click.option(
     "--gate",
@@ -62,6 +65,12 @@ Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input 
     is_flag=True,
     help="Go on even if the checkpoint is not the one the file's manifest names.",
 )
+@click.option(
+    "--front-end",
+    type=PATH,
+    metavar="FILE",
+    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
+)
 @click.option("--report", type=PATH, metavar="FILE.html", help="Write the whole story as one HTML file.")
 @threads_option
 @click.option("--force", is_flag=True, help="Overwrite the report if it is there already.")
@@ -76,6 +85,7 @@ def command(
     gates: tuple[str, ...],
     diagnose: bool | None,
     ignore_manifest: bool,
+    front_end: Path | None,
     report: Path | None,
     threads: int | None,
     force: bool,
@@ -110,6 +120,7 @@ def command(
             gates=limits,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
+            front_end=front_end,
             threads=threads,
             progress=progress,
             announce=announce,

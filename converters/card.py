@@ -112,7 +112,8 @@ def _size_label(checkpoint: Checkpoint) -> str | None:
     """The number of weights as gguf-py abbreviates it (utility.py): ``1.4B``."""
     from gguf.utility import size_label
 
-    total = sum(tensor.elements for tensor in checkpoint.tensors.values())
+    held = checkpoint.tensors.items()
+    total = sum(tensor.elements for name, tensor in held if name not in checkpoint.aliases)
     return str(size_label(total, total, 0, 0)) if total else None
 
 
@@ -189,6 +190,6 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)
-    where = f" ({link})" if link else ""
+    where = f" ({link})" if isinstance(link, str) and link else ""
     said = "; ".join(limits) if limits else "it has terms of its own; read them before you pass the file on"
     return Note("licence", f"licence {shown}{where}: {said}", warning=True)

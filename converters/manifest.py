@@ -20,7 +20,7 @@ from ..core.reading import file_sha256, hub_origin
 from ..vocab.parity import Parity
 from .gguf_writer import FilePlan
 from .recipe import parameters
-from .results import Options, Output
+from .results import Beside, Options, Output
 from .targets import checkpoint_name
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
@@ -101,7 +101,12 @@ class SourceHashes(threading.Thread):
 
 
 def common_part(
-    checkpoint: Checkpoint, model: Model, options: Options, parity: Parity, files: Sequence[SourceFile]
+    checkpoint: Checkpoint,
+    model: Model,
+    options: Options,
+    parity: Parity,
+    files: Sequence[SourceFile],
+    companions: Sequence[Beside] = (),
 ) -> dict[str, Any]:
     """What the manifests of one conversion share."""
     repository, revision = hub_origin(checkpoint.folder)
@@ -118,7 +123,18 @@ def common_part(
         "options": asdict(options),
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
+        "companions": [_companion(beside) for beside in companions],
         "proof": {"verdict": "not run", "tokens": parity.to_json()},
+    }
+
+
+def _companion(beside: Beside) -> dict[str, Any]:
+    return {
+        "file": beside.path.name,
+        "architecture": beside.arch,
+        "bytes": beside.bytes,
+        "weights": beside.weights,
+        "keys": dict(beside.keys),
     }
 
 

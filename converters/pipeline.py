@@ -10,11 +10,13 @@ from pathlib import Path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.files import atomic_file, atomic_files
+from ..core.gguf_file import read_header
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
-from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.formats import F32
+from ..quant.policy import choose_formats, quantization_metadata, wide_input
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
@@ -25,9 +27,9 @@ from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, Written, plan_file, write_files
 from .manifest import SourceHashes, common_part, manifest_text, with_proof
-from .recipe import build, parameters
-from .results import Conversion, Options, Output, Proven, Scope
-from .targets import Target, check_request, choose_targets
+from .recipe import Companion, build, parameters
+from .results import Beside, Conversion, Options, Output, Proven, Scope
+from .targets import CompanionTarget, Target, check_request, choose_companion_targets, choose_targets
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def to_gguf(
     disabled_adapters: Sequence[str] = (),
     chat_template: str | None = None,
     verify: bool | Scope = "quick",
+    keep_wo: bool = False,
     modelfile: bool = False,
     force: bool = False,
     threads: int | None = None,
@@ -60,11 +63,12 @@ def to_gguf(
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
-    ``modelfile`` an Ollama Modelfile stands beside each. ``verify``: ``quick`` (or True) reads a few hundred
-    tokens through the checkpoint in fp32 and through each file, ``full`` some thousand and compares every
-    weight, ``off`` (or False) leaves the proof out; token parity always runs. ``announce`` is told what the
-    proof will take. Raises KconvError of every kind; nothing is left under a final name unless all files are
-    whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    ``modelfile`` an Ollama Modelfile stands beside each. ``keep_wo`` leaves the feed-forward output matrices
+    of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads some hundred tokens through the
+    checkpoint in fp32 and through each file, ``full`` some thousand and compares every weight, ``off`` (or
+    False) leaves the proof out; token parity always runs. ``announce`` is told what the proof will take.
+    Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
+    proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -74,6 +78,7 @@ def to_gguf(
         tuple(disabled_adapters),
         chat_template,
         _scope(verify),
+        keep_wo,
     )
     return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
 
@@ -92,13 +97,19 @@ def convert(
     """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options.types, pure=options.pure)
     checkpoint = open_checkpoint(source)
-    model = build(recipe_for(checkpoint.config), checkpoint)
+    recipe = recipe_for(checkpoint.config)
+    model, companions = build(recipe, checkpoint), recipe.companions(checkpoint)
+    if options.keep_wo and not any(wide_input(model.arch, tensor.name) for tensor in model.tensors):
+        raise UsageError(
+            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
+        )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     model, parity, sampling = _with_vocab(model, checkpoint, options, run.progress)
-    model, plans = _planned(model, targets)
-    outputs, model = _write(checkpoint, model, targets, plans, options, parity, sampling, run)
+    model, plans = _planned(model, targets, companions)
+    outputs, files, model = _write(checkpoint, model, targets, plans, beside, options, parity, sampling, run)
     proofs = _prove(checkpoint, model, outputs, options, parity, run)
-    return _conversion(checkpoint, model, outputs, parity, proofs)
+    return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
 def _with_vocab(
@@ -133,14 +144,18 @@ def settled(model: Model) -> Vocab:
     return model.vocab
 
 
-def _planned(model: Model, targets: Sequence[Target]) -> tuple[Model, list[FilePlan]]:
-    """The model with notes on fallbacks, and the plan of every file."""
+def _planned(
+    model: Model, targets: Sequence[Target], companions: Sequence[Companion]
+) -> tuple[Model, list[FilePlan]]:
+    """The model with notes on fallbacks, and the plan of every file, which names its companions."""
+    named = {key: value for companion in companions for key, value in companion.keys.items()}
     choices = [choose_formats(model, target.policy) for target in targets]
     model = replace(model, notes=(*model.notes, *(note for choice in choices for note in choice.notes)))
     plans = []
     for target, choice in zip(targets, choices, strict=True):
         formats = [choice[tensor.name] for tensor in model.tensors]
-        plans.append(plan_file(target.path, model, formats, quantization_metadata(target.policy)))
+        keys = {**quantization_metadata(target.policy), **named}
+        plans.append(plan_file(target.path, model, formats, keys))
     return model, plans
 
 
@@ -149,15 +164,18 @@ def _write(
     model: Model,
     targets: Sequence[Target],
     plans: Sequence[FilePlan],
+    beside: Sequence[CompanionTarget],
     options: Options,
     parity: Parity,
     sampling: Sampling | None,
     run: Run,
-) -> tuple[list[Output], Model]:
-    """All files of all targets; they appear together once each is whole."""
+) -> tuple[list[Output], list[Beside], Model]:
+    """All files of all targets and their companions; they appear together once each is whole."""
     paths = [path for target in targets for path in target.paths]
+    paths += [each.path for each in beside if not each.kept]
     with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
+        companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
         with SourceHashes(checkpoint) as hashes:
             written = write_files(
                 model.tensors,
@@ -170,14 +188,25 @@ def _write(
             files = hashes.result(run.progress)
         model = _with_note_on_harm(model, written)
         outputs = [_output(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = common_part(checkpoint, model, options, parity, files)
+        common = common_part(checkpoint, model, options, parity, files, companions)
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
             temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
             if output.modelfile is not None:
                 text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
-    return outputs, model
+    return outputs, companions, model
+
+
+def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
+    """A companion, written unless it is there already."""
+    model = target.companion.model
+    if temporary is None:
+        size = read_header(target.path).size
+    else:
+        plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
+        size = write_files(model.tensors, [plan], [temporary]).sizes[0]
+    return Beside(target.path, model.arch, size, parameters(model), target.companion.keys, target.kept)
 
 
 def _with_note_on_harm(model: Model, written: Written) -> Model:
@@ -234,6 +263,7 @@ def _conversion(
     checkpoint: Checkpoint,
     model: Model,
     outputs: Sequence[Output],
+    companions: Sequence[Beside],
     parity: Parity,
     proofs: Sequence[Proven],
 ) -> Conversion:
@@ -248,6 +278,7 @@ def _conversion(
         settled(model).chat_template,
         licence if isinstance(licence, str) else None,
         tuple(proofs),
+        tuple(companions),
     )
 
 

@@ -12,11 +12,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import MappingError
 from ..core.model import MetadataValue, Model, Note
-from ..core.tensor import Tensor
+from ..core.tensor import Array, DType, Tensor
 from .settings import Settings
 
 Sizes = Mapping[str, int]
@@ -43,7 +47,10 @@ class Row:
     ``{i}`` in names counts the layers. ``shape`` is that of the first source, in words of the recipe's
     sizes: ``("heads * head_dim", "hidden")``. ``transform`` makes the target from the sources (default:
     the source as it is). ``when`` names the flag of ``Recipe.flags`` under which the row exists; without the
-    flag its sources must not be there either.
+    flag its sources must not be there either. ``layers`` is the recipe's word for the number of layers. A row
+    without sources is zeros of that shape, for graphs that insist on a bias the model does not have.
+    ``back_to`` names what the inverse gives where that is not the sources: a head made from the embedding
+    stands for ``lm_head.weight``. Rows may share a target if their flags exclude one another.
     """
 
     target: str
@@ -51,6 +58,23 @@ class Row:
     shape: tuple[str, ...] = ()
     transform: Transform | None = None
     when: str | None = None
+    layers: str = "layers"
+    back_to: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A second file that all files of a conversion need beside them: what llama.cpp has no graph for.
+
+    ``model`` goes into it, everything in f32, ``place`` gives its path from the folder and the checkpoint's
+    name, ``keys`` are those by which each body names it. ``lies_at`` tells whether a file is this companion
+    already, as another conversion of the checkpoint has written it.
+    """
+
+    model: Model
+    keys: Mapping[str, MetadataValue]
+    place: Callable[[Path, str], Path]
+    lies_at: Callable[[Path], bool]
 
 
 @dataclass(frozen=True)
@@ -58,11 +82,15 @@ class Recipe:
     """How one architecture becomes a GGUF model; ``models`` names the ones it is known for.
 
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
-    conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``extra`` tensors
-    computed from the settings. ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
-    ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs. ``gelu`` says that
+    conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``from_files`` those that
+    other files than config.json decide, ``extra`` tensors computed from the settings.
+    ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs;
+    ``for_transformers`` puts into its present words what config.json may say otherwise. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
-    that logits are less exact than in other families.
+    that logits are less exact than in other families. ``encoder_decoder`` says that text goes through
+    llama_encode and that the decoder begins with ``decoder_start_token_id``. ``companions`` are the files the
+    model needs besides its own.
     """
 
     name: str
@@ -77,7 +105,11 @@ class Recipe:
     dropped: tuple[str, ...] = ()
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
+    from_files: Callable[[Settings, Checkpoint], Mapping[str, MetadataValue]] = lambda settings, folder: {}
+    for_transformers: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     gelu: bool = False
+    encoder_decoder: bool = False
+    companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
 
 
 def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
@@ -90,13 +122,14 @@ def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
     tensors: list[Tensor] = []
     gaps: list[str] = []
     used: set[str] = set()
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(recipe.rows, sizes):
         if row.when is None or row.when in flags:
             tensors += _make(row, i, sizes, checkpoint, used, gaps)
     gaps += _unused(recipe, sizes, checkpoint, used)
     if gaps:
         raise _mapping_error(recipe, checkpoint, gaps)
-    hparams = {f"{recipe.arch}.{key}": value for key, value in recipe.hparams(settings, sizes).items()}
+    keys = {**recipe.hparams(settings, sizes), **recipe.from_files(settings, checkpoint)}
+    hparams = {f"{recipe.arch}.{key}": value for key, value in keys.items()}
     tensors += recipe.extra(settings, sizes)
     return Model(recipe.arch, hparams, tuple(tensors), notes=tuple(recipe.notes(settings, flags)))
 
@@ -111,7 +144,9 @@ def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
     _, sizes, flags = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
     gaps: list[str] = []
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(_one_for_each(recipe.rows, flags), sizes):
+        if not row.sources:
+            continue
         target = tensors.get(row.target.format(i=i))
         if target is not None:
             found.update(_unmake(row, i, sizes, target, gaps))
@@ -122,6 +157,15 @@ def unmapped(recipe: Recipe, checkpoint: Checkpoint, tensors: Mapping[str, Tenso
     return found
 
 
+def _one_for_each(rows: Sequence[Row], flags: frozenset[str]) -> list[Row]:
+    """The rows in their order; of several with one target that which applies, else the first."""
+    chosen: dict[str, Row] = {}
+    for row in rows:
+        if row.target not in chosen or row.when in flags:
+            chosen[row.target] = row
+    return [row for row in rows if chosen[row.target] is row]
+
+
 def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> dict[str, Tensor]:
     sources = (target,) if row.transform is None else row.transform.undo(target, sizes)
     expected = tuple(product(words, sizes) for words in row.shape)
@@ -130,15 +174,15 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
             f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json says "
             f"{_shape(expected)} ({', '.join(row.shape)})"
         )
-    names = [source.format(i=i) for source in row.sources]
+    names = [source.format(i=i) for source in row.back_to or row.sources]
     return {name: replace(source, name=name) for name, source in zip(names, sources, strict=True)}
 
 
 def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
-    _, sizes, _ = _read(recipe, checkpoint)
+    _, sizes, flags = _read(recipe, checkpoint)
     found: dict[str, Tensor] = {}
-    for row, i in _in_file_order(recipe.rows, sizes["layers"]):
+    for row, i in _in_file_order(_one_for_each(recipe.rows, flags), sizes):
         names = [source.format(i=i) for source in row.sources]
         if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
             found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
@@ -148,23 +192,27 @@ def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
 def _read(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Settings, Sizes, frozenset[str]]:
     settings = Settings(checkpoint.config, "config.json")
     sizes = recipe.sizes(settings)
-    if sizes["layers"] > len(checkpoint.tensors):  # before a list of millions of gaps is made
-        gap = f"config.json says {sizes['layers']} layers, but there are {len(checkpoint.tensors)} tensors"
+    most = max(sizes[row.layers] for row in recipe.rows)
+    if most > len(checkpoint.tensors):  # before a list of millions of gaps is made
+        gap = f"config.json says {most} layers, but there are {len(checkpoint.tensors)} tensors"
         raise _mapping_error(recipe, checkpoint, [gap])
     return settings, sizes, recipe.flags(settings, checkpoint)
 
 
-def _in_file_order(rows: Sequence[Row], layers: int) -> Iterator[tuple[Row, int]]:
+def _in_file_order(rows: Sequence[Row], sizes: Sizes) -> Iterator[tuple[Row, int]]:
     """Layer after layer, as a model is read when it runs: what lies together is needed together."""
-    for layered, group in groupby(rows, key=lambda row: "{i}" in row.target):
+    for layers, group in groupby(rows, key=lambda row: row.layers if "{i}" in row.target else None):
         together = tuple(group)
-        for i in range(layers if layered else 1):
+        for i in range(1 if layers is None else sizes[layers]):
             yield from ((row, i) for row in together)
 
 
 def _make(
     row: Row, i: int, sizes: Sizes, checkpoint: Checkpoint, used: set[str], gaps: list[str]
 ) -> list[Tensor]:
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if not row.sources:
+        return [_zeros(row.target.format(i=i), expected)]
     names = [source.format(i=i) for source in row.sources]
     missing = [name for name in names if name not in checkpoint.tensors]
     if missing:
@@ -174,7 +222,6 @@ def _make(
         return []
     used.update(names)
     sources = [checkpoint.tensors[name] for name in names]
-    expected = tuple(product(words, sizes) for words in row.shape)
     if sources[0].shape != expected:
         gaps.append(
             f"shape of {names[0]}: {_shape(sources[0].shape)}, but config.json says {_shape(expected)} "
@@ -183,6 +230,13 @@ def _make(
         return []
     made = sources[0] if row.transform is None else row.transform.apply(sources, sizes)
     return [replace(made, name=row.target.format(i=i))]
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(start: int, stop: int) -> Array:
+        return np.zeros((stop - start, *shape[1:]), np.float32)
+
+    return Tensor(name, shape, DType.F32, read, origin="zeros, which the graph asks for", computed=True)
 
 
 def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]) -> list[str]:
@@ -196,7 +250,7 @@ def _unused(recipe: Recipe, sizes: Sizes, checkpoint: Checkpoint, used: set[str]
 
 def parameters(model: Model) -> int:
     """Weights of the checkpoint; tensors computed from the configuration do not count."""
-    return sum(tensor.elements for tensor in model.tensors if tensor.name != "rope_freqs.weight")
+    return sum(tensor.elements for tensor in model.tensors if not tensor.computed)
 
 
 def product(words: str, sizes: Sizes) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from ..core.model import Note
+from ..core.model import MetadataValue, Note
 from ..vocab.parity import Parity
 
 Scope = Literal["off", "quick", "full"]
@@ -50,6 +51,7 @@ class Options:
     disabled_adapters: tuple[str, ...] = ()
     chat_template: str | None = None
     verify: Scope = "quick"
+    keep_wo: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,37 @@ class Output:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """A second file all outputs need; ``kept`` if an earlier conversion had written it already.
+
+    ``keys`` are those by which each output names it, ``weights`` how many it holds, all in f32.
+    """
+
+    path: Path
+    arch: str
+    bytes: int
+    weights: int
+    keys: Mapping[str, MetadataValue]
+    kept: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "path": str(self.path),
+            "architecture": self.arch,
+            "bytes": self.bytes,
+            "weights": self.weights,
+            "keys": dict(self.keys),
+            "kept": self.kept,
+        }
+
+
+@dataclass(frozen=True)
 class Conversion:
     """What a conversion did; the fields are those of ``--json``.
 
-    ``proofs`` go with ``outputs``, and are none where the proof was switched off.
+    ``proofs`` go with ``outputs``, and are none where the proof was switched off. ``companions`` are files
+    that all outputs need beside them.
     """
 
     source: Path
@@ -96,6 +125,7 @@ class Conversion:
     chat_template: str | None
     license: str | None
     proofs: tuple[Proven, ...] = ()
+    companions: tuple[Beside, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -110,6 +140,7 @@ class Conversion:
             "architecture": self.arch,
             "parameters": self.parameters,
             "outputs": [output.to_json() for output in self.outputs],
+            "companions": [beside.to_json() for beside in self.companions],
             "tokens": self.parity.to_json(),
             "verdict": self.verdict,
             "proofs": [proof.to_json() for proof in self.proofs],

@@ -14,6 +14,7 @@ from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
 from ..quant.policy import Policy, parse_policy
+from .recipe import Companion
 from .results import Options
 
 
@@ -30,6 +31,15 @@ class Target:
     def paths(self) -> list[Path]:
         """Every file of this target, the GGUF first."""
         return [self.path, self.manifest, *([self.modelfile] if self.modelfile else [])]
+
+
+@dataclass(frozen=True)
+class CompanionTarget:
+    """A companion and its place beside the targets; ``kept`` if it lies there already and stays as it is."""
+
+    path: Path
+    companion: Companion
+    kept: bool
 
 
 def check_request(output: str | Path | None, types: Sequence[str], *, pure: bool) -> None:
@@ -56,7 +66,10 @@ def choose_targets(
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
     names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = {policy.name: policy for policy in (parse_policy(name, pure=options.pure) for name in names)}
+    policies = {
+        policy.name: policy
+        for policy in (parse_policy(name, pure=options.pure, keep_wo=options.keep_wo) for name in names)
+    }
     place = Path(output) if output is not None else Path()
     targets = []
     for policy in policies.values():
@@ -70,6 +83,27 @@ def choose_targets(
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
+
+
+def choose_companion_targets(
+    checkpoint: Checkpoint, companions: Sequence[Companion], targets: Sequence[Target], *, force: bool
+) -> list[CompanionTarget]:
+    """One file for each companion, beside the targets and for all of them; OutputExists if it is another's.
+
+    The one an earlier conversion of this checkpoint has left, to another type say, serves these files, too.
+    """
+    folder, chosen = targets[0].path.parent, []
+    for companion in companions:
+        path = companion.place(folder, checkpoint_name(checkpoint))
+        kept = not force and path.is_file() and companion.lies_at(path)
+        if not kept:
+            refuse_existing(path, force=force)
+        if any(path in target.paths for target in targets):
+            raise UsageError(
+                f"-o {path} is the name of a file this model needs besides", hint="choose another -o"
+            )
+        chosen.append(CompanionTarget(path, companion, kept))
+    return chosen
 
 
 def manifest_path(path: Path) -> Path:

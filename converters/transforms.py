@@ -35,6 +35,40 @@ def _neighbours(head_dim: int) -> Array:
     return np.arange(head_dim).reshape(2, head_dim // 2).T.ravel()
 
 
+def halve_rotary(heads: str, rotary: str) -> Transform:
+    """Reorder the first ``rotary`` rows of each attention head, from neighbours rotated together to halves.
+
+    ``(heads * head_dim, hidden) -> (heads * head_dim, hidden)``. GPT-J rotates dimension 0 with 1, 2 with 3 …
+    of the first ``rotary``; llama.cpp's ``phi2`` graph the first half of them with the second
+    (LLAMA_ROPE_TYPE_NEOX). So of those rows come first all even ones, then all odd ones; the rest stays.
+    ``heads`` and ``rotary`` are the recipe's words.
+    """
+
+    def order(tensor: Tensor, sizes: Sizes) -> Array:
+        rotated, head_dim = sizes[rotary], tensor.rows // sizes[heads]
+        found: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
+        return found
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        (source,) = sources
+        return rows_of_heads(source, order(source, sizes))
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return (rows_of_heads(target, np.argsort(order(target, sizes))),)
+
+    return Transform(apply, undo)
+
+
+def as_a_copy() -> Transform:
+    """A source another row has already made a tensor of, for graphs that insist on a second one.
+
+    It does not count among the model's weights again.
+    """
+    return Transform(
+        lambda sources, sizes: replace(sources[0], computed=True), lambda target, sizes: (target,)
+    )
+
+
 def rows_of_heads(source: Tensor, order: Array) -> Tensor:
     """``source`` with the rows of each group of ``len(order)`` in that order, read by whole groups."""
     size = len(order)

@@ -127,6 +127,8 @@ def _add(writer: Any, key: str, value: MetadataValue) -> None:
         writer.add_float32(key, value)
     elif isinstance(value, str):
         writer.add_string(key, value)
+    elif isinstance(value, bytes):
+        writer.add_array(key, value)
     else:
         writer.add_array(key, list(value))
 

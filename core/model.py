@@ -9,8 +9,8 @@ from .tensor import Tensor
 from .vocabulary import Vocab
 
 # GGUF metadata values: int is written as uint32, float as float32, bool as bool, str as string; a tuple as
-# an array of int32, float32 or strings.
-MetadataValue = bool | int | float | str | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+# an array of int32, float32 or strings, bytes as an array of uint8.
+MetadataValue = bool | int | float | str | bytes | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 
 @dataclass(frozen=True)

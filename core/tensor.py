@@ -41,7 +41,8 @@ class Tensor:
     ``start..stop`` of the first axis as an array of ``(stop - start, *shape[1:])`` in
     ``dtype.storage``; it touches no other rows (of a permuted tensor: no other heads) and is safe to
     call from several threads. Slabs whose bounds are multiples of ``granule`` rows are read without
-    waste. ``origin`` says where the data lies, for error messages.
+    waste. ``origin`` says where the data lies, for error messages; ``computed`` that it lies in no file of
+    the checkpoint but follows from the configuration.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Tensor:
     read: Reader
     granule: int = 1
     origin: str = ""
+    computed: bool = False
 
     @property
     def rows(self) -> int:

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
+UNIGRAM = "t5"
+"""llama.cpp's name for SentencePiece unigram vocabularies, in whatever architecture."""
+
 
 class TokenType(IntEnum):
     """Values of ``tokenizer.ggml.token_type`` (llama.h, enum llama_token_type)."""
@@ -22,10 +25,12 @@ class TokenType(IntEnum):
 class Vocab:
     """What goes under ``tokenizer.*`` in a GGUF.
 
-    ``model`` is llama.cpp's tokenizer model: ``gpt2`` (byte-level BPE, needs ``merges`` and ``pre``) or
-    ``llama`` (SentencePiece, needs ``scores``). ``special`` maps role to id; roles are those of the GGUF
-    keys ``tokenizer.ggml.<role>_token_id``: bos, eos, unknown, padding, mask, eot …. ``tokens``,
-    ``types`` and ``scores`` (empty where the model has none) run by id and are equally long.
+    ``model`` is llama.cpp's tokenizer model: ``gpt2`` (byte-level BPE, needs ``merges`` and ``pre``),
+    ``llama`` (SentencePiece BPE, needs ``scores``) or ``t5`` (SentencePiece unigram, needs ``scores``; knows
+    ``remove_extra_whitespaces`` and SentencePiece's compiled normalization, ``charsmap``). ``special`` maps
+    role to id; roles are those of the GGUF keys ``tokenizer.ggml.<role>_token_id``: bos, eos, unknown,
+    padding, mask, eot …. ``tokens``, ``types`` and ``scores`` (empty where the model has none) run by id and
+    are equally long.
     """
 
     model: str
@@ -38,6 +43,8 @@ class Vocab:
     add_bos: bool = False
     add_eos: bool = False
     add_space_prefix: bool = False
+    remove_extra_whitespaces: bool = False
+    charsmap: bytes = b""
     chat_template: str | None = None
 
     @property
@@ -46,15 +53,16 @@ class Vocab:
         return len(self.tokens)
 
 
-def gguf_keys(
-    vocab: Vocab,
-) -> dict[str, str | bool | int | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]]:
+Value = str | bool | int | bytes | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]
+
+
+def gguf_keys(vocab: Vocab) -> dict[str, Value]:
     """All ``tokenizer.*`` keys of a vocabulary, the flags always explicit.
 
     llama.cpp guesses add_bos and add_space_prefix from the model and the pre-tokenizer's name where the keys
     are missing (src/llama-vocab.cpp), so they are never left out.
     """
-    keys: dict[str, str | bool | int | tuple[str, ...] | tuple[float, ...] | tuple[int, ...]] = {
+    keys: dict[str, Value] = {
         "tokenizer.ggml.model": vocab.model,
         "tokenizer.ggml.pre": vocab.pre,
         "tokenizer.ggml.tokens": vocab.tokens,
@@ -69,6 +77,10 @@ def gguf_keys(
     keys["tokenizer.ggml.add_bos_token"] = vocab.add_bos
     keys["tokenizer.ggml.add_eos_token"] = vocab.add_eos
     keys["tokenizer.ggml.add_space_prefix"] = vocab.add_space_prefix
+    if vocab.model == UNIGRAM:
+        keys["tokenizer.ggml.remove_extra_whitespaces"] = vocab.remove_extra_whitespaces
+        if vocab.charsmap:
+            keys["tokenizer.ggml.precompiled_charsmap"] = vocab.charsmap
     if vocab.chat_template is not None:
         keys["tokenizer.chat_template"] = vocab.chat_template
     return keys

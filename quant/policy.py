@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 from ..core.errors import UsageError
 from ..core.model import MetadataValue, Model, Note
-from ..core.tensor import Tensor
+from ..core.tensor import DType, Tensor
 from .formats import F16, F32, FORMATS, Q6_K, Q8_0, Format
 
 # GGML_QNT_VERSION of ggml.h: the version of the block layouts.
@@ -45,7 +45,8 @@ class Policy:
     """A named way to choose formats.
 
     The first rule that applies decides, else ``default``. ``file_type`` is what the file says of itself under
-    general.file_type (llama.h, enum llama_ftype). ``pure`` leaves the rules out.
+    general.file_type (llama.h, enum llama_ftype). ``pure`` leaves the rules out. ``keep_wo`` leaves the
+    matrices ``wide_input`` is true for in the precision they have in the checkpoint.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Policy:
     file_type: int
     rules: tuple[Rule, ...] = ()
     pure: bool = False
+    keep_wo: bool = False
 
     @property
     def display(self) -> str:
@@ -99,9 +101,10 @@ POLICIES: Mapping[str, Policy] = MappingProxyType(
 # Formats of blocks of 32 have no smaller relative and become F16.
 _SMALLER_BLOCKS: Mapping[str, Format] = MappingProxyType({"q6_K": Q8_0})
 
-# llama.cpp's converter keeps these in F32 in files of every type, besides vectors and norms.
+# llama.cpp's converter keeps these in F32 in files of every type, besides vectors and norms; the relative
+# biases of T5 it does not, but they are small and llama_model_quantize never touches them.
 _CONVERTER_KEEPS = re.compile(
-    r"(position_embd|token_types|blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d|shortconv\.conv))\.weight"
+    r"(position_embd|token_types|(enc|dec)\.blk\.\d+\.attn_rel_b|blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d|shortconv\.conv))\.weight"
 )
 
 # Matrices llama_model_quantize leaves as they are: parts of names and whole names. The lists there go on with
@@ -110,11 +113,21 @@ _QUANTIZER_KEEPS_PARTS = ("_norm.weight", "ffn_gate_inp.weight", "attn_rel_b.wei
 _QUANTIZER_KEEPS = frozenset({"position_embd.weight", "token_types.weight"})
 
 
-def parse_policy(text: str, *, pure: bool = False) -> Policy:
+# T5's feed-forward wo: what flows into it exceeds half precision (65,504) in models as they were trained, and
+# for F16 weights ggml makes halves of that, too. transformers keeps these matrices in fp32 for that reason.
+_WIDE_INPUT = re.compile(r"(enc|dec)\.blk\.\d+\.ffn_down\.weight")
+
+
+def wide_input(arch: str, name: str) -> bool:
+    """Whether the input of a matrix may exceed half precision, so that its weights must not be F16."""
+    return arch == "t5" and _WIDE_INPUT.fullmatch(name) is not None
+
+
+def parse_policy(text: str, *, pure: bool = False, keep_wo: bool = False) -> Policy:
     """The policy of that name, case ignored. Raises UsageError naming all there are."""
     for policy in POLICIES.values():
         if policy.name.lower() == text.strip().lower():
-            return replace(policy, pure=pure)
+            return replace(policy, pure=pure, keep_wo=keep_wo)
     raise UsageError(f"unknown type {text!r}", hint=f"choose one of {', '.join(POLICIES)}")
 
 
@@ -128,23 +141,31 @@ def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
 
 def choose_formats(model: Model, policy: Policy) -> FormatChoice:
     """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit."""
-    names = {tensor.name for tensor in model.tensors}
+    tied = all(tensor.name != "output.weight" for tensor in model.tensors)
     experts = _experts(model)
     formats: dict[str, Format] = {}
     fallbacks: dict[tuple[Format, Format], list[str]] = {}
+    spared: list[str] = []
     for tensor in model.tensors:
-        if not policy.default.quantized:
-            formats[tensor.name] = _converter_format(tensor, policy)
-        elif not _is_quantized(tensor):
-            formats[tensor.name] = F32
-        else:
-            part = _part(tensor.name, tied="output.weight" not in names)
-            wanted = _wanted(part, experts, policy)
-            formats[tensor.name] = given = fitting(wanted, tensor.shape[-1])
-            if given != wanted:
-                fallbacks.setdefault((wanted, given), []).append(tensor.name)
-    notes = tuple(_fallback_note(*formats, names) for formats, names in fallbacks.items())
-    return FormatChoice(MappingProxyType(formats), notes)
+        wanted = _wanted_format(tensor, policy, experts, tied=tied)
+        given = fitting(wanted, tensor.shape[-1] if tensor.shape else 1)
+        if wide_input(model.arch, tensor.name) and (policy.keep_wo or given == F16):
+            given = FORMATS["bf16"] if policy.keep_wo and tensor.dtype is DType.BF16 else F32
+            spared.append(tensor.name)
+        elif given != wanted:
+            fallbacks.setdefault((wanted, given), []).append(tensor.name)
+        formats[tensor.name] = given
+    notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
+    notes += [_spared_note(spared, policy)] if spared else []
+    return FormatChoice(MappingProxyType(formats), tuple(notes))
+
+
+def _wanted_format(tensor: Tensor, policy: Policy, experts: int, *, tied: bool) -> Format:
+    if not policy.default.quantized:
+        return _converter_format(tensor, policy)
+    if not _is_quantized(tensor):
+        return F32
+    return _wanted(_part(tensor.name, tied=tied), experts, policy)
 
 
 def fitting(wanted: Format, columns: int) -> Format:
@@ -212,3 +233,13 @@ def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
         f"{given.display} instead of {wanted.display}, as llama.cpp does",
         warning=True,
     )
+
+
+def _spared_note(names: Sequence[str], policy: Policy) -> Note:
+    which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
+    why = (
+        "in the checkpoint's precision, as asked"
+        if policy.keep_wo
+        else f"in F32 in the {policy.display} file: what flows into them may exceed half precision"
+    )
+    return Note("feed-forward-wo", f"the feed-forward output matrices of T5, {which}, are written {why}")

@@ -26,6 +26,12 @@ def test_bytes_that_are_no_text_become_replacement_characters() -> None:
     assert "".join(streamed([b"\xea", b"A", b"\xff", "가".encode()[:2]])) == "\ufffdA\ufffd\ufffd"
 
 
+def test_half_a_character_is_left_out_where_the_text_was_cut_off() -> None:
+    stream = TextStream()
+    assert stream.feed("가나".encode()[:5]) == "가"
+    assert stream.finish(cut=True) == ""
+
+
 def test_text_before_a_stop_string_comes_at_once_and_the_stop_never() -> None:
     pieces = [piece.encode() for piece in ("안녕 <", "hum", "bug> <hu", "man", ":", " 뭐")]
     assert streamed(pieces, ("<human>:", "<human:")) == ["안녕 ", "", "<humbug> ", "", "", "", ""]

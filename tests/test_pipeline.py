@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 from llama_material import llama_cpp_logits, random_llama
+from t5_checkpoints import t5_logits
 
 from kconv.converters import to_gguf
 from kconv.converters.architectures import RECIPES
@@ -20,8 +21,14 @@ from kconv.converters.samples import FAMILIES, write_sample
 from kconv.core.errors import MappingError
 from kconv.quant.policy import POLICIES
 
-# Sample checkpoints by recipe; a new recipe has to name one.
-MATERIAL = {"llama": ("42dot", "eagle", "llama-3-ko")}
+# Sample checkpoints by recipe; a new recipe has to name one, or is another's in another name.
+MATERIAL = {
+    "llama": ("42dot", "eagle", "llama-3-ko"),
+    "gptj": ("kogpt",),
+    "t5": ("kebyt5",),
+    "mt5": (),  # t5 with another class: tests/test_t5.py
+    "gbswt5": (),  # tests/test_gbst_pipeline.py
+}
 
 
 def test_every_recipe_and_family_has_material() -> None:
@@ -35,7 +42,11 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
     made = to_gguf(folder, tmp_path / "out", types=list(POLICIES), verify=False)
     assert made.parity.verdict == "exact"
     assert [output.type for output in made.outputs] == list(POLICIES)
-    logits = {output.type: llama_cpp_logits(output.path, list(range(3, 40))) for output in made.outputs}
+    ids = list(range(3, 40))
+    if family in MATERIAL["t5"]:
+        logits = {output.type: t5_logits(output.path, ids, ids) for output in made.outputs}
+    else:
+        logits = {output.type: llama_cpp_logits(output.path, ids) for output in made.outputs}
     spread = logits["f32"].std()
     for name, found in logits.items():
         error = np.sqrt(((found - logits["f32"]) ** 2).mean()) / spread

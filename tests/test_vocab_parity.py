@@ -135,8 +135,21 @@ def test_sentencepiece_with_added_tokens(tmp_path: Path) -> None:
     ]
 
 
-def test_a_unigram_model_without_bytes_is_refused(tmp_path: Path) -> None:
+def test_a_unigram_model_without_bytes_is_exact_if_it_drops_surplus_spaces(tmp_path: Path) -> None:
+    options = {"model_type": "unigram", "byte_fallback": False, "normalization_rule_name": "nmt_nfkc"}
+    rows = material.sentencepiece_like(tmp_path, remove_extra_whitespaces=True, **options)
+    model, result = settled(tmp_path, rows)
+    assert (result.verdict, model.vocab.model) == ("exact", "t5")
+
+
+def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path) -> None:
     rows = material.sentencepiece_like(tmp_path, model_type="unigram", byte_fallback=False)
+    with pytest.raises(TokenMismatch, match="unigram, spaces kept"):
+        settle_vocab(material.model(rows), material.checkpoint(tmp_path))
+
+
+def test_a_bpe_model_without_bytes_is_refused(tmp_path: Path) -> None:
+    rows = material.sentencepiece_like(tmp_path, model_type="bpe", byte_fallback=False)
     with pytest.raises(VocabError, match="no token for every byte"):
         settle_vocab(material.model(rows), material.checkpoint(tmp_path))
 
@@ -186,8 +199,7 @@ def test_stories260k_is_exact_but_for_spaces_its_model_drops(real: Path) -> None
     assert model.vocab.add_bos
 
 
-@pytest.mark.parametrize("name", ["kortok_sp-32k.model", "ke-t5.model"])
-def test_real_unigram_models_without_bytes_are_refused(real: Path, tmp_path: Path, name: str) -> None:
-    (tmp_path / "tokenizer.model").symlink_to(real / "tokenizers" / name)
+def test_a_real_bpe_model_without_bytes_is_refused(real: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").symlink_to(real / "tokenizers" / "kortok_sp-32k.model")
     with pytest.raises(VocabError, match="no token for every byte"):
         settle_vocab(material.model(70000), material.checkpoint(tmp_path))

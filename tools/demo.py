@@ -1,4 +1,7 @@
-"""``make demo``: the embedded Korean model to f32, q8_0 and q4_0, proven, and a few sentences from each.
+"""``make demo``: a small trained Korean model to f32, q8_0 and q4_0, proven, and a few sentences from each.
+
+    make demo                    # the model of 42dot's layout
+    make demo FAMILY=kebyt5      # or kogpt: another of the trained ones
 
 Everything goes through the command line a user has: kconv demo-checkpoint, to-gguf, run, verify.
 """
@@ -9,13 +12,34 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 TYPES = ("f32", "q8_0", "q4_0")
-PROMPT = "옛날 어느 마을에"
 REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a family's model is given: ``how`` names the option of kconv run, ``options`` are more of them."""
+
+    how: str
+    texts: tuple[str, ...]
+    options: tuple[str, ...]
+
+
+DRAWN = ("-n", "90", "--no-chat", "--seed", "1")
+FAMILIES = {
+    "42dot": Words("-p", ("옛날 어느 마을에",), DRAWN),
+    "kogpt": Words("-p", ("옛날 옛날 깊은 숲속에",), DRAWN),
+    "kebyt5": Words(
+        "--fill",
+        ("프랑스의 수도는 <extra_id_0>입니다.", "고양이는 <extra_id_0> 울음소리를 냅니다."),
+        ("-n", "64"),
+    ),
+}
 
 
 def kconv(*arguments: str) -> str:
@@ -50,15 +74,23 @@ def proven(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def main(folder: Path) -> None:
-    """Make ``folder`` anew with the checkpoint, the three files, their manifests and a report."""
-    ours = ("42dot-demo", REPORT)
+def empty(folder: Path) -> None:
+    """Make ``folder`` anew; one that holds anything but a demo's files ends the demo."""
+    ours = (*(f"{family}-demo" for family in FAMILIES), REPORT)
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
         sys.exit(f"{folder} holds files that are not the demo's; name another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    checkpoint = folder / "42dot-demo"
-    kconv("demo-checkpoint", "42dot", str(checkpoint))
+
+
+def main(folder: Path, family: str) -> None:
+    """Make ``folder`` anew with the family's checkpoint, the three files, their manifests and a report."""
+    words = FAMILIES.get(family)
+    if words is None:
+        sys.exit(f"no demo of {family!r}; FAMILY is one of {', '.join(FAMILIES)}")
+    empty(folder)
+    checkpoint = folder / f"{family}-demo"
+    kconv("demo-checkpoint", family, str(checkpoint))
     types = [word for name in TYPES for word in ("-q", name)]
     result: dict[str, Any] = json.loads(
         kconv("to-gguf", str(checkpoint), *types, "-o", str(folder), "--json")
@@ -67,14 +99,14 @@ def main(folder: Path) -> None:
     print(f"\ntokens: {tokens['equal']} of {tokens['texts']} texts equal the checkpoint's own tokenizer")
     print("\n".join(proven(result)) + "\n")
     for output in result["outputs"]:
-        text = kconv("run", output["path"], "-p", PROMPT, "-n", "90", "--no-chat", "--seed", "1")
-        print(f"{text.strip()}\n")
+        for text in words.texts:
+            print(f"{kconv('run', output['path'], words.how, text, *words.options).strip()}\n")
     smallest, report = result["outputs"][-1]["path"], str(folder / REPORT)
     print(kconv("verify", smallest, "--against", str(checkpoint), "--report", report))
     print(f"The files are in {folder}/, each with its manifest beside it; the proof of the last one, with")
     print(f"pictures, is {report}: open it in a browser. Try a file with your own words:")
-    print(f"  {KCONV} run {result['outputs'][1]['path']} -p '{PROMPT}'")
+    print(f"  {KCONV} run {result['outputs'][1]['path']} {words.how} '{words.texts[0]}'")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"), sys.argv[2] if len(sys.argv) > 2 else "42dot")

@@ -54,5 +54,9 @@ class Candidate(Protocol):
         ...
 
     def layers(self, window: Window) -> list[Floats]:
-        """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last."""
+        """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last.
+
+        The layers of an encoder come first, each with a row for each position it reads: a token of the
+        source, or what a front end makes of several.
+        """
         ...

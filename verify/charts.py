@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from .proof import Diagnosis, Gate, Verdict
+from .proof import Diagnosis, Gate, Verdict, layer_name
 from .report_text import count, number, plain
 from .svg import (
     LEFT,
@@ -131,14 +131,14 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
         if layer.layer == diagnosis.first:
             side = "end" if x > end - 180 else "start"
             parts += [line(x, top - 16, x, bottom, "first")]
-            words = f"first to depart: layer {layer.layer}"
+            words = f"first to depart: {layer_name(layer.layer, diagnosis.encoder_layers)}"
             parts += [text(x + (-7 if side == "end" else 7), top - 8, words, "strong", side)]
     for at, (name, marker) in enumerate((("weights", "round"), ("runtime", "square"))):
         points = [(x, scale.at(row[at])) for x, row in zip(x_of, rows, strict=True)]
         parts.append(path(points, f"series-{name}"))
         last = (end + 45 + 14 * at, scale.at(logits[at]))
         titles = [
-            f"layer {layer.layer}, by {name}: NMSE {number(row[at])}"
+            f"{layer_name(layer.layer, diagnosis.encoder_layers)}, by {name}: NMSE {number(row[at])}"
             for layer, row in zip(layers, rows, strict=True)
         ]
         for point, words in zip(
@@ -156,7 +156,9 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
     parts += legend(
         LEFT, 16, [("series-weights", "by the file's weights (●)"), ("series-runtime", "by the runtime (■)")]
     )
-    first = "no layer stands out" if diagnosis.first is None else f"layer {diagnosis.first} departs first"
+    first = "no layer stands out"
+    if diagnosis.first is not None:
+        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} departs first"
     return figure(bottom + 46, f"Error by layer over {count(len(layers), 'layer')}: {first}", parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from ..converters.manifest import versions
@@ -21,6 +22,7 @@ from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
+from .front_end import embed_of
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
@@ -28,6 +30,7 @@ from .logits import Read, broken, compare, judged
 from .proof import LogitsPart, TensorError
 from .reference import Reading, Reference
 from .sample_text import WINDOW, sample_windows
+from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from .windows import Window, cut
 
 Announce = Callable[[str], None]
@@ -64,19 +67,25 @@ class Subject:
 
 @dataclass(frozen=True)
 class How:
-    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail."""
+    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
+
+    ``front_end`` is the file of a GBST model's front end; None: the one beside its body.
+    """
 
     gates: Mapping[str, float] = field(default_factory=dict)
     diagnose: bool | None = None
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
+    front_end: Path | None = None
 
 
 def built_in_windows(
     subject: Subject, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
 ) -> list[Window]:
     """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
+    if subject.recipe.encoder_decoder:
+        return built_in_pairs(_reads_pairs(subject, window), amounts, tokens=tokens)
     if tokens is not None:
         amounts = dict.fromkeys(amounts, tokens)
     size = _window_size(subject, window)
@@ -88,8 +97,11 @@ def text_windows(
 ) -> list[Window]:
     """The user's texts in windows of ``window`` tokens (default 512, or the model's context).
 
-    Raises InputError for windows beyond the model's context and texts without a token to predict.
+    An encoder-decoder reads pairs: see text_pairs.py. Raises InputError for windows beyond the model's
+    context and texts without a token to predict.
     """
+    if subject.recipe.encoder_decoder:
+        return text_pairs(_reads_pairs(subject, window), texts, tokens=tokens)
     size = _window_size(subject, window)
     ids = [subject.source.encode(text, True) for text in texts]
     return cut(ids, size=size, before=subject.before, tokens=tokens)
@@ -104,9 +116,20 @@ def _window_size(subject: Subject, window: int | None) -> int:
     return min(WINDOW, subject.context) if window is None else window
 
 
+def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
+    """How an encoder-decoder reads; ``window`` is then how much its encoder is given at once."""
+    start = subject.model.hparams[f"{subject.model.arch}.decoder_start_token_id"]
+    assert isinstance(start, int)
+    eos = subject.vocab.special.get("eos") if subject.vocab.add_eos else None
+    size = _window_size(subject, window)
+    if window is None:
+        size = default_size(size, subject.vocab.size)
+    return PairReader(subject.source, start, eos, size, subject.context)
+
+
 def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
     """What reading the windows will take, in a sentence."""
-    tokens = sum(len(window.ids) for window in windows)
+    tokens = sum(window.tokens for window in windows)
     weights = sum(tensor.elements for tensor in subject.model.tensors)
     seconds = estimated_seconds(subject.model, windows, files)
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
@@ -137,7 +160,8 @@ def logits_part(
     """
     gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
     try:
-        with LlamaCandidate(file.path, threads=how.threads) as candidate:
+        front = embed_of(file, subject.recipe, how.front_end)
+        with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
             measure = compare(read, candidate, windows, how.progress)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
@@ -179,6 +203,8 @@ def provenance(
     """What was compared and with what."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
+    if subject.recipe.encoder_decoder:
+        read += f", in pairs: {way_of_pairing(subject.source)}"
     return {
         "artifact": {"file": file.path.name, "bytes": file.header.size},
         "checkpoint": {
@@ -187,7 +213,7 @@ def provenance(
             "revision": revision,
         },
         "texts": [read] if texts is None else [_digest(text) for text in texts],
-        "windows": [len(window.ids) for window in windows],
+        "windows": [window.tokens for window in windows],
         "runtime": RUNTIME,
         "versions": versions(("torch", "transformers", "accelerate")),
     }

@@ -28,11 +28,12 @@ from .comparison import (
     provenance,
     read_reference,
 )
+from .front_end import with_front_end_findings
 from .gates import file_type
-from .gguf_weights import open_gguf
+from .gguf_weights import GgufFile, open_gguf
 from .logits import Read
 from .metadata import check_metadata
-from .proof import Finding, LogitsPart, Proof, TokensPart, WeightsPart
+from .proof import Finding, LogitsPart, MetadataPart, Proof, TokensPart, WeightsPart
 from .remarks import remarks
 from .sample_text import LONG, QUICK
 from .tokens import check_tokens, tokens_part
@@ -104,7 +105,7 @@ def _proof(
             arch=subject.model.arch,
             parameters=parameters(subject.model),
             tokens=tokens,
-            metadata=check_metadata(file.header, subject.model),
+            metadata=_metadata(file, subject),
             weights=weights,
             logits=LogitsPart("not run"),
             scope=scope,
@@ -113,6 +114,11 @@ def _proof(
         logits = logits_part(file, subject, read, windows, weights.tensors, how)
     notes = remarks(logits, len(subject.vocab.tokens))
     return replace(proof, logits=logits, notes=notes, seconds=time.monotonic() - begun)
+
+
+def _metadata(file: GgufFile, subject: Subject) -> MetadataPart:
+    part = check_metadata(file.header, subject.model)
+    return with_front_end_findings(part, file, subject.recipe, subject.checkpoint)
 
 
 def _tokens_measured(parity: Parity, source: Source) -> TokensPart:

@@ -17,10 +17,12 @@ _STARTING = 4.0  # seconds to import torch and transformers, and to load the fil
 
 def estimated_seconds(model: Model, windows: Sequence[Window], files: int) -> float:
     """About how long reading ``windows`` through the checkpoint in fp32 and through ``files`` files takes."""
-    tokens = sum(len(window.ids) for window in windows)
-    weights = sum(tensor.elements for tensor in model.tensors if tensor.name != "token_embd.weight")
-    pass_ = 2 * weights * tokens / _multiplying_speed()
-    return _STARTING + weights / _WIDENED + pass_ + files * (1.0 + pass_)
+    weights = {tensor.name: tensor.elements for tensor in model.tensors if tensor.name != "token_embd.weight"}
+    encoder = sum(count for name, count in weights.items() if name.startswith("enc."))
+    total = sum(weights.values())
+    products = sum(encoder * len(window.source) + (total - encoder) * len(window.ids) for window in windows)
+    pass_ = 2 * products / _multiplying_speed()
+    return _STARTING + total / _WIDENED + pass_ + files * (1.0 + pass_)
 
 
 def _multiplying_speed() -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
 from .candidate import Candidate, Floats
 from .gguf_weights import GgufFile
-from .proof import Diagnosis, LayerError, TensorError
+from .proof import Diagnosis, LayerError, TensorError, layer_name
 from .reference import Reading, Reference
 from .windows import Window
 
@@ -43,10 +44,11 @@ def diagnose(
 ) -> Diagnosis:
     """Read a window three times: the checkpoint in fp32, the file's weights in fp32, the file in its runtime.
 
-    The second differs from the first by the weights alone and from the third by the runtime alone. Raises
+    The second differs from the first by the weights alone and from the third by the runtime alone. Families
+    with a GELU are read a fourth time, the file's weights in fp32 with llama.cpp's GELU. Raises
     CandidateFailure.
     """
-    window = Window(window.text, window.ids[:_TOKENS])
+    window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, recipe, threads=threads)
     truth = original.read([window], layers_of=window, progress=progress)
     held = {info.name: file.tensor(info) for info in file.header.tensors}
@@ -61,6 +63,11 @@ def diagnose(
         )
     )
     by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
+    same_gelu = None
+    if recipe.gelu:
+        rounded = Reference(checkpoint, recipe, weights=weights, llama_cpps_gelu=True, threads=threads)
+        alike = rounded.read([window], progress=progress)
+        same_gelu = _of_logits(alike, alike, candidate, window)[1]
     floor, arithmetic = _expected(tensors, gelu=recipe.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
@@ -70,7 +77,9 @@ def diagnose(
         by_runtime,
         first,
         worst,
-        _conclusion(layers, first, by_weights, by_runtime, floor, arithmetic, worst),
+        _conclusion(layers, original.encoder_layers, first, by_weights, by_runtime, floor, arithmetic, worst),
+        original.encoder_layers,
+        same_gelu,
     )
 
 
@@ -131,6 +140,7 @@ def _farthest(tensors: Sequence[TensorError]) -> list[TensorError]:
 
 def _conclusion(
     layers: Sequence[LayerError],
+    encoder_layers: int,
     first: int | None,
     by_weights: float,
     by_runtime: float,
@@ -143,7 +153,7 @@ def _conclusion(
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
         error = max(layer.weights, layer.runtime)
         size = f"NMSE {error:.2g}" if error < _LARGEST else "beyond all numbers"
-        place = f"layer {first} is the first whose output departs ({size})"
+        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({size})"
         if weights:
             named = f"; look at {', '.join(worst[:3])}" if worst else ""
             return f"{place}: by the file's weights, not by how llama.cpp computes{named}"

@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import CheckpointError, EnvironmentProblem
 from ..core.input_files import quoted
 from ..core.tensor import Tensor
+from .encoder_decoder import embeddings
 
 # Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
 # what to compute, what to return. pad_token_id matters in training only and may lie beyond the embedding.
@@ -66,10 +67,34 @@ def empty_model(name: str, config: Mapping[str, Any], where: str) -> Any:
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
-        with init_empty_weights(include_buffers=False):
+        with init_empty_weights(include_buffers=False), _equal_buffers_once():
             return made(settings).eval()
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
+
+
+@contextlib.contextmanager
+def _equal_buffers_once() -> Iterator[None]:
+    """Let equal buffers be one tensor: GPT-J makes its table of sines and cosines anew for every layer."""
+    import torch
+
+    register = torch.nn.Module.register_buffer
+    made: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def register_once(
+        module: torch.nn.Module, name: str, tensor: torch.Tensor | None, persistent: bool = True
+    ) -> None:
+        register(module, name, tensor, persistent)
+        if tensor is not None:
+            other = made.setdefault(tuple(tensor.shape), tensor)
+            if other.dtype == tensor.dtype and torch.equal(other, tensor):
+                module._buffers[name] = other
+
+    torch.nn.Module.register_buffer = register_once  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.register_buffer = register  # type: ignore[method-assign]
 
 
 def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:
@@ -82,10 +107,12 @@ def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> t
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if type(head) is not torch.nn.Linear or not isinstance(embedding, torch.nn.Embedding):
         raise CheckpointError(f"{where}: {type(model).__name__} has no plain embedding and output matrix")
-    table = fitting_weight(held, _names(model, embedding, "weight"), embedding.weight, where)
+    lookups = embeddings(model)  # the shared one, which an encoder-decoder's stacks repeat, comes first
+    shared = tuple(name for lookup in lookups for name in _names(model, lookup, "weight"))
+    table = fitting_weight(held, shared, embedding.weight, where)
     names = _names(model, head, "weight")
     if model.config.tie_word_embeddings and not any(name in held for name in names):
-        names = _names(model, embedding, "weight")
+        names = shared
     matrix = fitting_weight(held, names, head.weight, where)
     bias = None if head.bias is None else fitting_weight(held, _names(model, head, "bias"), head.bias, where)
     return Head(matrix, bias), table

@@ -70,6 +70,7 @@ def _kinds(tensors: Sequence[TensorError]) -> list[str]:
 
 
 def _clipped(kind: str) -> str:
+    kind = kind.replace("cross_attn_", "cross_")
     return plain(kind if len(kind) <= 16 else f"{kind[:15]}…")
 
 

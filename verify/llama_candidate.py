@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
@@ -32,6 +32,7 @@ MAX_BATCH = 512
 PATIENCE = 600.0
 """Seconds without a byte from the child after which it is given up, besides those for reading the file."""
 _SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
+_ENCODER = re.compile(r"enc\.blk\.(\d+)\.")
 _LINE, _LOG_END = 300, 1 << 16
 # where llama.cpp was built, and the functions that pass an error on
 _NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
@@ -55,15 +56,23 @@ class LlamaCandidate:
 
     Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
     ``threads`` are llama.cpp's. ``batch`` is how many tokens it reads at once, by default what makes a block
-    of ``BLOCK_BYTES``, at most ``MAX_BATCH``.
+    of ``BLOCK_BYTES``, at most ``MAX_BATCH``. ``front`` makes what the encoder reads of a source's ids, where
+    that is not their embeddings: float32 ``(positions, hidden)``.
 
     Entering loads the file. One reading at a time: a failure, leaving a reading before its end or beginning
     another meanwhile ends the child, and the next reading starts a new one.
     """
 
-    def __init__(self, path: Path, *, threads: int, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int,
+        batch: int | None = None,
+        front: Callable[[Sequence[int]], Floats] | None = None,
+    ) -> None:
         self.path = path
-        self._threads, self._batch = threads, batch
+        self._threads, self._batch, self._front = threads, batch, front
         self._child: _Child | None = None
 
     def __enter__(self) -> LlamaCandidate:
@@ -86,15 +95,15 @@ class LlamaCandidate:
         if not asked:
             return
         # a window's last token predicts none that is known
-        parts = [(window.ids[:-1], window.scored_from) for _, window in asked]
+        parts = [replace(window, ids=window.ids[:-1]) for _, window in asked]
         with self._reading() as child:
             size = self._piece(child, parts)
             buffer = np.empty((size, child.vocabulary), np.float32)
-            child.send(_request(protocol.LOGITS_WANTED, size, parts))
-            for at, (ids, first) in enumerate(parts):
-                for start in range(0, len(ids), size):
-                    stop = min(start + size, len(ids))
-                    begin = min(max(first, start), stop)
+            child.send(_request(protocol.LOGITS_WANTED, size, parts, self._embedded(child, parts)))
+            for at, part in enumerate(parts):
+                for start in range(0, len(part.ids), size):
+                    stop = min(start + size, len(part.ids))
+                    begin = min(max(part.scored_from, start), stop)
                     child.expect(protocol.LOGITS, at, begin, stop - begin)
                     if begin < stop:
                         child.fill(buffer[: stop - begin])
@@ -102,15 +111,20 @@ class LlamaCandidate:
 
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer, before the last norm; see candidate.Candidate. Raises CandidateFailure."""
-        parts = [(window.ids, 0)]
+        parts = [replace(window, scored_from=0)]
         with self._reading() as child:
             size = self._piece(child, parts)
-            shape = (len(window.ids), child.hidden)
-            found: list[Floats] = [np.empty(shape, np.float32) for _ in range(child.layers)]
-            child.send(_request(protocol.LAYERS_WANTED, size, parts))
+            encoder, embedded = child.encoder_layers, self._embedded(child, parts)
+            positions = len(window.source) if embedded is None else len(embedded[0])
+            lengths = [positions] * encoder + [len(window.ids)] * (child.layers - encoder)
+            found: list[Floats] = [np.empty((length, child.hidden), np.float32) for length in lengths]
+            child.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
+            for layer, rows in enumerate(found[:encoder]):
+                child.expect(protocol.LAYER, layer, 0, len(rows))
+                child.fill(rows)
             for start in range(0, len(window.ids), size):
                 stop = min(start + size, len(window.ids))
-                for layer, rows in enumerate(found):
+                for layer, rows in enumerate(found[encoder:], encoder):
                     child.expect(protocol.LAYER, layer, start, stop - start)
                     child.fill(rows[start:stop])
         return found
@@ -132,20 +146,38 @@ class LlamaCandidate:
             raise
         child.busy = False
 
-    def _piece(self, child: _Child, parts: Sequence[tuple[Sequence[int], int]]) -> int:
+    def _embedded(self, child: _Child, parts: Sequence[Window]) -> list[Floats] | None:
+        """What the encoder reads of each part; None where llama.cpp embeds the ids itself."""
+        if self._front is None:
+            return None
+        made = [self._front(part.source) for part in parts]
+        if any(values.shape[1:] != (child.hidden,) for values in made):
+            raise CandidateFailure(
+                f"the front end gives a width of {made[0].shape[-1]}, the file's encoder takes {child.hidden}"
+            )
+        return made
+
+    def _piece(self, child: _Child, parts: Sequence[Window]) -> int:
         """Tokens to read at once."""
         rows = BLOCK_BYTES // (4 * child.vocabulary)
         size = self._batch or max(min(rows // 32 * 32, MAX_BATCH), 16)
-        return min(size, max(1, *(len(ids) for ids, _ in parts)))
+        return min(size, max(1, *(len(part.ids) for part in parts)))
 
 
-def _request(wanted: int, size: int, parts: Sequence[tuple[Sequence[int], int]]) -> bytes:
+def _request(
+    wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
+) -> bytes:
+    wanted |= 0 if embedded is None else protocol.EMBEDDED
     message = [protocol.REQUEST.pack(wanted, size, len(parts))]
-    for ids, first in parts:
-        values = array("i", ids)
-        if sys.byteorder == "big":
-            values.byteswap()
-        message += [protocol.WINDOW.pack(0, len(ids), first), values.tobytes()]
+    for index, part in enumerate(parts):
+        source = (
+            np.array(part.source, "<i4") if embedded is None else embedded[index].astype("<f4", copy=False)
+        )
+        message += [
+            protocol.WINDOW.pack(len(source), len(part.ids), part.scored_from),
+            source.tobytes(),
+            np.array(part.ids, "<i4").tobytes(),
+        ]
     return b"".join(message)
 
 
@@ -175,6 +207,9 @@ class _Child:
             header = read_header(path)
             self._patience = PATIENCE + header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._loaded(header)
+            self.encoder_layers = len(
+                {found[1] for info in header.tensors if (found := _ENCODER.match(info.name))}
+            )
         except KconvError as error:
             self.close()
             raise CandidateFailure(error.message) from error

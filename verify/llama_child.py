@@ -4,13 +4,15 @@ A bad file may abort the process llama.cpp runs in, so it is never loaded in the
 ``python -I llama_child.py FILE.gguf THREADS``; loads the file once and answers requests on stdin until that
 is closed, which also ends it when the parent dies. stderr receives llama.cpp's errors and nothing else of it.
 
-Request: uint8 what is wanted (1 logits, 2 layers, 3 both), uint32 tokens decoded at once, uint32 windows;
-then per window: uint32 source tokens (an encoder's, none so far), uint32 tokens, uint32 first position whose
-logits are wanted, and the ids as int32.
+Request: uint8 what is wanted (1 logits, 2 layers, added up; 4 more: sources are embeddings), uint32 tokens
+decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
+models), uint32 tokens, uint32 first position whose logits are wanted, the source as int32 ids or as float32
+``(positions, hidden)``, and the ids of the window as int32.
 
 An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
-each window, for each piece of it decoded at once: LAYER (layer, first position, positions) with float32
-``(positions, hidden)`` for each layer, if wanted; LOGITS (window, first position, positions) with float32
+each window, for its source if it has one and for each piece of it decoded at once: LAYER (layer, first
+position, positions) with float32 ``(positions, hidden)`` for each layer, if wanted, an encoder's layers
+counted first; and for each piece LOGITS (window, first position, positions) with float32
 ``(positions, vocabulary)``, if wanted, without data where the piece has none to send. All little-endian.
 Exit codes: ``REFUSED`` and those after it.
 """
@@ -32,15 +34,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-LOGITS_WANTED, LAYERS_WANTED = 1, 2
+LOGITS_WANTED, LAYERS_WANTED, EMBEDDED = 1, 2, 4
 LOADED, LOGITS, LAYER = 1, 2, 3
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_INSTALLED, NOT_SUPPORTED = 3, 4, 5, 6, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
 
 _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
 # What leaves a layer is called so in nearly all of src/models/*.cpp, llama, phi2 and t5 among them; views of
-# it carry longer names.
-_LAYER_NAME = re.compile(rb"l_out-(\d+)")
+# it carry longer names. t5 calls what leaves the last layer result_embd.
+_LAYER_NAME = re.compile(rb"l_out-(\d+)|result_embd")
 _callbacks: list[Any] = []  # llama.cpp keeps pointers to them
 
 Taker = Callable[[int], bytes]
@@ -65,6 +67,20 @@ class Model:
     vocabulary: int
     hidden: int
     layers: int
+    encoder_layers: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """A window as it was asked for: what an encoder reads, the ids, and from where on logits are wanted.
+
+    The source is so many ``positions``: ids, or floats that make an embedding for each.
+    """
+
+    positions: int
+    source: array[Any]
+    ids: array[Any]
+    first: int
 
 
 def main() -> int:
@@ -87,22 +103,30 @@ def main() -> int:
 def _answer(model: Model, take: Taker, out: int) -> None:
     """One request, from its first byte on stdin to the last of its answers."""
     wanted, size, count = REQUEST.unpack(take(REQUEST.size))
-    windows = [_window(take) for _ in range(count)]
-    longest = max((len(ids) for ids, _ in windows), default=1)
+    texts = [_text(model, take, embedded=bool(wanted & EMBEDDED)) for _ in range(count)]
+    longest = max((len(text.ids) for text in texts), default=1)
+    source = max((text.positions for text in texts), default=0)
     size = min(size, longest)
     captured: Captured | None = {} if wanted & LAYERS_WANTED else None
-    library, context = model.library, _context(model, longest, size, captured)
-    for index, (ids, first) in enumerate(windows):
+    library = model.library
+    # an encoder reads its text at once, and llama.cpp reads no more at once than a context holds
+    context = _context(model, max(longest, source), max(size, source), captured)
+    for index, text in enumerate(texts):
         # with the data: a NaN left in the cache would spoil what comes after, even masked
         library.llama_memory_clear(library.llama_get_memory(context), True)
-        for start in range(0, len(ids), size):
-            stop = min(start + size, len(ids))
-            begin = min(max(first, start), stop)
+        if text.source:
+            _encode(library, context, text)
+            if captured is not None:
+                _send_layers(model, captured, range(model.encoder_layers), 0, text.positions, out)
+        for start in range(0, len(text.ids), size):
+            stop = min(start + size, len(text.ids))
+            begin = min(max(text.first, start), stop)
             # llama.cpp computes the last layer only where logits are asked for
             output = start if captured is not None else begin
-            _decode(library, context, ids[start:stop], start, output)
+            _read(library, context, text.ids[start:stop], start, output)
             if captured is not None:
-                _send_layers(model, captured, start, stop - start, out)
+                layers = range(model.encoder_layers, model.layers)
+                _send_layers(model, captured, layers, start, stop - start, out)
             if wanted & LOGITS_WANTED:
                 _write(out, ANSWER.pack(LOGITS, index, begin, stop - begin))
                 if begin < stop:
@@ -110,30 +134,52 @@ def _answer(model: Model, take: Taker, out: int) -> None:
     library.llama_free(context)
 
 
-def _window(take: Taker) -> tuple[array[int], int]:
-    source, tokens, first = WINDOW.unpack(take(WINDOW.size))
-    if source:
-        raise Stop(NOT_SUPPORTED, "windows with a source text are not read yet")
+def _text(model: Model, take: Taker, *, embedded: bool) -> Text:
+    positions, tokens, first = WINDOW.unpack(take(WINDOW.size))
+    if bool(positions) is not bool(model.encoder_layers):
+        raise Stop(NOT_SUPPORTED, "a source text is for an encoder, and an encoder needs one")
+    source = array("f" if embedded else "i", take(4 * positions * (model.hidden if embedded else 1)))
     ids = array("i", take(4 * tokens))
     if sys.byteorder == "big":
+        source.byteswap()
         ids.byteswap()
-    return ids, first
+    return Text(positions, source, ids, first)
 
 
-def _decode(library: Any, context: Any, ids: array[int], start: int, output: int) -> None:
+def _encode(library: Any, context: Any, text: Text) -> None:
+    """Have the encoder read a source; what it makes of it stays in the context until it reads another."""
+    embedded = text.source.typecode == "f"
+    batch = library.llama_batch_init(text.positions, len(text.source) // text.positions if embedded else 0, 1)
+    ctypes.memmove(batch.embd if embedded else batch.token, *_memory(text.source))
+    _run(library.llama_encode, "llama_encode", library, context, batch, text.positions, 0, 0)
+
+
+def _read(library: Any, context: Any, ids: array[Any], start: int, output: int) -> None:
     """Read ``ids`` at position ``start`` and after; logits from position ``output`` on."""
     batch = library.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, token in enumerate(ids):
-        batch.token[i] = token
+    ctypes.memmove(batch.token, *_memory(ids))
+    _run(library.llama_decode, "llama_decode", library, context, batch, len(ids), start, output)
+
+
+def _memory(values: array[Any]) -> tuple[int, int]:
+    """Where an array lies, and its bytes."""
+    address, count = values.buffer_info()
+    return address, count * values.itemsize
+
+
+def _run(
+    function: Any, name: str, library: Any, context: Any, batch: Any, count: int, start: int, output: int
+) -> None:
+    batch.n_tokens = count
+    for i in range(count):
         batch.pos[i] = start + i
         batch.n_seq_id[i] = 1
         batch.seq_id[i][0] = 0
         batch.logits[i] = start + i >= output
-    status = library.llama_decode(context, batch)
+    status = function(context, batch)
     library.llama_batch_free(batch)
     if status:
-        raise Stop(NOT_DECODED, f"llama_decode gave {status}")
+        raise Stop(NOT_DECODED, f"{name} gave {status}")
 
 
 def _send_logits(model: Model, context: Any, skip: int, rows: int, out: int) -> None:
@@ -146,13 +192,14 @@ def _send_logits(model: Model, context: Any, skip: int, rows: int, out: int) -> 
     _write(out, (ctypes.c_char * (rows * row)).from_address(address + skip * row))
 
 
-def _send_layers(model: Model, captured: Captured, start: int, rows: int, out: int) -> None:
-    if sorted(captured) != list(range(model.layers)):
+def _send_layers(model: Model, captured: Captured, layers: range, start: int, rows: int, out: int) -> None:
+    """What left ``layers``; llama.cpp counts those of encoder and decoder from zero each."""
+    if sorted(captured) != list(range(len(layers))):
         raise Stop(
-            NOT_DECODED, f"llama.cpp names the output of {len(captured)} layers, the file has {model.layers}"
+            NOT_DECODED, f"llama.cpp names the output of {len(captured)} layers, the file has {len(layers)}"
         )
-    for layer in range(model.layers):
-        data = captured.pop(layer)
+    for at, layer in enumerate(layers):
+        data = captured.pop(at)
         if len(data) != 4 * rows * model.hidden:
             raise Stop(NOT_DECODED, f"the output of layer {layer} has {len(data)} bytes for {rows} tokens")
         _write(out, ANSWER.pack(LAYER, layer, start, rows))
@@ -172,11 +219,28 @@ def _load(library: Any, path: str, threads: int) -> Model:
     handle = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
         raise Stop(REFUSED)
-    if library.llama_model_has_encoder(handle) or not library.llama_model_has_decoder(handle):
-        raise Stop(NOT_SUPPORTED, "only decoder-only models can be read so far")
+    if not library.llama_model_has_decoder(handle):
+        raise Stop(NOT_SUPPORTED, "it has no decoder, so no logits come out of it")
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
     hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
-    return Model(library, handle, threads, vocabulary, hidden, layers)
+    encoder = 0
+    if library.llama_model_has_encoder(handle):
+        encoder, layers = layers, layers + _decoder_layers(library, handle, layers)
+    return Model(library, handle, threads, vocabulary, hidden, layers, encoder)
+
+
+def _decoder_layers(library: Any, handle: Any, encoder: int) -> int:
+    """As many as the encoder's unless the file says otherwise (src/models/t5.cpp)."""
+    arch = _metadata(library, handle, "general.architecture")
+    said = _metadata(library, handle, f"{arch}.decoder_block_count")
+    return int(said) if said.isdecimal() else encoder
+
+
+def _metadata(library: Any, handle: Any, key: str) -> str:
+    """A key of the file as llama.cpp writes it out; nothing where it is missing."""
+    room = ctypes.create_string_buffer(64)
+    library.llama_model_meta_val_str(handle, key.encode(), room, len(room))
+    return room.value.decode("utf-8", "replace")
 
 
 def _context(model: Model, tokens: int, batch: int, captured: Captured | None) -> Any:
@@ -215,7 +279,7 @@ def _capture(library: Any, captured: Captured) -> Any:
         if match and not asked:
             data = ctypes.create_string_buffer(size_of(tensor))
             copy(tensor, data, 0, len(data))
-            captured[int(match[1])] = data
+            captured[int(match[1]) if match[1] else len(captured)] = data
         return bool(match) or not asked
 
     callback = library.ggml_backend_sched_eval_callback(on_node)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ..core.progress import Progress, silent
-from ..vocab.decoding import decoded
 from ..vocab.tokenizer import Source
+from .byte_text import shown, shown_next
 from .candidate import Candidate, CandidateFailure
 from .figures import Disagreement, Measure
 from .gates import judge
@@ -20,6 +20,7 @@ Read = Callable[[tuple[Window, ...]], Reading]
 WORST = 12
 _TOGETHER = 8192  # tokens; 128 MiB of Llama-3-8B's hidden states
 _CONTEXT_TOKENS = 48
+_SOURCE_TOKENS = 384
 
 
 def compare(
@@ -81,15 +82,20 @@ def broken(failure: CandidateFailure) -> LogitsPart:
 
 
 def _worst_token(worst: Disagreement, windows: Sequence[Window], source: Source) -> WorstToken:
-    ids = windows[worst.window].ids
-    read = ids[max(worst.position + 1 - _CONTEXT_TOKENS, 0) : worst.position + 1]
+    window = windows[worst.window]
+    read = window.ids[max(worst.position + 1 - _CONTEXT_TOKENS, 0) : worst.position + 1]
+
+    def guesses(found: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
+        return tuple(Guess(token, shown_next(source, read, token), chance) for token, chance in found)
+
     return WorstToken(
         window=worst.window,
         position=worst.position,
         kl=worst.kl,
-        before=decoded(source, read),
-        right=Guess(worst.right, decoded(source, [worst.right]), worst.right_reference),
+        before=shown(source, read),
+        right=Guess(worst.right, shown_next(source, read, worst.right), worst.right_reference),
         right_file=worst.right_file,
-        reference=tuple(Guess(token, decoded(source, [token]), p) for token, p in worst.reference),
-        file=tuple(Guess(token, decoded(source, [token]), p) for token, p in worst.file),
+        reference=guesses(worst.reference),
+        file=guesses(worst.file),
+        source=shown(source, window.source[:_SOURCE_TOKENS]),
     )

@@ -103,7 +103,16 @@ _LLAMA = (
     Key("vocab_size", "whole", _same_as("tokens"), "programs take it for the number of tokens"),
 )
 
-READ: Mapping[str, tuple[Key, ...]] = {"llama": (*_COMMON, *_LLAMA)}
+_PHI2 = (
+    Key(
+        "attention.layer_norm_epsilon",
+        "real",
+        REQUIRED,
+        "every layer norms a little differently, most where activations are small",
+    ),
+)
+
+READ: Mapping[str, tuple[Key, ...]] = {"llama": (*_COMMON, *_LLAMA), "phi2": (*_COMMON, *_PHI2)}
 
 
 def keys_of(arch: str) -> tuple[Key, ...]:

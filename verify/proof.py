@@ -186,7 +186,7 @@ class WorstToken:
 
     ``before`` is the text read so far (its end), ``right`` the token that follows in the text with the
     checkpoint's probability, ``right_file`` the file's probability of it; ``reference`` and ``file`` are the
-    likeliest tokens of each, likeliest first.
+    likeliest tokens of each, likeliest first. ``source`` is the beginning of what an encoder was given.
     """
 
     window: int
@@ -197,6 +197,7 @@ class WorstToken:
     right_file: float
     reference: tuple[Guess, ...]
     file: tuple[Guess, ...]
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class Gate:
 class LayerError:
     """The output of one layer, over one window, as NMSE (squared difference over the variance).
 
+    ``layer`` counts an encoder's layers first and the decoder's after them.
     ``weights``: fp32 arithmetic with the file's weights against the checkpoint's (quantization or damage);
     ``runtime``: the file in its runtime against fp32 arithmetic with the same weights.
     """
@@ -228,11 +230,21 @@ class LayerError:
     runtime: float
 
 
+def layer_name(layer: int, encoder_layers: int) -> str:
+    """A layer of a LayerError in words, as the file's tensors count it."""
+    if not encoder_layers:
+        return f"layer {layer}"
+    encoder = layer < encoder_layers
+    return f"encoder layer {layer}" if encoder else f"decoder layer {layer - encoder_layers}"
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Where it went wrong: the error by layer, that of the logits, and what follows from it in a sentence.
 
-    ``first`` is the first layer whose output departs, None if none stands out.
+    ``first`` is the first layer whose output departs, None if none stands out. Of an encoder-decoder's layers
+    the first ``encoder_layers`` are the encoder's. ``logits_same_gelu`` is what is left of ``logits_runtime``
+    where fp32 arithmetic takes llama.cpp's table for GELU, in families with that activation.
     """
 
     layers: tuple[LayerError, ...]
@@ -241,6 +253,8 @@ class Diagnosis:
     first: int | None
     worst_tensors: tuple[str, ...]
     conclusion: str
+    encoder_layers: int = 0
+    logits_same_gelu: float | None = None
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,9 @@ from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
+from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
+from .front_end import join_front_end, transformers_class, with_front_end
+from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
 from .windows import Window
 
@@ -41,6 +44,7 @@ Floats = npt.NDArray[np.float32]
 # feed-forward layer, and attention scores stand twice in memory, a square matrix a head and window.
 _TOKENS = 2048
 _SCORES = 128 << 20  # bytes
+_TABLES = 128 << 20  # bytes
 _SLICE = 128 << 20  # bytes of the output matrix in float32
 _LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
 _LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
@@ -50,8 +54,10 @@ class Reference:
     """A checkpoint ready to be read with in fp32; no weight is in memory yet.
 
     ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
-    ``unmapped``. ``vocabulary`` is the number of rows of the output matrix. Raises CheckpointError if
-    transformers cannot make the model config.json describes, or the weights do not fit it.
+    ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
+    ``vocabulary`` is the number of rows of the output matrix, ``encoder_layers`` how many of the layers an
+    encoder has (0 in decoder-only models). Raises CheckpointError if transformers cannot make the model
+    config.json describes, or the weights do not fit it.
     """
 
     def __init__(
@@ -60,21 +66,29 @@ class Reference:
         recipe: Recipe,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        llama_cpps_gelu: bool = False,
         threads: int | None = None,
     ) -> None:
         held = checkpoint.tensors if weights is None else weights
         self._where = f"{checkpoint.folder}/config.json"
-        self._layers = recipe.sizes(Settings(checkpoint.config, "config.json"))["layers"]
-        if self._layers > len(held):  # before a model of millions of layers is made
-            raise CheckpointError(f"{self._where}: {self._layers} layers, but there are {len(held)} tensors")
+        sizes = recipe.sizes(Settings(checkpoint.config, "config.json"))
+        self._layers, most = sizes["layers"], max(sizes[row.layers] for row in recipe.rows)
+        if most > len(held):  # before a model of millions of layers is made
+            raise CheckpointError(f"{self._where}: {most} layers, but there are {len(held)} tensors")
         self._threads = threads or available_cores()
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
-            self._model = empty_model(recipe.hf_classes[0], checkpoint.config, self._where)
+            config = recipe.for_transformers(checkpoint.config)
+            self._model = empty_model(transformers_class(recipe), config, self._where)
+            self._front = join_front_end(self._model, recipe, checkpoint)
+            held = held if self._front is None else with_front_end(held, checkpoint)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            if llama_cpps_gelu:
+                take_llama_cpps_gelu(self._model)
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)
         self.vocabulary = self._head.matrix.rows
+        self.encoder_layers = encoder_layers(self._model)
 
     def read(
         self,
@@ -88,7 +102,9 @@ class Reference:
         One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
         would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
         window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
-        not be among the windows. Raises CheckpointError, InputError for tokens the embedding does not have.
+        not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
+        (fewer than tokens behind a GBST front end). Raises CheckpointError,
+        InputError for tokens the embedding does not have.
         """
         asked = list(windows)
         followed = None
@@ -99,7 +115,10 @@ class Reference:
         self._check_tokens(asked)
         hidden: list[Floats] = [np.empty(0, np.float32)] * len(asked)
         layers: list[Floats] = []
-        batches = _batches([len(window.ids) for window in asked], self._model.config.num_attention_heads)
+        sizes = [(len(window.source), len(window.ids)) for window in asked]
+        largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
+        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
+        batches = _batches(sizes, self._model.config.num_attention_heads, most)
         done, total = 0, len(batches) * len(self._modules)
 
         def step() -> None:
@@ -113,26 +132,25 @@ class Reference:
             row = batch.index(followed) if followed in batch else None
             self._modules.start()
             with computing(self._threads), self._watched(row, layers):
-                for index, values in zip(batch, self._forward([asked[i].ids for i in batch]), strict=True):
+                for index, values in zip(batch, self._forward([asked[i] for i in batch]), strict=True):
                     hidden[index] = values
         self._reader.forget()
         if layers_of is not None:
-            layers = [layer[: len(layers_of.ids)].copy() for layer in layers]
+            factor = 1 if self._front is None else self._front.factor
+            lengths = [-(-len(layers_of.source) // factor)] * self.encoder_layers
+            lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
+            layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
 
-    def _forward(self, texts: Sequence[tuple[int, ...]]) -> list[Floats]:
-        import torch
-
-        padded = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-        for row, ids in zip(padded, texts, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
+    def _forward(self, windows: Sequence[Window]) -> list[Floats]:
         try:
-            entering = self._model(input_ids=padded, use_cache=False).logits  # the head is an identity now
+            entering = self._model(**inputs(windows), use_cache=False).logits  # the head is an identity now
         except KconvError:
             raise
         except Exception as error:
             raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
-        return [values[: len(ids)].numpy().copy() for values, ids in zip(entering, texts, strict=True)]
+        pairs = zip(entering, windows, strict=True)
+        return [values[: len(window.ids)].numpy().copy() for values, window in pairs]
 
     @contextlib.contextmanager
     def _watched(self, row: int | None, layers: list[Floats]) -> Iterator[None]:
@@ -152,6 +170,8 @@ class Reference:
     def _layer_modules(self) -> Sequence[torch.nn.Module]:
         import torch
 
+        if has_encoder(self._model):
+            return layer_modules(self._model)
         lists = (module for module in self._model.modules() if isinstance(module, torch.nn.ModuleList))
         return next(tuple(layers) for layers in lists if len(layers) == self._layers)
 
@@ -159,12 +179,18 @@ class Reference:
         """Let every module read its weights when it runs."""
         import torch
 
-        stream_embedding(self._model.get_input_embeddings(), self._embedding, self._reader)
         self._model.set_output_embeddings(torch.nn.Identity())
+        lookups = embeddings(self._model)
         streamed = StreamedModules(self._reader, lambda: self._step())
         for name, module in self._model.named_modules():
             own = {key: value for key, value in module._parameters.items() if value is not None}
-            if not own or module is self._model.get_input_embeddings():
+            if any(module is lookup for lookup in lookups):
+                table = self._embedding
+                if f"{name}.weight" in held:
+                    table = fitting_weight(held, (f"{name}.weight",), module.weight, self._where)
+                stream_embedding(module, table, self._reader)
+                continue
+            if not own:
                 continue
             weights = {
                 key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
@@ -174,9 +200,13 @@ class Reference:
         return streamed
 
     def _check_tokens(self, windows: Sequence[Window]) -> None:
-        rows = self._embedding.rows
+        rows, encoder = self._embedding.rows, has_encoder(self._model)
         for window in windows:
-            if not window.ids or min(window.ids) < 0 or max(window.ids) >= rows:
+            if bool(window.source) is not encoder:
+                said = "needs a source text" if encoder else "has no encoder to read a source text"
+                raise ValueError(f"{type(self._model).__name__} {said}")
+            ids = (*window.source, *window.ids)
+            if not window.ids or min(ids) < 0 or max(ids) >= rows:
                 raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")
 
 
@@ -248,13 +278,18 @@ class Reading:
         return _Logits(window, first, values)
 
 
-def _batches(lengths: Sequence[int], heads: int) -> list[list[int]]:
-    """Windows to compute together, by index: the longest first, so that like goes with like."""
+def _batches(sizes: Sequence[tuple[int, int]], heads: int, most: int) -> list[list[int]]:
+    """Windows to compute together, by index: the longest first, so that like goes with like.
+
+    ``sizes`` are tokens of the source and of the window proper; ``most`` windows go together.
+    """
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batches:
-            longest, count = lengths[batches[-1][0]], len(batches[-1]) + 1
-            if count * longest <= _TOKENS and 4 * count * heads * longest**2 <= _SCORES:
+    for index in sorted(range(len(sizes)), key=lambda index: (-max(sizes[index]), -sum(sizes[index]))):
+        if batches and len(batches[-1]) < most:
+            together = [sizes[each] for each in (*batches[-1], index)]
+            longest = [max(column) for column in zip(*together, strict=True)]
+            scores = 4 * len(together) * heads * max(longest) ** 2
+            if len(together) * sum(longest) <= _TOKENS and scores <= _SCORES:
                 batches[-1].append(index)
                 continue
         batches.append([index])

@@ -21,6 +21,13 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def block_of(name: str) -> int | str | None:
+    """The layer a tensor belongs to, in words where it is one of an encoder-decoder's, or None."""
+    layer = layer_of(name)
+    side = {"enc": "encoder", "dec": "decoder"}.get(name.partition(".")[0])
+    return layer if layer is None or side is None else f"{side} layer {layer}"
+
+
 def refuse_other_model(file: GgufFile, model: Model) -> None:
     """Raise InputError, naming all that differs, if the file holds another model than the checkpoint.
 

@@ -27,6 +27,7 @@ from .comparison import (
     read_reference,
     text_windows,
 )
+from .front_end import with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
@@ -56,6 +57,7 @@ def verify(
     gates: Mapping[str, float] | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
+    front_end: str | Path | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -65,13 +67,21 @@ def verify(
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to another limit.
     ``diagnose`` looks for the first layer that departs; None: only where the logits fail. ``announce`` is
-    told what it will take. However wrong the file is, the answer is a Proof; KconvError is raised for what
-    cannot be compared at all: a damaged header, another model, a checkpoint that has changed since the
+    told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
+    a damaged header, another model, a body without its front end, a checkpoint that has changed since the
     conversion (unless ``ignore_manifest``), a text that is too short.
     """
     begun = time.monotonic()
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
-    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
+    how = How(
+        gates or {},
+        diagnose,
+        threads or available_cores(),
+        progress,
+        announce,
+        None if front_end is None else Path(front_end),
+    )
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
         checkpoint = open_checkpoint(against)
@@ -158,7 +168,7 @@ def _without_logits(
             strict=same_vocabulary_tools(manifest),
             allow_mismatch=_mismatch_allowed(manifest),
         ),
-        metadata=_metadata(file, subject, manifest),
+        metadata=_metadata(file, subject, manifest, how),
         weights=check_weights(
             file,
             subject.model,
@@ -171,9 +181,10 @@ def _without_logits(
     )
 
 
-def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None) -> MetadataPart:
+def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None, how: How) -> MetadataPart:
     """The part with remarks on a file that is not what it, or its manifest, says it is."""
     part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
+    part = with_front_end_findings(part, file, subject.recipe, subject.checkpoint, how.front_end)
     findings = (*part.findings, *((remark,) if remark else ()))
     if manifest is not None:
         findings += changed_after_conversion(file.header, manifest)

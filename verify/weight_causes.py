@@ -11,7 +11,7 @@ from ..core.model import Model
 from ..core.tensor import Tensor
 from ..quant.ggml import Floats
 from .gguf_weights import GgufFile
-from .same_model import layer_of
+from .same_model import block_of
 from .weight_errors import Compared, RowsFound, Sums, is_scaled
 from .weight_limits import typical_error
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
@@ -164,13 +164,14 @@ def _another_tensor(case: _Case) -> Cause | None:
     name = case.pair.info.name
     for tensor in _alternatives(case):
         if case.matches(rows_of(tensor, case.rows)):
-            here, there = layer_of(name), layer_of(tensor.name)
+            here, there = block_of(name), block_of(tensor.name)
             one = f"{{name}} is {tensor.name} of the checkpoint"
             if here == there:
                 return Cause(("another", name, tensor.name), one, one)
             several = "{count} tensors hold the weights of others of the checkpoint: {names}"
             if here is not None and there is not None:
-                several = f"layer {here} holds weights of layer {there} of the checkpoint: {{names}}"
+                places = [f"layer {place}" if isinstance(place, int) else place for place in (here, there)]
+                several = f"{places[0]} holds weights of {places[1]} of the checkpoint: {{names}}"
             return Cause(("another", here, there), one, several)
     return None
 

@@ -13,17 +13,24 @@ class Window:
     """Tokens both models read from an empty cache.
 
     Position ``p`` predicts token ``p + 1``; positions ``scored_from`` to ``len(ids) - 2`` count.
-    ``text`` is the index of the text the window was cut from.
+    ``text`` is the index of the text the window was cut from. ``source`` is what the encoder of an
+    encoder-decoder reads, EOS and all; ``ids`` are then the decoder's and begin with its start token.
     """
 
     text: int
     ids: tuple[int, ...]
     scored_from: int = 0
+    source: tuple[int, ...] = ()
 
     @property
     def scored(self) -> range:
         """Positions that count."""
         return range(self.scored_from, len(self.ids) - 1)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are read."""
+        return len(self.source) + len(self.ids)
 
 
 def cut(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from ..core.errors import UsageError, VocabError
 from ..core.model import Note
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import UNIGRAM, TokenType, Vocab
 from .context import AdapterContext
 from .end_of_turn import end_of_turn
 from .special_ids import MISSING_DEFAULTS, shown, special_ids
@@ -30,6 +30,7 @@ _DOT42_ROLES = {
     "padding": "<||pad||>",
     "unknown": "<||unk||>",
 }
+_KOGPT_ROLES = {"bos": "[BOS]", "eos": "[EOS]", "unknown": "[UNK]", "padding": "[PAD]", "mask": "[MASK]"}
 _LLAMA3_TOKENS = frozenset({"<|begin_of_text|>", "<|end_of_text|>"})
 _LLAMA3_SIZE = 128256
 _PAD_SCORE = -10000.0  # never the best merge
@@ -74,6 +75,23 @@ def dot42_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
     return adapted, (Note("42dot-specials", f"42dot's special tokens: {'; '.join(changes)}"),)
 
 
+def kogpt_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
+    """The roles of KoGPT's five special tokens, recognised by their texts, where no tokenizer file says them.
+
+    Its card has users name them by hand. Their types stay: whether a text that spells one is cut into pieces
+    is the tokenizer's to say.
+    """
+    ids = {text: index for index, text in enumerate(vocab.tokens) if text in _KOGPT_ROLES.values()}
+    missing = {
+        role: ids[text] for role, text in _KOGPT_ROLES.items() if text in ids and role not in vocab.special
+    }
+    if len(ids) != len(_KOGPT_ROLES) or not missing:
+        return vocab, ()
+    said = "; ".join(f"{role} is {shown(vocab, index)}" for role, index in missing.items())
+    adapted = replace(vocab, special={**vocab.special, **missing})
+    return adapted, (Note("kogpt-specials", f"KoGPT's special tokens: {said}"),)
+
+
 def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
     """One token for both BOS and EOS where the tokenizer has it so (EAGLE), or has no BOS at all.
 
@@ -82,6 +100,8 @@ def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
     """
     eos, bos = vocab.special.get("eos"), vocab.special.get("bos")
     if eos is None or (bos is not None and bos != eos) or (bos is None and vocab.add_bos):
+        return vocab, ()
+    if bos is None and vocab.model == UNIGRAM:  # llama.cpp takes none there by itself
         return vocab, ()
     special = {**vocab.special, "bos": eos}
     changes: list[str] = []
@@ -193,6 +213,7 @@ def rope_theta(vocab: Vocab, context: AdapterContext) -> Adaptation:
 
 ADAPTERS: tuple[Adapter, ...] = (
     Adapter("42dot-specials", "42dot's special tokens by their texts", dot42_specials),
+    Adapter("kogpt-specials", "KoGPT's special tokens by their texts", kogpt_specials),
     Adapter("special-ids", "special ids from the tokenizer where config.json is stale", special_ids),
     Adapter("unify-bos-eos", "one token as BOS and EOS where the tokenizer has it so (EAGLE)", unify_bos_eos),
     Adapter("chat-template", "the prompt format of a model recognised with certainty", chat_template),

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..core.errors import VocabError
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import UNIGRAM, TokenType, Vocab
 from . import byte_fallback, pretokenizers
-from .tokenizer import META_SPACE, Source
+from .byte_vocabulary import NEVER_FIRES
+from .tokenizer import Source
+
+_NEVER = -10000.0
 
 
 @dataclass(frozen=True)
@@ -28,24 +31,39 @@ def candidates(source: Source) -> Iterator[Candidate]:
     Raises VocabError where llama.cpp has no tokenizer that comes near.
     """
     base = _base(source)
+    if source.kind == "utf-8 bytes":
+        # Of the pre-tokenizers one after which llama_detokenize gives back every space as it was.
+        bytewise = replace(base, merges=(NEVER_FIRES,), pre="qwen2")
+        return iter([Candidate("bytes, as byte-level BPE without merges", bytewise)])
     if source.kind == "byte-level bpe":
         return _byte_level(source, base)
     if source.kind == "byte-fallback bpe":
         return _byte_fallback(source, base)
     if source.kind == "character bpe":
-        if not any(text is not None and META_SPACE in text for text in source.tokens):
-            raise VocabError(
-                "the tokenizer is a BPE over characters without byte tokens; llama.cpp has none of that kind",
-                hint="supported are byte-level BPE, byte-fallback BPE and SentencePiece BPE",
-            )
-        return iter(
-            [
-                Candidate(
-                    "raw BPE", byte_fallback.raw_bpe(base, source, pre="sarvam-moe", silenced=frozenset())
-                )
-            ]
+        raw = byte_fallback.raw_bpe(base, source, pre="sarvam-moe", silenced=frozenset())
+        return iter([Candidate("raw BPE", raw)])
+    if source.kind == "sentencepiece bpe" and sum(kind is TokenType.BYTE for kind in source.types) < 256:
+        raise VocabError(
+            f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for such"
+            " vocabularies stops at the first character it does not know",
+            hint="supported are byte-level BPE, byte-fallback BPE, SentencePiece unigram and BPE"
+            " (BPE with byte fallback)",
         )
     return _sentencepiece(source, base)
+
+
+def without_home(source: Source) -> str | None:
+    """Why no vocabulary of llama.cpp can be equal to a tokenizer of this kind; None where one may be.
+
+    A BPE over characters gives its unknown token for a character it does not have. llama.cpp's BPE leaves
+    such a character out where no byte tokens stand for it (src/llama-vocab.cpp, llm_tokenizer_bpe_session).
+    """
+    if source.kind != "character bpe":
+        return None
+    return (
+        "the tokenizer is a BPE over characters without byte tokens, and llama.cpp has none of that kind: it "
+        "leaves out characters the vocabulary does not have"
+    )
 
 
 def _base(source: Source) -> Vocab:
@@ -94,18 +112,29 @@ def _byte_fallback(source: Source, base: Vocab) -> Iterator[Candidate]:
 
 
 def _sentencepiece(source: Source, base: Vocab) -> Iterator[Candidate]:
-    if sum(kind is TokenType.BYTE for kind in source.types) < 256:
-        raise VocabError(
-            f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for such"
-            " vocabularies stops at the first character it does not know",
-            hint="supported are byte-level BPE, byte-fallback BPE and SentencePiece BPE with byte fallback",
-        )
     prefix = source.prefix is not None
+    if source.kind == "sentencepiece unigram":
+        yield from _unigram(source, base)
+    if sum(kind is TokenType.BYTE for kind in source.types) < 256:
+        return  # llama.cpp's SPM stops at the first character it does not know
     own = replace(base, model="llama", scores=source.scores, add_space_prefix=prefix)
+    yield Candidate("SPM, own scores", own)
+    if prefix:
+        yield Candidate("SPM, own scores, no leading space", replace(own, add_space_prefix=False))
 
-    def made() -> Iterator[Candidate]:
-        yield Candidate("SPM, own scores", own)
-        if prefix:
-            yield Candidate("SPM, own scores, no leading space", replace(own, add_space_prefix=False))
 
-    return made()
+def _unigram(source: Source, base: Vocab) -> Iterator[Candidate]:
+    """llama.cpp's UGM. Tokens that are not used it would use, but for a score nothing can be as bad as."""
+    scores = [
+        _NEVER if kind is TokenType.UNUSED else score
+        for score, kind in zip(source.scores, source.types, strict=True)
+    ]
+    own = replace(
+        base,
+        model=UNIGRAM,
+        scores=tuple(scores),
+        add_space_prefix=source.prefix is not None,
+        charsmap=source.charsmap,
+    )
+    yield Candidate("unigram, surplus spaces removed", replace(own, remove_extra_whitespaces=True))
+    yield Candidate("unigram, spaces kept", own)

@@ -20,7 +20,7 @@ def token_bytes(source: Source, token: int) -> bytes:
     kind = source.types[token]
     if kind is TokenType.BYTE and text.startswith("<0x"):
         return bytes([int(text[3:5], 16)])
-    if kind is TokenType.NORMAL and source.kind == "byte-level bpe":
+    if kind is TokenType.NORMAL and source.kind in ("byte-level bpe", "utf-8 bytes"):
         symbols = byte_symbols()
         if all(character in symbols for character in text):
             return bytes(symbols[character] for character in text)

@@ -17,6 +17,8 @@ def describe(
     table: TokenTable,
     merges: int,
     chat_template: str | None,
+    *,
+    sentinels: str = "",
 ) -> Description:
     """Describe a tokenizer by the parts of its tokenizer.json, or what stands for them."""
     model = spec["model"]
@@ -37,6 +39,7 @@ def describe(
         add_bos=table.add_bos,
         add_eos=table.add_eos,
         chat_template=chat_template is not None,
+        sentinels=sentinels,
     )
 
 

@@ -5,6 +5,7 @@ AutoTokenizer is not asked: classes of transformers rewrite what the file says.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from array import array
@@ -20,6 +21,7 @@ from .describe import describe
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
+from .unigram import equally_good
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -135,18 +137,21 @@ def _source(
     kind = _kind(spec)
     unknown = model.get("unk_token") if isinstance(model.get("unk_token"), str) else None
     table, moved = token_table(tokenizer, kind, unknown, settings)
+    scores = _scores(tokenizer, len(table.tokens)) if kind == "sentencepiece unigram" else ()
     return Source(
         kind=kind,
         table=table,
         description=describe(kind, files, spec, table, len(merges), settings.chat_template),
         encode_batch=_encoder(tokenizer, moved),
-        scores=_scores(tokenizer, len(table.tokens)) if kind == "sentencepiece unigram" else (),
+        scores=scores,
         merges=merges,
         splits=pretokenizers.structure(spec.get("pre_tokenizer")),
         ignore_merges=bool(model.get("ignore_merges")),
         normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
+        charsmap=_charsmap(spec),
         prefix=_prefix(spec),
         chat_template=settings.chat_template,
+        equally_good=equally_good(table, scores) if scores else None,
         encode_pieces=_piece_encoder(tokenizer, spec) if kind == "byte-fallback bpe" else None,
         notes=(*notes, *settings.notes, *table.notes),
     )
@@ -164,7 +169,7 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
         if model.get("byte_fallback"):
             return "byte-fallback bpe"
         return "byte-level bpe" if "ByteLevel" in types else "character bpe"
-    if kind == "Unigram":
+    if kind == "Unigram" or (kind is None and "unk_id" in model):
         return "sentencepiece unigram"
     raise VocabError(
         f"tokenizer.json holds a {kind} model, which llama.cpp has no tokenizer for in this architecture",
@@ -178,6 +183,14 @@ def _scores(tokenizer: Tokenizer, size: int) -> tuple[float, ...]:
     for token_id, (_, score) in enumerate(pairs):
         scores[token_id] = float(score)
     return tuple(scores)
+
+
+def _charsmap(spec: Mapping[str, Any]) -> bytes:
+    for step in pretokenizers.steps(spec.get("normalizer")):
+        value = step.get("precompiled_charsmap") if step.get("type") == "Precompiled" else None
+        if isinstance(value, str):
+            return base64.b64decode(value)  # the library has taken it, so it is valid
+    return b""
 
 
 def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.input_files import quoted
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import UNIGRAM, TokenType, Vocab
 from .special_ids import MISSING_DEFAULTS
 
 PREFIX = "tokenizer.ggml."
@@ -54,13 +54,14 @@ def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
     model = reader.text("model") or ""
     pre = "gemma4" if model == "gemma4" else reader.text("pre") or "default"
     tokens = reader.texts("tokens")
-    spm = model == "llama"
+    spm, unigram = model == "llama", model == UNIGRAM
     flags = {
         "add_bos": reader.flag("add_bos_token", spm or (pre in _ADD_BOS)),
-        "add_eos": reader.flag("add_eos_token", False),
+        "add_eos": reader.flag("add_eos_token", unigram),
         "add_space_prefix": reader.flag("add_space_prefix", spm),
+        "remove_extra_whitespaces": unigram and reader.flag("remove_extra_whitespaces", False),
     }
-    if not spm and pre in ALWAYS_BOS:
+    if not spm and not unigram and pre in ALWAYS_BOS:
         flags["add_bos"] = True
     template = metadata.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
@@ -74,8 +75,12 @@ def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
         merges=reader.texts("merges"),
         pre=pre,
         special=reader.special(model, pre, len(tokens)),
+        charsmap=reader.octets("precompiled_charsmap") if unigram else b"",
         chat_template=template,
-        **flags,
+        add_bos=flags["add_bos"],
+        add_eos=flags["add_eos"],
+        add_space_prefix=flags["add_space_prefix"],
+        remove_extra_whitespaces=flags["remove_extra_whitespaces"],
     )
     return vocab, tuple(reader.faults)
 
@@ -120,6 +125,17 @@ class _Reader:
         if value is not None:
             self.fault(PREFIX + name, "a list of numbers", value)
         return ()
+
+    def octets(self, name: str) -> bytes:
+        """An array of bytes; llama.cpp takes signed and unsigned ones."""
+        value = self._metadata.get(PREFIX + name)
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, tuple) and all(type(item) is int and -128 <= item < 256 for item in value):
+            return bytes(item & 0xFF for item in value)
+        if value is not None:
+            self.fault(PREFIX + name, "a list of bytes", value)
+        return b""
 
     def types(self, tokens: int) -> tuple[TokenType, ...]:
         key = PREFIX + "token_type"

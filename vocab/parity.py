@@ -8,7 +8,6 @@ without; for some with BOS and EOS as the vocabulary declares them.
 from __future__ import annotations
 
 import functools
-import unicodedata
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,6 @@ from .tokenizer import META_SPACE, Source, added_pattern
 
 Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
 _FULL_SPECIALS = 24
-_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
 _LINES = 24
 _COMPETING = 8000
 _WITH_BOS_EOS = 60
@@ -52,6 +50,7 @@ class Parity:
     original removes or a first one that makes it add none; a stretch of one single space between special
     tokens is left out of account. ``error`` says why llama.cpp could not be asked. ``tried`` has the number
     of equal texts for every candidate measured on the way. ``different`` are indices into the texts.
+    ``ties`` of the equal ones are so only because another cut is as good (``Source.equally_good``).
     """
 
     candidate: str
@@ -62,6 +61,7 @@ class Parity:
     error: str | None = None
     tried: Mapping[str, int] = field(default_factory=dict)
     different: tuple[int, ...] = field(default=(), repr=False)
+    ties: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -70,6 +70,7 @@ class Parity:
             "candidate": self.candidate,
             "texts": self.texts,
             "equal": self.exact,
+            "ties": self.ties,
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
         }
@@ -155,7 +156,7 @@ def _competing_merges(source: Source) -> list[str]:
 
 def _plain(source: Source, token: str) -> str | None:
     """The text a token stands for; None for half a character."""
-    if source.kind != "byte-level bpe":
+    if source.kind not in ("byte-level bpe", "utf-8 bytes"):
         return token.replace(META_SPACE, " ")
     symbols = byte_symbols()
     try:
@@ -213,16 +214,17 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         got = probe.encode([*as_is, *spaced.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
-    wrong = _wrong(questions, dict(enumerate(got[: len(as_is)])), around)
+    wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
     if not wrong:
-        return Parity(name, total, total, "exact")
+        return Parity(name, total, total, "exact", ties=ties)
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
-    if spaced and not _wrong(questions, dict(zip(spaced, got[len(as_is) :], strict=True)), around):
+    respaced = dict(zip(spaced, got[len(as_is) :], strict=True))
+    if spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
-    return Parity(name, total, total - len(different), verdict, first, different=different)
+    return Parity(name, total, total - len(different), verdict, first, different=different, ties=ties)
 
 
 def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
@@ -238,17 +240,24 @@ def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[
     return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
 
 
-def _wrong(questions: Exam, got: Mapping[int, array[int]], around: Declared) -> list[int]:
-    """Indices of the questions answered differently."""
+def _wrong(
+    questions: Exam, got: Mapping[int, array[int]], source: Source, around: Declared
+) -> tuple[list[int], int]:
+    """Indices of the questions answered differently, and how many texts are cut otherwise but as well."""
     before, after = array("i", around.before), array("i", around.after)
     wrong = []
+    ties: set[int] = set()
     for index, found in got.items():
-        answer = questions.answers[index]
-        if questions.questions[index].add_special:
+        question, answer = questions.questions[index], questions.answers[index]
+        if question.add_special:
             answer = before + answer + after
-        if found != answer:
+        if found == answer:
+            continue
+        if source.equally_good is not None and source.equally_good(found, answer):
+            ties.add(question.text)
+        else:
             wrong.append(index)
-    return wrong
+    return wrong, len(ties)
 
 
 def _difference(questions: Exam, index: int, got: array[int], source: Source, around: Declared) -> Difference:
@@ -269,21 +278,3 @@ def _difference(questions: Exam, index: int, got: array[int], source: Source, ar
 
 def _pieces(source: Source, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple((source.tokens[token_id] or "") if 0 <= token_id < source.size else "?" for token_id in ids)
-
-
-def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
-    """What all differing texts have in common, where that is something known; for the hint of an error."""
-    if parity.error or not parity.different:
-        return None
-    texts_apart = [questions.texts[index] for index in parity.different]
-    for form in _FORMS:
-        known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
-        if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
-            return (
-                f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text"
-                f" and llama.cpp does not: give it text in {form}"
-            )
-    pattern = added_pattern(source.added, True)
-    if pattern and all(map(pattern.search, texts_apart)):
-        return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
-    return None

@@ -15,13 +15,16 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
-from ..core.input_files import quoted, read_bytes
+from ..core.input_files import quoted, read_bytes, read_json
 from ..core.vocabulary import TokenType
 from .describe import describe
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
+from .unigram import equally_good
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
+_T5_CLASSES = frozenset({"T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast"})
+_EXTRA_IDS = 100
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _KINDS: dict[int, Kind] = {1: "sentencepiece unigram", 2: "sentencepiece bpe"}
 
@@ -46,6 +49,7 @@ class ModelProto:
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
     escape_whitespaces: bool = True
+    charsmap: bytes = b""
     roles: dict[str, int] = field(default_factory=dict)
 
 
@@ -62,17 +66,22 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     kind = _KINDS.get(proto.algorithm)
     if kind is None:
         raise VocabError(f"{path} is neither a BPE nor a unigram model; llama.cpp has no tokenizer for it")
-    table = _table(proto, settings, path)
+    t5 = _is_t5(checkpoint, settings)
+    if t5:
+        settings = _with_extra_ids(settings, len(proto.pieces), checkpoint)
+    table = _table(proto, settings, path, t5=t5)
+    scores = tuple(piece.score for piece in proto.pieces) + (0.0,) * (len(table.tokens) - len(proto.pieces))
     return Source(
         kind=kind,
         table=table,
         description=describe(kind, (name, *settings.files), _spec(proto), table, 0, settings.chat_template),
         encode_batch=_encoder(data, proto, table.added, path, each=settings.legacy),
-        scores=tuple(piece.score for piece in proto.pieces)
-        + (0.0,) * (len(table.tokens) - len(proto.pieces)),
+        scores=scores,
         normalizers=() if proto.normalizer == "identity" else (proto.normalizer,),
+        charsmap=proto.charsmap,
         prefix=SpacePrefix(each=settings.legacy, doubled=True) if proto.add_dummy_prefix else None,
         collapses_spaces=proto.remove_extra_whitespaces,
+        equally_good=equally_good(table, scores) if kind == "sentencepiece unigram" else None,
         chat_template=settings.chat_template,
         notes=settings.notes,
     )
@@ -88,10 +97,40 @@ def _roles(proto: ModelProto) -> dict[str, int]:
     }
 
 
-def _table(proto: ModelProto, settings: TokenSettings, path: Path) -> TokenTable:
+def _is_t5(checkpoint: Checkpoint, settings: TokenSettings) -> bool:
+    """Whether transformers reads the model with T5Tokenizer, which adds EOS and no BOS."""
+    if settings.tokenizer_class:
+        return settings.tokenizer_class in _T5_CLASSES
+    return checkpoint.config.get("model_type") in ("t5", "mt5")
+
+
+def _with_extra_ids(settings: TokenSettings, pieces: int, checkpoint: Checkpoint) -> TokenSettings:
+    """The settings with ids for ``<extra_id_N>``: T5Tokenizer counts them down from the last id.
+
+    There are ``extra_ids`` of them (tokenizer_config.json, 100 if not said), as far as the embedding's rows
+    reach. Those whose ids a file gives keep them.
+    """
+    config = read_json(checkpoint.folder, "tokenizer_config.json") or {}
+    count = config.get("extra_ids", _EXTRA_IDS)
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count < MAX_TOKENS:
+        raise VocabError(f"tokenizer_config.json: extra_ids is {quoted(count)}, expected a number of tokens")
+    rows = checkpoint.config.get("vocab_size")
+    if isinstance(rows, int) and pieces + count > rows:
+        count = 0
+    ids = {f"<extra_id_{number}>": pieces + count - 1 - number for number in range(count)}
+    known = {token.text for token in settings.added if token.id is not None}
+    if any(text in known for text in ids):
+        return settings
+    others = tuple(token for token in settings.added if token.text not in ids)
+    extra = tuple(AddedToken(text, token_id) for text, token_id in reversed(ids.items()))
+    return replace(settings, added=(*others, *extra))
+
+
+def _table(proto: ModelProto, settings: TokenSettings, path: Path, *, t5: bool) -> TokenTable:
     """The pieces and the tokens added to them; all that is cut out of the text first counts as added.
 
-    BOS and EOS are added as tokenizer_config.json says, else as LlamaTokenizer does: BOS yes, EOS no.
+    BOS and EOS are added as tokenizer_config.json says, else as LlamaTokenizer does (BOS yes, EOS no) or, of
+    ``t5``, T5Tokenizer (BOS no, EOS yes).
     """
     tokens: list[str | None] = [piece.text for piece in proto.pieces]
     types = [piece.kind for piece in proto.pieces]
@@ -130,8 +169,8 @@ def _table(proto: ModelProto, settings: TokenSettings, path: Path) -> TokenTable
         types=tuple(types),
         added=tuple(sorted(added.values(), key=lambda token: token.id or 0)),
         special=_roles(proto) | {role: ids[text] for role, text in settings.roles.items() if text in ids},
-        add_bos=settings.add_bos is not False,
-        add_eos=settings.add_eos is True,
+        add_bos=not t5 if settings.add_bos is None else settings.add_bos,
+        add_eos=t5 if settings.add_eos is None else settings.add_eos,
     )
 
 
@@ -223,7 +262,7 @@ def _parse(data: bytes) -> ModelProto:
     roles = {
         role: int(trainer.get(field_number, default)) for role, (field_number, default) in numbers.items()
     }
-    name = normalizer.get(1, b"identity")
+    name, charsmap = normalizer.get(1, b"identity"), normalizer.get(2, b"")
     return ModelProto(
         pieces=tuple(pieces),
         algorithm=int(trainer.get(3, 1)),
@@ -232,6 +271,7 @@ def _parse(data: bytes) -> ModelProto:
         add_dummy_prefix=bool(normalizer.get(3, 1)),
         remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         escape_whitespaces=bool(normalizer.get(5, 1)),
+        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
         roles=roles,
     )
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import EnvironmentProblem, MappingError, TokenMismatch
+from ..core.errors import EnvironmentProblem, KconvError, MappingError, TokenMismatch, VocabError
 from ..core.files import explained
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
-from .candidates import Candidate, candidates
+from .candidates import Candidate, candidates, without_home
 from .context import AdapterContext, read_context
-from .parity import Difference, Exam, Parity, declared, exam, explanation, grade, write_vocab_only
+from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
+from .reasons import explanation
 from .sources import read_source
 from .tokenizer import Source
 
@@ -47,9 +48,9 @@ def settle_vocab(
     """Give ``model`` the first candidate vocabulary with exactly the tokenizer's token ids.
 
     The number of embedding rows is that of ``token_embd.weight``; no weight is read. Raises VocabError where
-    the tokenizer cannot be read, has no counterpart in llama.cpp or has more tokens than rows, and
-    TokenMismatch where no candidate is exact, not even but for spaces, unless ``allow_mismatch`` and
-    llama.cpp can at least load the best.
+    the tokenizer cannot be read or has more tokens than rows. Where no candidate is exact, not even but for
+    spaces, it raises VocabError for a kind of tokenizer llama.cpp has no counterpart of and TokenMismatch for
+    others, unless ``allow_mismatch`` and llama.cpp can at least load the best.
     """
     enabled = enabled_adapters(disabled_adapters)
     try:
@@ -62,6 +63,8 @@ def settle_vocab(
     source = read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
+    if best.parity.ties:
+        notes.append(_equally_good(best.parity))
     if best.parity.verdict == "mismatch":
         if not allow_mismatch or best.parity.error:  # a file that llama.cpp dies of helps nobody
             raise mismatch(best.parity, questions, source)
@@ -153,6 +156,14 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def _equally_good(parity: Parity) -> Note:
+    message = (
+        f"in {parity.ties} of {parity.texts} texts the tokenizer finds two ways equally good and llama.cpp "
+        "takes the other, since it adds scores with more digits; they count as equal"
+    )
+    return Note("equally-good", message)
+
+
 def _allowed(parity: Parity) -> Note:
     message = (
         f"token ids differ from the checkpoint's tokenizer in {parity.texts - parity.exact} of {parity.texts}"
@@ -161,10 +172,14 @@ def _allowed(parity: Parity) -> Note:
     return Note("tokenizer-mismatch", message, warning=True)
 
 
-def mismatch(parity: Parity, questions: Exam, source: Source) -> TokenMismatch:
-    """The error for a vocabulary that was not matched, with the evidence."""
+def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
+    """The error for a vocabulary that was not matched, with the evidence.
+
+    VocabError for a kind of tokenizer llama.cpp has no counterpart of, else TokenMismatch.
+    """
+    homeless = without_home(source)
     lines = [
-        "no vocabulary makes llama.cpp give the token ids of the checkpoint's own tokenizer",
+        homeless or "no vocabulary makes llama.cpp give the token ids of the checkpoint's own tokenizer",
         f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
     ]
     if parity.error:
@@ -179,7 +194,7 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> TokenMismatch:
     reason = explanation(parity, questions, source)
     if reason:
         hint = f"{reason}; {hint}"
-    return TokenMismatch("\n".join(lines), hint=hint)
+    return (VocabError if homeless else TokenMismatch)("\n".join(lines), hint=hint)
 
 
 def difference_lines(difference: Difference, file: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
-from .token_settings import read_token_settings
+from .token_settings import TokenSettings, read_token_settings
 from .tokenizer import Description, Source
 
 __all__ = ["Description", "Source", "read_source"]
@@ -13,14 +13,20 @@ __all__ = ["Description", "Source", "read_source"]
 def read_source(checkpoint: Checkpoint) -> Source:
     """The checkpoint's own tokenizer, which is the truth all candidates are measured against.
 
-    tokenizer.json wins; without it vocab.json with merges.txt; without those a SentencePiece model. Raises
+    ByT5's has no file of its own; else tokenizer.json wins, unless it is a copy of the SentencePiece unigram
+    model beside it; without it vocab.json with merges.txt; without those a SentencePiece model. Raises
     CheckpointError or VocabError where there is none or what there is cannot be read.
     """
     settings = read_token_settings(checkpoint)
+    from .byte_vocabulary import is_byte_tokenizer, read_byte_vocabulary
+
+    if is_byte_tokenizer(checkpoint):
+        return read_byte_vocabulary(checkpoint, settings)
     if checkpoint.has("tokenizer.json"):
         from .hf_tokenizer import read_tokenizer_json
 
-        return read_tokenizer_json(checkpoint, settings)
+        read = read_tokenizer_json(checkpoint, settings)
+        return (_original(checkpoint, read, settings) or read) if read.charsmap else read
     if checkpoint.has("vocab.json"):
         from .hf_tokenizer import read_vocab_and_merges
 
@@ -35,3 +41,19 @@ def read_source(checkpoint: Checkpoint) -> Source:
         " tokenizer.model",
         hint="download those files of the checkpoint too",
     )
+
+
+def _original(checkpoint: Checkpoint, copy: Source, settings: TokenSettings) -> Source | None:
+    """The SentencePiece model a tokenizer.json was made from, if it lies beside it and has the same tokens.
+
+    The model was trained with it, and the tokenizers library normalizes by rules of its own: it looks up
+    letters with their marks as a whole where SentencePiece takes the longest match.
+    """
+    from .sentencepiece_model import MODEL_FILES, read_sentencepiece
+
+    for name in MODEL_FILES:
+        if checkpoint.has(name):
+            original = read_sentencepiece(checkpoint, name, settings)
+            same = original.kind == copy.kind and original.tokens == copy.tokens
+            return original if same else None
+    return None

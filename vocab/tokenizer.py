@@ -13,7 +13,12 @@ from ..core.vocabulary import TokenType
 from .token_settings import AddedToken
 
 Kind = Literal[
-    "byte-level bpe", "byte-fallback bpe", "character bpe", "sentencepiece bpe", "sentencepiece unigram"
+    "byte-level bpe",
+    "byte-fallback bpe",
+    "character bpe",
+    "sentencepiece bpe",
+    "sentencepiece unigram",
+    "utf-8 bytes",
 ]
 Encoder = Callable[[Sequence[str], bool], list["array[int]"]]
 META_SPACE = "\u2581"
@@ -41,7 +46,10 @@ class SpacePrefix:
 
 @dataclass(frozen=True)
 class Description:
-    """A tokenizer in words, for ``kconv inspect``. ``specials`` maps a role to ``(id, text)``."""
+    """A tokenizer in words, for ``kconv inspect``. ``specials`` maps a role to ``(id, text)``.
+
+    ``sentinels`` says which ids stand for masks where a tokenizer has any.
+    """
 
     kind: str
     files: tuple[str, ...]
@@ -56,6 +64,7 @@ class Description:
     add_bos: bool
     add_eos: bool
     chat_template: bool
+    sentinels: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,11 @@ class Source:
 
     ``scores`` run by id where the model has them. ``merges`` are pairs joined by a space, in order of rank.
     ``splits`` is the pre-tokenizer's structure (``pretokenizers.structure``). ``collapses_spaces``: of
-    several spaces one stays, at the ends of a stretch of text none. ``encode_batch(texts, parse_special)``
+    several spaces one stays, at the ends of a stretch of text none. ``charsmap`` is SentencePiece's compiled
+    normalization (precompiled_charsmap), empty where there is none. ``encode_batch(texts, parse_special)``
     gives the ids without BOS and EOS; ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past
-    the normalizer and added tokens.
+    the normalizer and added tokens. ``equally_good`` says of two cuts of a text whether the model finds them
+    equally good (unigram models, where rounding then decides).
     """
 
     kind: Kind
@@ -91,10 +102,12 @@ class Source:
     splits: tuple[str, ...] = ()
     ignore_merges: bool = False
     normalizers: tuple[str, ...] = ()
+    charsmap: bytes = b""
     prefix: SpacePrefix | None = None
     collapses_spaces: bool = False
     chat_template: str | None = None
     encode_pieces: Encoder | None = None
+    equally_good: Callable[[Sequence[int], Sequence[int]], bool] | None = None
     notes: tuple[Note, ...] = ()
 
     @property

@@ -7,9 +7,12 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ..recipe import Recipe
+from .gbswt5 import GBSWT5
+from .gptj import GPTJ
 from .llama import LLAMA
+from .t5 import MT5, T5
 
-RECIPES: tuple[Recipe, ...] = (LLAMA,)
+RECIPES: tuple[Recipe, ...] = (LLAMA, GPTJ, T5, MT5, GBSWT5)
 
 _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are no Llama"
 
@@ -18,9 +21,9 @@ _LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models
 NEAR: Mapping[str, str] = {
     "GPTNeoXForCausalLM": "GPT-NeoX (egpt-1.3b-preview, polyglot-ko) is not supported yet; "
     "llama.cpp's own converter takes GPT-NeoX with a byte-level tokenizer",
-    "GPTJForCausalLM": "GPT-J (KoGPT) is planned, as llama.cpp's phi2 graph",
-    "T5ForConditionalGeneration": "T5 and ByT5 (KEByT5) are planned",
-    "GBSWT5ForConditionalGeneration": "GBST-KEByT5 is planned, as a T5 body and a front end of its own",
+    "UMT5ForConditionalGeneration": "UMT5 (a relative bias in every layer) is not supported; llama.cpp's own "
+    "converter takes it",
+    "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter takes them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's own converter takes it",

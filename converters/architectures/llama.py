@@ -161,7 +161,16 @@ def _extra(settings: Settings, sizes: Sizes) -> Sequence[Tensor]:
     def read(start: int, stop: int) -> Array:
         return factors[start:stop]
 
-    return (Tensor("rope_freqs.weight", factors.shape, DType.F32, read, origin="config.json: rope scaling"),)
+    return (
+        Tensor(
+            "rope_freqs.weight",
+            factors.shape,
+            DType.F32,
+            read,
+            origin="config.json: rope scaling",
+            computed=True,
+        ),
+    )
 
 
 @np.errstate(all="ignore")  # what overflows is refused at the end

@@ -1,7 +1,7 @@
 """Small checkpoints to try kconv on: what ``kconv demo-checkpoint FAMILY DIR`` writes.
 
-Nothing is downloaded and no real weight is used: one is a model trained by this project (data/42dot), the
-others are made on the spot with random weights (synthetic.py).
+Nothing is downloaded and no real weight is used: some are models trained by this project (a folder of data/
+each, with its card), the others are made on the spot with random weights (synthetic.py).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,18 +18,21 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from .synthetic import write_eagle, write_llama_3_ko
 
+TRAINED = ("42dot", "kogpt", "kebyt5")
+"""Families whose sample was trained; the others have random weights."""
 
-def write_42dot(folder: Path) -> Path:
-    """Write the embedded model of 42dot_LLM's layout (data/42dot/README.md is its card) as new ``folder``."""
+
+def write_trained(family: str, folder: Path) -> Path:
+    """Write the trained model of a family of TRAINED (data/<family>/README.md: its card) as new folder."""
     folder.mkdir()
-    for source in files(__name__).joinpath("data", "42dot").iterdir():
+    for source in files(__name__).joinpath("data", family).iterdir():
         with source.open("rb") as data, (folder / source.name).open("xb") as copy:
             shutil.copyfileobj(data, copy)
     return folder
 
 
 FAMILIES: Mapping[str, Callable[[Path], Path]] = {
-    "42dot": write_42dot,
+    **{family: partial(write_trained, family) for family in TRAINED},
     "eagle": write_eagle,
     "llama-3-ko": write_llama_3_ko,
 }

@@ -1,0 +1,31 @@
+"""Front ends: what makes the input of an encoder in place of its own embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import GgufError
+
+FrontEnd = Callable[[Sequence[int]], Any]
+"""Token ids to float32 ``(positions, width)``."""
+
+
+def front_end_for(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEnd | None:
+    """The GBST front end the GGUF at ``artifact`` needs, ``chosen`` or the one beside it; None if none.
+
+    Raises GgufError where it is missing, another model's or damaged, or not asked for.
+    """
+    if metadata.get("general.architecture") == "gbst":
+        raise GgufError(
+            f"{artifact} is the front end of a GBST model, which runs together with its body",
+            hint=f"give the body, with --front-end {artifact} if that is in another folder",
+        )
+    if chosen is None and "kconv.front_end" not in metadata:
+        return None
+    from ..converters.gbst.front_end import embed
+    from ..converters.gbst.front_end_file import front_end_of
+
+    found = front_end_of(artifact, metadata, chosen)
+    return None if found is None else lambda ids: embed(found.front_end, ids).values

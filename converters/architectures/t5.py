@@ -1,0 +1,323 @@
+"""T5 and its relatives: KEByT5 and ByT5, T5 v1.1, Flan-T5, mT5.
+
+Keys and tensors as llama.cpp reads them in src/models/t5.cpp; names of tensors as in src/llama-arch.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ...core.checkpoint import Checkpoint
+from ...core.errors import CheckpointError, UnsupportedModel
+from ...core.input_files import quoted, read_json
+from ...core.model import MetadataValue, Note
+from ...core.tensor import Array, DType, Tensor
+from ...quant.ggml import to_float32
+from ...vocab.byte_vocabulary import is_byte_tokenizer
+from ..recipe import Recipe, Row, Sizes, Transform
+from ..settings import Settings
+from ..transforms import same_weights
+
+# One matrix embeds for both sides; which of its names a file keeps depends on what wrote it.
+EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+HEAD = "lm_head.weight"
+_GATED, _UNGATED = "gated", "ungated"
+_OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
+
+# llama.cpp's GELU is the tanh approximation (ggml_gelu); these are transformers' names of it.
+_TANH_GELUS = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"})
+_MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp
+_BUCKETS = (4, 255)  # below, a side has no exact bucket; above, the exact ones reach beyond _MAX_DISTANCE
+_BYTE_CONTEXT, _CONTEXT = 1024, 512
+_SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
+
+
+def _scaled(*, copy: bool) -> Transform:
+    """``(rows, hidden) -> (rows, hidden)`` in float32, each weight times d_model^-0.5.
+
+    ``copy``: the source is the embedding, which counts among the model's weights already.
+
+    Tied models multiply the decoder's output by that before the head (transformers, modeling_t5.py), which
+    llama.cpp's graph does not.
+    """
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        return replace(_times(sources[0], sizes["hidden"] ** -0.5), computed=copy)
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return (_times(target, sizes["hidden"] ** 0.5),)
+
+    return Transform(apply, undo)
+
+
+def _times(source: Tensor, factor: float) -> Tensor:
+    def read(start: int, stop: int) -> Array:
+        rows = source.read(start, stop)
+        wide = np.empty(rows.shape, np.float32)
+        to_float32(np.ascontiguousarray(rows), source.dtype, wide)
+        with np.errstate(all="ignore"):  # infinite weights are told of by the writer
+            wide *= np.float32(factor)
+        return wide
+
+    return replace(source, dtype=DType.F32, read=read)
+
+
+def _block(
+    side: str, target: str, source: str, shape: tuple[str, ...], *, when: str | None = None, prefix: str = ""
+) -> Row:
+    layers = "layers" if side == "encoder" else "decoder_layers"
+    name = f"{side[:3]}.blk.{{i}}.{prefix}{target}.weight"
+    return Row(name, (f"{side}.block.{{i}}.layer.{source}.weight",), shape, when=when, layers=layers)
+
+
+def _attention(side: str, norm: str, place: str, prefix: str = "") -> tuple[Row, ...]:
+    inner, outer = ("heads * head_dim", "hidden"), ("hidden", "heads * head_dim")
+    return (
+        _block(side, "attn_norm", f"{norm}.layer_norm", ("hidden",), prefix=prefix),
+        _block(side, "attn_q", f"{place}.q", inner, prefix=prefix),
+        _block(side, "attn_k", f"{place}.k", inner, prefix=prefix),
+        _block(side, "attn_v", f"{place}.v", inner, prefix=prefix),
+        _block(side, "attn_o", f"{place}.o", outer, prefix=prefix),
+    )
+
+
+def _feed_forward(side: str, layer: int) -> tuple[Row, ...]:
+    dense, up = f"{layer}.DenseReluDense", ("ffn", "hidden")
+    return (
+        _block(side, "ffn_norm", f"{layer}.layer_norm", ("hidden",)),
+        _block(side, "ffn_gate", f"{dense}.wi_0", up, when=_GATED),
+        _block(side, "ffn_up", f"{dense}.wi_1", up, when=_GATED),
+        _block(side, "ffn_up", f"{dense}.wi", up, when=_UNGATED),
+        _block(side, "ffn_down", f"{dense}.wo", ("hidden", "ffn")),
+    )
+
+
+def _bias(side: str) -> Row:
+    """Only the first block has one; the others share it."""
+    source = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return Row(f"{side[:3]}.blk.0.attn_rel_b.weight", (source,), ("buckets", "heads"))
+
+
+def _head() -> tuple[Row, ...]:
+    """``output.weight`` of a head of its own, or of the embedding where logits are scaled, else none."""
+    shape, own, copy = ("rows", "hidden"), _scaled(copy=False), _scaled(copy=True)
+    return (
+        Row("output.weight", (HEAD,), shape, when=_OWN_HEAD),
+        Row("output.weight", (HEAD,), shape, own, when=_SCALED_HEAD),
+        *(
+            Row("output.weight", (name,), shape, copy, when=_SCALED + name, back_to=(HEAD,))
+            for name in EMBEDDINGS
+        ),
+    )
+
+
+BODY = (
+    _bias("encoder"),
+    *_attention("encoder", "0", "0.SelfAttention"),
+    *_feed_forward("encoder", 1),
+    Row("enc.output_norm.weight", ("encoder.final_layer_norm.weight",), ("hidden",)),
+    _bias("decoder"),
+    *_attention("decoder", "0", "0.SelfAttention"),
+    *_attention("decoder", "1", "1.EncDecAttention", "cross_"),
+    *_feed_forward("decoder", 2),
+    Row("dec.output_norm.weight", ("decoder.final_layer_norm.weight",), ("hidden",)),
+)
+"""All rows but those of embedding and head."""
+
+ROWS = (
+    *(Row("token_embd.weight", (name,), ("rows", "hidden"), when=name) for name in EMBEDDINGS),
+    *BODY,
+    *_head(),
+)
+
+
+def sizes(settings: Settings) -> Sizes:
+    """The words of the shapes; refuses what llama.cpp's graph cannot have."""
+    layers = settings.integer("num_layers")
+    decoder_layers = settings.integer("num_decoder_layers", layers)
+    if decoder_layers > layers:
+        raise UnsupportedModel(
+            f"{settings.where}: the decoder has {decoder_layers} layers, more than the encoder's {layers}; "
+            "llama.cpp keeps room for as many as the encoder has and ends the process",
+            hint="this checkpoint cannot run on stock llama.cpp",
+        )
+    buckets = settings.integer("relative_attention_num_buckets", 32)
+    if not _BUCKETS[0] <= buckets <= _BUCKETS[1]:
+        raise settings.refuse(
+            "relative_attention_num_buckets", buckets, f"a number from {_BUCKETS[0]} to {_BUCKETS[1]}"
+        )
+    return {
+        "layers": layers,
+        "decoder_layers": decoder_layers,
+        "hidden": settings.integer("d_model"),
+        "heads": settings.integer("num_heads"),
+        "head_dim": settings.integer("d_kv"),
+        "ffn": settings.integer("d_ff"),
+        "buckets": buckets,
+        "rows": settings.integer("vocab_size"),
+    }
+
+
+def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
+    _refuse_distance(settings)
+    embedding = embedding_name(checkpoint)
+    return frozenset({embedding, feed_forward(settings), *head_flags(settings, checkpoint, embedding)})
+
+
+def _refuse_distance(settings: Settings) -> None:
+    distance = settings.integer("relative_attention_max_distance", _MAX_DISTANCE)
+    if distance != _MAX_DISTANCE:
+        raise UnsupportedModel(
+            f"{settings.where}: relative_attention_max_distance is {distance}; llama.cpp's t5 graph has "
+            f"{_MAX_DISTANCE} built in",
+            hint="this checkpoint cannot run on stock llama.cpp",
+        )
+
+
+def feed_forward(settings: Settings) -> str:
+    """The flag of the feed-forward rows: gated with a GELU or ungated with ReLU, which is all there is."""
+    known = "gated-gelu" if settings.text("model_type", "t5") == "mt5" else "relu"
+    kind = settings.text("feed_forward_proj", known)
+    gated = settings.flag("is_gated_act", kind.startswith("gated-"))
+    function = "gelu_new" if kind == "gated-gelu" else kind.rpartition("-")[2]
+    function = settings.text("dense_act_fn", function)  # a key of its own counts, as in transformers
+    if gated and function in _TANH_GELUS:
+        return _GATED
+    if not gated and function == "relu":
+        return _UNGATED
+    raise UnsupportedModel(
+        f"{settings.where}: the feed-forward layers are {'gated' if gated else 'not gated'} with "
+        f"{quoted(function)} (feed_forward_proj {quoted(kind)}); llama.cpp's t5 graph computes gated "
+        "ones with the tanh approximation of GELU and ungated ones with ReLU",
+        hint="this checkpoint cannot run on stock llama.cpp",
+    )
+
+
+def embedding_name(checkpoint: Checkpoint) -> str:
+    """The name the embedding is read under. Raises CheckpointError where copies of it differ."""
+    there = [name for name in EMBEDDINGS if name in checkpoint.tensors]
+    for name in there[1:]:
+        if checkpoint.aliases.get(name) in there or checkpoint.aliases.get(there[0]) == name:
+            continue
+        if not same_weights(checkpoint.tensors[there[0]], checkpoint.tensors[name]):
+            raise CheckpointError(
+                f"{checkpoint.folder}: {name} differs from {there[0]}; T5 has one embedding for both sides",
+                hint="check which of them the model was trained with and remove the other",
+            )
+    return there[0] if there else EMBEDDINGS[0]
+
+
+def head_flags(settings: Settings, checkpoint: Checkpoint, embedding: str) -> frozenset[str]:
+    """How ``output.weight`` is made: from a head of its own or from the embedding, scaled or not.
+
+    A head is its own if its weights are: flags of configurations saved by transformers 5 say nothing of that.
+    Whether logits are scaled by d_model^-0.5 they do say, as that version reads them: scale_decoder_outputs,
+    in older files anything but tie_word_embeddings false. mT5 never scales (modeling_mt5.py).
+    """
+    head, shared = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(embedding)
+    own = head is not None and (shared is None or not same_weights(head, shared))
+    scaled = scales(settings)
+    if own:
+        return frozenset({_SCALED_HEAD if scaled else _OWN_HEAD})
+    return frozenset({_SCALED + embedding} if scaled else ())
+
+
+def scales(settings: Settings) -> bool:
+    """Whether the decoder's output is multiplied by d_model^-0.5 before the head."""
+    if settings.text("model_type", "t5") == "mt5":
+        return False
+    return settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings", True))
+
+
+def hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
+    """The keys config.json decides."""
+    return {
+        "block_count": sizes["layers"],
+        "decoder_block_count": sizes["decoder_layers"],
+        "embedding_length": sizes["hidden"],
+        "feed_forward_length": sizes["ffn"],
+        "attention.head_count": sizes["heads"],
+        "attention.head_count_kv": sizes["heads"],
+        "attention.key_length": sizes["head_dim"],
+        "attention.value_length": sizes["head_dim"],
+        "attention.layer_norm_epsilon": settings.real("layer_norm_epsilon", 1e-6),
+        "attention.layer_norm_rms_epsilon": settings.real("layer_norm_epsilon", 1e-6),
+        "attention.relative_buckets_count": sizes["buckets"],
+        "decoder_start_token_id": decoder_start(settings),
+        "vocab_size": sizes["rows"],
+    }
+
+
+def decoder_start(settings: Settings) -> int:
+    """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
+    padding = settings.integer("pad_token_id", 0, least=0)
+    start = settings.integer("decoder_start_token_id", padding, least=0)
+    if start >= settings.integer("vocab_size"):
+        raise settings.refuse("decoder_start_token_id", start, "the id of a token, less than vocab_size")
+    return start
+
+
+def context(settings: Settings, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
+    """The length the model was trained with, as far as files say: T5's positions are relative.
+
+    n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens.
+    """
+    length = _BYTE_CONTEXT if is_byte_tokenizer(checkpoint) else _CONTEXT
+    told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
+    if isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _SANE_CONTEXT:
+        length = told
+    return {"context_length": settings.integer("n_positions", length)}
+
+
+def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
+    notes = []
+    if "decoder_start_token_id" not in settings:
+        message = (
+            f"config.json names no decoder_start_token_id; {decoder_start(settings)}, the padding, is written"
+        )
+        notes.append(Note("decoder-start", message, warning=True))
+    if _SCALED_HEAD in flags:
+        message = (
+            "config.json says that the head is the embedding, but lm_head.weight differs from it: kept as "
+            "its own, scaled by d_model^-0.5 as transformers 5 does with such a configuration"
+        )
+        notes.append(Note("untied-head", message, warning=True))
+    if any(flag.startswith(_SCALED) for flag in flags):
+        message = (
+            "the head is the embedding and its logits are scaled by d_model^-0.5, which llama.cpp does not: "
+            "output.weight is written as the embedding already scaled"
+        )
+        notes.append(Note("scaled-head", message))
+    return notes
+
+
+T5 = Recipe(
+    name="t5",
+    title="T5",
+    models=("KEByT5 and ByT5 small, base, large", "T5, T5 v1.1, Flan-T5"),
+    hf_classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
+    arch="t5",
+    sizes=sizes,
+    flags=_flags,
+    hparams=hparams,
+    rows=ROWS,
+    dropped=(
+        *EMBEDDINGS,
+        HEAD,
+        "decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight",
+    ),
+    notes=_notes,
+    from_files=context,
+    gelu=True,
+    encoder_decoder=True,
+)
+MT5 = replace(
+    T5,
+    name="mt5",
+    title="mT5",
+    models=("mT5 without byte fallback",),
+    hf_classes=("MT5ForConditionalGeneration",),
+)

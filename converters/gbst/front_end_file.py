@@ -1,0 +1,231 @@
+"""The second file of a GBST model, ``gbst-<name>.gguf``, and how it finds its body.
+
+llama.cpp refuses files with tensors its graph does not know, so the front end has a file of its own, as the
+projectors of multimodal models do. The body, a T5 for llama.cpp, carries the front end's fingerprint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ...core.errors import EnvironmentProblem, GgufError, KconvError
+from ...core.files import atomic_file
+from ...core.gguf_file import GgufHeader, TensorInfo, read_header
+from ...core.input_files import quoted
+from ...core.model import Model
+from ...quant.formats import F32
+from ..gguf_writer import FilePlan, plan_file, write_files
+from .front_end import Floats, FrontEnd, front_end
+from .settings import LARGEST_PERIOD, GbstSettings
+from .tensors import ARCH, FINGERPRINT_KEY, KIND_KEY, TABLE, VERSION, file_shapes, fingerprint, settings_keys
+
+_MOST_BYTES = 1 << 30  # of weights; published front ends have some 12 MB
+_MOST_LOOKED_AT = 100  # files beside a body
+_AGAIN = "convert the checkpoint again; it writes body and front end together"
+
+
+@dataclass(frozen=True)
+class FrontEndFile:
+    """A front end as read from its file, and the fingerprint of what was really read."""
+
+    path: Path
+    front_end: FrontEnd
+    fingerprint: str
+
+
+def front_end_path(folder: Path, name: str) -> Path:
+    """Where a conversion puts the front end of the checkpoint of that name; one for all its bodies."""
+    return folder / f"gbst-{name}.gguf"
+
+
+def plan_front_end(path: Path, model: Model) -> FilePlan:
+    """The plan of a model made by ``front_end_model``: everything in f32."""
+    return plan_file(path, model, [F32] * len(model.tensors), {})
+
+
+def write_front_end(path: Path, model: Model, *, force: bool = False) -> int:
+    """Write a front end alone and return the file's size; a conversion writes it along with its bodies.
+
+    Raises OutputExists, NonFiniteError and EnvironmentProblem.
+    """
+    with atomic_file(path, force=force) as temporary:
+        return write_files(model.tensors, [plan_front_end(path, model)], [temporary]).sizes[0]
+
+
+def read_front_end(path: Path) -> FrontEndFile:
+    """Read a front end whole. Nothing in the file is trusted: every key, shape, type and weight is checked.
+
+    Raises GgufError where anything is amiss, EnvironmentProblem where the disk or a permission is.
+    """
+    header = read_header(path)
+    settings = _settings(path, header)
+    _check_tensors(path, settings, header)
+    weights = _read_weights(path, header)
+    found = fingerprint(settings, weights)
+    if header.metadata.get(f"{ARCH}.fingerprint") != found:
+        raise GgufError(f"{path}: the weights do not have the fingerprint the file says", hint=_AGAIN)
+    try:
+        return FrontEndFile(path, front_end(settings, weights), found)
+    except KconvError as error:
+        raise GgufError(f"{path}: {error.message}", hint=_AGAIN) from error
+
+
+def is_front_end(path: Path, wanted: str) -> bool:
+    """Whether the file at ``path`` is whole and the front end of that fingerprint."""
+    try:
+        return read_front_end(path).fingerprint == wanted
+    except KconvError:
+        return False
+
+
+def front_end_of(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> FrontEndFile | None:
+    """The front end the body at ``body`` needs, None if it needs none; ``metadata`` are the body's keys.
+
+    ``chosen`` is the file to take; without it the files ``gbst-*.gguf`` beside the body are looked at. Raises
+    GgufError where there is none, where it belongs to another model or where it does not fit the body, and
+    what ``read_front_end`` raises.
+    """
+    kind, wanted = metadata.get(KIND_KEY), metadata.get(FINGERPRINT_KEY)
+    if kind is None:
+        if chosen is not None:
+            raise GgufError(f"{body} needs no front end, but {chosen} was given", hint="leave it out")
+        return None
+    if kind != ARCH or not isinstance(wanted, str):
+        raise GgufError(
+            f"{body}: {KIND_KEY} is {quoted(kind)} with the fingerprint {quoted(wanted)}, expected {ARCH} "
+            "and 64 hexadecimal digits",
+            hint="the file is damaged, or made by a newer kconv",
+        )
+    found = read_front_end(_beside(body, wanted) if chosen is None else chosen)
+    if found.fingerprint != wanted:
+        raise GgufError(
+            f"{found.path} is the front end of another model than {body}: its fingerprint is "
+            f"{found.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
+            hint=_AGAIN,
+        )
+    width = metadata.get("t5.embedding_length")
+    if found.front_end.settings.width != width:
+        raise GgufError(
+            f"{found.path} gives embeddings of width {found.front_end.settings.width}, {body} takes "
+            f"{quoted(width)}",
+            hint=_AGAIN,
+        )
+    return found
+
+
+def _beside(body: Path, wanted: str) -> Path:
+    others = []
+    for path in sorted(body.parent.glob(f"{ARCH}-*.gguf"))[:_MOST_LOOKED_AT]:
+        try:
+            said = read_header(path).metadata.get(f"{ARCH}.fingerprint")
+        except KconvError as error:
+            others.append(f"{path.name}: {error.message}")
+            continue
+        if said == wanted:
+            return path
+        others.append(f"{path.name} belongs to another model")
+    seen = "; ".join(others) or f"there is no {ARCH}-*.gguf"
+    raise GgufError(
+        f"{body} is the body of a GBST model and needs its front end, which is not beside it: {seen}",
+        hint=f"put the {ARCH}-….gguf the conversion wrote into {body.parent}, or name it with --front-end",
+    )
+
+
+def _settings(path: Path, header: GgufHeader) -> GbstSettings:
+    if header.arch != ARCH:
+        raise GgufError(
+            f"{path} is of architecture {quoted(header.arch)}, expected the front end of a GBST model",
+            hint=f"give the {ARCH}-….gguf the conversion wrote beside the body",
+        )
+    values = {key.removeprefix(f"{ARCH}."): value for key, value in header.metadata.items()}
+    if values.get("version") != VERSION:
+        raise GgufError(
+            f"{path} is version {quoted(values.get('version'))} of a GBST front end, this kconv reads "
+            f"{VERSION}",
+            hint="install a newer kconv, or convert again with this one",
+        )
+    blocks = values.get("block_sizes")
+    if not isinstance(blocks, tuple) or not blocks or not all(type(size) is int for size in blocks):
+        raise _amiss(path, "block_sizes", blocks, "a list of whole numbers")
+    if min(blocks) < 1 or max(blocks) > LARGEST_PERIOD:
+        raise _amiss(path, "block_sizes", blocks, f"sizes from 1 to {LARGEST_PERIOD}")
+    settings = GbstSettings(
+        blocks,
+        _number(path, values, "downsample_factor", max(blocks)),
+        _flag(path, values, "score_consensus"),
+        _flag(path, values, "batch_norm"),
+        _number(path, values, "embedding_length"),
+        _number(path, values, "vocab_size"),
+    )
+    if settings.period > LARGEST_PERIOD:
+        raise _amiss(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
+    for key, value in settings_keys(settings).items():
+        said = values.get(key)
+        if isinstance(value, float) and isinstance(said, float) and np.float32(value) == np.float32(said):
+            continue
+        if said != value or type(said) is not type(value):
+            raise _amiss(path, key, said, str(value))
+    return settings
+
+
+def _number(path: Path, values: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
+    value = values.get(key)
+    if type(value) is not int or not 1 <= value <= most:
+        raise _amiss(path, key, value, f"a whole number from 1 to {most}")
+    return value
+
+
+def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool:
+    value = values.get(key)
+    if type(value) is not bool:
+        raise _amiss(path, key, value, "true or false")
+    return value
+
+
+def _amiss(path: Path, key: str, value: object, expected: str) -> GgufError:
+    said = "missing" if value is None else quoted(value)
+    return GgufError(f"{path}: {ARCH}.{key} is {said}, expected {expected}", hint=_AGAIN)
+
+
+def _check_tensors(path: Path, settings: GbstSettings, header: GgufHeader) -> None:
+    expected = file_shapes(settings)
+    found = {info.name: info for info in header.tensors}
+    for name, shape in expected.items():
+        info = found.get(name)
+        if info is None:
+            raise GgufError(f"{path}: tensor {name} {list(shape)} is missing", hint=_AGAIN)
+        if info.shape != shape or info.ggml_type != F32.ggml_type:
+            raise GgufError(
+                f"{path}: tensor {name} is {list(info.shape)} of ggml type {info.ggml_type}, the file's keys "
+                f"make it {list(shape)} of type {F32.ggml_type} (f32)",
+                hint=_AGAIN,
+            )
+    if len(found) > len(expected):
+        others = sorted(set(found) - set(expected))
+        raise GgufError(f"{path}: unexpected tensor {quoted(others[0])}", hint=_AGAIN)
+    size = sum(info.nbytes for info in header.tensors)
+    if size > _MOST_BYTES:
+        raise GgufError(f"{path}: {size} bytes of weights, expected at most {_MOST_BYTES}", hint=_AGAIN)
+
+
+def _read_weights(path: Path, header: GgufHeader) -> dict[str, Floats]:
+    try:
+        with path.open("rb") as file:
+            return {TABLE[info.name]: _read(path, file, header, info) for info in header.tensors}
+    except OSError as error:
+        raise EnvironmentProblem(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read(path: Path, file: BinaryIO, header: GgufHeader, info: TensorInfo) -> Floats:
+    values = np.empty(info.shape, "<f4")
+    file.seek(header.data_offset + info.offset)
+    if file.readinto(values.reshape(-1).view(np.uint8).data) != info.nbytes:  # type: ignore[attr-defined]
+        raise GgufError(f"{path}: ends within tensor {info.name}; it was longer before", hint=_AGAIN)
+    if not np.isfinite(values).all():
+        raise GgufError(f"{path}: tensor {info.name} has weights that are NaN or infinite", hint=_AGAIN)
+    return values.astype(np.float32, copy=False)

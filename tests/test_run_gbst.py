@@ -1,0 +1,94 @@
+"""`kconv run` with a GBST model: the front end beside its body, given, missing, another model's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gbst_material import CONFIG, random_gbswt5, random_model
+from t5_material import byte_ids
+
+from kconv.converters.architectures.gbswt5 import GBSWT5
+from kconv.converters.gbst.front_end_file import front_end_path, write_front_end
+from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.gguf_writer import plan_file, write_files
+from kconv.converters.recipe import build
+from kconv.core.reading import open_checkpoint
+from kconv.quant.formats import F32
+from kconv.vocab.settle import settle_vocab
+
+KCONV = [str(Path(sys.executable).parent / "kconv")]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [*KCONV, "run", *map(str, arguments), "--threads", "1"]
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The f32 body of a random checkpoint, its front end beside it."""
+    folder = random_gbswt5(tmp_path_factory.mktemp("run-gbst") / "model")
+    checkpoint = open_checkpoint(folder)
+    model, _ = settle_vocab(build(GBSWT5, checkpoint), checkpoint)
+    front = front_end_model(checkpoint)
+    path = folder.parent / "model-F32.gguf"
+    write_front_end(front_end_path(path.parent, "model"), front)
+    plan = plan_file(path, model, [F32] * len(model.tensors), body_keys(own_fingerprint(front)))
+    path.touch()
+    write_files(model.tensors, [plan], [path])
+    return path
+
+
+def greedy(ids: list[int], count: int) -> list[int]:
+    """What the checkpoint's own model generates in transformers."""
+    import torch
+
+    with torch.no_grad():
+        made = random_model(CONFIG).generate(
+            torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            max_new_tokens=count, do_sample=False, num_beams=1, decoder_start_token_id=0, eos_token_id=1,
+        )  # fmt: skip
+    found: list[int] = made[0].tolist()
+    return found[1:]
+
+
+@pytest.mark.parametrize("prompt", ["한국의 수도는 서울이다.", "a", ""])
+def test_greedy_text_equals_that_of_the_whole_model(body: Path, prompt: str) -> None:
+    done = run(body, "-p", prompt, "-n", 128, "--kv-type", "f32", "--json")
+    assert done.returncode == 0, done.stderr
+    said: dict[str, Any] = json.loads(done.stdout)
+    assert said["prompt_ids"] == byte_ids(prompt)
+    assert said["ids"] == greedy(said["prompt_ids"], 128)
+
+
+def test_masks_go_through_the_front_end_as_sentinels(body: Path) -> None:
+    done = run(body, "--fill", "한국의 수도는 <extra_id_0>이다.", "-n", 4, "--json")
+    assert json.loads(done.stdout)["prompt_ids"] == byte_ids("한국의 수도는 ", 258, "이다.")
+
+
+def test_the_front_end_is_needed_and_may_be_given(body: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.gguf"
+    shutil.copy(body, alone)
+    done = run(alone, "-p", "a")
+    assert done.returncode == 3
+    assert "needs its front end" in done.stderr
+    front = front_end_path(body.parent, "model")
+    assert run(alone, "-p", "a", "-n", 4, "--front-end", front).stdout == run(body, "-p", "a", "-n", 4).stdout
+    assert run(alone, "-p", "a", "--front-end", tmp_path / "none.gguf").returncode == 3
+
+
+def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path) -> None:
+    other = open_checkpoint(random_gbswt5(tmp_path / "other", d_model=CONFIG["d_model"] + 32))
+    write_front_end(tmp_path / "gbst-other.gguf", front_end_model(other))
+    done = run(body, "-p", "a", "--front-end", tmp_path / "gbst-other.gguf")
+    assert done.returncode == 3
+    assert "another model" in done.stderr
+    done = run(tmp_path / "gbst-other.gguf", "-p", "a")
+    assert done.returncode == 3
+    assert "give the body" in done.stderr

@@ -1,0 +1,228 @@
+"""The small trained models of KoGPT's and KEByT5's layouts: what their cards say, and made again the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from kconv.converters import to_gguf
+from kconv.converters.samples import write_sample
+from kconv.core.reading import open_checkpoint
+from kconv.verify import verify
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+SMALL = ("kogpt", "kebyt5")
+FILES = {
+    "kogpt": {
+        "README.md", "config.json", "pytorch_model.bin", "special_tokens_map.json", "tokenizer.json",
+        "tokenizer_config.json",
+    },
+    "kebyt5": {
+        "README.md", "config.json", "pytorch_model.bin", "special_tokens_map.json", "tokenizer_config.json",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The samples as `kconv demo-checkpoint` writes them."""
+    folder = tmp_path_factory.mktemp("samples")
+    return {family: write_sample(family, folder / family) for family in SMALL}
+
+
+@pytest.fixture(scope="module")
+def tools() -> dict[str, ModuleType]:
+    """tools/small_models/<family>.py, which stand outside the package."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        from small_models import kebyt5, kogpt
+    finally:
+        sys.path.remove(str(TOOLS))
+    return {"kogpt": kogpt, "kebyt5": kebyt5}
+
+
+@pytest.fixture(scope="module")
+def models(samples: dict[str, Path]) -> dict[str, Any]:
+    """The samples in transformers, in float32, in which their 16-bit weights are exact."""
+    import torch
+    from transformers import GPTJForCausalLM, T5ForConditionalGeneration
+
+    classes = {"kogpt": GPTJForCausalLM, "kebyt5": T5ForConditionalGeneration}
+    return {
+        family: of.from_pretrained(samples[family], dtype=torch.float32).eval()
+        for family, of in classes.items()
+    }
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.json."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return config
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_the_folder_has_the_files_of_its_family(samples: dict[str, Path], family: str) -> None:
+    assert {path.name for path in samples[family].iterdir()} == FILES[family]
+    assert sum(path.stat().st_size for path in samples[family].iterdir()) < 2_200_000
+    card = (samples[family] / "README.md").read_text("utf-8")
+    assert "license: apache-2.0" in card
+    assert "Universal Declaration of Human Rights" in " ".join(card.split())
+    assert "@" not in card  # every slot of the card is filled
+
+
+def test_kogpt_has_the_layout_of_kogpt(samples: dict[str, Path]) -> None:
+    config = config_of(samples["kogpt"])
+    fixed = {
+        "architectures": ["GPTJForCausalLM"],
+        "model_type": "gptj",
+        "activation_function": "gelu_new",
+        "n_inner": None,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "layer_norm_epsilon": 1e-05,
+        "tie_word_embeddings": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "torch_dtype": "float16",
+    }
+    assert {key: config.get(key) for key in fixed} == fixed
+    assert config["rotary_dim"] < config["n_embd"] // config["n_head"]
+    described = json.loads((samples["kogpt"] / "tokenizer.json").read_text("utf-8"))
+    added = [(token["id"], token["content"]) for token in described["added_tokens"]]
+    assert added == [(0, "[BOS]"), (1, "[EOS]"), (2, "[UNK]"), (3, "[PAD]"), (4, "[MASK]")]
+    checkpoint = open_checkpoint(samples["kogpt"])
+    masks = {f"transformer.h.{layer}.attn.bias": "BOOL" for layer in range(config["n_layer"])}
+    scalars = {f"transformer.h.{layer}.attn.masked_bias": "F16 scalar" for layer in range(config["n_layer"])}
+    assert checkpoint.dropped == {**masks, **scalars}
+    assert {tensor.dtype.value for tensor in checkpoint.tensors.values()} == {"F16"}
+    assert checkpoint.tensors["lm_head.bias"].shape == (config["vocab_size"],)
+
+
+def test_kebyt5_has_the_layout_of_kebyt5(samples: dict[str, Path]) -> None:
+    config = config_of(samples["kebyt5"])
+    fixed = {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "feed_forward_proj": "gated-gelu",
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "tie_word_embeddings": False,
+        "tokenizer_class": "ByT5Tokenizer",
+        "vocab_size": 384,
+    }
+    assert {key: config.get(key) for key in fixed} == fixed
+    assert "n_positions" not in config
+    assert config["num_heads"] * config["d_kv"] != config["d_model"]
+    assert config["num_layers"] != config["num_decoder_layers"]
+    assert config["d_ff"] % 256  # K-quants fall back there, as with ByT5's widths
+    checkpoint = open_checkpoint(samples["kebyt5"])
+    shared = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+    assert shared <= set(checkpoint.tensors)
+    assert len(shared & set(checkpoint.aliases)) == 2  # the same bytes, as old versions of transformers saved
+
+
+def test_transformers_reads_them_whole(models: dict[str, Any], samples: dict[str, Path]) -> None:
+    import torch
+
+    head = models["kebyt5"].lm_head.weight
+    assert not torch.equal(head, models["kebyt5"].shared.weight)
+    for family, model in models.items():
+        stored = torch.load(samples[family] / "pytorch_model.bin", weights_only=True)
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, stored[name].float()), name
+
+
+# Far below what a model that knows nothing reaches (7.15 and 5.95), and a little above what the cards say.
+LOSSES = {
+    "kogpt": {"written": 4.6, "questions": 1.4, "grown": 0.35},
+    "kebyt5": {"written": 1.3, "questions": 1.1, "grown": 1.2},
+}
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_losses_on_held_out_text_are_those_of_the_card(
+    family: str, samples: dict[str, Path], models: dict[str, Any], tools: dict[str, ModuleType]
+) -> None:
+    measured = tools[family].measure(models[family], tokenizer_of(family, samples))
+    card = (samples[family] / "README.md").read_text("utf-8")
+    for name, figures in measured.items():
+        row = re.search(rf"^\| {name} \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", card, re.MULTILINE)
+        assert row is not None
+        assert figures["tokens"] == int(row[1])
+        assert figures["loss"] == pytest.approx(float(row[2]), rel=1e-3)
+        assert figures["loss"] < LOSSES[family][name]
+
+
+def tokenizer_of(family: str, samples: dict[str, Path]) -> Any:
+    """The tokenizer of KoGPT's tokenizer.json; bytes need none."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(samples["kogpt"] / "tokenizer.json")) if family == "kogpt" else None
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_the_model_says_what_its_card_says(
+    family: str, samples: dict[str, Path], models: dict[str, Any], tools: dict[str, ModuleType]
+) -> None:
+    said = tools[family].show(models[family], tokenizer_of(family, samples))
+    assert f"> {said}\n" in (samples[family] / "README.md").read_text("utf-8")
+    assert "\ufffd" not in said
+    assert sum("가" <= letter <= "힣" for letter in said) > len(said) / 3
+
+
+def test_masks_hide_what_is_to_be_said(tools: dict[str, ModuleType]) -> None:
+    """Source and target of the training examples put together give the text, whatever was drawn."""
+    from random import Random
+
+    kebyt5 = tools["kebyt5"]
+    text = '프랑스\x1f의 수도\x1f는 파리\x1f입니다. \x1f고양이\x1f는 "야옹" 하고 웁니다.'
+    for seed in range(200):
+        source, target = kebyt5.masked(text, Random(seed), (1 / 6, 1 / 4, 1 / 2)[seed % 3])
+        assert source[-1] == target[-1] == 1
+        hidden: dict[int, list[int]] = {}
+        for token in target[:-1]:
+            if token > 250:
+                hidden[mask := token] = []
+            else:
+                hidden[mask].append(token)
+        assert list(hidden) == list(range(258, 258 - len(hidden), -1))
+        assert hidden.popitem()[1] == []  # the last one only ends what is said
+        assert 1 <= len(hidden) <= 7
+        whole = [token for place in source[:-1] for token in hidden.get(place, [place])]
+        assert bytes(token - 3 for token in whole).decode() == text.replace("\x1f", "")
+        assert all(bytes(token - 3 for token in part).decode().strip() for part in hidden.values())
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_training_again_gives_the_same_files(family: str, samples: dict[str, Path], tmp_path: Path) -> None:
+    """Two steps of the whole script: tokenizer and settings come out byte for byte, the weights as long."""
+    import torch
+
+    if family == "kebyt5" and not hasattr(torch.optim, "Muon"):
+        pytest.skip(f"torch {torch.__version__} has no Muon")
+    command = [sys.executable, str(TOOLS / "train_small.py"), family, "--steps", "2", "--rows", "2", "--out"]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    done = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == FILES[family]
+    for name in FILES[family] - {"README.md", "pytorch_model.bin"}:
+        assert (tmp_path / name).read_bytes() == (samples[family] / name).read_bytes(), name
+    sizes = [(folder / "pytorch_model.bin").stat().st_size for folder in (tmp_path, samples[family])]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("family", SMALL)
+def test_conversions_pass_their_proof(family: str, samples: dict[str, Path], tmp_path: Path) -> None:
+    made = to_gguf(samples[family], tmp_path, types=["f32", "q8_0", "q4_0"], verify=False)
+    assert made.parity.verdict == "exact"
+    for output in made.outputs:
+        proof = verify(output.path, samples[family], tokens=512, threads=2)
+        assert proof.verdict == "passed", (output.type, proof)

@@ -1,0 +1,67 @@
+"""What texts that are cut differently have in common, where it is something known."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Literal
+
+from ..core.vocabulary import TokenType
+from .parity import Exam, Parity
+from .tokenizer import Source, added_pattern
+
+_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
+
+
+def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
+    """What all differing texts have in common, where that is something known; for the hint of an error."""
+    if parity.error or not parity.different:
+        return None
+    texts_apart = [questions.texts[index] for index in parity.different]
+    if source.kind == "sentencepiece unigram":
+        return _of_unigram(parity, questions, source)
+    for form in _FORMS:
+        known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
+        if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
+            return (
+                f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text"
+                f" and llama.cpp does not: give it text in {form}"
+            )
+    unknown = source.special.get("unknown")
+    if unknown is not None and set(parity.different) <= _texts_with(questions, unknown):
+        return (
+            "all that differs is text with characters the vocabulary does not have, of which the tokenizer"
+            f" makes {source.tokens[unknown]} and llama.cpp nothing"
+        )
+    pattern = added_pattern(source.added, True)
+    if pattern and all(map(pattern.search, texts_apart)):
+        return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
+    return None
+
+
+def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
+    octets = [token for token, kind in enumerate(source.types) if kind is TokenType.BYTE]
+    if octets and set(parity.different) <= set().union(*(_texts_with(questions, byte) for byte in octets)):
+        return (
+            "all that differs is text with characters the vocabulary spells in bytes, for which llama.cpp's "
+            "tokenizer of unigram models gives the unknown token"
+        )
+    texts_apart = [questions.texts[index] for index in parity.different]
+    if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
+        return (
+            "all that differs is text with letters in parts or U+0085, which the tokenizers library "
+            "normalizes by its own rules and llama.cpp as SentencePiece does: put the model's spiece.model "
+            "beside tokenizer.json, or give it text in NFC"
+        )
+    return None
+
+
+def _normalized_its_own_way(text: str) -> bool:
+    """Precompiled looks characters up by what looks like one letter, SentencePiece by the longest match."""
+    marked = any(unicodedata.category(character).startswith("M") for character in text)
+    return marked or "\x85" in text or unicodedata.normalize("NFC", text) != text
+
+
+def _texts_with(questions: Exam, token: int | None) -> set[int]:
+    """Indices of the texts the tokenizer gives that token for."""
+    pairs = zip(questions.questions, questions.answers, strict=True)
+    return {question.text for question, answer in pairs if token in answer}
