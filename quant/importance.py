@@ -1,0 +1,169 @@
+"""Importance: how strongly each input channel of a matrix is driven, so that rounding spares what matters.
+
+The numbers are mean squared activations; ggml's quantizers weigh with them the error they make small. They
+come from a pass over the checkpoint (kconv.verify.activations) or from a file (imatrix_file.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import InputError
+from ..core.gguf_file import shown
+from ..core.input_files import file_sha256
+from ..core.model import MetadataValue, Note
+from ..core.tensor import Tensor
+from .formats import Format
+from .imatrix_file import Activations, read_activations
+
+Floats = npt.NDArray[np.float32]
+
+# llama-imatrix leaves these two out, since what it would count for them makes files worse.
+SPARED = ("token_embd.weight", "output.weight")
+
+_IGNORING = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
+_LARGEST = 1e15  # ggml multiplies sums of these by themselves in float32, and infinite scales come of it
+_LONGEST_VALUE = 127  # bytes of a text llama-quantize keeps (llama.h, llama_model_kv_override)
+_SHOWN = 3
+_MAKE = "make one of this checkpoint: kconv imatrix CHECKPOINT --text FILE, or pass --calibrate FILE"
+
+
+@dataclass(frozen=True)
+class Importance:
+    """What is known of a model's activations.
+
+    ``values`` are the mean squares by GGUF name, float32 ``(columns,)``, for a stack of experts
+    ``(experts * columns,)``. ``source`` is the file's name without folders, empty where there was none, with
+    its ``sha256``; ``datasets`` the texts, ``chunks`` of ``chunk_size`` tokens how much was read of them.
+    """
+
+    values: Mapping[str, Floats]
+    source: str
+    datasets: tuple[str, ...]
+    chunks: int
+    chunk_size: int
+    sha256: str = ""
+
+    def of(self, name: str, columns: int) -> Floats | None:
+        """The values of a matrix; None where llama.cpp goes without: one that is missing, an odd embedding.
+
+        ``columns`` are those of all experts together. Raises InputError where the width is not the matrix's.
+        """
+        found = self.values.get(name)
+        if found is None or found.size == columns:
+            return found
+        if name == SPARED[0]:
+            return None
+        raise InputError(
+            f"{self.where} has {found.size} values for {shown(name)}, which has {columns} columns here: "
+            "it is of another model",
+            hint=_MAKE,
+        )
+
+    @property
+    def where(self) -> str:
+        """What it is called in messages."""
+        return f"the imatrix {self.source}" if self.source else "the importance data"
+
+
+def read_importance(path: str | Path) -> Importance:
+    """The importance in an imatrix file of llama.cpp's, GGUF or older (``.dat``), as llama-quantize takes it.
+
+    Raises InputError for what is no such file, is damaged, or holds what cannot be means of squares,
+    EnvironmentProblem where the machine refuses.
+    """
+    path = Path(path)
+    return importance_of(read_activations(path), path.name, file_sha256(path))
+
+
+def importance_of(activations: Activations, source: str = "", sha256: str = "") -> Importance:
+    """Means of what was counted; of experts no token came by, ones (tools/quantize/quantize.cpp)."""
+    means = {}
+    for name, sums in activations.sums.items():
+        counts = activations.counts[name].astype(np.float32)[:, None]
+        by_expert = sums.reshape(len(counts), -1)
+        divided = np.divide(by_expert, counts, out=np.ones_like(by_expert), where=counts > 0)
+        if divided.max() > _LARGEST:
+            raise InputError(
+                f"the imatrix {source}: {shown(name)} holds a mean of squares of {divided.max():.3g}, "
+                f"expected at most {_LARGEST:.0e}, beyond which ggml's arithmetic overflows",
+                hint=_MAKE,
+            )
+        means[name] = divided.reshape(-1)
+    return Importance(means, source, activations.datasets, activations.chunks, activations.chunk_size, sha256)
+
+
+def values_of(tensor: Tensor, importance: Importance | None) -> Floats | None:
+    """The values of a tensor ``(rows, columns)`` or ``(experts, rows, columns)``, as ``Importance.of``."""
+    if importance is None or len(tensor.shape) < 2:
+        return None
+    experts = tensor.shape[0] if len(tensor.shape) == 3 else 1
+    return importance.of(tensor.name, experts * tensor.shape[-1])
+
+
+def refuse_other_model(importance: Importance, tensors: Sequence[Tensor]) -> None:
+    """Raise InputError if the importance is of a model with other tensors, by their names and widths."""
+    names = {tensor.name for tensor in tensors}
+    strange = [name for name in importance.values if name not in names]
+    if strange:
+        raise InputError(
+            f"{importance.where} is of another model: {_counted(strange)} not in this one",
+            hint=_MAKE,
+        )
+    for tensor in tensors:
+        values_of(tensor, importance)
+
+
+def missing_note(
+    importance: Importance, tensors: Sequence[Tensor], formats: Mapping[str, Format]
+) -> Note | None:
+    """A warning that names the tensors quantized without importance; ``formats`` go by their names."""
+    lacking = [
+        tensor.name
+        for tensor in tensors
+        if formats[tensor.name].quantized
+        and formats[tensor.name].name not in _IGNORING
+        and tensor.name not in SPARED
+        and values_of(tensor, importance) is None
+    ]
+    if not lacking:
+        return None
+    message = f"{importance.where} lacks {_counted(lacking)} quantized without, as llama.cpp does"
+    return Note("missing-importance", message, warning=True)
+
+
+def _counted(names: Sequence[str]) -> str:
+    """``a.weight, which is``; ``12 tensors (a.weight, b.weight, …), which are``."""
+    if len(names) == 1:
+        return f"{shown(names[0])}, which is"
+    more = ", …" if len(names) > _SHOWN else ""
+    return f"{len(names)} tensors ({', '.join(map(shown, names[:_SHOWN]))}{more}), which are"
+
+
+def importance_metadata(importance: Importance | None) -> dict[str, MetadataValue]:
+    """The keys llama-quantize leaves in a file it has quantized with an imatrix; names without folders."""
+    if importance is None:
+        return {}
+    keys: dict[str, MetadataValue] = {}
+    if importance.source:
+        keys["quantize.imatrix.file"] = _cut(importance.source)
+    if importance.datasets:
+        keys["quantize.imatrix.dataset"] = _cut(plain_name(importance.datasets[0]))
+    keys["quantize.imatrix.entries_count"] = len(importance.values)
+    if importance.chunks > 0:
+        keys["quantize.imatrix.chunks_count"] = importance.chunks
+    return keys
+
+
+def _cut(text: str) -> str:
+    return text.encode("utf-8", "replace")[:_LONGEST_VALUE].decode("utf-8", "ignore")
+
+
+def plain_name(dataset: str) -> str:
+    """A text's name without the folders of whoever made the file."""
+    return dataset.replace("\\", "/").rstrip("/").rpartition("/")[2]
