@@ -105,14 +105,14 @@ def convert(
         )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
-    model, parity, sampling = _with_vocab(model, checkpoint, options, run.progress)
-    model, plans = _planned(model, targets, companions)
+    model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
+    model, plans = plan_files(model, targets, companions)
     outputs, files, model = _write(checkpoint, model, targets, plans, beside, options, parity, sampling, run)
     proofs = _prove(checkpoint, model, outputs, options, parity, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _with_vocab(
+def with_vocab(
     model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
 ) -> tuple[Model, Parity, Sampling | None]:
     """The model with its proven vocabulary, and what the card says: licence, sampling."""
@@ -144,7 +144,7 @@ def settled(model: Model) -> Vocab:
     return model.vocab
 
 
-def _planned(
+def plan_files(
     model: Model, targets: Sequence[Target], companions: Sequence[Companion]
 ) -> tuple[Model, list[FilePlan]]:
     """The model with notes on fallbacks, and the plan of every file, which names its companions."""
