@@ -1,10 +1,10 @@
-"""The GGUF container: writing its header through gguf-py, reading it with every length checked.
+"""The GGUF container: writing its header, and reading it with every length checked.
 
 Layout (ggml/docs/gguf.md): magic, version, counts, key-value pairs, tensor table, then the data, each
 tensor at a multiple of ``general.alignment`` (32 unless said otherwise) from the start of the data.
 
-gguf-py's reader is not used: it maps the file, trusts its lengths, and takes seconds for a vocabulary of
-128,000 tokens.
+gguf-py is not used: its reader maps the file, trusts its lengths, and takes seconds for a vocabulary of
+128,000 tokens; its writer cannot pass on pairs as the bytes they were.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import math
 import os
 import reprlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from .errors import EnvironmentProblem, GgufError
+from .gguf_pairs import ARRAY, SCALARS, STRING, encode_pairs, encode_text
 from .model import MetadataValue
+
+T = TypeVar("T")
 
 ALIGNMENT = 32
 _MAGIC = b"GGUF"
+_VERSION = 3
 _MAX_HEADER = 1 << 28  # bytes; the largest vocabularies take a tenth of it
 _MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
 _QUOTING = reprlib.Repr()  # names a damaged header makes up can be megabytes long
 _QUOTING.maxstring = 120
 
@@ -47,7 +49,7 @@ BLOCKS: Mapping[int, tuple[int, int]] = {
 class TensorInfo:
     """One line of the tensor table. ``shape`` is in PyTorch order, the reverse of the file's.
 
-    ``offset`` counts from the start of the data.
+    ``offset`` counts from the start of the data. ``part`` is the file of a split model, from 0.
     """
 
     name: str
@@ -55,6 +57,7 @@ class TensorInfo:
     ggml_type: int
     nbytes: int
     offset: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,43 +97,23 @@ def tensor_bytes(shape: Sequence[int], ggml_type: int) -> int:
 def write_header(
     path: Path, arch: str, metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo]
 ) -> int:
-    """Write everything before the data to ``path`` (overwriting it) and return where the data begins.
-
-    The offset of each tensor is the sum of the aligned sizes before it, in the order given.
-    """
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(None, arch)
-    for key, value in metadata.items():
-        _add(writer, key, value)
-    for info in tensors:
-        kind = gguf.GGMLQuantizationType(info.ggml_type)
-        # gguf-py takes shapes of uint8 arrays as shapes in bytes; any other type as shapes in weights.
-        writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.nbytes, raw_dtype=kind)
-    writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    size = path.stat().st_size
-    with path.open("ab") as file:
-        file.write(b"\0" * (aligned(size) - size))
-    return aligned(size)
+    """Write everything before the data to ``path`` (overwriting it) and return where the data begins."""
+    data = header_bytes(encode_pairs({"general.architecture": arch, **metadata}), tensors)
+    path.write_bytes(data)
+    return len(data)
 
 
-def _add(writer: Any, key: str, value: MetadataValue) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, bytes):
-        writer.add_array(key, value)
-    else:
-        writer.add_array(key, list(value))
+def header_bytes(pairs: Sequence[bytes], tensors: Sequence[TensorInfo], alignment: int = ALIGNMENT) -> bytes:
+    """Everything before the data, padded: ``pairs`` as they are, and the tensors with their offsets."""
+    table = [_table_line(info) for info in tensors]
+    head = _MAGIC + struct.pack("<IQQ", _VERSION, len(tensors), len(pairs)) + b"".join([*pairs, *table])
+    return head.ljust(aligned(len(head), alignment), b"\0")
+
+
+def _table_line(info: TensorInfo) -> bytes:
+    axes = len(info.shape)
+    sizes = struct.pack(f"<I{axes}Q", axes, *reversed(info.shape))
+    return encode_text(info.name, "surrogateescape") + sizes + struct.pack("<IQ", info.ggml_type, info.offset)
 
 
 class _Cursor:
@@ -160,6 +143,10 @@ class _Cursor:
         self.position = end
         return piece
 
+    def since(self, begin: int) -> bytes:
+        """What has been taken since the position was ``begin``."""
+        return self._data[begin : self.position]
+
     def unpack(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
@@ -167,17 +154,17 @@ class _Cursor:
         return self.take(self.unpack("Q")).decode("utf-8", "surrogateescape")
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        if kind in _SCALARS:
-            return self.unpack(_SCALARS[kind])
-        if kind == _STRING:
+        if kind in SCALARS:
+            return self.unpack(SCALARS[kind])
+        if kind == STRING:
             return self.string()
-        if kind != _ARRAY or depth > 2:
+        if kind != ARRAY or depth > 2:
             raise self.fail(f"unknown value type {kind}")
         item, count = self.unpack("I"), self.unpack("Q")
         if count > min(self.size, _MAX_ITEMS):
             raise self.fail(f"array of {count} items in a file of {self.size} bytes")
-        if item in _SCALARS:
-            code = _SCALARS[item]
+        if item in SCALARS:
+            code = SCALARS[item]
             return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code)))
         return tuple(self.value(item, depth + 1) for _ in range(count))
 
@@ -188,12 +175,21 @@ def read_header(path: Path) -> GgufHeader:
     Raises GgufError where the file is no GGUF, is truncated, or has tensors that overlap or lie outside,
     EnvironmentProblem where permission is missing.
     """
+    return _read(path, _parse)
+
+
+def read_pairs(path: Path) -> dict[str, bytes]:
+    """Every key of a file, in order, with the bytes of its pair: key, type, value. Raises as read_header."""
+    return _read(path, lambda cursor: {key: pair for key, _, pair in _pairs(cursor, _counts(cursor)[2])})
+
+
+def _read(path: Path, parse: Callable[[_Cursor], T]) -> T:
     if path.exists() and not path.is_file():  # opening a named pipe would wait for its writer for ever
         kind = "a folder" if path.is_dir() else "not a regular file"
         raise GgufError(f"{path} is {kind}, expected a GGUF file")
     try:
         with path.open("rb") as file:
-            return _parse(_Cursor(file, path))
+            return parse(_Cursor(file, path))
     except PermissionError as error:
         raise EnvironmentProblem(f"no permission to read {path}") from error
     except OSError as error:
@@ -202,21 +198,33 @@ def read_header(path: Path) -> GgufHeader:
         ) from error
 
 
-def _parse(cursor: _Cursor) -> GgufHeader:
+def _counts(cursor: _Cursor) -> tuple[int, int, int]:
+    """The version, and how many tensors and pairs there are."""
     if cursor.size < 24 or cursor.take(4) != _MAGIC:
         raise cursor.fail("not a GGUF file (it does not begin with 'GGUF')")
     version = cursor.unpack("I")
     if version not in (2, 3):
         raise cursor.fail(f"GGUF version {version}, expected 2 or 3")
-    tensor_count, pair_count = cursor.unpack("Q"), cursor.unpack("Q")
-    if max(tensor_count, pair_count) > cursor.size // 8:
-        raise cursor.fail(f"{tensor_count} tensors and {pair_count} keys in {cursor.size} bytes")
-    metadata: dict[str, Any] = {}
-    for _ in range(pair_count):
-        key = cursor.string()
-        if key in metadata:
+    tensors, pairs = cursor.unpack("Q"), cursor.unpack("Q")
+    if max(tensors, pairs) > cursor.size // 8:
+        raise cursor.fail(f"{tensors} tensors and {pairs} keys in {cursor.size} bytes")
+    return version, tensors, pairs
+
+
+def _pairs(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any, bytes]]:
+    """Key, value and bytes of each pair."""
+    seen = set()
+    for _ in range(count):
+        begin, key = cursor.position, cursor.string()
+        if key in seen:
             raise cursor.fail(f"key {shown(key)} stands twice")
-        metadata[key] = cursor.value(cursor.unpack("I"))
+        seen.add(key)
+        yield key, cursor.value(cursor.unpack("I")), cursor.since(begin)
+
+
+def _parse(cursor: _Cursor) -> GgufHeader:
+    version, tensor_count, pair_count = _counts(cursor)
+    metadata = {key: value for key, value, _ in _pairs(cursor, pair_count)}
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
         raise cursor.fail(f"general.alignment is {shown(alignment)}, expected a power of two")

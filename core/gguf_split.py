@@ -1,0 +1,182 @@
+"""Models in several GGUF files: ``NAME-00001-of-00003.gguf`` and so on, as llama-gguf-split makes them.
+
+The first file has all keys, every one the keys ``split.*`` and some of the tensors. llama.cpp is given the
+first one and opens the others by their names (src/llama-model-loader.cpp; tools/gguf-split/gguf-split.cpp).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .errors import GgufError, UsageError
+from .gguf_file import ALIGNMENT, GgufHeader, TensorInfo, aligned, read_header, shown
+from .gguf_pairs import INT32, UINT16, encode_pair
+
+NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
+SPLIT_KEYS = frozenset({NUMBER, COUNT, TENSORS})
+
+_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+_MOST = 0xFFFF  # split.count is a uint16
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_SHOWN = 3
+_HINT = "put all parts into one folder, under the names they were made with; download those that are missing"
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """A model's files and what they say together.
+
+    ``header`` has the first file's metadata without ``split.*``, the tensors of all files with their
+    ``part``, and the size of all files.
+    """
+
+    paths: tuple[Path, ...]
+    parts: tuple[GgufHeader, ...]
+    header: GgufHeader
+
+
+def parse_split_size(text: str) -> int:
+    """Bytes of ``2G``, ``500M`` (powers of ten, as llama-gguf-split has them), ``64K``. Raises UsageError."""
+    found = re.fullmatch(r"(\d{1,9})([KMG]?)", text.strip().upper())
+    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not size:
+        raise UsageError(f"the size of a part is {shown(text)}", hint="write it as 2G or 500M")
+    return size
+
+
+def part_path(path: Path, part: int, count: int) -> Path:
+    """``x.gguf`` -> ``x-00001-of-00003.gguf`` for part 0 of 3; a model of one file keeps its name."""
+    return path if count == 1 else path.with_name(f"{path.stem}-{part + 1:05d}-of-{count:05d}.gguf")
+
+
+def whole_name(path: Path) -> str:
+    """The name of a file without ``.gguf``, and without the number of a part."""
+    found = _NAME.fullmatch(path.name)
+    return found["stem"] if found else path.stem
+
+
+def split_pairs(part: int, count: int, tensors: int) -> list[bytes]:
+    """The keys of one part, in the order llama_model_quantize writes them; none for a model of one file."""
+    if count == 1:
+        return []
+    return [
+        encode_pair(NUMBER, UINT16, part),
+        encode_pair(COUNT, UINT16, count),
+        encode_pair(TENSORS, INT32, tensors),
+    ]
+
+
+def placed(
+    tensors: Sequence[TensorInfo], limit: int | None = None, alignment: int = ALIGNMENT
+) -> tuple[TensorInfo, ...]:
+    """The tensors with part and offset, in the order given.
+
+    A tensor that would take a part's data beyond ``limit`` bytes begins the next one, as in
+    llama-gguf-split; without a limit the parts stay as they are. One larger than that has a part to itself.
+    Raises UsageError for more parts than a file can name.
+    """
+    found: list[TensorInfo] = []
+    part = offset = 0
+    for info in tensors:
+        size = aligned(info.nbytes, alignment)
+        ends = info.part > part if limit is None else offset > 0 and offset + size > limit
+        if ends:
+            part, offset = part + 1, 0
+        found.append(replace(info, offset=offset, part=part))
+        offset += size
+    if part >= _MOST:
+        raise UsageError(
+            f"parts of at most {limit} bytes would be {part + 1} files, llama.cpp reads {_MOST} at most",
+            hint="allow larger parts with --split-max-size",
+        )
+    return tuple(found)
+
+
+def read_model(path: Path) -> GgufModel:
+    """The checked headers of a model, whichever of its files ``path`` is.
+
+    Raises GgufError where a part is missing, is none of this model, stands in another's place, or the parts
+    together have not the tensors they should; and what read_header raises.
+    """
+    header = read_header(path)
+    count = _number(path, header, COUNT, 1)
+    if count <= 1:
+        return GgufModel((path,), (header,), _joined([header]))
+    paths = _paths(path, _number(path, header, NUMBER), count)
+    missing = [str(part) for part in paths if not part.exists()]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise GgufError(
+            f"{path} is one of {count} parts of a model, of which {len(missing)} are missing: "
+            f"{', '.join(missing[:_SHOWN])}{more}",
+            hint=_HINT,
+        )
+    parts = [header if part == path else read_header(part) for part in paths]
+    for index, (each, found) in enumerate(zip(paths, parts, strict=True)):
+        _check_place(each, found, index, count)
+    joined = _joined(parts)
+    _check_tensors(paths, parts, joined)
+    return GgufModel(tuple(paths), tuple(parts), joined)
+
+
+def _number(path: Path, header: GgufHeader, key: str, default: int | None = None) -> int:
+    value = header.metadata.get(key, default)
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise GgufError(
+            f"{path}: {key} is {shown(value)}, expected a number up to {_MOST}",
+            hint="it says that it is a part of a model, but not which: make the parts again",
+        )
+    return value
+
+
+def _paths(path: Path, number: int, count: int) -> list[Path]:
+    """The files of all parts, from the name of the one that says it is ``number`` (from 0) of ``count``."""
+    found = _NAME.fullmatch(path.name)
+    if not found or (int(found["number"]), int(found["count"])) != (number + 1, count):
+        raise GgufError(
+            f"{path} says that it is part {number + 1} of {count}, which its name does not",
+            hint=f"name the parts as they were: NAME-{number + 1:05d}-of-{count:05d}.gguf",
+        )
+    return [path.with_name(f"{found['stem']}-{part + 1:05d}-of-{count:05d}.gguf") for part in range(count)]
+
+
+def _check_place(path: Path, header: GgufHeader, index: int, count: int) -> None:
+    said = _number(path, header, NUMBER) + 1, _number(path, header, COUNT, count)
+    if said != (index + 1, count):
+        raise GgufError(
+            f"{path} says that it is part {said[0]} of {said[1]}, expected part {index + 1} of {count}",
+            hint=_HINT,
+        )
+
+
+def _check_tensors(paths: Sequence[Path], parts: Sequence[GgufHeader], joined: GgufHeader) -> None:
+    seen: dict[str, Path] = {}
+    for path, header in zip(paths, parts, strict=True):
+        for info in header.tensors:
+            if info.name in seen:
+                raise GgufError(
+                    f"tensor {shown(info.name)} is in {seen[info.name]} and in {path}", hint=_HINT
+                )
+            seen[info.name] = path
+    expected = parts[0].metadata.get(TENSORS)
+    if expected != len(joined.tensors):
+        raise GgufError(
+            f"the {len(paths)} parts of {paths[0]} have {len(joined.tensors)} tensors together, "
+            f"{shown(expected)} are expected ({TENSORS})",
+            hint=_HINT,
+        )
+
+
+def _joined(parts: Sequence[GgufHeader]) -> GgufHeader:
+    first = parts[0]
+    return replace(
+        first,
+        metadata={key: value for key, value in first.metadata.items() if key not in SPLIT_KEYS},
+        tensors=tuple(
+            replace(info, part=part) for part, header in enumerate(parts) for info in header.tensors
+        ),
+        size=sum(header.size for header in parts),
+    )
