@@ -6,6 +6,7 @@ A row of a quantized tensor is a sequence of blocks; ``block_size`` neighbouring
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -75,18 +76,22 @@ BF16 = FORMATS["bf16"]
 Q8_0 = FORMATS["q8_0"]
 Q6_K = FORMATS["q6_K"]
 
-# The formats kconv can encode weights in.
+# The formats kconv can encode weights in: all of ggml's but those for activations and whole numbers.
 ENCODABLE: tuple[Format, ...] = tuple(
-    FORMATS[name] for name in ("f32", "f16", "bf16", "q8_0", "q6_K", "q5_1", "q5_0", "q4_1", "q4_0")
-)
-
-# The formats weights can be encoded in anew, to hold a file against: besides those kconv writes, what libggml
-# encodes without importance data and at more than 10 million weights a second.
-RECODABLE: tuple[Format, ...] = ENCODABLE + tuple(
     FORMATS[name]
-    for name in ("q5_K", "q4_K", "q3_K", "q2_K", "tq2_0", "tq1_0", "mxfp4", "nvfp4", "q2_0", "q1_0")
-    if FORMATS[name] not in ENCODABLE
-)
+    for name in (
+        "f32", "f16", "bf16", "q8_0", "q6_K", "q5_K", "q5_1", "q5_0", "q4_K", "q4_1", "q4_0", "q3_K", "q2_K",
+        "q2_0", "q1_0", "iq4_nl", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m",
+        "iq1_s", "tq2_0", "tq1_0", "mxfp4", "nvfp4",
+    )
+)  # fmt: skip
+
+# Formats libggml cannot encode without importance data (ggml.c, ggml_quantize_requires_imatrix).
+NEEDS_IMPORTANCE: tuple[Format, ...] = tuple(FORMATS[name] for name in ("iq2_xxs", "iq2_xs", "iq1_s"))
+
+# The formats weights can be encoded in anew, to hold a file against: what libggml encodes without importance
+# data and at more than 10 million weights a second.
+RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if not format.name.startswith("iq"))
 
 _BY_LOWER_NAME = {format.name.lower(): format for format in ENCODABLE}
 _BY_TYPE = {format.ggml_type: format for format in FORMATS.values()}
@@ -96,9 +101,17 @@ def parse_format(text: str) -> Format:
     """The format of that name, case ignored. Raises UsageError naming all formats kconv encodes."""
     format = _BY_LOWER_NAME.get(text.strip().lower())
     if format is None:
-        names = ", ".join(format.name for format in ENCODABLE)
-        raise UsageError(f"unknown format {text!r}", hint=f"choose one of {names}")
+        names = [format.name for format in ENCODABLE]
+        raise UsageError(f"unknown format {text!r}", hint=nearest(text, names))
     return format
+
+
+def nearest(text: str, names: Sequence[str]) -> str:
+    """Advice for somebody who wrote ``text`` instead of one of ``names``: the one meant, perhaps, and all."""
+    by_lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(text.strip().lower(), by_lower, n=1, cutoff=0.5)
+    guess = f"did you mean {by_lower[close[0]]}? " if close else ""
+    return f"{guess}choose one of {', '.join(names)}"
 
 
 def format_of_type(ggml_type: int) -> Format | None:

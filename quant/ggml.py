@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.tensor import Array, DType
-from .formats import ENCODABLE, F32, RECODABLE, Format
+from .formats import ENCODABLE, F32, NEEDS_IMPORTANCE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -82,13 +82,13 @@ def _halves_to_float32(source: Array, out: Floats) -> None:
     np.multiply(out, np.float32(2.0**112), out=out)
 
 
-def encode(format: Format, rows: Floats, out: Bytes) -> None:
+def encode(format: Format, rows: Floats, out: Bytes, importance: Floats | None = None) -> None:
     """Write ``rows`` (rows, columns) to ``out``, as many bytes as ``format.row_bytes(columns) * rows``.
 
-    The bytes are those of ggml_quantize_chunk without importance data, which is what llama-quantize
-    calls, and do not depend on how a tensor is cut into calls. Raises UsageError.
+    ``importance`` (columns,) weighs the error of each column. The bytes are those of ggml_quantize_chunk,
+    which is what llama-quantize calls, and do not depend on how a tensor is cut. Raises UsageError.
     """
-    if format not in _RECODABLE:
+    if format not in _ENCODABLE:
         raise UsageError(f"kconv does not encode {format.display}")
     _expect(rows, np.dtype(np.float32), "rows")
     _expect(out, np.dtype(np.uint8), "out")
@@ -98,11 +98,16 @@ def encode(format: Format, rows: Floats, out: Bytes) -> None:
             f"{count} rows of {columns} weights are {count * format.row_bytes(columns)} bytes of "
             f"{format.display}, not {out.size}"
         )
+    if importance is not None:
+        _expect(importance, np.dtype(np.float32), "importance")
+        if importance.size != columns:
+            raise UsageError(f"{importance.size} values of importance for {columns} columns")
+    elif format in NEEDS_IMPORTANCE:  # libggml would abort
+        raise UsageError(f"{format.display} cannot be encoded without importance data")
     if rows.size:
-        if format not in ENCODABLE:  # library() has checked those
-            _traits(format)
+        weighed = None if importance is None else importance.ctypes.data
         library().ggml_quantize_chunk(
-            format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, None
+            format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, weighed
         )
 
 
@@ -154,7 +159,7 @@ def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
         raise UsageError(f"{what} must be a contiguous array of {dtype}, not of {array.dtype}")
 
 
-_RECODABLE = frozenset(RECODABLE)
+_ENCODABLE = frozenset(ENCODABLE)
 
 _REINSTALL = "install llama-cpp-python 0.3.36 or newer into the environment kconv runs in"
 

@@ -1,8 +1,8 @@
 """Which tensor gets which format, decided as llama.cpp decides it.
 
 For F32, F16 and BF16 files that is llama.cpp's converter (conversion/base.py, prepare_tensors), for quantized
-ones llama_model_quantize (src/llama-quant.cpp) fed with an F32 file. A policy is a value: a default format
-and rules for tensors that play a certain part; conditions a rule may have are fields of ``Rule``.
+ones llama_model_quantize (src/llama-quant.cpp) fed with an F32 file: what was asked for by name, then the
+rules of the recipe, then what takes the place of a format that does not fit the rows.
 """
 
 from __future__ import annotations
@@ -10,56 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from types import MappingProxyType
 
-from ..core.errors import UsageError
+from ..core.errors import InputError, UsageError
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
-from .formats import F16, F32, FORMATS, Q6_K, Q8_0, Format
+from .formats import F16, F32, FORMATS, NEEDS_IMPORTANCE, Format, nearest, parse_format
+from .importance import Importance
+from .named_recipes import ALIASES, POLICIES, Place, Policy
+from .parts import (
+    EMBEDDING,
+    FOREIGN,
+    HEAD,
+    Kind,
+    Part,
+    Places,
+    is_embedding,
+    kind_of,
+    llama_cpp_order,
+    may_be_quantized,
+    part_of,
+)
 
 # GGML_QNT_VERSION of ggml.h: the version of the block layouts.
 QUANTIZATION_VERSION = 2
-
-
-class Part(Enum):
-    """What a matrix is for, as far as a rule may ask (llama-quant.cpp, tensor_get_category)."""
-
-    OUTPUT = "output"  # makes the logits: output.weight, or the token embedding where there is none
-    ATTENTION_K = "attention key"
-    ATTENTION_V = "attention value"
-    OTHER = "other"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Tensors of ``part`` get ``format``; with ``experts``, only in models of exactly that many experts."""
-
-    part: Part
-    format: Format
-    experts: int | None = None
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A named way to choose formats.
-
-    The first rule that applies decides, else ``default``. ``file_type`` is what the file says of itself under
-    general.file_type (llama.h, enum llama_ftype). ``pure`` leaves the rules out. ``keep_wo`` leaves the
-    matrices ``wide_input`` is true for in the precision they have in the checkpoint.
-    """
-
-    name: str
-    default: Format
-    file_type: int
-    rules: tuple[Rule, ...] = ()
-    pure: bool = False
-    keep_wo: bool = False
-
-    @property
-    def display(self) -> str:
-        """The name as it stands in file names: ``Q4_0``."""
-        return self.name.upper()
 
 
 @dataclass(frozen=True)
@@ -73,45 +47,30 @@ class FormatChoice:
         return self.formats[name]
 
 
-# llama.cpp keeps keys and values of models with eight experts, where they are small, in q8_0.
-_EIGHT_EXPERTS = (Rule(Part.ATTENTION_V, Q8_0, experts=8), Rule(Part.ATTENTION_K, Q8_0, experts=8))
-
-
-def _below_q8_0(name: str, file_type: int) -> Policy:
-    return Policy(name, FORMATS[name], file_type, (Rule(Part.OUTPUT, Q6_K), *_EIGHT_EXPERTS))
-
-
-POLICIES: Mapping[str, Policy] = MappingProxyType(
+# What takes the place of a format whose blocks do not fit the rows (llama-quant.cpp, tensor_type_fallback).
+# Formats of blocks of 32 have no smaller relative and become F16.
+_SMALLER_BLOCKS: Mapping[str, str] = MappingProxyType(
     {
-        policy.name: policy
-        for policy in (
-            Policy("f32", F32, 0),
-            Policy("f16", F16, 1),
-            Policy("bf16", FORMATS["bf16"], 32),
-            Policy("q8_0", Q8_0, 7, _EIGHT_EXPERTS),
-            _below_q8_0("q5_1", 9),
-            _below_q8_0("q5_0", 8),
-            _below_q8_0("q4_1", 3),
-            _below_q8_0("q4_0", 2),
-        )
+        **dict.fromkeys(
+            ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
+        ),
+        **dict.fromkeys(("q2_0", "q2_K", "q3_K", "tq1_0", "tq2_0"), "q4_0"),
+        "q4_K": "q5_0",
+        "q5_K": "q5_1",
+        "q6_K": "q8_0",
     }
 )
 
-# What takes the place of a format whose blocks do not fit the rows (llama-quant.cpp, tensor_type_fallback).
-# Formats of blocks of 32 have no smaller relative and become F16.
-_SMALLER_BLOCKS: Mapping[str, Format] = MappingProxyType({"q6_K": Q8_0})
+# Formats llama.cpp refuses without importance data, and the one recipe it refuses q2_K in
+# (tensor_requires_imatrix).
+_REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
+_REFUSED_RECIPE = ("q2_K_S", "q2_K")
 
 # llama.cpp's converter keeps these in F32 in files of every type, besides vectors and norms; the relative
 # biases of T5 it does not, but they are small and llama_model_quantize never touches them.
 _CONVERTER_KEEPS = re.compile(
     r"(position_embd|token_types|(enc|dec)\.blk\.\d+\.attn_rel_b|blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d|shortconv\.conv))\.weight"
 )
-
-# Matrices llama_model_quantize leaves as they are: parts of names and whole names. The lists there go on with
-# architectures (RWKV, Mamba, vision and audio towers) that kconv does not write.
-_QUANTIZER_KEEPS_PARTS = ("_norm.weight", "ffn_gate_inp.weight", "attn_rel_b.weight", "ssm_conv1d")
-_QUANTIZER_KEEPS = frozenset({"position_embd.weight", "token_types.weight"})
-
 
 # T5's feed-forward wo: what flows into it exceeds half precision (65,504) in models as they were trained, and
 # for F16 weights ggml makes halves of that, too. transformers keeps these matrices in fp32 for that reason.
@@ -123,12 +82,45 @@ def wide_input(arch: str, name: str) -> bool:
     return arch == "t5" and _WIDE_INPUT.fullmatch(name) is not None
 
 
-def parse_policy(text: str, *, pure: bool = False, keep_wo: bool = False) -> Policy:
-    """The policy of that name, case ignored. Raises UsageError naming all there are."""
+def parse_policy(
+    text: str,
+    *,
+    pure: bool = False,
+    keep_wo: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+) -> Policy:
+    """The policy of that name, case ignored, with what is asked for besides.
+
+    ``tensor_types`` are ``PATTERN=TYPE``: a regular expression to be found in tensors' names, and a format.
+    Raises UsageError naming what there is.
+    """
+    wanted = text.strip().lower()
+    wanted = ALIASES.get(wanted, wanted).lower()
     for policy in POLICIES.values():
-        if policy.name.lower() == text.strip().lower():
-            return replace(policy, pure=pure, keep_wo=keep_wo)
-    raise UsageError(f"unknown type {text!r}", hint=f"choose one of {', '.join(POLICIES)}")
+        if policy.name.lower() == wanted:
+            return replace(
+                policy,
+                pure=pure,
+                keep_wo=keep_wo,
+                overrides=tuple(_parse_override(each) for each in tensor_types),
+                output_type=None if output_type is None else parse_format(output_type),
+                embedding_type=None if embedding_type is None else parse_format(embedding_type),
+            )
+    raise UsageError(f"unknown type {text!r}", hint=nearest(text, list(POLICIES)))
+
+
+def _parse_override(text: str) -> tuple[str, Format]:
+    """``PATTERN=TYPE``; llama-quantize, too, makes small letters of the pattern."""
+    pattern, equals, format = text.partition("=")
+    if not (pattern and equals and format):
+        raise UsageError(f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K")
+    try:
+        re.compile(pattern.lower())
+    except (re.error, RecursionError) as error:
+        raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
+    return pattern.lower(), parse_format(format)
 
 
 def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
@@ -139,41 +131,91 @@ def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
     }
 
 
-def choose_formats(model: Model, policy: Policy) -> FormatChoice:
-    """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit."""
-    tied = all(tensor.name != "output.weight" for tensor in model.tensors)
-    experts = _experts(model)
+def choose_formats(
+    model: Model,
+    policy: Policy,
+    importance: Importance | None = None,
+    *,
+    stored: Mapping[str, Format] | None = None,
+) -> FormatChoice:
+    """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit.
+
+    ``stored``: of a model that is a GGUF already, the formats there; what is not quantized keeps them. Raises
+    InputError where llama.cpp refuses too: a format that needs importance data and has none, or rows that
+    nothing fits; UsageError for a pattern that matches nothing.
+    """
+    _check_asked(model, policy)
+    wanted = _wanted_formats(model, policy, stored, imatrix=importance is not None)
     formats: dict[str, Format] = {}
     fallbacks: dict[tuple[Format, Format], list[str]] = {}
     spared: list[str] = []
     for tensor in model.tensors:
-        wanted = _wanted_format(tensor, policy, experts, tied=tied)
-        given = fitting(wanted, tensor.shape[-1] if tensor.shape else 1)
-        if wide_input(model.arch, tensor.name) and (policy.keep_wo or given == F16):
+        name, first = tensor.name, wanted[tensor.name]
+        given = fitting(first, tensor.shape[-1] if tensor.shape else 1, name)
+        if wide_input(model.arch, name) and (policy.keep_wo or given == F16):
             given = FORMATS["bf16"] if policy.keep_wo and tensor.dtype is DType.BF16 else F32
-            spared.append(tensor.name)
-        elif given != wanted:
-            fallbacks.setdefault((wanted, given), []).append(tensor.name)
-        formats[tensor.name] = given
+            spared.append(name)
+        elif given != first:
+            fallbacks.setdefault((first, given), []).append(name)
+        formats[name] = given
+        _check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
     return FormatChoice(MappingProxyType(formats), tuple(notes))
 
 
-def _wanted_format(tensor: Tensor, policy: Policy, experts: int, *, tied: bool) -> Format:
-    if not policy.default.quantized:
-        return _converter_format(tensor, policy)
-    if not _is_quantized(tensor):
-        return F32
-    return _wanted(_part(tensor.name, tied=tied), experts, policy)
+def _wanted_formats(
+    model: Model, policy: Policy, stored: Mapping[str, Format] | None, *, imatrix: bool
+) -> dict[str, Format]:
+    """What is wanted of each tensor, whether or not its rows fit; decided in llama.cpp's order."""
+    kind = kind_of(model)
+    places = Places(kind)
+    wanted = {}
+    for tensor in sorted(model.tensors, key=lambda tensor: llama_cpp_order(tensor.name)):
+        own = None if stored is None else stored[tensor.name]
+        quantizable = may_be_quantized(tensor.name, tensor.shape)
+        asked = _asked(tensor.name, policy, kind) if quantizable else None
+        if asked is not None:
+            wanted[tensor.name] = asked
+        elif own is None and not policy.default.quantized:
+            wanted[tensor.name] = _converter_format(tensor, policy)
+        elif not quantizable:
+            wanted[tensor.name] = own or F32
+        else:
+            wanted[tensor.name] = _by_rules(tensor, policy, kind, places, imatrix=imatrix)
+    return wanted
 
 
-def fitting(wanted: Format, columns: int) -> Format:
-    """``wanted``, or what llama.cpp takes instead where rows of ``columns`` are not whole blocks of it."""
-    if wanted.fits(columns):
-        return wanted
-    smaller = _SMALLER_BLOCKS.get(wanted.name, F16)
-    return smaller if smaller.fits(columns) else F16
+def _asked(name: str, policy: Policy, kind: Kind) -> Format | None:
+    """The format asked for by name, if any (llama_tensor_get_type)."""
+    if policy.embedding_type is not None and name == EMBEDDING:
+        return policy.embedding_type
+    if policy.output_type is not None and name == HEAD:
+        return policy.output_type
+    for pattern, format in policy.overrides:
+        if re.search(pattern, name):
+            return format
+    if policy.embedding_type is not None and is_embedding(name):
+        return policy.embedding_type
+    return policy.output_type if part_of(name, tied=kind.tied) is Part.OUTPUT else None
+
+
+def _by_rules(tensor: Tensor, policy: Policy, kind: Kind, places: Places, *, imatrix: bool) -> Format:
+    """llama_tensor_get_type_impl."""
+    if policy.pure:
+        return policy.default
+    part = part_of(tensor.name, tied=kind.tied)
+    counted, layer = places.next(part, tensor.name)
+    place = Place(
+        part,
+        counted,
+        layer,
+        kind.values if part is Part.ATTENTION_V else kind.layers,
+        policy.default.fits(tensor.shape[-1]),
+        len(tensor.shape) > 2,
+    )
+    rule = next((rule for rule in policy.rules if rule.applies(place, kind, imatrix=imatrix)), None)
+    return policy.default if rule is None or rule.format is None else rule.format
 
 
 def _converter_format(tensor: Tensor, policy: Policy) -> Format:
@@ -184,44 +226,55 @@ def _converter_format(tensor: Tensor, policy: Policy) -> Format:
     return F32 if _CONVERTER_KEEPS.fullmatch(name) else policy.default
 
 
-def _is_quantized(tensor: Tensor) -> bool:
-    """llama-quant.cpp, tensor_allows_quantization."""
-    name = tensor.name
-    return (
-        _axes(tensor.shape) >= 2
-        and name.endswith("weight")
-        and name not in _QUANTIZER_KEEPS
-        and not any(part in name for part in _QUANTIZER_KEEPS_PARTS)
-    )
+def fitting(wanted: Format, columns: int, name: str = "a tensor") -> Format:
+    """``wanted``, or what llama.cpp takes instead where rows of ``columns`` are not whole blocks of it.
+
+    Raises InputError for the two formats of large blocks llama.cpp has nothing to take instead of.
+    """
+    if wanted.fits(columns):
+        return wanted
+    smaller = _SMALLER_BLOCKS.get(wanted.name)
+    if smaller is None and wanted.block_size > 32:
+        raise InputError(
+            f"{name} has rows of {columns} weights, no whole blocks of {wanted.block_size} as "
+            f"{wanted.display} needs, and llama.cpp has no format to take instead",
+            hint="choose another type, or another one for this tensor with --tensor-type",
+        )
+    return FORMATS[smaller] if smaller and FORMATS[smaller].fits(columns) else F16
 
 
-def _axes(shape: Sequence[int]) -> int:
-    """Axes as ggml counts them: the slowest ones do not count while they have length 1."""
-    axes = len(shape)
-    while axes > 1 and shape[-axes] == 1:
-        axes -= 1
-    return axes
+def _check_asked(model: Model, policy: Policy) -> None:
+    """Refuse what was asked for and would have no effect, and architectures with rules of their own."""
+    if policy.default.quantized and model.arch in FOREIGN:
+        raise InputError(
+            f"llama-quantize has rules for {model.arch} that kconv does not know", hint="use llama-quantize"
+        )
+    names = [tensor.name for tensor in model.tensors if may_be_quantized(tensor.name, tensor.shape)]
+    for pattern, format in policy.overrides:
+        if not any(re.search(pattern, name) for name in names):
+            some = ", ".join(sorted({re.sub(r"\d+", "0", name) for name in names})[:12])
+            raise UsageError(
+                f"--tensor-type {pattern}={format.name} matches no matrix of this model",
+                hint=f"matrices here have names such as {some}",
+            )
 
 
-def _part(name: str, *, tied: bool) -> Part:
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return Part.OUTPUT
-    if "attn_v.weight" in name or "attn_qkv.weight" in name or "attn_kv_b.weight" in name:
-        return Part.ATTENTION_V
-    return Part.ATTENTION_K if "attn_k.weight" in name else Part.OTHER
-
-
-def _wanted(part: Part, experts: int, policy: Policy) -> Format:
-    if not policy.pure:
-        for rule in policy.rules:
-            if rule.part is part and rule.experts in (None, experts):
-                return rule.format
-    return policy.default
-
-
-def _experts(model: Model) -> int:
-    count = model.hparams.get(f"{model.arch}.expert_count", 0)
-    return count if isinstance(count, int) else 0
+def _check_importance(tensor: Tensor, format: Format, policy: Policy, importance: Importance | None) -> None:
+    """Refuse what llama.cpp refuses: data of another width, a format that needs data and has none."""
+    if not format.quantized:
+        return
+    columns = tensor.shape[-1] * (tensor.rows if len(tensor.shape) > 2 else 1)
+    if importance is not None and importance.of(tensor.name, columns) is not None:
+        return
+    spared = is_embedding(tensor.name) or tensor.name == HEAD
+    refused = format.name in _REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
+    if format in NEEDS_IMPORTANCE or (refused and not spared):
+        which = "has nothing on it" if importance else "none was given"
+        raise InputError(
+            f"{policy.display} makes {tensor.name} {format.display}, which needs importance data, and "
+            f"{which}",
+            hint="make some with kconv imatrix and pass --imatrix FILE, or pass --calibrate TEXT",
+        )
 
 
 def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
@@ -243,3 +296,15 @@ def _spared_note(names: Sequence[str], policy: Policy) -> Note:
         else f"in F32 in the {policy.display} file: what flows into them may exceed half precision"
     )
     return Note("feed-forward-wo", f"the feed-forward output matrices of T5, {which}, are written {why}")
+
+
+__all__ = [
+    "POLICIES",
+    "FormatChoice",
+    "Policy",
+    "choose_formats",
+    "fitting",
+    "parse_policy",
+    "quantization_metadata",
+    "wide_input",
+]

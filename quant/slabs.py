@@ -8,7 +8,7 @@ cache. So the checkpoint crosses memory once, whatever is made of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,14 +25,31 @@ TILE = 1 << 20
 # The largest half float. Larger weights may overflow F16 itself and, divided, the F16 scales of blocks.
 HALF_MAX = 65504.0
 
-# Where the half-float scales (and minima) of a block lie (ggml-common.h).
+# Where the half-float scales (and minima) of a block lie (ggml-common.h). nvfp4 has scales of bytes that are
+# always numbers; those of iq1_m and mxfp4 are put together in has_overflowed.
 _SCALES: dict[str, tuple[int, ...]] = {
+    "q1_0": (0,),
+    "q2_0": (0,),
     "q4_0": (0,),
     "q4_1": (0, 2),
     "q5_0": (0,),
     "q5_1": (0, 2),
     "q8_0": (0,),
+    "q2_K": (80, 82),
+    "q3_K": (108,),
+    "q4_K": (0, 2),
+    "q5_K": (0, 2),
     "q6_K": (208,),
+    "tq1_0": (52,),
+    "tq2_0": (64,),
+    "iq1_s": (0,),
+    "iq2_xxs": (0,),
+    "iq2_xs": (0,),
+    "iq2_s": (0,),
+    "iq3_xxs": (0,),
+    "iq3_s": (0,),
+    "iq4_nl": (0,),
+    "iq4_xs": (0,),
 }
 
 _SAME = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
@@ -82,11 +99,18 @@ class Scratch:
         return held[:count]
 
 
-def convert_slab(source: Array, dtype: DType, formats: Sequence[Format], scratch: Scratch) -> Slab:
+def convert_slab(
+    source: Array,
+    dtype: DType,
+    formats: Sequence[Format],
+    scratch: Scratch,
+    importance: ggml.Floats | None = None,
+) -> Slab:
     """Encode ``source`` (rows, …, columns), in ``dtype.storage``, in each of ``formats``.
 
-    A slab that is F32, F16 or BF16 already is passed through bit by bit, without a copy. Raises UsageError
-    for columns that are not whole blocks of a format.
+    ``importance`` (columns,) weighs the columns of all rows, or (experts * columns,) those of each expert of
+    a source (experts, rows, columns). A slab that is F32, F16 or BF16 already is passed through bit by bit,
+    without a copy. Raises UsageError for columns that are not whole blocks of a format.
     """
     if source.dtype != dtype.storage:
         raise UsageError(f"weights of {dtype.value} travel as {dtype.storage}, not as {source.dtype}")
@@ -98,21 +122,28 @@ def convert_slab(source: Array, dtype: DType, formats: Sequence[Format], scratch
         for format in dict.fromkeys(formats)
         if format != same
     }
-    largest = _encode_tiles(rows, dtype, outputs, scratch)
+    largest = _encode_tiles(rows, dtype, outputs, scratch, importance)
     overflowed: tuple[Format, ...] = ()
-    if HALF_MAX < largest < math.inf:
+    if HALF_MAX < largest < math.inf or importance is not None:  # which may be zero where the weights are not
         overflowed = tuple(format for format in outputs if has_overflowed(format, outputs[format]))
     outputs[same] = rows.reshape(-1).view(np.uint8)
     return Slab(tuple(outputs[format] for format in formats), largest, overflowed)
 
 
-def _encode_tiles(rows: Array, dtype: DType, outputs: Mapping[Format, ggml.Bytes], scratch: Scratch) -> float:
+def _encode_tiles(
+    rows: Array,
+    dtype: DType,
+    outputs: Mapping[Format, ggml.Bytes],
+    scratch: Scratch,
+    importance: ggml.Floats | None,
+) -> float:
     """Fill ``outputs`` from ``rows`` (rows, columns) and return the largest magnitude."""
     columns = rows.shape[1]
-    step = max(1, TILE // max(columns, 1))
+    weighed = None if importance is None else importance.reshape(-1, columns)
+    experts = 1 if weighed is None else len(weighed)
     largest = 0
-    for start in range(0, len(rows), step):
-        tile = rows[start : start + step]
+    for expert, start, stop in _tiles(len(rows), columns, experts):
+        tile = rows[start:stop]
         bits = _largest_bits(tile, dtype)
         largest = max(largest, bits)
         if not outputs:
@@ -123,8 +154,18 @@ def _encode_tiles(rows: Array, dtype: DType, outputs: Mapping[Format, ggml.Bytes
             ggml.to_float32(tile, dtype, floats, finite=bits < _INFINITY[dtype])
         for format, output in outputs.items():
             size = format.row_bytes(columns)
-            ggml.encode(format, floats, output[start * size : (start + len(tile)) * size])
+            weights = None if weighed is None else weighed[expert]
+            ggml.encode(format, floats, output[start * size : stop * size], weights)
     return _magnitude(largest, dtype)
+
+
+def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, int]]:
+    """Expert, first and last row of each tile; none crosses from one expert to the next."""
+    step = max(1, TILE // max(columns, 1))
+    each = rows // experts
+    for expert in range(experts):
+        for start in range(expert * each, (expert + 1) * each, step):
+            yield expert, start, min(start + step, (expert + 1) * each)
 
 
 # Infinity's bits, sign aside; NaNs lie above.
@@ -166,7 +207,7 @@ def count_nonfinite(source: Array, dtype: DType) -> tuple[int, int]:
 
 
 def has_overflowed(format: Format, data: Array) -> bool:
-    """Whether ``data``, encoded from finite weights, holds an infinite weight or block scale.
+    """Whether ``data``, encoded from finite weights, holds a weight or block scale that is no finite number.
 
     llama-quantize refuses such tensors (ggml_validate_row_data).
     """
@@ -175,6 +216,11 @@ def has_overflowed(format: Format, data: Array) -> bool:
     if format == BF16:
         return not all_finite(data.view(np.uint16), DType.BF16)
     blocks = data.reshape(-1, format.block_bytes)
+    if format.name == "mxfp4":
+        return bool((blocks[:, 0] == 0xFF).any())
+    if format.name == "iq1_m":  # four bits of its scale are at the top of each of the last four half words
+        words = np.ascontiguousarray(blocks[:, 48:56]).view(np.uint16) >> 12
+        return not all_finite((words << np.array([0, 4, 8, 12], np.uint16)).sum(1, np.uint16), DType.F16)
     for offset in _SCALES.get(format.name, ()):
         scales = np.ascontiguousarray(blocks[:, offset : offset + 2]).view(np.uint16)
         if not all_finite(scales, DType.F16):
