@@ -82,8 +82,9 @@ def placed(
     part = offset = 0
     for info in tensors:
         size = aligned(info.nbytes, alignment)
-        ends = info.part > part if limit is None else offset > 0 and offset + size > limit
-        if ends:
+        if limit is None and info.part != part:
+            part, offset = info.part, 0
+        elif limit is not None and 0 < offset > limit - size:
             part, offset = part + 1, 0
         found.append(replace(info, offset=offset, part=part))
         offset += size

@@ -16,7 +16,7 @@ from kconv.core.errors import CheckpointError, KconvError, MappingError, Unsuppo
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.ggml import to_float32
-from kconv.verify.gguf_weights import open_gguf
+from kconv.quant.gguf_weights import open_gguf
 
 SOURCE = byte_ids("한국의 수도는 서울이다. The quick brown fox. " * 6)
 TARGET = [0, *byte_ids("서울은 한국의 수도입니다.", end=False)]

@@ -24,11 +24,11 @@ from kconv.converters.recipe import unmapped
 from kconv.core.errors import CheckpointError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
+from kconv.quant.gguf_weights import open_gguf
 from kconv.verify import verify
 from kconv.verify.byte_text import shown, shown_next
 from kconv.verify.candidate import CandidateFailure
 from kconv.verify.gaps import gaps_of, with_gaps
-from kconv.verify.gguf_weights import open_gguf
 from kconv.verify.llama_candidate import LlamaCandidate
 from kconv.verify.reference import Reading, Reference
 from kconv.verify.text_pairs import PairReader, built_in_pairs, default_size, text_pairs

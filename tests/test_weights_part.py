@@ -28,7 +28,7 @@ from kconv.core.errors import GgufError, InputError, UsageError
 from kconv.core.gguf_file import read_header
 from kconv.core.model import Model
 from kconv.core.tensor import DType, Tensor
-from kconv.verify.gguf_weights import open_gguf
+from kconv.quant.gguf_weights import open_gguf
 from kconv.verify.proof import WeightsPart
 from kconv.verify.same_model import refuse_other_model
 from kconv.verify.weight_rows import as_stored
@@ -375,7 +375,7 @@ def test_llama_cpps_own_conversions_pass(
 
 def test_another_model_is_refused(good: dict[str, Path], model: Model, tmp_path: Path) -> None:
     def refused(path: Path, wanted: Model, *words: str) -> None:
-        with open_gguf(path) as file, pytest.raises(InputError) as caught:
+        with pytest.raises(InputError) as caught, open_gguf(path) as file:
             refuse_other_model(file, wanted)
         assert caught.value.exit_code == 3
         assert caught.value.hint
@@ -391,7 +391,7 @@ def test_another_model_is_refused(good: dict[str, Path], model: Model, tmp_path:
     fewer = {info.name: None for info in read_header(good["q8_0"]).tensors if "blk.2." in info.name}
     path = edited(good["q8_0"], copy, tensors=fewer, metadata={"llama.block_count": 2})
     refused(path, model, "it has 2 layers, expected 3")
-    refused(edited(good["q8_0"], copy, metadata={"split.count": 3}), model, "split GGUF")
+    refused(edited(good["q8_0"], copy, metadata={"split.count": 3}), model, "split.no is None")
     refused(edited(good["q8_0"], copy, metadata={"general.type": "adapter"}), model, "'adapter'")
     nothing: dict[str, None] = dict.fromkeys(info.name for info in read_header(good["q8_0"]).tensors)
     refused(edited(good["q8_0"], copy, tensors=nothing), model, "no tensors")

@@ -18,13 +18,13 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
 from ..core.vocabulary import Vocab
+from ..quant.gguf_weights import GgufFile
 from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
 from .front_end import embed_of
 from .gates import file_type, gate_for
-from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
 from .proof import LogitsPart, TensorError

@@ -16,6 +16,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.model import Model
 from ..core.progress import Progress, silent
+from ..quant.gguf_weights import GgufFile, open_gguf
 from ..vocab.parity import Parity
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
@@ -30,7 +31,6 @@ from .comparison import (
 )
 from .front_end import with_front_end_findings
 from .gates import file_type
-from .gguf_weights import GgufFile, open_gguf
 from .logits import Read
 from .metadata import check_metadata
 from .proof import Finding, LogitsPart, MetadataPart, Proof, TokensPart, WeightsPart

@@ -12,8 +12,8 @@ import numpy as np
 from ..converters.recipe import Recipe, unmapped
 from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
+from ..quant.gguf_weights import GgufFile
 from .candidate import Candidate, Floats
-from .gguf_weights import GgufFile
 from .proof import Diagnosis, LayerError, TensorError, layer_name
 from .reference import Reading, Reference
 from .windows import Window

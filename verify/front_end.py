@@ -26,8 +26,8 @@ from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import quoted
 from ..core.tensor import Tensor
+from ..quant.gguf_weights import GgufFile
 from .candidate import CandidateFailure
-from .gguf_weights import GgufFile
 from .proof import Finding, MetadataPart, verdict_of
 
 Embed = Callable[[Sequence[int]], Floats]

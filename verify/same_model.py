@@ -9,7 +9,7 @@ from typing import Any
 from ..core.errors import InputError
 from ..core.gguf_file import TensorInfo
 from ..core.model import Model
-from .gguf_weights import GgufFile
+from ..quant.gguf_weights import GgufFile
 
 _SHOWN = 8
 _LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
@@ -63,14 +63,6 @@ def refuse_other_model(file: GgufFile, model: Model) -> None:
 
 def _refuse_what_is_no_model(file: GgufFile) -> None:
     keys = file.header.metadata
-    parts = keys.get("split.count")
-    if isinstance(parts, int) and parts > 1:
-        number = keys.get("split.no")
-        which = f"part {number + 1} of {parts}" if isinstance(number, int) else f"one of {parts} parts"
-        raise InputError(
-            f"{file.path} is {which} of a split GGUF",
-            hint="put the parts together with llama-gguf-split --merge, then verify the whole file",
-        )
     if keys.get("general.type", "model") != "model":
         raise InputError(
             f"{file.path} holds a {str(keys['general.type'])[:40]!r} (general.type), expected a model",

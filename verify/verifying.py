@@ -15,6 +15,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..quant.gguf_weights import GgufFile, open_gguf
 from ..vocab.expected import expected_model
 from ..vocab.sources import read_source
 from .comparison import (
@@ -29,7 +30,6 @@ from .comparison import (
 )
 from .front_end import with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
-from .gguf_weights import GgufFile, open_gguf
 from .metadata import check_metadata
 from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (

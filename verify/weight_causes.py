@@ -10,7 +10,7 @@ import numpy as np
 from ..core.model import Model
 from ..core.tensor import Tensor
 from ..quant.ggml import Floats
-from .gguf_weights import GgufFile
+from ..quant.gguf_weights import GgufFile
 from .same_model import block_of
 from .weight_errors import Compared, RowsFound, Sums, is_scaled
 from .weight_limits import typical_error

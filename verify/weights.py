@@ -20,8 +20,8 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
 from ..quant.formats import BF16, F16, F32, RECODABLE, Format
+from ..quant.gguf_weights import GgufFile
 from ..quant.slabs import Scratch, convert_slab
-from .gguf_weights import GgufFile
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
 from .weight_causes import Search

@@ -1,4 +1,4 @@
-"""The weights of a GGUF file, read a few rows at a time.
+"""The weights of a GGUF file, or of a model in several, read a few rows at a time.
 
 Read by position, never mapped: a file that shrinks meanwhile gives an error, not a signal that ends the
 process.
@@ -6,34 +6,38 @@ process.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from ..core.errors import EnvironmentProblem, GgufError, UsageError
-from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo, read_header
+from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo
+from ..core.gguf_split import GgufModel, read_model
 from ..core.tensor import Array, DType, Tensor
-from ..quant.formats import Format, format_of_type
-from ..quant.ggml import Bytes, can_dequantize, dequantize
+from .formats import Format, format_of_type
+from .ggml import Bytes, can_dequantize, dequantize
 
 _AGAIN = "do not touch the file while it is read; if nothing did, the disk or the network is at fault"
 
 
 class GgufFile:
-    """An open GGUF file: ``path``, its checked ``header``, and rows of its tensors on demand.
+    """An open model: ``path`` (of its first file), its checked ``header``, and rows of its tensors on demand.
 
     A context manager; reading is safe from several threads.
     """
 
-    def __init__(self, path: Path, header: GgufHeader, handle: int) -> None:
-        self.path = path
-        self.header = header
-        self._handle = handle
-        self._stamp = _stamp(os.fstat(handle))
+    def __init__(self, model: GgufModel, handles: Sequence[int]) -> None:
+        self.path, self.paths = model.paths[0], model.paths
+        self.header: GgufHeader = model.header
+        self._starts = [part.data_offset for part in model.parts]
+        self._handles = list(handles)
+        self._stamps = [_stamp(os.fstat(handle)) for handle in handles]
 
     def __enter__(self) -> GgufFile:
         return self
@@ -45,9 +49,8 @@ class GgufFile:
 
     def close(self) -> None:
         """Close the file; nothing can be read of it any more."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        while self._handles:
+            os.close(self._handles.pop())
 
     def read(self, info: TensorInfo, start: int, stop: int) -> Bytes:
         """The bytes of rows ``start..stop`` of the first axis.
@@ -57,23 +60,24 @@ class GgufFile:
         """
         first, last = self._place(info, start), self._place(info, stop)
         out = np.empty(last - first, np.uint8)
-        view, offset = memoryview(out.data), self.header.data_offset + info.offset + first
+        path, handle = self.paths[info.part], self._handles[info.part]
+        view, offset = memoryview(out.data), self._starts[info.part] + info.offset + first
         while view:
             try:
-                count = os.preadv(self._handle, [view], offset)
+                count = os.preadv(handle, [view], offset)
             except OSError as error:
                 raise EnvironmentProblem(
-                    f"{self.path}: cannot read tensor {info.name} at byte {offset}: {error.strerror}"
+                    f"{path}: cannot read tensor {info.name} at byte {offset}: {error.strerror}"
                 ) from error
             if count == 0:
                 raise GgufError(
-                    f"{self.path}: ends at byte {offset}, within tensor {info.name}; "
+                    f"{path}: ends at byte {offset}, within tensor {info.name}; "
                     "it was longer when it was opened",
                     hint=_AGAIN,
                 )
             view, offset = view[count:], offset + count
-        if _stamp(os.fstat(self._handle)) != self._stamp:
-            raise GgufError(f"{self.path}: changed while tensor {info.name} was read", hint=_AGAIN)
+        if _stamp(os.fstat(handle)) != self._stamps[info.part]:
+            raise GgufError(f"{path}: changed while tensor {info.name} was read", hint=_AGAIN)
         return out
 
     def tensor(self, info: TensorInfo) -> Tensor:
@@ -115,11 +119,21 @@ class GgufFile:
 
 
 def open_gguf(path: Path) -> GgufFile:
-    """Open a GGUF file and check its header; no weight is read.
+    """Open a GGUF file, with the other parts of its model, and check the headers; no weight is read.
 
-    Raises GgufError where it is no whole GGUF, EnvironmentProblem where permission is missing.
+    Raises GgufError where it is no whole GGUF or a part is missing, EnvironmentProblem where permission is.
     """
-    header = read_header(path)
+    model = read_model(path)
+    with contextlib.ExitStack() as undo:
+        handles = []
+        for each, header in zip(model.paths, model.parts, strict=True):
+            handles.append(_open(each, header.size))
+            undo.callback(os.close, handles[-1])
+        undo.pop_all()
+    return GgufFile(model, handles)
+
+
+def _open(path: Path, size: int) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -127,10 +141,10 @@ def open_gguf(path: Path) -> GgufFile:
             f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
         ) from error
     found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != header.size:
+    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
         os.close(handle)
         raise GgufError(f"{path}: changed while it was opened", hint=_AGAIN)
-    return GgufFile(path, header, handle)
+    return handle
 
 
 def _stamp(found: os.stat_result) -> tuple[int, int]:
