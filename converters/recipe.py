@@ -189,6 +189,16 @@ def untransformed(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Tensor]:
     return found
 
 
+def sources_of(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """By GGUF name the checkpoint's names of what a target is made of, or made back to."""
+    _, sizes, flags = _read(recipe, checkpoint)
+    return {
+        row.target.format(i=i): tuple(source.format(i=i) for source in row.back_to or row.sources)
+        for row, i in _in_file_order(recipe.rows, sizes)
+        if row.sources and (row.when is None or row.when in flags)
+    }
+
+
 def _read(recipe: Recipe, checkpoint: Checkpoint) -> tuple[Settings, Sizes, frozenset[str]]:
     settings = Settings(checkpoint.config, "config.json")
     sizes = recipe.sizes(settings)

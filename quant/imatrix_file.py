@@ -38,8 +38,8 @@ class Activations:
     """What was counted, by GGUF name of the matrix.
 
     ``sums`` of squares are float32 ``(columns,)``, for a stack of experts ``(experts * columns,)``;
-    ``counts`` the tokens, one number or one for each expert. ``datasets`` are the texts, ``chunks`` of ``chunk_size``
-    tokens how much was read of them.
+    ``counts`` the tokens, one number or one for each expert. ``datasets`` are the texts, ``chunks`` of
+    ``chunk_size`` tokens how much was read of them.
     """
 
     sums: Mapping[str, Floats]

@@ -46,6 +46,14 @@ def encoder_layers(model: Any) -> int:
     return len(model.encoder.block) if has_encoder(model) else 0
 
 
+def reads_source(name: str) -> bool:
+    """Whether what flows into the module of that name has the source's positions, not the decoder's.
+
+    Besides the encoder's modules, keys and values of cross-attention do.
+    """
+    return name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
+
+
 def inputs(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
     """What transformers' model is given, padded on the right to the longest.
 

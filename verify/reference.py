@@ -13,9 +13,10 @@ from_pretrained in fp32 gives; padding groups the terms of some sums differently
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, la
 from .front_end import join_front_end, transformers_class, with_front_end
 from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
+from .watching import Watch, inputs_told, outputs_kept
 from .windows import Window
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ class Reference:
         windows: Sequence[Window],
         *,
         layers_of: Window | None = None,
+        watch: Watch | None = None,
         progress: Progress = silent,
     ) -> Reading:
         """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
@@ -103,8 +106,8 @@ class Reference:
         would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
         window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
         not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
-        (fewer than tokens behind a GBST front end). Raises CheckpointError,
-        InputError for tokens the embedding does not have.
+        (fewer than tokens behind a GBST front end). ``watch`` has windows of its own, which are read in the
+        same passes. Raises CheckpointError, InputError for tokens the embedding does not have.
         """
         asked = list(windows)
         followed = None
@@ -112,35 +115,58 @@ class Reference:
             if layers_of not in asked:
                 asked.append(layers_of)
             followed = asked.index(layers_of)
+        kept = len(asked)
+        asked += () if watch is None else watch.windows
         self._check_tokens(asked)
-        hidden: list[Floats] = [np.empty(0, np.float32)] * len(asked)
+        hidden: list[Floats] = [np.empty(0, np.float32)] * kept
         layers: list[Floats] = []
-        sizes = [(len(window.source), len(window.ids)) for window in asked]
-        largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
-        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
-        batches = _batches(sizes, self._model.config.num_attention_heads, most)
-        done, total = 0, len(batches) * len(self._modules)
-
-        def step() -> None:
-            nonlocal done
-            done += 1
-            progress("reference", done, total)
-
-        self._step = step
-        progress("reference", 0, total)
+        batches = self._batches(asked)
+        self._report(progress, len(batches) * len(self._modules))
         for batch in batches:
-            row = batch.index(followed) if followed in batch else None
             self._modules.start()
-            with computing(self._threads), self._watched(row, layers):
+            with computing(self._threads), contextlib.ExitStack() as looking_on:
+                if followed in batch:
+                    row = batch.index(followed)
+                    looking_on.enter_context(outputs_kept(self._layer_modules(), row, layers))
+                if watch is not None:
+                    looking_on.enter_context(self._told(watch, batch, asked, kept))
                 for index, values in zip(batch, self._forward([asked[i] for i in batch]), strict=True):
-                    hidden[index] = values
+                    if index < kept:
+                        hidden[index] = values.copy()
         self._reader.forget()
         if layers_of is not None:
-            factor = 1 if self._front is None else self._front.factor
-            lengths = [-(-len(layers_of.source) // factor)] * self.encoder_layers
+            lengths = [self._encoded(layers_of)] * self.encoder_layers
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
+
+    def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
+        sizes = [(len(window.source), len(window.ids)) for window in windows]
+        largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
+        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
+        return _batches(sizes, self._model.config.num_attention_heads, most)
+
+    def _report(self, progress: Progress, total: int) -> None:
+        """From now on tell of every module that has run."""
+        done = itertools.count(1)
+        self._step = lambda: progress("reference", next(done), total)
+        progress("reference", 0, total)
+
+    def _encoded(self, window: Window) -> int:
+        """Positions the encoder computes of a window."""
+        return -(-len(window.source) // (1 if self._front is None else self._front.factor))
+
+    def _told(
+        self, watch: Watch, batch: Sequence[int], asked: Sequence[Window], first: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Tell the watcher what flows into modules for its own windows, those from ``first`` on."""
+
+        def tell(name: str, row: int, values: Floats) -> None:
+            if batch[row] >= first:
+                watch.tell(name, batch[row] - first, values)
+
+        sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
+        return inputs_told(self._model, watch.names, sizes, tell)
 
     def _forward(self, windows: Sequence[Window]) -> list[Floats]:
         try:
@@ -150,22 +176,7 @@ class Reference:
         except Exception as error:
             raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
         pairs = zip(entering, windows, strict=True)
-        return [values[: len(window.ids)].numpy().copy() for values, window in pairs]
-
-    @contextlib.contextmanager
-    def _watched(self, row: int | None, layers: list[Floats]) -> Iterator[None]:
-        """Collect what leaves each layer for that row of the batch, padding included."""
-
-        def keep(module: torch.nn.Module, args: Any, output: Any) -> None:
-            values = output[0] if isinstance(output, tuple) else output
-            layers.append(values[row].numpy().copy())
-
-        hooks = [] if row is None else [layer.register_forward_hook(keep) for layer in self._layer_modules()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return [values[: len(window.ids)].numpy() for values, window in pairs]
 
     def _layer_modules(self) -> Sequence[torch.nn.Module]:
         import torch
