@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,4 +26,28 @@ threads_option = click.option(
     type=click.IntRange(min=1, max=1024),
     metavar="N",
     help="Threads to work with.  [default: one per core this process may use]",
+)
+
+
+def tensor_type_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which tensor gets which type, besides -q."""
+    for option in reversed(_TENSOR_TYPE_OPTIONS):
+        command = option(command)
+    return command
+
+
+_TENSOR_TYPE_OPTIONS = (
+    click.option(
+        "--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it."
+    ),
+    click.option(
+        "--tensor-type",
+        "tensor_types",
+        multiple=True,
+        metavar="PATTERN=TYPE",
+        help="A ggml type for all matrices in whose names the regular expression is found, instead of what "
+        "the recipe says; the first that matches decides. Repeatable.",
+    ),
+    click.option("--output-type", metavar="TYPE", help="A ggml type for the matrix that makes the logits."),
+    click.option("--embedding-type", metavar="TYPE", help="A ggml type for the token embedding."),
 )

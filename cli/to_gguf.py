@@ -13,7 +13,14 @@ import click
 
 from ..core.errors import UsageError
 from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    tensor_type_options,
+    threads_option,
+    verbose_option,
+)
 from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
@@ -33,6 +40,7 @@ Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0 -o dist/
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 --verify full
 """
 
@@ -53,11 +61,11 @@ Examples:
     multiple=True,
     metavar="TYPE",
     callback=_split,
-    help="Type of the weights: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1, or auto, which keeps the "
-    "checkpoint's own float type. Case does not matter. Several -q (or a list with commas) make several "
-    "files from one read.  [default: auto]",
+    help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
+    "lists them), or auto, which keeps the checkpoint's own float type. Case does not matter. Several -q (or "
+    "a list with commas) make several files from one read.  [default: auto]",
 )
-@click.option("--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it.")
+@tensor_type_options
 @click.option(
     "--keep-wo",
     is_flag=True,
@@ -106,6 +114,9 @@ def command(
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
+    tensor_types: tuple[str, ...],
+    output_type: str | None,
+    embedding_type: str | None,
     keep_wo: bool,
     scope: str | None,
     no_verify: bool,
@@ -131,6 +142,9 @@ def command(
     options = {
         "types": types or ("auto",),
         "pure": pure,
+        "tensor_types": tensor_types,
+        "output_type": output_type,
+        "embedding_type": embedding_type,
         "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,

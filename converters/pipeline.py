@@ -16,6 +16,7 @@ from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.formats import F32
+from ..quant.importance import Importance
 from ..quant.policy import choose_formats, quantization_metadata, wide_input
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -48,6 +49,9 @@ def to_gguf(
     *,
     types: Sequence[str] = ("auto",),
     pure: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
     allow_nan: bool = False,
     allow_tokenizer_mismatch: bool = False,
     disabled_adapters: Sequence[str] = (),
@@ -63,10 +67,13 @@ def to_gguf(
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
-    ``modelfile`` an Ollama Modelfile stands beside each. ``keep_wo`` leaves the feed-forward output matrices
-    of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads some hundred tokens through the
-    checkpoint in fp32 and through each file, ``full`` some thousand and compares every weight, ``off`` (or
-    False) leaves the proof out; token parity always runs. ``announce`` is told what the proof will take.
+    ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
+    leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
+    ``embedding_type`` for the output matrix and the token embedding. ``keep_wo`` leaves the feed-forward
+    output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads some hundred
+    tokens through the checkpoint in fp32 and through each file, ``full`` some thousand and compares every
+    weight, ``off`` (or False) leaves the proof out; token parity always runs. ``announce`` is told what the
+    proof will take.
     Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
     proof raises nothing: see ``Conversion.verdict``.
     """
@@ -79,6 +86,9 @@ def to_gguf(
         chat_template,
         _scope(verify),
         keep_wo,
+        tuple(tensor_types),
+        output_type,
+        embedding_type,
     )
     return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
 
@@ -95,7 +105,7 @@ def convert(
     source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
 ) -> Conversion:
     """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
-    check_request(output, options.types, pure=options.pure)
+    check_request(output, options)
     checkpoint = open_checkpoint(source)
     recipe = recipe_for(checkpoint.config)
     model, companions = build(recipe, checkpoint), recipe.companions(checkpoint)
@@ -145,11 +155,14 @@ def settled(model: Model) -> Vocab:
 
 
 def plan_files(
-    model: Model, targets: Sequence[Target], companions: Sequence[Companion]
+    model: Model,
+    targets: Sequence[Target],
+    companions: Sequence[Companion],
+    importance: Importance | None = None,
 ) -> tuple[Model, list[FilePlan]]:
     """The model with notes on fallbacks, and the plan of every file, which names its companions."""
     named = {key: value for companion in companions for key, value in companion.keys.items()}
-    choices = [choose_formats(model, target.policy) for target in targets]
+    choices = [choose_formats(model, target.policy, importance) for target in targets]
     model = replace(model, notes=(*model.notes, *(note for choice in choices for note in choice.notes)))
     plans = []
     for target, choice in zip(targets, choices, strict=True):

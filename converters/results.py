@@ -52,6 +52,9 @@ class Options:
     chat_template: str | None = None
     verify: Scope = "quick"
     keep_wo: bool = False
+    tensor_types: tuple[str, ...] = ()
+    output_type: str | None = None
+    embedding_type: str | None = None
 
 
 @dataclass(frozen=True)

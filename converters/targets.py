@@ -42,12 +42,10 @@ class CompanionTarget:
     kept: bool
 
 
-def check_request(output: str | Path | None, types: Sequence[str], *, pure: bool) -> None:
+def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
-    for name in types:
-        if name.lower() != "auto":
-            parse_policy(name, pure=pure)
-    different = {name.lower() for name in types}
+    different = {_policy(name, options).name for name in options.types if name.lower() != "auto"}
+    different |= {"auto" for name in options.types if name.lower() == "auto"}
     if output is not None and Path(output).suffix == ".gguf" and len(different) > 1:
         raise UsageError(
             f"-o {output} names one file, but {len(different)} types were asked for",
@@ -66,10 +64,7 @@ def choose_targets(
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
     names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = {
-        policy.name: policy
-        for policy in (parse_policy(name, pure=options.pure, keep_wo=options.keep_wo) for name in names)
-    }
+    policies = {policy.name: policy for policy in (_policy(name, options) for name in names)}
     place = Path(output) if output is not None else Path()
     targets = []
     for policy in policies.values():
@@ -83,6 +78,17 @@ def choose_targets(
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
+
+
+def _policy(name: str, options: Options) -> Policy:
+    return parse_policy(
+        name,
+        pure=options.pure,
+        keep_wo=options.keep_wo,
+        tensor_types=options.tensor_types,
+        output_type=options.output_type,
+        embedding_type=options.embedding_type,
+    )
 
 
 def choose_companion_targets(

@@ -69,9 +69,9 @@ class Place:
 class Rule:
     """Matrices of ``part`` get ``format`` under all conditions given.
 
-    None is any part, and the recipe's own format. ``shared``: at least four queries share a key (grouped-query
-    attention), or not; ``imatrix``: there is importance data, or not; ``experts``: how many the model has;
-    ``large``: it is a 70B; ``whole``, ``stacked``: see ``Place``.
+    None is any part, and the recipe's own format. ``shared``: at least four queries share a key
+    (grouped-query attention), or not; ``imatrix``: there is importance data, or not; ``experts``: how many
+    the model has; ``large``: it is a 70B; ``whole``, ``stacked``: see ``Place``.
     """
 
     part: Part | None
