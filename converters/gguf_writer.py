@@ -1,4 +1,4 @@
-"""Writing GGUF: the plan first, then one pass over the weights into one or several files.
+"""Writing GGUF: the plan first, then one pass over the weights into one or several models' files.
 
 Slabs of rows are read, converted and written at their known places by a few threads. No more than a slab
 per thread is ever in memory, and the bytes do not depend on the number of threads.
@@ -7,39 +7,76 @@ per thread is ever in memory, and the bytes do not depend on the number of threa
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
 from ..core.files import explained
-from ..core.gguf_file import TensorInfo, aligned, read_header, tensor_bytes, write_header
+from ..core.gguf_file import ALIGNMENT, TensorInfo, aligned, header_bytes, read_header, tensor_bytes
+from ..core.gguf_pairs import encode_pairs
+from ..core.gguf_split import part_path, placed, split_pairs
 from ..core.model import MetadataValue, Model
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.vocabulary import gguf_keys
 from ..quant.formats import Format
-from ..quant.slabs import Scratch, Slab, convert_slab, count_nonfinite
+from ..quant.ggml import Floats
+from ..quant.importance import Importance
+from ..quant.slabs import HALF_MAX, Scratch, Slab, convert_slab, count_nonfinite, has_overflowed
 from .pieces import Rows, cut, work_through
 
 
 @dataclass(frozen=True)
 class FilePlan:
-    """One GGUF to be: every key, and every tensor with its format, size and place."""
+    """One GGUF to be: every key, and every tensor with its format, size and place.
+
+    ``path`` is the file's, or what the names of a model in several files are made of. ``pairs`` are all keys
+    as bytes where they come from a file; else they are ``arch`` and ``metadata``.
+    """
 
     path: Path
     arch: str
     metadata: Mapping[str, MetadataValue]
     formats: tuple[Format, ...]
     tensors: tuple[TensorInfo, ...]
+    pairs: tuple[bytes, ...] | None = None
+    alignment: int = ALIGNMENT
+
+    @property
+    def parts(self) -> list[tuple[TensorInfo, ...]]:
+        """The tensors of each file."""
+        count = self.tensors[-1].part + 1 if self.tensors else 1
+        return [tuple(info for info in self.tensors if info.part == part) for part in range(count)]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files, the one that is given to llama.cpp first."""
+        count = len(self.parts)
+        return [part_path(self.path, part, count) for part in range(count)]
 
     @property
     def data_bytes(self) -> int:
-        """Bytes of the data section."""
-        return self.tensors[-1].offset + aligned(self.tensors[-1].nbytes) if self.tensors else 0
+        """Bytes of the data sections."""
+        return sum(self._data_bytes(infos) for infos in self.parts)
+
+    def layout(self) -> list[tuple[bytes, int]]:
+        """For each file what stands before the data, and how many bytes of data follow."""
+        parts, pairs = self.parts, self.pairs
+        if pairs is None:
+            pairs = tuple(encode_pairs({"general.architecture": self.arch, **self.metadata}))
+        made = []
+        for part, infos in enumerate(parts):
+            keys = [*(() if part else pairs), *split_pairs(part, len(parts), len(self.tensors))]
+            made.append((header_bytes(keys, infos, self.alignment), self._data_bytes(infos)))
+        return made
+
+    def _data_bytes(self, infos: Sequence[TensorInfo]) -> int:
+        return infos[-1].offset + aligned(infos[-1].nbytes, self.alignment) if infos else 0
 
 
 @dataclass(frozen=True)
@@ -51,17 +88,23 @@ class Written:
 
 
 def plan_file(
-    path: Path, model: Model, formats: Sequence[Format], keys: Mapping[str, MetadataValue]
+    path: Path,
+    model: Model,
+    formats: Sequence[Format],
+    keys: Mapping[str, MetadataValue],
+    split_size: int | None = None,
 ) -> FilePlan:
-    """Sizes and offsets; ``formats`` go with ``model.tensors``, ``keys`` are added to the model's."""
+    """Sizes and offsets; ``formats`` go with ``model.tensors``, ``keys`` are added to the model's.
+
+    With ``split_size`` there are files of at most so many bytes of weights.
+    """
     vocab = {} if model.vocab is None else gguf_keys(model.vocab)
     metadata = {**model.metadata, **keys, **model.hparams, **vocab}
-    infos, offset = [], 0
-    for tensor, format in zip(model.tensors, formats, strict=True):
-        nbytes = tensor_bytes(tensor.shape, format.ggml_type)
-        infos.append(TensorInfo(tensor.name, tensor.shape, format.ggml_type, nbytes, offset))
-        offset += aligned(nbytes)
-    return FilePlan(path, model.arch, metadata, tuple(formats), tuple(infos))
+    infos = [
+        TensorInfo(tensor.name, tensor.shape, format.ggml_type, tensor_bytes(tensor.shape, format.ggml_type))
+        for tensor, format in zip(model.tensors, formats, strict=True)
+    ]
+    return FilePlan(path, model.arch, metadata, tuple(formats), placed(infos, split_size))
 
 
 def write_files(
@@ -71,16 +114,21 @@ def write_files(
     *,
     threads: int | None = None,
     allow_nan: bool = False,
+    importance: Importance | None = None,
     progress: Progress = silent,
 ) -> Written:
-    """Write each plan to its path of ``temporaries``, all from one read of the tensors, and read them back.
+    """Write the files of all plans to ``temporaries``, from one read of the tensors, and read them back.
 
-    Raises NonFiniteError (unless ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
+    ``temporaries`` stand for the ``paths`` of each plan, one plan's after the other's. ``importance`` weighs
+    the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
+    ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
     _check_room(plans)
     harmed: set[str] = set()
-    _write_data(tensors, plans, temporaries, threads or available_cores(), allow_nan, harmed, progress)
-    sizes = [_reread(plan, temporary) for plan, temporary in zip(plans, temporaries, strict=True)]
+    threads = threads or available_cores()
+    _write_data(tensors, plans, temporaries, threads, allow_nan, importance, harmed, progress)
+    left = iter(temporaries)
+    sizes = [_reread(plan, [next(left) for _ in plan.paths]) for plan in plans]
     return Written(tuple(sizes), tuple(tensor.name for tensor in tensors if tensor.name in harmed))
 
 
@@ -90,34 +138,26 @@ def _write_data(
     temporaries: Sequence[Path],
     threads: int,
     allow_nan: bool,
+    importance: Importance | None,
     harmed: set[str],
     progress: Progress,
 ) -> None:
-    starts = [
-        write_header(temporary, plan.arch, plan.metadata, plan.tensors)
-        for plan, temporary in zip(plans, temporaries, strict=True)
-    ]
     with contextlib.ExitStack() as stack:
-        handles = [stack.enter_context(open(path, "r+b", buffering=0)).fileno() for path in temporaries]
-        for plan, handle, start in zip(plans, handles, starts, strict=True):
-            os.truncate(handle, start + plan.data_bytes)
+        left = iter(temporaries)
+        opened = [[_begun(stack, next(left), *part) for part in plan.layout()] for plan in plans]
 
         def write(rows: Rows, scratch: Scratch) -> int:
             tensor = tensors[rows.index]
-            slab = convert_slab(
-                tensor.read(rows.start, rows.stop),
-                tensor.dtype,
-                [plan.formats[rows.index] for plan in plans],
-                scratch,
-            )
+            formats = [plan.formats[rows.index] for plan in plans]
+            slab = _slab(tensor, rows, formats, _of_rows(importance, tensor, rows), scratch)
             if not slab.finite or slab.overflowed:
                 if not allow_nan:
                     raise _harmful(slab, tensor, rows)
                 harmed.add(tensor.name)
-            for plan, handle, start, data in zip(plans, handles, starts, slab.data, strict=True):
+            for plan, files, data in zip(plans, opened, slab.data, strict=True):
                 info = plan.tensors[rows.index]
-                row_bytes = info.nbytes // tensor.rows
-                _write_at(handle, data.data, start + info.offset + rows.start * row_bytes)
+                handle, start = files[info.part]
+                _write_at(handle, data.data, start + info.offset + info.nbytes * rows.start // tensor.rows)
             return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
         slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
@@ -125,6 +165,44 @@ def _write_data(
         work_through(
             cut(tensors, slow), write, threads=threads, stage="write", total=total, progress=progress
         )
+
+
+def _of_rows(importance: Importance | None, tensor: Tensor, rows: Rows) -> Floats | None:
+    """Importance of the columns; of a stack of matrices those of the matrices ``rows`` are."""
+    if importance is None or len(tensor.shape) < 2:
+        return None
+    columns = tensor.shape[-1]
+    if len(tensor.shape) == 2:
+        return importance.of(tensor.name, columns)
+    found = importance.of(tensor.name, tensor.rows * columns)
+    return None if found is None else found[rows.start * columns : rows.stop * columns]
+
+
+def _begun(stack: contextlib.ExitStack, path: Path, header: bytes, data_bytes: int) -> tuple[int, int]:
+    """A file of its final length with its header, open for writing, and where its data begins."""
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    stack.callback(os.close, handle)
+    os.truncate(handle, len(header) + data_bytes)
+    _write_at(handle, memoryview(header), 0)
+    return handle, len(header)
+
+
+def _slab(
+    tensor: Tensor, rows: Rows, formats: Sequence[Format], importance: Floats | None, scratch: Scratch
+) -> Slab:
+    """Rows in each of ``formats``; those a file holds in that format already are copied."""
+    stored = tensor.stored
+    others = [format for format in formats if stored is None or format.ggml_type != stored.ggml_type]
+    slab = Slab((), 0.0)
+    if others:
+        slab = convert_slab(tensor.read(rows.start, rows.stop), tensor.dtype, others, scratch, importance)
+    if stored is None or len(others) == len(formats):
+        return slab
+    copied, made = stored.read(rows.start, rows.stop), iter(slab.data)
+    same = [format.ggml_type == stored.ggml_type for format in formats]
+    if has_overflowed(formats[same.index(True)], copied):
+        slab = replace(slab, largest=math.inf)
+    return replace(slab, data=tuple(copied if kept else next(made) for kept in same))
 
 
 def _write_at(handle: int, data: memoryview, offset: int) -> None:
@@ -148,11 +226,16 @@ def _check_room(plans: Sequence[FilePlan]) -> None:
             )
 
 
-def _reread(plan: FilePlan, path: Path) -> int:
-    header = read_header(path)
-    if header.tensors != plan.tensors or header.size != header.data_offset + plan.data_bytes:
-        raise GgufError(f"{path}: what was written does not read back as planned", hint="check the disk")
-    return header.size
+def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:
+    """The size of a plan's files, once they have been found to be as planned."""
+    total = 0
+    for path, infos, (head, data_bytes) in zip(paths, plan.parts, plan.layout(), strict=True):
+        header = read_header(path)
+        total += header.size
+        expected = tuple(replace(info, part=0) for info in infos)
+        if header.tensors != expected or header.size != len(head) + data_bytes:
+            raise GgufError(f"{path}: what was written does not read back as planned", hint="check the disk")
+    return total
 
 
 def _harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
@@ -164,6 +247,12 @@ def _harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
             hint="the checkpoint is damaged or its training diverged; --allow-nan converts it all the same",
         )
     names = ", ".join(format.name for format in slab.overflowed)
+    if slab.largest <= HALF_MAX:
+        return NonFiniteError(
+            f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales that are no "
+            f"finite numbers in {names}",
+            hint="the data have zeros or extreme numbers where the weights matter: use more text for them",
+        )
     return NonFiniteError(
         f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
         f"are beyond the range of {names}",

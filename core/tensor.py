@@ -34,6 +34,14 @@ class DType(Enum):
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A tensor's bytes as a GGUF file holds them: ``ggml_type``, and rows ``start..stop`` as bytes."""
+
+    ggml_type: int
+    read: Reader
+
+
+@dataclass(frozen=True)
 class Tensor:
     """A lazy tensor: known shape and type, and a way to read some of its rows.
 
@@ -42,7 +50,8 @@ class Tensor:
     ``dtype.storage``; it touches no other rows (of a permuted tensor: no other heads) and is safe to
     call from several threads. Slabs whose bounds are multiples of ``granule`` rows are read without
     waste. ``origin`` says where the data lies, for error messages; ``computed`` that it lies in no file of
-    the checkpoint but follows from the configuration.
+    the checkpoint but follows from the configuration. ``stored`` is there where the weights are decoded
+    from what a file holds; in the same format they are copied.
     """
 
     name: str
@@ -52,6 +61,7 @@ class Tensor:
     granule: int = 1
     origin: str = ""
     computed: bool = False
+    stored: Stored | None = None
 
     @property
     def rows(self) -> int:
