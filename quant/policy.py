@@ -15,7 +15,7 @@ from types import MappingProxyType
 from ..core.errors import InputError, UsageError
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
-from .formats import F16, F32, FORMATS, NEEDS_IMPORTANCE, Format, nearest, parse_format
+from .formats import F16, F32, FORMATS, NEEDS_IMPORTANCE, Format, format_of_type, nearest, parse_format
 from .importance import Importance
 from .named_recipes import ALIASES, POLICIES, Place, Policy
 from .parts import (
@@ -38,10 +38,14 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True)
 class FormatChoice:
-    """The format of every tensor, by name and in the model's order, and what there is to say about it."""
+    """The format of every tensor, by name and in the model's order, and what there is to say about it.
+
+    ``fallbacks`` are tensors whose rows are no whole blocks: name, the format wanted, the one given.
+    """
 
     formats: Mapping[str, Format]
     notes: tuple[Note, ...]
+    fallbacks: tuple[tuple[str, Format, Format], ...] = ()
 
     def __getitem__(self, name: str) -> Format:
         return self.formats[name]
@@ -131,21 +135,14 @@ def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
     }
 
 
-def choose_formats(
-    model: Model,
-    policy: Policy,
-    importance: Importance | None = None,
-    *,
-    stored: Mapping[str, Format] | None = None,
-) -> FormatChoice:
+def choose_formats(model: Model, policy: Policy, importance: Importance | None = None) -> FormatChoice:
     """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit.
 
-    ``stored``: of a model that is a GGUF already, the formats there; what is not quantized keeps them. Raises
-    InputError where llama.cpp refuses too: a format that needs importance data and has none, or rows that
-    nothing fits; UsageError for a pattern that matches nothing.
+    Raises InputError where llama.cpp refuses too: a format that needs importance data and has none, or rows
+    that nothing fits; UsageError for a pattern that matches nothing.
     """
     _check_asked(model, policy)
-    wanted = _wanted_formats(model, policy, stored, imatrix=importance is not None)
+    wanted = _wanted_formats(model, policy, imatrix=importance is not None)
     formats: dict[str, Format] = {}
     fallbacks: dict[tuple[Format, Format], list[str]] = {}
     spared: list[str] = []
@@ -161,18 +158,20 @@ def choose_formats(
         _check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
-    return FormatChoice(MappingProxyType(formats), tuple(notes))
+    each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
+    return FormatChoice(MappingProxyType(formats), tuple(notes), each)
 
 
-def _wanted_formats(
-    model: Model, policy: Policy, stored: Mapping[str, Format] | None, *, imatrix: bool
-) -> dict[str, Format]:
-    """What is wanted of each tensor, whether or not its rows fit; decided in llama.cpp's order."""
+def _wanted_formats(model: Model, policy: Policy, *, imatrix: bool) -> dict[str, Format]:
+    """What is wanted of each tensor, whether or not its rows fit; decided in llama.cpp's order.
+
+    What is not quantized becomes F32, or stays as it is where the model comes from a GGUF.
+    """
     kind = kind_of(model)
     places = Places(kind)
     wanted = {}
     for tensor in sorted(model.tensors, key=lambda tensor: llama_cpp_order(tensor.name)):
-        own = None if stored is None else stored[tensor.name]
+        own = None if tensor.stored is None else format_of_type(tensor.stored.ggml_type)
         quantizable = may_be_quantized(tensor.name, tensor.shape)
         asked = _asked(tensor.name, policy, kind) if quantizable else None
         if asked is not None:
