@@ -9,12 +9,13 @@ gguf-py is not used: its reader maps the file, trusts its lengths, and takes sec
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import reprlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -97,8 +98,13 @@ def tensor_bytes(shape: Sequence[int], ggml_type: int) -> int:
 def write_header(
     path: Path, arch: str, metadata: Mapping[str, MetadataValue], tensors: Sequence[TensorInfo]
 ) -> int:
-    """Write everything before the data to ``path`` (overwriting it) and return where the data begins."""
-    data = header_bytes(encode_pairs({"general.architecture": arch, **metadata}), tensors)
+    """Write everything before the data to ``path`` (overwriting it) and return where the data begins.
+
+    The offset of each tensor is the sum of the aligned sizes before it, in the order given.
+    """
+    offsets = itertools.accumulate((aligned(info.nbytes) for info in tensors), initial=0)
+    infos = [replace(info, offset=offset) for info, offset in zip(tensors, offsets, strict=False)]
+    data = header_bytes(encode_pairs({"general.architecture": arch, **metadata}), infos)
     path.write_bytes(data)
     return len(data)
 
