@@ -150,8 +150,8 @@ def _write_data(
             tensor = tensors[rows.index]
             formats = [plan.formats[rows.index] for plan in plans]
             slab = _slab(tensor, rows, formats, _of_rows(importance, tensor, rows), scratch)
-            if not slab.finite or slab.overflowed:
-                if not allow_nan:
+            if not slab.finite or slab.overflowed or slab.impossible:
+                if not allow_nan or slab.impossible:
                     raise _harmful(slab, tensor, rows)
                 harmed.add(tensor.name)
             for plan, files, data in zip(plans, opened, slab.data, strict=True):
@@ -241,20 +241,23 @@ def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:
 def _harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
     where = tensor.origin or tensor.name
     if not slab.finite:
+        hint = "--allow-nan converts it all the same"
+        if slab.impossible:
+            hint = f"libggml cannot write such weights as {slab.impossible[0].display}"
         nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
         return NonFiniteError(
             f"{where}: {nans} NaN and {infinities} infinite weights in rows {rows.start} to {rows.stop - 1}",
-            hint="the checkpoint is damaged or its training diverged; --allow-nan converts it all the same",
+            hint=f"the checkpoint is damaged or its training diverged; {hint}",
         )
-    names = ", ".join(format.name for format in slab.overflowed)
+    names = ", ".join(format.name for format in (*slab.impossible, *slab.overflowed))
     if slab.largest <= HALF_MAX:
         return NonFiniteError(
-            f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales that are no "
-            f"finite numbers in {names}",
-            hint="the data have zeros or extreme numbers where the weights matter: use more text for them",
+            f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales beyond the "
+            f"range of {names}",
+            hint="the data have zeros or extreme numbers where the weights matter: make them of more text",
         )
     return NonFiniteError(
         f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
         f"are beyond the range of {names}",
-        hint="convert to bf16 or f32; --allow-nan writes them as infinite",
+        hint="convert to bf16 or f32" + ("" if slab.impossible else "; --allow-nan writes them as infinite"),
     )

@@ -89,6 +89,12 @@ ENCODABLE: tuple[Format, ...] = tuple(
 # Formats libggml cannot encode without importance data (ggml.c, ggml_quantize_requires_imatrix).
 NEEDS_IMPORTANCE: tuple[Format, ...] = tuple(FORMATS[name] for name in ("iq2_xxs", "iq2_xs", "iq1_s"))
 
+# Formats of points on a grid. Their encoders abort the process where they find none, that is where sums of
+# weights are NaN or beyond float32 (ggml-quants.c, iq2_find_best_neighbour and its kin).
+GRIDS: tuple[Format, ...] = tuple(
+    FORMATS[name] for name in ("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+)
+
 # The formats weights can be encoded in anew, to hold a file against: what libggml encodes without importance
 # data and at more than 10 million weights a second.
 RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if not format.name.startswith("iq"))

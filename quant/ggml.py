@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.tensor import Array, DType
-from .formats import ENCODABLE, F32, NEEDS_IMPORTANCE, Format
+from .formats import ENCODABLE, F32, GRIDS, NEEDS_IMPORTANCE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -82,6 +82,28 @@ def _halves_to_float32(source: Array, out: Floats) -> None:
     np.multiply(out, np.float32(2.0**112), out=out)
 
 
+def can_encode(format: Format, largest: float, importance: Floats | None = None) -> bool:
+    """Whether libggml encodes weights of at most that magnitude in ``format`` and does not abort.
+
+    On grids it compares squares of sums of products of weights with importance or with their own squares.
+    """
+    if format not in GRIDS:
+        return True
+    if importance is None:
+        return largest <= _LARGEST_ON_GRID
+    heaviest = float(importance.max(initial=0)) * largest * largest
+    return (
+        largest <= _LARGEST_ON_GRID
+        and float(importance.min(initial=0)) >= 0
+        and heaviest <= _HEAVIEST_ON_GRID
+    )
+
+
+# What is compared is at most some 2e6 times the square of the second, which leaves room below 3e38.
+_LARGEST_ON_GRID = 65504.0
+_HEAVIEST_ON_GRID = 1e15
+
+
 def encode(format: Format, rows: Floats, out: Bytes, importance: Floats | None = None) -> None:
     """Write ``rows`` (rows, columns) to ``out``, as many bytes as ``format.row_bytes(columns) * rows``.
 
@@ -104,6 +126,8 @@ def encode(format: Format, rows: Floats, out: Bytes, importance: Floats | None =
             raise UsageError(f"{importance.size} values of importance for {columns} columns")
     elif format in NEEDS_IMPORTANCE:  # libggml would abort
         raise UsageError(f"{format.display} cannot be encoded without importance data")
+    if format in GRIDS and not can_encode(format, float(np.abs(rows).max(initial=0)), importance):
+        raise UsageError(f"weights or importance are too large, or NaN, for {format.display}")
     if rows.size:
         weighed = None if importance is None else importance.ctypes.data
         library().ggml_quantize_chunk(

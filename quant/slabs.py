@@ -62,12 +62,13 @@ class Slab:
     ``data`` holds one flat array of bytes for each format, in the order asked. They are views of the source
     or of the scratch memory and hold until that is used again. ``largest`` is the largest magnitude among
     the weights: infinite if one is, NaN if one is. ``overflowed`` names formats in which finite weights
-    became infinite.
+    became infinite, ``impossible`` those that libggml cannot encode such weights in; their data are void.
     """
 
     data: tuple[Array, ...]
     largest: float
     overflowed: tuple[Format, ...] = ()
+    impossible: tuple[Format, ...] = ()
 
     @property
     def finite(self) -> bool:
@@ -122,12 +123,17 @@ def convert_slab(
         for format in dict.fromkeys(formats)
         if format != same
     }
-    largest = _encode_tiles(rows, dtype, outputs, scratch, importance)
+    largest, impossible = _encode_tiles(rows, dtype, outputs, scratch, importance)
     overflowed: tuple[Format, ...] = ()
-    if HALF_MAX < largest < math.inf or importance is not None:  # which may be zero where the weights are not
-        overflowed = tuple(format for format in outputs if has_overflowed(format, outputs[format]))
+    # Importance may be zero where the weights are not.
+    if HALF_MAX < largest < math.inf or (importance is not None and largest <= HALF_MAX):
+        overflowed = tuple(
+            format
+            for format in outputs
+            if format not in impossible and has_overflowed(format, outputs[format])
+        )
     outputs[same] = rows.reshape(-1).view(np.uint8)
-    return Slab(tuple(outputs[format] for format in formats), largest, overflowed)
+    return Slab(tuple(outputs[format] for format in formats), largest, overflowed, tuple(impossible))
 
 
 def _encode_tiles(
@@ -136,12 +142,13 @@ def _encode_tiles(
     outputs: Mapping[Format, ggml.Bytes],
     scratch: Scratch,
     importance: ggml.Floats | None,
-) -> float:
-    """Fill ``outputs`` from ``rows`` (rows, columns) and return the largest magnitude."""
+) -> tuple[float, list[Format]]:
+    """Fill ``outputs`` from ``rows`` (rows, columns); the largest magnitude, and which were impossible."""
     columns = rows.shape[1]
     weighed = None if importance is None else importance.reshape(-1, columns)
     experts = 1 if weighed is None else len(weighed)
     largest = 0
+    impossible: dict[Format, None] = {}
     for expert, start, stop in _tiles(len(rows), columns, experts):
         tile = rows[start:stop]
         bits = _largest_bits(tile, dtype)
@@ -152,11 +159,14 @@ def _encode_tiles(
         if dtype is not DType.F32:
             floats = scratch.floats(tile.size).reshape(tile.shape)
             ggml.to_float32(tile, dtype, floats, finite=bits < _INFINITY[dtype])
+        weights = None if weighed is None else weighed[expert]
         for format, output in outputs.items():
+            if not ggml.can_encode(format, _magnitude(bits, dtype), weights):
+                impossible[format] = None
+                continue
             size = format.row_bytes(columns)
-            weights = None if weighed is None else weighed[expert]
             ggml.encode(format, floats, output[start * size : stop * size], weights)
-    return _magnitude(largest, dtype)
+    return _magnitude(largest, dtype), list(impossible)
 
 
 def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, int]]:
