@@ -67,7 +67,7 @@ def describe_gguf(path: Path) -> Description:
 
 def _proof(path: Path, size: int) -> Description | None:
     """The proof as the manifest beside the file has it; None where there is none, or it is another file's."""
-    from ..verify.provenance import read_manifest
+    from ..converters.recorded import read_manifest
 
     try:
         manifest = read_manifest(path)

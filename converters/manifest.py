@@ -11,12 +11,14 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import file_sha256, hub_origin
+from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
 from .gguf_writer import FilePlan
 from .recipe import parameters
@@ -52,17 +54,21 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
+def checkpoint_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """What a conversion is made from: the weights, and small files that decide or describe."""
+    small = sorted(path for path in checkpoint.folder.iterdir() if _SMALL_FILES.fullmatch(path.name))
+    return tuple(dict.fromkeys([*(path for path in small if path.is_file()), *checkpoint.weight_files]))
+
+
 class SourceHashes(threading.Thread):
-    """Hashes the checkpoint's files in the background, while their tensors are converted.
+    """Hashes the source's files in the background, while their tensors are converted.
 
     Used as a context manager; leaving it early (a failure elsewhere) stops the hashing.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, paths: Sequence[Path]) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
-        small = sorted(path for path in checkpoint.folder.iterdir() if _SMALL_FILES.fullmatch(path.name))
-        files = [*(path for path in small if path.is_file()), *checkpoint.weight_files]
-        self._paths = tuple(dict.fromkeys(files))
+        self._paths = tuple(paths)
         self._before = self._done = 0  # bytes
         self._files: list[SourceFile] = []
         self._failure: BaseException | None = None
@@ -107,6 +113,7 @@ def common_part(
     parity: Parity,
     files: Sequence[SourceFile],
     companions: Sequence[Beside] = (),
+    importance: Importance | None = None,
 ) -> dict[str, Any]:
     """What the manifests of one conversion share."""
     repository, revision = hub_origin(checkpoint.folder)
@@ -120,11 +127,23 @@ def common_part(
         },
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": asdict(options),
+        "options": options.to_manifest(),
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": [_companion(beside) for beside in companions],
+        "importance": None if importance is None else _importance(importance),
         "proof": {"verdict": "not run", "tokens": parity.to_json()},
+    }
+
+
+def _importance(importance: Importance) -> dict[str, Any]:
+    return {
+        "file": importance.source or None,
+        "sha256": importance.sha256 or None,
+        "datasets": [plain_name(dataset) for dataset in importance.datasets],
+        "tensors": len(importance.values),
+        "chunks": importance.chunks,
+        "chunk_size": importance.chunk_size,
     }
 
 

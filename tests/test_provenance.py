@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from vocabulary_material import Made, sample
 
+from kconv.converters.recorded import read_manifest
 from kconv.core.errors import InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify.provenance import (
     CheckpointHashes,
     changed_after_conversion,
-    read_manifest,
     same_tools,
     same_vocabulary_tools,
 )

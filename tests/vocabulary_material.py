@@ -17,13 +17,14 @@ from llama_cpp_material import fetch_tool
 from kconv.converters import to_gguf
 from kconv.converters.architectures import recipe_for
 from kconv.converters.recipe import build
+from kconv.converters.recorded import read_manifest
 from kconv.converters.samples import write_sample
 from kconv.core.gguf_file import read_header
 from kconv.core.model import Model
 from kconv.core.reading import open_checkpoint
 from kconv.verify.metadata import check_metadata
 from kconv.verify.proof import Finding, MetadataPart, TokensPart
-from kconv.verify.provenance import read_manifest, same_vocabulary_tools
+from kconv.verify.provenance import same_vocabulary_tools
 from kconv.verify.tokens import check_tokens
 from kconv.vocab.expected import expected_model
 from kconv.vocab.sources import read_source

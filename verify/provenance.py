@@ -1,26 +1,24 @@
-"""Where a file says it comes from: the manifest beside it, and whether the checkpoint is still the same."""
+"""Whether the checkpoint is still the one the manifest beside a file names."""
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..converters.manifest import versions
+from ..converters.recorded import IGNORE, MADE_FROM, RecordedFile, recorded_files
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
-from ..core.errors import CheckpointError, InputError
+from ..core.errors import InputError
 from ..core.gguf_file import GgufHeader
-from ..core.input_files import InputFile, file_sha256, is_plain_name, quoted
+from ..core.input_files import file_sha256, quoted
 from ..core.progress import Progress, silent
 from .proof import Finding
 
-_LIMIT = 16 << 20  # bytes; the manifest of a model with 300 tensors has 20 kB
-_MAX_CONTAINERS = 100_000
 _NAMES_SHOWN = 8
 
 # What decides a conversion besides the weights. Not the card and the licence, from which come only general.*
@@ -30,84 +28,6 @@ _DECIDING = re.compile(
     r"|added_tokens\.json|vocab\.json|merges\.txt|.*\.model|chat_template\.(jinja|json)"
 )
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth)")
-_IGNORE = "--ignore-manifest verifies against the checkpoint as it is now"
-
-
-@dataclass(frozen=True)
-class RecordedFile:
-    """A file of the checkpoint as it was when it was converted; ``sha256`` in hexadecimal digits."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-def read_manifest(artifact: Path) -> Mapping[str, Any] | None:
-    """The manifest beside a file, or None where there is none.
-
-    ``source.files``, ``output``, ``options`` and ``versions`` have been checked to be of the types kconv
-    writes. Raises InputError where it is anything else, EnvironmentProblem where it cannot be read.
-    """
-    path = manifest_path(artifact)
-    if not path.is_symlink() and not path.exists():
-        return None
-    try:
-        file = InputFile(path)
-        if file.size > _LIMIT:
-            raise _garbage(path, f"has {file.size} bytes, expected at most {_LIMIT}")
-        text = file.read(0, file.size).decode("utf-8-sig")
-    except CheckpointError as error:  # a folder, a pipe, a link to nowhere
-        raise InputError(error.message, hint=f"remove it, or {_IGNORE}") from error
-    except UnicodeDecodeError as error:
-        raise _garbage(path, f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    if text.count("[") + text.count("{") > _MAX_CONTAINERS:
-        raise _garbage(path, f"holds more than {_MAX_CONTAINERS} arrays and objects")
-    try:
-        value = json.loads(text)
-    except RecursionError as error:
-        raise _garbage(path, "is nested too deeply") from error
-    except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
-        raise _garbage(path, f"is not valid JSON: {error}") from error
-    _check(value, path)
-    manifest: Mapping[str, Any] = value
-    return manifest
-
-
-def _garbage(path: Path, what: str) -> InputError:
-    return InputError(f"{path} {what}", hint=f"convert again, or {_IGNORE}")
-
-
-def _check(value: Any, path: Path) -> None:
-    """Refuse what a manifest of kconv cannot be."""
-    if not isinstance(value, dict):
-        raise _garbage(path, "holds no JSON object, so it is no manifest of kconv")
-    for key in ("output", "source", "options", "versions"):
-        if not isinstance(value.get(key), dict):
-            raise _garbage(path, f"has {quoted(value.get(key))} for {key}, expected an object")
-    size = value["output"].get("bytes")
-    if type(size) is not int or size < 0:
-        raise _garbage(path, f"has {quoted(size)} for output.bytes, expected a size in bytes")
-    if not all(isinstance(version, str) for version in value["versions"].values()):
-        raise _garbage(path, "has something else than texts in versions")
-    _recorded(value, path)
-
-
-def _recorded(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
-    files = manifest["source"].get("files")
-    if not isinstance(files, list) or not files:
-        raise _garbage(path, f"has {quoted(files)} for source.files, expected a list of files")
-    found = []
-    for file in files:
-        entry: dict[str, Any] = file if isinstance(file, dict) else {}
-        name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
-        if (
-            not (isinstance(name, str) and is_plain_name(name))
-            or not (isinstance(size, int) and size >= 0)
-            or not (isinstance(digest, str) and len(digest) == 64)
-        ):
-            raise _garbage(path, f"has {quoted(file)} in source.files, expected name, bytes and sha256")
-        found.append(RecordedFile(name, size, digest.lower()))
-    return tuple(found)
 
 
 class CheckpointHashes(threading.Thread):
@@ -129,9 +49,10 @@ class CheckpointHashes(threading.Thread):
         weights = {path.name for path in checkpoint.weight_files}
         names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
         if manifest is not None:
-            files = _recorded(manifest, manifest_path(artifact))
+            files = recorded_files(manifest, manifest_path(artifact))
             self._recorded = {file.name: file for file in files if _decides(file.name)}
-            self._refuse_at_sight(names)
+            if self._recorded:  # else it was made from a GGUF of which no more is known
+                self._refuse_at_sight(names)
         sizes = {name: (self._folder / name).stat().st_size for name in names if self._has(name)}
         # Small files first: what can be told soon is told soon.
         self._sizes = dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
@@ -161,7 +82,7 @@ class CheckpointHashes(threading.Thread):
         return InputError(
             f"{self._folder} is not, or no longer, the checkpoint that was converted "
             f"({self._manifest}): {said}",
-            hint=f"give that checkpoint with --against, restore those files, or convert again; {_IGNORE}",
+            hint=f"give that checkpoint with --against, restore those files, or convert again; {IGNORE}",
         )
 
     def __enter__(self) -> CheckpointHashes:
@@ -224,8 +145,11 @@ def changed_after_conversion(header: GgufHeader, manifest: Mapping[str, Any]) ->
 
 
 def same_tools(manifest: Mapping[str, Any] | None) -> bool:
-    """Whether the file was made by a kconv with this very libggml, so that equal weights give equal bytes."""
-    return _same(manifest, ("llama-cpp-python",))
+    """Whether the file was made by a kconv with this very libggml, so that equal weights give equal bytes.
+
+    Not if it was made from another GGUF, where they may have been rounded before.
+    """
+    return _same(manifest, ("llama-cpp-python",)) and MADE_FROM not in (manifest or {})
 
 
 def same_vocabulary_tools(manifest: Mapping[str, Any] | None) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..converters.architectures import recipe_for
 from ..converters.recipe import build, parameters, untransformed
+from ..converters.recorded import read_manifest
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.progress import Progress, silent
@@ -35,7 +36,6 @@ from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
     changed_after_conversion,
-    read_manifest,
     same_tools,
     same_vocabulary_tools,
 )
