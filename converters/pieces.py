@@ -16,7 +16,7 @@ from ..core.tensor import Tensor
 from ..quant.slabs import Scratch
 
 # Weights per piece: enough for calls to cost nothing, few enough for some megabytes of memory a thread.
-_SLAB = 1 << 20
+SLAB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Rows]:
 
 
 def _pieces(index: int, tensor: Tensor) -> Iterator[Rows]:
-    granules = max(1, _SLAB // (tensor.granule * max(1, tensor.row_elements)))
+    granules = max(1, SLAB // (tensor.granule * max(1, tensor.row_elements)))
     step = granules * tensor.granule
     for start in range(0, tensor.rows, step):
         yield Rows(index, start, min(start + step, tensor.rows))
