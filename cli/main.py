@@ -16,6 +16,8 @@ from .errors import interruptible, report
 COMMANDS = {
     "to-gguf": "to_gguf",
     "verify": "verify",
+    "imatrix": "imatrix",
+    "plan": "plan",
     "inspect": "inspection",
     "run": "run",
     "models": "models",

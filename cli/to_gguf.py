@@ -42,6 +42,7 @@ Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 --verify full
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q3_k_m,iq2_m --calibrate korean.txt
 """
 
 
@@ -66,6 +67,20 @@ Examples:
     "a list with commas) make several files from one read.  [default: auto]",
 )
 @tensor_type_options
+@click.option(
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    help="Importance data to quantize with: a file of kconv imatrix or of llama.cpp (GGUF or .dat).",
+)
+@click.option(
+    "--calibrate",
+    multiple=True,
+    type=PATH,
+    metavar="FILE",
+    help="Learn importance data from this UTF-8 text first, in the checkpoint itself; of a long one, parts. "
+    "Repeatable.",
+)
 @click.option(
     "--keep-wo",
     is_flag=True,
@@ -117,6 +132,8 @@ def command(
     tensor_types: tuple[str, ...],
     output_type: str | None,
     embedding_type: str | None,
+    imatrix: Path | None,
+    calibrate: tuple[Path, ...],
     keep_wo: bool,
     scope: str | None,
     no_verify: bool,
@@ -145,6 +162,8 @@ def command(
         "tensor_types": tensor_types,
         "output_type": output_type,
         "embedding_type": embedding_type,
+        "imatrix": imatrix,
+        "calibrate": calibrate,
         "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,

@@ -20,15 +20,17 @@ from ..core.files import explained
 from ..core.gguf_file import ALIGNMENT, TensorInfo, aligned, header_bytes, read_header, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
 from ..core.gguf_split import part_path, placed, split_pairs
-from ..core.model import MetadataValue, Model
+from ..core.model import MetadataValue, Model, Note
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.vocabulary import gguf_keys
-from ..quant.formats import Format
+from ..quant.formats import BF16, F16, F32, Format
 from ..quant.ggml import Floats
 from ..quant.importance import Importance
 from ..quant.slabs import HALF_MAX, Scratch, Slab, convert_slab, count_nonfinite, has_overflowed
 from .pieces import Rows, cut, work_through
+
+_PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,9 @@ class FilePlan:
         if pairs is None:
             pairs = tuple(encode_pairs({"general.architecture": self.arch, **self.metadata}))
         made = []
+        unusual = [] if self.alignment == ALIGNMENT else encode_pairs({"general.alignment": self.alignment})
         for part, infos in enumerate(parts):
-            keys = [*(() if part else pairs), *split_pairs(part, len(parts), len(self.tensors))]
+            keys = [*(unusual if part else pairs), *split_pairs(part, len(parts), len(self.tensors))]
             made.append((header_bytes(keys, infos, self.alignment), self._data_bytes(infos)))
         return made
 
@@ -85,6 +88,15 @@ class Written:
 
     sizes: tuple[int, ...]
     not_finite: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What there is to say about that."""
+        if not self.not_finite:
+            return ()
+        first, count = self.not_finite[0], len(self.not_finite)
+        message = f"NaN or infinite weights were written, as allowed, in {count} of the tensors ({first}, …)"
+        return (Note("not-finite", message, warning=True),)
 
 
 def plan_file(
@@ -191,7 +203,7 @@ def _slab(
     tensor: Tensor, rows: Rows, formats: Sequence[Format], importance: Floats | None, scratch: Scratch
 ) -> Slab:
     """Rows in each of ``formats``; those a file holds in that format already are copied."""
-    stored = tensor.stored
+    stored = None if tensor.stored and tensor.stored.ggml_type in _PASSED_THROUGH else tensor.stored
     others = [format for format in formats if stored is None or format.ggml_type != stored.ggml_type]
     slab = Slab((), 0.0)
     if others:

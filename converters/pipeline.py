@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.files import atomic_file, atomic_files
 from ..core.gguf_file import read_header
-from ..core.model import Model, Note
+from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.formats import F32
-from ..quant.importance import Importance
+from ..quant.importance import Importance, read_importance
 from ..quant.policy import choose_formats, quantization_metadata, wide_input
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -26,11 +26,21 @@ from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
-from .gguf_writer import FilePlan, Written, plan_file, write_files
-from .manifest import SourceHashes, common_part, manifest_text, with_proof
+from .gguf_writer import FilePlan, plan_file, write_files
+from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, with_proof
 from .recipe import Companion, build, parameters
 from .results import Beside, Conversion, Options, Output, Proven, Scope
-from .targets import CompanionTarget, Target, check_request, choose_companion_targets, choose_targets
+from .targets import (
+    CompanionTarget,
+    Target,
+    check_request,
+    choose_companion_targets,
+    choose_targets,
+    output_of,
+)
+
+if TYPE_CHECKING:
+    from ..verify.calibration import Calibration
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,8 @@ def to_gguf(
     tensor_types: Sequence[str] = (),
     output_type: str | None = None,
     embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
     allow_nan: bool = False,
     allow_tokenizer_mismatch: bool = False,
     disabled_adapters: Sequence[str] = (),
@@ -59,6 +71,7 @@ def to_gguf(
     verify: bool | Scope = "quick",
     keep_wo: bool = False,
     modelfile: bool = False,
+    split_max_size: str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -69,11 +82,13 @@ def to_gguf(
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
     ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
     leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
-    ``embedding_type`` for the output matrix and the token embedding. ``keep_wo`` leaves the feed-forward
-    output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads some hundred
-    tokens through the checkpoint in fp32 and through each file, ``full`` some thousand and compares every
-    weight, ``off`` (or False) leaves the proof out; token parity always runs. ``announce`` is told what the
-    proof will take.
+    ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
+    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first. ``keep_wo`` leaves the
+    feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
+    some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
+    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``announce`` is
+    told what the proof will take.
     Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
     proof raises nothing: see ``Conversion.verdict``.
     """
@@ -89,6 +104,9 @@ def to_gguf(
         tuple(tensor_types),
         output_type,
         embedding_type,
+        None if imatrix is None else str(imatrix),
+        tuple(str(path) for path in calibrate),
+        split_max_size,
     )
     return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
 
@@ -106,6 +124,7 @@ def convert(
 ) -> Conversion:
     """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
+    importance = None if options.imatrix is None else read_importance(options.imatrix)
     checkpoint = open_checkpoint(source)
     recipe = recipe_for(checkpoint.config)
     model, companions = build(recipe, checkpoint), recipe.companions(checkpoint)
@@ -116,10 +135,32 @@ def convert(
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
-    model, plans = plan_files(model, targets, companions)
-    outputs, files, model = _write(checkpoint, model, targets, plans, beside, options, parity, sampling, run)
-    proofs = _prove(checkpoint, model, outputs, options, parity, run)
+    calibration = _calibrate(checkpoint, model, options, run)
+    importance = importance if calibration is None else calibration.importance
+    model, plans = plan_files(model, targets, companions, importance)
+    targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+    outputs, files, model = _write(
+        checkpoint, model, targets, plans, beside, options, parity, sampling, importance, run
+    )
+    proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
+
+
+def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run) -> Calibration | None:
+    """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
+    if not options.calibrate:
+        return None
+    from ..verify.calibration import calibrate  # the one arrow that points down, as for the proof
+
+    return calibrate(
+        checkpoint,
+        model,
+        [Path(path) for path in options.calibrate],
+        scope=options.verify,
+        threads=run.threads,
+        progress=run.progress,
+        announce=run.announce,
+    )
 
 
 def with_vocab(
@@ -163,12 +204,13 @@ def plan_files(
     """The model with notes on fallbacks, and the plan of every file, which names its companions."""
     named = {key: value for companion in companions for key, value in companion.keys.items()}
     choices = [choose_formats(model, target.policy, importance) for target in targets]
-    model = replace(model, notes=(*model.notes, *(note for choice in choices for note in choice.notes)))
+    notes = dict.fromkeys(note for choice in choices for note in choice.notes)
+    model = replace(model, notes=(*model.notes, *notes))
     plans = []
     for target, choice in zip(targets, choices, strict=True):
         formats = [choice[tensor.name] for tensor in model.tensors]
-        keys = {**quantization_metadata(target.policy), **named}
-        plans.append(plan_file(target.path, model, formats, keys))
+        keys = {**quantization_metadata(target.policy, importance), **named}
+        plans.append(plan_file(target.path, model, formats, keys, target.split_size))
     return model, plans
 
 
@@ -181,6 +223,7 @@ def _write(
     options: Options,
     parity: Parity,
     sampling: Sampling | None,
+    importance: Importance | None,
     run: Run,
 ) -> tuple[list[Output], list[Beside], Model]:
     """All files of all targets and their companions; they appear together once each is whole."""
@@ -189,19 +232,20 @@ def _write(
     with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
         companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
-        with SourceHashes(checkpoint) as hashes:
+        with SourceHashes(checkpoint_files(checkpoint)) as hashes:
             written = write_files(
                 model.tensors,
                 plans,
-                [temporary[target.path] for target in targets],
+                [temporary[path] for target in targets for path in target.parts],
                 threads=run.threads,
                 allow_nan=options.allow_nan,
+                importance=importance,
                 progress=run.progress,
             )
             files = hashes.result(run.progress)
-        model = _with_note_on_harm(model, written)
-        outputs = [_output(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = common_part(checkpoint, model, options, parity, files, companions)
+        model = replace(model, notes=(*model.notes, *written.notes))
+        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
+        common = common_part(checkpoint, model, options, parity, files, companions, importance)
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
             temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -222,29 +266,14 @@ def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
     return Beside(target.path, model.arch, size, parameters(model), target.companion.keys, target.kept)
 
 
-def _with_note_on_harm(model: Model, written: Written) -> Model:
-    if not written.not_finite:
-        return model
-    first, count = written.not_finite[0], len(written.not_finite)
-    message = f"NaN or infinite weights were written, as allowed, in {count} of the tensors ({first}, …)"
-    return replace(model, notes=(*model.notes, Note("not-finite", message, warning=True)))
-
-
-def _output(target: Target, plan: FilePlan, size: int, model: Model) -> Output:
-    weights: dict[str, int] = {}
-    for info, format in zip(plan.tensors, plan.formats, strict=True):
-        weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
-    bits = 8 * plan.data_bytes / max(1, parameters(model))
-    formats = tuple(weights.items())
-    return Output(target.path, target.policy.name, size, bits, formats, target.manifest, target.modelfile)
-
-
 def _prove(
     checkpoint: Checkpoint,
     model: Model,
     outputs: Sequence[Output],
     options: Options,
     parity: Parity,
+    importance: Importance | None,
+    calibration: Calibration | None,
     run: Run,
 ) -> Sequence[Proven]:
     """Hold the files against the checkpoint and write what was found into their manifests.
@@ -261,6 +290,8 @@ def _prove(
         [output.path for output in outputs],
         parity,
         scope=options.verify,
+        importance=importance,
+        calibration=calibration,
         threads=run.threads,
         progress=run.progress,
         announce=run.announce,

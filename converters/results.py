@@ -55,13 +55,24 @@ class Options:
     tensor_types: tuple[str, ...] = ()
     output_type: str | None = None
     embedding_type: str | None = None
+    imatrix: str | None = None
+    calibrate: tuple[str, ...] = ()
+    split_max_size: str | None = None
+
+    def to_manifest(self) -> dict[str, Any]:
+        """As plain values; of files only the names, not where they lie on this machine."""
+        values = asdict(self)
+        values["imatrix"] = None if self.imatrix is None else Path(self.imatrix).name
+        values["calibrate"] = [Path(path).name for path in self.calibrate]
+        return values
 
 
 @dataclass(frozen=True)
 class Output:
     """One file made, and what stands beside it.
 
-    ``bytes`` is the whole file's size, ``formats`` the number of weights in each format.
+    ``bytes`` is the whole file's size, ``formats`` the number of weights in each format. ``parts`` are the
+    files where there are several; then ``path`` is the first and ``bytes`` the size of all.
     """
 
     path: Path
@@ -71,6 +82,7 @@ class Output:
     formats: tuple[tuple[str, int], ...]
     manifest: Path
     modelfile: Path | None = None
+    parts: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -82,6 +94,7 @@ class Output:
             "formats": dict(self.formats),
             "manifest": str(self.manifest),
             "modelfile": None if self.modelfile is None else str(self.modelfile),
+            "parts": [str(part) for part in self.parts],
         }
 
 

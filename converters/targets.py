@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.files import refuse_existing
+from ..core.gguf_split import parse_split_size
 from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
 from ..quant.policy import Policy, parse_policy
-from .recipe import Companion
-from .results import Options
+from .gguf_writer import FilePlan
+from .recipe import Companion, parameters
+from .results import Options, Output
 
 
 @dataclass(frozen=True)
 class Target:
-    """One GGUF to make, its policy, and the files beside it."""
+    """One GGUF to make, its policy, and the files beside it.
+
+    ``split_size``: in files of at most so many bytes of weights. ``parts`` are its files, once planned; then
+    ``path`` is the first of them.
+    """
 
     path: Path
     policy: Policy
     manifest: Path
     modelfile: Path | None = None
+    split_size: int | None = None
+    parts: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
         """Every file of this target, the GGUF first."""
-        return [self.path, self.manifest, *([self.modelfile] if self.modelfile else [])]
+        return [*(self.parts or [self.path]), self.manifest, *([self.modelfile] if self.modelfile else [])]
+
+    def planned(self, plan: FilePlan) -> Target:
+        """The target with the files its plan makes."""
+        first = plan.paths[0]
+        return replace(self, path=first, manifest=manifest_path(first), parts=tuple(plan.paths))
 
 
 @dataclass(frozen=True)
@@ -44,11 +58,31 @@ class CompanionTarget:
 
 def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
-    different = {_policy(name, options).name for name in options.types if name.lower() != "auto"}
+    different = {policy_of(name, options).name for name in options.types if name.lower() != "auto"}
     different |= {"auto" for name in options.types if name.lower() == "auto"}
-    if output is not None and Path(output).suffix == ".gguf" and len(different) > 1:
+    refuse_one_file_for_many(output, len(different))
+    _split_size(options)
+    _check_importance(options)
+
+
+def _check_importance(options: Options) -> None:
+    if options.imatrix is not None and options.calibrate:
         raise UsageError(
-            f"-o {output} names one file, but {len(different)} types were asked for",
+            "an imatrix was given, and texts to make one of", hint="leave out --imatrix or --calibrate"
+        )
+    policies = [policy_of(name, options) for name in options.types if name.lower() != "auto"]
+    weighs = any(policy.default.quantized or policy.overrides for policy in policies)
+    if (options.imatrix is not None or options.calibrate) and not weighs:
+        raise UsageError(
+            "importance data serve quantized types, and none was asked for", hint="add -q q4_k_m, for example"
+        )
+
+
+def refuse_one_file_for_many(output: str | Path | None, types: int) -> None:
+    """Raise UsageError where ``output`` is one file and several were asked for."""
+    if output is not None and Path(output).suffix == ".gguf" and types > 1:
+        raise UsageError(
+            f"-o {output} names one file, but {types} types were asked for",
             hint="give a folder with -o, or one type",
         )
 
@@ -64,7 +98,7 @@ def choose_targets(
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
     names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = {policy.name: policy for policy in (_policy(name, options) for name in names)}
+    policies = {policy.name: policy for policy in (policy_of(name, options) for name in names)}
     place = Path(output) if output is not None else Path()
     targets = []
     for policy in policies.values():
@@ -74,13 +108,18 @@ def choose_targets(
             else place / f"{checkpoint_name(checkpoint)}-{policy.display}.gguf"
         )
         beside = path.with_suffix(".Modelfile") if modelfile else None
-        targets.append(Target(path, policy, manifest_path(path), beside))
+        targets.append(Target(path, policy, manifest_path(path), beside, _split_size(options)))
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
 
 
-def _policy(name: str, options: Options) -> Policy:
+def _split_size(options: Options) -> int | None:
+    return None if options.split_max_size is None else parse_split_size(options.split_max_size)
+
+
+def policy_of(name: str, options: Options) -> Policy:
+    """The policy of that name with what was asked for besides. Raises UsageError."""
     return parse_policy(
         name,
         pure=options.pure,
@@ -110,6 +149,19 @@ def choose_companion_targets(
             )
         chosen.append(CompanionTarget(path, companion, kept))
     return chosen
+
+
+def output_of(target: Target, plan: FilePlan, size: int, model: Model) -> Output:
+    """What has been made of a target; ``size`` in bytes."""
+    weights: dict[str, int] = {}
+    for info, format in zip(plan.tensors, plan.formats, strict=True):
+        weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
+    bits = 8 * plan.data_bytes / max(1, parameters(model))
+    formats = tuple(weights.items())
+    parts = target.parts if len(target.parts) > 1 else ()
+    return Output(
+        target.path, target.policy.name, size, bits, formats, target.manifest, target.modelfile, parts
+    )
 
 
 def manifest_path(path: Path) -> Path:

@@ -49,7 +49,7 @@ def parse_split_size(text: str) -> int:
 
 def part_path(path: Path, part: int, count: int) -> Path:
     """``x.gguf`` -> ``x-00001-of-00003.gguf`` for part 0 of 3; a model of one file keeps its name."""
-    return path if count == 1 else path.with_name(f"{path.stem}-{part + 1:05d}-of-{count:05d}.gguf")
+    return path if count == 1 else path.with_name(f"{whole_name(path)}-{part + 1:05d}-of-{count:05d}.gguf")
 
 
 def whole_name(path: Path) -> str:
@@ -141,7 +141,7 @@ def _paths(path: Path, number: int, count: int) -> list[Path]:
             f"{path} says that it is part {number + 1} of {count}, which its name does not",
             hint=f"name the parts as they were: NAME-{number + 1:05d}-of-{count:05d}.gguf",
         )
-    return [path.with_name(f"{found['stem']}-{part + 1:05d}-of-{count:05d}.gguf") for part in range(count)]
+    return [part_path(path, part, count) for part in range(count)]
 
 
 def _check_place(path: Path, header: GgufHeader, index: int, count: int) -> None:

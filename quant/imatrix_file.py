@@ -90,8 +90,8 @@ def write_activations(path: Path, activations: Activations, *, arch: str = "", f
         write_header(temporary, arch, keys, infos)
         with temporary.open("ab") as out:
             for values in arrays.values():
-                out.write(np.ascontiguousarray(values, "<f4").tobytes())
-                out.write(b"\0" * (aligned(values.nbytes) - values.nbytes))
+                data = np.ascontiguousarray(values, "<f4").tobytes()
+                out.write(data.ljust(aligned(len(data)), b"\0"))
 
 
 def _of_gguf(file: InputFile) -> Activations:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ SPARED = ("token_embd.weight", "output.weight")
 
 _IGNORING = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
 _LARGEST = 1e15  # ggml multiplies sums of these by themselves in float32, and infinite scales come of it
+_KEYS = "quantize.imatrix."
 _LONGEST_VALUE = 127  # bytes of a text llama-quantize keeps (llama.h, llama_model_kv_override)
 _SHOWN = 3
 _MAKE = "make one of this checkpoint: kconv imatrix CHECKPOINT --text FILE, or pass --calibrate FILE"
@@ -120,9 +122,11 @@ def refuse_other_model(importance: Importance, tensors: Sequence[Tensor]) -> Non
 
 
 def missing_note(
-    importance: Importance, tensors: Sequence[Tensor], formats: Mapping[str, Format]
-) -> Note | None:
+    importance: Importance | None, tensors: Sequence[Tensor], formats: Mapping[str, Format]
+) -> list[Note]:
     """A warning that names the tensors quantized without importance; ``formats`` go by their names."""
+    if importance is None:
+        return []
     lacking = [
         tensor.name
         for tensor in tensors
@@ -131,10 +135,8 @@ def missing_note(
         and tensor.name not in SPARED
         and values_of(tensor, importance) is None
     ]
-    if not lacking:
-        return None
     message = f"{importance.where} lacks {_counted(lacking)} quantized without, as llama.cpp does"
-    return Note("missing-importance", message, warning=True)
+    return [Note("missing-importance", message, warning=True)] if lacking else []
 
 
 def _counted(names: Sequence[str]) -> str:
@@ -151,13 +153,18 @@ def importance_metadata(importance: Importance | None) -> dict[str, MetadataValu
         return {}
     keys: dict[str, MetadataValue] = {}
     if importance.source:
-        keys["quantize.imatrix.file"] = _cut(importance.source)
+        keys[f"{_KEYS}file"] = _cut(importance.source)
     if importance.datasets:
-        keys["quantize.imatrix.dataset"] = _cut(plain_name(importance.datasets[0]))
-    keys["quantize.imatrix.entries_count"] = len(importance.values)
+        keys[f"{_KEYS}dataset"] = _cut(plain_name(importance.datasets[0]))
+    keys[f"{_KEYS}entries_count"] = len(importance.values)
     if importance.chunks > 0:
-        keys["quantize.imatrix.chunks_count"] = importance.chunks
+        keys[f"{_KEYS}chunks_count"] = importance.chunks
     return keys
+
+
+def made_with_importance(metadata: Mapping[str, Any]) -> bool:
+    """Whether a file of those keys says that it was quantized with an imatrix."""
+    return any(key.startswith(_KEYS) for key in metadata)
 
 
 def _cut(text: str) -> str:

@@ -16,7 +16,7 @@ from ..core.errors import InputError, UsageError
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
 from .formats import F16, F32, FORMATS, NEEDS_IMPORTANCE, Format, format_of_type, nearest, parse_format
-from .importance import Importance
+from .importance import Importance, importance_metadata, missing_note, refuse_other_model
 from .named_recipes import ALIASES, POLICIES, Place, Policy
 from .parts import (
     EMBEDDING,
@@ -127,21 +127,24 @@ def _parse_override(text: str) -> tuple[str, Format]:
     return pattern.lower(), parse_format(format)
 
 
-def quantization_metadata(policy: Policy) -> dict[str, MetadataValue]:
-    """The keys a file says its formats with; converter and llama_model_quantize write both, as uint32."""
+def quantization_metadata(policy: Policy, importance: Importance | None = None) -> dict[str, MetadataValue]:
+    """The keys a file says its formats with, and the importance data; llama-quantize writes the same."""
     return {
         "general.quantization_version": QUANTIZATION_VERSION,
         "general.file_type": policy.file_type,
+        **importance_metadata(importance if policy.default.quantized else None),
     }
 
 
 def choose_formats(model: Model, policy: Policy, importance: Importance | None = None) -> FormatChoice:
     """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit.
 
-    Raises InputError where llama.cpp refuses too: a format that needs importance data and has none, or rows
-    that nothing fits; UsageError for a pattern that matches nothing.
+    Raises InputError where llama.cpp refuses too: a format that needs importance data and has none, data of
+    another model, or rows that nothing fits; UsageError for a pattern that matches nothing.
     """
     _check_asked(model, policy)
+    if importance is not None:
+        refuse_other_model(importance, model.tensors)
     wanted = _wanted_formats(model, policy, imatrix=importance is not None)
     formats: dict[str, Format] = {}
     fallbacks: dict[tuple[Format, Format], list[str]] = {}
@@ -158,6 +161,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
         _check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
+    notes += missing_note(importance, model.tensors, formats)
     each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
     return FormatChoice(MappingProxyType(formats), tuple(notes), each)
 

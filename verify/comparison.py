@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..converters.manifest import versions
 from ..converters.recipe import Recipe
@@ -29,7 +29,7 @@ from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
 from .proof import LogitsPart, TensorError
 from .reference import Reading, Reference
-from .sample_text import WINDOW, sample_windows
+from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from .windows import Window, cut
 
@@ -90,6 +90,11 @@ def built_in_windows(
         amounts = dict.fromkeys(amounts, tokens)
     size = _window_size(subject, window)
     return sample_windows(subject.source, amounts, size=size, before=subject.before)
+
+
+def proof_windows(subject: Subject, scope: Literal["off", "quick", "full"]) -> tuple[Window, ...]:
+    """What the proof of a conversion reads."""
+    return () if scope == "off" else tuple(built_in_windows(subject, QUICK if scope == "quick" else LONG))
 
 
 def text_windows(

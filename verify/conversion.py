@@ -6,7 +6,6 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,25 +16,19 @@ from ..core.cores import available_cores
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..quant.gguf_weights import GgufFile, open_gguf
+from ..quant.importance import Importance
 from ..vocab.parity import Parity
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
-from .comparison import (
-    How,
-    Subject,
-    built_in_windows,
-    cost,
-    logits_part,
-    provenance,
-    read_reference,
-)
+from .calibration import Calibration
+from .comparison import How, Subject, cost, logits_part, proof_windows, provenance, read_reference
 from .front_end import with_front_end_findings
 from .gates import file_type
 from .logits import Read
 from .metadata import check_metadata
 from .proof import Finding, LogitsPart, MetadataPart, Proof, TokensPart, WeightsPart
+from .reference import Reading
 from .remarks import remarks
-from .sample_text import LONG, QUICK
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
 from .windows import Window
@@ -48,6 +41,8 @@ def prove(
     parity: Parity,
     *,
     scope: Literal["quick", "full"],
+    importance: Importance | None = None,
+    calibration: Calibration | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -55,15 +50,21 @@ def prove(
     """Hold files just made against their checkpoint; ``model`` is what was to be written, vocabulary and all.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
-    process has just encoded; ``full`` does again all that ``verify`` does. Raises KconvError where reading
+    process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
+    were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
     the checkpoint fails.
     """
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
-    windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
+    windows = proof_windows(subject, scope)
     announce(cost(subject, windows, len(files)))
-    read = functools.cache(partial(read_reference, subject, how))  # once for all files
-    return tuple(_proof(path, subject, parity, read, windows, scope, how) for path in files)
+
+    @functools.cache  # once for all files
+    def read(asked: tuple[Window, ...]) -> Reading:
+        known = calibration is not None and calibration.windows == asked
+        return calibration.reading if calibration and known else read_reference(subject, how, asked)
+
+    return tuple(_proof(path, subject, parity, read, windows, scope, importance, how) for path in files)
 
 
 def _proof(
@@ -73,6 +74,7 @@ def _proof(
     read: Read,
     windows: Sequence[Window],
     scope: Literal["quick", "full"],
+    importance: Importance | None,
     how: How,
 ) -> Proof:
     begun = time.monotonic()
@@ -94,6 +96,7 @@ def _proof(
                 file,
                 subject.model,
                 strict=True,
+                importance=importance,
                 originals=untransformed(subject.recipe, subject.checkpoint),
                 threads=how.threads,
                 progress=how.progress,

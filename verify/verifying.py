@@ -17,6 +17,7 @@ from ..core.cores import available_cores
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
+from ..quant.importance import made_with_importance
 from ..vocab.expected import expected_model
 from ..vocab.sources import read_source
 from .comparison import (
@@ -172,7 +173,7 @@ def _without_logits(
         weights=check_weights(
             file,
             subject.model,
-            strict=same_tools(manifest),
+            strict=same_tools(manifest) and not made_with_importance(file.header.metadata),
             originals=untransformed(subject.recipe, subject.checkpoint),
             threads=how.threads,
             progress=how.progress,

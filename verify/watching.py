@@ -38,10 +38,11 @@ class Watch:
 def inputs_told(
     model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], tell: Tell
 ) -> Iterator[None]:
-    """Tell what flows into the modules of those ``names``, row by row of a batch, without the padding.
+    """Tell what flows into the linear modules of those ``names``, row by row of a batch, without the padding.
 
     ``sizes`` are each row's positions in the encoder and in the decoder.
     """
+    import torch
 
     def hook(name: str, module: torch.nn.Module, args: Any) -> None:
         for row, (source, target) in enumerate(sizes):
@@ -49,7 +50,7 @@ def inputs_told(
 
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
-            if name in names:
+            if name in names and isinstance(module, torch.nn.Linear):  # others look rows up
                 stack.callback(module.register_forward_pre_hook(partial(hook, name)).remove)
         yield
 

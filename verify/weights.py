@@ -21,6 +21,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
 from ..quant.formats import BF16, F16, F32, RECODABLE, Format
 from ..quant.gguf_weights import GgufFile
+from ..quant.importance import Floats, Importance, values_of
 from ..quant.slabs import Scratch, convert_slab
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
@@ -47,17 +48,19 @@ def check_weights(
     strict: bool,
     threads: int | None = None,
     progress: Progress = silent,
+    importance: Importance | None = None,
     originals: Mapping[str, Tensor] | None = None,
 ) -> WeightsPart:
     """Compare every tensor of the file with the model's; the shapes have been compared before.
 
-    ``strict``: the file is kconv's own work with this libggml, so that any other byte is damage.
+    ``strict``: the file is kconv's own work with this libggml and, if any, this ``importance``, so that any
+    other byte is damage.
     ``originals``: the checkpoint's tensors of the same shape, before the recipe changed their order, by GGUF
     name; they make causes clearer. Raises GgufError, CheckpointError and EnvironmentProblem where one of the
     two cannot be read.
     """
     pairs, findings = _paired(file, model)
-    compared = _compare(file, pairs, threads or available_cores(), progress)
+    compared = _compare(file, pairs, importance, threads or available_cores(), progress)
     errors, wrong = [], []
     for pair, found in zip(pairs, compared, strict=True):
         state = judge(pair, found, strict)
@@ -126,7 +129,9 @@ def _harmless(file: GgufFile, info: TensorInfo) -> bool:
 # Comparing
 
 
-def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Progress) -> list[Compared]:
+def _compare(
+    file: GgufFile, pairs: Sequence[Pair], importance: Importance | None, threads: int, progress: Progress
+) -> list[Compared]:
     tensors = [pair.tensor for pair in pairs]
     slow = {index for index, pair in enumerate(pairs) if pair.format.block_size == 256}
     results: dict[Rows, Compared | None] = {}
@@ -135,7 +140,8 @@ def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Prog
     def run(pieces: Sequence[Rows], progress: Progress, *, thorough: bool) -> None:
         def work(rows: Rows, scratch: Scratch) -> int:
             pair = pairs[rows.index]
-            results[rows] = _compare_piece(file, pair, rows, scratch, thorough=thorough)
+            weighed = values_of(pair.tensor, importance)
+            results[rows] = _compare_piece(file, pair, rows, weighed, scratch, thorough=thorough)
             return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
 
         work_through(pieces, work, threads=threads, stage="weights", total=total_bytes, progress=progress)
@@ -154,7 +160,7 @@ def _compare(file: GgufFile, pairs: Sequence[Pair], threads: int, progress: Prog
 
 
 def _compare_piece(
-    file: GgufFile, pair: Pair, rows: Rows, scratch: Scratch, *, thorough: bool
+    file: GgufFile, pair: Pair, rows: Rows, weighed: Floats | None, scratch: Scratch, *, thorough: bool
 ) -> Compared | None:
     """One piece; None where the weights are stored without loss and the bytes are equal."""
     info, tensor, format = pair.info, pair.tensor, pair.format
@@ -166,7 +172,7 @@ def _compare_piece(
         if np.array_equal(data, expected):
             return None
     recodable = format in RECODABLE
-    slab = convert_slab(source, tensor.dtype, (F32, format) if recodable else (F32,), scratch)
+    slab = convert_slab(source, tensor.dtype, (F32, format) if recodable else (F32,), scratch, weighed)
     columns = info.shape[-1] if len(info.shape) > 1 else rows.stop - rows.start
     weights = slab.data[0].view(np.float32).reshape(-1, columns)
     first = rows.start * (tensor.row_elements // columns) if len(info.shape) > 1 else 0
@@ -183,7 +189,7 @@ def judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
         return "identical"
     if pair.tensor.name == _COMPUTED and not strict:
         return "within" if found.found.error < _COMPUTED_ERROR else "differs"
-    if strict or not pair.format.quantized:
+    if (strict and pair.format in RECODABLE) or not pair.format.quantized:
         # Zeros of the other sign are the same numbers.
         return "within" if found.different == 0 and not strict else "differs"
     if _few_rows_changed(pair, found) and found.worse.count:

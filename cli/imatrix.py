@@ -1,0 +1,129 @@
+"""``kconv imatrix``: importance data of a checkpoint, for quantizing it better."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..core.errors import UsageError
+from .console import emit_json, plural, say, seconds_text
+from .options import PATH, force_option, json_option, threads_option, verbose_option
+
+EXAMPLES = """\b
+Examples:
+  kconv imatrix ./42dot_LLM-SFT-1.3B --text korean.txt
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --imatrix 42dot_LLM-SFT-1.3B-imatrix.gguf
+  llama-quantize --imatrix 42dot_LLM-SFT-1.3B-imatrix.gguf model-F32.gguf model-Q4_K_M.gguf q4_k_m
+"""
+
+
+@click.command("imatrix", short_help="Learn which weights matter, to quantize better.", epilog=EXAMPLES)
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    required=True,
+    type=PATH,
+    metavar="FILE",
+    help="UTF-8 text like what the model will read; for an encoder-decoder also pairs, source<TAB>target a "
+    "line. Repeatable.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="PATH",
+    help="The file to write.  [default: <checkpoint>-imatrix.gguf here]",
+)
+@click.option(
+    "--chunks",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    metavar="N",
+    help="Windows to read at most, spread evenly over the text.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Tokens of a window.  [default: 512, or the model's context]",
+)
+@threads_option
+@force_option
+@json_option
+@verbose_option
+def command(
+    checkpoint: Path,
+    texts: tuple[Path, ...],
+    output: Path | None,
+    chunks: int,
+    window: int | None,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Learn from text which weights of the folder CHECKPOINT matter, and write it as an imatrix.
+
+    What flows into every matrix is measured while transformers' own model reads the text in fp32, one layer
+    in memory at a time. The file is llama.cpp's imatrix in GGUF: kconv and llama-quantize take it with
+    --imatrix. Works for every family kconv converts, encoder-decoders included.
+    """
+    begun = time.monotonic()
+    path, told = _made(checkpoint, texts, output, chunks, window, threads, force=force)
+    seconds = round(time.monotonic() - begun, 3)
+    if as_json:
+        emit_json({"path": str(path), **told, "seconds": seconds})
+        return
+    counted = f"{plural(told['tensors'], 'tensor')}, {plural(told['tokens'], 'token')}"
+    say(f"{path}: {counted} in {plural(told['chunks'], 'chunk')}, {seconds_text(seconds)}")
+    say(f"\nTo use it:\n  kconv to-gguf {checkpoint} -q q4_k_m --imatrix {path}")
+
+
+def _made(
+    checkpoint: Path,
+    texts: tuple[Path, ...],
+    output: Path | None,
+    chunks: int,
+    window: int | None,
+    threads: int | None,
+    *,
+    force: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """The file written, and what to tell of it."""
+    from ..converters.targets import checkpoint_name
+    from ..core.files import refuse_existing
+    from ..core.reading import open_checkpoint
+    from ..quant.imatrix_file import write_activations
+    from ..verify.activations import gather, named_texts
+    from .progress import announce, shown_progress
+
+    named = named_texts(texts)
+    if output is not None and output.suffix != ".gguf":
+        raise UsageError(f"-o {output}: expected a name that ends in .gguf, which imatrix files are now")
+    path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
+    refuse_existing(path, force=force)
+    with shown_progress() as progress:
+        found, arch = gather(
+            checkpoint,
+            named,
+            chunks=chunks,
+            window=window,
+            threads=threads,
+            progress=progress,
+            announce=announce,
+        )
+    write_activations(path, found, arch=arch, force=force)
+    return path, {
+        "architecture": arch,
+        "tensors": len(found.sums),
+        "datasets": list(found.datasets),
+        "chunks": found.chunks,
+        "chunk_size": found.chunk_size,
+        "tokens": max((int(counts.max()) for counts in found.counts.values()), default=0),
+    }

@@ -1,0 +1,145 @@
+"""Importance from the checkpoint itself: mean squared inputs of every matrix, counted in the fp32 reference.
+
+llama.cpp counts them while a GGUF runs (tools/imatrix), for decoders alone. Here transformers' model runs,
+streamed, so that no file has to be made first and encoder-decoders are counted, too: encoder, decoder and
+cross-attention, on the same pairs a proof reads. Which matrix of the file a module's input belongs to follows
+from the recipe's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..converters.architectures import recipe_for
+from ..converters.recipe import build, sources_of
+from ..core.cores import available_cores
+from ..core.errors import InputError
+from ..core.progress import Progress, silent
+from ..core.reading import open_checkpoint
+from ..quant.imatrix_file import Activations
+from ..quant.importance import SPARED
+from ..vocab.settle import settle_vocab
+from ..vocab.sources import read_source
+from .comparison import How, Subject, text_windows
+from .cost import estimated_seconds
+from .reference import Floats, Reading, Reference
+from .sample_text import WINDOW
+from .texts import read_text
+from .watching import Watch
+from .windows import Window
+
+CHUNKS = 128
+"""Windows read where nobody says: what llama.cpp's users found to be enough is some hundred."""
+
+
+class Sums:
+    """Squares added up, by the names of modules; what ``Watch.tell`` needs."""
+
+    def __init__(self) -> None:
+        self.squares: dict[str, npt.NDArray[np.float64]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, window: int, values: Floats) -> None:
+        """Add what flowed into a module for one window, ``(positions, columns)``."""
+        found = np.einsum("pc,pc->c", values, values, dtype=np.float64)
+        if name in self.squares:
+            found += self.squares[name]
+        self.squares[name] = found
+        self.counts[name] = self.counts.get(name, 0) + len(values)
+
+
+def named_texts(paths: Sequence[Path]) -> dict[str, str]:
+    """The texts of UTF-8 files by the files' names; of equal names the later get a number."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = path.name if path.name not in found else f"{path.name} ({len(found) + 1})"
+        found[name] = read_text(path)
+    return found
+
+
+def gather(
+    source: str | Path,
+    texts: Mapping[str, str],
+    *,
+    chunks: int = CHUNKS,
+    window: int | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+) -> tuple[Activations, str]:
+    """The activations of a checkpoint over ``texts`` (name -> text), and its GGUF architecture.
+
+    At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
+    opening the checkpoint raises, and InputError for texts too short.
+    """
+    checkpoint = open_checkpoint(source)
+    recipe = recipe_for(checkpoint.config)
+    model, _ = settle_vocab(build(recipe, checkpoint), checkpoint, allow_mismatch=True, progress=progress)
+    subject = Subject(checkpoint, recipe, model, read_source(checkpoint))
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
+    return found, model.arch
+
+
+def count_activations(
+    subject: Subject,
+    texts: Mapping[str, str],
+    windows: Sequence[Window],
+    how: How,
+    *,
+    chunks: int = CHUNKS,
+    window: int | None = None,
+) -> tuple[Activations, Reading]:
+    """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
+    every = text_windows(subject, list(texts.values()), tokens=None, window=window)
+    chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
+    how.announce(_cost(subject, chosen, len(every)))
+    modules = _modules(subject)
+    sums = Sums()
+    reading = Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
+        windows, watch=Watch(tuple(chosen), frozenset(modules), sums.add), progress=how.progress
+    )
+    size = min(WINDOW, subject.context) if window is None else window
+    return _activations(sums, modules, tuple(texts), len(chosen), size), reading
+
+
+def _modules(subject: Subject) -> dict[str, tuple[str, ...]]:
+    """By the name of a module of transformers' model, the matrices of the file its input flows into."""
+    shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
+    found: dict[str, tuple[str, ...]] = {}
+    for target, sources in sources_of(subject.recipe, subject.checkpoint).items():
+        if len(shapes[target]) == 2 and sources[0].endswith(".weight") and target not in SPARED:
+            # of matrices that are joined the first will do: what flows into them is the same
+            module = sources[0].removesuffix(".weight")
+            found[module] = (*found.get(module, ()), target)
+    return found
+
+
+def _activations(
+    sums: Sums, modules: Mapping[str, Sequence[str]], datasets: tuple[str, ...], chunks: int, size: int
+) -> Activations:
+    """Under the names of the file; what nothing ever flowed into says nothing and is left out."""
+    squares, counts = {}, {}
+    for name, values in sums.squares.items():
+        if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
+            raise InputError(
+                f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+            )
+        if values.any():
+            for target in modules[name]:
+                squares[target] = values.astype(np.float32)
+                counts[target] = np.array([sums.counts[name]], np.int64)
+    return Activations(squares, counts, datasets, chunks, size)
+
+
+def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
+    tokens = sum(window.tokens for window in windows)
+    seconds = estimated_seconds(subject.model, windows, 0)
+    about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    part = "" if there == len(windows) else f" (of {there:,} in the text)"
+    return f"importance: {tokens:,} tokens in {len(windows):,} chunks{part} in fp32, about {about}"
