@@ -42,9 +42,10 @@ from .targets import Target, check_request, checkpoint_name, choose_targets
 class PlannedType:
     """The file of one type. ``bytes`` is its size, ``formats`` the number of weights in each format.
 
-    ``fallbacks`` are (tensor, format of the recipe, format it gets since its rows are no whole blocks).
+    ``fallbacks`` are (tensor, format of the recipe, format it gets since its rows are no whole blocks),
+    ``fallback_weights`` how many weights these hold.
     ``needs_imatrix``: llama.cpp makes the type only with importance data, and none was named; the plan
-    assumes there is some, and leaves out the keys that would name it. ``lossless``: every weight stays as it
+    assumes there is some, whose names would add a few bytes. ``lossless``: every weight stays as it
     is.
     """
 
@@ -54,6 +55,7 @@ class PlannedType:
     bits_per_weight: float
     formats: tuple[tuple[str, int], ...]
     fallbacks: tuple[tuple[str, str, str], ...]
+    fallback_weights: int
     needs_imatrix: bool
     lossless: bool
     notes: tuple[Note, ...]
@@ -70,6 +72,7 @@ class PlannedType:
                 {"tensor": tensor, "instead_of": wanted, "format": given}
                 for tensor, wanted, given in self.fallbacks
             ],
+            "fallback_weights": self.fallback_weights,
             "needs_imatrix": self.needs_imatrix,
             "lossless": self.lossless,
             "notes": [asdict(note) for note in self.notes],
@@ -216,6 +219,7 @@ def _planned_type(
         bits_per_weight=8 * planned.data_bytes / max(1, parameters(model)),
         formats=tuple(weights.items()),
         fallbacks=tuple((name, wanted.name, given.name) for name, wanted, given in choice.fallbacks),
+        fallback_weights=sum(model.tensor(name).elements for name, _, _ in choice.fallbacks),
         needs_imatrix=used is not importance,
         lossless=all(
             choice[tensor.name] in (F32, FORMATS[tensor.dtype.value.lower()]) for tensor in model.tensors

@@ -1,0 +1,95 @@
+"""Options that decide what a conversion writes, for all commands that convert, plan or compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from .options import PATH, tensor_type_options
+
+
+def split_list(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """The values of a repeatable option, each of which may be several with commas."""
+    if any(not value.strip(" ,") for value in values):  # a variable of a script that is not set
+        raise click.BadParameter("it is empty", ctx, parameter)
+    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
+
+
+def types_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """``-q``; ``default`` says what is done where it is not given."""
+    return click.option(
+        "-q",
+        "--type",
+        "types",
+        multiple=True,
+        metavar="TYPE",
+        callback=split_list,
+        help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
+        "lists them), or auto, which keeps the checkpoint's own float type. Case does not matter. Several -q "
+        f"(or a list with commas) make several files from one read.  [default: {default}]",
+    )
+
+
+def importance_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--imatrix`` and ``--calibrate``."""
+    return _decorated(command, _IMPORTANCE_OPTIONS)
+
+
+def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All of ``converters.results.Options`` that files depend on, but the types."""
+    command = _decorated(command, _OTHER_OPTIONS)
+    return tensor_type_options(importance_options(command))
+
+
+def _decorated(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_IMPORTANCE_OPTIONS = (
+    click.option(
+        "--imatrix",
+        type=PATH,
+        metavar="FILE",
+        help="Importance data to quantize with: a file of kconv imatrix or of llama.cpp (GGUF or .dat).",
+    ),
+    click.option(
+        "--calibrate",
+        multiple=True,
+        type=PATH,
+        metavar="FILE",
+        help="Learn importance data from this UTF-8 text first, in the checkpoint itself; of a long one, "
+        "parts. Repeatable.",
+    ),
+)
+
+_OTHER_OPTIONS = (
+    click.option(
+        "--keep-wo",
+        is_flag=True,
+        help="T5, ByT5: leave the feed-forward output matrices (wo) in the checkpoint's own precision, the "
+        "most delicate part of these models.",
+    ),
+    click.option(
+        "--allow-tokenizer-mismatch",
+        is_flag=True,
+        help="Take the best vocabulary even if its tokens differ from the checkpoint's.",
+    ),
+    click.option(
+        "--no-adapter",
+        "disabled_adapters",
+        multiple=True,
+        metavar="NAME",
+        callback=split_list,
+        help="Leave out a vocabulary adapter; the output names those that were used. Repeatable.",
+    ),
+    click.option(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
+        "checkpoint's own]",
+    ),
+)

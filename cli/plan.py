@@ -1,0 +1,136 @@
+"""``kconv plan``: what a conversion would write, before it is done."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import count_text, emit_json, plural, say, size_text, table
+from .conversion_options import conversion_options, types_option
+from .options import PATH, json_option, threads_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..converters.planning import Plan, PlannedType
+    from ..verify.published import Band
+
+EXAMPLES = """\b
+Examples:
+  kconv plan ./42dot_LLM-SFT-1.3B
+  kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m,q5_k_m,q8_0 -o /mnt/models
+  kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m --output-type q8_0
+  kconv plan ~/.cache/huggingface/hub/models--42dot--42dot_LLM-SFT-1.3B/snapshots/* --json
+"""
+
+
+@click.command("plan", short_help="Show the sizes of all types before converting.", epilog=EXAMPLES)
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "-o", "--output", type=PATH, metavar="PATH", help="Where the files would go.  [default: this folder]"
+)
+@types_option("every type there is")
+@conversion_options
+@threads_option
+@json_option
+@verbose_option
+def command(
+    checkpoint: Path, output: Path | None, threads: int | None, as_json: bool, verbose: bool, **options: Any
+) -> None:
+    """Show what kconv to-gguf with the same options would make of CHECKPOINT; nothing is written.
+
+    For each type the file's size to the byte, its bits per weight, the tensors that get another format since
+    their rows are no whole blocks, whether llama.cpp insists on importance data, and the divergence others
+    have published for it. Then the memory and the disk a conversion takes. Of the weights only headers are
+    read; the vocabulary is compared with the tokenizer as in a conversion, since it is part of the file.
+    """
+    from ..converters.planning import plan
+    from ..converters.results import Options
+    from ..quant.policy import POLICIES
+    from .progress import shown_progress
+
+    options["types"] = options["types"] or tuple(POLICIES)
+    options["imatrix"] = options["imatrix"] and str(options["imatrix"])
+    options["calibrate"] = tuple(map(str, options["calibrate"]))
+    asked = Options(**options)
+    with shown_progress() as progress:
+        planned = plan(checkpoint, output, options=asked, threads=threads, progress=progress)
+    stock = not (asked.pure or asked.tensor_types or asked.output_type or asked.embedding_type)
+    bands = _bands(planned, stock=stock)
+    if as_json:
+        told = planned.to_json()
+        for each in told["types"]:
+            band = bands.get(each["type"])
+            each["expected_kl"] = None if band is None else band.to_json()
+        emit_json(told)
+    else:
+        _tell(planned, bands)
+
+
+def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
+    """Published figures, by type; there are some of llama-quantize's own recipes only."""
+    from ..verify.published import expected_divergence
+
+    most = planned.parameters / 10  # what may be in other formats than in the models that were measured
+    found = {
+        each.type: expected_divergence(each.type)
+        for each in planned.types
+        if stock and each.fallback_weights < most
+    }
+    return {name: band for name, band in found.items() if band is not None}
+
+
+def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
+    say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
+    for note in planned.notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    rows = [
+        (
+            each.type.upper(),
+            f"{each.bytes:,}",
+            size_text(each.bytes),
+            f"{each.bits_per_weight:.2f}",
+            _divergence(each, bands.get(each.type)),
+            _remarks(each, planned),
+        )
+        for each in planned.types
+    ]
+    header = ("type", "bytes", "size", "bits per weight", "expected KL", "")
+    say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
+    for refused in planned.refused:
+        say(f"{refused.type.upper()}: not possible, {refused.reason}")
+    for beside in planned.companions:
+        say(f"each needs {beside.path.name} beside it, {size_text(beside.bytes)} ({beside.bytes:,} bytes)")
+    if bands:
+        say(
+            "expected KL: mean divergence in nats, as llama.cpp's tools/perplexity/README.md has it of models"
+        )
+        say("of 7 and 8 billion weights on English; kconv to-gguf measures that of the file it makes")
+    if any(each.needs_imatrix for each in planned.types):
+        say("importance data: --imatrix or --calibrate; the names of its files then count, some dozen bytes")
+    total = planned.beside + sum(each.bytes for each in planned.types)
+    say(f"\ndisk: {size_text(total)} for all of these, {size_text(planned.free)} free in {planned.folder}")
+    say(f"memory: about {size_text(planned.memory)}, for the proof {size_text(planned.proof_memory)}")
+
+
+def _divergence(each: PlannedType, band: Band | None) -> str:
+    if each.lossless:
+        return "none: exact"
+    if band is None:
+        return "–"
+    return f"{band.low:.3g}" if band.low == band.high else f"{band.low:.3g} to {band.high:.3g}"
+
+
+def _remarks(each: PlannedType, planned: Plan) -> str:
+    """What is particular about a type, in a few words."""
+    said = ["needs importance data"] if each.needs_imatrix else []
+    fallen = Counter((wanted, given) for _, wanted, given in each.fallbacks)
+    said += [
+        f"{plural(count, 'tensor')} {given.upper()} instead of {wanted.upper()}"
+        for (wanted, given), count in fallen.items()
+    ]
+    if each.bytes + planned.beside > planned.free:
+        said.append("does not fit on the disk")
+    return ", ".join(said)
