@@ -16,6 +16,7 @@ from .errors import interruptible, report
 COMMANDS = {
     "to-gguf": "to_gguf",
     "verify": "verify",
+    "quantize": "quantize",
     "imatrix": "imatrix",
     "plan": "plan",
     "inspect": "inspection",

@@ -28,6 +28,13 @@ threads_option = click.option(
     help="Threads to work with.  [default: one per core this process may use]",
 )
 
+split_option = click.option(
+    "--split-max-size",
+    metavar="SIZE",
+    help="Make files of at most so many bytes of weights, NAME-00001-of-00003.gguf and so on: 2G, 500M"
+    " (powers of ten). llama.cpp is given the first.",
+)
+
 
 def tensor_type_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which tensor gets which type, besides -q."""

@@ -17,6 +17,7 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    split_option,
     tensor_type_options,
     threads_option,
     verbose_option,
@@ -120,6 +121,7 @@ Examples:
     "checkpoint's own]",
 )
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
+@split_option
 @threads_option
 @force_option
 @json_option
@@ -142,6 +144,7 @@ def command(
     disabled_adapters: tuple[str, ...],
     chat_template: str | None,
     modelfile: bool,
+    split_max_size: str | None,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -171,6 +174,7 @@ def command(
         "chat_template": chat_template,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
+        "split_max_size": split_max_size,
         "force": force,
         "threads": threads,
     }

@@ -22,6 +22,7 @@ from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
 from .gguf_writer import FilePlan
 from .recipe import parameters
+from .recorded import MADE_FROM
 from .results import Beside, Options, Output
 from .targets import checkpoint_name
 
@@ -32,6 +33,9 @@ _SMALL_FILES = re.compile(
     r"config\.json|generation_config\.json|.*\.index\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
     r"|added_tokens\.json|vocab\.json|merges\.txt|.*\.model|chat_template\.(jinja|json)|README\.md|LICENSE.*"
 )
+
+# Options of the first conversion that say what every file made from its file holds.
+_HELD = ("allow_tokenizer_mismatch", "disabled_adapters", "chat_template")
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,29 @@ def _importance(importance: Importance) -> dict[str, Any]:
         "tensors": len(importance.values),
         "chunks": importance.chunks,
         "chunk_size": importance.chunk_size,
+    }
+
+
+def requantized_part(
+    origin: Mapping[str, Any] | None, files: Sequence[SourceFile], model: Model, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the manifests of files made from one GGUF share.
+
+    ``files`` are the GGUF's. ``origin`` is its own manifest, where it has one: its checkpoint is theirs, too,
+    and of its options those that say what the file holds besides weights stand.
+    """
+    before = origin or {"source": {"name": files[0].name, "files": [asdict(file) for file in files]}}
+    held = before.get("options", {})
+    return {
+        "source": before["source"],
+        MADE_FROM: [asdict(file) for file in files],
+        "architecture": model.arch,
+        "parameters": parameters(model),
+        "options": {**options, **{key: held[key] for key in _HELD if key in held}},
+        "versions": versions(),
+        "notes": [asdict(note) for note in model.notes],
+        "companions": before.get("companions", []),
+        "proof": {"verdict": "not run"},
     }
 
 

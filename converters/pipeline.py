@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
 from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, with_proof
 from .recipe import Companion, build, parameters
-from .results import Beside, Conversion, Options, Output, Proven, Scope
+from .results import Beside, Conversion, Options, Output, Proven, Run, Scope
 from .targets import (
     CompanionTarget,
     Target,
@@ -41,16 +41,6 @@ from .targets import (
 
 if TYPE_CHECKING:
     from ..verify.calibration import Calibration
-
-
-@dataclass(frozen=True)
-class Run:
-    """How to go about it; nothing of this shows in the files."""
-
-    force: bool = False
-    threads: int | None = None
-    progress: Progress = silent
-    announce: Callable[[str], None] = lambda text: None
 
 
 def to_gguf(

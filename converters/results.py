@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ..core.model import MetadataValue, Note
+from ..core.progress import Progress, silent
 from ..vocab.parity import Parity
 
 Scope = Literal["off", "quick", "full"]
@@ -65,6 +66,16 @@ class Options:
         values["imatrix"] = None if self.imatrix is None else Path(self.imatrix).name
         values["calibrate"] = [Path(path).name for path in self.calibrate]
         return values
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to go about it; nothing of this shows in the files."""
+
+    force: bool = False
+    threads: int | None = None
+    progress: Progress = silent
+    announce: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""``kconv quantize``: a GGUF file to GGUF files with other types of weights."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
+from .conversion_options import split_list
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    split_option,
+    tensor_type_options,
+    threads_option,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from ..converters.requantize import Requantization
+    from ..verify.proof import Proof
+
+EXAMPLES = """\b
+Examples:
+  kconv quantize 42dot_LLM-SFT-1.3B-BF16.gguf -q q4_k_m
+  kconv quantize model-F16.gguf -q q4_k_m -q q6_k -o dist/ --imatrix model.imatrix.gguf
+  kconv quantize model-00001-of-00003.gguf -q q8_0 --split-max-size 2G
+  kconv quantize model-00001-of-00003.gguf -q copy -o model.gguf
+  kconv quantize model-F32.gguf -q q4_0 --against ./checkpoint
+"""
+
+
+@click.command("quantize", short_help="Make GGUF files of other types from a GGUF file.", epilog=EXAMPLES)
+@click.argument("source", type=PATH, metavar="IN.gguf")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="PATH",
+    help="A file if it ends in .gguf, else a folder.  [default: <name of the source>-<TYPE>.gguf here]",
+)
+@click.option(
+    "-q",
+    "--type",
+    "types",
+    multiple=True,
+    required=True,
+    metavar="TYPE",
+    callback=split_list,
+    help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
+    "lists them), or copy, which leaves them as they are. Several -q (or a list with commas) make several "
+    "files from one read.",
+)
+@tensor_type_options
+@click.option(
+    "--imatrix",
+    type=PATH,
+    metavar="FILE",
+    help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
+)
+@click.option(
+    "--allow-requantize",
+    is_flag=True,
+    help="Quantize anew what is quantized already, which is worse than from the F32, F16 or BF16 file.",
+)
+@click.option("--allow-nan", is_flag=True, help="Write weights that are NaN or infinite as they are.")
+@split_option
+@click.option("--keep-split", is_flag=True, help="Make the parts the source has.")
+@click.option(
+    "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against the checkpoint at once."
+)
+@threads_option
+@force_option
+@json_option
+@verbose_option
+def command(
+    source: Path, against: Path | None, as_json: bool, verbose: bool, output: Path | None, **options: Any
+) -> None:
+    """Write the GGUF file IN.gguf with other types of weights, all else as it is.
+
+    The source is F32, F16 or BF16, in one file or in parts, of which any can be named; the files are the very
+    bytes llama-quantize writes. Beside each (of parts: the first) stands <file>.manifest.json.
+    """
+    from ..converters.requantize import quantize
+    from .progress import shown_progress
+
+    begun = time.monotonic()
+    with shown_progress() as progress:
+        made = quantize(source, output, **options, progress=progress)
+    seconds = time.monotonic() - begun
+    proofs = [_proof(each.path, against, options["threads"]) for each in made.outputs] if against else []
+    if as_json:
+        proven = [proof.to_json() for proof in proofs]
+        emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
+    else:
+        _tell(made, proofs, seconds)
+    failed = [proof for proof in proofs if proof.verdict == "failed"]
+    if failed:
+        end_with_failed_proof([f"{proof.artifact}: {proof.cause}" for proof in failed])
+
+
+def _proof(artifact: Path, checkpoint: Path, threads: int | None) -> Proof:
+    from ..verify import verify
+    from .progress import announce, shown_progress
+
+    with shown_progress() as progress:
+        return verify(artifact, checkpoint, threads=threads, progress=progress, announce=announce)
+
+
+def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
+    """What was done, for people."""
+    from .proof_text import proof_line
+
+    parts = f" in {len(made.parts)} parts" if len(made.parts) > 1 else ""
+    say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
+    for note in made.notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    rows = [
+        (
+            str(output.path),
+            output.type,
+            size_text(output.bytes),
+            f"{output.bits_per_weight:.2f}",
+            ", ".join(name for name, _ in output.formats),
+        )
+        for output in made.outputs
+    ]
+    header = ("file", "type", "size", "bits per weight", "formats")
+    say(f"\n{table(rows, header=header, right=(2, 3))}\n")
+    for output in made.outputs:
+        if output.parts:
+            say(f"{output.path.name} is the first of {len(output.parts)} parts; give this one to llama.cpp")
+    for proof in proofs:
+        click.echo(proof_line(proof))
+    say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}; a manifest stands beside each")
+    if not proofs:
+        name = shlex.quote(str(made.outputs[0].path))
+        say(f"to prove it: kconv verify {name} --against CHECKPOINT")

@@ -1,0 +1,93 @@
+"""A GGUF as a model: where the weights of a new GGUF come from when they do not come from a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ..core.errors import GgufError, InputError
+from ..core.gguf_file import TensorInfo
+from ..core.model import Model
+from ..core.tensor import Array, DType, Stored, Tensor
+from ..quant.formats import BF16, F16, F32, Format, format_of_type
+from ..quant.gguf_weights import GgufFile
+from ..quant.parts import llama_cpp_order
+
+_FLOATS: Mapping[Format, DType] = {F32: DType.F32, F16: DType.F16, BF16: DType.BF16}
+
+
+def gguf_tensors(file: GgufFile, *, keep_split: bool = False) -> list[TensorInfo]:
+    """The tensors in the order llama_model_quantize writes them: by layer and name, or as they lie in parts.
+
+    Shapes are as ggml counts axes: the slowest are left out while they have length 1.
+    """
+    infos = sorted(
+        file.header.tensors,
+        key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name),
+    )
+    return [replace(info, shape=_axes(info.shape)) for info in infos]
+
+
+def _axes(shape: Sequence[int]) -> tuple[int, ...]:
+    first = next((axis for axis, length in enumerate(shape[:-1]) if length != 1), max(len(shape) - 1, 0))
+    return tuple(shape[first:]) or (1,)
+
+
+def gguf_model(file: GgufFile, infos: Sequence[TensorInfo]) -> Model:
+    """The model of a GGUF with these tensors; all keys are under ``hparams``, and there is no vocabulary.
+
+    Raises GgufError where it holds no model.
+    """
+    if not file.header.arch or not infos:
+        lacking = "tensors" if file.header.arch else "general.architecture"
+        raise GgufError(f"{file.path} has no {lacking}: it is no model", hint="give the GGUF of a model")
+    return Model(file.header.arch, file.header.metadata, tuple(_tensor(file, info) for info in infos))
+
+
+def stored_formats(file: GgufFile) -> dict[str, Format]:
+    """The format of each tensor as it is."""
+    found = {info.name: format_of_type(info.ggml_type) for info in file.header.tensors}
+    return {name: format for name, format in found.items() if format is not None}
+
+
+def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
+    """Floats as they are, all else as bytes and, where somebody asks for them, as decoded weights."""
+    format = format_of_type(info.ggml_type)
+    dtype = _FLOATS.get(format) if format else None
+
+    def read_bytes(start: int, stop: int) -> Array:
+        return file.read(info, start, stop)
+
+    def read(start: int, stop: int) -> Array:
+        if dtype is None:
+            return file.tensor(info).read(start, stop)
+        return file.read(info, start, stop).view(dtype.storage).reshape(stop - start, *info.shape[1:])
+
+    return Tensor(
+        info.name,
+        info.shape,
+        dtype or DType.F32,
+        read,
+        granule=format.block_size if format and len(info.shape) == 1 else 1,
+        origin=f"{file.paths[info.part]}: tensor {info.name}",
+        computed=info.name == "rope_freqs.weight",
+        stored=Stored(info.ggml_type, read_bytes),
+    )
+
+
+def refuse_requantizing(
+    file: GgufFile, infos: Sequence[TensorInfo], wanted: Mapping[str, Format], *, allow: bool
+) -> None:
+    """Raise InputError for tensors that are quantized already and get another format, unless ``allow``.
+
+    Those that cannot be turned into weights at all are refused with GgufError.
+    """
+    changed = [info for info in infos if wanted[info.name].ggml_type != info.ggml_type]
+    quantized = [info for info in changed if file.format(info).quantized]
+    if quantized and not allow:
+        first = quantized[0]
+        raise InputError(
+            f"{file.path}: {len(quantized)} of {len(infos)} tensors are quantized already "
+            f"({first.name} is {file.format(first).display}); rounding them once more loses quality",
+            hint="quantize from the F32, F16 or BF16 file, or pass --allow-requantize",
+        )

@@ -1,0 +1,263 @@
+"""GGUF to GGUF: the weights in other formats and all else as it is, as llama_model_quantize does it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import InputError, UsageError
+from ..core.files import atomic_files
+from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
+from ..core.gguf_pairs import encode_pairs
+from ..core.gguf_split import SPLIT_KEYS, parse_split_size, placed, whole_name
+from ..core.model import Model, Note
+from ..core.progress import Progress, silent
+from ..quant.formats import F32, Format
+from ..quant.gguf_weights import GgufFile, open_gguf
+from ..quant.importance import Importance, read_importance
+from ..quant.policy import POLICIES, QUANTIZATION_VERSION, Policy, choose_formats, quantization_metadata
+from .gguf_source import gguf_model, gguf_tensors, refuse_requantizing, stored_formats
+from .gguf_writer import FilePlan, write_files
+from .manifest import SourceHashes, manifest_text, requantized_part
+from .recipe import parameters
+from .recorded import read_manifest
+from .results import Options, Output, Run
+from .targets import Target, manifest_path, output_of, policy_of, refuse_one_file_for_many
+
+COPY = "copy"
+"""The type that leaves all weights as they are: for joining parts, or making some."""
+
+_AS_IT_IS = Policy(COPY, F32, 0)
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """What was done; the fields are those of ``--json``. ``parts`` are the files it was made from."""
+
+    source: Path
+    parts: tuple[Path, ...]
+    arch: str
+    parameters: int
+    outputs: tuple[Output, ...]
+    notes: tuple[Note, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "parts": [str(path) for path in self.parts],
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "outputs": [output.to_json() for output in self.outputs],
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    types: Sequence[str],
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
+    allow_nan: bool = False,
+    split_max_size: str | None = None,
+    keep_split: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Requantization:
+    """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
+
+    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
+    ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
+    ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
+    ``keep_split`` the parts the source has; else there is one file. The others are as in ``to_gguf``.
+    Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
+    """
+    options = Options(
+        types=tuple(types),
+        pure=pure,
+        allow_nan=allow_nan,
+        verify="off",
+        tensor_types=tuple(tensor_types),
+        output_type=output_type,
+        embedding_type=embedding_type,
+        imatrix=None if imatrix is None else str(imatrix),
+        split_max_size=split_max_size,
+    )
+    own = {"allow_requantize": allow_requantize, "keep_split": keep_split}
+    if keep_split and split_max_size is not None:
+        raise UsageError(
+            "--keep-split and --split-max-size contradict each other", hint="leave one of them out"
+        )
+    limit = None if split_max_size is None else parse_split_size(split_max_size)
+    policies = _policies(options, output)
+    importance = None if imatrix is None else read_importance(imatrix)
+    with open_gguf(Path(source)) as file:
+        infos = gguf_tensors(file, keep_split=keep_split)
+        model = gguf_model(file, infos)
+        targets = _targets(file, output, policies, limit)
+        chosen, notes = _choices(file, model, infos, targets, importance, allow=allow_requantize)
+        plans = [
+            _plan(file, infos, target, formats, importance, keep_split=keep_split)
+            for target, formats in zip(targets, chosen, strict=True)
+        ]
+        targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+        _refuse_source(file, targets)
+        model = replace(model, notes=notes)
+        run = Run(force, threads, progress)
+        outputs, model = _write(file, model, targets, plans, importance, options, own, run)
+    return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
+
+
+def _policies(options: Options, output: str | Path | None) -> list[Policy]:
+    found = {
+        policy.name: policy
+        for policy in (
+            _AS_IT_IS if name.lower() == COPY else policy_of(name, options) for name in options.types
+        )
+    }
+    if not found:
+        raise UsageError("no type was asked for", hint="give one with -q, for example -q q4_k_m")
+    refuse_one_file_for_many(output, len(found))
+    return list(found.values())
+
+
+def _targets(
+    file: GgufFile, output: str | Path | None, policies: Sequence[Policy], limit: int | None
+) -> list[Target]:
+    """One a type. ``model-F16.gguf`` becomes ``model-Q4_K_M.gguf``."""
+    place, name = Path(output) if output is not None else Path(), whole_name(file.path)
+    types = {policy.display for policy in POLICIES.values()}
+    begin, dash, end = name.rpartition("-")
+    stem = begin if dash and end.upper() in types else name
+    targets = []
+    for policy in policies:
+        made = name if policy is _AS_IT_IS else f"{stem}-{policy.display}"
+        path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
+        targets.append(Target(path, policy, manifest_path(path), split_size=limit))
+    return targets
+
+
+def _choices(
+    file: GgufFile,
+    model: Model,
+    infos: Sequence[TensorInfo],
+    targets: Sequence[Target],
+    importance: Importance | None,
+    *,
+    allow: bool,
+) -> tuple[list[Mapping[str, Format]], tuple[Note, ...]]:
+    """The formats of each target by tensor, and what there is to say about them."""
+    stored = stored_formats(file)
+    chosen: list[Mapping[str, Format]] = []
+    notes: list[Note] = []
+    for target in targets:
+        if target.policy is _AS_IT_IS:
+            chosen.append(stored)
+            continue
+        choice = choose_formats(model, target.policy, importance)
+        refuse_requantizing(file, infos, choice.formats, allow=allow)
+        chosen.append(choice.formats)
+        notes += choice.notes
+    return chosen, tuple(dict.fromkeys(notes))
+
+
+def _plan(
+    file: GgufFile,
+    infos: Sequence[TensorInfo],
+    target: Target,
+    formats: Mapping[str, Format],
+    importance: Importance | None,
+    *,
+    keep_split: bool,
+) -> FilePlan:
+    """The file of a target; parts only where they were asked for."""
+    alignment = file.header.metadata.get("general.alignment", ALIGNMENT)
+    planned = [
+        replace(
+            info,
+            ggml_type=formats[info.name].ggml_type,
+            nbytes=tensor_bytes(info.shape, formats[info.name].ggml_type),
+            part=info.part if keep_split else 0,
+        )
+        for info in infos
+    ]
+    return FilePlan(
+        target.path,
+        file.header.arch,
+        {},
+        tuple(formats[info.name] for info in infos),
+        placed(planned, target.split_size, alignment),
+        _pairs(file, target.policy, importance),
+        alignment,
+    )
+
+
+def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tuple[bytes, ...]:
+    """The source's keys byte for byte, then those that say how the weights are stored now.
+
+    llama_model_quantize takes a key away before it sets it anew, so that it comes last.
+    """
+    keys = quantization_metadata(policy, importance)
+    if policy is _AS_IT_IS:
+        keys = {"general.quantization_version": QUANTIZATION_VERSION}
+    kept = [pair for key, pair in read_pairs(file.path).items() if key not in SPLIT_KEYS | keys.keys()]
+    return (*kept, *encode_pairs(keys))
+
+
+def _refuse_source(file: GgufFile, targets: Sequence[Target]) -> None:
+    for path in (path for target in targets for path in target.paths):
+        if path.exists() and any(path.samefile(part) for part in file.paths):
+            raise UsageError(f"{path} is what is to be read", hint="choose another -o")
+
+
+def _write(
+    file: GgufFile,
+    model: Model,
+    targets: Sequence[Target],
+    plans: Sequence[FilePlan],
+    importance: Importance | None,
+    options: Options,
+    own: Mapping[str, Any],
+    run: Run,
+) -> tuple[list[Output], Model]:
+    """All files of all targets; they appear together once each is whole."""
+    paths = [path for target in targets for path in target.paths]
+    with atomic_files(paths, force=run.force) as made:
+        temporary = dict(zip(paths, made, strict=True))
+        with SourceHashes(file.paths) as hashes:
+            written = write_files(
+                model.tensors,
+                plans,
+                [temporary[path] for target in targets for path in target.parts],
+                threads=run.threads,
+                allow_nan=options.allow_nan,
+                importance=importance,
+                progress=run.progress,
+            )
+            hashed = hashes.result(run.progress)
+        model = replace(model, notes=(*model.notes, *written.notes))
+        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
+        common = requantized_part(_origin(file), hashed, model, {**options.to_manifest(), **own})
+        for plan, output in zip(plans, outputs, strict=True):
+            text = manifest_text(plan, output, common)
+            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
+    return outputs, model
+
+
+def _origin(file: GgufFile) -> Mapping[str, Any] | None:
+    """The manifest beside the source, if it has one that is its own."""
+    with suppress(InputError):
+        manifest = read_manifest(file.path)
+        if manifest is not None and manifest["output"]["bytes"] == file.header.size:
+            return manifest
+    return None
