@@ -33,16 +33,17 @@ def describe(path: Path) -> Description:
 
 
 def describe_gguf(path: Path) -> Description:
-    """A GGUF file, from its header."""
+    """A GGUF file, or a model in several of which it is one, from the headers."""
     from ..converters.targets import manifest_path
-    from ..core.gguf_file import read_header
+    from ..core.gguf_split import read_model
 
-    header = read_header(path)
+    model = read_model(path)
+    header, first = model.header, model.paths[0]
     metadata = header.metadata
     tensors = [
         _tensor(info.name, info.shape, _type_name(info.ggml_type), info.nbytes) for info in header.tensors
     ]
-    manifest = manifest_path(path)
+    manifest = manifest_path(first)
     prefix = f"{header.arch}."
     shown = {key: plain(value) for key, value in metadata.items()}
     return {
@@ -52,6 +53,7 @@ def describe_gguf(path: Path) -> Description:
         "architecture": header.arch,
         "license": plain(metadata.get("general.license")),
         "bytes": header.size,
+        "parts": [str(part) for part in model.paths] if len(model.paths) > 1 else [],
         **_summary(tensors),
         "file_type": _file_type(header),
         "hyperparameters": {key: value for key, value in shown.items() if key.startswith(prefix)},
@@ -60,7 +62,7 @@ def describe_gguf(path: Path) -> Description:
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
         "manifest": str(manifest) if manifest.is_file() else None,
-        "proof": _proof(path, header.size),
+        "proof": _proof(first, header.size),
         "tensors": tensors,
     }
 

@@ -53,6 +53,7 @@ def _tell(said: Mapping[str, Any]) -> None:
     facts = {
         "path": said["path"],
         "kind": said["kind"],
+        "parts": len(said.get("parts", ())) or None,
         "name": said["name"],
         "architecture": said["architecture"],
         "recipe": (said["supported"] or "none: not supported") if said["kind"] == "checkpoint" else None,

@@ -139,7 +139,7 @@ def command(
     bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
     """
     from ..core.cores import available_cores
-    from ..core.gguf_file import read_header
+    from ..core.gguf_split import read_model
 
     if artifact.is_dir():
         raise InputError(
@@ -149,7 +149,8 @@ def command(
     text = read_prompt(prompt, fill)
     if fill is not None and stops:
         raise UsageError("--stop does not go with --fill, whose output is read by masks")
-    header = read_header(artifact)
+    model = read_model(artifact)
+    artifact, header = model.paths[0], model.header
     if not header.tensors:
         raise GgufError(f"{artifact} holds a vocabulary but no weights", hint="give a converted model")
     asked = question(

@@ -20,7 +20,8 @@ from typing import IO, cast
 import numpy as np
 
 from ..core.errors import KconvError
-from ..core.gguf_file import GgufHeader, read_header
+from ..core.gguf_file import GgufHeader
+from ..core.gguf_split import read_model
 from . import llama_child as protocol
 from .candidate import Block, CandidateFailure, Floats
 from .windows import Window
@@ -204,7 +205,7 @@ class _Child:
         try:
             self._poll = select.poll()
             self._poll.register(self._answers, select.POLLIN)
-            header = read_header(path)
+            header = read_model(path).header
             self._patience = PATIENCE + header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._loaded(header)
             self.encoder_layers = len(
