@@ -19,7 +19,7 @@ from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
 from ..core.files import explained
 from ..core.gguf_file import ALIGNMENT, TensorInfo, aligned, header_bytes, read_header, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import part_path, placed, split_pairs
+from ..core.gguf_split import BY_SIZE, part_path, placed, split_pairs
 from ..core.model import MetadataValue, Model, Note
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
@@ -38,7 +38,8 @@ class FilePlan:
     """One GGUF to be: every key, and every tensor with its format, size and place.
 
     ``path`` is the file's, or what the names of a model in several files are made of. ``pairs`` are all keys
-    as bytes where they come from a file; else they are ``arch`` and ``metadata``.
+    as bytes where they come from a file; else they are ``arch`` and ``metadata``. ``split_keys`` are those of
+    parts, in the order they are written.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class FilePlan:
     formats: tuple[Format, ...]
     tensors: tuple[TensorInfo, ...]
     pairs: tuple[bytes, ...] | None = None
+    split_keys: tuple[str, ...] = BY_SIZE
     alignment: int = ALIGNMENT
 
     @property
@@ -74,7 +76,8 @@ class FilePlan:
         made = []
         unusual = [] if self.alignment == ALIGNMENT else encode_pairs({"general.alignment": self.alignment})
         for part, infos in enumerate(parts):
-            keys = [*(unusual if part else pairs), *split_pairs(part, len(parts), len(self.tensors))]
+            own = split_pairs(part, len(parts), len(self.tensors), self.split_keys)
+            keys = [*(unusual if part else pairs), *own]
             made.append((header_bytes(keys, infos, self.alignment), self._data_bytes(infos)))
         return made
 

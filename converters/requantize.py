@@ -12,7 +12,7 @@ from ..core.errors import InputError, UsageError
 from ..core.files import atomic_files
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import SPLIT_KEYS, parse_split_size, placed, whole_name
+from ..core.gguf_split import AS_BEFORE, BY_SIZE, parse_split_size, placed, whole_name
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..quant.formats import F32, Format
@@ -198,6 +198,7 @@ def _plan(
         tuple(formats[info.name] for info in infos),
         placed(planned, target.split_size, alignment),
         _pairs(file, target.policy, importance),
+        AS_BEFORE if keep_split else BY_SIZE,
         alignment,
     )
 
@@ -210,7 +211,7 @@ def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tup
     keys = quantization_metadata(policy, importance)
     if policy is _AS_IT_IS:
         keys = {"general.quantization_version": QUANTIZATION_VERSION}
-    kept = [pair for key, pair in read_pairs(file.path).items() if key not in SPLIT_KEYS | keys.keys()]
+    kept = [pair for key, pair in read_pairs(file.path).items() if key not in {*BY_SIZE, *keys}]
     return (*kept, *encode_pairs(keys))
 
 

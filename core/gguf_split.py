@@ -16,7 +16,10 @@ from .gguf_file import ALIGNMENT, GgufHeader, TensorInfo, aligned, read_header, 
 from .gguf_pairs import INT32, UINT16, encode_pair
 
 NUMBER, COUNT, TENSORS = "split.no", "split.count", "split.tensors.count"
-SPLIT_KEYS = frozenset({NUMBER, COUNT, TENSORS})
+BY_SIZE = (NUMBER, TENSORS, COUNT)
+"""The keys in the order llama-gguf-split writes them."""
+AS_BEFORE = (NUMBER, COUNT, TENSORS)
+"""The keys in the order llama_model_quantize writes them where it keeps parts."""
 
 _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 _MOST = 0xFFFF  # split.count is a uint16
@@ -58,15 +61,14 @@ def whole_name(path: Path) -> str:
     return found["stem"] if found else path.stem
 
 
-def split_pairs(part: int, count: int, tensors: int) -> list[bytes]:
-    """The keys of one part, in the order llama_model_quantize writes them; none for a model of one file."""
-    if count == 1:
-        return []
-    return [
-        encode_pair(NUMBER, UINT16, part),
-        encode_pair(COUNT, UINT16, count),
-        encode_pair(TENSORS, INT32, tensors),
-    ]
+def split_pairs(part: int, count: int, tensors: int, keys: Sequence[str] = BY_SIZE) -> list[bytes]:
+    """The keys of one part in the given order; none for a model of one file."""
+    pairs = {
+        NUMBER: encode_pair(NUMBER, UINT16, part),
+        COUNT: encode_pair(COUNT, UINT16, count),
+        TENSORS: encode_pair(TENSORS, INT32, tensors),
+    }
+    return [pairs[key] for key in keys] if count > 1 else []
 
 
 def placed(
@@ -175,7 +177,7 @@ def _joined(parts: Sequence[GgufHeader]) -> GgufHeader:
     first = parts[0]
     return replace(
         first,
-        metadata={key: value for key, value in first.metadata.items() if key not in SPLIT_KEYS},
+        metadata={key: value for key, value in first.metadata.items() if key not in BY_SIZE},
         tensors=tuple(
             replace(info, part=part) for part, header in enumerate(parts) for info in header.tensors
         ),
