@@ -18,7 +18,7 @@ from ..core.progress import Progress, silent
 from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
-from ..quant.policy import POLICIES, QUANTIZATION_VERSION, Policy, choose_formats, quantization_metadata
+from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
 from .gguf_source import gguf_model, gguf_tensors, refuse_requantizing, stored_formats
 from .gguf_writer import FilePlan, write_files
 from .manifest import SourceHashes, manifest_text, requantized_part
@@ -210,7 +210,7 @@ def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tup
     """
     keys = quantization_metadata(policy, importance)
     if policy is _AS_IT_IS:
-        keys = {"general.quantization_version": QUANTIZATION_VERSION}
+        keys = {key: file.header.metadata[key] for key in keys if key in file.header.metadata}
     kept = [pair for key, pair in read_pairs(file.path).items() if key not in {*BY_SIZE, *keys}]
     return (*kept, *encode_pairs(keys))
 
