@@ -33,7 +33,7 @@ class Tensor(ctypes.Structure):
 def at(pointer):
     return ctypes.cast(pointer, ctypes.POINTER(Tensor)).contents
 
-(base,) = (Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*")
+base = next((Path(llama_cpp.__file__).parent / "lib").glob("*ggml-base.*"))  # or a link to it
 describe = ctypes.CDLL(str(base)).ggml_op_desc
 describe.restype, describe.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
 sums, counts = {}, {}

@@ -1,0 +1,144 @@
+"""Importance counted in the reference against what llama.cpp itself computes, and how it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import KOREAN
+from gbst_material import random_gbswt5
+from imatrix_material import llama_cpp_activations
+
+from kconv.converters import to_gguf
+from kconv.converters.architectures import RECIPES, recipe_for
+from kconv.converters.recipe import Recipe, build, product
+from kconv.converters.samples import write_sample
+from kconv.core.errors import InputError
+from kconv.core.reading import open_checkpoint
+from kconv.core.tensor import DType, Tensor
+from kconv.quant.gguf_weights import open_gguf
+from kconv.quant.importance import importance_of
+from kconv.verify.activations import count_activations, gather, named_texts
+from kconv.verify.comparison import How, Subject, read_reference, text_windows
+from kconv.verify.front_end import embed_of
+from kconv.vocab.settle import settle_vocab
+from kconv.vocab.sources import read_source
+
+_TEXT = KOREAN * 2
+_WINDOW = 96  # a few windows of unlike lengths, which are computed together and padded
+
+_CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
+    "42dot": lambda folder: write_sample("42dot", folder),
+    "kogpt": lambda folder: write_sample("kogpt", folder),
+    "kebyt5": lambda folder: write_sample("kebyt5", folder),
+    "gbst-kebyt5": random_gbswt5,
+}
+
+
+@pytest.fixture(scope="module")
+def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
+    """Makes a family's checkpoint and settles its vocabulary, once for all tests."""
+
+    @functools.cache
+    def make(family: str) -> Subject:
+        checkpoint = open_checkpoint(_CHECKPOINTS[family](tmp_path_factory.mktemp(family) / "checkpoint"))
+        recipe = recipe_for(checkpoint.config)
+        model, _ = settle_vocab(build(recipe, checkpoint), checkpoint)
+        return Subject(checkpoint, recipe, model, read_source(checkpoint))
+
+    return make
+
+
+@pytest.mark.parametrize("family", _CHECKPOINTS)
+def test_activations_are_llama_cpps(
+    tmp_path: Path, subject_of: Callable[[str], Subject], family: str
+) -> None:
+    """Every matrix of the file but the output matrix: to a thousandth, and each channel as well.
+
+    Where there is a GELU, llama.cpp rounds it to half floats, which single channels show more of.
+    """
+    subject = subject_of(family)
+    folder = subject.checkpoint.folder
+    (made,) = to_gguf(folder, tmp_path / "out", types=("f32",), verify=False, threads=2).outputs
+    counted, _ = count_activations(subject, {"text": _TEXT}, (), How(threads=2), window=_WINDOW)
+    windows = text_windows(subject, [_TEXT], tokens=None, window=_WINDOW)
+    assert len({len(window.ids) for window in windows}) > 1
+    embedded = []
+    with open_gguf(made.path) as file:
+        embed = embed_of(file, subject.recipe)
+        if embed is not None:
+            embedded = [embed(window.source) for window in windows]
+    expected = llama_cpp_activations(
+        made.path, [(window.ids, window.source) for window in windows], tmp_path, embedded
+    )
+    found = importance_of(counted).values
+    assert set(found) == set(expected) - {"output.weight", "token_embd.weight"}
+    relative, absolute = (3e-3, 1e-6) if subject.recipe.gelu else (2e-5, 0.0)
+    for name, values in found.items():
+        assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
+        floor = absolute * expected[name].max()
+        np.testing.assert_allclose(values, expected[name], rtol=relative, atol=floor, err_msg=name)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_no_recipe_moves_columns(recipe: Recipe) -> None:
+    """What flows into a module belongs to the columns of the file's matrix as they stand."""
+    words = {word for row in recipe.rows for words in row.shape for word in words.split(" * ")}
+    sizes = dict.fromkeys(words, 4) | {"rotary": 2, "layers": 1, "decoder_layers": 1}
+    for row in recipe.rows:
+        shape = tuple(product(words, sizes) for words in row.shape)
+        if len(shape) != 2 or row.transform is None:
+            continue
+        columns = np.arange(1, shape[1] + 1, dtype=np.float32)
+
+        def read(start: int, stop: int, columns: np.ndarray = columns) -> np.ndarray:
+            return np.broadcast_to(columns, (stop - start, len(columns))).copy()
+
+        sources = [Tensor(name, shape, DType.F32, read) for name in row.sources]
+        made = row.transform.apply(sources, sizes)
+        values = made.read(0, made.rows)
+        assert (values / values[:, :1] == columns).all(), row.target
+
+
+def test_chunks_are_spread_over_the_text(subject_of: Callable[[str], Subject]) -> None:
+    """Half of the windows of a text in two unlike halves: from both of them."""
+    subject = subject_of("kogpt")
+    texts = {"a": KOREAN * 6, "b": "The quick brown fox jumps over the lazy dog. " * 12}
+    windows = text_windows(subject, list(texts.values()), tokens=None, window=32)
+    chosen = len(windows) // 2
+    counted, _ = count_activations(subject, texts, (), How(threads=2), chunks=chosen, window=32)
+    assert (counted.chunks, counted.chunk_size, counted.datasets) == (chosen, 32, ("a", "b"))
+    expected = sum(len(windows[at * len(windows) // chosen].ids) for at in range(chosen))
+    assert {int(count[0]) for count in counted.counts.values()} == {expected}
+
+
+def test_the_proofs_windows_are_read_on_the_way(subject_of: Callable[[str], Subject]) -> None:
+    """They come out as they do alone, and what flows into matrices for them is not counted."""
+    subject = subject_of("kebyt5")
+    others = tuple(text_windows(subject, ["우리는 그 이야기를 기억한다. " * 4], tokens=None, window=48))
+    alone, nothing = count_activations(subject, {"text": _TEXT}, (), How(threads=2), window=_WINDOW)
+    counted, reading = count_activations(subject, {"text": _TEXT}, others, How(threads=2), window=_WINDOW)
+    assert nothing.hidden == []
+    assert [len(values) for values in reading.hidden] == [len(window.ids) for window in others]
+    expected = read_reference(subject, How(threads=2), others)
+    for one, other in zip(reading.hidden, expected.hidden, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # padded to other lengths
+    for name, sums in alone.sums.items():
+        np.testing.assert_allclose(counted.sums[name], sums, rtol=1e-4, atol=1e-6)
+        assert counted.counts[name] == alone.counts[name]
+
+
+def test_texts_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    folder = write_sample("kogpt", tmp_path / "checkpoint")
+    with pytest.raises(InputError, match="too few to predict"):
+        gather(folder, {"short": "가"})
+    with pytest.raises(InputError, match="does not exist"):
+        named_texts([tmp_path / "missing.txt"])
+    (tmp_path / "a.txt").write_text("하나", encoding="utf-8")
+    (tmp_path / "b").mkdir()
+    shutil.copy(tmp_path / "a.txt", tmp_path / "b" / "a.txt")
+    assert list(named_texts([tmp_path / "a.txt", tmp_path / "b" / "a.txt"])) == ["a.txt", "a.txt (2)"]
