@@ -43,7 +43,7 @@ class GgufModel:
 
 def parse_split_size(text: str) -> int:
     """Bytes of ``2G``, ``500M`` (powers of ten, as llama-gguf-split has them), ``64K``. Raises UsageError."""
-    found = re.fullmatch(r"(\d{1,9})([KMG]?)", text.strip().upper())
+    found = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
     size = int(found[1]) * _UNITS[found[2]] if found else 0
     if not size:
         raise UsageError(f"the size of a part is {shown(text)}", hint="write it as 2G or 500M")
