@@ -11,7 +11,7 @@ import click
 
 from .console import count_text, emit_json, plural, say, size_text, table
 from .conversion_options import conversion_options, types_option
-from .options import PATH, json_option, threads_option, verbose_option
+from .options import PATH, json_option, split_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
     from ..converters.planning import Plan, PlannedType
@@ -33,6 +33,7 @@ Examples:
 )
 @types_option("every type there is")
 @conversion_options
+@split_option
 @threads_option
 @json_option
 @verbose_option
@@ -88,7 +89,7 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     rows = [
         (
-            each.type.upper(),
+            each.type,
             f"{each.bytes:,}",
             size_text(each.bytes),
             f"{each.bits_per_weight:.2f}",
@@ -100,7 +101,7 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
     header = ("type", "bytes", "size", "bits per weight", "expected KL", "")
     say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
     for refused in planned.refused:
-        say(f"{refused.type.upper()}: not possible, {refused.reason}")
+        say(f"{refused.type}: not possible, {refused.reason}")
     for beside in planned.companions:
         say(f"each needs {beside.path.name} beside it, {size_text(beside.bytes)} ({beside.bytes:,} bytes)")
     if bands:

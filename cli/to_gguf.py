@@ -13,12 +13,12 @@ import click
 
 from ..core.errors import UsageError
 from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
+from .conversion_options import conversion_options, types_option
 from .options import (
     PATH,
     force_option,
     json_option,
     split_option,
-    tensor_type_options,
     threads_option,
     verbose_option,
 )
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from ..converters.pipeline import Conversion
     from ..verify.proof import Proof
     from ..vocab.parity import Parity
-
-
-def _split(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    if any(not value.strip(" ,") for value in values):  # a variable of a script that is not set
-        raise click.BadParameter("it is empty", ctx, parameter)
-    return tuple(part.strip() for value in values for part in value.split(",") if part.strip())
 
 
 EXAMPLES = """\b
@@ -56,38 +50,8 @@ Examples:
     metavar="PATH",
     help="A file if it ends in .gguf, else a folder.  [default: <checkpoint>-<TYPE>.gguf here]",
 )
-@click.option(
-    "-q",
-    "--type",
-    "types",
-    multiple=True,
-    metavar="TYPE",
-    callback=_split,
-    help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
-    "lists them), or auto, which keeps the checkpoint's own float type. Case does not matter. Several -q (or "
-    "a list with commas) make several files from one read.  [default: auto]",
-)
-@tensor_type_options
-@click.option(
-    "--imatrix",
-    type=PATH,
-    metavar="FILE",
-    help="Importance data to quantize with: a file of kconv imatrix or of llama.cpp (GGUF or .dat).",
-)
-@click.option(
-    "--calibrate",
-    multiple=True,
-    type=PATH,
-    metavar="FILE",
-    help="Learn importance data from this UTF-8 text first, in the checkpoint itself; of a long one, parts. "
-    "Repeatable.",
-)
-@click.option(
-    "--keep-wo",
-    is_flag=True,
-    help="T5, ByT5: leave the feed-forward output matrices (wo) in the checkpoint's own precision, the most "
-    "delicate part of these models.",
-)
+@types_option("auto")
+@conversion_options
 @click.option(
     "--verify",
     "scope",
@@ -100,26 +64,7 @@ Examples:
     is_flag=True,
     help="Leave out the comparison of logits with the checkpoint. Tokens are always compared.",
 )
-@click.option(
-    "--allow-tokenizer-mismatch",
-    is_flag=True,
-    help="Write the best vocabulary even if its tokens differ from the checkpoint's.",
-)
 @click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
-@click.option(
-    "--no-adapter",
-    "disabled_adapters",
-    multiple=True,
-    metavar="NAME",
-    callback=_split,
-    help="Leave out a vocabulary adapter; the output names those that were used. Repeatable.",
-)
-@click.option(
-    "--chat-template",
-    metavar="NAME|FILE",
-    help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
-    "checkpoint's own]",
-)
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
 @split_option
 @threads_option

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.files import explained
-from ..core.gguf_file import aligned, header_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.model import MetadataValue, Model, Note
+from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import gguf_keys
@@ -42,6 +41,8 @@ from .targets import Target, check_request, checkpoint_name, choose_targets
 class PlannedType:
     """The file of one type. ``bytes`` is its size, ``formats`` the number of weights in each format.
 
+    Of a model in several files, ``parts``, ``path`` is the first and ``bytes`` the size of all.
+
     ``fallbacks`` are (tensor, format of the recipe, format it gets since its rows are no whole blocks),
     ``fallback_weights`` how many weights these hold.
     ``needs_imatrix``: llama.cpp makes the type only with importance data, and none was named; the plan
@@ -51,6 +52,7 @@ class PlannedType:
 
     type: str
     path: Path
+    parts: int
     bytes: int
     bits_per_weight: float
     formats: tuple[tuple[str, int], ...]
@@ -65,6 +67,7 @@ class PlannedType:
         return {
             "type": self.type,
             "path": str(self.path),
+            "parts": self.parts,
             "bytes": self.bytes,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "formats": dict(self.formats),
@@ -168,14 +171,14 @@ def plan(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = _importance_to_be(model, (Path(options.calibrate[0]).name,))
-    bare, vocabulary = replace(model, vocab=None), _pairs_bytes(gguf_keys(settled(model)))
+    bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(settled(model)))
     folder = targets[0].path.absolute().parent
     types, refused = [], []
     for target in targets:
         try:
             types.append(_planned_type(target, bare, vocabulary, companions, importance))
         except InputError as error:
-            refused.append(RefusedType(target.policy.name, error.message))
+            refused.append(RefusedType(target.type, error.message))
     return Plan(
         source=checkpoint.folder,
         arch=model.arch,
@@ -195,11 +198,11 @@ def plan(
 def _planned_type(
     target: Target,
     model: Model,
-    vocabulary: int,
+    vocabulary: Sequence[bytes],
     companions: Sequence[Companion],
     importance: Importance | None,
 ) -> PlannedType:
-    """One type of ``model``, whose vocabulary was left out, since it is the same for all: so many bytes."""
+    """One type of ``model``, whose vocabulary was left out: it is the same for all, encoded once."""
     used = importance
     try:
         choice = choose_formats(model, target.policy, used)
@@ -213,8 +216,9 @@ def _planned_type(
     for info, format in zip(planned.tensors, planned.formats, strict=True):
         weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
     return PlannedType(
-        type=target.policy.name,
-        path=target.path,
+        type=target.type,
+        path=planned.paths[0],
+        parts=len(planned.paths),
         bytes=_file_bytes(planned, vocabulary),
         bits_per_weight=8 * planned.data_bytes / max(1, parameters(model)),
         formats=tuple(weights.items()),
@@ -238,15 +242,11 @@ def _importance_to_be(model: Model, datasets: tuple[str, ...] = ()) -> Importanc
     return Importance(values, "", datasets, int(bool(datasets)), 0)
 
 
-def _file_bytes(planned: FilePlan, vocabulary: int = 0) -> int:
-    """Size of the file, ``vocabulary`` bytes of pairs included that the plan does not hold."""
-    metadata = {"general.architecture": planned.arch, **planned.metadata}
-    header = len(header_bytes(encode_pairs(metadata), planned.tensors, alignment=1))
-    return aligned(header + vocabulary) + planned.data_bytes
-
-
-def _pairs_bytes(metadata: Mapping[str, MetadataValue]) -> int:
-    return sum(map(len, encode_pairs(metadata)))
+def _file_bytes(planned: FilePlan, vocabulary: Sequence[bytes] = ()) -> int:
+    """Size of the file, or of all its parts; ``vocabulary`` are pairs the plan does not hold."""
+    pairs = encode_pairs({"general.architecture": planned.arch, **planned.metadata})
+    layout = replace(planned, pairs=(*pairs, *vocabulary)).layout()
+    return sum(len(head) + data for head, data in layout)
 
 
 def _beside(companion: Companion, folder: Path, checkpoint: Checkpoint) -> PlannedBeside:

@@ -70,12 +70,17 @@ class Options:
 
 @dataclass(frozen=True)
 class Run:
-    """How to go about it; nothing of this shows in the files."""
+    """How to go about it; nothing of this shows in the files.
+
+    The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
+    """
 
     force: bool = False
     threads: int | None = None
     progress: Progress = silent
     announce: Callable[[str], None] = lambda text: None
+    proof_texts: tuple[str, ...] | None = None
+    proof_tokens: int | None = None
 
 
 @dataclass(frozen=True)

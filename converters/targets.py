@@ -26,7 +26,7 @@ class Target:
     """One GGUF to make, its policy, and the files beside it.
 
     ``split_size``: in files of at most so many bytes of weights. ``parts`` are its files, once planned; then
-    ``path`` is the first of them.
+    ``path`` is the first of them. ``variant`` is the type with changes of its own (see ``policy_of``).
     """
 
     path: Path
@@ -35,6 +35,12 @@ class Target:
     modelfile: Path | None = None
     split_size: int | None = None
     parts: tuple[Path, ...] = ()
+    variant: str = ""
+
+    @property
+    def type(self) -> str:
+        """The recipe's name, and what was changed in it for this file alone: ``q4_K_M:pure``."""
+        return self.variant or self.policy.name
 
     @property
     def paths(self) -> list[Path]:
@@ -58,7 +64,7 @@ class CompanionTarget:
 
 def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
-    different = {policy_of(name, options).name for name in options.types if name.lower() != "auto"}
+    different = {type_of(name, options) for name in options.types if name.lower() != "auto"}
     different |= {"auto" for name in options.types if name.lower() == "auto"}
     refuse_one_file_for_many(output, len(different))
     _split_size(options)
@@ -98,17 +104,16 @@ def choose_targets(
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
     names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
-    policies = {policy.name: policy for policy in (policy_of(name, options) for name in names)}
+    policies = {type_of(name, options): policy_of(name, options) for name in names}
     place = Path(output) if output is not None else Path()
     targets = []
-    for policy in policies.values():
-        path = (
-            place
-            if place.suffix == ".gguf"
-            else place / f"{checkpoint_name(checkpoint)}-{policy.display}.gguf"
-        )
+    for type_name, policy in policies.items():
+        file = f"{checkpoint_name(checkpoint)}-{label_of(type_name)}.gguf"
+        path = place if place.suffix == ".gguf" else place / file
         beside = path.with_suffix(".Modelfile") if modelfile else None
-        targets.append(Target(path, policy, manifest_path(path), beside, _split_size(options)))
+        targets.append(
+            Target(path, policy, manifest_path(path), beside, _split_size(options), variant=type_name)
+        )
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
@@ -119,15 +124,36 @@ def _split_size(options: Options) -> int | None:
 
 
 def policy_of(name: str, options: Options) -> Policy:
-    """The policy of that name with what was asked for besides. Raises UsageError."""
+    """The policy of that name with what was asked for besides. Raises UsageError.
+
+    A name may be that of a variant, with changes of its own behind colons: ``q4_k_m:pure``,
+    ``q4_k_m:output=q8_0``, ``q4_k_m:embedding=q8_0``, ``q4_k_m:attn_v=q6_K:ffn_down=q5_K`` (patterns, which
+    come before those asked for of all).
+    """
+    name, *changes = name.split(":")
+    named = dict(change.split("=", 1) for change in changes if change.startswith(("output=", "embedding=")))
+    patterns = tuple(
+        change for change in changes if change != "pure" and change.partition("=")[0] not in named
+    )
     return parse_policy(
         name,
-        pure=options.pure,
+        pure=options.pure or "pure" in changes,
         keep_wo=options.keep_wo,
-        tensor_types=options.tensor_types,
-        output_type=options.output_type,
-        embedding_type=options.embedding_type,
+        tensor_types=(*patterns, *options.tensor_types),
+        output_type=named.get("output", options.output_type),
+        embedding_type=named.get("embedding", options.embedding_type),
     )
+
+
+def type_of(name: str, options: Options) -> str:
+    """The name in the table's spelling, with a variant's changes: ``q4_K_M``, ``q4_K_M:pure``."""
+    return policy_of(name, options).name + "".join(name.partition(":")[1:])
+
+
+def label_of(type_name: str) -> str:
+    """A type as it stands in a file's name: ``Q4_K_M``; of a variant ``Q4_K_M-output-q8_0``."""
+    name, *changes = type_name.split(":")
+    return "-".join([name.upper(), *(re.sub(r"[^\w.]+", "-", change).strip("-") for change in changes)])
 
 
 def choose_companion_targets(
@@ -159,9 +185,7 @@ def output_of(target: Target, plan: FilePlan, size: int, model: Model) -> Output
     bits = 8 * plan.data_bytes / max(1, parameters(model))
     formats = tuple(weights.items())
     parts = target.parts if len(target.parts) > 1 else ()
-    return Output(
-        target.path, target.policy.name, size, bits, formats, target.manifest, target.modelfile, parts
-    )
+    return Output(target.path, target.type, size, bits, formats, target.manifest, target.modelfile, parts)
 
 
 def manifest_path(path: Path) -> Path:

@@ -40,18 +40,21 @@ def calibrate(
     texts: Sequence[Path],
     *,
     scope: Literal["off", "quick", "full"],
+    proof_texts: Sequence[str] | None = None,
+    proof_tokens: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
-    """Learn from UTF-8 files; ``model`` has its vocabulary, ``scope`` is that of the proof to come.
+    """Learn from UTF-8 files; ``model`` has its vocabulary, ``scope`` and the next two say what the
+    proof to come will read.
 
     Raises InputError for texts that cannot be read or are too short.
     """
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     named = named_texts(texts)
-    windows = proof_windows(subject, scope)
+    windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     activations, reading = count_activations(subject, named, windows, how)
     digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
     return Calibration(importance_of(activations, sha256=digest), windows, reading)

@@ -92,9 +92,18 @@ def built_in_windows(
     return sample_windows(subject.source, amounts, size=size, before=subject.before)
 
 
-def proof_windows(subject: Subject, scope: Literal["off", "quick", "full"]) -> tuple[Window, ...]:
-    """What the proof of a conversion reads."""
-    return () if scope == "off" else tuple(built_in_windows(subject, QUICK if scope == "quick" else LONG))
+def proof_windows(
+    subject: Subject,
+    scope: Literal["off", "quick", "full"],
+    texts: Sequence[str] | None = None,
+    tokens: int | None = None,
+) -> tuple[Window, ...]:
+    """What the proof of a conversion reads: built-in texts, or ``texts``, at most ``tokens`` of each."""
+    if scope == "off":
+        return ()
+    if texts:
+        return tuple(text_windows(subject, texts, tokens=tokens, window=None))
+    return tuple(built_in_windows(subject, QUICK if scope == "quick" else LONG, tokens=tokens))
 
 
 def text_windows(

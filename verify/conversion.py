@@ -43,6 +43,8 @@ def prove(
     scope: Literal["quick", "full"],
     importance: Importance | None = None,
     calibration: Calibration | None = None,
+    proof_texts: Sequence[str] | None = None,
+    proof_tokens: int | None = None,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -51,12 +53,13 @@ def prove(
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
-    were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
-    the checkpoint fails.
+    were quantized with; ``calibration`` may have read the windows already. ``proof_texts`` are read instead
+    of the built-in ones, at most ``proof_tokens`` of each. Raises KconvError where reading the checkpoint
+    fails.
     """
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
-    windows = proof_windows(subject, scope)
+    windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     announce(cost(subject, windows, len(files)))
 
     @functools.cache  # once for all files
@@ -64,7 +67,9 @@ def prove(
         known = calibration is not None and calibration.windows == asked
         return calibration.reading if calibration and known else read_reference(subject, how, asked)
 
-    return tuple(_proof(path, subject, parity, read, windows, scope, importance, how) for path in files)
+    return tuple(
+        _proof(path, subject, parity, read, windows, proof_texts, scope, importance, how) for path in files
+    )
 
 
 def _proof(
@@ -73,6 +78,7 @@ def _proof(
     parity: Parity,
     read: Read,
     windows: Sequence[Window],
+    texts: Sequence[str] | None,
     scope: Literal["quick", "full"],
     importance: Importance | None,
     how: How,
@@ -112,7 +118,7 @@ def _proof(
             weights=weights,
             logits=LogitsPart("not run"),
             scope=scope,
-            provenance=provenance(file, subject, windows, None),
+            provenance=provenance(file, subject, windows, texts),
         )
         logits = logits_part(file, subject, read, windows, weights.tensors, how)
     notes = remarks(logits, len(subject.vocab.tokens))
