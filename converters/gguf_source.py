@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..core.errors import GgufError, InputError
-from ..core.gguf_file import TensorInfo
-from ..core.model import Model
+from ..core.gguf_file import TensorInfo, shown
+from ..core.model import Model, Note
 from ..core.tensor import Array, DType, Stored, Tensor
 from ..quant.formats import BF16, F16, F32, Format, format_of_type
 from ..quant.gguf_weights import GgufFile
 from ..quant.parts import llama_cpp_order
+from .gbst.tensors import ARCH as FRONT_END
+from .gbst.tensors import FINGERPRINT_KEY
 
+_KINDS = ("model", "mmproj")
+_LARGEST_MATRIX = (
+    1 << 28
+)  # weights, and so many are in memory at once; those of the widest experts are a third
 _FLOATS: Mapping[Format, DType] = {F32: DType.F32, F16: DType.F16, BF16: DType.BF16}
 
 
@@ -36,12 +43,27 @@ def _axes(shape: Sequence[int]) -> tuple[int, ...]:
 def gguf_model(file: GgufFile, infos: Sequence[TensorInfo]) -> Model:
     """The model of a GGUF with these tensors; all keys are under ``hparams``, and there is no vocabulary.
 
-    Raises GgufError where it holds no model.
+    Raises GgufError where it holds no model llama.cpp runs.
     """
-    if not file.header.arch or not infos:
-        lacking = "tensors" if file.header.arch else "general.architecture"
-        raise GgufError(f"{file.path} has no {lacking}: it is no model", hint="give the GGUF of a model")
-    return Model(file.header.arch, file.header.metadata, tuple(_tensor(file, info) for info in infos))
+    header, notes = file.header, []
+    kind = header.metadata.get("general.type", "model")
+    if header.arch in ("", FRONT_END) or kind not in _KINDS or not infos:
+        said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
+        raise GgufError(
+            f"{file.path} holds no model of llama.cpp's ({said}, {len(infos)} tensors)",
+            hint="give the GGUF of a model",
+        )
+    for info in infos:
+        if math.prod(info.shape[1:]) > _LARGEST_MATRIX:
+            raise GgufError(f"{file.path}: tensor {shown(info.name)} {list(info.shape)} is absurdly wide")
+    if FINGERPRINT_KEY in header.metadata:
+        message = (
+            f"does not run without its front end: keep {FRONT_END}-….gguf of {file.path.parent} beside it"
+        )
+        notes.append(Note("front-end", f"what is made {message}"))
+    return Model(
+        header.arch, header.metadata, tuple(_tensor(file, info) for info in infos), notes=tuple(notes)
+    )
 
 
 def stored_formats(file: GgufFile) -> dict[str, Format]:
@@ -77,17 +99,21 @@ def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
 
 def refuse_requantizing(
     file: GgufFile, infos: Sequence[TensorInfo], wanted: Mapping[str, Format], *, allow: bool
-) -> None:
+) -> tuple[Note, ...]:
     """Raise InputError for tensors that are quantized already and get another format, unless ``allow``.
 
-    Those that cannot be turned into weights at all are refused with GgufError.
+    Then there is a warning. Those that cannot be turned into weights at all are refused with GgufError.
     """
     changed = [info for info in infos if wanted[info.name].ggml_type != info.ggml_type]
     quantized = [info for info in changed if file.format(info).quantized]
-    if quantized and not allow:
-        first = quantized[0]
+    if not quantized:
+        return ()
+    which = f"{len(quantized)} of {len(infos)} tensors"
+    example = f"{quantized[0].name} is {file.format(quantized[0]).display}"
+    if not allow:
         raise InputError(
-            f"{file.path}: {len(quantized)} of {len(infos)} tensors are quantized already "
-            f"({first.name} is {file.format(first).display}); rounding them once more loses quality",
+            f"{file.path}: {which} are quantized already ({example}); rounding them once more loses quality",
             hint="quantize from the F32, F16 or BF16 file, or pass --allow-requantize",
         )
+    message = f"{which} were quantized already ({example}) and were rounded once more, as allowed"
+    return (Note("requantized", message, warning=True),)

@@ -112,7 +112,7 @@ def quantize(
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
-        model = replace(model, notes=notes)
+        model = replace(model, notes=(*model.notes, *notes))
         run = Run(force, threads, progress)
         outputs, model = _write(file, model, targets, plans, importance, options, own, run)
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
@@ -165,9 +165,8 @@ def _choices(
             chosen.append(stored)
             continue
         choice = choose_formats(model, target.policy, importance)
-        refuse_requantizing(file, infos, choice.formats, allow=allow)
+        notes += [*choice.notes, *refuse_requantizing(file, infos, choice.formats, allow=allow)]
         chosen.append(choice.formats)
-        notes += choice.notes
     return chosen, tuple(dict.fromkeys(notes))
 
 
