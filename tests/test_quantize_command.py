@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from gbst_material import random_gbswt5
 from requantize_material import llama_file, theirs
 
 from kconv.converters import to_gguf
@@ -134,7 +135,7 @@ def test_refused(source: Path, tmp_path: Path, case: str) -> None:
 def t5(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A checkpoint of GBST-KEByT5 and its body."""
     folder = tmp_path_factory.mktemp("t5")
-    checkpoint = write_sample("gbst-kebyt5", folder / "small")
+    checkpoint = random_gbswt5(folder / "small")
     conversion = to_gguf(checkpoint, folder / "body-F32.gguf", types=["f32"], verify="off", threads=1)
     return checkpoint, conversion.outputs[0].path
 
