@@ -85,13 +85,13 @@ def report_html(proofs: Sequence[Proof]) -> str:
         raise UsageError("a report needs at least one proof")
     overall = worst([proof.verdict for proof in proofs])
     heading = proofs[0].artifact.name if len(proofs) == 1 else _common_name(proofs)
-    return _environment().get_template("report.html.jinja").render(
+    return environment().get_template("report.html.jinja").render(
         views=[_view(proof) for proof in proofs],
         title=f"{overall}: {heading} (kconv verify)",
         heading=heading,
         overall=overall,
         summary=_summary(proofs),
-        css=Markup(_data("report.css")),
+        css=style(),
         most_rows=_MOST_ROWS,
         most_worst=_MOST_WORST,
         most_tensors=_MOST_TENSORS,
@@ -224,8 +224,9 @@ def _items(value: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return list(value.items())
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates of data/, with what they need to show numbers and foreign text."""
+    made = jinja2.Environment(
         loader=jinja2.FunctionLoader(_data),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -238,9 +239,14 @@ def _environment() -> jinja2.Environment:
         *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_title),
         *(report_words.part_line, report_words.gate_words, report_words.sentence),
     )
-    environment.filters |= {function.__name__: function for function in functions}
-    environment.filters |= {"scalar": _scalar, "tone": _tone, "items": _items}
-    return environment
+    made.filters |= {function.__name__: function for function in functions}
+    made.filters |= {"scalar": _scalar, "tone": _tone, "items": _items}
+    return made
+
+
+def style() -> Markup:
+    """The style sheet of every page."""
+    return Markup(_data("report.css"))
 
 
 def _data(name: str) -> str:
