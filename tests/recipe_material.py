@@ -117,6 +117,9 @@ class Family:
         return made
 
 
+# llama.cpp refuses these without importance data, unless their rows are no whole blocks.
+REFUSED = ("iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq1_s", "iq1_m", "q2_K_S", "iq3_xxs", "iq3_xs")
+
 # At full width and depth. What kconv converts, then what reaches kconv quantize as a GGUF.
 FULL: Mapping[str, Family] = {
     "42dot 1.3B": Family("llama", 24, 2048, 5632, 50260, 16, 16),

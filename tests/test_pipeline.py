@@ -39,9 +39,9 @@ def test_every_recipe_and_family_has_material() -> None:
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / family)
-    made = to_gguf(folder, tmp_path / "out", types=list(POLICIES), verify=False)
+    made = to_gguf(folder, tmp_path / "out", types=PLAIN, verify=False)
     assert made.parity.verdict == "exact"
-    assert [output.type for output in made.outputs] == list(POLICIES)
+    assert [output.type for output in made.outputs] == PLAIN
     ids = list(range(3, 40))
     if family in MATERIAL["t5"]:
         logits = {output.type: t5_logits(output.path, ids, ids) for output in made.outputs}
@@ -65,8 +65,8 @@ def test_equal_runs_give_equal_bytes_whatever_the_threads(tmp_path: Path, small_
 
 def test_several_types_from_one_read_equal_one_by_one(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = random_llama(tmp_path / "model", small_tokenizer, "bfloat16")
-    to_gguf(folder, tmp_path / "together", types=list(POLICIES), verify=False)
-    for name in POLICIES:
+    to_gguf(folder, tmp_path / "together", types=PLAIN, verify=False)
+    for name in PLAIN:
         (alone,) = to_gguf(folder, tmp_path / "alone", types=[name], verify=False).outputs
         assert alone.path.read_bytes() == (tmp_path / "together" / alone.path.name).read_bytes()
 

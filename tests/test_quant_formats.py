@@ -13,7 +13,18 @@ import pytest
 from kconv.core.errors import EnvironmentProblem, UsageError
 from kconv.core.tensor import DType
 from kconv.quant import ggml
-from kconv.quant.formats import BF16, ENCODABLE, F16, F32, FORMATS, Format, format_of_type, parse_format
+from kconv.quant.formats import (
+    BF16,
+    ENCODABLE,
+    F16,
+    F32,
+    FORMATS,
+    GRIDS,
+    NEEDS_IMPORTANCE,
+    Format,
+    format_of_type,
+    parse_format,
+)
 
 
 def test_table_is_libggmls() -> None:
@@ -72,7 +83,8 @@ def interesting_floats() -> ggml.Floats:
 
 def encode(format: Format, rows: ggml.Floats) -> bytes:
     out = np.empty(format.tensor_bytes(rows.shape), np.uint8)
-    ggml.encode(format, rows, out)
+    weights = np.ones(rows.shape[1], np.float32) if format in NEEDS_IMPORTANCE else None
+    ggml.encode(format, rows, out, weights)
     return out.tobytes()
 
 
@@ -93,7 +105,11 @@ def test_bf16_rounds_as_llama_cpps_converter() -> None:
     assert encode(BF16, nans) == gguf.quants.quantize(nans, gguf.GGMLQuantizationType.BF16).tobytes()
 
 
-@pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)
+@pytest.mark.parametrize(
+    "format",
+    [format for format in ENCODABLE if format.name not in ("q1_0", "q2_0")],  # gguf-py cannot decode these
+    ids=lambda format: format.name,
+)
 def test_dequantize_equals_gguf_py(format: Format) -> None:
     generator = np.random.default_rng(5)
     rows = generator.standard_normal((6, 512), np.float32)
@@ -141,8 +157,40 @@ def test_c_is_not_handed_arrays_it_would_misread() -> None:
         ggml.encode(FORMATS["q4_0"], rows.astype(np.float64), out)
     with pytest.raises(UsageError, match="are 144 bytes of Q4_0, not 143"):
         ggml.encode(FORMATS["q4_0"], rows, out[:-1])
-    with pytest.raises(UsageError, match="does not encode IQ4_NL"):
-        ggml.encode(FORMATS["iq4_nl"], rows, out)
+    with pytest.raises(UsageError, match="does not encode Q8_K"):
+        ggml.encode(FORMATS["q8_K"], rows, out)
+    with pytest.raises(UsageError, match="63 values of importance for 64 columns"):
+        ggml.encode(FORMATS["q4_0"], rows, out, np.ones(63, np.float32))
+    with pytest.raises(UsageError, match="contiguous array of float32, not of float64"):
+        ggml.encode(FORMATS["q4_0"], rows, out, np.ones(64))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("format", GRIDS, ids=lambda format: format.name)
+def test_nothing_reaches_libggml_that_makes_it_abort(format: Format) -> None:
+    rows = np.random.default_rng(4).standard_normal((2, 512), np.float32)
+    out, ones = np.empty(format.tensor_bytes(rows.shape), np.uint8), np.ones(512, np.float32)
+    for bad in (np.nan, np.inf, -1e30, 1e6):
+        spoiled = rows.copy()
+        spoiled[1, 300] = bad
+        with pytest.raises(UsageError, match="too large, or NaN"):
+            ggml.encode(format, spoiled, out, ones)
+    for importance in (-ones, ones * np.float32(1e30), np.where(ones > 0, np.nan, ones).astype(np.float32)):
+        with pytest.raises(UsageError, match="too large, or NaN"):
+            ggml.encode(format, rows, out, importance)
+    # extremes that do reach it
+    for scale in (0.0, 1e-42, 1e-20, 1e-3, 1e4):
+        for weights in (
+            ones,
+            ones * 0,
+            ones * np.float32(1e-42),
+            np.arange(512, dtype=np.float32) % 256 // 128,
+        ):
+            ggml.encode(format, np.clip(rows * np.float32(scale), -65504, 65504), out, weights)
+    if format in NEEDS_IMPORTANCE:
+        with pytest.raises(UsageError, match="cannot be encoded without importance data"):
+            ggml.encode(format, rows, out)
+    else:
+        ggml.encode(format, np.clip(rows * 1e5, -65504, 65504), out)
     with pytest.raises(UsageError, match="4 weights cannot be written to 3 places"):
         ggml.to_float32(np.zeros(4, np.uint16), DType.BF16, np.empty(3, np.float32))
 

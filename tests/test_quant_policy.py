@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gguf
+import llama_cpp
 import numpy as np
 import pytest
 
-from kconv.core.errors import UsageError
+from kconv.core.errors import InputError, UsageError
 from kconv.core.model import Model
-from kconv.core.tensor import DType, Tensor
+from kconv.core.tensor import DType, Stored, Tensor
 from kconv.quant.formats import BF16, F16, F32, FORMATS, Q6_K, Q8_0
 from kconv.quant.policy import POLICIES, choose_formats, fitting, parse_policy, quantization_metadata
 
@@ -27,13 +28,14 @@ def chosen(tensors: Model, policy: str, *, pure: bool = False) -> dict[str, str]
 
 
 def test_file_types_are_llama_cpps() -> None:
-    names = {"f32": "ALL_F32"}
+    numbers = {name.upper(): number for name, number in vars(llama_cpp).items() if "LLAMA_FTYPE_" in name}
     for policy in POLICIES.values():
-        expected = gguf.LlamaFileType[names.get(policy.name, f"MOSTLY_{policy.display}")]
+        known = "ALL_F32" if policy.name == "f32" else f"MOSTLY_{policy.display}"
         assert quantization_metadata(policy) == {
             "general.quantization_version": gguf.GGML_QUANT_VERSION,
-            "general.file_type": int(expected),
+            "general.file_type": numbers.pop(f"LLAMA_FTYPE_{known}"),
         }
+    assert set(numbers) == {"LLAMA_FTYPE_GUESSED", "LLAMA_FTYPE_MOSTLY_NVFP4"}  # llama-quantize has no nvfp4
 
 
 def test_parse_policy() -> None:
@@ -42,6 +44,61 @@ def test_parse_policy() -> None:
     with pytest.raises(UsageError, match="unknown type 'q4_k_z'") as caught:
         parse_policy("q4_k_z")
     assert all(name in str(caught.value) for name in POLICIES)
+    assert "did you mean q4_K_" in str(caught.value)
+
+
+def test_llama_quantizes_other_names() -> None:
+    """tools/quantize/quantize.cpp has three more names, each for the middle size."""
+    names = {"Q3_K": "q3_K_M", "q4_k": "q4_K_M", "Q5_k": "q5_K_M", " Q6_K ": "q6_K", "Mxfp4_MoE": "mxfp4_moe"}
+    assert {text: parse_policy(text).name for text in names} == names
+
+
+def test_requests_that_make_no_sense() -> None:
+    for text, said in {
+        "ffn_down": "is no PATTERN=TYPE",
+        "=q8_0": "is no PATTERN=TYPE",
+        "ffn=": "is no PATTERN=TYPE",
+        "ffn(=q8_0": "is no regular expression",
+        "ffn=q8_K": "unknown format 'q8_K'",
+        "ffn=i32": "unknown format 'i32'",
+    }.items():
+        with pytest.raises(UsageError, match=said):
+            parse_policy("q4_0", tensor_types=[text])
+    with pytest.raises(UsageError, match="did you mean q5_K"):
+        parse_policy("q4_0", output_type="q5_KK")
+    policy = parse_policy("q4_0", tensor_types=["FFN_down=Q6_k"], output_type="F16", embedding_type="q8_0")
+    assert (policy.overrides, policy.output_type) == ((("ffn_down", Q6_K),), F16)
+    with pytest.raises(
+        UsageError, match="--tensor-type ffn_down=q6_K matches no matrix of this model"
+    ) as caught:
+        choose_formats(model(token_embd__weight=(9, 256), blk__7__attn_q__weight=(256, 256)), policy)
+    assert "blk.0.attn_q.weight" in str(caught.value)
+
+
+def test_a_tied_embedding_is_the_output_even_in_a_pure_file() -> None:
+    """llama-quantize ignores --output-tensor-type there; kconv does what it is asked."""
+    tied = model(token_embd__weight=(100, 256), blk__0__attn_q__weight=(256, 256))
+    made = choose_formats(tied, parse_policy("q4_K_S", pure=True, output_type="q8_0"))
+    assert [format.name for format in made.formats.values()] == ["q8_0", "q4_K"]
+
+
+def test_requests_hold_for_float_files_too() -> None:
+    """llama-quantize ignores --tensor-type there; kconv does what it is asked."""
+    plain = model(token_embd__weight=(100, 256), blk__0__attn_v__weight=(256, 256), output__weight=(100, 256))
+    made = choose_formats(plain, parse_policy("f16", tensor_types=["attn_v=q8_0"], output_type="bf16"))
+    assert [format.name for format in made.formats.values()] == ["f16", "q8_0", "bf16"]
+
+
+def test_what_is_not_quantized_stays_as_a_gguf_has_it() -> None:
+    def held(name: str, shape: tuple[int, ...]) -> Tensor:
+        stored = Stored(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
+        return Tensor(name, shape, DType.F16, lambda start, stop: np.empty(0, np.float16), stored=stored)
+
+    names = ("position_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight")
+    tensors = tuple(held(name, (256,) if "norm" in name else (8, 256)) for name in names)
+    for name, expected in {"q4_0": ["f16", "f16", "q4_0"], "f32": ["f16", "f16", "f32"]}.items():
+        made = choose_formats(Model("bert", {}, tensors), POLICIES[name])
+        assert [format.name for format in made.formats.values()] == expected
 
 
 def test_converter_keeps_what_llama_cpp_keeps() -> None:
@@ -100,6 +157,10 @@ def test_fitting() -> None:
     assert fitting(Q6_K, 288) == Q8_0
     assert fitting(Q6_K, 40) == F16
     assert fitting(FORMATS["q4_0"], 1) == F16
+    assert fitting(FORMATS["iq1_s"], 32) == FORMATS["iq4_nl"]
+    assert fitting(FORMATS["q2_0"], 96) == FORMATS["q4_0"]
+    with pytest.raises(InputError, match="has rows of 64 weights, no whole blocks of 128 as Q1_0 needs"):
+        fitting(FORMATS["q1_0"], 64)
 
 
 def test_axes_are_counted_as_ggml_counts_them() -> None:

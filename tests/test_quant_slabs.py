@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
@@ -14,11 +15,12 @@ from quant_material import adversarial, stored
 
 from kconv.core.errors import UsageError
 from kconv.core.tensor import DType
-from kconv.quant import slabs
-from kconv.quant.formats import BF16, ENCODABLE, F16, F32, FORMATS, Format
-from kconv.quant.slabs import Scratch, all_finite, convert_slab, count_nonfinite
+from kconv.quant import ggml, slabs
+from kconv.quant.formats import BF16, ENCODABLE, F16, F32, FORMATS, GRIDS, NEEDS_IMPORTANCE, Format
+from kconv.quant.slabs import Scratch, all_finite, convert_slab, count_nonfinite, has_overflowed
 
 DTYPES = list(DType)
+IMPORTANCE = np.exp(np.random.default_rng(0).standard_normal(512)).astype(np.float32)
 
 
 def bits_of(dtype: DType, patterns: npt.NDArray[np.uint32]) -> npt.NDArray[Any]:
@@ -72,16 +74,31 @@ def test_one_bad_weight_is_found_wherever_it_is(dtype: DType, value: float) -> N
 @pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)
 def test_tiles_and_slabs_do_not_show(monkeypatch: pytest.MonkeyPatch, dtype: DType, format: Format) -> None:
     rows = stored(np.clip(adversarial(53, 512, 2), -100, 100), dtype)
-    whole = convert_slab(rows, dtype, [format], Scratch()).data[0].tobytes()
+    importance = IMPORTANCE if format in NEEDS_IMPORTANCE else None
+    whole = convert_slab(rows, dtype, [format], Scratch(), importance).data[0].tobytes()
     for tile in (1, 512, 1500, 1 << 30):
         monkeypatch.setattr(slabs, "TILE", tile)
         scratch = Scratch()
         for step in (1, 5, 53):
             parts = [
-                convert_slab(rows[i : i + step], dtype, [format], scratch).data[0].tobytes()
+                convert_slab(rows[i : i + step], dtype, [format], scratch, importance).data[0].tobytes()
                 for i in range(0, 53, step)
             ]
             assert b"".join(parts) == whole
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q5_1", "q2_K", "q4_K", "q6_K", "iq4_xs", "iq3_s"])
+def test_each_expert_has_importance_of_its_own(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    rows = np.clip(adversarial(21, 512, 7), -100, 100).reshape(3, 7, 512)
+    importance = np.concatenate([IMPORTANCE, IMPORTANCE[::-1], IMPORTANCE * 0 + 1])
+    alone = [
+        convert_slab(rows[i], DType.F32, [FORMATS[name]], Scratch(), importance[i * 512 : (i + 1) * 512])
+        for i in range(3)
+    ]
+    for tile in (1, 1500, 1 << 20):
+        monkeypatch.setattr(slabs, "TILE", tile)
+        made = convert_slab(rows, DType.F32, [FORMATS[name]], Scratch(), importance)
+        assert made.data[0].tobytes() == b"".join(slab.data[0].tobytes() for slab in alone)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -140,19 +157,46 @@ def test_overflow_is_noticed() -> None:
     rows[3, 200] = 3.4e38
     assert convert_slab(rows, DType.F32, [F32, BF16], Scratch()).overflowed == (BF16,)
     rows[3, 200] = 1e12
-    formats = [BF16, *(format for format in ENCODABLE if format.quantized)]
-    assert convert_slab(rows, DType.F32, formats, Scratch()).overflowed == tuple(formats[1:])
+    formats = [format for format in ENCODABLE if format.quantized and format.name not in ("mxfp4", "nvfp4")]
+    slab = convert_slab(rows, DType.F32, [BF16, *formats], Scratch(), np.ones(256, np.float32))
+    assert set(slab.overflowed) == set(formats) - set(GRIDS)
+    assert set(slab.impossible) == set(GRIDS)
+
+
+@pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)
+def test_what_libggml_calls_invalid_has_overflowed(format: Format) -> None:
+    """ggml_validate_row_data on blocks whose scales, wherever they are, were made infinite or NaN."""
+    validate = ctypes.CDLL(str(ggml.library_path())).ggml_validate_row_data
+    validate.argtypes, validate.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_bool
+    rows = np.random.default_rng(3).standard_normal((2, 512), np.float32)
+    whole = convert_slab(rows, DType.F32, [format], Scratch(), np.ones(512, np.float32)).data[0]
+    found = set()
+    spoiled = np.tile(np.array([0xFF, 0x7F], np.uint8), 4 if format.name == "iq1_m" else 1)
+    for place in range(whole.size - len(spoiled) + 1):
+        data = whole.copy()
+        data[place : place + len(spoiled)] = spoiled
+        valid = validate(format.ggml_type, data.ctypes.data, data.size)
+        found.add(valid)
+        if format is not F32:
+            assert has_overflowed(format, data) == (not valid), place
+    assert (False in found) == (format.name != "nvfp4")
 
 
 @pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)
 def test_unfinite_weights_are_encoded_all_the_same(format: Format) -> None:
-    """What --allow-nan asks for: no crash, the same bytes every time, and finite blocks untouched."""
+    """What --allow-nan asks for: no crash, the same bytes every time, and finite blocks untouched.
+
+    Where libggml would abort it is said that it cannot be done.
+    """
     rows = adversarial(8, 512, 10)
     spoiled = rows.copy()
     spoiled[2, 5], spoiled[2, 300], spoiled[5, 511] = math.nan, math.inf, -math.inf
     slab = convert_slab(spoiled, DType.F32, [format], Scratch())
     data = slab.data[0].reshape(8, -1)
     assert not slab.finite
+    if format in GRIDS:
+        assert slab.impossible == (format,)
+        return
     assert data.tobytes() == convert_slab(spoiled, DType.F32, [format], Scratch()).data[0].tobytes()
     clean = convert_slab(rows, DType.F32, [format], Scratch()).data[0].reshape(8, -1)
     untouched = [0, 1, 3, 4, 6, 7]

@@ -19,7 +19,7 @@ from kconv.quant.formats import format_of_type
 from kconv.quant.policy import POLICIES
 
 SOURCE, TARGET = byte_ids("한국의 수도는 서울이다. " * 5), [0, *byte_ids("서울입니다.", end=False)]
-QUANTIZED = [name for name, policy in POLICIES.items() if policy.default.quantized]
+QUANTIZED = ("q8_0", "q6_K", "q5_K_M", "q5_1", "q5_0", "q4_K_M", "q4_K_S", "q4_1", "q4_0", "iq4_nl", "q3_K_L")
 
 # Multiples of 32 but not of 256, as ByT5-small's 1472 and base's d_ff 3968; of 256; and of neither.
 WIDTHS: dict[str, dict[str, Any]] = {
