@@ -12,7 +12,7 @@ from ..core.errors import InputError, UsageError
 from ..core.files import atomic_files
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import AS_BEFORE, BY_SIZE, parse_split_size, placed, whole_name
+from ..core.gguf_split import AS_BEFORE, BY_SIZE, placed, whole_name
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..quant.formats import F32, Format
@@ -25,7 +25,17 @@ from .manifest import SourceHashes, manifest_text, requantized_part
 from .recipe import parameters
 from .recorded import read_manifest
 from .results import Options, Output, Run
-from .targets import Target, manifest_path, output_of, policy_of, refuse_one_file_for_many
+from .targets import (
+    Target,
+    check_request,
+    label_of,
+    manifest_path,
+    output_of,
+    policy_of,
+    refuse_one_file_for_many,
+    split_size,
+    type_of,
+)
 
 COPY = "copy"
 """The type that leaves all weights as they are: for joining parts, or making some."""
@@ -98,13 +108,12 @@ def quantize(
         raise UsageError(
             "--keep-split and --split-max-size contradict each other", hint="leave one of them out"
         )
-    limit = None if split_max_size is None else parse_split_size(split_max_size)
     policies = _policies(options, output)
     importance = None if imatrix is None else read_importance(imatrix)
     with open_gguf(Path(source)) as file:
         infos = gguf_tensors(file, keep_split=keep_split)
         model = gguf_model(file, infos)
-        targets = _targets(file, output, policies, limit)
+        targets = _targets(file, output, policies, options)
         chosen, notes = _choices(file, model, infos, targets, importance, allow=allow_requantize)
         plans = [
             _plan(file, infos, target, formats, importance, keep_split=keep_split)
@@ -118,32 +127,33 @@ def quantize(
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
 
 
-def _policies(options: Options, output: str | Path | None) -> list[Policy]:
-    found = {
-        policy.name: policy
-        for policy in (
-            _AS_IT_IS if name.lower() == COPY else policy_of(name, options) for name in options.types
-        )
-    }
+def _policies(options: Options, output: str | Path | None) -> dict[str, Policy]:
+    """By the names of the types. Refuses what makes no sense whatever the source."""
+    others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
+    found = {type_of(name, options): policy_of(name, options) for name in others.types}
+    if len(others.types) < len(options.types):
+        found[COPY] = _AS_IT_IS
     if not found:
         raise UsageError("no type was asked for", hint="give one with -q, for example -q q4_k_m")
     refuse_one_file_for_many(output, len(found))
-    return list(found.values())
+    check_request(output, others)
+    return found
 
 
 def _targets(
-    file: GgufFile, output: str | Path | None, policies: Sequence[Policy], limit: int | None
+    file: GgufFile, output: str | Path | None, policies: Mapping[str, Policy], options: Options
 ) -> list[Target]:
     """One a type. ``model-F16.gguf`` becomes ``model-Q4_K_M.gguf``."""
     place, name = Path(output) if output is not None else Path(), whole_name(file.path)
-    types = {policy.display for policy in POLICIES.values()}
     begin, dash, end = name.rpartition("-")
-    stem = begin if dash and end.upper() in types else name
+    known = {policy.display for policy in POLICIES.values()}
+    stem = begin if dash and end.upper() in known else name
     targets = []
-    for policy in policies:
-        made = name if policy is _AS_IT_IS else f"{stem}-{policy.display}"
+    for type_name, policy in policies.items():
+        made = name if policy is _AS_IT_IS else f"{stem}-{label_of(type_name)}"
         path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
-        targets.append(Target(path, policy, manifest_path(path), split_size=limit))
+        size = split_size(options)
+        targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
     return targets
 
 

@@ -67,7 +67,7 @@ def check_request(output: str | Path | None, options: Options) -> None:
     different = {type_of(name, options) for name in options.types if name.lower() != "auto"}
     different |= {"auto" for name in options.types if name.lower() == "auto"}
     refuse_one_file_for_many(output, len(different))
-    _split_size(options)
+    split_size(options)
     _check_importance(options)
 
 
@@ -112,14 +112,15 @@ def choose_targets(
         path = place if place.suffix == ".gguf" else place / file
         beside = path.with_suffix(".Modelfile") if modelfile else None
         targets.append(
-            Target(path, policy, manifest_path(path), beside, _split_size(options), variant=type_name)
+            Target(path, policy, manifest_path(path), beside, split_size(options), variant=type_name)
         )
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
 
 
-def _split_size(options: Options) -> int | None:
+def split_size(options: Options) -> int | None:
+    """Bytes of weights in a file; None for all in one. Raises UsageError."""
     return None if options.split_max_size is None else parse_split_size(options.split_max_size)
 
 
