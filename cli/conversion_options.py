@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import PATH, tensor_type_options
+
+if TYPE_CHECKING:
+    from ..converters.results import Options
 
 
 def split_list(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
@@ -42,6 +45,17 @@ def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of ``converters.results.Options`` that files depend on, but the types."""
     command = _decorated(command, _OTHER_OPTIONS)
     return tensor_type_options(importance_options(command))
+
+
+def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
+    """What these options ask for; ``options`` are the values click has read of all the others."""
+    from ..converters.results import Options
+
+    files = {
+        "imatrix": None if options["imatrix"] is None else str(options["imatrix"]),
+        "calibrate": tuple(map(str, options["calibrate"])),
+    }
+    return Options(types, **{**options, **files})
 
 
 def _decorated(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "quantize": "quantize",
     "imatrix": "imatrix",
     "plan": "plan",
+    "compare": "compare",
     "inspect": "inspection",
     "run": "run",
     "models": "models",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import count_text, emit_json, plural, say, size_text, table
-from .conversion_options import conversion_options, types_option
+from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
@@ -38,7 +38,13 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path, output: Path | None, threads: int | None, as_json: bool, verbose: bool, **options: Any
+    checkpoint: Path,
+    output: Path | None,
+    types: tuple[str, ...],
+    threads: int | None,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
 ) -> None:
     """Show what kconv to-gguf with the same options would make of CHECKPOINT; nothing is written.
 
@@ -48,17 +54,13 @@ def command(
     read; the vocabulary is compared with the tokenizer as in a conversion, since it is part of the file.
     """
     from ..converters.planning import plan
-    from ..converters.results import Options
     from ..quant.policy import POLICIES
     from .progress import shown_progress
 
-    options["types"] = options["types"] or tuple(POLICIES)
-    options["imatrix"] = options["imatrix"] and str(options["imatrix"])
-    options["calibrate"] = tuple(map(str, options["calibrate"]))
-    asked = Options(**options)
+    wanted = asked(types or tuple(POLICIES), options)
     with shown_progress() as progress:
-        planned = plan(checkpoint, output, options=asked, threads=threads, progress=progress)
-    stock = not (asked.pure or asked.tensor_types or asked.output_type or asked.embedding_type)
+        planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
+    stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
     if as_json:
         told = planned.to_json()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from ..core.errors import EnvironmentProblem, InputError, KconvError, UsageError
+from ..core.errors import InputError
 from .console import emit_json, end_with_failed_proof, say
 from .options import PATH, json_option, threads_option, verbose_option
+from .report_option import naming_the_report, refuse_report
 
 EXAMPLES = """\b
 Examples:
@@ -99,7 +97,7 @@ def command(
     fails names what is wrong. Files made by other programs can be verified, too.
     """
     if report is not None:
-        _refuse_report(report, artifact, force=force)
+        refuse_report(report, force=force)
     _refuse_folder(artifact, against)
 
     from ..verify.gates import parse_gates
@@ -130,7 +128,7 @@ def command(
     if report is not None:
         from ..verify.report import write_report
 
-        with _of_report():
+        with naming_the_report():
             write_report([proof], report, force=force)
     if as_json:
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
@@ -138,33 +136,6 @@ def command(
         say(f"report: {report}")
     if proof.verdict == "failed":
         end_with_failed_proof([f"{artifact}: {proof.cause}"] if as_json else [])
-
-
-def _refuse_report(report: Path, artifact: Path, *, force: bool) -> None:
-    """Raise, before any work, where the report cannot be written in the end."""
-    from ..core.files import refuse_existing
-
-    if report.suffix.lower() not in (".html", ".htm"):  # so that --force can never strike a model or a text
-        raise UsageError(f"--report {report}: expected a file name that ends in .html")
-    if report.is_dir():
-        raise InputError(f"{report} is a folder, expected a file", hint="name another --report")
-    with _of_report():
-        refuse_existing(report, force=force)
-    above = next(parent for parent in report.absolute().parents if os.path.lexists(parent))
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise EnvironmentProblem(
-            f"no permission to write {report}", hint="name a --report in a folder you may write to"
-        )
-
-
-@contextlib.contextmanager
-def _of_report() -> Iterator[None]:
-    """What is said of files a command makes names -o; the report is named by --report."""
-    try:
-        yield
-    except KconvError as error:
-        error.hint = error.hint and error.hint.replace("-o", "--report")
-        raise
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:

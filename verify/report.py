@@ -235,7 +235,8 @@ def environment() -> jinja2.Environment:
     )
     functions: tuple[Callable[..., Any], ...] = (
         *(report_text.number, report_text.percent, report_text.count, report_text.weights),
-        *(report_text.seconds, report_text.plain, report_text.visible, charts.sign, charts.bar),
+        *(report_text.seconds, report_text.plain, report_text.visible, report_text.with_error),
+        *(charts.sign, charts.bar),
         *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_title),
         *(report_words.part_line, report_words.gate_words, report_words.sentence),
     )

@@ -1,0 +1,141 @@
+"""``kconv compare``: several types of one checkpoint, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .console import count_text, emit_json, end_with_failed_proof, say, seconds_text, size_text, table
+from .conversion_options import asked, conversion_options, types_option
+from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .report_option import naming_the_report, refuse_report
+
+if TYPE_CHECKING:
+    from ..verify.comparing import ComparedType, Comparison
+
+EXAMPLES = """\b
+Examples:
+  kconv compare ./42dot_LLM-SFT-1.3B -q q3_k_m,q4_0,q4_k_m,q5_k_m,q8_0 --report types.html
+  kconv compare ./42dot_LLM-SFT-1.3B -q q4_k_m -q q4_k_m:pure -q q4_k_m:output=q8_0 --text news.txt
+  kconv compare ./42dot_LLM-SFT-1.3B -q iq3_s,iq4_xs,q4_k_s --calibrate korean.txt --text held-out.txt
+  kconv compare ./42dot_LLM-SFT-1.3B -q q4_0,q4_k_m,q8_0 --keep -o dist/
+"""
+
+
+@click.command("compare", short_help="Measure several types of a checkpoint side by side.", epilog=EXAMPLES)
+@click.argument("checkpoint", type=PATH)
+@types_option("none: name two or more")
+@conversion_options
+@click.option(
+    "--text",
+    "texts",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Text to measure on, in UTF-8, not one the importance data come from. Repeatable.  [default: some "
+    "thousand tokens of built-in Korean and English]",
+)
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
+@click.option("--keep", is_flag=True, help="Keep the files that were made, and their manifests.")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="FOLDER",
+    help="Where the files are made, for the time being or to be kept.  [default: this folder]",
+)
+@click.option("--report", type=PATH, metavar="FILE.html", help="Write table and plot as one HTML file.")
+@threads_option
+@force_option
+@json_option
+@verbose_option
+def command(
+    checkpoint: Path,
+    types: tuple[str, ...],
+    texts: tuple[Path, ...],
+    tokens: int | None,
+    keep: bool,
+    output: Path | None,
+    report: Path | None,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Make several types of CHECKPOINT and measure what each of them loses.
+
+    All files are written from one read of the checkpoint, and their predictions on the same text are held
+    against those of the checkpoint in fp32, which is read once: mean divergence, how often both would say the
+    same token, perplexity. The files are removed again unless they are to be kept.
+    """
+    if report is not None:
+        refuse_report(report, force=force)
+
+    from ..verify.comparing import compare
+    from ..verify.texts import read_texts
+    from .progress import announce, shown_progress
+
+    read = read_texts(texts) if texts else None
+    with shown_progress() as progress:
+        found = compare(
+            checkpoint,
+            output,
+            options=asked(types, options),
+            texts=read,
+            tokens=tokens,
+            keep=keep,
+            force=force,
+            threads=threads,
+            progress=progress,
+            announce=announce,
+        )
+    if not as_json:
+        _tell(found)
+    if report is not None:
+        from ..verify.comparison_report import write_comparison
+
+        with naming_the_report():
+            write_comparison(found, report, force=force)
+    if as_json:
+        emit_json({**found.to_json(), "report": None if report is None else str(report)})
+    elif report is not None:
+        say(f"report: {report}")
+    broken = [f"{each.type}: {each.proof.cause}" for each in found.types if each.figures is None]
+    if broken:
+        end_with_failed_proof(broken)
+
+
+def _tell(found: Comparison) -> None:
+    say(f"{found.source}: {found.arch}, {count_text(found.parameters)} weights")
+    for note in found.notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
+    say("\n" + table([_row(each) for each in found.types], header=header, right=(1, 2, 3, 4, 5, 6)))
+    say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is the")
+    say("file's over the checkpoint's; what is changed in a recipe of llama-quantize's is said behind it")
+    for each in found.types:
+        if each.path is not None:
+            say(f"kept: {each.path}")
+    tokens = sum(found.read["windows"])
+    say(f"{len(found.types)} types on {tokens:,} tokens in {seconds_text(found.seconds)}")
+
+
+def _row(each: ComparedType) -> tuple[str, ...]:
+    from ..verify.report_text import with_error
+
+    size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
+    kind = "" if each.stock else "changed"
+    figures = each.figures
+    if figures is None:
+        return (*size, "–", "–", "–", each.proof.verdict, kind)
+    return (
+        *size,
+        with_error(figures.kl_mean, figures.kl_mean_error),
+        f"{100 * figures.same_top1:.1f} %",
+        f"{each.perplexity_ratio[0]:.4f}",
+        each.proof.verdict,
+        kind,
+    )
