@@ -13,8 +13,11 @@ UINT8, UINT16, UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 0, 2, 4, 5, 6, 7, 8
 
 
 def encode_pairs(metadata: Mapping[str, MetadataValue]) -> list[bytes]:
-    """Each pair in ``MetadataValue``'s types. An empty array has no type of items: it is left out."""
-    return [_encode(key, value) for key, value in metadata.items() if value not in ((), b"")]
+    """Each pair in ``MetadataValue``'s types. Empty arrays, whose items have no type, and texts are left out.
+
+    So does llama.cpp's converter (gguf-py).
+    """
+    return [_encode(key, value) for key, value in metadata.items() if value not in ((), b"", "")]
 
 
 def encode_pair(key: str, kind: int, value: float) -> bytes:

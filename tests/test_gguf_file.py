@@ -5,12 +5,22 @@ from __future__ import annotations
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
 from kconv.core.errors import GgufError
-from kconv.core.gguf_file import BLOCKS, TensorInfo, aligned, read_header, write_header
+from kconv.core.gguf_file import (
+    BLOCKS,
+    TensorInfo,
+    aligned,
+    header_bytes,
+    read_header,
+    read_pairs,
+    write_header,
+)
 
 KEYS = {
     "llama.block_count": 2,
@@ -53,6 +63,34 @@ def test_gguf_py_reads_the_same(sample: Path) -> None:
     ]
     assert shapes == [(t.name, t.shape, t.ggml_type, t.nbytes) for t in TENSORS]
     assert [t.data_offset - reader.data_offset for t in reader.tensors] == [0, 160]
+
+
+def test_headers_are_the_bytes_gguf_py_writes(sample: Path, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {**KEYS, "odd.bytes": b"\0\xff", "odd.none": (), "odd.yes": True, "odd.empty": ""}
+    start = write_header(sample, "llama", keys, TENSORS)
+    writer = gguf.GGUFWriter(tmp_path / "theirs.gguf", "llama")
+    for key, value in keys.items():
+        if isinstance(value, (tuple, bytes)):
+            writer.add_array(key, list(value) if isinstance(value, tuple) else value)
+        else:
+            adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+            adders.get(type(value), writer.add_string)(key, value)
+    for info in TENSORS:
+        kind = gguf.GGMLQuantizationType(info.ggml_type)
+        writer.add_tensor_info(info.name, info.shape, np.dtype(np.float32), info.nbytes, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    theirs = (tmp_path / "theirs.gguf").read_bytes()
+    assert sample.read_bytes() == theirs.ljust(start, b"\0")
+
+
+def test_pairs_are_the_bytes_of_the_header(sample: Path) -> None:
+    pairs = read_pairs(sample)
+    assert list(pairs) == ["general.architecture", *KEYS]
+    header = read_header(sample)
+    assert header_bytes(list(pairs.values()), header.tensors) == sample.read_bytes()[: header.data_offset]
 
 
 def test_block_sizes_are_those_of_gguf_py() -> None:

@@ -84,8 +84,9 @@ def write_imatrix(path: Path, values: dict[str, np.ndarray]) -> Path:
     writer.add_uint32("imatrix.chunk_count", 1)
     writer.add_uint32("imatrix.chunk_size", 512)
     for name, each in values.items():
-        writer.add_tensor(f"{name}.in_sum2", each.reshape(-1, each.shape[-1]))
-        writer.add_tensor(f"{name}.counts", np.ones((each.size // each.shape[-1], 1), np.float32))
+        stack = each.reshape(-1, each.shape[-1])  # one row, or one for each expert
+        writer.add_tensor(f"{name}.in_sum2", stack)
+        writer.add_tensor(f"{name}.counts", np.ones((len(stack), 1), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -93,14 +94,15 @@ def write_imatrix(path: Path, values: dict[str, np.ndarray]) -> Path:
     return path
 
 
-def test_importance_equals_llama_quantize(sources: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("shape", ["plain", "eight experts"])
+def test_importance_equals_llama_quantize(sources: dict[str, Path], tmp_path: Path, shape: str) -> None:
     """Types that need importance data, too; only the keys that tell of it are ours."""
-    source = sources["plain, f16"]
+    source = sources[f"{shape}, f16"]
     generator = np.random.default_rng(5)
     values = {
-        info.name: generator.random(info.shape[-1], np.float32) + np.float32(0.1)
+        info.name: generator.random((*info.shape[:-2], info.shape[-1]), np.float32) + np.float32(0.1)
         for info in read_header(source).tensors
-        if len(info.shape) == 2 and not info.name.startswith(("token_embd", "output"))
+        if len(info.shape) > 1 and not info.name.startswith(("token_embd", "output"))
     }
     imatrix = write_imatrix(tmp_path / "some.imatrix.gguf", values)
     types = ("q4_k_m", "q8_0", "iq2_xxs", "q2_k_s", "iq4_nl")
