@@ -80,8 +80,10 @@ assert "kconv.cli.models" in sys.modules and "kconv.cli.run" not in sys.modules
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_help_of_to_gguf_names_every_type(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_type_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["to-gguf", "--help"]) == 0
+    assert "kconv models" in capsys.readouterr().out
+    assert main(["models"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in POLICIES)
 
