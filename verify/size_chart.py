@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
@@ -24,8 +24,10 @@ from .svg import (
     text_width,
 )
 
-_TOP, _BOTTOM = 50, 420
-_STEPS = (1, 2, 2.5, 5)
+_TOP, _BOTTOM = 50, 500
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_APART = 60  # between the numbers of an axis
+
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
@@ -33,7 +35,7 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 
 
 def size_chart(types: Sequence[ComparedType]) -> Markup | None:
-    """Every measured file by its size and its mean divergence (logarithmic); None where none was measured.
+    """Every measured file by its size and its mean divergence; None where none was measured.
 
     llama-quantize's own recipes are discs, what was changed in them squares. A line joins the files that no
     smaller one comes nearer to the checkpoint than.
@@ -42,19 +44,13 @@ def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     if not measured:
         return None
     scale = log_scale([kl for _, kl in measured], _BOTTOM, _TOP)
-    least, most = min(each.bytes for each, _ in measured), max(each.bytes for each, _ in measured)
-    room = max(0.06 * (most - least), 0.02 * most)
-    begin, end = max(0.0, least - room), most + room
-
-    def x_of(size: float) -> float:
-        return LEFT + (RIGHT - LEFT) * (size - begin) / (end - begin)
-
+    x_of = _size_scale([each.bytes for each, _ in measured])
     points = [(x_of(each.bytes), scale.at(kl), each) for each, kl in measured]
-    parts = level_lines(scale, LEFT, RIGHT) + _size_axis(begin, end, x_of(begin), x_of(end))
+    parts = level_lines(scale, LEFT, RIGHT) + _size_axis(x_of)
     parts.append(path(_front([(x, y) for x, y, _ in points]), "front"))
-    parts += [_mark(x, y, each) for x, y, each in points]
-    parts += _names(points)
-    entries = [("dots stock", "recipe of llama-quantize")]
+    leaders, names = _names(points)
+    parts += [*leaders, *(_mark(x, y, each) for x, y, each in points), *names]
+    entries = [("dots stock", "stock recipe of llama-quantize")]
     entries += [] if all(each.stock for each, _ in measured) else [("area variant", "changed recipe")]
     parts += legend(LEFT, 16, [*entries, ("front", "nearest for its size")])
     parts.append(text(LEFT, _TOP - 14, "mean KL divergence, nats", "small"))
@@ -64,18 +60,27 @@ def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     return figure(_BOTTOM + 44, f"{label} to {number(max(kl for _, kl in measured))}", parts)
 
 
-def _size_axis(begin: float, end: float, left: float, right: float) -> list[Markup]:
-    unit, name = next(each for each in _UNITS if end >= each[0])
-    span = (end - begin) / unit
-    power = 10.0 ** math.floor(math.log10(span / 8))
-    step = next(factor * power for factor in (*_STEPS, 10) if span / (factor * power) <= 8)
-    parts = [text((left + right) / 2, _BOTTOM + 38, f"size of the file, {name}", "small", "middle")]
-    tick = math.ceil(begin / unit / step) * step
-    while tick * unit <= end:
-        x = left + (right - left) * (tick * unit - begin) / (end - begin)
-        parts.append(line(x, _BOTTOM, x, _BOTTOM + 5, "axis"))
-        parts.append(text(x, _BOTTOM + 20, number(tick, exact=True), "small", "middle"))
-        tick += step
+def _size_scale(sizes: Sequence[int]) -> Callable[[float], float]:
+    """Where a size stands: logarithmic, since types differ by factors; with room on both sides for names."""
+    least, most = math.log(min(sizes)), math.log(max(sizes))
+    room = max(0.08 * (most - least), 0.02)
+    step = (RIGHT - LEFT) / (most - least + 2 * room)
+    return lambda size: LEFT + (math.log(size) - least + room) * step
+
+
+def _size_axis(x_of: Callable[[float], float]) -> list[Markup]:
+    """Round sizes, as far as there is room, and the unit most of them have."""
+    unit, name = next(each for each in _UNITS if x_of(each[0]) < (LEFT + RIGHT) / 2)
+    parts = [
+        text((LEFT + RIGHT) / 2, _BOTTOM + 38, f"size of the file, {name} (logarithmic)", "small", "middle")
+    ]
+    last = -math.inf
+    for tick in (factor * 10.0**power for power in range(-3, 5) for factor in _ROUND):
+        x = x_of(tick * unit)
+        if LEFT <= x <= RIGHT and x - last >= _APART:
+            parts.append(line(x, _BOTTOM, x, _BOTTOM + 5, "axis"))
+            parts.append(text(x, _BOTTOM + 20, number(tick, exact=True), "small", "middle"))
+            last = x
     return parts
 
 
@@ -98,10 +103,11 @@ def _mark(x: float, y: float, each: ComparedType) -> Markup:
     )
 
 
-def _names(points: Sequence[tuple[float, float, ComparedType]]) -> list[Markup]:
-    """Each point's type near it, where no other name or point lies, joined to it by a line if far."""
+def _names(points: Sequence[tuple[float, float, ComparedType]]) -> tuple[list[Markup], list[Markup]]:
+    """Lines to the names that stand far from their points, and the names, none upon another or a point."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
-    parts: list[Markup] = []
+    leaders: list[Markup] = []
+    names: list[Markup] = []
     for x, y, each in sorted(points, key=lambda point: point[:2]):
         words = plain(each.type, 40)
         box = next((box for box in _boxes(x, y, text_width(words)) if _free(box, taken)), None)
@@ -110,9 +116,9 @@ def _names(points: Sequence[tuple[float, float, ComparedType]]) -> list[Markup]:
         taken.append(box)
         near = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
         if math.dist((x, y), near) > 14:
-            parts.append(line(x, y, *near, "axis"))
-        parts.append(text(box[0], box[3] - 3, words, "" if each.stock else "small"))
-    return parts
+            leaders.append(line(x, y, *near, "published"))
+        names.append(text(box[0], box[3] - 3, words, "name" if each.stock else "name small"))
+    return leaders, names
 
 
 def _boxes(x: float, y: float, width: float) -> Iterator[Box]:
