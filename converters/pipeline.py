@@ -16,7 +16,7 @@ from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.formats import F32
-from ..quant.importance import Importance, read_importance
+from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata, wide_input
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -125,6 +125,8 @@ def convert(
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
+    if options.calibrate:  # what would be refused afterwards is refused before the long pass
+        plan_files(model, targets, companions, importance_to_be(model.tensors))
     calibration = _calibrate(checkpoint, model, options, run)
     importance = importance if calibration is None else calibration.importance
     model, plans = plan_files(model, targets, companions, importance)

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError
@@ -25,7 +23,7 @@ from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.vocabulary import gguf_keys
 from ..quant.formats import F32, FORMATS
-from ..quant.importance import SPARED, Importance, read_importance
+from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
 from .architectures import recipe_for
@@ -170,7 +168,7 @@ def plan(
     model, parity, _ = with_vocab(model, checkpoint, options, progress)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
-        importance = _importance_to_be(model, (Path(options.calibrate[0]).name,))
+        importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
     bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(settled(model)))
     folder = targets[0].path.absolute().parent
     types, refused = [], []
@@ -209,7 +207,7 @@ def _planned_type(
     except InputError:
         if importance is not None:
             raise
-        used = _importance_to_be(model)  # if that is not what was wanting, it is refused again
+        used = importance_to_be(model.tensors)  # if that is not what was wanting, it is refused again
         choice = choose_formats(model, target.policy, used)
     _, (planned,) = plan_files(model, [target], companions, used)
     weights: dict[str, int] = {}
@@ -230,16 +228,6 @@ def _planned_type(
         ),
         notes=choice.notes,
     )
-
-
-def _importance_to_be(model: Model, datasets: tuple[str, ...] = ()) -> Importance:
-    """Importance data as kconv learns them from texts, but for the numbers."""
-    values = {
-        tensor.name: np.ones(math.prod(tensor.shape) // tensor.shape[-2], np.float32)
-        for tensor in model.tensors
-        if len(tensor.shape) > 1 and tensor.name not in SPARED
-    }
-    return Importance(values, "", datasets, int(bool(datasets)), 0)
 
 
 def _file_bytes(planned: FilePlan, vocabulary: Sequence[bytes] = ()) -> int:

@@ -29,6 +29,7 @@ DATASETS, CHUNKS, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatr
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MOST_BYTES = 1 << 30  # a model of 70 billion weights has 25 MB, stacks of experts some hundred
 _MOST_COUNTED = 1 << 53
+_MOST_ENTRIES = 1 << 17
 _LONGEST_NAME = 512
 _AGAIN = "make it again with kconv imatrix or llama-imatrix"
 
@@ -136,7 +137,7 @@ def _floats(file: InputFile, header: GgufHeader, info: TensorInfo) -> Floats:
 def _of_legacy(path: Path, data: bytes) -> Activations:
     """The older format: numbers of four bytes, a name, values; then chunks and the text's name, if at all."""
     reader = _Reader(path, data)
-    entries = reader.number("the number of entries", 1, len(data) // 16)
+    entries = reader.number("the number of entries", 1, min(_MOST_ENTRIES, len(data) // 16))
     sums, counts = {}, {}
     for entry in range(1, entries + 1):
         where = f"entry {entry} of {entries}"

@@ -24,7 +24,7 @@ from .imatrix_file import Activations, read_activations
 
 Floats = npt.NDArray[np.float32]
 
-# llama-imatrix leaves these two out, since what it would count for them makes files worse.
+# Left out, as by llama-imatrix: formats are finer there, and with importance the samples' KL was the same.
 SPARED = ("token_embd.weight", "output.weight")
 
 _IGNORING = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
@@ -98,6 +98,16 @@ def importance_of(activations: Activations, source: str = "", sha256: str = "") 
             )
         means[name] = divided.reshape(-1)
     return Importance(means, source, activations.datasets, activations.chunks, activations.chunk_size, sha256)
+
+
+def importance_to_be(tensors: Sequence[Tensor], datasets: tuple[str, ...] = ()) -> Importance:
+    """Importance data as kconv learns them from texts, but for the numbers: for plans."""
+    values = {
+        tensor.name: np.ones(tensor.elements // tensor.shape[-2], np.float32)
+        for tensor in tensors
+        if len(tensor.shape) > 1 and tensor.name not in SPARED
+    }
+    return Importance(values, "", datasets, int(bool(datasets)), 0)
 
 
 def values_of(tensor: Tensor, importance: Importance | None) -> Floats | None:

@@ -17,6 +17,7 @@ from ..quant.importance import Importance, importance_of
 from ..vocab.sources import read_source
 from .activations import count_activations, named_texts
 from .comparison import How, Subject, proof_windows
+from .logits import TOGETHER
 from .reference import Reading
 from .windows import Window
 
@@ -26,7 +27,7 @@ class Calibration:
     """The importance, and the checkpoint's reading of the ``windows`` the proof will ask for.
 
     Both come from the same passes over the weights, so that a calibrated conversion reads them no more often
-    than the texts take.
+    than the texts take. A proof too long to be kept in memory reads for itself: ``windows`` are none then.
     """
 
     importance: Importance
@@ -55,6 +56,8 @@ def calibrate(
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     named = named_texts(texts)
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
+    if sum(len(window.ids) for window in windows) > TOGETHER:
+        windows = ()
     activations, reading = count_activations(subject, named, windows, how)
     digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
     return Calibration(importance_of(activations, sha256=digest), windows, reading)

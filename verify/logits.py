@@ -18,7 +18,7 @@ Read = Callable[[tuple[Window, ...]], Reading]
 """Reads windows with the checkpoint in fp32."""
 
 WORST = 12
-_TOGETHER = 8192  # tokens; 128 MiB of Llama-3-8B's hidden states
+TOGETHER = 8192  # tokens; 128 MiB of Llama-3-8B's hidden states
 _CONTEXT_TOKENS = 48
 _SOURCE_TOKENS = 384
 
@@ -55,7 +55,7 @@ def _groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]
     """Windows to read together, with the index of the first: what enters the output matrix is kept of all."""
     first = tokens = 0
     for at, window in enumerate(windows):
-        if at > first and tokens + len(window.ids) > _TOGETHER:
+        if at > first and tokens + len(window.ids) > TOGETHER:
             yield first, tuple(windows[first:at])
             first, tokens = at, 0
         tokens += len(window.ids)
