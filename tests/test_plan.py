@@ -113,6 +113,7 @@ def test_every_type_without_importance_data(folder: Path, tmp_path: Path) -> Non
     check(plan(folder, tmp_path, options=Options(without)), folder, tmp_path, {})
 
 
+@pytest.mark.parametrize("folder", ["llama", "byt5"], indirect=True)
 def test_every_type_with_importance_data(folder: Path, tmp_path: Path) -> None:
     file = str(imatrix(tmp_path / "some.gguf", folder))
     planned = plan(folder, tmp_path, options=Options(tuple(POLICIES), imatrix=file))
@@ -120,6 +121,7 @@ def test_every_type_with_importance_data(folder: Path, tmp_path: Path) -> None:
     check(planned, folder, tmp_path / "out", {"imatrix": file})
 
 
+@pytest.mark.parametrize("folder", ["tied_llama", "gbst"], indirect=True)
 def test_calibrating(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "한국어 글.txt"
     text.write_text("한국의 수도는 서울이다. 모든 인간은 태어날 때부터 자유롭다.\n" * 40, "utf-8")
@@ -141,6 +143,38 @@ def test_options_change_the_plan_as_they_change_the_files(
     folder = llama(tmp_path / "model", small_tokenizer)
     planned = plan(folder, tmp_path, options=Options(("q4_k_m", "f16", "auto"), **options))
     check(planned, folder, tmp_path, options)
+
+
+@pytest.mark.parametrize("size", ["100K", "1M"])
+def test_a_model_in_several_files(size: str, tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = llama(tmp_path / "model", small_tokenizer)
+    wanted = Options(("f16", "q4_0"), split_max_size=size)
+    planned = plan(folder, tmp_path, options=wanted)
+    made = to_gguf(folder, tmp_path, types=wanted.types, verify=False, split_max_size=size)
+    for each, output in zip(planned.types, made.outputs, strict=True):
+        files = output.parts or (output.path,)
+        assert (each.path, each.parts) == (output.path, len(files))
+        assert each.bytes == output.bytes == sum(path.stat().st_size for path in files)
+    assert planned.types[0].parts > 1
+
+
+def test_variants_of_a_recipe(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = llama(tmp_path / "model", small_tokenizer)
+    wanted = ("q4_k_m", "Q4_K_M:pure", "q4_K_M:output=q8_0:embedding=q5_0", "q4_0:attn_[qv]=f16")
+    planned = plan(folder, tmp_path, options=Options(wanted))
+    check(planned, folder, tmp_path, {})
+    assert [(each.type, each.path.name) for each in planned.types] == [
+        ("q4_K_M", "model-Q4_K_M.gguf"),
+        ("q4_K_M:pure", "model-Q4_K_M-pure.gguf"),
+        ("q4_K_M:output=q8_0:embedding=q5_0", "model-Q4_K_M-output-q8_0-embedding-q5_0.gguf"),
+        ("q4_0:attn_[qv]=f16", "model-Q4_0-attn_-qv-f16.gguf"),
+    ]
+    assert len({each.bytes for each in planned.types}) == len(wanted)
+    pure = plan(folder, tmp_path, options=Options(("q4_K_M",), pure=True)).types[0]
+    assert planned.types[1].bytes == pure.bytes
+    for wrong in ("q4_0:pur", "q4_0:output=q9", "q4_0:nowhere=q8_0"):
+        with pytest.raises(UsageError):
+            plan(folder, tmp_path, options=Options((wrong,)))
 
 
 def test_nothing_is_written_and_existing_files_do_not_matter(tmp_path: Path, small_tokenizer: Path) -> None:

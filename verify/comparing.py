@@ -132,7 +132,7 @@ def compare(
     if output is not None and Path(output).suffix == ".gguf":
         raise UsageError(f"-o {output} names one file, and several are made", hint="give a folder")
     if len(set(options.types)) < 2:
-        raise UsageError("there is one type, and nothing to compare it with", hint="give several with -q")
+        raise UsageError("a comparison takes two types or more", hint="name them with -q q4_0,q4_k_m,q8_0")
     options = replace(options, verify="quick")
     run = Run(
         force,

@@ -1,0 +1,190 @@
+"""kconv compare: figures that a proof of each file gives, too, from one read and one reference pass."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gbst_material import random_gbswt5
+
+from kconv.converters.planning import plan
+from kconv.converters.results import Options
+from kconv.converters.samples import write_sample
+from kconv.core.errors import InputError, OutputExists, UsageError
+from kconv.verify import verify
+from kconv.verify.comparing import ComparedType, Comparison, compare
+from kconv.verify.comparison_report import comparison_html, write_comparison
+
+KCONV = [str(Path(sys.executable).parent / "kconv")]
+TYPES = ("q3_k_m", "q4_0", "q4_k_m", "q4_k_m:pure", "q8_0")
+TEXT = "대한민국의 수도는 서울이다. 서울에는 한강이 흐르고, 봄에는 벚꽃이 핀다.\n" * 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample("42dot", tmp_path_factory.mktemp("compare") / "tiny-42dot")
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[tuple[str, int, int]]:
+    """What the comparison told of its progress."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, stages: list[tuple[str, int, int]]) -> Comparison:
+    return compare(
+        folder,
+        folder.parent / "kept",
+        options=Options(TYPES),
+        texts=[TEXT],
+        keep=True,
+        threads=2,
+        progress=lambda stage, done, total: stages.append((stage, done, total)),
+    )
+
+
+def test_the_figures_are_those_of_verify(found: Comparison, folder: Path) -> None:
+    for each in (found.types[0], found.types[3]):
+        assert each.path is not None
+        assert each.figures is not None
+        alone = verify(each.path, folder, texts=[TEXT], threads=2).logits.figures
+        assert alone is not None
+        for name in ("positions", "kl_mean", "kl_99", "same_top1", "log_ratio", "perplexity_reference"):
+            assert getattr(each.figures, name) == pytest.approx(getattr(alone, name), rel=1e-6), name
+        ratio = alone.perplexity_file / alone.perplexity_reference
+        assert each.perplexity_ratio[0] == pytest.approx(ratio, rel=1e-6)
+
+
+def test_the_checkpoint_is_read_once_for_all_types(
+    found: Comparison, stages: list[tuple[str, int, int]]
+) -> None:
+    assert sum(stage == "reference" and done == 0 for stage, done, _ in stages) == 1
+    assert len({total for stage, _, total in stages if stage == "write"}) == 1
+    assert sum(stage == "write" and done == total for stage, done, total in stages) == 1
+    assert len(found.types) == len(TYPES)
+
+
+def test_sizes_are_the_plans_and_files_lie_where_they_were_asked(found: Comparison, folder: Path) -> None:
+    planned = plan(folder, options=Options(TYPES))
+    assert [(each.type, each.bytes) for each in found.types] == [
+        (each.type, each.bytes) for each in planned.types
+    ]
+    for each in found.types:
+        assert each.path is not None
+        assert each.path.parent == folder.parent / "kept"
+        assert each.path.stat().st_size == each.bytes
+
+
+def test_stock_recipes_are_told_from_changed_ones(found: Comparison, folder: Path) -> None:
+    assert [each.type for each in found.types if not each.stock] == ["q4_K_M:pure"]
+    assert {each.type: each.published is not None for each in found.types} == {
+        "q3_K_M": True,
+        "q4_0": True,
+        "q4_K_M": True,
+        "q4_K_M:pure": False,
+        "q8_0": True,
+    }
+
+
+def kl(each: ComparedType) -> float:
+    assert each.figures is not None
+    return each.figures.kl_mean
+
+
+def test_finer_types_are_nearer(found: Comparison) -> None:
+    by_type = {each.type: kl(each) for each in found.types}
+    assert by_type["q3_K_M"] > by_type["q4_K_M"] > by_type["q8_0"]
+
+
+class Page(HTMLParser):
+    """Tags, text, and the classes and tooltips of a drawing."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.discs = 0
+        self.squares = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        kind = dict(attrs).get("class")
+        self.discs += (tag, kind) == ("circle", "stock")
+        self.squares += (tag, kind) == ("rect", "variant")
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_holds_every_type_and_marks_what_was_changed(found: Comparison) -> None:
+    page = Page(comparison_html(found))
+    assert not {"script", "link", "img", "iframe"} & set(page.tags)
+    assert (page.discs, page.squares) == (4, 2)  # one square in the legend
+    for each in found.types:
+        assert each.type in page.text
+        assert f"{each.type}: {each.bytes:,} bytes, mean KL" in page.text
+    assert comparison_html(found) == comparison_html(found)
+
+
+def test_a_page_is_not_overwritten(found: Comparison, tmp_path: Path) -> None:
+    write_comparison(found, tmp_path / "a.html")
+    with pytest.raises(OutputExists):
+        write_comparison(found, tmp_path / "a.html")
+    write_comparison(found, tmp_path / "a.html", force=True)
+
+
+def test_importance_data_are_told_and_make_small_types(folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "글.txt"
+    text.write_text(TEXT, "utf-8")
+    with pytest.raises(InputError, match="importance"):
+        compare(folder, tmp_path, options=Options(("q2_k_s", "q4_0")), texts=[TEXT], tokens=8)
+    options = Options(("q2_k_s", "q4_0"), calibrate=(str(text),))
+    found = compare(folder, tmp_path, options=options, texts=[TEXT], tokens=32)
+    assert found.importance == str(text)
+    assert all(np.isfinite(kl(each)) for each in found.types)
+    assert "글.txt" in Page(comparison_html(found)).text
+
+
+def test_a_model_with_a_companion(tmp_path: Path) -> None:
+    folder = random_gbswt5(tmp_path / "model")
+    found = compare(folder, tmp_path / "new", options=Options(("f32", "q8_0")), tokens=32, threads=1)
+    assert kl(found.types[0]) < 1e-6 < kl(found.types[1])
+    assert not found.companions
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    words = [*KCONV, "compare", *map(str, arguments), "--threads", "1"]
+    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+
+
+def test_the_command_leaves_nothing_but_the_report(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, "utf-8")
+    words = (folder, "-q", "q4_0,q8_0", "-o", tmp_path, "--text", tmp_path / "text.txt", "--tokens", "40")
+    done = run(*words, "--json", "--report", tmp_path / "types.html")
+    told = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "types.html"]
+    assert [(each["type"], each["path"], each["stock"]) for each in told["types"]] == [
+        ("q4_0", None, True),
+        ("q8_0", None, True),
+    ]
+    assert told["types"][0]["kl_mean"] > told["types"][1]["kl_mean"] > 0
+    assert sum(told["read"]["windows"]) >= 40
+    again = run(*words, "--report", tmp_path / "types.html")
+    assert again.returncode == 3  # the report is there already
+
+
+def test_calls_that_make_no_sense(folder: Path, tmp_path: Path) -> None:
+    for types, output in ((("q4_0",), None), (("q4_0", "q8_0"), tmp_path / "one.gguf")):
+        with pytest.raises(UsageError):
+            compare(folder, output, options=Options(types), tokens=8)
+    assert run(folder, "-q", "q4_0,q4_9").returncode == 2
+    assert run(folder).returncode == 2
