@@ -23,6 +23,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..converters.requantize import Requantization
+    from ..converters.results import Output
     from ..verify.proof import Proof
 
 EXAMPLES = """\b
@@ -93,7 +94,7 @@ def command(
     with shown_progress() as progress:
         made = quantize(source, output, **options, progress=progress)
     seconds = time.monotonic() - begun
-    proofs = [_proof(each.path, against, options["threads"]) for each in made.outputs] if against else []
+    proofs = [_proof(each, against, options["threads"]) for each in made.outputs] if against else []
     if as_json:
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
@@ -104,12 +105,16 @@ def command(
         end_with_failed_proof([f"{proof.artifact}: {proof.cause}" for proof in failed])
 
 
-def _proof(artifact: Path, checkpoint: Path, threads: int | None) -> Proof:
+def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
+    """The proof of one model, which its manifest has afterwards."""
+    from ..converters.manifest import record_proof
     from ..verify import verify
     from .progress import announce, shown_progress
 
     with shown_progress() as progress:
-        return verify(artifact, checkpoint, threads=threads, progress=progress, announce=announce)
+        proof = verify(output.path, checkpoint, threads=threads, progress=progress, announce=announce)
+    record_proof(output.manifest, proof.to_manifest())
+    return proof
 
 
 def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:

@@ -23,53 +23,39 @@ _LARGEST_MATRIX = (
 _FLOATS: Mapping[Format, DType] = {F32: DType.F32, F16: DType.F16, BF16: DType.BF16}
 
 
-def gguf_tensors(file: GgufFile, *, keep_split: bool = False) -> list[TensorInfo]:
-    """The tensors in the order llama_model_quantize writes them: by layer and name, or as they lie in parts.
+def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
+    """The model of a GGUF; all keys are under ``hparams``, and there is no vocabulary.
 
-    Shapes are as ggml counts axes: the slowest are left out while they have length 1.
+    The tensors are in the order llama_model_quantize writes them: by layer and name, or as they lie in parts.
+    Shapes are as ggml counts axes: the slowest are left out while they have length 1. Raises GgufError where
+    it holds no model llama.cpp runs.
     """
-    infos = sorted(
-        file.header.tensors,
-        key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name),
-    )
-    return [replace(info, shape=_axes(info.shape)) for info in infos]
+    header = file.header
+    kind = header.metadata.get("general.type", "model")
+    if header.arch in ("", FRONT_END) or kind not in _KINDS or not header.tensors:
+        said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
+        raise GgufError(
+            f"{file.path} holds no model of llama.cpp's ({said}, {len(header.tensors)} tensors)",
+            hint="give the GGUF of a model",
+        )
+    infos = [replace(info, shape=_axes(info.shape)) for info in header.tensors]
+    for info in infos:
+        if math.prod(info.shape[1:]) > _LARGEST_MATRIX:
+            raise GgufError(f"{file.path}: tensor {shown(info.name)} {list(info.shape)} is absurdly wide")
+    infos.sort(key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name))
+    notes = []
+    if FINGERPRINT_KEY in header.metadata:
+        place = f"{FRONT_END}-….gguf of {file.path.absolute().parent}"
+        notes.append(
+            Note("front-end", f"what is made does not run without its front end: put {place} beside it")
+        )
+    tensors = tuple(_tensor(file, info) for info in infos)
+    return Model(header.arch, header.metadata, tensors, notes=tuple(notes))
 
 
 def _axes(shape: Sequence[int]) -> tuple[int, ...]:
     first = next((axis for axis, length in enumerate(shape[:-1]) if length != 1), max(len(shape) - 1, 0))
     return tuple(shape[first:]) or (1,)
-
-
-def gguf_model(file: GgufFile, infos: Sequence[TensorInfo]) -> Model:
-    """The model of a GGUF with these tensors; all keys are under ``hparams``, and there is no vocabulary.
-
-    Raises GgufError where it holds no model llama.cpp runs.
-    """
-    header, notes = file.header, []
-    kind = header.metadata.get("general.type", "model")
-    if header.arch in ("", FRONT_END) or kind not in _KINDS or not infos:
-        said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
-        raise GgufError(
-            f"{file.path} holds no model of llama.cpp's ({said}, {len(infos)} tensors)",
-            hint="give the GGUF of a model",
-        )
-    for info in infos:
-        if math.prod(info.shape[1:]) > _LARGEST_MATRIX:
-            raise GgufError(f"{file.path}: tensor {shown(info.name)} {list(info.shape)} is absurdly wide")
-    if FINGERPRINT_KEY in header.metadata:
-        message = (
-            f"does not run without its front end: keep {FRONT_END}-….gguf of {file.path.parent} beside it"
-        )
-        notes.append(Note("front-end", f"what is made {message}"))
-    return Model(
-        header.arch, header.metadata, tuple(_tensor(file, info) for info in infos), notes=tuple(notes)
-    )
-
-
-def stored_formats(file: GgufFile) -> dict[str, Format]:
-    """The format of each tensor as it is."""
-    found = {info.name: format_of_type(info.ggml_type) for info in file.header.tensors}
-    return {name: format for name, format in found.items() if format is not None}
 
 
 def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
@@ -97,13 +83,21 @@ def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
     )
 
 
-def refuse_requantizing(
-    file: GgufFile, infos: Sequence[TensorInfo], wanted: Mapping[str, Format], *, allow: bool
-) -> tuple[Note, ...]:
-    """Raise InputError for tensors that are quantized already and get another format, unless ``allow``.
+def stored_formats(model: Model) -> dict[str, Format]:
+    """The format each tensor of a GGUF has there."""
+    return {
+        tensor.name: format
+        for tensor in model.tensors
+        if tensor.stored and (format := format_of_type(tensor.stored.ggml_type))
+    }
 
-    Then there is a warning. Those that cannot be turned into weights at all are refused with GgufError.
+
+def requantizing_notes(file: GgufFile, wanted: Mapping[str, Format], *, allow: bool) -> tuple[Note, ...]:
+    """A warning of tensors that are quantized already and get another format.
+
+    Raises InputError for them unless ``allow``, GgufError for those that cannot be turned into weights.
     """
+    infos = file.header.tensors
     changed = [info for info in infos if wanted[info.name].ggml_type != info.ggml_type]
     quantized = [info for info in changed if file.format(info).quantized]
     if not quantized:

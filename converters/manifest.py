@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
+from ..core.files import atomic_file
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import file_sha256, hub_origin
@@ -195,9 +196,11 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
     return _text({"output": head, **common, "tensors": tensors})
 
 
-def with_proof(text: str, proof: Mapping[str, Any]) -> str:
-    """The manifest with the proof in its place."""
-    return _text({**json.loads(text), "proof": dict(proof)})
+def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
+    """Put the proof into its place in a manifest."""
+    text = _text({**json.loads(manifest.read_text("utf-8")), "proof": dict(proof)})
+    with atomic_file(manifest, force=True) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def _text(content: Mapping[str, Any]) -> str:

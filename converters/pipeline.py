@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
-from ..core.files import atomic_file, atomic_files
+from ..core.files import atomic_files
 from ..core.gguf_file import read_header
 from ..core.model import Model
 from ..core.progress import Progress, silent
@@ -27,7 +27,7 @@ from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
-from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, with_proof
+from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, record_proof
 from .recipe import Companion, build, parameters
 from .results import Beside, Conversion, Options, Output, Proven, Run, Scope
 from .targets import (
@@ -293,9 +293,7 @@ def _prove(
         announce=run.announce,
     )
     for output, proof in zip(outputs, proofs, strict=True):
-        text = with_proof(output.manifest.read_text("utf-8"), proof.to_manifest())
-        with atomic_file(output.manifest, force=True) as temporary:
-            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        record_proof(output.manifest, proof.to_manifest())
     return proofs
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
-from .gguf_source import gguf_model, gguf_tensors, refuse_requantizing, stored_formats
+from .gguf_source import gguf_model, requantizing_notes, stored_formats
 from .gguf_writer import FilePlan, write_files
 from .manifest import SourceHashes, manifest_text, requantized_part
 from .recipe import parameters
@@ -41,6 +41,20 @@ COPY = "copy"
 """The type that leaves all weights as they are: for joining parts, or making some."""
 
 _AS_IT_IS = Policy(COPY, F32, 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for: what a conversion may be asked for, too, and what only a GGUF may."""
+
+    options: Options
+    allow_requantize: bool = False
+    keep_split: bool = False
+
+    def to_manifest(self) -> dict[str, Any]:
+        """As plain values."""
+        own = {"allow_requantize": self.allow_requantize, "keep_split": self.keep_split}
+        return {**self.options.to_manifest(), **own}
 
 
 @dataclass(frozen=True)
@@ -103,32 +117,33 @@ def quantize(
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
     )
-    own = {"allow_requantize": allow_requantize, "keep_split": keep_split}
-    if keep_split and split_max_size is not None:
-        raise UsageError(
-            "--keep-split and --split-max-size contradict each other", hint="leave one of them out"
-        )
-    policies = _policies(options, output)
-    importance = None if imatrix is None else read_importance(imatrix)
-    with open_gguf(Path(source)) as file:
-        infos = gguf_tensors(file, keep_split=keep_split)
-        model = gguf_model(file, infos)
-        targets = _targets(file, output, policies, options)
-        chosen, notes = _choices(file, model, infos, targets, importance, allow=allow_requantize)
+    request = Request(options, allow_requantize, keep_split)
+    return requantize(Path(source), output, request, Run(force, threads, progress))
+
+
+def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
+    """The flow: open, choose formats, plan, write."""
+    policies = _policies(request, output)
+    importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    with open_gguf(source) as file:
+        model = gguf_model(file, keep_split=request.keep_split)
+        targets = _targets(file, output, policies, request.options)
+        model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
         plans = [
-            _plan(file, infos, target, formats, importance, keep_split=keep_split)
+            _plan(file, model, target, formats, importance, keep_split=request.keep_split)
             for target, formats in zip(targets, chosen, strict=True)
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
-        model = replace(model, notes=(*model.notes, *notes))
-        run = Run(force, threads, progress)
-        outputs, model = _write(file, model, targets, plans, importance, options, own, run)
+        outputs, model = _write(file, model, targets, plans, importance, request, run)
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
 
 
-def _policies(options: Options, output: str | Path | None) -> dict[str, Policy]:
+def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     """By the names of the types. Refuses what makes no sense whatever the source."""
+    options = request.options
+    if request.keep_split and options.split_max_size is not None:
+        raise UsageError("--keep-split and --split-max-size contradict each other", hint="leave one out")
     others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
     found = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
@@ -157,32 +172,30 @@ def _targets(
     return targets
 
 
-def _choices(
+def _chosen(
     file: GgufFile,
     model: Model,
-    infos: Sequence[TensorInfo],
-    targets: Sequence[Target],
+    policies: Iterable[Policy],
     importance: Importance | None,
     *,
     allow: bool,
-) -> tuple[list[Mapping[str, Format]], tuple[Note, ...]]:
-    """The formats of each target by tensor, and what there is to say about them."""
-    stored = stored_formats(file)
+) -> tuple[Model, list[Mapping[str, Format]]]:
+    """The formats under each policy by tensor; the model with notes on them."""
     chosen: list[Mapping[str, Format]] = []
-    notes: list[Note] = []
-    for target in targets:
-        if target.policy is _AS_IT_IS:
-            chosen.append(stored)
+    notes: dict[Note, None] = dict.fromkeys(model.notes)
+    for policy in policies:
+        if policy is _AS_IT_IS:
+            chosen.append(stored_formats(model))
             continue
-        choice = choose_formats(model, target.policy, importance)
-        notes += [*choice.notes, *refuse_requantizing(file, infos, choice.formats, allow=allow)]
+        choice = choose_formats(model, policy, importance)
+        notes |= dict.fromkeys((*choice.notes, *requantizing_notes(file, choice.formats, allow=allow)))
         chosen.append(choice.formats)
-    return chosen, tuple(dict.fromkeys(notes))
+    return replace(model, notes=tuple(notes)), chosen
 
 
 def _plan(
     file: GgufFile,
-    infos: Sequence[TensorInfo],
+    model: Model,
     target: Target,
     formats: Mapping[str, Format],
     importance: Importance | None,
@@ -191,21 +204,18 @@ def _plan(
 ) -> FilePlan:
     """The file of a target; parts only where they were asked for."""
     alignment = file.header.metadata.get("general.alignment", ALIGNMENT)
-    planned = [
-        replace(
-            info,
-            ggml_type=formats[info.name].ggml_type,
-            nbytes=tensor_bytes(info.shape, formats[info.name].ggml_type),
-            part=info.part if keep_split else 0,
-        )
-        for info in infos
-    ]
+    parts = {info.name: info.part for info in file.header.tensors} if keep_split else {}
+    infos = []
+    for tensor in model.tensors:
+        kind = formats[tensor.name].ggml_type
+        size, part = tensor_bytes(tensor.shape, kind), parts.get(tensor.name, 0)
+        infos.append(TensorInfo(tensor.name, tensor.shape, kind, size, part=part))
     return FilePlan(
         target.path,
-        file.header.arch,
+        model.arch,
         {},
-        tuple(formats[info.name] for info in infos),
-        placed(planned, target.split_size, alignment),
+        tuple(formats[tensor.name] for tensor in model.tensors),
+        placed(infos, target.split_size, alignment),
         _pairs(file, target.policy, importance),
         AS_BEFORE if keep_split else BY_SIZE,
         alignment,
@@ -236,8 +246,7 @@ def _write(
     targets: Sequence[Target],
     plans: Sequence[FilePlan],
     importance: Importance | None,
-    options: Options,
-    own: Mapping[str, Any],
+    request: Request,
     run: Run,
 ) -> tuple[list[Output], Model]:
     """All files of all targets; they appear together once each is whole."""
@@ -250,14 +259,14 @@ def _write(
                 plans,
                 [temporary[path] for target in targets for path in target.parts],
                 threads=run.threads,
-                allow_nan=options.allow_nan,
+                allow_nan=request.options.allow_nan,
                 importance=importance,
                 progress=run.progress,
             )
             hashed = hashes.result(run.progress)
         model = replace(model, notes=(*model.notes, *written.notes))
         outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = requantized_part(_origin(file), hashed, model, {**options.to_manifest(), **own})
+        common = requantized_part(_origin(file), hashed, model, request.to_manifest())
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
             temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
