@@ -7,9 +7,12 @@ import math
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+if TYPE_CHECKING:
+    from ..converters.results import Output
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -86,6 +89,23 @@ def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: S
         return space + cell if column in right else cell + space
 
     return "\n".join("  ".join(pad(cell, i) for i, cell in enumerate(line)).rstrip() for line in lines)
+
+
+OUTPUT_HEADER = ("file", "type", "size", "bits per weight", "formats")
+
+
+def output_row(output: Output) -> tuple[str, ...]:
+    """A file that was made, as a line of a table under ``OUTPUT_HEADER``."""
+    formats = ", ".join(name for name, _ in output.formats)
+    bits = f"{output.bits_per_weight:.2f}"
+    return str(output.path), output.type, size_text(output.bytes), bits, formats
+
+
+def tell_parts(outputs: Iterable[Output]) -> None:
+    """Which files are the first of several."""
+    for output in outputs:
+        if output.parts:
+            say(f"{output.path.name} is the first of {len(output.parts)} parts; give this one to llama.cpp")
 
 
 def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> str:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
+from .console import (
+    OUTPUT_HEADER,
+    count_text,
+    emit_json,
+    end_with_failed_proof,
+    output_row,
+    plural,
+    say,
+    seconds_text,
+    table,
+    tell_parts,
+)
 from .conversion_options import split_list
 from .options import (
     PATH,
@@ -125,21 +136,8 @@ def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
     for note in made.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
-    rows = [
-        (
-            str(output.path),
-            output.type,
-            size_text(output.bytes),
-            f"{output.bits_per_weight:.2f}",
-            ", ".join(name for name, _ in output.formats),
-        )
-        for output in made.outputs
-    ]
-    header = ("file", "type", "size", "bits per weight", "formats")
-    say(f"\n{table(rows, header=header, right=(2, 3))}\n")
-    for output in made.outputs:
-        if output.parts:
-            say(f"{output.path.name} is the first of {len(output.parts)} parts; give this one to llama.cpp")
+    say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
+    tell_parts(made.outputs)
     for proof in proofs:
         click.echo(proof_line(proof))
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}; a manifest stands beside each")

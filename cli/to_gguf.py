@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from ..core.errors import UsageError
-from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
+from .console import (
+    OUTPUT_HEADER,
+    count_text,
+    emit_json,
+    end_with_failed_proof,
+    output_row,
+    plural,
+    say,
+    seconds_text,
+    size_text,
+    table,
+    tell_parts,
+)
 from .conversion_options import conversion_options, types_option
 from .options import (
     PATH,
@@ -170,21 +182,12 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     say(f"tokens: {_parity_text(conversion.parity)}")
     for note in conversion.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
-    rows = [
-        (
-            str(output.path),
-            output.type,
-            size_text(output.bytes),
-            f"{output.bits_per_weight:.2f}",
-            ", ".join(name for name, _ in output.formats),
-        )
-        for output in conversion.outputs
-    ]
+    rows = [output_row(output) for output in conversion.outputs]
     rows += [
         (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
     ]
-    header = ("file", "type", "size", "bits per weight", "formats")
-    say(f"\n{table(rows, header=header, right=(2, 3))}\n")
+    say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
+    tell_parts(conversion.outputs)
     for proof in _proofs(conversion):
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in _proofs(conversion) for remark in proof.notes):
