@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import shutil
 import struct
 from collections.abc import Callable, Sequence
@@ -156,6 +157,8 @@ def test_conversion_in_parts(tmp_path: Path) -> None:
     assert [each for part in found for each in part] == read_parts([whole.outputs[0].path])[0]
     proof = verify(output.parts[1], checkpoint, tokens=64, threads=1)
     assert (proof.verdict, proof.artifact) == ("passed", output.path)
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.parts}
+    assert proof.provenance["artifact"]["sha256"] == digests
 
 
 # In

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,16 +35,21 @@ class CheckpointHashes(threading.Thread):
 
     A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
     where files of the manifest are missing or have another size, or where there are new ones; ``result``
-    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` is that of the file
-    itself, which comes last; it is there once ``result`` has returned.
+    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` are, by name, those of
+    the file itself or of its parts, which come last; they are there once ``result`` has returned.
     """
 
-    artifact_sha256: str = ""
-
-    def __init__(self, artifact: Path, manifest: Mapping[str, Any] | None, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self,
+        artifact: Path,
+        manifest: Mapping[str, Any] | None,
+        checkpoint: Checkpoint,
+        parts: Sequence[Path] = (),
+    ) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
         self._folder, self._manifest = checkpoint.folder, manifest_path(artifact).name
-        self._artifact, self._artifact_size = artifact, artifact.stat().st_size
+        self._parts = parts or (artifact,)
+        self.artifact_sha256: dict[str, str] = {}
         self._recorded: dict[str, RecordedFile] = {}
         weights = {path.name for path in checkpoint.weight_files}
         names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
@@ -106,7 +111,10 @@ class CheckpointHashes(threading.Thread):
                     if not _DECIDING.fullmatch(name):
                         return
             if not self._different:
-                self.artifact_sha256 = file_sha256(self._artifact, self._count, stopped=self._stopped.is_set)
+                for part in self._parts:
+                    digest = file_sha256(part, self._count, stopped=self._stopped.is_set)
+                    self._before = self._done
+                    self.artifact_sha256[part.name] = digest
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
 
@@ -118,7 +126,7 @@ class CheckpointHashes(threading.Thread):
 
         Raises InputError naming those whose contents differ, and what reading them raised.
         """
-        total = sum(self._sizes.values()) + self._artifact_size
+        total = sum(self._sizes.values()) + sum(part.stat().st_size for part in self._parts)
         while self.is_alive():
             progress("hash", self._done, total)
             self.join(0.1)  # so that Ctrl-C gets through

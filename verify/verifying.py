@@ -86,7 +86,9 @@ def verify(
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
         checkpoint = open_checkpoint(against)
-        hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
+        hashes = CheckpointHashes(
+            file.path, manifest, checkpoint, file.paths
+        )  # first of all: what has changed
         subject = _subject(file, checkpoint, manifest)
         gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
         windows = _windows(subject, texts, tokens, window)
@@ -124,7 +126,8 @@ def _evidence(
 ) -> dict[str, Any]:
     """What was compared, with the hashes, for which this waits, and the options."""
     compared["checkpoint"]["files"] = hashes.result(progress)
-    compared["artifact"]["sha256"] = hashes.artifact_sha256
+    digests = hashes.artifact_sha256
+    compared["artifact"]["sha256"] = digests if len(digests) > 1 else next(iter(digests.values()))
     return {**compared, "options": options}
 
 
