@@ -35,8 +35,8 @@ class CheckpointHashes(threading.Thread):
 
     A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
     where files of the manifest are missing or have another size, or where there are new ones; ``result``
-    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` are, by name, those of
-    the file itself or of its parts, which come last; they are there once ``result`` has returned.
+    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` are, by name, those
+    of the file itself or of its parts, which come last; they are there once ``result`` has returned.
     """
 
     def __init__(
