@@ -96,8 +96,8 @@ GRIDS: tuple[Format, ...] = tuple(
 )
 
 # The formats weights can be encoded in anew, to hold a file against: what libggml encodes without importance
-# data and at more than 10 million weights a second.
-RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if not format.name.startswith("iq"))
+# data and at more than 5 million weights a second.
+RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if format not in GRIDS)
 
 _BY_LOWER_NAME = {format.name.lower(): format for format in ENCODABLE}
 _BY_TYPE = {format.ggml_type: format for format in FORMATS.values()}

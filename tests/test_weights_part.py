@@ -312,7 +312,7 @@ def test_what_changes_nothing_may_be_written_or_left_out(
 def test_llama_quantizes_files_pass(
     good: dict[str, Path], model: Model, tmp_path: Path, sigma: float | None
 ) -> None:
-    types = ("Q8_0", "Q4_0", "Q4_K_M", "Q2_K") if sigma == 1.0 else ("Q8_0", "Q4_0", "Q4_K_M")
+    types = ("Q8_0", "Q4_0", "Q4_K_M", "IQ4_XS", *(("Q2_K",) if sigma == 1.0 else ()))
     paths = {tmp_path / f"{name}.gguf": (name, sigma) for name in types}
     quantize_elsewhere(good["f32"], paths)
     for path, (name, _) in paths.items():
@@ -328,11 +328,11 @@ def test_llama_quantizes_files_pass(
 def test_formats_without_a_second_encoding_are_passed_with_a_remark(
     good: dict[str, Path], model: Model, tmp_path: Path
 ) -> None:
-    path = tmp_path / "iq4.gguf"
-    quantize_elsewhere(good["f32"], {path: ("IQ4_NL", None)})
+    path = tmp_path / "iq3.gguf"
+    quantize_elsewhere(good["f32"], {path: ("IQ3_S", None)})
     part = check(path, model)
     assert part.verdict == "warned"
-    assert "22 tensors in IQ4_NL differ from the checkpoint no more than is usual" in said(part)
+    assert "22 tensors in IQ3_S differ from the checkpoint no more than is usual" in said(part)
 
 
 @pytest.fixture(scope="module")

@@ -246,6 +246,6 @@ def _remarks(
     names = ", ".join(sorted({pair.format.display for pair in loose}))
     message = (
         f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the format; "
-        "kconv cannot encode it anew to tell more"
+        "kconv does not encode it anew to tell more, which takes too long"
     )
     return [Finding(loose[0].info.name, message, grave=False)]
