@@ -15,7 +15,7 @@ from types import MappingProxyType
 from ..core.errors import InputError, UsageError
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
-from .formats import F16, F32, FORMATS, NEEDS_IMPORTANCE, Format, format_of_type, nearest, parse_format
+from .formats import F16, F32, FORMATS, Format, format_of_type, nearest, parse_format
 from .importance import Importance, importance_metadata, missing_note, refuse_other_model
 from .named_recipes import ALIASES, POLICIES, Place, Policy
 from .parts import (
@@ -31,6 +31,7 @@ from .parts import (
     may_be_quantized,
     part_of,
 )
+from .requirements import check_importance, fitting
 
 # GGML_QNT_VERSION of ggml.h: the version of the block layouts.
 QUANTIZATION_VERSION = 2
@@ -50,25 +51,6 @@ class FormatChoice:
     def __getitem__(self, name: str) -> Format:
         return self.formats[name]
 
-
-# What takes the place of a format whose blocks do not fit the rows (llama-quant.cpp, tensor_type_fallback).
-# Formats of blocks of 32 have no smaller relative and become F16.
-_SMALLER_BLOCKS: Mapping[str, str] = MappingProxyType(
-    {
-        **dict.fromkeys(
-            ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
-        ),
-        **dict.fromkeys(("q2_0", "q2_K", "q3_K", "tq1_0", "tq2_0"), "q4_0"),
-        "q4_K": "q5_0",
-        "q5_K": "q5_1",
-        "q6_K": "q8_0",
-    }
-)
-
-# Formats llama.cpp refuses without importance data, and the one recipe it refuses q2_K in
-# (tensor_requires_imatrix).
-_REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
-_REFUSED_RECIPE = ("q2_K_S", "q2_K")
 
 # llama.cpp's converter keeps these in F32 in files of every type, besides vectors and norms; the relative
 # biases of T5 it does not, but they are small and llama_model_quantize never touches them.
@@ -158,9 +140,12 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
         elif given != first:
             fallbacks.setdefault((first, given), []).append(name)
         formats[name] = given
-        _check_importance(tensor, given, policy, importance)
+        check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
+    notes += (
+        [_NO_EXPERTS] if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts else []
+    )
     notes += missing_note(importance, model.tensors, formats)
     each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
     return FormatChoice(MappingProxyType(formats), tuple(notes), each)
@@ -229,23 +214,6 @@ def _converter_format(tensor: Tensor, policy: Policy) -> Format:
     return F32 if _CONVERTER_KEEPS.fullmatch(name) else policy.default
 
 
-def fitting(wanted: Format, columns: int, name: str = "a tensor") -> Format:
-    """``wanted``, or what llama.cpp takes instead where rows of ``columns`` are not whole blocks of it.
-
-    Raises InputError for the two formats of large blocks llama.cpp has nothing to take instead of.
-    """
-    if wanted.fits(columns):
-        return wanted
-    smaller = _SMALLER_BLOCKS.get(wanted.name)
-    if smaller is None and wanted.block_size > 32:
-        raise InputError(
-            f"{name} has rows of {columns} weights, no whole blocks of {wanted.block_size} as "
-            f"{wanted.display} needs, and llama.cpp has no format to take instead",
-            hint="choose another type, or another one for this tensor with --tensor-type",
-        )
-    return FORMATS[smaller] if smaller and FORMATS[smaller].fits(columns) else F16
-
-
 def _check_asked(model: Model, policy: Policy) -> None:
     """Refuse what was asked for and would have no effect, and architectures with rules of their own."""
     if policy.default.quantized and model.arch in FOREIGN:
@@ -262,24 +230,6 @@ def _check_asked(model: Model, policy: Policy) -> None:
             )
 
 
-def _check_importance(tensor: Tensor, format: Format, policy: Policy, importance: Importance | None) -> None:
-    """Refuse what llama.cpp refuses: data of another width, a format that needs data and has none."""
-    if not format.quantized:
-        return
-    columns = tensor.shape[-1] * (tensor.rows if len(tensor.shape) > 2 else 1)
-    if importance is not None and importance.of(tensor.name, columns) is not None:
-        return
-    spared = is_embedding(tensor.name) or tensor.name == HEAD
-    refused = format.name in _REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
-    if format in NEEDS_IMPORTANCE or (refused and not spared):
-        which = "has nothing on it" if importance else "none was given"
-        raise InputError(
-            f"{policy.display} makes {tensor.name} {format.display}, which needs importance data, and "
-            f"{which}",
-            hint="make some with kconv imatrix and pass --imatrix FILE, or pass --calibrate TEXT",
-        )
-
-
 def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
     which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
     verb = "has" if len(names) == 1 else "have"
@@ -289,6 +239,14 @@ def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
         f"{given.display} instead of {wanted.display}, as llama.cpp does",
         warning=True,
     )
+
+
+_NO_EXPERTS = Note(
+    "no-experts",
+    "MXFP4_MOE makes MXFP4 of matrices of experts only; this model has none and becomes Q8_0 (with --pure all "
+    "becomes MXFP4)",
+    warning=True,
+)
 
 
 def _spared_note(names: Sequence[str], policy: Policy) -> Note:
@@ -306,7 +264,6 @@ __all__ = [
     "FormatChoice",
     "Policy",
     "choose_formats",
-    "fitting",
     "parse_policy",
     "quantization_metadata",
     "wide_input",

@@ -11,7 +11,8 @@ from kconv.core.errors import InputError, UsageError
 from kconv.core.model import Model
 from kconv.core.tensor import DType, Stored, Tensor
 from kconv.quant.formats import BF16, F16, F32, FORMATS, Q6_K, Q8_0
-from kconv.quant.policy import POLICIES, choose_formats, fitting, parse_policy, quantization_metadata
+from kconv.quant.policy import POLICIES, choose_formats, parse_policy, quantization_metadata
+from kconv.quant.requirements import fitting
 
 
 def model(**shapes: tuple[int, ...]) -> Model:
@@ -150,6 +151,14 @@ def test_fallbacks_are_told() -> None:
     assert "Q8_0 instead of Q6_K" in notes[0].message
     assert "F16 instead of Q4_0" in notes[1].message
     assert choose_formats(narrow, parse_policy("f16")).notes == ()
+
+
+def test_mxfp4_says_that_it_is_for_experts() -> None:
+    dense = model(token_embd__weight=(100, 256), blk__0__attn_q__weight=(256, 256))
+    (note,) = choose_formats(dense, POLICIES["mxfp4_moe"]).notes
+    assert "this model has none and becomes Q8_0" in note.message
+    pure = choose_formats(dense, parse_policy("mxfp4_moe", pure=True))
+    assert (pure.notes, pure["blk.0.attn_q.weight"].name) == ((), "mxfp4")
 
 
 def test_fitting() -> None:
