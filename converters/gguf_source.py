@@ -40,8 +40,11 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
         )
     infos = [replace(info, shape=_axes(info.shape)) for info in header.tensors]
     for info in infos:
-        if math.prod(info.shape[1:]) > _LARGEST_MATRIX:
-            raise GgufError(f"{file.path}: tensor {shown(info.name)} {list(info.shape)} is absurdly wide")
+        if not 0 < math.prod(info.shape[1:]) <= _LARGEST_MATRIX or not info.shape[0]:
+            raise GgufError(
+                f"{file.path}: tensor {shown(info.name)} has the shape {list(info.shape)}, as no weights have",
+                hint="the file is damaged, or was made for another program",
+            )
     infos.sort(key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name))
     notes = []
     if FINGERPRINT_KEY in header.metadata:
