@@ -1,7 +1,7 @@
 """Every type against llama_model_quantize, in one run, and several types in one read against one by one.
 
 Both sides make a type from the same F16 file on two threads and sync it; what they make is compared tensor by
-tensor. Random weights in the shape of a 1.3B Llama, in the page cache; the iq types, of which ggml makes a few
+tensor. Random weights in the shape of a 1.3B Llama, in the page cache; the iq types, of which ggml makes few
 million weights a second, from a file with the same matrices but two layers. Types llama.cpp makes only with
 importance data are given ones. Peaks are private memory (memory.py).
 
