@@ -21,6 +21,8 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from kconv.converters.gguf_writer import FilePlan, write_files
+from kconv.core.gguf_file import read_header
 from kconv.core.model import Model
 from kconv.core.tensor import DType, Tensor
 from kconv.quant.importance import Importance
@@ -223,6 +225,24 @@ def write_f32(path: Path, family: Family, arrays: Mapping[str, Floats] | None = 
 
 def _aligned(size: int) -> int:
     return -(-size // 32) * 32
+
+
+def write_with_kconv(
+    model: Model, plans: Sequence[FilePlan], importance: Importance | None, *, threads: int = 1
+) -> None:
+    """All plans to their own paths."""
+    for plan in plans:
+        plan.path.touch()
+    write_files(model.tensors, plans, [plan.path for plan in plans], threads=threads, importance=importance)
+
+
+def contents(path: Path) -> dict[str, tuple[int, bytes]]:
+    """Type and bytes of every tensor."""
+    header = read_header(path)
+    data = path.read_bytes()[header.data_offset :]
+    return {
+        info.name: (info.ggml_type, data[info.offset : info.offset + info.nbytes]) for info in header.tensors
+    }
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,22 +11,21 @@ from recipe_material import (
     Floats,
     Job,
     as_model,
+    contents,
     quantize,
     random_arrays,
     random_importance,
     save_importance,
     write_f32,
+    write_with_kconv,
 )
 
-from kconv.converters.gguf_writer import FilePlan, plan_file, write_files
+from kconv.converters.gguf_writer import plan_file
 from kconv.core.errors import InputError
-from kconv.core.gguf_file import GgufHeader, read_header
-from kconv.core.model import Model
 from kconv.quant.importance import Importance
 from kconv.quant.policy import POLICIES, choose_formats, quantization_metadata
 
 QUANTIZED = [policy for policy in POLICIES.values() if policy.default.quantized]
-
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,7 @@ def test_every_recipe(
         formats = [choice[tensor.name] for tensor in model.tensors]
         plans.append(plan_file(tmp_path / path.name, model, formats, quantization_metadata(policy)))
         expected.append(path)
-    write(model, plans, importance, threads=1 + imatrix)
+    write_with_kconv(model, plans, importance, threads=1 + imatrix)
     for plan, path in zip(plans, expected, strict=True):
         assert contents(plan.path) == contents(path), path.name
     refused = {policy.name for policy in QUANTIZED} - {path.stem.split("-")[1] for path in expected}
@@ -75,24 +73,6 @@ def test_every_recipe(
         assert refused == (set() if imatrix else set(REFUSED))
     else:
         assert refused == {"q1_0"}
-
-
-def write(
-    model: Model, plans: Sequence[FilePlan], importance: Importance | None, *, threads: int = 1
-) -> None:
-    """All plans to their own paths."""
-    for plan in plans:
-        plan.path.touch()
-    write_files(model.tensors, plans, [plan.path for plan in plans], threads=threads, importance=importance)
-
-
-def contents(path: Path) -> dict[str, tuple[int, bytes]]:
-    """Type and bytes of every tensor."""
-    header: GgufHeader = read_header(path)
-    data = path.read_bytes()[header.data_offset :]
-    return {
-        info.name: (info.ggml_type, data[info.offset : info.offset + info.nbytes]) for info in header.tensors
-    }
 
 
 def test_importance_reaches_every_matrix(tmp_path: Path) -> None:
@@ -104,7 +84,7 @@ def test_importance_reaches_every_matrix(tmp_path: Path) -> None:
     plan = plan_file(tmp_path / "x.gguf", model, [choice[tensor.name] for tensor in model.tensors], {})
     found = {}
     for name, given in (("none", None), ("some", importance), ("partly", partly(importance))):
-        write(model, [plan], given)
+        write_with_kconv(model, [plan], given)
         found[name] = contents(plan.path)
     for tensor, plain in found["none"].items():
         weighed = len(arrays[tensor].shape) > 1 and tensor != "token_embd.weight"
