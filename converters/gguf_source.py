@@ -42,7 +42,7 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
     for info in infos:
         if not 0 < math.prod(info.shape[1:]) <= _LARGEST_MATRIX or not info.shape[0]:
             raise GgufError(
-                f"{file.path}: tensor {shown(info.name)} has the shape {list(info.shape)}, as no weights have",
+                f"{file.path}: tensor {shown(info.name)} of shape {list(info.shape)} holds no weights",
                 hint="the file is damaged, or was made for another program",
             )
     infos.sort(key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name))
