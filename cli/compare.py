@@ -133,7 +133,7 @@ def _row(each: ComparedType) -> tuple[str, ...]:
         return (*size, "–", "–", "–", each.proof.verdict, kind)
     return (
         *size,
-        with_error(figures.kl_mean, figures.kl_mean_error),
+        with_error(figures.kl_mean, figures.kl_mean_error).replace("\N{NO-BREAK SPACE}", " "),
         f"{100 * figures.same_top1:.1f} %",
         f"{each.perplexity_ratio[0]:.4f}",
         each.proof.verdict,

@@ -64,6 +64,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 
 EPILOG = """\b
 Examples:
+  kconv plan ./42dot_LLM-SFT-1.3B
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0
   kconv verify 42dot_LLM-SFT-1.3B-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
   kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf -p "서울의 명소를 알려줘."
