@@ -147,7 +147,7 @@ def test_importance_data_are_told_and_make_small_types(folder: Path, tmp_path: P
         compare(folder, tmp_path, options=Options(("q2_k_s", "q4_0")), texts=[TEXT], tokens=8)
     options = Options(("q2_k_s", "q4_0"), calibrate=(str(text),))
     found = compare(folder, tmp_path, options=options, texts=[TEXT], tokens=32)
-    assert found.importance == str(text)
+    assert found.importance == "글.txt"
     assert all(np.isfinite(kl(each)) for each in found.types)
     assert "글.txt" in Page(comparison_html(found)).text
 

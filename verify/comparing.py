@@ -81,7 +81,8 @@ class ComparedType:
 class Comparison:
     """Types of one checkpoint, in the order asked for.
 
-    ``read`` says which texts were read and by what, ``importance`` what the types were quantized with.
+    ``read`` says which texts were read and by what, ``importance`` names the file or texts
+    the types were quantized with.
     """
 
     source: Path
@@ -146,14 +147,14 @@ def compare(
         made = convert(source, folder, options, run)
     proofs = cast("tuple[Proof, ...]", made.proofs)  # converters may not name what verify defines
     pairs = zip(made.outputs, proofs, strict=True)
-    named = options.imatrix or ", ".join(options.calibrate) or None
+    learned_from = [options.imatrix] if options.imatrix is not None else options.calibrate
     return Comparison(
         made.source,
         made.arch,
         made.parameters,
         tuple(_compared(output, proof, options, keep=keep) for output, proof in pairs),
         made.companions if keep else (),
-        named,
+        ", ".join(Path(file).name for file in learned_from) or None,
         {key: proofs[0].provenance[key] for key in ("texts", "windows", "runtime", "versions")},
         made.notes,
         time.monotonic() - begun,

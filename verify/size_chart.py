@@ -25,7 +25,7 @@ from .svg import (
 )
 
 _TOP, _BOTTOM = 50, 500
-_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
 _APART = 60  # between the numbers of an axis
 
 Box = tuple[float, float, float, float]
