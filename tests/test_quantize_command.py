@@ -18,7 +18,8 @@ from kconv.converters import to_gguf
 from kconv.converters.requantize import quantize
 from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError
-from kconv.core.gguf_file import read_header
+from kconv.core.gguf_file import TensorInfo, header_bytes, read_header, tensor_bytes
+from kconv.core.gguf_pairs import encode_pairs
 from kconv.quant.policy import parse_policy
 
 KCONV = [sys.executable, "-m", "kconv.cli.main"]
@@ -188,3 +189,17 @@ def test_what_cannot_be_decoded_is_refused(source: Path, tmp_path: Path) -> None
     (made,) = quantize(odd, tmp_path / "made.gguf", types=["copy"]).outputs
     assert theirs(odd, tmp_path / "theirs.gguf", 0, only_copy=True)
     assert made.path.read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 256), (4, 0), (2, 1 << 29)], ids=["no rows", "no columns", "absurd rows"]
+)
+def test_shapes_no_weights_have_are_refused(tmp_path: Path, shape: tuple[int, int]) -> None:
+    info = TensorInfo("blk.0.attn_q.weight", shape, 0, tensor_bytes(shape, 0))
+    head = header_bytes(encode_pairs({"general.architecture": "llama"}), [info])
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(head)
+    with path.open("r+b") as file:
+        file.truncate(len(head) + info.nbytes)  # a hole takes no room
+    with pytest.raises(GgufError, match="holds no weights"):
+        quantize(path, tmp_path / "made.gguf", types=["q8_0"])
