@@ -32,7 +32,7 @@ from .watching import Watch
 from .windows import Window
 
 CHUNKS = 128
-"""Windows read where nobody says, with which a model of 1.3 billion weights keeps two cores some twenty minutes."""
+"""Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 
 
 class Sums:
