@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from t5_material import random_byt5
 from kconv.converters import to_gguf
 from kconv.converters.planning import Plan, plan
 from kconv.converters.results import Options
+from kconv.converters.samples import write_sample
 from kconv.core.errors import CheckpointError, UsageError
 from kconv.core.gguf_file import read_header
 from kconv.quant.policy import POLICIES
 
+ROOT = Path(__file__).resolve().parent.parent
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 
 
@@ -269,6 +272,23 @@ def test_the_command(tmp_path: Path, small_tokenizer: Path) -> None:
     assert pure["types"][0]["expected_kl"] is None  # nobody has measured that
     assert run("plan", folder, "-q", "q4_x").returncode == 2
     assert run("plan", tmp_path / "nowhere").returncode == 3
+
+
+def test_memory_is_what_a_conversion_takes(tmp_path: Path) -> None:
+    """Private memory of kconv and its child, as bench/memory.py samples it, in MiB."""
+    spec = importlib.util.spec_from_file_location("memory", ROOT / "bench" / "memory.py")
+    assert spec is not None
+    assert spec.loader is not None
+    memory = importlib.util.module_from_spec(spec)
+    sys.modules["memory"] = memory  # dataclasses look there
+    spec.loader.exec_module(memory)
+    folder = write_sample("42dot", tmp_path / "model")
+    words = [*KCONV, "to-gguf", str(folder), "-q", "q4_k_m", "-o", str(tmp_path), "--threads", "2"]
+    expected = plan(folder, options=Options(("q4_K_M",)), threads=2)
+    for more, rule in ((["--no-verify"], expected.memory), (["--force"], expected.proof_memory)):
+        taken = memory.measure([*words, *more])
+        assert taken.code == 0
+        assert 0.5 * rule < taken.peak_private < 1.15 * rule, (taken.peak_private >> 20, rule >> 20)
 
 
 def test_a_disk_without_room_is_told(
