@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,8 @@ def command(
         return
     counted = f"{plural(told['tensors'], 'tensor')}, {plural(told['tokens'], 'token')}"
     say(f"{path}: {counted} in {plural(told['chunks'], 'chunk')}, {seconds_text(seconds)}")
-    say(f"\nTo use it:\n  kconv to-gguf {checkpoint} -q q4_k_m --imatrix {path}")
+    words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
+    say(f"\nTo use it:\n  {shlex.join(words)}")
 
 
 def _made(
@@ -97,7 +99,7 @@ def _made(
 ) -> tuple[Path, dict[str, Any]]:
     """The file written, and what to tell of it."""
     from ..converters.targets import checkpoint_name
-    from ..core.files import refuse_existing
+    from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
     from ..quant.imatrix_file import write_activations
     from ..verify.activations import gather, named_texts
@@ -107,8 +109,8 @@ def _made(
     if output is not None and output.suffix != ".gguf":
         raise UsageError(f"-o {output}: expected a name that ends in .gguf, which imatrix files are now")
     path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
-    refuse_existing(path, force=force)
-    with shown_progress() as progress:
+    # opened first, so that a folder one may not write to does not cost the pass
+    with shown_progress() as progress, atomic_file(path, force=force) as temporary:
         found, arch = gather(
             checkpoint,
             named,
@@ -118,7 +120,7 @@ def _made(
             progress=progress,
             announce=announce,
         )
-    write_activations(path, found, arch=arch, force=force)
+        write_activations(temporary, found, arch=arch, force=True)
     return path, {
         "architecture": arch,
         "tensors": len(found.sums),

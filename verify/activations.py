@@ -140,5 +140,6 @@ def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
     tokens = sum(window.tokens for window in windows)
     seconds = estimated_seconds(subject.model, windows, 0)
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
-    return f"importance: {tokens:,} tokens in {len(windows):,} chunks{part} in fp32, about {about}"
+    return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}"
