@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from imatrix_material import legacy_bytes, write_with_gguf_py
 from kconv.core.errors import InputError, KconvError, OutputExists
 from kconv.core.tensor import DType, Tensor
 from kconv.quant.formats import FORMATS
-from kconv.quant.ggml import dequantize, encode
+from kconv.quant.ggml import dequantize, encode, library_path
 from kconv.quant.imatrix_file import Activations, read_activations, write_activations
 from kconv.quant.importance import (
     importance_metadata,
@@ -99,6 +100,27 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
     }
     with pytest.raises(OutputExists):
         write_activations(path, written)
+
+
+def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
+    """gguf_init_from_file with the data, as common/imatrix-loader.cpp calls it."""
+
+    class Parameters(ctypes.Structure):
+        _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
+
+    sums, counts = {_A: np.arange(300, dtype=np.float32)}, {_A: np.array([70000])}
+    write_activations(tmp_path / "a.gguf", Activations(sums, counts, ("가.txt",), 5, 512), arch="llama")
+    ggml, context = ctypes.CDLL(str(library_path())), ctypes.c_void_p()
+    ggml.gguf_init_from_file.argtypes = (ctypes.c_char_p, Parameters)
+    ggml.ggml_get_tensor.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
+    ggml.gguf_init_from_file.restype = ggml.ggml_get_tensor.restype = ctypes.c_void_p
+    ggml.ggml_get_data_f32.argtypes = (ctypes.c_void_p,)
+    ggml.ggml_get_data_f32.restype = ctypes.POINTER(ctypes.c_float)
+    path = str(tmp_path / "a.gguf").encode()
+    assert ggml.gguf_init_from_file(path, Parameters(False, ctypes.pointer(context)))
+    for name, expected in ((f"{_A}.in_sum2", range(300)), (f"{_A}.counts", [70000])):
+        data = ggml.ggml_get_data_f32(ggml.ggml_get_tensor(context, name.encode()))
+        assert data[: len(expected)] == list(expected)
 
 
 _GOOD = _pair(_A, _floats(1, 2)[None], _floats(2)[None])
