@@ -157,7 +157,7 @@ def plan(
     """What ``to_gguf`` with the same ``options`` would write to ``output``; without ``options`` every type.
 
     Raises what a conversion raises before it reads weights: CheckpointError, UnsupportedModel, MappingError,
-    VocabError, TokenMismatch, UsageError; not OutputExists.
+    VocabError, TokenMismatch, UsageError, but not OutputExists; InputError where no type is possible.
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
@@ -177,6 +177,8 @@ def plan(
             types.append(_planned_type(target, bare, vocabulary, companions, importance))
         except InputError as error:
             refused.append(RefusedType(target.type, error.message))
+            if len(refused) == len(targets):  # none is possible: an imatrix of another model, say
+                raise
     return Plan(
         source=checkpoint.folder,
         arch=model.arch,

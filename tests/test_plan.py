@@ -22,7 +22,7 @@ from kconv.converters import to_gguf
 from kconv.converters.planning import Plan, plan
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
-from kconv.core.errors import CheckpointError, UsageError
+from kconv.core.errors import CheckpointError, InputError, UsageError
 from kconv.core.gguf_file import read_header
 from kconv.quant.policy import POLICIES
 
@@ -243,6 +243,13 @@ def test_unknown_types_and_patterns_that_match_nothing(tmp_path: Path, small_tok
         plan(folder, options=Options(("q4_k_n",)))
     with pytest.raises(UsageError, match="matches no matrix"):
         plan(folder, options=Options(("q4_0",), tensor_types=("attn_z=q8_0",)))
+
+
+def test_an_imatrix_of_another_model_is_refused(tmp_path: Path, small_tokenizer: Path) -> None:
+    folder = llama(tmp_path / "model", small_tokenizer)
+    other = imatrix(tmp_path / "other.gguf", tied_llama(tmp_path / "other", small_tokenizer))
+    with pytest.raises(InputError, match="another model"):
+        plan(folder, options=Options(("q4_0", "q4_k_m"), imatrix=str(other)))
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
