@@ -38,6 +38,9 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
         return
     say(table(rows, header=header))
     say(f"\nTypes: {', '.join(known['types'])}, or auto, the checkpoint's own float type")
+    say(
+        f"Of these need importance data (--imatrix, --calibrate): {', '.join(known['types_with_importance'])}"
+    )
     say("\nVocabulary adapters (--no-adapter NAME leaves one out):")
     say(table([("", item["name"], item["summary"]) for item in known["adapters"]]))
     say("\nChat templates (--chat-template NAME):")
@@ -52,6 +55,7 @@ def supported() -> dict[str, Any]:
     from ..converters.architectures import NEAR, RECIPES
     from ..converters.samples import FAMILIES
     from ..quant.policy import POLICIES
+    from ..quant.requirements import needs_importance
     from ..vocab.adapters import ADAPTERS
     from ..vocab.templates import FORMATS
 
@@ -67,6 +71,7 @@ def supported() -> dict[str, Any]:
             for recipe in RECIPES
         ],
         "types": list(POLICIES),
+        "types_with_importance": [policy.name for policy in POLICIES.values() if needs_importance(policy)],
         "adapters": [{"name": adapter.name, "summary": adapter.summary} for adapter in ADAPTERS],
         "chat_templates": [{"name": known.name, "model": known.model} for known in FORMATS],
         "samples": sorted(FAMILIES),

@@ -243,8 +243,8 @@ def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
 
 _NO_EXPERTS = Note(
     "no-experts",
-    "MXFP4_MOE makes MXFP4 of matrices of experts only; this model has none and becomes Q8_0 (with --pure all "
-    "becomes MXFP4)",
+    "MXFP4_MOE makes MXFP4 of matrices of experts only; this model has none and becomes Q8_0 (--pure makes "
+    "all of it MXFP4)",
     warning=True,
 )
 

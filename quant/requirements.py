@@ -49,6 +49,14 @@ def fitting(wanted: Format, columns: int, name: str = "a tensor") -> Format:
     return FORMATS[smaller] if smaller and FORMATS[smaller].fits(columns) else F16
 
 
+def needs_importance(policy: Policy) -> bool:
+    """Whether llama.cpp refuses the recipe without importance data, where all rows are whole blocks."""
+    formats = {policy.default, *(rule.format for rule in policy.rules)}
+    return policy.name == _REFUSED_RECIPE[0] or any(
+        format is not None and format.name in _REFUSED_WITHOUT for format in formats
+    )
+
+
 def check_importance(tensor: Tensor, format: Format, policy: Policy, importance: Importance | None) -> None:
     """Refuse what llama.cpp refuses: data of another width, a format that needs data and has none."""
     if not format.quantized:

@@ -148,15 +148,15 @@ FULL: Mapping[str, Family] = {
 
 # Of 32 layers and more, with few rows: every rule that depends on the layer shows, and every fallback.
 NARROW: Mapping[str, Family] = {
-    "llama": Family("llama", 33, 256, 512, rows=3),
-    "shared keys, tied": Family("llama", 32, 256, 512, heads=8, kv_heads=2, tied=True, rows=3),
-    "rows of 288 and 352": Family("llama", 32, 288, 352, rows=3),
-    "rows of 160, tied; 40": Family("llama", 32, 160, 40, kv_heads=2, tied=True, rows=3),
-    "phi2": Family("phi2", 34, 256, 512, gated=False, rows=3),
-    "t5": Family("t5", 24, 256, 512, decoder=20, rows=3),
-    "t5 of 96 and 416, tied": Family("t5", 24, 96, 416, decoder=20, tied=True, rows=3),
+    "llama": Family("llama", 33, 256, 512, rows=2),
+    "shared keys, tied": Family("llama", 32, 256, 512, heads=8, kv_heads=2, tied=True, rows=2),
+    "rows of 288 and 352": Family("llama", 32, 288, 352, rows=2),
+    "rows of 160, tied; 40": Family("llama", 32, 160, 40, kv_heads=2, tied=True, rows=2),
+    "phi2": Family("phi2", 34, 256, 512, gated=False, rows=2),
+    "t5": Family("t5", 24, 256, 512, decoder=20, rows=2),
+    "t5 of 96 and 416, tied": Family("t5", 24, 96, 416, decoder=20, tied=True, rows=2),
     "eight experts": Family("llama", 32, 256, 256, heads=8, kv_heads=2, experts=8, rows=1),
-    "falcon": Family("falcon", 32, 256, 512, gated=False, fused=True, rows=3),
+    "falcon": Family("falcon", 32, 256, 512, gated=False, fused=True, rows=2),
 }
 
 

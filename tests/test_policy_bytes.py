@@ -24,6 +24,7 @@ from kconv.converters.gguf_writer import plan_file
 from kconv.core.errors import InputError
 from kconv.quant.importance import Importance
 from kconv.quant.policy import POLICIES, choose_formats, quantization_metadata
+from kconv.quant.requirements import needs_importance
 
 QUANTIZED = [policy for policy in POLICIES.values() if policy.default.quantized]
 
@@ -69,6 +70,7 @@ def test_every_recipe(
     for plan, path in zip(plans, expected, strict=True):
         assert contents(plan.path) == contents(path), path.name
     refused = {policy.name for policy in QUANTIZED} - {path.stem.split("-")[1] for path in expected}
+    assert set(REFUSED) == {policy.name for policy in QUANTIZED if needs_importance(policy)}
     if label in ("llama", "shared keys, tied", "phi2", "t5", "eight experts", "falcon"):
         assert refused == (set() if imatrix else set(REFUSED))
     else:
