@@ -14,10 +14,10 @@ import vocab_material as material
 from kconv.core.checkpoint import Checkpoint
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab, gguf_keys
+from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.in_gguf import read_vocab
 from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import read_source
-from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.unigram import equally_good
 
 T5 = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
