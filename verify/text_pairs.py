@@ -145,7 +145,8 @@ def _made(reader: PairReader, at: int, ids: Sequence[int]) -> list[Window]:
     """Pairs of a running text, cut into stretches of about the same length."""
     if len(ids) < 2:
         raise InputError(
-            f"text {at + 1} has {len(ids)} tokens, too few to predict some from others",
+            f"text {at + 1} has {len(ids)} token{'' if len(ids) == 1 else 's'}, too few to predict some from "
+            "others",
             hint="give a longer text",
         )
     gaps = gaps_of(reader.source)
