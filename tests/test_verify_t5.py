@@ -31,6 +31,7 @@ from kconv.verify.gaps import gaps_of, with_gaps
 from kconv.verify.gguf_weights import open_gguf
 from kconv.verify.llama_candidate import LlamaCandidate
 from kconv.verify.reference import Reading, Reference
+from kconv.verify.report import report_html
 from kconv.verify.text_pairs import PairReader, built_in_pairs, default_size, text_pairs
 from kconv.verify.windows import Window
 from kconv.vocab.sources import read_source
@@ -633,6 +634,13 @@ def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
     assert found is not None
     assert found.logits_same_gelu is not None
     assert found.logits_same_gelu < found.logits_runtime / 5
+    figures = proof.logits.figures
+    assert figures is not None
+    assert figures.nmse_same_gelu is not None
+    assert figures.nmse_same_gelu < figures.nmse / 5
+    assert proof.to_json()["logits"]["figures"]["nmse_same_gelu"] == figures.nmse_same_gelu
+    assert "with llama.cpp's GELU in fp32, too)" in proof_text(proof)
+    assert "Logits, NMSE, same GELU" in report_html([proof])
     assert proof.logits.figures is not None
     assert proof.logits.figures.positions == len("답은 이것이다.".encode()) + 1
     (worst, *_) = proof.logits.worst

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
-from .proof import LogitsPart, TensorError
+from .proof import Gate, LogitsPart, TensorError
 from .reference import Reading, Reference
 from .sample_text import WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
@@ -69,7 +70,9 @@ class Subject:
 class How:
     """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
-    ``front_end`` is the file of a GBST model's front end; None: the one beside its body.
+    ``front_end`` is the file of a GBST model's front end; None: the one beside its body. ``gelu_share``: in
+    families with a GELU, read the checkpoint once more with llama.cpp's table of it for files that are held
+    to its logits themselves, to tell what the table alone does.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +81,7 @@ class How:
     progress: Progress = silent
     announce: Announce = lambda text: None
     front_end: Path | None = None
+    gelu_share: bool = True
 
 
 def built_in_windows(
@@ -127,11 +131,11 @@ def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
     return PairReader(subject.source, start, eos, size, subject.context)
 
 
-def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
-    """What reading the windows will take, in a sentence."""
+def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
+    """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
     weights = sum(tensor.elements for tensor in subject.model.tensors)
-    seconds = estimated_seconds(subject.model, windows, files)
+    seconds = estimated_seconds(subject.model, windows, files, passes=passes)
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     through = "the file" if files == 1 else f"{files} files"
     return (
@@ -144,6 +148,17 @@ def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Rea
     return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
         windows, progress=how.progress
     )
+
+
+def shows_gelu_share(subject: Subject, gate: Gate, how: How) -> bool:
+    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
+    return how.gelu_share and subject.recipe.gelu and gate.measure == "nmse"
+
+
+def _with_llama_cpps_gelu(subject: Subject, how: How) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
+    reference = Reference(subject.checkpoint, subject.recipe, llama_cpps_gelu=True, threads=how.threads)
+    return partial(reference.read, progress=how.progress) if reference.gelus else None
 
 
 def logits_part(
@@ -162,7 +177,8 @@ def logits_part(
     try:
         front = embed_of(file, subject.recipe, how.front_end)
         with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
-            measure = compare(read, candidate, windows, how.progress)
+            alike = _with_llama_cpps_gelu(subject, how) if shows_gelu_share(subject, gate, how) else None
+            measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part

@@ -58,7 +58,9 @@ def prove(
     process has just encoded; ``full`` does again all that ``verify`` does. Raises KconvError where reading
     the checkpoint fails.
     """
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    how = How(
+        threads=threads or available_cores(), progress=progress, announce=announce, gelu_share=scope == "full"
+    )
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     windows = built_in_windows(subject, QUICK if scope == "quick" else LONG)
     announce(cost(subject, windows, len(files)))

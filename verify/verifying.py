@@ -25,6 +25,7 @@ from .comparison import (
     logits_part,
     provenance,
     read_reference,
+    shows_gelu_share,
     text_windows,
 )
 from .front_end import with_front_end_findings
@@ -87,9 +88,9 @@ def verify(
         checkpoint = open_checkpoint(against)
         hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
         subject = _subject(file, checkpoint, manifest)
-        gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
+        gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
         windows = _windows(subject, texts, tokens, window)
-        announce(cost(subject, windows, 1))
+        announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
             evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
