@@ -258,8 +258,10 @@ def test_a_body_that_does_not_name_its_front_end_fails_the_proof(
 
 def test_verify_refuses_a_missing_front_end(folder: Path, body: Path, tmp_path: Path) -> None:
     shutil.copy(body, tmp_path)
+    announced: list[str] = []
     with pytest.raises(GgufError, match="needs its front end"):
-        verify(tmp_path / body.name, folder, tokens=60, threads=1)
+        verify(tmp_path / body.name, folder, tokens=60, threads=1, announce=announced.append)
+    assert announced == []  # nothing has been begun
     done = run("verify", tmp_path / body.name, "--against", folder, "--tokens", 60)
     assert done.returncode == 3
     assert "needs its front end" in done.stderr

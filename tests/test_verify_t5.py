@@ -298,7 +298,7 @@ def test_most_of_the_error_is_llama_cpps_table_of_gelu(name: str, tmp_path: Path
 
 
 def reader(source: Source, **changes: Any) -> PairReader:
-    return replace(PairReader(source, start=0, eos=1, size=512, context=1024), **changes)
+    return replace(PairReader(source, start=0, eos=1, size=512, context=1024, source_context=1024), **changes)
 
 
 def test_gaps_are_those_of_byt5s_pre_training(source: Source) -> None:
@@ -393,7 +393,7 @@ BAD_PAIRS = {
     "a\tb\n\t답": "line 2: the source is empty",
     "질문\t ": "line 1: the target is empty",
     "a\t" + "b" * 2000: "line 1: the target has 2000 tokens, expected at most 1023",
-    "x": "text 1 has 1 tokens",
+    "x": "text 1 has 1 token,",
 }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.architectures import recipe_for
+from ..converters.gbst.front_end_file import front_end_of
 from ..converters.recipe import build, parameters, untransformed
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -88,7 +89,9 @@ def verify(
         checkpoint = open_checkpoint(against)
         hashes = CheckpointHashes(file.path, manifest, checkpoint)  # what has changed is told before all else
         subject = _subject(file, checkpoint, manifest)
+        # nonsense is refused before any work, and so is a body without its front end
         gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
+        front_end_of(file.path, file.header.metadata, how.front_end)
         windows = _windows(subject, texts, tokens, window)
         announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
