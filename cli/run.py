@@ -97,7 +97,8 @@ Examples:
     "context",
     type=click.IntRange(1, 10_000_000),
     metavar="N",
-    help="Context size in tokens.  [default: what the prompt and -n need]",
+    help="Context size in tokens (of a GBST encoder: in positions, each a few bytes).  [default: what the "
+    "prompt and -n need]",
 )
 @click.option(
     "--kv-type",
@@ -165,7 +166,7 @@ def command(
             context=context,
             kv_type=kv_type.lower(),
             verbose=verbose,
-            front=front,
+            front=None if front is None else front.embed,
             progress=progress,
         ) as runtime,
     ):
@@ -176,6 +177,7 @@ def command(
             stops,
             tokens=tokens,
             context=context,
+            factor=1 if front is None else front.factor,
             echo=echo,
             show=not as_json,
             verbose=verbose,

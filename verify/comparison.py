@@ -23,7 +23,7 @@ from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
-from .front_end import embed_of
+from .front_end import embed_of, tokens_a_position
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
@@ -64,6 +64,11 @@ class Subject:
         value = self.model.hparams[f"{self.model.arch}.context_length"]
         assert isinstance(value, int)
         return value
+
+    @property
+    def source_context(self) -> int:
+        """Tokens read at once: an encoder behind a front end has a position for several of them."""
+        return self.context * tokens_a_position(self.recipe, self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -112,12 +117,13 @@ def text_windows(
 
 
 def _window_size(subject: Subject, window: int | None) -> int:
-    if window is not None and window > subject.context:
+    longest = subject.source_context
+    if window is not None and window > longest:
         raise InputError(
-            f"windows of {window} tokens are longer than the model's context of {subject.context}",
-            hint=f"pass --window {subject.context} or less; a longer text is read in several windows",
+            f"windows of {window} tokens are longer than the model's context of {longest}",
+            hint=f"pass --window {longest} or less; a longer text is read in several windows",
         )
-    return min(WINDOW, subject.context) if window is None else window
+    return min(WINDOW, longest) if window is None else window
 
 
 def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
@@ -128,7 +134,7 @@ def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
     size = _window_size(subject, window)
     if window is None:
         size = default_size(size, subject.vocab.size)
-    return PairReader(subject.source, start, eos, size, subject.context)
+    return PairReader(subject.source, start, eos, size, subject.context, subject.source_context)
 
 
 def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:

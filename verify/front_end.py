@@ -41,6 +41,16 @@ def transformers_class(recipe: Recipe) -> str:
     return _KNOWN_AS.get(recipe.hf_classes[0], recipe.hf_classes[0])
 
 
+def tokens_a_position(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """How many tokens of a source make one position of the encoder: 1 without a front end.
+
+    Raises what ``read_settings`` raises.
+    """
+    if recipe.name != GBSWT5.name:
+        return 1
+    return read_settings(Settings(checkpoint.config, "config.json"), checkpoint.tensors).factor
+
+
 def join_front_end(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> GbstSettings | None:
     """Put the torch front end before the encoder of transformers' empty ``model``; None where there is none.
 

@@ -263,7 +263,9 @@ def decoder_start(settings: Settings) -> int:
 def context(settings: Settings, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """The length the model was trained with, as far as files say: T5's positions are relative.
 
-    n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens.
+    n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens. Behind a GBST
+    front end the encoder has a position for ``downsample_factor`` bytes, so its texts may be so much longer;
+    the decoder's are not down-sampled.
     """
     length = _BYTE_CONTEXT if is_byte_tokenizer(checkpoint) else _CONTEXT
     told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
