@@ -155,7 +155,7 @@ def choose_formats(model: Model, policy: Policy) -> FormatChoice:
         elif given != wanted:
             fallbacks.setdefault((wanted, given), []).append(tensor.name)
         formats[tensor.name] = given
-    notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
+    notes = [_fallback_note(*formats, names, policy) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
     return FormatChoice(MappingProxyType(formats), tuple(notes))
 
@@ -224,13 +224,13 @@ def _experts(model: Model) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
+def _fallback_note(wanted: Format, given: Format, names: Sequence[str], policy: Policy) -> Note:
     which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
     verb = "has" if len(names) == 1 else "have"
     return Note(
         "format-fallback",
         f"{which} {verb} rows that are not whole blocks of {wanted.block_size} weights: "
-        f"{given.display} instead of {wanted.display}, as llama.cpp does",
+        f"{given.display} instead of {wanted.display} in the {policy.display} file, as llama.cpp does",
         warning=True,
     )
 

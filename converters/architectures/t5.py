@@ -136,7 +136,7 @@ ROWS = (
 
 def sizes(settings: Settings) -> Sizes:
     """The words of the shapes; refuses what llama.cpp's graph cannot have."""
-    layers = settings.integer("num_layers")
+    layers = settings.either("num_layers", "num_hidden_layers")
     decoder_layers = settings.integer("num_decoder_layers", layers)
     if decoder_layers > layers:
         raise UnsupportedModel(
@@ -152,9 +152,9 @@ def sizes(settings: Settings) -> Sizes:
     return {
         "layers": layers,
         "decoder_layers": decoder_layers,
-        "hidden": settings.integer("d_model"),
-        "heads": settings.integer("num_heads"),
-        "head_dim": settings.integer("d_kv"),
+        "hidden": settings.either("d_model", "hidden_size"),
+        "heads": settings.either("num_heads", "num_attention_heads"),
+        "head_dim": settings.either("d_kv", "head_dim"),
         "ffn": settings.integer("d_ff"),
         "buckets": buckets,
         "rows": settings.integer("vocab_size"),
