@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 
+from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.gbst.front_end_file import read_front_end, write_front_end
 from kconv.converters.gbst.settings import EMBEDDING, SCORE
@@ -24,6 +26,7 @@ from kconv.core.errors import GgufError, NonFiniteError, OutputExists, UsageErro
 from kconv.core.gguf_file import read_header, write_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify import verify
+from kconv.verify.report import report_html
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."
@@ -96,6 +99,7 @@ def test_one_conversion_writes_all_bodies_and_one_front_end(made: Conversion) ->
     (beside,) = made.companions
     held = read_front_end(beside.path)
     assert beside.bytes == beside.path.stat().st_size
+    assert beside.sha256 == hashlib.sha256(beside.path.read_bytes()).hexdigest()
     assert beside.weights == sum(np.prod(shape) for shape in held.front_end.settings.shapes().values())
     assert not beside.kept
     for output in made.outputs:
@@ -103,7 +107,7 @@ def test_one_conversion_writes_all_bodies_and_one_front_end(made: Conversion) ->
         assert metadata[KIND_KEY] == "gbst"
         assert metadata[FINGERPRINT_KEY] == held.fingerprint
         (told,) = json.loads(output.manifest.read_text("utf-8"))["companions"]
-        assert told["file"] == "gbst-model.gguf"
+        assert (told["file"], told["sha256"]) == ("gbst-model.gguf", beside.sha256)
         assert told["keys"][FINGERPRINT_KEY] == held.fingerprint
     (told,) = made.to_json()["companions"]
     assert told["path"] == str(beside.path)
@@ -193,6 +197,25 @@ def test_verify_holds_both_files_against_the_checkpoint(folder: Path, body: Path
     assert found.logits_weights == 0
     assert found.logits_same_gelu is not None
     assert found.logits_same_gelu < found.logits_runtime
+    front = body.parent / "gbst-model.gguf"
+    assert proof.provenance["front_end"] == {
+        "file": front.name,
+        "bytes": front.stat().st_size,
+        "sha256": hashlib.sha256(front.read_bytes()).hexdigest(),
+        "fingerprint": read_front_end(front).fingerprint,
+    }
+    assert proof.provenance["front_end"]["sha256"] in report_html([proof])
+
+
+def test_inspect_says_what_each_of_the_two_files_is(body: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front = body.parent / "gbst-model.gguf"
+    named = read_front_end(front).fingerprint[:16]
+    assert main(["inspect", str(front)]) == 0
+    out = capsys.readouterr().out
+    assert "front end of a GBST model: makes of bytes what the encoder reads" in out
+    assert f"fingerprint {named}…" in out
+    assert main(["inspect", str(body)]) == 0
+    assert f"body of a GBST model: needs the gbst-….gguf of fingerprint {named}…" in capsys.readouterr().out
 
 
 def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Path) -> None:

@@ -117,5 +117,5 @@ def test_verify_reads_sources_as_long_as_the_encoder_does(body: Path) -> None:
         verify(body, folder, texts=["a" * 3072 + "\t" + told], threads=1)
     with pytest.raises(InputError, match="the target has 1026 tokens, expected at most 1023"):
         verify(body, folder, texts=["a\t" + "가" * 342], threads=1)
-    with pytest.raises(InputError, match="windows of 3073 tokens .* context of 3072"):
+    with pytest.raises(InputError, match=r"windows of 3073 tokens .* context of 3072"):
         verify(body, folder, window=3073, threads=1)

@@ -23,7 +23,7 @@ from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
-from .front_end import embed_of, tokens_a_position
+from .front_end import embed_of, named_front_end, tokens_a_position
 from .gates import file_type, gate_for
 from .gguf_weights import GgufFile
 from .llama_candidate import LlamaCandidate
@@ -221,14 +221,17 @@ def provenance(
     subject: Subject,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
+    front_end: Path | None = None,
 ) -> dict[str, Any]:
-    """What was compared and with what."""
+    """What was compared and with what; ``front_end`` as in ``How``."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
     if subject.recipe.encoder_decoder:
         read += f", in pairs: {way_of_pairing(subject.source)}"
+    front = named_front_end(file, front_end)
     return {
         "artifact": {"file": file.path.name, "bytes": file.header.size},
+        **({} if front is None else {"front_end": front}),
         "checkpoint": {
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,

@@ -24,7 +24,7 @@ from ..converters.gbst.tensors import (
 from ..converters.recipe import Recipe
 from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
-from ..core.input_files import quoted
+from ..core.input_files import file_sha256, quoted
 from ..core.tensor import Tensor
 from .candidate import CandidateFailure
 from .gguf_weights import GgufFile
@@ -94,6 +94,19 @@ def embed_of(file: GgufFile, recipe: Recipe, chosen: Path | None = None) -> Embe
             f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
         )
     return None
+
+
+def named_front_end(file: GgufFile, chosen: Path | None = None) -> dict[str, Any] | None:
+    """Which file the front end was read from, for the provenance; None for models without one.
+
+    Raises what ``front_end_of`` raises.
+    """
+    found = front_end_of(file.path, file.header.metadata, chosen)
+    if found is None:
+        return None
+    size = found.path.stat().st_size
+    digest = file_sha256(found.path)
+    return {"file": found.path.name, "bytes": size, "sha256": digest, "fingerprint": found.fingerprint}
 
 
 def with_front_end_findings(

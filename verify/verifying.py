@@ -76,6 +76,8 @@ def verify(
     """
     begun = time.monotonic()
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
+    if front_end is not None:
+        options["front_end"] = str(front_end)
     how = How(
         gates or {},
         diagnose,
@@ -96,7 +98,9 @@ def verify(
         announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
+            evidence = _evidence(
+                provenance(file, subject, windows, texts, how.front_end), hashes, options, progress
+            )
         read = partial(read_reference, subject, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
     notes = remarks(logits, len(subject.vocab.tokens))
