@@ -133,7 +133,7 @@ def _beside(body: Path, wanted: str) -> Path:
     seen = "; ".join(others) or f"there is no front end {ARCH}-*.gguf"
     raise GgufError(
         f"{body} is the body of a GBST model and needs its front end, which is not beside it: {seen}",
-        hint=f"put the {ARCH}-….gguf the conversion wrote into {body.parent}, or name it with --front-end",
+        hint=f"put the {ARCH}-….gguf the conversion wrote beside it, or name it with --front-end",
     )
 
 
