@@ -30,7 +30,7 @@ NAME, SEED = "kebyt5", 20230117
 ASKED = "{question} {answer}"
 EXTRA_IDS = 125
 HELD_OUT_WINDOW = (40, 280)  # bytes of text
-PROMPT = "프랑스의 수도는 \ufffc입니다."  # U+FFFC stands for a mask
+PROMPT = '엄마가 "무엇을 먹고 싶니?" 하고 \ufffc.'  # U+FFFC stands for a mask
 HELD_OUT_SEED = 5
 
 SHORT = Kind((32, 96), 1 / 6, 80, 32, rows=2)
