@@ -196,9 +196,11 @@ def show(model: Any, _: None) -> str:
     source = byte_ids(parts[0])
     for number, part in enumerate(parts[1:]):
         source += [FIRST_SENTINEL - number, *byte_ids(part)]
-    made = model.generate(torch.tensor([[*source, EOS]]), max_new_tokens=60, do_sample=False)[0].tolist()
+    ids = torch.tensor([[*source, EOS]])
+    # Without a mask GBST would count the zeros it appends as text.
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
     said: list[str] = []
-    for token in made:
+    for token in made[0].tolist():
         if token > FIRST_SENTINEL - 8:
             said.append(f"<{token}>")
         elif token >= BYTE_OFFSET:
