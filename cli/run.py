@@ -30,7 +30,7 @@ Examples:
 
 
 def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
-    """``value``, unless it is one of the floats that are no number, which every range of click's lets pass."""
+    """``value``, unless it is NaN, which every range of click's lets pass, or infinite."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a number", context, option)
     return value

@@ -211,6 +211,11 @@ def test_without_a_start_token_the_decoder_begins_with_padding(tmp_path: Path) -
     assert "decoder-start" in [note.name for note in made.notes if note.warning]
 
 
+def test_padding_does_not_count_beside_a_start_token(tmp_path: Path) -> None:
+    (made,) = converted(write_t5(tmp_path / "model", decoder_start_token_id=5, pad_token_id=-1))
+    assert read_header(made).metadata["t5.decoder_start_token_id"] == 5
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
     "distance": ({"relative_attention_max_distance": 256}, UnsupportedModel, "max_distance is 256"),
     "gated silu": ({"feed_forward_proj": "gated-silu"}, UnsupportedModel, "gated with 'silu'"),

@@ -153,6 +153,19 @@ def test_a_files_weights_give_the_same_logits(name: str, tmp_path: Path) -> None
     assert off(found, truth(folder, window)) < ROUNDING
 
 
+def test_what_says_nothing_of_the_model_changes_nothing(byt5: Path, tmp_path: Path) -> None:
+    """Nulls, which stand for defaults, ids of special tokens that are none, and no word of the encoder."""
+    (tmp_path / "model.safetensors").symlink_to(byt5 / "model.safetensors")
+    config = json.loads((byt5 / "config.json").read_text())
+    nulls = dict.fromkeys(
+        ("relative_attention_max_distance", "layer_norm_epsilon", "dropout_rate", "head_dim")
+    )
+    odd = {**nulls, "bos_token_id": "a", "eos_token_id": -1, "is_encoder_decoder": False}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **odd}))
+    window = pair(40, 50)
+    assert np.array_equal(whole(reference(tmp_path).read([window]), 0, window), truth(byt5, window))
+
+
 def test_the_embedding_may_stand_under_a_stacks_name(byt5: Path, tmp_path: Path) -> None:
     weights = t5_weights(BYT5)
     weights["encoder.embed_tokens.weight"] = weights.pop("shared.weight")

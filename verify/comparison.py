@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.manifest import versions
-from ..converters.recipe import Recipe
+from ..converters.recipe import Recipe, parameters
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -140,7 +140,7 @@ def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
 def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
     """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
-    weights = sum(tensor.elements for tensor in subject.model.tensors)
+    weights = parameters(subject.model)
     seconds = estimated_seconds(subject.model, windows, files, passes=passes)
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     through = "the file" if files == 1 else f"{files} files"

@@ -14,11 +14,12 @@ from ..core.tensor import Tensor
 from .encoder_decoder import embeddings
 
 # Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
-# what to compute, what to return. Special ids matter in training and generation only, and may be any.
+# what to compute, what to return. Special ids matter in training and generation only, and may be any; whether
+# there is an encoder the class says.
 _NOT_THE_MODEL = frozenset(
     {"auto_map", "architectures", "trust_remote_code", "quantization_config", "compression_config"}
     | {"torch_dtype", "dtype", "_name_or_path", "_commit_hash", "transformers_version"}
-    | {"pad_token_id", "bos_token_id", "eos_token_id"}
+    | {"pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder", "is_decoder"}
     | {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "torchscript"}
     | {"_attn_implementation_autoset", "experts_implementation", "_experts_implementation", "device_map"}
     | {"use_cache", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}

@@ -253,10 +253,10 @@ def hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
 
 def decoder_start(settings: Settings) -> int:
     """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
-    padding = settings.integer("pad_token_id", 0, least=0)
-    start = settings.integer("decoder_start_token_id", padding, least=0)
+    key = "decoder_start_token_id" if "decoder_start_token_id" in settings else "pad_token_id"
+    start = settings.integer(key, 0, least=0)
     if start >= settings.integer("vocab_size"):
-        raise settings.refuse("decoder_start_token_id", start, "the id of a token, less than vocab_size")
+        raise settings.refuse(key, start, "the id of a token, less than vocab_size")
     return start
 
 
