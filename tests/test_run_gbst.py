@@ -6,19 +6,25 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 from t5_material import byte_ids
 
+from kconv.cli.generation import Sampling
+from kconv.cli.llama_runtime import LlamaRuntime
 from kconv.converters.architectures.gbswt5 import GBSWT5
-from kconv.converters.gbst.front_end_file import front_end_path, write_front_end
+from kconv.converters.gbst.front_end import embed
+from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
 from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.gguf_writer import plan_file, write_files
 from kconv.converters.recipe import build
-from kconv.core.errors import InputError
+from kconv.core.errors import GgufError, InputError
+from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
 from kconv.verify import verify
@@ -94,6 +100,17 @@ def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path
     done = run(tmp_path / "gbst-other.gguf", "-p", "a")
     assert done.returncode == 3
     assert "give the body" in done.stderr
+
+
+def test_a_front_end_beyond_all_numbers_is_refused(body: Path) -> None:
+    found = front_end_of(body, read_header(body).metadata)
+    assert found is not None
+    large = replace(found.front_end, embedding=np.full_like(found.front_end.embedding, 3e38))
+    with (
+        LlamaRuntime(body, threads=1, front=lambda ids: embed(large, ids).values) as runtime,
+        pytest.raises(GgufError, match="NaN or infinite"),
+    ):
+        next(runtime.generate([3, 4, 1], Sampling(), 2))
 
 
 def test_the_context_counts_positions_behind_the_front_end(body: Path) -> None:
