@@ -237,6 +237,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
     "rows": ({"vocab_size": 385}, MappingError, "shape of shared.weight"),
     "million layers": ({"num_layers": 10**6}, MappingError, "1000000 layers"),
     "ungated weights": ({"feed_forward_proj": "relu"}, MappingError, "DenseReluDense.wi.weight"),
+    "lost head": ({}, MappingError, "missing: lm_head.weight"),
     "bytes without rows": ({"vocab_size": 258}, KconvError, "258"),
 }
 
@@ -244,7 +245,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_llama_cpp_lacks_or_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
     changes, kind, message = REFUSED[name]
-    weights = t5_weights(BYT5)
+    weights = t5_weights(BYT5, head=name != "lost head")
     if name == "bytes without rows":
         weights = {
             key: value[:258].clone() if value.shape[0] == 384 else value for key, value in weights.items()

@@ -47,7 +47,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "own head": {},
     "tied": {"tie_word_embeddings": True, "head": False},
     "tied, nothing said": {"tie_word_embeddings": None, "head": False},
-    "tied, not scaled": {"tie_word_embeddings": False, "head": False},
+    "tied, not scaled": {"tie_word_embeddings": True, "scale_decoder_outputs": False, "head": False},
     "own head, as transformers 5 saves it": {"tie_word_embeddings": True, "scale_decoder_outputs": False},
     "own head, said to be tied": {"tie_word_embeddings": True},
     "relu": {"feed_forward_proj": "relu"},

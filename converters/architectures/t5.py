@@ -218,6 +218,8 @@ def head_flags(settings: Settings, checkpoint: Checkpoint, embedding: str) -> fr
     in older files anything but tie_word_embeddings false. mT5 never scales (modeling_mt5.py).
     """
     head, shared = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(embedding)
+    if head is None and not settings.flag("tie_word_embeddings", True):
+        return frozenset({_OWN_HEAD})  # transformers 5 never writes false: the head has been lost
     own = head is not None and (shared is None or not same_weights(head, shared))
     scaled = scales(settings)
     if own:
