@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@for room in core vocab quant converters verify cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
-demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, let it write: FAMILY=42dot, kogpt, kebyt5
+demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, let it write: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
 	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
 test: setup ## run the tests

@@ -36,21 +36,24 @@ def answer(
     *,
     tokens: int,
     context: int | None,
+    factor: int = 1,
     echo: bool,
     show: bool,
     verbose: bool,
 ) -> Answer:
     """Have the model answer, in at most ``tokens`` tokens (negative: all there is room for).
 
-    With ``show`` the text appears on standard output while it is made, but for masks, which are read at the
-    end. Raises InputError and UsageError where the prompt does not fit.
+    The encoder reads a position for ``factor`` tokens of the prompt. With ``show`` the text appears on
+    standard output while it is made, but for masks, which are read at the end. Raises InputError and
+    UsageError where the prompt does not fit.
     """
     ids = runtime.tokenize(*asked.parts)
     if asked.masks is not None:
         check_prompt(ids, asked.masks, asked.sentinels)
     count = token_room(
-        len(ids), tokens, runtime.context_length, context, encoder_decoder=asked.encoder_decoder
-    )
+        len(ids), tokens, runtime.context_length, context,
+        encoder_decoder=asked.encoder_decoder, factor=factor,
+    )  # fmt: skip
     if verbose:
         say(f"kconv: {sampling}", err=True)
         say(f"kconv: the prompt has {len(ids)} tokens: {asked.text!r}", err=True)

@@ -51,6 +51,7 @@ def describe_gguf(path: Path) -> Description:
         "kind": "gguf",
         "name": plain(metadata.get("general.name")),
         "architecture": header.arch,
+        "purpose": _purpose(header),
         "license": plain(metadata.get("general.license")),
         "bytes": header.size,
         "parts": [str(part) for part in model.paths] if len(model.paths) > 1 else [],
@@ -65,6 +66,22 @@ def describe_gguf(path: Path) -> Description:
         "proof": _proof(first, header.size),
         "tensors": tensors,
     }
+
+
+def _purpose(header: GgufHeader) -> str | None:
+    """What a file is that does not run alone: one of the two of a GBST model. None for others."""
+    from ..converters.gbst.tensors import ARCH, FINGERPRINT_KEY, KIND_KEY
+
+    if header.arch == ARCH:
+        named = plain(header.metadata.get(f"{ARCH}.fingerprint"))
+        return (
+            "front end of a GBST model: makes of bytes what the encoder reads; runs with the bodies of "
+            f"fingerprint {named!s:.16}…, not alone"
+        )
+    if KIND_KEY not in header.metadata:
+        return None
+    named = plain(header.metadata.get(FINGERPRINT_KEY))
+    return f"body of a GBST model: needs the {ARCH}-….gguf of fingerprint {named!s:.16}… beside it"
 
 
 def _proof(path: Path, size: int) -> Description | None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import GgufError
 
-FrontEnd = Callable[[Sequence[int]], Any]
-"""Token ids to float32 ``(positions, width)``."""
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """``embed`` turns token ids into float32 ``(positions, width)``, a position for ``factor`` tokens."""
+
+    embed: Callable[[Sequence[int]], Any]
+    factor: int
 
 
 def front_end_for(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEnd | None:
@@ -28,4 +34,6 @@ def front_end_for(artifact: Path, metadata: Mapping[str, Any], chosen: Path | No
     from ..converters.gbst.front_end_file import front_end_of
 
     found = front_end_of(artifact, metadata, chosen)
-    return None if found is None else lambda ids: embed(found.front_end, ids).values
+    if found is None:
+        return None
+    return FrontEnd(lambda ids: embed(found.front_end, ids).values, found.front_end.settings.factor)

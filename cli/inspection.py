@@ -56,6 +56,7 @@ def _tell(said: Mapping[str, Any]) -> None:
         "parts": len(said.get("parts", ())) or None,
         "name": said["name"],
         "architecture": said["architecture"],
+        "what it is": said.get("purpose"),
         "recipe": (said["supported"] or "none: not supported") if said["kind"] == "checkpoint" else None,
         "licence": said["license"] or "not stated",
         "parameters": count_text(said["parameters"]),

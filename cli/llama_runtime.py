@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -249,6 +250,11 @@ class LlamaRuntime:
             raise GgufError(
                 f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
                 hint="give the front end of this model",
+            )
+        if not abs(values).max() < math.inf:
+            raise GgufError(
+                "the front end makes numbers of this text that are NaN or infinite",
+                hint="prove the file against its checkpoint: kconv verify",
             )
         return values
 

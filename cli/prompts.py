@@ -207,19 +207,27 @@ def _refuse_turns(artifact: Path, *, chat: bool | None, system: str | None, echo
 
 
 def token_room(
-    prompt: int, wanted: int, trained: int, context: int | None, *, encoder_decoder: bool = False
+    prompt: int,
+    wanted: int,
+    trained: int,
+    context: int | None,
+    *,
+    encoder_decoder: bool = False,
+    factor: int = 1,
 ) -> int:
     """How many tokens may be generated, at most ``wanted`` (all there is room for if negative).
 
-    An encoder's prompt and what its decoder generates may each fill the context.
+    An encoder's prompt and what its decoder generates may each fill the context. Behind a front end a
+    position of the encoder stands for ``factor`` tokens of the prompt; what is generated is not down-sampled.
     """
     if prompt == 0:
         raise UsageError("the prompt is empty, and this file adds no token to it")
     limit = context or trained
-    taken = 0 if encoder_decoder else prompt
-    if prompt > limit or taken == limit:
+    taken, read = 0 if encoder_decoder else prompt, -(-prompt // factor)
+    if read > limit or taken == limit:
+        behind = f", {read:,} positions behind the front end" if factor > 1 else ""
         raise InputError(
-            f"the prompt has {prompt:,} tokens, the context holds {limit:,}"
+            f"the prompt has {prompt:,} tokens{behind}, the context holds {limit:,}"
             + ("" if encoder_decoder else " and one must be left"),
             hint="shorten the prompt"
             if context is None and not encoder_decoder

@@ -23,7 +23,7 @@ from ..verify.proof import (
 )
 from ..verify.published import published
 from ..verify.report_text import number, percent
-from ..verify.report_words import figure_rows, gate_value, part_line
+from ..verify.report_words import figure_rows, gate_value, gelu_words, part_line
 from .console import count_text, plural, printable, seconds_text, table, width
 
 _FINDINGS = 12
@@ -72,7 +72,8 @@ def _logits(part: LogitsPart) -> str:
     measured = f"mean KL {_number(figures.kl_mean)}"
     if gate is not None:
         name = "NMSE" if gate.measure == "nmse" else "mean KL"
-        measured = f"{name} {_number(gate_value(figures, gate))} (gate {gate.warns:g})"
+        value, gelu = _number(gate_value(figures, gate)), _plain(gelu_words(figures))
+        measured = f"{name} {value} (gate {gate.warns:g}{gelu})"
     return (
         f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
         f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"

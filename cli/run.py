@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,13 @@ Examples:
   kconv run kebyt5-base-preview-Q8_0.gguf --fill "한국의 수도는 <extra_id_0>이다."
   kconv run t5-translator-Q8_0.gguf -p "translate English to German: Good morning."
 """
+
+
+def _finite(context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """``value``, unless it is NaN, which every range of click's lets pass, or infinite."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number", context, option)
+    return value
 
 
 @click.command("run", short_help="Generate text with a GGUF file.", epilog=EXAMPLES)
@@ -64,6 +72,7 @@ Examples:
     "--temp",
     "temperature",
     type=click.FloatRange(min=0),
+    callback=_finite,
     metavar="T",
     help="Temperature; 0 always takes the most likely token.",
 )
@@ -73,18 +82,21 @@ Examples:
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1),
+    callback=_finite,
     metavar="P",
     help="Choose among the likeliest tokens that together reach P.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
+    callback=_finite,
     metavar="P",
     help="Leave out tokens less likely than P times the likeliest.",
 )
 @click.option(
     "--repeat-penalty",
     type=click.FloatRange(min=0, min_open=True),
+    callback=_finite,
     metavar="R",
     help="Make the last 64 tokens less likely to return; 1 switches it off.",
 )
@@ -97,7 +109,8 @@ Examples:
     "context",
     type=click.IntRange(1, 10_000_000),
     metavar="N",
-    help="Context size in tokens.  [default: what the prompt and -n need]",
+    help="Context size in tokens (of a GBST encoder: in positions, each a few bytes).  [default: what the "
+    "prompt and -n need]",
 )
 @click.option(
     "--kv-type",
@@ -166,7 +179,7 @@ def command(
             context=context,
             kv_type=kv_type.lower(),
             verbose=verbose,
-            front=front,
+            front=None if front is None else front.embed,
             progress=progress,
         ) as runtime,
     ):
@@ -177,6 +190,7 @@ def command(
             stops,
             tokens=tokens,
             context=context,
+            factor=1 if front is None else front.factor,
             echo=echo,
             show=not as_json,
             verbose=verbose,

@@ -180,6 +180,7 @@ def _companion(beside: Beside) -> dict[str, Any]:
         "file": beside.path.name,
         "architecture": beside.arch,
         "bytes": beside.bytes,
+        "sha256": beside.sha256,
         "weights": beside.weights,
         "keys": dict(beside.keys),
     }

@@ -13,7 +13,7 @@ from ..core.files import atomic_files
 from ..core.gguf_file import read_header
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import open_checkpoint
+from ..core.reading import file_sha256, open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.formats import F32
 from ..quant.importance import Importance, importance_to_be, read_importance
@@ -257,7 +257,9 @@ def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
     else:
         plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
         size = write_files(model.tensors, [plan], [temporary]).sizes[0]
-    return Beside(target.path, model.arch, size, parameters(model), target.companion.keys, target.kept)
+    digest = file_sha256(temporary or target.path)
+    keys = target.companion.keys
+    return Beside(target.path, model.arch, size, digest, parameters(model), keys, target.kept)
 
 
 def _prove(

@@ -118,12 +118,14 @@ class Output:
 class Beside:
     """A second file all outputs need; ``kept`` if an earlier conversion had written it already.
 
-    ``keys`` are those by which each output names it, ``weights`` how many it holds, all in f32.
+    ``keys`` are those by which each output names it, ``weights`` how many it holds, all in f32; ``sha256`` is
+    the whole file's.
     """
 
     path: Path
     arch: str
     bytes: int
+    sha256: str
     weights: int
     keys: Mapping[str, MetadataValue]
     kept: bool = False
@@ -134,6 +136,7 @@ class Beside:
             "path": str(self.path),
             "architecture": self.arch,
             "bytes": self.bytes,
+            "sha256": self.sha256,
             "weights": self.weights,
             "keys": dict(self.keys),
             "kept": self.kept,

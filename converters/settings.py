@@ -34,6 +34,15 @@ class Settings:
             raise self.refuse(key, value, f"a whole number from {least} to {_LARGEST}")
         return value
 
+    def either(self, key: str, other: str, default: int | None = None) -> int:
+        """A whole number under the family's own name of it or the one all of transformers' models know.
+
+        transformers reads both; two different ones are refused, since nothing says which is meant.
+        """
+        if key in self and other in self and self.integer(key) != self.integer(other):
+            raise self.refuse(other, self.values[other], f"{self.integer(key)}, as {key} says")
+        return self.integer(other if key not in self and other in self else key, default)
+
     def real(self, key: str, default: float | None = None) -> float:
         """A positive number within the range of float32."""
         value = self.values.get(key)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import UsageError
+from ..core.errors import OutputExists, UsageError
 from ..core.files import refuse_existing
 from ..core.gguf_split import parse_split_size
 from ..core.model import Model
@@ -167,7 +167,13 @@ def choose_companion_targets(
     folder, chosen = targets[0].path.parent, []
     for companion in companions:
         path = companion.place(folder, checkpoint_name(checkpoint))
-        kept = not force and path.is_file() and companion.lies_at(path)
+        there = not force and path.is_file()
+        kept = there and companion.lies_at(path)
+        if there and not kept:
+            raise OutputExists(
+                f"{path} exists already and is not that of this checkpoint (another model's, or damaged)",
+                hint="choose another -o; --force overwrites it, and what it belongs to will not run any more",
+            )
         if not kept:
             refuse_existing(path, force=force)
         if any(path in target.paths for target in targets):

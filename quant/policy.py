@@ -141,7 +141,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
             fallbacks.setdefault((first, given), []).append(name)
         formats[name] = given
         check_importance(tensor, given, policy, importance)
-    notes = [_fallback_note(*formats, names) for formats, names in fallbacks.items()]
+    notes = [_fallback_note(*formats, names, policy) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
     notes += (
         [_NO_EXPERTS] if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts else []
@@ -230,13 +230,13 @@ def _check_asked(model: Model, policy: Policy) -> None:
             )
 
 
-def _fallback_note(wanted: Format, given: Format, names: Sequence[str]) -> Note:
+def _fallback_note(wanted: Format, given: Format, names: Sequence[str], policy: Policy) -> Note:
     which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
     verb = "has" if len(names) == 1 else "have"
     return Note(
         "format-fallback",
         f"{which} {verb} rows that are not whole blocks of {wanted.block_size} weights: "
-        f"{given.display} instead of {wanted.display}, as llama.cpp does",
+        f"{given.display} instead of {wanted.display} in the {policy.display} file, as llama.cpp does",
         warning=True,
     )
 

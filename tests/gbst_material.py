@@ -114,7 +114,6 @@ def random_model(config: Mapping[str, Any], *, alone: bool = False) -> Any:
     from kconv.verify.gbst_torch import set_front_end
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     own = {"architectures", "model_type"}
     model = T5ForConditionalGeneration(T5Config(**{k: v for k, v in config.items() if k not in own})).eval()
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))

@@ -91,7 +91,6 @@ def _byt5(**config: Any) -> Any:
     from transformers import T5Config, T5ForConditionalGeneration
 
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     model = T5ForConditionalGeneration(T5Config(**{**SIZES, **config}))
     # a head of its own, which transformers 5 ties whatever the configuration says
     model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from kconv.converters import to_gguf
 from kconv.verify.figures import PERCENTILES, Measure, percentile
+from kconv.verify.gates import gate_for, judge
 from kconv.verify.llama_candidate import LlamaCandidate
 from kconv.verify.proof import Figures, NotFinite
 from kconv.verify.windows import Window
@@ -71,8 +72,12 @@ def test_figures_are_those_of_torch_in_float64(vocabulary: int, noise: float) ->
         return float(values.std(correction=1)) / math.sqrt(len(values))
 
     same = float((ours.argmax(1) == theirs.argmax(1)).double().mean())
+    first = torch.from_numpy(reference).double()
+    lead = first.max(1).values - first.gather(1, torch.from_numpy(found).argmax(1)[:, None])[:, 0]
     expected = {
         "positions": 150,
+        "other_top1": (ours.argmax(1) != theirs.argmax(1)).sum(),
+        "other_top1_lead": lead.max(),
         "windows": 1,
         "kl_mean": kl.mean(),
         "kl_mean_error": error(kl),
@@ -101,7 +106,8 @@ def test_figures_are_those_of_torch_in_float64(vocabulary: int, noise: float) ->
         (percent, pytest.approx(float(dp.quantile(percent / 100)), rel=1e-9, abs=1e-13))
         for percent in PERCENTILES
     )
-    assert {field for field in asdict(figures) if field not in expected} == {"dp_percentiles", "not_finite"}
+    left = {"dp_percentiles", "not_finite", "nmse_same_gelu"}
+    assert {field for field in asdict(figures) if field not in expected} == left
 
 
 def test_small_divergences_are_not_lost_in_rounding() -> None:
@@ -218,6 +224,27 @@ def test_the_first_position_that_is_not_finite_is_named_whatever_the_order() -> 
             0, start, reference[start : start + 3], found[start : start + 3], right[start : start + 3]
         )
     assert measure.figures().not_finite == NotFinite(4, 0, 2, checkpoint=False, file=True)
+
+
+def test_another_first_choice_and_how_far_it_was_ahead() -> None:
+    """Rounding swaps the two likeliest of a tie; a swap against a clear lead is told with that lead."""
+    reference, found, right = logits(300, 500, noise=1e-3)
+    reference[:, 7] = reference.max(1) + np.float32(1)  # a clear first choice everywhere
+    found[:, 7] = reference[:, 7]
+    reference[5, 9] = reference[5, 7] - np.float32(1e-3)  # a tie
+    found[5, 9] = found[5, 7] + np.float32(1e-3)
+    figures = measured(reference, found, right, [1, 64]).figures()
+    assert figures.other_top1 == 1
+    assert figures.other_top1_lead == pytest.approx(1e-3, rel=0.01)
+    gate = gate_for("f32", gelu=True)
+    assert judge(figures, gate) == ()
+    found[40, 8] = found[40, 7] + np.float32(1e-3)  # no tie, and too little for the mean of the squares
+    figures = measured(reference, found, right).figures()
+    assert (figures.other_top1, figures.nmse < gate.warns) == (2, True)
+    (finding,) = judge(figures, gate)
+    assert finding.grave
+    assert "another token comes first at 2 positions, and not only in ties" in finding.message
+    assert judge(figures, gate_for("q4_0")) == ()
 
 
 def test_nothing_measured_is_all_zero_and_valid_json() -> None:

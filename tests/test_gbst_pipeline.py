@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 
+from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.gbst.front_end_file import read_front_end, write_front_end
 from kconv.converters.gbst.settings import EMBEDDING, SCORE
@@ -24,6 +27,7 @@ from kconv.core.errors import GgufError, NonFiniteError, OutputExists, UsageErro
 from kconv.core.gguf_file import read_header, write_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify import verify
+from kconv.verify.report import report_html
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."
@@ -96,6 +100,7 @@ def test_one_conversion_writes_all_bodies_and_one_front_end(made: Conversion) ->
     (beside,) = made.companions
     held = read_front_end(beside.path)
     assert beside.bytes == beside.path.stat().st_size
+    assert beside.sha256 == hashlib.sha256(beside.path.read_bytes()).hexdigest()
     assert beside.weights == sum(np.prod(shape) for shape in held.front_end.settings.shapes().values())
     assert not beside.kept
     for output in made.outputs:
@@ -103,7 +108,7 @@ def test_one_conversion_writes_all_bodies_and_one_front_end(made: Conversion) ->
         assert metadata[KIND_KEY] == "gbst"
         assert metadata[FINGERPRINT_KEY] == held.fingerprint
         (told,) = json.loads(output.manifest.read_text("utf-8"))["companions"]
-        assert told["file"] == "gbst-model.gguf"
+        assert (told["file"], told["sha256"]) == ("gbst-model.gguf", beside.sha256)
         assert told["keys"][FINGERPRINT_KEY] == held.fingerprint
     (told,) = made.to_json()["companions"]
     assert told["path"] == str(beside.path)
@@ -142,7 +147,8 @@ def test_what_is_in_the_front_ends_place_is_refused(
         place.write_bytes(made.companions[0].path.read_bytes()[:-40])  # of which 28 are padding
     else:
         place.mkdir()
-    with pytest.raises(OutputExists, match=r"gbst-model\.gguf"):
+    words = "is a folder|exists already" if damage == "folder" else "exists already and is not that of this"
+    with pytest.raises(OutputExists, match=rf"gbst-model\.gguf ({words})"):
         to_gguf(folder, tmp_path, types=["f32"], verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["gbst-model.gguf"]
     if damage != "folder":
@@ -192,6 +198,25 @@ def test_verify_holds_both_files_against_the_checkpoint(folder: Path, body: Path
     assert found.logits_weights == 0
     assert found.logits_same_gelu is not None
     assert found.logits_same_gelu < found.logits_runtime
+    front = body.parent / "gbst-model.gguf"
+    assert proof.provenance["front_end"] == {
+        "file": front.name,
+        "bytes": front.stat().st_size,
+        "sha256": hashlib.sha256(front.read_bytes()).hexdigest(),
+        "fingerprint": read_front_end(front).fingerprint,
+    }
+    assert proof.provenance["front_end"]["sha256"] in report_html([proof])
+
+
+def test_inspect_says_what_each_of_the_two_files_is(body: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    front = body.parent / "gbst-model.gguf"
+    named = read_front_end(front).fingerprint[:16]
+    assert main(["inspect", str(front)]) == 0
+    out = capsys.readouterr().out
+    assert "front end of a GBST model: makes of bytes what the encoder reads" in out
+    assert f"fingerprint {named}…" in out
+    assert main(["inspect", str(body)]) == 0
+    assert f"body of a GBST model: needs the gbst-….gguf of fingerprint {named}…" in capsys.readouterr().out
 
 
 def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Path) -> None:
@@ -257,8 +282,10 @@ def test_a_body_that_does_not_name_its_front_end_fails_the_proof(
 
 def test_verify_refuses_a_missing_front_end(folder: Path, body: Path, tmp_path: Path) -> None:
     shutil.copy(body, tmp_path)
+    announced: list[str] = []
     with pytest.raises(GgufError, match="needs its front end"):
-        verify(tmp_path / body.name, folder, tokens=60, threads=1)
+        verify(tmp_path / body.name, folder, tokens=60, threads=1, announce=announced.append)
+    assert announced == []  # nothing has been begun
     done = run("verify", tmp_path / body.name, "--against", folder, "--tokens", 60)
     assert done.returncode == 3
     assert "needs its front end" in done.stderr
@@ -298,14 +325,17 @@ def test_masks_go_through_the_front_end(body: Path) -> None:
     assert 258 in json.loads(done.stdout)["prompt_ids"]
 
 
-def test_a_long_text_runs_in_little_memory(body: Path) -> None:
-    import resource
-
-    text = "대한민국 만세 " * 340
-    done = run("run", body, "-p", "-", "-n", 2, "--ctx", 8192, "--json", input=text)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["prompt_ids"]) == 6801
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 2 << 20  # KiB; measured: 0.5 GiB
+def test_a_long_text_runs_in_little_memory(body: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_text("대한민국 만세 " * 340, "utf-8")
+    words = ["run", str(body), "-p", "-", "-n", "2", "--ctx", "8192", "--json", "--threads", "1"]
+    with text.open("rb") as given, out.open("wb") as taken:
+        process = subprocess.Popen([*KCONV, *words], stdin=given, stdout=taken)
+        _, status, used = os.wait4(process.pid, 0)  # what this one process used, not all before it
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    assert len(json.loads(out.read_text("utf-8"))["prompt_ids"]) == 6801
+    assert used.ru_maxrss < 2 << 20  # KiB; measured: 0.5 GiB
 
 
 def test_run_takes_a_front_end_from_elsewhere(

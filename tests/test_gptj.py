@@ -16,7 +16,6 @@ from damage_material import edited
 from gptj_material import byte_level_tokenizer, random_gptj
 from llama_material import nmse, transformers_logits
 
-from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.architectures import recipe_for
 from kconv.converters.architectures.gptj import GPTJ
@@ -274,6 +273,8 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "odd rotation": ({"rotary_dim": 15}, "rotary_dim"),
     "no rotation": ({"rotary_dim": 0}, "rotary_dim"),
     "more than a head": ({"rotary_dim": 64}, "rotary_dim"),
+    "two widths": ({"hidden_size": 64}, "hidden_size is 64, expected 128, as n_embd says"),
+    "two numbers of heads": ({"num_attention_heads": 2}, "num_attention_heads is 2"),
     "heads that do not divide": ({"n_head": 7}, "n_embd"),
     "no heads": ({"n_head": 0}, "n_head"),
     "another inner width": ({"n_inner": 500}, "fc_in.weight"),
@@ -356,23 +357,3 @@ def test_metadata_that_changes_what_is_computed_is_found(
         proof = verify(bad, folders["kogpt"], tokens=64, threads=2)
         assert proof.metadata.verdict == "failed"
         assert [finding.where for finding in proof.metadata.findings] == [key]
-
-
-def test_the_licence_is_printed_and_written(
-    folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from kconv.core.gguf_file import read_header
-
-    folder = tmp_path / "kogpt"
-    folder.mkdir()
-    for file in folders["kogpt"].iterdir():
-        (folder / file.name).symlink_to(file)
-    (folder / "README.md").write_text("---\nlanguage: ko\nlicense: cc-by-nc-nd-4.0\n---\n# KoGPT\n")
-    assert main(["to-gguf", str(folder), "-o", str(tmp_path / "out"), "-q", "q8_0", "--no-verify"]) == 0
-    said = capsys.readouterr()
-    assert "cc-by-nc-nd-4.0" in said.out + said.err
-    assert "commercial" in said.out + said.err
-    (made,) = (tmp_path / "out").glob("*.gguf")
-    assert read_header(made).metadata["general.license"] == "cc-by-nc-nd-4.0"
-    manifest = json.loads(made.with_name(made.name + ".manifest.json").read_text("utf-8"))
-    assert "cc-by-nc-nd-4.0" in json.dumps(manifest)

@@ -165,6 +165,15 @@ def test_byte_level_with_other_splits_is_exact(
     assert read_header(made.outputs[0].path).metadata["tokenizer.ggml.pre"] == name
 
 
+def test_byte_level_that_begins_every_text_with_a_space_needs_only_that(
+    model: Path, byte_level: Path, tmp_path: Path
+) -> None:
+    folder = folder_of(model, byte_level, tmp_path / "kogpt")
+    splits = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}
+    edit(folder / "tokenizer.json", pre_tokenizer=splits)
+    assert to_gguf(folder, tmp_path, types=("f32",), verify=False).parity.verdict == "leading-space"
+
+
 @pytest.mark.parametrize("pre", [*(pre.name for pre in PRE_TOKENIZERS), "sarvam-moe"])
 def test_every_pre_tokenizer_does_the_same_in_phi2(
     pre: str, model: Path, byte_level: Path, tmp_path: Path

@@ -6,20 +6,28 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 from t5_material import byte_ids
 
+from kconv.cli.generation import Sampling
+from kconv.cli.llama_runtime import LlamaRuntime
 from kconv.converters.architectures.gbswt5 import GBSWT5
-from kconv.converters.gbst.front_end_file import front_end_path, write_front_end
+from kconv.converters.gbst.front_end import embed
+from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
 from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.gguf_writer import plan_file, write_files
 from kconv.converters.recipe import build
+from kconv.core.errors import GgufError, InputError
+from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
+from kconv.verify import verify
 from kconv.vocab.settle import settle_vocab
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
@@ -92,3 +100,39 @@ def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path
     done = run(tmp_path / "gbst-other.gguf", "-p", "a")
     assert done.returncode == 3
     assert "give the body" in done.stderr
+
+
+def test_a_front_end_beyond_all_numbers_is_refused(body: Path) -> None:
+    found = front_end_of(body, read_header(body).metadata)
+    assert found is not None
+    large = replace(found.front_end, embedding=np.full_like(found.front_end.embedding, 3e38))
+    with (
+        LlamaRuntime(body, threads=1, front=lambda ids: embed(large, ids).values) as runtime,
+        pytest.raises(GgufError, match="NaN or infinite"),
+    ):
+        next(runtime.generate([3, 4, 1], Sampling(), 2))
+
+
+def test_the_context_counts_positions_behind_the_front_end(body: Path) -> None:
+    """Three bytes a position here: 1024 positions are 3071 bytes and EOS, for --ctx 40 it is 119."""
+    assert run(body, "-p", "a" * 3071, "-n", 2).returncode == 0
+    done = run(body, "-p", "a" * 3072, "-n", 2)
+    assert done.returncode == 3
+    assert "3,073 tokens, 1,025 positions behind the front end, the context holds 1,024" in done.stderr
+    short = run(body, "-p", "a" * 119, "-n", -1, "--ctx", 40, "--json")
+    assert short.returncode == 0, short.stderr
+    assert len(json.loads(short.stdout)["ids"]) <= 40  # what is generated is bytes
+    assert run(body, "-p", "a" * 120, "-n", 2, "--ctx", 40).returncode == 3
+
+
+def test_verify_reads_sources_as_long_as_the_encoder_does(body: Path) -> None:
+    folder, told = body.parent / "model", "가" * 20
+    proof = verify(body, folder, texts=["a" * 3071 + "\t" + told], threads=1)
+    assert proof.logits.figures is not None
+    assert proof.logits.figures.nmse < 1e-4
+    with pytest.raises(InputError, match="the source has 3072 tokens, expected at most 3071"):
+        verify(body, folder, texts=["a" * 3072 + "\t" + told], threads=1)
+    with pytest.raises(InputError, match="the target has 1026 tokens, expected at most 1023"):
+        verify(body, folder, texts=["a\t" + "가" * 342], threads=1)
+    with pytest.raises(InputError, match=r"windows of 3073 tokens .* context of 3072"):
+        verify(body, folder, window=3073, threads=1)

@@ -266,6 +266,9 @@ def test_options_that_make_no_sense_are_refused(known: Path) -> None:
         (*masked, "--chat"),
         (*masked, "--stop", "나"),
         (*masked, "-p", "나"),
+        ("-p", "가", "--temp", "nan"),
+        ("-p", "가", "--top-p", "nan"),
+        ("-p", "가", "--repeat-penalty", "inf"),
         (),
     ):
         done = run(known, *options)

@@ -211,6 +211,11 @@ def test_without_a_start_token_the_decoder_begins_with_padding(tmp_path: Path) -
     assert "decoder-start" in [note.name for note in made.notes if note.warning]
 
 
+def test_padding_does_not_count_beside_a_start_token(tmp_path: Path) -> None:
+    (made,) = converted(write_t5(tmp_path / "model", decoder_start_token_id=5, pad_token_id=-1))
+    assert read_header(made).metadata["t5.decoder_start_token_id"] == 5
+
+
 REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
     "distance": ({"relative_attention_max_distance": 256}, UnsupportedModel, "max_distance is 256"),
     "gated silu": ({"feed_forward_proj": "gated-silu"}, UnsupportedModel, "gated with 'silu'"),
@@ -222,12 +227,17 @@ REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
     "no start": ({"decoder_start_token_id": -1}, CheckpointError, "decoder_start_token_id is -1"),
     "buckets": ({"relative_attention_num_buckets": 2}, CheckpointError, "num_buckets is 2"),
     "no width": ({"d_model": None}, CheckpointError, "d_model is missing"),
+    "two widths": ({"hidden_size": 64}, CheckpointError, "hidden_size is 64, expected 96, as d_model says"),
+    "two depths": ({"num_hidden_layers": 9}, CheckpointError, "num_hidden_layers is 9"),
+    "two numbers of heads": ({"num_attention_heads": 2}, CheckpointError, "num_attention_heads is 2"),
+    "two widths of heads": ({"head_dim": 8}, CheckpointError, "head_dim is 8"),
     "heads": ({"num_heads": 5}, MappingError, "SelfAttention.q.weight"),
     "deeper": ({"num_layers": 9}, MappingError, "missing: encoder.block.4.layer.1.DenseReluDense.wo.weight"),
     "shallower": ({"num_decoder_layers": 1}, MappingError, "unexpected: decoder.block.1"),
     "rows": ({"vocab_size": 385}, MappingError, "shape of shared.weight"),
     "million layers": ({"num_layers": 10**6}, MappingError, "1000000 layers"),
     "ungated weights": ({"feed_forward_proj": "relu"}, MappingError, "DenseReluDense.wi.weight"),
+    "lost head": ({}, MappingError, "missing: lm_head.weight"),
     "bytes without rows": ({"vocab_size": 258}, KconvError, "258"),
 }
 
@@ -235,7 +245,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[KconvError], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_llama_cpp_lacks_or_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
     changes, kind, message = REFUSED[name]
-    weights = t5_weights(BYT5)
+    weights = t5_weights(BYT5, head=name != "lost head")
     if name == "bytes without rows":
         weights = {
             key: value[:258].clone() if value.shape[0] == 384 else value for key, value in weights.items()

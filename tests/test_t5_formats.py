@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from t5_checkpoints import BYT5, byte_ids, nmse, t5_logits, t5_weights, write_t5
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
+from kconv.converters.results import Conversion
 from kconv.core.errors import UsageError
 from kconv.core.gguf_file import GgufHeader, read_header
 from kconv.quant.formats import format_of_type
@@ -54,6 +56,19 @@ def wo(header: GgufHeader) -> set[str]:
     return {name for tensor, name in formats_of(header).items() if tensor.endswith("ffn_down.weight")}
 
 
+def fallen(formats: dict[str, str], type_: str) -> int:
+    """Matrices in another format than the type's recipe asks for; those in F32 are told of apart."""
+    fine = formats.get("output.weight") == "q8_0" and type_ != "q8_0"  # instead of q6_K
+    return fine + sum(name == "f16" for name in formats.values())
+
+
+def tensors_told_of(made: Conversion, display: str) -> int:
+    """How many tensors the notes on fallbacks count for the file of that type."""
+    notes = [note.message for note in made.notes if note.name == "format-fallback"]
+    found = [re.match(r"(?:(\d+) tensors|\S+) ", note) for note in notes if f"in the {display} file" in note]
+    return sum(int(match[1] or 1) for match in found if match)
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_quantized_files_are_llama_quantizes(width: str, tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "model", **WIDTHS[width])
@@ -73,6 +88,7 @@ def test_quantized_files_are_llama_quantizes(width: str, tmp_path: Path) -> None
         assert {formats_of(theirs)[tensor] for tensor in spared} <= {"f16"}
         assert {formats_of(ours)[tensor] for tensor in spared} <= {"f32"}
         assert formats_of(ours)["enc.blk.0.attn_rel_b.weight"] == "f32"
+        assert tensors_told_of(made, POLICIES[name].display) == fallen(formats_of(ours), name)
         found = t5_logits(paths[name], SOURCE, TARGET)  # whatever fell back: it loads and runs
         error = nmse(found, full)
         print(f"{width}, {name}: NMSE {error:.2e}")

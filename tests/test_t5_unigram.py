@@ -14,6 +14,7 @@ import vocab_material as material
 from kconv.core.checkpoint import Checkpoint
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab, gguf_keys
+from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.in_gguf import read_vocab
 from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import read_source
@@ -158,3 +159,29 @@ def test_a_damaged_normalization_ends_nothing_but_the_conversion(damage: bytes, 
     (folder / "spiece.model").write_bytes(data + bytes([0x1A, 2 + len(damage), 0x12, len(damage)]) + damage)
     with contextlib.suppress(VocabError, TokenMismatch):
         settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))
+
+
+# Key, new value (None: left out), words of the finding.
+DAMAGES = {
+    "add_space_prefix": (False, "no space before a text"),
+    "add_space_prefix missing": (None, "no space before a text"),
+    "remove_extra_whitespaces": (False, "would keep surplus spaces"),
+    "remove_extra_whitespaces missing": (None, "would keep surplus spaces"),
+    "precompiled_charsmap": (bytes(64), "compiled normalization"),
+    "precompiled_charsmap missing": (None, "compiled normalization"),
+}
+
+
+def test_a_damage_to_what_precedes_the_cutting_is_named(folder: Path) -> None:
+    """Each by its key, whatever the parity texts show of it."""
+    vocab = settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))[0].vocab
+    assert vocab is not None
+    good = gguf_keys(vocab)
+    assert check_tokenizer_keys(good, vocab)[0] == []
+    for name, (value, words) in DAMAGES.items():
+        key = "tokenizer.ggml." + name.removesuffix(" missing")
+        bad = {**good, key: value} if value is not None else {k: v for k, v in good.items() if k != key}
+        (finding,), _ = check_tokenizer_keys(bad, vocab)
+        assert (finding.where, finding.grave) == (key, True)
+        assert words in finding.message
+        assert finding.expected != finding.found

@@ -31,6 +31,7 @@ from kconv.verify.candidate import CandidateFailure
 from kconv.verify.gaps import gaps_of, with_gaps
 from kconv.verify.llama_candidate import LlamaCandidate
 from kconv.verify.reference import Reading, Reference
+from kconv.verify.report import report_html
 from kconv.verify.text_pairs import PairReader, built_in_pairs, default_size, text_pairs
 from kconv.verify.windows import Window
 from kconv.vocab.sources import read_source
@@ -46,7 +47,7 @@ HEADS: dict[str, dict[str, Any]] = {
     "own head": {},
     "tied": {"tie_word_embeddings": True, "head": False},
     "tied, nothing said": {"tie_word_embeddings": None, "head": False},
-    "tied, not scaled": {"tie_word_embeddings": False, "head": False},
+    "tied, not scaled": {"tie_word_embeddings": True, "scale_decoder_outputs": False, "head": False},
     "own head, as transformers 5 saves it": {"tie_word_embeddings": True, "scale_decoder_outputs": False},
     "own head, said to be tied": {"tie_word_embeddings": True},
     "relu": {"feed_forward_proj": "relu"},
@@ -150,6 +151,19 @@ def test_a_files_weights_give_the_same_logits(name: str, tmp_path: Path) -> None
         weights = unmapped(recipe_for(checkpoint.config), checkpoint, held)
         found = whole(reference(folder, weights=weights).read([window]), 0, window)
     assert off(found, truth(folder, window)) < ROUNDING
+
+
+def test_what_says_nothing_of_the_model_changes_nothing(byt5: Path, tmp_path: Path) -> None:
+    """Nulls, which stand for defaults, ids of special tokens that are none, and no word of the encoder."""
+    (tmp_path / "model.safetensors").symlink_to(byt5 / "model.safetensors")
+    config = json.loads((byt5 / "config.json").read_text())
+    nulls = dict.fromkeys(
+        ("relative_attention_max_distance", "layer_norm_epsilon", "dropout_rate", "head_dim")
+    )
+    odd = {**nulls, "bos_token_id": "a", "eos_token_id": -1, "is_encoder_decoder": False}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **odd}))
+    window = pair(40, 50)
+    assert np.array_equal(whole(reference(tmp_path).read([window]), 0, window), truth(byt5, window))
 
 
 def test_the_embedding_may_stand_under_a_stacks_name(byt5: Path, tmp_path: Path) -> None:
@@ -297,7 +311,7 @@ def test_most_of_the_error_is_llama_cpps_table_of_gelu(name: str, tmp_path: Path
 
 
 def reader(source: Source, **changes: Any) -> PairReader:
-    return replace(PairReader(source, start=0, eos=1, size=512, context=1024), **changes)
+    return replace(PairReader(source, start=0, eos=1, size=512, context=1024, source_context=1024), **changes)
 
 
 def test_gaps_are_those_of_byt5s_pre_training(source: Source) -> None:
@@ -392,7 +406,7 @@ BAD_PAIRS = {
     "a\tb\n\t답": "line 2: the source is empty",
     "질문\t ": "line 1: the target is empty",
     "a\t" + "b" * 2000: "line 1: the target has 2000 tokens, expected at most 1023",
-    "x": "text 1 has 1 tokens",
+    "x": "text 1 has 1 token,",
 }
 
 
@@ -633,6 +647,13 @@ def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
     assert found is not None
     assert found.logits_same_gelu is not None
     assert found.logits_same_gelu < found.logits_runtime / 5
+    figures = proof.logits.figures
+    assert figures is not None
+    assert figures.nmse_same_gelu is not None
+    assert figures.nmse_same_gelu < figures.nmse / 5
+    assert proof.to_json()["logits"]["figures"]["nmse_same_gelu"] == figures.nmse_same_gelu
+    assert "with llama.cpp's GELU in fp32, too)" in proof_text(proof)
+    assert "Logits, NMSE, same GELU" in report_html([proof])
     assert proof.logits.figures is not None
     assert proof.logits.figures.positions == len("답은 이것이다.".encode()) + 1
     (worst, *_) = proof.logits.worst

@@ -1,7 +1,7 @@
 """``make demo``: a small trained Korean model to f32, q8_0 and q4_0, proven, and a few sentences from each.
 
     make demo                    # the model of 42dot's layout
-    make demo FAMILY=kebyt5      # or kogpt: another of the trained ones
+    make demo FAMILY=kebyt5      # or kogpt, gbst-kebyt5: another of the trained ones
 
 Everything goes through the command line a user has: kconv demo-checkpoint, to-gguf, run, verify.
 """
@@ -31,14 +31,16 @@ class Words:
 
 
 DRAWN = ("-n", "90", "--no-chat", "--seed", "1")
+MASKED = Words(
+    "--fill",
+    ('엄마가 "무엇을 먹고 싶니?" 하고 <extra_id_0>.', "옛날 어느 마을에 나무꾼이 <extra_id_0>."),
+    ("-n", "64"),
+)
 FAMILIES = {
     "42dot": Words("-p", ("옛날 어느 마을에",), DRAWN),
     "kogpt": Words("-p", ("옛날 옛날 깊은 숲속에",), DRAWN),
-    "kebyt5": Words(
-        "--fill",
-        ("프랑스의 수도는 <extra_id_0>입니다.", "고양이는 <extra_id_0> 울음소리를 냅니다."),
-        ("-n", "64"),
-    ),
+    "kebyt5": MASKED,
+    "gbst-kebyt5": MASKED,
 }
 
 
@@ -58,25 +60,29 @@ def kconv(*arguments: str) -> str:
 def proven(result: dict[str, Any]) -> list[str]:
     """A line of figures for every file, from ``to-gguf --json``."""
     lines = [
-        f"{'file':<22}{'size':>10}{'bits per weight':>18}{'mean KL':>11}{'same top token':>17}"
+        f"{'file':<28}{'size':>10}{'bits per weight':>18}{'mean KL':>11}{'same top token':>17}"
         f"{'perplexity':>13}{'verdict':>10}"
     ]
     for output, proof in zip(result["outputs"], result["proofs"], strict=True):
         figures = proof["logits"]["figures"]
         name, megabytes = Path(output["path"]).name, output["bytes"] / 1e6
         lines.append(
-            f"{name:<22}{megabytes:>7.2f} MB{output['bits_per_weight']:>18.2f}"
+            f"{name:<28}{megabytes:>7.2f} MB{output['bits_per_weight']:>18.2f}"
             f"{figures['kl_mean']:>11.2g}{figures['same_top1']:>17.1%}{figures['perplexity_file']:>13.2f}"
             f"{proof['verdict']:>10}"
         )
+    for beside in result["companions"]:
+        name, megabytes = Path(beside["path"]).name, beside["bytes"] / 1e6
+        lines.append(f"{name:<28}{megabytes:>7.2f} MB   needed by each of them")
     reference = result["proofs"][0]["logits"]["figures"]["perplexity_reference"]
-    lines.append(f"{'the checkpoint in fp32':<78}{reference:>13.2f}")
+    lines.append(f"{'the checkpoint in fp32':<84}{reference:>13.2f}")
     return lines
 
 
 def empty(folder: Path) -> None:
     """Make ``folder`` anew; one that holds anything but a demo's files ends the demo."""
-    ours = (*(f"{family}-demo" for family in FAMILIES), REPORT)
+    checkpoints = tuple(f"{family}-demo" for family in FAMILIES)
+    ours = (*checkpoints, *(f"gbst-{name}" for name in checkpoints), REPORT)
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
         sys.exit(f"{folder} holds files that are not the demo's; name another folder")
     shutil.rmtree(folder, ignore_errors=True)

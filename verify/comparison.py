@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.manifest import versions
-from ..converters.recipe import Recipe
+from ..converters.recipe import Recipe, parameters
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -23,11 +24,11 @@ from ..vocab.tokenizer import Source
 from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
-from .front_end import embed_of
+from .front_end import embed_of, named_front_end, tokens_a_position
 from .gates import file_type, gate_for
 from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
-from .proof import LogitsPart, TensorError
+from .proof import Gate, LogitsPart, TensorError
 from .reference import Reading, Reference
 from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
@@ -64,12 +65,19 @@ class Subject:
         assert isinstance(value, int)
         return value
 
+    @property
+    def source_context(self) -> int:
+        """Tokens read at once: an encoder behind a front end has a position for several of them."""
+        return self.context * tokens_a_position(self.recipe, self.checkpoint)
+
 
 @dataclass(frozen=True)
 class How:
     """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
-    ``front_end`` is the file of a GBST model's front end; None: the one beside its body.
+    ``front_end`` is the file of a GBST model's front end; None: the one beside its body. ``gelu_share``: in
+    families with a GELU, read the checkpoint once more with llama.cpp's table of it for files that are held
+    to its logits themselves, to tell what the table alone does.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -78,6 +86,7 @@ class How:
     progress: Progress = silent
     announce: Announce = lambda text: None
     front_end: Path | None = None
+    gelu_share: bool = True
 
 
 def built_in_windows(
@@ -122,12 +131,13 @@ def text_windows(
 
 
 def _window_size(subject: Subject, window: int | None) -> int:
-    if window is not None and window > subject.context:
+    longest = subject.source_context
+    if window is not None and window > longest:
         raise InputError(
-            f"windows of {window} tokens are longer than the model's context of {subject.context}",
-            hint=f"pass --window {subject.context} or less; a longer text is read in several windows",
+            f"windows of {window} tokens are longer than the model's context of {longest}",
+            hint=f"pass --window {longest} or less; a longer text is read in several windows",
         )
-    return min(WINDOW, subject.context) if window is None else window
+    return min(WINDOW, longest) if window is None else window
 
 
 def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
@@ -138,14 +148,14 @@ def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
     size = _window_size(subject, window)
     if window is None:
         size = default_size(size, subject.vocab.size)
-    return PairReader(subject.source, start, eos, size, subject.context)
+    return PairReader(subject.source, start, eos, size, subject.context, subject.source_context)
 
 
-def cost(subject: Subject, windows: Sequence[Window], files: int) -> str:
-    """What reading the windows will take, in a sentence."""
+def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
+    """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
-    weights = sum(tensor.elements for tensor in subject.model.tensors)
-    seconds = estimated_seconds(subject.model, windows, files)
+    weights = parameters(subject.model)
+    seconds = estimated_seconds(subject.model, windows, files, passes=passes)
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     through = "the file" if files == 1 else f"{files} files"
     return (
@@ -158,6 +168,17 @@ def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Rea
     return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
         windows, progress=how.progress
     )
+
+
+def shows_gelu_share(subject: Subject, gate: Gate, how: How) -> bool:
+    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
+    return how.gelu_share and subject.recipe.gelu and gate.measure == "nmse"
+
+
+def _with_llama_cpps_gelu(subject: Subject, how: How) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
+    reference = Reference(subject.checkpoint, subject.recipe, llama_cpps_gelu=True, threads=how.threads)
+    return partial(reference.read, progress=how.progress) if reference.gelus else None
 
 
 def logits_part(
@@ -176,7 +197,8 @@ def logits_part(
     try:
         front = embed_of(file, subject.recipe, how.front_end)
         with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
-            measure = compare(read, candidate, windows, how.progress)
+            alike = _with_llama_cpps_gelu(subject, how) if shows_gelu_share(subject, gate, how) else None
+            measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
@@ -213,14 +235,17 @@ def provenance(
     subject: Subject,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
+    front_end: Path | None = None,
 ) -> dict[str, Any]:
-    """What was compared and with what."""
+    """What was compared and with what; ``front_end`` as in ``How``."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
     if subject.recipe.encoder_decoder:
         read += f", in pairs: {way_of_pairing(subject.source)}"
+    front = named_front_end(file, front_end)
     return {
         "artifact": {"file": file.path.name, "bytes": file.header.size},
+        **({} if front is None else {"front_end": front}),
         "checkpoint": {
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,

@@ -57,7 +57,9 @@ def prove(
     of the built-in ones, at most ``proof_tokens`` of each. Raises KconvError where reading the checkpoint
     fails.
     """
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    how = How(
+        threads=threads or available_cores(), progress=progress, announce=announce, gelu_share=scope == "full"
+    )
     subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     announce(cost(subject, windows, len(files)))

@@ -15,14 +15,14 @@ _WIDENED = 3e9  # weights a second that are read from the checkpoint and widened
 _STARTING = 4.0  # seconds to import torch and transformers, and to load the files
 
 
-def estimated_seconds(model: Model, windows: Sequence[Window], files: int) -> float:
-    """About how long reading ``windows`` through the checkpoint in fp32 and through ``files`` files takes."""
+def estimated_seconds(model: Model, windows: Sequence[Window], files: int, *, passes: int = 1) -> float:
+    """About how long reading ``windows`` takes, ``passes`` times in fp32 and through ``files`` files."""
     weights = {tensor.name: tensor.elements for tensor in model.tensors if tensor.name != "token_embd.weight"}
     encoder = sum(count for name, count in weights.items() if name.startswith("enc."))
     total = sum(weights.values())
     products = sum(encoder * len(window.source) + (total - encoder) * len(window.ids) for window in windows)
     pass_ = 2 * products / _multiplying_speed()
-    return _STARTING + total / _WIDENED + pass_ + files * (1.0 + pass_)
+    return _STARTING + passes * (total / _WIDENED + pass_) + files * (1.0 + pass_)
 
 
 def _multiplying_speed() -> float:

@@ -165,5 +165,5 @@ def _conclusion(
     share = by_weights / max(by_weights + by_runtime, 1e-30)
     return (
         f"no layer stands out: {share:.0%} of the error comes from the rounding of the weights, "
-        f"the rest from llama.cpp's arithmetic; the type is too coarse for this model"
+        f"the rest from llama.cpp's arithmetic; where that is too much, the type is too coarse for this model"
     )

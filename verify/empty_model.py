@@ -14,10 +14,12 @@ from ..core.tensor import Tensor
 from .encoder_decoder import embeddings
 
 # Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
-# what to compute, what to return. pad_token_id matters in training only and may lie beyond the embedding.
+# what to compute, what to return. Special ids matter in training and generation only, and may be any; whether
+# there is an encoder the class says.
 _NOT_THE_MODEL = frozenset(
     {"auto_map", "architectures", "trust_remote_code", "quantization_config", "compression_config"}
-    | {"torch_dtype", "dtype", "_name_or_path", "_commit_hash", "transformers_version", "pad_token_id"}
+    | {"torch_dtype", "dtype", "_name_or_path", "_commit_hash", "transformers_version"}
+    | {"pad_token_id", "bos_token_id", "eos_token_id", "is_encoder_decoder", "is_decoder"}
     | {"attn_implementation", "_attn_implementation", "_attn_implementation_internal", "torchscript"}
     | {"_attn_implementation_autoset", "experts_implementation", "_experts_implementation", "device_map"}
     | {"use_cache", "return_dict", "use_return_dict", "output_attentions", "output_hidden_states"}
@@ -63,7 +65,9 @@ def empty_model(name: str, config: Mapping[str, Any], where: str) -> Any:
         raise EnvironmentProblem(
             f"transformers {transformers.__version__} has no {name}", hint="install a newer transformers"
         )
-    described = {key: value for key, value in config.items() if key not in _NOT_THE_MODEL}
+    # null stands for the class's default, as in recipes; transformers 5 refuses most of them
+    said = {key: value for key, value in config.items() if value is not None}
+    described = {key: value for key, value in said.items() if key not in _NOT_THE_MODEL}
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"

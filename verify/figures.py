@@ -56,6 +56,7 @@ class Disagreement:
 class _Position(NamedTuple):
     """What is kept of a position.
 
+    ``lead`` is how far the reference's first choice was ahead of the file's, in the reference's logits.
     ``largest`` and ``squared`` are the largest difference of two logits and the sum of squared differences,
     ``mean`` is that of the reference's logits and ``scatter`` the sum of their squared deviations from it.
     """
@@ -67,6 +68,7 @@ class _Position(NamedTuple):
     nll_file: float
     same: float
     overlap: float
+    lead: float
     largest: float
     squared: float
     mean: float
@@ -82,6 +84,7 @@ class Measure:
         self._kept = array("d")
         self._heap: list[tuple[float, int, int, Disagreement]] = []
         self._not_finite: NotFinite | None = None
+        self._same_gelu: list[float] = []
 
     def add(self, window: int, start: int, reference: Floats, found: Floats, right: Sequence[int]) -> None:
         """Take in the positions ``start`` and after of the window of that index.
@@ -116,7 +119,9 @@ class Measure:
         tops = [_likeliest(row) for row in (reference, found)]
         same = float(tops[0][0] == tops[1][0])
         overlap = len(set(tops[0]) & set(tops[1])) / len(tops[0])
-        self._kept.extend(_Position(window, position, kl, nll_reference, nll_file, same, overlap, *rest))
+        lead = bounds[0] - float(reference[tops[1][0]])
+        kept = _Position(window, position, kl, nll_reference, nll_file, same, overlap, lead, *rest)
+        self._kept.extend(kept)
         if kl > 0 and (len(self._heap) < _CANDIDATES or (kl, -window, -position) > self._heap[0][:3]):
             guesses = [
                 tuple((token, math.exp(float(row[token]) - log)) for token in top)
@@ -124,6 +129,11 @@ class Measure:
             ]
             chances = math.exp(-nll_reference), math.exp(-nll_file)
             self._remember(Disagreement(window, position, kl, right, *chances, guesses[0], guesses[1]))
+
+    def add_same_gelu(self, reference: Floats, found: Floats) -> None:
+        """Take in the same positions, once each, where the reference computes GELU as llama.cpp does."""
+        with np.errstate(all="ignore"):
+            self._same_gelu.append(float(np.square(found - reference, dtype=np.float64).sum()))
 
     def _refuse(self, window: int, position: int, *, checkpoint: bool, file: bool) -> None:
         before = self._not_finite
@@ -161,6 +171,8 @@ class Measure:
         dp = np.exp(-nll_file) - np.exp(-nll_reference)
         same = _mean(column["same"])
         squared = math.fsum(column["squared"])
+        scatter = _scatter(column["mean"], column["scatter"], self._vocabulary)
+        shared = math.fsum(self._same_gelu) if self._same_gelu else math.nan
         return Figures(
             positions=count,
             windows=len(self._windows),
@@ -184,8 +196,11 @@ class Measure:
             log_ratio_error=_standard_error(nll_file - nll_reference),
             logit_max=percentile(column["largest"], 100),
             logit_rms=math.sqrt(squared / max(count * self._vocabulary, 1)),
-            nmse=_ratio(squared, _scatter(column["mean"], column["scatter"], self._vocabulary)),
+            nmse=_ratio(squared, scatter),
             not_finite=self._not_finite,
+            other_top1=count - round(math.fsum(column["same"])),
+            other_top1_lead=percentile(column["lead"], 100),
+            nmse_same_gelu=_ratio(shared, scatter) if math.isfinite(shared) else None,
         )
 
     def positions(self) -> Positions:

@@ -24,7 +24,7 @@ from ..converters.gbst.tensors import (
 from ..converters.recipe import Recipe
 from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
-from ..core.input_files import quoted
+from ..core.input_files import file_sha256, quoted
 from ..core.tensor import Tensor
 from ..quant.gguf_weights import GgufFile
 from .candidate import CandidateFailure
@@ -39,6 +39,16 @@ _KNOWN_AS = {GBSWT5.hf_classes[0]: "T5ForConditionalGeneration"}
 def transformers_class(recipe: Recipe) -> str:
     """The class of transformers that computes the model, or all of it but its front end."""
     return _KNOWN_AS.get(recipe.hf_classes[0], recipe.hf_classes[0])
+
+
+def tokens_a_position(recipe: Recipe, checkpoint: Checkpoint) -> int:
+    """How many tokens of a source make one position of the encoder: 1 without a front end.
+
+    Raises what ``read_settings`` raises.
+    """
+    if recipe.name != GBSWT5.name:
+        return 1
+    return read_settings(Settings(checkpoint.config, "config.json"), checkpoint.tensors).factor
 
 
 def join_front_end(model: Any, recipe: Recipe, checkpoint: Checkpoint) -> GbstSettings | None:
@@ -84,6 +94,19 @@ def embed_of(file: GgufFile, recipe: Recipe, chosen: Path | None = None) -> Embe
             f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
         )
     return None
+
+
+def named_front_end(file: GgufFile, chosen: Path | None = None) -> dict[str, Any] | None:
+    """Which file the front end was read from, for the provenance; None for models without one.
+
+    Raises what ``front_end_of`` raises.
+    """
+    found = front_end_of(file.path, file.header.metadata, chosen)
+    if found is None:
+        return None
+    size = found.path.stat().st_size
+    digest = file_sha256(found.path)
+    return {"file": found.path.name, "bytes": size, "sha256": digest, "fingerprint": found.fingerprint}
 
 
 def with_front_end_findings(

@@ -18,6 +18,7 @@ from .proof import Figures, Finding, Gate, NotFinite
 
 FAILS_AT = 3.0  # times the gate
 _GELU_NMSE = 1e-4
+_TIE = 6 * math.sqrt(2)  # times the RMS difference: six standard deviations of what two logits differ by
 _GELU = "llama.cpp computes GELU through a table of 16-bit numbers"
 
 _NAMES = {name.lower(): name for name in (*GATES, *MIXTURES)}
@@ -118,7 +119,20 @@ def judge(figures: Figures, gate: Gate) -> tuple[Finding, ...]:
     failed = gate.fails is not None and value > gate.fails
     if failed or value > gate.warns:
         findings.append(_beyond(value, gate, failed=failed))
+    elif gate.measure == "nmse" and figures.other_top1_lead > _TIE * figures.logit_rms:
+        findings.append(_no_tie(figures))
     return tuple(findings)
+
+
+def _no_tie(figures: Figures) -> Finding:
+    """Rounding swaps two tokens that are about equally likely, and no others."""
+    lead, rms, limit = figures.other_top1_lead, figures.logit_rms, _TIE * figures.logit_rms
+    count = "1 position" if figures.other_top1 == 1 else f"{figures.other_top1:,} positions"
+    message = (
+        f"another token comes first at {count}, and not only in ties: the checkpoint's was ahead by up to "
+        f"{_said(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
+    )
+    return Finding("logits", message, f"at most {_said(limit)}", _said(lead, limit))
 
 
 def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:

@@ -24,17 +24,24 @@ _SOURCE_TOKENS = 384
 
 
 def compare(
-    read: Read, candidate: Candidate, windows: Sequence[Window], progress: Progress = silent
+    read: Read,
+    candidate: Candidate,
+    windows: Sequence[Window],
+    progress: Progress = silent,
+    *,
+    same_gelu: Read | None = None,
 ) -> Measure:
     """Both models' logits of every scored position, block by block; none are kept.
 
-    A long text is read and compared a few thousand tokens at a time. Raises CandidateFailure where the
+    ``same_gelu`` reads the windows once more, with llama.cpp's GELU in fp32. A long text is read and compared
+    a few thousand tokens at a time. Raises CandidateFailure where the
     runtime fails, or answers fewer positions than it was asked.
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0
     for first, group in _groups(windows):
         reading = read(group)
+        alike = None if same_gelu is None else same_gelu(group)
         progress("logits", done, total)
         for block in candidate.logits(group):
             stop = block.start + len(block.logits)
@@ -44,6 +51,8 @@ def compare(
                 raise CandidateFailure(f"the file gives {found} logits a token, the checkpoint {wanted}")
             right = group[block.window].ids[block.start + 1 : stop + 1]
             measure.add(first + block.window, block.start, expected, block.logits, right)
+            if alike is not None:
+                measure.add_same_gelu(alike.logits(block.window, block.start, stop), block.logits)
             done += len(block.logits)
             progress("logits", done, total)
     if done != total:

@@ -129,7 +129,10 @@ class Figures:
     Divergences (Kullback-Leibler, of the file from the checkpoint) are in nats, Δp is the file's probability
     of the right token minus the checkpoint's (0 to 1), as in llama.cpp's tools/perplexity, its percentiles
     pairs of per cent (0 to 100, ascending) and value. ``..._error`` are standard errors. ``nmse`` is the
-    squared logit difference over the variance of the checkpoint's logits.
+    squared logit difference over the variance of the checkpoint's logits, ``nmse_same_gelu`` the same where
+    fp32 arithmetic takes llama.cpp's table for GELU, too (None: not measured). ``other_top1`` positions have
+    another likeliest token; ``other_top1_lead`` is the most by which the checkpoint's own was ahead of the
+    file's there, in logits of the checkpoint: next to nothing in a tie.
     """
 
     positions: int
@@ -156,6 +159,9 @@ class Figures:
     logit_rms: float
     nmse: float
     not_finite: NotFinite | None = None
+    other_top1: int = 0
+    other_top1_lead: float = 0.0
+    nmse_same_gelu: float | None = None
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,9 @@ class Reference:
 
     ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
     ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
-    ``vocabulary`` is the number of rows of the output matrix, ``encoder_layers`` how many of the layers an
-    encoder has (0 in decoder-only models). Raises CheckpointError if transformers cannot make the model
-    config.json describes, or the weights do not fit it.
+    ``gelus`` is how many of them do. ``vocabulary`` is the number of rows of the output matrix,
+    ``encoder_layers`` how many of the layers an encoder has (0 in decoder-only models). Raises
+    CheckpointError if transformers cannot make the model config.json describes, or the weights do not fit it.
     """
 
     def __init__(
@@ -85,8 +85,7 @@ class Reference:
             self._front = join_front_end(self._model, recipe, checkpoint)
             held = held if self._front is None else with_front_end(held, checkpoint)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
-            if llama_cpps_gelu:
-                take_llama_cpps_gelu(self._model)
+            self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)
         self.vocabulary = self._head.matrix.rows

@@ -143,8 +143,9 @@ def _command(proof: Proof) -> str:
     options = proof.provenance.get("options", {})
     words = ["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]
     words += ["--text", "FILE"] * options.get("texts", 0)
-    for name in ("tokens", "window"):
-        words += [f"--{name}", str(options[name])] if options.get(name) is not None else []
+    for name in ("tokens", "window", "front_end"):
+        given = options.get(name)
+        words += [f"--{name.replace('_', '-')}", str(given)] if given is not None else []
     for gate in options.get("gates", ()):
         words += ["--gate", gate]
     if options.get("diagnose") is not None:

@@ -37,6 +37,9 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("kl_max", "KL divergence, largest", lambda f: number(f.kl_max), "the worst position of all"),
     ("same_top1", "Same first choice", lambda f: f"{percent(f.same_top1)} ± {percent(f.same_top1_error)}",
      "both would say the same next token"),
+    ("other_top1", "Another first choice",
+     lambda f: f"{count(f.other_top1)}, lead ≤ {number(f.other_top1_lead)}" if f.other_top1 else "",
+     "positions, and how many logits the checkpoint's choice was ahead there at most; in a tie next to none"),
     ("top5_overlap", "Overlap of the five likeliest", lambda f: percent(f.top5_overlap),
      "share of the five both have"),
     ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms),
@@ -52,6 +55,9 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("nll", "NLL per token, checkpoint → file",
      lambda f: f"{number(f.nll_reference, 7)} → {number(f.nll_file, 7)}", "the same in nats"),
     ("nmse", "Logits, NMSE", lambda f: number(f.nmse), "squared difference over the checkpoint's variance"),
+    ("nmse_same_gelu", "Logits, NMSE, same GELU",
+     lambda f: "" if f.nmse_same_gelu is None else number(f.nmse_same_gelu),
+     "the same with llama.cpp's 16-bit table of GELU in fp32, too: what is left is not the table's"),
     ("logit_rms", "Logits, RMS difference", lambda f: number(f.logit_rms), "in logits"),
     ("logit_max", "Logits, largest difference", lambda f: number(f.logit_max),
      "in logits, over all tokens and positions"),
@@ -143,7 +149,14 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
     if part.gate is None:
         return f"mean KL {number(part.figures.kl_mean)}"
     name = "NMSE" if part.gate.measure == "nmse" else "mean KL"
-    return f"{name} {number(gate_value(part.figures, part.gate))}, gate {number(part.gate.warns, exact=True)}"
+    limit = number(part.gate.warns, exact=True)
+    return f"{name} {number(gate_value(part.figures, part.gate))}, gate {limit}{gelu_words(part.figures)}"
+
+
+def gelu_words(figures: Figures) -> str:
+    """What is left of the NMSE without llama.cpp's table of GELU; nothing where that was not measured."""
+    left = figures.nmse_same_gelu
+    return "" if left is None else f"; {number(left)} with llama.cpp's GELU in fp32, too"
 
 
 def _tokens_line(part: TokensPart) -> str:
@@ -175,13 +188,14 @@ def _weights_line(part: WeightsPart) -> str:
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:
-    """All figures as rows, the gate beside the one it judges; dashes where nothing could be measured."""
+    """The figures there are as rows, the gate beside the one it judges; dashes where nothing was measured."""
     measure, limits = (None, "") if gate is None else (gate.measure, gate_words(gate))
     return [
         FigureRow(
             key, name, shown(figures) if figures.positions else "–", limits if key == measure else "", meaning
         )
         for key, name, shown, meaning in _ROWS
+        if shown(figures)
     ]
 
 

@@ -27,7 +27,8 @@ _LEAST = 128
 class PairReader:
     """How a model reads: its tokenizer, the decoder's first token, the EOS after each text, if any.
 
-    ``size`` are the most tokens of a source; ``context`` those the model was trained to see at once.
+    ``size`` are the most tokens of a source made of a running text; ``context`` those the decoder was trained
+    to see at once, ``source_context`` those the encoder was, more where a front end joins several.
     """
 
     source: Source
@@ -35,6 +36,7 @@ class PairReader:
     eos: int | None
     size: int
     context: int
+    source_context: int
 
     @property
     def ending(self) -> tuple[int, ...]:
@@ -118,11 +120,12 @@ def _given(
     left = tokens
     for number, *texts in lines:
         pair = [reader.source.encode(text, True) for text in texts]
-        for side, ids in zip(("source", "target"), pair, strict=True):
-            if len(ids) + 1 > reader.context:
+        limits = (reader.source_context, reader.context)
+        for side, ids, limit in zip(("source", "target"), pair, limits, strict=True):
+            if len(ids) + 1 > limit:
                 raise InputError(
                     f"text {at + 1}, line {number}: the {side} has {len(ids)} tokens, expected at most "
-                    f"{reader.context - 1}, which with EOS fill the model's context",
+                    f"{limit - 1}, which with EOS fill the model's context",
                     hint="shorten it, or split the pair in two",
                 )
         window = reader.window(at, (pair[0], pair[1]))
@@ -145,7 +148,8 @@ def _made(reader: PairReader, at: int, ids: Sequence[int]) -> list[Window]:
     """Pairs of a running text, cut into stretches of about the same length."""
     if len(ids) < 2:
         raise InputError(
-            f"text {at + 1} has {len(ids)} tokens, too few to predict some from others",
+            f"text {at + 1} has {len(ids)} token{'' if len(ids) == 1 else 's'}, too few to predict some from "
+            "others",
             hint="give a longer text",
         )
     gaps = gaps_of(reader.source)

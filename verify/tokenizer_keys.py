@@ -7,9 +7,10 @@ missing counts as llama.cpp's own choice, and the tokens that end an answer coun
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
-from ..core.vocabulary import Vocab, gguf_keys
+from ..core.vocabulary import UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
@@ -17,6 +18,7 @@ from .entries import readable
 from .proof import Finding
 
 _COMPARED = ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix", "suppress_tokens")
+_COMPARED_UNIGRAM = ("remove_extra_whitespaces", "precompiled_charsmap")
 _FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
 
 # What comes of a wrong id, for roles that do not end an answer.
@@ -46,12 +48,14 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
     ]
     findings += _model(metadata, found, right)
     findings += _flags(metadata, found, right)
+    findings += _unigram(metadata, found, right)
     findings += _begin(metadata, found, right)
     findings += _ends(metadata, found, right)
     findings += _other_roles(metadata, found, right, expected)
     findings += _suppressed(metadata, found)
     findings += _template(found, right)
-    return findings, len(_COMPARED) + len(ROLES) + 1
+    compared = len(_COMPARED) + (len(_COMPARED_UNIGRAM) if right.model == UNIGRAM else 0)
+    return findings, compared + len(ROLES) + 1
 
 
 def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
@@ -84,7 +88,7 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
                 else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
             )
             yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(said).lower())
-    if right.model == found.model == "llama" and found.add_space_prefix != right.add_space_prefix:
+    if right.model == found.model in ("llama", UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
         does = found.add_space_prefix
         message = (
             "llama.cpp would put a space before every text, which this vocabulary is not made for"
@@ -97,6 +101,34 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
     if leading is not None and not isinstance(leading, bool):
         message = f"the file has {leading!r:.60} for {LEADING_SPACE}, where kconv run reads true or false"
         yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
+
+
+def _unigram(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+    """What is done to a text before a SentencePiece unigram cuts it."""
+    if not right.model == found.model == UNIGRAM:
+        return
+    does, should = found.remove_extra_whitespaces, right.remove_extra_whitespaces
+    if does != should:
+        message = (
+            "llama.cpp would drop surplus spaces of a text; the checkpoint's tokenizer keeps them"
+            if does
+            else "llama.cpp would keep surplus spaces of a text; the checkpoint's tokenizer drops them"
+        )
+        missing = _missing(metadata, "remove_extra_whitespaces")
+        said = "missing (so false)" if missing else str(does).lower()
+        yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), said)
+    if found.charsmap != right.charsmap:
+        message = (
+            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would bring text into "
+            "another form before cutting it"
+        )
+        meant, said = _octets(right.charsmap), _octets(found.charsmap)
+        yield Finding(PREFIX + "precompiled_charsmap", message, meant, said)
+
+
+def _octets(value: bytes) -> str:
+    """Bytes for people: how many, and by what two of them are told apart."""
+    return f"{len(value):,} bytes, sha256 {sha256(value).hexdigest()[:16]}…" if value else "missing"
 
 
 def _missing(metadata: Mapping[str, Any], name: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.architectures import recipe_for
+from ..converters.gbst.front_end_file import front_end_of
 from ..converters.recipe import build, parameters, untransformed
 from ..converters.recorded import read_manifest
 from ..core.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from .comparison import (
     logits_part,
     provenance,
     read_reference,
+    shows_gelu_share,
     text_windows,
 )
 from .front_end import with_front_end_findings
@@ -75,6 +77,8 @@ def verify(
     """
     begun = time.monotonic()
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
+    if front_end is not None:
+        options["front_end"] = str(front_end)
     how = How(
         gates or {},
         diagnose,
@@ -90,12 +94,16 @@ def verify(
             file.path, manifest, checkpoint, file.paths
         )  # first of all: what has changed
         subject = _subject(file, checkpoint, manifest)
-        gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)  # refuse nonsense now
+        # nonsense is refused before any work, and so is a body without its front end
+        gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
+        front_end_of(file.path, file.header.metadata, how.front_end)
         windows = _windows(subject, texts, tokens, window)
-        announce(cost(subject, windows, 1))
+        announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            evidence = _evidence(provenance(file, subject, windows, texts), hashes, options, progress)
+            evidence = _evidence(
+                provenance(file, subject, windows, texts, how.front_end), hashes, options, progress
+            )
         read = partial(read_reference, subject, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
     notes = remarks(logits, len(subject.vocab.tokens))

@@ -164,6 +164,8 @@ class Source:
             stretch = re.sub(" +", " ", stretch).lstrip(" ").rstrip(" " + META_SPACE)
         prefix = self.prefix if first or (self.prefix is not None and self.prefix.each) else None
         # Metaspace and ByteLevel leave text alone that begins with a space; Prepend does not look.
-        if stretch and prefix is not None and (prefix.doubled or stretch[0] not in (" ", META_SPACE)):
+        # To ByteLevel Metaspace's sign for a space is a character like any other.
+        spaces = " " if self.kind == "byte-level bpe" else " " + META_SPACE
+        if stretch and prefix is not None and (prefix.doubled or stretch[0] not in spaces):
             return " " + stretch
         return stretch

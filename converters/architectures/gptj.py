@@ -70,15 +70,13 @@ ROWS = (
 
 
 def _sizes(settings: Settings) -> Sizes:
-    hidden, heads = (
-        _either(settings, "n_embd", "hidden_size"),
-        _either(settings, "n_head", "num_attention_heads"),
-    )
+    hidden = settings.either("n_embd", "hidden_size")
+    heads = settings.either("n_head", "num_attention_heads")
     if hidden % heads:
         raise settings.refuse("n_embd", hidden, f"a multiple of n_head {heads}")
     head_dim = hidden // heads
     return {
-        "layers": _either(settings, "n_layer", "num_hidden_layers"),
+        "layers": settings.either("n_layer", "num_hidden_layers"),
         "hidden": hidden,
         "heads": heads,
         "head_dim": head_dim,
@@ -86,11 +84,6 @@ def _sizes(settings: Settings) -> Sizes:
         "ffn": settings.integer("n_inner", 4 * hidden),
         "rows": settings.integer("vocab_size"),
     }
-
-
-def _either(settings: Settings, name: str, other: str) -> int:
-    """A number by GPT-J's name of it, or by the one all of transformers' models know."""
-    return settings.integer(other if name not in settings and other in settings else name)
 
 
 def _rotary(settings: Settings, head_dim: int) -> int:
@@ -124,7 +117,7 @@ def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
-    positions = settings.integer("n_positions", settings.integer("max_position_embeddings", 2048))
+    positions = settings.either("n_positions", "max_position_embeddings", 2048)
     if positions > _MOST_POSITIONS:
         raise settings.refuse("n_positions", positions, f"at most {_MOST_POSITIONS}")
     return {

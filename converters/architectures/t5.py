@@ -136,7 +136,7 @@ ROWS = (
 
 def sizes(settings: Settings) -> Sizes:
     """The words of the shapes; refuses what llama.cpp's graph cannot have."""
-    layers = settings.integer("num_layers")
+    layers = settings.either("num_layers", "num_hidden_layers")
     decoder_layers = settings.integer("num_decoder_layers", layers)
     if decoder_layers > layers:
         raise UnsupportedModel(
@@ -152,9 +152,9 @@ def sizes(settings: Settings) -> Sizes:
     return {
         "layers": layers,
         "decoder_layers": decoder_layers,
-        "hidden": settings.integer("d_model"),
-        "heads": settings.integer("num_heads"),
-        "head_dim": settings.integer("d_kv"),
+        "hidden": settings.either("d_model", "hidden_size"),
+        "heads": settings.either("num_heads", "num_attention_heads"),
+        "head_dim": settings.either("d_kv", "head_dim"),
         "ffn": settings.integer("d_ff"),
         "buckets": buckets,
         "rows": settings.integer("vocab_size"),
@@ -218,6 +218,8 @@ def head_flags(settings: Settings, checkpoint: Checkpoint, embedding: str) -> fr
     in older files anything but tie_word_embeddings false. mT5 never scales (modeling_mt5.py).
     """
     head, shared = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(embedding)
+    if head is None and not settings.flag("tie_word_embeddings", True):
+        return frozenset({_OWN_HEAD})  # transformers 5 never writes false: the head has been lost
     own = head is not None and (shared is None or not same_weights(head, shared))
     scaled = scales(settings)
     if own:
@@ -253,17 +255,19 @@ def hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
 
 def decoder_start(settings: Settings) -> int:
     """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
-    padding = settings.integer("pad_token_id", 0, least=0)
-    start = settings.integer("decoder_start_token_id", padding, least=0)
+    key = "decoder_start_token_id" if "decoder_start_token_id" in settings else "pad_token_id"
+    start = settings.integer(key, 0, least=0)
     if start >= settings.integer("vocab_size"):
-        raise settings.refuse("decoder_start_token_id", start, "the id of a token, less than vocab_size")
+        raise settings.refuse(key, start, "the id of a token, less than vocab_size")
     return start
 
 
 def context(settings: Settings, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """The length the model was trained with, as far as files say: T5's positions are relative.
 
-    n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens.
+    n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens. Behind a GBST
+    front end the encoder has a position for ``downsample_factor`` bytes, so its texts may be so much longer;
+    the decoder's are not down-sampled.
     """
     length = _BYTE_CONTEXT if is_byte_tokenizer(checkpoint) else _CONTEXT
     told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")

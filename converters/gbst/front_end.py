@@ -69,6 +69,7 @@ class Embedded:
     mask: Bools
 
 
+@np.errstate(all="ignore")  # what is not finite is told by whoever reads the embeddings
 def front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> FrontEnd:
     """A front end from float32 weights under a checkpoint's names, in the shapes of ``settings.shapes()``.
 
@@ -134,6 +135,7 @@ def _checked(front: FrontEnd, ids: Sequence[int]) -> npt.NDArray[np.int64]:
     return tokens
 
 
+@np.errstate(all="ignore")
 def _embed(front: FrontEnd, tokens: npt.NDArray[np.int64], valid: Bools, count: int) -> Embedded:
     """``count`` embeddings; positions of ``valid`` beyond the tokens are zeros after the convolution."""
     settings = front.settings

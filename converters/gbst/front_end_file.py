@@ -21,7 +21,7 @@ from ...core.model import Model
 from ...quant.formats import F32
 from ..gguf_writer import FilePlan, plan_file, write_files
 from .front_end import Floats, FrontEnd, front_end
-from .settings import LARGEST_PERIOD, GbstSettings
+from .settings import LARGEST_PERIOD, MOST_BLOCKS, GbstSettings
 from .tensors import ARCH, FINGERPRINT_KEY, KIND_KEY, TABLE, VERSION, file_shapes, fingerprint, settings_keys
 
 _MOST_BYTES = 1 << 30  # of weights; published front ends have some 12 MB
@@ -106,7 +106,7 @@ def front_end_of(body: Path, metadata: Mapping[str, Any], chosen: Path | None = 
         raise GgufError(
             f"{found.path} is the front end of another model than {body}: its fingerprint is "
             f"{found.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
-            hint=_AGAIN,
+            hint="give the file the conversion wrote beside the body; or " + _AGAIN,
         )
     width = metadata.get("t5.embedding_length")
     if found.front_end.settings.width != width:
@@ -122,17 +122,18 @@ def _beside(body: Path, wanted: str) -> Path:
     others = []
     for path in sorted(body.parent.glob(f"{ARCH}-*.gguf"))[:_MOST_LOOKED_AT]:
         try:
-            said = read_header(path).metadata.get(f"{ARCH}.fingerprint")
+            header = read_header(path)
         except KconvError as error:
-            others.append(f"{path.name}: {error.message}")
+            others.append(error.message)
             continue
-        if said == wanted:
+        if header.metadata.get(f"{ARCH}.fingerprint") == wanted:
             return path
-        others.append(f"{path.name} belongs to another model")
-    seen = "; ".join(others) or f"there is no {ARCH}-*.gguf"
+        if header.arch == ARCH:  # bodies, too, are named so: those of gbst-kebyt5-base-preview
+            others.append(f"{path.name} belongs to another model")
+    seen = "; ".join(others) or f"there is no front end {ARCH}-*.gguf"
     raise GgufError(
         f"{body} is the body of a GBST model and needs its front end, which is not beside it: {seen}",
-        hint=f"put the {ARCH}-….gguf the conversion wrote into {body.parent}, or name it with --front-end",
+        hint=f"put the {ARCH}-….gguf the conversion wrote beside it, or name it with --front-end",
     )
 
 
@@ -152,8 +153,8 @@ def _settings(path: Path, header: GgufHeader) -> GbstSettings:
     blocks = values.get("block_sizes")
     if not isinstance(blocks, tuple) or not blocks or not all(type(size) is int for size in blocks):
         raise _amiss(path, "block_sizes", blocks, "a list of whole numbers")
-    if min(blocks) < 1 or max(blocks) > LARGEST_PERIOD:
-        raise _amiss(path, "block_sizes", blocks, f"sizes from 1 to {LARGEST_PERIOD}")
+    if len(blocks) > MOST_BLOCKS or min(blocks) < 1 or max(blocks) > LARGEST_PERIOD:
+        raise _amiss(path, "block_sizes", blocks, f"at most {MOST_BLOCKS} sizes, 1 to {LARGEST_PERIOD}")
     settings = GbstSettings(
         blocks,
         _number(path, values, "downsample_factor", max(blocks)),

@@ -28,7 +28,7 @@ SCORE = PREFIX + "cand_scoring.0."
 # torch's BatchNorm1d as ETRI's code makes it; config.json has no word for it.
 NORM_EPSILON = 1e-5
 
-_MOST_BLOCKS = 64
+MOST_BLOCKS = 64
 LARGEST_PERIOD = 1 << 16  # positions; the original pads every text to a multiple of the period
 _HINT = "check that config.json belongs to these weight files"
 
@@ -115,11 +115,11 @@ def read_blocks(config: Settings) -> tuple[int, ...]:
                 "expected one of the two, the other null",
                 hint="compare the file with the one the model was published with",
             )
-        if largest > _MOST_BLOCKS:
-            raise config.refuse("max_subword_block_size", largest, f"at most {_MOST_BLOCKS}")
+        if largest > MOST_BLOCKS:
+            raise config.refuse("max_subword_block_size", largest, f"at most {MOST_BLOCKS}")
         return tuple(range(1, largest + 1))
     expected = "a list of [size, offset] pairs such as [[1, 0], [2, 0], [3, 0]]"
-    if not isinstance(listed, list) or not 1 <= len(listed) <= _MOST_BLOCKS:
+    if not isinstance(listed, list) or not 1 <= len(listed) <= MOST_BLOCKS:
         raise config.refuse("subword_blocks", listed, expected)
     sizes = []
     for item in listed:

@@ -18,7 +18,7 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from .synthetic import write_eagle, write_llama_3_ko
 
-TRAINED = ("42dot", "kogpt", "kebyt5")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
 """Families whose sample was trained; the others have random weights."""
 
 

@@ -1,59 +1,37 @@
-"""A small T5 of KEByT5's layout: bytes for tokens, two depths, an untied head, trained to fill masks.
-
-Masks are the ids 258, 257, 256 …, as ByT5 and KEByT5 were pre-trained, not the <extra_id_N>.
-"""
+"""A small T5 of KEByT5's layout: bytes for tokens, two depths, an untied head, trained to fill masks."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from demo_texts.generator import JOINT
-
 from . import texts
+from .masks import (
+    BYTE_OFFSET,
+    EOS,
+    FIRST_SENTINEL,
+    PAD,
+    Batch,
+    Example,
+    Kind,
+    byte_ids,
+    masked,
+    padded,
+    window,
+)
 
 NAME, SEED = "kebyt5", 20230117
 ASKED = "{question} {answer}"
-PAD, EOS, BYTE_OFFSET, FIRST_SENTINEL = 0, 1, 3, 258
 EXTRA_IDS = 125
-MOST_MASKS = 7  # the ids 258 to 251: bytes 0xFF to 0xF8, which UTF-8 never has
 HELD_OUT_WINDOW = (40, 280)  # bytes of text
-PROMPT = "프랑스의 수도는 \ufffc입니다."  # U+FFFC stands for a mask
+PROMPT = '엄마가 "무엇을 먹고 싶니?" 하고 \ufffc.'  # U+FFFC stands for a mask
 HELD_OUT_SEED = 5
-
-
-@dataclass(frozen=True)
-class Kind:
-    """Batches of one shape, as oneDNN takes long to prepare products of every new one.
-
-    ``share`` of the characters of about ``text`` bytes are masked; ``source`` and ``target`` are the ids of
-    the encoder and the decoder. ByT5 hides 15 %; with more to say, so small a model learns sooner to say it.
-    """
-
-    text: tuple[int, int]
-    share: float
-    source: int
-    target: int
-    rows: float  # in rows of the command line
-
-    def example(self, stream: Iterator[str], rng: Random) -> Example:
-        """The next example that has room."""
-        while True:
-            text = next(stream)
-            if self.text[0] > 128:  # two documents, lest there be little text
-                text += "\n" + next(stream)
-            source, target = masked(window(text, rng.uniform(*self.text), rng), rng, self.share)
-            if len(source) <= self.source and len(target) <= self.target:
-                return source, target
-
 
 SHORT = Kind((32, 96), 1 / 6, 80, 32, rows=2)
 LONG = Kind((190, 240), 1 / 4, 192, 80, rows=1)
@@ -86,57 +64,55 @@ CONFIG: dict[str, Any] = {
     "use_cache": True,
     "vocab_size": 384,
 }
-Batch = dict[str, Any]
-Example = tuple[list[int], list[int]]
 
 
 def new_tokenizer() -> None:
     """Bytes need none."""
 
 
-def byte_ids(text: str) -> list[int]:
-    """Ids of a text's bytes, without </s>."""
-    return [byte + BYTE_OFFSET for byte in text.encode()]
-
-
 def new_model() -> Any:
-    """The untrained model, with a head of its own (transformers 5 ties it whatever the config says).
+    """The untrained model of CONFIG."""
+    return new_t5(CONFIG)
+
+
+def new_t5(config: Mapping[str, Any]) -> Any:
+    """An untrained T5, with a head of its own (transformers 5 ties it whatever the config says).
 
     Initial weights as in train_demo.new_model, for the same reasons; near_biases says the rest.
     """
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    skipped = ("torch_dtype", "transformers_version", "dropout_rate")
-    settings = {key: value for key, value in CONFIG.items() if key not in skipped}
+    skipped = ("model_type", "torch_dtype", "transformers_version", "dropout_rate")
+    settings = {key: value for key, value in config.items() if key not in skipped}
     model = T5ForConditionalGeneration(T5Config(dropout_rate=0.0, **settings)).float().train()
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    width, layers = CONFIG["d_model"], CONFIG["num_layers"] + CONFIG["num_decoder_layers"]
+    width, layers = config["d_model"], config["num_layers"] + config["num_decoder_layers"]
+    buckets, heads = config["relative_attention_num_buckets"], config["num_heads"]
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name.endswith(("Attention.o.weight", "wo.weight")):
                 weight.normal_(0.0, (layers * weight.shape[1]) ** -0.5)
             elif name.endswith(".q.weight"):  # T5 does not divide by the root of the head's width
-                weight.normal_(0.0, (width * CONFIG["d_kv"]) ** -0.5)
+                weight.normal_(0.0, (width * config["d_kv"]) ** -0.5)
             elif name.endswith("relative_attention_bias.weight"):
-                weight.copy_(torch.tensor(near_biases(both=name.startswith("encoder"))))
+                weight.copy_(torch.tensor(near_biases(buckets, heads, both=name.startswith("encoder"))))
             elif weight.ndim == 2:
                 weight.normal_(0.0, weight.shape[1] ** -0.5)
         for block in model.decoder.block:  # what is alike finds each other: a mask to be filled its own place
             cross = block.layer[1].EncDecAttention
-            cross.k.weight.copy_(cross.q.weight * 2 * CONFIG["d_kv"] ** 0.5)
+            cross.k.weight.copy_(cross.q.weight * 2 * config["d_kv"] ** 0.5)
         model.shared.weight.normal_(0.0, 0.3)
         model.lm_head.weight.copy_(model.shared.weight * 0.3)
     return model
 
 
-def near_biases(both: bool) -> list[list[float]]:
+def near_biases(buckets: int, heads: int, both: bool) -> list[list[float]]:
     """Initial relative biases (buckets, heads) that let heads look near, each at its own range and side.
 
     A byte says little and its neighbours much; from random biases the model is long in finding that out.
     With ``both`` the first half of the buckets is of what stands before, the second of what follows.
     """
-    buckets, heads = CONFIG["relative_attention_num_buckets"], CONFIG["num_heads"]
     side = buckets // 2 if both else buckets
     exact = side // 2
     biases = []
@@ -160,82 +136,13 @@ def optimizers(model: Any, rate: float) -> list[Any]:
     matrices: list[Any] = []
     rest: list[Any] = []
     for name, parameter in model.named_parameters():
-        layers = parameter.ndim == 2 and not name.startswith(("shared", "lm_head")) and "bias" not in name
+        outside = name.startswith(("shared", "lm_head", "encoder.embed_tokens"))
+        layers = parameter.ndim == 2 and not outside and "bias" not in name
         (matrices if layers else rest).append(parameter)
     return [
         torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
         torch.optim.Muon(matrices, lr=rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
     ]
-
-
-def window(text: str, limit: float, rng: Random) -> str:
-    """Whole sentences of a text in a row, up to ``limit`` bytes but one at least."""
-    sentences = re.split(r"(?<=[.?!])(?=\s)", text)
-    start = rng.randrange((2 * len(sentences) + 2) // 3)
-    taken = sentences[start].lstrip()
-    for sentence in sentences[start + 1 :]:
-        if len((taken + sentence).encode()) > limit:
-            break
-        taken += sentence
-    return taken
-
-
-def masked(text: str, rng: Random, share: float = 1 / 6) -> Example:
-    """Encoder ids with masks, and the ids to say: each mask followed by what it hides, one more mask, </s>.
-
-    About ``share`` of the characters go, in one to MOST_MASKS spans. Most spans begin and end where words or
-    their particles do (JOINT in ``text``), the rest anywhere between characters, with a sixth to hide ByT5's
-    20 bytes long on average; never inside a character, as the model is to fill gaps in valid text.
-    """
-    borders = {match.start() for match in re.finditer(r"\b|\x1f|(?<=\x1f)", text)}
-    letters: list[str] = []
-    word_ends: list[int] = []
-    for place, letter in enumerate(text):
-        if place in borders:
-            word_ends.append(len(letters))
-        if letter != JOINT:
-            letters.append(letter)
-    word_ends = sorted({*word_ends, 0, len(letters)})
-    budget = max(1, round(len(letters) * share))
-    longer = round(6 * share)
-    spans: list[tuple[int, int]] = []
-    for _ in range(50):
-        if rng.random() < 0.6:
-            first = rng.randrange(len(word_ends) - 1)
-            last = min(first + longer * rng.choice((1, 1, 2, 3)), len(word_ends) - 1)
-            start, end = word_ends[first], word_ends[last]
-        else:
-            start = rng.randrange(len(letters))
-            end = min(len(letters), start + 1 + int(rng.expovariate(1 / 7 / longer)))
-        apart = all(end < other or start > beyond for other, beyond in spans)
-        if apart and (end - start <= budget or not spans) and "".join(letters[start:end]).strip():
-            spans.append((start, end))
-            budget -= end - start
-        if budget <= 0 or len(spans) == MOST_MASKS:
-            break
-    source: list[int] = []
-    target: list[int] = []
-    done = 0
-    for number, (start, end) in enumerate(sorted(spans)):
-        mask = FIRST_SENTINEL - number
-        source += [*byte_ids("".join(letters[done:start])), mask]
-        target += [mask, *byte_ids("".join(letters[start:end]))]
-        done = end
-    source += byte_ids("".join(letters[done:]))
-    return [*source, EOS], [*target, FIRST_SENTINEL - len(spans), EOS]
-
-
-def padded(examples: list[Example], width: int, depth: int) -> Batch:
-    """input_ids, attention_mask and labels (−100 where nothing is to be said)."""
-    import torch
-
-    return {
-        "input_ids": torch.tensor([source + [PAD] * (width - len(source)) for source, _ in examples]),
-        "attention_mask": torch.tensor(
-            [[1] * len(source) + [0] * (width - len(source)) for source, _ in examples]
-        ),
-        "labels": torch.tensor([target + [-100] * (depth - len(target)) for _, target in examples]),
-    }
 
 
 def batches(_: None, count: int) -> Iterator[Batch]:
@@ -289,9 +196,11 @@ def show(model: Any, _: None) -> str:
     source = byte_ids(parts[0])
     for number, part in enumerate(parts[1:]):
         source += [FIRST_SENTINEL - number, *byte_ids(part)]
-    made = model.generate(torch.tensor([[*source, EOS]]), max_new_tokens=60, do_sample=False)[0].tolist()
+    ids = torch.tensor([[*source, EOS]])
+    # Without a mask GBST would count the zeros it appends as text.
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
     said: list[str] = []
-    for token in made:
+    for token in made[0].tolist():
         if token > FIRST_SENTINEL - 8:
             said.append(f"<{token}>")
         elif token >= BYTE_OFFSET:
@@ -311,12 +220,12 @@ def save(model: Any, _: None, folder: Path) -> None:
     """pytorch_model.bin, in which the embeddings of both stacks share storage with the common one."""
     import torch
 
+    embedding = model.shared.weight
+    common = stored(embedding).contiguous()
     state = {
-        name: stored(tensor).contiguous()
+        name: common if tensor.data_ptr() == embedding.data_ptr() else stored(tensor).contiguous()
         for name, tensor in model.state_dict().items()
-        if not name.endswith("embed_tokens.weight")
     }
-    state["encoder.embed_tokens.weight"] = state["decoder.embed_tokens.weight"] = state["shared.weight"]
     torch.save(dict(sorted(state.items())), folder / "pytorch_model.bin")
     added = [f"<extra_id_{number}>" for number in range(EXTRA_IDS)]
     described = {
