@@ -143,9 +143,8 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
         check_importance(tensor, given, policy, importance)
     notes = [_fallback_note(*formats, names, policy) for formats, names in fallbacks.items()]
     notes += [_spared_note(spared, policy)] if spared else []
-    notes += (
-        [_NO_EXPERTS] if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts else []
-    )
+    if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts:
+        notes.append(_NO_EXPERTS)
     notes += missing_note(importance, model.tensors, formats)
     each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
     return FormatChoice(MappingProxyType(formats), tuple(notes), each)

@@ -5,17 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from llama_quantize_jobs import Job, quantize, save_importance
 from recipe_material import (
     NARROW,
     REFUSED,
     Floats,
-    Job,
     as_model,
     contents,
-    quantize,
     random_arrays,
     random_importance,
-    save_importance,
     write_f32,
     write_with_kconv,
 )

@@ -6,15 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from llama_quantize_jobs import Job, quantize, save_importance
 from recipe_material import (
     FULL,
     NARROW,
     Family,
-    Job,
     as_model,
-    quantize,
     random_importance,
-    save_importance,
     write_f32,
 )
 
