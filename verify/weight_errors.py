@@ -65,10 +65,10 @@ class Compared:
 
     ``same``: the bytes are those of encoding anew. ``found`` are the file's sums, ``own`` those of encoding
     anew (None for formats that are not encoded anew), ``against_own`` those of the file against it.
-    ``worst_row`` has the largest error. ``changed`` are rows of other weights than encoding anew gives (``different`` such
-    weights, the ``first`` at that row and column), ``worse`` those of them whose error is larger than that of
-    encoding anew, ``far`` rows beyond the format's limit, ``zero`` those of zeros where the checkpoint has
-    others. ``not_finite`` counts weights that are NaN or infinite only in the file.
+    ``worst_row`` has the largest error. ``changed`` are rows of other weights than encoding anew gives
+    (``different`` such weights, the ``first`` at that row and column), ``worse`` those of them whose error is
+    larger than that of encoding anew, ``far`` rows beyond the format's limit, ``zero`` those of zeros where
+    the checkpoint has others. ``not_finite`` counts weights that are NaN or infinite only in the file.
     """
 
     same: bool
