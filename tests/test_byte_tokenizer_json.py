@@ -1,0 +1,82 @@
+"""A tokenizer.json for ByT5: read by the tokenizers library it gives what ByT5Tokenizer gives."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_t5_bytes import BYT5, folder_of, texts
+
+from kconv.core.errors import VocabError
+from kconv.vocab.byte_tokenizer_json import byte_tokenizer_json
+from kconv.vocab.sources import read_source
+
+# What a vocabulary of bytes in llama.cpp cannot follow: white space beside the first three is dropped.
+SPELLED = ["a <pad> b", "<pad>", "x</s> y", " <unk>\t가", "<extra_id_0> <pad><pad> ", "a\u3000<pad>\u00a0b"]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """ByT5Tokenizer and its copy."""
+    from tokenizers import Tokenizer
+    from transformers import ByT5Tokenizer
+
+    checkpoint = folder_of(tmp_path_factory.mktemp("byt5"), {"tokenizer_config.json": BYT5})
+    return ByT5Tokenizer(), Tokenizer.from_str(byte_tokenizer_json(read_source(checkpoint)))
+
+
+def test_ids_are_those_of_byt5tokenizer(both: tuple[Any, Any]) -> None:
+    original, copy = both
+    asked = [*texts(), *SPELLED]
+    assert len(asked) > 3000
+    assert [each.ids for each in copy.encode_batch(asked)] == [original(text)["input_ids"] for text in asked]
+    plain = [each.ids for each in copy.encode_batch(asked[:500], add_special_tokens=False)]
+    assert plain == [original(text, add_special_tokens=False)["input_ids"] for text in asked[:500]]
+    pair = copy.encode("가", "나다")
+    assert (pair.ids, set(pair.type_ids)) == (original("가", "나다")["input_ids"], {0})
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_decoding_is_that_of_byt5tokenizer(both: tuple[Any, Any], skip: bool) -> None:
+    original, copy = both
+    chance = random.Random(6)
+    # all ids, so that most are no UTF-8; and texts, but for those that hold U+FFFD themselves
+    asked = [[chance.randrange(384) for _ in range(chance.randint(1, 30))] for _ in range(1500)]
+    asked += [original(text)["input_ids"] for text in texts()[:1500] if "\ufffd" not in text]
+    for ids in asked:
+        assert copy.decode(ids, skip_special_tokens=skip) == original.decode(ids, skip_special_tokens=skip)
+
+
+def test_ids_and_flags_of_the_tokens(both: tuple[Any, Any]) -> None:
+    _, copy = both
+    added = copy.get_added_tokens_decoder()
+    assert sorted(added) == [0, 1, 2, *range(259, 384)]
+    assert (added[0].content, added[1].content, added[2].content) == ("<pad>", "</s>", "<unk>")
+    assert all(token.special for token in added.values())
+    assert (copy.token_to_id("<extra_id_0>"), copy.token_to_id("<extra_id_124>")) == (259, 383)
+    assert (copy.token_to_id("Ġ"), copy.get_vocab_size()) == (0x20 + 3, 384)
+
+
+def test_holes_and_tokens_of_its_own(tmp_path: Path) -> None:
+    """Ids without a token stay free; a token added behind them has its own id."""
+    from tokenizers import Tokenizer
+
+    config = {**BYT5, "extra_ids": 2, "added_tokens_decoder": {"300": {"content": "<가>", "special": False}}}
+    checkpoint = folder_of(tmp_path, {"tokenizer_config.json": config})
+    source = read_source(checkpoint)
+    copy = Tokenizer.from_str(byte_tokenizer_json(source))
+    assert copy.encode("a<가> <extra_id_1>").ids == [100, 300, 35, 260, 1]
+    assert copy.encode("a<가> <extra_id_1>", add_special_tokens=False).ids == source.encode(
+        "a<가> <extra_id_1>", True
+    )
+    assert copy.id_to_token(290) is None
+
+
+def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(VocabError, match="no vocabulary of bytes"):
+        byte_tokenizer_json(read_source(folder_of(tmp_path, {})))
