@@ -3,7 +3,7 @@
 Values are names, as in ONNX itself. A family's description calls ``op`` for each operator and ``linear``,
 ``weight`` and ``embedding`` where the checkpoint's tensors come in; in what format those are stored, the
 graph knows and the description need not. Positions travel as rows: hidden states are
-``(batch * length, hidden)`` but where attention needs ``(batch, length, hidden)``.
+``(batch * length, hidden)`` but where attention needs ``(batch, length, hidden)``. What flows is FLOAT.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from ...core.tensor import Array, Tensor
 from ...quant.formats import F16, F32, Format
+from ...quant.onnx_packing import gather_attributes, matmul_attributes, packed_shapes
 
 Attribute = int | float | str | tuple[int, ...]
 Size = int | str  # a number, or the name of a length that is known when the graph runs
@@ -94,13 +95,21 @@ class Graph:
     """Collects nodes, inputs, outputs, constants and weights, in the order they are named.
 
     ``tensors`` are those the description may ask for, by the checkpoint's names; ``formats`` says how each is
-    stored (F32 where it says nothing).
+    stored (F32 where it says nothing): what is multiplied or looked up F32, F16, Q8_0 or Q4_0, all else F32.
+    ``accuracy_level`` is MatMulNBits's: 0 keeps the activations, 4 makes whole numbers of them first.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> None:
+    def __init__(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        formats: Mapping[str, Format],
+        accuracy_level: int = 0,
+    ) -> None:
         self.name = name
         self.tensors = tensors
         self.formats = formats
+        self.accuracy_level = accuracy_level
         self.nodes: list[Node] = []
         self.inputs: list[Declared] = []
         self.outputs: list[Declared] = []
@@ -119,7 +128,7 @@ class Graph:
 
     def op(self, kind: str, *inputs: str | None, name: str | None = None, **attributes: Attribute) -> str:
         """An operator with one result, called ``name`` or what is free; returns the result's name."""
-        return self.ops(kind, *inputs, outputs=(name,), **attributes)[0]
+        return self.ops(kind, *inputs, outputs=(name,), domain="", **attributes)[0]
 
     def ops(
         self,
@@ -160,24 +169,62 @@ class Graph:
 
     def weight(self, name: str) -> str:
         """The checkpoint's tensor of that name, F32 or F16, as an initializer; KeyError if there is none."""
-        if name not in self.weights:
-            tensor, format = self.tensors[name], self.formats.get(name, F32)
-            part = Declared(name, _OF_FORMAT[format], tensor.shape)
-            self.weights[name] = Weight(tensor, format, (part,))
-        return name
+        return self._stored(name, self._whole(name)).parts[0].name
 
     def linear(self, rows: str, matrix: str, bias: str | None = None) -> str:
-        """``rows`` (n, in) times the transposed ``matrix`` (out, in), plus ``bias`` (out,): (n, out).
+        """``rows`` (n, in) times the transposed ``matrix`` (out, in), plus ``bias`` (out,): (n, out), FLOAT.
 
-        ``matrix`` and ``bias`` are names in the checkpoint. ``rows`` must be of the matrix's type: that of
-        its initializer, FLOAT for a quantized one. The matrix stays as the checkpoint has it.
+        ``matrix`` and ``bias`` are names in the checkpoint, whose rows stay as they lie there. A matrix
+        stored as F16 computes in FLOAT16, one in blocks of whole numbers by MatMulNBits.
         """
-        terms = [rows, self.weight(matrix), *([] if bias is None else [self.weight(bias)])]
-        return self.op("Gemm", *terms, transB=1)
+        format = self.formats.get(matrix, F32)
+        addend = None if bias is None else self.weight(bias)
+        if format == F32:
+            return self.op("Gemm", rows, self.weight(matrix), addend, transB=1)
+        if format == F16:
+            halves = self.op("Gemm", self.cast(rows, Element.FLOAT16), self.weight(matrix), transB=1)
+            product = self.cast(halves, Element.FLOAT)
+        else:
+            product = self._multiplied_by_blocks(rows, matrix, format)
+        return product if addend is None else self.op("Add", product, addend)
+
+    def _multiplied_by_blocks(self, rows: str, matrix: str, format: Format) -> str:
+        shape = self.tensors[matrix].shape
+        packed = packed_shapes(format, shape)
+        blocks, scales = self._stored(matrix, self._in_blocks(matrix, packed.weights)).parts
+        held = blocks.name
+        if blocks.shape != packed.weights:  # a table of embeddings, too
+            held = self.op("Reshape", held, self.integers(*packed.weights))
+        attributes = matmul_attributes(format, shape, self.accuracy_level)
+        given = (rows, held, scales.name)
+        return self.ops("MatMulNBits", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
 
     def embedding(self, ids: str, table: str) -> str:
-        """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``."""
-        return self.op("Gather", self.weight(table), ids)
+        """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
+        format = self.formats.get(table, F32)
+        if format in _OF_FORMAT:
+            found = self.op("Gather", self.weight(table), ids)
+            return self.cast(found, Element.FLOAT) if format == F16 else found
+        shape = packed_shapes(format, self.tensors[table].shape).table
+        blocks, scales = self._stored(table, self._in_blocks(table, shape)).parts
+        given = (blocks.name, ids, scales.name)
+        attributes = gather_attributes(format)
+        return self.ops("GatherBlockQuantized", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+
+    def _stored(self, name: str, parts: tuple[Declared, ...]) -> Weight:
+        """The weight of that name, stored as ``parts`` unless it is there already."""
+        format = self.formats.get(name, F32)
+        return self.weights.setdefault(name, Weight(self.tensors[name], format, parts))
+
+    def _whole(self, name: str) -> tuple[Declared, ...]:
+        return (Declared(name, _OF_FORMAT[self.formats.get(name, F32)], self.tensors[name].shape),)
+
+    def _in_blocks(self, name: str, shape: tuple[int, ...]) -> tuple[Declared, ...]:
+        scales = packed_shapes(self.formats[name], self.tensors[name].shape).scales
+        return (
+            Declared(f"{name}.blocks", Element.UINT8, shape),
+            Declared(f"{name}.scales", Element.FLOAT, scales),
+        )
 
 
 def element_of(array: Array) -> Element:
