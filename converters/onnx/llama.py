@@ -19,8 +19,8 @@ def describe_llama(graph: Graph, model: Model) -> None:
     keys = Settings(model.hparams, "the recipe")
     epsilon = keys.real("llama.attention.layer_norm_rms_epsilon")
     size = keys.integer("llama.attention.key_length")
-    counts = (keys.integer(f"llama.attention.{name}") for name in ("head_count", "head_count_kv"))
-    heads = Heads(*counts, size, size)
+    queries = keys.integer("llama.attention.head_count")
+    heads = Heads(queries, keys.integer("llama.attention.head_count_kv"), size, size)
     turned = frequencies(keys.real("llama.rope.freq_base"), size)
     turned = turned / np.float32(keys.real("llama.rope.scaling.factor", 1.0))
     targets = {tensor.name: tensor for tensor in model.tensors}
