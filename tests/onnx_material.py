@@ -1,4 +1,4 @@
-"""A Llama as an ONNX folder, written with the onnx package alone: what runs folders is not to depend on ours."""
+"""A Llama as an ONNX folder, written with the onnx package alone: running folders depends on no converter."""
 
 from __future__ import annotations
 

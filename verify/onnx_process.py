@@ -44,7 +44,7 @@ class OnnxProcess:
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
         paths = [str(path.absolute()) for path in files if path is not None]
         command = [sys.executable, "-I", str(SCRIPT), str(self._threads), *paths]
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by __exit__)
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # closed by __exit__
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, bufsize=0

@@ -10,13 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.architectures import recipe_for
-from ..converters.manifest import versions
 from ..converters.recipe import build, parameters
-from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.errors import MappingError
 from ..core.model import Model
-from ..core.reading import hub_origin, open_checkpoint
+from ..core.reading import open_checkpoint
 from ..vocab.adapters import enabled_adapters
 from ..vocab.candidates import candidates
 from ..vocab.context import read_context
@@ -24,11 +22,11 @@ from ..vocab.settle import EMBEDDING, adapted
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
 from .candidate import CandidateFailure
-from .comparison import How, Subject, built_in_windows, cost, read_reference, text_windows
+from .comparison import How, Subject, built_in_windows, compared_with, cost, read_reference, text_windows
 from .gates import gate_for, judge
 from .logits import broken, compare, judged
 from .onnx_candidate import OnnxCandidate, stepped
-from .onnx_folder import OnnxFolder, check_onnxruntime, open_onnx
+from .onnx_folder import OnnxFolder, open_onnx
 from .onnx_parts import check_folder_settings, check_folder_tokens
 from .proof import Finding, Gate, LogitsPart, Proof, WeightsPart, verdict_of
 from .remarks import remarks
@@ -48,6 +46,7 @@ def verify_onnx(
     window: int | None = None,
     amounts: Mapping[str, int] = LONG,
     how: How,
+    options: Mapping[str, Any] = {},
 ) -> Proof:
     """Hold an ONNX folder against the checkpoint it was made from; arguments as of ``verify``.
 
@@ -76,7 +75,11 @@ def verify_onnx(
         metadata=check_folder_settings(folder, checkpoint),
         weights=WeightsPart("not run"),
         logits=onnx_logits(folder, subject, windows, gate, how),
-        provenance=_provenance(folder, subject, windows),
+        provenance={
+            "artifact": {"file": folder.path.name, "bytes": folder.bytes},
+            **compared_with(subject, windows, texts, RUNTIME, ("onnxruntime",)),
+            "options": dict(options),
+        },
     )
     notes = remarks(proof.logits, len(source.tokens))
     return replace(proof, notes=notes, seconds=time.monotonic() - begun)
@@ -112,18 +115,3 @@ def _with_vocab(model: Model, checkpoint: Checkpoint, source: Source) -> Model:
     context = read_context(checkpoint, arch=model.arch, rows=rows)
     vocab, _ = adapted(next(iter(candidates(source))), context, enabled_adapters())
     return replace(model, vocab=vocab)
-
-
-def _provenance(folder: OnnxFolder, subject: Subject, windows: Sequence[Window]) -> dict[str, Any]:
-    repository, revision = hub_origin(subject.checkpoint.folder)
-    return {
-        "artifact": {"file": folder.path.name, "bytes": folder.bytes},
-        "checkpoint": {
-            "name": checkpoint_name(subject.checkpoint),
-            "repository": repository,
-            "revision": revision,
-        },
-        "windows": [window.tokens for window in windows],
-        "runtime": RUNTIME,
-        "versions": {**versions(("torch", "transformers", "accelerate")), "onnxruntime": check_onnxruntime()},
-    }
