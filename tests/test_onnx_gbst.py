@@ -1,0 +1,94 @@
+"""GBST-KEByT5 as ONNX: front end, encoder and decoder together against the reference in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from gbst_material import CONFIG, random_gbswt5, random_model
+from onnx_t5_material import Floats, Ids, prefill, sessions, step_by_step, write
+
+from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER
+
+# By name: what differs from GBST-KEByT5-large's settings.
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "large": {},
+    "six-fold": {"downsample_factor": 6},
+    "sizes-and-norm": {
+        "subword_blocks": [[1, 0], [2, 0], [3, 0], [4, 0]],
+        "downsample_factor": 2,
+        "gbst_batchnorm": True,
+    },
+    "no-consensus": {
+        "score_consensus_attn": False,
+        "subword_blocks": [[2, 0], [5, 0]],
+        "downsample_factor": 4,
+    },
+    "same-length": {"downsample_factor": 1},
+}
+
+IDS = np.random.default_rng(0).integers(3, 259, (3, 200))  # 200 is a multiple of no factor but 1, 2 and 4
+TARGET = np.concatenate([np.zeros((3, 1), int), np.random.default_rng(1).integers(3, 259, (3, 19))], axis=1)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """The reference and the folder made of the same checkpoint."""
+    changes = KINDS[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = random_gbswt5(folder / "checkpoint", **changes)
+    return random_model({**CONFIG, **changes}, alone=True), write(checkpoint, folder / "onnx")
+
+
+def padded() -> Ids:
+    """A text without padding, one padded on the right, one on the left."""
+    mask = np.ones(IDS.shape, np.int64)
+    mask[1, 127:] = 0
+    mask[2, :34] = 0
+    return mask
+
+
+def right_logits(model: Any, ids: Ids, mask: Ids, target: Ids) -> Floats:
+    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}
+    with torch.no_grad():
+        logits: Floats = model(
+            **{name: torch.from_numpy(value) for name, value in given.items()}
+        ).logits.numpy()
+    return logits
+
+
+def assert_close(found: Floats, right: Floats) -> None:
+    assert found.shape == right.shape
+    assert np.abs(found - right).max() < 1e-4 * right.std()
+
+
+def test_logits_are_those_of_the_reference(made: tuple[Any, Path]) -> None:
+    model, folder = made
+    run, mask = sessions(folder), padded()
+    right = right_logits(model, IDS, mask, TARGET)
+    assert_close(prefill(run, IDS, mask, TARGET), right)
+    assert_close(step_by_step(run, IDS, mask, TARGET, 1, 1, 1, 7, 1, 9), right)
+
+
+def test_padding_on_the_right_changes_nothing(made: tuple[Any, Path]) -> None:
+    run, mask = sessions(made[1]), padded()
+    together = prefill(run, IDS, mask, TARGET)
+    ids = IDS[1:2, :127]
+    assert_close(together[1:2], prefill(run, ids, np.ones_like(ids), TARGET[1:2]))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 10, 18, 19])
+def test_short_texts(made: tuple[Any, Path], length: int) -> None:
+    model, folder = made
+    ids, mask = IDS[:1, :length], np.ones((1, length), np.int64)
+    assert_close(prefill(sessions(folder), ids, mask, TARGET[:1]), right_logits(model, ids, mask, TARGET[:1]))
+
+
+def test_files_are_sound(made: tuple[Any, Path]) -> None:
+    for name in (ENCODER, DECODER, DECODER_WITH_PAST):
+        onnx.checker.check_model(made[1] / name, full_check=True)
