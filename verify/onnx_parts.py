@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import KconvError
+from ..core.errors import KconvError, VocabError
 from ..core.input_files import quoted, read_bytes, read_json
 from ..vocab.parity import Parity, exam
 from ..vocab.sources import read_source
@@ -57,7 +57,7 @@ def check_folder_tokens(
     if not wrong:
         return TokensPart("passed", parity)
     first, got = wrong[0]
-    same = read_bytes(folder.path, _FILE) == read_bytes(checkpoint.folder, _FILE)
+    same = name == _FILE and read_bytes(folder.path, _FILE) == read_bytes(checkpoint.folder, _FILE)
     message = (
         f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, first for "
         f"{quoted(questions.texts[first.text][:60])}"
@@ -72,8 +72,6 @@ def _encoder(folder: OnnxFolder) -> Encode:
     if not (folder.path / _FILE).is_file():
         return folder_source(folder).encode_batch
     from tokenizers import Tokenizer
-
-    from ..core.errors import VocabError
 
     data = read_bytes(folder.path, _FILE) or b""
     try:

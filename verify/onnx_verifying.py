@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..converters.architectures import recipe_for
 from ..converters.recipe import build, parameters
 from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
 from ..core.errors import MappingError
 from ..core.model import Model
+from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..vocab.adapters import enabled_adapters
 from ..vocab.candidates import candidates
@@ -30,11 +32,29 @@ from .onnx_folder import OnnxFolder, open_onnx
 from .onnx_parts import check_folder_settings, check_folder_tokens
 from .proof import Finding, Gate, LogitsPart, Proof, WeightsPart, verdict_of
 from .remarks import remarks
-from .sample_text import LONG
+from .sample_text import LONG, QUICK
 from .windows import Window
 
 RUNTIME = "onnxruntime on the CPU: windows read at once, and token by token through the cache"
 _BEFORE_STEPS = "token by token, through the cache: "
+
+
+def prove_onnx(
+    folder: Path,
+    against: Path,
+    *,
+    scope: Literal["quick", "full"],
+    proof_texts: Sequence[str] | None = None,
+    proof_tokens: int | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+) -> Proof:
+    """What a conversion to ONNX ends with; ``scope`` says how many of the built-in tokens are read."""
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    amounts = QUICK if scope == "quick" else LONG
+    proof = verify_onnx(folder, against, texts=proof_texts, tokens=proof_tokens, amounts=amounts, how=how)
+    return replace(proof, scope=scope)
 
 
 def verify_onnx(
