@@ -23,6 +23,7 @@ Attribute = int | float | str | tuple[int, ...]
 Size = int | str  # a number, or the name of a length that is known when the graph runs
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
 
 
 class Element(IntEnum):
@@ -89,6 +90,11 @@ class Weight:
     tensor: Tensor
     format: Format
     parts: tuple[Declared, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
 
 
 class Graph:

@@ -23,11 +23,10 @@ from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch, convert_slab
 from ..gguf_writer import Written, check_room, harmful, write_at
 from ..pieces import Rows, cut, work_through
-from .graph import MICROSOFT, Declared, Graph, Node, Weight, element_of
+from .graph import MICROSOFT, OPSET, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
 
-_OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
 _IR_VERSION = 11  # of ONNX 1.18, as that opset (onnx/helper.py, VERSION_TABLE)
 # Files are mapped by pages, and onnxruntime maps what begins on one (docs/ExternalData.md of onnx).
 _PAGE = 4096
@@ -46,9 +45,9 @@ def plan_data(graphs: Sequence[Graph]) -> DataPlan:
     """Sizes and places of the weights of all graphs, in the order they are first named."""
     weights: dict[str, Weight] = {}
     for graph in graphs:
-        for weight in graph.weights.values():
-            held = weights.setdefault(weight.tensor.name, weight)
-            assert held.parts == weight.parts, f"{weight.tensor.name} is stored in two ways"
+        for name, weight in graph.weights.items():
+            held = weights.setdefault(name, weight)
+            assert held.parts == weight.parts, f"{name} is stored in two ways"
     offsets: dict[str, int] = {}
     end = 0
     for weight in weights.values():
@@ -142,7 +141,7 @@ def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> Mod
         [_value(each) for each in graph.outputs],
         initializer=[*_constants(graph), *(_external(part, plan, data_name) for part in parts)],
     )
-    opsets = [helper.make_opsetid("", _OPSET)]
+    opsets = [helper.make_opsetid("", OPSET)]
     if any(node.domain == MICROSOFT for node in graph.nodes):
         opsets.append(helper.make_opsetid(MICROSOFT, 1))
     return helper.make_model(
