@@ -20,6 +20,7 @@ import numpy as np
 from ...core.checkpoint import Checkpoint
 from ...core.tensor import Array
 from ...quant.formats import Format
+from ..architectures import recipe_for
 from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, feed_forward, scales, sizes
 from ..gbst.settings import EMBEDDING, GbstSettings, read_settings
 from ..settings import Settings
@@ -66,14 +67,18 @@ class T5Shape:
         return _SOURCE if self.front is None else _POSITIONS
 
 
-def t5_graphs(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> dict[str, Graph]:
+def t5_graphs(
+    checkpoint: Checkpoint, formats: Mapping[str, Format], accuracy_level: int = 0
+) -> dict[str, Graph]:
     """The graphs of a checkpoint that fits its recipe (T5, MT5 or GBSWT5), by their files' names.
 
-    Raises what the recipe raises for settings that make no sense.
+    ``formats`` and ``accuracy_level`` are as of ``Graph``. Raises what the recipe raises for settings
+    that make no sense.
     """
     shape = read_shape(checkpoint)
     files = (ENCODER, DECODER, DECODER_WITH_PAST)
-    graphs = {file: Graph(file.partition(".")[0], checkpoint.tensors, formats) for file in files}
+    held = checkpoint.tensors
+    graphs = {file: Graph(file.partition(".")[0], held, formats, accuracy_level) for file in files}
     _encoder(graphs[ENCODER], shape)
     _decoder(graphs[DECODER], shape, cached=False)
     _decoder(graphs[DECODER_WITH_PAST], shape, cached=True)
@@ -83,7 +88,7 @@ def t5_graphs(checkpoint: Checkpoint, formats: Mapping[str, Format]) -> dict[str
 def read_shape(checkpoint: Checkpoint) -> T5Shape:
     """What config.json and the tensors say."""
     settings, held = Settings(checkpoint.config, "config.json"), checkpoint.tensors
-    front = read_settings(settings, held) if settings.text("model_type", "t5") == "gbswt5" else None
+    front = read_settings(settings, held) if recipe_for(checkpoint.config).name == "gbswt5" else None
     embedding = embedding_name(checkpoint) if any(name in held for name in EMBEDDINGS) else EMBEDDING
     own = HEAD in held and not same_weights(held[HEAD], held[embedding])
     words = sizes(settings)
