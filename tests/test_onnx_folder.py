@@ -64,7 +64,7 @@ def test_files_that_need_no_change_are_copied(tmp_path: Path) -> None:
         assert found.contents[name] == (folder / name).read_bytes()
     kept = {path.name for path in folder.iterdir()} - set(found.contents)
     assert not [name for name in kept if not name.endswith((".safetensors", ".bin", "README.md"))]
-    assert found.notes == ()
+    assert [note.name for note in found.notes] == ["made-tokenizer"]
 
 
 def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         content, before = json.loads(found.contents[name]), json.loads((folder / name).read_text())
         assert content == {key: value for key, value in before.items() if key != "auto_map"}
-    assert [note.name for note in found.notes] == ["custom-code"]
+    assert [note.name for note in found.notes] == ["custom-code", "made-tokenizer"]
 
 
 def test_a_front_end_is_told_as_t5(tmp_path: Path) -> None:

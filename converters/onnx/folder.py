@@ -18,10 +18,10 @@ from ...core.errors import UsageError
 from ...core.input_files import read_bytes, read_json
 from ...core.model import Model, Note
 from ...quant.formats import nearest
-from ...vocab.byte_tokenizer_json import byte_tokenizer_json
 from ...vocab.byte_vocabulary import is_byte_tokenizer
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.sources import read_source
+from ...vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
 from ..architectures import recipe_for
 
 
@@ -132,11 +132,8 @@ def files_beside(
     contents["config.json"] = original if original and changed == config else _json(changed)
     if is_byte_tokenizer(checkpoint):
         contents |= _byte_tokenizer(checkpoint, notes)
-    elif "tokenizer_config.json" in contents:
-        settings = read_json(checkpoint.folder, "tokenizer_config.json") or {}
-        plain = _without_code(settings, notes)
-        if plain != settings:
-            contents["tokenizer_config.json"] = _json(plain)
+    else:
+        contents |= _other_tokenizer(checkpoint, notes)
     return FilesBeside(MappingProxyType(dict(sorted(contents.items()))), tuple(dict.fromkeys(notes)))
 
 
@@ -180,6 +177,19 @@ def _byte_tokenizer(checkpoint: Checkpoint, notes: list[Note]) -> dict[str, byte
         "tokenizer.json": byte_tokenizer_json(source).encode(),
         "tokenizer_config.json": _json(settings),
     }
+
+
+def _other_tokenizer(checkpoint: Checkpoint, notes: list[Note]) -> dict[str, bytes]:
+    """Of the files of other tokenizers those that are changed or made."""
+    made = {}
+    settings = read_json(checkpoint.folder, "tokenizer_config.json") or {}
+    plain = _without_code(settings, notes)
+    if plain != settings:
+        made["tokenizer_config.json"] = _json(plain)
+    if checkpoint.has("merges.txt") and not checkpoint.has("tokenizer.json"):
+        made["tokenizer.json"] = gpt2_tokenizer_json(read_source(checkpoint)).encode()
+        notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
+    return made
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,8 @@
-"""A tokenizer.json for ByT5: read by the tokenizers library it gives what ByT5Tokenizer gives."""
+"""A tokenizer.json for ByT5 and for vocab.json with merges.txt: in other hands it gives what these give."""
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from test_t5_bytes import BYT5, folder_of, texts
 
+from kconv.converters.samples import write_sample
 from kconv.core.errors import VocabError
-from kconv.vocab.byte_tokenizer_json import byte_tokenizer_json
+from kconv.core.reading import open_checkpoint
 from kconv.vocab.sources import read_source
+from kconv.vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
 
 # What a vocabulary of bytes in llama.cpp cannot follow: white space beside the first three is dropped.
 SPELLED = ["a <pad> b", "<pad>", "x</s> y", " <unk>\t가", "<extra_id_0> <pad><pad> ", "a\u3000<pad>\u00a0b"]
@@ -78,5 +81,36 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models
 
     Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
+    source = read_source(folder_of(tmp_path, {}))
     with pytest.raises(VocabError, match="no vocabulary of bytes"):
-        byte_tokenizer_json(read_source(folder_of(tmp_path, {})))
+        byte_tokenizer_json(source)
+    with pytest.raises(VocabError, match=r"has no vocab\.json and merges\.txt"):
+        gpt2_tokenizer_json(source)
+
+
+@pytest.mark.parametrize("adds", [{}, {"add_bos_token": True}, {"add_prefix_space": True}])
+def test_vocab_and_merges(adds: dict[str, bool], tmp_path: Path) -> None:
+    """42dot's tokenizer, as transformers makes it of its files, and as the file made of them says it."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    folder = write_sample("42dot", tmp_path / "model")
+    assert not (folder / "tokenizer.json").exists()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **adds}))
+    source = read_source(open_checkpoint(folder))
+    copy = Tokenizer.from_str(gpt2_tokenizer_json(source))
+    asked = [*texts()[:1500], "<||bos||>가<|endoftext|>", " <||pad||> \n\n 나", "3 <||unk||>42"]
+    assert [each.ids for each in copy.encode_batch(asked, add_special_tokens=False)] == [
+        list(ids) for ids in source.encode_batch(asked, True)
+    ]
+    original = AutoTokenizer.from_pretrained(folder)
+    right = [original(text)["input_ids"] for text in asked]
+    assert [each.ids for each in copy.encode_batch(asked)] == right
+    for ids in right:
+        assert copy.decode(ids) == original.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+    (folder / "tokenizer.json").write_text(gpt2_tokenizer_json(source))
+    reread = AutoTokenizer.from_pretrained(folder)  # which prefers the file
+    assert [reread(text)["input_ids"] for text in asked] == right
