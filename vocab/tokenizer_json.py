@@ -1,10 +1,10 @@
 """A tokenizer.json for tokenizers that have none: for what reads nothing else, as Transformers.js.
 
 ByT5's tokenizer is code. A byte-level BPE whose tokens are single bytes, without a merge, is the same
-function (see byte_vocabulary.py). Three ways of ByT5Tokenizer no such file can have, and each takes an odd text
-to show: it appends no second ``</s>`` to a text that ends in one; the white space it drops beside a spelled
-``<pad>``, ``</s>`` or ``<unk>`` is Python's, which counts the separators U+001C to U+001F; and decoding, it
-shows bytes that are no UTF-8 as nothing but keeps U+FFFD where the text has it.
+function (see byte_vocabulary.py). Three ways of ByT5Tokenizer no such file can have, and each takes an odd
+text to show: it appends no second ``</s>`` to a text that ends in one; the white space it drops beside a
+spelled ``<pad>``, ``</s>`` or ``<unk>`` is Python's, which counts the separators U+001C to U+001F; and
+decoding, it shows bytes that are no UTF-8 as nothing but keeps U+FFFD where the text has it.
 
 GPT-2's tokenizer is vocab.json and merges.txt, and what is added in other files.
 """
