@@ -106,14 +106,10 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
 def _graphs(
     checkpoint: Checkpoint, recipe: Recipe, model: Model, chosen: OnnxFormats, options: OnnxOptions
 ) -> dict[str, Graph]:
-    """The graphs by their files' names. Raises UsageError for a layout they cannot have."""
+    """The graphs by their files' names."""
     if recipe.name not in _CAUSAL:
-        if options.layout.merged:
-            raise UsageError(
-                f"{recipe.title} has no layout {options.layout.name} yet: its decoders are two files",
-                hint="leave out --layout",
-            )
-        return t5_graphs(checkpoint, chosen.formats, options.accuracy_level)
+        merged = options.layout.merged
+        return t5_graphs(checkpoint, chosen.formats, options.accuracy_level, merged=merged)
     graph = Graph("model", checkpoint.tensors, chosen.formats, options.accuracy_level)
     _CAUSAL[recipe.name](graph, model)
     return {"model.onnx": graph}
