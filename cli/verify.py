@@ -99,8 +99,8 @@ def command(
     every tensor, and the logits of the file on the CPU beside those of the checkpoint in fp32. Each part that
     fails names what is wrong. Files made by other programs can be verified, too.
 
-    Of an ONNX folder the tokenizer, the settings and the logits in onnxruntime are compared: of whole windows
-    and, for the cache's sake, of tokens read one by one. Its weights are not compared one by one.
+    Of an ONNX folder the tokenizer, the settings, the weights under the checkpoint's names and the logits in
+    onnxruntime are compared: those of whole windows and, for the cache's sake, of tokens read one by one.
     """
     if report is not None:
         refuse_report(report, force=force)

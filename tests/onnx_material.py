@@ -41,6 +41,7 @@ def write_llama_onnx(
         return made[0] if outputs == 1 else made
 
     def keep(name: str, value: Any) -> str:
+        name = f"other.{name}"
         held.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 

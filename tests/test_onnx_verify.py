@@ -194,7 +194,7 @@ def test_places_within_subgraphs_are_looked_at(copy: Path) -> None:
         external_data=[onnx.StringStringEntryProto(key="location", value="../../secret")],
     )  # fmt: skip
     branch = onnx.helper.make_graph([], "branch", [], [], [hidden])
-    model.graph.node.append(onnx.helper.make_node("If", ["zero"], ["x"], then_branch=branch))
+    model.graph.node.append(onnx.helper.make_node("If", ["other.zero"], ["x"], then_branch=branch))
     path.write_bytes(model.SerializeToString())
     with pytest.raises(InputError, match=r"'hidden' are said to lie in '../../secret'"):
         open_onnx(copy)

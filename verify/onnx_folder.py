@@ -32,9 +32,20 @@ _SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
+class Stored:
+    """An initializer whose bytes lie in the file ``path``; ``element`` is ONNX's number of its type."""
+
+    path: Path
+    offset: int
+    element: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class OnnxFolder:
     """``decoder`` reads from an empty cache; ``cached`` goes on from there (the same file in decoder-only
-    models). ``encoder`` is None in those. ``type`` is the coarsest that a third of the weights are in.
+    models). ``encoder`` is None in those. ``type`` is the coarsest that a third of the weights are in,
+    ``stored`` are the initializers of all graphs by name.
     """
 
     path: Path
@@ -44,6 +55,7 @@ class OnnxFolder:
     encoder: Path | None
     type: str
     bytes: int
+    stored: Mapping[str, Stored]
 
 
 def check_onnxruntime() -> str:
@@ -87,9 +99,10 @@ def open_onnx(folder: Path) -> OnnxFolder:
     encoder, decoder, cached = _files(folder, place)
     weights: Counter[str] = Counter()
     sizes: dict[Path, int] = {}
+    stored: dict[str, Stored] = {}
     for path in dict.fromkeys(each for each in (encoder, decoder, cached) if each is not None):
-        weights += _looked_through(path, sizes)
-    return OnnxFolder(folder, config, decoder, cached, encoder, _type(weights), sum(sizes.values()))
+        weights += _looked_through(path, sizes, stored)
+    return OnnxFolder(folder, config, decoder, cached, encoder, _type(weights), sum(sizes.values()), stored)
 
 
 def _files(folder: Path, place: Path) -> tuple[Path | None, Path, Path]:
@@ -117,8 +130,8 @@ def _named(place: Path, stem: str) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _looked_through(path: Path, sizes: dict[Path, int]) -> Counter[str]:
-    """How many weights a model has by type; adds the sizes of the files it consists of."""
+def _looked_through(path: Path, sizes: dict[Path, int], stored: dict[str, Stored]) -> Counter[str]:
+    """How many weights a model has by type; adds the sizes of its files and its initializers' places."""
     try:
         import onnx
     except ImportError as error:
@@ -135,7 +148,7 @@ def _looked_through(path: Path, sizes: dict[Path, int]) -> Counter[str]:
     weights: Counter[str] = Counter()
     for tensor in _tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            _check_place(path, tensor, sizes)
+            stored[tensor.name] = _place(path, tensor, sizes)
         name = {onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.FLOAT16: "f16"}.get(tensor.data_type)
         if name is not None and len(tensor.dims) > 1:
             weights[name] += math.prod(tensor.dims)
@@ -160,7 +173,7 @@ def _tensors(message: Any) -> Iterator[Any]:
                     waiting.append(each)
 
 
-def _check_place(path: Path, tensor: Any, sizes: dict[Path, int]) -> None:
+def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
     """Raises InputError unless the tensor's bytes lie in a file beside the model, within its size."""
     told = {entry.key: entry.value for entry in tensor.external_data}
     where = f"{path}: the weights of {quoted(tensor.name)}"
@@ -181,6 +194,7 @@ def _check_place(path: Path, tensor: Any, sizes: dict[Path, int]) -> None:
             f"{where} end at byte {sum(map(int, numbers)):,} of {data}, which has {sizes[data]:,}",
             hint="complete the download, or make the folder again",
         )
+    return Stored(data, int(numbers[0]), tensor.data_type, tuple(tensor.dims))
 
 
 def _size(path: Path) -> int:

@@ -1,21 +1,19 @@
-"""``verify`` for an ONNX folder: tokenizer, settings, and logits, read at once and token by token."""
+"""``verify`` for an ONNX folder: tokenizer, settings, weights, and logits, at once and token by token."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..converters.architectures import recipe_for
 from ..converters.recipe import build, parameters
 from ..core.checkpoint import Checkpoint
-from ..core.cores import available_cores
 from ..core.errors import MappingError
 from ..core.model import Model
-from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..vocab.adapters import enabled_adapters
 from ..vocab.candidates import candidates
@@ -30,31 +28,14 @@ from .logits import broken, compare, judged
 from .onnx_candidate import OnnxCandidate, stepped
 from .onnx_folder import OnnxFolder, open_onnx
 from .onnx_parts import check_folder_settings, check_folder_tokens
-from .proof import Finding, Gate, LogitsPart, Proof, WeightsPart, verdict_of
+from .onnx_weights import check_folder_weights
+from .proof import Finding, Gate, LogitsPart, Proof, verdict_of
 from .remarks import remarks
-from .sample_text import LONG, QUICK
+from .sample_text import LONG
 from .windows import Window
 
 RUNTIME = "onnxruntime on the CPU: windows read at once, and token by token through the cache"
 _BEFORE_STEPS = "token by token, through the cache: "
-
-
-def prove_onnx(
-    folder: Path,
-    against: Path,
-    *,
-    scope: Literal["quick", "full"],
-    proof_texts: Sequence[str] | None = None,
-    proof_tokens: int | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
-    announce: Callable[[str], None] = lambda text: None,
-) -> Proof:
-    """What a conversion to ONNX ends with; ``scope`` says how many of the built-in tokens are read."""
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    amounts = QUICK if scope == "quick" else LONG
-    proof = verify_onnx(folder, against, texts=proof_texts, tokens=proof_tokens, amounts=amounts, how=how)
-    return replace(proof, scope=scope)
 
 
 def verify_onnx(
@@ -70,8 +51,7 @@ def verify_onnx(
 ) -> Proof:
     """Hold an ONNX folder against the checkpoint it was made from; arguments as of ``verify``.
 
-    ``amounts`` are the tokens read of each built-in text. The weights are not compared one by one; what they
-    compute is. Raises KconvError for what cannot be compared at all.
+    ``amounts`` are the tokens read of each built-in text. Raises KconvError for what cannot be compared.
     """
     begun = time.monotonic()
     folder = open_onnx(artifact)
@@ -93,7 +73,7 @@ def verify_onnx(
         parameters=parameters(model),
         tokens=check_folder_tokens(folder, checkpoint, source, texts or ()),
         metadata=check_folder_settings(folder, checkpoint),
-        weights=WeightsPart("not run"),
+        weights=check_folder_weights(folder, checkpoint, threads=how.threads, progress=how.progress),
         logits=onnx_logits(folder, subject, windows, gate, how),
         provenance={
             "artifact": {"file": folder.path.name, "bytes": folder.bytes},
