@@ -62,6 +62,31 @@ def test_ids_and_flags_of_the_tokens(both: tuple[Any, Any]) -> None:
     assert (copy.token_to_id("Ġ"), copy.get_vocab_size()) == (0x20 + 3, 384)
 
 
+FLAGS = {"content": "<pad>", "lstrip": False, "rstrip": False, "normalized": True, "single_word": False}
+STRINGS = {**BYT5, "pad_token": "<pad>"}
+DECODER = {"added_tokens_decoder": {"0": {**FLAGS, "special": True, "lstrip": True}}}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config.json": STRINGS},
+        {"tokenizer_config.json": {**BYT5, "pad_token": {**FLAGS, "__type": "AddedToken"}}},
+        {"tokenizer_config.json": STRINGS, "special_tokens_map.json": {"pad_token": FLAGS}},
+        {"tokenizer_config.json": {**STRINGS, **DECODER}},
+    ],
+    ids=["string", "object", "special tokens map", "decoder"],
+)
+def test_white_space_beside_padding(files: dict[str, Any], tmp_path: Path) -> None:
+    """Dropped as the flags say, where a file has any."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer
+
+    checkpoint = folder_of(tmp_path, {**files, "config.json": {"model_type": "t5"}})
+    copy = Tokenizer.from_str(byte_tokenizer_json(read_source(checkpoint)))
+    assert copy.encode("a <pad> b").ids == AutoTokenizer.from_pretrained(tmp_path)("a <pad> b")["input_ids"]
+
+
 def test_holes_and_tokens_of_its_own(tmp_path: Path) -> None:
     """Ids without a token stay free; a token added behind them has its own id."""
     from tokenizers import Tokenizer

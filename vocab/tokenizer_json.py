@@ -12,12 +12,12 @@ GPT-2's tokenizer is vocab.json and merges.txt, and what is added in other files
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ..core.errors import VocabError
-from .byte_vocabulary import KIND, OFFSET
+from .byte_vocabulary import KIND
 from .token_settings import AddedToken
 from .tokenizer import Source
 
@@ -29,8 +29,7 @@ def byte_tokenizer_json(source: Source) -> str:
     bytes_ = _byte_level(use_regex=False)
     # The tokenizers library shows bytes that are no UTF-8 (masks, letters cut short) as U+FFFD.
     nothing = {"type": "Replace", "pattern": {"String": "\ufffd"}, "content": ""}
-    added = [_wide(token) if (token.id or 0) < OFFSET else token for token in source.added]
-    return _text(source, added, bytes_, {"type": "Sequence", "decoders": [bytes_, nothing]})
+    return _text(source, bytes_, {"type": "Sequence", "decoders": [bytes_, nothing]})
 
 
 def gpt2_tokenizer_json(source: Source) -> str:
@@ -38,12 +37,7 @@ def gpt2_tokenizer_json(source: Source) -> str:
     if "merges.txt" not in source.description.files:
         raise VocabError(f"a tokenizer of {source.kind} has no vocab.json and merges.txt of GPT-2's")
     split = _byte_level(use_regex=True, add_prefix_space=source.prefix is not None)
-    return _text(source, source.added, split, _byte_level())
-
-
-def _wide(token: AddedToken) -> AddedToken:
-    """<pad>, </s> and <unk> take the white space beside them."""
-    return replace(token, lstrip=True, rstrip=True)
+    return _text(source, split, _byte_level())
 
 
 def _byte_level(*, use_regex: bool = True, add_prefix_space: bool = False) -> dict[str, Any]:
@@ -55,14 +49,12 @@ def _byte_level(*, use_regex: bool = True, add_prefix_space: bool = False) -> di
     }
 
 
-def _text(
-    source: Source, added: Sequence[AddedToken], splitting: Mapping[str, Any], decoder: Mapping[str, Any]
-) -> str:
+def _text(source: Source, splitting: Mapping[str, Any], decoder: Mapping[str, Any]) -> str:
     parts: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(token) for token in added],
+        "added_tokens": [_added(token) for token in source.added],
         "normalizer": None,
         "pre_tokenizer": splitting,
         "post_processor": _around(source),
