@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import torch
 from gbst_material import CONFIG, random_gbswt5, random_model
 from onnx_t5_material import Floats, Ids, prefill, sessions, step_by_step, write
 
-from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER
+from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
+from kconv.core.errors import CheckpointError
+from kconv.core.reading import open_checkpoint
 
 # By name: what differs from GBST-KEByT5-large's settings.
 KINDS: Mapping[str, Mapping[str, Any]] = {
@@ -92,3 +95,17 @@ def test_short_texts(made: tuple[Any, Path], length: int) -> None:
 def test_files_are_sound(made: tuple[Any, Path]) -> None:
     for name in (ENCODER, DECODER, DECODER_WITH_PAST):
         onnx.checker.check_model(made[1] / name, full_check=True)
+
+
+def test_the_embedding_under_the_front_ends_name(tmp_path: Path) -> None:
+    shared = ("shared.weight", "decoder.embed_tokens.weight")
+    run = sessions(write(random_gbswt5(tmp_path / "checkpoint", drop=shared), tmp_path / "onnx"))
+    right = right_logits(random_model(CONFIG, alone=True), IDS, padded(), TARGET)
+    assert_close(prefill(run, IDS, padded(), TARGET), right)
+
+
+def test_two_embeddings_are_refused(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(random_gbswt5(tmp_path / "checkpoint"))
+    other = {"shared.weight": replace(checkpoint.tensors["lm_head.weight"], name="shared.weight")}
+    with pytest.raises(CheckpointError, match="they are one matrix"):
+        t5_graphs(replace(checkpoint, tensors={**checkpoint.tensors, **other}), {})

@@ -8,6 +8,7 @@ from ...core.checkpoint import Checkpoint
 from ..architectures import recipe_for
 from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, feed_forward, scales, sizes
 from ..gbst.settings import EMBEDDING, GbstSettings, read_settings
+from ..gbst.tensors import front_end_model
 from ..settings import Settings
 from ..transforms import same_weights
 
@@ -44,9 +45,16 @@ class T5Shape:
 
 
 def read_shape(checkpoint: Checkpoint) -> T5Shape:
-    """What config.json and the tensors say."""
+    """What config.json and the tensors say.
+
+    Of a GBST front end it reads the weights, some 12 MB, to refuse what a conversion to GGUF refuses. Raises
+    CheckpointError, UnsupportedModel and MappingError.
+    """
     settings, held = Settings(checkpoint.config, "config.json"), checkpoint.tensors
-    front = read_settings(settings, held) if recipe_for(checkpoint.config).name == "gbswt5" else None
+    front = None
+    if recipe_for(checkpoint.config).name == "gbswt5":
+        front_end_model(checkpoint)  # refuses two embeddings that differ, a norm of negative variance
+        front = read_settings(settings, held)
     embedding = embedding_name(checkpoint) if any(name in held for name in EMBEDDINGS) else EMBEDDING
     own = HEAD in held and not same_weights(held[HEAD], held[embedding])
     words, taken = sizes(settings), ("layers", "decoder_layers", "hidden", "heads", "head_dim", "rows")
