@@ -132,11 +132,25 @@ def command(
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
+    """The conversion with its progress; what ends it during the proof is told that the folder is there."""
     from ..converters.onnx.pipeline import to_onnx
     from .progress import announce, shown_progress
 
-    with shown_progress() as progress:
-        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce)
+    proving = False
+
+    def begin_proof(text: str) -> None:
+        nonlocal proving
+        proving = True
+        announce(text)
+
+    try:
+        with shown_progress() as progress:
+            return to_onnx(checkpoint, output, **options, progress=progress, announce=begin_proof)
+    except BaseException:
+        if proving:
+            again = f"kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
+            announce(f"the folder is converted and whole, but not proven; to prove it: {again}")
+        raise
 
 
 def _tell(conversion: OnnxConversion, seconds: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +183,17 @@ def test_command_names_the_folder_after_the_checkpoint(
     assert done.exit_code == 0, done.output
     assert os.listdir(tmp_path) == ["한국어_모델-Q8_0-ONNX"]
     assert "kconv run 한국어_모델-Q8_0-ONNX" in done.stdout.replace("'", "")
+
+
+def test_without_the_onnx_package_it_says_how_to_install_it(checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['onnx'] = None\n"
+        "from kconv.cli.main import main\n"
+        f"sys.argv = ['kconv', 'to-onnx', {str(checkpoint)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
+        "sys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "the onnx package is missing" in done.stderr
+    assert 'pip install --upgrade "kconv[onnx]"' in done.stderr
+    assert os.listdir(tmp_path) == []
