@@ -19,7 +19,6 @@ from .tokens import cut
 
 Encode = Callable[[Sequence[str], bool], Sequence[Sequence[int]]]
 _FILE = "tokenizer.json"
-_BESIDE = re.compile(r"\s*(<pad>|</s>|<unk>)\s*")
 _LISTED = 12  # ids shown of each side
 # What may differ without changing what is computed: how the checkpoint was saved, and for GBST what reads it.
 _FREE = frozenset(
@@ -45,7 +44,9 @@ def check_folder_tokens(
     asked = exam(source, cut(texts)).texts
     name = _FILE if (folder.path / _FILE).is_file() else "tokenizer"
     bytewise = name == _FILE and source.kind == BYTES
-    right = source.encode_batch([_without_dropped(text) if bytewise else text for text in asked], True)
+    right = source.encode_batch(
+        [_without_dropped(source, text) if bytewise else text for text in asked], True
+    )
     try:
         found = _encoder(folder)(asked, True)
     except KconvError as error:
@@ -86,11 +87,15 @@ def _encoder(folder: OnnxFolder) -> Encode:
     return lambda texts, _: [each.ids for each in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
-def _without_dropped(text: str) -> str:
-    """Without the white space ByT5Tokenizer drops, and its tokenizer.json with it; our own reading keeps it,
-    as llama.cpp does (vocab/byte_vocabulary.py).
+def _without_dropped(source: Source, text: str) -> str:
+    """Without the white space ByT5Tokenizer drops beside some tokens, and its tokenizer.json with it; our own
+    reading keeps it, as llama.cpp does (vocab/byte_vocabulary.py).
     """
-    return _BESIDE.sub(r"\1", text)
+    for token in source.added:
+        if token.lstrip or token.rstrip:
+            beside = [r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip)]
+            text = re.sub(re.escape(token.text).join(beside), token.text.replace("\\", r"\\"), text)
+    return text
 
 
 def _as_good(source: Source, got: Sequence[int], right: Sequence[int]) -> bool:
