@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,26 @@ from kconv.converters.onnx.llama import describe_llama
 from kconv.converters.onnx.writer import write_onnx
 from kconv.converters.recipe import build
 from kconv.core.reading import open_checkpoint
+from kconv.quant.formats import Format
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 Cache = dict[str, Floats]
 
 
-def described(checkpoint: Path) -> Graph:
-    """The graph of a checkpoint, everything in F32."""
+def described(checkpoint: Path, formats: Mapping[str, Format] | None = None) -> Graph:
+    """The graph of a checkpoint; what ``formats`` do not name is F32."""
     opened = open_checkpoint(checkpoint)
     recipe = recipe_for(opened.config)
-    graph = Graph("model", opened.tensors, {})
+    graph = Graph("model", opened.tensors, formats or {})
     {"llama": describe_llama, "gptj": describe_gptj}[recipe.name](graph, build(recipe, opened))
     return graph
 
 
-def write(checkpoint: Path, folder: Path) -> Path:
+def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:
     """Graph and weights of a checkpoint in a new folder; returns the graph's file."""
     folder.mkdir()
-    write_onnx({"model.onnx": described(checkpoint)}, folder, threads=2)
+    write_onnx({"model.onnx": described(checkpoint, formats)}, folder, threads=2)
     return folder / "model.onnx"
 
 
