@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from gbst_material import CONFIG, random_gbswt5, random_model
-from onnx_t5_material import Floats, Ids, prefill, sessions, step_by_step, write
+from onnx_t5_material import Floats, Ids, Sessions, prefill, sessions, step_by_step, write
 
 from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
 from kconv.core.errors import CheckpointError
@@ -40,12 +40,15 @@ TARGET = np.concatenate([np.zeros((3, 1), int), np.random.default_rng(1).integer
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """The reference and the folder made of the same checkpoint."""
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Sessions]:
+    """The reference and the graphs made of the same checkpoint, which are sound."""
     changes = KINDS[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     checkpoint = random_gbswt5(folder / "checkpoint", **changes)
-    return random_model({**CONFIG, **changes}, alone=True), write(checkpoint, folder / "onnx")
+    written = write(checkpoint, folder / "onnx")
+    for name in (ENCODER, DECODER, DECODER_WITH_PAST):
+        onnx.checker.check_model(written / name, full_check=True)
+    return random_model({**CONFIG, **changes}, alone=True), sessions(written)
 
 
 def padded() -> Ids:
@@ -70,31 +73,25 @@ def assert_close(found: Floats, right: Floats) -> None:
     assert np.abs(found - right).max() < 1e-4 * right.std()
 
 
-def test_logits_are_those_of_the_reference(made: tuple[Any, Path]) -> None:
-    model, folder = made
-    run, mask = sessions(folder), padded()
+def test_logits_are_those_of_the_reference(made: tuple[Any, Sessions]) -> None:
+    (model, run), mask = made, padded()
     right = right_logits(model, IDS, mask, TARGET)
     assert_close(prefill(run, IDS, mask, TARGET), right)
     assert_close(step_by_step(run, IDS, mask, TARGET, 1, 1, 1, 7, 1, 9), right)
 
 
-def test_padding_on_the_right_changes_nothing(made: tuple[Any, Path]) -> None:
-    run, mask = sessions(made[1]), padded()
+def test_padding_on_the_right_changes_nothing(made: tuple[Any, Sessions]) -> None:
+    (_, run), mask = made, padded()
     together = prefill(run, IDS, mask, TARGET)
     ids = IDS[1:2, :127]
     assert_close(together[1:2], prefill(run, ids, np.ones_like(ids), TARGET[1:2]))
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 8, 9, 10, 18, 19])
-def test_short_texts(made: tuple[Any, Path], length: int) -> None:
-    model, folder = made
-    ids, mask = IDS[:1, :length], np.ones((1, length), np.int64)
-    assert_close(prefill(sessions(folder), ids, mask, TARGET[:1]), right_logits(model, ids, mask, TARGET[:1]))
-
-
-def test_files_are_sound(made: tuple[Any, Path]) -> None:
-    for name in (ENCODER, DECODER, DECODER_WITH_PAST):
-        onnx.checker.check_model(made[1] / name, full_check=True)
+def test_short_texts(made: tuple[Any, Sessions]) -> None:
+    model, run = made
+    for length in (1, 2, 3, 8, 9, 10, 18, 19):
+        ids, mask = IDS[:1, :length], np.ones((1, length), np.int64)
+        assert_close(prefill(run, ids, mask, TARGET[:1]), right_logits(model, ids, mask, TARGET[:1]))
 
 
 def test_the_embedding_under_the_front_ends_name(tmp_path: Path) -> None:
@@ -109,3 +106,13 @@ def test_two_embeddings_are_refused(tmp_path: Path) -> None:
     other = {"shared.weight": replace(checkpoint.tensors["lm_head.weight"], name="shared.weight")}
     with pytest.raises(CheckpointError, match="they are one matrix"):
         t5_graphs(replace(checkpoint, tensors={**checkpoint.tensors, **other}), {})
+
+
+def test_full_width(tmp_path: Path) -> None:
+    """One layer a side as wide as GBST-KEByT5-large's."""
+    wide = {"d_model": 1536, "d_kv": 64, "d_ff": 3840, "num_heads": 16, "num_layers": 1}
+    wide["num_decoder_layers"] = 1
+    run = sessions(write(random_gbswt5(tmp_path / "checkpoint", **wide), tmp_path / "onnx"))
+    right = right_logits(random_model({**CONFIG, **wide}, alone=True), IDS, padded(), TARGET)
+    assert_close(prefill(run, IDS, padded(), TARGET), right)
+    assert_close(step_by_step(run, IDS, padded(), TARGET, 1, 1, 9, 9), right)
