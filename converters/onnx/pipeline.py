@@ -140,7 +140,7 @@ def _write(
     formats: Counter[str] = Counter()
     for weight in weights.values():
         formats[weight.format.name] += weight.tensor.elements
-    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.*"))}
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
     licence = model.metadata.get("general.license")
     made = OnnxConversion(
         source=checkpoint.folder,
