@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,36 @@ def sessions(folder: Path) -> Sessions:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
+    options.intra_op_num_threads = 1
     return {
         name: onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
         for name in (ENCODER, DECODER, DECODER_WITH_PAST)
     }
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: several only get in each other's way with so small a model."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def right_logits(model: Any, ids: Ids, mask: Ids, target: Ids) -> Floats:
+    """``(batch, target's length, rows)`` of a model in torch."""
+    import torch
+
+    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}
+    with one_thread(), torch.no_grad():
+        logits: Floats = model(
+            **{name: torch.from_numpy(value) for name, value in given.items()}
+        ).logits.numpy()
+    return logits
 
 
 def encode(run: Sessions, ids: Ids, mask: Ids) -> Floats:

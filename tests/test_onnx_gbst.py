@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from gbst_material import CONFIG, random_gbswt5, random_model
-from onnx_t5_material import Floats, Ids, Sessions, prefill, sessions, step_by_step, write
+from onnx_t5_material import Floats, Ids, Sessions, prefill, right_logits, sessions, step_by_step, write
 
 from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
 from kconv.core.errors import CheckpointError
@@ -57,15 +56,6 @@ def padded() -> Ids:
     mask[1, 127:] = 0
     mask[2, :34] = 0
     return mask
-
-
-def right_logits(model: Any, ids: Ids, mask: Ids, target: Ids) -> Floats:
-    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}
-    with torch.no_grad():
-        logits: Floats = model(
-            **{name: torch.from_numpy(value) for name, value in given.items()}
-        ).logits.numpy()
-    return logits
 
 
 def assert_close(found: Floats, right: Floats) -> None:

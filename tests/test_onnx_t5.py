@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx_t5_material import Floats, Ids, encode, greedy, prefill, sessions, step_by_step, write
+from onnx_t5_material import (
+    Floats,
+    Ids,
+    encode,
+    greedy,
+    one_thread,
+    prefill,
+    right_logits,
+    sessions,
+    step_by_step,
+    write,
+)
 from t5_checkpoints import BYT5, t5_weights, write_t5
 from t5_material import KNOWN, trained_byt5, transformers_greedy
 
@@ -49,17 +59,6 @@ def transformers_model(checkpoint: Path) -> Any:
 
     loaded: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32)
     return loaded.eval()
-
-
-def right_logits(model: Any, ids: Ids, mask: Ids, target: Ids) -> Floats:
-    import torch
-
-    given = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": target}
-    with torch.no_grad():
-        logits: Floats = model(
-            **{name: torch.from_numpy(value) for name, value in given.items()}
-        ).logits.numpy()
-    return logits
 
 
 def assert_close(found: Floats, right: Floats, bound: float = 1e-5) -> None:
@@ -146,23 +145,11 @@ def test_buckets_are_those_of_transformers(buckets: int, both_ways: bool) -> Non
 
 
 def test_a_trained_model_says_what_it_has_learned(tmp_path: Path) -> None:
-    with one_thread():  # several only get in each other's way with so small a model
+    with one_thread():
         checkpoint = trained_byt5(tmp_path / "checkpoint")
     run = sessions(write(checkpoint, tmp_path / "onnx"))
     for source, answer in KNOWN:
         assert greedy(run, np.array([source]), 40) == answer
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_128_tokens_are_those_of_transformers(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from gbst_material import CONFIG, random_gbswt5, random_model
 from gguf import GGMLQuantizationType, quants
-from onnx_t5_material import Floats, prefill, sessions, step_by_step, write
+from onnx_t5_material import prefill, right_logits, sessions, step_by_step, write
 from t5_checkpoints import write_t5
 
 from kconv.converters.architectures import recipe_for
@@ -51,24 +51,15 @@ def round_weights(model: Any, formats: Mapping[str, Format]) -> None:
         parameter.data = torch.from_numpy(rounded.reshape(values.shape).astype(np.float32))
 
 
-def reference(model: Any) -> Floats:
-    given = {"input_ids": IDS, "attention_mask": MASK, "decoder_input_ids": TARGET}
-    with torch.no_grad():
-        logits: Floats = model(
-            **{name: torch.from_numpy(each) for name, each in given.items()}
-        ).logits.numpy()
-    return logits
-
-
 @pytest.mark.parametrize("kind", ["byt5", "tied", "gbst"])
 @pytest.mark.parametrize(("type", "bound"), [("f16", 3e-3), ("q8_0", 2e-5), ("q4_0", 2e-5)])
 def test_logits_are_those_of_the_rounded_weights(kind: str, type: str, bound: float, tmp_path: Path) -> None:
     """Matrices of f16 compute in halves, hence its bound; all else is float32."""
     checkpoint, model = made(kind, tmp_path / "checkpoint")
-    exact = reference(model)
+    exact = right_logits(model, IDS, MASK, TARGET)
     formats = chosen_formats(checkpoint, type)
     round_weights(model, formats)
-    right = reference(model)
+    right = right_logits(model, IDS, MASK, TARGET)
     if type != "f16":
         assert np.abs(right - exact).max() > 5 * bound * right.std()
     run = sessions(write(checkpoint, tmp_path / "onnx", formats))
