@@ -134,23 +134,14 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; what ends it during the proof is told that the folder is there."""
     from ..converters.onnx.pipeline import to_onnx
-    from .progress import announce, shown_progress
+    from .progress import announced_proof, shown_progress
 
-    proving = False
-
-    def begin_proof(text: str) -> None:
-        nonlocal proving
-        proving = True
-        announce(text)
-
-    try:
-        with shown_progress() as progress:
-            return to_onnx(checkpoint, output, **options, progress=progress, announce=begin_proof)
-    except BaseException:
-        if proving:
-            again = f"kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
-            announce(f"the folder is converted and whole, but not proven; to prove it: {again}")
-        raise
+    whole = (
+        "the folder is converted and whole, but not proven; "
+        f"to prove it: kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
+    )
+    with announced_proof(whole) as announce, shown_progress() as progress:
+        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce)
 
 
 def _tell(conversion: OnnxConversion, seconds: float) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from llama_material import random_llama
-from onnx_causal_material import greedy, run, session
+from onnx_causal_material import run, session
 
 from kconv.cli.to_onnx import command
 from kconv.converters import OnnxConversion, to_onnx
@@ -199,16 +197,3 @@ def test_without_the_onnx_package_it_says_how_to_install_it(checkpoint: Path, tm
     assert "the onnx package is missing" in done.stderr
     assert 'pip install --upgrade "kconv[onnx]"' in done.stderr
     assert os.listdir(tmp_path) == []
-
-
-def test_the_readmes_way_with_onnxruntime_alone(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    converted(checkpoint, Path("42dot-onnx"), type="f32")
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (code,) = [block for block in blocks if "onnxruntime" in block]
-    known: dict[str, Any] = {}
-    exec(code, known)
-    assert known["tokens"] == greedy(session(Path("42dot-onnx/model.onnx")), np.array([[5, 300, 17]]), 32)
