@@ -88,6 +88,24 @@ def test_an_encoder_decoder_says_what_transformers_makes_it_say(made: Make) -> N
     assert said["ids"] == right
 
 
+def test_each_graph_of_transformers_js_is_held_against_the_checkpoint(made: Make, tmp_path: Path) -> None:
+    checkpoint, folder = checkpoint_of(made("kebyt5", "f32")), tmp_path / "js"
+    to_onnx(checkpoint, folder, type="q8_0", layout="transformers.js", verify=False, threads=1)
+    proof = verify(folder, checkpoint, tokens=40, threads=1)
+    assert (proof.verdict, proof.type) == ("passed", "q8_0")
+    assert {error.state for error in proof.weights.tensors} == {"identical"}
+    for graph in ("encoder_model", "decoder_model_merged"):
+        data = np.memmap(folder / "onnx" / f"{graph}_quantized.onnx_data", np.uint8, "r+")
+        data[0] ^= 1
+        data.flush()
+    differs = [
+        each
+        for each in verify(folder, checkpoint, tokens=8, threads=1).weights.tensors
+        if each.state == "differs"
+    ]
+    assert len(differs) == 2
+
+
 @pytest.mark.parametrize(("kind", "part"), [("f32", ""), ("q8_0", ".scales"), ("q4_0", ".blocks")])
 def test_one_other_number_is_found_by_name(made: Make, tmp_path: Path, kind: str, part: str) -> None:
     folder = Path(shutil.copytree(made("42dot", kind), tmp_path / "copy"))

@@ -45,7 +45,7 @@ class Stored:
 class OnnxFolder:
     """``decoder`` reads from an empty cache; ``cached`` goes on from there (the same file in decoder-only
     models). ``encoder`` is None in those. ``type`` is the coarsest that a third of the weights are in,
-    ``stored`` are the initializers of all graphs by name.
+    ``stored`` are the initializers of each graph by name.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class OnnxFolder:
     encoder: Path | None
     type: str
     bytes: int
-    stored: Mapping[str, Stored]
+    stored: tuple[Mapping[str, Stored], ...]
 
 
 def check_onnxruntime() -> str:
@@ -99,10 +99,12 @@ def open_onnx(folder: Path) -> OnnxFolder:
     encoder, decoder, cached = _files(folder, place)
     weights: Counter[str] = Counter()
     sizes: dict[Path, int] = {}
-    stored: dict[str, Stored] = {}
+    graphs: list[dict[str, Stored]] = []
     for path in dict.fromkeys(each for each in (encoder, decoder, cached) if each is not None):
-        weights += _looked_through(path, sizes, stored)
-    return OnnxFolder(folder, config, decoder, cached, encoder, _type(weights), sum(sizes.values()), stored)
+        graphs.append({})
+        weights += _looked_through(path, sizes, graphs[-1])
+    size, stored = sum(sizes.values()), tuple(graphs)
+    return OnnxFolder(folder, config, decoder, cached, encoder, _type(weights), size, stored)
 
 
 def _files(folder: Path, place: Path) -> tuple[Path | None, Path, Path]:

@@ -50,14 +50,11 @@ def check_folder_weights(
 
     Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
-    pairs: list[_Pair] = []
-    findings: list[Finding] = []
-    for name, tensor in checkpoint.tensors.items():
-        found = _found(name, tensor, folder.stored)
-        if isinstance(found, _Pair):
-            pairs.append(found)
-        elif found is not None:
-            findings.append(found)
+    both = [
+        _found(name, tensor, graph) for graph in folder.stored for name, tensor in checkpoint.tensors.items()
+    ]
+    pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
+    findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
