@@ -11,7 +11,17 @@ import numpy as np
 import onnx
 import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
-from onnx_t5_material import Floats, Ids, Sessions, prefill, right_logits, sessions, step_by_step, write
+from onnx_t5_material import (
+    Floats,
+    Ids,
+    Sessions,
+    encode,
+    prefill,
+    right_logits,
+    sessions,
+    step_by_step,
+    write,
+)
 
 from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
 from kconv.core.errors import CheckpointError
@@ -82,6 +92,14 @@ def test_short_texts(made: tuple[Any, Sessions]) -> None:
     for length in (1, 2, 3, 8, 9, 10, 18, 19):
         ids, mask = IDS[:1, :length], np.ones((1, length), np.int64)
         assert_close(prefill(run, ids, mask, TARGET[:1]), right_logits(model, ids, mask, TARGET[:1]))
+
+
+def test_lengths_follow_from_their_names(made: tuple[Any, Sessions]) -> None:
+    """Optimum evaluates the names of axes to bind the results' buffers (optimum/onnxruntime/base.py)."""
+    run, mask = made[1], padded()
+    shape = next(each.shape for each in run[ENCODER].get_outputs())
+    words = [str(IDS.shape[1]) if word == "encoder_sequence_length" else word for word in shape[1].split(" ")]
+    assert eval(" ".join(words)) == encode(run, IDS, mask).shape[1]
 
 
 def test_the_embedding_under_the_front_ends_name(tmp_path: Path) -> None:

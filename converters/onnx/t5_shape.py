@@ -12,8 +12,11 @@ from ..gbst.tensors import front_end_model
 from ..settings import Settings
 from ..transforms import same_weights
 
-BATCH, SOURCE, POSITIONS = "batch_size", "encoder_sequence_length", "encoder_positions"
-TARGET, PAST, TOTAL = "decoder_sequence_length", "past_decoder_sequence_length", "total_sequence_length"
+# Lengths as optimum calls them. With buffers bound beforehand, as on CUDA, it computes the length of a result
+# from its name, word by word (optimum/onnxruntime/base.py).
+BATCH, SOURCE = "batch_size", "encoder_sequence_length"
+TARGET, PAST = "decoder_sequence_length", "past_decoder_sequence_length"
+TOTAL = f"{PAST} + {TARGET}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class T5Shape:
     @property
     def positions(self) -> str:
         """The name of the length of what the encoder returns."""
-        return SOURCE if self.front is None else POSITIONS
+        factor = 1 if self.front is None else self.front.factor
+        return SOURCE if factor == 1 else f"( {SOURCE} + {factor - 1} ) // {factor}"
 
 
 def read_shape(checkpoint: Checkpoint) -> T5Shape:
