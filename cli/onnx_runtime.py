@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from ..converters.architectures import recipe_for
+from ..converters.onnx.folder import GBST_CONFIG
 from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
-from ..core.input_files import quoted
+from ..core.input_files import quoted, read_json
 from ..core.progress import Progress, silent
 from ..core.vocabulary import TokenType, Vocab, gguf_keys
 from ..verify.candidate import CandidateFailure
@@ -42,6 +43,7 @@ class OnnxModel:
     ``metadata`` says under a GGUF's keys what that would say of vocabulary, template and sampling, so that
     prompts are made of the two alike. ``add`` are BOS and EOS where a prompt gets them. ``ends`` are the
     tokens that end a turn or the text, ``start`` the one a decoder behind an encoder begins with.
+    The encoder has a position for ``factor`` tokens.
     """
 
     folder: OnnxFolder
@@ -51,6 +53,7 @@ class OnnxModel:
     ends: frozenset[int]
     start: int
     context_length: int
+    factor: int
 
 
 def read_onnx_model(path: Path) -> OnnxModel:
@@ -61,8 +64,7 @@ def read_onnx_model(path: Path) -> OnnxModel:
     told = {**recipe.hparams(settings, recipe.sizes(settings)), **recipe.from_files(settings, files)}
     keys = Settings(told, "config.json")
     source = read_source(files)
-    rows = max(settings.integer("vocab_size", source.size), source.size)
-    context = read_context(files, arch=recipe.arch, rows=rows)
+    context = read_context(files, arch=recipe.arch, rows=source.size)  # config.json may say any number
     vocab, _ = adapted(next(iter(candidates(source))), context, enabled_adapters())
     return OnnxModel(
         folder,
@@ -79,6 +81,7 @@ def read_onnx_model(path: Path) -> OnnxModel:
         _ends(vocab, context),
         keys.integer("decoder_start_token_id", 0, least=0),
         keys.integer("context_length"),
+        Settings(read_json(path, GBST_CONFIG) or {}, GBST_CONFIG).integer("downsample_factor", 1),
     )
 
 

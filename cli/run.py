@@ -242,7 +242,11 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
 
     model = read_onnx_model(artifact)
     workers = threads or available_cores()
-    return _Loaded(artifact, model.metadata, lambda told: OnnxRuntime(model, threads=workers, progress=told))
+
+    def start(progress: Progress) -> OnnxRuntime:
+        return OnnxRuntime(model, threads=workers, progress=progress)
+
+    return _Loaded(artifact, model.metadata, start, model.factor)
 
 
 def _sampling(

@@ -78,6 +78,11 @@ def test_masks_are_filled_as_in_llama_cpp(made: Make, family: str) -> None:
         assert ours[name] == theirs[name]
 
 
+def test_a_gbst_encoder_reads_more_bytes_than_its_context_has_positions(made: Make) -> None:
+    said = answered(made("gbst-kebyt5", "f32"), "-p", "가" * 800, "-n", 2)  # three bytes each; 1,024 positions
+    assert len(said["prompt_ids"]) == 2401
+
+
 def test_an_encoder_decoder_says_what_transformers_makes_it_say(made: Make) -> None:
     folder = made("kebyt5", "f32")
     said = answered(folder, "-p", "호랑이가 소금 장수를 만나", "-n", 64)
