@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -40,6 +41,12 @@ class OnnxCandidate:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.__exit__(kind, error, trace)
+
+    def token_by_token(self) -> OnnxCandidate:
+        """The same running models, read stepwise."""
+        other = copy.copy(self)
+        other._stepwise = True
+        return other
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
         """Logits of all scored positions of all windows, in order. Raises CandidateFailure."""

@@ -96,11 +96,10 @@ def onnx_logits(
     try:
         with OnnxCandidate(folder, threads=how.threads) as candidate:
             measure = compare(read, candidate, windows, how.progress)
-        part = judged(measure, gate, windows, subject.source)
-        with OnnxCandidate(folder, threads=how.threads, stepwise=True) as candidate:
-            figures = compare(read, candidate, stepped(windows), how.progress).figures()
+            stepwise = compare(read, candidate.token_by_token(), stepped(windows), how.progress)
     except CandidateFailure as failure:
         return broken(failure, "onnxruntime")
+    part, figures = judged(measure, gate, windows, subject.source), stepwise.figures()
     found = [replace(each, message=_BEFORE_STEPS + each.message) for each in judge(figures, gate)]
     findings: tuple[Finding, ...] = (*part.findings, *found)
     return replace(part, verdict=verdict_of(findings), findings=findings, stepwise=figures)
