@@ -16,7 +16,8 @@ from .graph import Element, Graph
 from .masks import least_float
 
 BATCH, LENGTH = "batch_size", "sequence_length"
-PAST, TOTAL = "past_sequence_length", "total_sequence_length"
+PAST = "past_sequence_length"
+TOTAL = f"{PAST} + {LENGTH}"  # optimum computes the lengths of results from their names
 
 
 @dataclass(frozen=True)
