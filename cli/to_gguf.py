@@ -158,14 +158,14 @@ def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> 
 
     proving = False
 
-    def begin_proof(text: str) -> None:
+    def begin_pass(text: str) -> None:
         nonlocal proving
-        proving = True
+        proving = text.startswith("proof: ")  # the pass of --calibrate comes before there are files
         announce(text)
 
     try:
         with shown_progress() as progress:
-            return to_gguf(checkpoint, output, **options, progress=progress, announce=begin_proof)
+            return to_gguf(checkpoint, output, **options, progress=progress, announce=begin_pass)
     except BaseException:
         if proving:
             again = f"kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"

@@ -236,7 +236,7 @@ def _check_room(plans: Sequence[FilePlan]) -> None:
             free = shutil.disk_usage(folder).free
         if size > free:
             raise EnvironmentProblem(
-                f"no space left: {folder} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed",
+                f"no space left: {folder} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed",
                 hint="free some space or write to another disk with -o",
             )
 

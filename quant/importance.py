@@ -149,6 +149,17 @@ def missing_note(
     return [Note("missing-importance", message, warning=True)] if lacking else []
 
 
+def unused_note(importance: Importance | None, formats: Mapping[str, Format], policy: str) -> list[Note]:
+    """Says that a quantized file, called ``policy``, is made as it would be without importance."""
+    quantized = {format.name for format in formats.values() if format.quantized}
+    if importance is None or not quantized or quantized - _IGNORING:
+        return []
+    message = (
+        f"{importance.where} changes nothing in the {policy} file: it is rounded without, as by llama.cpp"
+    )
+    return [Note("unused-importance", message)]
+
+
 def _counted(names: Sequence[str]) -> str:
     """``a.weight, which is``; ``12 tensors (a.weight, b.weight, …), which are``."""
     if len(names) == 1:

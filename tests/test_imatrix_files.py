@@ -22,6 +22,7 @@ from kconv.quant.importance import (
     missing_note,
     read_importance,
     refuse_other_model,
+    unused_note,
 )
 
 _A, _B = "blk.0.ffn_up.weight", "blk.0.ffn_down.weight"
@@ -230,7 +231,12 @@ def test_tensors_without_data_are_named_once(tmp_path: Path) -> None:
     assert "part.gguf" in note.message
     assert _B in note.message
     assert _A not in note.message
-    assert not missing_note(found, tensors, {tensor.name: FORMATS["q8_0"] for tensor in tensors})
+    rounded = {tensor.name: FORMATS["q8_0"] for tensor in tensors}
+    assert not missing_note(found, tensors, rounded)
+    (note,) = unused_note(found, rounded, "Q8_0")
+    assert "part.gguf changes nothing in the Q8_0 file" in note.message
+    assert not unused_note(found, {**rounded, _A: FORMATS["q4_K"]}, "Q4_K")
+    assert not unused_note(found, {_A: FORMATS["f16"]}, "F16")
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q5_1", "q2_K", "q4_K", "q6_K", "iq4_nl"])
