@@ -69,7 +69,8 @@ def command(
 
     All files are written from one read of the checkpoint, and their predictions on the same text are held
     against those of the checkpoint in fp32, which is read once: mean divergence, how often both would say the
-    same token, perplexity. The files are removed again unless they are to be kept.
+    same token, perplexity. The files are removed again unless they are to be kept. A type beyond its gate is
+    a result like any other; the exit code is 1 where a file gave no logits.
     """
     if report is not None:
         refuse_report(report, force=force)

@@ -18,7 +18,7 @@ from ..core.gguf_file import shown
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
 from .formats import F16, F32, FORMATS, Format, format_of_type, nearest, parse_format
-from .importance import Importance, importance_metadata, missing_note, refuse_other_model, unused_note
+from .importance import Importance, importance_metadata, importance_notes, refuse_other_model
 from .named_recipes import ALIASES, POLICIES, Place, Policy
 from .parts import (
     EMBEDDING,
@@ -103,7 +103,7 @@ def _parse_override(text: str) -> tuple[str, Format]:
     """``PATTERN=TYPE``; llama-quantize, too, makes small letters of the pattern."""
     pattern, equals, format = text.rpartition("=")
     if not (pattern and equals and format):
-        raise UsageError(f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K")
+        raise UsageError(f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K; after a colon of -q also pure")
     try:
         with warnings.catch_warnings(action="error"):  # [[:digit:]], which Python does not know
             re.compile(pattern.lower())
@@ -151,8 +151,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
     notes += [_spared_note(spared, policy)] if spared else []
     if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts:
         notes.append(_NO_EXPERTS)
-    notes += missing_note(importance, model.tensors, formats)
-    notes += unused_note(importance, formats, policy.display)
+    notes += importance_notes(importance, model.tensors, formats, policy.display)
     each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
     return FormatChoice(MappingProxyType(formats), tuple(notes), each)
 
