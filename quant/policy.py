@@ -103,7 +103,9 @@ def _parse_override(text: str) -> tuple[str, Format]:
     """``PATTERN=TYPE``; llama-quantize, too, makes small letters of the pattern."""
     pattern, equals, format = text.rpartition("=")
     if not (pattern and equals and format):
-        raise UsageError(f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K; after a colon of -q also pure")
+        raise UsageError(
+            f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K; after a colon of -q also pure"
+        )
     try:
         with warnings.catch_warnings(action="error"):  # [[:digit:]], which Python does not know
             re.compile(pattern.lower())
