@@ -64,7 +64,11 @@ def whole_name(path: Path) -> str:
 def other_parts(path: Path) -> list[Path]:
     """Files beside ``path`` that are parts of a model of the same name in another number of parts."""
     own, found = _NAME.fullmatch(path.name), []
-    for each in path.absolute().parent.iterdir():
+    try:
+        there = list(path.absolute().parent.iterdir())
+    except PermissionError:  # a folder may take files and show none
+        return []
+    for each in there:
         other = _NAME.fullmatch(each.name)
         if other and other["stem"] == whole_name(path) and not (own and other["count"] == own["count"]):
             found.append(each)
