@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, end_with_failed_proof, say, seconds_text, size_text, table
+from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
@@ -69,7 +69,8 @@ def command(
 
     All files are written from one read of the checkpoint, and their predictions on the same text are held
     against those of the checkpoint in fp32, which is read once: mean divergence, how often both would say the
-    same token, perplexity. The files are removed again unless they are to be kept.
+    same token, perplexity. The files are removed again unless they are to be kept. A type beyond its gate is
+    a result like any other; the exit code is 1 where a file gave no logits.
     """
     if report is not None:
         refuse_report(report, force=force)
@@ -120,7 +121,7 @@ def _tell(found: Comparison) -> None:
         if each.path is not None:
             say(f"kept: {each.path}")
     tokens = sum(found.read["windows"])
-    say(f"{len(found.types)} types on {tokens:,} tokens in {seconds_text(found.seconds)}")
+    say(f"{plural(len(found.types), 'type')} on {tokens:,} tokens in {seconds_text(found.seconds)}")
 
 
 def _row(each: ComparedType) -> tuple[str, ...]:

@@ -87,7 +87,10 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
 
 def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
     say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
-    for note in planned.notes:
+    # the table has the fallbacks, the wide matrices of T5 are as in every conversion
+    of_types = (note for each in planned.types for note in each.notes)
+    warnings = (note for note in of_types if note.warning and note.name != "format-fallback")
+    for note in dict.fromkeys((*planned.notes, *warnings)):
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     rows = [
         (
@@ -112,7 +115,7 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
         )
         say("of 7 and 8 billion weights on English; kconv to-gguf measures that of the file it makes")
     if any(each.needs_imatrix for each in planned.types):
-        say("importance data: --imatrix or --calibrate; the names of its files then count, some dozen bytes")
+        say("what needs importance data is some dozen bytes larger once --imatrix or --calibrate name them")
     total = planned.beside + sum(each.bytes for each in planned.types)
     say(f"\ndisk: {size_text(total)} for all of these, {size_text(planned.free)} free in {planned.folder}")
     say(f"memory: about {size_text(planned.memory)}, for the proof {size_text(planned.proof_memory)}")

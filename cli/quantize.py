@@ -137,7 +137,7 @@ def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     for note in made.notes:
         say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
-    tell_parts(made.outputs)
+    tell_parts(made.outputs, made.parts)
     for proof in proofs:
         click.echo(proof_line(proof))
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}; a manifest stands beside each")

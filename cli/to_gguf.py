@@ -219,15 +219,19 @@ def _parity_text(parity: Parity) -> str:
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
+_SHOWN = 3  # files; with all types there are more than thirty
+
+
 def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
     lines = ["", "To run it:"]
-    for file in files:
+    for file in files[:_SHOWN]:
         name = shlex.quote(str(file))
         lines.append(f'  kconv run {name} -p "안녕하세요"')
         if arch in ENCODER_DECODERS:  # llama-server never calls the encoder
             lines.append(f'  kconv run {name} --fill "한국의 수도는 <extra_id_0>이다."')
         else:
             lines.append(f"  llama-server -m {name}")
+    lines += ["  and so on"] if len(files) > _SHOWN else []
     for file in modelfiles:
         # Ollama's names are plain ASCII in lower case
         model = re.sub(r"[^a-z0-9._-]+", "-", file.stem.lower()).strip("-._") or "model"

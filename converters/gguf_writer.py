@@ -238,7 +238,7 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
             free = shutil.disk_usage(folder).free
         if size > free:
             raise EnvironmentProblem(
-                f"no space left: {folder} has {free / 1e9:.2f} GB free, {size / 1e9:.2f} GB are needed",
+                f"no space left: {folder} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed",
                 hint="free some space or write to another disk with -o",
             )
 

@@ -33,6 +33,7 @@ from .targets import (
     output_of,
     policy_of,
     refuse_one_file_for_many,
+    refuse_same_names,
     split_size,
     type_of,
 )
@@ -145,6 +146,11 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     if request.keep_split and options.split_max_size is not None:
         raise UsageError("--keep-split and --split-max-size contradict each other", hint="leave one out")
     others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
+    if not others.types and _changes(options):
+        raise UsageError(
+            f"{COPY} leaves all weights as they are, and other types were asked for some of them",
+            hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
+        )
     found = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
         found[COPY] = _AS_IT_IS
@@ -153,6 +159,10 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     refuse_one_file_for_many(output, len(found))
     check_request(output, others)
     return found
+
+
+def _changes(options: Options) -> bool:
+    return bool(options.pure or options.tensor_types or options.output_type or options.embedding_type)
 
 
 def _targets(
@@ -169,6 +179,7 @@ def _targets(
         path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
         size = split_size(options)
         targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
+    refuse_same_names(targets)
     return targets
 
 

@@ -64,11 +64,14 @@ class CompanionTarget:
 
 def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
-    different = {type_of(name, options) for name in options.types if name.lower() != "auto"}
-    different |= {"auto" for name in options.types if name.lower() == "auto"}
-    refuse_one_file_for_many(output, len(different))
+    refuse_one_file_for_many(output, len(different_types(options)))
     split_size(options)
     _check_importance(options)
+
+
+def different_types(options: Options) -> set[str]:
+    """The types asked for, one of several names once; which of them ``auto`` is, is not known yet."""
+    return {"auto" if name.lower() == "auto" else type_of(name, options) for name in options.types}
 
 
 def _check_importance(options: Options) -> None:
@@ -76,8 +79,8 @@ def _check_importance(options: Options) -> None:
         raise UsageError(
             "an imatrix was given, and texts to make one of", hint="leave out --imatrix or --calibrate"
         )
-    policies = [policy_of(name, options) for name in options.types if name.lower() != "auto"]
-    weighs = any(policy.default.quantized or policy.overrides for policy in policies)
+    named = ["f16" if name.lower() == "auto" else name for name in options.types]
+    weighs = any(policy_of(name, options).quantizes for name in named)
     if (options.imatrix is not None or options.calibrate) and not weighs:
         raise UsageError(
             "importance data serve quantized types, and none was asked for", hint="add -q q4_k_m, for example"
@@ -91,6 +94,18 @@ def refuse_one_file_for_many(output: str | Path | None, types: int) -> None:
             f"-o {output} names one file, but {types} types were asked for",
             hint="give a folder with -o, or one type",
         )
+
+
+def refuse_same_names(targets: Sequence[Target]) -> None:
+    """Raise UsageError where two types would be one file, be it only on a disk that ignores case."""
+    seen: dict[str, Target] = {}
+    for target in targets:
+        other = seen.setdefault(str(target.path).casefold(), target)
+        if other is not target:
+            raise UsageError(
+                f"{other.type} and {target.type} would both be written to {target.path}",
+                hint="ask for one after the other, with names of their own (-o NAME.gguf)",
+            )
 
 
 def choose_targets(
@@ -114,6 +129,7 @@ def choose_targets(
         targets.append(
             Target(path, policy, manifest_path(path), beside, split_size(options), variant=type_name)
         )
+    refuse_same_names(targets)
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
@@ -132,6 +148,7 @@ def policy_of(name: str, options: Options) -> Policy:
     come before those asked for of all).
     """
     name, *changes = name.split(":")
+    changes = [change.lower() for change in changes]  # as patterns are, so that :PURE is :pure
     named = dict(change.split("=", 1) for change in changes if change.startswith(("output=", "embedding=")))
     patterns = tuple(
         change for change in changes if change != "pure" and change.partition("=")[0] not in named
@@ -148,7 +165,7 @@ def policy_of(name: str, options: Options) -> Policy:
 
 def type_of(name: str, options: Options) -> str:
     """The name in the table's spelling, with a variant's changes: ``q4_K_M``, ``q4_K_M:pure``."""
-    return policy_of(name, options).name + "".join(name.partition(":")[1:])
+    return policy_of(name, options).name + "".join(name.partition(":")[1:]).lower()
 
 
 def label_of(type_name: str) -> str:

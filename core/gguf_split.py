@@ -61,6 +61,20 @@ def whole_name(path: Path) -> str:
     return found["stem"] if found else path.stem
 
 
+def other_parts(path: Path) -> list[Path]:
+    """Files beside ``path`` that are parts of a model of the same name in another number of parts."""
+    own, found = _NAME.fullmatch(path.name), []
+    try:
+        there = list(path.absolute().parent.iterdir())
+    except PermissionError:  # a folder may take files and show none
+        return []
+    for each in there:
+        other = _NAME.fullmatch(each.name)
+        if other and other["stem"] == whole_name(path) and not (own and other["count"] == own["count"]):
+            found.append(each)
+    return sorted(found)
+
+
 def split_pairs(part: int, count: int, tensors: int, keys: Sequence[str] = BY_SIZE) -> list[bytes]:
     """The keys of one part in the given order; none for a model of one file."""
     pairs = {
@@ -113,7 +127,8 @@ def read_model(path: Path) -> GgufModel:
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise GgufError(
-            f"{path} is one of {count} parts of a model, of which {len(missing)} are missing: "
+            f"{path} is one of {count} parts of a model, of which {len(missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} missing: "
             f"{', '.join(missing[:_SHOWN])}{more}",
             hint=_HINT,
         )

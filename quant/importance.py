@@ -29,6 +29,8 @@ SPARED = ("token_embd.weight", "output.weight")
 
 _IGNORING = frozenset({"q8_0", "tq1_0", "tq2_0", "mxfp4", "nvfp4", "q1_0", "q2_0"})
 _LARGEST = 1e15  # ggml multiplies sums of these by themselves in float32, and infinite scales come of it
+_SMALLEST = 1e-15  # likewise sums come to nothing
+_BLOCK = 32  # columns that most formats round together
 _KEYS = "quantize.imatrix."
 _LONGEST_VALUE = 127  # bytes of a text llama-quantize keeps (llama.h, llama_model_kv_override)
 _SHOWN = 3
@@ -131,22 +133,40 @@ def refuse_other_model(importance: Importance, tensors: Sequence[Tensor]) -> Non
         values_of(tensor, importance)
 
 
-def missing_note(
-    importance: Importance | None, tensors: Sequence[Tensor], formats: Mapping[str, Format]
+def importance_notes(
+    importance: Importance | None, tensors: Sequence[Tensor], formats: Mapping[str, Format], policy: str
 ) -> list[Note]:
-    """A warning that names the tensors quantized without importance; ``formats`` go by their names."""
+    """What is to be known of a file called ``policy``: of tensors that are quantized without importance,
+    or as if parts of them never mattered, or that the data change nothing. ``formats`` go by tensor names.
+    """
     if importance is None:
         return []
-    lacking = [
-        tensor.name
-        for tensor in tensors
-        if formats[tensor.name].quantized
-        and formats[tensor.name].name not in _IGNORING
-        and tensor.name not in SPARED
-        and values_of(tensor, importance) is None
-    ]
-    message = f"{importance.where} lacks {_counted(lacking)} quantized without, as llama.cpp does"
-    return [Note("missing-importance", message, warning=True)] if lacking else []
+    quantized = [tensor for tensor in tensors if formats[tensor.name].quantized]
+    weighed = [tensor for tensor in quantized if formats[tensor.name].name not in _IGNORING]
+    if quantized and not weighed:
+        message = (
+            f"{importance.where} changes nothing in the {policy} file: it is rounded without, as by llama.cpp"
+        )
+        return [Note("unused-importance", message)]
+    notes = []
+    values = {tensor.name: values_of(tensor, importance) for tensor in weighed}
+    lacking = [name for name, known in values.items() if known is None and name not in SPARED]
+    if lacking:
+        message = f"{importance.where} lacks {_counted(lacking)} quantized without, as llama.cpp does"
+        notes.append(Note("missing-importance", message, warning=True))
+    idle = [name for name, known in values.items() if known is not None and _has_idle_block(known)]
+    if idle:
+        message = (
+            f"{importance.where} has nothing but zeros for {_BLOCK} neighbouring columns or more of "
+            f"{_counted(idle)} quantized as if these never mattered: learn from more text"
+        )
+        notes.append(Note("idle-columns", message, warning=True))
+    return notes
+
+
+def _has_idle_block(values: Floats) -> bool:
+    """Whether next to nothing flows into a whole block; what ggml makes of its weights is arbitrary then."""
+    return bool((np.maximum.reduceat(values, range(0, len(values), _BLOCK)) < _SMALLEST).any())
 
 
 def _counted(names: Sequence[str]) -> str:

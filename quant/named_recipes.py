@@ -126,6 +126,12 @@ class Policy:
         """The name as it stands in file names: ``Q4_K_M``."""
         return self.name.upper()
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether it may make quantized matrices, which importance data serve."""
+        asked = (self.default, self.output_type, self.embedding_type, *(each for _, each in self.overrides))
+        return any(format is not None and format.quantized for format in asked)
+
 
 Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = (FORMATS[name] for name in ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K"))
 Q4_1, Q5_1, Q8_0, MXFP4 = (FORMATS[name] for name in ("q4_1", "q5_1", "q8_0", "mxfp4"))

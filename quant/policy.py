@@ -8,15 +8,17 @@ rules of the recipe, then what takes the place of a format that does not fit the
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from ..core.errors import InputError, UsageError
+from ..core.gguf_file import shown
 from ..core.model import MetadataValue, Model, Note
 from ..core.tensor import DType, Tensor
 from .formats import F16, F32, FORMATS, Format, format_of_type, nearest, parse_format
-from .importance import Importance, importance_metadata, missing_note, refuse_other_model
+from .importance import Importance, importance_metadata, importance_notes, refuse_other_model
 from .named_recipes import ALIASES, POLICIES, Place, Policy
 from .parts import (
     EMBEDDING,
@@ -99,13 +101,19 @@ def parse_policy(
 
 def _parse_override(text: str) -> tuple[str, Format]:
     """``PATTERN=TYPE``; llama-quantize, too, makes small letters of the pattern."""
-    pattern, equals, format = text.partition("=")
+    pattern, equals, format = text.rpartition("=")
     if not (pattern and equals and format):
-        raise UsageError(f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K")
+        raise UsageError(
+            f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K; after a colon of -q also pure"
+        )
     try:
-        re.compile(pattern.lower())
-    except (re.error, RecursionError) as error:
-        raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
+        with warnings.catch_warnings(action="error"):  # [[:digit:]], which Python does not know
+            re.compile(pattern.lower())
+    except (re.error, RecursionError, OverflowError, Warning) as error:
+        raise UsageError(
+            f"{shown(pattern)} is no regular expression of Python's: {error}",
+            hint="for example --tensor-type 'blk\\.[0-3]\\.ffn_down=q6_K'",
+        ) from error
     return pattern.lower(), parse_format(format)
 
 
@@ -114,7 +122,7 @@ def quantization_metadata(policy: Policy, importance: Importance | None = None) 
     return {
         "general.quantization_version": QUANTIZATION_VERSION,
         "general.file_type": policy.file_type,
-        **importance_metadata(importance if policy.default.quantized else None),
+        **importance_metadata(importance if policy.quantizes else None),
     }
 
 
@@ -145,7 +153,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
     notes += [_spared_note(spared, policy)] if spared else []
     if policy.name == "mxfp4_moe" and not policy.pure and not kind_of(model).experts:
         notes.append(_NO_EXPERTS)
-    notes += missing_note(importance, model.tensors, formats)
+    notes += importance_notes(importance, model.tensors, formats, policy.display)
     each = tuple((name, *pair) for pair, names in fallbacks.items() for name in names)
     return FormatChoice(MappingProxyType(formats), tuple(notes), each)
 

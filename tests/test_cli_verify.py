@@ -439,6 +439,26 @@ def test_a_conversion_whose_proof_fails_leaves_the_file_and_says_so(
     assert said["verdict"] == "failed"
 
 
+def test_nothing_is_called_converted_while_importance_is_learned(
+    kconv: Kconv, checkpoint: Path, tmp_path: Path
+) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    broken = Path(shutil.copytree(checkpoint, tmp_path / "broken"))
+    weights = {name: np.array(values) for name, values in load_file(broken / "model.safetensors").items()}
+    weights["model.layers.0.mlp.up_proj.weight"][:] = np.nan
+    save_file(weights, broken / "model.safetensors")
+    (tmp_path / "text.txt").write_text("오늘은 바람이 분다. " * 20, "utf-8")
+    target = tmp_path / "out.gguf"
+    done = kconv("to-gguf", broken, "-q", "q4_0", "--calibrate", tmp_path / "text.txt", "-o", target)
+    assert done.returncode == 3, done.stderr
+    assert "so little text" in done.stderr
+    assert "NaN" in done.stderr
+    assert "converted and whole" not in done.stderr
+    assert not target.exists()
+
+
 def test_interrupting_the_proof_leaves_the_files(checkpoint: Path, tmp_path: Path) -> None:
     words = [*KCONV, "to-gguf", str(checkpoint), "-q", "q8_0", "-o", str(tmp_path / "x.gguf")]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,9 +18,12 @@ from kconv.converters.planning import plan
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, OutputExists, UsageError
+from kconv.quant.policy import POLICIES
 from kconv.verify import verify
 from kconv.verify.comparing import ComparedType, Comparison, compare
 from kconv.verify.comparison_report import comparison_html, write_comparison
+from kconv.verify.size_chart import size_chart
+from kconv.verify.svg import text_width
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 TYPES = ("q3_k_m", "q4_0", "q4_k_m", "q4_k_m:pure", "q8_0")
@@ -133,6 +138,34 @@ def test_the_page_holds_every_type_and_marks_what_was_changed(found: Comparison)
     assert comparison_html(found) == comparison_html(found)
 
 
+def test_names_in_a_crowd_stand_clear_of_each_other_and_of_the_marks(found: Comparison) -> None:
+    """As many as there are recipes, close together; the room of letters as the drawing estimates it."""
+    first = found.types[0]
+    assert first.figures is not None
+    many = []
+    for at, name in enumerate(POLICIES):
+        figures = replace(first.figures, kl_mean=2.0 ** -(at % 12))
+        logits = replace(first.proof.logits, figures=figures)
+        proof = replace(first.proof, logits=logits)
+        many.append(replace(first, type=name, bytes=10**6 + 40_000 * at, proof=proof))
+    drawing = str(size_chart(many))
+    marks = [
+        (float(x), float(y)) for x, y in re.findall(r'<circle class="stock" cx="(.*?)" cy="(.*?)"', drawing)
+    ]
+    names = re.findall(r'<text class="name" x="(.*?)" y="(.*?)" text-anchor="(.*?)">(.*?)<', drawing)
+    share = {"start": 0.0, "middle": 0.5, "end": 1.0}
+    boxes = []
+    for x, y, anchor, words in names:
+        left = float(x) - share[anchor] * text_width(words)
+        boxes.append((left, float(y) - 8, left + text_width(words), float(y)))
+    assert len(marks) == len(POLICIES)
+    assert len(names) > 0.9 * len(POLICIES)
+    for at, (left, top, right, bottom) in enumerate(boxes):
+        assert not any(left < x < right and top < y < bottom for x, y in marks), names[at]
+        for other in boxes[:at]:
+            assert left >= other[2] or right <= other[0] or top >= other[3] or bottom <= other[1], names[at]
+
+
 def test_a_page_is_not_overwritten(found: Comparison, tmp_path: Path) -> None:
     write_comparison(found, tmp_path / "a.html")
     with pytest.raises(OutputExists):
@@ -183,7 +216,8 @@ def test_the_command_leaves_nothing_but_the_report(folder: Path, tmp_path: Path)
 
 
 def test_calls_that_make_no_sense(folder: Path, tmp_path: Path) -> None:
-    for types, output in ((("q4_0",), None), (("q4_0", "q8_0"), tmp_path / "one.gguf")):
+    once = ("q4_k_m", "Q4_K_M", "q4_k")  # one type by all of its names
+    for types, output in ((("q4_0",), None), (once, None), (("q4_0", "q8_0"), tmp_path / "one.gguf")):
         with pytest.raises(UsageError):
             compare(folder, output, options=Options(types), tokens=8)
     assert run(folder, "-q", "q4_0,q4_9").returncode == 2

@@ -64,6 +64,10 @@ def test_files_say_what_they_were_made_with(folder: Path, imatrix: Path, tmp_pat
     said = {"file": "학습.gguf", "dataset": "facts.txt", "entries_count": matrices, "chunks_count": chunks}
     assert _importance_keys(quantized) == said
     assert _importance_keys(halves) == {}
+    asked = {"types": ("f16",), "tensor_types": ["ffn_down=q4_k"]}
+    (mixed,) = to_gguf(folder, tmp_path / "mixed", **asked, imatrix=imatrix, verify=False, threads=2).outputs
+    assert _importance_keys(mixed.path) == said
+    assert verify(mixed.path, folder, tokens=16, threads=2).weights.verdict == "passed"
     manifest = json.loads(made.outputs[0].manifest.read_text("utf-8"))
     assert manifest["options"]["imatrix"] == "학습.gguf"
     assert manifest["importance"]["file"] == "학습.gguf"

@@ -18,8 +18,8 @@ from kconv.quant.ggml import dequantize, encode, library_path
 from kconv.quant.imatrix_file import Activations, read_activations, write_activations
 from kconv.quant.importance import (
     importance_metadata,
+    importance_notes,
     importance_of,
-    missing_note,
     read_importance,
     refuse_other_model,
 )
@@ -225,12 +225,27 @@ def test_an_embedding_of_another_width_goes_without(tmp_path: Path) -> None:
 def test_tensors_without_data_are_named_once(tmp_path: Path) -> None:
     found = read_importance(write_with_gguf_py(tmp_path / "part.gguf", _GOOD))
     tensors = [_matrix(name, 256, 2) for name in ("token_embd.weight", _A, _B, "output.weight")]
-    (note,) = missing_note(found, tensors, {tensor.name: FORMATS["q4_K"] for tensor in tensors})
+    formats = {tensor.name: FORMATS["q4_K"] for tensor in tensors}
+    (note,) = importance_notes(found, tensors, formats, "Q4_K")
     assert note.warning
     assert "part.gguf" in note.message
     assert _B in note.message
     assert _A not in note.message
-    assert not missing_note(found, tensors, {tensor.name: FORMATS["q8_0"] for tensor in tensors})
+    rounded = {tensor.name: FORMATS["q8_0"] for tensor in tensors}
+    (note,) = importance_notes(found, tensors, rounded, "Q8_0")
+    assert "part.gguf changes nothing in the Q8_0 file" in note.message
+    assert not importance_notes(found, tensors, {**rounded, _A: FORMATS["q4_K"]}, "Q8_0")
+    assert not importance_notes(found, tensors, dict.fromkeys(rounded, FORMATS["f16"]), "F16")
+
+
+@pytest.mark.parametrize(("first", "idle"), [(0, True), (1e-20, True), (1e-9, False)])
+def test_blocks_that_nothing_flows_into_are_told_of(tmp_path: Path, first: float, idle: bool) -> None:
+    """Ggml makes of such a block whatever it likes: half of the columns without importance ruin a model."""
+    values = np.where(np.arange(256) // 32 == 5, first, 1).astype(np.float32)
+    path = write_with_gguf_py(tmp_path / "a.gguf", _pair(_A, values[None], _floats(1)[None]))
+    found, tensors = read_importance(path), [_matrix(_A, 2, 256)]
+    notes = importance_notes(found, tensors, {_A: FORMATS["q4_K"]}, "Q4_K")
+    assert [note.name for note in notes] == ["idle-columns"] * idle
 
 
 @pytest.mark.parametrize("name", ["q4_0", "q5_1", "q2_K", "q4_K", "q6_K", "iq4_nl"])

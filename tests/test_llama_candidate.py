@@ -20,6 +20,7 @@ from damage_material import edited
 from llama_material import llama_cpp_logits, random_llama, transformers_logits
 
 from kconv.converters import to_gguf
+from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify import llama_candidate
 from kconv.verify.candidate import CandidateFailure
@@ -246,7 +247,7 @@ def test_files_that_cannot_be_loaded(file: Path, tmp_path: Path) -> None:
     bad.write_bytes(b"GGUF")
     assert "not a GGUF" in failure(bad)
     assert "No such file" in failure(tmp_path / "nothing.gguf")
-    names = [info.name for info in llama_candidate.read_header(file).tensors]
+    names = [info.name for info in read_header(file).tensors]
     edited(file, bad, tensors=dict.fromkeys(names))
     assert "refuses the file" in failure(bad)  # a vocabulary only
     edited(file, bad, arch="nonsense")

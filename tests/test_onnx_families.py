@@ -79,7 +79,7 @@ def test_masks_are_filled_as_in_llama_cpp(made: Make, family: str) -> None:
 
 
 def test_a_gbst_encoder_reads_more_bytes_than_its_context_has_positions(made: Make) -> None:
-    said = answered(made("gbst-kebyt5", "f32"), "-p", "가" * 800, "-n", 2)  # three bytes each; 1,024 positions
+    said = answered(made("gbst-kebyt5", "f32"), "-p", "가" * 800, "-n", 2)  # three bytes each
     assert len(said["prompt_ids"]) == 2401
 
 

@@ -275,6 +275,8 @@ def test_the_command(tmp_path: Path, small_tokenizer: Path) -> None:
     said = run("plan", folder, "-q", "q4_0,iq2_xs").stdout
     assert f"{by_type['q4_0']['bytes']:,}" in said
     assert "needs importance data" in said
+    assert "no-experts" not in said
+    assert "warning (no-experts)" in run("plan", folder, "-q", "mxfp4_moe,q4_0").stdout
     pure = json.loads(run("plan", folder, "-q", "q4_0", "--pure", "--json").stdout)
     assert pure["types"][0]["expected_kl"] is None  # nobody has measured that
     assert run("plan", folder, "-q", "q4_x").returncode == 2

@@ -60,11 +60,15 @@ def test_requests_that_make_no_sense() -> None:
         "=q8_0": "is no PATTERN=TYPE",
         "ffn=": "is no PATTERN=TYPE",
         "ffn(=q8_0": "is no regular expression",
+        "blk.{99999999999}=q8_0": "is no regular expression",
+        "(" * 3000 + ")" * 3000 + "=q8_0": "is no regular expression",
+        "[[:digit:]].ffn=q8_0": "is no regular expression",  # llama-quantize knows it, Python does not
         "ffn=q8_K": "unknown format 'q8_K'",
         "ffn=i32": "unknown format 'i32'",
     }.items():
         with pytest.raises(UsageError, match=said):
             parse_policy("q4_0", tensor_types=[text])
+    assert parse_policy("q4_0", tensor_types=["(?=blk).*_q=f16"]).overrides == (("(?=blk).*_q", F16),)
     with pytest.raises(UsageError, match="did you mean q5_K"):
         parse_policy("q4_0", output_type="q5_KK")
     policy = parse_policy("q4_0", tensor_types=["FFN_down=Q6_k"], output_type="F16", embedding_type="q8_0")

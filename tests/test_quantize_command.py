@@ -85,6 +85,12 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
     "an empty type": (lambda s, t: [s, "-q", ""], 2, "empty"),
     "an unknown type": (lambda s, t: [s, "-q", "q4_k_n"], 2, "q4_K_M"),
     "one file for two types": (lambda s, t: [s, "-q", "q8_0,q4_0", "-o", "x.gguf"], 2, "names one file"),
+    "two types of one name": (
+        lambda s, t: [s, "-q", "q8_0:attn[_]v=q4_0,q8_0:attn(_)v=q4_0", "--force"],
+        2,
+        "would both be written to",
+    ),
+    "a copy with other weights": (lambda s, t: [s, "-q", "copy", "--pure"], 2, "leaves all weights"),
     "a pattern that matches nothing": (
         lambda s, t: [s, "-q", "q8_0", "--tensor-type", "nothing=q4_0"],
         2,

@@ -14,6 +14,7 @@ import llama_cpp
 import pytest
 from requantize_material import llama_file, theirs
 
+from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.requantize import quantize
 from kconv.converters.samples import write_sample
@@ -145,6 +146,22 @@ def test_keeping_parts_equals_llama_quantize(parts: list[Path], tmp_path: Path) 
         made.manifest.unlink()
 
 
+def test_parts_of_an_earlier_run_are_told_of(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantize", str(source), "-q", "q8_0", "-o", str(tmp_path / "x.gguf"), "--force"]
+    left: dict[str, int] = {}
+    for size in ("300K", "500K", "1G"):
+        assert main([*words, "--split-max-size", size]) == 0
+        told = capsys.readouterr().out
+        assert (f"{sum(left.values())} parts of that name from an earlier run" in told) == bool(left)
+        left[size] = len(list(tmp_path.glob("x-*.gguf"))) - sum(left.values())
+    assert list(left.values())[1:] == [3, 0]
+    first = tmp_path / f"x-00001-of-{left['300K']:05d}.gguf"
+    assert main(["quantize", str(first), "-q", "copy", "-o", str(tmp_path / "x.gguf"), "--force"]) == 0
+    assert "3 parts of that name" in capsys.readouterr().out  # without those that were read
+
+
 def test_conversion_in_parts(tmp_path: Path) -> None:
     """llama.cpp loads them, and the proof takes them as any file, whichever is named."""
     checkpoint = write_sample("42dot", tmp_path / "small")
@@ -189,7 +206,7 @@ def rewritten(path: Path, **changed: int | None) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
-    "a part is missing": (lambda p: p[2].unlink(), "1 are missing: .*-00003-of"),
+    "a part is missing": (lambda p: p[2].unlink(), "1 is missing: .*-00003-of"),
     "several are missing": (lambda p: [path.unlink() for path in p[1:]], "are missing: .*-00002-of"),
     "a part is empty": (lambda p: p[1].write_bytes(b""), "not a GGUF file"),
     "a part is cut short": (lambda p: p[1].write_bytes(p[1].read_bytes()[:-40]), "truncated"),

@@ -35,6 +35,10 @@ CHUNKS = 128
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 
 
+FEW = 1024
+"""Tokens below which a user is told that the text is short: llama-imatrix refuses less than two chunks."""
+
+
 class Sums:
     """Squares added up, by the names of modules; what ``Watch.tell`` needs."""
 
@@ -142,4 +146,5 @@ def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
     about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
-    return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}"
+    few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""
+    return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}{few}"

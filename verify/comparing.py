@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from ..converters.pipeline import convert
 from ..converters.results import Beside, Options, Output, Run
+from ..converters.targets import different_types
 from ..core.errors import UsageError
 from ..core.files import explained
 from ..core.model import Note
@@ -132,7 +133,7 @@ def compare(
     begun = time.monotonic()
     if output is not None and Path(output).suffix == ".gguf":
         raise UsageError(f"-o {output} names one file, and several are made", hint="give a folder")
-    if len(set(options.types)) < 2:
+    if len(different_types(options)) < 2:
         raise UsageError("a comparison takes two types or more", hint="name them with -q q4_0,q4_k_m,q8_0")
     options = replace(options, verify="quick")
     run = Run(

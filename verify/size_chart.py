@@ -24,8 +24,11 @@ from .svg import (
     text_width,
 )
 
-_TOP, _BOTTOM = 50, 500
+_TOP, _BOTTOM = 50, 560
+_DECADES = 6  # of divergence, so that f16 and f32 do not take the room of the others
 _ROUND = (1, 1.2, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+_DIRECTIONS = (0, 180, 270, 90, 315, 45, 225, 135, 338, 22, 202, 158, 292, 68, 248, 112)  # of names, degrees
+_ROOMY = 1.15  # names hold more wide letters than other text
 _APART = 60  # between the numbers of an axis
 
 Box = tuple[float, float, float, float]
@@ -43,7 +46,7 @@ def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     measured = [(each, each.figures.kl_mean) for each in types if each.figures is not None]
     if not measured:
         return None
-    scale = log_scale([kl for _, kl in measured], _BOTTOM, _TOP)
+    scale = log_scale([kl for _, kl in measured], _BOTTOM, _TOP, decades=_DECADES)
     x_of = _size_scale([each.bytes for each, _ in measured])
     points = [(x_of(each.bytes), scale.at(kl), each) for each, kl in measured]
     parts = level_lines(scale, LEFT, RIGHT) + _size_axis(x_of)
@@ -105,35 +108,68 @@ def _mark(x: float, y: float, each: ComparedType) -> Markup:
 
 def _names(points: Sequence[tuple[float, float, ComparedType]]) -> tuple[list[Markup], list[Markup]]:
     """Lines to the names that stand far from their points, and the names, none upon another or a point."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
+    marks = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
+    words_and_ways: list[Box] = []
     leaders: list[Markup] = []
     names: list[Markup] = []
     for x, y, each in sorted(points, key=lambda point: point[:2]):
         words = plain(each.type, 40)
-        box = next((box for box in _boxes(x, y, text_width(words)) if _free(box, taken)), None)
-        if box is None:
+        place = _place(x, y, _ROOMY * text_width(words), marks, words_and_ways)
+        if place is None:
             continue  # its tooltip and the table have it
-        taken.append(box)
-        near = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
-        if math.dist((x, y), near) > 14:
-            leaders.append(line(x, y, *near, "published"))
-        names.append(text(box[0], box[3] - 3, words, "name" if each.stock else "name small"))
+        box, way = place
+        words_and_ways += [box, *way]
+        if way:
+            leaders.append(line(x, y, *_nearest(x, y, box), "published"))
+        names.append(_name(x, box, words, "name" if each.stock else "name small"))
     return leaders, names
+
+
+def _name(x: float, box: Box, words: str, style: str) -> Markup:
+    """A name in its box, at the end that is next to the point."""
+    left, _, right, bottom = box
+    if right <= x:
+        return text(right, bottom - 3, words, style, "end")
+    if left >= x:
+        return text(left, bottom - 3, words, style)
+    return text((left + right) / 2, bottom - 3, words, style, "middle")
+
+
+def _place(
+    x: float, y: float, width: float, marks: Sequence[Box], taken: Sequence[Box]
+) -> tuple[Box, list[Box]] | None:
+    """A name's box and the line to it: one that crosses no other mark, or else one that crosses no name."""
+    boxes = [box for box in _boxes(x, y, width) if _free(box, [*marks, *taken])]
+    ways = [(box, _way((x, y), _nearest(x, y, box))) for box in boxes]
+    for crossed in ([*marks, *taken], taken):
+        for box, way in ways:
+            if all(_free(step, crossed) for step in way):
+                return box, way
+    return None
+
+
+def _nearest(x: float, y: float, box: Box) -> tuple[float, float]:
+    """The place of a box that is nearest to a point."""
+    return min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
+
+
+def _way(start: tuple[float, float], end: tuple[float, float]) -> list[Box]:
+    """What a line to a name covers, in small steps from outside its point; none where the name is near."""
+    far = math.dist(start, end)
+    if far <= 14:
+        return []
+    shares = (at / far for at in range(10, int(far) - 1, 4))
+    places = ((a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in shares)
+    return [(x - 1, y - 1, x + 1, y + 1) for x, y in places]
 
 
 def _boxes(x: float, y: float, width: float) -> Iterator[Box]:
     """Places for a name of that width around a point, the nearest first."""
-    for far in range(8, 90, 9):
-        for left, base in (
-            (x + far, y + 4),
-            (x - far - width, y + 4),
-            (x - width / 2, y - far - 2),
-            (x - width / 2, y + far + 10),
-            (x + 0.7 * far, y - 0.7 * far),
-            (x + 0.7 * far, y + far),
-            (x - 0.7 * far - width, y - 0.7 * far),
-            (x - 0.7 * far - width, y + far),
-        ):
+    for far in range(8, 160, 8):
+        for degrees in _DIRECTIONS:
+            right, down = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+            left = x + far * right - width * (1 - right) / 2
+            base = y + (far + 5) * down + 4
             yield left, base - 11, left + width, base + 3
 
 
