@@ -154,10 +154,12 @@ def test_a_known_answer_is_streamed_in_whole_characters(known: Path) -> None:
     assert said.stdout == "서울 😀 값\n", said.stderr
     options = ["-p", "한국", "--threads", "1"]
     shown = []
-    with subprocess.Popen([*KCONV, "run", str(known), *options], stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        while piece := os.read(child.stdout.fileno(), 1 << 16):
+    reading, writing = os.pipe2(os.O_DIRECT)  # a read gives what one write gave, however late it comes
+    with subprocess.Popen([*KCONV, "run", str(known), *options], stdout=writing):
+        os.close(writing)
+        while piece := os.read(reading, 1 << 16):
             shown.append(piece)
+    os.close(reading)
     assert len(shown) > 1
     for end in range(1, len(shown)):  # never half a syllable
         b"".join(shown[:end]).decode("utf-8")
