@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import PATH, tensor_type_options
+from .options import PATH, decorated, tensor_type_options
 
 if TYPE_CHECKING:
     from ..converters.results import Options
@@ -38,12 +38,12 @@ def types_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
 
 def importance_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--imatrix`` and ``--calibrate``."""
-    return _decorated(command, _IMPORTANCE_OPTIONS)
+    return decorated(command, _IMPORTANCE_OPTIONS)
 
 
 def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of ``converters.results.Options`` that files depend on, but the types."""
-    command = _decorated(command, _OTHER_OPTIONS)
+    command = decorated(command, _OTHER_OPTIONS)
     return tensor_type_options(importance_options(command))
 
 
@@ -56,12 +56,6 @@ def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
         "calibrate": tuple(map(str, options["calibrate"])),
     }
     return Options(types, **{**options, **files})
-
-
-def _decorated(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 _IMPORTANCE_OPTIONS = (

@@ -38,7 +38,12 @@ split_option = click.option(
 
 def tensor_type_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which tensor gets which type, besides -q."""
-    for option in reversed(_TENSOR_TYPE_OPTIONS):
+    return decorated(command, _TENSOR_TYPE_OPTIONS)
+
+
+def decorated(command: Callable[..., Any], options: tuple[Callable[[Any], Any], ...]) -> Callable[..., Any]:
+    """``command`` with these options, which --help shows in this order."""
+    for option in reversed(options):
         command = option(command)
     return command
 
