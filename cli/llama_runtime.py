@@ -152,7 +152,8 @@ class LlamaRuntime:
             self._context = self._new_context(self._context_size or len(prompt) + count, _BATCH)
             self._read_prompt(prompt)
             begun = prompt
-        sampler = sampler_chain(self._api, self._vocab, sampling)
+        size = self._api.llama_vocab_n_tokens(self._vocab)
+        sampler = sampler_chain(self._api, size, sampling)
         try:
             for token in begun[-sampling.repeat_last_n :] if sampling.repeat_last_n else ():
                 self._api.llama_sampler_accept(sampler, token)

@@ -15,6 +15,7 @@ from .errors import interruptible, report
 # Command name -> module of this room; each module has one click command called `command`.
 COMMANDS = {
     "to-gguf": "to_gguf",
+    "to-onnx": "to_onnx",
     "verify": "verify",
     "quantize": "quantize",
     "imatrix": "imatrix",

@@ -49,6 +49,27 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
         close()
 
 
+@contextlib.contextmanager
+def announced_proof(whole: str) -> Iterator[Callable[[str], None]]:
+    """Yield what announces the proof of a conversion; what ends the block after that says ``whole`` first.
+
+    ``whole`` tells that what was converted is there, if not proven.
+    """
+    proving = False
+
+    def begin(text: str) -> None:
+        nonlocal proving
+        proving = text.startswith("proof: ")  # the pass of --calibrate comes before there are files
+        announce(text)
+
+    try:
+        yield begin
+    except BaseException:
+        if proving:
+            announce(whole)
+        raise
+
+
 def announce(text: str) -> None:
     """Print ``text`` on standard error, above a bar that may be shown; if nobody reads it, no matter."""
     with contextlib.suppress(OSError):

@@ -73,7 +73,10 @@ def _logits(part: LogitsPart) -> str:
     if gate is not None:
         name = "NMSE" if gate.measure == "nmse" else "mean KL"
         value, gelu = _number(gate_value(figures, gate)), _plain(gelu_words(figures))
-        measured = f"{name} {value} (gate {gate.warns:g}{gelu})"
+        steps = (
+            "" if part.stepwise is None else f"; token by token {_number(gate_value(part.stepwise, gate))}"
+        )
+        measured = f"{name} {value} (gate {gate.warns:g}{gelu}{steps})"
     return (
         f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
         f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"

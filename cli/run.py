@@ -1,19 +1,22 @@
-"""``kconv run``: generate text from a GGUF through llama.cpp."""
+"""``kconv run``: generate text from a GGUF through llama.cpp, from an ONNX folder through onnxruntime."""
 
 from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..core.errors import GgufError, InputError, UsageError
+from ..core.progress import Progress
 from .answers import answer, show_answer
 from .front_ends import front_end_for
-from .generation import Sampling, choose_sampling, sampling_in_file
+from .generation import Runtime, Sampling, choose_sampling, sampling_in_file
 from .llama_runtime import KV_TYPES, LlamaRuntime
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
@@ -26,6 +29,7 @@ Examples:
   cat question.txt | kconv run model.gguf -p - --json
   kconv run kebyt5-base-preview-Q8_0.gguf --fill "한국의 수도는 <extra_id_0>이다."
   kconv run t5-translator-Q8_0.gguf -p "translate English to German: Good morning."
+  kconv run ./42dot_LLM-SFT-1.3B-onnx -p "서울의 명소를 알려줘."
 """
 
 
@@ -36,7 +40,20 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     return value
 
 
-@click.command("run", short_help="Generate text with a GGUF file.", epilog=EXAMPLES)
+@dataclass(frozen=True)
+class _Loaded:
+    """What is to run, its metadata under a GGUF's keys, and what starts the runtime.
+
+    Its encoder, if any, has a position for ``factor`` tokens.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    start: Callable[[Progress], AbstractContextManager[Runtime]]
+    factor: int = 1
+
+
+@click.command("run", short_help="Generate text with a GGUF file or an ONNX folder.", epilog=EXAMPLES)
 @click.argument("artifact", type=PATH)
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from standard input.")
 @click.option(
@@ -115,9 +132,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 @click.option(
     "--kv-type",
     type=click.Choice(KV_TYPES, case_sensitive=False),
-    default="f16",
-    show_default=True,
-    help="Type of the attention cache; f32 is closest to the checkpoint.",
+    help="Type of the attention cache in llama.cpp; f32 is closest to the checkpoint.  [default: f16]",
 )
 @threads_option
 @json_option
@@ -134,13 +149,13 @@ def command(
     echo: bool,
     greedy: bool,
     context: int | None,
-    kv_type: str,
+    kv_type: str | None,
     threads: int | None,
     as_json: bool,
     verbose: bool,
     **wishes: float | None,
 ) -> None:
-    """Generate text with the GGUF file ARTIFACT, through llama.cpp.
+    """Generate text with ARTIFACT: a GGUF file through llama.cpp, an ONNX folder through onnxruntime.
 
     A file with a chat template is asked: the prompt becomes the user's turn, and only the answer is
     printed. Without a template, or with --no-chat, the prompt is completed as plain text. Sampling is the
@@ -151,38 +166,17 @@ def command(
     are printed, then the whole text. A byte model makes one byte a token, three for a Hangul syllable (-n);
     bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
     """
-    from ..core.cores import available_cores
-    from ..core.gguf_split import read_model
-
-    if artifact.is_dir():
-        raise InputError(
-            f"{artifact} is a folder, and what runs is a GGUF file",
-            hint=f"convert it first: kconv to-gguf {artifact}",
-        )
     text = read_prompt(prompt, fill)
     if fill is not None and stops:
         raise UsageError("--stop does not go with --fill, whose output is read by masks")
-    model = read_model(artifact)
-    artifact, header = model.paths[0], model.header
-    if not header.tensors:
-        raise GgufError(f"{artifact} holds a vocabulary but no weights", hint="give a converted model")
-    asked = question(
-        artifact, header.metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo
-    )
-    front = front_end_for(artifact, header.metadata, front_end)
-    sampling = _sampling(header.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
-    with (
-        shown_progress() as progress,
-        LlamaRuntime(
-            artifact,
-            threads=threads or available_cores(),
-            context=context,
-            kv_type=kv_type.lower(),
-            verbose=verbose,
-            front=None if front is None else front.embed,
-            progress=progress,
-        ) as runtime,
-    ):
+    if artifact.is_dir():
+        loaded = _onnx(artifact, front_end, kv_type, threads)
+    else:
+        loaded = _gguf(artifact, front_end, context, kv_type or "f16", threads, verbose=verbose)
+    metadata = loaded.metadata
+    asked = question(loaded.path, metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo)
+    sampling = _sampling(metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
+    with shown_progress() as progress, loaded.start(progress) as runtime:
         given = answer(
             runtime,
             asked,
@@ -190,12 +184,69 @@ def command(
             stops,
             tokens=tokens,
             context=context,
-            factor=1 if front is None else front.factor,
+            factor=loaded.factor,
             echo=echo,
             show=not as_json,
             verbose=verbose,
         )
-    show_answer(artifact, given, as_json=as_json, verbose=verbose)
+    show_answer(loaded.path, given, as_json=as_json, verbose=verbose)
+
+
+def _gguf(
+    artifact: Path,
+    front_end: Path | None,
+    context: int | None,
+    kv_type: str,
+    threads: int | None,
+    *,
+    verbose: bool,
+) -> _Loaded:
+    from ..core.cores import available_cores
+    from ..core.gguf_split import read_model
+
+    model = read_model(artifact)
+    path, header = model.paths[0], model.header
+    if not header.tensors:
+        raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
+    front = front_end_for(path, header.metadata, front_end)
+
+    def start(progress: Progress) -> LlamaRuntime:
+        return LlamaRuntime(
+            path,
+            threads=threads or available_cores(),
+            context=context,
+            kv_type=kv_type.lower(),
+            verbose=verbose,
+            front=None if front is None else front.embed,
+            progress=progress,
+        )
+
+    return _Loaded(path, header.metadata, start, 1 if front is None else front.factor)
+
+
+def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int | None) -> _Loaded:
+    from ..core.cores import available_cores
+    from ..verify.onnx_folder import holds_onnx
+
+    if not holds_onnx(artifact):
+        raise InputError(
+            f"{artifact} is a folder without ONNX files, and what runs is a GGUF file or an ONNX folder",
+            hint=f"convert it first: kconv to-gguf {artifact}",
+        )
+    for option, given in (("--front-end", front_end), ("--kv-type", kv_type)):
+        if given is not None:
+            raise UsageError(
+                f"{option} is for GGUF files; an ONNX folder has its own", hint=f"leave out {option}"
+            )
+    from .onnx_runtime import OnnxRuntime, read_onnx_model
+
+    model = read_onnx_model(artifact)
+    workers = threads or available_cores()
+
+    def start(progress: Progress) -> OnnxRuntime:
+        return OnnxRuntime(model, threads=workers, progress=progress)
+
+    return _Loaded(artifact, model.metadata, start, model.factor)
 
 
 def _sampling(

@@ -154,23 +154,14 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; what ends it during the proof is told that the files are there."""
     from ..converters.pipeline import to_gguf
-    from .progress import announce, shown_progress
+    from .progress import announced_proof, shown_progress
 
-    proving = False
-
-    def begin_pass(text: str) -> None:
-        nonlocal proving
-        proving = text.startswith("proof: ")  # the pass of --calibrate comes before there are files
-        announce(text)
-
-    try:
-        with shown_progress() as progress:
-            return to_gguf(checkpoint, output, **options, progress=progress, announce=begin_pass)
-    except BaseException:
-        if proving:
-            again = f"kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"
-            announce(f"the files are converted and whole, but not proven; to prove one: {again}")
-        raise
+    whole = (
+        "the files are converted and whole, but not proven; "
+        f"to prove one: kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"
+    )
+    with announced_proof(whole) as announce, shown_progress() as progress:
+        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce)
 
 
 def _tell(conversion: Conversion, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""``kconv verify``: hold a file against the checkpoint it was made from."""
+"""``kconv verify``: hold a GGUF file or an ONNX folder against the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ Examples:
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --text news.txt --tokens 4096
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --gate 0.1 --json
   kconv verify kebyt5-Q8_0.gguf --against ./kebyt5-base-preview --text pairs.tsv
+  kconv verify ./42dot-onnx --against ./42dot_LLM-SFT-1.3B
 
 Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
 """
 
 
-@click.command("verify", short_help="Prove a GGUF file against its checkpoint.", epilog=EXAMPLES)
+@click.command(
+    "verify", short_help="Prove a GGUF file or an ONNX folder against its checkpoint.", epilog=EXAMPLES
+)
 @click.argument("artifact", type=PATH)
 @click.option("--against", type=PATH, required=True, metavar="CHECKPOINT", help="Folder of the checkpoint.")
 @click.option(
@@ -90,11 +93,14 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Prove the GGUF file ARTIFACT against the checkpoint it was made from.
+    """Prove ARTIFACT, a GGUF file or an ONNX folder, against the checkpoint it was made from.
 
     Four parts, cheapest first: the token ids of its vocabulary in llama.cpp, the metadata llama.cpp reads,
     every tensor, and the logits of the file on the CPU beside those of the checkpoint in fp32. Each part that
     fails names what is wrong. Files made by other programs can be verified, too.
+
+    Of an ONNX folder the tokenizer, the settings, the weights under the checkpoint's names and the logits in
+    onnxruntime are compared: those of whole windows and, for the cache's sake, of tokens read one by one.
     """
     if report is not None:
         refuse_report(report, force=force)
@@ -139,11 +145,16 @@ def command(
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:
-    if not artifact.is_dir():
+    from ..verify.onnx_folder import holds_onnx
+
+    if not artifact.is_dir() or holds_onnx(artifact):
         return
     hint = (
         f"the file comes first: kconv verify {against} --against {artifact}"
         if against.is_file()
         else f"convert it first: kconv to-gguf {artifact}"
     )
-    raise InputError(f"{artifact} is a folder, and what is verified is a GGUF file", hint=hint)
+    raise InputError(
+        f"{artifact} is a folder without ONNX files, and what is verified is a GGUF file or an ONNX folder",
+        hint=hint,
+    )

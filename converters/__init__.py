@@ -1,4 +1,4 @@
-"""From a checkpoint, or another GGUF, to a file: recipes, the pipeline and the GGUF writer."""
+"""From a checkpoint, or another GGUF, to files: recipes, the pipelines, the GGUF and the ONNX writer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .onnx.pipeline import to_onnx
+    from .onnx.results import OnnxConversion
     from .pipeline import Conversion, Output, to_gguf
     from .requantize import Requantization, quantize
 
-__all__ = ["Conversion", "Output", "Requantization", "quantize", "to_gguf"]
+__all__ = ["Conversion", "OnnxConversion", "Output", "Requantization", "quantize", "to_gguf", "to_onnx"]
+
+_ELSEWHERE = {
+    "OnnxConversion": "onnx.results",
+    "Requantization": "requantize",
+    "quantize": "requantize",
+    "to_onnx": "onnx.pipeline",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Load the pipeline, and numpy with it, only when something of it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "requantize" if name in ("Requantization", "quantize") else "pipeline"
-    return getattr(import_module(f".{module}", __package__), name)
+    return getattr(import_module(f".{_ELSEWHERE.get(name, 'pipeline')}", __package__), name)

@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def write_files(
     the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
     ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
-    _check_room(plans)
+    check_room((plan.path, plan.data_bytes) for plan in plans)
     harmed: set[str] = set()
     threads = threads or available_cores()
     _write_data(tensors, plans, temporaries, threads, allow_nan, importance, harmed, progress)
@@ -167,12 +167,12 @@ def _write_data(
             slab = _slab(tensor, rows, formats, _of_rows(importance, tensor, rows), scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
                 if not allow_nan or slab.impossible:
-                    raise _harmful(slab, tensor, rows)
+                    raise harmful(slab, tensor, rows)
                 harmed.add(tensor.name)
             for plan, files, data in zip(plans, opened, slab.data, strict=True):
                 info = plan.tensors[rows.index]
                 handle, start = files[info.part]
-                _write_at(handle, data.data, start + info.offset + info.nbytes * rows.start // tensor.rows)
+                write_at(handle, data.data, start + info.offset + info.nbytes * rows.start // tensor.rows)
             return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
         slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
@@ -198,7 +198,7 @@ def _begun(stack: contextlib.ExitStack, path: Path, header: bytes, data_bytes: i
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     stack.callback(os.close, handle)
     os.truncate(handle, len(header) + data_bytes)
-    _write_at(handle, memoryview(header), 0)
+    write_at(handle, memoryview(header), 0)
     return handle, len(header)
 
 
@@ -220,17 +220,19 @@ def _slab(
     return replace(slab, data=tuple(copied if kept else next(made) for kept in same))
 
 
-def _write_at(handle: int, data: memoryview, offset: int) -> None:
+def write_at(handle: int, data: memoryview, offset: int) -> None:
+    """All of ``data`` at ``offset`` of an open file; safe from several threads."""
     while data:
         written = os.pwrite(handle, data, offset)
         data, offset = data[written:], offset + written
 
 
-def _check_room(plans: Sequence[FilePlan]) -> None:
+def check_room(files: Iterable[tuple[Path, int]]) -> None:
+    """Raise EnvironmentProblem unless files of so many bytes fit where they are to be."""
     needed: dict[Path, int] = {}
-    for plan in plans:
-        folder = next(parent for parent in plan.path.absolute().parents if parent.exists())
-        needed[folder] = needed.get(folder, 0) + plan.data_bytes
+    for path, size in files:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        needed[folder] = needed.get(folder, 0) + size
     for folder, size in needed.items():
         with explained(folder):
             free = shutil.disk_usage(folder).free
@@ -253,7 +255,8 @@ def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:
     return total
 
 
-def _harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
+def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
+    """What to raise for a slab with weights that are not finite or do not fit a format."""
     where = tensor.origin or tensor.name
     if not slab.finite:
         hint = "--allow-nan converts it all the same"

@@ -121,15 +121,8 @@ def common_part(
     importance: Importance | None = None,
 ) -> dict[str, Any]:
     """What the manifests of one conversion share."""
-    repository, revision = hub_origin(checkpoint.folder)
     return {
-        "source": {
-            "name": checkpoint_name(checkpoint),
-            "repository": repository,
-            "revision": revision,
-            "license": model.metadata.get("general.license"),
-            "files": [asdict(file) for file in files],
-        },
+        "source": source_part(checkpoint, model, files),
         "architecture": model.arch,
         "parameters": parameters(model),
         "options": options.to_manifest(),
@@ -138,6 +131,18 @@ def common_part(
         "companions": [_companion(beside) for beside in companions],
         "importance": None if importance is None else _importance(importance),
         "proof": {"verdict": "not run", "tokens": parity.to_json()},
+    }
+
+
+def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile]) -> dict[str, Any]:
+    """Where a conversion comes from."""
+    repository, revision = hub_origin(checkpoint.folder)
+    return {
+        "name": checkpoint_name(checkpoint),
+        "repository": repository,
+        "revision": revision,
+        "license": model.metadata.get("general.license"),
+        "files": [asdict(file) for file in files],
     }
 
 
@@ -194,15 +199,16 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
     """
     head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    return _text({"output": head, **common, "tensors": tensors})
+    return manifest_json({"output": head, **common, "tensors": tensors})
 
 
 def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
     """Put the proof into its place in a manifest."""
-    text = _text({**json.loads(manifest.read_text("utf-8")), "proof": dict(proof)})
+    text = manifest_json({**json.loads(manifest.read_text("utf-8")), "proof": dict(proof)})
     with atomic_file(manifest, force=True) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _text(content: Mapping[str, Any]) -> str:
+def manifest_json(content: Mapping[str, Any]) -> str:
+    """The content as it stands in a manifest."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -89,7 +89,7 @@ def to_gguf(
         allow_tokenizer_mismatch,
         tuple(disabled_adapters),
         chat_template,
-        _scope(verify),
+        scope_of(verify),
         keep_wo,
         tuple(tensor_types),
         output_type,
@@ -101,7 +101,8 @@ def to_gguf(
     return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
 
 
-def _scope(verify: bool | Scope) -> Scope:
+def scope_of(verify: bool | Scope) -> Scope:
+    """What ``verify`` asks for: True is quick, False off. Raises UsageError."""
     if isinstance(verify, bool):
         return "quick" if verify else "off"
     if verify not in ("off", "quick", "full"):

@@ -69,11 +69,11 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
         with explained(paths[0]):
             yield temporaries
             for temporary in temporaries:
-                _sync(temporary)
+                synced(temporary)
             _publish_all(temporaries, paths, force=force)
             for folder in {path.parent for path in paths}:
                 with contextlib.suppress(OSError):  # all is published; some file systems sync no folders
-                    _sync(folder)
+                    synced(folder)
     finally:
         for temporary in temporaries:
             with contextlib.suppress(OSError):  # it may never have been made
@@ -120,7 +120,8 @@ def _publish(temporary: Path, path: Path, *, force: bool) -> None:
         os.rename(temporary, path)
 
 
-def _sync(path: Path) -> None:
+def synced(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before going on."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -81,6 +81,7 @@ def config_settings(config: Mapping[str, Any] = CONFIG) -> GbstSettings:
         SMALL,
         blocks=blocks,
         factor=config["downsample_factor"],
+        consensus=config["score_consensus_attn"],
         norm=config["gbst_batchnorm"],
         width=config["d_model"],
         rows=config["vocab_size"],

@@ -32,7 +32,7 @@ def test_every_make_target_and_option_named_exists(name: str) -> None:
     for command in set(re.findall(r"^kconv ([a-z][a-z-]+)", code, re.MULTILINE)):
         shown = subprocess.run([KCONV, command, "--help"], capture_output=True, text=True, check=False)
         assert shown.returncode == 0, command
-    for line in re.findall(r"^kconv (to-gguf|run|verify) (.*?)(?:  +#.*)?$", text, re.MULTILINE):
+    for line in re.findall(r"^kconv (to-gguf|to-onnx|run|verify) (.*?)(?:  +#.*)?$", text, re.MULTILINE):
         shown = subprocess.run([KCONV, line[0], "--help"], capture_output=True, text=True, check=True).stdout
         for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", " " + line[1]):
             assert re.search(rf"(?<![\w-]){re.escape(option)}\b", shown), f"{option} of {line}"

@@ -32,7 +32,18 @@ class Block:
     logits: Floats
 
 
-class Candidate(Protocol):
+class LogitsSource(Protocol):
+    """What gives logits; methods raise CandidateFailure."""
+
+    def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
+        """Logits of all scored positions of all windows, in order, in blocks of some dozen megabytes.
+
+        Positions before ``scored_from`` and the last one of a window are left out.
+        """
+        ...
+
+
+class Candidate(LogitsSource, Protocol):
     """A file loaded by its runtime, ready to be read with; a context manager.
 
     Every method raises CandidateFailure; nothing the file holds can take this process down.
@@ -45,13 +56,6 @@ class Candidate(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-    def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
-        """Logits of all scored positions of all windows, in order, in blocks of some dozen megabytes.
-
-        Positions before ``scored_from`` and the last one of a window are left out.
-        """
-        ...
 
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last.

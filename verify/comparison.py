@@ -238,14 +238,27 @@ def provenance(
     front_end: Path | None = None,
 ) -> dict[str, Any]:
     """What was compared and with what; ``front_end`` as in ``How``."""
-    repository, revision = hub_origin(subject.checkpoint.folder)
-    read = "built-in: Universal Declaration of Human Rights, Korean and English"
-    if subject.recipe.encoder_decoder:
-        read += f", in pairs: {way_of_pairing(subject.source)}"
     front = named_front_end(file, front_end)
     return {
         "artifact": {"file": file.path.name, "bytes": file.header.size},
         **({} if front is None else {"front_end": front}),
+        **compared_with(subject, windows, texts, RUNTIME, ()),
+    }
+
+
+def compared_with(
+    subject: Subject,
+    windows: Sequence[Window],
+    texts: Sequence[str] | None,
+    runtime: str,
+    packages: Sequence[str],
+) -> dict[str, Any]:
+    """What something was compared with: checkpoint, texts, runtime, versions, also of ``packages``."""
+    repository, revision = hub_origin(subject.checkpoint.folder)
+    read = "built-in: Universal Declaration of Human Rights, Korean and English"
+    if subject.recipe.encoder_decoder:
+        read += f", in pairs: {way_of_pairing(subject.source)}"
+    return {
         "checkpoint": {
             "name": checkpoint_name(subject.checkpoint),
             "repository": repository,
@@ -253,8 +266,8 @@ def provenance(
         },
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [window.tokens for window in windows],
-        "runtime": RUNTIME,
-        "versions": versions(("torch", "transformers", "accelerate")),
+        "runtime": runtime,
+        "versions": versions(("torch", "transformers", "accelerate", *packages)),
     }
 
 

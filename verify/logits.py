@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..core.progress import Progress, silent
 from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next
-from .candidate import Candidate, CandidateFailure
+from .candidate import CandidateFailure, LogitsSource
 from .figures import Disagreement, Measure
 from .gates import judge
 from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, verdict_of
@@ -25,7 +25,7 @@ _SOURCE_TOKENS = 384
 
 def compare(
     read: Read,
-    candidate: Candidate,
+    candidate: LogitsSource,
     windows: Sequence[Window],
     progress: Progress = silent,
     *,
@@ -85,9 +85,9 @@ def judged(measure: Measure, gate: Gate, windows: Sequence[Window], source: Sour
     )
 
 
-def broken(failure: CandidateFailure) -> LogitsPart:
+def broken(failure: CandidateFailure, runtime: str = "llama.cpp") -> LogitsPart:
     """What there is to say of a file its runtime cannot read or dies of."""
-    return LogitsPart(verdict="failed", findings=(Finding("llama.cpp", str(failure)),))
+    return LogitsPart(verdict="failed", findings=(Finding(runtime, str(failure)),))
 
 
 def _worst_token(worst: Disagreement, windows: Sequence[Window], source: Source) -> WorstToken:

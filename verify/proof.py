@@ -265,7 +265,11 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class LogitsPart:
-    """The file's CPU logits against fp32."""
+    """The file's CPU logits against fp32.
+
+    ``stepwise`` are the figures where the tokens were read one by one, through the cache, as an ONNX folder's
+    are (None: not done).
+    """
 
     verdict: Verdict
     figures: Figures | None = None
@@ -274,6 +278,7 @@ class LogitsPart:
     positions: Positions = field(default_factory=Positions)
     worst: tuple[WorstToken, ...] = ()
     diagnosis: Diagnosis | None = None
+    stepwise: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
     if isinstance(part, WeightsPart):
         return _weights_line(part)
     if part.figures is None:
-        return "llama.cpp gave no predictions to compare."
+        return "The runtime gave no predictions to compare."
     if not part.figures.positions:
         return "At no position could predictions be compared."
     if part.gate is None:

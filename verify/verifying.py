@@ -15,6 +15,7 @@ from ..converters.recipe import build, parameters, untransformed
 from ..converters.recorded import read_manifest
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
+from ..core.errors import UsageError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
@@ -35,6 +36,7 @@ from .comparison import (
 from .front_end import with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .metadata import check_metadata
+from .onnx_verifying import verify_onnx
 from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
@@ -67,6 +69,9 @@ def verify(
 ) -> Proof:
     """Hold a GGUF file against the checkpoint folder it was made from: tokens, metadata, weights, logits.
 
+    A folder of ONNX files is held against it by verify/onnx_verifying.py; it knows neither ``diagnose`` nor
+    ``front_end`` (UsageError).
+
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to another limit.
     ``diagnose`` looks for the first layer that departs; None: only where the logits fail. ``announce`` is
@@ -87,6 +92,12 @@ def verify(
         announce,
         None if front_end is None else Path(front_end),
     )
+    if Path(artifact).is_dir():
+        if diagnose or front_end is not None:
+            raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
+        return verify_onnx(
+            Path(artifact), Path(against), texts=texts, tokens=tokens, window=window, how=how, options=options
+        )
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
         checkpoint = open_checkpoint(against)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
@@ -37,7 +38,8 @@ _MISNAMED = ("T5Tokenizer", "T5TokenizerFast")
 _ROWS = FIRST_ADDED + EXTRA_IDS
 _VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model")
 _EXTRA_ID = re.compile(r"<extra_id_\d+>")
-_BASE = (("padding", "<pad>"), ("eos", "</s>"), ("unknown", "<unk>"))  # ids 0, 1, 2
+_BASE = (("padding", "<pad>", "pad_token"), ("eos", "</s>", "eos_token"), ("unknown", "<unk>", "unk_token"))
+"""Roles, texts and keys of the ids 0, 1, 2."""
 
 
 def is_byte_tokenizer(checkpoint: Checkpoint) -> bool:
@@ -78,7 +80,8 @@ def read_byte_vocabulary(checkpoint: Checkpoint, settings: TokenSettings) -> Sou
             hint="check that config.json belongs to this checkpoint",
         )
     raw = read_json(checkpoint.folder, "tokenizer_config.json") or {}
-    tokens, added = _tokens(settings, raw)
+    special_map = read_json(checkpoint.folder, "special_tokens_map.json") or {}
+    tokens, added = _tokens(settings, raw, special_map)
     notes = list(settings.notes)
     if len(tokens) > rows:
         beyond = [text for text in tokens[rows:] if text is not None]
@@ -94,12 +97,16 @@ def read_byte_vocabulary(checkpoint: Checkpoint, settings: TokenSettings) -> Sou
     return _source(tokens, added, settings, tuple(notes))
 
 
-def _tokens(settings: TokenSettings, raw: Mapping[str, Any]) -> tuple[list[str | None], list[AddedToken]]:
+def _tokens(
+    settings: TokenSettings, raw: Mapping[str, Any], special_map: Mapping[str, Any]
+) -> tuple[list[str | None], list[AddedToken]]:
     """Tokens by id, and all that are found by their text, by id."""
     known = {token.id: token for token in settings.added if token.id is not None}
     added: dict[int, AddedToken] = {}
-    for index, (role, text) in enumerate(_BASE):
-        added[index] = known.pop(index, AddedToken(settings.roles.get(role, text), index))
+    for index, (role, text, key) in enumerate(_BASE):
+        said = [flags for file in (special_map, raw) if isinstance(flags := file.get(key), dict)]
+        strips = {side: not said or said[0].get(side) is True for side in ("lstrip", "rstrip")}
+        added[index] = known.pop(index, AddedToken(settings.roles.get(role, text), index, **strips))
     if strange := [index for index in known if index < FIRST_ADDED]:
         raise VocabError(
             f"{quoted(known[strange[0]].text)} shall have the id {strange[0]}, which is a byte's (3 to 258)"
@@ -148,10 +155,10 @@ def _source(
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     types[2] = TokenType.UNKNOWN
     # What is cut out of a text in every case is not special; ByT5 keeps its first three flagged otherwise.
-    found = [AddedToken(t.text, t.id, t.special or (t.id or 0) < OFFSET) for t in added]
+    found = [replace(token, special=token.special or (token.id or 0) < OFFSET) for token in added]
     ids = {text: index for index, text in enumerate(tokens) if text is not None}
     roles = {role: ids[text] for role, text in settings.roles.items() if text in ids}
-    special = {**roles, **{role: index for index, (role, _) in enumerate(_BASE)}}
+    special = {**roles, **{role: index for index, (role, _, _) in enumerate(_BASE)}}
     table = TokenTable(tuple(tokens), tuple(types), tuple(found), special, add_bos=False, add_eos=True)
     files = settings.files or ("config.json",)
     spec = {"model": {"type": "UTF-8 bytes"}}
@@ -187,7 +194,8 @@ def _encoder(added: Sequence[AddedToken]) -> Encoder:
     """Bytes + 3, and the tokens that are spelled out.
 
     ByT5Tokenizer also drops white space beside a spelled ``<pad>``, ``</s>`` or ``<unk>`` ("for backward
-    compatibility", its code says). That is not followed: llama.cpp cannot, and text rarely spells them.
+    compatibility", its code says) where no file gives them flags. That is not followed: llama.cpp cannot, and
+    text rarely spells them.
     """
     patterns = {parse: added_pattern(added, parse) for parse in (True, False)}
     ids = {token.text: token.id or 0 for token in added}

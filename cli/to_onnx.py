@@ -1,0 +1,165 @@
+"""``kconv to-onnx``: a checkpoint folder to a folder of ONNX files."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from ..core.errors import UsageError
+from .console import (
+    count_text,
+    emit_json,
+    end_with_failed_proof,
+    plural,
+    say,
+    seconds_text,
+    size_text,
+    table,
+)
+from .options import PATH, force_option, json_option, threads_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..converters.onnx.results import OnnxConversion
+    from ..verify.proof import Proof
+
+EXAMPLES = """\b
+Examples:
+  kconv to-onnx ./42dot_LLM-SFT-1.3B
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx --accuracy-level 4
+  kconv to-onnx ./KEByT5-base -q f32 --verify full
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --layout transformers.js -o 42dot-web
+"""
+
+
+@click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
+@click.argument("checkpoint", type=PATH)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    metavar="DIR",
+    help="The folder to make; it must be free or empty.  [default: <checkpoint>-<TYPE>-ONNX here]",
+)
+@click.option(
+    "-q",
+    "--type",
+    "type_name",
+    default="auto",
+    metavar="TYPE",
+    help="auto, f32, f16, q8_0 or q4_0; auto keeps what the checkpoint has, F32 or halves (of T5 models F32, "
+    "since they overflow in halves).  [default: auto]",
+)
+@click.option(
+    "--layout",
+    default="optimum",
+    metavar="NAME",
+    help="Whose names the files have: optimum (which onnxruntime's users know) or transformers.js.  "
+    "[default: optimum]",
+)
+@click.option(
+    "--accuracy-level",
+    type=click.IntRange(0, 4),
+    default=0,
+    metavar="N",
+    help="How onnxruntime multiplies quantized matrices: 0 keeps the activations in F32, 4 makes 8-bit "
+    "numbers of them, which is faster and less exact.  [default: 0]",
+)
+@click.option(
+    "--verify",
+    "scope",
+    type=click.Choice(["quick", "full"], case_sensitive=False),
+    help="How the folder is proven: on a few hundred tokens, or on some thousand.  [default: quick]",
+)
+@click.option("--no-verify", is_flag=True, help="Leave out the proof.")
+@click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
+@threads_option
+@force_option
+@json_option
+@verbose_option
+def command(
+    checkpoint: Path,
+    output: Path | None,
+    type_name: str,
+    layout: str,
+    accuracy_level: int,
+    scope: str | None,
+    no_verify: bool,
+    allow_nan: bool,
+    threads: int | None,
+    force: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Convert the folder CHECKPOINT to a folder of ONNX files that onnxruntime runs.
+
+    The folder holds the graphs, one file with the weights of all of them, the configuration and the
+    tokenizer, under the names optimum gives them. At the end it is proven: its logits in onnxruntime on the
+    CPU, read at once and token by token through the cache, are held against those of the checkpoint in fp32.
+    A folder whose proof fails stays, and the exit code is 1. kconv.manifest.json in it tells source, options,
+    versions, formats and proof. --force replaces a folder that kconv has made, no other.
+    """
+    if scope is not None and no_verify:
+        raise UsageError("--verify and --no-verify contradict each other", hint="leave one of them out")
+    options = {
+        "type": type_name,
+        "layout": layout,
+        "accuracy_level": accuracy_level,
+        "allow_nan": allow_nan,
+        "verify": "off" if no_verify else (scope or "quick").lower(),
+        "force": force,
+        "threads": threads,
+    }
+    begun = time.monotonic()
+    conversion = _convert(checkpoint, output, options)
+    seconds = time.monotonic() - begun
+    failed = conversion.verdict == "failed"
+    if as_json:
+        emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
+    else:
+        _tell(conversion, seconds)
+    if failed:
+        proof = cast("Proof", conversion.proof)  # converters may not name what verify defines
+        words = ["kconv", "verify", str(conversion.path), "--against", str(checkpoint)]
+        end_with_failed_proof(
+            [f"{conversion.path}: {proof.cause}\n  the whole story: {shlex.join(words)} --report proof.html"]
+        )
+    elif not as_json:
+        say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
+
+
+def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
+    """The conversion with its progress; what ends it during the proof is told that the folder is there."""
+    from ..converters.onnx.pipeline import to_onnx
+    from .progress import announced_proof, shown_progress
+
+    whole = (
+        "the folder is converted and whole, but not proven; "
+        f"to prove it: kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
+    )
+    with announced_proof(whole) as announce, shown_progress() as progress:
+        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce)
+
+
+def _tell(conversion: OnnxConversion, seconds: float) -> None:
+    """What was done, for people."""
+    from .proof_text import proof_line
+
+    say(f"{conversion.source}: {conversion.arch}, {count_text(conversion.parameters)} weights")
+    for note in conversion.notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    rows = [(name, size_text(size)) for name, size in conversion.files.items()]
+    say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")
+    if conversion.proof is None:
+        say("not proven, as asked (--no-verify)")
+    else:
+        proof = cast("Proof", conversion.proof)
+        click.echo(proof_line(proof))
+        for remark in proof.notes:
+            say(f"note: {remark}")
+    bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits a weight"
+    files = plural(len(conversion.files), "file")
+    say(f"{conversion.path}: {bits}, {size_text(conversion.bytes)} in {files}, {seconds_text(seconds)}")

@@ -1,0 +1,119 @@
+"""What decoder-only models share as ONNX graphs: inputs, mask, rotary embedding, cache, logits.
+
+Names of inputs and outputs are optimum's. Padding, left or right, is what ``attention_mask`` says it is, and
+``position_ids`` say where each token stands; so a batch of texts gives what each text gives alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core.tensor import Array
+from .graph import Element, Graph
+from .masks import least_float
+
+BATCH, LENGTH = "batch_size", "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = f"{PAST} + {LENGTH}"  # optimum computes the lengths of results from their names
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How attention is divided: ``rotary`` dimensions of a head are rotated, neighbours or halves."""
+
+    queries: int
+    keys: int
+    size: int
+    rotary: int
+    neighbours: bool = False
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What each layer is given besides its rows.
+
+    ``lengths`` is the shape (batch, length, -1), ``mask (batch, 1, length, total)`` what is added to scores,
+    ``cosines`` and ``sines (batch, length, rotary / 2)`` are of the angles of each position.
+    """
+
+    lengths: str
+    mask: str
+    cosines: str
+    sines: str
+
+
+def begin(graph: Graph, table: str, frequencies: Array) -> tuple[str, Positions]:
+    """The inputs, and the embedded tokens as rows; ``frequencies (rotary / 2,)`` are radians per position."""
+    ids = graph.input("input_ids", Element.INT64, (BATCH, LENGTH))
+    held = graph.input("attention_mask", Element.INT64, (BATCH, TOTAL))
+    places = graph.input("position_ids", Element.INT64, (BATCH, LENGTH))
+    shape = graph.op("Shape", ids)
+    lengths = graph.op("Concat", shape, graph.integers(-1), axis=0)
+    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
+    angles = graph.op("Mul", places, graph.constant(frequencies.astype(np.float32)))
+    mask = _mask(graph, ids, held)
+    positions = Positions(lengths, mask, graph.op("Cos", angles), graph.op("Sin", angles))
+    hidden = graph.tensors[table].shape[1]
+    rows = graph.op("Reshape", graph.embedding(ids, table), graph.integers(-1, hidden))
+    return rows, positions
+
+
+def frequencies(base: float, rotary: int) -> Array:
+    """Radians per position of each pair of dimensions, ``(rotary / 2,)``, in float32 as transformers has."""
+    exponents = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
+    powers = np.power(float(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
+    return np.float32(1) / powers
+
+
+def _mask(graph: Graph, ids: str, held: str) -> str:
+    """0.0 where a query may see a key: one of the same text, not after it; else the least float."""
+    one, axis = graph.number(1, Element.INT64), graph.integers(1)
+    length = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2))
+    total = graph.op("Squeeze", graph.op("Shape", held, start=1, end=2))
+    keys = graph.op("Range", graph.number(0, Element.INT64), total, one)
+    queries = graph.op("Range", graph.op("Sub", total, length), total, one)
+    before = graph.op("LessOrEqual", keys, graph.op("Unsqueeze", queries, axis))
+    text = graph.op("Unsqueeze", graph.cast(held, Element.BOOL), graph.integers(1, 2))
+    seen = graph.op("And", before, text)
+    return graph.op("Where", seen, graph.number(0.0), least_float(graph))
+
+
+def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows: Mapping[str, str]) -> str:
+    """Attention of one layer with its cache, of ``rows`` q, k and v; returns rows (n, heads * size)."""
+    shape = (BATCH, heads.keys, PAST, heads.size)
+    past = [graph.input(f"past_key_values.{layer}.{each}", Element.FLOAT, shape) for each in ("key", "value")]
+    present = [f"present.{layer}.{each}" for each in ("key", "value")]
+    values = {name: graph.op("Reshape", each, positions.lengths) for name, each in rows.items()}
+    query = _rotated(graph, values["q"], positions, heads, heads.queries)
+    key = _rotated(graph, values["k"], positions, heads, heads.keys)
+    found, *_ = graph.ops(
+        "Attention",
+        query,
+        key,
+        values["v"],
+        positions.mask,
+        *past,
+        outputs=(None, *present),
+        q_num_heads=heads.queries,
+        kv_num_heads=heads.keys,
+    )
+    for name in present:
+        graph.output(name, Element.FLOAT, (BATCH, heads.keys, TOTAL, heads.size))
+    return graph.op("Reshape", found, graph.integers(-1, heads.queries * heads.size))
+
+
+def _rotated(graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
+    attributes = {"num_heads": count, "interleaved": int(heads.neighbours)}
+    if heads.rotary != heads.size:
+        attributes["rotary_embedding_dim"] = heads.rotary
+    return graph.op("RotaryEmbedding", values, positions.cosines, positions.sines, name=None, **attributes)
+
+
+def end(graph: Graph, rows: str, positions: Positions, head: str, bias: str | None = None) -> None:
+    """The logits ``(batch, length, vocabulary)``, the first output."""
+    graph.op("Reshape", graph.linear(rows, head, bias), positions.lengths, name="logits")
+    graph.output("logits", Element.FLOAT, (BATCH, LENGTH, graph.tensors[head].shape[0]))
+    graph.outputs.insert(0, graph.outputs.pop())

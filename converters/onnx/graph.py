@@ -1,0 +1,238 @@
+"""A small builder of ONNX graphs. Weights stay lazy tensors, nothing of the onnx package is needed here.
+
+Values are names, as in ONNX itself. A family's description calls ``op`` for each operator and ``linear``,
+``weight`` and ``embedding`` where the checkpoint's tensors come in; in what format those are stored, the
+graph knows and the description need not. Positions travel as rows: hidden states are
+``(batch * length, hidden)`` but where attention needs ``(batch, length, hidden)``. What flows is FLOAT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from ...core.tensor import Array, Tensor
+from ...quant.formats import F16, F32, Format
+from ...quant.onnx_packing import gather_attributes, matmul_attributes, packed_shapes
+
+Attribute = int | float | str | tuple[int, ...]
+Size = int | str  # a number, or the name of a length that is known when the graph runs
+
+MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
+
+
+class Element(IntEnum):
+    """Element types by ONNX's number (onnx.proto, TensorProto.DataType)."""
+
+    FLOAT = 1
+    UINT8 = 2
+    INT32 = 6
+    INT64 = 7
+    BOOL = 9
+    FLOAT16 = 10
+
+    @property
+    def storage(self) -> np.dtype[np.generic]:
+        """The numpy type with those bits."""
+        return np.dtype(_STORAGE[self])
+
+
+_STORAGE = {
+    Element.FLOAT: "<f4",
+    Element.UINT8: "u1",
+    Element.INT32: "<i4",
+    Element.INT64: "<i8",
+    Element.BOOL: "?",
+    Element.FLOAT16: "<f2",
+}
+_OF_STORAGE = {np.dtype(storage): element for element, storage in _STORAGE.items()}
+_OF_FORMAT = {F32: Element.FLOAT, F16: Element.FLOAT16}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operator; an empty name stands for an input that is left out."""
+
+    kind: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Attribute]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input or output of the graph, or an initializer: name, type and shape."""
+
+    name: str
+    element: Element
+    shape: tuple[Size, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes, of something whose shape is all numbers."""
+        return math.prod(int(size) for size in self.shape) * self.element.storage.itemsize
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tensor of the checkpoint in the format it is stored in.
+
+    ``parts`` are the initializers it becomes: itself, or the blocks and the scales of a quantized matrix.
+    The bytes of each part go row by row with those of ``tensor``.
+    """
+
+    tensor: Tensor
+    format: Format
+    parts: tuple[Declared, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts)
+
+
+class Graph:
+    """Collects nodes, inputs, outputs, constants and weights, in the order they are named.
+
+    ``tensors`` are those the description may ask for, by the checkpoint's names; ``formats`` says how each is
+    stored (F32 where it says nothing): what is multiplied or looked up F32, F16, Q8_0 or Q4_0, all else F32.
+    ``accuracy_level`` is MatMulNBits's: 0 keeps the activations, 4 makes whole numbers of them first.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        formats: Mapping[str, Format],
+        accuracy_level: int = 0,
+    ) -> None:
+        self.name = name
+        self.tensors = tensors
+        self.formats = formats
+        self.accuracy_level = accuracy_level
+        self.nodes: list[Node] = []
+        self.inputs: list[Declared] = []
+        self.outputs: list[Declared] = []
+        self.constants: dict[str, Array] = {}
+        self.weights: dict[str, Weight] = {}
+        self._constant_names: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+
+    def input(self, name: str, element: Element, shape: Sequence[Size]) -> str:
+        """Declare an input of the graph; returns its name."""
+        self.inputs.append(Declared(name, element, tuple(shape)))
+        return name
+
+    def output(self, name: str, element: Element, shape: Sequence[Size]) -> None:
+        """Declare the value ``name`` an output of the graph."""
+        self.outputs.append(Declared(name, element, tuple(shape)))
+
+    def op(self, kind: str, *inputs: str | None, name: str | None = None, **attributes: Attribute) -> str:
+        """An operator with one result, called ``name`` or what is free; returns the result's name."""
+        return self.ops(kind, *inputs, outputs=(name,), domain="", **attributes)[0]
+
+    def ops(
+        self,
+        kind: str,
+        *inputs: str | None,
+        outputs: Sequence[str | None],
+        domain: str = "",
+        **attributes: Attribute,
+    ) -> tuple[str, ...]:
+        """An operator with one result for each of ``outputs``: a name, or None for one that is free."""
+        free = f"{kind}_{len(self.nodes)}"
+        names = tuple(
+            output or (free if place == 0 else f"{free}_{place}") for place, output in enumerate(outputs)
+        )
+        given = tuple(each or "" for each in inputs)
+        self.nodes.append(Node(kind, domain, given, names, attributes))
+        return names
+
+    def constant(self, value: Array) -> str:
+        """A small array, kept in the graph's own file; the same array is kept once."""
+        value = np.ascontiguousarray(value).reshape(np.shape(value))
+        key = (value.dtype.str, value.shape, value.tobytes())
+        name = self._constant_names.setdefault(key, f"constant_{len(self.constants)}")
+        self.constants[name] = value
+        return name
+
+    def integers(self, *values: int) -> str:
+        """A vector of int64, as shapes and axes are given."""
+        return self.constant(np.array(values, np.int64))
+
+    def number(self, value: float, element: Element = Element.FLOAT) -> str:
+        """A scalar."""
+        return self.constant(np.array(value, element.storage))
+
+    def cast(self, value: str, element: Element) -> str:
+        """``value`` in another type."""
+        return self.op("Cast", value, to=int(element))
+
+    def weight(self, name: str) -> str:
+        """The checkpoint's tensor of that name, F32 or F16, as an initializer; KeyError if there is none."""
+        return self._stored(name, self._whole(name)).parts[0].name
+
+    def linear(self, rows: str, matrix: str, bias: str | None = None) -> str:
+        """``rows`` (n, in) times the transposed ``matrix`` (out, in), plus ``bias`` (out,): (n, out), FLOAT.
+
+        ``matrix`` and ``bias`` are names in the checkpoint, whose rows stay as they lie there. A matrix
+        stored as F16 computes in FLOAT16, one in blocks of whole numbers by MatMulNBits.
+        """
+        format = self.formats.get(matrix, F32)
+        addend = None if bias is None else self.weight(bias)
+        if format == F32:
+            return self.op("Gemm", rows, self.weight(matrix), addend, transB=1)
+        if format == F16:
+            halves = self.op("Gemm", self.cast(rows, Element.FLOAT16), self.weight(matrix), transB=1)
+            product = self.cast(halves, Element.FLOAT)
+        else:
+            product = self._multiplied_by_blocks(rows, matrix, format)
+        return product if addend is None else self.op("Add", product, addend)
+
+    def _multiplied_by_blocks(self, rows: str, matrix: str, format: Format) -> str:
+        shape = self.tensors[matrix].shape
+        packed = packed_shapes(format, shape)
+        blocks, scales = self._stored(matrix, self._in_blocks(matrix, packed.weights)).parts
+        held = blocks.name
+        if blocks.shape != packed.weights:  # a table of embeddings, too
+            held = self.op("Reshape", held, self.integers(*packed.weights))
+        attributes = matmul_attributes(format, shape, self.accuracy_level)
+        given = (rows, held, scales.name)
+        return self.ops("MatMulNBits", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+
+    def embedding(self, ids: str, table: str) -> str:
+        """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
+        format = self.formats.get(table, F32)
+        if format in _OF_FORMAT:
+            found = self.op("Gather", self.weight(table), ids)
+            return self.cast(found, Element.FLOAT) if format == F16 else found
+        shape = packed_shapes(format, self.tensors[table].shape).table
+        blocks, scales = self._stored(table, self._in_blocks(table, shape)).parts
+        given = (blocks.name, ids, scales.name)
+        attributes = gather_attributes(format)
+        return self.ops("GatherBlockQuantized", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+
+    def _stored(self, name: str, parts: tuple[Declared, ...]) -> Weight:
+        """The weight of that name, stored as ``parts`` unless it is there already."""
+        format = self.formats.get(name, F32)
+        return self.weights.setdefault(name, Weight(self.tensors[name], format, parts))
+
+    def _whole(self, name: str) -> tuple[Declared, ...]:
+        return (Declared(name, _OF_FORMAT[self.formats.get(name, F32)], self.tensors[name].shape),)
+
+    def _in_blocks(self, name: str, shape: tuple[int, ...]) -> tuple[Declared, ...]:
+        scales = packed_shapes(self.formats[name], self.tensors[name].shape).scales
+        return (
+            Declared(f"{name}.blocks", Element.UINT8, shape),
+            Declared(f"{name}.scales", Element.FLOAT, scales),
+        )
+
+
+def element_of(array: Array) -> Element:
+    """The element type of a numpy array."""
+    return _OF_STORAGE[array.dtype]

@@ -1,0 +1,70 @@
+"""Folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import OutputExists
+from .files import explained, synced
+
+
+def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
+    """Raise OutputExists unless ``path`` is free, an empty folder, or ``force`` may replace it.
+
+    What may be replaced is a folder with a file called ``mark``, as those kconv has made have; no other is
+    ever deleted.
+    """
+    above = next(each for each in (path, *path.parents) if os.path.lexists(each))
+    if not above.is_dir():
+        raise OutputExists(f"{above} is a file, expected a folder", hint="choose another -o")
+    if above != path:
+        return
+    with explained(path):
+        filled = any(path.iterdir())
+    if filled and not force:
+        raise OutputExists(
+            f"{path} is not empty", hint="choose another -o, or pass --force to replace what kconv made"
+        )
+    if filled and not (path / mark).is_file():
+        raise OutputExists(
+            f"{path} is not empty and has no {mark}: kconv has not made it and does not replace it",
+            hint="choose another -o, or empty the folder",
+        )
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, mark: str, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside ``path``; on success it takes that name, with all that lies in it.
+
+    Its files are synced before. See ``refuse_filled`` for what ``mark`` and ``force`` mean. Raises
+    OutputExists and EnvironmentProblem.
+    """
+    path = path.resolve()
+    refuse_filled(path, mark=mark, force=force)
+    made = [folder for folder in path.parents if not folder.exists()]
+    start = os.fsdecode(os.fsencode(path.name)[:200])
+    temporary, old = (path.with_name(f".{start}.{secrets.token_hex(8)}.{end}") for end in ("partial", "old"))
+    try:
+        with explained(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in temporary.rglob("*"):
+                synced(file)
+            synced(temporary)
+            refuse_filled(path, mark=mark, force=force)  # it may have been filled meanwhile
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
+    finally:
+        if old.exists() and not path.exists():
+            os.rename(old, path)
+        for left in (temporary, old):
+            shutil.rmtree(left, ignore_errors=True)
+        for folder in made:
+            with contextlib.suppress(OSError):  # not empty: all went well
+                folder.rmdir()

@@ -1,0 +1,87 @@
+"""Decoder-only models as ONNX: written from a checkpoint, and run as optimum's runners do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kconv.converters.architectures import recipe_for
+from kconv.converters.onnx.gptj import describe_gptj
+from kconv.converters.onnx.graph import Graph
+from kconv.converters.onnx.llama import describe_llama
+from kconv.converters.onnx.writer import write_onnx
+from kconv.converters.recipe import build
+from kconv.core.reading import open_checkpoint
+from kconv.quant.formats import Format
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Cache = dict[str, Floats]
+
+
+def described(checkpoint: Path, formats: Mapping[str, Format] | None = None) -> Graph:
+    """The graph of a checkpoint; what ``formats`` do not name is F32."""
+    opened = open_checkpoint(checkpoint)
+    recipe = recipe_for(opened.config)
+    graph = Graph("model", opened.tensors, formats or {})
+    {"llama": describe_llama, "gptj": describe_gptj}[recipe.name](graph, build(recipe, opened))
+    return graph
+
+
+def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:
+    """Graph and weights of a checkpoint in a new folder; returns the graph's file."""
+    folder.mkdir()
+    write_onnx({"model.onnx": described(checkpoint, formats)}, folder, threads=2)
+    return folder / "model.onnx"
+
+
+def session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def run(
+    model: Any, ids: Ids, past: Cache | None = None, *, mask: Ids | None = None, positions: Ids | None = None
+) -> tuple[Floats, Cache]:
+    """Logits, and the cache under the names it is given back by; without a mask nothing is padding."""
+    batch, length = ids.shape
+    if past is None:
+        wanted = [each for each in model.get_inputs() if each.name.startswith("past")]
+        past = {each.name: np.zeros((batch, each.shape[1], 0, each.shape[3]), np.float32) for each in wanted}
+    before = next(iter(past.values())).shape[2]
+    if mask is None:
+        mask = np.ones((batch, before + length), np.int64)
+    if positions is None:
+        positions = np.arange(before, before + length)[None].repeat(batch, 0)
+    given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions, **past}
+    names = [each.name for each in model.get_outputs()]
+    values = dict(zip(names, model.run(names, given), strict=True))
+    logits = values.pop("logits")
+    return logits, {name.replace("present", "past_key_values"): each for name, each in values.items()}
+
+
+def in_steps(model: Any, ids: Ids, *steps: int) -> Floats:
+    """Logits of all of ``ids``, read so many tokens at a time through the cache."""
+    found, past, place = [], None, 0
+    for step in steps:
+        logits, past = run(model, ids[:, place : place + step], past)
+        found.append(logits)
+        place += step
+    return np.concatenate(found, axis=1)
+
+
+def greedy(model: Any, ids: Ids, count: int) -> list[int]:
+    """The ``count`` likeliest tokens after ``ids`` (1, length)."""
+    logits, past = run(model, ids)
+    found = [int(logits[0, -1].argmax())]
+    while len(found) < count:
+        logits, past = run(model, np.array([found[-1:]]), past)
+        found.append(int(logits[0, -1].argmax()))
+    return found

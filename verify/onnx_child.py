@@ -1,0 +1,174 @@
+"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS DECODER CACHED [ENCODER]``.
+
+Files of strangers may crash it or run for ever, which then costs this process and no more. Nothing of kconv
+is imported. Requests come on stdin, answers go to stdout; what is wrong is said on stderr. All numbers are
+little-endian.
+
+- ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
+- ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
+
+Each is answered by rows and columns of float32 numbers, which follow (``BEGIN``: 0 and 0).
+"""
+
+from __future__ import annotations
+
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+REQUEST = struct.Struct("<iii")
+"""What is wanted, how many ids follow (int64), how many rows are wanted."""
+ANSWER = struct.Struct("<ii")
+BEGIN, READ = 1, 2
+REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+class Stop(Exception):
+    """Ends the process with a code and a sentence."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Model:
+    """The sessions of a folder, and what has been read: its length, the cache, what the encoder made."""
+
+    def __init__(self, threads: int, decoder: str, cached: str, encoder: str | None) -> None:
+        opened = {path: _session(path, threads) for path in dict.fromkeys([decoder, cached, encoder]) if path}
+        self.decoder, self.cached = opened[decoder], opened[cached]
+        self.encoder = opened[encoder] if encoder else None
+        self.past: dict[str, Any] = {}
+        self.length = self.source = 0
+        self.encoded: Any = None
+
+    def begin(self, ids: Any) -> None:
+        """Forget all that was read, and have the encoder read ``ids``."""
+        self.past, self.length, self.source = {}, 0, ids.size
+        if self.encoder is not None:
+            feeds = {each.name: self._of_encoder(each.name, ids) for each in self.encoder.get_inputs()}
+            self.encoded = self.encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
+
+    def read(self, ids: Any, rows: int) -> Any:
+        """Logits ``(rows, vocabulary)`` after the last ``rows`` of ``ids``."""
+        session = self.cached if self.past else self.decoder
+        feeds = {each.name: self._fed(each, ids) for each in session.get_inputs()}
+        names = [each.name for each in session.get_outputs()]
+        found = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+        logits = found["logits"].numpy()
+        if logits.ndim != 3 or logits.shape[:2] != (1, ids.size):
+            raise Stop(NOT_COMPUTED, f"the logits of {ids.size} tokens have the shape {logits.shape}")
+        going_on = bool(self.past)
+        for name, value in found.items():
+            # what a decoder made of the encoder's output stays as it is; a merged one repeats it empty
+            if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
+                self.past[_PAST + name.removeprefix(_PRESENT)] = value
+        self.length += ids.size
+        return logits[0, ids.size - rows :].astype("<f4", order="C")
+
+    def _of_encoder(self, name: str, ids: Any) -> Any:
+        import numpy as np
+
+        if name not in ("input_ids", "attention_mask"):
+            raise Stop(NOT_SUPPORTED, f"the encoder has an input {name!r}")
+        return _value(ids if name == "input_ids" else np.ones_like(ids))
+
+    def _fed(self, told: Any, ids: Any) -> Any:
+        """What an input of a decoder is given."""
+        import numpy as np
+
+        name, end = told.name, self.length + ids.size
+        if name == "input_ids":
+            return _value(ids)
+        if name == "attention_mask":
+            return _value(np.ones(end, np.int64))
+        if name == "position_ids":
+            return _value(np.arange(self.length, end, dtype=np.int64))
+        if name == "encoder_attention_mask":
+            return _value(np.ones(self.source, np.int64))
+        if name == "encoder_hidden_states" and self.encoded is not None:
+            return self.encoded
+        if name == "use_cache_branch":
+            return _value(np.array(bool(self.past)))
+        if name.startswith(_PAST):
+            return self.past[name] if name in self.past else _nothing_read(told)
+        raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
+
+
+def _session(path: str, threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what is wrong is raised
+    # threads that wait would take the processor from whoever computes beside them
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # all of onnxruntime's classes come from its C++ part
+        raise Stop(REFUSED, str(error)) from error
+
+
+def _value(array: Any) -> Any:
+    """A batch of one."""
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(array.reshape(1, -1) if array.ndim else array.reshape(1))
+
+
+def _nothing_read(told: Any) -> Any:
+    """An empty cache of the input's own heads and width."""
+    import numpy as np
+    from onnxruntime import OrtValue
+
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    if told.type not in types or len(told.shape) != 4:
+        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} is a {told.type} of shape {told.shape}")
+    _, heads, _, width = told.shape
+    if not isinstance(heads, int) or not isinstance(width, int):
+        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} does not say its heads and width: {told.shape}")
+    return OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, width), types[told.type]))
+
+
+def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    import numpy as np
+
+    while head := requests.read(REQUEST.size):
+        wanted, count, rows = REQUEST.unpack(head)
+        ids = np.frombuffer(requests.read(8 * count), "<i8")
+        try:
+            if wanted == BEGIN:
+                model.begin(ids)
+                answers.write(ANSWER.pack(0, 0))
+            else:
+                logits = model.read(ids, rows)
+                answers.write(ANSWER.pack(*logits.shape))
+                answers.write(logits.data)
+        except Stop:
+            raise
+        except Exception as error:
+            raise Stop(NOT_COMPUTED, str(error)) from error
+        answers.flush()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load, say so, and serve. Returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
+    threads, decoder, cached, *encoder = arguments
+    try:
+        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None)
+        sys.stdout.buffer.write(ANSWER.pack(0, 0))
+        sys.stdout.buffer.flush()
+        serve(model, sys.stdin.buffer, sys.stdout.buffer)
+    except Stop as stop:
+        print(stop, file=sys.stderr, flush=True)
+        return stop.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

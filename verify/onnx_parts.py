@@ -1,0 +1,132 @@
+"""What can be said of an ONNX folder before it runs: its tokenizer and its settings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import KconvError, VocabError
+from ..core.input_files import quoted, read_bytes, read_json
+from ..vocab.byte_vocabulary import KIND as BYTES
+from ..vocab.parity import Parity, exam
+from ..vocab.sources import read_source
+from ..vocab.tokenizer import Source
+from .onnx_folder import OnnxFolder
+from .proof import Finding, MetadataPart, TokensPart, verdict_of
+from .tokens import cut
+
+Encode = Callable[[Sequence[str], bool], Sequence[Sequence[int]]]
+_FILE = "tokenizer.json"
+_LISTED = 12  # ids shown of each side
+# What may differ without changing what is computed: how the checkpoint was saved, and for GBST what reads it.
+_FREE = frozenset(
+    {"_name_or_path", "architectures", "auto_map", "dtype", "model_type", "tokenizer_class", "torch_dtype"}
+    | {"transformers_version", "tie_word_embeddings", "use_cache"}
+)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def folder_source(folder: OnnxFolder) -> Source:
+    """The tokenizer of a folder, read as a checkpoint's is. Raises what ``read_source`` raises."""
+    return read_source(Checkpoint(folder.path, folder.config, {}, ()))
+
+
+def check_folder_tokens(
+    folder: OnnxFolder, checkpoint: Checkpoint, source: Source, texts: Sequence[str] = ()
+) -> TokensPart:
+    """Hold a folder's tokenizer against the checkpoint's, ``source``, on the built-in texts and ``texts``.
+
+    ``tokenizer.json`` is read by the tokenizers library itself, as whoever loads the folder does; without one
+    the folder's tokenizer is read as the checkpoint's is.
+    """
+    asked = exam(source, cut(texts)).texts
+    name = _FILE if (folder.path / _FILE).is_file() else "tokenizer"
+    bytewise = name == _FILE and source.kind == BYTES
+    right = source.encode_batch(
+        [_without_dropped(source, text) if bytewise else text for text in asked], True
+    )
+    try:
+        found = _encoder(folder)(asked, True)
+    except KconvError as error:
+        parity = Parity(name, len(asked), 0, "mismatch", error=error.message)
+        return TokensPart("failed", parity, 0, (Finding(name, error.message),))
+    wrong = [
+        (text, expected, got)
+        for text, expected, got in zip(asked, right, found, strict=True)
+        if list(got) != list(expected) and not _as_good(source, got, expected)
+    ]
+    parity = Parity(name, len(asked), len(asked) - len(wrong), "mismatch" if wrong else "exact")
+    if not wrong:
+        return TokensPart("passed", parity)
+    text, expected, got = wrong[0]
+    same = name == _FILE and read_bytes(folder.path, _FILE) == read_bytes(checkpoint.folder, _FILE)
+    message = (
+        f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, first for "
+        f"{quoted(text[:60])}"
+        + ("; it is the checkpoint's own, which differs from the model it was made from" if same else "")
+    )
+    finding = Finding(name, message, _listed(expected), _listed(got), grave=not same)
+    return TokensPart(verdict_of((finding,)), parity, 0, (finding,))
+
+
+def _encoder(folder: OnnxFolder) -> Encode:
+    """Token ids of texts without BOS and EOS, special tokens in them recognised."""
+    if not (folder.path / _FILE).is_file():
+        return folder_source(folder).encode_batch
+    from tokenizers import Tokenizer
+
+    data = read_bytes(folder.path, _FILE) or b""
+    try:
+        tokenizer = Tokenizer.from_buffer(data)
+    except Exception as error:  # what the library raises is a plain Exception
+        raise VocabError(f"{folder.path / _FILE} cannot be read: {quoted(str(error))}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return lambda texts, _: [each.ids for each in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def _without_dropped(source: Source, text: str) -> str:
+    """Without the white space ByT5Tokenizer drops beside some tokens, and its tokenizer.json with it; our own
+    reading keeps it, as llama.cpp does (vocab/byte_vocabulary.py).
+    """
+    for token in source.added:
+        if token.lstrip or token.rstrip:
+            beside = [r"\s*" if strips else "" for strips in (token.lstrip, token.rstrip)]
+            text = re.sub(re.escape(token.text).join(beside), token.text.replace("\\", r"\\"), text)
+    return text
+
+
+def _as_good(source: Source, got: Sequence[int], right: Sequence[int]) -> bool:
+    return source.equally_good is not None and source.equally_good(got, right)
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids[:_LISTED])) + (" …" if len(ids) > _LISTED else "")
+
+
+def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint) -> MetadataPart:
+    """Every setting of the checkpoint's config.json against the folder's, and the special ids for generating.
+
+    A setting that is missing only warns; the graph has its own numbers in any case.
+    """
+    own, theirs = checkpoint.config, folder.config
+    names = [name for name in own if name not in _FREE]
+    findings = [each for name in names for each in _compared(name, own, theirs, "config.json")]
+    generating = [read_json(place, "generation_config.json") for place in (checkpoint.folder, folder.path)]
+    expected, found = (each or {} for each in generating)
+    ids = [name for name in _IDS if expected.get(name) is not None]
+    findings += [each for name in ids for each in _compared(name, expected, found, "generation_config.json")]
+    findings.sort(key=lambda finding: not finding.grave)
+    return MetadataPart(verdict_of(tuple(findings)), len(names) + len(ids), tuple(findings))
+
+
+def _compared(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> list[Finding]:
+    if name in theirs and theirs[name] == own[name]:
+        return []
+    there = name in theirs
+    message = f"{file} {'says another' if there else 'lacks'} {quoted(name)} than the checkpoint's"
+    if not there:
+        message = f"{file} lacks {quoted(name)}, which the checkpoint's has"
+    return [Finding(name, message, quoted(own[name]), quoted(theirs.get(name)), grave=there)]

@@ -1,0 +1,166 @@
+"""The weights of an ONNX folder against the checkpoint's, where it keeps their names, as kconv does.
+
+A matrix in blocks of whole numbers is two initializers, ``<name>.blocks`` and ``<name>.scales`` (see
+quant/onnx_packing.py). What is compared are the weights onnxruntime computes with: they have to be those of
+the checkpoint stored in that format, which are those of a GGUF.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..converters.pieces import Rows, cut, work_through
+from ..core.checkpoint import Checkpoint
+from ..core.input_files import InputFile
+from ..core.progress import Progress, silent
+from ..core.tensor import Tensor
+from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
+from ..quant.ggml import Bytes, Floats, dequantize
+from ..quant.onnx_packing import Packed, packed_shapes, unpacked
+from ..quant.slabs import Scratch, convert_slab
+from .onnx_folder import OnnxFolder, Stored
+from .proof import Finding, TensorError, WeightsPart, verdict_of
+from .weight_errors import Compared, measure, total
+
+_FLOAT, _UINT8, _FLOAT16 = 1, 2, 10  # onnx.proto, TensorProto.DataType
+_WHOLE = {_FLOAT: (F32, "<f4"), _FLOAT16: (F16, "<f2")}
+_LAYER = re.compile(r"\.(?:layers|block|h)\.(\d+)\.")
+_MOST = 8  # findings
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A tensor of the checkpoint, and what it is in the folder."""
+
+    tensor: Tensor
+    format: Format
+    parts: tuple[Stored, ...]
+
+
+def check_folder_weights(
+    folder: OnnxFolder, checkpoint: Checkpoint, *, threads: int, progress: Progress = silent
+) -> WeightsPart:
+    """Compare what the folder has under names of the checkpoint; ``not run`` where it has none of them.
+
+    Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
+    """
+    both = [
+        _found(name, tensor, graph) for graph in folder.stored for name, tensor in checkpoint.tensors.items()
+    ]
+    pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
+    findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
+    if not pairs and not findings:
+        return WeightsPart("not run")
+    errors = [
+        _error(pair, found) for pair, found in zip(pairs, _compare(pairs, threads, progress), strict=True)
+    ]
+    wrong = [error for error in errors if error.state == "differs"]
+    findings += [_finding(error) for error in wrong[:_MOST]]
+    if len(wrong) > _MOST:
+        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors hold other weights"))
+    return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
+
+
+def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | Finding | None:
+    """The tensor's counterpart, what is wrong with it, or None where the folder has none of that name."""
+    whole, blocks, scales = (stored.get(f"{name}{end}") for end in ("", ".blocks", ".scales"))
+    if whole is not None:
+        if whole.shape == tensor.shape and whole.element in _WHOLE:
+            return _Pair(tensor, _WHOLE[whole.element][0], (whole,))
+        return _misshapen(name, tensor, whole)
+    if blocks is None or scales is None:
+        return None
+    if len(tensor.shape) == 2 and (blocks.element, scales.element) == (_UINT8, _FLOAT):
+        for format in (FORMATS["q4_0"], Q8_0):
+            if tensor.shape[1] % format.block_size:
+                continue
+            shapes = packed_shapes(format, tensor.shape)
+            if math.prod(blocks.shape) == math.prod(shapes.weights) and scales.shape == shapes.scales:
+                return _Pair(tensor, format, (blocks, scales))
+    return _misshapen(name, tensor, blocks)
+
+
+def _misshapen(name: str, tensor: Tensor, found: Stored) -> Finding:
+    message = f"{name} has another shape or type than fits the checkpoint's"
+    return Finding(
+        name, message, str(list(tensor.shape)), f"{list(found.shape)}, element type {found.element}"
+    )
+
+
+def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[Compared]:
+    files = {part.path: InputFile(part.path) for pair in pairs for part in pair.parts}
+    results: dict[Rows, Compared] = {}
+
+    def work(rows: Rows, scratch: Scratch) -> int:
+        pair = pairs[rows.index]
+        results[rows] = _compare_piece(pair, files, rows, scratch)
+        return pair.tensor.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
+
+    tensors = [pair.tensor for pair in pairs]
+    size = sum(tensor.nbytes for tensor in tensors)
+    work_through(cut(tensors), work, threads=threads, stage="weights", total=size, progress=progress)
+    parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
+    for rows, found in results.items():
+        parts[rows.index].append((rows.start, found))
+    return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
+
+
+def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scratch: Scratch) -> Compared:
+    tensor, format = pair.tensor, pair.format
+    matrix = len(tensor.shape) > 1
+    shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
+    raw = [_read(part, files[part.path], tensor.rows, rows) for part in pair.parts]
+    slab = convert_slab(tensor.read(rows.start, rows.stop), tensor.dtype, (F32, format), scratch)
+    weights = slab.data[0].view(np.float32).reshape(shape)
+    right = weights if format == F32 else dequantize(format, slab.data[1], shape)
+    found = _weights(pair, raw, shape)
+    found, right = (np.ascontiguousarray(each, np.float32) for each in (found, right))
+    return measure(weights, _bytes(found), _bytes(right), F32, rows.start if matrix else 0)
+
+
+def _bytes(values: Floats) -> Bytes:
+    return values.reshape(-1).view(np.uint8)
+
+
+def _read(part: Stored, file: InputFile, count: int, rows: Rows) -> bytes:
+    """The bytes of some of the ``count`` rows of a part."""
+    size = {_FLOAT: 4, _FLOAT16: 2, _UINT8: 1}[part.element] * math.prod(part.shape) // max(1, count)
+    return file.read(part.offset + size * rows.start, size * (rows.stop - rows.start))
+
+
+def _weights(pair: _Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Floats:
+    """The weights (rows, columns) onnxruntime computes with."""
+    if len(raw) == 1:
+        stored = np.frombuffer(raw[0], _WHOLE[pair.parts[0].element][1])
+        return stored.astype(np.float32).reshape(shape)
+    blocks = shape[1] // pair.format.block_size
+    numbers = np.frombuffer(raw[0], np.uint8).reshape(shape[0], blocks, -1)
+    scales = np.frombuffer(raw[1], "<f4").astype(np.float32).reshape(shape[0], blocks)
+    return unpacked(pair.format, Packed(numbers, scales))
+
+
+def _error(pair: _Pair, found: Compared) -> TensorError:
+    layer = _LAYER.search(pair.tensor.name)
+    return TensorError(
+        pair.tensor.name,
+        pair.format.name,
+        int(layer[1]) if layer else None,
+        "identical" if found.same else "differs",
+        found.found.error,
+        found.own.error if found.own is not None else found.found.error,
+        found.worst_row,
+        found.worst_row_error,
+        found.found.slope,
+    )
+
+
+def _finding(error: TensorError) -> Finding:
+    message = f"{error.name} holds other weights than the checkpoint's stored as {error.format}"
+    own, found = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
+    return Finding(error.name, message, own, found)
