@@ -409,7 +409,7 @@ def test_memory_is_that_of_a_few_modules(tmp_path: Path) -> None:
     }
     folder.mkdir()
     write_checkpoint(folder, config, dtype=DType.BF16, shards=1, seed=0, weight_format="safetensors")
-    one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # what many arenas keep back depends on the machine's load
+    one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # what many arenas keep back depends on the load
     run = subprocess.run(
         [sys.executable, "-c", MEASURED, str(folder)],
         cwd=Path(__file__).parent,
