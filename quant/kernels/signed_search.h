@@ -1,0 +1,115 @@
+/* Blocks of 16 weights, a lane each, in levels -top to top - 1 of one signed scale (q6_K and q3_K).
+ *
+ * The search is make_qx_quants of ggml-quants.c with rmse_type 1. Its levels are computed as floats: adding
+ * 1.5 * 2^23 rounds to whole numbers, and as long as nothing comes near 2^22 the clamp and the subtraction
+ * are exact, so that no integers are needed.
+ */
+#ifndef KCONV_SIGNED_SEARCH_H
+#define KCONV_SIGNED_SEARCH_H
+
+#include "lanes.h"
+
+#define SIGNED_BLOCK 16
+#define WHOLE 12582912.0f   /* 1.5 * 2^23 */
+#define FLAT_BELOW 1e-15f   /* GROUP_MAX_EPS: a block of no larger weights counts as zero */
+
+/* What remains to be done after rounding in a part of the search; constants where it is inlined. */
+typedef struct {
+    float top;
+    bool wild; /* the values may be infinite or NaN: take the low bits alone, as nearest_int does */
+    bool low;  /* levels below -top can come out */
+    bool high; /* levels above top - 1 can come out */
+} Clamp;
+
+INLINE lf signed_level(lf x, Clamp clamp) {
+    lf sum = x + WHOLE;
+    if (clamp.wild) sum = from_bits((bits(sum) & 0x007fffff) | 0x4b000000);
+    if (clamp.low) sum = maximum(sum, floats(WHOLE - clamp.top));
+    if (clamp.high) sum = minimum(sum, floats(WHOLE + clamp.top - 1));
+    return sum - WHOLE;
+}
+
+typedef struct {
+    lf scale;
+    lf error;   /* what the search makes largest: scale * sum of weight * x * level */
+    lf inverse; /* what gave the levels: the weights times this, rounded. NaN in lanes that count as zero */
+} SignedScale;
+
+/* Sums of weight * x * level and of weight * level * level. */
+INLINE void signed_sums(const lf *x, const lf *weights, const lf *weighted, lf inverse, Clamp clamp, lf *xl, lf *ll) {
+    *xl = *ll = floats(0);
+    for (int i = 0; i < SIGNED_BLOCK; ++i) {
+        const lf level = signed_level(inverse * x[i], clamp);
+        *xl += weighted[i] * level;
+        *ll += weights[i] * level * level;
+    }
+}
+
+/* Tries scales by which the largest weight gets level -(top + step / 10), from step ``first`` to ``last``. */
+INLINE void try_signed(
+    const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, Clamp clamp, SignedScale *best
+) {
+    for (int step = first; step <= last; ++step) {
+        if (step == 0) continue; /* where the search began */
+        const lf inverse = -(clamp.top + 0.1f * step) / largest;
+        lf xl, ll;
+        signed_sums(x, weights, weighted, inverse, clamp, &xl, &ll);
+        const lf scale = xl / ll;
+        const lm better = both(less(floats(0), ll), less(best->error * ll, xl * xl));
+        best->scale = choose(better, scale, best->scale);
+        best->error = choose(better, scale * xl, best->error);
+        best->inverse = choose(better, inverse, best->inverse);
+    }
+}
+
+/* The best scale of each lane for ``x`` weighed by ``weights``, zero where all of x are (nearly) zero.
+ *
+ * Unless ``wild`` says otherwise x is finite. Then x times inverse is at most top + step / 10 and a few
+ * roundings in magnitude: levels need no lower bound up to step 4 and no bound at all up to step -6.
+ */
+INLINE SignedScale search_signed(const lf *x, const lf *weights, int top, bool wild) {
+    lf weighted[SIGNED_BLOCK], magnitude = floats(0), largest = floats(0);
+    for (int i = 0; i < SIGNED_BLOCK; ++i) {
+        const lm larger = less(magnitude, absolute(x[i])); /* the first of equal ones decides the sign */
+        magnitude = choose(larger, absolute(x[i]), magnitude);
+        largest = choose(larger, x[i], largest);
+        weighted[i] = weights[i] * x[i];
+    }
+    const Clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true}, full = {top, wild, true, true};
+    SignedScale best = {.inverse = -(float)top / largest};
+    lf xl, ll;
+    signed_sums(x, weights, weighted, best.inverse, high, &xl, &ll);
+    best.scale = choose(unequal(ll, floats(0)), xl / ll, floats(0));
+    best.error = best.scale * xl;
+    try_signed(x, weights, weighted, largest, -9, -6, none, &best);
+    try_signed(x, weights, weighted, largest, -5, 4, high, &best);
+    try_signed(x, weights, weighted, largest, 5, 9, full, &best);
+    const lm flat = less(magnitude, floats(FLAT_BELOW));
+    best.scale = choose(flat, floats(0), best.scale);
+    best.inverse = choose(flat, floats(NAN), best.inverse);
+    return best;
+}
+
+/* The levels the search ended with, counted from 0; zero, not top, in lanes that count as zero. */
+INLINE void searched_levels(const lf *x, lf inverse, int top, li *levels) {
+    const lm flat = unequal(inverse, inverse);
+    for (int i = 0; i < SIGNED_BLOCK; ++i)
+        levels[i] = choose_ints(flat, ints(0), clamped(nearest(inverse * x[i]), -top, top - 1) + top);
+}
+
+/* The levels for the scale as it is stored, counted from 0. Where that is zero ``levels`` stay. */
+INLINE void stored_levels(const lf *x, lf scale, int top, li *levels) {
+    const lm none = equal(scale, floats(0));
+    for (int i = 0; i < SIGNED_BLOCK; ++i)
+        levels[i] = choose_ints(none, levels[i], clamped(nearest(x[i] / scale), -top, top - 1) + top);
+}
+
+/* The first of the largest in magnitude of 16 scales, zero if all are zero or NaN. */
+INLINE float largest_scale(const float *scales) {
+    float largest = 0;
+    for (int j = 0; j < 16; ++j)
+        if (fabsf(scales[j]) > fabsf(largest)) largest = scales[j];
+    return largest;
+}
+
+#endif
