@@ -58,7 +58,9 @@ INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importan
     pack_q6_K(packed, to);
 }
 
-static void NAME(encode_q6_K)(const float *x, void *out, int64_t rows, int64_t columns, const float *importance) {
+static void NAME(encode_q6_K)(
+    const float *x, void *out, int64_t rows, int64_t columns, const float *importance
+) {
     uint8_t *to = out;
     for (int64_t row = 0; row < rows; ++row)
         for (int64_t column = 0; column < columns; column += 256) {

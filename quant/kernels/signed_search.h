@@ -35,8 +35,18 @@ typedef struct {
     lf inverse; /* what gave the levels: the weights times this, rounded. NaN in lanes that count as zero */
 } SignedScale;
 
+/* The weight of the largest magnitude, the first of several; it has the sign that matters. */
+INLINE lf largest_weight(const lf *x) {
+    lf largest = floats(0);
+    for (int i = 0; i < SIGNED_BLOCK; ++i)
+        largest = choose(less(absolute(largest), absolute(x[i])), x[i], largest);
+    return largest;
+}
+
 /* Sums of weight * x * level and of weight * level * level. */
-INLINE void signed_sums(const lf *x, const lf *weights, const lf *weighted, lf inverse, Clamp clamp, lf *xl, lf *ll) {
+INLINE void signed_sums(
+    const lf *x, const lf *weights, const lf *weighted, lf inverse, Clamp clamp, lf *xl, lf *ll
+) {
     *xl = *ll = floats(0);
     for (int i = 0; i < SIGNED_BLOCK; ++i) {
         const lf level = signed_level(inverse * x[i], clamp);
@@ -47,7 +57,8 @@ INLINE void signed_sums(const lf *x, const lf *weights, const lf *weighted, lf i
 
 /* Tries scales by which the largest weight gets level -(top + step / 10), from step ``first`` to ``last``. */
 INLINE void try_signed(
-    const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, Clamp clamp, SignedScale *best
+    const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, Clamp clamp,
+    SignedScale *best
 ) {
     for (int step = first; step <= last; ++step) {
         if (step == 0) continue; /* where the search began */
@@ -68,14 +79,11 @@ INLINE void try_signed(
  * roundings in magnitude: levels need no lower bound up to step 4 and no bound at all up to step -6.
  */
 INLINE SignedScale search_signed(const lf *x, const lf *weights, int top, bool wild) {
-    lf weighted[SIGNED_BLOCK], magnitude = floats(0), largest = floats(0);
-    for (int i = 0; i < SIGNED_BLOCK; ++i) {
-        const lm larger = less(magnitude, absolute(x[i])); /* the first of equal ones decides the sign */
-        magnitude = choose(larger, absolute(x[i]), magnitude);
-        largest = choose(larger, x[i], largest);
-        weighted[i] = weights[i] * x[i];
-    }
-    const Clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true}, full = {top, wild, true, true};
+    lf weighted[SIGNED_BLOCK];
+    for (int i = 0; i < SIGNED_BLOCK; ++i) weighted[i] = weights[i] * x[i];
+    const lf largest = largest_weight(x);
+    const Clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true};
+    const Clamp full = {top, wild, true, true};
     SignedScale best = {.inverse = -(float)top / largest};
     lf xl, ll;
     signed_sums(x, weights, weighted, best.inverse, high, &xl, &ll);
@@ -84,7 +92,7 @@ INLINE SignedScale search_signed(const lf *x, const lf *weights, int top, bool w
     try_signed(x, weights, weighted, largest, -9, -6, none, &best);
     try_signed(x, weights, weighted, largest, -5, 4, high, &best);
     try_signed(x, weights, weighted, largest, 5, 9, full, &best);
-    const lm flat = less(magnitude, floats(FLAT_BELOW));
+    const lm flat = less(absolute(largest), floats(FLAT_BELOW));
     best.scale = choose(flat, floats(0), best.scale);
     best.inverse = choose(flat, floats(NAN), best.inverse);
     return best;
