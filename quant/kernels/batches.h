@@ -1,0 +1,70 @@
+/* Super-blocks of 256 weights in 16 blocks of 16, LANES of them at once (q2_K and q3_K).
+ *
+ * With a lane for each block, a vector is LANES / 16 super-blocks. What is done to the 16 scales of a
+ * super-block has a lane for each super-block.
+ */
+#ifndef KCONV_BATCHES_H
+#define KCONV_BATCHES_H
+
+#include "lanes.h"
+
+enum { BATCH_BLOCKS = 16 * LANES };
+
+/* Encodes LANES super-blocks; ``importance`` points to that of each, or is NULL. */
+typedef void batch_encoder(const float *x, const float *const *importance, uint8_t *to);
+
+/* All rows. The last batch is filled up with zeros. */
+INLINE void encode_batches(
+    batch_encoder *encode, int bytes, const float *x, uint8_t *to, int64_t rows, int64_t columns,
+    const float *importance
+) {
+    const int64_t in_row = columns / 256, total = rows * in_row;
+    float rest[256 * LANES];
+    uint8_t encoded[LANES * 128]; /* bytes are fewer than 128 */
+    for (int64_t first = 0; first < total; first += LANES) {
+        const float *at[LANES];
+        for (int n = 0; importance && n < LANES; ++n) at[n] = importance + 256 * ((first + n) % in_row);
+        if (first + LANES <= total) {
+            encode(x + 256 * first, importance ? at : NULL, to + bytes * first);
+            continue;
+        }
+        const int64_t count = total - first;
+        memset(rest, 0, sizeof rest);
+        memcpy(rest, x + 256 * first, sizeof(float[256]) * count);
+        encode(rest, importance ? at : NULL, encoded);
+        memcpy(to + bytes * first, encoded, bytes * count);
+    }
+}
+
+/* The sum of the squares of each of LANES super-blocks. */
+INLINE lf sum_squares(const float *x) {
+    lf sum = floats(0);
+    for (int part = 0; part < 256; part += 16) {
+        lf values[16];
+        load_transposed(x + part, 256, 16, values);
+        for (int i = 0; i < 16; ++i) sum += values[i] * values[i];
+    }
+    return sum;
+}
+
+/* The 16 weights of LANES blocks with importance: importance * sqrt(spread + x squared). Returns their sum. */
+INLINE lf weigh_blocks(const lf *x, const float *importance, lf spread, lf *weights) {
+    lf sum = floats(0);
+    load_transposed(importance, 16, 16, weights);
+    for (int i = 0; i < 16; ++i) {
+        weights[i] *= square_root(spread + x[i] * x[i]);
+        sum += weights[i];
+    }
+    return sum;
+}
+
+/* The lower two bits of 256 levels, four a byte. */
+INLINE void pack_pairs(const uint8_t *levels, uint8_t *to) {
+    for (int half = 0; half < 2; ++half) {
+        const uint8_t *l = levels + 128 * half;
+        for (int i = 0; i < 32; ++i)
+            to[32 * half + i] = (l[i] & 3) | (l[i + 32] & 3) << 2 | (l[i + 64] & 3) << 4 | l[i + 96] << 6;
+    }
+}
+
+#endif
