@@ -47,7 +47,7 @@ INLINE lf sum_squares(const float *x) {
     return sum;
 }
 
-/* The 16 weights of LANES blocks with importance: importance * sqrt(spread + x squared). Returns their sum. */
+/* What the errors of LANES blocks weigh: importance * sqrt(spread + x squared). Returns the sums. */
 INLINE lf weigh_blocks(const lf *x, const float *importance, lf spread, lf *weights) {
     lf sum = floats(0);
     load_transposed(importance, 16, 16, weights);

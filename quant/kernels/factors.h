@@ -5,8 +5,6 @@
 
 #include "scale_min.h"
 
-#define GROUP_MAX_EPS 1e-15f
-
 /* Sum of the weighted squared errors of x as multiples of 1 / iscale, the reference's mse. Its first multiples
  * are bytes without a bound, the others have a bound and may be negative. */
 INLINE lf factor_errors(int count, int top, const lf *x, const lf *weights, lf iscale, bool bytes) {

@@ -114,9 +114,17 @@ INLINE li truncated(lf x) { return __builtin_convertvector(x, li); }
 #endif
 /* maximum(a, b) is a > b ? a : b and minimum(a, b) is a < b ? a : b: b where a side is NaN, b of +0 and -0. */
 
+#define MAGIC 12582912.0f /* 1.5 * 2^23 */
+
 /* The nearest whole number, ties to even, as ggml gets it (nearest_int in ggml-quants.c): from the low bits of
  * the sum with 1.5 * 2^23. The bits are the same beyond +-2^22 too, where they mean nothing. */
-INLINE li nearest(lf x) { return (bits(x + 12582912.0f) & 0x007fffff) - 0x00400000; }
+INLINE li nearest(lf x) { return (bits(x + MAGIC) & 0x007fffff) - 0x00400000; }
+
+/* MAGIC + nearest(x), exactly, whatever x is: floats are quicker to clamp and to go on with. */
+INLINE lf nearest_sum(lf x) { return from_bits((bits(x + MAGIC) & 0x007fffff) | 0x4b000000); }
+
+/* Super-blocks and blocks whose largest magnitude is less count as zero (GROUP_MAX_EPS in ggml-quants.c). */
+#define GROUP_MAX_EPS 1e-15f
 
 INLINE li clamped(li x, int32_t low, int32_t high) { return maximum_ints(ints(low), minimum_ints(ints(high), x)); }
 

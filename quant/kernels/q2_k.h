@@ -59,7 +59,9 @@ INLINE lf round_factors(const lf *x, li *factors) {
 }
 
 /* The nibbles of all scales and minima; what they are multiples of goes to ``scale`` and ``minimum``. */
-INLINE void factor_q2_K(const found_q2_K *found, bool weighed, uint8_t *nibbles, float *scale, float *minimum) {
+INLINE void factor_q2_K(
+    const found_q2_K *found, bool weighed, uint8_t *nibbles, float *scale, float *minimum
+) {
     lf scales[16], minima[16], sums[16];
     li low[16], high[16];
     load_transposed(found->scale, 16, 16, scales);
@@ -76,9 +78,11 @@ INLINE void factor_q2_K(const found_q2_K *found, bool weighed, uint8_t *nibbles,
     store_bytes_transposed(low, 16, nibbles, 16);
 }
 
-/* Levels of the LANES blocks at ``x`` for scales and minima as they are stored. Where a scale is zero they are
- * those of the search. */
-INLINE void level_q2_K(const float *x, lf scale, lf minimum, const float *iscale, const float *origin, li *levels) {
+/* Levels of the LANES blocks at ``x`` for scales and minima as they are stored. Where a scale is zero they
+ * are those of the search. */
+INLINE void level_q2_K(
+    const float *x, lf scale, lf minimum, const float *iscale, const float *origin, li *levels
+) {
     const lm none = equal(scale, floats(0));
     const bool some = any(none);
     lf values[16];
@@ -104,9 +108,9 @@ INLINE void encode_batch_q2_K(const float *x, const float *const *importance, ui
         for (int block = 16 * n; block < 16 * (n + 1); block += LANES) {
             li own, levels[16];
             for (int j = 0; j < LANES; ++j) own[j] = nibbles[block + j];
-            level_q2_K(x + 16 * block, half_value(halves[0]) * to_floats(own & 15),
-                       half_value(halves[1]) * to_floats(own >> 4), found.iscale + block, found.origin + block,
-                       levels);
+            const lf scales = half_value(halves[0]) * to_floats(own & 15);
+            const lf minima = half_value(halves[1]) * to_floats(own >> 4);
+            level_q2_K(x + 16 * block, scales, minima, found.iscale + block, found.origin + block, levels);
             store_bytes_transposed(levels, 16, packed + 16 * (block % 16), 16);
         }
         memcpy(to, nibbles + 16 * n, 16);

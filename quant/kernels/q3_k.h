@@ -8,6 +8,7 @@
 #ifndef KCONV_Q3_K_H
 #define KCONV_Q3_K_H
 
+#include "batches.h"
 #include "signed_search.h"
 
 enum { Q3_K_BYTES = 110, Q3_K_LOW = 32, Q3_K_SCALES = 96, Q3_K_SCALE = 108, Q3_K_TOP = 4 };
@@ -17,7 +18,7 @@ enum { Q3_K_BYTES = 110, Q3_K_LOW = 32, Q3_K_SCALES = 96, Q3_K_SCALE = 108, Q3_K
 INLINE lm improve_levels(
     const lf *x, const lf *weights, const lf *weighted, lm active, lf *level, lf *xl, lf *ll
 ) {
-    const Clamp full = {Q3_K_TOP, true, true, true};
+    const level_clamp full = {Q3_K_TOP, true, true, true};
     lm changed = less(floats(0), floats(0));
     for (int i = 0; i < SIGNED_BLOCK; ++i) {
         lf other_xl = *xl - weighted[i] * level[i], other_ll = *ll - weights[i] * level[i] * level[i];
@@ -38,7 +39,7 @@ INLINE lm improve_levels(
 
 /* make_q3_quants: the scales; the levels, counted from 0, go to ``levels``. */
 INLINE lf descend_q3_K(const lf *x, li *levels) {
-    const Clamp high = {Q3_K_TOP, false, false, true};
+    const level_clamp high = {Q3_K_TOP, false, false, true};
     lf weights[SIGNED_BLOCK], weighted[SIGNED_BLOCK], level[SIGNED_BLOCK];
     const lf largest = largest_weight(x);
     const lf inverse = -(float)Q3_K_TOP / largest;
@@ -50,7 +51,7 @@ INLINE lf descend_q3_K(const lf *x, li *levels) {
         xl += weighted[i] * level[i];
         ll += weights[i] * level[i] * level[i];
     }
-    const lm uneven = less_equal(floats(FLAT_BELOW), absolute(largest));
+    const lm uneven = less_equal(floats(GROUP_MAX_EPS), absolute(largest));
     lm active = uneven;
     for (int round = 0; round < 5 && any(active); ++round)
         active = improve_levels(x, weights, weighted, active, level, &xl, &ll);
@@ -66,20 +67,16 @@ INLINE void pack_q3_K(const uint8_t *levels, const uint8_t *scales, uint8_t *to)
         for (int j = 0; j < 8; ++j) top |= (levels[32 * j + i] >> 2) << j;
         to[i] = top;
     }
-    for (int half = 0; half < 2; ++half) {
-        const uint8_t *l = levels + 128 * half;
-        for (int i = 0; i < 32; ++i)
-            to[Q3_K_LOW + 32 * half + i] =
-                (l[i] & 3) | (l[i + 32] & 3) << 2 | (l[i + 64] & 3) << 4 | (l[i + 96] & 3) << 6;
-    }
+    pack_pairs(levels, to + Q3_K_LOW);
     uint8_t *low = to + Q3_K_SCALES, *high = low + 8;
     for (int j = 0; j < 8; ++j) low[j] = (scales[j] & 15) | scales[j + 8] << 4;
     for (int j = 0; j < 4; ++j)
-        high[j] = scales[j] >> 4 | scales[j + 4] >> 4 << 2 | scales[j + 8] >> 4 << 4 | scales[j + 12] >> 4 << 6;
+        high[j] = scales[j] >> 4 | scales[j + 4] >> 4 << 2 | scales[j + 8] >> 4 << 4 |
+                  scales[j + 12] >> 4 << 6;
 }
 
-/* Writes a super-block whose block scales are ``multiples`` less 32 of ``half``. Where such a scale is zero the
- * ``levels`` stay as the search left them. */
+/* Writes a super-block whose block scales are ``multiples`` less 32 of ``half``. Where such a scale is zero
+ * the ``levels`` stay as the search left them. */
 INLINE void finish_q3_K(
     const lf (*x)[SIGNED_BLOCK], const li *multiples, uint16_t half, li (*levels)[SIGNED_BLOCK], uint8_t *to
 ) {
@@ -110,58 +107,44 @@ INLINE void encode_plain_q3_K(const float *x, uint8_t *to) {
     finish_q3_K(values, multiples, largest == 0 ? 0 : half_bits(1 / inverse), levels, to);
 }
 
-/* The weights' importance scaled by their magnitude, and its sum. */
-INLINE lf weigh_q3_K(const lf *x, const float *importance, float spread, lf *weights) {
-    lf sum = floats(0);
-    load_transposed(importance, 16, SIGNED_BLOCK, weights);
-    for (int i = 0; i < SIGNED_BLOCK; ++i) {
-        weights[i] *= square_root(spread + x[i] * x[i]);
-        sum += weights[i];
-    }
-    return sum;
-}
-
-/* What the search leaves of LANES super-blocks: of each block its scale, what gave its levels, its weight. */
+/* What the search leaves of each block: its scale, what gave its levels, the sum of its weights. */
 typedef struct {
-    float scales[16 * LANES], inverses[16 * LANES], sums[16 * LANES];
-} SearchedQ3K;
+    float scale[BATCH_BLOCKS], inverse[BATCH_BLOCKS], sum[BATCH_BLOCKS];
+} found_q3_K;
 
-INLINE void search_weighed_q3_K(const float *x, const float *importance, int super, SearchedQ3K *found) {
-    float squares = 0;
-    for (int i = 0; i < 256; ++i) squares += x[i] * x[i];
-    for (int at = 0; at < 16; at += LANES) {
-        lf values[SIGNED_BLOCK], weights[SIGNED_BLOCK];
-        load_transposed(x + 16 * at, 16, SIGNED_BLOCK, values);
-        const lf sum = weigh_q3_K(values, importance + 16 * at, 2 * squares / 256, weights);
-        store(found->sums + 16 * super + at, sum);
-        const SignedScale best = search_signed(values, weights, Q3_K_TOP, false);
-        store(found->scales + 16 * super + at, best.scale);
-        store(found->inverses + 16 * super + at, best.inverse);
+INLINE void search_q3_K(const float *x, const float *const *importance, found_q3_K *found) {
+    float spreads[LANES];
+    store(spreads, 2.0f * sum_squares(x) / 256.0f);
+    for (int block = 0; block < BATCH_BLOCKS; block += LANES) {
+        lf values[16], weights[16];
+        load_transposed(x + 16 * block, 16, 16, values);
+        const float *own = importance[block / 16] + 16 * (block % 16);
+        store(found->sum + block, weigh_blocks(values, own, floats(spreads[block / 16]), weights));
+        const signed_scale best = search_signed(values, weights, Q3_K_TOP, false);
+        store(found->scale + block, best.scale);
+        store(found->inverse + block, best.inverse);
     }
 }
 
-/* ``count`` super-blocks, at most LANES: the first is number ``first`` of a tensor of ``in_row`` a row. */
-INLINE void encode_weighed_q3_K(
-    const float *x, uint8_t *to, int count, int64_t first, int64_t in_row, const float *importance
-) {
-    SearchedQ3K found = {0};
-    for (int n = 0; n < count; ++n)
-        search_weighed_q3_K(x + 256 * n, importance + 256 * ((first + n) % in_row), n, &found);
+INLINE void encode_batch_q3_K(const float *x, const float *const *importance, uint8_t *to) {
+    found_q3_K found;
     lf scales[16], sums[16];
     li multiples[16];
-    load_transposed(found.scales, 16, 16, scales);
-    load_transposed(found.sums, 16, 16, sums);
-    const SignedScale best = search_signed(scales, sums, 32, true);
+    uint8_t bytes[BATCH_BLOCKS];
+    search_q3_K(x, importance, &found);
+    load_transposed(found.scale, 16, 16, scales);
+    load_transposed(found.sum, 16, 16, sums);
+    const signed_scale best = search_signed(scales, sums, 32, true);
     searched_levels(scales, best.inverse, 32, multiples);
-    uint8_t bytes[16 * LANES];
     store_bytes_transposed(multiples, 16, bytes, 16);
-    for (int n = 0; n < count; ++n) {
+    for (int n = 0; n < LANES; ++n) {
         lf values[16 / LANES][SIGNED_BLOCK];
         li levels[16 / LANES][SIGNED_BLOCK], own[16 / LANES];
         for (int g = 0; g < 16 / LANES; ++g) {
-            load_transposed(x + 256 * n + 16 * LANES * g, 16, SIGNED_BLOCK, values[g]);
-            searched_levels(values[g], load(found.inverses + 16 * n + LANES * g), Q3_K_TOP, levels[g]);
-            for (int j = 0; j < LANES; ++j) own[g][j] = bytes[16 * n + LANES * g + j];
+            const int block = 16 * n + LANES * g;
+            load_transposed(x + 16 * block, 16, SIGNED_BLOCK, values[g]);
+            searched_levels(values[g], load(found.inverse + block), Q3_K_TOP, levels[g]);
+            for (int j = 0; j < LANES; ++j) own[g][j] = bytes[block + j];
         }
         finish_q3_K(values, own, half_bits(best.scale[n]), levels, to + Q3_K_BYTES * n);
     }
@@ -170,15 +153,12 @@ INLINE void encode_weighed_q3_K(
 static void NAME(encode_q3_K)(
     const float *x, void *out, int64_t rows, int64_t columns, const float *importance
 ) {
-    const int64_t in_row = columns / 256, count = rows * in_row;
     uint8_t *to = out;
-    if (!importance) {
-        for (int64_t n = 0; n < count; ++n) encode_plain_q3_K(x + 256 * n, to + Q3_K_BYTES * n);
-        return;
-    }
-    for (int64_t n = 0; n < count; n += LANES)
-        encode_weighed_q3_K(x + 256 * n, to + Q3_K_BYTES * n, (int)(count - n < LANES ? count - n : LANES), n,
-                            in_row, importance);
+    if (importance)
+        encode_batches(encode_batch_q3_K, Q3_K_BYTES, x, to, rows, columns, importance);
+    else
+        for (int64_t n = 0; n < rows * columns / 256; ++n)
+            encode_plain_q3_K(x + 256 * n, to + Q3_K_BYTES * n);
 }
 
 #endif

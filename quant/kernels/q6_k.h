@@ -25,7 +25,7 @@ INLINE void pack_q6_K(const uint8_t *levels, uint8_t *to) {
 
 INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importance) {
     lf values[16 / LANES][SIGNED_BLOCK];
-    SignedScale found[16 / LANES];
+    signed_scale found[16 / LANES];
     float scales[16];
     for (int g = 0; g < 16 / LANES; ++g) {
         lf weights[SIGNED_BLOCK];
@@ -38,7 +38,7 @@ INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importan
         store(scales + LANES * g, found[g].scale);
     }
     const float largest = largest_scale(scales);
-    if (fabsf(largest) < FLAT_BELOW) {
+    if (fabsf(largest) < GROUP_MAX_EPS) {
         memset(to, 0, Q6_K_BYTES);
         return;
     }

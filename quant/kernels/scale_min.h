@@ -27,12 +27,9 @@ typedef struct {
     lf scale[GROUPS], minimum[GROUPS], iscale[GROUPS], origin[GROUPS];
 } scale_min;
 
-#define MAGIC 12582912.0f /* 1.5 * 2^23 */
-
 /* MAGIC + the nearest whole number, brought to between 0 and top: nearest() in floats, which are quicker. */
 INLINE lf nearest_level(lf x, int top) {
-    lf sum = from_bits((bits(x + MAGIC) & 0x007fffff) | 0x4b000000);
-    return minimum(maximum(sum, floats(MAGIC)), floats(MAGIC + top));
+    return minimum(maximum(nearest_sum(x), floats(MAGIC)), floats(MAGIC + top));
 }
 
 /* Sum of the weighted errors of a sub-block. levels: GROUPS * count. */

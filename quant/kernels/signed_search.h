@@ -1,7 +1,7 @@
 /* Blocks of 16 weights, a lane each, in levels -top to top - 1 of one signed scale (q6_K and q3_K).
  *
  * The search is make_qx_quants of ggml-quants.c with rmse_type 1. Its levels are computed as floats: adding
- * 1.5 * 2^23 rounds to whole numbers, and as long as nothing comes near 2^22 the clamp and the subtraction
+ * MAGIC rounds to whole numbers, and as long as nothing comes near 2^22 the clamp and the subtraction
  * are exact, so that no integers are needed.
  */
 #ifndef KCONV_SIGNED_SEARCH_H
@@ -10,8 +10,6 @@
 #include "lanes.h"
 
 #define SIGNED_BLOCK 16
-#define WHOLE 12582912.0f   /* 1.5 * 2^23 */
-#define FLAT_BELOW 1e-15f   /* GROUP_MAX_EPS: a block of no larger weights counts as zero */
 
 /* What remains to be done after rounding in a part of the search; constants where it is inlined. */
 typedef struct {
@@ -19,21 +17,20 @@ typedef struct {
     bool wild; /* the values may be infinite or NaN: take the low bits alone, as nearest_int does */
     bool low;  /* levels below -top can come out */
     bool high; /* levels above top - 1 can come out */
-} Clamp;
+} level_clamp;
 
-INLINE lf signed_level(lf x, Clamp clamp) {
-    lf sum = x + WHOLE;
-    if (clamp.wild) sum = from_bits((bits(sum) & 0x007fffff) | 0x4b000000);
-    if (clamp.low) sum = maximum(sum, floats(WHOLE - clamp.top));
-    if (clamp.high) sum = minimum(sum, floats(WHOLE + clamp.top - 1));
-    return sum - WHOLE;
+INLINE lf signed_level(lf x, level_clamp clamp) {
+    lf sum = clamp.wild ? nearest_sum(x) : x + MAGIC;
+    if (clamp.low) sum = maximum(sum, floats(MAGIC - clamp.top));
+    if (clamp.high) sum = minimum(sum, floats(MAGIC + clamp.top - 1));
+    return sum - MAGIC;
 }
 
 typedef struct {
     lf scale;
     lf error;   /* what the search makes largest: scale * sum of weight * x * level */
     lf inverse; /* what gave the levels: the weights times this, rounded. NaN in lanes that count as zero */
-} SignedScale;
+} signed_scale;
 
 /* The weight of the largest magnitude, the first of several; it has the sign that matters. */
 INLINE lf largest_weight(const lf *x) {
@@ -45,7 +42,7 @@ INLINE lf largest_weight(const lf *x) {
 
 /* Sums of weight * x * level and of weight * level * level. */
 INLINE void signed_sums(
-    const lf *x, const lf *weights, const lf *weighted, lf inverse, Clamp clamp, lf *xl, lf *ll
+    const lf *x, const lf *weights, const lf *weighted, lf inverse, level_clamp clamp, lf *xl, lf *ll
 ) {
     *xl = *ll = floats(0);
     for (int i = 0; i < SIGNED_BLOCK; ++i) {
@@ -57,8 +54,8 @@ INLINE void signed_sums(
 
 /* Tries scales by which the largest weight gets level -(top + step / 10), from step ``first`` to ``last``. */
 INLINE void try_signed(
-    const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, Clamp clamp,
-    SignedScale *best
+    const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, level_clamp clamp,
+    signed_scale *best
 ) {
     for (int step = first; step <= last; ++step) {
         if (step == 0) continue; /* where the search began */
@@ -78,13 +75,13 @@ INLINE void try_signed(
  * Unless ``wild`` says otherwise x is finite. Then x times inverse is at most top + step / 10 and a few
  * roundings in magnitude: levels need no lower bound up to step 4 and no bound at all up to step -6.
  */
-INLINE SignedScale search_signed(const lf *x, const lf *weights, int top, bool wild) {
+INLINE signed_scale search_signed(const lf *x, const lf *weights, int top, bool wild) {
     lf weighted[SIGNED_BLOCK];
     for (int i = 0; i < SIGNED_BLOCK; ++i) weighted[i] = weights[i] * x[i];
     const lf largest = largest_weight(x);
-    const Clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true};
-    const Clamp full = {top, wild, true, true};
-    SignedScale best = {.inverse = -(float)top / largest};
+    const level_clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true};
+    const level_clamp full = {top, wild, true, true};
+    signed_scale best = {.inverse = -(float)top / largest};
     lf xl, ll;
     signed_sums(x, weights, weighted, best.inverse, high, &xl, &ll);
     best.scale = choose(unequal(ll, floats(0)), xl / ll, floats(0));
@@ -92,7 +89,7 @@ INLINE SignedScale search_signed(const lf *x, const lf *weights, int top, bool w
     try_signed(x, weights, weighted, largest, -9, -6, none, &best);
     try_signed(x, weights, weighted, largest, -5, 4, high, &best);
     try_signed(x, weights, weighted, largest, 5, 9, full, &best);
-    const lm flat = less(absolute(largest), floats(FLAT_BELOW));
+    const lm flat = less(absolute(largest), floats(GROUP_MAX_EPS));
     best.scale = choose(flat, floats(0), best.scale);
     best.inverse = choose(flat, floats(NAN), best.inverse);
     return best;
