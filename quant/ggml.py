@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.tensor import Array, DType
+from . import native
 from .formats import ENCODABLE, F32, GRIDS, NEEDS_IMPORTANCE, Format
 
 Floats = npt.NDArray[np.float32]
@@ -104,11 +105,15 @@ _LARGEST_ON_GRID = 65504.0
 _HEAVIEST_ON_GRID = 1e15
 
 
-def encode(format: Format, rows: Floats, out: Bytes, importance: Floats | None = None) -> None:
+def encode(
+    format: Format, rows: Floats, out: Bytes, importance: Floats | None = None, *, finite: bool = False
+) -> None:
     """Write ``rows`` (rows, columns) to ``out``, as many bytes as ``format.row_bytes(columns) * rows``.
 
     ``importance`` (columns,) weighs the error of each column. The bytes are those of ggml_quantize_chunk,
-    which is what llama-quantize calls, and do not depend on how a tensor is cut. Raises UsageError.
+    which is what llama-quantize calls, and do not depend on how a tensor is cut; kconv's own kernels make
+    them where there is one for the format. ``finite`` says that the caller has seen that all weights are
+    finite, which saves looking. Raises UsageError.
     """
     if format not in _ENCODABLE:
         raise UsageError(f"kconv does not encode {format.display}")
@@ -128,11 +133,10 @@ def encode(format: Format, rows: Floats, out: Bytes, importance: Floats | None =
         raise UsageError(f"{format.display} cannot be encoded without importance data")
     if format in GRIDS and not can_encode(format, float(np.abs(rows).max(initial=0)), importance):
         raise UsageError(f"weights or importance are too large, or NaN, for {format.display}")
-    if rows.size:
+    chunk = library().ggml_quantize_chunk
+    if rows.size and not native.encode(format, rows, out, importance, chunk, finite=finite):
         weighed = None if importance is None else importance.ctypes.data
-        library().ggml_quantize_chunk(
-            format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, weighed
-        )
+        chunk(format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, weighed)
 
 
 def can_dequantize(format: Format) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 
 from ..core.errors import UsageError
 from ..core.tensor import Array, DType
-from . import ggml
+from . import ggml, native
 from .formats import BF16, F16, F32, Format
+from .native import INFINITY
 
 # Weights in a tile. Measured: encoding is slower than the last-level cache at any size, but threads that meet
 # at the interpreter's lock between calls lose all they gain below some 100 microseconds a call.
@@ -150,23 +151,19 @@ def _encode_tiles(
     largest = 0
     impossible: dict[Format, None] = {}
     for expert, start, stop in _tiles(len(rows), columns, experts):
-        tile = rows[start:stop]
-        bits = _largest_bits(tile, dtype)
-        largest = max(largest, bits)
-        if not outputs:
-            continue
-        floats = tile
-        if dtype is not DType.F32:
+        floats = tile = rows[start:stop]
+        if outputs and dtype is not DType.F32:
             floats = scratch.floats(tile.size).reshape(tile.shape)
-            ggml.to_float32(tile, dtype, floats, finite=bits < _INFINITY[dtype])
+        bits = _widen(tile, dtype, None if floats is tile else floats)
+        largest = max(largest, bits)
         weights = None if weighed is None else weighed[expert]
         for format, output in outputs.items():
-            if not ggml.can_encode(format, _magnitude(bits, dtype), weights):
+            if not ggml.can_encode(format, _magnitude(bits), weights):
                 impossible[format] = None
                 continue
-            size = format.row_bytes(columns)
-            ggml.encode(format, floats, output[start * size : stop * size], weights)
-    return _magnitude(largest, dtype), list(impossible)
+            size, finite = format.row_bytes(columns), bits < INFINITY
+            ggml.encode(format, floats, output[start * size : stop * size], weights, finite=finite)
+    return _magnitude(largest), list(impossible)
 
 
 def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, int]]:
@@ -178,34 +175,46 @@ def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, in
             yield expert, start, min(start + step, (expert + 1) * each)
 
 
-# Infinity's bits, sign aside; NaNs lie above.
-_INFINITY = {DType.F32: 0x7F800000, DType.F16: 0x7C00, DType.BF16: 0x7F80}
+def _widen(source: Array, dtype: DType, out: ggml.Floats | None) -> int:
+    """The float32 bits, sign aside, of the largest magnitude; ``source`` is written to ``out``, if given.
 
-
-def _largest_bits(source: Array, dtype: DType) -> int:
-    """The bits of the largest magnitude, without the sign.
-
-    Magnitudes are ordered as their bits. The largest signed number is the largest positive weight's bits, the
-    largest unsigned one the largest negative weight's. Two quick passes need no room and miss nothing.
+    Magnitudes are ordered as their bits.
     """
     if source.size == 0:
         return 0
+    bits = native.widen(source, dtype, out)
+    if bits is not None:
+        return bits
+    bits = _largest_bits(source, dtype)
+    if out is not None:
+        ggml.to_float32(source, dtype, out, finite=bits < INFINITY)
+    return bits
+
+
+def _largest_bits(source: Array, dtype: DType) -> int:
+    """As ``_widen``: the largest signed number is the largest positive weight's bits, the largest unsigned
+    one the largest negative weight's. Two quick passes need no room and miss nothing.
+    """
     signed, unsigned = (np.int32, np.uint32) if dtype is DType.F32 else (np.int16, np.uint16)
     sign = 1 << (8 * dtype.itemsize - 1)
     positive = int(source.view(signed).max())
     negative = int(source.view(unsigned).max()) - sign
-    return max(positive, negative, 0)
-
-
-def _magnitude(bits: int, dtype: DType) -> float:
+    bits = max(positive, negative, 0)
     if dtype is DType.F16:
-        return float(np.uint16(bits).view(np.float16))
-    return float(np.uint32(bits if dtype is DType.F32 else bits << 16).view(np.float32))
+        return int(np.uint16(bits).view(np.float16).astype(np.float32).view(np.uint32))
+    return bits if dtype is DType.F32 else bits << 16
+
+
+def _magnitude(bits: int) -> float:
+    return float(np.uint32(bits).view(np.float32))
 
 
 def all_finite(source: Array, dtype: DType) -> bool:
     """Whether no weight of ``source``, contiguous and in ``dtype.storage``, is NaN or infinite."""
-    return _largest_bits(source, dtype) < _INFINITY[dtype]
+    return _widen(source, dtype, None) < INFINITY
+
+
+_INFINITY = {DType.F32: INFINITY, DType.F16: 0x7C00, DType.BF16: 0x7F80}
 
 
 def count_nonfinite(source: Array, dtype: DType) -> tuple[int, int]:

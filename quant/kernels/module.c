@@ -1,4 +1,4 @@
-/* kconv.quant._kernels: a library for ctypes (quant/kernels.py), which lets other threads run meanwhile. It is
+/* kconv.quant._kernels: a library for ctypes (quant/native.py), which lets other threads run meanwhile. It is
  * built and installed as a Python module is, but uses nothing of Python and needs none of its headers. */
 #include <stddef.h>
 

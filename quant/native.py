@@ -1,0 +1,184 @@
+"""Kernels that encode as libggml does, many blocks side by side, in quant/kernels/*.c.
+
+They are built for several instruction sets; the widest that runs here is taken, or the one that the variable
+``KCONV_KERNELS`` names (``libggml`` takes none). Their bytes are libggml's: before a process first uses one,
+a few hundred blocks of the data at hand are encoded by libggml too, and a kernel that differs is not used.
+libggml's own bytes depend on how it was built, so this is what keeps files the same as llama.cpp's here.
+
+Without a C compiler at installation there are none, and libggml encodes everything. ctypes releases the GIL
+during each call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.errors import EnvironmentProblem
+from ..core.tensor import Array, DType
+from .formats import Format
+
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+# As module.c numbers them, the widest last.
+SETS = ("baseline", "avx2", "avx512")
+LIBGGML = "libggml"
+VARIABLE = "KCONV_KERNELS"
+
+# Blocks that libggml encodes too before a kernel is trusted: some milliseconds.
+_CHECKED_BLOCKS = 512
+
+INFINITY = 0x7F800000  # its bits; NaNs lie above
+_KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """``name`` is one of SETS, or libggml where no kernel is used; ``why`` says so in words."""
+
+    name: str
+    why: str
+
+
+@functools.cache
+def chosen() -> Chosen:
+    """What encodes in this process. Raises EnvironmentProblem if ``KCONV_KERNELS`` asks for what is not."""
+    available, wanted = available_sets(), os.environ.get(VARIABLE)
+    if wanted == LIBGGML:
+        return Chosen(LIBGGML, f"{VARIABLE} says so")
+    if wanted in available:
+        return Chosen(wanted, f"{VARIABLE} says so")
+    if wanted:
+        known = "does not run here" if wanted in SETS else "is not known"
+        raise EnvironmentProblem(
+            f"{VARIABLE}={wanted} {known}",
+            hint=f"set it to {' or '.join((*available, LIBGGML))}, or unset it",
+        )
+    if available:
+        return Chosen(available[-1], "the widest instruction set that runs here")
+    return Chosen(
+        LIBGGML, "kconv's kernels were not built; installing kconv again with a C compiler builds them"
+    )
+
+
+def available_sets() -> tuple[str, ...]:
+    """The instruction sets with kernels that this processor runs, the widest last."""
+    library = _library()
+    return () if library is None else tuple(s for i, s in enumerate(SETS) if library.kconv_runs(i))
+
+
+def has_kernel(set: str, format: Format, *, weighed: bool) -> bool:
+    """Whether ``set``, an available one, has a kernel for the format (``weighed``: with importance)."""
+    library = _library()
+    return library is not None and bool(library.kconv_encodes(SETS.index(set), format.ggml_type, weighed))
+
+
+def encode(
+    format: Format, rows: Floats, out: Bytes, importance: Floats | None, ggml: Any, *, finite: bool
+) -> bool:
+    """Encode as ggml.encode does, and return True; False if libggml has to.
+
+    ``ggml`` is its ggml_quantize_chunk. ``finite`` says that all weights are known to be: the others are
+    libggml's.
+    """
+    name = chosen().name
+    if name == LIBGGML or not has_kernel(name, format, weighed=importance is not None):
+        return False
+    if not finite and (widen(rows, DType.F32, None) or 0) >= INFINITY:
+        return False
+    if not _trusted(name, format, rows, importance, ggml):
+        return False
+    run(name, format, rows, out, importance, ggml)
+    return True
+
+
+def run(set: str, format: Format, rows: Floats, out: Bytes, importance: Floats | None, ggml: Any) -> None:
+    """Encode finite ``rows`` with the kernel of an available ``set``, which there must be, unchecked."""
+    library = _library()
+    assert library is not None
+    weights = None if importance is None else importance.ctypes.data
+    library.kconv_encode(
+        SETS.index(set), format.ggml_type, rows.ctypes.data, out.ctypes.data, *rows.shape, weights,
+        ctypes.cast(ggml, ctypes.c_void_p),
+    )  # fmt: skip
+
+
+def widen(source: Array, dtype: DType, out: Floats | None) -> int | None:
+    """The float32 bits, sign aside, of the largest magnitude in ``source``, which is written to ``out``.
+
+    None if there are no kernels, and nothing was done.
+    """
+    name = chosen().name
+    library = _library()
+    if name == LIBGGML or library is None:
+        return None
+    to = None if out is None else out.ctypes.data
+    return int(library.kconv_widen(SETS.index(name), _KINDS[dtype], source.ctypes.data, to, source.size))
+
+
+_checks: dict[tuple[str, bool], bool] = {}
+_lock = threading.Lock()
+
+
+def _trusted(name: str, format: Format, rows: Floats, importance: Floats | None, ggml: Any) -> bool:
+    """Whether the kernel gave libggml's bytes when it was first used in this process, which may be now."""
+    key = format.name, importance is not None
+    found = _checks.get(key)
+    if found is not None:
+        return found
+    with _lock:
+        if key not in _checks:
+            _checks[key] = _agrees(name, format, rows, importance, ggml)
+        return _checks[key]
+
+
+def _agrees(name: str, format: Format, rows: Floats, importance: Floats | None, ggml: Any) -> bool:
+    """Whether kernel and libggml make the same of rows from all over ``rows``."""
+    count, columns = rows.shape
+    wanted = max(1, _CHECKED_BLOCKS * format.block_size // columns)
+    some = np.ascontiguousarray(rows[:: max(1, count // wanted)][:wanted])
+    ours = np.empty(len(some) * format.row_bytes(columns), np.uint8)
+    theirs = np.empty_like(ours)
+    run(name, format, some, ours, importance, ggml)
+    weights = None if importance is None else importance.ctypes.data
+    ggml(format.ggml_type, some.ctypes.data, theirs.ctypes.data, 0, len(some), columns, weights)
+    return np.array_equal(ours, theirs)
+
+
+def distrusted() -> tuple[str, ...]:
+    """Formats whose kernel differed from libggml in this process, which encoded them instead."""
+    with _lock:
+        return tuple(
+            f"{name} with importance" if weighed else name
+            for (name, weighed), agreed in sorted(_checks.items())
+            if not agreed
+        )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The built kernels, or None."""
+    spec = importlib.util.find_spec(f"{__package__}._kernels")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        library = ctypes.CDLL(spec.origin)
+    except OSError:  # built for another system
+        return None
+    pointer, number, int64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    library.kconv_runs.argtypes = (number,)
+    library.kconv_encodes.argtypes = (number, number, number)
+    library.kconv_encode.argtypes = (number, number, pointer, pointer, int64, int64, pointer, pointer)
+    library.kconv_encode.restype = None
+    library.kconv_widen.argtypes = (number, number, pointer, pointer, int64)
+    library.kconv_widen.restype = ctypes.c_uint32
+    return library
