@@ -1,12 +1,21 @@
 /* Every family, and the table of this instruction set. */
 #include "kernels.h"
 #include "lanes.h"
+#include "q2_k.h"
+#include "q3_k.h"
+#include "q4_q5_k.h"
+#include "q6_k.h"
 #include "q8_0.h"
 #include "widen.h"
 
 static const struct kernel NAME(table)[] = {
     {2, 32, 18, NAME(encode_q4_0), 0, NAME(undefined_q4_0)},
     {8, 32, 34, NAME(encode_q8_0), NAME(encode_q8_0), NAME(undefined_q8_0)},
+    {10, 256, 84, NAME(encode_q2_K), NAME(encode_q2_K), 0},
+    {11, 256, 110, NAME(encode_q3_K), NAME(encode_q3_K), 0},
+    {12, 256, 144, NAME(encode_q4_K), NAME(encode_q4_K), 0},
+    {13, 256, 176, NAME(encode_q5_K), NAME(encode_q5_K), 0},
+    {14, 256, 210, NAME(encode_q6_K), NAME(encode_q6_K), 0},
 };
 
 const struct kernels NAME(kconv_kernels) = {
