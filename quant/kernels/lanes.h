@@ -120,6 +120,17 @@ INLINE li truncated(lf x) { return __builtin_convertvector(x, li); }
  * the sum with 1.5 * 2^23. The bits are the same beyond +-2^22 too, where they mean nothing. */
 INLINE li nearest(lf x) { return (bits(x + MAGIC) & 0x007fffff) - 0x00400000; }
 
+/* The same as a float, for magnitudes below 2^22 only; what rounds to zero may become -0. */
+INLINE lf nearest_small(lf x) {
+#if LANES == 16
+    return (lf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif LANES == 8
+    return (lf)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    return x + MAGIC - MAGIC;
+#endif
+}
+
 /* MAGIC + nearest(x), exactly, whatever x is: floats are quicker to clamp and to go on with. */
 INLINE lf nearest_sum(lf x) { return from_bits((bits(x + MAGIC) & 0x007fffff) | 0x4b000000); }
 

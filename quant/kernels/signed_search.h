@@ -1,8 +1,7 @@
 /* Blocks of 16 weights, a lane each, in levels -top to top - 1 of one signed scale (q6_K and q3_K).
  *
- * The search is make_qx_quants of ggml-quants.c with rmse_type 1. Its levels are computed as floats: adding
- * MAGIC rounds to whole numbers, and as long as nothing comes near 2^22 the clamp and the subtraction
- * are exact, so that no integers are needed.
+ * The search is make_qx_quants of ggml-quants.c with rmse_type 1. Its levels are computed as floats, which
+ * hold them exactly; the sign of a level that is zero changes no sum.
  */
 #ifndef KCONV_SIGNED_SEARCH_H
 #define KCONV_SIGNED_SEARCH_H
@@ -20,10 +19,10 @@ typedef struct {
 } level_clamp;
 
 INLINE lf signed_level(lf x, level_clamp clamp) {
-    lf sum = clamp.wild ? nearest_sum(x) : x + MAGIC;
-    if (clamp.low) sum = maximum(sum, floats(MAGIC - clamp.top));
-    if (clamp.high) sum = minimum(sum, floats(MAGIC + clamp.top - 1));
-    return sum - MAGIC;
+    lf level = clamp.wild ? nearest_sum(x) - MAGIC : nearest_small(x);
+    if (clamp.low) level = maximum(level, floats(-clamp.top));
+    if (clamp.high) level = minimum(level, floats(clamp.top - 1));
+    return level;
 }
 
 typedef struct {
@@ -40,33 +39,39 @@ INLINE lf largest_weight(const lf *x) {
     return largest;
 }
 
-/* Sums of weight * x * level and of weight * level * level. */
+/* For each of ``count`` scales the sums of weight * x * level and of weight * level * level. */
 INLINE void signed_sums(
-    const lf *x, const lf *weights, const lf *weighted, lf inverse, level_clamp clamp, lf *xl, lf *ll
+    int count, const lf *x, const lf *weights, const lf *weighted, const lf *inverse, level_clamp clamp,
+    lf *xl, lf *ll
 ) {
-    *xl = *ll = floats(0);
-    for (int i = 0; i < SIGNED_BLOCK; ++i) {
-        const lf level = signed_level(inverse * x[i], clamp);
-        *xl += weighted[i] * level;
-        *ll += weights[i] * level * level;
-    }
+    for (int k = 0; k < count; ++k) xl[k] = ll[k] = floats(0);
+    for (int i = 0; i < SIGNED_BLOCK; ++i)
+        for (int k = 0; k < count; ++k) {
+            const lf level = signed_level(inverse[k] * x[i], clamp);
+            xl[k] += weighted[i] * level;
+            ll[k] += weights[i] * level * level;
+        }
 }
 
-/* Tries scales by which the largest weight gets level -(top + step / 10), from step ``first`` to ``last``. */
+#define ABREAST 3 /* scales tried at once, so that the processor need not wait for the sum of one */
+
+/* Tries the scales by which the largest weight gets level -(top + step / 10), from step ``first`` to ``last``:
+ * a multiple of ABREAST steps. */
 INLINE void try_signed(
     const lf *x, const lf *weights, const lf *weighted, lf largest, int first, int last, level_clamp clamp,
     signed_scale *best
 ) {
-    for (int step = first; step <= last; ++step) {
-        if (step == 0) continue; /* where the search began */
-        const lf inverse = -(clamp.top + 0.1f * step) / largest;
-        lf xl, ll;
-        signed_sums(x, weights, weighted, inverse, clamp, &xl, &ll);
-        const lf scale = xl / ll;
-        const lm better = both(less(floats(0), ll), less(best->error * ll, xl * xl));
-        best->scale = choose(better, scale, best->scale);
-        best->error = choose(better, scale * xl, best->error);
-        best->inverse = choose(better, inverse, best->inverse);
+    for (int step = first; step <= last; step += ABREAST) {
+        lf inverse[ABREAST], xl[ABREAST], ll[ABREAST];
+        for (int k = 0; k < ABREAST; ++k) inverse[k] = -(clamp.top + 0.1f * (step + k)) / largest;
+        signed_sums(ABREAST, x, weights, weighted, inverse, clamp, xl, ll);
+        for (int k = 0; k < ABREAST; ++k) {
+            const lf scale = xl[k] / ll[k], error = scale * xl[k];
+            const lm better = both(less(floats(0), ll[k]), less(best->error * ll[k], xl[k] * xl[k]));
+            best->scale = choose(better, scale, best->scale);
+            best->error = choose(better, error, best->error);
+            best->inverse = choose(better, inverse[k], best->inverse);
+        }
     }
 }
 
@@ -76,19 +81,19 @@ INLINE void try_signed(
  * roundings in magnitude: levels need no lower bound up to step 4 and no bound at all up to step -6.
  */
 INLINE signed_scale search_signed(const lf *x, const lf *weights, int top, bool wild) {
-    lf weighted[SIGNED_BLOCK];
+    lf weighted[SIGNED_BLOCK], xl, ll;
     for (int i = 0; i < SIGNED_BLOCK; ++i) weighted[i] = weights[i] * x[i];
     const lf largest = largest_weight(x);
     const level_clamp none = {top, wild, wild, wild}, high = {top, wild, wild, true};
     const level_clamp full = {top, wild, true, true};
-    signed_scale best = {.inverse = -(float)top / largest};
-    lf xl, ll;
-    signed_sums(x, weights, weighted, best.inverse, high, &xl, &ll);
+    signed_scale best = {.inverse = -(float)top / largest}; /* step 0 is what the others must beat */
+    signed_sums(1, x, weights, weighted, &best.inverse, high, &xl, &ll);
     best.scale = choose(unequal(ll, floats(0)), xl / ll, floats(0));
     best.error = best.scale * xl;
-    try_signed(x, weights, weighted, largest, -9, -6, none, &best);
-    try_signed(x, weights, weighted, largest, -5, 4, high, &best);
-    try_signed(x, weights, weighted, largest, 5, 9, full, &best);
+    try_signed(x, weights, weighted, largest, -9, -7, none, &best);
+    try_signed(x, weights, weighted, largest, -6, -1, high, &best);
+    try_signed(x, weights, weighted, largest, 1, 3, high, &best);
+    try_signed(x, weights, weighted, largest, 4, 9, full, &best);
     const lm flat = less(absolute(largest), floats(GROUP_MAX_EPS));
     best.scale = choose(flat, floats(0), best.scale);
     best.inverse = choose(flat, floats(NAN), best.inverse);
