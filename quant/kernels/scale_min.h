@@ -9,7 +9,7 @@
 
 #include "lanes.h"
 
-#define GROUPS 2
+#define GROUPS 4
 #define EACH_GROUP for (int g = 0; g < GROUPS; ++g)
 
 /* What is tried: every scale (top + first + step * k) / (range of the weights), k from 0 to last. */
