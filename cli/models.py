@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -41,6 +43,7 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     say(
         f"Of these need importance data (--imatrix, --calibrate): {', '.join(known['types_with_importance'])}"
     )
+    say(f"\nQuantized by {_encoders(known['kernels'])}")
     say("\nVocabulary adapters (--no-adapter NAME leaves one out):")
     say(table([("", item["name"], item["summary"]) for item in known["adapters"]]))
     say("\nChat templates (--chat-template NAME):")
@@ -50,10 +53,26 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     say(table([("", item["hf_class"], item["remark"]) for item in known["unsupported"]]))
 
 
+def _encoders(kernels: Mapping[str, Any]) -> str:
+    """What encodes, in words."""
+    if not kernels["equal"]:
+        return f"libggml: {kernels['why']}"
+    plain = [name for name in kernels["equal"] if " " not in name]
+    said = f"kconv's {kernels['name']} kernels ({kernels['why']}), with libggml's bytes: "
+    said += ", ".join(
+        name if f"{name} with importance" in kernels["equal"] else f"{name} without importance"
+        for name in plain
+    )
+    if kernels["different"]:
+        said += f"; by libggml, whose bytes these kernels do not make: {', '.join(kernels['different'])}"
+    return said + "; other types by libggml"
+
+
 def supported() -> dict[str, Any]:
     """What kconv supports, from the tables that decide it."""
     from ..converters.architectures import NEAR, RECIPES
     from ..converters.samples import FAMILIES
+    from ..quant import ggml, native
     from ..quant.policy import POLICIES
     from ..quant.requirements import needs_importance
     from ..vocab.adapters import ADAPTERS
@@ -72,6 +91,7 @@ def supported() -> dict[str, Any]:
         ],
         "types": list(POLICIES),
         "types_with_importance": [policy.name for policy in POLICIES.values() if needs_importance(policy)],
+        "kernels": {**asdict(native.chosen()), **native.tried(ggml.library().ggml_quantize_chunk)},
         "adapters": [{"name": adapter.name, "summary": adapter.summary} for adapter in ADAPTERS],
         "chat_templates": [{"name": known.name, "model": known.model} for known in FORMATS],
         "samples": sorted(FAMILIES),

@@ -24,6 +24,7 @@ from ..core.model import MetadataValue, Model, Note
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.vocabulary import gguf_keys
+from ..quant import native
 from ..quant.formats import BF16, F16, F32, Format
 from ..quant.ggml import Floats
 from ..quant.importance import Importance
@@ -87,19 +88,23 @@ class FilePlan:
 
 @dataclass(frozen=True)
 class Written:
-    """Sizes of the files in bytes, and the tensors in which NaN or infinite weights were let through."""
+    """Sizes of the files in bytes, and the tensors in which NaN or infinite weights were let through.
+
+    ``kernels`` says which kernels were not used since their bytes are not libggml's.
+    """
 
     sizes: tuple[int, ...]
     not_finite: tuple[str, ...] = ()
+    kernels: tuple[Note, ...] = ()
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """What there is to say about that."""
         if not self.not_finite:
-            return ()
+            return self.kernels
         first, count = self.not_finite[0], len(self.not_finite)
         message = f"NaN or infinite weights were written, as allowed, in {count} of the tensors ({first}, …)"
-        return (Note("not-finite", message, warning=True),)
+        return (Note("not-finite", message, warning=True), *self.kernels)
 
 
 def plan_file(
@@ -144,7 +149,10 @@ def write_files(
     _write_data(tensors, plans, temporaries, threads, allow_nan, importance, harmed, progress)
     left = iter(temporaries)
     sizes = [_reread(plan, [next(left) for _ in plan.paths]) for plan in plans]
-    return Written(tuple(sizes), tuple(tensor.name for tensor in tensors if tensor.name in harmed))
+    not_finite = tuple(tensor.name for tensor in tensors if tensor.name in harmed)
+    return Written(
+        tuple(sizes), not_finite, native.notes(format for plan in plans for format in plan.formats)
+    )
 
 
 def _write_data(

@@ -19,6 +19,7 @@ from ..core.files import atomic_file
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import file_sha256, hub_origin
+from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
 from .gguf_writer import FilePlan
@@ -49,8 +50,11 @@ class SourceFile:
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of what has a hand in the bytes, and of ``more`` packages."""
-    found = {}
+    """Versions of what has a hand in the bytes, and of ``more`` packages; ``kernels`` says who encodes.
+
+    Which instruction set does is of no account: the bytes are the same, and so must manifests be.
+    """
+    found = {"kernels": native.LIBGGML if native.chosen().name == native.LIBGGML else "kconv"}
     for package in (*_PACKAGES, *more):
         try:
             found[package] = version(package)

@@ -16,15 +16,18 @@ import functools
 import importlib.util
 import os
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem
+from ..core.model import Note
 from ..core.tensor import Array, DType
-from .formats import Format
+from .formats import ENCODABLE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -154,14 +157,33 @@ def _agrees(name: str, format: Format, rows: Floats, importance: Floats | None, 
     return np.array_equal(ours, theirs)
 
 
-def distrusted() -> tuple[str, ...]:
-    """Formats whose kernel differed from libggml in this process, which encoded them instead."""
+def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
+    """What there is to say of kernels for ``formats`` that differed from libggml in this process."""
+    names = {format.name for format in formats}
     with _lock:
-        return tuple(
-            f"{name} with importance" if weighed else name
-            for (name, weighed), agreed in sorted(_checks.items())
-            if not agreed
-        )
+        wrong = sorted(key for key, agreed in _checks.items() if not agreed and key[0] in names)
+    if not wrong:
+        return ()
+    listed = ", ".join(starmap(_title, wrong))
+    message = f"libggml encoded {listed}: kconv's {chosen().name} kernels do not make this libggml's bytes"
+    return (Note("kernel-differs", message, warning=True),)
+
+
+def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
+    """The formats with kernels whose bytes on random weights are ``equal`` to libggml's, or ``different``."""
+    name = chosen().name
+    found: dict[bool, list[str]] = {True: [], False: []}
+    rows = np.random.default_rng(0).standard_normal((64, 2048), np.float32)
+    for format in ENCODABLE if name != LIBGGML else ():
+        for weights in (None, np.square(rows[0])):
+            if has_kernel(name, format, weighed=weights is not None):
+                title = _title(format.name, weights is not None)
+                found[_agrees(name, format, rows, weights, ggml)].append(title)
+    return {"equal": tuple(found[True]), "different": tuple(found[False])}
+
+
+def _title(name: str, weighed: bool) -> str:
+    return f"{name} with importance" if weighed else name
 
 
 @functools.cache

@@ -19,6 +19,7 @@ from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
 from ...core.tensor import Array
+from ...quant import native
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch, convert_slab
 from ..gguf_writer import Written, check_room, harmful, write_at
@@ -81,7 +82,8 @@ def write_onnx(
         with explained(folder / name):
             (folder / name).write_bytes(data)
     names = tuple(weight.tensor.name for weight in plan.weights if weight.tensor.name in harmed)
-    return Written((*_sizes(protos).values(), plan.nbytes), names)
+    sizes = (*_sizes(protos).values(), plan.nbytes)
+    return Written(sizes, names, native.notes(weight.format for weight in plan.weights))
 
 
 def _sizes(protos: Mapping[str, bytes]) -> dict[str, int]:
