@@ -1,4 +1,4 @@
-/* Super-blocks of 256 weights in 16 blocks of 16, LANES of them at once (q2_K and q3_K).
+/* Super-blocks of 256 weights, LANES of them at once; q2_K's and q3_K's have 16 blocks of 16.
  *
  * With a lane for each block, a vector is LANES / 16 super-blocks. What is done to the 16 scales of a
  * super-block has a lane for each super-block.
@@ -20,7 +20,7 @@ INLINE void encode_batches(
 ) {
     const int64_t in_row = columns / 256, total = rows * in_row;
     float rest[256 * LANES];
-    uint8_t encoded[LANES * 128]; /* bytes are fewer than 128 */
+    uint8_t encoded[256 * LANES]; /* a super-block has fewer bytes than weights */
     for (int64_t first = 0; first < total; first += LANES) {
         const float *at[LANES];
         for (int n = 0; importance && n < LANES; ++n) at[n] = importance + 256 * ((first + n) % in_row);
@@ -48,10 +48,10 @@ INLINE lf sum_squares(const float *x) {
 }
 
 /* What the errors of LANES blocks weigh: importance * sqrt(spread + x squared). Returns the sums. */
-INLINE lf weigh_blocks(const lf *x, const float *importance, lf spread, lf *weights) {
+INLINE lf weigh_blocks(int count, const lf *x, const float *importance, lf spread, lf *weights) {
     lf sum = floats(0);
-    load_transposed(importance, 16, 16, weights);
-    for (int i = 0; i < 16; ++i) {
+    load_transposed(importance, count, count, weights);
+    for (int i = 0; i < count; ++i) {
         weights[i] *= square_root(spread + x[i] * x[i]);
         sum += weights[i];
     }

@@ -69,4 +69,14 @@ INLINE lf find_factors(int count, int top, const lf *x, const lf *weights, li *f
     return choose(without(less(floats(0), sum_ll), none), sum_xl / sum_ll, floats(0));
 }
 
+/* Without weights: multiples of the largest number / top, which is returned; of 0 where none is positive. */
+INLINE lf round_factors(int count, int top, const lf *x, li *factors) {
+    lf largest = floats(0);
+    for (int j = 0; j < count; ++j) largest = maximum(x[j], largest);
+    const lm some = less(floats(0), largest);
+    const lf inverse = (float)top / largest;
+    for (int j = 0; j < count; ++j) factors[j] = choose_ints(some, nearest(inverse * x[j]), ints(0));
+    return largest / (float)top;
+}
+
 #endif

@@ -119,7 +119,7 @@ INLINE void search_q3_K(const float *x, const float *const *importance, found_q3
         lf values[16], weights[16];
         load_transposed(x + 16 * block, 16, 16, values);
         const float *own = importance[block / 16] + 16 * (block % 16);
-        store(found->sum + block, weigh_blocks(values, own, floats(spreads[block / 16]), weights));
+        store(found->sum + block, weigh_blocks(16, values, own, floats(spreads[block / 16]), weights));
         const signed_scale best = search_signed(values, weights, Q3_K_TOP, false);
         store(found->scale + block, best.scale);
         store(found->inverse + block, best.inverse);

@@ -1,234 +1,161 @@
-/* q4_K and q5_K: super-blocks of 256 weights in eight sub-blocks of 32, each a multiple of one scale less a
- * multiple of one minimum. The bytes are those of quantize_row_q4_K_ref and quantize_row_q5_K_ref or, with
- * importance, of quantize_row_q4_K_impl and quantize_row_q5_K_impl (ggml-quants.c). */
+/* q4_K and q5_K: super-blocks of 256 weights, eight blocks of 32; a lane is a block.
+ *
+ * A super-block is the half floats that the scales and the minima of its blocks are multiples of, twelve bytes
+ * of these multiples (six bits each), in q5_K 32 bytes of the levels' fifth bits, and 128 of their other
+ * four. As quantize_row_q4_K_ref and quantize_row_q5_K_ref or, with importance, quantize_row_q4_K_impl and
+ * quantize_row_q5_K_impl of ggml-quants.c.
+ */
 #ifndef KCONV_Q4_Q5_K_H
 #define KCONV_Q4_Q5_K_H
 
+#include "batches.h"
 #include "factors.h"
 #include "scale_min.h"
 
-#define SUPER 256                     /* weights in a super-block */
-#define SUB 32                        /* and in one of its sub-blocks */
-#define TILE_SUBS (GROUPS * LANES)    /* sub-blocks worked on at once */
-#define TILE_SUPERS (TILE_SUBS / 8)   /* super-blocks worked on at once */
-
-/* One of the two formats: block_q4_K and block_q5_K of ggml-common.h are both scales (two halves and twelve
- * bytes), then q5_K's fifth bits, then four bits a weight. */
 typedef struct {
+    int bytes, head; /* of a super-block, and of these what comes before the four bits of each weight */
     search_range plain, weighed;
-    bool fifth_bit;
-} two_level_format;
+} q4_q5_format;
 
-static const two_level_format Q4_K = {
-    .plain = {SUB, 15, -1.0f, 0.1f, 20, false},
-    .weighed = {SUB, 15, -0.9f, 0.05f, 36, false},
-    .fifth_bit = false,
-};
-static const two_level_format Q5_K = {
-    .plain = {SUB, 31, -0.5f, 0.1f, 15, false},
-    .weighed = {SUB, 31, -0.9f, 0.05f, 36, false},
-    .fifth_bit = true,
-};
+static const q4_q5_format Q4_K = {144, 16, {32, 15, -1.0f, 0.1f, 20, false}, {32, 15, -0.9f, 0.05f, 36, false}};
+static const q4_q5_format Q5_K = {176, 48, {32, 31, -0.5f, 0.1f, 15, false}, {32, 31, -0.9f, 0.05f, 36, false}};
 
-/* The scales and minima of a tile's sub-blocks: as searched for, as bytes, and as these are read again. */
-typedef struct {
-    float scale[TILE_SUBS], minimum[TILE_SUBS];
-    uint8_t scale_byte[TILE_SUBS], minimum_byte[TILE_SUBS];
-    float d[TILE_SUPERS], dmin[TILE_SUPERS];
-    float read_scale[TILE_SUBS], read_minimum[TILE_SUBS];
-} tile_scales;
+enum { Q4_Q5_BLOCKS = 8 * LANES, Q4_Q5_FACTOR = 63, Q5_K_TOPS = 16 };
 
-/* Weights of the error of each weight without importance: sqrt(mean square of the sub-block) + |weight|. */
-INLINE void weigh_plainly(const lf *x, lf *weights) {
-    lf squares[GROUPS];
-    EACH_GROUP squares[g] = floats(0);
-    for (int i = 0; i < SUB; ++i) EACH_GROUP squares[g] += x[g * SUB + i] * x[g * SUB + i];
-    EACH_GROUP {
-        const lf average = square_root(squares[g] / 32.0f);
-        for (int i = 0; i < SUB; ++i) weights[g * SUB + i] = average + absolute(x[g * SUB + i]);
-    }
+/* What the errors of LANES blocks weigh without importance: square root of the mean square + magnitude. */
+INLINE void weigh_q4_q5(const lf *x, lf *weights) {
+    lf sum = floats(0);
+    for (int i = 0; i < 32; ++i) sum += x[i] * x[i];
+    const lf mean = square_root(sum / 32.0f);
+    for (int i = 0; i < 32; ++i) weights[i] = mean + absolute(x[i]);
 }
 
-/* And with importance: importance * sqrt(twice the mean square of the super-block + weight squared). */
-INLINE void weigh_importance(const float *from, const float *importance, const lf *x, lf *weights) {
-    float squares[TILE_SUPERS] = {0}, sigma2[TILE_SUBS];
-    for (int i = 0; i < SUPER; ++i)
-        for (int s = 0; s < TILE_SUPERS; ++s) squares[s] += from[s * SUPER + i] * from[s * SUPER + i];
-    for (int s = 0; s < TILE_SUBS; ++s) sigma2[s] = 2 * squares[s / 8] / SUPER;
-    EACH_GROUP {
-        load_transposed(importance + g * LANES * SUB, SUB, SUB, weights + g * SUB);
-        const lf mean = load(sigma2 + g * LANES);
-        for (int i = 0; i < SUB; ++i)
-            weights[g * SUB + i] *= square_root(mean + x[g * SUB + i] * x[g * SUB + i]);
-    }
-}
-
-INLINE float largest_of_eight(const float *x) {
-    float largest = 0;
-    for (int j = 0; j < 8; ++j) largest = x[j] > largest ? x[j] : largest;
-    return largest;
-}
-
-INLINE int32_t nearest_scalar(float x) {
-    const float sum = x + MAGIC;
-    int32_t word;
-    memcpy(&word, &sum, 4);
-    return (word & 0x007fffff) - 0x00400000;
-}
-
-/* Eight numbers as multiples, at most 63, of their largest / 63, which is returned. */
-INLINE float round_plainly(const float *x, uint8_t *bytes) {
-    const float largest = largest_of_eight(x);
-    const float inverse = largest > 0 ? 63.0f / largest : 0.0f;
-    for (int j = 0; j < 8; ++j) {
-        const uint8_t byte = nearest_scalar(inverse * x[j]);
-        bytes[j] = byte < 63 ? byte : 63;
-    }
-    return largest / 63.0f;
-}
-
-/* Lane s is the scales of super-block s, lane TILE_SUPERS + s its minima; sums: of weights, by sub-block. */
-INLINE void round_weighed(const float *sums, bool bounded, tile_scales *scales) {
-    float x[8][LANES] = {{0}}, w[8][LANES] = {{0}}, d[LANES];
-    int32_t bytes[8][LANES];
-    for (int s = 0; s < TILE_SUBS; ++s) {
-        x[s % 8][s / 8] = scales->scale[s], x[s % 8][TILE_SUPERS + s / 8] = scales->minimum[s];
-        w[s % 8][s / 8] = w[s % 8][TILE_SUPERS + s / 8] = sums[s];
-    }
-    lf xs[8], ws[8];
-    li factors[8];
-    for (int j = 0; j < 8; ++j) xs[j] = load(x[j]), ws[j] = load(w[j]);
-    store(d, find_factors(8, 63, xs, ws, factors));
-    for (int j = 0; j < 8; ++j) store_ints(bytes[j], bounded ? minimum_ints(factors[j], ints(63)) : factors[j]);
-    for (int s = 0; s < TILE_SUBS; ++s) {
-        scales->scale_byte[s] = bytes[s % 8][s / 8];
-        scales->minimum_byte[s] = bytes[s % 8][TILE_SUPERS + s / 8];
-    }
-    for (int s = 0; s < TILE_SUPERS; ++s) scales->d[s] = d[s], scales->dmin[s] = d[TILE_SUPERS + s];
-}
-
-/* The head of a block, 16 bytes: two halves, then eight scales and eight minima of six bits, the upper two
- * bits of the last four of each above the first four's. What is read back goes to scales. */
-INLINE void write_scales(tile_scales *scales, int super, uint8_t *head) {
-    const uint8_t *ls = scales->scale_byte + 8 * super, *lm = scales->minimum_byte + 8 * super;
-    const uint16_t halves[2] = {half_bits(scales->d[super]), half_bits(scales->dmin[super])};
-    const float d = half_value(halves[0]), dmin = half_value(halves[1]);
-    memcpy(head, halves, 4);
-    uint8_t *packed = head + 4;
-    for (int j = 0; j < 4; ++j) {
-        packed[j] = ls[j] | ls[j + 4] >> 4 << 6;
-        packed[j + 4] = lm[j] | lm[j + 4] >> 4 << 6;
-        packed[j + 8] = (ls[j + 4] & 15) | (lm[j + 4] & 15) << 4;
-    }
-    for (int j = 0; j < 4; ++j) { /* not ls and lm, which may have more than six bits */
-        float *scale = scales->read_scale + 8 * super, *minimum = scales->read_minimum + 8 * super;
-        scale[j] = d * (packed[j] & 63), minimum[j] = dmin * (packed[j + 4] & 63);
-        scale[j + 4] = d * ((packed[j + 8] & 15) | packed[j] >> 6 << 4);
-        minimum[j + 4] = dmin * (packed[j + 8] >> 4 | packed[j + 4] >> 6 << 4);
-    }
-}
-
-typedef uint64_t lw __attribute__((vector_size(4 * LANES))); /* of two lanes, even and odd, each */
-
-/* Write the levels of a tile, for the scales as they are read. Where a sub-block's is zero, the levels are
- * those of the search. Two neighbouring sub-blocks, each element's four bits a byte, are 32 bytes. */
-INLINE void write_levels(const search_range *range, bool fifth_bit, const lf *x, const tile_scales *scales,
-                         const scale_min *found, uint64_t (*low)[TILE_SUBS / 2], uint64_t (*high)[TILE_SUBS / 2]) {
-    EACH_GROUP {
-        const lf d = load(scales->read_scale + g * LANES), dm = load(scales->read_minimum + g * LANES);
-        const lm unread = equal(d, floats(0));
-        const bool some = any(unread);
-        for (int word = 0; word < 4; ++word) {
-            lw four = {0}, fifth = {0};
-            for (int k = 0; k < 8; ++k) {
-                const lf weight = x[g * SUB + 8 * word + k];
-                lf level = nearest_level((weight + dm) / d, range->top);
-                if (some) {
-                    const lf searched = found->iscale[g] * (weight - found->origin[g]);
-                    level = choose(unread, nearest_level(searched, range->top), level);
-                }
-                const lw pair = (lw)(bits(level) & 31);
-                four |= ((pair & 15) | (pair >> 28 & 0xf0)) << 8 * k;
-                fifth |= ((pair >> 4 & 1) | (pair >> 35 & 2)) << 8 * k;
-            }
-            memcpy(low[word] + g * LANES / 2, &four, sizeof four);
-            if (fifth_bit) memcpy(high[word] + g * LANES / 2, &fifth, sizeof fifth);
+INLINE void search_q4_q5(
+    const q4_q5_format *format, const float *x, const float *const *importance, found_blocks *found
+) {
+    float spreads[LANES];
+    if (importance) store(spreads, 2.0f * sum_squares(x) / 256.0f);
+    for (int first = 0; first < Q4_Q5_BLOCKS; first += GROUPS * LANES) {
+        lf values[GROUPS * 32], weights[GROUPS * 32];
+        float own[GROUPS * LANES * 32], spread[GROUPS * LANES];
+        for (int j = 0; importance && j < GROUPS * LANES; ++j) {
+            const int block = first + j;
+            memcpy(own + 32 * j, importance[block / 8] + 32 * (block % 8), sizeof(float[32]));
+            spread[j] = spreads[block / 8];
         }
+        EACH_GROUP {
+            lf *v = values + 32 * g, *w = weights + 32 * g;
+            load_transposed(x + 32 * (first + g * LANES), 32, 32, v);
+            if (importance)
+                weigh_blocks(32, v, own + 32 * g * LANES, load(spread + g * LANES), w);
+            else
+                weigh_q4_q5(v, w);
+        }
+        find_blocks(importance ? &format->weighed : &format->plain, values, weights, first, found);
     }
 }
 
-/* TILE_SUPERS super-blocks, their importance, as many numbers, or NULL, and their bytes. */
-INLINE void encode_tile(const two_level_format *format, const float *from, const float *importance, uint8_t *out) {
-    const search_range *range = importance ? &format->weighed : &format->plain;
-    lf x[GROUPS * SUB], weights[GROUPS * SUB];
-    EACH_GROUP load_transposed(from + g * LANES * SUB, SUB, SUB, x + g * SUB);
-    if (importance)
-        weigh_importance(from, importance, x, weights);
-    else
-        weigh_plainly(x, weights);
-    scale_min found;
-    weighted_sums sums;
-    find_scale_min(range, x, weights, &found, &sums);
-    tile_scales scales;
-    EACH_GROUP {
-        store(scales.scale + g * LANES, found.scale[g]);
-        store(scales.minimum + g * LANES, found.minimum[g]);
-    }
-    if (importance) {
-        float w[TILE_SUBS];
-        EACH_GROUP store(w + g * LANES, sums.w[g]);
-        round_weighed(w, format->fifth_bit, &scales);
+/* Eight numbers of each of LANES super-blocks, a super-block a lane. */
+INLINE void load_eights(const float *from, lf *out) {
+    lf sixteen[16]; /* load_transposed takes at least LANES, and from has room for them */
+    load_transposed(from, 8, LANES > 8 ? LANES : 8, sixteen);
+    memcpy(out, sixteen, sizeof(lf[8]));
+}
+
+/* ``x`` as multiples, to ``factors``, of what goes to ``unit``. q4_K with importance takes them as they are:
+ * where weights of zero led the search astray they may have more than six bits. */
+INLINE void factor_q4_q5(
+    const q4_q5_format *format, const float *x, const float *sums, uint8_t *factors, float *unit
+) {
+    lf numbers[8], weights[8];
+    li found[8];
+    load_eights(x, numbers);
+    if (sums) {
+        load_eights(sums, weights);
+        store(unit, find_factors(8, Q4_Q5_FACTOR, numbers, weights, found));
     } else
-        for (int s = 0; s < TILE_SUPERS; ++s) {
-            scales.d[s] = round_plainly(scales.scale + 8 * s, scales.scale_byte + 8 * s);
-            scales.dmin[s] = round_plainly(scales.minimum + 8 * s, scales.minimum_byte + 8 * s);
-        }
-    const int head = format->fifth_bit ? 48 : 16, size = head + 128;
-    for (int s = 0; s < TILE_SUPERS; ++s) write_scales(&scales, s, out + s * size);
-    uint64_t low[4][TILE_SUBS / 2], high[4][TILE_SUBS / 2];
-    write_levels(range, format->fifth_bit, x, &scales, &found, low, high);
-    for (int s = 0; s < TILE_SUPERS; ++s)
-        for (int word = 0; word < 4; ++word) {
-            const uint64_t *pairs = low[word] + 4 * s, *tops = high[word] + 4 * s;
-            for (int pair = 0; pair < 4; ++pair)
-                memcpy(out + s * size + head + 32 * pair + 8 * word, pairs + pair, 8);
-            if (!format->fifth_bit) continue;
-            const uint64_t top = tops[0] | tops[1] << 2 | tops[2] << 4 | tops[3] << 6;
-            memcpy(out + s * size + 16 + 8 * word, &top, 8);
-        }
+        store(unit, round_factors(8, Q4_Q5_FACTOR, numbers, found));
+    for (int j = 0; j < 8; ++j) {
+        found[j] &= 255;
+        if (!sums || format == &Q5_K) found[j] = minimum_ints(found[j], ints(Q4_Q5_FACTOR));
+    }
+    store_bytes_transposed(found, 8, factors, 8);
 }
 
-/* All rows. Importance begins anew with each row; the last tile is filled up with zeros. */
-INLINE void encode_two_level(const two_level_format *format, const float *x, uint8_t *out, int64_t rows,
-                             int64_t columns, const float *importance) {
-    const int64_t each = columns / SUPER, total = rows * each;
-    const int size = format->fifth_bit ? 176 : 144;
-    float weights[TILE_SUPERS * SUPER], rest[TILE_SUPERS * SUPER] = {0};
-    uint8_t bytes[TILE_SUPERS * 176];
-    int64_t column = 0;
-    for (int64_t first = 0; first < total; first += TILE_SUPERS) {
-        const int64_t count = total - first < TILE_SUPERS ? total - first : TILE_SUPERS;
-        if (importance)
-            for (int s = 0; s < TILE_SUPERS; ++s) {
-                memcpy(weights + s * SUPER, importance + column * SUPER, sizeof(float[SUPER]));
-                column = column + 1 < each ? column + 1 : 0;
-            }
-        if (count == TILE_SUPERS) {
-            encode_tile(format, x + first * SUPER, importance ? weights : NULL, out + first * size);
-            continue;
-        }
-        memcpy(rest, x + first * SUPER, sizeof(float[SUPER]) * count);
-        encode_tile(format, rest, importance ? weights : NULL, bytes);
-        memcpy(out + first * size, bytes, size * count);
+/* The first 16 bytes of a super-block. Of the last four scales and minima the upper two bits lie above the
+ * first four's. The scales and minima that it says are written to ``scale`` and ``minimum``. */
+INLINE void pack_scales_q4_q5(
+    float unit, float minimum_unit, const uint8_t *s, const uint8_t *m, uint8_t *to, float *scale, float *minimum
+) {
+    const uint16_t halves[2] = {half_bits(unit), half_bits(minimum_unit)};
+    const float d = half_value(halves[0]), dmin = half_value(halves[1]);
+    memcpy(to, halves, 4);
+    uint8_t *low = to + 4, *high = to + 8, *rest = to + 12;
+    for (int j = 0; j < 4; ++j) {
+        low[j] = s[j] | s[j + 4] >> 4 << 6;
+        high[j] = m[j] | m[j + 4] >> 4 << 6;
+        rest[j] = (s[j + 4] & 15) | (m[j + 4] & 15) << 4;
+        scale[j] = d * (low[j] & 63), minimum[j] = dmin * (high[j] & 63);
+        scale[j + 4] = d * ((rest[j] & 15) | low[j] >> 6 << 4);
+        minimum[j + 4] = dmin * (rest[j] >> 4 | high[j] >> 6 << 4);
     }
 }
 
-static void NAME(encode_q4_K)(const float *x, void *out, int64_t rows, int64_t columns, const float *importance) {
-    encode_two_level(&Q4_K, x, out, rows, columns, importance);
+/* The lower four bits of 256 levels, two blocks side by side. */
+INLINE void pack_nibbles(const uint8_t *levels, uint8_t *to) {
+    for (int pair = 0; pair < 4; ++pair, levels += 64, to += 32)
+        for (int i = 0; i < 32; ++i) to[i] = (levels[i] & 15) | levels[i + 32] << 4;
 }
 
-static void NAME(encode_q5_K)(const float *x, void *out, int64_t rows, int64_t columns, const float *importance) {
-    encode_two_level(&Q5_K, x, out, rows, columns, importance);
+/* Their fifth bits, those of a block at the same place in 32 bytes. */
+INLINE void pack_tops_q5_K(const uint8_t *levels, uint8_t *to) {
+    memset(to, 0, 32);
+    for (int block = 0; block < 8; ++block)
+        for (int i = 0; i < 32; ++i) to[i] |= levels[32 * block + i] >> 4 << block;
+}
+
+INLINE void encode_batch_q4_q5(
+    const q4_q5_format *format, const float *x, const float *const *importance, uint8_t *to
+) {
+    found_blocks found;
+    uint8_t scales[Q4_Q5_BLOCKS], minima[Q4_Q5_BLOCKS], levels[256 * LANES];
+    float unit[LANES], minimum_unit[LANES], scale[Q4_Q5_BLOCKS], minimum[Q4_Q5_BLOCKS];
+    search_q4_q5(format, x, importance, &found);
+    factor_q4_q5(format, found.scale, importance ? found.sum : NULL, scales, unit);
+    factor_q4_q5(format, found.minimum, importance ? found.sum : NULL, minima, minimum_unit);
+    for (int n = 0; n < LANES; ++n) {
+        const int block = 8 * n;
+        pack_scales_q4_q5(
+            unit[n], minimum_unit[n], scales + block, minima + block, to + n * format->bytes,
+            scale + block, minimum + block
+        );
+    }
+    for (int block = 0; block < Q4_Q5_BLOCKS; block += LANES)
+        assign_stored(&format->plain, x, scale, minimum, &found, block, levels);
+    for (int n = 0; n < LANES; ++n, to += format->bytes) {
+        if (format == &Q5_K) pack_tops_q5_K(levels + 256 * n, to + Q5_K_TOPS);
+        pack_nibbles(levels + 256 * n, to + format->head);
+    }
+}
+
+INLINE void encode_batch_q4_K(const float *x, const float *const *importance, uint8_t *to) {
+    encode_batch_q4_q5(&Q4_K, x, importance, to);
+}
+
+INLINE void encode_batch_q5_K(const float *x, const float *const *importance, uint8_t *to) {
+    encode_batch_q4_q5(&Q5_K, x, importance, to);
+}
+
+static void NAME(encode_q4_K)(
+    const float *x, void *out, int64_t rows, int64_t columns, const float *importance
+) {
+    encode_batches(encode_batch_q4_K, Q4_K.bytes, x, out, rows, columns, importance);
+}
+
+static void NAME(encode_q5_K)(
+    const float *x, void *out, int64_t rows, int64_t columns, const float *importance
+) {
+    encode_batches(encode_batch_q5_K, Q5_K.bytes, x, out, rows, columns, importance);
 }
 
 #endif

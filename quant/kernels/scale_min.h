@@ -74,7 +74,7 @@ INLINE void assign_levels(const search_range *range, const lf *x, const lf *weig
  *
  * x and weights: GROUPS * count. Where the reference stops early, because all weights are one number that is
  * not positive, iscale is infinite here, its products with zero are NaN, all levels are 0 and the scale
- * is 1 / iscale = 0, as there. sums->w is left for the caller. */
+ * is 1 / iscale = 0, as there. */
 INLINE void find_scale_min(const search_range *range, const lf *x, const lf *weights, scale_min *found,
                            weighted_sums *sums) {
     const int count = range->count;
@@ -121,6 +121,48 @@ INLINE void find_scale_min(const search_range *range, const lf *x, const lf *wei
         }
     }
     EACH_GROUP found->minimum[g] = -low[g];
+}
+
+/* What was found for up to 16 * LANES blocks, in their order, and the sums of their weights. */
+typedef struct {
+    float scale[16 * LANES], minimum[16 * LANES], iscale[16 * LANES], origin[16 * LANES], sum[16 * LANES];
+} found_blocks;
+
+/* find_scale_min of the GROUPS * LANES blocks from ``first`` on. */
+INLINE void find_blocks(
+    const search_range *range, const lf *x, const lf *weights, int first, found_blocks *found
+) {
+    scale_min best;
+    weighted_sums sums;
+    find_scale_min(range, x, weights, &best, &sums);
+    EACH_GROUP {
+        const int at = first + g * LANES;
+        store(found->scale + at, best.scale[g]), store(found->minimum + at, best.minimum[g]);
+        store(found->iscale + at, best.iscale[g]), store(found->origin + at, best.origin[g]);
+        store(found->sum + at, sums.w[g]);
+    }
+}
+
+/* The levels of the LANES blocks from ``first`` on, x (blocks, count), for scales and minima as they are
+ * stored; as bytes, to (blocks, count). Where a scale is zero they are those of the search. */
+INLINE void assign_stored(
+    const search_range *range, const float *x, const float *scale, const float *minimum,
+    const found_blocks *found, int first, uint8_t *to
+) {
+    const int count = range->count;
+    const lf d = load(scale + first), m = load(minimum + first);
+    const lf iscale = load(found->iscale + first), origin = load(found->origin + first);
+    const lm none = equal(d, floats(0));
+    const bool some = any(none);
+    lf values[32];
+    li levels[32];
+    load_transposed(x + first * count, count, count, values);
+    for (int i = 0; i < count; ++i) {
+        lf level = nearest_level((values[i] + m) / d, range->top);
+        if (some) level = choose(none, nearest_level(iscale * (values[i] - origin), range->top), level);
+        levels[i] = bits(level) & range->top; /* which is 2^n - 1 */
+    }
+    store_bytes_transposed(levels, count, to + first * count, count);
 }
 
 #endif
