@@ -1,5 +1,6 @@
-/* Super-blocks of 256 weights, LANES of them at once; q2_K's and q3_K's have 16 blocks of 16.
+/* Super-blocks of 256 weights, or iq4_nl's blocks of 32, LANES of them at once.
  *
+ * The super-blocks of q2_K and q3_K have 16 blocks of 16.
  * With a lane for each block, a vector is LANES / 16 super-blocks. What is done to the 16 scales of a
  * super-block has a lane for each super-block.
  */
@@ -10,27 +11,27 @@
 
 enum { BATCH_BLOCKS = 16 * LANES };
 
-/* Encodes LANES super-blocks; ``importance`` points to that of each, or is NULL. */
+/* Encodes LANES of them; ``importance`` points to that of each, or is NULL. */
 typedef void batch_encoder(const float *x, const float *const *importance, uint8_t *to);
 
-/* All rows. The last batch is filled up with zeros. */
+/* All rows, in units of ``size`` weights and ``bytes`` bytes. The last batch is filled up with zeros. */
 INLINE void encode_batches(
-    batch_encoder *encode, int bytes, const float *x, uint8_t *to, int64_t rows, int64_t columns,
+    batch_encoder *encode, int size, int bytes, const float *x, uint8_t *to, int64_t rows, int64_t columns,
     const float *importance
 ) {
-    const int64_t in_row = columns / 256, total = rows * in_row;
+    const int64_t in_row = columns / size, total = rows * in_row;
     float rest[256 * LANES];
     uint8_t encoded[256 * LANES]; /* a super-block has fewer bytes than weights */
     for (int64_t first = 0; first < total; first += LANES) {
         const float *at[LANES];
-        for (int n = 0; importance && n < LANES; ++n) at[n] = importance + 256 * ((first + n) % in_row);
+        for (int n = 0; importance && n < LANES; ++n) at[n] = importance + size * ((first + n) % in_row);
         if (first + LANES <= total) {
-            encode(x + 256 * first, importance ? at : NULL, to + bytes * first);
+            encode(x + size * first, importance ? at : NULL, to + bytes * first);
             continue;
         }
         const int64_t count = total - first;
         memset(rest, 0, sizeof rest);
-        memcpy(rest, x + 256 * first, sizeof(float[256]) * count);
+        memcpy(rest, x + size * first, sizeof(float) * size * count);
         encode(rest, importance ? at : NULL, encoded);
         memcpy(to + bytes * first, encoded, bytes * count);
     }
@@ -56,6 +57,13 @@ INLINE lf weigh_blocks(int count, const lf *x, const float *importance, lf sprea
         sum += weights[i];
     }
     return sum;
+}
+
+/* Eight numbers of each of LANES super-blocks, a super-block a lane. */
+INLINE void load_eights(const float *from, lf *out) {
+    lf sixteen[16]; /* load_transposed takes at least LANES, and from has room for them */
+    load_transposed(from, 8, LANES > 8 ? LANES : 8, sixteen);
+    memcpy(out, sixteen, sizeof(lf[8]));
 }
 
 /* The lower two bits of 256 levels, four a byte. */

@@ -78,7 +78,7 @@ INLINE void encode_batch_q2_K(const float *x, const float *const *importance, ui
 static void NAME(encode_q2_K)(
     const float *x, void *out, int64_t rows, int64_t columns, const float *importance
 ) {
-    encode_batches(encode_batch_q2_K, Q2_K_BYTES, x, out, rows, columns, importance);
+    encode_batches(encode_batch_q2_K, 256, Q2_K_BYTES, x, out, rows, columns, importance);
 }
 
 #endif

@@ -155,7 +155,7 @@ static void NAME(encode_q3_K)(
 ) {
     uint8_t *to = out;
     if (importance)
-        encode_batches(encode_batch_q3_K, Q3_K_BYTES, x, to, rows, columns, importance);
+        encode_batches(encode_batch_q3_K, 256, Q3_K_BYTES, x, to, rows, columns, importance);
     else
         for (int64_t n = 0; n < rows * columns / 256; ++n)
             encode_plain_q3_K(x + 256 * n, to + Q3_K_BYTES * n);

@@ -55,13 +55,6 @@ INLINE void search_q4_q5(
     }
 }
 
-/* Eight numbers of each of LANES super-blocks, a super-block a lane. */
-INLINE void load_eights(const float *from, lf *out) {
-    lf sixteen[16]; /* load_transposed takes at least LANES, and from has room for them */
-    load_transposed(from, 8, LANES > 8 ? LANES : 8, sixteen);
-    memcpy(out, sixteen, sizeof(lf[8]));
-}
-
 /* ``x`` as multiples, to ``factors``, of what goes to ``unit``. q4_K with importance takes them as they are:
  * where weights of zero led the search astray they may have more than six bits. */
 INLINE void factor_q4_q5(
@@ -149,13 +142,13 @@ INLINE void encode_batch_q5_K(const float *x, const float *const *importance, ui
 static void NAME(encode_q4_K)(
     const float *x, void *out, int64_t rows, int64_t columns, const float *importance
 ) {
-    encode_batches(encode_batch_q4_K, Q4_K.bytes, x, out, rows, columns, importance);
+    encode_batches(encode_batch_q4_K, 256, Q4_K.bytes, x, out, rows, columns, importance);
 }
 
 static void NAME(encode_q5_K)(
     const float *x, void *out, int64_t rows, int64_t columns, const float *importance
 ) {
-    encode_batches(encode_batch_q5_K, Q5_K.bytes, x, out, rows, columns, importance);
+    encode_batches(encode_batch_q5_K, 256, Q5_K.bytes, x, out, rows, columns, importance);
 }
 
 #endif
