@@ -1,6 +1,7 @@
 /* Every family, and the table of this instruction set. */
 #include "kernels.h"
 #include "lanes.h"
+#include "iq4.h"
 #include "q2_k.h"
 #include "q3_k.h"
 #include "q4_q5_k.h"
@@ -16,6 +17,8 @@ static const struct kernel NAME(table)[] = {
     {12, 256, 144, NAME(encode_q4_K), NAME(encode_q4_K), 0},
     {13, 256, 176, NAME(encode_q5_K), NAME(encode_q5_K), 0},
     {14, 256, 210, NAME(encode_q6_K), NAME(encode_q6_K), 0},
+    {20, 32, 18, NAME(encode_iq4_nl), NAME(encode_iq4_nl), 0},
+    {23, 256, 136, NAME(encode_iq4_xs), NAME(encode_iq4_xs), 0},
 };
 
 const struct kernels NAME(kconv_kernels) = {

@@ -1,0 +1,204 @@
+/* iq4_nl and iq4_xs: blocks of 32 weights, each a multiple of one of sixteen numbers; a lane is a block.
+ *
+ * iq4_nl is a half float, the scale, and 16 bytes of levels. iq4_xs is super-blocks of 256: the half float that
+ * the scales of its eight blocks are multiples of, these multiples (six bits each: two bytes of the upper two
+ * bits, then four of the lower four) and the levels. As quantize_row_iq4_nl_impl of ggml-quants.c.
+ */
+#ifndef KCONV_IQ4_H
+#define KCONV_IQ4_H
+
+#include "batches.h"
+
+enum { IQ4_NL_BYTES = 18, IQ4_XS_BYTES = 136, IQ4_XS_LOW = 4, IQ4_XS_LEVELS = 8, IQ4_TRIES = 7 };
+
+/* kvalues_iq4nl of ggml-common.h, and halfway between each and the next: best_index_int8 decides there, as the
+ * differences that it compares are exact around it, and counts NaN as larger than any. */
+static const float IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+static const float IQ4_HALFWAY[16] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f,
+                                      7, 19, 31.5f, 45.5f, 61, 79, 101};
+
+#if LANES > 4
+/* table[at], at from 0 to 15. */
+INLINE lf look_up(const float *table, li at) {
+#if LANES == 16
+    return (lf)_mm512_permutexvar_ps((__m512i)at, (__m512)load(table));
+#else
+    const __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)at);
+    const __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)at);
+    return (lf)_mm256_blendv_ps(low, high, (__m256)(at << 28));
+#endif
+}
+#endif
+
+/* The place of the value nearest to x, and the value. */
+INLINE li nearest_place(lf x, lf *value) {
+#if LANES > 4
+    li place = choose_ints(less(x, floats(IQ4_HALFWAY[7])), ints(0), ints(8));
+    for (int step = 4; step; step /= 2) {
+        const lm below = less(x, look_up(IQ4_HALFWAY, place + (step - 1)));
+        place = choose_ints(below, place, place + step);
+    }
+    *value = look_up(IQ4_VALUES, place);
+#else
+    li place = ints(15);
+    *value = floats(IQ4_VALUES[15]);
+    for (int i = 0; i < 15; ++i) {
+        const lm below = less(x, floats(IQ4_HALFWAY[i]));
+        place += below;
+        *value += from_bits(below & bits(floats(IQ4_VALUES[i] - IQ4_VALUES[i + 1])));
+    }
+#endif
+    return place;
+}
+
+typedef struct {
+    lf qx, qq;
+} iq4_sums;
+
+INLINE iq4_sums sum_iq4(const lf *x, const lf *weights, lf inverse) {
+    iq4_sums sums = {floats(0), floats(0)};
+    for (int i = 0; i < 32; ++i) {
+        lf value;
+        nearest_place(inverse * x[i], &value);
+        const lf weighted = weights[i] * value;
+        sums.qx += weighted * x[i];
+        sums.qq += weighted * value;
+    }
+    return sums;
+}
+
+/* The scales of LANES blocks. */
+INLINE lf search_iq4(const lf *x, const lf *weights) {
+    lf magnitude = floats(0), largest = floats(0);
+    for (int i = 0; i < 32; ++i) { /* the first of the largest magnitude */
+        const lm larger = less(magnitude, absolute(x[i]));
+        magnitude = choose(larger, absolute(x[i]), magnitude), largest = choose(larger, x[i], largest);
+    }
+    iq4_sums sums = sum_iq4(x, weights, 1.0f / (-largest / IQ4_VALUES[0]));
+    lf scale = choose(less(floats(0), sums.qq), sums.qx / sums.qq, floats(0));
+    lf best = scale * sums.qx;
+    for (int k = -IQ4_TRIES; k <= IQ4_TRIES; ++k) {
+        sums = sum_iq4(x, weights, (k + IQ4_VALUES[0]) / largest);
+        const lm better = both(less(floats(0), sums.qq), less(best * sums.qq, sums.qx * sums.qx));
+        scale = choose(better, sums.qx / sums.qq, scale);
+        best = choose(better, scale * sums.qx, best);
+    }
+    return choose(less(magnitude, floats(GROUP_MAX_EPS)), floats(0), scale);
+}
+
+/* The scales of the LANES blocks of x, which come from ``from``. */
+INLINE void weigh_iq4(const lf *x, const float *const *importance, const float *spreads, lf *weights) {
+    if (!importance) {
+        for (int i = 0; i < 32; ++i) weights[i] = x[i] * x[i];
+        return;
+    }
+    float own[32 * LANES];
+    for (int j = 0; j < LANES; ++j) memcpy(own + 32 * j, importance[j], sizeof(float[32]));
+    weigh_blocks(32, x, own, load(spreads), weights);
+}
+
+/* 1 / scale, or 0 for 0. */
+INLINE lf inverse_iq4(lf scale) { return choose(equal(scale, floats(0)), floats(0), 1.0f / scale); }
+
+/* The levels of LANES blocks, each 16 bytes, to[stride * block]: the second half above the first. */
+INLINE void pack_iq4(const lf *x, lf inverse, uint8_t *to, int stride) {
+    li levels[16];
+    lf value;
+    for (int i = 0; i < 16; ++i)
+        levels[i] = nearest_place(inverse * x[i], &value) | nearest_place(inverse * x[i + 16], &value) << 4;
+    store_bytes_transposed(levels, 16, to, stride);
+}
+
+INLINE void encode_batch_iq4_nl(const float *x, const float *const *importance, uint8_t *to) {
+    lf values[32], weights[32], sum = floats(0);
+    float scale[LANES], spreads[LANES];
+    load_transposed(x, 32, 32, values);
+    for (int i = 0; i < 32; ++i) sum += values[i] * values[i];
+    store(spreads, sum * (2.0f / 32));
+    weigh_iq4(values, importance, spreads, weights);
+    const lf found = search_iq4(values, weights);
+    store(scale, found);
+    for (int n = 0; n < LANES; ++n) {
+        const uint16_t half = half_bits(scale[n]);
+        memcpy(to + n * IQ4_NL_BYTES, &half, 2);
+    }
+    pack_iq4(values, inverse_iq4(found), to + 2, IQ4_NL_BYTES);
+}
+
+/* Factors, from -32 to 31, of the scales of eight blocks of LANES super-blocks, a super-block a lane, and what
+ * they are multiples of. */
+INLINE lf factor_iq4_xs(const lf *scales, li *factors) {
+    lf magnitude = floats(0), largest = floats(0);
+    for (int j = 0; j < 8; ++j) {
+        const lm larger = less(magnitude, absolute(scales[j]));
+        magnitude = choose(larger, absolute(scales[j]), magnitude), largest = choose(larger, scales[j], largest);
+    }
+    const lf unit = -largest / 32.0f, inverse = inverse_iq4(unit);
+    for (int j = 0; j < 8; ++j) factors[j] = clamped(nearest(inverse * scales[j]), -32, 31);
+    return unit;
+}
+
+INLINE void pack_scales_iq4_xs(float unit, const uint8_t *factors, uint8_t *to) {
+    const uint16_t half = half_bits(unit);
+    uint16_t high = 0;
+    for (int j = 0; j < 8; ++j) high |= (factors[j] >> 4) << 2 * j;
+    memcpy(to, &half, 2);
+    memcpy(to + 2, &high, 2);
+    for (int j = 0; j < 4; ++j) to[IQ4_XS_LOW + j] = (factors[2 * j] & 15) | factors[2 * j + 1] << 4;
+}
+
+INLINE void encode_batch_iq4_xs(const float *x, const float *const *importance, uint8_t *to) {
+    float scale[16 * LANES] = {0}, spreads[LANES], unit[LANES], inverse[8 * LANES];
+    uint8_t bytes[8 * LANES], levels[128 * LANES];
+    if (importance) store(spreads, sum_squares(x) * (2.0f / 256));
+    for (int first = 0; first < 8 * LANES; first += LANES) {
+        lf values[32], weights[32];
+        const float *own[LANES];
+        float spread[LANES];
+        for (int j = 0; importance && j < LANES; ++j) {
+            const int block = first + j;
+            own[j] = importance[block / 8] + 32 * (block % 8), spread[j] = spreads[block / 8];
+        }
+        load_transposed(x + 32 * first, 32, 32, values);
+        weigh_iq4(values, importance ? own : NULL, spread, weights);
+        store(scale + first, search_iq4(values, weights));
+    }
+    lf scales[8];
+    li factors[8];
+    load_eights(scale, scales);
+    const lf units = factor_iq4_xs(scales, factors);
+    store(unit, units);
+    for (int j = 0; j < 8; ++j) {
+        scales[j] = inverse_iq4(units * to_floats(factors[j])); /* not as the half float says */
+        factors[j] += 32;
+    }
+    store_bytes_transposed(factors, 8, bytes, 8);
+    for (int j = 0; j < 8; ++j) {
+        float lane[LANES];
+        store(lane, scales[j]);
+        for (int n = 0; n < LANES; ++n) inverse[8 * n + j] = lane[n];
+    }
+    for (int first = 0; first < 8 * LANES; first += LANES) {
+        lf values[32];
+        load_transposed(x + 32 * first, 32, 32, values);
+        pack_iq4(values, load(inverse + first), levels + 16 * first, 16);
+    }
+    for (int n = 0; n < LANES; ++n, to += IQ4_XS_BYTES) {
+        pack_scales_iq4_xs(unit[n], bytes + 8 * n, to);
+        memcpy(to + IQ4_XS_LEVELS, levels + 128 * n, 128);
+    }
+}
+
+static void NAME(encode_iq4_nl)(
+    const float *x, void *out, int64_t rows, int64_t columns, const float *importance
+) {
+    encode_batches(encode_batch_iq4_nl, 32, IQ4_NL_BYTES, x, out, rows, columns, importance);
+}
+
+static void NAME(encode_iq4_xs)(
+    const float *x, void *out, int64_t rows, int64_t columns, const float *importance
+) {
+    encode_batches(encode_batch_iq4_xs, 256, IQ4_XS_BYTES, x, out, rows, columns, importance);
+}
+
+#endif
