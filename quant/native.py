@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import os
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from itertools import starmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,7 +190,7 @@ def _title(name: str, weighed: bool) -> str:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The built kernels, or None."""
-    spec = importlib.util.find_spec(f"{__package__}._kernels")
+    spec = PathFinder.find_spec("_kernels", [str(Path(__file__).parent)])
     if spec is None or spec.origin is None:
         return None
     try:
