@@ -12,33 +12,41 @@
 enum { IQ4_NL_BYTES = 18, IQ4_XS_BYTES = 136, IQ4_XS_LOW = 4, IQ4_XS_LEVELS = 8, IQ4_TRIES = 7 };
 
 /* kvalues_iq4nl of ggml-common.h, and halfway between each and the next: best_index_int8 decides there, as the
- * differences that it compares are exact around it, and counts NaN as larger than any. */
+ * differences that it compares are exact around it, and counts NaN as larger than any. Nothing is beyond the
+ * last. */
 static const float IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 static const float IQ4_HALFWAY[16] = {-115.5f, -93.5f, -74, -57, -42, -28.5f, -16, -4.5f,
-                                      7, 19, 31.5f, 45.5f, 61, 79, 101};
-
-#if LANES > 4
-/* table[at], at from 0 to 15. */
-INLINE lf look_up(const float *table, li at) {
-#if LANES == 16
-    return (lf)_mm512_permutexvar_ps((__m512i)at, (__m512)load(table));
-#else
-    const __m256 low = _mm256_permutevar8x32_ps((__m256)load(table), (__m256i)at);
-    const __m256 high = _mm256_permutevar8x32_ps((__m256)load(table + 8), (__m256i)at);
-    return (lf)_mm256_blendv_ps(low, high, (__m256)(at << 28));
-#endif
-}
-#endif
+                                      7, 19, 31.5f, 45.5f, 61, 79, 101, NAN};
 
 /* The place of the value nearest to x, and the value. */
 INLINE li nearest_place(lf x, lf *value) {
-#if LANES > 4
-    li place = choose_ints(less(x, floats(IQ4_HALFWAY[7])), ints(0), ints(8));
-    for (int step = 4; step; step /= 2) {
-        const lm below = less(x, look_up(IQ4_HALFWAY, place + (step - 1)));
-        place = choose_ints(below, place, place + step);
-    }
-    *value = look_up(IQ4_VALUES, place);
+#if LANES == 16
+    /* x is in a bin around a multiple of 8, and there is at most one of IQ4_HALFWAY in it. What is nearest to
+     * the low end of each bin, from that around 0 to that around 112, then from -136 on: */
+    static const int32_t lowest[32] = {8, 8, 9, 10, 10, 11, 11, 12, 12, 13, 13, 14, 14, 14, 15, 0,
+                                       0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5, 6, 6, 7};
+    const lf bin = maximum(minimum(x, floats(113)), floats(-136)) + 8 * MAGIC; /* in the low five bits */
+    const li low = (li)_mm512_permutex2var_epi32(
+        (__m512i)load_ints(lowest), (__m512i)bits(bin), (__m512i)load_ints(lowest + 16)
+    );
+    const lf halfway = (lf)_mm512_permutexvar_ps((__m512i)low, (__m512)load(IQ4_HALFWAY));
+    const li place = choose_ints(less_equal(halfway, x), low + 1, low);
+    *value = (lf)_mm512_permutexvar_ps((__m512i)place, (__m512)load(IQ4_VALUES));
+#elif LANES == 8
+    /* One bit of the place after the other, 0 or -1 for the lower half: place = 15 + what these make. Tables are
+     * in the order 0, -7, -6 to -1, as three bits of negative numbers count. */
+#define PICK(place, ...) (lf)_mm256_permutevar8x32_ps((__m256){__VA_ARGS__}, (__m256i)(place))
+    const li first = less(x, floats(-4.5f));
+    const li second = less(x, choose(first, floats(-57), floats(45.5f)));
+    const li two = first + first + second;
+    const li third = less(x, PICK(two, 79, 0, 0, 0, 0, -93.5f, -28.5f, 19));
+    const li three = two + two + third;
+    const li fourth = less(x, PICK(three, 101, -115.5f, -74, -42, -16, 7, 31.5f, 61));
+    const li place = three + three + fourth + 15;
+    *value = choose(
+        fourth, PICK(three, 89, -127, -83, -49, -22, 1, 25, 53), PICK(three, 113, -104, -65, -35, -10, 13, 38, 69)
+    );
+#undef PICK
 #else
     li place = ints(15);
     *value = floats(IQ4_VALUES[15]);
