@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -16,6 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGES: list[str] = PROJECT["tool"]["setuptools"]["packages"]
 DIRECTORIES: dict[str, str] = PROJECT["tool"]["setuptools"]["package-dir"]
 
+KERNELS = "quant/kernels/"  # C, which is compiled
 # A room may import itself and the rooms before it (design: arrows only point up this list).
 ROOMS = ["core", "vocab", "quant", "converters", "verify", "cli"]
 CLOSED = {("vocab", "quant"), ("quant", "vocab")}
@@ -67,10 +70,26 @@ def test_wheel_holds_every_file_and_only_kconv(tmp_path: Path) -> None:
     subprocess.run([*command, "--wheel-dir", str(tmp_path), str(copy)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    built = {name for name in held if name.startswith("kconv/quant/_kernels.")}
+    assert len(built) == (shutil.which("cc") is not None)
     expected = {
-        f"kconv/{name}" for name in tracked if name.split("/")[0] in ROOMS and (ROOT / name).is_file()
+        f"kconv/{name}"
+        for name in tracked
+        if name.split("/")[0] in ROOMS and not name.startswith(KERNELS) and (ROOT / name).is_file()
     }
-    assert held == expected
+    assert held - built == expected
+    make = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", make], cwd=copy, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        inside = {name.partition("/")[2] for name in packed.getnames()}
+    assert {name for name in tracked if name.split("/")[0] in ROOMS and (ROOT / name).is_file()} <= inside
+
+
+def test_the_build_knows_every_file_of_the_kernels() -> None:
+    (extension,) = PROJECT["tool"]["setuptools"]["ext-modules"]
+    listed = [*extension["sources"], *extension["depends"]]
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT)) for path in (ROOT / KERNELS).iterdir())
 
 
 def test_help_imports_nothing_heavy() -> None:
