@@ -101,8 +101,8 @@ INLINE void encode_plain_q3_K(const float *x, uint8_t *to) {
     const float largest = largest_scale(scales);
     const float inverse = -32.0f / largest;
     for (int g = 0; g < 16 / LANES; ++g) {
-        const li multiple = nearest(inverse * load(scales + LANES * g)) << 24 >> 24; /* an int8 at first */
-        multiples[g] = largest == 0 ? ints(0) : clamped(multiple, -32, 31) + 32;
+        const li multiple = clamped(nearest(inverse * load(scales + LANES * g)), -32, 31);
+        multiples[g] = largest == 0 ? ints(0) : multiple + 32;
     }
     finish_q3_K(values, multiples, largest == 0 ? 0 : half_bits(1 / inverse), levels, to);
 }

@@ -47,8 +47,8 @@ INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importan
     memcpy(to + Q6_K_SCALE, &half, 2);
     uint8_t packed[256];
     for (int g = 0; g < 16 / LANES; ++g) {
-        li levels[SIGNED_BLOCK], stored = minimum_ints(nearest(inverse * found[g].scale), ints(127));
-        stored = stored << 24 >> 24; /* an int8, whatever it was */
+        li levels[SIGNED_BLOCK]; /* no scale exceeds the largest: what is stored is at least -128 */
+        const li stored = minimum_ints(nearest(inverse * found[g].scale), ints(127));
         const lf scale = half_value(half) * to_floats(stored);
         searched_levels(values[g], found[g].inverse, Q6_K_TOP, levels);
         stored_levels(values[g], scale, Q6_K_TOP, levels);
