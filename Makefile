@@ -40,6 +40,7 @@ check: setup ## ruff, mypy --strict and the tests
 bench: setup ## compare speed and memory with llama.cpp's converter and llama-quantize
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/every_type.py
+	$(BIN)/python bench/kernels.py
 
 test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of scratch space, half an hour)
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py
