@@ -146,3 +146,12 @@ def different(format: Format, ours: ggml.Bytes, theirs: ggml.Bytes) -> npt.NDArr
     """The places of the blocks that are not equal."""
     unequal = (ours != theirs).reshape(-1, format.block_bytes).any(axis=1)
     return np.flatnonzero(unequal)
+
+
+def assert_equal(format: Format, rows: Floats, weights: Floats | None, what: str) -> None:
+    """Every instruction set gives libggml's bytes."""
+    theirs = libggml(format, rows, weights)
+    for set in native.available_sets():
+        found = different(format, kernel(set, format, rows, weights), theirs)
+        first = rows.reshape(-1, format.block_size)[found[0]] if len(found) else None
+        assert not len(found), f"{set}, {what}: {len(found)} blocks differ, first {found[0]}: {first}"

@@ -1,4 +1,4 @@
-"""q2_K, q3_K and q6_K where their searches go wrong, give up or overflow: still libggml's bytes."""
+"""Formats with a search where it goes wrong, gives up or overflows: still libggml's bytes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from kernel_material import Floats, different, kernel, libggml, mixture
+from kernel_material import Floats, assert_equal, mixture
 
 from kconv.quant import native
 from kconv.quant.formats import Format, parse_format
 
-FORMATS = [parse_format(name) for name in ("q2_K", "q3_K", "q6_K")]
+pytestmark = pytest.mark.skipif(not native.available_sets(), reason="the kernels are not built")
+
 CASES = [
-    pytest.param(set, format, id=f"{set}-{format.name}")
-    for set in native.available_sets()
-    for format in FORMATS
+    pytest.param(parse_format(name), id=name)
+    for name in ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
 ]
 
 Shape = tuple[int, ...]
@@ -60,39 +60,36 @@ IMPORTANCE: dict[str, Callable[[np.random.Generator, int], Floats]] = {
     "sums overflow": lambda rng, columns: rng.random(columns, np.float32) * np.float32(3e38),
     # Sums of some blocks overflow and of others vanish: q3_K then searches among infinite and NaN scales.
     "far apart": lambda rng, columns: np.exp2(rng.integers(-149, 128, columns)).astype(np.float32),
-    "one weight of a block": lambda rng, columns: (np.arange(columns) % 16 == 5).astype(np.float32),
+    # The search then fits noise: scales may be negative, and q4_K's, as multiples, have more than six bits.
+    "one weight of 16": lambda rng, columns: (np.arange(columns) % 16 == 5).astype(np.float32),
+    "one weight of 32": lambda rng, columns: (np.arange(columns) % 32 == 5).astype(np.float32),
 }
 
 
-def assert_equal(set: str, format: Format, rows: Floats, weights: Floats | None, what: str) -> None:
-    found = different(format, kernel(set, format, rows, weights), libggml(format, rows, weights))
-    assert not len(found), f"{what}: {len(found)} blocks differ, the first is {found[0]}"
-
-
-@pytest.mark.parametrize(("set", "format"), CASES)
-def test_degenerate_blocks(set: str, format: Format) -> None:
+@pytest.mark.parametrize("format", CASES)
+def test_degenerate_blocks(format: Format) -> None:
     rng = np.random.default_rng(6)
     for kind, make in WEIGHTS.items():
         rows = make(rng, (40, 768))
         assert np.isfinite(rows).all()
-        assert_equal(set, format, rows, None, kind)
+        assert_equal(format, rows, None, kind)
         for name, weigh in IMPORTANCE.items():
-            assert_equal(set, format, rows, weigh(rng, 768), f"{kind}, importance {name}")
+            assert_equal(format, rows, weigh(rng, 768), f"{kind}, importance {name}")
 
 
-@pytest.mark.parametrize(("set", "format"), CASES)
-def test_degenerate_importance_of_all_sorts_of_blocks(set: str, format: Format) -> None:
+@pytest.mark.parametrize("format", CASES)
+def test_degenerate_importance_of_all_sorts_of_blocks(format: Format) -> None:
     rng = np.random.default_rng(3)
     for name, weigh in IMPORTANCE.items():
-        assert_equal(set, format, mixture(rng, 400, 1280), weigh(rng, 1280), name)
+        assert_equal(format, mixture(rng, 400, 1280), weigh(rng, 1280), name)
 
 
-@pytest.mark.parametrize(("set", "format"), CASES)
-def test_any_number_of_super_blocks(set: str, format: Format) -> None:
+@pytest.mark.parametrize("format", CASES)
+def test_any_number_of_super_blocks(format: Format) -> None:
     """Kernels work on several at once, across rows; each row has the same importance."""
     rng = np.random.default_rng(2)
     for count in range(1, 36):
         columns = 256 * (count % 5 + 1)
         rows = mixture(rng, count, columns)
-        assert_equal(set, format, rows, None, f"{count} rows")
-        assert_equal(set, format, rows, rng.random(columns, np.float32), f"{count} rows, importance")
+        assert_equal(format, rows, None, f"{count} rows")
+        assert_equal(format, rows, rng.random(columns, np.float32), f"{count} rows, importance")
