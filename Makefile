@@ -21,6 +21,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@ls quant/_kernels.* >/dev/null 2>&1 || echo "kconv's kernels were not built; libggml encodes, many times slower"
 	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links
 	@for room in core vocab quant converters verify cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
