@@ -75,13 +75,16 @@ INLINE iq4_sums sum_iq4(const lf *x, const lf *weights, lf inverse) {
     return sums;
 }
 
+/* Of numbers with the largest magnitude the first. */
+INLINE lf first_largest(int count, const lf *x) {
+    lf largest = floats(0);
+    for (int i = 0; i < count; ++i) largest = choose(less(absolute(largest), absolute(x[i])), x[i], largest);
+    return largest;
+}
+
 /* The scales of LANES blocks. */
 INLINE lf search_iq4(const lf *x, const lf *weights) {
-    lf magnitude = floats(0), largest = floats(0);
-    for (int i = 0; i < 32; ++i) { /* the first of the largest magnitude */
-        const lm larger = less(magnitude, absolute(x[i]));
-        magnitude = choose(larger, absolute(x[i]), magnitude), largest = choose(larger, x[i], largest);
-    }
+    const lf largest = first_largest(32, x);
     iq4_sums sums = sum_iq4(x, weights, 1.0f / (-largest / IQ4_VALUES[0]));
     lf scale = choose(less(floats(0), sums.qq), sums.qx / sums.qq, floats(0));
     lf best = scale * sums.qx;
@@ -91,10 +94,10 @@ INLINE lf search_iq4(const lf *x, const lf *weights) {
         scale = choose(better, sums.qx / sums.qq, scale);
         best = choose(better, scale * sums.qx, best);
     }
-    return choose(less(magnitude, floats(GROUP_MAX_EPS)), floats(0), scale);
+    return choose(less(absolute(largest), floats(GROUP_MAX_EPS)), floats(0), scale);
 }
 
-/* The scales of the LANES blocks of x, which come from ``from``. */
+/* What the errors of LANES blocks weigh: the square of each or, with importance, as weigh_blocks says. */
 INLINE void weigh_iq4(const lf *x, const float *const *importance, const float *spreads, lf *weights) {
     if (!importance) {
         for (int i = 0; i < 32; ++i) weights[i] = x[i] * x[i];
@@ -136,12 +139,7 @@ INLINE void encode_batch_iq4_nl(const float *x, const float *const *importance, 
 /* Factors, from -32 to 31, of the scales of eight blocks of LANES super-blocks, a super-block a lane, and what
  * they are multiples of. */
 INLINE lf factor_iq4_xs(const lf *scales, li *factors) {
-    lf magnitude = floats(0), largest = floats(0);
-    for (int j = 0; j < 8; ++j) {
-        const lm larger = less(magnitude, absolute(scales[j]));
-        magnitude = choose(larger, absolute(scales[j]), magnitude), largest = choose(larger, scales[j], largest);
-    }
-    const lf unit = -largest / 32.0f, inverse = inverse_iq4(unit);
+    const lf unit = -first_largest(8, scales) / 32.0f, inverse = inverse_iq4(unit);
     for (int j = 0; j < 8; ++j) factors[j] = clamped(nearest(inverse * scales[j]), -32, 31);
     return unit;
 }
