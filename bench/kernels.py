@@ -1,8 +1,8 @@
 """Every format our kernels make: libggml against each instruction set, on one thread and on two.
 
 Half a million normal weights, exact in bf16, with and without importance data. libggml and the kernels take
-turns, so that what else the machine does meets them alike, and the best of several turns counts: on one
-thread in seconds of its processor, on two, which each encode as much, in seconds that passed.
+turns, so that what else the machine does meets them alike, and the best of several turns counts, in seconds
+of the processor: of one thread, or of the slower of two that encode as much each at the same time.
 
     python bench/kernels.py [--turns N] [FORMAT]...
 
@@ -109,12 +109,9 @@ def one_thread(way: Callable[[], object]) -> float:
 
 
 def two_threads(way: Callable[[], object]) -> float:
-    """Seconds until both of two threads that do the same have done it four times, a fourth of them."""
+    """Seconds of the processor of the slower of two threads that do the same."""
     with ThreadPoolExecutor(2) as pool:
-        begun = time.perf_counter()
-        for _ in pool.map(lambda _: [way() for _ in range(4)], range(2)):
-            pass
-        return (time.perf_counter() - begun) / 4
+        return max(pool.map(one_thread, [way, way]))
 
 
 if __name__ == "__main__":
