@@ -11,9 +11,9 @@ converter accepts), in the page cache, the median of three of each:
               buffer that never leaves the processor's cache
 
 The promises of the project stand under the table with the ratios reached: q4_0 5 times and q8_0 3 times as
-fast as llama.cpp's way; q4_K_M 5 times as fast as llama_model_quantize alone, from its f16 file; pure q4_0,
-q4_0 and q8_0 within 2 times the floor. They are figures to read, not checks: the exit
-code is 0 either way. The floor they are judged by reads and writes in pieces of 64 MiB and syncs, as kconv
+fast as llama.cpp's way; q4_K_M 5 times as fast as llama_model_quantize alone, from its f16 file; q4_0
+and q8_0 within 2 times the floor, pure q4_0 within 3. They are figures to read, not checks: the exit code is
+0 either way. The floor they are judged by reads and writes in pieces of 64 MiB and syncs, as kconv
 does (1.2 s where the promise was made, about the same here). Memory is watched in a run of its own.
 """
 
@@ -229,9 +229,9 @@ def judge(costs: dict[str, Cost]) -> list[Bound]:
     if alone:
         ratio = alone.seconds / costs["q4_K_M: kconv"].seconds
         bounds.append(Bound("q4_K_M: llama_model_quantize alone / kconv", ratio, 5.0))
-    for label in ("pure q4_0", "q4_0", "q8_0"):
+    for label, limit in (("pure q4_0", 3.0), ("q4_0", 2.0), ("q8_0", 2.0)):
         ratio = costs[f"{label}: kconv"].seconds / costs[f"{label}: floor"].seconds
-        bounds.append(Bound(f"{label}: kconv / floor", ratio, 2.0, at_most=True))
+        bounds.append(Bound(f"{label}: kconv / floor", ratio, limit, at_most=True))
     return bounds
 
 
