@@ -50,3 +50,4 @@ clean: ## remove what make demo and the tools left (not .venv)
 
 include mk/batch.mk
 include mk/js.mk
+include mk/optimum.mk
