@@ -12,7 +12,8 @@ from t5_checkpoints import write_t5
 from test_t5_bytes import texts
 
 from kconv.converters.architectures import recipe_for
-from kconv.converters.onnx.folder import GBST_CONFIG, LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.side_files import GBST_CONFIG
 from kconv.converters.recipe import build
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
@@ -57,14 +58,16 @@ def test_names_of_graphs_and_weights() -> None:
 
 def test_files_that_need_no_change_are_copied(tmp_path: Path) -> None:
     folder = write_sample("42dot", tmp_path / "model")
-    (folder / "generation_config.json").write_text('{ "eos_token_id": 50258 }')
+    (folder / "generation_config.json").write_text(
+        '{ "bos_token_id": 2001, "eos_token_id": 2000,  "pad_token_id": 2002 }'
+    )
     (folder / "LICENSE").write_text("free")
     found = beside(folder)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "LICENSE"):
         assert found.contents[name] == (folder / name).read_bytes()
     kept = {path.name for path in folder.iterdir()} - set(found.contents)
     assert not [name for name in kept if not name.endswith((".safetensors", ".bin", "README.md"))]
-    assert [note.name for note in found.notes] == ["made-tokenizer"]
+    assert [note.name for note in found.notes] == ["chat-template", "made-tokenizer"]
 
 
 def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
@@ -75,7 +78,7 @@ def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         content, before = json.loads(found.contents[name]), json.loads((folder / name).read_text())
         assert content == {key: value for key, value in before.items() if key != "auto_map"}
-    assert [note.name for note in found.notes] == ["custom-code", "made-tokenizer"]
+    assert [note.name for note in found.notes] == ["chat-template", "custom-code", "made-tokenizer"]
 
 
 def test_a_front_end_is_told_as_t5(tmp_path: Path) -> None:
