@@ -44,6 +44,7 @@ bench: setup ## compare speed and memory with llama.cpp's converter and llama-qu
 test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of scratch space, half an hour)
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py
 	$(BIN)/python bench/full_size.py
+	$(BIN)/python bench/full_size_onnx.py
 
 clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
