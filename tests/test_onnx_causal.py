@@ -40,6 +40,11 @@ KINDS: Mapping[str, Callable[..., Path]] = {
     "llama-linear": partial(
         random_llama, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     ),
+    # activations llama.cpp's graphs lack
+    "llama-gelu": partial(random_llama, hidden_act="gelu"),
+    "llama-quick-gelu": partial(random_llama, hidden_act="quick_gelu"),
+    "llama-relu2": partial(random_llama, hidden_act="relu2"),
+    "gptj-relu": partial(random_gptj, activation_function="relu"),
     "gptj": random_gptj,
     "gptj-tied": partial(random_gptj, tie_word_embeddings=True, weights="safetensors"),
     "gptj-all-rotated": partial(random_gptj, rotary_dim=32, n_inner=200),

@@ -37,6 +37,17 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], bool]] = {
         {"relative_attention_num_buckets": 20, "layer_norm_epsilon": 1e-3, "num_decoder_layers": None},
         False,
     ),
+    # what llama.cpp's t5 graph lacks, and ONNX has
+    "deep-decoder": ({"num_layers": 1, "num_decoder_layers": 3, "feed_forward_proj": "gated-silu"}, False),
+    "far": (
+        {
+            "relative_attention_num_buckets": 50,
+            "relative_attention_max_distance": 200,
+            "feed_forward_proj": "gelu",
+        },
+        False,
+    ),
+    "gated-relu": ({"feed_forward_proj": "gated-relu"}, False),
     "mt5": ({"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}, False),
 }
 

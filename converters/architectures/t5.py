@@ -17,6 +17,7 @@ from ...core.model import MetadataValue, Note
 from ...core.tensor import Array, DType, Tensor
 from ...quant.ggml import to_float32
 from ...vocab.byte_vocabulary import is_byte_tokenizer
+from ..activations import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
 from ..recipe import Recipe, Row, Sizes, Transform
 from ..settings import Settings
 from ..transforms import same_weights
@@ -27,10 +28,9 @@ HEAD = "lm_head.weight"
 _GATED, _UNGATED = "gated", "ungated"
 _OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
 
-# llama.cpp's GELU is the tanh approximation (ggml_gelu); these are transformers' names of it.
-_TANH_GELUS = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"})
 _MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp
-_BUCKETS = (4, 255)  # below, a side has no exact bucket; above, the exact ones reach beyond _MAX_DISTANCE
+_MOST_DISTANCE = 1 << 16  # ONNX graphs hold a table of all distances
+_FEWEST_BUCKETS = 4  # with fewer a side has no exact bucket
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
 
@@ -135,23 +135,16 @@ ROWS = (
 
 
 def sizes(settings: Settings) -> Sizes:
-    """The words of the shapes; refuses what llama.cpp's graph cannot have."""
+    """The words of the shapes."""
     layers = settings.either("num_layers", "num_hidden_layers")
-    decoder_layers = settings.integer("num_decoder_layers", layers)
-    if decoder_layers > layers:
-        raise UnsupportedModel(
-            f"{settings.where}: the decoder has {decoder_layers} layers, more than the encoder's {layers}; "
-            "llama.cpp keeps room for as many as the encoder has and ends the process",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
-    buckets = settings.integer("relative_attention_num_buckets", 32)
-    if not _BUCKETS[0] <= buckets <= _BUCKETS[1]:
+    buckets, most = settings.integer("relative_attention_num_buckets", 32), 2 * max_distance(settings) - 1
+    if not _FEWEST_BUCKETS <= buckets <= most:  # with more, exact ones reach beyond the farthest distance
         raise settings.refuse(
-            "relative_attention_num_buckets", buckets, f"a number from {_BUCKETS[0]} to {_BUCKETS[1]}"
+            "relative_attention_num_buckets", buckets, f"a number from {_FEWEST_BUCKETS} to {most}"
         )
     return {
         "layers": layers,
-        "decoder_layers": decoder_layers,
+        "decoder_layers": settings.integer("num_decoder_layers", layers),
         "hidden": settings.either("d_model", "hidden_size"),
         "heads": settings.either("num_heads", "num_attention_heads"),
         "head_dim": settings.either("d_kv", "head_dim"),
@@ -161,39 +154,55 @@ def sizes(settings: Settings) -> Sizes:
     }
 
 
-def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
-    _refuse_distance(settings)
-    embedding = embedding_name(checkpoint)
-    return frozenset({embedding, feed_forward(settings), *head_flags(settings, checkpoint, embedding)})
-
-
-def _refuse_distance(settings: Settings) -> None:
+def max_distance(settings: Settings) -> int:
+    """The distance from which on all keys are equally far."""
     distance = settings.integer("relative_attention_max_distance", _MAX_DISTANCE)
-    if distance != _MAX_DISTANCE:
-        raise UnsupportedModel(
-            f"{settings.where}: relative_attention_max_distance is {distance}; llama.cpp's t5 graph has "
-            f"{_MAX_DISTANCE} built in",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
+    if distance > _MOST_DISTANCE:
+        raise settings.refuse("relative_attention_max_distance", distance, f"at most {_MOST_DISTANCE}")
+    return distance
 
 
-def feed_forward(settings: Settings) -> str:
-    """The flag of the feed-forward rows: gated with a GELU or ungated with ReLU, which is all there is."""
+def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
+    embedding, (gated, _) = embedding_name(checkpoint), feed_forward(settings)
+    kind = _GATED if gated else _UNGATED
+    return frozenset({embedding, kind, *head_flags(settings, checkpoint, embedding)})
+
+
+def feed_forward(settings: Settings) -> tuple[bool, str]:
+    """Whether the feed-forward layers are gated, and the name of their activation."""
     known = "gated-gelu" if settings.text("model_type", "t5") == "mt5" else "relu"
     kind = settings.text("feed_forward_proj", known)
     gated = settings.flag("is_gated_act", kind.startswith("gated-"))
     function = "gelu_new" if kind == "gated-gelu" else kind.rpartition("-")[2]
-    function = settings.text("dense_act_fn", function)  # a key of its own counts, as in transformers
-    if gated and function in _TANH_GELUS:
-        return _GATED
-    if not gated and function == "relu":
-        return _UNGATED
-    raise UnsupportedModel(
-        f"{settings.where}: the feed-forward layers are {'gated' if gated else 'not gated'} with "
-        f"{quoted(function)} (feed_forward_proj {quoted(kind)}); llama.cpp's t5 graph computes gated "
-        "ones with the tanh approximation of GELU and ungated ones with ReLU",
-        hint="this checkpoint cannot run on stock llama.cpp",
-    )
+    return gated, settings.text("dense_act_fn", function)  # a key of its own counts, as in transformers
+
+
+def _limits_of_llama_cpp(settings: Settings, sizes: Sizes) -> None:
+    if sizes["decoder_layers"] > sizes["layers"]:
+        raise UnsupportedModel(
+            f"{settings.where}: the decoder has {sizes['decoder_layers']} layers, more than the encoder's "
+            f"{sizes['layers']}; llama.cpp keeps room for as many as the encoder has and ends the process",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+    if max_distance(settings) != _MAX_DISTANCE:
+        raise UnsupportedModel(
+            f"{settings.where}: relative_attention_max_distance is {max_distance(settings)}; llama.cpp's t5 "
+            f"graph has {_MAX_DISTANCE} built in",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+    gated, function = feed_forward(settings)
+    if function not in (TANH_GELU if gated else RELU):
+        raise UnsupportedModel(
+            f"{settings.where}: the feed-forward layers are {'gated' if gated else 'not gated'} with "
+            f"{quoted(function)} (feed_forward_proj {quoted(settings.values.get('feed_forward_proj'))}); "
+            "llama.cpp's t5 graph computes gated ones with the tanh approximation of GELU and ungated ones "
+            "with ReLU",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+
+
+def _limits_of_onnx(settings: Settings, sizes: Sizes) -> None:
+    refuse_unless_in_onnx(feed_forward(settings)[1], f"{settings.where}: the feed-forward layers' activation")
 
 
 def embedding_name(checkpoint: Checkpoint) -> str:
@@ -308,6 +317,7 @@ T5 = Recipe(
     flags=_flags,
     hparams=hparams,
     rows=ROWS,
+    limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": _limits_of_onnx},
     dropped=(
         *EMBEDDINGS,
         HEAD,
