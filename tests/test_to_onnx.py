@@ -69,11 +69,15 @@ def test_manifest_names_source_options_versions_and_formats(checkpoint: Path, tm
         "layout": "optimum",
         "accuracy_level": 4,
         "allow_nan": False,
+        "chat_template": None,
     }
     assert {"onnx", "kconv"} <= set(manifest["versions"])
     assert manifest["tensors"]["model.layers.0.mlp.up_proj.weight"] == "q4_0"
     assert manifest["tensors"]["model.norm.weight"] == "f32"
-    assert manifest["output"]["files"] == dict(done.files)
+    written = {each["name"]: each for each in manifest["output"]["files"]}
+    assert {name: each["bytes"] for name, each in written.items()} == dict(done.files)
+    for name, each in written.items():
+        assert each["sha256"] == file_sha256(done.path / name)
 
 
 def test_equal_runs_give_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
