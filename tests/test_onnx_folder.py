@@ -81,6 +81,16 @@ def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     assert [note.name for note in found.notes] == ["chat-template", "custom-code", "made-tokenizer"]
 
 
+@pytest.mark.parametrize("family", ["kogpt", "eagle"])
+def test_tokenizers_give_what_the_graphs_take(family: str, tmp_path: Path) -> None:
+    """Under transformers 4 the class of these samples adds token_type_ids unless told not to."""
+    folder = write_sample(family, tmp_path / "model")
+    settings = json.loads(beside(folder).contents["tokenizer_config.json"])
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    edited(folder / "tokenizer_config.json", model_input_names=["input_ids"])
+    assert beside(folder).contents["tokenizer_config.json"] == (folder / "tokenizer_config.json").read_bytes()
+
+
 def test_a_front_end_is_told_as_t5(tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -126,6 +126,9 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
     elif not checkpoint.has("tokenizer.json") and checkpoint.has("merges.txt"):
         made["tokenizer.json"] = gpt2_tokenizer_json(source).encode()
         notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
+    if changed.get("tokenizer_class") == "PreTrainedTokenizerFast":
+        # transformers 4 gives this class's texts token types besides, which no graph takes
+        changed.setdefault("model_input_names", ["input_ids", "attention_mask"])
     changed = _with_template(changed, source, vocab)
     if changed != settings:
         made[TOKENIZER] = as_json(changed)

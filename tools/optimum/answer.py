@@ -26,7 +26,7 @@ def generate(folder: Path, prompts: list[str], count: int | None, causal: bool) 
     """The tokens after each prompt; padding on the left where a model goes on writing."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left" if causal else "right")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    given = tokenizer(prompts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    given = tokenizer(prompts, padding=True, return_tensors="pt")
     model = (ORTModelForCausalLM if causal else ORTModelForSeq2SeqLM).from_pretrained(folder)
     exactly = {"max_new_tokens": count, "eos_token_id": None} if count else {"max_new_tokens": 128}
     made = model.generate(**given, do_sample=False, **exactly)
