@@ -300,8 +300,8 @@ def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
         notes.append(Note("untied-head", message, warning=True))
     if any(flag.startswith(_SCALED) for flag in flags):
         message = (
-            "the head is the embedding and its logits are scaled by d_model^-0.5, which llama.cpp does not: "
-            "output.weight is written as the embedding already scaled"
+            "the head is the embedding and its logits are scaled by d_model^-0.5; a GGUF, where llama.cpp "
+            "does not scale, gets an output.weight that is the embedding already scaled"
         )
         notes.append(Note("scaled-head", message))
     return notes

@@ -16,6 +16,7 @@ from ...core.vocabulary import Vocab
 from ...vocab.byte_vocabulary import KIND as BYTES
 from ...vocab.context import AdapterContext
 from ...vocab.own_vocabulary import stop_ids
+from ...vocab.sentencepiece_json import difference, sentencepiece_tokenizer_json
 from ...vocab.special_ids import shown
 from ...vocab.tokenizer import Source
 from ...vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
@@ -126,6 +127,8 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
     elif not checkpoint.has("tokenizer.json") and checkpoint.has("merges.txt"):
         made["tokenizer.json"] = gpt2_tokenizer_json(source).encode()
         notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
+    elif not checkpoint.has("tokenizer.json"):
+        made |= _of_sentencepiece(source, notes)
     if changed.get("tokenizer_class") == "PreTrainedTokenizerFast":
         # transformers 4 gives this class's texts token types besides, which no graph takes
         changed.setdefault("model_input_names", ["input_ids", "attention_mask"])
@@ -135,6 +138,20 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
     if checkpoint.has(_TEMPLATE) and vocab.chat_template != source.chat_template:
         made[_TEMPLATE] = None if vocab.chat_template is None else vocab.chat_template.encode()
     return made
+
+
+def _of_sentencepiece(source: Source, notes: list[Note]) -> Contents:
+    text, model = sentencepiece_tokenizer_json(source), source.description.files[0]
+    apart = difference(text, source)
+    if apart is None:
+        notes.append(Note("made-tokenizer", f"tokenizer.json is made of {model} and gives the same ids"))
+        return {"tokenizer.json": text.encode()}
+    message = (
+        f"no tokenizer.json is made of {model}, since it would give {apart}; what reads nothing else, as "
+        "Transformers.js, cannot load this folder's tokenizer"
+    )
+    notes.append(Note("no-tokenizer-json", message, warning=True))
+    return {}
 
 
 def _byte_settings(settings: Mapping[str, Any], source: Source) -> dict[str, Any]:
