@@ -69,13 +69,14 @@ def holds_onnx(folder: Path) -> bool:
     return folder.is_dir() and any(any(place.glob("*.onnx")) for place in (folder, folder / "onnx"))
 
 
-def open_onnx(folder: Path) -> OnnxFolder:
+def open_onnx(folder: Path, *, runs: bool = True) -> OnnxFolder:
     """Find the files of a folder and look through them; no weight is read.
 
     Raises InputError for files that are missing, damaged or name weights anywhere but beside themselves, and
-    EnvironmentProblem where onnx or onnxruntime is missing or too old.
+    EnvironmentProblem where onnx or, if it ``runs``, onnxruntime is missing or too old.
     """
-    check_onnxruntime()
+    if runs:
+        check_onnxruntime()
     try:
         config = read_json(folder, "config.json")
     except CheckpointError as error:

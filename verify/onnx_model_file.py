@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
-from ..core.input_files import InputFile, is_plain_name, quoted
+from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer
 
 INSTALL = "pip install 'kconv[onnx]'"
+_BEGINNING = 100  # bytes
 _LARGEST = (1 << 31) - 1  # protobuf's own limit
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _AGAIN = "make the folder again with kconv to-onnx"
@@ -149,6 +150,10 @@ def _parsed(path: Path) -> Any:
     size = size_of(path)
     if size > _LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than an ONNX file can have (2 GiB)")
+    try:
+        refuse_lfs_pointer(path, InputFile(path).read(0, min(size, _BEGINNING)))
+    except CheckpointError as error:
+        raise InputError(error.message, hint=error.hint) from error
     try:
         model = onnx.load_model(path, load_external_data=False)
     except Exception as error:  # protobuf's classes differ from version to version
