@@ -20,6 +20,7 @@ from .console import (
     size_text,
     table,
 )
+from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ Examples:
     help="How the folder is proven: on a few hundred tokens, or on some thousand.  [default: quick]",
 )
 @click.option("--no-verify", is_flag=True, help="Leave out the proof.")
+@chat_template_option
 @click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
 @threads_option
 @force_option
@@ -89,6 +91,7 @@ def command(
     scope: str | None,
     no_verify: bool,
     allow_nan: bool,
+    chat_template: str | None,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -109,6 +112,7 @@ def command(
         "layout": layout,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
+        "chat_template": chat_template,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "force": force,
         "threads": threads,

@@ -179,6 +179,16 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
     assert set(told["files"]) | {MARK} == set(os.listdir(tmp_path / "out"))
 
 
+def test_command_writes_a_chat_template(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["-o", str(tmp_path / "out"), "--json", "--no-verify", "--chat-template", "42dot"]
+    done = CliRunner().invoke(command, [str(checkpoint), *options])
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
+    assert "<human>:" in settings["chat_template"]
+    manifest = json.loads((tmp_path / "out" / MARK).read_text("utf-8"))
+    assert manifest["options"]["chat_template"] == "42dot"
+
+
 def test_command_names_the_folder_after_the_checkpoint(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
