@@ -199,15 +199,37 @@ def test_command_names_the_folder_after_the_checkpoint(
     assert "kconv run 한국어_모델-Q8_0-ONNX" in done.stdout.replace("'", "")
 
 
-def test_without_the_onnx_package_it_says_how_to_install_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_folder_one_is_in_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stood in it would stand in a deleted folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputExists, match="the folder you are in"):
+        converted(checkpoint, Path())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "message"),
+    [
+        ("sys.modules['onnx'] = None", "the onnx package is missing"),
+        (
+            "import onnx.defs; onnx.defs.onnx_opset_version = lambda: 21",
+            "too old: it knows opset 21, expected 23",
+        ),
+    ],
+)
+def test_without_an_onnx_that_will_do_it_says_how_to_install_it(
+    surroundings: str, message: str, checkpoint: Path, tmp_path: Path
+) -> None:
     code = (
-        "import sys; sys.modules['onnx'] = None\n"
+        f"import sys; {surroundings}\n"
         "from kconv.cli.main import main\n"
         f"sys.argv = ['kconv', 'to-onnx', {str(checkpoint)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
         "sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "the onnx package is missing" in done.stderr
+    assert message in done.stderr
     assert 'pip install --upgrade "kconv[onnx]"' in done.stderr
     assert os.listdir(tmp_path) == []

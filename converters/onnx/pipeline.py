@@ -92,12 +92,13 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
     if options.accuracy_level not in range(5):
         raise UsageError(f"accuracy level {options.accuracy_level}, expected 0 to 4")
     try:
+        from onnx import __version__ as version
         from onnx.defs import onnx_opset_version
     except ImportError as error:
         raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
     if onnx_opset_version() < OPSET:
-        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} or newer"
-        raise EnvironmentProblem(f"the onnx package is too old: {found}", hint=_INSTALL)
+        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
     if proven:
         from ...verify.onnx_folder import check_onnxruntime
 
