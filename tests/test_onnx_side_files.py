@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_material import random_llama
 from vocab_material import checkpoint, dot42_like, eagle_like, llama3_like, model
 
+from kconv.converters import to_onnx
 from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
 from kconv.core.errors import UsageError, VocabError
+from kconv.verify import verify
 from kconv.vocab.templates import format_named, render_chat
 
 LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -135,6 +138,21 @@ def test_a_template_in_a_file_of_its_own_is_told_twice(tmp_path: Path) -> None:
     place, _ = written(tmp_path / "model", rows)
     assert (place / "chat_template.jinja").read_text() == INSTRUCT
     assert json.loads((place / "tokenizer_config.json").read_text())["chat_template"] == INSTRUCT
+
+
+@pytest.mark.parametrize("template", [None, "none"])
+def test_the_proof_expects_what_is_written(template: str | None, tmp_path: Path) -> None:
+    """With whatever chat template a folder was made; ids that are stale after all are told."""
+    rows = llama3_like(tmp_path / "tokenizer")
+    edited(tmp_path / "tokenizer" / "tokenizer_config.json", chat_template=INSTRUCT)
+    source = random_llama(tmp_path / "model", tmp_path / "tokenizer", vocab_size=rows, eos_token_id=2)
+    edited(source / "generation_config.json", **STALE)
+    made = to_onnx(source, tmp_path / "onnx", type="f32", chat_template=template)
+    assert made.proof is not None
+    assert made.verdict == "passed", made.proof.cause
+    edited(tmp_path / "onnx" / "generation_config.json", eos_token_id=2)
+    proof = verify(tmp_path / "onnx", source, tokens=40, threads=1, ignore_manifest=True)
+    assert [finding.where for finding in proof.metadata.findings] == ["eos_token_id"]
 
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
