@@ -23,6 +23,7 @@ from .tokenizer import META_SPACE, Source
 from .tokenizer_json import bpe_model, tokenizer_text
 
 _NEVER = -10000.0
+_SYNTAX = r"[\\^$.|?*+()\[\]{}]"  # re.escape escapes more, which JavaScript takes for errors
 _MERGED = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
 
 
@@ -101,7 +102,8 @@ def _normalizer(source: Source) -> dict[str, Any]:
         charsmap = base64.b64encode(source.charsmap).decode()
         steps += [{"type": "Precompiled", "precompiled_charsmap": charsmap}, {"type": "NFC"}]
     if source.collapses_spaces:
-        ends = rf"\A +|[ {META_SPACE}]+\z"
+        # Anchors are of lines in the library's dialect and of texts in JavaScript's; this is of texts in both.
+        ends = rf"(?<![\s\S]) +|[ {META_SPACE}]+(?![\s\S])"
         steps += [_replaced({"Regex": ends}, ""), _replaced({"Regex": " {2,}"}, " ")]
     if source.prefix is not None and source.prefix.each:
         steps.append({"type": "Prepend", "prepend": META_SPACE})
@@ -127,7 +129,8 @@ def _splits(source: Source) -> dict[str, Any] | None:
         ]
     defined = _defined(source)
     if defined:
-        pattern = "|".join(re.escape(text) for text in sorted(defined, key=len, reverse=True))
+        longest_first = sorted(defined, key=len, reverse=True)
+        pattern = "|".join(re.sub(_SYNTAX, r"\\\g<0>", text) for text in longest_first)
         steps.append(
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         )
