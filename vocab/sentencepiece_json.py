@@ -102,7 +102,7 @@ def _normalizer(source: Source) -> dict[str, Any]:
         charsmap = base64.b64encode(source.charsmap).decode()
         steps += [{"type": "Precompiled", "precompiled_charsmap": charsmap}, {"type": "NFC"}]
     if source.collapses_spaces:
-        # Anchors are of lines in the library's dialect and of texts in JavaScript's; this is of texts in both.
+        # Anchors are of lines in the library's dialect, of texts in JavaScript's; this is of texts in both.
         ends = rf"(?<![\s\S]) +|[ {META_SPACE}]+(?![\s\S])"
         steps += [_replaced({"Regex": ends}, ""), _replaced({"Regex": " {2,}"}, " ")]
     if source.prefix is not None and source.prefix.each:
