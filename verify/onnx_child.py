@@ -1,4 +1,4 @@
-"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS DECODER CACHED [ENCODER]``.
+"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS MAPPED DECODER CACHED [ENCODER]``.
 
 Files of strangers may crash it or run for ever, which then costs this process and no more. Nothing of kconv
 is imported. Requests come on stdin, answers go to stdout; what is wrong is said on stderr. All numbers are
@@ -6,6 +6,10 @@ little-endian.
 
 - ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
 - ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
+
+MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
+copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
+graph an encoder-decoder generates with gets its copy all the same; products of blocks are slow without.
 
 Ids are a batch, text after text, with PADDING where a text has no token. Each request is answered by rows (of
 all texts) and columns of float32 numbers, which follow (``BEGIN``: 0 and 0).
@@ -39,8 +43,15 @@ class Stop(Exception):
 class Model:
     """The sessions of a folder, and what has been read: its length, the cache, what the encoder made."""
 
-    def __init__(self, threads: int, decoder: str, cached: str, encoder: str | None) -> None:
-        opened = {path: _session(path, threads) for path in dict.fromkeys([decoder, cached, encoder]) if path}
+    def __init__(
+        self, threads: int, decoder: str, cached: str, encoder: str | None, *, mapped: bool = False
+    ) -> None:
+        generating = cached if encoder else None
+        opened = {
+            path: _session(path, threads, mapped=mapped and path != generating)
+            for path in dict.fromkeys([decoder, cached, encoder])
+            if path
+        }
         self.decoder, self.cached = opened[decoder], opened[cached]
         self.encoder = opened[encoder] if encoder else None
         self.past: dict[str, Any] = {}
@@ -103,7 +114,7 @@ class Model:
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
 
 
-def _session(path: str, threads: int) -> Any:
+def _session(path: str, threads: int, *, mapped: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -111,6 +122,7 @@ def _session(path: str, threads: int) -> Any:
     options.log_severity_level = 4  # what is wrong is raised
     # threads that wait would take the processor from whoever computes beside them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # all of onnxruntime's classes come from its C++ part
@@ -167,9 +179,9 @@ def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Load, say so, and serve. Returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
-    threads, decoder, cached, *encoder = arguments
+    threads, mapped, decoder, cached, *encoder = arguments
     try:
-        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None)
+        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
         sys.stdout.buffer.write(ANSWER.pack(0, 0))
         sys.stdout.buffer.flush()
         serve(model, sys.stdin.buffer, sys.stdout.buffer)

@@ -44,7 +44,8 @@ class OnnxProcess:
     def __enter__(self) -> OnnxProcess:
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
         paths = [str(path.absolute()) for path in files if path is not None]
-        command = [sys.executable, "-I", str(SCRIPT), str(self._threads), *paths]
+        mapped = str(int(self._folder.type == "f32"))
+        command = [sys.executable, "-I", str(SCRIPT), str(self._threads), mapped, *paths]
         self._log: IO[bytes] = tempfile.TemporaryFile()  # closed by __exit__
         try:
             self._process = subprocess.Popen(
