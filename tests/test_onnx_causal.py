@@ -131,8 +131,8 @@ def test_names_are_those_of_optimum(model: Any) -> None:
     assert [each.name for each in model.get_outputs()] == ["logits", *(f"present.{each}" for each in cache)]
 
 
-@pytest.mark.parametrize("family", ["42dot", "kogpt"])
-def test_128_greedy_tokens_of_a_trained_model_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["42dot", "kogpt", "eagle", "llama-3-ko"])
+def test_128_greedy_tokens_of_a_sample_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
