@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from ..core.errors import InputError
 from ..core.input_files import quoted, read_json
 from ..core.progress import Progress, silent
 from ..core.vocabulary import TokenType, Vocab, gguf_keys
-from ..verify.candidate import CandidateFailure
+from ..verify.candidate import CandidateFailure, Floats
 from ..verify.onnx_folder import OnnxFolder, open_onnx
 from ..verify.onnx_process import OnnxProcess
 from ..vocab.context import AdapterContext, read_context
@@ -147,15 +148,26 @@ class OnnxRuntime:
                 last = start + _BATCH >= len(begun)
                 logits = self._process.read(begun[start : start + _BATCH], int(last))
         self._progress("reading the prompt", len(begun), len(begun))
-        with Sampler(logits.shape[1], sampling) as sampler:
+        columns = logits.shape[1]
+        with Sampler(columns, sampling) as sampler:
             sampler.accept(begun[-sampling.repeat_last_n :] if sampling.repeat_last_n else ())
             for position in range(count):
-                token = sampler.choose(logits[0])
+                token = sampler.choose(self._sound(logits[0], columns))
                 yield token
                 if self.is_end(token) or position + 1 == count:
                     return
                 with self._explained():
                     logits = self._process.read([token])
+
+    def _sound(self, logits: Floats, columns: int) -> Floats:
+        """The logits of a token, unless samplers could not choose among them."""
+        if len(logits) == columns and math.isfinite(logits.max(initial=-math.inf)):
+            return logits
+        said = "logits that are no numbers"
+        if len(logits) != columns:
+            said = f"{columns} logits, then {len(logits)}"
+        hint = "hold it against its checkpoint: kconv verify"
+        raise InputError(f"{self._model.folder.path} gives {said}", hint=hint)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
