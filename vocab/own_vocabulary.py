@@ -18,7 +18,6 @@ from .special_ids import looks_special
 from .tokenizer import Source
 
 _NOT_NEEDED = frozenset({"unify-bos-eos", "end-of-turn"})
-_FOR_LLAMA_CPP = frozenset({"pad-rows"})  # needed to count rows, and nothing to tell of
 
 
 def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
@@ -31,8 +30,7 @@ def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tupl
     vocab, said = adapted(own, context, enabled_adapters(_NOT_NEEDED))
     if "bos" in vocab.special:
         vocab, _ = unify_bos_eos(vocab, context)  # padding where BOS is EOS
-    notes = (note for note in said if note.warning or note.name == "chat-template")
-    return vocab, tuple(note for note in notes if note.name not in _FOR_LLAMA_CPP)
+    return vocab, tuple(note for note in said if note.warning or note.name == "chat-template")
 
 
 def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tuple[Note, ...]]:
