@@ -220,5 +220,6 @@ def _prove(
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     amounts = QUICK if scope == "quick" else LONG
     proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how, just_made=True)
+    proof = replace(proof, scope="quick" if scope == "quick" else "full")
     record_proof(folder / MANIFEST, proof.to_manifest())
     return proof
