@@ -70,6 +70,38 @@ def test_files_that_need_no_change_are_copied(tmp_path: Path) -> None:
     assert [note.name for note in found.notes] == ["chat-template", "made-tokenizer"]
 
 
+@pytest.mark.parametrize(
+    "name", ["NOTICE", "tokenizer.model", "chat_template.jinja", "generation_config.json"]
+)
+def test_links_to_files_of_this_machine_are_left_out(name: str, tmp_path: Path) -> None:
+    folder, secret = write_sample("42dot", tmp_path / "model"), tmp_path / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    secret.write_text('{"secret": "of this machine"}')
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    found = beside(folder)
+    assert name not in found.contents
+    assert not [each for each, content in found.contents.items() if b"of this machine" in content]
+    (said,) = [note.message for note in found.notes if note.name == "foreign-link" and note.warning]
+    assert said.startswith(f"{name} is left out: it is a link to {str(secret)!r}")
+
+
+def test_links_as_in_the_hubs_cache_are_copied(tmp_path: Path) -> None:
+    """Of all files into ``blobs``, also where config.json is a copy, and into a folder within."""
+    blobs, snapshot = write_sample("42dot", tmp_path / "blobs"), tmp_path / "snapshots" / "revision"
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    (snapshot / "original").mkdir()
+    (snapshot / "original" / "NOTICE").write_text("free")
+    (snapshot / "NOTICE").symlink_to(Path("original", "NOTICE"))
+    for config in ("linked", "copied"):
+        if config == "copied":
+            (snapshot / "config.json").unlink()
+            (snapshot / "config.json").write_bytes((blobs / "config.json").read_bytes())
+        assert beside(snapshot).contents == {**beside(blobs).contents, "NOTICE": b"free"}
+
+
 def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     folder = write_sample("42dot", tmp_path / "model")
     for name in ("config.json", "tokenizer_config.json"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
-from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer
+from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer, stays_with
 
 INSTALL = "pip install 'kconv[onnx]'"
 _BEGINNING = 100  # bytes
@@ -219,7 +219,7 @@ def _data_file(path: Path, where: str, location: str) -> Path:
             hint=_STRANGER,
         )
     data = path.with_name(location)
-    if data.is_symlink() and data.resolve().parent not in (path.parent.resolve(), path.resolve().parent):
+    if not stays_with(data, path):
         raise InputError(
             f"{data} is a link to {quoted(str(data.resolve()))}, expected a file beside the model",
             hint="put a copy of the file in its place, if you know who made the folder and why",

@@ -8,13 +8,14 @@ under ``onnx/``, with the type in their names and the weights of each in a file 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UsageError
-from ...core.input_files import read_bytes
+from ...core.input_files import quoted, read_bytes, stays_with
 from ...core.model import Model, Note
 from ...quant.formats import nearest
 from ...quant.parts import EMBEDDING
@@ -22,7 +23,7 @@ from ...vocab.context import read_context
 from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.sources import read_source
-from .side_files import CONFIG, Contents, as_json, configurations, tokenizer_files
+from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ _COPIED = (
     "vocab.json",
     "merges.txt",
     *MODEL_FILES,
-    "chat_template.jinja",
+    TEMPLATE,
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -111,15 +112,19 @@ def files_beside(
     """The configuration, tokenizer and licence files of a folder.
 
     ``graphs`` are the paths of the graphs, and in how many files the weights of each lie; ``chat_template``
-    is as of ``to_gguf``. What need not change is copied byte for byte. Raises CheckpointError and VocabError
-    for files that cannot be read, UsageError for an unknown chat template.
+    is as of ``to_gguf``. What need not change is copied byte for byte; links out of the checkpoint
+    (``stays_with``) are left out, and where a chat template may come from one, it too. Raises CheckpointError
+    and VocabError for files that cannot be read, UsageError for an unknown chat template.
     """
     contents: Contents = {}
+    notes: list[Note] = []
+    foreign = _foreign(checkpoint, notes)
     for name in _COPIED:
-        data = read_bytes(checkpoint.folder, name)
+        data = None if name in foreign else read_bytes(checkpoint.folder, name)
         if data is not None:
             contents[name] = data
-    notes: list[Note] = []
+    if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
+        chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
     context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
     source = read_source(checkpoint)
@@ -131,8 +136,22 @@ def files_beside(
         config = json.loads(contents[CONFIG] or b"")
         contents[CONFIG] = as_json({**config, "transformers.js_config": told})
     contents |= tokenizer_files(checkpoint, source, vocab, notes)
-    kept = {name: data for name, data in sorted(contents.items()) if data is not None}
+    kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
     return FilesBeside(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
+
+
+def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
+    """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
+    own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
+    found = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    for name in found:
+        where = quoted(os.path.realpath(checkpoint.folder / name))
+        message = (
+            f"{name} is left out: it is a link to {where}, which is no file of the checkpoint's; put a copy "
+            "in its place, if you know who made the folder and why"
+        )
+        notes.append(Note("foreign-link", message, warning=True))
+    return set(found)
 
 
 def _by_file_name(graphs: Mapping[str, int]) -> dict[str, int]:

@@ -26,7 +26,7 @@ GBST_CONFIG = "config.gbswt5.json"
 """The config.json of a checkpoint with a GBST front end as it was; config.json itself says T5."""
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
-_TEMPLATE = "chat_template.jinja"
+TEMPLATE = "chat_template.jinja"
 _ROLES = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 Contents = dict[str, bytes | None]
 
@@ -135,8 +135,8 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
     changed = _with_template(changed, source, vocab)
     if changed != settings:
         made[TOKENIZER] = as_json(changed)
-    if checkpoint.has(_TEMPLATE) and vocab.chat_template != source.chat_template:
-        made[_TEMPLATE] = None if vocab.chat_template is None else vocab.chat_template.encode()
+    if checkpoint.has(TEMPLATE) and vocab.chat_template != source.chat_template:
+        made[TEMPLATE] = None if vocab.chat_template is None else vocab.chat_template.encode()
     return made
 
 
