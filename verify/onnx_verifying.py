@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.architectures import recipe_for
-from ..converters.recipe import build, parameters
+from ..converters.recipe import Recipe, build, parameters
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
-from ..core.errors import MappingError
+from ..core.errors import InputError, MappingError
 from ..core.model import Model
 from ..core.reading import open_checkpoint
 from ..vocab.context import read_context
@@ -68,6 +68,7 @@ def verify_onnx(
     found = [path for file in written if (path := folder.path / file.name).is_file()]
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, list(dict.fromkeys([*folder.files, *found])))
     recipe = recipe_for(checkpoint.config)
+    _refuse_another_kind(folder, checkpoint, recipe)
     model, source = build(recipe, checkpoint, "ONNX"), read_source(checkpoint)
     subject = Subject(checkpoint, recipe, _with_vocab(model, checkpoint, source), source)
     gate = gate_for(folder.type, overrides=how.gates)
@@ -132,6 +133,18 @@ def _otherwise(
     except CandidateFailure as failure:
         return None, [Finding("onnxruntime", f"{before}{failure}")]
     return figures, [replace(each, message=before + each.message) for each in judge(figures, gate)]
+
+
+def _refuse_another_kind(folder: OnnxFolder, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """What has an encoder and what has none cannot be compared."""
+    if recipe.encoder_decoder == (folder.encoder is not None):
+        return
+    kinds = ("has no encoder", "has an encoder")
+    there = kinds[folder.encoder is not None]
+    raise InputError(
+        f"{folder.path} {there}, {checkpoint.folder} ({recipe.title}) {kinds[recipe.encoder_decoder]}",
+        hint="give the checkpoint the folder was made from with --against",
+    )
 
 
 def _with_vocab(model: Model, checkpoint: Checkpoint, source: Source) -> Model:

@@ -174,16 +174,19 @@ def changed_files(
     """
     findings = []
     for file in written:
-        digest = digests.get(file.name, "missing")
-        if digest == file.sha256:
-            continue
-        said, expected, found = "other contents", file.sha256, digest
-        size = (folder / file.name).stat().st_size if file.name in digests else None
-        if size is not None and size != file.bytes:
-            said, expected, found = "another size", f"{file.bytes} bytes", f"{size} bytes"
-        message = f"{file.name} has {said} than the manifest says: it was changed after conversion"
-        if size is None:
+        digest = digests.get(file.name)
+        if digest is None:
             message = f"{file.name}, which the manifest names, is not in the folder"
+            findings.append(Finding(file.name, message, f"{file.bytes} bytes", "missing", grave=False))
+            continue
+        size = (folder / file.name).stat().st_size
+        if size != file.bytes:
+            said, expected, found = "another size", f"{file.bytes} bytes", f"{size} bytes"
+        elif file.sha256 not in (None, digest):
+            said, expected, found = "other contents", f"{file.sha256}", digest
+        else:
+            continue
+        message = f"{file.name} has {said} than the manifest says: it was changed after conversion"
         findings.append(Finding(file.name, message, expected, found, grave=False))
     return tuple(findings)
 

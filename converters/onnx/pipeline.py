@@ -144,7 +144,9 @@ def _write(
         license=licence if isinstance(licence, str) else None,
     )
     tensors = {name: weight.format.name for name, weight in weights.items()}
-    _write_manifest(folder / MANIFEST, checkpoint, model, made, options, sources, tensors)
+    data = {options.layout.data_path(name, chosen.type) for name in graphs}
+    written = [_file_entry(folder, name, size, hashed=name not in data) for name, size in made.files.items()]
+    _write_manifest(folder / MANIFEST, checkpoint, model, made, options, sources, written, tensors)
     return made
 
 
@@ -181,11 +183,12 @@ def _write_manifest(
     made: OnnxConversion,
     options: OnnxOptions,
     sources: Sequence[SourceFile],
+    written: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, str],
 ) -> None:
     text = manifest_json(
         {
-            "output": {"type": made.type, "bytes": made.bytes, "files": _hashed(path.parent, made.files)},
+            "output": {"type": made.type, "bytes": made.bytes, "files": list(written)},
             "source": source_part(checkpoint, model, sources),
             "architecture": model.arch,
             "parameters": made.parameters,
@@ -199,9 +202,12 @@ def _write_manifest(
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def _hashed(folder: Path, files: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Name, bytes and sha256 of each file, as the manifest has those of the checkpoint."""
-    return [asdict(SourceFile(name, size, file_sha256(folder / name))) for name, size in files.items()]
+def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str, Any]:
+    """A file as the manifest has it. Weights go without a hash, for which all of them would have to be read
+    again: verify compares each of them with the checkpoint's.
+    """
+    entry: dict[str, Any] = {"name": name, "bytes": size}
+    return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
 def _prove(
