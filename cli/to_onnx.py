@@ -36,12 +36,31 @@ Examples:
 """
 
 
+def _folder(context: click.Context, parameter: click.Parameter, output: Path | None) -> Path | None:
+    if output is not None and output.suffix.lower() in (".onnx", ".gguf") and not output.is_dir():
+        raise UsageError(
+            f"-o {output} is the name of a file, expected a folder: ONNX models are several files",
+            hint=f"pass -o {output.with_suffix('')}",
+        )
+    return output
+
+
+def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> str:
+    if len(names) > 1:
+        raise UsageError(
+            f"-q is given {len(names)} times ({', '.join(names)}), and a folder has one type",
+            hint="run kconv to-onnx once for each type",
+        )
+    return names[0] if names else "auto"
+
+
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=PATH)
 @click.option(
     "-o",
     "--output",
     type=PATH,
+    callback=_folder,
     metavar="DIR",
     help="The folder to make; it must be free or empty.  [default: <checkpoint>-<TYPE>-ONNX here]",
 )
@@ -49,7 +68,8 @@ Examples:
     "-q",
     "--type",
     "type_name",
-    default="auto",
+    multiple=True,
+    callback=_one_type,
     metavar="TYPE",
     help="auto, f32, f16, q8_0 or q4_0; auto keeps what the checkpoint has, F32 or halves (of T5 models F32, "
     "since they overflow in halves).  [default: auto]",

@@ -55,9 +55,7 @@ def test_what_is_said_is_what_the_onnx_package_reads(checkpoint: Path, folder: P
     own = {tensor.name: list(tensor.shape) for tensor in opened.tensors.values()}
     names = {line["name"]: line["shape"] for line in said["tensors"]}
     assert names == {name: shape for name, shape in own.items() if name in names}
-    assert all(
-        "embed_tokens" in name for name in own.keys() - names.keys()
-    )
+    assert all("embed_tokens" in name for name in own.keys() - names.keys())
     assert said["parameters"] == sum(map(math.prod, names.values()))
     assert (said["kind"], said["file_type"], said["license"]) == ("onnx", "q4_0", "apache-2.0")
     assert {role: each["id"] for role, each in said["vocabulary"]["special"].items()}["eos"] == 1
@@ -179,3 +177,12 @@ def test_a_checkpoint_with_onnx_files_beside_it_stays_a_checkpoint(
     both = Path(shutil.copytree(checkpoint, tmp_path / "both"))
     shutil.copytree(folder, both / "onnx")
     assert json.loads(inspect(both, "--json").stdout)["kind"] == "checkpoint"
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "가"], ["verify", "--against", "."]])
+def test_a_graph_in_place_of_its_folder_is_told_apart(command: list[str], folder: Path) -> None:
+    words = [KCONV, *command, str(folder / "encoder_model.onnx")]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
+    assert done.returncode == 3
+    assert "is an ONNX graph" in done.stderr
+    assert "take the whole folder" in done.stderr

@@ -181,6 +181,27 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
     assert set(told["files"]) | {MARK} == set(os.listdir(tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-q", "q4_0", "-q", "f32"], "-q is given 2 times (q4_0, f32), and a folder has one type"),
+        (["-o", "model.onnx"], "-o model.onnx is the name of a file, expected a folder"),
+    ],
+)
+def test_command_refuses_several_types_and_names_of_files(
+    options: list[str],
+    said: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [str(checkpoint), "--no-verify", *options], standalone_mode=False)
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)
+    assert not os.listdir(tmp_path)
+
+
 def test_command_writes_a_chat_template(checkpoint: Path, tmp_path: Path) -> None:
     options = ["-o", str(tmp_path / "out"), "--json", "--no-verify", "--chat-template", "42dot"]
     done = CliRunner().invoke(command, [str(checkpoint), *options])
