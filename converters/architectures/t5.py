@@ -11,16 +11,16 @@ from dataclasses import replace
 import numpy as np
 
 from ...core.checkpoint import Checkpoint
-from ...core.errors import CheckpointError, UnsupportedModel
-from ...core.input_files import quoted, read_json
+from ...core.errors import CheckpointError
+from ...core.input_files import read_json
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Array, DType, Tensor
 from ...quant.ggml import to_float32
 from ...vocab.byte_vocabulary import is_byte_tokenizer
-from ..activations import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
 from ..recipe import Recipe, Row, Sizes, Transform
 from ..settings import Settings
 from ..transforms import same_weights
+from .t5_limits import feed_forward, limits_of_llama_cpp, limits_of_onnx, max_distance
 
 # One matrix embeds for both sides; which of its names a file keeps depends on what wrote it.
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -28,8 +28,6 @@ HEAD = "lm_head.weight"
 _GATED, _UNGATED = "gated", "ungated"
 _OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
 
-_MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp
-_MOST_DISTANCE = 1 << 16  # ONNX graphs hold a table of all distances
 _FEWEST_BUCKETS = 4  # with fewer a side has no exact bucket
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
@@ -154,55 +152,10 @@ def sizes(settings: Settings) -> Sizes:
     }
 
 
-def max_distance(settings: Settings) -> int:
-    """The distance from which on all keys are equally far."""
-    distance = settings.integer("relative_attention_max_distance", _MAX_DISTANCE)
-    if distance > _MOST_DISTANCE:
-        raise settings.refuse("relative_attention_max_distance", distance, f"at most {_MOST_DISTANCE}")
-    return distance
-
-
 def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     embedding, (gated, _) = embedding_name(checkpoint), feed_forward(settings)
     kind = _GATED if gated else _UNGATED
     return frozenset({embedding, kind, *head_flags(settings, checkpoint, embedding)})
-
-
-def feed_forward(settings: Settings) -> tuple[bool, str]:
-    """Whether the feed-forward layers are gated, and the name of their activation."""
-    known = "gated-gelu" if settings.text("model_type", "t5") == "mt5" else "relu"
-    kind = settings.text("feed_forward_proj", known)
-    gated = settings.flag("is_gated_act", kind.startswith("gated-"))
-    function = "gelu_new" if kind == "gated-gelu" else kind.rpartition("-")[2]
-    return gated, settings.text("dense_act_fn", function)  # a key of its own counts, as in transformers
-
-
-def _limits_of_llama_cpp(settings: Settings, sizes: Sizes) -> None:
-    if sizes["decoder_layers"] > sizes["layers"]:
-        raise UnsupportedModel(
-            f"{settings.where}: the decoder has {sizes['decoder_layers']} layers, more than the encoder's "
-            f"{sizes['layers']}; llama.cpp keeps room for as many as the encoder has and ends the process",
-            hint=NOT_IN_LLAMA_CPP,
-        )
-    if max_distance(settings) != _MAX_DISTANCE:
-        raise UnsupportedModel(
-            f"{settings.where}: relative_attention_max_distance is {max_distance(settings)}; llama.cpp's t5 "
-            f"graph has {_MAX_DISTANCE} built in",
-            hint=NOT_IN_LLAMA_CPP,
-        )
-    gated, function = feed_forward(settings)
-    if function not in (TANH_GELU if gated else RELU):
-        raise UnsupportedModel(
-            f"{settings.where}: the feed-forward layers are {'gated' if gated else 'not gated'} with "
-            f"{quoted(function)} (feed_forward_proj {quoted(settings.values.get('feed_forward_proj'))}); "
-            "llama.cpp's t5 graph computes gated ones with the tanh approximation of GELU and ungated ones "
-            "with ReLU",
-            hint=NOT_IN_LLAMA_CPP,
-        )
-
-
-def _limits_of_onnx(settings: Settings, sizes: Sizes) -> None:
-    refuse_unless_in_onnx(feed_forward(settings)[1], f"{settings.where}: the feed-forward layers' activation")
 
 
 def embedding_name(checkpoint: Checkpoint) -> str:
@@ -317,7 +270,7 @@ T5 = Recipe(
     flags=_flags,
     hparams=hparams,
     rows=ROWS,
-    limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": _limits_of_onnx},
+    limits={"llama.cpp": limits_of_llama_cpp, "ONNX": limits_of_onnx},
     dropped=(
         *EMBEDDINGS,
         HEAD,

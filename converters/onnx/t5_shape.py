@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
 from ..architectures import recipe_for
-from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, feed_forward, max_distance, scales, sizes
+from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, scales, sizes
+from ..architectures.t5_limits import feed_forward, max_distance
 from ..gbst.settings import EMBEDDING, GbstSettings, read_settings
 from ..gbst.tensors import front_end_model
 from ..settings import Settings
