@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.architectures import recipe_for
-from ..converters.recipe import Recipe, build, parameters
-from ..converters.recorded import read_manifest, written_files
+from ..converters.recipe import build, parameters
+from ..converters.recorded import RecordedFile, read_manifest, written_files
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError, MappingError
@@ -63,14 +63,8 @@ def verify_onnx(
     """
     begun = time.monotonic()
     folder, checkpoint = open_onnx(artifact), open_checkpoint(against)
-    manifest = None if ignore_manifest or just_made else read_manifest(folder.path)
-    written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
-    found = [path for file in written if (path := folder.path / file.name).is_file()]
-    hashes = CheckpointHashes(folder.path, manifest, checkpoint, list(dict.fromkeys([*folder.files, *found])))
-    recipe = recipe_for(checkpoint.config)
-    _refuse_another_kind(folder, checkpoint, recipe)
-    model, source = build(recipe, checkpoint, "ONNX"), read_source(checkpoint)
-    subject = Subject(checkpoint, recipe, _with_vocab(model, checkpoint, source), source)
+    written, hashes = _recorded(folder, checkpoint, ignored=ignore_manifest or just_made)
+    subject = _subject(folder, checkpoint)
     gate = gate_for(folder.type, overrides=how.gates)
     if texts is None:
         windows = built_in_windows(subject, amounts, tokens=tokens, window=window)
@@ -86,12 +80,12 @@ def verify_onnx(
             artifact=folder.path,
             checkpoint=checkpoint.folder,
             type=folder.type,
-            arch=model.arch,
-            parameters=parameters(model),
-            tokens=check_folder_tokens(folder, checkpoint, source, texts or ()),
+            arch=subject.model.arch,
+            parameters=parameters(subject.model),
+            tokens=check_folder_tokens(folder, checkpoint, subject.source, texts or ()),
             metadata=check_folder_settings(folder, checkpoint, subject.model),
             weights=check_folder_weights(
-                folder, checkpoint, recipe, model, threads=how.threads, progress=how.progress
+                folder, checkpoint, subject.recipe, subject.model, threads=how.threads, progress=how.progress
             ),
             logits=LogitsPart("not run"),
             provenance=told if just_made else evidence(told, hashes, options, how.progress),
@@ -100,7 +94,7 @@ def verify_onnx(
     findings = (*proof.metadata.findings, *changed)
     metadata = replace(proof.metadata, verdict=verdict_of(findings), findings=findings)
     logits = onnx_logits(folder, subject, windows, gate, how)
-    notes, seconds = remarks(logits, len(source.tokens)), time.monotonic() - begun
+    notes, seconds = remarks(logits, len(subject.source.tokens)), time.monotonic() - begun
     return replace(proof, metadata=metadata, logits=logits, notes=notes, seconds=seconds)
 
 
@@ -135,16 +129,29 @@ def _otherwise(
     return figures, [replace(each, message=before + each.message) for each in judge(figures, gate)]
 
 
-def _refuse_another_kind(folder: OnnxFolder, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """What has an encoder and what has none cannot be compared."""
-    if recipe.encoder_decoder == (folder.encoder is not None):
-        return
-    kinds = ("has no encoder", "has an encoder")
-    there = kinds[folder.encoder is not None]
-    raise InputError(
-        f"{folder.path} {there}, {checkpoint.folder} ({recipe.title}) {kinds[recipe.encoder_decoder]}",
-        hint="give the checkpoint the folder was made from with --against",
-    )
+def _recorded(
+    folder: OnnxFolder, checkpoint: Checkpoint, *, ignored: bool
+) -> tuple[tuple[RecordedFile, ...], CheckpointHashes]:
+    """The files the folder's manifest names, unless it is ``ignored``, and the hashes to hold against it."""
+    manifest = None if ignored else read_manifest(folder.path)
+    written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
+    there = [path for file in written if (path := folder.path / file.name).is_file()]
+    parts = list(dict.fromkeys([*folder.files, *there]))
+    return written, CheckpointHashes(folder.path, manifest, checkpoint, parts)
+
+
+def _subject(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
+    """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
+    recipe = recipe_for(checkpoint.config)
+    if recipe.encoder_decoder != (folder.encoder is not None):
+        kinds = ("has no encoder", "has an encoder")
+        own, given = kinds[folder.encoder is not None], kinds[recipe.encoder_decoder]
+        raise InputError(
+            f"{folder.path} {own}, {checkpoint.folder} ({recipe.title}) {given}",
+            hint="give the checkpoint the folder was made from with --against",
+        )
+    model, source = build(recipe, checkpoint, "ONNX"), read_source(checkpoint)
+    return Subject(checkpoint, recipe, _with_vocab(model, checkpoint, source), source)
 
 
 def _with_vocab(model: Model, checkpoint: Checkpoint, source: Source) -> Model:
