@@ -13,6 +13,7 @@ from t5_checkpoints import write_t5
 from kconv.cli.onnx_runtime import read_onnx_model
 from kconv.converters import to_gguf, to_onnx
 from kconv.core.errors import CheckpointError, KconvError, TokenMismatch, UnsupportedModel, VocabError
+from kconv.verify import verify
 
 DEEP: dict[str, Any] = {"num_layers": 1, "num_decoder_layers": 3}
 FAR: dict[str, Any] = {"relative_attention_max_distance": 40, "feed_forward_proj": "gated-silu"}
@@ -24,9 +25,9 @@ def test_t5_as_no_graph_of_llama_cpp_has_it(changes: dict[str, Any], type_name: 
     with pytest.raises(UnsupportedModel) as caught:
         to_gguf(source, tmp_path / "out.gguf", verify=False)
     assert "to-onnx" in (caught.value.hint or "")
-    done = to_onnx(source, tmp_path / "onnx", type=type_name)
-    assert done.proof is not None
-    assert done.verdict == "passed", done.proof.cause
+    done = to_onnx(source, tmp_path / "onnx", type=type_name, verify=False)
+    proof = verify(done.path, source, tokens=80, threads=1)
+    assert proof.verdict == "passed", proof.cause
 
 
 def with_splits(folder: Path, pattern: str) -> Path:
@@ -48,9 +49,9 @@ def test_a_tokenizer_llama_cpp_has_no_pre_tokenizer_for(tmp_path: Path, small_to
     source = with_splits(random_llama(tmp_path / "checkpoint", small_tokenizer), "[aeiou가-깋]")
     with pytest.raises(TokenMismatch):
         to_gguf(source, tmp_path / "out.gguf", verify=False)
-    done = to_onnx(source, tmp_path / "onnx", type="f32")
-    assert done.proof is not None
-    assert done.verdict == "passed", done.proof.cause
+    done = to_onnx(source, tmp_path / "onnx", type="f32", verify=False)
+    proof = verify(done.path, source, tokens=80, threads=1)
+    assert proof.verdict == "passed", proof.cause
     assert (tmp_path / "onnx" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
     assert read_onnx_model(tmp_path / "onnx").source.encode("가나 abc", True)
 
