@@ -38,7 +38,7 @@ from .formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
 from .graph import OPSET, Graph
 from .results import OnnxConversion, OnnxOptions
 
-_INSTALL = 'pip install --upgrade "kconv[onnx]"'
+_INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
 
 def to_onnx(
