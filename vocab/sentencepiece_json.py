@@ -90,8 +90,9 @@ def _merges(source: Source) -> Iterator[str]:
         for index, (text, kind) in enumerate(zip(source.tokens, source.types, strict=True))
         if text is not None and kind in _MERGED
     }
+    lengths = sorted({len(text) for text in pieces} - {0})  # a stranger's piece may have a million letters
     for text in sorted(pieces, key=lambda text: -pieces[text]):
-        for at in range(1, len(text)):
+        for at in (length for length in lengths if length < len(text)):
             if text[:at] in pieces and text[at:] in pieces:
                 yield f"{text[:at]} {text[at:]}"
 
