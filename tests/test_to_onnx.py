@@ -99,6 +99,17 @@ def test_the_layout_of_transformers_js(checkpoint: Path, tmp_path: Path) -> None
     assert np.isfinite(logits).all()
 
 
+def test_without_a_proof_nothing_runs_a_model(checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from kconv.converters import to_gguf, to_onnx\n"
+        f"to_onnx({str(checkpoint)!r}, {str(tmp_path / 'out')!r}, verify=False)\n"
+        "print(sorted({'torch', 'transformers', 'llama_cpp', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_accuracy_level_reaches_the_graph(checkpoint: Path, tmp_path: Path) -> None:
     import onnx
 
