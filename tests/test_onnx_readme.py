@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 from tokenizers import Tokenizer
 
-from kconv.cli.run import command
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 
+KCONV = str(Path(sys.executable).parent / "kconv")
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("\n## ONNX\n")[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)  # the last needs optimum
@@ -62,7 +63,8 @@ def test_the_example_for_encoder_decoders(
         made = model.generate(given, max_new_tokens=64, do_sample=False)[0]
         assert printed == Tokenizer.from_file(f"{folder}/tokenizer.json").decode(made.tolist()) + "\n"
     else:
-        done = CliRunner().invoke(command, [folder, "-p", prompt, "-n", "64", "--greedy"])
+        words = [KCONV, "run", folder, "-p", prompt, "-n", "64", "--greedy"]
+        done = subprocess.run(words, capture_output=True, check=True, encoding="utf-8")
         assert printed == re.sub(r"<\d+>", "", done.stdout)
 
 
