@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   kconv to-onnx ./42dot_LLM-SFT-1.3B
-  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx --accuracy-level 4
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx
   kconv to-onnx ./KEByT5-base -q f32 --verify full
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --layout transformers.js -o 42dot-web
 """
@@ -84,10 +84,10 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @click.option(
     "--accuracy-level",
     type=click.IntRange(0, 4),
-    default=0,
+    default=4,
     metavar="N",
-    help="How onnxruntime multiplies quantized matrices: 0 keeps the activations in F32, 4 makes 8-bit "
-    "numbers of them, which is faster and less exact.  [default: 0]",
+    help="How onnxruntime multiplies quantized matrices: 4 makes 8-bit numbers of the activations first, as "
+    "llama.cpp does; 0 keeps them in F32, which is more exact and far slower.  [default: 4]",
 )
 @click.option(
     "--verify",

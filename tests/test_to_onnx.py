@@ -110,13 +110,16 @@ def test_without_a_proof_nothing_runs_a_model(checkpoint: Path, tmp_path: Path) 
     assert done.stdout.strip() == "[]"
 
 
-def test_accuracy_level_reaches_the_graph(checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("asked", "level"), [({}, 4), ({"accuracy_level": 0}, 0)])
+def test_accuracy_level_reaches_the_graph(
+    checkpoint: Path, tmp_path: Path, asked: dict[str, int], level: int
+) -> None:
     import onnx
 
-    converted(checkpoint, tmp_path / "out", type="q8_0", accuracy_level=4)
+    converted(checkpoint, tmp_path / "out", type="q8_0", **asked)
     model = onnx.load_model(tmp_path / "out" / "model.onnx", load_external_data=False)
     levels = [a.i for n in model.graph.node for a in n.attribute if a.name == "accuracy_level"]
-    assert set(levels) == {4}
+    assert set(levels) == {level}
 
 
 def test_a_folder_that_is_not_empty_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def to_onnx(
     *,
     type: str = AUTO,
     layout: str = "optimum",
-    accuracy_level: int = 0,
+    accuracy_level: int = 4,
     allow_nan: bool = False,
     chat_template: str | None = None,
     verify: bool | Scope = "quick",
@@ -62,8 +62,8 @@ def to_onnx(
     ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
     the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
     the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
-    matrices: 0 keeps the activations, 4 is faster and less exact. ``chat_template`` and ``verify`` are as of
-    ``to_gguf``. Raises KconvError of every kind; a failed proof raises nothing.
+    matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``chat_template`` and ``verify`` are as of ``to_gguf``. Raises KconvError of every kind; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
