@@ -63,7 +63,8 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
     the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template`` and ``verify`` are as of ``to_gguf``. Raises KconvError of every kind; a failed proof raises nothing.
+    ``chat_template`` and ``verify`` are as of ``to_gguf``. Raises KconvError of every kind; a failed proof
+    raises nothing.
     """
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
