@@ -38,14 +38,16 @@ check: setup ## ruff, mypy --strict and the tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: setup ## compare speed and memory with llama.cpp's converter and llama-quantize
+bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, tokens a second of ONNX folders
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/every_type.py
 	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/onnx_folders.py
 
 test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of scratch space, half an hour)
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py
 	$(BIN)/python bench/full_size.py
+	$(BIN)/python bench/full_size_onnx.py
 
 clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
@@ -53,3 +55,4 @@ clean: ## remove what make demo and the tools left (not .venv)
 include mk/batch.mk
 include mk/js.mk
 include mk/sanitize.mk
+include mk/optimum.mk

@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -75,27 +76,27 @@ class Result:
         )
 
 
-def main() -> int:
-    """Check every case; print a table as it grows."""
+def main(cases: Sequence[Case], check: Callable[[Case], list[Result]], name: str) -> int:
+    """Check every case named on the command line; print a table as it grows, write results/NAME.json."""
     parser = argparse.ArgumentParser(description="Check memory, disk and repeatability at full size.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="only these checkpoints")
     parser.add_argument("--keep", action="store_true", help="keep the checkpoints for the next time")
     options = parser.parse_args()
-    known = {case.shape.name: case for case in CASES}
+    known = {case.shape.name: case for case in cases}
     unknown = set(options.names) - set(known)
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     print("| checkpoint | types | seconds | peak private MiB | output MiB | written MiB | |")
     print("|---|---|---:|---:|---:|---:|---|", flush=True)
     results = []
-    for name in options.names or known:
-        results += check(known[name])
+    for checkpoint in options.names or known:
+        results += check(known[checkpoint])
         if not options.keep:
-            shutil.rmtree(material.scratch() / name)
+            shutil.rmtree(material.scratch() / checkpoint)
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     text = json.dumps([asdict(result) for result in results], indent=2)
-    (folder / "full_size.json").write_text(text + "\n", "utf-8")
+    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
     return 1 if any(result.broken for result in results) else 0
 
 
@@ -172,6 +173,6 @@ def digest(path: Path) -> str:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(main(CASES, check, "full_size"))
     except subprocess.SubprocessError as error:
         sys.exit(f"full_size: {error}")

@@ -297,5 +297,13 @@ SENTENCEPIECE_1_3B = Shape(
     write_sentencepiece,
 )
 DOT42_BF16 = Shape("42dot-1.3b-bf16", _42DOT, DType.BF16, 1, write_42dot_tokenizer)
+DOT42_SMALL = Shape(
+    "42dot-0.4b-bf16",
+    {**_42DOT, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
+    | {"num_key_value_heads": 16},
+    DType.BF16,
+    1,
+    write_42dot_tokenizer,
+)
 DOT42_F32 = Shape("42dot-1.3b-f32", _42DOT, DType.F32, 2, write_42dot_tokenizer)
 LLAMA_3_8B = Shape("llama-3-8b-bf16", _LLAMA_3, DType.BF16, 4, write_llama_3_tokenizer)

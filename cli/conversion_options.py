@@ -58,6 +58,13 @@ def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
     return Options(types, **{**options, **files})
 
 
+chat_template_option = click.option(
+    "--chat-template",
+    metavar="NAME|FILE",
+    help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
+    "checkpoint's own]",
+)
+
 _IMPORTANCE_OPTIONS = (
     click.option(
         "--imatrix",
@@ -95,10 +102,5 @@ _OTHER_OPTIONS = (
         callback=split_list,
         help="Leave out a vocabulary adapter; the output names those that were used. Repeatable.",
     ),
-    click.option(
-        "--chat-template",
-        metavar="NAME|FILE",
-        help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
-        "checkpoint's own]",
-    ),
+    chat_template_option,
 )

@@ -1,4 +1,4 @@
-"""What ``kconv inspect`` says of a GGUF or a checkpoint, as plain JSON values. Reads headers only."""
+"""What ``kconv inspect`` says of what lies at a path, as plain JSON values. Reads headers only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _LONG_ARRAY = 16  # longer arrays of metadata are described by their length
 def describe(path: Path) -> Description:
     """What lies at ``path``. Raises GgufError, CheckpointError, VocabError and EnvironmentProblem."""
     if path.is_dir():
-        return describe_checkpoint(path)
+        from .onnx_descriptions import describe_onnx, is_onnx
+
+        return describe_onnx(path) if is_onnx(path) else describe_checkpoint(path)
     if path.suffix in (".safetensors", ".bin", ".json"):
         raise GgufError(
             f"{path} is a file of a checkpoint, not a GGUF",
@@ -41,7 +43,7 @@ def describe_gguf(path: Path) -> Description:
     header, first = model.header, model.paths[0]
     metadata = header.metadata
     tensors = [
-        _tensor(info.name, info.shape, _type_name(info.ggml_type), info.nbytes) for info in header.tensors
+        tensor_line(info.name, info.shape, _type_name(info.ggml_type), info.nbytes) for info in header.tensors
     ]
     manifest = manifest_path(first)
     prefix = f"{header.arch}."
@@ -55,7 +57,7 @@ def describe_gguf(path: Path) -> Description:
         "license": plain(metadata.get("general.license")),
         "bytes": header.size,
         "parts": [str(part) for part in model.paths] if len(model.paths) > 1 else [],
-        **_summary(tensors),
+        **summary(tensors),
         "file_type": _file_type(header),
         "hyperparameters": {key: value for key, value in shown.items() if key.startswith(prefix)},
         "vocabulary": _gguf_vocabulary(metadata),
@@ -63,7 +65,7 @@ def describe_gguf(path: Path) -> Description:
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
         "manifest": str(manifest) if manifest.is_file() else None,
-        "proof": _proof(first, header.size),
+        "proof": proof_of(manifest_of(first), header.size),
         "tensors": tensors,
     }
 
@@ -84,14 +86,18 @@ def _purpose(header: GgufHeader) -> str | None:
     return f"body of a GBST model: needs the {ARCH}-….gguf of fingerprint {named!s:.16}… beside it"
 
 
-def _proof(path: Path, size: int) -> Description | None:
-    """The proof as the manifest beside the file has it; None where there is none, or it is another file's."""
+def manifest_of(path: Path) -> Mapping[str, Any] | None:
+    """The manifest beside a file or in a folder; None where there is none that can be read."""
     from ..converters.recorded import read_manifest
 
     try:
-        manifest = read_manifest(path)
+        return read_manifest(path)
     except KconvError:
         return None
+
+
+def proof_of(manifest: Mapping[str, Any] | None, size: int) -> Description | None:
+    """The proof as the manifest has it; None where there is none, or it is that of other files."""
     proof = None if manifest is None or manifest["output"]["bytes"] != size else manifest.get("proof")
     if not isinstance(proof, dict) or not isinstance(proof.get("verdict"), str):
         return None
@@ -111,7 +117,7 @@ def describe_checkpoint(folder: Path) -> Description:
 
     checkpoint = open_checkpoint(folder)
     tensors = [
-        _tensor(tensor.name, tensor.shape, tensor.dtype.value.lower(), tensor.nbytes)
+        tensor_line(tensor.name, tensor.shape, tensor.dtype.value.lower(), tensor.nbytes)
         for tensor in checkpoint.tensors.values()
         if tensor.name not in checkpoint.aliases
     ]
@@ -120,15 +126,15 @@ def describe_checkpoint(folder: Path) -> Description:
         "path": str(folder),
         "kind": "checkpoint",
         "name": plain(general.get("general.name")),
-        "architecture": _classes(checkpoint.config),
+        "architecture": classes(checkpoint.config),
         "license": plain(general.get("general.license")),
         "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
-        **_summary(tensors),
+        **summary(tensors),
         "supported": _support(checkpoint.config),
         "hyperparameters": {
             str(key): plain(value) for key, value in checkpoint.config.items() if key != "architectures"
         },
-        "vocabulary": _tokenizer(checkpoint),
+        "vocabulary": tokenizer(checkpoint),
         "metadata": {key: plain(value) for key, value in general.items()},
         "weight_files": [file.name for file in checkpoint.weight_files],
         "dropped": dict(checkpoint.dropped),
@@ -137,11 +143,12 @@ def describe_checkpoint(folder: Path) -> Description:
     }
 
 
-def _tensor(name: str, shape: Sequence[int], type_name: str, size: int) -> Description:
+def tensor_line(name: str, shape: Sequence[int], type_name: str, size: int) -> Description:
+    """A tensor; ``size`` in bytes."""
     return {"name": name, "shape": list(shape), "type": type_name, "bytes": size}
 
 
-def _summary(tensors: Sequence[Description]) -> Description:
+def summary(tensors: Sequence[Description]) -> Description:
     """Counts over all tensors; those computed from the configuration are no parameters."""
     types: dict[str, dict[str, int]] = {}
     for tensor in tensors:
@@ -217,7 +224,8 @@ def _type_counts(types: Any) -> dict[str, int]:
     return dict(Counter(names.get(number, f"type {number}") for number in numbers))
 
 
-def _classes(config: Mapping[str, Any]) -> str:
+def classes(config: Mapping[str, Any]) -> str:
+    """What config.json calls the model."""
     classes = config.get("architectures")
     named = [str(name) for name in classes] if isinstance(classes, list) else []
     return ", ".join(named) or str(config.get("model_type", ""))
@@ -233,7 +241,7 @@ def _support(config: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Description:
+def tokenizer(checkpoint: Checkpoint) -> Description:
     """The checkpoint's own tokenizer, part by part; where it cannot be read, why."""
     from ..vocab.sources import read_source
 

@@ -1,4 +1,4 @@
-"""``kconv inspect``: what a checkpoint or a GGUF is, from headers alone."""
+"""``kconv inspect``: what a checkpoint, a GGUF or an ONNX folder is, from headers alone."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from typing import Any
 import click
 
 from ..core.errors import InputError
-from .console import count_text, emit_json, say, size_text, table
+from .console import count_text, emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
 
 EXAMPLES = """\b
 Examples:
   kconv inspect ./42dot_LLM-SFT-1.3B
   kconv inspect 42dot_LLM-SFT-1.3B-Q4_0.gguf --tensors
+  kconv inspect ./42dot-onnx
   kconv inspect model.gguf --json | jq .vocabulary.special
 """
 
 _LONG = 100  # characters of a metadata value that are shown
 
 
-@click.command("inspect", short_help="Show what a checkpoint or a GGUF is.", epilog=EXAMPLES)
+@click.command("inspect", short_help="Show what a checkpoint, a GGUF or an ONNX folder is.", epilog=EXAMPLES)
 @click.argument("path", type=PATH)
 @click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not one line per kind.")
 @json_option
 @verbose_option
 def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
-    """Show what PATH is: a checkpoint folder or a GGUF file.
+    """Show what PATH is: a checkpoint folder, a GGUF file or an ONNX folder.
 
-    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence. Only headers are read, so
-    it takes no longer for a large model. The tensors are always complete with --json.
+    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; of ONNX the graphs, too.
+    Only headers are read, so it takes no longer for a large model. With --json the tensors are always
+    complete.
     """
     if not path.exists():
-        raise InputError(f"there is no {path}", hint="give a checkpoint folder or a GGUF file")
+        raise InputError(f"there is no {path}", hint="give a checkpoint, a GGUF or an ONNX folder")
     from .descriptions import describe
 
     said = describe(path)
@@ -43,6 +45,7 @@ def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> Non
         emit_json(said)
         return
     _tell(said)
+    _tell_graphs(said.get("graphs", ()))
     _tell_vocabulary(said["vocabulary"])
     say(f"\nTensors\n{_tensor_table(said['tensors'], every_tensor=every_tensor)}")
 
@@ -75,6 +78,21 @@ def _tell(said: Mapping[str, Any]) -> None:
     for title, values in (("Hyper-parameters", said["hyperparameters"]), ("Metadata", said["metadata"])):
         if values:
             say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
+
+
+def _tell_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
+    """Each graph with its operators and what goes in and out, caches of all layers in one line."""
+    for graph in graphs:
+        versions = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
+        operators = ", ".join(f"{name} {count}" for name, count in graph["operators"].items())
+        say(f"\nGraph {printable(graph['file'])} (opset {printable(versions)})")
+        say(f"  {printable(operators)}")
+        rows: dict[tuple[str, ...], None] = {}
+        for title in ("inputs", "outputs"):
+            for value in graph[title]:
+                name = re.sub(r"\.[0-9]+\.", ".N.", value["name"])
+                rows["", title[:-1], name, value["type"], _short(value["shape"])] = None
+        say(table(list(rows)))
 
 
 def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,23 +11,21 @@ from types import TracebackType
 from typing import Any
 
 from ..converters.architectures import recipe_for
-from ..converters.onnx.folder import GBST_CONFIG
+from ..converters.onnx.side_files import GBST_CONFIG
 from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_json
 from ..core.progress import Progress, silent
 from ..core.vocabulary import TokenType, Vocab, gguf_keys
-from ..verify.candidate import CandidateFailure
+from ..verify.candidate import CandidateFailure, Floats
 from ..verify.onnx_folder import OnnxFolder, open_onnx
 from ..verify.onnx_process import OnnxProcess
-from ..vocab.adapters import enabled_adapters
-from ..vocab.candidates import candidates
 from ..vocab.context import AdapterContext, read_context
 from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
+from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
-from ..vocab.settle import adapted
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
 from .generation import Sampling
@@ -65,7 +64,7 @@ def read_onnx_model(path: Path) -> OnnxModel:
     keys = Settings(told, "config.json")
     source = read_source(files)
     context = read_context(files, arch=recipe.arch, rows=source.size)  # config.json may say any number
-    vocab, _ = adapted(next(iter(candidates(source))), context, enabled_adapters())
+    vocab, _ = own_vocabulary(source, context)
     return OnnxModel(
         folder,
         source,
@@ -86,12 +85,9 @@ def read_onnx_model(path: Path) -> OnnxModel:
 
 
 def _ends(vocab: Vocab, context: AdapterContext) -> frozenset[int]:
-    """Tokens with such a role, those whose text llama.cpp takes for one, and generation_config.json's."""
-    told = context.generation_config.get("eos_token_id")
-    ids = [each for each in (told if isinstance(told, list) else [told]) if isinstance(each, int)]
-    ids += [vocab.special[role] for role in ("eos", "eot", "eom") if role in vocab.special]
-    ids += [index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_GENERATION]
-    return frozenset(ids)
+    """Tokens that end a turn or the text, and those whose text llama.cpp takes for one."""
+    known = (index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_GENERATION)
+    return frozenset((*stop_ids(vocab, context)[0], *known))
 
 
 class OnnxRuntime:
@@ -152,15 +148,26 @@ class OnnxRuntime:
                 last = start + _BATCH >= len(begun)
                 logits = self._process.read(begun[start : start + _BATCH], int(last))
         self._progress("reading the prompt", len(begun), len(begun))
-        with Sampler(logits.shape[1], sampling) as sampler:
+        columns = logits.shape[1]
+        with Sampler(columns, sampling) as sampler:
             sampler.accept(begun[-sampling.repeat_last_n :] if sampling.repeat_last_n else ())
             for position in range(count):
-                token = sampler.choose(logits[0])
+                token = sampler.choose(self._sound(logits[0], columns))
                 yield token
                 if self.is_end(token) or position + 1 == count:
                     return
                 with self._explained():
                     logits = self._process.read([token])
+
+    def _sound(self, logits: Floats, columns: int) -> Floats:
+        """The logits of a token, unless samplers could not choose among them."""
+        if len(logits) == columns and math.isfinite(logits.max(initial=-math.inf)):
+            return logits
+        said = "logits that are no numbers"
+        if len(logits) != columns:
+            said = f"{columns} logits, then {len(logits)}"
+        hint = "hold it against its checkpoint: kconv verify"
+        raise InputError(f"{self._model.folder.path} gives {said}", hint=hint)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -73,10 +73,12 @@ def _logits(part: LogitsPart) -> str:
     if gate is not None:
         name = "NMSE" if gate.measure == "nmse" else "mean KL"
         value, gelu = _number(gate_value(figures, gate)), _plain(gelu_words(figures))
-        steps = (
-            "" if part.stepwise is None else f"; token by token {_number(gate_value(part.stepwise, gate))}"
+        more = "".join(
+            f"; {way} {_number(gate_value(figures, gate))}"
+            for way, figures in (("token by token", part.stepwise), ("padded", part.padded))
+            if figures is not None
         )
-        measured = f"{name} {value} (gate {gate.warns:g}{gelu}{steps})"
+        measured = f"{name} {value} (gate {gate.warns:g}{gelu}{more})"
     return (
         f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
         f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"

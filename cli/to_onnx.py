@@ -20,6 +20,7 @@ from .console import (
     size_text,
     table,
 )
+from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
@@ -29,10 +30,28 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   kconv to-onnx ./42dot_LLM-SFT-1.3B
-  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx --accuracy-level 4
+  kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot-onnx
   kconv to-onnx ./KEByT5-base -q f32 --verify full
   kconv to-onnx ./42dot_LLM-SFT-1.3B -q q4_0 --layout transformers.js -o 42dot-web
 """
+
+
+def _folder(context: click.Context, parameter: click.Parameter, output: Path | None) -> Path | None:
+    if output is not None and output.suffix.lower() in (".onnx", ".gguf") and not output.is_dir():
+        raise UsageError(
+            f"-o {output} is the name of a file, expected a folder: ONNX models are several files",
+            hint=f"pass -o {output.with_suffix('')}",
+        )
+    return output
+
+
+def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> str:
+    if len(names) > 1:
+        raise UsageError(
+            f"-q is given {len(names)} times ({', '.join(names)}), and a folder has one type",
+            hint="run kconv to-onnx once for each type",
+        )
+    return names[0] if names else "auto"
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
@@ -41,6 +60,7 @@ Examples:
     "-o",
     "--output",
     type=PATH,
+    callback=_folder,
     metavar="DIR",
     help="The folder to make; it must be free or empty.  [default: <checkpoint>-<TYPE>-ONNX here]",
 )
@@ -48,7 +68,8 @@ Examples:
     "-q",
     "--type",
     "type_name",
-    default="auto",
+    multiple=True,
+    callback=_one_type,
     metavar="TYPE",
     help="auto, f32, f16, q8_0 or q4_0; auto keeps what the checkpoint has, F32 or halves (of T5 models F32, "
     "since they overflow in halves).  [default: auto]",
@@ -63,10 +84,10 @@ Examples:
 @click.option(
     "--accuracy-level",
     type=click.IntRange(0, 4),
-    default=0,
+    default=4,
     metavar="N",
-    help="How onnxruntime multiplies quantized matrices: 0 keeps the activations in F32, 4 makes 8-bit "
-    "numbers of them, which is faster and less exact.  [default: 0]",
+    help="How onnxruntime multiplies quantized matrices: 4 makes 8-bit numbers of the activations first, as "
+    "llama.cpp does; 0 keeps them in F32, which is more exact and far slower.  [default: 4]",
 )
 @click.option(
     "--verify",
@@ -75,6 +96,7 @@ Examples:
     help="How the folder is proven: on a few hundred tokens, or on some thousand.  [default: quick]",
 )
 @click.option("--no-verify", is_flag=True, help="Leave out the proof.")
+@chat_template_option
 @click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
 @threads_option
 @force_option
@@ -89,6 +111,7 @@ def command(
     scope: str | None,
     no_verify: bool,
     allow_nan: bool,
+    chat_template: str | None,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -109,6 +132,7 @@ def command(
         "layout": layout,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
+        "chat_template": chat_template,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "force": force,
         "threads": threads,

@@ -64,7 +64,7 @@ Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input 
 @click.option(
     "--ignore-manifest",
     is_flag=True,
-    help="Go on even if the checkpoint is not the one the file's manifest names.",
+    help="Go on even if the checkpoint is not the one the manifest of the file or folder names.",
 )
 @click.option(
     "--front-end",
@@ -100,7 +100,8 @@ def command(
     fails names what is wrong. Files made by other programs can be verified, too.
 
     Of an ONNX folder the tokenizer, the settings, the weights under the checkpoint's names and the logits in
-    onnxruntime are compared: those of whole windows and, for the cache's sake, of tokens read one by one.
+    onnxruntime are compared: those of whole windows and, for the sake of cache and mask, of tokens read one
+    by one and of padded batches. Files the folder's kconv.manifest.json does not know as they are only warn.
     """
     if report is not None:
         refuse_report(report, force=force)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from ..core.tensor import Array, DType, Tensor
 from .settings import Settings
 
 Sizes = Mapping[str, int]
+Runtime = Literal["llama.cpp", "ONNX"]
 
 _GAPS_SHOWN = 40
 
@@ -84,7 +85,8 @@ class Recipe:
     ``sizes`` reads the words used in shapes from the settings (``layers`` is required), ``flags`` the
     conditions of rows, ``hparams`` the GGUF keys without the architecture's prefix, ``from_files`` those that
     other files than config.json decide, ``extra`` tensors computed from the settings.
-    ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing.
+    ``dropped`` are patterns (with ``{i}``) of tensors that carry nothing. ``limits`` raise UnsupportedModel
+    for what the graphs of a runtime cannot compute.
     ``hf_classes[0]`` is transformers' class of the model, which the fp32 reference runs;
     ``for_transformers`` puts into its present words what config.json may say otherwise. ``gelu`` says that
     the activation is a GELU, which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so
@@ -102,6 +104,7 @@ class Recipe:
     flags: Callable[[Settings, Checkpoint], frozenset[str]]
     hparams: Callable[[Settings, Sizes], Mapping[str, MetadataValue]]
     rows: tuple[Row, ...]
+    limits: Mapping[Runtime, Callable[[Settings, Sizes], None]]
     dropped: tuple[str, ...] = ()
     extra: Callable[[Settings, Sizes], Sequence[Tensor]] = lambda settings, sizes: ()
     notes: Callable[[Settings, frozenset[str]], Sequence[Note]] = lambda settings, flags: ()
@@ -112,13 +115,14 @@ class Recipe:
     companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
 
 
-def build(recipe: Recipe, checkpoint: Checkpoint) -> Model:
-    """Map a checkpoint to a Model; reads no weights but where a tied head must be compared.
+def build(recipe: Recipe, checkpoint: Checkpoint, runtime: Runtime = "llama.cpp") -> Model:
+    """Map a checkpoint to a Model for ``runtime``; reads no weights but where a tied head must be compared.
 
     Raises MappingError naming every missing, unexpected and misshapen tensor, CheckpointError where the
-    configuration itself makes no sense.
+    configuration itself makes no sense, UnsupportedModel for what the runtime's graphs cannot compute.
     """
     settings, sizes, flags = _read(recipe, checkpoint)
+    recipe.limits[runtime](settings, sizes)
     tensors: list[Tensor] = []
     gaps: list[str] = []
     used: set[str] = set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,18 @@ IGNORE = "--ignore-manifest verifies against the checkpoint as it is now"
 
 @dataclass(frozen=True)
 class RecordedFile:
-    """A file of the checkpoint as it was when it was converted; ``sha256`` in hexadecimal digits."""
+    """A file as it was after the conversion, or the checkpoint's before it; ``sha256`` in hexadecimal.
+
+    A file of weights in an ONNX folder has none (None): its weights are compared one by one.
+    """
 
     name: str
     bytes: int
-    sha256: str
+    sha256: str | None
 
 
 def read_manifest(artifact: Path) -> Mapping[str, Any] | None:
-    """The manifest beside a file, or None where there is none.
+    """The manifest beside a file or in a folder, or None where there is none.
 
     ``source.files``, ``output``, ``options`` and ``versions`` have been checked to be of the types kconv
     writes. Raises InputError where it is anything else, EnvironmentProblem where it cannot be read.
@@ -80,18 +83,30 @@ def _check(value: Any, path: Path) -> None:
 
 def recorded_files(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
     """The files a manifest names; ``path`` is its own, for messages. Raises InputError."""
-    files = manifest["source"].get("files")
+    return _files(manifest, "source", is_plain_name, path)
+
+
+def written_files(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
+    """The files of a folder as they were written, named by their paths in it; as ``recorded_files``."""
+    return _files(manifest, "output", lambda name: all(map(is_plain_name, str(name).split("/"))), path)
+
+
+def _files(
+    manifest: Mapping[str, Any], key: str, accepts: Callable[[object], bool], path: Path
+) -> tuple[RecordedFile, ...]:
+    files = manifest[key].get("files")
     if not isinstance(files, list) or not files:
-        raise _garbage(path, f"has {quoted(files)} for source.files, expected a list of files")
+        raise _garbage(path, f"has {quoted(files)} for {key}.files, expected a list of files")
     found = []
     for file in files:
         entry: dict[str, Any] = file if isinstance(file, dict) else {}
         name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
+        absent = key == "output" and "sha256" not in entry
         if (
-            not (isinstance(name, str) and is_plain_name(name))
+            not (isinstance(name, str) and accepts(name))
             or not (isinstance(size, int) and size >= 0)
-            or not (isinstance(digest, str) and len(digest) == 64)
+            or not (absent or (isinstance(digest, str) and len(digest) == 64))
         ):
-            raise _garbage(path, f"has {quoted(file)} in source.files, expected name, bytes and sha256")
-        found.append(RecordedFile(name, size, digest.lower()))
+            raise _garbage(path, f"has {quoted(file)} in {key}.files, expected name, bytes and sha256")
+        found.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
     return tuple(found)

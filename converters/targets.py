@@ -212,9 +212,13 @@ def output_of(target: Target, plan: FilePlan, size: int, model: Model) -> Output
     return Output(target.path, target.type, size, bits, formats, target.manifest, target.modelfile, parts)
 
 
+FOLDER_MANIFEST = "kconv.manifest.json"
+"""Stands in every folder of ONNX files kconv makes: source, options, versions, formats, proof."""
+
+
 def manifest_path(path: Path) -> Path:
-    """``x.gguf`` -> ``x.gguf.manifest.json``."""
-    return path.with_name(path.name + ".manifest.json")
+    """``x.gguf`` -> ``x.gguf.manifest.json``; that of a folder lies in it."""
+    return path / FOLDER_MANIFEST if path.is_dir() else path.with_name(path.name + ".manifest.json")
 
 
 def own_type(model: Model) -> str:

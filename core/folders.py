@@ -25,7 +25,12 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
     if above != path:
         return
     with explained(path):
+        where = "the folder you are in" if path.samefile(".") else "a mounted disk" if path.is_mount() else ""
         filled = any(path.iterdir())
+    if where:  # a folder that appears whole takes a name, it does not move into another
+        raise OutputExists(
+            f"{path} is {where}, which no other can replace", hint="choose a folder in it with -o"
+        )
     if filled and not force:
         raise OutputExists(
             f"{path} is not empty", hint="choose another -o, or pass --force to replace what kconv made"

@@ -128,11 +128,11 @@ class _Cursor:
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.size = os.fstat(file.fileno()).st_size
         self._data = file.read(min(self.size, 1 << 22))
-        self._file, self._path, self.position = file, path, 0
+        self._file, self.path, self.position = file, path, 0
 
     def fail(self, what: str) -> GgufError:
         return GgufError(
-            f"{self._path}: {what} (at byte {self.position})",
+            f"{self.path}: {what} (at byte {self.position})",
             hint="the file is damaged or not a GGUF; convert it again",
         )
 
@@ -207,6 +207,11 @@ def _read(path: Path, parse: Callable[[_Cursor], T]) -> T:
 def _counts(cursor: _Cursor) -> tuple[int, int, int]:
     """The version, and how many tensors and pairs there are."""
     if cursor.size < 24 or cursor.take(4) != _MAGIC:
+        if cursor.path.suffix == ".onnx":
+            raise GgufError(
+                f"{cursor.path} is an ONNX graph, whose weights and tokenizer lie in other files",
+                hint="kconv run, verify and inspect take the whole folder",
+            )
         raise cursor.fail("not a GGUF file (it does not begin with 'GGUF')")
     version = cursor.unpack("I")
     if version not in (2, 3):

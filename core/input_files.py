@@ -117,6 +117,16 @@ def is_plain_name(name: object) -> bool:
     )
 
 
+def stays_with(path: Path, *others: Path) -> bool:
+    """Whether a file is no link, or one into its own folder or to where a link among ``others`` leads.
+
+    So links lead in the Hub's cache. Any other could carry a file of this machine's into what is made.
+    """
+    real = Path(os.path.realpath(path))
+    places = (Path(os.path.realpath(each)).parent for each in others)
+    return real.is_relative_to(os.path.realpath(path.parent)) or real.parent in places
+
+
 def refuse_lfs_pointer(path: Path, head: bytes) -> None:
     """Raise CheckpointError if the file is what Git leaves in place of a large file it has not fetched."""
     if head.startswith(LFS_POINTER):

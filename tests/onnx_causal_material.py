@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kconv.converters.architectures import recipe_for
-from kconv.converters.onnx.gptj import describe_gptj
+from kconv.converters.onnx.families import graphs_of
 from kconv.converters.onnx.graph import Graph
-from kconv.converters.onnx.llama import describe_llama
 from kconv.converters.onnx.writer import write_onnx
 from kconv.converters.recipe import build
 from kconv.core.reading import open_checkpoint
@@ -27,9 +26,7 @@ def described(checkpoint: Path, formats: Mapping[str, Format] | None = None) -> 
     """The graph of a checkpoint; what ``formats`` do not name is F32."""
     opened = open_checkpoint(checkpoint)
     recipe = recipe_for(opened.config)
-    graph = Graph("model", opened.tensors, formats or {})
-    {"llama": describe_llama, "gptj": describe_gptj}[recipe.name](graph, build(recipe, opened))
-    return graph
+    return graphs_of(recipe, opened, build(recipe, opened, "ONNX"), formats or {})["model.onnx"]
 
 
 def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:

@@ -19,12 +19,17 @@ def numbers(tensor: Tensor) -> Any:
 
 
 def write_llama_onnx(
-    checkpoint: Path, folder: Path, *, wrong_positions: bool = False, half: bool = False
+    checkpoint: Path,
+    folder: Path,
+    *,
+    wrong_positions: bool = False,
+    sees_padding: bool = False,
+    half: bool = False,
 ) -> Path:
-    """model.onnx and its data, config and tokenizer, for prompts one at a time.
+    """model.onnx and its data, config and tokenizer.
 
-    ``wrong_positions``: every reading begins at position 0 again, which only the cache shows. ``half``:
-    weights, logits and cache in f16.
+    ``wrong_positions``: every reading begins at position 0 again, which only the cache shows.
+    ``sees_padding``: padding counts as text. ``half``: weights, logits and cache in f16.
     """
     opened = open_checkpoint(checkpoint)
     config, weights = opened.config, {name: numbers(t) for name, t in opened.tensors.items()}
@@ -58,6 +63,11 @@ def write_llama_onnx(
     count = op("Squeeze", op("Shape", "input_ids", start=1, end=2))
     rows = op("Unsqueeze", op("Range", op("Sub", total, count), total, one), second)
     mask = op("LessOrEqual", op("Unsqueeze", op("Range", zero, total, one), first), rows)
+    if not sees_padding:
+        told = op("Cast", "attention_mask", to=TensorProto.BOOL)
+        told = op("Unsqueeze", told, keep("both", np.array([1, 2], np.int64)))
+        least = keep("least", np.array(np.finfo(kind).min, kind))
+        mask = op("Where", op("And", mask, told), keep("nothing", np.array(0, kind)), least)
     positions = "position_ids"
     if wrong_positions:
         positions = op("Unsqueeze", op("Range", zero, count, one), first)

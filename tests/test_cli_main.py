@@ -35,6 +35,8 @@ HEAVY = {
     "tokenizers",
     "sentencepiece",
     "gguf",
+    "onnx",
+    "onnxruntime",
     "tqdm",
     "jinja2",
 }

@@ -40,6 +40,11 @@ KINDS: Mapping[str, Callable[..., Path]] = {
     "llama-linear": partial(
         random_llama, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
     ),
+    # activations llama.cpp's graphs lack
+    "llama-gelu": partial(random_llama, hidden_act="gelu"),
+    "llama-quick-gelu": partial(random_llama, hidden_act="quick_gelu"),
+    "llama-relu2": partial(random_llama, hidden_act="relu2"),
+    "gptj-relu": partial(random_gptj, activation_function="relu"),
     "gptj": random_gptj,
     "gptj-tied": partial(random_gptj, tie_word_embeddings=True, weights="safetensors"),
     "gptj-all-rotated": partial(random_gptj, rotary_dim=32, n_inner=200),
@@ -126,8 +131,8 @@ def test_names_are_those_of_optimum(model: Any) -> None:
     assert [each.name for each in model.get_outputs()] == ["logits", *(f"present.{each}" for each in cache)]
 
 
-@pytest.mark.parametrize("family", ["42dot", "kogpt"])
-def test_128_greedy_tokens_of_a_trained_model_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["42dot", "kogpt", "eagle", "llama-3-ko"])
+def test_128_greedy_tokens_of_a_sample_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -12,7 +12,8 @@ from t5_checkpoints import write_t5
 from test_t5_bytes import texts
 
 from kconv.converters.architectures import recipe_for
-from kconv.converters.onnx.folder import GBST_CONFIG, LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.side_files import GBST_CONFIG
 from kconv.converters.recipe import build
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
@@ -57,14 +58,48 @@ def test_names_of_graphs_and_weights() -> None:
 
 def test_files_that_need_no_change_are_copied(tmp_path: Path) -> None:
     folder = write_sample("42dot", tmp_path / "model")
-    (folder / "generation_config.json").write_text('{ "eos_token_id": 50258 }')
+    (folder / "generation_config.json").write_text(
+        '{ "bos_token_id": 2001, "eos_token_id": 2000,  "pad_token_id": 2002 }'
+    )
     (folder / "LICENSE").write_text("free")
     found = beside(folder)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "LICENSE"):
         assert found.contents[name] == (folder / name).read_bytes()
     kept = {path.name for path in folder.iterdir()} - set(found.contents)
     assert not [name for name in kept if not name.endswith((".safetensors", ".bin", "README.md"))]
-    assert [note.name for note in found.notes] == ["made-tokenizer"]
+    assert [note.name for note in found.notes] == ["chat-template", "made-tokenizer"]
+
+
+@pytest.mark.parametrize(
+    "name", ["NOTICE", "tokenizer.model", "chat_template.jinja", "generation_config.json"]
+)
+def test_links_to_files_of_this_machine_are_left_out(name: str, tmp_path: Path) -> None:
+    folder, secret = write_sample("42dot", tmp_path / "model"), tmp_path / "elsewhere" / "secret"
+    secret.parent.mkdir()
+    secret.write_text('{"secret": "of this machine"}')
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    found = beside(folder)
+    assert name not in found.contents
+    assert not [each for each, content in found.contents.items() if b"of this machine" in content]
+    (said,) = [note.message for note in found.notes if note.name == "foreign-link" and note.warning]
+    assert said.startswith(f"{name} is left out: it is a link to {str(secret)!r}")
+
+
+def test_links_as_in_the_hubs_cache_are_copied(tmp_path: Path) -> None:
+    """Of all files into ``blobs``, also where config.json is a copy, and into a folder within."""
+    blobs, snapshot = write_sample("42dot", tmp_path / "blobs"), tmp_path / "snapshots" / "revision"
+    snapshot.mkdir(parents=True)
+    for path in blobs.iterdir():
+        (snapshot / path.name).symlink_to(Path("..", "..", "blobs", path.name))
+    (snapshot / "original").mkdir()
+    (snapshot / "original" / "NOTICE").write_text("free")
+    (snapshot / "NOTICE").symlink_to(Path("original", "NOTICE"))
+    for config in ("linked", "copied"):
+        if config == "copied":
+            (snapshot / "config.json").unlink()
+            (snapshot / "config.json").write_bytes((blobs / "config.json").read_bytes())
+        assert beside(snapshot).contents == {**beside(blobs).contents, "NOTICE": b"free"}
 
 
 def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
@@ -75,7 +110,17 @@ def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         content, before = json.loads(found.contents[name]), json.loads((folder / name).read_text())
         assert content == {key: value for key, value in before.items() if key != "auto_map"}
-    assert [note.name for note in found.notes] == ["custom-code", "made-tokenizer"]
+    assert [note.name for note in found.notes] == ["chat-template", "custom-code", "made-tokenizer"]
+
+
+@pytest.mark.parametrize("family", ["kogpt", "eagle"])
+def test_tokenizers_give_what_the_graphs_take(family: str, tmp_path: Path) -> None:
+    """Under transformers 4 the class of these samples adds token_type_ids unless told not to."""
+    folder = write_sample(family, tmp_path / "model")
+    settings = json.loads(beside(folder).contents["tokenizer_config.json"])
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    edited(folder / "tokenizer_config.json", model_input_names=["input_ids"])
+    assert beside(folder).contents["tokenizer_config.json"] == (folder / "tokenizer_config.json").read_bytes()
 
 
 def test_a_front_end_is_told_as_t5(tmp_path: Path) -> None:

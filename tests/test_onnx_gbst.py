@@ -16,6 +16,7 @@ from onnx_t5_material import (
     Ids,
     Sessions,
     encode,
+    greedy,
     prefill,
     right_logits,
     sessions,
@@ -92,6 +93,15 @@ def test_short_texts(made: tuple[Any, Sessions]) -> None:
     for length in (1, 2, 3, 8, 9, 10, 18, 19):
         ids, mask = IDS[:1, :length], np.ones((1, length), np.int64)
         assert_close(prefill(run, ids, mask, TARGET[:1]), right_logits(model, ids, mask, TARGET[:1]))
+
+
+def test_128_greedy_tokens_are_those_of_the_reference(made: tuple[Any, Sessions]) -> None:
+    (model, run), ids = made, IDS[:1, :97]
+    found = greedy(run, ids, 128)
+    target = np.array([[0, *found[:-1]]])  # if each token is the likeliest after those before, all are
+    assert right_logits(model, ids, np.ones_like(ids), target)[0].argmax(-1).tolist() == found
+    assert len(found) == 128
+    assert len(set(found)) > 5
 
 
 def test_lengths_follow_from_their_names(made: tuple[Any, Sessions]) -> None:

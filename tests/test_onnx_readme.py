@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 
+KCONV = str(Path(sys.executable).parent / "kconv")
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("\n## ONNX\n")[2].partition("\n## ")[0]
+EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)  # the last needs optimum
 
 
 def test_the_example_for_onnxruntime_alone(
@@ -19,8 +25,7 @@ def test_the_example_for_onnxruntime_alone(
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    section = README.partition("\n## ONNX\n")[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    code = EXAMPLES[0]
     (folder,) = re.findall(r'folder = "(.*?)"', code)
     (prompt,) = re.findall(r'encode\("(.*?)"\)', code)
     checkpoint = write_sample("42dot", tmp_path / "checkpoint")
@@ -33,6 +38,34 @@ def test_the_example_for_onnxruntime_alone(
     made = model.generate(given, max_new_tokens=32, min_new_tokens=32, do_sample=False, eos_token_id=None)
     right = tokenizer.decode(made[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert capsys.readouterr().out == right + "\n"
+
+
+@pytest.mark.parametrize("family", ["kebyt5", "gbst-kebyt5"])
+def test_the_example_for_encoder_decoders(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """KEByT5 against transformers; GBST, which transformers has not, against ``kconv run``."""
+    import torch
+    from transformers import AutoModelForSeq2SeqLM, ByT5Tokenizer
+
+    code = EXAMPLES[1]
+    (folder,) = re.findall(r'folder = "(.*?)"', code)
+    (prompt,) = re.findall(r'encode\("(.*?)"\)', code)
+    checkpoint = write_sample(family, tmp_path / "checkpoint")
+    to_onnx(checkpoint, tmp_path / folder, type="f32", verify=False)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    if family == "kebyt5":
+        model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32)
+        tokenizer = ByT5Tokenizer.from_pretrained(checkpoint)
+        given = torch.tensor([tokenizer(prompt)["input_ids"]])
+        made = model.generate(given, max_new_tokens=64, do_sample=False)[0]
+        assert printed == Tokenizer.from_file(f"{folder}/tokenizer.json").decode(made.tolist()) + "\n"
+    else:
+        words = [KCONV, "run", folder, "-p", prompt, "-n", "64", "--greedy"]
+        done = subprocess.run(words, capture_output=True, check=True, encoding="utf-8")
+        assert printed == re.sub(r"<\d+>", "", done.stdout)
 
 
 def test_the_licence_counts_among_the_files(tmp_path: Path) -> None:

@@ -80,9 +80,11 @@ def test_a_good_folder_passes_whole_and_token_by_token(folder: Path, checkpoint:
     assert proof.logits.stepwise is not None
     assert proof.logits.figures.nmse < 1e-10
     assert proof.logits.stepwise.nmse < 1e-10
-    assert proof.logits.stepwise.positions == 64
+    assert proof.logits.padded is not None
+    assert proof.logits.padded.nmse < 1e-10
+    assert proof.logits.stepwise.positions == proof.logits.padded.positions == 59
     assert proof.provenance["versions"]["onnxruntime"] == check_onnxruntime()
-    assert proof.to_json()["logits"]["stepwise"]["positions"] == 64
+    assert proof.to_json()["logits"]["stepwise"]["positions"] == 59
 
 
 def test_half_precision_is_held_to_its_own_gate(checkpoint: Path, tmp_path: Path) -> None:
@@ -100,6 +102,17 @@ def test_a_wrong_cache_shows_only_token_by_token(checkpoint: Path, tmp_path: Pat
     assert proof.logits.figures.nmse < 1e-10
     assert proof.cause is not None
     assert proof.cause.startswith("logits: token by token, through the cache: ")
+    assert proof.logits.findings[-1].message.startswith("in a padded batch: onnxruntime cannot compute")
+
+
+def test_a_mask_that_lets_padding_through_shows_only_in_batches(checkpoint: Path, tmp_path: Path) -> None:
+    proof = proven(write_llama_onnx(checkpoint, tmp_path / "seen", sees_padding=True), checkpoint)
+    assert proof.verdict == "failed"
+    assert proof.logits.figures is not None
+    assert proof.logits.stepwise is not None
+    assert max(proof.logits.figures.nmse, proof.logits.stepwise.nmse) < 1e-10
+    assert proof.cause is not None
+    assert proof.cause.startswith("logits: in a padded batch: ")
 
 
 def test_one_wrong_matrix_fails(copy: Path, checkpoint: Path) -> None:
@@ -113,7 +126,7 @@ def test_one_wrong_matrix_fails(copy: Path, checkpoint: Path) -> None:
     proof = proven(copy, checkpoint)
     assert proof.verdict == "failed"
     assert proof.logits.verdict == "failed"
-    assert len(proof.logits.findings) == 2
+    assert len(proof.logits.findings) == 3
 
 
 def edit_json(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:

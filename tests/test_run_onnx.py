@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from onnx_material import write_llama_onnx
@@ -88,4 +89,16 @@ def test_a_folder_onnxruntime_cannot_run_is_refused_in_a_sentence(folder: Path, 
     done = run(tmp_path, "-p", "x")
     assert done.returncode == 3
     assert "onnxruntime refuses the folder" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--greedy",), ("--temp", 1), ("--repeat-penalty", 1.2)])
+def test_logits_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path, options: Any) -> None:
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = np.memmap(tmp_path / "model.onnx_data", "<f4", "r+")
+    data[:] = np.nan
+    data.flush()
+    done = run(tmp_path, "-p", "x", *options)
+    assert (done.returncode, "gives logits that are no numbers" in done.stderr) == (3, True)
     assert "Traceback" not in done.stderr

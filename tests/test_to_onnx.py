@@ -20,6 +20,7 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import KconvError, NonFiniteError, OutputExists, UsageError
 from kconv.core.folders import atomic_folder
 from kconv.core.reading import file_sha256
+from kconv.verify import verify
 
 MARK = "kconv.manifest.json"
 
@@ -33,20 +34,22 @@ def converted(checkpoint: Path, folder: Path, **options: object) -> OnnxConversi
     return to_onnx(checkpoint, folder, verify=False, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("family", ["42dot", "kogpt", "kebyt5", "gbst-kebyt5"])
-def test_every_family_is_converted_and_proven(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["42dot", "gbst-kebyt5"])
+def test_a_conversion_ends_with_its_proof(family: str, tmp_path: Path) -> None:
+    """Of one kind of folder each; test_onnx_families.py proves every family."""
     done = to_onnx(write_sample(family, tmp_path / "checkpoint"), tmp_path / "out", type="f32")
     assert done.proof is not None
     assert done.proof.verdict == "passed", done.proof.cause
-    assert json.loads((tmp_path / "out" / MARK).read_text("utf-8"))["proof"]["verdict"] == "passed"
+    told = json.loads((tmp_path / "out" / MARK).read_text("utf-8"))["proof"]
+    assert (told["verdict"], told["scope"]) == ("passed", "quick")
 
 
 @pytest.mark.parametrize(("name", "bits"), [("f16", 16), ("q8_0", 9), ("q4_0", 5)])
 def test_types_are_proven_and_as_small_as_they_should_be(
     checkpoint: Path, name: str, bits: int, tmp_path: Path
 ) -> None:
-    done = to_onnx(checkpoint, tmp_path / "out", type=name.upper())
-    assert done.verdict == "passed"
+    done = converted(checkpoint, tmp_path / "out", type=name.upper())
+    assert verify(done.path, checkpoint, tokens=80, threads=1).verdict == "passed"
     assert bits <= done.bits_per_weight < bits + 1  # blocks have 32 bits of scale
     assert done.bytes == sum(
         path.stat().st_size for path in (tmp_path / "out").iterdir() if path.name != MARK
@@ -69,11 +72,16 @@ def test_manifest_names_source_options_versions_and_formats(checkpoint: Path, tm
         "layout": "optimum",
         "accuracy_level": 4,
         "allow_nan": False,
+        "chat_template": None,
     }
     assert {"onnx", "kconv"} <= set(manifest["versions"])
     assert manifest["tensors"]["model.layers.0.mlp.up_proj.weight"] == "q4_0"
     assert manifest["tensors"]["model.norm.weight"] == "f32"
-    assert manifest["output"]["files"] == dict(done.files)
+    written = {each["name"]: each for each in manifest["output"]["files"]}
+    assert {name: each["bytes"] for name, each in written.items()} == dict(done.files)
+    assert "sha256" not in written.pop("model.onnx_data")
+    for name, each in written.items():
+        assert each["sha256"] == file_sha256(done.path / name)
 
 
 def test_equal_runs_give_equal_bytes(checkpoint: Path, tmp_path: Path) -> None:
@@ -91,13 +99,27 @@ def test_the_layout_of_transformers_js(checkpoint: Path, tmp_path: Path) -> None
     assert np.isfinite(logits).all()
 
 
-def test_accuracy_level_reaches_the_graph(checkpoint: Path, tmp_path: Path) -> None:
+def test_without_a_proof_nothing_runs_a_model(checkpoint: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from kconv.converters import to_gguf, to_onnx\n"
+        f"to_onnx({str(checkpoint)!r}, {str(tmp_path / 'out')!r}, verify=False)\n"
+        "print(sorted({'torch', 'transformers', 'llama_cpp', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("asked", "level"), [({}, 4), ({"accuracy_level": 0}, 0)])
+def test_accuracy_level_reaches_the_graph(
+    checkpoint: Path, tmp_path: Path, asked: dict[str, int], level: int
+) -> None:
     import onnx
 
-    converted(checkpoint, tmp_path / "out", type="q8_0", accuracy_level=4)
+    converted(checkpoint, tmp_path / "out", type="q8_0", **asked)
     model = onnx.load_model(tmp_path / "out" / "model.onnx", load_external_data=False)
     levels = [a.i for n in model.graph.node for a in n.attribute if a.name == "accuracy_level"]
-    assert set(levels) == {4}
+    assert set(levels) == {level}
 
 
 def test_a_folder_that_is_not_empty_is_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -175,6 +197,37 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
     assert set(told["files"]) | {MARK} == set(os.listdir(tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["-q", "q4_0", "-q", "f32"], "-q is given 2 times (q4_0, f32), and a folder has one type"),
+        (["-o", "model.onnx"], "-o model.onnx is the name of a file, expected a folder"),
+    ],
+)
+def test_command_refuses_several_types_and_names_of_files(
+    options: list[str],
+    said: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, [str(checkpoint), "--no-verify", *options], standalone_mode=False)
+    assert isinstance(done.exception, UsageError)
+    assert said in str(done.exception)
+    assert not os.listdir(tmp_path)
+
+
+def test_command_writes_a_chat_template(checkpoint: Path, tmp_path: Path) -> None:
+    options = ["-o", str(tmp_path / "out"), "--json", "--no-verify", "--chat-template", "42dot"]
+    done = CliRunner().invoke(command, [str(checkpoint), *options])
+    assert done.exit_code == 0, done.output
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text("utf-8"))
+    assert "<human>:" in settings["chat_template"]
+    manifest = json.loads((tmp_path / "out" / MARK).read_text("utf-8"))
+    assert manifest["options"]["chat_template"] == "42dot"
+
+
 def test_command_names_the_folder_after_the_checkpoint(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,15 +238,37 @@ def test_command_names_the_folder_after_the_checkpoint(
     assert "kconv run 한국어_모델-Q8_0-ONNX" in done.stdout.replace("'", "")
 
 
-def test_without_the_onnx_package_it_says_how_to_install_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_folder_one_is_in_is_not_replaced(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stood in it would stand in a deleted folder."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputExists, match="the folder you are in"):
+        converted(checkpoint, Path())
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("surroundings", "message"),
+    [
+        ("sys.modules['onnx'] = None", "the onnx package is missing"),
+        (
+            "import onnx.defs; onnx.defs.onnx_opset_version = lambda: 21",
+            "too old: it knows opset 21, expected 23",
+        ),
+    ],
+)
+def test_without_an_onnx_that_will_do_it_says_how_to_install_it(
+    surroundings: str, message: str, checkpoint: Path, tmp_path: Path
+) -> None:
     code = (
-        "import sys; sys.modules['onnx'] = None\n"
+        f"import sys; {surroundings}\n"
         "from kconv.cli.main import main\n"
         f"sys.argv = ['kconv', 'to-onnx', {str(checkpoint)!r}, '-o', {str(tmp_path / 'out')!r}]\n"
         "sys.exit(main())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "the onnx package is missing" in done.stderr
-    assert 'pip install --upgrade "kconv[onnx]"' in done.stderr
+    assert message in done.stderr
+    assert "pip install 'kconv[onnx]'" in done.stderr
     assert os.listdir(tmp_path) == []

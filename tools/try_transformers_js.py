@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from greedy_tokens import CAUSAL, by_onnxruntime, by_transformers
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
@@ -28,52 +28,8 @@ PROMPTS = {
     "kebyt5": "옛날 어느 마을에 나무꾼이 ",
     "gbst-kebyt5": "옛날 어느 마을에 나무꾼이 ",
 }
-CAUSAL = ("42dot", "kogpt")
 COUNT = 64
 TEXTS = 1500
-
-
-def by_transformers(checkpoint: Path, ids: list[int], *, causal: bool) -> list[int]:
-    """Greedy tokens of the checkpoint itself in fp32."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
-
-    kind = AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM
-    model = kind.from_pretrained(checkpoint, dtype=torch.float32)
-    exactly = {"max_new_tokens": COUNT, "min_new_tokens": COUNT, "do_sample": False, "eos_token_id": None}
-    with torch.inference_mode():
-        made = model.generate(torch.tensor([ids]), **exactly)
-    return list(made[0].tolist()[-COUNT:])
-
-
-def by_onnxruntime(folder: Path, ids: list[int], *, causal: bool) -> list[int]:
-    """Greedy tokens of a folder, every step with the whole text and an empty cache."""
-    import onnxruntime
-
-    def session(pattern: str) -> Any:
-        return onnxruntime.InferenceSession(next(folder.glob(f"onnx/{pattern}*.onnx")))
-
-    given, made = {}, ids
-    if not causal:
-        row = np.array([ids])
-        mask = np.ones_like(row)
-        (hidden,) = session("encoder_model").run(None, {"input_ids": row, "attention_mask": mask})
-        given, made = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}, [0]
-    decoder = session("model" if causal else "decoder_model_merged")
-    for each in decoder.get_inputs():
-        if each.name.startswith("past_key_values."):
-            shape = [length if isinstance(length, int) else 0 for length in each.shape]
-            given[each.name] = np.zeros([1, *shape[1:]], np.float32)
-        elif each.name == "use_cache_branch":
-            given[each.name] = np.array([False])
-    for _ in range(COUNT):
-        row = np.array([made])
-        given["input_ids"] = row
-        if causal:
-            given |= {"attention_mask": np.ones_like(row), "position_ids": np.arange(len(made))[None]}
-        (logits,) = decoder.run(["logits"], given)
-        made = [*made, int(logits[0, -1].argmax())]
-    return made[-COUNT:]
 
 
 def questions(folder: Path) -> list[tuple[str, dict[str, Any], Any]]:
@@ -94,9 +50,9 @@ def questions(folder: Path) -> list[tuple[str, dict[str, Any], Any]]:
                 asked.append((f"{family}: ids of {len(texts)} texts", {"model": name, "texts": texts}, right))
             ids = tokenizer(prompt)["input_ids"]
             if type == "f32" and family != "gbst-kebyt5":
-                tokens = by_transformers(checkpoint, ids, causal=causal)
+                tokens = by_transformers(checkpoint, ids, COUNT, causal=causal)
             else:
-                tokens = by_onnxruntime(folder / name, ids, causal=causal)
+                tokens = by_onnxruntime(folder / name / "onnx", ids, COUNT, causal=causal)
             question = {"model": name, "dtype": dtype, "ids": ids, "count": COUNT, "causal": causal}
             asked.append((f"{family} {dtype}: {COUNT} greedy tokens", question, tokens))
     return asked

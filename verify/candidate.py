@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .windows import Window
 
 Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
 
 
 class CandidateFailure(Exception):

@@ -1,4 +1,4 @@
-"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS DECODER CACHED [ENCODER]``.
+"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS MAPPED DECODER CACHED [ENCODER]``.
 
 Files of strangers may crash it or run for ever, which then costs this process and no more. Nothing of kconv
 is imported. Requests come on stdin, answers go to stdout; what is wrong is said on stderr. All numbers are
@@ -7,7 +7,12 @@ little-endian.
 - ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
 - ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
 
-Each is answered by rows and columns of float32 numbers, which follow (``BEGIN``: 0 and 0).
+MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
+copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
+graph an encoder-decoder generates with gets its copy all the same; products of blocks are slow without.
+
+Ids are a batch, text after text, with PADDING where a text has no token. Each request is answered by rows (of
+all texts) and columns of float32 numbers, which follow (``BEGIN``: 0 and 0).
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-REQUEST = struct.Struct("<iii")
-"""What is wanted, how many ids follow (int64), how many rows are wanted."""
+REQUEST = struct.Struct("<iiii")
+"""What is wanted, how many texts of how many ids follow (int64), how many rows are wanted of each text."""
+PADDING = -1
 ANSWER = struct.Struct("<ii")
 BEGIN, READ = 1, 2
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
@@ -37,68 +43,78 @@ class Stop(Exception):
 class Model:
     """The sessions of a folder, and what has been read: its length, the cache, what the encoder made."""
 
-    def __init__(self, threads: int, decoder: str, cached: str, encoder: str | None) -> None:
-        opened = {path: _session(path, threads) for path in dict.fromkeys([decoder, cached, encoder]) if path}
+    def __init__(
+        self, threads: int, decoder: str, cached: str, encoder: str | None, *, mapped: bool = False
+    ) -> None:
+        generating = cached if encoder else None
+        opened = {
+            path: _session(path, threads, mapped=mapped and path != generating)
+            for path in dict.fromkeys([decoder, cached, encoder])
+            if path
+        }
         self.decoder, self.cached = opened[decoder], opened[cached]
         self.encoder = opened[encoder] if encoder else None
         self.past: dict[str, Any] = {}
-        self.length = self.source = 0
+        self.mask: Any = None  # of the tokens read, 0 for padding; ``source`` that of the encoder's
+        self.source: Any = None
         self.encoded: Any = None
 
     def begin(self, ids: Any) -> None:
         """Forget all that was read, and have the encoder read ``ids``."""
-        self.past, self.length, self.source = {}, 0, ids.size
+        self.past, self.mask, self.source = {}, None, _mask(ids)
         if self.encoder is not None:
             feeds = {each.name: self._of_encoder(each.name, ids) for each in self.encoder.get_inputs()}
             self.encoded = self.encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
 
     def read(self, ids: Any, rows: int) -> Any:
-        """Logits ``(rows, vocabulary)`` after the last ``rows`` of ``ids``."""
+        """Logits ``(batch, rows, vocabulary)`` after the last ``rows`` of each text's ``ids``."""
+        import numpy as np
+
+        self.mask = _mask(ids) if self.mask is None else np.concatenate([self.mask, _mask(ids)], axis=1)
         session = self.cached if self.past else self.decoder
         feeds = {each.name: self._fed(each, ids) for each in session.get_inputs()}
         names = [each.name for each in session.get_outputs()]
         found = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
         logits = found["logits"].numpy()
-        if logits.ndim != 3 or logits.shape[:2] != (1, ids.size):
-            raise Stop(NOT_COMPUTED, f"the logits of {ids.size} tokens have the shape {logits.shape}")
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            raise Stop(NOT_COMPUTED, f"the logits of {ids.shape} tokens have the shape {logits.shape}")
         going_on = bool(self.past)
         for name, value in found.items():
             # what a decoder made of the encoder's output stays as it is; a merged one repeats it empty
             if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
                 self.past[_PAST + name.removeprefix(_PRESENT)] = value
-        self.length += ids.size
-        return logits[0, ids.size - rows :].astype("<f4", order="C")
+        return logits[:, ids.shape[1] - rows :].astype("<f4", order="C")
 
     def _of_encoder(self, name: str, ids: Any) -> Any:
         import numpy as np
 
         if name not in ("input_ids", "attention_mask"):
             raise Stop(NOT_SUPPORTED, f"the encoder has an input {name!r}")
-        return _value(ids if name == "input_ids" else np.ones_like(ids))
+        return _value(np.maximum(ids, 0) if name == "input_ids" else _mask(ids))
 
     def _fed(self, told: Any, ids: Any) -> Any:
         """What an input of a decoder is given."""
         import numpy as np
 
-        name, end = told.name, self.length + ids.size
+        name = told.name
         if name == "input_ids":
-            return _value(ids)
+            return _value(np.maximum(ids, 0))
         if name == "attention_mask":
-            return _value(np.ones(end, np.int64))
-        if name == "position_ids":
-            return _value(np.arange(self.length, end, dtype=np.int64))
+            return _value(self.mask)
+        if name == "position_ids":  # a text's first token stands at 0, however much padding comes before it
+            return _value(np.maximum(self.mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :])
         if name == "encoder_attention_mask":
-            return _value(np.ones(self.source, np.int64))
+            return _value(self.source)
         if name == "encoder_hidden_states" and self.encoded is not None:
             return self.encoded
         if name == "use_cache_branch":
-            return _value(np.array(bool(self.past)))
+            return _value(np.array([bool(self.past)]))
         if name.startswith(_PAST):
-            return self.past[name] if name in self.past else _nothing_read(told)
+            return self.past[name] if name in self.past else _nothing_read(told, len(ids))
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
 
 
-def _session(path: str, threads: int) -> Any:
+def _session(path: str, threads: int, *, mapped: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -106,20 +122,25 @@ def _session(path: str, threads: int) -> Any:
     options.log_severity_level = 4  # what is wrong is raised
     # threads that wait would take the processor from whoever computes beside them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # all of onnxruntime's classes come from its C++ part
         raise Stop(REFUSED, str(error)) from error
 
 
+def _mask(ids: Any) -> Any:
+    return (ids != PADDING).astype("int64")
+
+
 def _value(array: Any) -> Any:
-    """A batch of one."""
+    import numpy as np
     from onnxruntime import OrtValue
 
-    return OrtValue.ortvalue_from_numpy(array.reshape(1, -1) if array.ndim else array.reshape(1))
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _nothing_read(told: Any) -> Any:
+def _nothing_read(told: Any, batch: int) -> Any:
     """An empty cache of the input's own heads and width."""
     import numpy as np
     from onnxruntime import OrtValue
@@ -130,7 +151,7 @@ def _nothing_read(told: Any) -> Any:
     _, heads, _, width = told.shape
     if not isinstance(heads, int) or not isinstance(width, int):
         raise Stop(NOT_SUPPORTED, f"the input {told.name!r} does not say its heads and width: {told.shape}")
-    return OrtValue.ortvalue_from_numpy(np.zeros((1, heads, 0, width), types[told.type]))
+    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[told.type]))
 
 
 def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
@@ -138,15 +159,15 @@ def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
     import numpy as np
 
     while head := requests.read(REQUEST.size):
-        wanted, count, rows = REQUEST.unpack(head)
-        ids = np.frombuffer(requests.read(8 * count), "<i8")
+        wanted, batch, length, rows = REQUEST.unpack(head)
+        ids = np.frombuffer(requests.read(8 * batch * length), "<i8").reshape(batch, length)
         try:
             if wanted == BEGIN:
                 model.begin(ids)
                 answers.write(ANSWER.pack(0, 0))
             else:
                 logits = model.read(ids, rows)
-                answers.write(ANSWER.pack(*logits.shape))
+                answers.write(ANSWER.pack(batch * rows, logits.shape[2]))
                 answers.write(logits.data)
         except Stop:
             raise
@@ -158,9 +179,9 @@ def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Load, say so, and serve. Returns the exit code."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
-    threads, decoder, cached, *encoder = arguments
+    threads, mapped, decoder, cached, *encoder = arguments
     try:
-        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None)
+        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
         sys.stdout.buffer.write(ANSWER.pack(0, 0))
         sys.stdout.buffer.flush()
         serve(model, sys.stdin.buffer, sys.stdout.buffer)

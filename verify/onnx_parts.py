@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from ..converters.onnx.side_files import CONFIG, GENERATION, configurations, same_ids
 from ..core.checkpoint import Checkpoint
 from ..core.errors import KconvError, VocabError
 from ..core.input_files import quoted, read_bytes, read_json
+from ..core.model import Model
+from ..quant.parts import EMBEDDING
 from ..vocab.byte_vocabulary import KIND as BYTES
+from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
@@ -106,24 +113,38 @@ def _listed(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids[:_LISTED])) + (" …" if len(ids) > _LISTED else "")
 
 
-def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint) -> MetadataPart:
+def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint, model: Model) -> MetadataPart:
     """Every setting of the checkpoint's config.json against the folder's, and the special ids for generating.
 
-    A setting that is missing only warns; the graph has its own numbers in any case.
+    The right ids are those of ``model.vocab``, as a conversion writes them. A setting that is missing only
+    warns; the graph has its own numbers in any case.
     """
-    own, theirs = checkpoint.config, folder.config
+    own, generating = _expected(folder, checkpoint, model)
     names = [name for name in own if name not in _FREE]
-    findings = [each for name in names for each in _compared(name, own, theirs, "config.json")]
-    generating = [read_json(place, "generation_config.json") for place in (checkpoint.folder, folder.path)]
-    expected, found = (each or {} for each in generating)
-    ids = [name for name in _IDS if expected.get(name) is not None]
-    findings += [each for name in ids for each in _compared(name, expected, found, "generation_config.json")]
+    findings = [each for name in names for each in _compared(name, own, folder.config, CONFIG)]
+    found = read_json(folder.path, GENERATION) or {}
+    ids = [name for name in _IDS if generating.get(name) is not None]
+    findings += [each for name in ids for each in _compared(name, generating, found, GENERATION)]
     findings.sort(key=lambda finding: not finding.grave)
     return MetadataPart(verdict_of(tuple(findings)), len(names) + len(ids), tuple(findings))
 
 
+def _expected(
+    folder: OnnxFolder, checkpoint: Checkpoint, model: Model
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """config.json and generation_config.json as a conversion with the folder's chat template writes them."""
+    context = read_context(checkpoint, arch=model.arch, rows=model.tensor(EMBEDDING).rows)
+    assert model.vocab is not None
+    vocab = model.vocab
+    with contextlib.suppress(KconvError):  # told where tokens are compared
+        vocab = replace(vocab, chat_template=folder_source(folder).chat_template)
+    written = configurations(checkpoint, model, context, vocab, [])
+    told = written.get(GENERATION)
+    return json.loads(written[CONFIG] or b"{}"), json.loads(told) if told else context.generation_config
+
+
 def _compared(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> list[Finding]:
-    if name in theirs and theirs[name] == own[name]:
+    if name in theirs and (theirs[name] == own[name] or (name in _IDS and same_ids(theirs[name], own[name]))):
         return []
     there = name in theirs
     message = f"{file} {'says another' if there else 'lacks'} {quoted(name)} than the checkpoint's"

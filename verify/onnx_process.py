@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from . import onnx_child as protocol
-from .candidate import CandidateFailure, Floats
+from .candidate import CandidateFailure, Floats, Ids
 from .onnx_folder import OnnxFolder
 
 SCRIPT = Path(protocol.__file__)
@@ -33,7 +33,8 @@ _ENDINGS = {
 class OnnxProcess:
     """The models of ``folder``, loaded on the CPU; a context manager. Every method raises CandidateFailure.
 
-    ``begin`` comes first, then ``read`` as often as wanted: each goes on after what has been read.
+    ``begin`` comes first, then ``read`` as often as wanted: each goes on after what has been read. Both take
+    a text, or a batch: a matrix with a row for each text, PADDING where it has no token.
     """
 
     def __init__(self, folder: OnnxFolder, *, threads: int) -> None:
@@ -43,7 +44,8 @@ class OnnxProcess:
     def __enter__(self) -> OnnxProcess:
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
         paths = [str(path.absolute()) for path in files if path is not None]
-        command = [sys.executable, "-I", str(SCRIPT), str(self._threads), *paths]
+        mapped = str(int(self._folder.type == "f32"))
+        command = [sys.executable, "-I", str(SCRIPT), str(self._threads), mapped, *paths]
         self._log: IO[bytes] = tempfile.TemporaryFile()  # closed by __exit__
         try:
             self._process = subprocess.Popen(
@@ -70,16 +72,22 @@ class OnnxProcess:
             self._process = None
         self._log.close()
 
-    def begin(self, source: Sequence[int] = ()) -> None:
+    def begin(self, source: Sequence[int] | Ids = ()) -> None:
         """Forget what was read; an encoder reads ``source``, decoder-only models are given none."""
         self._ask(protocol.BEGIN, source, 0)
 
-    def read(self, ids: Sequence[int], rows: int = 1) -> Floats:
-        """The decoder reads ``ids``; logits ``(rows, vocabulary)`` after the last ``rows`` of them."""
-        return self._ask(protocol.READ, ids, rows)
+    def read(self, ids: Sequence[int] | Ids, rows: int = 1) -> Floats:
+        """The decoder reads ``ids``; logits ``(rows, vocabulary)`` after the last ``rows`` of them.
 
-    def _ask(self, wanted: int, ids: Sequence[int], rows: int) -> Floats:
-        message = protocol.REQUEST.pack(wanted, len(ids), rows) + np.array(ids, "<i8").tobytes()
+        ``(batch, rows, vocabulary)`` of a batch.
+        """
+        found = self._ask(protocol.READ, ids, rows)
+        return found[0] if np.ndim(ids) == 1 else found
+
+    def _ask(self, wanted: int, ids: Sequence[int] | Ids, rows: int) -> Floats:
+        given = np.atleast_2d(np.array(ids, "<i8"))
+        batch, length = given.shape
+        message = protocol.REQUEST.pack(wanted, batch, length, rows) + given.tobytes()
         view = memoryview(message)
         pipe = self._running().stdin
         assert pipe is not None
@@ -89,9 +97,9 @@ class OnnxProcess:
         except BrokenPipeError:
             raise self._failure() from None
         found, columns = protocol.ANSWER.unpack(self._take(protocol.ANSWER.size))
-        if found != rows or not 0 <= columns <= _MOST_COLUMNS:
-            raise CandidateFailure(f"onnxruntime gave {found} × {columns} logits for {rows} tokens")
-        return np.frombuffer(self._take(4 * rows * columns), "<f4").reshape(rows, columns)
+        if found != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
+            raise CandidateFailure(f"onnxruntime gave {found} × {columns} logits for {batch * rows} tokens")
+        return np.frombuffer(self._take(4 * found * columns), "<f4").reshape(batch, rows, columns)
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ..converters.onnx.families import graphs_of
+from ..converters.onnx.graph import PRODUCER
 from ..converters.pieces import Rows, cut, work_through
+from ..converters.recipe import Recipe
 from ..core.checkpoint import Checkpoint
-from ..core.input_files import InputFile
+from ..core.input_files import InputFile, quoted
+from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
 from ..quant.ggml import Bytes, Floats, dequantize
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch, convert_slab
-from .onnx_folder import OnnxFolder, Stored
+from .onnx_folder import OnnxFolder
+from .onnx_model_file import Stored
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
@@ -44,17 +49,28 @@ class _Pair:
 
 
 def check_folder_weights(
-    folder: OnnxFolder, checkpoint: Checkpoint, *, threads: int, progress: Progress = silent
+    folder: OnnxFolder,
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    model: Model,
+    *,
+    threads: int,
+    progress: Progress = silent,
 ) -> WeightsPart:
     """Compare what the folder has under names of the checkpoint; ``not run`` where it has none of them.
 
-    Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
+    What kconv has written holds every weight under such a name, and nothing else; others keep some of the
+    names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
     both = [
-        _found(name, tensor, graph) for graph in folder.stored for name, tensor in checkpoint.tensors.items()
+        _found(name, tensor, file.external)
+        for file in folder.models
+        for name, tensor in checkpoint.tensors.items()
     ]
     pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
+    if all(file.producer == PRODUCER for file in folder.models):
+        findings += _one_sided(folder, checkpoint, recipe, model)
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
@@ -65,6 +81,22 @@ def check_folder_weights(
     if len(wrong) > _MOST:
         findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors hold other weights"))
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
+
+
+def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, recipe: Recipe, model: Model) -> Iterator[Finding]:
+    """Tensors only the checkpoint or only the folder has, by the graphs a conversion would make today."""
+    merged = folder.encoder is not None and folder.decoder == folder.cached
+    graphs = graphs_of(recipe, checkpoint, model, {}, merged=merged)
+    for file, graph in zip(folder.models, graphs.values(), strict=True):
+        held = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
+        for name in (name for name in graph.weights if name not in held):
+            shape = str(list(graph.weights[name].tensor.shape))
+            message = f"tensor {name} of the checkpoint is not among the weights of {file.path.name}"
+            yield Finding(name, message, shape, "missing")
+        for name in sorted(held - graph.weights.keys()):
+            shown = quoted(name)[1:-1]
+            message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
+            yield Finding(shown, message, "none", "one of that name")
 
 
 def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | Finding | None:
@@ -130,7 +162,8 @@ def _bytes(values: Floats) -> Bytes:
 
 def _read(part: Stored, file: InputFile, count: int, rows: Rows) -> bytes:
     """The bytes of some of the ``count`` rows of a part."""
-    size = {_FLOAT: 4, _FLOAT16: 2, _UINT8: 1}[part.element] * math.prod(part.shape) // max(1, count)
+    assert part.offset is not None
+    size = part.nbytes // max(1, count)
     return file.read(part.offset + size * rows.start, size * (rows.stop - rows.start))
 
 

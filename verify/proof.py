@@ -267,8 +267,8 @@ class Diagnosis:
 class LogitsPart:
     """The file's CPU logits against fp32.
 
-    ``stepwise`` are the figures where the tokens were read one by one, through the cache, as an ONNX folder's
-    are (None: not done).
+    ``stepwise`` are the figures where the tokens were read one by one, through the cache, ``padded`` those of
+    batches with padding, as an ONNX folder's are (None: not done).
     """
 
     verdict: Verdict
@@ -279,6 +279,7 @@ class LogitsPart:
     worst: tuple[WorstToken, ...] = ()
     diagnosis: Diagnosis | None = None
     stepwise: Figures | None = None
+    padded: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ class CheckpointHashes(threading.Thread):
     A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
     where files of the manifest are missing or have another size, or where there are new ones; ``result``
     where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` are, by name, those
-    of the file itself or of its parts, which come last; they are there once ``result`` has returned.
+    of the file itself or of its parts (in a folder by their paths), which come last; they are there once
+    ``result`` has returned.
     """
 
     def __init__(
@@ -48,7 +50,8 @@ class CheckpointHashes(threading.Thread):
     ) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
         self._folder, self._manifest = checkpoint.folder, manifest_path(artifact).name
-        self._parts = parts or (artifact,)
+        place = artifact if artifact.is_dir() else artifact.parent
+        self._parts = {os.path.relpath(part, place): part for part in parts or (artifact,)}
         self.artifact_sha256: dict[str, str] = {}
         self._recorded: dict[str, RecordedFile] = {}
         weights = {path.name for path in checkpoint.weight_files}
@@ -111,10 +114,10 @@ class CheckpointHashes(threading.Thread):
                     if not _DECIDING.fullmatch(name):
                         return
             if not self._different:
-                for part in self._parts:
+                for name, part in self._parts.items():
                     digest = file_sha256(part, self._count, stopped=self._stopped.is_set)
                     self._before = self._done
-                    self.artifact_sha256[part.name] = digest
+                    self.artifact_sha256[name] = digest
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
 
@@ -126,7 +129,7 @@ class CheckpointHashes(threading.Thread):
 
         Raises InputError naming those whose contents differ, and what reading them raised.
         """
-        total = sum(self._sizes.values()) + sum(part.stat().st_size for part in self._parts)
+        total = sum(self._sizes.values()) + sum(part.stat().st_size for part in self._parts.values())
         while self.is_alive():
             progress("hash", self._done, total)
             self.join(0.1)  # so that Ctrl-C gets through
@@ -135,6 +138,16 @@ class CheckpointHashes(threading.Thread):
         if self._different:
             raise self._refusal(self._different, [], [])
         return [asdict(file) for file in sorted(self._found, key=lambda file: file.name)]
+
+
+def evidence(
+    compared: dict[str, Any], hashes: CheckpointHashes, options: Mapping[str, Any], progress: Progress
+) -> dict[str, Any]:
+    """What was compared, with the hashes, for which this waits, and the options."""
+    compared["checkpoint"]["files"] = hashes.result(progress)
+    digests = hashes.artifact_sha256
+    compared["artifact"]["sha256"] = digests if len(digests) > 1 else next(iter(digests.values()))
+    return {**compared, "options": options}
 
 
 def _decides(name: str) -> bool:
@@ -150,6 +163,32 @@ def changed_after_conversion(header: GgufHeader, manifest: Mapping[str, Any]) ->
         "the file has another size than its manifest says: it was changed, or replaced, after conversion"
     )
     return (Finding("file", message, f"{written} bytes", f"{header.size} bytes", grave=False),)
+
+
+def changed_files(
+    folder: Path, written: Sequence[RecordedFile], digests: Mapping[str, str]
+) -> tuple[Finding, ...]:
+    """Findings, not grave by themselves, on files of a folder that are not as they were written.
+
+    ``digests`` are the SHA-256 of those that are there, by their paths in the folder.
+    """
+    findings = []
+    for file in written:
+        digest = digests.get(file.name)
+        if digest is None:
+            message = f"{file.name}, which the manifest names, is not in the folder"
+            findings.append(Finding(file.name, message, f"{file.bytes} bytes", "missing", grave=False))
+            continue
+        size = (folder / file.name).stat().st_size
+        if size != file.bytes:
+            said, expected, found = "another size", f"{file.bytes} bytes", f"{size} bytes"
+        elif file.sha256 not in (None, digest):
+            said, expected, found = "other contents", f"{file.sha256}", digest
+        else:
+            continue
+        message = f"{file.name} has {said} than the manifest says: it was changed after conversion"
+        findings.append(Finding(file.name, message, expected, found, grave=False))
+    return tuple(findings)
 
 
 def same_tools(manifest: Mapping[str, Any] | None) -> bool:

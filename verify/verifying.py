@@ -41,6 +41,7 @@ from .proof import LogitsPart, MetadataPart, Proof, verdict_of
 from .provenance import (
     CheckpointHashes,
     changed_after_conversion,
+    evidence,
     same_tools,
     same_vocabulary_tools,
 )
@@ -96,7 +97,14 @@ def verify(
         if diagnose or front_end is not None:
             raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
         return verify_onnx(
-            Path(artifact), Path(against), texts=texts, tokens=tokens, window=window, how=how, options=options
+            Path(artifact),
+            Path(against),
+            texts=texts,
+            tokens=tokens,
+            window=window,
+            how=how,
+            options=options,
+            ignore_manifest=ignore_manifest,
         )
     with open_gguf(Path(artifact)) as file:
         manifest = None if ignore_manifest else read_manifest(file.path)
@@ -112,13 +120,13 @@ def verify(
         announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
             proof = _without_logits(file, subject, manifest, texts or (), how)
-            evidence = _evidence(
+            told = evidence(
                 provenance(file, subject, windows, texts, how.front_end), hashes, options, progress
             )
         read = partial(read_reference, subject, how)
         logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
     notes = remarks(logits, len(subject.vocab.tokens))
-    return replace(proof, logits=logits, provenance=evidence, notes=notes, seconds=time.monotonic() - begun)
+    return replace(proof, logits=logits, provenance=told, notes=notes, seconds=time.monotonic() - begun)
 
 
 def _options(
@@ -138,16 +146,6 @@ def _options(
         "diagnose": diagnose,
         "ignore_manifest": ignore_manifest,
     }
-
-
-def _evidence(
-    compared: dict[str, Any], hashes: CheckpointHashes, options: Mapping[str, Any], progress: Progress
-) -> dict[str, Any]:
-    """What was compared, with the hashes, for which this waits, and the options."""
-    compared["checkpoint"]["files"] = hashes.result(progress)
-    digests = hashes.artifact_sha256
-    compared["artifact"]["sha256"] = digests if len(digests) > 1 else next(iter(digests.values()))
-    return {**compared, "options": options}
 
 
 def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:

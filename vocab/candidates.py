@@ -30,7 +30,7 @@ def candidates(source: Source) -> Iterator[Candidate]:
 
     Raises VocabError where llama.cpp has no tokenizer that comes near.
     """
-    base = _base(source)
+    base = base_vocab(source)
     if source.kind == "utf-8 bytes":
         # Of the pre-tokenizers one after which llama_detokenize gives back every space as it was.
         bytewise = replace(base, merges=(NEVER_FIRES,), pre="qwen2")
@@ -66,7 +66,7 @@ def without_home(source: Source) -> str | None:
     )
 
 
-def _base(source: Source) -> Vocab:
+def base_vocab(source: Source, model: str = "gpt2") -> Vocab:
     """What all candidates of a source share. A hole has no text; the adapter pad-rows fills it.
 
     llama.cpp takes a token's text to end at a NUL (llama_vocab::impl::load), and dies if two are then equal.
@@ -77,7 +77,7 @@ def _base(source: Source) -> Vocab:
     for token_id in cut:
         tokens[token_id], types[token_id] = f"[NUL {token_id}]", TokenType.UNUSED
     return Vocab(
-        model="gpt2",
+        model=model,
         tokens=tuple(tokens),
         types=tuple(types),
         special=source.special,

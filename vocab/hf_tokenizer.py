@@ -79,7 +79,7 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     where = f"{folder / 'vocab.json'} and merges.txt"
-    tokenizer = _guarded(lambda: Tokenizer(models.BPE(vocab=vocab, merges=pairs)), where)
+    tokenizer = guarded(lambda: Tokenizer(models.BPE(vocab=vocab, merges=pairs)), where)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     byte_level = {**_BYTE_LEVEL, "add_prefix_space": settings.add_prefix_space}
@@ -91,10 +91,10 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
 def _from_text(text: str, where: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    return _guarded(lambda: Tokenizer.from_str(text), where)
+    return guarded(lambda: Tokenizer.from_str(text), where)
 
 
-def _guarded(make: Callable[[], _Result], where: str) -> _Result:
+def guarded(make: Callable[[], _Result], where: str) -> _Result:
     """Call into the library; what it throws, panics included, becomes a VocabError."""
     try:
         return make()
@@ -172,8 +172,8 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
     if kind == "Unigram" or (kind is None and "unk_id" in model):
         return "sentencepiece unigram"
     raise VocabError(
-        f"tokenizer.json holds a {kind} model, which llama.cpp has no tokenizer for in this architecture",
-        hint="supported are byte-level BPE, byte-fallback BPE and SentencePiece BPE",
+        f"tokenizer.json holds a {kind} model, which kconv does not read",
+        hint="supported are BPE (byte-level, with byte fallback, over characters) and unigram models",
     )
 
 

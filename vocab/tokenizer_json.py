@@ -12,7 +12,7 @@ GPT-2's tokenizer is vocab.json and merges.txt, and what is added in other files
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -29,7 +29,8 @@ def byte_tokenizer_json(source: Source) -> str:
     bytes_ = _byte_level(use_regex=False)
     # The tokenizers library shows bytes that are no UTF-8 (masks, letters cut short) as U+FFFD.
     nothing = {"type": "Replace", "pattern": {"String": "\ufffd"}, "content": ""}
-    return _text(source, bytes_, {"type": "Sequence", "decoders": [bytes_, nothing]})
+    decoder = {"type": "Sequence", "decoders": [bytes_, nothing]}
+    return tokenizer_text(source, bpe_model(source, source.merges), decoder, pre_tokenizer=bytes_)
 
 
 def gpt2_tokenizer_json(source: Source) -> str:
@@ -37,7 +38,7 @@ def gpt2_tokenizer_json(source: Source) -> str:
     if "merges.txt" not in source.description.files:
         raise VocabError(f"a tokenizer of {source.kind} has no vocab.json and merges.txt of GPT-2's")
     split = _byte_level(use_regex=True, add_prefix_space=source.prefix is not None)
-    return _text(source, split, _byte_level())
+    return tokenizer_text(source, bpe_model(source, source.merges), _byte_level(), pre_tokenizer=split)
 
 
 def _byte_level(*, use_regex: bool = True, add_prefix_space: bool = False) -> dict[str, Any]:
@@ -49,30 +50,45 @@ def _byte_level(*, use_regex: bool = True, add_prefix_space: bool = False) -> di
     }
 
 
-def _text(source: Source, splitting: Mapping[str, Any], decoder: Mapping[str, Any]) -> str:
+def tokenizer_text(
+    source: Source,
+    model: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    *,
+    normalizer: Mapping[str, Any] | None = None,
+    pre_tokenizer: Mapping[str, Any] | None = None,
+) -> str:
+    """The text of a tokenizer.json of these parts, with the added tokens, BOS and EOS of ``source``."""
     parts: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(token) for token in source.added],
-        "normalizer": None,
-        "pre_tokenizer": splitting,
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": _around(source),
         "decoder": decoder,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": source.ignore_merges,
-            "vocab": {text: index for index, text in enumerate(source.tokens) if text is not None},
-            "merges": [merge.split(" ") for merge in source.merges],
-        },
+        "model": model,
     }
     return json.dumps(parts, ensure_ascii=False, indent=2) + "\n"
+
+
+def bpe_model(
+    source: Source, merges: Iterable[str], *, unknown: str | None = None, byte_fallback: bool = False
+) -> dict[str, Any]:
+    """All tokens of ``source`` with these merges, each two parts and a space."""
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": unknown,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": unknown is not None,
+        "byte_fallback": byte_fallback,
+        "ignore_merges": source.ignore_merges,
+        "vocab": {text: index for index, text in enumerate(source.tokens) if text is not None},
+        "merges": [merge.split(" ") for merge in merges],
+    }
 
 
 def _added(token: AddedToken) -> dict[str, Any]:

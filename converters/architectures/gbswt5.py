@@ -46,9 +46,9 @@ def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     )
     if heads != kv_heads:
         raise UnsupportedModel(
-            f"{settings.where}: kv_heads is {kv_heads} and num_heads {heads}; llama.cpp's t5 graph has as "
-            "many key heads as query heads",
-            hint="this checkpoint cannot run on stock llama.cpp",
+            f"{settings.where}: kv_heads is {kv_heads} and num_heads {heads}; a T5 has as many key heads as "
+            "query heads",
+            hint="open an issue with the model's name if you need it",
         )
     if any(name in checkpoint.tensors for name in EMBEDDINGS) or EMBEDDING not in checkpoint.tensors:
         return T5.flags(settings, checkpoint)

@@ -15,6 +15,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
 from ...core.input_files import quoted
 from ...core.model import MetadataValue, Note
+from ..activations import NOT_IN_LLAMA_CPP, TANH_GELU, refuse_unless_in_onnx
 from ..recipe import Recipe, Row, Sizes
 from ..settings import Settings
 from ..transforms import as_a_copy, halve_rotary, same_weights
@@ -27,8 +28,6 @@ _HEAD, _TIED = "head", "tied"
 
 # transformers makes a table of sines and cosines for so many positions; no such model goes beyond 8192.
 _MOST_POSITIONS = 1 << 16
-# One function under three names (transformers, activations.py), also llama.cpp's (ggml-cpu/vec.h).
-_TANH_GELU = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 
 
 def _layer(target: str, source: str | None, shape: tuple[str, ...], **rest: object) -> Row:
@@ -101,19 +100,30 @@ def _rotary(settings: Settings, head_dim: int) -> int:
 
 def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     """Whether the head is its own; one that only repeats the embedding is tied, whatever the files say."""
-    activation = settings.text("activation_function", "gelu_new")
-    if activation not in _TANH_GELU:
-        raise UnsupportedModel(
-            f"{settings.where}: activation_function is {quoted(activation)}; llama.cpp's phi2 graph, which "
-            "GPT-J runs as, computes GELU in its tanh form (gelu_new) only",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
     head = checkpoint.tensors.get("lm_head.weight")
     embedding = checkpoint.tensors.get("transformer.wte.weight")
     tied = settings.flag("tie_word_embeddings") and (
         head is None or embedding is None or same_weights(head, embedding)
     )
     return frozenset({_TIED if tied else _HEAD})
+
+
+def activation(settings: Settings) -> str:
+    """Its name, as transformers has it."""
+    return settings.text("activation_function", "gelu_new")
+
+
+def _limits_of_llama_cpp(settings: Settings, sizes: Sizes) -> None:
+    if activation(settings) not in TANH_GELU:
+        raise UnsupportedModel(
+            f"{settings.where}: activation_function is {quoted(activation(settings))}; llama.cpp's phi2 "
+            "graph, which GPT-J runs as, computes GELU in its tanh form (gelu_new) only",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+
+
+def _limits_of_onnx(settings: Settings, sizes: Sizes) -> None:
+    refuse_unless_in_onnx(activation(settings), f"{settings.where}: activation_function")
 
 
 def _hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
@@ -157,6 +167,7 @@ GPTJ = Recipe(
     flags=_flags,
     hparams=_hparams,
     rows=ROWS,
+    limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": _limits_of_onnx},
     dropped=(
         "transformer.h.{i}.attn.bias",  # the causal mask, of whatever type
         "transformer.h.{i}.attn.masked_bias",

@@ -15,6 +15,7 @@ from ...core.errors import UnsupportedModel
 from ...core.input_files import quoted
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Array, DType, Tensor
+from ..activations import NOT_IN_LLAMA_CPP, SILU, refuse_unless_in_onnx
 from ..recipe import Recipe, Row, Sizes
 from ..settings import Settings
 from ..transforms import interleave_heads, same_weights
@@ -77,7 +78,7 @@ def _sizes(settings: Settings) -> Sizes:
 
 def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     """Which rows exist. A head that only repeats the embedding is tied, whatever the files say of it."""
-    _refuse_what_the_graph_lacks(settings)
+    _refuse_partial_rotation(settings)
     flags = {flag for flag in (_ATTENTION, _MLP) if settings.flag(flag)}
     head = checkpoint.tensors.get("lm_head.weight")
     embedding = checkpoint.tensors.get("model.embed_tokens.weight")
@@ -87,21 +88,32 @@ def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
     return frozenset(flags if tied else flags | {"head"})
 
 
-def _refuse_what_the_graph_lacks(settings: Settings) -> None:
-    activation = settings.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise UnsupportedModel(
-            f"{settings.where}: hidden_act is {activation!r}; llama.cpp's llama graph computes silu only",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
+def _refuse_partial_rotation(settings: Settings) -> None:
     for place in (settings, _rope(settings)[2]):
         factor = None if place is None else place.values.get("partial_rotary_factor")
         if place is not None and factor not in (None, 1, 1.0):
             raise UnsupportedModel(
-                f"{place.where}: partial_rotary_factor is {quoted(factor)}; llama.cpp's llama graph rotates "
-                "whole heads",
-                hint="this checkpoint cannot run on stock llama.cpp",
+                f"{place.where}: partial_rotary_factor is {quoted(factor)}; a Llama rotates whole heads",
+                hint="open an issue with the model's name if you need it",
             )
+
+
+def activation(settings: Settings) -> str:
+    """Its name, as transformers has it."""
+    return settings.text("hidden_act", "silu")
+
+
+def _limits_of_llama_cpp(settings: Settings, sizes: Sizes) -> None:
+    if activation(settings) not in SILU:
+        raise UnsupportedModel(
+            f"{settings.where}: hidden_act is {quoted(activation(settings))}; llama.cpp's llama graph "
+            "computes silu only",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+
+
+def _limits_of_onnx(settings: Settings, sizes: Sizes) -> None:
+    refuse_unless_in_onnx(activation(settings), f"{settings.where}: hidden_act")
 
 
 def _rope(settings: Settings) -> tuple[float, str, Settings | None]:
@@ -223,6 +235,7 @@ LLAMA = Recipe(
     flags=_flags,
     hparams=_hparams,
     rows=ROWS,
+    limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": _limits_of_onnx},
     dropped=(
         "model.layers.{i}.self_attn.rotary_emb.inv_freq",
         "model.rotary_emb.inv_freq",

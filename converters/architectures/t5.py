@@ -11,8 +11,8 @@ from dataclasses import replace
 import numpy as np
 
 from ...core.checkpoint import Checkpoint
-from ...core.errors import CheckpointError, UnsupportedModel
-from ...core.input_files import quoted, read_json
+from ...core.errors import CheckpointError
+from ...core.input_files import read_json
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Array, DType, Tensor
 from ...quant.ggml import to_float32
@@ -20,6 +20,7 @@ from ...vocab.byte_vocabulary import is_byte_tokenizer
 from ..recipe import Recipe, Row, Sizes, Transform
 from ..settings import Settings
 from ..transforms import same_weights
+from .t5_limits import feed_forward, limits_of_llama_cpp, limits_of_onnx, max_distance
 
 # One matrix embeds for both sides; which of its names a file keeps depends on what wrote it.
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -27,10 +28,7 @@ HEAD = "lm_head.weight"
 _GATED, _UNGATED = "gated", "ungated"
 _OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
 
-# llama.cpp's GELU is the tanh approximation (ggml_gelu); these are transformers' names of it.
-_TANH_GELUS = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"})
-_MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp
-_BUCKETS = (4, 255)  # below, a side has no exact bucket; above, the exact ones reach beyond _MAX_DISTANCE
+_FEWEST_BUCKETS = 4  # with fewer a side has no exact bucket
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
 
@@ -135,23 +133,16 @@ ROWS = (
 
 
 def sizes(settings: Settings) -> Sizes:
-    """The words of the shapes; refuses what llama.cpp's graph cannot have."""
+    """The words of the shapes."""
     layers = settings.either("num_layers", "num_hidden_layers")
-    decoder_layers = settings.integer("num_decoder_layers", layers)
-    if decoder_layers > layers:
-        raise UnsupportedModel(
-            f"{settings.where}: the decoder has {decoder_layers} layers, more than the encoder's {layers}; "
-            "llama.cpp keeps room for as many as the encoder has and ends the process",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
-    buckets = settings.integer("relative_attention_num_buckets", 32)
-    if not _BUCKETS[0] <= buckets <= _BUCKETS[1]:
+    buckets, most = settings.integer("relative_attention_num_buckets", 32), 2 * max_distance(settings) - 1
+    if not _FEWEST_BUCKETS <= buckets <= most:  # with more, exact ones reach beyond the farthest distance
         raise settings.refuse(
-            "relative_attention_num_buckets", buckets, f"a number from {_BUCKETS[0]} to {_BUCKETS[1]}"
+            "relative_attention_num_buckets", buckets, f"a number from {_FEWEST_BUCKETS} to {most}"
         )
     return {
         "layers": layers,
-        "decoder_layers": decoder_layers,
+        "decoder_layers": settings.integer("num_decoder_layers", layers),
         "hidden": settings.either("d_model", "hidden_size"),
         "heads": settings.either("num_heads", "num_attention_heads"),
         "head_dim": settings.either("d_kv", "head_dim"),
@@ -162,38 +153,9 @@ def sizes(settings: Settings) -> Sizes:
 
 
 def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
-    _refuse_distance(settings)
-    embedding = embedding_name(checkpoint)
-    return frozenset({embedding, feed_forward(settings), *head_flags(settings, checkpoint, embedding)})
-
-
-def _refuse_distance(settings: Settings) -> None:
-    distance = settings.integer("relative_attention_max_distance", _MAX_DISTANCE)
-    if distance != _MAX_DISTANCE:
-        raise UnsupportedModel(
-            f"{settings.where}: relative_attention_max_distance is {distance}; llama.cpp's t5 graph has "
-            f"{_MAX_DISTANCE} built in",
-            hint="this checkpoint cannot run on stock llama.cpp",
-        )
-
-
-def feed_forward(settings: Settings) -> str:
-    """The flag of the feed-forward rows: gated with a GELU or ungated with ReLU, which is all there is."""
-    known = "gated-gelu" if settings.text("model_type", "t5") == "mt5" else "relu"
-    kind = settings.text("feed_forward_proj", known)
-    gated = settings.flag("is_gated_act", kind.startswith("gated-"))
-    function = "gelu_new" if kind == "gated-gelu" else kind.rpartition("-")[2]
-    function = settings.text("dense_act_fn", function)  # a key of its own counts, as in transformers
-    if gated and function in _TANH_GELUS:
-        return _GATED
-    if not gated and function == "relu":
-        return _UNGATED
-    raise UnsupportedModel(
-        f"{settings.where}: the feed-forward layers are {'gated' if gated else 'not gated'} with "
-        f"{quoted(function)} (feed_forward_proj {quoted(kind)}); llama.cpp's t5 graph computes gated "
-        "ones with the tanh approximation of GELU and ungated ones with ReLU",
-        hint="this checkpoint cannot run on stock llama.cpp",
-    )
+    embedding, (gated, _) = embedding_name(checkpoint), feed_forward(settings)
+    kind = _GATED if gated else _UNGATED
+    return frozenset({embedding, kind, *head_flags(settings, checkpoint, embedding)})
 
 
 def embedding_name(checkpoint: Checkpoint) -> str:
@@ -291,8 +253,8 @@ def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
         notes.append(Note("untied-head", message, warning=True))
     if any(flag.startswith(_SCALED) for flag in flags):
         message = (
-            "the head is the embedding and its logits are scaled by d_model^-0.5, which llama.cpp does not: "
-            "output.weight is written as the embedding already scaled"
+            "the head is the embedding and its logits are scaled by d_model^-0.5; a GGUF, where llama.cpp "
+            "does not scale, gets an output.weight that is the embedding already scaled"
         )
         notes.append(Note("scaled-head", message))
     return notes
@@ -308,6 +270,7 @@ T5 = Recipe(
     flags=_flags,
     hparams=hparams,
     rows=ROWS,
+    limits={"llama.cpp": limits_of_llama_cpp, "ONNX": limits_of_onnx},
     dropped=(
         *EMBEDDINGS,
         HEAD,

@@ -8,21 +8,22 @@ under ``onnx/``, with the type in their names and the weights of each in a file 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UsageError
-from ...core.input_files import read_bytes, read_json
+from ...core.input_files import quoted, read_bytes, stays_with
 from ...core.model import Model, Note
 from ...quant.formats import nearest
-from ...vocab.byte_vocabulary import is_byte_tokenizer
+from ...quant.parts import EMBEDDING
+from ...vocab.context import read_context
+from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.sources import read_source
-from ...vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
-from ..architectures import recipe_for
+from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,6 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
     }
 )
 
-GBST_CONFIG = "config.gbswt5.json"
-"""The config.json of a checkpoint with a GBST front end as it was; config.json itself says T5."""
-
 _COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -78,7 +76,7 @@ _COPIED = (
     "vocab.json",
     "merges.txt",
     *MODEL_FILES,
-    "chat_template.jinja",
+    TEMPLATE,
     "LICENSE",
     "LICENSE.txt",
     "LICENSE.md",
@@ -105,92 +103,56 @@ def parse_layout(text: str) -> Layout:
 
 
 def files_beside(
-    checkpoint: Checkpoint, model: Model, layout: Layout, graphs: Mapping[str, int]
+    checkpoint: Checkpoint,
+    model: Model,
+    layout: Layout,
+    graphs: Mapping[str, int],
+    chat_template: str | None = None,
 ) -> FilesBeside:
     """The configuration, tokenizer and licence files of a folder.
 
-    ``graphs`` are the paths of the graphs, and in how many files the weights of each lie. What need not
-    change is copied byte for byte. Raises CheckpointError and VocabError for files that cannot be read.
+    ``graphs`` are the paths of the graphs, and in how many files the weights of each lie; ``chat_template``
+    is as of ``to_gguf``. What need not change is copied byte for byte; links out of the checkpoint
+    (``stays_with``) are left out, and where a chat template may come from one, it too. Raises CheckpointError
+    and VocabError for files that cannot be read, UsageError for an unknown chat template.
     """
-    contents: dict[str, bytes] = {}
+    contents: Contents = {}
+    notes: list[Note] = []
+    foreign = _foreign(checkpoint, notes)
     for name in _COPIED:
-        data = read_bytes(checkpoint.folder, name)
+        data = None if name in foreign else read_bytes(checkpoint.folder, name)
         if data is not None:
             contents[name] = data
-    notes: list[Note] = []
-    config = dict(checkpoint.config)
-    changed = _without_code(config, notes) | _told(config, model)
-    if recipe_for(config).name == "gbswt5":
-        contents[GBST_CONFIG] = _json(config)
-        changed |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
-        notes.append(
-            Note("gbst-config", f"config.json says T5, since the graphs run as one; see {GBST_CONFIG}")
-        )
+    if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
+        chat_template = chat_template or "none"
+    rows = model.tensor(EMBEDDING).rows
+    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
+    source = read_source(checkpoint)
+    vocab, said = own_vocabulary(source, context)
+    notes += said
+    contents |= configurations(checkpoint, model, context, vocab, notes)
     if layout.name == "transformers.js":
-        changed["transformers.js_config"] = {"use_external_data_format": _by_file_name(graphs)}
-    original = read_bytes(checkpoint.folder, "config.json")
-    contents["config.json"] = original if original and changed == config else _json(changed)
-    if is_byte_tokenizer(checkpoint):
-        contents |= _byte_tokenizer(checkpoint, notes)
-    else:
-        contents |= _other_tokenizer(checkpoint, notes)
-    return FilesBeside(MappingProxyType(dict(sorted(contents.items()))), tuple(dict.fromkeys(notes)))
+        told = {"use_external_data_format": _by_file_name(graphs)}
+        config = json.loads(contents[CONFIG] or b"")
+        contents[CONFIG] = as_json({**config, "transformers.js_config": told})
+    contents |= tokenizer_files(checkpoint, source, vocab, notes)
+    kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
+    return FilesBeside(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 
 
-def _without_code(settings: Mapping[str, Any], notes: list[Note]) -> dict[str, Any]:
-    """Without ``auto_map``: code of the checkpoint's own, which is not copied and not needed."""
-    if "auto_map" in settings:
-        notes.append(
-            Note("custom-code", "auto_map is left out: the folder needs no code of the checkpoint's own")
+def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
+    """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
+    own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
+    found = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    for name in found:
+        where = quoted(os.path.realpath(checkpoint.folder / name))
+        message = (
+            f"{name} is left out: it is a link to {where}, which is no file of the checkpoint's; put a copy "
+            "in its place, if you know who made the folder and why"
         )
-    return {key: value for key, value in settings.items() if key != "auto_map"}
-
-
-def _told(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """What transformers takes for granted in an encoder-decoder's configuration and others do not."""
-    if model.arch != "t5":
-        return {}
-    granted = {
-        "is_encoder_decoder": True,
-        "num_decoder_layers": model.hparams["t5.decoder_block_count"],
-        "decoder_start_token_id": model.hparams["t5.decoder_start_token_id"],
-    }
-    return {key: value for key, value in granted.items() if config.get(key) is None}
+        notes.append(Note("foreign-link", message, warning=True))
+    return set(found)
 
 
 def _by_file_name(graphs: Mapping[str, int]) -> dict[str, int]:
     return {path.rpartition("/")[2]: files for path, files in graphs.items()}
-
-
-def _byte_tokenizer(checkpoint: Checkpoint, notes: list[Note]) -> dict[str, bytes]:
-    """A tokenizer.json, and a tokenizer_config.json that says all that Transformers.js wants to know."""
-    source = read_source(checkpoint)
-    settings = _without_code(read_json(checkpoint.folder, "tokenizer_config.json") or {}, notes)
-    settings["tokenizer_class"] = "ByT5Tokenizer"
-    settings.setdefault("clean_up_tokenization_spaces", False)
-    for key, role in (("pad_token", "padding"), ("eos_token", "eos"), ("unk_token", "unknown")):
-        settings.setdefault(key, source.tokens[source.special[role]])
-    notes.append(
-        Note("byte-tokenizer", "tokenizer.json is made for the vocabulary of bytes, equal to ByT5Tokenizer")
-    )
-    return {
-        "tokenizer.json": byte_tokenizer_json(source).encode(),
-        "tokenizer_config.json": _json(settings),
-    }
-
-
-def _other_tokenizer(checkpoint: Checkpoint, notes: list[Note]) -> dict[str, bytes]:
-    """Of the files of other tokenizers those that are changed or made."""
-    made = {}
-    settings = read_json(checkpoint.folder, "tokenizer_config.json") or {}
-    plain = _without_code(settings, notes)
-    if plain != settings:
-        made["tokenizer_config.json"] = _json(plain)
-    if checkpoint.has("merges.txt") and not checkpoint.has("tokenizer.json"):
-        made["tokenizer.json"] = gpt2_tokenizer_json(read_source(checkpoint)).encode()
-        notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
-    return made
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from ...core.model import Model
 from ..settings import Settings
+from .activation import activated
 from .causal import Heads, Positions, attention, begin, end, frequencies
 from .graph import Graph
 
 
-def describe_gptj(graph: Graph, model: Model) -> None:
+def describe_gptj(graph: Graph, model: Model, activation: str = "gelu_new") -> None:
     """Add the model to ``graph``, whose tensors are the checkpoint's; ``model`` is what the recipe made.
 
+    ``activation`` is that of the feed-forward layers, one of ``activations.IN_ONNX``.
     Rotary embedding turns neighbours, as the checkpoint has them, so no row changes its place, and none of
     the zeros llama.cpp's graph insists on are needed.
     """
@@ -21,14 +23,16 @@ def describe_gptj(graph: Graph, model: Model) -> None:
     turned = frequencies(keys.real("phi2.rope.freq_base"), rotary)
     rows, positions = begin(graph, "transformer.wte.weight", turned)
     for layer in range(keys.integer("phi2.block_count")):
-        rows = _layer(graph, layer, rows, positions, heads, epsilon)
+        rows = _layer(graph, layer, rows, positions, heads, epsilon, activation)
     rows = _norm(graph, rows, "transformer.ln_f", epsilon)
     tied = model.tensor("output.weight").computed
     head = "transformer.wte.weight" if tied else "lm_head.weight"
     end(graph, rows, positions, head, "lm_head.bias")
 
 
-def _layer(graph: Graph, layer: int, rows: str, positions: Positions, heads: Heads, epsilon: float) -> str:
+def _layer(
+    graph: Graph, layer: int, rows: str, positions: Positions, heads: Heads, epsilon: float, activation: str
+) -> str:
     """One normalization feeds attention and feed-forward, side by side."""
     place = f"transformer.h.{layer}"
     inner = _norm(graph, rows, f"{place}.ln_1", epsilon)
@@ -36,7 +40,7 @@ def _layer(graph: Graph, layer: int, rows: str, positions: Positions, heads: Hea
     found = attention(graph, layer, positions, heads, given)
     attended = graph.linear(found, f"{place}.attn.out_proj.weight")
     inner = graph.linear(inner, f"{place}.mlp.fc_in.weight", f"{place}.mlp.fc_in.bias")
-    inner = graph.op("Gelu", inner, approximate="tanh")
+    inner = activated(graph, inner, activation)
     fed = graph.linear(inner, f"{place}.mlp.fc_out.weight", f"{place}.mlp.fc_out.bias")
     return graph.op("Add", rows, graph.op("Add", attended, fed))
 

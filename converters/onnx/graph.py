@@ -23,6 +23,7 @@ Attribute = int | float | str | tuple[int, ...]
 Size = int | str  # a number, or the name of a length that is known when the graph runs
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+PRODUCER = "kconv"  # whose names lead back to the checkpoint's
 OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
 
 

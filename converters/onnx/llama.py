@@ -6,13 +6,15 @@ import numpy as np
 
 from ...core.model import Model
 from ..settings import Settings
+from .activation import activated
 from .causal import Heads, Positions, attention, begin, end, frequencies
 from .graph import Graph
 
 
-def describe_llama(graph: Graph, model: Model) -> None:
+def describe_llama(graph: Graph, model: Model, activation: str = "silu") -> None:
     """Add the model to ``graph``, whose tensors are the checkpoint's; ``model`` is what the recipe made.
 
+    ``activation`` is that of the feed-forward layers, one of ``activations.IN_ONNX``.
     Rotary embedding turns the first half of a head with the second, as the checkpoint has them, so no row
     changes its place.
     """
@@ -28,21 +30,22 @@ def describe_llama(graph: Graph, model: Model) -> None:
         turned = turned / targets["rope_freqs.weight"].read(0, size // 2)
     rows, positions = begin(graph, "model.embed_tokens.weight", turned)
     for layer in range(keys.integer("llama.block_count")):
-        rows = _layer(graph, layer, rows, positions, heads, epsilon)
+        rows = _layer(graph, layer, rows, positions, heads, epsilon, activation)
     rows = _norm(graph, rows, "model.norm", epsilon)
     head = "lm_head.weight" if "output.weight" in targets else "model.embed_tokens.weight"
     end(graph, rows, positions, head)
 
 
-def _layer(graph: Graph, layer: int, rows: str, positions: Positions, heads: Heads, epsilon: float) -> str:
+def _layer(
+    graph: Graph, layer: int, rows: str, positions: Positions, heads: Heads, epsilon: float, activation: str
+) -> str:
     place = f"model.layers.{layer}"
     inner = _norm(graph, rows, f"{place}.input_layernorm", epsilon)
     given = {each: _linear(graph, inner, f"{place}.self_attn.{each}_proj") for each in "qkv"}
     found = attention(graph, layer, positions, heads, given)
     rows = graph.op("Add", rows, _linear(graph, found, f"{place}.self_attn.o_proj"))
     inner = _norm(graph, rows, f"{place}.post_attention_layernorm", epsilon)
-    gate = _linear(graph, inner, f"{place}.mlp.gate_proj")
-    gate = graph.op("Mul", gate, graph.op("Sigmoid", gate))
+    gate = activated(graph, _linear(graph, inner, f"{place}.mlp.gate_proj"), activation)
     inner = graph.op("Mul", gate, _linear(graph, inner, f"{place}.mlp.up_proj"))
     return graph.op("Add", rows, _linear(graph, inner, f"{place}.mlp.down_proj"))
 

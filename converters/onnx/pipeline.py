@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.cores import available_cores
 from ...core.errors import EnvironmentProblem, UsageError
 from ...core.folders import atomic_folder, refuse_filled
+from ...core.input_files import file_sha256
 from ...core.model import Model, Note
 from ...core.progress import Progress, silent
 from ...core.reading import open_checkpoint
@@ -26,22 +28,17 @@ from ..manifest import (
     versions,
 )
 from ..pipeline import scope_of
-from ..recipe import Recipe, build, parameters
+from ..recipe import build, parameters
 from ..results import Proven, Scope
+from ..targets import FOLDER_MANIFEST as MANIFEST
 from ..targets import checkpoint_name
-from .folder import files_beside, parse_layout
+from .families import graphs_of
+from .folder import FilesBeside, files_beside, parse_layout
 from .formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
-from .gptj import describe_gptj
 from .graph import OPSET, Graph
-from .llama import describe_llama
 from .results import OnnxConversion, OnnxOptions
-from .t5 import t5_graphs
 
-MANIFEST = "kconv.manifest.json"
-"""Stands in every folder kconv makes: source, options, versions, formats, proof."""
-
-_INSTALL = 'pip install --upgrade "kconv[onnx]"'
-_CAUSAL = {"llama": describe_llama, "gptj": describe_gptj}  # by the recipe's name; all others are T5
+_INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
 
 def to_onnx(
@@ -50,8 +47,9 @@ def to_onnx(
     *,
     type: str = AUTO,
     layout: str = "optimum",
-    accuracy_level: int = 0,
+    accuracy_level: int = 4,
     allow_nan: bool = False,
+    chat_template: str | None = None,
     verify: bool | Scope = "quick",
     force: bool = False,
     threads: int | None = None,
@@ -64,22 +62,26 @@ def to_onnx(
     ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
     the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
     the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
-    matrices: 0 keeps the activations, 4 is faster and less exact. ``verify`` is as of ``to_gguf``. Raises
-    KconvError of every kind; a failed proof raises nothing.
+    matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``chat_template`` and ``verify`` are as of ``to_gguf``. Raises KconvError of every kind; a failed proof
+    raises nothing.
     """
     scope = scope_of(verify)
-    options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan)
+    options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
     checkpoint = open_checkpoint(source)
     recipe = recipe_for(checkpoint.config)
-    model = build(recipe, checkpoint)
+    model = build(recipe, checkpoint, "ONNX")
     chosen = choose_onnx_formats(recipe, checkpoint, model, options.type)
     name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
     folder = Path(name if output is None else output)
     refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
-    graphs = _graphs(checkpoint, recipe, model, chosen, options)
+    merged = options.layout.merged
+    graphs = graphs_of(recipe, checkpoint, model, chosen.formats, accuracy_level, merged=merged)
+    names = [options.layout.graph_path(name, chosen.type) for name in graphs]
+    beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1), chat_template)
     with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:
-        made = _write(checkpoint, model, chosen, graphs, temporary, options, threads, progress)
+        made = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
     made = replace(made, path=folder)
     if scope == "off":
         return made
@@ -91,28 +93,17 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
     if options.accuracy_level not in range(5):
         raise UsageError(f"accuracy level {options.accuracy_level}, expected 0 to 4")
     try:
+        from onnx import __version__ as version
         from onnx.defs import onnx_opset_version
     except ImportError as error:
         raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
     if onnx_opset_version() < OPSET:
-        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} or newer"
-        raise EnvironmentProblem(f"the onnx package is too old: {found}", hint=_INSTALL)
+        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
     if proven:
         from ...verify.onnx_folder import check_onnxruntime
 
         check_onnxruntime()
-
-
-def _graphs(
-    checkpoint: Checkpoint, recipe: Recipe, model: Model, chosen: OnnxFormats, options: OnnxOptions
-) -> dict[str, Graph]:
-    """The graphs by their files' names."""
-    if recipe.name not in _CAUSAL:
-        merged = options.layout.merged
-        return t5_graphs(checkpoint, chosen.formats, options.accuracy_level, merged=merged)
-    graph = Graph("model", checkpoint.tensors, chosen.formats, options.accuracy_level)
-    _CAUSAL[recipe.name](graph, model)
-    return {"model.onnx": graph}
 
 
 def _write(
@@ -120,6 +111,7 @@ def _write(
     model: Model,
     chosen: OnnxFormats,
     graphs: Mapping[str, Graph],
+    beside: FilesBeside,
     folder: Path,
     options: OnnxOptions,
     threads: int | None,
@@ -127,8 +119,6 @@ def _write(
 ) -> OnnxConversion:
     """Everything but the proof, into an empty folder."""
     model = replace(model, metadata=general_metadata(checkpoint))
-    names = [options.layout.graph_path(name, chosen.type) for name in graphs]
-    beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
     with SourceHashes(checkpoint_files(checkpoint)) as hashes:
@@ -155,7 +145,9 @@ def _write(
         license=licence if isinstance(licence, str) else None,
     )
     tensors = {name: weight.format.name for name, weight in weights.items()}
-    _write_manifest(folder / MANIFEST, checkpoint, model, made, options, sources, tensors)
+    data = {options.layout.data_path(name, chosen.type) for name in graphs}
+    written = [_file_entry(folder, name, size, hashed=name not in data) for name, size in made.files.items()]
+    _write_manifest(folder / MANIFEST, checkpoint, model, made, options, sources, written, tensors)
     return made
 
 
@@ -192,11 +184,12 @@ def _write_manifest(
     made: OnnxConversion,
     options: OnnxOptions,
     sources: Sequence[SourceFile],
+    written: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, str],
 ) -> None:
     text = manifest_json(
         {
-            "output": {"type": made.type, "bytes": made.bytes, "files": dict(made.files)},
+            "output": {"type": made.type, "bytes": made.bytes, "files": list(written)},
             "source": source_part(checkpoint, model, sources),
             "architecture": model.arch,
             "parameters": made.parameters,
@@ -208,6 +201,14 @@ def _write_manifest(
         }
     )
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str, Any]:
+    """A file as the manifest has it. Weights go without a hash, for which all of them would have to be read
+    again: verify compares each of them with the checkpoint's.
+    """
+    entry: dict[str, Any] = {"name": name, "bytes": size}
+    return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
 def _prove(
@@ -225,6 +226,7 @@ def _prove(
 
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     amounts = QUICK if scope == "quick" else LONG
-    proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how)
+    proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how, just_made=True)
+    proof = replace(proof, scope="quick" if scope == "quick" else "full")
     record_proof(folder / MANIFEST, proof.to_manifest())
     return proof

@@ -20,6 +20,7 @@ class OnnxOptions:
     layout: Layout
     accuracy_level: int
     allow_nan: bool
+    chat_template: str | None = None
 
     def to_manifest(self) -> dict[str, Any]:
         """As plain values."""
@@ -28,6 +29,7 @@ class OnnxOptions:
             "layout": self.layout.name,
             "accuracy_level": self.accuracy_level,
             "allow_nan": self.allow_nan,
+            "chat_template": self.chat_template,
         }
 
 

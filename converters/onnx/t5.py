@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ...core.checkpoint import Checkpoint
 from ...quant.formats import Format
 from . import t5_cache
+from .activation import activated
 from .gbst import embedded, resized_mask
 from .graph import Element, Graph
 from .masks import additive_mask, for_queries
@@ -134,10 +135,10 @@ def _cross_attention(
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
     dense, inner = f"{place}.DenseReluDense", _norm(graph, shape, rows, f"{place}.layer_norm")
     if shape.gated:
-        gate = graph.op("Gelu", graph.linear(inner, f"{dense}.wi_0.weight"), approximate="tanh")
+        gate = activated(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.activation)
         inner = graph.op("Mul", gate, graph.linear(inner, f"{dense}.wi_1.weight"))
     else:
-        inner = graph.op("Relu", graph.linear(inner, f"{dense}.wi.weight"))
+        inner = activated(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.activation)
     return graph.op("Add", rows, graph.linear(inner, f"{dense}.wo.weight"))
 
 

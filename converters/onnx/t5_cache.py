@@ -83,10 +83,11 @@ def _given(graph: Graph, shape: T5Shape) -> Cache:
         names = _names("past_key_values", layer, side)
         return tuple(graph.input(name, Element.FLOAT, sizes) for name in names)
 
-    layers = range(shape.decoder_layers)
-    return Cache(
-        [pair(i, "decoder", PAST) for i in layers], [pair(i, "encoder", shape.positions) for i in layers]
-    )
+    # In this order, layer by layer, optimum hands its cache over (modeling_seq2seq.py of optimum-onnx 0.1.0).
+    both = [
+        (pair(i, "decoder", PAST), pair(i, "encoder", shape.positions)) for i in range(shape.decoder_layers)
+    ]
+    return Cache([own for own, _ in both], [crossing for _, crossing in both])
 
 
 def _states(graph: Graph, shape: T5Shape) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
 from ..architectures import recipe_for
-from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, feed_forward, scales, sizes
+from ..architectures.t5 import EMBEDDINGS, HEAD, embedding_name, scales, sizes
+from ..architectures.t5_limits import feed_forward, max_distance
 from ..gbst.settings import EMBEDDING, GbstSettings, read_settings
 from ..gbst.tensors import front_end_model
 from ..settings import Settings
@@ -36,6 +37,7 @@ class T5Shape:
     max_distance: int
     epsilon: float
     gated: bool
+    activation: str
     embedding: str
     head: str
     scaled: bool
@@ -61,12 +63,14 @@ def read_shape(checkpoint: Checkpoint) -> T5Shape:
         front = read_settings(settings, held)
     embedding = embedding_name(checkpoint) if any(name in held for name in EMBEDDINGS) else EMBEDDING
     own = HEAD in held and not same_weights(held[HEAD], held[embedding])
+    gated, activation = feed_forward(settings)
     words, taken = sizes(settings), ("layers", "decoder_layers", "hidden", "heads", "head_dim", "rows")
     return T5Shape(
         **{word: words[word] for word in taken},
-        max_distance=settings.integer("relative_attention_max_distance", 128),
+        max_distance=max_distance(settings),
         epsilon=settings.real("layer_norm_epsilon", 1e-6),
-        gated=feed_forward(settings) == "gated",
+        gated=gated,
+        activation=activation,
         embedding=embedding,
         head=HEAD if own else embedding,
         scaled=scales(settings),

@@ -24,7 +24,7 @@ from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch, convert_slab
 from ..gguf_writer import Written, check_room, harmful, write_at
 from ..pieces import Rows, cut, work_through
-from .graph import MICROSOFT, OPSET, Declared, Graph, Node, Weight, element_of
+from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
 
@@ -150,7 +150,7 @@ def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> Mod
         proto,
         opset_imports=opsets,
         ir_version=_IR_VERSION,
-        producer_name="kconv",
+        producer_name=PRODUCER,
         producer_version=version("kconv"),
     )
 

@@ -1,0 +1,54 @@
+"""Right answers for make test-js and make test-optimum: greedy tokens without the programs that are tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CAUSAL = ("42dot", "eagle", "llama-3-ko", "kogpt")
+"""Families of samples that go on writing; the others answer."""
+
+
+def by_transformers(checkpoint: Path, ids: list[int], count: int, *, causal: bool) -> list[int]:
+    """Tokens of the checkpoint itself in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    kind = AutoModelForCausalLM if causal else AutoModelForSeq2SeqLM
+    model = kind.from_pretrained(checkpoint, dtype=torch.float32)
+    exactly = {"max_new_tokens": count, "min_new_tokens": count, "do_sample": False, "eos_token_id": None}
+    with torch.inference_mode():
+        made = model.generate(torch.tensor([ids]), **exactly)
+    return list(made[0].tolist()[-count:])
+
+
+def by_onnxruntime(graphs: Path, ids: list[int], count: int, *, causal: bool) -> list[int]:
+    """Tokens of the graphs in a folder, every step with the whole text and an empty cache."""
+    import onnxruntime
+
+    def session(name: str) -> Any:
+        return onnxruntime.InferenceSession(next(graphs.glob(f"{name}*.onnx")))
+
+    given, made = {}, ids
+    if not causal:
+        row = np.array([ids])
+        mask = np.ones_like(row)
+        (hidden,) = session("encoder_model").run(None, {"input_ids": row, "attention_mask": mask})
+        given, made = {"encoder_hidden_states": hidden, "encoder_attention_mask": mask}, [0]
+    decoder = session("model" if causal else "decoder_model")
+    for each in decoder.get_inputs():
+        if each.name.startswith("past_key_values."):
+            shape = [length if isinstance(length, int) else 0 for length in each.shape]
+            given[each.name] = np.zeros([1, *shape[1:]], np.float32)
+        elif each.name == "use_cache_branch":
+            given[each.name] = np.array([False])
+    for _ in range(count):
+        row = np.array([made])
+        given["input_ids"] = row
+        if causal:
+            given |= {"attention_mask": np.ones_like(row), "position_ids": np.arange(len(made))[None]}
+        (logits,) = decoder.run(["logits"], given)
+        made = [*made, int(logits[0, -1].argmax())]
+    return made[-count:]

@@ -1,0 +1,95 @@
+"""``make test-optimum``: folders of layout optimum, loaded as they are by optimum (in its environment).
+
+The samples are converted to f32, q8_0 and q4_0. Their tokenizers must give transformers' ids; 64 greedy
+tokens with the cache, after one prompt and in a padded batch, must be those of each prompt alone: of
+transformers (f32, where it has the model) or else of onnxruntime without a cache. With the folder's own
+settings an answer must end where that of ``kconv run`` does.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from greedy_tokens import CAUSAL, by_onnxruntime, by_transformers
+
+from kconv.converters import to_onnx
+from kconv.converters.samples import FAMILIES, write_sample
+from kconv.vocab.texts import built_in
+
+PYTHON = Path(".dev/optimum/bin/python")
+KCONV = str(Path(sys.executable).parent / "kconv")
+PROMPTS = [
+    "옛날 어느 마을에 나무꾼이 ",
+    '호랑이가 말했다. "떡 하나 주면 안 잡아먹지." 그러자 ',
+    "깊은 숲속에 ",
+]
+COUNT = 64
+TEXTS = 1500
+
+Question = tuple[str, dict[str, Any], Any]
+"""What is asked, in words and for optimum, and the right answer."""
+
+
+def questions(folder: Path) -> Iterator[Question]:
+    """All questions; the models they are about are made in ``folder``."""
+    from transformers import AutoTokenizer
+
+    texts = built_in()[:TEXTS]
+    for family in FAMILIES:
+        checkpoint = write_sample(family, folder / "checkpoints" / family)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        for type in ("f32", "q8_0", "q4_0"):
+            name = f"{family}-{type}"
+            to_onnx(checkpoint, folder / name, type=type, verify=False)
+            ids = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
+            if type == "f32":
+                right = [tokenizer(text)["input_ids"] for text in texts]
+                yield f"{family}: ids of {len(texts)} texts", {"model": name, "texts": texts}, right
+            yield from generations(name, checkpoint, folder / name, ids, family in CAUSAL)
+
+
+def generations(
+    name: str, checkpoint: Path, made: Path, ids: list[list[int]], causal: bool
+) -> Iterator[Question]:
+    """Greedy tokens of one prompt, of a batch, and of one that may end."""
+    if name.endswith("f32") and not name.startswith("gbst"):
+        right = [by_transformers(checkpoint, each, COUNT, causal=causal) for each in ids]
+    else:
+        right = [by_onnxruntime(made, each, COUNT, causal=causal) for each in ids]
+    asked = {"model": name, "causal": causal}
+    yield f"{name}: {COUNT} greedy tokens", {**asked, "prompts": PROMPTS[:1], "count": COUNT}, right[:1]
+    yield f"{name}: a padded batch", {**asked, "prompts": PROMPTS, "count": COUNT}, right
+    command = [KCONV, "run", str(made), "-p", PROMPTS[0], "-n", "128", "--greedy", "--no-chat", "--json"]
+    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    yield f"{name}: an answer to its end", {**asked, "prompts": PROMPTS[:1], "count": None}, [said["ids"]]
+
+
+def main() -> None:
+    """Ask, compare, and end with 1 where an answer is not right."""
+    with tempfile.TemporaryDirectory() as place:
+        asked = list(questions(Path(place)))
+        answered = subprocess.run(
+            [PYTHON, "tools/optimum/answer.py", place],
+            input=json.dumps([question for _, question, _ in asked]),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    wrong = 0
+    for (words, _, right), found in zip(asked, json.loads(answered.stdout), strict=True):
+        different = sum(one != other for one, other in zip(right, found, strict=True))
+        wrong += different > 0
+        print(
+            f"{words}: {'all equal' if not different else f'{different} of {len(right)} differ'}", flush=True
+        )
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

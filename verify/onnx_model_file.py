@@ -1,0 +1,239 @@
+"""One file of an ONNX folder: what is in it, looked through before onnxruntime opens it. No weight is read.
+
+The file comes from a stranger. It names the files its weights lie in, so places, links, sizes and shapes are
+looked at wherever a tensor can stand: in initializers, attributes, subgraphs and functions.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import CheckpointError, EnvironmentProblem, InputError
+from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer, stays_with
+
+INSTALL = "pip install 'kconv[onnx]'"
+_BEGINNING = 100  # bytes
+_LARGEST = (1 << 31) - 1  # protobuf's own limit
+_KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+_AGAIN = "make the folder again with kconv to-onnx"
+_STRANGER = "do not use this folder, unless you know who made it and why"
+_MATRICES = {1: "f32", 10: "f16"}
+# Bits of an element by ONNX's number of its type (onnx.proto, TensorProto.DataType); texts have no size.
+_BITS = (
+    dict.fromkeys((2, 3, 9, 17, 18, 19, 20, 24), 8)
+    | dict.fromkeys((4, 5, 10, 16), 16)
+    | dict.fromkeys((1, 6, 12), 32)
+    | dict.fromkeys((7, 11, 13, 14), 64)
+    | {15: 128, 21: 4, 22: 4, 23: 4, 25: 2, 26: 2}
+)
+_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_MOST_IN_ONE = 8  # elements in a number of such a field
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An initializer, whose bytes lie in the file ``path`` at ``offset`` (None: in the graph's own file).
+
+    ``element`` is ONNX's number of its type.
+    """
+
+    path: Path
+    offset: int | None
+    element: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """0 for texts, whose size no header says."""
+        return math.prod(self.shape) * _BITS.get(self.element, 0) // 8
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output: its type, and its shape of numbers and named lengths."""
+
+    name: str
+    type: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A file of ONNX: ``data`` are the files its weights lie in, ``operators`` count its nodes by kind,
+    ``weights`` what it multiplies and looks up by format, ``opsets`` are versions by domain.
+    """
+
+    path: Path
+    producer: str
+    opsets: Mapping[str, int]
+    operators: Mapping[str, int]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    initializers: Mapping[str, Stored]
+    weights: Counter[str]
+    data: tuple[Path, ...]
+
+    @property
+    def external(self) -> dict[str, Stored]:
+        """Initializers that lie outside of the graph's own file."""
+        return {name: stored for name, stored in self.initializers.items() if stored.offset is not None}
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Look through a file of ONNX.
+
+    Raises InputError for one that is damaged, names weights anywhere but beside itself or holds operators
+    onnxruntime does not have, and EnvironmentProblem where the onnx package is missing.
+    """
+    model = _parsed(path)
+    sizes: dict[Path, int] = {}
+    weights: Counter[str] = Counter()
+    operators: Counter[str] = Counter()
+    domains = _KNOWN_DOMAINS | {function.domain for function in model.functions}
+    for message in _messages(model):
+        kind = message.DESCRIPTOR.name
+        if kind == "TensorProto":
+            found = _place(path, message, sizes)
+            if found.element in _MATRICES and len(found.shape) > 1:
+                weights[_MATRICES[found.element]] += math.prod(found.shape)
+        elif kind == "NodeProto":
+            if message.domain not in domains:
+                name = quoted(f"{message.domain}.{message.op_type}")
+                raise InputError(f"{path} holds the operator {name}, which is nobody's we know", hint=_AGAIN)
+            operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
+            if message.op_type == "MatMulNBits":
+                weights += _blocks(message)
+    graph = model.graph
+    initializers = {tensor.name: _place(path, tensor, sizes) for tensor in graph.initializer}
+    if len(initializers) < len(graph.initializer):
+        raise InputError(f"{path} holds several weights under one name", hint=_STRANGER)
+    return ModelFile(
+        path,
+        model.producer_name,
+        {each.domain: each.version for each in model.opset_import},
+        dict(operators),
+        tuple(map(_value, graph.input)),
+        tuple(map(_value, graph.output)),
+        initializers,
+        weights,
+        tuple(sizes),
+    )
+
+
+def size_of(path: Path) -> int:
+    """Raises InputError unless it is a file that can be read."""
+    try:
+        return InputFile(path).size
+    except CheckpointError as error:  # it speaks of files of a checkpoint
+        raise InputError(error.message, hint="complete the folder, or make it again") from error
+
+
+def element_name(element: int) -> str:
+    """``f32`` and ``f16`` as formats are called, others as ONNX calls them."""
+    import onnx
+
+    known = element in onnx.TensorProto.DataType.values()
+    return _MATRICES.get(element) or (onnx.TensorProto.DataType.Name(element).lower() if known else "unknown")
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise EnvironmentProblem("onnx is not installed, which ONNX folders need", hint=INSTALL) from error
+    size = size_of(path)
+    if size > _LARGEST:
+        raise InputError(f"{path} has {size:,} bytes, more than an ONNX file can have (2 GiB)")
+    try:
+        refuse_lfs_pointer(path, InputFile(path).read(0, min(size, _BEGINNING)))
+    except CheckpointError as error:
+        raise InputError(error.message, hint=error.hint) from error
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except Exception as error:  # protobuf's classes differ from version to version
+        raise InputError(f"{path} is no ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
+    if not model.graph.node:
+        raise InputError(f"{path} holds no graph, expected a model of ONNX", hint=_AGAIN)
+    return model
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Every message within one: nodes and tensors of the graph, of attributes, subgraphs and functions."""
+    waiting = [message]
+    while waiting:
+        for field, value in waiting.pop().ListFields():
+            if field.message_type is not None:
+                for each in value if field.is_repeated else [value]:
+                    yield each
+                    waiting.append(each)
+
+
+def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
+    """Where a tensor lies; adds the size of that file. Raises InputError unless it can lie there."""
+    where, shape = f"{path}: the weights of {quoted(tensor.name)}", tuple(tensor.dims)
+    if any(size < 0 for size in shape):
+        raise InputError(f"{where} have the shape {quoted(list(shape))}", hint=_AGAIN)
+    found = Stored(path, None, tensor.data_type, shape)
+    if not tensor.external_data and not tensor.data_location:
+        held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
+        held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
+        if math.prod(shape) > held:
+            said = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
+            raise InputError(said, hint=_AGAIN)
+        return found
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    data = _data_file(path, where, told.get("location", ""))
+    if data not in sizes:
+        sizes[data] = size_of(data)
+    offset, length = (told.get(key, default) for key, default in (("offset", "0"), ("length", "")))
+    if len(told) < len(tensor.external_data) or not all(
+        re.fullmatch(r"[0-9]{1,18}", number) for number in (offset, length or "0")
+    ):
+        said = quoted([offset, length])
+        raise InputError(f"{where} have the place {said}, expected two whole numbers", hint=_STRANGER)
+    if tensor.data_type not in _BITS or (length and int(length) != found.nbytes):
+        said = f"{where} have {quoted(length)} bytes, expected {found.nbytes:,} for their type and shape"
+        raise InputError(said, hint=_AGAIN)
+    end = int(offset) + found.nbytes
+    if end > sizes[data]:
+        raise InputError(
+            f"{where} end at byte {end:,} of {data}, which has {sizes[data]:,}",
+            hint="complete the download, or make the folder again",
+        )
+    return Stored(data, int(offset), tensor.data_type, shape)
+
+
+def _data_file(path: Path, where: str, location: str) -> Path:
+    """The file of weights beside the model. A link may lead to where a link of the model leads, as in the
+    Hub's cache, and nowhere else (onnxruntime's own rule).
+    """
+    if not is_plain_name(location):
+        raise InputError(
+            f"{where} are said to lie in {quoted(location)}, expected the name of a file beside the model",
+            hint=_STRANGER,
+        )
+    data = path.with_name(location)
+    if not stays_with(data, path):
+        raise InputError(
+            f"{data} is a link to {quoted(str(data.resolve()))}, expected a file beside the model",
+            hint="put a copy of the file in its place, if you know who made the folder and why",
+        )
+    return data
+
+
+def _blocks(node: Any) -> Counter[str]:
+    """The weights of a matrix in blocks of whole numbers."""
+    told = {attribute.name: attribute.i for attribute in node.attribute}
+    return Counter({"q8_0" if told.get("bits", 4) == 8 else "q4_0": told.get("N", 0) * told.get("K", 0)})
+
+
+def _value(told: Any) -> Value:
+    tensor = told.type.tensor_type
+    shape = (each.dim_value if each.HasField("dim_value") else each.dim_param for each in tensor.shape.dim)
+    return Value(told.name, element_name(tensor.elem_type), tuple(shape))
