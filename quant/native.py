@@ -41,6 +41,9 @@ VARIABLE = "KCONV_KERNELS"
 # Blocks that libggml encodes too before a kernel is trusted: some milliseconds.
 _CHECKED_BLOCKS = 512
 
+# What kconv_interface says of a library that fits this file: an older build may lie here.
+_INTERFACE = 1
+
 INFINITY = 0x7F800000  # its bits; NaNs lie above
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
 
@@ -70,7 +73,9 @@ def chosen() -> Chosen:
     if available:
         return Chosen(available[-1], "the widest instruction set that runs here")
     return Chosen(
-        LIBGGML, "kconv's kernels were not built; installing kconv again with a C compiler builds them"
+        LIBGGML,
+        "kconv's kernels were not built, or not for this system and version; "
+        "installing kconv again with a C compiler builds them",
     )
 
 
@@ -129,24 +134,30 @@ def widen(source: Array, dtype: DType, out: Floats | None) -> int | None:
     return int(library.kconv_widen(SETS.index(name), _KINDS[dtype], source.ctypes.data, to, source.size))
 
 
-_checks: dict[tuple[str, bool], bool] = {}
+# Blocks of a format, without or with importance, that a kernel and libggml made the same of in this process.
+_checks: dict[tuple[str, bool], int] = {}
+_DIFFER = -1
 _lock = threading.Lock()
 
 
 def _trusted(name: str, format: Format, rows: Floats, importance: Floats | None, ggml: Any) -> bool:
-    """Whether the kernel gave libggml's bytes when it was first used in this process, which may be now."""
+    """Whether the kernel gave libggml's bytes when it was first used in this process, which may be now.
+
+    Of small tensors all blocks are compared, until there were enough.
+    """
     key = format.name, importance is not None
-    found = _checks.get(key)
-    if found is not None:
-        return found
+    if _checks.get(key, 0) >= _CHECKED_BLOCKS:
+        return True
     with _lock:
-        if key not in _checks:
-            _checks[key] = _agrees(name, format, rows, importance, ggml)
-        return _checks[key]
+        seen = _checks.get(key, 0)
+        if 0 <= seen < _CHECKED_BLOCKS:
+            agreed = _agrees(name, format, rows, importance, ggml)
+            _checks[key] = seen + rows.size // format.block_size if agreed else _DIFFER
+        return _checks[key] != _DIFFER
 
 
 def _agrees(name: str, format: Format, rows: Floats, importance: Floats | None, ggml: Any) -> bool:
-    """Whether kernel and libggml make the same of rows from all over ``rows``."""
+    """Whether kernel and libggml make the same of rows from all over ``rows``, of all if there are few."""
     count, columns = rows.shape
     wanted = max(1, _CHECKED_BLOCKS * format.block_size // columns)
     some = np.ascontiguousarray(rows[:: max(1, count // wanted)][:wanted])
@@ -162,7 +173,7 @@ def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
     """What there is to say of kernels for ``formats`` that differed from libggml in this process."""
     names = {format.name for format in formats}
     with _lock:
-        wrong = sorted(key for key, agreed in _checks.items() if not agreed and key[0] in names)
+        wrong = sorted(key for key, seen in _checks.items() if seen == _DIFFER and key[0] in names)
     if not wrong:
         return ()
     listed = ", ".join(starmap(_title, wrong))
@@ -195,7 +206,10 @@ def _library() -> ctypes.CDLL | None:
         return None
     try:
         library = ctypes.CDLL(spec.origin)
-    except OSError:  # built for another system
+        fits = library.kconv_interface() == _INTERFACE
+    except (OSError, AttributeError):  # built for another system, or long ago
+        return None
+    if not fits:
         return None
     pointer, number, int64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     library.kconv_runs.argtypes = (number,)

@@ -107,12 +107,15 @@ def convert_slab(
     formats: Sequence[Format],
     scratch: Scratch,
     importance: ggml.Floats | None = None,
+    *,
+    kernels: bool = True,
 ) -> Slab:
     """Encode ``source`` (rows, …, columns), in ``dtype.storage``, in each of ``formats``.
 
     ``importance`` (columns,) weighs the columns of all rows, or (experts * columns,) those of each expert of
     a source (experts, rows, columns). A slab that is F32, F16 or BF16 already is passed through bit by bit,
-    without a copy. Raises UsageError for columns that are not whole blocks of a format.
+    without a copy. Without ``kernels`` none of ours are used, as a proof should not rest on what it proves.
+    Raises UsageError for columns that are not whole blocks of a format.
     """
     if source.dtype != dtype.storage:
         raise UsageError(f"weights of {dtype.value} travel as {dtype.storage}, not as {source.dtype}")
@@ -124,7 +127,7 @@ def convert_slab(
         for format in dict.fromkeys(formats)
         if format != same
     }
-    largest, impossible = _encode_tiles(rows, dtype, outputs, scratch, importance)
+    largest, impossible = _encode_tiles(rows, dtype, outputs, scratch, importance, kernels)
     overflowed: tuple[Format, ...] = ()
     # Importance may be zero where the weights are not.
     if HALF_MAX < largest < math.inf or (importance is not None and largest <= HALF_MAX):
@@ -143,6 +146,7 @@ def _encode_tiles(
     outputs: Mapping[Format, ggml.Bytes],
     scratch: Scratch,
     importance: ggml.Floats | None,
+    kernels: bool,
 ) -> tuple[float, list[Format]]:
     """Fill ``outputs`` from ``rows`` (rows, columns); the largest magnitude, and which were impossible."""
     columns = rows.shape[1]
@@ -154,7 +158,7 @@ def _encode_tiles(
         floats = tile = rows[start:stop]
         if outputs and dtype is not DType.F32:
             floats = scratch.floats(tile.size).reshape(tile.shape)
-        bits = _widen(tile, dtype, None if floats is tile else floats)
+        bits = _widen(tile, dtype, None if floats is tile else floats, kernels)
         largest = max(largest, bits)
         weights = None if weighed is None else weighed[expert]
         for format, output in outputs.items():
@@ -162,7 +166,8 @@ def _encode_tiles(
                 impossible[format] = None
                 continue
             size, finite = format.row_bytes(columns), bits < INFINITY
-            ggml.encode(format, floats, output[start * size : stop * size], weights, finite=finite)
+            some = output[start * size : stop * size]
+            ggml.encode(format, floats, some, weights, finite=finite, kernels=kernels)
     return _magnitude(largest), list(impossible)
 
 
@@ -175,14 +180,14 @@ def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, in
             yield expert, start, min(start + step, (expert + 1) * each)
 
 
-def _widen(source: Array, dtype: DType, out: ggml.Floats | None) -> int:
+def _widen(source: Array, dtype: DType, out: ggml.Floats | None, kernels: bool = True) -> int:
     """The float32 bits, sign aside, of the largest magnitude; ``source`` is written to ``out``, if given.
 
     Magnitudes are ordered as their bits.
     """
     if source.size == 0:
         return 0
-    bits = native.widen(source, dtype, out)
+    bits = native.widen(source, dtype, out) if kernels else None
     if bits is not None:
         return bits
     bits = _largest_bits(source, dtype)

@@ -25,6 +25,13 @@ ROOT = Path(__file__).parent.parent
 TYPES = ("q8_0", "q4_0", "q4_K_M", "q3_K_M", "q2_K")
 MAIN = "from kconv.cli.main import main; raise SystemExit(main())"
 
+needs_kernels = pytest.mark.skipif(not native.available_sets(), reason="the kernels are not built")
+
+
+def test_where_there_is_a_compiler_there_are_kernels() -> None:
+    """Else other tests would be skipped, and a build older than the sources go unnoticed."""
+    assert native.available_sets() or shutil.which("cc") is None
+
 
 def kconv(
     *arguments: object, kernels: str = "", path: Path | None = None
@@ -81,6 +88,7 @@ def test_each_instruction_set_can_be_forced(
     assert not said["different"]
 
 
+@needs_kernels
 def test_the_widest_is_taken_and_others_are_refused() -> None:
     assert models()["name"] == native.available_sets()[-1]
     text = kconv("models").stdout
@@ -125,23 +133,53 @@ const struct kernels NAME(kconv_kernels) = {NAME(table), 1, NAME(from_f32), NAME
 """
 
 
-def test_a_wrong_kernel_is_not_used(
-    own_copy: Path, checkpoint: Path, by_libggml: dict[str, bytes], tmp_path: Path
-) -> None:
+def altered(own_copy: Path, folder: Path, right: str, wrong: str, file: str = "q8_0.h") -> Path:
+    """A copy for PYTHONPATH with kernels for q8_0 alone, built with ``wrong`` instead of ``right``."""
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler")
-    copy = tmp_path / "copy"
+    copy = folder / "copy"
     shutil.copytree(own_copy, copy, symlinks=True)
     sources = copy / "kconv" / "quant" / "kernels"
-    right = (sources / "q8_0.h").read_text("utf-8")
-    assert right.count("127.0f") == 1
-    (sources / "q8_0.h").write_text(right.replace("127.0f", "127.01f"), "utf-8")
     (sources / "table.h").write_text(TABLE, "utf-8")
+    text = (sources / file).read_text("utf-8")
+    assert text.count(right) == 1
+    (sources / file).write_text(text.replace(right, wrong), "utf-8")
     command = [compiler, "-std=gnu11", "-O1", "-ffp-contract=off", "-fPIC", "-shared", "-lm"]
     command += [*map(str, sources.glob("*.c")), "-o", str(sources.parent / "_kernels.so")]
     subprocess.run(command, check=True, capture_output=True)
+    return copy
 
+
+def test_kernels_of_another_version_are_not_used(own_copy: Path, tmp_path: Path) -> None:
+    copy = altered(own_copy, tmp_path, "return 1; }", "return 0; }", "module.c")
+    said = models(path=copy)
+    assert said["name"] == "libggml"
+    assert "not for this system and version" in said["why"]
+
+
+def test_a_proof_does_not_rest_on_kernels(
+    own_copy: Path, checkpoint: Path, by_libggml: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A kernel that is wrong only for the few blocks with weights above 0.58, 4.8 standard deviations."""
+    wrong = "127.0f * choose(less(floats(0.58f), largest), floats(1.01f), floats(1));"
+    copy = altered(own_copy, tmp_path, "127.0f;", wrong)
+    done = kconv("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path, "--no-verify", path=copy)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*.gguf")
+    assert path.read_bytes() != by_libggml[path.name]
+    (manifest,) = tmp_path.glob("*.json")
+    assert "kernel-differs" not in manifest.read_text("utf-8")
+    options = ("--tokens", 16, "--no-diagnose", "--json")
+    proof = kconv("verify", path, "--against", checkpoint, *options, path=copy)
+    assert proof.returncode == 1, proof.stderr
+    assert json.loads(proof.stdout)["weights"]["verdict"] == "failed"
+
+
+def test_a_wrong_kernel_is_not_used(
+    own_copy: Path, checkpoint: Path, by_libggml: dict[str, bytes], tmp_path: Path
+) -> None:
+    copy = altered(own_copy, tmp_path, "127.0f", "127.01f")
     said = models(path=copy)
     assert said["equal"] == []
     assert said["different"] == ["q8_0", "q8_0 with importance"]
@@ -153,6 +191,7 @@ def test_a_wrong_kernel_is_not_used(
     assert notes[0]["message"].startswith("libggml encoded q8_0: ")
 
 
+@needs_kernels
 def test_what_is_not_finite_is_left_to_libggml() -> None:
     rows = np.random.default_rng(0).standard_normal((4, 256), np.float32)
     for value in (np.nan, np.inf, -np.inf):
@@ -164,6 +203,7 @@ def test_what_is_not_finite_is_left_to_libggml() -> None:
         np.testing.assert_array_equal(out, libggml(FORMATS["q8_0"], rows))
 
 
+@needs_kernels
 def test_first_uses_from_several_threads_agree() -> None:
     native._checks.clear()
     rows = mixture(np.random.default_rng(1), 64, 2048)
@@ -182,9 +222,11 @@ def test_first_uses_from_several_threads_agree() -> None:
         thread.join()
     for number, name in enumerate(names):
         np.testing.assert_array_equal(made[number], libggml(FORMATS[name], rows))
-    assert native._checks == {(name, False): True for name in names}
+    assert native._checks.keys() == {(name, False) for name in names}
+    assert min(native._checks.values()) >= 512
 
 
+@needs_kernels
 def test_rows_with_undefined_conversions_go_to_libggml_one_by_one() -> None:
     """Blocks whose inverse scale is infinite: rows with one are handed over, their neighbours are not."""
     asked = []
@@ -240,6 +282,7 @@ def test_widening_is_exact_and_finds_the_largest(
         assert not slabs.all_finite(source, dtype)
 
 
+@needs_kernels
 def test_kernels_are_many_times_faster() -> None:
     """Far below what bench/kernels.py measures on a quiet machine: that they are in use at all."""
     import time

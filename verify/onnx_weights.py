@@ -148,7 +148,8 @@ def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scr
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     raw = [_read(part, files[part.path], tensor.rows, rows) for part in pair.parts]
-    slab = convert_slab(tensor.read(rows.start, rows.stop), tensor.dtype, (F32, format), scratch)
+    source = tensor.read(rows.start, rows.stop)
+    slab = convert_slab(source, tensor.dtype, (F32, format), scratch, kernels=False)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
     found = _weights(pair, raw, shape)

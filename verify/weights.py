@@ -1,8 +1,9 @@
 """The weights of a file against the checkpoint's, tensor by tensor, in pieces of bounded size.
 
-The checkpoint's weights are mapped as for a conversion and encoded anew in the file's format. Equal bytes are
-right. Where they differ, float formats and files kconv itself made are wrong; in quantized files made
-elsewhere (importance data choose other bytes) the error must be what the format makes.
+The checkpoint's weights are mapped as for a conversion and encoded anew in the file's format, by libggml
+alone: our kernels, which made the file, cannot prove it. Equal bytes are right. Where they differ, float
+formats and files kconv itself made are wrong; in quantized files made elsewhere (importance data choose other
+bytes) the error must be what the format makes.
 """
 
 from __future__ import annotations
@@ -168,11 +169,12 @@ def _compare_piece(
     source = tensor.read(rows.start, rows.stop)
     lossless = format in (F32, _STORED_AS[tensor.dtype])
     if lossless and not thorough:
-        (expected,) = convert_slab(source, tensor.dtype, (format,), scratch).data
+        (expected,) = convert_slab(source, tensor.dtype, (format,), scratch, kernels=False).data
         if np.array_equal(data, expected):
             return None
     recodable = format in RECODABLE
-    slab = convert_slab(source, tensor.dtype, (F32, format) if recodable else (F32,), scratch, weighed)
+    formats = (F32, format) if recodable else (F32,)
+    slab = convert_slab(source, tensor.dtype, formats, scratch, weighed, kernels=False)
     columns = info.shape[-1] if len(info.shape) > 1 else rows.stop - rows.start
     weights = slab.data[0].view(np.float32).reshape(-1, columns)
     first = rows.start * (tensor.row_elements // columns) if len(info.shape) > 1 else 0
