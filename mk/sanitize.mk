@@ -14,4 +14,6 @@ test-sanitize: setup ## the kernels' tests under the address and undefined-behav
 	$(CC) -std=gnu11 -O1 -ffp-contract=off -fno-fast-math -fPIC -shared $(SANITIZER) quant/kernels/*.c \
 	  -o $(SANITIZED)/kconv/quant/_kernels.so -lm
 	PYTHONPATH=$(SANITIZED) $(WITH_ASAN) $(BIN)/python -c 'from kconv.quant import native; assert "sanitized" in native._library()._name'
-	PYTHONPATH=$(SANITIZED) $(WITH_ASAN) $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels*.py
+	PYTHONPATH=$(SANITIZED) $(WITH_ASAN) $(BIN)/python -m pytest -p no:cacheprovider tests/test_kernels*.py \
+	  tests/test_native.py::test_widening_is_exact_and_finds_the_largest \
+	  tests/test_native.py::test_rows_with_undefined_conversions_go_to_libggml_one_by_one

@@ -227,6 +227,19 @@ def test_first_uses_from_several_threads_agree() -> None:
 
 
 @needs_kernels
+def test_small_tensors_are_compared_until_there_were_enough() -> None:
+    native._checks.clear()
+    key, format = ("q6_K", True), FORMATS["q6_K"]
+    seen = []
+    for count in (3, 200, 400, 5):
+        rows = mixture(np.random.default_rng(count), count, 256)
+        out = np.empty(format.tensor_bytes(rows.shape), np.uint8)
+        ggml.encode(format, rows, out, np.ones(256, np.float32))
+        seen.append(native._checks[key])
+    assert seen == [3, 203, 603, 603]
+
+
+@needs_kernels
 def test_rows_with_undefined_conversions_go_to_libggml_one_by_one() -> None:
     """Blocks whose inverse scale is infinite: rows with one are handed over, their neighbours are not."""
     asked = []
