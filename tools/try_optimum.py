@@ -3,8 +3,8 @@
 The samples are converted to f32, q8_0 and q4_0. Their tokenizers must give transformers' ids; 64 greedy
 tokens with the cache, after one prompt and in a padded batch, must be those of each prompt alone: of
 transformers (f32, where it has the model) or else of onnxruntime without a cache. With the folder's own
-settings an answer must end where that of ``kconv run`` does. Quantized folders are of accuracy level 0: level
-4 rounds activations, so that the order of sums, which a batch or a cache changes, decides between near choices.
+settings an answer must end where that of ``kconv run`` does. Quantized folders are of accuracy level 0:
+level 4 rounds activations, and then the order of sums, which batch and cache change, decides between near choices.
 """
 
 from __future__ import annotations
