@@ -4,7 +4,7 @@ The samples are converted to f32, q8_0 and q4_0. Their tokenizers must give tran
 tokens with the cache, after one prompt and in a padded batch, must be those of each prompt alone: of
 transformers (f32, where it has the model) or else of onnxruntime without a cache. With the folder's own
 settings an answer must end where that of ``kconv run`` does. Quantized folders are of accuracy level 0:
-level 4 rounds activations, and then the order of sums, which batch and cache change, decides between near choices.
+level 4 rounds activations, and the order of sums, which a batch changes, then decides near choices.
 """
 
 from __future__ import annotations
