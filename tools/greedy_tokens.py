@@ -1,7 +1,13 @@
-"""Right answers for make test-js and make test-optimum: greedy tokens without the programs that are tried."""
+"""What make test-js and make test-optimum share: right answers, greedy tokens made without the programs that
+are tried, and holding what those answer against them.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,24 @@ import numpy as np
 
 CAUSAL = ("42dot", "eagle", "llama-3-ko", "kogpt")
 """Families of samples that go on writing; the others answer."""
+
+Question = tuple[str, dict[str, Any], Any]
+"""What is asked, in words and for the program that is tried, and the right answer."""
+
+
+def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path | None = None) -> None:
+    """Ask a program, which reads and writes JSON; end with 1 where an answer is not right."""
+    questions = json.dumps([question for _, question, _ in asked])
+    answered = subprocess.run(
+        command, cwd=cwd, input=questions, stdout=subprocess.PIPE, text=True, check=True
+    )
+    wrong = 0
+    for (words, _, right), found in zip(asked, json.loads(answered.stdout), strict=True):
+        different = sum(one != other for one, other in zip(right, found, strict=True))
+        wrong += different > 0
+        outcome = f"{different} of {len(right)} differ" if different else "all equal"
+        print(f"{words}: {outcome}", flush=True)
+    sys.exit(1 if wrong else 0)
 
 
 def by_transformers(checkpoint: Path, ids: list[int], count: int, *, causal: bool) -> list[int]:

@@ -15,9 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from greedy_tokens import CAUSAL, by_onnxruntime, by_transformers
+from greedy_tokens import CAUSAL, Question, by_onnxruntime, by_transformers, compare
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import FAMILIES, write_sample
@@ -32,9 +31,6 @@ PROMPTS = [
 ]
 COUNT = 64
 TEXTS = 1500
-
-Question = tuple[str, dict[str, Any], Any]
-"""What is asked, in words and for optimum, and the right answer."""
 
 
 def questions(folder: Path) -> Iterator[Question]:
@@ -74,22 +70,7 @@ def generations(
 def main() -> None:
     """Ask, compare, and end with 1 where an answer is not right."""
     with tempfile.TemporaryDirectory() as place:
-        asked = list(questions(Path(place)))
-        answered = subprocess.run(
-            [PYTHON, "tools/optimum/answer.py", place],
-            input=json.dumps([question for _, question, _ in asked]),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    wrong = 0
-    for (words, _, right), found in zip(asked, json.loads(answered.stdout), strict=True):
-        different = sum(one != other for one, other in zip(right, found, strict=True))
-        wrong += different > 0
-        print(
-            f"{words}: {'all equal' if not different else f'{different} of {len(right)} differ'}", flush=True
-        )
-    sys.exit(1 if wrong else 0)
+        compare(list(questions(Path(place))), [PYTHON, "tools/optimum/answer.py", place])
 
 
 if __name__ == "__main__":

@@ -7,14 +7,10 @@ onnxruntime in Python without a cache.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
-from greedy_tokens import CAUSAL, by_onnxruntime, by_transformers
+from greedy_tokens import CAUSAL, Question, by_onnxruntime, by_transformers, compare
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
@@ -32,11 +28,11 @@ COUNT = 64
 TEXTS = 1500
 
 
-def questions(folder: Path) -> list[tuple[str, dict[str, Any], Any]]:
+def questions(folder: Path) -> list[Question]:
     """What is asked, in words and for Node, and the right answer."""
     from transformers import AutoTokenizer
 
-    asked: list[tuple[str, dict[str, Any], Any]] = []
+    asked: list[Question] = []
     texts = built_in()[:TEXTS]
     for family, prompt in PROMPTS.items():
         causal = family in CAUSAL
@@ -61,21 +57,7 @@ def questions(folder: Path) -> list[tuple[str, dict[str, Any], Any]]:
 def main() -> None:
     """Ask, compare, and end with 1 where an answer is not right."""
     with tempfile.TemporaryDirectory() as place:
-        asked = questions(Path(place))
-        answered = subprocess.run(
-            ["node", "answer.mjs", f"{place}/"],
-            cwd=NODE,
-            input=json.dumps([question for _, question, _ in asked]),
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    wrong = 0
-    for (words, _, right), found in zip(asked, json.loads(answered.stdout), strict=True):
-        different = sum(one != other for one, other in zip(right, found, strict=True))
-        wrong += different > 0
-        print(f"{words}: {'all equal' if not different else f'{different} differ'}", flush=True)
-    sys.exit(1 if wrong else 0)
+        compare(questions(Path(place)), ["node", "answer.mjs", f"{place}/"], cwd=NODE)
 
 
 if __name__ == "__main__":
