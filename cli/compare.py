@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, end_with_failed_proof, plural, say, seconds_text, size_text, table
+from .console import (
+    count_text,
+    emit_json,
+    end_with_failed_proof,
+    plural,
+    say,
+    say_notes,
+    seconds_text,
+    size_text,
+    table,
+)
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
@@ -111,8 +121,7 @@ def command(
 
 def _tell(found: Comparison) -> None:
     say(f"{found.source}: {found.arch}, {count_text(found.parameters)} weights")
-    for note in found.notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    say_notes(found.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in found.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is the")

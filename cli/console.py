@@ -14,6 +14,7 @@ import click
 
 if TYPE_CHECKING:
     from ..converters.results import Output
+    from ..core.model import Note
 
 _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -127,6 +128,12 @@ def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> s
 def say(text: str, *, err: bool = False) -> None:
     """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
     click.echo(printable(text, keep="\n\t"), err=err)
+
+
+def say_notes(notes: Iterable[Note]) -> None:
+    """A line for each note, warnings named so."""
+    for note in notes:
+        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
 
 
 def emit_json(value: Any) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, plural, say, size_text, table
+from .console import count_text, emit_json, plural, say, say_notes, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 
@@ -90,8 +90,7 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")
-    for note in dict.fromkeys((*planned.notes, *warnings)):
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    say_notes(dict.fromkeys((*planned.notes, *warnings)))
     rows = [
         (
             each.type,

@@ -17,6 +17,7 @@ from .console import (
     output_row,
     plural,
     say,
+    say_notes,
     seconds_text,
     table,
     tell_parts,
@@ -134,8 +135,7 @@ def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
 
     parts = f" in {len(made.parts)} parts" if len(made.parts) > 1 else ""
     say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
-    for note in made.notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    say_notes(made.notes)
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
     tell_parts(made.outputs, made.parts)
     for proof in proofs:

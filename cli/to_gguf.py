@@ -20,6 +20,7 @@ from .console import (
     output_row,
     plural,
     say,
+    say_notes,
     seconds_text,
     size_text,
     table,
@@ -171,8 +172,7 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     weights = count_text(conversion.parameters)
     say(f"{conversion.source}: {conversion.arch}, {weights} weights")
     say(f"tokens: {_parity_text(conversion.parity)}")
-    for note in conversion.notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    say_notes(conversion.notes)
     rows = [output_row(output) for output in conversion.outputs]
     rows += [
         (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions

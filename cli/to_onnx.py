@@ -16,6 +16,7 @@ from .console import (
     end_with_failed_proof,
     plural,
     say,
+    say_notes,
     seconds_text,
     size_text,
     table,
@@ -173,8 +174,7 @@ def _tell(conversion: OnnxConversion, seconds: float) -> None:
     from .proof_text import proof_line
 
     say(f"{conversion.source}: {conversion.arch}, {count_text(conversion.parameters)} weights")
-    for note in conversion.notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+    say_notes(conversion.notes)
     rows = [(name, size_text(size)) for name, size in conversion.files.items()]
     say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")
     if conversion.proof is None:
