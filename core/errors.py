@@ -13,6 +13,7 @@ KconvError
 │   ├── GgufError            a GGUF file that cannot be read
 │   └── OutputExists         the target is there already
 └── EnvironmentProblem    4  disk, memory, permission, network
+    └── ChildDied            a process of kconv's was killed, crashed or gave no answer
 
 Libraries raise; only ``kconv.cli`` prints and exits, with ``exit_code``.
 """
@@ -91,3 +92,10 @@ class EnvironmentProblem(KconvError):
     """Disk, memory, permission or network."""
 
     exit_code = 4
+
+
+class ChildDied(EnvironmentProblem):
+    """A process that kconv started was killed, crashed, gave no answer or could not start.
+
+    It is never a verdict on what the process was given.
+    """

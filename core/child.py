@@ -1,0 +1,156 @@
+"""The side of a child process: how it starts, what it is given and what it may use.
+
+``core/children.py`` starts every child as ``python -I core/child.py MODULE ARGUMENTS``. The module is found
+in this very tree, whatever kconv may be installed, and imports the standard library, this file and the one
+library it is there for; it has a function ``main(arguments) -> int``.
+
+Standard output belongs to the answers (``write``), so what a library prints goes to standard error, a file
+of the parent's. Standard input belongs to the requests (``take``); when it ends, the parent is gone or done,
+and the child ends, too, whatever it is computing. Limits that kconv sets for a text, a template or a graph
+are told apart from those of the machine: time ends the process by SIGPROF, which nobody else sends, and a
+line in the log says whether the limit of memory in force was ours (``OWN_MEMORY_LIMIT``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import os
+import queue
+import signal
+import sys
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any
+
+OWN_MEMORY_LIMIT = b"kconv: the limit of memory is kconv's own"
+"""A line of the log once ``limit_memory`` holds."""
+OUT_OF_MEMORY = 64
+NOT_INSTALLED = 65
+BUG = 70
+PATH_VARIABLE = "KCONV_CHILD_PATH"
+
+_out = 1
+_incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+_held = bytearray()
+
+
+class Stop(Exception):
+    """Ends the process with an exit code, after a line on standard error."""
+
+    def __init__(self, code: int, line: str = "") -> None:
+        super().__init__(line)
+        self.code, self.line = code, line
+
+
+def take(size: int) -> bytes:
+    """The next ``size`` bytes of the parent's requests."""
+    while len(_held) < size:
+        _held.extend(_incoming.get())
+    data = bytes(_held[:size])
+    del _held[:size]
+    return data
+
+
+def write(data: Any) -> None:
+    """Answer: bytes, or anything with a buffer of them."""
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(_out, view) :]
+
+
+def limit_time(seconds: float) -> None:
+    """End this process after so many seconds of its processor time from now; 0 ends the limit.
+
+    All threads count. The signal is SIGPROF, which the parent takes for a finding about the input.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def limit_memory(size: int) -> bool:
+    """Let the address space grow by ``size`` bytes at most; whether that is lower than the limit in force.
+
+    Where it is not, running out of memory says nothing about the input.
+    """
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        if soft != resource.RLIM_INFINITY and soft <= used + size:
+            return False
+        resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+    except (ImportError, OSError, ValueError):  # not Linux: the limits of time remain
+        return False
+    os.write(2, OWN_MEMORY_LIMIT + b"\n")
+    return True
+
+
+def llama_cpp() -> Any:
+    """llama-cpp-python's ctypes layer without its package, which imports numpy and more (15 ms, not 110).
+
+    Its structures are those of the installed version, so none are repeated here. Raises Stop.
+    """
+    spec = importlib.util.find_spec("llama_cpp")
+    if spec is None or spec.submodule_search_locations is None:
+        raise Stop(NOT_INSTALLED, "llama-cpp-python is not installed")
+    package = types.ModuleType("llama_cpp")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["llama_cpp"] = package
+    return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def _read_requests() -> None:
+    while data := os.read(0, 1 << 16):
+        _incoming.put(data)
+    os._exit(0)
+
+
+def _prepare() -> None:
+    global _out
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    _out = os.dup(1)
+    os.dup2(2, 1)
+    own = set(sys.path)
+    more = os.environ.pop(PATH_VARIABLE, "").split(os.pathsep)
+    sys.path += [path for path in more if path and path not in own]
+    package = types.ModuleType("kconv")
+    package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
+    sys.modules["kconv"] = package
+    sys.modules["kconv.core.child"] = sys.modules["__main__"]
+    threading.Thread(target=_read_requests, daemon=True).start()
+
+
+def _run(module: str, arguments: Sequence[str]) -> int:
+    try:
+        code: int = importlib.import_module(module).main(arguments)
+    except Stop as stop:
+        os.write(2, f"{stop.line}\n".encode("utf-8", "backslashreplace"))
+        return stop.code
+    except MemoryError:
+        os.write(2, b"out of memory\n")
+        return OUT_OF_MEMORY
+    except ModuleNotFoundError as error:
+        os.write(2, f"{error}\n".encode())
+        return NOT_INSTALLED
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.flush()
+        return BUG
+    return code
+
+
+if __name__ == "__main__":
+    _prepare()
+    code = _run(sys.argv[1], sys.argv[2:])
+    os._exit(code)  # nothing is worth freeing, and other threads may be at work

@@ -1,0 +1,244 @@
+"""Processes of their own for libraries that a stranger's file may crash, hang or fill the memory of.
+
+``Child`` starts one (``core/child.py`` is its side) and tells what its end means. Two kinds must never be
+taken for each other:
+
+- **ChildRefused**: the child, or its library, ended itself over what it was given: an exit code of its
+  protocol, an abort at one of the library's own checks, or a limit of time or memory that kconv had set for
+  one input. This is a finding about the input; whoever asked puts it in words.
+- **ChildDied**: it was killed, crashed, gave no answer in a generous time, or could not start. Nothing is
+  known about the input. ``twice`` tries once more; then it is an EnvironmentProblem, exit code 4.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Any, Literal, TypeVar
+
+from . import child as protocol
+from .errors import ChildDied, EnvironmentProblem
+
+PATIENCE = 600.0
+"""Seconds of wall clock without a byte from a child after which it is given up: a child that does not move at
+all. Whatever an input may take is limited by processor time, in the child."""
+_LINE, _LOG_END = 300, 1 << 16
+_OWN_CHECKS = (
+    "GGML_ASSERT",
+    "GGML_ABORT",
+    "terminate called",
+    "panicked at",
+    "fatal runtime error",
+    "fatal error",
+)
+_NO_MEMORY = (
+    "bad_alloc",
+    "memory allocation of",
+    "Cannot allocate memory",
+    "out of memory",
+    "failed to allocate",
+    "failed to map segment",
+    "Resource temporarily unavailable",
+    "can't start new thread",
+    "Thread creation failed",
+)
+_Result = TypeVar("_Result")
+
+
+class ChildRefused(Exception):
+    """A child ended itself over its input.
+
+    ``code`` is its exit code, None where a signal ended it; ``limit`` is the limit of kconv's it ran into.
+    ``words`` are the last lines of its log, fit to print.
+    """
+
+    def __init__(
+        self, code: int | None, words: Sequence[str], limit: Literal["time", "memory"] | None = None
+    ) -> None:
+        super().__init__(f"code {code}, limit {limit}: {' / '.join(words[-2:])}")
+        self.code, self.words, self.limit = code, tuple(words), limit
+
+
+def twice(attempt: Callable[[], _Result]) -> _Result:
+    """What ``attempt`` gives; where a child died, it is made once more. Raises the second ChildDied."""
+    try:
+        return attempt()
+    except ChildDied:
+        return attempt()
+
+
+class Child:
+    """A process that runs ``module`` of kconv (``kconv.vocab.llama_probe``); a context manager.
+
+    ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes.
+    ``environment`` is the child's, by default ours. Its answers are taken with ``fill`` and ``receive``; no
+    size in memory comes from the child unchecked. Raises ChildDied where it cannot start.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *arguments: str,
+        library: str,
+        hint: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.closed = False
+        self._library, self._hint, self._patience = library, hint, patience
+        try:
+            self._log: IO[bytes] = tempfile.TemporaryFile(prefix="kconv-log-")  # noqa: SIM115  (see close)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"no temporary file: {error.strerror or error}",
+                hint="free some space there, or name another folder in TMPDIR",
+            ) from error
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", protocol.__file__, module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                bufsize=0,
+                env={**(os.environ if environment is None else environment), **_paths()},
+            )
+        except (OSError, ValueError) as error:
+            self._log.close()
+            raise self._died(f"cannot start: {getattr(error, 'strerror', None) or error}") from error
+        self._requests: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
+        self._poll = select.poll()
+        self._poll.register(self._process.stdout, select.POLLIN)  # type: ignore[arg-type]
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process at once; calling it again does nothing."""
+        if not self.closed:
+            self.closed = True
+            self._process.kill()
+            self._requests.close()
+            self._answers.close()
+            self._process.wait()
+            self._log.close()
+
+    @property
+    def pid(self) -> int:
+        """The number of the process."""
+        return self._process.pid
+
+    def send(self, request: bytes | bytearray | memoryview) -> None:
+        """Raises ChildRefused or ChildDied where the process has ended."""
+        view = memoryview(request).cast("B")
+        try:
+            while view:
+                view = view[self._requests.write(view) :]
+        except OSError as error:
+            if error.errno != errno.EPIPE:
+                raise self._died(f"cannot be asked: {error.strerror or error}") from error
+            raise self.ended() from None
+
+    def receive(self, count: int) -> bytearray:
+        """The next ``count`` bytes; whoever asks has bounded ``count``. Raises ChildRefused, ChildDied."""
+        data = bytearray(count)
+        self.fill(memoryview(data))
+        return data
+
+    def fill(self, target: Any) -> None:
+        """The next bytes, as many as the buffer holds. Raises ChildRefused, ChildDied."""
+        view = memoryview(target).cast("B")
+        while view:
+            if self.closed:
+                raise self._died("was ended before it had answered")
+            if not self._poll.poll(self._patience * 1000):
+                raise self._died(f"gave no answer for {self._patience / 60:.0f} minutes")
+            count = self._answers.readinto(view)
+            if not count:
+                raise self.ended()
+            view = view[count:]
+
+    def ended(self) -> ChildRefused | ChildDied:
+        """What the end of the process means."""
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            return self._died("stopped answering")
+        words = self.words()
+        return self._by_signal(-code, words) if code < 0 else self._by_code(code, words)
+
+    def words(self) -> list[str]:
+        """Lines of the end of the log, fit for a terminal whatever a file made the library say."""
+        self._log.seek(max(self._log.seek(0, os.SEEK_END) - _LOG_END, 0))
+        lines = self._log.read().decode("utf-8", "replace").splitlines()
+        found = (" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in lines)
+        return [line[:_LINE] for line in found if line]
+
+    def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
+        words, own = _without_marker(words)
+        if code == protocol.NOT_INSTALLED:
+            return self._died(
+                f"cannot work: {' / '.join(words[-1:])}", hint="install kconv again: pip install kconv"
+            )
+        if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
+            return ChildRefused(code, words, "memory") if own else self._no_memory(words)
+        if code in (0, 1, protocol.BUG):  # 1: an exit() of some library's
+            return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
+        return ChildRefused(code, words)
+
+    def _by_signal(self, number: int, words: list[str]) -> ChildRefused | ChildDied:
+        words, own = _without_marker(words)
+        if number == signal.SIGPROF:
+            return ChildRefused(None, words, "time")
+        name = signal.Signals(number).name if number in set(signal.Signals) else "of unknown name"
+        if number == signal.SIGABRT:
+            if _telling(words, _NO_MEMORY):
+                return ChildRefused(None, words, "memory") if own else self._no_memory(words)
+            if _telling(words, _OWN_CHECKS):
+                return ChildRefused(None, words)
+        if number == signal.SIGKILL:
+            hint = "close other programs or use a machine with more memory, then run it again"
+            return self._died(f"was killed (signal 9, {name}), most likely for want of memory", hint=hint)
+        told = f": {' / '.join(words[-2:])}" if words else ""
+        if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
+            return self._died(f"crashed (signal {number}, {name}){told}")
+        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again")
+
+    def _no_memory(self, words: Sequence[str]) -> ChildDied:
+        told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
+        hint = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
+        return self._died(f"ran out of memory: {told}", hint=hint)
+
+    def _died(self, how: str, *, hint: str | None = None) -> ChildDied:
+        return ChildDied(
+            f"the process that runs {self._library} {how}; this says nothing about the input",
+            hint=hint or self._hint or "run it again; kconv doctor tells whether this machine is at fault",
+        )
+
+
+def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
+    marker = protocol.OWN_MEMORY_LIMIT.decode()
+    return [line for line in words if line != marker], marker in words
+
+
+def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:
+    return any(sign in line for line in words for sign in signs)
+
+
+def _paths() -> dict[str, str]:
+    """Where the parent finds packages: a child looks at no variable of Python's, nor where it is started."""
+    here = os.getcwd() if sys.path and sys.path[0] in ("", ".") else None
+    paths = [path for path in sys.path if os.path.isabs(path) and path != here]
+    return {protocol.PATH_VARIABLE: os.pathsep.join(paths)}
