@@ -8,7 +8,7 @@ from typing import Any
 
 from material import Shape
 
-from kconv.converters.gbst.settings import EMBEDDING, GbstSettings
+from kconv.converters.families.gbst.settings import EMBEDDING, GbstSettings
 from kconv.converters.samples.weights import write_json, write_safetensors
 from kconv.core.tensor import DType
 

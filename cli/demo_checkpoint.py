@@ -30,10 +30,10 @@ def command(family: str, folder: Path, force: bool, as_json: bool, verbose: bool
     Nothing is downloaded. `kconv models` lists the families. A folder that holds anything else is never
     overwritten.
     """
-    from ..converters.samples import FAMILIES, write_sample
+    from ..converters.samples import SAMPLES, write_sample
 
     # Names are those of the table, in whatever case the user writes them.
-    name = next((known for known in FAMILIES if known.lower() == family.lower()), family)
+    name = next((known for known in SAMPLES if known.lower() == family.lower()), family)
     place = write_sample(name, folder, force=force)
     files = sorted(path for path in place.iterdir() if path.is_file())
     sizes = {path.name: path.stat().st_size for path in files}

@@ -72,18 +72,21 @@ def describe_gguf(path: Path) -> Description:
 
 def _purpose(header: GgufHeader) -> str | None:
     """What a file is that does not run alone: one of the two of a GBST model. None for others."""
-    from ..converters.gbst.tensors import ARCH, FINGERPRINT_KEY, KIND_KEY
+    from ..converters.families import FRONT_ENDS
+    from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY
 
-    if header.arch == ARCH:
-        named = plain(header.metadata.get(f"{ARCH}.fingerprint"))
-        return (
-            "front end of a GBST model: makes of bytes what the encoder reads; runs with the bodies of "
-            f"fingerprint {named!s:.16}…, not alone"
-        )
+    for front in FRONT_ENDS:
+        if header.arch == front.kind:
+            named = plain(header.metadata.get(f"{front.kind}.fingerprint"))
+            return (
+                f"front end of a {front.title} model: makes of bytes what the encoder reads; runs with the "
+                f"bodies of fingerprint {named!s:.16}…, not alone"
+            )
     if KIND_KEY not in header.metadata:
         return None
     named = plain(header.metadata.get(FINGERPRINT_KEY))
-    return f"body of a GBST model: needs the {ARCH}-….gguf of fingerprint {named!s:.16}… beside it"
+    kind = plain(header.metadata.get(KIND_KEY))
+    return f"body of a GBST model: needs the {kind}-….gguf of fingerprint {named!s:.16}… beside it"
 
 
 def manifest_of(path: Path) -> Mapping[str, Any] | None:
@@ -233,10 +236,10 @@ def classes(config: Mapping[str, Any]) -> str:
 
 def _support(config: Mapping[str, Any]) -> str | None:
     """The recipe a conversion would take, None if there is none."""
-    from ..converters.architectures import recipe_for
+    from ..converters.families import family_for
 
     try:
-        return recipe_for(config).title
+        return family_for(config).title
     except KconvError:
         return None
 

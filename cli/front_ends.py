@@ -23,17 +23,16 @@ def front_end_for(artifact: Path, metadata: Mapping[str, Any], chosen: Path | No
 
     Raises GgufError where it is missing, another model's or damaged, or not asked for.
     """
-    if metadata.get("general.architecture") == "gbst":
+    from ..converters.families import FRONT_ENDS
+
+    if metadata.get("general.architecture") in [each.kind for each in FRONT_ENDS]:
         raise GgufError(
             f"{artifact} is the front end of a GBST model, which runs together with its body",
             hint=f"give the body, with --front-end {artifact} if that is in another folder",
         )
     if chosen is None and "kconv.front_end" not in metadata:
         return None
-    from ..converters.gbst.front_end import embed
-    from ..converters.gbst.front_end_file import front_end_of
+    from ..converters.front_end import front_end_of
 
-    found = front_end_of(artifact, metadata, chosen)
-    if found is None:
-        return None
-    return FrontEnd(lambda ids: embed(found.front_end, ids).values, found.front_end.settings.factor)
+    found = front_end_of(FRONT_ENDS, artifact, metadata, chosen)
+    return None if found is None else FrontEnd(found.embed, found.factor)

@@ -70,8 +70,8 @@ def _encoders(kernels: Mapping[str, Any]) -> str:
 
 def supported() -> dict[str, Any]:
     """What kconv supports, from the tables that decide it."""
-    from ..converters.architectures import NEAR, RECIPES
-    from ..converters.samples import FAMILIES
+    from ..converters.families import FAMILIES, NEAR
+    from ..converters.samples import SAMPLES
     from ..quant import ggml, native
     from ..quant.policy import POLICIES
     from ..quant.requirements import needs_importance
@@ -81,19 +81,19 @@ def supported() -> dict[str, Any]:
     return {
         "architectures": [
             {
-                "name": recipe.name,
-                "title": recipe.title,
-                "models": list(recipe.models),
-                "hf_classes": list(recipe.hf_classes),
-                "arch": recipe.arch,
+                "name": family.name,
+                "title": family.title,
+                "models": list(family.models),
+                "hf_classes": list(family.hf_classes),
+                "arch": family.arch,
             }
-            for recipe in RECIPES
+            for family in FAMILIES
         ],
         "types": list(POLICIES),
         "types_with_importance": [policy.name for policy in POLICIES.values() if needs_importance(policy)],
         "kernels": {**asdict(native.chosen()), **native.tried(ggml.library().ggml_quantize_chunk)},
         "adapters": [{"name": adapter.name, "summary": adapter.summary} for adapter in ADAPTERS],
         "chat_templates": [{"name": known.name, "model": known.model} for known in FORMATS],
-        "samples": sorted(FAMILIES),
+        "samples": sorted(SAMPLES),
         "unsupported": [{"hf_class": name, "remark": remark} for name, remark in NEAR.items()],
     }

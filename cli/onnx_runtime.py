@@ -10,8 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..converters.architectures import recipe_for
-from ..converters.onnx.side_files import GBST_CONFIG
+from ..converters.families import FRONT_ENDS, family_for
 from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
@@ -59,17 +58,17 @@ def read_onnx_model(path: Path) -> OnnxModel:
     """Read a folder's files but the weights. Raises KconvError for a folder that cannot be run."""
     folder = open_onnx(path)
     files = Checkpoint(path, folder.config, {}, ())
-    recipe, settings = recipe_for(folder.config), Settings(folder.config, "config.json")
-    told = {**recipe.hparams(settings, recipe.sizes(settings)), **recipe.from_files(settings, files)}
-    keys = Settings(told, "config.json")
+    family = family_for(folder.config)
+    facts = family.read(folder.config)
+    keys = Settings({**family.keys(facts), **family.from_files(facts, files)}, "config.json")
     source = read_source(files)
-    context = read_context(files, arch=recipe.arch, rows=source.size)  # config.json may say any number
+    context = read_context(files, arch=family.arch, rows=source.size)  # config.json may say any number
     vocab, _ = own_vocabulary(source, context)
     return OnnxModel(
         folder,
         source,
         {
-            "general.architecture": recipe.arch,
+            "general.architecture": family.arch,
             **gguf_keys(vocab),
             **sampling_metadata(recommended_sampling(context, vocab)),
         },
@@ -80,8 +79,17 @@ def read_onnx_model(path: Path) -> OnnxModel:
         _ends(vocab, context),
         keys.integer("decoder_start_token_id", 0, least=0),
         keys.integer("context_length"),
-        Settings(read_json(path, GBST_CONFIG) or {}, GBST_CONFIG).integer("downsample_factor", 1),
+        _factor(path),
     )
+
+
+def _factor(path: Path) -> int:
+    """Tokens of a prompt that make one position; a folder with a front end keeps its configuration."""
+    for front in FRONT_ENDS:
+        config = read_json(path, front.onnx_file)
+        if config is not None:
+            return front.factor_of(config)
+    return 1
 
 
 def _ends(vocab: Vocab, context: AdapterContext) -> frozenset[int]:

@@ -13,8 +13,8 @@ from ..core.tensor import Array, DType, Stored, Tensor
 from ..quant.formats import BF16, F16, F32, Format, format_of_type
 from ..quant.gguf_weights import GgufFile
 from ..quant.parts import llama_cpp_order
-from .gbst.tensors import ARCH as FRONT_END
-from .gbst.tensors import FINGERPRINT_KEY
+from .families import FAMILIES, FRONT_ENDS
+from .front_end import FINGERPRINT_KEY, KIND_KEY
 
 _KINDS = ("model", "mmproj")
 _LARGEST_MATRIX = (
@@ -32,7 +32,7 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
     """
     header = file.header
     kind = header.metadata.get("general.type", "model")
-    if header.arch in ("", FRONT_END) or kind not in _KINDS or not header.tensors:
+    if header.arch in ("", *(each.kind for each in FRONT_ENDS)) or kind not in _KINDS or not header.tensors:
         said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
         raise GgufError(
             f"{file.path} holds no model of llama.cpp's ({said}, {len(header.tensors)} tensors)",
@@ -48,12 +48,13 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
     infos.sort(key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name))
     notes = []
     if FINGERPRINT_KEY in header.metadata:
-        place = f"{FRONT_END}-….gguf of {file.path.absolute().parent}"
+        place = f"{header.metadata.get(KIND_KEY)}-….gguf of {file.path.absolute().parent}"
         notes.append(
             Note("front-end", f"what is made does not run without its front end: put {place} beside it")
         )
     tensors = tuple(_tensor(file, info) for info in infos)
-    return Model(header.arch, header.metadata, tensors, notes=tuple(notes))
+    wide = next((family.wide_inputs for family in FAMILIES if family.arch == header.arch), None)
+    return Model(header.arch, header.metadata, tensors, notes=tuple(notes), wide_inputs=wide)
 
 
 def _axes(shape: Sequence[int]) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
 from .gguf_writer import FilePlan
-from .recipe import parameters
+from .mapping import parameters
 from .recorded import MADE_FROM
 from .results import Beside, Options, Output
 from .targets import checkpoint_name

@@ -17,18 +17,19 @@ from ..core.reading import file_sha256, open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.formats import F32
 from ..quant.importance import Importance, importance_to_be, read_importance
-from ..quant.policy import choose_formats, quantization_metadata, wide_input
+from ..quant.policy import choose_formats, quantization_metadata
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
-from .architectures import recipe_for
 from .card import general_metadata, licence_notice
+from .families import family_for
+from .family import Companion
 from .gguf_writer import FilePlan, plan_file, write_files
 from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, record_proof
-from .recipe import Companion, build, parameters
+from .mapping import build, parameters
 from .results import Beside, Conversion, Options, Output, Proven, Run, Scope
 from .targets import (
     CompanionTarget,
@@ -117,9 +118,9 @@ def convert(
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     checkpoint = open_checkpoint(source)
-    recipe = recipe_for(checkpoint.config)
-    model, companions = build(recipe, checkpoint), recipe.companions(checkpoint)
-    if options.keep_wo and not any(wide_input(model.arch, tensor.name) for tensor in model.tensors):
+    family = family_for(checkpoint.config)
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
+    if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(
             f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
         )

@@ -26,11 +26,12 @@ from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
-from .architectures import recipe_for
+from .families import family_for
+from .family import Companion
 from .gguf_writer import FilePlan, plan_file
+from .mapping import build, parameters
 from .memory import conversion_memory, proof_memory
 from .pipeline import plan_files, settled, with_vocab
-from .recipe import Companion, build, parameters
 from .results import Options
 from .targets import Target, check_request, checkpoint_name, choose_targets
 
@@ -162,8 +163,8 @@ def plan(
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
     checkpoint = open_checkpoint(source)
-    recipe = recipe_for(checkpoint.config)
-    model, companions = build(recipe, checkpoint), recipe.companions(checkpoint)
+    family = family_for(checkpoint.config)
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
     model, parity, _ = with_vocab(model, checkpoint, options, progress)
     importance = None if options.imatrix is None else read_importance(options.imatrix)

@@ -22,7 +22,7 @@ from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metada
 from .gguf_source import gguf_model, requantizing_notes, stored_formats
 from .gguf_writer import FilePlan, write_files
 from .manifest import SourceHashes, manifest_text, requantized_part
-from .recipe import parameters
+from .mapping import parameters
 from .recorded import read_manifest
 from .results import Options, Output, Run
 from .targets import (

@@ -16,8 +16,9 @@ from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
 from ..quant.policy import Policy, parse_policy
+from .family import Companion
 from .gguf_writer import FilePlan
-from .recipe import Companion, parameters
+from .mapping import parameters
 from .results import Options, Output
 
 

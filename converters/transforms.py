@@ -1,4 +1,4 @@
-"""What recipes do to tensors on the way: lazily, a few rows at a time."""
+"""What families do to tensors on the way: lazily, a few rows at a time."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core.errors import CheckpointError
 from ..core.tensor import Array, Tensor
-from .recipe import Sizes, Transform
+from .family import Sizes, Transform
 
 
 def interleave_heads(heads: str) -> Transform:
@@ -17,7 +18,7 @@ def interleave_heads(heads: str) -> Transform:
     ``(heads * head_dim, hidden) -> (heads * head_dim, hidden)``, also ``(heads * head_dim,)``. Hugging
     Face rotates the first half of a head's dimensions with the second half; llama.cpp's ``llama`` graph
     rotates neighbours (LLAMA_ROPE_TYPE_NORM), so rows 0, 1, 2 … of the result are rows 0, d/2, 1, d/2+1 …
-    of the source. ``heads`` is the recipe's word for the number of heads.
+    of the source. ``heads`` is the family's word for the number of heads.
     """
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
@@ -41,7 +42,7 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
     ``(heads * head_dim, hidden) -> (heads * head_dim, hidden)``. GPT-J rotates dimension 0 with 1, 2 with 3 …
     of the first ``rotary``; llama.cpp's ``phi2`` graph the first half of them with the second
     (LLAMA_ROPE_TYPE_NEOX). So of those rows come first all even ones, then all odd ones; the rest stays.
-    ``heads`` and ``rotary`` are the recipe's words.
+    ``heads`` and ``rotary`` are the family's words.
     """
 
     def order(tensor: Tensor, sizes: Sizes) -> Array:
@@ -57,6 +58,88 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
         return (rows_of_heads(target, np.argsort(order(target, sizes))),)
 
     return Transform(apply, undo)
+
+
+def group_by_part(heads: str, parts: str) -> Transform:
+    """Reorder rows that lie head by head, each with its parts, to part by part.
+
+    ``(heads * parts * head_dim, hidden)``, also ``(heads * parts * head_dim,)``: query, key and value of head
+    0, then of head 1 … to all queries, all keys, all values. ``heads`` and ``parts`` are the family's words.
+    """
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        (source,) = sources
+        return _regrouped(source, sizes[heads], sizes[parts])
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return (_regrouped(target, sizes[parts], sizes[heads]),)
+
+    return Transform(apply, undo)
+
+
+def _regrouped(source: Tensor, outer: int, inner: int) -> Tensor:
+    """Rows ``(outer, inner, size)`` to ``(inner, outer, size)``; groups of ``size`` rows are read whole."""
+    size = source.rows // (outer * inner)
+
+    def read(start: int, stop: int) -> Array:
+        first, last = start // size, -(-stop // size)
+        places = [(group % outer) * inner + group // outer for group in range(first, last)]
+        rows = np.concatenate([source.read(place * size, (place + 1) * size) for place in places])
+        return rows[start - first * size : stop - first * size]
+
+    return replace(source, read=read, granule=size)
+
+
+def stack() -> Transform:
+    """Matrices of one shape as one tensor of three axes, one after the other; an expert is read at a time."""
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return [_part(target, place) for place in range(target.rows)]
+
+    return Transform(lambda sources, sizes: stacked(sources), undo)
+
+
+def stacked(sources: Sequence[Tensor]) -> Tensor:
+    """``(n, *shape)`` of n tensors of one shape and type. Raises CheckpointError where types differ."""
+    first = sources[0]
+    if any(source.dtype is not first.dtype for source in sources):
+        raise CheckpointError(
+            f"{first.name}: the {len(sources)} tensors that become one are not all {first.dtype.value}",
+            hint="convert them to one type first",
+        )
+
+    def read(start: int, stop: int) -> Array:
+        return np.stack([source.read(0, source.rows) for source in sources[start:stop]])
+
+    return Tensor(first.name, (len(sources), *first.shape), first.dtype, read, origin=first.origin)
+
+
+def _part(stack: Tensor, place: int) -> Tensor:
+    """One of the tensors of a stack."""
+
+    def read(start: int, stop: int) -> Array:
+        found: Array = stack.read(place, place + 1)[0, start:stop]
+        return found
+
+    return Tensor(stack.name, stack.shape[1:], stack.dtype, read, stack.shape[1], stack.origin)
+
+
+def concatenated(sources: Sequence[Tensor]) -> Tensor:
+    """``(n1 + n2 + …, *shape)`` of tensors of one type that differ in rows only."""
+    starts = [0]
+    for source in sources:
+        starts.append(starts[-1] + source.rows)
+
+    def read(start: int, stop: int) -> Array:
+        parts = [
+            source.read(max(start - first, 0), min(stop - first, source.rows))
+            for source, first in zip(sources, starts, strict=False)
+            if first < stop and start < first + source.rows
+        ]
+        return np.concatenate(parts)
+
+    first = sources[0]
+    return Tensor(first.name, (starts[-1], *first.shape[1:]), first.dtype, read, origin=first.origin)
 
 
 def as_a_copy() -> Transform:

@@ -6,8 +6,8 @@ KconvError
 ├── UsageError            2  the call makes no sense
 ├── InputError            3  what was given is refused
 │   ├── CheckpointError      files of a checkpoint: missing, truncated, contradictory, hostile
-│   ├── UnsupportedModel     an architecture kconv has no recipe for
-│   ├── MappingError         tensors that do not fit the recipe; lists every gap at once
+│   ├── UnsupportedModel     an architecture kconv has no family for
+│   ├── MappingError         tensors that do not fit the family; lists every gap at once
 │   ├── VocabError           a tokenizer that cannot be read or does not fit the rows
 │   ├── NonFiniteError       a weight that is NaN or infinite
 │   ├── GgufError            a GGUF file that cannot be read

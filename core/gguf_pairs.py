@@ -44,9 +44,9 @@ def _encode(key: str, value: MetadataValue) -> bytes:
     return encode_text(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + items
 
 
-def _items(values: Sequence[int] | Sequence[float] | Sequence[str]) -> tuple[int, bytes]:
+def _items(values: Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]) -> tuple[int, bytes]:
     """Type and bytes of an array's items, by the type of the first."""
     if isinstance(values[0], str):
         return STRING, b"".join(encode_text(str(value)) for value in values)
-    kind = INT32 if isinstance(values[0], int) else FLOAT32
+    kind = BOOL if isinstance(values[0], bool) else INT32 if isinstance(values[0], int) else FLOAT32
     return kind, struct.pack(f"<{len(values)}{SCALARS[kind]}", *values)

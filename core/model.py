@@ -1,7 +1,8 @@
-"""A model as a value: what a recipe makes of a checkpoint and what a writer turns into a file."""
+"""A model as a value: what a family makes of a checkpoint and what a writer turns into a file."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from .tensor import Tensor
 from .vocabulary import Vocab
 
 # GGUF metadata values: int is written as uint32, float as float32, bool as bool, str as string; a tuple as
-# an array of int32, float32 or strings, bytes as an array of uint8.
+# an array of bool, int32, float32 or strings, bytes as an array of uint8.
 MetadataValue = bool | int | float | str | bytes | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
 
 
@@ -30,7 +31,8 @@ class Model:
     """One value that flows through the stages, each of them ``Model -> Model``.
 
     ``hparams`` are the architecture's GGUF keys in full (``llama.block_count``), ``metadata`` the
-    ``general.*`` keys. ``vocab`` is None until the vocabulary stage.
+    ``general.*`` keys. ``vocab`` is None until the vocabulary stage. ``wide_inputs`` is a regular expression
+    of the names of matrices whose input may exceed half precision, so that their weights must not be F16.
     """
 
     arch: str
@@ -39,6 +41,11 @@ class Model:
     vocab: Vocab | None = None
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    wide_inputs: str | None = None
+
+    def has_wide_input(self, name: str) -> bool:
+        """Whether the input of the matrix of that GGUF name may exceed half precision."""
+        return self.wide_inputs is not None and re.fullmatch(self.wide_inputs, name) is not None
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that GGUF name; KeyError if there is none."""

@@ -60,15 +60,6 @@ _CONVERTER_KEEPS = re.compile(
     r"(position_embd|token_types|(enc|dec)\.blk\.\d+\.attn_rel_b|blk\.\d+\.(ffn_gate_inp|ffn_gate_inp_shexp|ssm_conv1d|shortconv\.conv))\.weight"
 )
 
-# T5's feed-forward wo: what flows into it exceeds half precision (65,504) in models as they were trained, and
-# for F16 weights ggml makes halves of that, too. transformers keeps these matrices in fp32 for that reason.
-_WIDE_INPUT = re.compile(r"(enc|dec)\.blk\.\d+\.ffn_down\.weight")
-
-
-def wide_input(arch: str, name: str) -> bool:
-    """Whether the input of a matrix may exceed half precision, so that its weights must not be F16."""
-    return arch == "t5" and _WIDE_INPUT.fullmatch(name) is not None
-
 
 def parse_policy(
     text: str,
@@ -142,7 +133,7 @@ def choose_formats(model: Model, policy: Policy, importance: Importance | None =
     for tensor in model.tensors:
         name, first = tensor.name, wanted[tensor.name]
         given = fitting(first, tensor.shape[-1] if tensor.shape else 1, name)
-        if wide_input(model.arch, name) and (policy.keep_wo or given == F16):
+        if model.has_wide_input(name) and (policy.keep_wo or given == F16):
             given = FORMATS["bf16"] if policy.keep_wo and tensor.dtype is DType.BF16 else F32
             spared.append(name)
         elif given != first:
@@ -273,5 +264,4 @@ __all__ = [
     "choose_formats",
     "parse_policy",
     "quantization_metadata",
-    "wide_input",
 ]

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kconv.converters.gbst.front_end import FrontEnd, front_end
-from kconv.converters.gbst.settings import EMBEDDING, NORM, PREFIX, SCORE, GbstSettings
+from kconv.converters.families.gbst.front_end import FrontEnd, front_end
+from kconv.converters.families.gbst.settings import EMBEDDING, NORM, PREFIX, SCORE, GbstSettings
 
 Floats = npt.NDArray[np.float32]
 
@@ -67,7 +67,7 @@ def torch_front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> An
     """The torch module with those weights."""
     import torch
 
-    from kconv.verify.gbst_torch import GbstEmbedding
+    from kconv.converters.families.gbst.torch_front_end import GbstEmbedding
 
     module = GbstEmbedding(settings).eval()
     module.load_state_dict({name.removeprefix(PREFIX): torch.from_numpy(w) for name, w in weights.items()})
@@ -112,7 +112,7 @@ def random_model(config: Mapping[str, Any], *, alone: bool = False) -> Any:
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
-    from kconv.verify.gbst_torch import set_front_end
+    from kconv.converters.families.gbst.torch_front_end import set_front_end
 
     torch.manual_seed(0)
     own = {"architectures", "model_type"}

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kconv.converters.architectures import recipe_for
-from kconv.converters.onnx.families import graphs_of
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build
 from kconv.converters.onnx.graph import Graph
+from kconv.converters.onnx.graphs import graphs_of
 from kconv.converters.onnx.writer import write_onnx
-from kconv.converters.recipe import build
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import Format
 
@@ -25,8 +25,9 @@ Cache = dict[str, Floats]
 def described(checkpoint: Path, formats: Mapping[str, Format] | None = None) -> Graph:
     """The graph of a checkpoint; what ``formats`` do not name is F32."""
     opened = open_checkpoint(checkpoint)
-    recipe = recipe_for(opened.config)
-    return graphs_of(recipe, opened, build(recipe, opened, "ONNX"), formats or {})["model.onnx"]
+    family = family_for(opened.config)
+    build(family, opened, "ONNX")  # it fits
+    return graphs_of(family, opened, formats or {})["model.onnx"]
 
 
 def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:

@@ -10,8 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
+from kconv.converters.families import family_for
+from kconv.converters.families.t5.graphs import DECODER, DECODER_WITH_PAST, ENCODER
+from kconv.converters.onnx.graph import Graph
+from kconv.converters.onnx.graphs import graphs_of
 from kconv.converters.onnx.writer import write_onnx
+from kconv.core.checkpoint import Checkpoint
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import Format
 
@@ -23,8 +27,15 @@ Sessions = Mapping[str, Any]
 def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:
     """The graphs and weights of a checkpoint, in a new folder."""
     folder.mkdir()
-    write_onnx(t5_graphs(open_checkpoint(checkpoint), formats or {}), folder, threads=2)
+    write_onnx(graphs(open_checkpoint(checkpoint), formats), folder, threads=2)
     return folder
+
+
+def graphs(
+    checkpoint: Checkpoint, formats: Mapping[str, Format] | None = None, *, merged: bool = False
+) -> dict[str, Graph]:
+    """The graphs of an opened checkpoint."""
+    return graphs_of(family_for(checkpoint.config), checkpoint, formats or {}, merged=merged)
 
 
 def sessions(folder: Path) -> Sessions:

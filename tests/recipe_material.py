@@ -15,6 +15,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
+from kconv.converters.families.t5 import T5
 from kconv.converters.gguf_writer import FilePlan, write_files
 from kconv.core.gguf_file import read_header
 from kconv.core.model import Model
@@ -165,7 +166,9 @@ def as_model(family: Family, arrays: Mapping[str, Floats] | None = None) -> Mode
 
         return Tensor(name, shape, DType.F32, read)
 
-    return Model(family.arch, keys, tuple(lazy(*item) for item in family.shapes().items()))
+    tensors = tuple(lazy(*item) for item in family.shapes().items())
+    wide = T5.wide_inputs if family.arch == T5.arch else None
+    return Model(family.arch, keys, tensors, wide_inputs=wide)
 
 
 def random_arrays(family: Family, seed: int = 1) -> dict[str, Floats]:

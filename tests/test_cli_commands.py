@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kconv.converters.architectures import RECIPES
-from kconv.converters.samples import FAMILIES, write_sample
+from kconv.converters.families import FAMILIES
+from kconv.converters.samples import SAMPLES, write_sample
 from kconv.core.gguf_file import TensorInfo, read_header, write_header
 from kconv.quant.policy import POLICIES
 
@@ -239,16 +239,16 @@ def test_inspect_of_one_weight_file_says_to_give_the_folder(checkpoint: Path) ->
 
 def test_models_lists_what_the_tables_hold() -> None:
     said = told("models")
-    assert [model["title"] for model in said["architectures"]] == [recipe.title for recipe in RECIPES]
+    assert [model["title"] for model in said["architectures"]] == [family.title for family in FAMILIES]
     assert said["types"] == list(POLICIES)
-    assert said["samples"] == sorted(FAMILIES)
+    assert said["samples"] == sorted(SAMPLES)
     assert "LlamaForCausalLM" in kconv("models").stdout
     markdown = kconv("models", "--markdown").stdout
     assert markdown.splitlines()[1] == "| --- | --- | --- |"
-    assert len(markdown.splitlines()) == 2 + sum(len(recipe.models) + 1 for recipe in RECIPES)
+    assert len(markdown.splitlines()) == 2 + sum(len(family.models) + 1 for family in FAMILIES)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(SAMPLES))
 def test_demo_checkpoints_are_written_whole_and_never_over_anything(family: str, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     said = told("demo-checkpoint", family.upper(), folder)

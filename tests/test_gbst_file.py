@@ -15,12 +15,17 @@ from gbst_material import config_settings, random_gbswt5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kconv.converters.architectures.gbswt5 import GBSWT5
-from kconv.converters.gbst import front_end as gbst
-from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, read_front_end, write_front_end
-from kconv.converters.gbst.settings import EMBEDDING, NORM, PREFIX
-from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
-from kconv.converters.recipe import build
+from kconv.converters.families.gbst import GBSWT5
+from kconv.converters.families.gbst import front_end as gbst
+from kconv.converters.families.gbst.front_end_file import (
+    front_end_of,
+    front_end_path,
+    read_front_end,
+    write_front_end,
+)
+from kconv.converters.families.gbst.settings import EMBEDDING, NORM, PREFIX
+from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.mapping import build
 from kconv.core.errors import CheckpointError, GgufError, MappingError
 from kconv.core.gguf_file import TensorInfo, read_header, write_header
 from kconv.core.model import Model

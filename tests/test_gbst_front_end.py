@@ -13,8 +13,15 @@ from gbst_material import SMALL, random_front_end, random_weights, torch_front_e
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kconv.converters.gbst import front_end as gbst
-from kconv.converters.gbst.settings import CONVOLUTION, EMBEDDING, NORM, PROJECTION, SCORE, GbstSettings
+from kconv.converters.families.gbst import front_end as gbst
+from kconv.converters.families.gbst.settings import (
+    CONVOLUTION,
+    EMBEDDING,
+    NORM,
+    PROJECTION,
+    SCORE,
+    GbstSettings,
+)
 from kconv.core.errors import InputError
 
 Floats = npt.NDArray[np.float32]

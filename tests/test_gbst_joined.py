@@ -20,13 +20,13 @@ from gbst_material import (
     torch_front_end,
 )
 
-from kconv.converters.architectures.gbswt5 import GBSWT5
-from kconv.converters.gbst.front_end import embed
-from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
-from kconv.converters.gbst.settings import EMBEDDING, PREFIX
-from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.families.gbst import GBSWT5
+from kconv.converters.families.gbst.front_end import embed
+from kconv.converters.families.gbst.front_end_file import front_end_of, front_end_path, write_front_end
+from kconv.converters.families.gbst.settings import EMBEDDING, PREFIX
+from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.gguf_writer import plan_file, write_files
-from kconv.converters.recipe import build
+from kconv.converters.mapping import build
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
@@ -189,8 +189,8 @@ def test_the_torch_front_end_can_be_streamed() -> None:
     """Every parameter lies in a module of its own, as the fp32 reference reads them."""
     import torch
 
+    from kconv.converters.families.gbst.torch_front_end import GbstEmbedding
     from kconv.core.tensor import DType, Tensor
-    from kconv.verify.gbst_torch import GbstEmbedding
     from kconv.verify.streamed import StreamedModules, WeightReader, stream_embedding
 
     settings = replace(config_settings(), norm=True)

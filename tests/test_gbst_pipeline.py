@@ -18,9 +18,9 @@ from gbst_material import CONFIG, random_gbswt5, random_model
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
-from kconv.converters.gbst.front_end_file import read_front_end, write_front_end
-from kconv.converters.gbst.settings import EMBEDDING, SCORE
-from kconv.converters.gbst.tensors import FINGERPRINT_KEY, KIND_KEY, front_end_model
+from kconv.converters.families.gbst.front_end_file import read_front_end, write_front_end
+from kconv.converters.families.gbst.settings import EMBEDDING, SCORE
+from kconv.converters.families.gbst.tensors import FINGERPRINT_KEY, KIND_KEY, front_end_model
 from kconv.converters.results import Conversion
 from kconv.core.errors import GgufError, NonFiniteError, OutputExists, UsageError
 from kconv.core.gguf_file import read_header, write_header
@@ -234,7 +234,7 @@ def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Pat
 def test_the_reference_is_the_whole_model_whatever_goes_together(folder: Path) -> None:
     import torch
 
-    from kconv.converters.architectures.gbswt5 import GBSWT5
+    from kconv.converters.families.gbst import GBSWT5
     from kconv.verify.reference import Reference
     from kconv.verify.windows import Window
 

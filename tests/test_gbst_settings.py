@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gbst_material import CONFIG, config_settings
 
-from kconv.converters.gbst.settings import (
+from kconv.converters.families.gbst.settings import (
     CONVOLUTION,
     EMBEDDING,
     NORM,

@@ -17,9 +17,9 @@ from gptj_material import byte_level_tokenizer, random_gptj
 from llama_material import nmse, transformers_logits
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
-from kconv.converters.architectures.gptj import GPTJ
-from kconv.converters.recipe import build, parameters, unmapped
+from kconv.converters.families import family_for
+from kconv.converters.families.gptj import GPTJ
+from kconv.converters.mapping import build, parameters, unmapped
 from kconv.core.errors import KconvError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType, Tensor
@@ -109,7 +109,7 @@ def test_f32_is_what_transformers_computes(
     name: str, folders: dict[str, Path], files: dict[str, Path]
 ) -> None:
     checkpoint, text = open_checkpoint(folders[name]), window(folders[name])
-    reference = Reference(checkpoint, recipe_for(checkpoint.config), threads=2)
+    reference = Reference(checkpoint, family_for(checkpoint.config), threads=2)
     expected = reference.read([text]).logits(0, 0, len(text.ids) - 1)
     found = llama_logits(files[name], text)[:, : expected.shape[1]]
     assert expected.std() > 0.5
@@ -326,7 +326,7 @@ def test_tensors_that_do_not_fit_are_named(
 def test_tables_for_many_positions_are_in_memory_once() -> None:
     """Six layers of 65536 positions and 64 dimensions would be 96 MiB."""
     sizes = {"n_layer": 6, "n_embd": 64, "n_head": 1, "rotary_dim": 64, "n_positions": 65536}
-    model = empty_model("GPTJForCausalLM", {**sizes, "vocab_size": 10}, "config.json")
+    model = empty_model(GPTJ.reference, {**sizes, "vocab_size": 10}, "config.json")
     tables = {buffer.data_ptr(): buffer.nbytes for buffer in model.buffers()}
     assert sum(tables.values()) == 65536 * 64 * 4
 

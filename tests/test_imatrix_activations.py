@@ -14,8 +14,9 @@ from gbst_material import random_gbswt5
 from imatrix_material import llama_cpp_activations
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import RECIPES, recipe_for
-from kconv.converters.recipe import Recipe, build, product
+from kconv.converters.families import FAMILIES, family_for
+from kconv.converters.family import Family
+from kconv.converters.mapping import build, product
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
@@ -46,9 +47,9 @@ def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subj
     @functools.cache
     def make(family: str) -> Subject:
         checkpoint = open_checkpoint(_CHECKPOINTS[family](tmp_path_factory.mktemp(family) / "checkpoint"))
-        recipe = recipe_for(checkpoint.config)
-        model, _ = settle_vocab(build(recipe, checkpoint), checkpoint)
-        return Subject(checkpoint, recipe, model, read_source(checkpoint))
+        family = family_for(checkpoint.config)
+        model, _ = settle_vocab(build(family, checkpoint), checkpoint)
+        return Subject(checkpoint, family, model, read_source(checkpoint))
 
     return make
 
@@ -69,7 +70,7 @@ def test_activations_are_llama_cpps(
     assert len({len(window.ids) for window in windows}) > 1
     embedded = []
     with open_gguf(made.path) as file:
-        embed = embed_of(file, subject.recipe)
+        embed = embed_of(file, subject.family)
         if embed is not None:
             embedded = [embed(window.source) for window in windows]
     expected = llama_cpp_activations(
@@ -77,30 +78,30 @@ def test_activations_are_llama_cpps(
     )
     found = importance_of(counted).values
     assert set(found) == set(expected) - {"output.weight", "token_embd.weight"}
-    relative, absolute = (3e-3, 1e-6) if subject.recipe.gelu else (2e-5, 0.0)
+    relative, absolute = (3e-3, 1e-6) if subject.family.gelu else (2e-5, 0.0)
     for name, values in found.items():
         assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
         floor = absolute * expected[name].max()
         np.testing.assert_allclose(values, expected[name], rtol=relative, atol=floor, err_msg=name)
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
-def test_no_recipe_moves_columns(recipe: Recipe) -> None:
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_no_family_moves_columns(family: Family) -> None:
     """What flows into a module belongs to the columns of the file's matrix as they stand."""
-    words = {word for row in recipe.rows for words in row.shape for word in words.split(" * ")}
-    sizes = dict.fromkeys(words, 4) | {"rotary": 2, "layers": 1, "decoder_layers": 1}
-    for row in recipe.rows:
+    words = {word for row in family.rows for words in row.shape for word in words.split(" * ")}
+    sizes = dict.fromkeys(words, 4) | {"rotary": 2, "layers": 1, "decoder_layers": 1, "experts": 4}
+    for row in family.rows:
         shape = tuple(product(words, sizes) for words in row.shape)
-        if len(shape) != 2 or row.transform is None:
+        if len(shape) != 2 or row.transform is None or not row.sources:
             continue
         columns = np.arange(1, shape[1] + 1, dtype=np.float32)
 
         def read(start: int, stop: int, columns: np.ndarray = columns) -> np.ndarray:
             return np.broadcast_to(columns, (stop - start, len(columns))).copy()
 
-        sources = [Tensor(name, shape, DType.F32, read) for name in row.sources]
+        sources = [Tensor(name, shape, DType.F32, read) for name in row.named(row.sources, 0, sizes)]
         made = row.transform.apply(sources, sizes)
-        values = made.read(0, made.rows)
+        values = made.read(0, made.rows).reshape(-1, shape[1])
         assert (values / values[:, :1] == columns).all(), row.target
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from llama_material import random_llama
 
-from kconv.converters.architectures import recipe_for
-from kconv.converters.architectures.llama import LLAMA
-from kconv.converters.recipe import build
+from kconv.converters.families import family_for
+from kconv.converters.families.llama import LLAMA
+from kconv.converters.mapping import build
 from kconv.core.errors import CheckpointError, InputError, MappingError, UnsupportedModel
 from kconv.core.model import Model
 from kconv.core.reading import open_checkpoint
@@ -111,4 +111,4 @@ def test_partly_rotated_heads_are_refused(changes: dict[str, Any], good: Path, t
 
 
 def test_a_null_key_of_latent_attention_is_no_latent_attention() -> None:
-    assert recipe_for({"architectures": ["LlamaForCausalLM"], "kv_lora_rank": None}) is LLAMA
+    assert family_for({"architectures": ["LlamaForCausalLM"], "kv_lora_rank": None}) is LLAMA

@@ -11,10 +11,9 @@ import pytest
 from t5_checkpoints import write_t5
 from test_t5_bytes import texts
 
-from kconv.converters.architectures import recipe_for
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build
 from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, parse_layout
-from kconv.converters.onnx.side_files import GBST_CONFIG
-from kconv.converters.recipe import build
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.reading import open_checkpoint
@@ -25,7 +24,7 @@ JSON = dict[str, Any]
 
 def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> FilesBeside:
     checkpoint = open_checkpoint(folder)
-    model = build(recipe_for(checkpoint.config), checkpoint)
+    model = build(family_for(checkpoint.config), checkpoint)
     return files_beside(checkpoint, model, LAYOUTS[layout], graphs or {})
 
 
@@ -129,7 +128,7 @@ def test_a_front_end_is_told_as_t5(tmp_path: Path) -> None:
     folder = write_sample("gbst-kebyt5", tmp_path / "model")
     before = json.loads((folder / "config.json").read_text())
     place = written(beside(folder), tmp_path / "onnx")
-    assert json.loads((place / GBST_CONFIG).read_text()) == before
+    assert json.loads((place / "config.gbswt5.json").read_text()) == before
     config = AutoConfig.from_pretrained(place)
     assert (config.model_type, config.architectures) == ("t5", ["T5ForConditionalGeneration"])
     for key in ("d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "vocab_size"):

@@ -10,9 +10,9 @@ from t5_checkpoints import BYT5 as T5
 from t5_checkpoints import t5_weights, write_t5
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build, sources_of
 from kconv.converters.onnx.formats import OnnxFormats, choose_onnx_formats
-from kconv.converters.recipe import build, sources_of
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.gguf_file import read_header
@@ -31,14 +31,14 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def chosen(folder: Path, type: str) -> OnnxFormats:
     checkpoint = open_checkpoint(folder)
-    recipe = recipe_for(checkpoint.config)
-    return choose_onnx_formats(recipe, checkpoint, build(recipe, checkpoint), type)
+    family = family_for(checkpoint.config)
+    return choose_onnx_formats(family, checkpoint, build(family, checkpoint), type)
 
 
 def in_gguf(folder: Path, path: Path) -> dict[str, Format]:
     """The formats in a file, by the checkpoint's names."""
     checkpoint = open_checkpoint(folder)
-    sources = sources_of(recipe_for(checkpoint.config), checkpoint)
+    sources = sources_of(family_for(checkpoint.config), checkpoint)
     found: dict[str, Any] = {}
     for tensor in read_header(path).tensors:
         for source in sources.get(tensor.name, ()):

@@ -16,6 +16,7 @@ from onnx_t5_material import (
     Ids,
     Sessions,
     encode,
+    graphs,
     greedy,
     prefill,
     right_logits,
@@ -24,7 +25,7 @@ from onnx_t5_material import (
     write,
 )
 
-from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER, t5_graphs
+from kconv.converters.families.t5.graphs import DECODER, DECODER_WITH_PAST, ENCODER
 from kconv.core.errors import CheckpointError
 from kconv.core.reading import open_checkpoint
 
@@ -123,7 +124,7 @@ def test_two_embeddings_are_refused(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(random_gbswt5(tmp_path / "checkpoint"))
     other = {"shared.weight": replace(checkpoint.tensors["lm_head.weight"], name="shared.weight")}
     with pytest.raises(CheckpointError, match="they are one matrix"):
-        t5_graphs(replace(checkpoint, tensors={**checkpoint.tensors, **other}), {})
+        graphs(replace(checkpoint, tensors={**checkpoint.tensors, **other}))
 
 
 def test_full_width(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from gbst_material import random_gbswt5
-from onnx_t5_material import Floats, prefill, sessions, write
+from onnx_t5_material import Floats, graphs, prefill, sessions, write
 from t5_checkpoints import write_t5
 
-from kconv.converters.onnx.t5 import ENCODER, MERGED, t5_graphs
+from kconv.converters.families.t5.graphs import ENCODER, MERGED
 from kconv.converters.onnx.writer import write_onnx
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F16, F32, Q8_0, Format
@@ -58,7 +58,7 @@ def test_one_decoder_says_what_two_say(kind: str, format: Format, tmp_path: Path
     right = prefill(sessions(write(checkpoint, tmp_path / "two", formats)), IDS, MASK, TARGET)
     folder = tmp_path / "one"
     folder.mkdir()
-    write_onnx(t5_graphs(open_checkpoint(checkpoint), formats, merged=True), folder)
+    write_onnx(graphs(open_checkpoint(checkpoint), formats, merged=True), folder)
     if format == F32:
         onnx.checker.check_model(folder / MERGED, full_check=True)
     bound = (1e-2 if format == F16 else 2e-5) * right.std()

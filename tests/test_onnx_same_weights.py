@@ -14,17 +14,14 @@ import pytest
 from onnx import numpy_helper
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build, sources_of, unmapped
 from kconv.converters.onnx.formats import choose_onnx_formats
-from kconv.converters.onnx.gptj import describe_gptj
 from kconv.converters.onnx.graph import Graph
-from kconv.converters.onnx.llama import describe_llama
-from kconv.converters.onnx.t5 import t5_graphs
+from kconv.converters.onnx.graphs import graphs_of
 from kconv.converters.onnx.writer import write_onnx
-from kconv.converters.recipe import build, sources_of, unmapped
 from kconv.converters.samples import write_sample
 from kconv.core.checkpoint import Checkpoint
-from kconv.core.model import Model
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import Array, DType, Tensor
 from kconv.quant.formats import Q6_K, Q8_0, Format
@@ -41,11 +38,11 @@ def in_gguf(checkpoint: Checkpoint, path: Path) -> dict[str, tuple[int, Floats]]
         weights = np.asarray(gguf.quants.dequantize(each.data, each.tensor_type), np.float32).reshape(shape)
         tensors[each.name] = Tensor(each.name, shape, DType.F32, _rows_of(weights))
         types[each.name] = each.tensor_type.value
-    recipe = recipe_for(checkpoint.config)
-    targets = {source: name for name, sources in sources_of(recipe, checkpoint).items() for source in sources}
+    family = family_for(checkpoint.config)
+    targets = {source: name for name, sources in sources_of(family, checkpoint).items() for source in sources}
     return {
         name: (types[targets[name]], np.asarray(tensor.read(0, tensor.rows)))
-        for name, tensor in unmapped(recipe, checkpoint, tensors).items()
+        for name, tensor in unmapped(family, checkpoint, tensors).items()
     }
 
 
@@ -54,15 +51,6 @@ def _rows_of(weights: Floats) -> Any:
         return weights[start:stop]
 
     return read
-
-
-def graphs_of(checkpoint: Checkpoint, model: Model, formats: Mapping[str, Format]) -> dict[str, Graph]:
-    name = recipe_for(checkpoint.config).name
-    if name in ("t5", "gbswt5"):
-        return t5_graphs(checkpoint, formats)
-    graph = Graph("model", checkpoint.tensors, formats)
-    {"llama": describe_llama, "gptj": describe_gptj}[name](graph, model)
-    return {"model.onnx": graph}
 
 
 def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format, Floats]]:
@@ -87,12 +75,12 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
 def test_weights_are_those_of_the_gguf(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / "model")
     checkpoint = open_checkpoint(folder)
-    recipe = recipe_for(checkpoint.config)
-    model = build(recipe, checkpoint)
+    family = family_for(checkpoint.config)
+    model = build(family, checkpoint)
     types = ("f16", "q8_0", "q4_0")
     files = to_gguf(folder, tmp_path, types=types, verify=False).outputs
     for type, file in zip(types, files, strict=True):
-        graphs = graphs_of(checkpoint, model, choose_onnx_formats(recipe, checkpoint, model, type).formats)
+        graphs = graphs_of(family, checkpoint, choose_onnx_formats(family, checkpoint, model, type).formats)
         place = tmp_path / f"{type} onnx"
         place.mkdir()
         write_onnx(graphs, place)

@@ -24,8 +24,8 @@ from onnx_t5_material import (
 from t5_checkpoints import BYT5, t5_weights, write_t5
 from t5_material import KNOWN, trained_byt5, transformers_greedy
 
+from kconv.converters.families.t5.graphs import DECODER, DECODER_WITH_PAST, ENCODER
 from kconv.converters.onnx.relative import relative_buckets
-from kconv.converters.onnx.t5 import DECODER, DECODER_WITH_PAST, ENCODER
 from kconv.converters.onnx.writer import DATA_NAME
 from kconv.quant.formats import F16
 

@@ -14,9 +14,9 @@ from gguf import GGMLQuantizationType, quants
 from onnx_t5_material import prefill, right_logits, sessions, step_by_step, write
 from t5_checkpoints import write_t5
 
-from kconv.converters.architectures import recipe_for
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build
 from kconv.converters.onnx.formats import choose_onnx_formats
-from kconv.converters.recipe import build
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32, Format
 
@@ -40,8 +40,8 @@ def made(kind: str, folder: Path) -> tuple[Path, Any]:
 
 def chosen_formats(folder: Path, type: str) -> Mapping[str, Format]:
     checkpoint = open_checkpoint(folder)
-    recipe = recipe_for(checkpoint.config)
-    return choose_onnx_formats(recipe, checkpoint, build(recipe, checkpoint), type).formats
+    family = family_for(checkpoint.config)
+    return choose_onnx_formats(family, checkpoint, build(family, checkpoint), type).formats
 
 
 def round_weights(model: Any, formats: Mapping[str, Format]) -> None:

@@ -17,18 +17,22 @@ from recipe_material import REFUSED
 from t5_checkpoints import t5_logits
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import RECIPES
-from kconv.converters.samples import FAMILIES, write_sample
+from kconv.converters.families import FAMILIES
+from kconv.converters.samples import SAMPLES, write_sample
 from kconv.core.errors import MappingError
 from kconv.quant.policy import POLICIES
 
-# Sample checkpoints by recipe; a new recipe has to name one, or is another's in another name.
+# Sample checkpoints by family; a new family has to name one, or is another's in another name.
 MATERIAL = {
     "llama": ("42dot", "eagle", "llama-3-ko"),
     "gptj": ("kogpt",),
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
     "gbswt5": ("gbst-kebyt5",),
+    "qwen3": ("qwen3",),
+    "qwen3_moe": ("qwen3-moe",),
+    "gpt_neox": ("gpt-neox",),
+    "exaone4": ("exaone4",),
 }
 
 
@@ -36,11 +40,11 @@ PLAIN = [name for name in POLICIES if name not in (*REFUSED, "q1_0")]  # q1_0 ha
 
 
 def test_every_recipe_and_family_has_material() -> None:
-    assert set(MATERIAL) == {recipe.name for recipe in RECIPES}
-    assert {family for families in MATERIAL.values() for family in families} == set(FAMILIES)
+    assert set(MATERIAL) == {family.name for family in FAMILIES}
+    assert {family for families in MATERIAL.values() for family in families} == set(SAMPLES)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(SAMPLES))
 def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / family)
     made = to_gguf(folder, tmp_path / "out", types=PLAIN, verify=False)

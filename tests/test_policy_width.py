@@ -26,7 +26,7 @@ from recipe_material import (
 from kconv.converters.gguf_writer import plan_file
 from kconv.quant.policy import POLICIES, choose_formats
 
-RECIPES = [POLICIES[name] for name in ("q2_K", "q4_K_M", "q6_K", "q8_0", "iq4_xs")]
+FAMILIES = [POLICIES[name] for name in ("q2_K", "q4_K_M", "q6_K", "q8_0", "iq4_xs")]
 WIDE: Mapping[str, Family] = {
     "42dot 1.3B": Family("llama", 24, 2048, 5632, 8192, 16, 16, rows=3),
     "KoGPT 6B": Family("phi2", 28, 4096, 16384, 8192, 16, 16, gated=False, rows=2),
@@ -50,16 +50,16 @@ def test_rows_as_long_as_the_real_ones(label: str, tmp_path: Path) -> None:
         given, threads = importance if imatrix else None, 1 + imatrix
         jobs = [
             Job(source, policy.file_type, tmp_path / policy.name, imatrix=imatrix, threads=3 - threads)
-            for policy in RECIPES
+            for policy in FAMILIES
         ]
         assert None not in quantize(jobs)
-        choices = [choose_formats(model, policy, given) for policy in RECIPES]
+        choices = [choose_formats(model, policy, given) for policy in FAMILIES]
         plans = [
             plan_file(
                 tmp_path / f"{policy.name}.gguf", model, [choice[each.name] for each in model.tensors], {}
             )
-            for policy, choice in zip(RECIPES, choices, strict=True)
+            for policy, choice in zip(FAMILIES, choices, strict=True)
         ]
         write_with_kconv(model, plans, given, threads=threads)
-        for plan, policy in zip(plans, RECIPES, strict=True):
+        for plan, policy in zip(plans, FAMILIES, strict=True):
             assert contents(plan.path) == contents(tmp_path / policy.name), (policy.name, imatrix)

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ import pytest
 from llama_material import random_llama, transformers_logits
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
-from kconv.converters.architectures.llama import LLAMA
-from kconv.converters.recipe import Recipe, build, unmapped
+from kconv.converters.families import family_for
+from kconv.converters.families.gptj import GPTJ
+from kconv.converters.families.llama import LLAMA
+from kconv.converters.family import Family
+from kconv.converters.mapping import build, unmapped
 from kconv.converters.samples import write_sample
 from kconv.converters.samples.synthetic import write_eagle
 from kconv.converters.samples.weights import write_checkpoint
@@ -61,7 +62,7 @@ def window(length: int, *, vocabulary: int = 320, seed: int = 0) -> Window:
 
 def read(folder: Path, *windows: Window, **options: Any) -> Reading:
     checkpoint = open_checkpoint(folder)
-    return Reference(checkpoint, recipe_for(checkpoint.config), threads=2).read(windows, **options)
+    return Reference(checkpoint, family_for(checkpoint.config), threads=2).read(windows, **options)
 
 
 def difference(folder: Path, *windows: Window) -> float:
@@ -178,7 +179,7 @@ def test_loss_of_a_real_model(real: Path) -> None:
     assert np.mean(losses) == pytest.approx(1.266441, abs=1e-6)  # real/README.md
 
 
-def gptj(folder: Path) -> tuple[Checkpoint, Recipe]:
+def gptj(folder: Path) -> tuple[Checkpoint, Family]:
     """A random GPT-J: parallel blocks, a head with a bias, rotary tables that are no parameters."""
     import torch
     from transformers import GPTJConfig, GPTJForCausalLM
@@ -191,22 +192,17 @@ def gptj(folder: Path) -> tuple[Checkpoint, Recipe]:
             parameter.mul_(5) if parameter.ndim > 1 else parameter.add_(torch.randn_like(parameter) * 0.2)
             assert name != "lm_head.bias" or parameter.any()
     model.save_pretrained(folder)
-    recipe = replace(
-        LLAMA,
-        hf_classes=("GPTJForCausalLM",),
-        sizes=lambda settings: {"layers": settings.integer("n_layer"), "hidden": settings.integer("n_embd")},
-    )
-    return open_checkpoint(folder), recipe
+    return open_checkpoint(folder), GPTJ
 
 
 def test_gpt_j_needs_no_code_of_its_own(tmp_path: Path) -> None:
-    checkpoint, recipe = gptj(tmp_path)
+    checkpoint, family = gptj(tmp_path)
     windows = window(120, vocabulary=300), window(80, vocabulary=300, seed=1)
-    reading = Reference(checkpoint, recipe, threads=2).read(windows, layers_of=windows[1])
+    reading = Reference(checkpoint, family, threads=2).read(windows, layers_of=windows[1])
     for index, each in enumerate(windows):
         expected = transformers_logits(tmp_path, list(each.ids))
         assert np.abs(reading.logits(index, 0, len(each.ids)) - expected).max() < ROUNDING
-    alone = Reference(checkpoint, recipe, threads=2).read(windows[:1])
+    alone = Reference(checkpoint, family, threads=2).read(windows[:1])
     assert (alone.logits(0, 0, 120) == transformers_logits(tmp_path, list(windows[0].ids))).all()
     assert [layer.shape for layer in reading.layers] == [(80, 64)] * 3
 
@@ -366,7 +362,8 @@ def test_the_process_is_left_as_it_was(plain: Path) -> None:
 MEASURED = """
 import sys
 from checkpoint_material import private_bytes
-from kconv.converters.architectures.llama import LLAMA
+from kconv.converters.families.gptj import GPTJ
+from kconv.converters.families.llama import LLAMA
 from kconv.core.reading import open_checkpoint
 from kconv.verify.reference import Reference
 from kconv.verify.windows import Window

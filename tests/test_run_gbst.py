@@ -17,12 +17,12 @@ from t5_material import byte_ids
 
 from kconv.cli.generation import Sampling
 from kconv.cli.llama_runtime import LlamaRuntime
-from kconv.converters.architectures.gbswt5 import GBSWT5
-from kconv.converters.gbst.front_end import embed
-from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
-from kconv.converters.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.families.gbst import GBSWT5
+from kconv.converters.families.gbst.front_end import embed
+from kconv.converters.families.gbst.front_end_file import front_end_of, front_end_path, write_front_end
+from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.gguf_writer import plan_file, write_files
-from kconv.converters.recipe import build
+from kconv.converters.mapping import build
 from kconv.core.errors import GgufError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint

@@ -10,8 +10,8 @@ import pytest
 from t5_checkpoints import BYT5, byte_ids, nmse, reference_logits, t5_logits, t5_weights, write_t5
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
-from kconv.converters.recipe import build, parameters, unmapped
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build, parameters, unmapped
 from kconv.core.errors import CheckpointError, KconvError, MappingError, UnsupportedModel
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
@@ -119,13 +119,13 @@ def test_context_length(tokenizer: str | None, changes: dict[str, Any], length: 
     if tokenizer is not None:
         (folder / "tokenizer_config.json").write_text(tokenizer)
     checkpoint = open_checkpoint(folder)
-    assert build(recipe_for(checkpoint.config), checkpoint).hparams["t5.context_length"] == length
+    assert build(family_for(checkpoint.config), checkpoint).hparams["t5.context_length"] == length
 
 
 def test_a_tied_head_is_the_embedding_scaled_in_single_precision(tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "model", tie_word_embeddings=True, head=False)
     checkpoint = open_checkpoint(folder)
-    model = build(recipe_for(checkpoint.config), checkpoint)
+    model = build(family_for(checkpoint.config), checkpoint)
     shared = checkpoint.tensors["shared.weight"].read(0, 384)
     output = model.tensor("output.weight").read(5, 300)
     assert np.array_equal(output, shared[5:300] * np.float32(96**-0.5))
@@ -184,7 +184,7 @@ def test_the_inverse_gives_the_checkpoint_again(name: str, tmp_path: Path) -> No
     checkpoint = open_checkpoint(folder)
     file = open_gguf(path)
     held = {info.name: file.tensor(info) for info in file.header.tensors}
-    found = unmapped(recipe_for(checkpoint.config), checkpoint, held)
+    found = unmapped(family_for(checkpoint.config), checkpoint, held)
     expected = dict(checkpoint.tensors)
     if name == "relu-tied":  # the file has a head, which may be rounded otherwise than the embedding
         expected["lm_head.weight"] = checkpoint.tensors["shared.weight"]

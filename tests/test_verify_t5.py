@@ -19,8 +19,8 @@ from t5_checkpoints import BYT5, nmse, t5_logits, t5_weights, write_t5
 from kconv.cli.main import main
 from kconv.cli.proof_text import proof_text
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
-from kconv.converters.recipe import unmapped
+from kconv.converters.families import family_for
+from kconv.converters.mapping import unmapped
 from kconv.core.errors import CheckpointError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
@@ -92,7 +92,7 @@ def off(found: Floats, expected: Floats) -> float:
 
 def reference(folder: Path, **options: Any) -> Reference:
     checkpoint = open_checkpoint(folder)
-    return Reference(checkpoint, recipe_for(checkpoint.config), threads=2, **options)
+    return Reference(checkpoint, family_for(checkpoint.config), threads=2, **options)
 
 
 def whole(reading: Reading, index: int, window: Window) -> Floats:
@@ -148,7 +148,7 @@ def test_a_files_weights_give_the_same_logits(name: str, tmp_path: Path) -> None
     checkpoint, window = open_checkpoint(folder), pair(60, 70)
     with open_gguf(made) as opened:
         held = {info.name: opened.tensor(info) for info in opened.header.tensors}
-        weights = unmapped(recipe_for(checkpoint.config), checkpoint, held)
+        weights = unmapped(family_for(checkpoint.config), checkpoint, held)
         found = whole(reference(folder, weights=weights).read([window]), 0, window)
     assert off(found, truth(folder, window)) < ROUNDING
 

@@ -15,8 +15,8 @@ import pytest
 from llama_cpp_material import fetch_tool
 
 from kconv.converters import to_gguf
-from kconv.converters.architectures import recipe_for
-from kconv.converters.recipe import build
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build
 from kconv.converters.recorded import read_manifest
 from kconv.converters.samples import write_sample
 from kconv.core.gguf_file import read_header
@@ -47,7 +47,7 @@ class Made:
     def expected(self, file: Path | None = None, *, of_manifest: bool = True) -> Model:
         """What ``file`` is held against, with the manifest of the file kconv made or without one."""
         checkpoint = open_checkpoint(self.checkpoint)
-        model = build(recipe_for(checkpoint.config), checkpoint)
+        model = build(family_for(checkpoint.config), checkpoint)
         manifest = read_manifest(self.file) if of_manifest else None
         return expected_model(
             model, checkpoint, read_source(checkpoint), read_header(file or self.file), manifest

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kconv.converters.architectures import recipe_for
-from kconv.converters.recipe import build
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build
 from kconv.core.model import Model
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import Tensor
@@ -53,7 +53,7 @@ def quantize_elsewhere(source: Path, jobs: Mapping[Path, tuple[str, float | None
 def mapped(folder: Path) -> tuple[Model, dict[str, Tensor]]:
     """The checkpoint as its recipe maps it, and Q and K as they stand in it, by GGUF name."""
     checkpoint = open_checkpoint(folder)
-    model = build(recipe_for(checkpoint.config), checkpoint)
+    model = build(family_for(checkpoint.config), checkpoint)
     raw = {}
     for layer in range(int(checkpoint.config["num_hidden_layers"])):
         for kind in "qk":

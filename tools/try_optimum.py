@@ -19,7 +19,7 @@ from pathlib import Path
 from greedy_tokens import CAUSAL, Question, by_onnxruntime, by_transformers, compare
 
 from kconv.converters import to_onnx
-from kconv.converters.samples import FAMILIES, write_sample
+from kconv.converters.samples import SAMPLES, write_sample
 from kconv.vocab.texts import built_in
 
 PYTHON = Path(".dev/optimum/bin/python")
@@ -38,7 +38,7 @@ def questions(folder: Path) -> Iterator[Question]:
     from transformers import AutoTokenizer
 
     texts = built_in()[:TEXTS]
-    for family in FAMILIES:
+    for family in SAMPLES:
         checkpoint = write_sample(family, folder / "checkpoints" / family)
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         for type in ("f32", "q8_0", "q4_0"):

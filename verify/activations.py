@@ -3,19 +3,20 @@
 llama.cpp counts them while a GGUF runs (tools/imatrix), for decoders alone. Here transformers' model runs,
 streamed, so that no file has to be made first and encoder-decoders are counted, too: encoder, decoder and
 cross-attention, on the same pairs a proof reads. Which matrix of the file a module's input belongs to follows
-from the recipe's rows.
+from the family's rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ..converters.architectures import recipe_for
-from ..converters.recipe import build, sources_of
+from ..converters.families import family_for
+from ..converters.mapping import build, sources_of
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
@@ -80,9 +81,9 @@ def gather(
     opening the checkpoint raises, and InputError for texts too short.
     """
     checkpoint = open_checkpoint(source)
-    recipe = recipe_for(checkpoint.config)
-    model, _ = settle_vocab(build(recipe, checkpoint), checkpoint, allow_mismatch=True, progress=progress)
-    subject = Subject(checkpoint, recipe, model, read_source(checkpoint))
+    family = family_for(checkpoint.config)
+    model, _ = settle_vocab(build(family, checkpoint), checkpoint, allow_mismatch=True, progress=progress)
+    subject = Subject(checkpoint, family, model, read_source(checkpoint))
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
     return found, model.arch
@@ -103,40 +104,63 @@ def count_activations(
     how.announce(_cost(subject, chosen, len(every)))
     modules = _modules(subject)
     sums = Sums()
-    reading = Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
+    reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
         windows, watch=Watch(tuple(chosen), frozenset(modules), sums.add), progress=how.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(sums, modules, tuple(texts), len(chosen), size), reading
 
 
-def _modules(subject: Subject) -> dict[str, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Place:
+    """A matrix of the file: a tensor's name, and of a stack of experts' matrices which one of how many."""
+
+    target: str
+    expert: int = 0
+    experts: int = 1
+
+
+def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
     """By the name of a module of transformers' model, the matrices of the file its input flows into."""
     shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
-    found: dict[str, tuple[str, ...]] = {}
-    for target, sources in sources_of(subject.recipe, subject.checkpoint).items():
-        if len(shapes[target]) == 2 and sources[0].endswith(".weight") and target not in SPARED:
-            # of matrices that are joined the first will do: what flows into them is the same
-            module = sources[0].removesuffix(".weight")
-            found[module] = (*found.get(module, ()), target)
+    found: dict[str, tuple[_Place, ...]] = {}
+    for target, sources in sources_of(subject.family, subject.checkpoint).items():
+        if len(shapes[target]) not in (2, 3) or not sources[0].endswith(".weight") or target in SPARED:
+            continue
+        # of matrices that are joined the first will do: what flows into them is the same
+        experts = len(sources) if len(shapes[target]) == 3 else 1
+        for expert, source in enumerate(sources[:experts]):
+            module = subject.family.reference.module(source)
+            found[module] = (*found.get(module, ()), _Place(target, expert, experts))
     return found
 
 
 def _activations(
-    sums: Sums, modules: Mapping[str, Sequence[str]], datasets: tuple[str, ...], chunks: int, size: int
+    sums: Sums,
+    modules: Mapping[str, Sequence[_Place]],
+    datasets: tuple[str, ...],
+    chunks: int,
+    size: int,
 ) -> Activations:
-    """Under the names of the file; what nothing ever flowed into says nothing and is left out."""
-    squares, counts = {}, {}
+    """Under the names of the file; what nothing ever flowed into says nothing and is left out.
+
+    Experts lie one after the other, each with the number of tokens it saw (llama.cpp, tools/imatrix).
+    """
+    squares: dict[str, Floats] = {}
+    counts: dict[str, npt.NDArray[np.int64]] = {}
     for name, values in sums.squares.items():
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
                 f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
                 hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
             )
-        if values.any():
-            for target in modules[name]:
-                squares[target] = values.astype(np.float32)
-                counts[target] = np.array([sums.counts[name]], np.int64)
+        if not values.any():
+            continue
+        for place in modules[name]:
+            whole = squares.setdefault(place.target, np.zeros(place.experts * len(values), np.float32))
+            whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
+            seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
+            seen[place.expert] = sums.counts[name]
     return Activations(squares, counts, datasets, chunks, size)
 
 

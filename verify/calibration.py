@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..converters.architectures import recipe_for
+from ..converters.families import family_for
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.model import Model
@@ -53,7 +53,7 @@ def calibrate(
     Raises InputError for texts that cannot be read or are too short.
     """
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
+    subject = Subject(checkpoint, family_for(checkpoint.config), model, read_source(checkpoint))
     named = named_texts(texts)
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:

@@ -30,10 +30,10 @@ TOKENS = 1024
 
 @dataclass(frozen=True)
 class ComparedType:
-    """One file. ``stock``: llama-quantize's own recipe, nothing changed in it.
+    """One file. ``stock``: llama-quantize's own family, nothing changed in it.
 
     ``proof`` has the figures; ``path`` is None for a file that was not kept. ``published`` is what others
-    measured of the recipe.
+    measured of the family.
     """
 
     type: str

@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from ..converters.family import AnyFamily
 from ..converters.manifest import versions
-from ..converters.recipe import Recipe, parameters
+from ..converters.mapping import parameters
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -43,7 +44,7 @@ class Subject:
     """What files are proven against: a checkpoint, its tokenizer, and the model as a file should have it."""
 
     checkpoint: Checkpoint
-    recipe: Recipe
+    family: AnyFamily
     model: Model
     source: Source
 
@@ -68,7 +69,7 @@ class Subject:
     @property
     def source_context(self) -> int:
         """Tokens read at once: an encoder behind a front end has a position for several of them."""
-        return self.context * tokens_a_position(self.recipe, self.checkpoint)
+        return self.context * tokens_a_position(self.family, self.checkpoint)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def built_in_windows(
     subject: Subject, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
 ) -> list[Window]:
     """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
-    if subject.recipe.encoder_decoder:
+    if subject.family.encoder_decoder:
         return built_in_pairs(_reads_pairs(subject, window), amounts, tokens=tokens)
     if tokens is not None:
         amounts = dict.fromkeys(amounts, tokens)
@@ -123,7 +124,7 @@ def text_windows(
     An encoder-decoder reads pairs: see text_pairs.py. Raises InputError for windows beyond the model's
     context and texts without a token to predict.
     """
-    if subject.recipe.encoder_decoder:
+    if subject.family.encoder_decoder:
         return text_pairs(_reads_pairs(subject, window), texts, tokens=tokens)
     size = _window_size(subject, window)
     ids = [subject.source.encode(text, True) for text in texts]
@@ -165,19 +166,19 @@ def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int
 
 def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
-    return Reference(subject.checkpoint, subject.recipe, threads=how.threads).read(
+    return Reference(subject.checkpoint, subject.family, threads=how.threads).read(
         windows, progress=how.progress
     )
 
 
 def shows_gelu_share(subject: Subject, gate: Gate, how: How) -> bool:
     """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
-    return how.gelu_share and subject.recipe.gelu and gate.measure == "nmse"
+    return how.gelu_share and subject.family.gelu and gate.measure == "nmse"
 
 
 def _with_llama_cpps_gelu(subject: Subject, how: How) -> Read | None:
     """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(subject.checkpoint, subject.recipe, llama_cpps_gelu=True, threads=how.threads)
+    reference = Reference(subject.checkpoint, subject.family, llama_cpps_gelu=True, threads=how.threads)
     return partial(reference.read, progress=how.progress) if reference.gelus else None
 
 
@@ -193,9 +194,9 @@ def logits_part(
 
     The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
     """
-    gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
+    gate = gate_for(file_type(file.header), gelu=subject.family.gelu, overrides=how.gates)
     try:
-        front = embed_of(file, subject.recipe, how.front_end)
+        front = embed_of(file, subject.family, how.front_end)
         with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
             alike = _with_llama_cpps_gelu(subject, how) if shows_gelu_share(subject, gate, how) else None
             measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
@@ -219,7 +220,7 @@ def _diagnosed(
     window = windows[part.worst[0].window] if part.worst else windows[0]
     found = diagnose(
         subject.checkpoint,
-        subject.recipe,
+        subject.family,
         file,
         candidate,
         window,
@@ -256,7 +257,7 @@ def compared_with(
     """What something was compared with: checkpoint, texts, runtime, versions, also of ``packages``."""
     repository, revision = hub_origin(subject.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
-    if subject.recipe.encoder_decoder:
+    if subject.family.encoder_decoder:
         read += f", in pairs: {way_of_pairing(subject.source)}"
     return {
         "checkpoint": {

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ..converters.architectures import recipe_for
-from ..converters.recipe import parameters, untransformed
+from ..converters.families import family_for
+from ..converters.mapping import parameters, untransformed
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.model import Model
@@ -60,7 +60,7 @@ def prove(
     how = How(
         threads=threads or available_cores(), progress=progress, announce=announce, gelu_share=scope == "full"
     )
-    subject = Subject(checkpoint, recipe_for(checkpoint.config), model, read_source(checkpoint))
+    subject = Subject(checkpoint, family_for(checkpoint.config), model, read_source(checkpoint))
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     announce(cost(subject, windows, len(files)))
 
@@ -105,7 +105,7 @@ def _proof(
                 subject.model,
                 strict=True,
                 importance=importance,
-                originals=untransformed(subject.recipe, subject.checkpoint),
+                originals=untransformed(subject.family, subject.checkpoint),
                 threads=how.threads,
                 progress=how.progress,
             )
@@ -129,7 +129,7 @@ def _proof(
 
 def _metadata(file: GgufFile, subject: Subject) -> MetadataPart:
     part = check_metadata(file.header, subject.model)
-    return with_front_end_findings(part, file, subject.recipe, subject.checkpoint)
+    return with_front_end_findings(part, file, subject.family, subject.checkpoint)
 
 
 def _tokens_measured(parity: Parity, source: Source) -> TokensPart:

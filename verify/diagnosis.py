@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..converters.recipe import Recipe, unmapped
+from ..converters.family import AnyFamily
+from ..converters.mapping import unmapped
 from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
 from ..quant.gguf_weights import GgufFile
@@ -33,7 +34,7 @@ _LARGEST = sys.float_info.max  # JSON knows no infinity
 
 def diagnose(
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    family: AnyFamily,
     file: GgufFile,
     candidate: Candidate,
     window: Window,
@@ -49,11 +50,11 @@ def diagnose(
     CandidateFailure.
     """
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
-    original = Reference(checkpoint, recipe, threads=threads)
+    original = Reference(checkpoint, family, threads=threads)
     truth = original.read([window], layers_of=window, progress=progress)
     held = {info.name: file.tensor(info) for info in file.header.tensors}
-    weights = unmapped(recipe, checkpoint, held)
-    same = Reference(checkpoint, recipe, weights=weights, threads=threads)
+    weights = unmapped(family, checkpoint, held)
+    same = Reference(checkpoint, family, weights=weights, threads=threads)
     dequantized = same.read([window], layers_of=window, progress=progress)
     found = candidate.layers(window)
     layers = tuple(
@@ -64,11 +65,11 @@ def diagnose(
     )
     by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
     same_gelu = None
-    if recipe.gelu:
-        rounded = Reference(checkpoint, recipe, weights=weights, llama_cpps_gelu=True, threads=threads)
+    if family.gelu:
+        rounded = Reference(checkpoint, family, weights=weights, llama_cpps_gelu=True, threads=threads)
         alike = rounded.read([window], progress=progress)
         same_gelu = _of_logits(alike, alike, candidate, window)[1]
-    floor, arithmetic = _expected(tensors, gelu=recipe.gelu)
+    floor, arithmetic = _expected(tensors, gelu=family.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
     return Diagnosis(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..converters.family import InTransformers
 from ..core.errors import CheckpointError, EnvironmentProblem
 from ..core.input_files import quoted
 from ..core.tensor import Tensor
@@ -55,18 +56,21 @@ def computing(threads: int) -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def empty_model(name: str, config: Mapping[str, Any], where: str) -> Any:
-    """Transformers' model of that class, its parameters without memory, its buffers computed."""
+def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str) -> Any:
+    """Transformers' model of a config.json, its parameters without memory, its buffers computed."""
     import transformers
     from accelerate import init_empty_weights
 
+    name = reference.name
     made = getattr(transformers, name, None)
     if made is None:
         raise EnvironmentProblem(
             f"transformers {transformers.__version__} has no {name}", hint="install a newer transformers"
         )
-    # null stands for the class's default, as in recipes; transformers 5 refuses most of them
-    said = {key: value for key, value in config.items() if value is not None}
+    # null stands for the class's default but where the family knows better; transformers 5 refuses most of
+    # them
+    told = reference.config(config)
+    said = {key: value for key, value in told.items() if value is not None or key in reference.nulls}
     described = {key: value for key, value in said.items() if key not in _NOT_THE_MODEL}
     try:
         settings = made.config_class.from_dict(described)

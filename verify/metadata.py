@@ -1,4 +1,4 @@
-"""The metadata part: every key llama.cpp reads, against those the recipe derives from the checkpoint."""
+"""The metadata part: every key llama.cpp reads, against those the family derives from the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from .metadata_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rop
 from .proof import Finding, MetadataPart, verdict_of
 from .tokenizer_keys import check_tokenizer_keys
 
-_TYPES = {"whole": "a whole number", "real": "a real number", "flag": "true or false", "text": "a text"}
+_TYPES = {
+    "whole": "a whole number",
+    "real": "a real number",
+    "flag": "true or false",
+    "text": "a text",
+    "list": "a list",
+}
 _SCALING = {"rope.scaling.type": str, "rope.scaling.factor": float, "rope.scale_linear": float}
 _SAMPLING = "general.sampling."
 
@@ -33,7 +39,7 @@ def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
     file["tokens"], right["tokens"] = found.size, expected.vocab.size
     findings = list(_general(header, expected))
     count = 2
-    for key in _table(arch, right):
+    for key in _table(right):
         finding = _compared(key, file, right, arch)
         findings += [finding] if finding else []
         count += 1
@@ -51,16 +57,16 @@ def _own(values: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
-def _table(arch: str, right: Values) -> Iterator[Key]:
-    """The architecture's keys, and whatever else the recipe writes."""
-    known = keys_of(arch)
+def _table(right: Values) -> Iterator[Key]:
+    """The architecture's keys, and whatever else the family writes."""
+    known = keys_of(right)
     yield from known
-    kinds = {bool: "flag", int: "whole", float: "real", str: "text"}
+    kinds = {bool: "flag", int: "whole", float: "real", str: "text", tuple: "list"}
     for name, value in right.items():
         if name not in {key.name for key in known} and name not in ("tokens", *_SCALING):
             kind = kinds.get(type(value))
             if kind is not None:
-                yield Key(name, kind, REQUIRED, "the recipe derives another value from the checkpoint")  # type: ignore[arg-type]
+                yield Key(name, kind, REQUIRED, "the checkpoint makes it another")  # type: ignore[arg-type]
 
 
 def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:
@@ -123,7 +129,7 @@ def _one(value: Any, values: Values) -> Any:
 def _fits(key: Key, value: Any) -> bool:
     if key.kind == "whole":
         return type(value) is int and 0 <= value < 1 << 32
-    return type(value) is {"real": float, "flag": bool, "text": str}[key.kind]
+    return type(value) is {"real": float, "flag": bool, "text": str, "list": tuple}[key.kind]
 
 
 def _equal(one: Any, other: Any) -> bool:

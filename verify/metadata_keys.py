@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["whole", "real", "flag", "text"]
+Kind = Literal["whole", "real", "flag", "text", "list"]
 Values = Mapping[str, Any]
 
 
@@ -50,7 +50,7 @@ def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -
 
 _HEADS = "attention heads are cut out of the projections at the wrong places, and the model talks nonsense"
 _SHAPE = "the tensors do not have that shape, and llama.cpp refuses the file"
-_EXPERTS = "the checkpoint has no experts, and llama.cpp refuses the file or computes something else"
+_EXPERTS = "llama.cpp refuses the file, or routes tokens to experts as the model was not trained"
 
 _COMMON = (
     Key("block_count", "whole", REQUIRED, "layers are left out or missed"),
@@ -93,35 +93,22 @@ _COMMON = (
     Key("expert_group_used_count", "whole", 0, _EXPERTS),
 )
 
-_LLAMA = (
-    Key(
-        "attention.layer_norm_rms_epsilon",
-        "real",
-        REQUIRED,
-        "every layer norms a little differently, most where activations are small",
-    ),
+_EPSILON = "every layer norms a little differently, most where activations are small"
+# Keys only some graphs read: they count where the checkpoint's family writes them.
+_SOME = (
+    Key("attention.layer_norm_rms_epsilon", "real", REQUIRED, _EPSILON),
+    Key("attention.layer_norm_epsilon", "real", REQUIRED, _EPSILON),
     Key("vocab_size", "whole", _same_as("tokens"), "programs take it for the number of tokens"),
 )
 
-_PHI2 = (
-    Key(
-        "attention.layer_norm_epsilon",
-        "real",
-        REQUIRED,
-        "every layer norms a little differently, most where activations are small",
-    ),
-)
 
-READ: Mapping[str, tuple[Key, ...]] = {"llama": (*_COMMON, *_LLAMA), "phi2": (*_COMMON, *_PHI2)}
+def keys_of(right: Values) -> tuple[Key, ...]:
+    """The keys llama.cpp reads for an architecture whose right values are those."""
+    return (*_COMMON, *(key for key in _SOME if key.name in right))
 
 
-def keys_of(arch: str) -> tuple[Key, ...]:
-    """The keys of an architecture; those all have in common where it has no table of its own yet."""
-    return READ.get(arch, _COMMON)
-
-
-# Keys llama.cpp knows but does not read for llama, with the values that mean nothing. Other programs, and
-# other versions, may read them.
+# Keys llama.cpp knows but does not read for these graphs, with the values that mean nothing. Other programs,
+# and other versions, may read them.
 UNREAD: Mapping[str, tuple[Any, ...]] = {
     "attention.scale": (0.0,),
     "attention.output_scale": (0.0, 1.0),

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..converters.architectures import recipe_for
-from ..converters.recipe import build, parameters
+from ..converters.families import family_for
+from ..converters.mapping import build, parameters
 from ..converters.recorded import RecordedFile, read_manifest, written_files
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
@@ -85,7 +85,7 @@ def verify_onnx(
             tokens=check_folder_tokens(folder, checkpoint, subject.source, texts or ()),
             metadata=check_folder_settings(folder, checkpoint, subject.model),
             weights=check_folder_weights(
-                folder, checkpoint, subject.recipe, subject.model, threads=how.threads, progress=how.progress
+                folder, checkpoint, subject.family, subject.model, threads=how.threads, progress=how.progress
             ),
             logits=LogitsPart("not run"),
             provenance=told if just_made else evidence(told, hashes, options, how.progress),
@@ -142,16 +142,16 @@ def _recorded(
 
 def _subject(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
     """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
-    recipe = recipe_for(checkpoint.config)
-    if recipe.encoder_decoder != (folder.encoder is not None):
+    family = family_for(checkpoint.config)
+    if family.encoder_decoder != (folder.encoder is not None):
         kinds = ("has no encoder", "has an encoder")
-        own, given = kinds[folder.encoder is not None], kinds[recipe.encoder_decoder]
+        own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]
         raise InputError(
-            f"{folder.path} {own}, {checkpoint.folder} ({recipe.title}) {given}",
+            f"{folder.path} {own}, {checkpoint.folder} ({family.title}) {given}",
             hint="give the checkpoint the folder was made from with --against",
         )
-    model, source = build(recipe, checkpoint, "ONNX"), read_source(checkpoint)
-    return Subject(checkpoint, recipe, _with_vocab(model, checkpoint, source), source)
+    model, source = build(family, checkpoint, "ONNX"), read_source(checkpoint)
+    return Subject(checkpoint, family, _with_vocab(model, checkpoint, source), source)
 
 
 def _with_vocab(model: Model, checkpoint: Checkpoint, source: Source) -> Model:

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..converters.onnx.families import graphs_of
+from ..converters.family import AnyFamily
 from ..converters.onnx.graph import PRODUCER
+from ..converters.onnx.graphs import graphs_of
 from ..converters.pieces import Rows, cut, work_through
-from ..converters.recipe import Recipe
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
 from ..core.model import Model
@@ -51,7 +51,7 @@ class _Pair:
 def check_folder_weights(
     folder: OnnxFolder,
     checkpoint: Checkpoint,
-    recipe: Recipe,
+    family: AnyFamily,
     model: Model,
     *,
     threads: int,
@@ -70,7 +70,7 @@ def check_folder_weights(
     pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
     if all(file.producer == PRODUCER for file in folder.models):
-        findings += _one_sided(folder, checkpoint, recipe, model)
+        findings += _one_sided(folder, checkpoint, family, model)
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
@@ -83,10 +83,12 @@ def check_folder_weights(
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
-def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, recipe: Recipe, model: Model) -> Iterator[Finding]:
+def _one_sided(
+    folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily, model: Model
+) -> Iterator[Finding]:
     """Tensors only the checkpoint or only the folder has, by the graphs a conversion would make today."""
     merged = folder.encoder is not None and folder.decoder == folder.cached
-    graphs = graphs_of(recipe, checkpoint, model, {}, merged=merged)
+    graphs = graphs_of(family, checkpoint, {}, merged=merged)
     for file, graph in zip(folder.models, graphs.values(), strict=True):
         held = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
         for name in (name for name in graph.weights if name not in held):

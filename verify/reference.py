@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ..converters.recipe import Recipe
-from ..converters.settings import Settings
+from ..converters.family import AnyFamily
+from ..converters.mapping import refuse_too_many
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import CheckpointError, InputError, KconvError
+from ..core.errors import InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
-from .front_end import join_front_end, transformers_class, with_front_end
 from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
 from .watching import Watch, inputs_told, outputs_kept
@@ -65,7 +64,7 @@ class Reference:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        recipe: Recipe,
+        family: AnyFamily,
         *,
         weights: Mapping[str, Tensor] | None = None,
         llama_cpps_gelu: bool = False,
@@ -73,17 +72,18 @@ class Reference:
     ) -> None:
         held = checkpoint.tensors if weights is None else weights
         self._where = f"{checkpoint.folder}/config.json"
-        sizes = recipe.sizes(Settings(checkpoint.config, "config.json"))
-        self._layers, most = sizes["layers"], max(sizes[row.layers] for row in recipe.rows)
-        if most > len(held):  # before a model of millions of layers is made
-            raise CheckpointError(f"{self._where}: {most} layers, but there are {len(held)} tensors")
+        sizes = family.read(checkpoint.config).sizes
+        self._layers = sizes["layers"]
+        refuse_too_many(family, sizes, len(held), self._where)  # before a model of millions of layers is made
         self._threads = threads or available_cores()
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
-            config = recipe.for_transformers(checkpoint.config)
-            self._model = empty_model(transformers_class(recipe), config, self._where)
-            self._front = join_front_end(self._model, recipe, checkpoint)
-            held = held if self._front is None else with_front_end(held, checkpoint)
+            self._model = empty_model(family.reference, checkpoint.config, self._where)
+            self._factor, front = 1, family.front_end
+            if front is not None:
+                self._factor = front.join(self._model, checkpoint)
+                held = front.weights(held, checkpoint)
+            held = family.reference.tensors(held, sizes)
             self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
             self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
@@ -153,7 +153,7 @@ class Reference:
 
     def _encoded(self, window: Window) -> int:
         """Positions the encoder computes of a window."""
-        return -(-len(window.source) // (1 if self._front is None else self._front.factor))
+        return -(-len(window.source) // self._factor)
 
     def _told(
         self, watch: Watch, batch: Sequence[int], asked: Sequence[Window], first: int

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..converters.architectures import recipe_for
-from ..converters.gbst.front_end_file import front_end_of
-from ..converters.recipe import build, parameters, untransformed
+from ..converters.families import FRONT_ENDS, family_for
+from ..converters.front_end import front_end_of
+from ..converters.mapping import build, parameters, untransformed
 from ..converters.recorded import read_manifest
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -114,8 +114,8 @@ def verify(
         )  # first of all: what has changed
         subject = _subject(file, checkpoint, manifest)
         # nonsense is refused before any work, and so is a body without its front end
-        gate = gate_for(file_type(file.header), gelu=subject.recipe.gelu, overrides=how.gates)
-        front_end_of(file.path, file.header.metadata, how.front_end)
+        gate = gate_for(file_type(file.header), gelu=subject.family.gelu, overrides=how.gates)
+        front_end_of(FRONT_ENDS, file.path, file.header.metadata, how.front_end)
         windows = _windows(subject, texts, tokens, window)
         announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
         with hashes:
@@ -150,12 +150,12 @@ def _options(
 
 def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
     """The checkpoint as it should be in the file; refuses a file of another model before any work."""
-    recipe = recipe_for(checkpoint.config)
-    model = build(recipe, checkpoint)
+    family = family_for(checkpoint.config)
+    model = build(family, checkpoint)
     refuse_other_model(file, model)
     source = read_source(checkpoint)
     model = expected_model(model, checkpoint, source, file.header, manifest)
-    return Subject(checkpoint, recipe, model, source)
+    return Subject(checkpoint, family, model, source)
 
 
 def _windows(
@@ -194,7 +194,7 @@ def _without_logits(
             file,
             subject.model,
             strict=same_tools(manifest) and not made_with_importance(file.header.metadata),
-            originals=untransformed(subject.recipe, subject.checkpoint),
+            originals=untransformed(subject.family, subject.checkpoint),
             threads=how.threads,
             progress=how.progress,
         ),
@@ -205,7 +205,7 @@ def _without_logits(
 def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None, how: How) -> MetadataPart:
     """The part with remarks on a file that is not what it, or its manifest, says it is."""
     part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
-    part = with_front_end_findings(part, file, subject.recipe, subject.checkpoint, how.front_end)
+    part = with_front_end_findings(part, file, subject.family, subject.checkpoint, how.front_end)
     findings = (*part.findings, *((remark,) if remark else ()))
     if manifest is not None:
         findings += changed_after_conversion(file.header, manifest)

@@ -56,7 +56,7 @@ def check_weights(
 
     ``strict``: the file is kconv's own work with this libggml and, if any, this ``importance``, so that any
     other byte is damage.
-    ``originals``: the checkpoint's tensors of the same shape, before the recipe changed their order, by GGUF
+    ``originals``: the checkpoint's tensors of the same shape, before the family changed their order, by GGUF
     name; they make causes clearer. Raises GgufError, CheckpointError and EnvironmentProblem where one of the
     two cannot be read.
     """

@@ -37,7 +37,7 @@ def expected_model(
 ) -> Model:
     """``model`` with the vocabulary and the keys of ours the file ``header`` belongs to should have.
 
-    ``model`` comes from the recipe, ``manifest`` is the one beside the file, or None for files without.
+    ``model`` comes from the family, ``manifest`` is the one beside the file, or None for files without.
     Raises VocabError where the tokenizer has no counterpart in llama.cpp or does not fit the rows, and
     InputError for a manifest with options kconv does not know.
     """

@@ -7,7 +7,7 @@ Names of inputs and outputs are optimum's. Padding, left or right, is what ``att
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,7 @@ TOTAL = f"{PAST} + {LENGTH}"  # optimum computes the lengths of results from the
 
 @dataclass(frozen=True)
 class Heads:
-    """How attention is divided: ``rotary`` dimensions of a head are rotated, neighbours or halves."""
+    """How attention is divided: ``rotary`` dimensions of a head turn (0: none), neighbours or halves."""
 
     queries: int
     keys: int
@@ -61,11 +61,16 @@ def begin(graph: Graph, table: str, frequencies: Array) -> tuple[str, Positions]
     return rows, positions
 
 
-def frequencies(base: float, rotary: int) -> Array:
-    """Radians per position of each pair of dimensions, ``(rotary / 2,)``, in float32 as transformers has."""
-    exponents = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
-    powers = np.power(float(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
-    return np.float32(1) / powers
+def with_window(graph: Graph, positions: Positions, window: int) -> Positions:
+    """The same for layers in which a query sees no further back than ``window`` positions, itself counted."""
+    length = graph.op("Squeeze", graph.op("Shape", positions.mask, start=2, end=3))
+    total = graph.op("Squeeze", graph.op("Shape", positions.mask, start=3, end=4))
+    one, zero = graph.number(1, Element.INT64), graph.number(0, Element.INT64)
+    keys = graph.op("Range", zero, total, one)
+    queries = graph.op("Range", graph.op("Sub", total, length), total, one)
+    since = graph.op("Sub", graph.op("Unsqueeze", queries, graph.integers(1)), keys)
+    near = graph.op("Less", since, graph.number(window, Element.INT64))
+    return replace(positions, mask=graph.op("Where", near, positions.mask, least_float(graph)))
 
 
 def _mask(graph: Graph, ids: str, held: str) -> str:
@@ -87,8 +92,10 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     past = [graph.input(f"past_key_values.{layer}.{each}", Element.FLOAT, shape) for each in ("key", "value")]
     present = [f"present.{layer}.{each}" for each in ("key", "value")]
     values = {name: graph.op("Reshape", each, positions.lengths) for name, each in rows.items()}
-    query = _rotated(graph, values["q"], positions, heads, heads.queries)
-    key = _rotated(graph, values["k"], positions, heads, heads.keys)
+    query, key = values["q"], values["k"]
+    if heads.rotary:
+        query = _rotated(graph, query, positions, heads, heads.queries)
+        key = _rotated(graph, key, positions, heads, heads.keys)
     found, *_ = graph.ops(
         "Attention",
         query,

@@ -17,15 +17,13 @@ from ...quant.formats import F16, F32, Format, nearest
 from ...quant.onnx_packing import PACKED
 from ...quant.parts import EMBEDDING as EMBEDDING_TABLE
 from ...quant.policy import choose_formats, parse_policy
-from ..gbst.settings import EMBEDDING, SHARED
-from ..recipe import Recipe, sources_of
+from ..family import AnyFamily
+from ..mapping import sources_of
 from ..targets import own_type
 
 AUTO = "auto"
 TYPES = (AUTO, "f32", "f16", "q8_0", "q4_0")
 """What ``-q`` takes for ONNX."""
-
-_FRONT_END = frozenset((EMBEDDING, *SHARED))
 
 
 @dataclass(frozen=True)
@@ -49,8 +47,8 @@ def parse_type(text: str) -> str:
     return wanted
 
 
-def choose_onnx_formats(recipe: Recipe, checkpoint: Checkpoint, model: Model, type: str) -> OnnxFormats:
-    """The format of every tensor of ``checkpoint``, of which ``recipe`` has built ``model``.
+def choose_onnx_formats(family: AnyFamily, checkpoint: Checkpoint, model: Model, type: str) -> OnnxFormats:
+    """The format of every tensor of ``checkpoint``, of which ``family`` has built ``model``.
 
     A tensor that embeds and makes the logits, too, has the better of both formats. Raises UsageError for a
     type that is none of TYPES.
@@ -61,10 +59,10 @@ def choose_onnx_formats(recipe: Recipe, checkpoint: Checkpoint, model: Model, ty
     policy = parse_policy(name, output_type="q8_0" if name == "q4_0" else None)
     chosen = choose_formats(model, policy)
     allowed = (F32, *(PACKED if policy.default.quantized else (F16,)))
-    front = _FRONT_END if recipe.name == "gbswt5" else frozenset()  # computed in float32, as beside a GGUF
+    front = frozenset() if family.front_end is None else family.front_end.exact  # float32, as beside a GGUF
     formats: dict[str, Format] = {}
     fallbacks = []
-    by_target = sources_of(recipe, checkpoint)
+    by_target = sources_of(family, checkpoint)
     copies = {tensor.name for tensor in model.tensors if tensor.computed}  # of the embedding, scaled
     for target, own in by_target.items():
         sources = (*own, *by_target[EMBEDDING_TABLE]) if target in copies else own
@@ -85,8 +83,8 @@ def choose_onnx_formats(recipe: Recipe, checkpoint: Checkpoint, model: Model, ty
 
 
 def _automatic(model: Model) -> str:
-    """F32 for T5, which overflows in halves, and for F32 checkpoints; F16 for those of half precision."""
-    return "f32" if model.arch == "t5" or own_type(model) == "f32" else "f16"
+    """F32 for models that overflow in halves (T5) and F32 checkpoints; F16 for those of half precision."""
+    return "f32" if model.wide_inputs is not None or own_type(model) == "f32" else "f16"
 
 
 def _fallback_note(fallbacks: list[tuple[str, Format, Format]], type: str) -> Note:

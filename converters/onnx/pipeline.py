@@ -16,8 +16,8 @@ from ...core.input_files import file_sha256
 from ...core.model import Model, Note
 from ...core.progress import Progress, silent
 from ...core.reading import open_checkpoint
-from ..architectures import recipe_for
 from ..card import general_metadata, licence_notice
+from ..families import family_for
 from ..manifest import (
     SourceFile,
     SourceHashes,
@@ -27,15 +27,15 @@ from ..manifest import (
     source_part,
     versions,
 )
+from ..mapping import build, parameters
 from ..pipeline import scope_of
-from ..recipe import build, parameters
 from ..results import Proven, Scope
 from ..targets import FOLDER_MANIFEST as MANIFEST
 from ..targets import checkpoint_name
-from .families import graphs_of
 from .folder import FilesBeside, files_beside, parse_layout
 from .formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
 from .graph import OPSET, Graph
+from .graphs import graphs_of
 from .results import OnnxConversion, OnnxOptions
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
@@ -70,14 +70,14 @@ def to_onnx(
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
     checkpoint = open_checkpoint(source)
-    recipe = recipe_for(checkpoint.config)
-    model = build(recipe, checkpoint, "ONNX")
-    chosen = choose_onnx_formats(recipe, checkpoint, model, options.type)
+    family = family_for(checkpoint.config)
+    model = build(family, checkpoint, "ONNX")
+    chosen = choose_onnx_formats(family, checkpoint, model, options.type)
     name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
     folder = Path(name if output is None else output)
     refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
     merged = options.layout.merged
-    graphs = graphs_of(recipe, checkpoint, model, chosen.formats, accuracy_level, merged=merged)
+    graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
     beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1), chat_template)
     with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:

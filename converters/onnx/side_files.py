@@ -20,10 +20,7 @@ from ...vocab.sentencepiece_json import difference, sentencepiece_tokenizer_json
 from ...vocab.special_ids import shown
 from ...vocab.tokenizer import Source
 from ...vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
-from ..architectures import recipe_for
-
-GBST_CONFIG = "config.gbswt5.json"
-"""The config.json of a checkpoint with a GBST front end as it was; config.json itself says T5."""
+from ..families import family_for
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
@@ -46,17 +43,20 @@ def configurations(
     made: Contents = {}
     config, generating = dict(checkpoint.config), dict(context.generation_config)
     ids = {key: vocab.special.get(role) for key, role in _ROLES.items()}
-    stops, said = stop_ids(vocab, context)
-    notes += said
+    stops, found = stop_ids(vocab, context)
+    notes += found
     several = {**ids, "eos_token_id": list(stops)} if len(stops) > 1 else ids
     wanted = several if isinstance(config.get("eos_token_id"), list) else ids
-    changed = _with_ids(CONFIG, _without_code(config, notes) | _told(config, model), wanted, vocab, notes)
-    if recipe_for(config).name == "gbswt5":
-        made[GBST_CONFIG] = as_json(config)
-        changed |= {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]}
-        notes.append(
-            Note("gbst-config", f"config.json says T5, since the graphs run as one; see {GBST_CONFIG}")
-        )
+    family = family_for(config)
+    granted = family.granted(family.read(config))
+    said = {key: value for key, value in granted.items() if config.get(key) is None}
+    changed = _with_ids(CONFIG, _without_code(config, notes) | said, wanted, vocab, notes)
+    front = family.front_end
+    if front is not None:
+        made[front.onnx_file] = as_json(config)
+        changed |= front.onnx_config
+        message = f"config.json says T5, since the graphs run as one; see {front.onnx_file}"
+        notes.append(Note("gbst-config", message))
     made[CONFIG] = as_json(changed)
     if changed == config:
         made[CONFIG] = read_bytes(checkpoint.folder, CONFIG) or made[CONFIG]
@@ -74,18 +74,6 @@ def _without_code(settings: Mapping[str, Any], notes: list[Note]) -> dict[str, A
             Note("custom-code", "auto_map is left out: the folder needs no code of the checkpoint's own")
         )
     return {key: value for key, value in settings.items() if key != "auto_map"}
-
-
-def _told(config: Mapping[str, Any], model: Model) -> dict[str, Any]:
-    """What transformers takes for granted in an encoder-decoder's configuration and others do not."""
-    if model.arch != "t5":
-        return {}
-    granted = {
-        "is_encoder_decoder": True,
-        "num_decoder_layers": model.hparams["t5.decoder_block_count"],
-        "decoder_start_token_id": model.hparams["t5.decoder_start_token_id"],
-    }
-    return {key: value for key, value in granted.items() if config.get(key) is None}
 
 
 def _with_ids(

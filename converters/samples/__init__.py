@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
+from .decoders import write_exaone4, write_gpt_neox, write_qwen3, write_qwen3_moe
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
@@ -31,10 +32,14 @@ def write_trained(family: str, folder: Path) -> Path:
     return folder
 
 
-FAMILIES: Mapping[str, Callable[[Path], Path]] = {
+SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     **{family: partial(write_trained, family) for family in TRAINED},
     "eagle": write_eagle,
     "llama-3-ko": write_llama_3_ko,
+    "qwen3": write_qwen3,
+    "qwen3-moe": write_qwen3_moe,
+    "gpt-neox": write_gpt_neox,
+    "exaone4": write_exaone4,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 
@@ -47,9 +52,9 @@ def write_sample(family: str, folder: Path, *, force: bool = False) -> Path:
     since they might be somebody's, and a stray tokenizer file would change what the checkpoint means. Raises
     UsageError for an unknown family, OutputExists, and EnvironmentProblem.
     """
-    write = FAMILIES.get(family)
+    write = SAMPLES.get(family)
     if write is None:
-        raise UsageError(f"no sample family {family!r}, expected one of {', '.join(sorted(FAMILIES))}")
+        raise UsageError(f"no sample family {family!r}, expected one of {', '.join(sorted(SAMPLES))}")
     folder = Path(os.path.abspath(folder))
     _refuse_occupied(folder, force=force)
     with explained(folder):

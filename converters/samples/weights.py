@@ -71,15 +71,16 @@ def write_checkpoint(
     seed: int = 0,
     weight_format: WeightFormat = "safetensors",
     threads: int = 1,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> tuple[Path, ...]:
-    """Write config.json and random weights of a ``LlamaForCausalLM`` of that shape into ``folder``.
+    """Write config.json and random weights into ``folder``: of those ``shapes``, by default a Llama's.
 
     Matrices are normal with a standard deviation of 1/sqrt(columns), norms lie around 1, biases around 0,
     so that activations neither vanish nor overflow in half precision. ``safetensors`` is streamed;
     ``bin`` goes through ``torch.save`` and holds one shard in memory. Returns the weight files.
     Files of the same names are replaced. Raises UsageError for more shards than tensors.
     """
-    shapes = llama_shapes(config)
+    shapes = llama_shapes(config) if shapes is None else shapes
     folder.mkdir(parents=True, exist_ok=True)
     config = {**config, "torch_dtype": _TORCH_NAMES[dtype]}
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")

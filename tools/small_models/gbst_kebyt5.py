@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kconv.converters.gbst.settings import GbstSettings
-from kconv.verify.gbst_torch import set_front_end
+from kconv.converters.families.gbst.settings import GbstSettings
+from kconv.converters.families.gbst.torch_front_end import set_front_end
 
 from . import kebyt5
 from .kebyt5 import batches, loss, measure, new_tokenizer, optimizers, save, show, stored

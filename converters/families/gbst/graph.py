@@ -1,6 +1,6 @@
 """GBST, the front end of GBST-KEByT5, as part of an encoder's graph.
 
-The steps are those of kconv.converters.gbst.front_end, where they are explained (arXiv 2106.12672).
+The steps are those of kconv.converters.families.gbst.front_end, where they are explained (arXiv 2106.12672).
 Everything is computed in float32 and laid out as convolutions want it: values ``(batch, width, length)``, the
 mask ``(batch, 1, length)`` with 1.0 for text and 0.0 for padding.
 
@@ -12,9 +12,36 @@ convolution reads at the end of a shorter text of a batch: each text is what it 
 
 from __future__ import annotations
 
-from ..gbst.settings import CONVOLUTION, NORM, NORM_EPSILON, PROJECTION, SCORE, GbstSettings
-from .graph import Element, Graph
-from .masks import additive_mask, for_queries
+from dataclasses import dataclass
+
+from ...onnx.graph import Element, Graph
+from ...onnx.masks import additive_mask, for_queries
+from .settings import CONVOLUTION, EMBEDDING, NORM, NORM_EPSILON, PROJECTION, SCORE, GbstSettings
+
+
+@dataclass(frozen=True)
+class GbstFront:
+    """A front end of those ``settings`` as the graphs of a T5 body know it (t5.shape.EncoderFront)."""
+
+    settings: GbstSettings
+
+    @property
+    def embedding(self) -> str:
+        """The table of byte embeddings."""
+        return EMBEDDING
+
+    @property
+    def factor(self) -> int:
+        """How many bytes become one position."""
+        return self.settings.factor
+
+    def embedded(self, graph: Graph, values: str, mask: str) -> tuple[str, str]:
+        """See the function."""
+        return embedded(graph, values, mask, self.settings)
+
+    def resized_mask(self, graph: Graph, mask: str) -> str:
+        """See the function."""
+        return resized_mask(graph, mask, self.settings)
 
 
 def embedded(graph: Graph, values: str, mask: str, settings: GbstSettings) -> tuple[str, str]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .graph import Element, Graph
-from .t5_shape import BATCH, PAST, TARGET, TOTAL, T5Shape
+from ...onnx.graph import Element, Graph
+from .shape import BATCH, PAST, TARGET, TOTAL, T5Shape
 
 Pair = tuple[str, ...]
 
@@ -32,10 +32,10 @@ def made(graph: Graph, shape: T5Shape) -> Cache:
     """The first tokens: the encoder's keys and values are made, and are results."""
     _declare(graph, shape, {"decoder": TARGET, "encoder": shape.positions})
     states = _states(graph, shape)
-    crossing = [present(i, "encoder") for i in range(shape.decoder_layers)]
+    crossing = [present(i, "encoder") for i in range(shape.facts.decoder_layers)]
     for i, names in enumerate(crossing):
         _from_states(graph, shape, states, i, names)
-    return Cache([()] * shape.decoder_layers, crossing)
+    return Cache([()] * shape.facts.decoder_layers, crossing)
 
 
 def given(graph: Graph, shape: T5Shape) -> Cache:
@@ -55,7 +55,7 @@ def either(graph: Graph, shape: T5Shape) -> Cache:
     cache, states = _given(graph, shape), _states(graph, shape)
     states = _cut(graph, states, graph.op("Sub", graph.integers(1), use), 1)
     own = [tuple(_cut(graph, each, use, 2) for each in pair) for pair in cache.own]
-    crossing = [present(i, "encoder") for i in range(shape.decoder_layers)]
+    crossing = [present(i, "encoder") for i in range(shape.facts.decoder_layers)]
     for i, names in enumerate(crossing):
         new = _from_states(graph, shape, states, i, (None, None))
         for name, before, after in zip(names, cache.crossing[i], new, strict=True):
@@ -65,33 +65,34 @@ def either(graph: Graph, shape: T5Shape) -> Cache:
 
 def by_head(graph: Graph, shape: T5Shape, rows: str, lengths: str, name: str | None = None) -> str:
     """``(batch * length, heads * head_dim) -> (batch, heads, length, head_dim)``; ``lengths`` are two."""
-    split = graph.op("Concat", lengths, graph.integers(shape.heads, shape.head_dim), axis=0)
+    split = graph.op("Concat", lengths, graph.integers(shape.facts.heads, shape.facts.head_dim), axis=0)
     values = graph.op("Reshape", rows, split, allowzero=1)  # the length may be 0
     return graph.op("Transpose", values, name=name, perm=(0, 2, 1, 3))
 
 
 def _declare(graph: Graph, shape: T5Shape, lengths: dict[str, str]) -> None:
-    for i in range(shape.decoder_layers):
+    for i in range(shape.facts.decoder_layers):
         for side, length in lengths.items():
             for name in present(i, side):
-                graph.output(name, Element.FLOAT, (BATCH, shape.heads, length, shape.head_dim))
+                graph.output(name, Element.FLOAT, (BATCH, shape.facts.heads, length, shape.facts.head_dim))
 
 
 def _given(graph: Graph, shape: T5Shape) -> Cache:
     def pair(layer: int, side: str, length: str) -> Pair:
-        sizes = (BATCH, shape.heads, length, shape.head_dim)
+        sizes = (BATCH, shape.facts.heads, length, shape.facts.head_dim)
         names = _names("past_key_values", layer, side)
         return tuple(graph.input(name, Element.FLOAT, sizes) for name in names)
 
     # In this order, layer by layer, optimum hands its cache over (modeling_seq2seq.py of optimum-onnx 0.1.0).
     both = [
-        (pair(i, "decoder", PAST), pair(i, "encoder", shape.positions)) for i in range(shape.decoder_layers)
+        (pair(i, "decoder", PAST), pair(i, "encoder", shape.positions))
+        for i in range(shape.facts.decoder_layers)
     ]
     return Cache([own for own, _ in both], [crossing for _, crossing in both])
 
 
 def _states(graph: Graph, shape: T5Shape) -> str:
-    sizes = (BATCH, shape.positions, shape.hidden)
+    sizes = (BATCH, shape.positions, shape.facts.hidden)
     return graph.input("encoder_hidden_states", Element.FLOAT, sizes)
 
 
@@ -100,7 +101,7 @@ def _from_states(
 ) -> list[str]:
     """Keys and values a layer makes of ``states (batch, length, hidden)``."""
     lengths = graph.op("Shape", states, end=2)
-    rows = graph.op("Reshape", states, graph.integers(-1, shape.hidden))
+    rows = graph.op("Reshape", states, graph.integers(-1, shape.facts.hidden))
     place, pair = f"decoder.block.{layer}.layer.1.EncDecAttention", zip("kv", names, strict=True)
     return [
         by_head(graph, shape, graph.linear(rows, f"{place}.{each}.weight"), lengths, name)

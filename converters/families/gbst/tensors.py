@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...core.checkpoint import Checkpoint
-from ...core.errors import CheckpointError, InputError, MappingError
-from ...core.model import MetadataValue, Model
-from ...core.tensor import Tensor
-from ...quant.ggml import to_float32
-from ..settings import Settings
-from ..transforms import same_weights
+from ....core.checkpoint import Checkpoint
+from ....core.errors import CheckpointError, InputError, MappingError
+from ....core.model import MetadataValue, Model
+from ....core.tensor import Tensor
+from ....quant.ggml import to_float32
+from ...front_end import FINGERPRINT_KEY, KIND_KEY
+from ...settings import Settings
+from ...transforms import same_weights
 from .front_end import Floats, front_end
 from .settings import (
     CONVOLUTION,
@@ -32,9 +33,6 @@ from .settings import (
 
 ARCH = "gbst"
 VERSION = 1
-
-# In a body: which kind of front end it needs, and the fingerprint of the one it was made with.
-KIND_KEY, FINGERPRINT_KEY = "kconv.front_end", "kconv.front_end.fingerprint"
 
 # Name in the file -> name in a checkpoint, in the order of the file.
 TABLE: Mapping[str, str] = {

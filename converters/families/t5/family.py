@@ -7,28 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
-from ...core.checkpoint import Checkpoint
-from ...core.errors import CheckpointError
-from ...core.input_files import read_json
-from ...core.model import MetadataValue, Note
-from ...core.tensor import Array, DType, Tensor
-from ...quant.ggml import to_float32
-from ...vocab.byte_vocabulary import is_byte_tokenizer
-from ..recipe import Recipe, Row, Sizes, Transform
-from ..settings import Settings
-from ..transforms import same_weights
-from .t5_limits import feed_forward, limits_of_llama_cpp, limits_of_onnx, max_distance
+from ....core.checkpoint import Checkpoint
+from ....core.input_files import read_json
+from ....core.model import MetadataValue, Note
+from ....core.tensor import Array, DType, Tensor
+from ....quant.ggml import to_float32
+from ....vocab.byte_vocabulary import is_byte_tokenizer
+from ...family import Family, InTransformers, Row, Sizes, Transform
+from ...transforms import same_weights
+from .facts import T5Facts, limits_of_llama_cpp, limits_of_onnx, read_facts
+from .graphs import t5_graphs
+from .shape import EMBEDDINGS, HEAD, embedding_name
 
-# One matrix embeds for both sides; which of its names a file keeps depends on what wrote it.
-EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-HEAD = "lm_head.weight"
 _GATED, _UNGATED = "gated", "ungated"
 _OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
 
-_FEWEST_BUCKETS = 4  # with fewer a side has no exact bucket
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
 
@@ -132,99 +129,47 @@ ROWS = (
 )
 
 
-def sizes(settings: Settings) -> Sizes:
-    """The words of the shapes."""
-    layers = settings.either("num_layers", "num_hidden_layers")
-    buckets, most = settings.integer("relative_attention_num_buckets", 32), 2 * max_distance(settings) - 1
-    if not _FEWEST_BUCKETS <= buckets <= most:  # with more, exact ones reach beyond the farthest distance
-        raise settings.refuse(
-            "relative_attention_num_buckets", buckets, f"a number from {_FEWEST_BUCKETS} to {most}"
-        )
-    return {
-        "layers": layers,
-        "decoder_layers": settings.integer("num_decoder_layers", layers),
-        "hidden": settings.either("d_model", "hidden_size"),
-        "heads": settings.either("num_heads", "num_attention_heads"),
-        "head_dim": settings.either("d_kv", "head_dim"),
-        "ffn": settings.integer("d_ff"),
-        "buckets": buckets,
-        "rows": settings.integer("vocab_size"),
-    }
+def _flags(facts: T5Facts, checkpoint: Checkpoint) -> frozenset[str]:
+    embedding = embedding_name(checkpoint)
+    kind = _GATED if facts.gated else _UNGATED
+    return frozenset({embedding, kind, *head_flags(facts, checkpoint, embedding)})
 
 
-def _flags(settings: Settings, checkpoint: Checkpoint) -> frozenset[str]:
-    embedding, (gated, _) = embedding_name(checkpoint), feed_forward(settings)
-    kind = _GATED if gated else _UNGATED
-    return frozenset({embedding, kind, *head_flags(settings, checkpoint, embedding)})
-
-
-def embedding_name(checkpoint: Checkpoint) -> str:
-    """The name the embedding is read under. Raises CheckpointError where copies of it differ."""
-    there = [name for name in EMBEDDINGS if name in checkpoint.tensors]
-    for name in there[1:]:
-        if checkpoint.aliases.get(name) in there or checkpoint.aliases.get(there[0]) == name:
-            continue
-        if not same_weights(checkpoint.tensors[there[0]], checkpoint.tensors[name]):
-            raise CheckpointError(
-                f"{checkpoint.folder}: {name} differs from {there[0]}; T5 has one embedding for both sides",
-                hint="check which of them the model was trained with and remove the other",
-            )
-    return there[0] if there else EMBEDDINGS[0]
-
-
-def head_flags(settings: Settings, checkpoint: Checkpoint, embedding: str) -> frozenset[str]:
+def head_flags(facts: T5Facts, checkpoint: Checkpoint, embedding: str) -> frozenset[str]:
     """How ``output.weight`` is made: from a head of its own or from the embedding, scaled or not.
 
     A head is its own if its weights are: flags of configurations saved by transformers 5 say nothing of that.
     Whether logits are scaled by d_model^-0.5 they do say, as that version reads them: scale_decoder_outputs,
-    in older files anything but tie_word_embeddings false. mT5 never scales (modeling_mt5.py).
+    in older files anything but tie_word_embeddings false.
     """
     head, shared = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(embedding)
-    if head is None and not settings.flag("tie_word_embeddings", True):
+    if head is None and not facts.tied:
         return frozenset({_OWN_HEAD})  # transformers 5 never writes false: the head has been lost
     own = head is not None and (shared is None or not same_weights(head, shared))
-    scaled = scales(settings)
     if own:
-        return frozenset({_SCALED_HEAD if scaled else _OWN_HEAD})
-    return frozenset({_SCALED + embedding} if scaled else ())
+        return frozenset({_SCALED_HEAD if facts.scaled else _OWN_HEAD})
+    return frozenset({_SCALED + embedding} if facts.scaled else ())
 
 
-def scales(settings: Settings) -> bool:
-    """Whether the decoder's output is multiplied by d_model^-0.5 before the head."""
-    if settings.text("model_type", "t5") == "mt5":
-        return False
-    return settings.flag("scale_decoder_outputs", settings.flag("tie_word_embeddings", True))
-
-
-def hparams(settings: Settings, sizes: Sizes) -> dict[str, MetadataValue]:
-    """The keys config.json decides."""
+def _keys(facts: T5Facts) -> dict[str, MetadataValue]:
     return {
-        "block_count": sizes["layers"],
-        "decoder_block_count": sizes["decoder_layers"],
-        "embedding_length": sizes["hidden"],
-        "feed_forward_length": sizes["ffn"],
-        "attention.head_count": sizes["heads"],
-        "attention.head_count_kv": sizes["heads"],
-        "attention.key_length": sizes["head_dim"],
-        "attention.value_length": sizes["head_dim"],
-        "attention.layer_norm_epsilon": settings.real("layer_norm_epsilon", 1e-6),
-        "attention.layer_norm_rms_epsilon": settings.real("layer_norm_epsilon", 1e-6),
-        "attention.relative_buckets_count": sizes["buckets"],
-        "decoder_start_token_id": decoder_start(settings),
-        "vocab_size": sizes["rows"],
+        "block_count": facts.layers,
+        "decoder_block_count": facts.decoder_layers,
+        "embedding_length": facts.hidden,
+        "feed_forward_length": facts.ffn,
+        "attention.head_count": facts.heads,
+        "attention.head_count_kv": facts.heads,
+        "attention.key_length": facts.head_dim,
+        "attention.value_length": facts.head_dim,
+        "attention.layer_norm_epsilon": facts.epsilon,
+        "attention.layer_norm_rms_epsilon": facts.epsilon,
+        "attention.relative_buckets_count": facts.buckets,
+        "decoder_start_token_id": facts.start,
+        "vocab_size": facts.rows,
     }
 
 
-def decoder_start(settings: Settings) -> int:
-    """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
-    key = "decoder_start_token_id" if "decoder_start_token_id" in settings else "pad_token_id"
-    start = settings.integer(key, 0, least=0)
-    if start >= settings.integer("vocab_size"):
-        raise settings.refuse(key, start, "the id of a token, less than vocab_size")
-    return start
-
-
-def context(settings: Settings, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
+def _context(facts: T5Facts, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """The length the model was trained with, as far as files say: T5's positions are relative.
 
     n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens. Behind a GBST
@@ -235,15 +180,13 @@ def context(settings: Settings, checkpoint: Checkpoint) -> dict[str, MetadataVal
     told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
     if isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _SANE_CONTEXT:
         length = told
-    return {"context_length": settings.integer("n_positions", length)}
+    return {"context_length": length if facts.positions is None else facts.positions}
 
 
-def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
+def _notes(facts: T5Facts, flags: frozenset[str]) -> Sequence[Note]:
     notes = []
-    if "decoder_start_token_id" not in settings:
-        message = (
-            f"config.json names no decoder_start_token_id; {decoder_start(settings)}, the padding, is written"
-        )
+    if not facts.start_named:
+        message = f"config.json names no decoder_start_token_id; {facts.start}, the padding, is written"
         notes.append(Note("decoder-start", message, warning=True))
     if _SCALED_HEAD in flags:
         message = (
@@ -260,26 +203,36 @@ def _notes(settings: Settings, flags: frozenset[str]) -> Sequence[Note]:
     return notes
 
 
-T5 = Recipe(
+T5 = Family(
     name="t5",
     title="T5",
     models=("KEByT5 and ByT5 small, base, large", "T5, T5 v1.1, Flan-T5"),
     hf_classes=("T5ForConditionalGeneration", "T5WithLMHeadModel"),
     arch="t5",
-    sizes=sizes,
+    facts=read_facts,
     flags=_flags,
-    hparams=hparams,
+    keys=_keys,
     rows=ROWS,
     limits={"llama.cpp": limits_of_llama_cpp, "ONNX": limits_of_onnx},
+    reference=InTransformers("T5ForConditionalGeneration"),
+    graphs=t5_graphs,
     dropped=(
         *EMBEDDINGS,
         HEAD,
         "decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight",
     ),
     notes=_notes,
-    from_files=context,
+    from_files=_context,
     gelu=True,
     encoder_decoder=True,
+    # what flows into wo exceeds 65,504 in models as they were trained, and for F16 weights ggml makes halves
+    # of that, too; transformers keeps these matrices in fp32 for that reason
+    wide_inputs=r"(enc|dec)\.blk\.\d+\.ffn_down\.weight",
+    granted=lambda facts: {
+        "is_encoder_decoder": True,
+        "num_decoder_layers": facts.decoder_layers,
+        "decoder_start_token_id": facts.start,
+    },
 )
 MT5 = replace(
     T5,
@@ -287,4 +240,6 @@ MT5 = replace(
     title="mT5",
     models=("mT5 without byte fallback",),
     hf_classes=("MT5ForConditionalGeneration",),
+    facts=partial(read_facts, mt5=True),
+    reference=InTransformers("MT5ForConditionalGeneration"),
 )

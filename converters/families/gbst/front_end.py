@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ...core.errors import InputError
+from ....core.errors import InputError
 from .settings import CONVOLUTION, EMBEDDING, NORM, NORM_EPSILON, PROJECTION, SCORE, GbstSettings
 
 Floats = npt.NDArray[np.float32]

@@ -1,8 +1,8 @@
 """GBST in PyTorch, for the fp32 reference: batched, with the parameters under a checkpoint's names.
 
 Written from the description of the method (arXiv 2106.12672) and of the official order of operations, apart
-from kconv.converters.gbst.front_end, so that each can be held against the other. Unlike that one it pads as
-the original does, takes batches with their attention masks, and knows the missing mask.
+from kconv.converters.families.gbst.front_end, so that each can be held against the other. Unlike that one it
+pads as the original does, takes batches with their attention masks, and knows the missing mask.
 
 Set as ``encoder.embed_tokens`` of transformers' T5ForConditionalGeneration it gives its parameters the
 names of GBSWT5ForConditionalGeneration, whose encoder is T5's but for the embedding. T5 is then called with
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..converters.gbst.settings import NORM_EPSILON, GbstSettings
+from .settings import NORM_EPSILON, GbstSettings
 
 
 class InferenceNorm(nn.Module):

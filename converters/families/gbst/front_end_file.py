@@ -13,16 +13,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...core.errors import EnvironmentProblem, GgufError, KconvError
-from ...core.files import atomic_file
-from ...core.gguf_file import GgufHeader, TensorInfo, read_header
-from ...core.input_files import quoted
-from ...core.model import Model
-from ...quant.formats import F32
-from ..gguf_writer import FilePlan, plan_file, write_files
-from .front_end import Floats, FrontEnd, front_end
+from ....core.errors import EnvironmentProblem, GgufError, KconvError
+from ....core.files import atomic_file
+from ....core.gguf_file import GgufHeader, TensorInfo, read_header
+from ....core.input_files import quoted
+from ....core.model import Model
+from ....quant.formats import F32
+from ...front_end import FINGERPRINT_KEY, FrontEndFile
+from ...gguf_writer import FilePlan, plan_file, write_files
+from .front_end import Floats, FrontEnd, embed, front_end
 from .settings import LARGEST_PERIOD, MOST_BLOCKS, GbstSettings
-from .tensors import ARCH, FINGERPRINT_KEY, KIND_KEY, TABLE, VERSION, file_shapes, fingerprint, settings_keys
+from .tensors import ARCH, TABLE, VERSION, file_shapes, fingerprint, settings_keys
 
 _MOST_BYTES = 1 << 30  # of weights; published front ends have some 12 MB
 _MOST_LOOKED_AT = 100  # files beside a body
@@ -30,12 +31,10 @@ _AGAIN = "convert the checkpoint again; it writes body and front end together"
 
 
 @dataclass(frozen=True)
-class FrontEndFile:
-    """A front end as read from its file, and the fingerprint of what was really read."""
+class GbstFile(FrontEndFile):
+    """A GBST front end as read from its file."""
 
-    path: Path
     front_end: FrontEnd
-    fingerprint: str
 
 
 def front_end_path(folder: Path, name: str) -> Path:
@@ -57,7 +56,7 @@ def write_front_end(path: Path, model: Model, *, force: bool = False) -> int:
         return write_files(model.tensors, [plan_front_end(path, model)], [temporary]).sizes[0]
 
 
-def read_front_end(path: Path) -> FrontEndFile:
+def read_front_end(path: Path) -> GbstFile:
     """Read a front end whole. Nothing in the file is trusted: every key, shape, type and weight is checked.
 
     Raises GgufError where anything is amiss, EnvironmentProblem where the disk or a permission is.
@@ -70,7 +69,8 @@ def read_front_end(path: Path) -> FrontEndFile:
     if header.metadata.get(f"{ARCH}.fingerprint") != found:
         raise GgufError(f"{path}: the weights do not have the fingerprint the file says", hint=_AGAIN)
     try:
-        return FrontEndFile(path, front_end(settings, weights), found)
+        made = front_end(settings, weights)
+        return GbstFile(path, found, settings.factor, lambda ids: embed(made, ids).values, made)
     except KconvError as error:
         raise GgufError(f"{path}: {error.message}", hint=_AGAIN) from error
 
@@ -83,24 +83,14 @@ def is_front_end(path: Path, wanted: str) -> bool:
         return False
 
 
-def front_end_of(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> FrontEndFile | None:
-    """The front end the body at ``body`` needs, None if it needs none; ``metadata`` are the body's keys.
+def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> GbstFile:
+    """The front end of the fingerprint the body at ``body`` names; ``metadata`` are the body's keys.
 
     ``chosen`` is the file to take; without it the files ``gbst-*.gguf`` beside the body are looked at. Raises
     GgufError where there is none, where it belongs to another model or where it does not fit the body, and
     what ``read_front_end`` raises.
     """
-    kind, wanted = metadata.get(KIND_KEY), metadata.get(FINGERPRINT_KEY)
-    if kind is None:
-        if chosen is not None:
-            raise GgufError(f"{body} needs no front end, but {chosen} was given", hint="leave it out")
-        return None
-    if kind != ARCH or not isinstance(wanted, str):
-        raise GgufError(
-            f"{body}: {KIND_KEY} is {quoted(kind)} with the fingerprint {quoted(wanted)}, expected {ARCH} "
-            "and 64 hexadecimal digits",
-            hint="the file is damaged, or made by a newer kconv",
-        )
+    wanted = str(metadata.get(FINGERPRINT_KEY))
     found = read_front_end(_beside(body, wanted) if chosen is None else chosen)
     if found.fingerprint != wanted:
         raise GgufError(

@@ -13,44 +13,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...core.checkpoint import Checkpoint
-from ...quant.formats import Format
-from . import t5_cache
-from .activation import activated
-from .gbst import embedded, resized_mask
-from .graph import Element, Graph
-from .masks import additive_mask, for_queries
-from .relative import relative_bias
-from .t5_cache import Cache, by_head
-from .t5_shape import BATCH, SOURCE, TARGET, T5Shape, read_shape
+from ...onnx.activation import activated
+from ...onnx.graph import Element, Graph
+from ...onnx.masks import additive_mask, for_queries
+from ...onnx.relative import relative_bias
+from ...onnx.request import GraphRequest
+from . import cache as caches
+from .cache import Cache, by_head
+from .facts import T5Facts
+from .shape import BATCH, SOURCE, TARGET, EncoderFront, T5Shape, read_shape
 
 ENCODER, MERGED = "encoder_model.onnx", "decoder_model_merged.onnx"
 DECODER, DECODER_WITH_PAST = "decoder_model.onnx", "decoder_with_past_model.onnx"
 
 _CACHES: Mapping[str, Callable[[Graph, T5Shape], Cache]] = {
-    DECODER: t5_cache.made,
-    DECODER_WITH_PAST: t5_cache.given,
-    MERGED: t5_cache.either,
+    DECODER: caches.made,
+    DECODER_WITH_PAST: caches.given,
+    MERGED: caches.either,
 }
 
 
-def t5_graphs(
-    checkpoint: Checkpoint, formats: Mapping[str, Format], accuracy_level: int = 0, *, merged: bool = False
-) -> dict[str, Graph]:
-    """The graphs of a checkpoint that fits its recipe (T5, MT5 or GBSWT5), by their files' names.
+def t5_graphs(request: GraphRequest[T5Facts], front: EncoderFront | None = None) -> dict[str, Graph]:
+    """The graphs by their files' names; ``front`` stands before the encoder.
 
-    ``formats`` and ``accuracy_level`` are as of ``Graph``. The decoder is two graphs, without and with a
-    cache, or ``merged`` into one. Raises what the recipe raises for settings that make no sense.
+    The decoder is two graphs, without and with a cache, or merged into one. Raises CheckpointError where
+    copies of the embedding differ.
     """
-    shape, held = read_shape(checkpoint), checkpoint.tensors
-
-    def graph(file: str) -> Graph:
-        return Graph(file.partition(".")[0], held, formats, accuracy_level)
-
-    graphs = {ENCODER: graph(ENCODER)}
+    shape = read_shape(request.facts, request.checkpoint, front)
+    graphs = {ENCODER: request.graph(ENCODER.partition(".")[0])}
     _encoder(graphs[ENCODER], shape)
-    for file in (MERGED,) if merged else (DECODER, DECODER_WITH_PAST):
-        graphs[file] = graph(file)
+    for file in (MERGED,) if request.merged else (DECODER, DECODER_WITH_PAST):
+        graphs[file] = request.graph(file.partition(".")[0])
         _decoder(graphs[file], shape, _CACHES[file])
     return graphs
 
@@ -60,37 +53,37 @@ def _encoder(graph: Graph, shape: T5Shape) -> None:
     mask = graph.input("attention_mask", Element.INT64, (BATCH, SOURCE))
     values = graph.embedding(ids, shape.embedding)
     if shape.front is not None:
-        values, mask = embedded(graph, values, mask, shape.front)
+        values, mask = shape.front.embedded(graph, values, mask)
     lengths = graph.op("Shape", mask)
     keys = _range(graph, graph.number(0, Element.INT64), _length(graph, mask, 1))
     bias = graph.op("Add", _bias(graph, shape, "encoder", keys, keys), additive_mask(graph, mask))
-    rows = _as_rows(graph, values, shape.hidden)
-    for i in range(shape.layers):
+    rows = _as_rows(graph, values, shape.facts.hidden)
+    for i in range(shape.facts.layers):
         block = f"encoder.block.{i}.layer"
         inner = _norm(graph, shape, rows, f"{block}.0.layer_norm")
         inner = _self_attention(graph, shape, f"{block}.0.SelfAttention", inner, lengths, bias)
         rows = graph.op("Add", rows, inner)
         rows = _feed_forward(graph, shape, f"{block}.1", rows)
     rows = _norm(graph, shape, rows, "encoder.final_layer_norm")
-    _by_batch(graph, rows, lengths, shape.hidden, name="last_hidden_state")
-    graph.output("last_hidden_state", Element.FLOAT, (BATCH, shape.positions, shape.hidden))
+    _by_batch(graph, rows, lengths, shape.facts.hidden, name="last_hidden_state")
+    graph.output("last_hidden_state", Element.FLOAT, (BATCH, shape.positions, shape.facts.hidden))
 
 
 def _decoder(graph: Graph, shape: T5Shape, cache_of: Callable[[Graph, T5Shape], Cache]) -> None:
     ids = graph.input("input_ids", Element.INT64, (BATCH, TARGET))
     mask = graph.input("encoder_attention_mask", Element.INT64, (BATCH, SOURCE))
-    graph.output("logits", Element.FLOAT, (BATCH, TARGET, shape.rows))
+    graph.output("logits", Element.FLOAT, (BATCH, TARGET, shape.facts.rows))
     cache, zero = cache_of(graph, shape), graph.number(0, Element.INT64)
     if shape.front is not None:
-        mask = resized_mask(graph, mask, shape.front)
+        mask = shape.front.resized_mask(graph, mask)
     lengths = graph.op("Shape", ids)
     before = _length(graph, cache.own[0][0], 2) if cache.own[0] else zero
     total = graph.op("Add", before, _length(graph, ids, 1))
     bias = _bias(graph, shape, "decoder", _range(graph, before, total), _range(graph, zero, total))
     cross_bias = for_queries(graph, additive_mask(graph, mask), graph.op("Shape", ids, start=1))
-    rows = _as_rows(graph, graph.embedding(ids, shape.embedding), shape.hidden)
+    rows = _as_rows(graph, graph.embedding(ids, shape.embedding), shape.facts.hidden)
     for i, (own, crossing) in enumerate(zip(cache.own, cache.crossing, strict=True)):
-        block, names = f"decoder.block.{i}.layer", t5_cache.present(i, "decoder")
+        block, names = f"decoder.block.{i}.layer", caches.present(i, "decoder")
         inner = _norm(graph, shape, rows, f"{block}.0.layer_norm")
         inner = _self_attention(
             graph, shape, f"{block}.0.SelfAttention", inner, lengths, bias, past=own, present=names
@@ -115,10 +108,10 @@ def _self_attention(
     present: Sequence[str] = (),
 ) -> str:
     """Rows to rows; keys and values that were there before come first, all of them are named ``present``."""
-    width = shape.heads * shape.head_dim
+    width = shape.facts.heads * shape.facts.head_dim
     given = [_by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
     names = (None, *present)
-    heads = {"q_num_heads": shape.heads, "kv_num_heads": shape.heads}
+    heads = {"q_num_heads": shape.facts.heads, "kv_num_heads": shape.facts.heads}
     found, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
     return graph.linear(_as_rows(graph, found, width), f"{place}.o.weight")
 
@@ -129,34 +122,34 @@ def _cross_attention(
     queries = by_head(graph, shape, graph.linear(rows, f"{place}.q.weight"), lengths)
     found = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
     found = graph.op("Transpose", found, perm=(0, 2, 1, 3))
-    return graph.linear(_as_rows(graph, found, shape.heads * shape.head_dim), f"{place}.o.weight")
+    return graph.linear(_as_rows(graph, found, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight")
 
 
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
     dense, inner = f"{place}.DenseReluDense", _norm(graph, shape, rows, f"{place}.layer_norm")
-    if shape.gated:
-        gate = activated(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.activation)
+    if shape.facts.gated:
+        gate = activated(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.facts.activation)
         inner = graph.op("Mul", gate, graph.linear(inner, f"{dense}.wi_1.weight"))
     else:
-        inner = activated(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.activation)
+        inner = activated(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.facts.activation)
     return graph.op("Add", rows, graph.linear(inner, f"{dense}.wo.weight"))
 
 
 def _logits(graph: Graph, shape: T5Shape, rows: str, lengths: str) -> None:
     rows = _norm(graph, shape, rows, "decoder.final_layer_norm")
-    if shape.scaled:
-        rows = graph.op("Mul", rows, graph.number(shape.hidden**-0.5))
-    _by_batch(graph, graph.linear(rows, shape.head), lengths, shape.rows, name="logits")
+    if shape.facts.scaled:
+        rows = graph.op("Mul", rows, graph.number(shape.facts.hidden**-0.5))
+    _by_batch(graph, graph.linear(rows, shape.head), lengths, shape.facts.rows, name="logits")
 
 
 def _bias(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) -> str:
     table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    far, causal = shape.max_distance, side == "decoder"
+    far, causal = shape.facts.max_distance, side == "decoder"
     return relative_bias(graph, table, queries, keys, max_distance=far, causal=causal)
 
 
 def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
-    return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), epsilon=shape.epsilon)
+    return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), epsilon=shape.facts.epsilon)
 
 
 def _as_rows(graph: Graph, values: str, width: int) -> str:

@@ -11,10 +11,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ...core.errors import CheckpointError, UnsupportedModel
-from ...core.input_files import quoted
-from ...core.tensor import Tensor
-from ..settings import Settings
+from ....core.errors import CheckpointError, UnsupportedModel
+from ....core.input_files import quoted
+from ....core.tensor import Tensor
+from ...settings import Settings
 
 PREFIX = "encoder.embed_tokens."
 EMBEDDING = PREFIX + "embeds.weight"

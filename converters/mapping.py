@@ -1,0 +1,217 @@
+"""From a checkpoint's tensors to a model's and back, by the rows of its family."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+
+from ..core.checkpoint import Checkpoint
+from ..core.errors import MappingError, UnsupportedModel
+from ..core.model import Model
+from ..core.tensor import Array, DType, Tensor
+from .family import AnyFamily, Facts, Row, Runtime, Sizes
+
+_GAPS_SHOWN = 40
+
+
+def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.cpp") -> Model:
+    """Map a checkpoint to a Model for ``runtime``; reads no weights but where a tied head must be compared.
+
+    Raises MappingError naming every missing, unexpected and misshapen tensor, CheckpointError where the
+    configuration itself makes no sense, UnsupportedModel for what the runtime's graphs cannot compute.
+    """
+    facts, sizes, flags = _read(family, checkpoint)
+    if runtime not in family.limits:
+        raise UnsupportedModel(
+            f"kconv has no ONNX graph of {family.title} models ({', '.join(family.hf_classes)}) yet",
+            hint="kconv to-gguf converts them",
+        )
+    family.limits[runtime](facts)
+    tensors: list[Tensor] = []
+    gaps: list[str] = []
+    used: set[str] = set()
+    for row, i in _in_file_order(family.rows, sizes):
+        if row.when is None or row.when in flags:
+            tensors += _make(row, i, sizes, checkpoint, used, gaps)
+    gaps += _unused(family, sizes, checkpoint, used)
+    if gaps:
+        raise _mapping_error(family, checkpoint, gaps)
+    hparams = family.hparams(facts, checkpoint)
+    tensors += family.extra(facts)
+    remarks = family.remarks.get(runtime)
+    notes = (*family.notes(facts, flags), *(remarks(facts) if remarks else ()))
+    return Model(family.arch, hparams, tuple(tensors), notes=notes, wide_inputs=family.wide_inputs)
+
+
+def unmapped(family: AnyFamily, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of ``build``: a file's tensors under the names and in the shapes of the checkpoint, lazily.
+
+    ``tensors`` are a file's, by GGUF name, with PyTorch's order of axes. Tensors that come from no row, such
+    as rope_freqs, are left out; an ``output.weight`` counts even where the checkpoint's head is tied, and a
+    tied head is left out like in the checkpoint. Raises MappingError for tensors missing or misshapen.
+    """
+    _, sizes, flags = _read(family, checkpoint)
+    found: dict[str, Tensor] = {}
+    gaps: list[str] = []
+    for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
+        if not row.sources:
+            continue
+        target = tensors.get(row.target.format(i=i))
+        if target is not None:
+            found.update(_unmake(row, i, sizes, target, gaps))
+        elif row.when is None or row.when in flags:
+            gaps.append(f"missing in the file: {row.target.format(i=i)}")
+    if gaps:
+        raise _mapping_error(family, checkpoint, gaps)
+    return found
+
+
+def _one_for_each(rows: Sequence[Row], flags: frozenset[str]) -> list[Row]:
+    """The rows in their order; of several with one target that which applies, else the first."""
+    chosen: dict[str, Row] = {}
+    for row in rows:
+        if row.target not in chosen or row.when in flags:
+            chosen[row.target] = row
+    return [row for row in rows if chosen[row.target] is row]
+
+
+def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> dict[str, Tensor]:
+    sources = (target,) if row.transform is None else row.transform.undo(target, sizes)
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if sources[0].shape != expected:
+        gaps.append(
+            f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json says "
+            f"{_shape(expected)} ({', '.join(row.shape)})"
+        )
+    names = row.named(row.back_to or row.sources, i, sizes)
+    return {name: replace(source, name=name) for name, source in zip(names, sources, strict=True)}
+
+
+def untransformed(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
+    _, sizes, flags = _read(family, checkpoint)
+    found: dict[str, Tensor] = {}
+    for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
+        names = row.named(row.sources, i, sizes)
+        if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
+            found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
+    return found
+
+
+def sources_of(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
+    """By GGUF name the checkpoint's names of what a target is made of, or made back to."""
+    _, sizes, flags = _read(family, checkpoint)
+    return {
+        row.target.format(i=i): tuple(row.named(row.back_to or row.sources, i, sizes))
+        for row, i in _in_file_order(family.rows, sizes)
+        if row.sources and (row.when is None or row.when in flags)
+    }
+
+
+def _read(family: AnyFamily, checkpoint: Checkpoint) -> tuple[Facts, Sizes, frozenset[str]]:
+    facts: Facts = family.read(checkpoint.config)
+    sizes = facts.sizes
+    refuse_too_many(family, sizes, len(checkpoint.tensors), f"{checkpoint.folder}/config.json")
+    return facts, sizes, family.flags(facts, checkpoint)
+
+
+def refuse_too_many(family: AnyFamily, sizes: Sizes, there: int, where: str) -> None:
+    """Raise MappingError for more layers or experts than there are tensors, before millions are named."""
+    layers = max(sizes[row.layers] for row in family.rows)
+    several = [row for row in family.rows if any("{e}" in source for source in row.sources)]
+    experts = max((sizes[row.layers] * sizes[row.experts] for row in several), default=0)
+    if max(layers, experts) > there:
+        what = f"{layers} layers" if layers > there else f"{experts} experts in all"
+        raise MappingError(
+            f"{where} says {what}, but there are {there} tensors",
+            hint="check that config.json belongs to these weight files and that all of them are there",
+        )
+
+
+def _in_file_order(rows: Sequence[Row], sizes: Sizes) -> Iterator[tuple[Row, int]]:
+    """Layer after layer, as a model is read when it runs: what lies together is needed together."""
+    for layers, group in groupby(rows, key=lambda row: row.layers if "{i}" in row.target else None):
+        together = tuple(group)
+        for i in range(1 if layers is None else sizes[layers]):
+            yield from ((row, i) for row in together)
+
+
+def _make(
+    row: Row, i: int, sizes: Sizes, checkpoint: Checkpoint, used: set[str], gaps: list[str]
+) -> list[Tensor]:
+    expected = tuple(product(words, sizes) for words in row.shape)
+    if not row.sources:
+        return [_zeros(row.target.format(i=i), expected)]
+    names = row.named(row.sources, i, sizes)
+    missing = [name for name in names if name not in checkpoint.tensors]
+    if missing:
+        gaps += [
+            f"missing: {name} (for {row.target.format(i=i)}){_kind(checkpoint, name)}" for name in missing
+        ]
+        return []
+    used.update(names)
+    sources = [checkpoint.tensors[name] for name in names]
+    checked = (
+        len(names) if len(names) > len(row.sources) else 1
+    )  # experts are alike, what is joined need not be
+    wrong = [at for at in range(checked) if sources[at].shape != expected]
+    if wrong:
+        gaps += [
+            f"shape of {names[at]}: {_shape(sources[at].shape)}, but config.json says {_shape(expected)} "
+            f"({', '.join(row.shape)})"
+            for at in wrong
+        ]
+        return []
+    made = sources[0] if row.transform is None else row.transform.apply(sources, sizes)
+    return [replace(made, name=row.target.format(i=i))]
+
+
+def _zeros(name: str, shape: tuple[int, ...]) -> Tensor:
+    def read(start: int, stop: int) -> Array:
+        return np.zeros((stop - start, *shape[1:]), np.float32)
+
+    return Tensor(name, shape, DType.F32, read, origin="zeros, which the graph asks for", computed=True)
+
+
+def _unused(family: AnyFamily, sizes: Sizes, checkpoint: Checkpoint, used: set[str]) -> list[str]:
+    droppable = [re.compile(re.escape(p).replace(r"\{i\}", r"\d+") + r"\Z") for p in family.dropped]
+    return [
+        f"unexpected: {name} {_shape(tensor.shape)}"
+        for name, tensor in checkpoint.tensors.items()
+        if name not in used and not any(pattern.match(name) for pattern in droppable)
+    ]
+
+
+def parameters(model: Model) -> int:
+    """Weights of the checkpoint; tensors computed from the configuration do not count."""
+    return sum(tensor.elements for tensor in model.tensors if not tensor.computed)
+
+
+def product(words: str, sizes: Sizes) -> int:
+    """``"heads * head_dim"`` in numbers."""
+    return math.prod(sizes[word] for word in words.split(" * "))
+
+
+def _kind(checkpoint: Checkpoint, name: str) -> str:
+    kind = checkpoint.dropped.get(name)
+    return f": it is there, but as {kind}" if kind else ""
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+def _mapping_error(family: AnyFamily, checkpoint: Checkpoint, gaps: Sequence[str]) -> MappingError:
+    shown = [f"  {gap}" for gap in gaps[:_GAPS_SHOWN]]
+    if len(gaps) > len(shown):
+        shown.append(f"  … and {len(gaps) - len(shown)} more")
+    count = "1 tensor does" if len(gaps) == 1 else f"{len(gaps)} tensors do"
+    return MappingError(
+        f"{checkpoint.folder}: {count} not fit the family {family.title}:\n" + "\n".join(shown),
+        hint="check that config.json belongs to these weight files and that all of them are there",
+    )

@@ -1,0 +1,44 @@
+"""Blocks that graphs of several families share, named for what they compute. Values are rows ``(n, width)``.
+
+``place`` is the checkpoint's name of a module: its tensors are ``place.weight`` and, where there is one,
+``place.bias``.
+"""
+
+from __future__ import annotations
+
+from .activation import activated
+from .graph import Graph
+
+
+def linear(graph: Graph, rows: str, place: str) -> str:
+    """Rows times a matrix, and its bias where there is one."""
+    bias = f"{place}.bias"
+    return graph.linear(rows, f"{place}.weight", bias if bias in graph.tensors else None)
+
+
+def rms_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
+    """Each row divided by its root mean square, times the weights."""
+    return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), axis=-1, epsilon=epsilon)
+
+
+def head_norm(graph: Graph, rows: str, place: str, size: int, epsilon: float) -> str:
+    """``rms_norm`` of every head of ``size`` by itself: rows ``(n, heads * size) -> (n * heads, size)``."""
+    return rms_norm(graph, graph.op("Reshape", rows, graph.integers(-1, size)), place, epsilon)
+
+
+def layer_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
+    """Each row with its mean taken off, divided by its standard deviation, times weights, plus a bias."""
+    weight, bias = graph.weight(f"{place}.weight"), graph.weight(f"{place}.bias")
+    return graph.op("LayerNormalization", rows, weight, bias, axis=-1, epsilon=epsilon)
+
+
+def gated_feed_forward(graph: Graph, rows: str, place: str, activation: str) -> str:
+    """``down_proj(activation(gate_proj(rows)) * up_proj(rows))``, the three under ``place``."""
+    gate = activated(graph, linear(graph, rows, f"{place}.gate_proj"), activation)
+    inner = graph.op("Mul", gate, linear(graph, rows, f"{place}.up_proj"))
+    return linear(graph, inner, f"{place}.down_proj")
+
+
+def feed_forward(graph: Graph, rows: str, up: str, down: str, activation: str) -> str:
+    """``down(activation(up(rows)))``."""
+    return linear(graph, activated(graph, linear(graph, rows, up), activation), down)
