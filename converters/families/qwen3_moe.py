@@ -54,7 +54,7 @@ def _facts(settings: Settings) -> Qwen3MoeFacts:
     refuse_partial_rotation(settings, "Qwen3-MoE")
     refuse_attention_bias(settings)
     _refuse_dense_layers(settings)
-    experts = settings.integer("num_experts", 128)
+    experts = settings.either("num_experts", "num_local_experts", 128)  # transformers 4 and 5
     used = settings.integer("num_experts_per_tok", 8)
     if used > experts:
         raise settings.refuse("num_experts_per_tok", used, f"at most num_experts {experts}")
