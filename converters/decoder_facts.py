@@ -148,6 +148,16 @@ def refuse_other_activations(
         )
 
 
+def refuse_divided_frequencies(facts: DecoderFacts, graph: str) -> None:
+    """Raise UnsupportedModel for Llama 3.1's scaling where llama.cpp's ``graph`` reads no rope_freqs."""
+    if facts.rope.divisors is not None:
+        raise UnsupportedModel(
+            f"{facts.where}: rope scaling {facts.rope.scaling!r}, which llama.cpp's {graph} graph does not "
+            "compute",
+            hint=NOT_IN_LLAMA_CPP,
+        )
+
+
 def refuse_activations_onnx_lacks(facts: DecoderFacts, key: str = "hidden_act") -> None:
     """Raise UnsupportedModel unless kconv has the activation in ONNX."""
     refuse_unless_in_onnx(facts.activation, f"{facts.where}: {key}")

@@ -15,7 +15,12 @@ from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Tensor
 from ..activations import GELU, TANH_GELU
-from ..decoder_facts import DecoderFacts, refuse_activations_onnx_lacks, refuse_other_activations
+from ..decoder_facts import (
+    DecoderFacts,
+    refuse_activations_onnx_lacks,
+    refuse_divided_frequencies,
+    refuse_other_activations,
+)
 from ..family import Family, InTransformers, Row, Sizes
 from ..onnx.blocks import feed_forward, layer_norm, linear
 from ..onnx.causal import Heads, attention, begin, end
@@ -136,11 +141,7 @@ def _keys(facts: NeoxFacts) -> dict[str, MetadataValue]:
 
 def _limits_of_llama_cpp(facts: NeoxFacts) -> None:
     refuse_other_activations(facts, GELU | TANH_GELU, "gptneox graph computes GELU only")
-    if facts.rope.divisors is not None:
-        raise UnsupportedModel(
-            f"{facts.where}: rope scaling 'llama3', which llama.cpp's gptneox graph does not compute",
-            hint="kconv to-onnx takes it",
-        )
+    refuse_divided_frequencies(facts, "gptneox")
 
 
 def _remarks_on_llama_cpp(facts: NeoxFacts) -> tuple[Note, ...]:

@@ -19,6 +19,7 @@ from ..decoder_facts import (
     head_flags,
     read_decoder,
     refuse_activations_onnx_lacks,
+    refuse_divided_frequencies,
     refuse_other_activations,
 )
 from ..family import Family, InTransformers, Row
@@ -106,6 +107,7 @@ def limits_of_llama_cpp(facts: Qwen3Facts) -> None:
     """Raises UnsupportedModel for what the graphs qwen3 and qwen3moe do not compute."""
     refuse_window(facts)
     refuse_other_activations(facts, SILU, "qwen3 graphs compute silu only")
+    refuse_divided_frequencies(facts, "qwen3")
 
 
 def _limits_of_onnx(facts: Qwen3Facts) -> None:
@@ -151,6 +153,5 @@ QWEN3 = Family(
     reference=InTransformers("Qwen3ForCausalLM"),
     graphs=one_graph(_describe),
     dropped=(OWN_HEAD,),
-    extra=lambda facts: facts.rope.tensors(),
     notes=decoder_notes,
 )

@@ -137,6 +137,5 @@ QWEN3_MOE = Family(
     limits={"llama.cpp": _limits_of_llama_cpp},
     reference=InTransformers("Qwen3MoeForCausalLM", tensors=_in_transformers),
     dropped=(OWN_HEAD,),
-    extra=lambda facts: facts.rope.tensors(),
     notes=decoder_notes,
 )

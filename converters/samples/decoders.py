@@ -66,6 +66,8 @@ def write_exaone4(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **c
     """Write an EXAONE 4.0 like the 1.2B: norms behind attention and feed-forward, no window."""
     config = {**_common("Exaone4ForCausalLM", "exaone4"), "head_dim": 64, "intermediate_size": 704}
     config |= {"sliding_window": None, "sliding_window_pattern": None, **changes}
+    if config["sliding_window"] is None:
+        config.setdefault("layer_types", ["full_attention"] * config["num_hidden_layers"])
     return _write(folder, config, _exaone4_shapes, "An EXAONE-4-like demo checkpoint", dtype, seed)
 
 
