@@ -101,7 +101,7 @@ def quoted(text: object) -> str:
     else:
         try:
             shown = ascii(reprlib.repr(text))[1:-1]  # reprlib: the value may be a list of millions
-        except RecursionError:
+        except (RecursionError, ValueError):  # ValueError: an integer of more than 4,300 digits
             shown = f"a {type(text).__name__}"
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
