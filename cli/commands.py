@@ -25,6 +25,7 @@ COMMANDS = {
     "run": "run",
     "models": "models",
     "demo-checkpoint": "demo_checkpoint",
+    "clean": "clean",
 }
 
 
@@ -97,6 +98,9 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
+    from .clean import tell_removals
+
+    tell_removals()
 
 
 def _open_closed_streams() -> None:
