@@ -31,6 +31,7 @@ import click
 from ..core.errors import KconvError
 from .console import emit_json, printable
 from .main import INTERRUPTED, SIGNALS, end_at_once
+from .shortage import shortage
 
 ENVIRONMENT, BUG, BROKEN_PIPE = 4, 70, 141
 _IMPATIENCE = 5.0  # seconds in which a second signal means no more than the first
@@ -59,11 +60,13 @@ def explain(error: BaseException) -> Failure:
         return Failure("Interrupted", "interrupted", None, INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
-    if isinstance(error, MemoryError):
-        hint = "close other programs, or use a machine with more memory"
-        return Failure("EnvironmentProblem", "out of memory", hint, ENVIRONMENT)
+    lacking = shortage(error)
+    where = ""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        where = f": {os.fsdecode(error.filename)}"
+    if lacking is not None:
+        return Failure("EnvironmentProblem", f"{lacking.message}{where}", lacking.hint, ENVIRONMENT)
     if isinstance(error, OSError):
-        where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         message = f"{error.strerror or error}{where}"
         return Failure("EnvironmentProblem", message, "check the disk and its permissions", ENVIRONMENT)
     return Failure(

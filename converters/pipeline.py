@@ -27,7 +27,7 @@ from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
-from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, record_proof
+from .manifest import checkpoint_hashes, common_part, manifest_text, record_proof
 from .recipe import Companion, build, parameters
 from .results import Beside, Conversion, Options, Output, Proven, Run, Scope
 from .targets import (
@@ -227,7 +227,7 @@ def _write(
     with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
         companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
-        with SourceHashes(checkpoint_files(checkpoint)) as hashes:
+        with checkpoint_hashes(checkpoint) as hashes:
             written = write_files(
                 model.tensors,
                 plans,

@@ -68,7 +68,7 @@ def open_torch(path: Path) -> WeightFile:
         else:
             others[name] = "not a tensor"
     found = collect(file, stored)
-    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases)
+    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases, file)
 
 
 def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:

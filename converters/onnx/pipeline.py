@@ -20,8 +20,7 @@ from ..architectures import recipe_for
 from ..card import general_metadata, licence_notice
 from ..manifest import (
     SourceFile,
-    SourceHashes,
-    checkpoint_files,
+    checkpoint_hashes,
     manifest_json,
     record_proof,
     source_part,
@@ -121,7 +120,7 @@ def _write(
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
-    with SourceHashes(checkpoint_files(checkpoint)) as hashes:
+    with checkpoint_hashes(checkpoint) as hashes:
         notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():
