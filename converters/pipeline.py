@@ -80,8 +80,8 @@ def to_gguf(
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
     ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``announce`` is
     told what the proof will take, ``made`` before that which files are whole.
-    Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
-    proof raises nothing: see ``Conversion.verdict``.
+    Raises KconvError of every kind; no file has its final name unless all are whole. A failed proof raises
+    nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
