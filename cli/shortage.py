@@ -91,15 +91,14 @@ def guard_exit() -> None:
     """
     import ctypes
 
-    @ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)
     def end(status: int, nothing: object) -> None:
         os.write(2, f"kconv: error: {_MEMORY.message}\n  what to do: {_MEMORY.hint}\n".encode())
         os._exit(EnvironmentProblem.exit_code)
 
     library = ctypes.CDLL(None)
     if hasattr(library, "on_exit"):  # glibc, musl has none
-        _guards.append(end)
-        library.on_exit(end, None)
+        _guards.append(ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(end))
+        library.on_exit(_guards[-1], None)
 
 
 def leave(code: int) -> int:

@@ -88,11 +88,7 @@ def swapped(path: Path) -> None:
 CHANGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "weights rewritten": (rewritten, "model.safetensors", "was changed while it was read"),
     "weights cut": (cut, "model.safetensors", "it had more when it was opened|was changed while"),
-    "a side file rewritten": (
-        rewritten,
-        "tokenizer_config.json",
-        "was changed while the checkpoint was read",
-    ),
+    "a side file rewritten": (rewritten, "tokenizer_config.json", "was changed while"),
     "a side file swapped": (swapped, "config.json", "was changed while the checkpoint"),
     "a side file removed": (Path.unlink, "merges.txt", "was removed while the checkpoint"),
     "one put there": (lambda path: path.write_text("{}"), "chat_template.json", "was put there while the"),
