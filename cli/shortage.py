@@ -27,7 +27,7 @@ class Shortage:
 _MEMORY = Shortage("out of memory", MORE_MEMORY)
 _THREADS = Shortage(
     "no more threads or processes can be started",
-    "close other programs, raise the limit (ulimit -u), or use fewer with --threads",
+    "close other programs, raise the limits (ulimit -u, ulimit -v), or use fewer with --threads",
 )
 _FILES = Shortage("too many files are open", "raise the limit (ulimit -n)")
 _SPACE = Shortage("no space left", "free some space, or write to another disk with -o")
