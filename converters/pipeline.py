@@ -79,7 +79,7 @@ def to_gguf(
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
     ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
-    which files are whole, then ``announce`` what the proof will take. Raises KconvError of every kind; no file
+    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
     has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
