@@ -28,7 +28,7 @@ Examples:
 _REMARKS = {
     "left": "",
     "in use": "in use by a run that goes on",
-    "unknown": "has no lock, and changed within a day; not removed",
+    "unknown": "no lock tells, and changed within a day; not removed",
 }
 
 

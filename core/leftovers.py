@@ -1,9 +1,9 @@
 """What runs of kconv that were killed have left: unfinished files and temporary folders.
 
 They are told from those of a run that goes on by the lock that holds these (``core/claims.py``). Every run
-takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Versions of kconv
-before this one held no locks, and nor do some network file systems: there only age tells, and only ``kconv
-clean`` asks for it.
+takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Some file systems
+have no locks, and one machine may not see those of another that shares the disk: there only age tells. So it
+does for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .claims import NAMES, is_same, is_shortened
+from .claims import NAMES, is_of_this_machine, is_same, is_shortened
 
 OLD_AGE = 24 * 3600
 """Seconds without a change after which something without a lock counts as left."""
@@ -38,7 +38,7 @@ class Leftover:
     """A temporary file or folder of kconv's.
 
     ``bytes`` are those its removal frees. It is ``left`` by a run that is gone, ``in use``, or ``unknown``:
-    without locks, and changed within a day.
+    without a lock that tells, and changed within a day.
     """
 
     path: Path
@@ -57,7 +57,7 @@ on_removal: Callable[[Path, list[Leftover]], None] = ignore
 def find_leftovers(folder: Path, *, unlocked: bool = True) -> list[Leftover]:
     """Temporary files and folders of kconv's that lie in ``folder``, by name; not in folders below it.
 
-    Only those of this user's; without ``unlocked`` only those that say themselves whether they are left.
+    Only those of this user's; without ``unlocked`` none of versions of kconv that held no locks.
     Raises OSError where the folder cannot be listed.
     """
     found = []
@@ -139,13 +139,14 @@ def _state(handle: int, path: Path) -> State | None:
     status = os.fstat(handle)
     if status.st_uid != os.geteuid() or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         return None
-    locked = NAMES.fullmatch(path.name)
+    match = NAMES.fullmatch(path.name)
+    locked = match is not None and is_of_this_machine(match["mark"])
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return "in use"
     except OSError:  # a file system without locks
-        locked = None
+        locked = False
     if not is_same(handle, path):
         return None
     if locked:

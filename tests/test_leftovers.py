@@ -15,6 +15,7 @@ import pytest
 
 from kconv.cli.main import main
 from kconv.core import leftovers
+from kconv.core.claims import temporary_beside
 from kconv.core.files import atomic_file, atomic_files
 from kconv.core.folders import atomic_folder
 from kconv.core.leftovers import Leftover, find_leftovers, sweep
@@ -255,6 +256,23 @@ def test_files_of_versions_without_locks_go_by_their_age(tmp_path: Path, told: l
     assert fresh.exists()
     assert folder.exists()
     assert not old.exists()
+
+
+def test_another_machine_s_files_go_by_their_age(tmp_path: Path, told: list[Leftover]) -> None:
+    """On a disk that machines share, one may not see the locks of another."""
+    own = temporary_beside(tmp_path / "x")
+    mark = own.name.split("-")[-1].partition(".")[0]
+    boot, node = (format(int(part, 16) ^ 1, "04x") for part in (mark[:4], mark[4:8]))
+    renamed, rebooted = own.name.replace(mark, f"{mark[:4]}{node}{'0' * 8}"), own.name.replace(mark[:4], boot)
+    theirs = tmp_path / own.name.replace(mark, f"{boot}{node}{'0' * 8}")
+    for name in (own.name, renamed, rebooted, theirs.name):
+        (tmp_path / name).write_bytes(b"x")
+    sweep(tmp_path)
+    assert hidden(tmp_path) == [theirs.name]
+    os.utime(theirs, (0, 0))
+    sweep(tmp_path)
+    assert hidden(tmp_path) == []
+    assert len(told) == 4
 
 
 def test_clean_refuses_what_is_no_folder(tmp_path: Path) -> None:
