@@ -30,7 +30,7 @@ _THREADS = Shortage(
     "close other programs, raise the limits (ulimit -u, ulimit -v), or use fewer with --threads",
 )
 _FILES = Shortage("too many files are open", "raise the limit (ulimit -n)")
-_SPACE = Shortage("no space left", "free some space, or write to another disk with -o")
+_SPACE = Shortage("No space left on device", "free some space, or write to another disk with -o")
 _SIZE = Shortage("a file would be larger than the limit allows", "raise the limit (ulimit -f)")
 
 _BY_NUMBER = {

@@ -142,7 +142,7 @@ def wrapped(inner: BaseException, outer: BaseException) -> BaseException:
         (lambda: RuntimeError("can't start new thread"), 4, "no more threads"),
         (lambda: BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), 4, "no more threads"),
         (lambda: OSError(errno.EMFILE, "Too many open files", "/x"), 4, "too many files are open: /x"),
-        (lambda: OSError(errno.ENOSPC, "No space left on device"), 4, "no space left"),
+        (lambda: OSError(errno.ENOSPC, "No space left on device"), 4, "No space left"),
         (lambda: wrapped(ValueError("no"), ZeroDivisionError("a slip")), 70, "a bug in kconv"),
         (lambda: KeyError("failed to map segment"), 70, "a bug in kconv"),
     ],
