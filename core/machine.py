@@ -40,7 +40,9 @@ class Memory:
     @property
     def most(self) -> int | None:
         """What a process here can have at most."""
-        return min((n for n in (self.total, self.container, self.address_space) if n is not None), default=None)
+        return min(
+            (n for n in (self.total, self.container, self.address_space) if n is not None), default=None
+        )
 
 
 def processor(source: Path = CPUINFO) -> Processor:
