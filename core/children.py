@@ -42,8 +42,10 @@ _NO_MEMORY = (
     "bad_alloc",
     "memory allocation of",
     "Cannot allocate memory",
+    "cannot allocate memory",
     "out of memory",
     "failed to allocate",
+    "insufficient memory",
     "failed to map segment",
     "Resource temporarily unavailable",
     "can't start new thread",
@@ -194,7 +196,7 @@ class Child:
             )
         if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
-        if code in (0, 1, protocol.BUG):  # 1: an exit() of some library's
+        if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
             return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
         return ChildRefused(code, words)
 

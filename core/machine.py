@@ -40,9 +40,8 @@ class Memory:
     @property
     def most(self) -> int | None:
         """What a process here can have at most."""
-        return min(
-            (n for n in (self.total, self.container, self.address_space) if n is not None), default=None
-        )
+        bounds = (self.total, self.container, self.address_space)
+        return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def processor(source: Path = CPUINFO) -> Processor:

@@ -79,16 +79,9 @@ def breaks_tiles(compiler: Compiler, flags: Sequence[str] = ()) -> bool | None:
         source = Path(folder, "tiles.cpp")
         source.write_text(_TILES, "ascii")
         for rows in (8, 16):
-            command = [
-                *compiler.command,
-                *flags,
-                "-O3",
-                "-g0",
-                "-std=gnu++17",
-                "-mamx-tile",
-                f"-DROWS={rows}",
-            ]
-            done = _run([*command, "-S", "-o", str(Path(folder, "tiles.s")), str(source)])
+            options = ["-O3", "-g0", "-std=gnu++17", "-mamx-tile", f"-DROWS={rows}", "-S"]
+            files = ["-o", str(Path(folder, "tiles.s")), str(source)]
+            done = _run([*compiler.command, *flags, *options, *files])
             if done is None or done.returncode:
                 return None
             code.append(Path(folder, "tiles.s").read_text("utf-8", "replace"))
@@ -96,7 +89,7 @@ def breaks_tiles(compiler: Compiler, flags: Sequence[str] = ()) -> bool | None:
 
 
 def flags_for(processor: Processor, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables that build llama.cpp without AMX, in addition to what they hold; none without AMX here."""
+    """The variables that build llama.cpp without AMX, after what they hold; none where there is no AMX."""
     if not processor.amx:
         return {}
     given = os.environ if environment is None else environment

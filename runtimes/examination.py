@@ -74,6 +74,11 @@ def _compiler() -> Finding:
 def _versions(versions: Mapping[str, str]) -> Finding:
     told = {"Python": sys.version.split()[0], **versions}
     said = ", ".join(f"{name} {version}" for name, version in told.items())
+    own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # told of elsewhere, or not needed by all
+    missing = [name for name, version in versions.items() if version == "not installed" and name not in own]
+    if missing:
+        mend = f"{sys.executable} -m pip install {' '.join(missing)}"
+        return Finding("versions", said, "broken", mend, told)
     return Finding("versions", said, figures=told)
 
 
@@ -109,17 +114,18 @@ def _llama_cpp() -> Finding:
     figures = {"state": found.state, "format": found.format, "extra_buffers": found.state == "works"}
     version = metadata.version(compiler.PACKAGE)
     if found.state == "works":
-        said = "works, with its own buffers for weights and without"
         if version == self_test.TRIED:
-            return Finding("llama.cpp", said, figures=figures)
-        said += f"; but kconv was tried with {compiler.PACKAGE} {self_test.TRIED}, and {version} is installed"
+            return Finding("llama.cpp", found.said, figures=figures)
+        said = (
+            f"{found.said}; but this is {compiler.PACKAGE} {version}: kconv was tried with {self_test.TRIED}"
+        )
         mend = f"{sys.executable} -m pip install {compiler.PACKAGE}=={self_test.TRIED}"
         return Finding("llama.cpp", said, "warning", mend, figures)
     if found.state == "unknown":
         return Finding("llama.cpp", f"could not be tried: {found.words}", "broken", found.hint, figures)
-    said = found.words + (f" over {found.format} weights" if found.format else "")
+    said = found.said
     if found.state != "broken":
-        said += " in its own buffers; kconv loads models without them, more slowly"
+        said += "; kconv loads models without them, more slowly"
     if self_test.LIBRARY_VARIABLE in os.environ:
         said += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
         return Finding("llama.cpp", said, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)

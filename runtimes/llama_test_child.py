@@ -56,7 +56,7 @@ _EPSILON = "llama.attention.layer_norm_rms_epsilon"
 _UINT32, _FLOAT32, _STRING = 4, 6, 8  # GGUF's numbers for types of values
 _ALIGNMENT = 32
 
-_NOISE = bytes(i * (i * 7 + 13) + (i >> 3) & 0xFF for i in range(4099))
+_NOISE = bytes(i * i * 0x9E3779B1 >> 16 & 0xFF for i in range(1, 4100))
 _BLOCKS = 241  # that differ; a prime, so that no two neighbouring rows are equal
 
 
@@ -80,7 +80,7 @@ def model(name: str) -> bytes:
     blocks = [block(i) for i in range(_BLOCKS)]
     many = b"".join(blocks) * (_WIDTH * _WIDTH // size // _BLOCKS + 1)
     width = len(blocks[0]) * _WIDTH // size
-    tensors = [
+    tensors: list[tuple[str, tuple[int, ...], int, bytes]] = [
         (f"{title}.weight", (_WIDTH, rows), number, many[: rows * width]) for title, rows in _MATRICES.items()
     ]
     ones = struct.pack("<f", 1.0) * _WIDTH

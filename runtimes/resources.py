@@ -67,9 +67,8 @@ def working_folder() -> Finding:
     figures = {"folder": folder, "free": free, "writable": os.access(folder, os.W_OK)}
     said = f"{_gib(free)} free in {folder}"
     if not figures["writable"]:
-        return Finding(
-            "disk", f"{said}, which is not writable", "warning", "name another folder with -o", figures
-        )
+        said += ", which is not writable"
+        return Finding("disk", said, "warning", "name another folder with -o", figures)
     if free < _LITTLE_DISK:
         return Finding("disk", said, "warning", "name a folder on another disk with -o", figures)
     return Finding("disk", said, figures=figures)
@@ -91,9 +90,8 @@ def temporary_folder() -> Finding:
     figures = {"folder": folder, "free": free, "named": named}
     said = f"{_gib(free)} free in {folder}"
     if named and os.path.realpath(named) != os.path.realpath(folder):
-        return Finding(
-            "temporary files", f"TMPDIR={named} cannot be written; {said}", "warning", mend, figures
-        )
+        said = f"TMPDIR={named} cannot be written; {said}"
+        return Finding("temporary files", said, "warning", mend, figures)
     return Finding("temporary files", said, figures=figures)
 
 

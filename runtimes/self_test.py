@@ -58,6 +58,16 @@ class SelfTest:
     words: str = ""
     hint: str | None = None
 
+    @property
+    def said(self) -> str:
+        """What happened, to which weights: the rest of a sentence about llama.cpp."""
+        if self.state == "works":
+            return "works, with its own buffers for weights and without"
+        if self.state == "unknown" or self.format is None:
+            return self.words
+        said = f"{self.words} over {self.format} weights"
+        return said if self.state == "broken" else f"{said} in its own buffers"
+
 
 def extra_buffers() -> bool:
     """Whether models may be loaded with llama.cpp's extra buffers; False where that is not known."""

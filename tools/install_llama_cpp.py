@@ -1,12 +1,13 @@
 """``make setup``'s part that installs a llama-cpp-python that runs on this machine.
 
-    python tools/install_llama_cpp.py constraints.txt
+    python tools/install_llama_cpp.py constraints.txt [cpuinfo]
 
 gcc 12 drops the stores of llama.cpp's tile configuration, and on a processor with AMX the first product of
 quantized weights then is an illegal instruction. Where both come together it is built without AMX at once.
 Whatever was installed is tried on tiny models afterwards, and built anew only if it fails: pip's cache may
 hold a wheel that another compiler made, or another machine. Where all is well this takes a fraction of a
-second. Standard library and kconv's own files only; kconv need not be installed.
+second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is a file to
+read in place of ``/proc/cpuinfo``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kconv.core.machine import CPUINFO, processor  # noqa: E402
 from kconv.runtimes import self_test  # noqa: E402
 from kconv.runtimes.compiler import PACKAGE, PAST_THE_CACHE, breaks_tiles, compiler, flags_for  # noqa: E402
 
-CPU = processor(Path(os.environ.get("KCONV_CPUINFO", CPUINFO)))  # the variable is for the tests
+CPU = processor(Path(sys.argv[2]) if len(sys.argv) > 2 else CPUINFO)
 
 
 def say(text: str) -> None:
@@ -59,9 +60,7 @@ def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -
     if without_amx and not anew:
         options = ["--no-cache-dir", "--no-binary", PACKAGE]
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *options]
-    say(
-        f"{PACKAGE} {version}: where there is no wheel of it, llama.cpp is compiled, which takes 3 to 10 minutes"
-    )
+    say(f"{PACKAGE} {version}: without a wheel of it llama.cpp is compiled, which takes 3 to 10 minutes")
     began = time.monotonic()
     environment = {**os.environ, **(flags_for(CPU) if without_amx else {})}
     done = subprocess.run([*command, f"{PACKAGE}=={version}"], env=environment, check=False)
@@ -86,20 +85,21 @@ def main() -> int:
     if installed() != version:
         install(version, constraints, anew=False, without_amx=compiler_breaks_tiles())
     found = self_test.examine()
-    if found.state in ("dies", "differs", "broken"):
-        say(
-            f"llama.cpp {found.words}{f' over {found.format} weights' if found.format else ''}: it is built anew"
-        )
+    if found.state in ("dies", "differs", "broken") and self_test.LIBRARY_VARIABLE not in os.environ:
+        say(f"llama.cpp {found.said}: it is built anew")
         install(version, constraints, anew=True, without_amx=CPU.amx)
         found = self_test.examine()
     if found.state == "works":
         return 0
-    say(f"llama.cpp {found.words}{f' over {found.format} weights' if found.format else ''}")
-    if found.state in ("dies", "differs"):
-        say("kconv works without llama.cpp's own buffers here, more slowly; .venv/bin/kconv doctor says more")
+    if found.state == "unknown":
+        say(f"llama.cpp could not be tried: {found.said}; .venv/bin/kconv doctor tries again")
         return 0
-    say("kconv cannot work with this llama.cpp; .venv/bin/kconv doctor says more once kconv is installed")
-    return 0 if found.state == "unknown" else 4
+    say(f"llama.cpp {found.said}")
+    if found.state == "broken":
+        say("kconv cannot work with it; .venv/bin/kconv doctor says more once kconv is installed")
+        return 4
+    say("kconv loads models without those buffers, more slowly; .venv/bin/kconv doctor says what mends it")
+    return 0
 
 
 if __name__ == "__main__":
