@@ -104,5 +104,5 @@ def cache_folder() -> Path | None:
     named = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(named):  # a relative one is to be ignored, says the XDG specification
         return Path(named, "kconv")
-    home = os.path.expanduser("~")
+    home = os.path.expanduser("~") if os.environ.get("HOME", "~") else ""  # for an empty one it says "/"
     return Path(home, ".cache", "kconv") if os.path.isabs(home) else None

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,27 @@ def _layout() -> tuple[int, int]:
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     size, offset = map(int, told.split())
     return size, offset
+
+
+def standin_python(folder: Path, packages: Mapping[str, Path], *, alone: bool = False) -> Path:
+    """The python of an environment with these packages, and all others this one has unless ``alone``."""
+    command = [sys.executable, "-m", "venv", "--without-pip", "--symlinks", str(folder)]
+    subprocess.run(command, check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    for name, package in packages.items():
+        (site / name).symlink_to(package)
+    others = [path for path in sys.path if path.endswith("site-packages") and not alone]
+    (site / "others.pth").write_text("".join(f"import site; site.addsitedir({path!r})\n" for path in others))
+    return folder / "bin" / "python"
+
+
+def standin_package(folder: Path, library: Path) -> Path:
+    """``folder`` as an installed llama_cpp package with another ``library`` folder."""
+    folder.mkdir()
+    for file in libraries().parent.glob("*.py"):
+        (folder / file.name).symlink_to(file)
+    (folder / "lib").symlink_to(library)
+    return folder
 
 
 @pytest.fixture(scope="session")
