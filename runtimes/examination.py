@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..core.children import Child, ChildRefused, twice
-from ..core.errors import ChildDied
+from ..core.errors import ChildDied, KconvError
 from ..core.machine import processor
 from . import compiler, resources, self_test
 from .finding import Finding
@@ -48,6 +48,8 @@ def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     """What ``look`` finds; an exception is a finding, too: this is for machines where things go wrong."""
     try:
         return look()
+    except KconvError as error:
+        return Finding(name, f"could not be tried: {error.message}", "broken", error.hint)
     except Exception as error:
         return Finding(name, f"cannot be looked at: {type(error).__name__}: {error}", "broken")
 

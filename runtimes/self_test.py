@@ -18,24 +18,20 @@ import os
 import platform
 import secrets
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..core.children import Child, ChildRefused
-from ..core.errors import ChildDied
+from ..core.errors import ChildDied, EnvironmentProblem
 from ..core.machine import cache_folder, processor
 from . import llama_test_child as protocol
 
 TRIED = "0.3.36"
 """The version of llama-cpp-python that kconv was tried with."""
 LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python's own: another folder of libraries
-WITHOUT_EXTRA_BUFFERS = (
-    "llama.cpp's own buffers for weights do not work on this machine, so the model is loaded without them, "
-    "which is slower; `kconv doctor` says what mends it"
-)
-"""What a command says once where ``extra_buffers`` is False."""
 
 State = Literal["works", "dies", "differs", "broken", "unknown"]
 _VERSION = 1  # of the test: an answer of another is not taken
@@ -94,11 +90,17 @@ def examine() -> SelfTest:
 def library_files() -> list[Path]:
     """The shared libraries of the llama.cpp in use; none where it is not installed."""
     named = os.environ.get(LIBRARY_VARIABLE)
-    spec = None if named else importlib.util.find_spec("llama_cpp")
-    folders = [named] if named else (spec and spec.submodule_search_locations) or ()
+    places = [Path(named)] if named else [Path(folder, "lib") for folder in _package_folders()]
     patterns = ("*.so*", "*.dylib", "*.dll")
-    places = [Path(folder, *(() if named else ("lib",))) for folder in folders]
     return sorted({file for place in places for pattern in patterns for file in place.glob(pattern)})
+
+
+def _package_folders() -> Sequence[str]:
+    try:
+        spec = importlib.util.find_spec("llama_cpp")
+    except ValueError:  # core/child.py has loaded its ctypes layer alone in this process
+        return list(sys.modules["llama_cpp"].__path__)
+    return [] if spec is None else spec.submodule_search_locations or []
 
 
 def _attempt() -> SelfTest:
@@ -128,6 +130,8 @@ def _attempt() -> SelfTest:
             return SelfTest("unknown", name, death.message, death.hint)
         title = f"signal {death.signal}, {signal.Signals(death.signal).name}"
         return SelfTest("dies" if plain else "broken", name, f"crashes ({title})")
+    except EnvironmentProblem as problem:
+        return SelfTest("unknown", name, problem.message, problem.hint)
     return SelfTest("works")
 
 

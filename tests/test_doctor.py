@@ -53,7 +53,7 @@ def test_here(cache: str) -> None:
     assert found["processor"]["figures"]["model"] == processor().model
     assert found["memory"]["figures"]["total"] > 1 << 28
     assert found["disk"]["figures"]["folder"] == os.getcwd()
-    assert found["kernels"]["level"] == found["onnxruntime"]["level"] == "ok"
+    assert "broken" not in (found["kernels"]["level"], found["onnxruntime"]["level"])
     assert found["Hub cache"]["figures"]["folder"]
 
 

@@ -50,7 +50,6 @@ def test_a_library_that_dies_is_not_used_and_that_is_kept(
     found = self_test.examine()
     assert (found.state, found.format) == ("dies", "Q8_0")
     assert found.said == "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers"
-    assert "kconv doctor" in self_test.WITHOUT_EXTRA_BUFFERS
 
 
 @pytest.mark.parametrize(
@@ -119,6 +118,29 @@ def test_nor_is_a_crash_that_does_not_come_again(
     assert self_test.examine().state == "unknown"
     assert not cache.exists()
     assert self_test.extra_buffers()
+
+
+def test_nor_is_a_machine_without_a_place_for_files(cache: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, tempfile\nfrom kconv.runtimes import self_test\n"
+        f"tempfile.tempdir = {str(tmp_path / 'none')!r}\nprint(self_test.examine())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "state='unknown'" in done.stdout
+    assert "TMPDIR" in done.stdout
+    assert not cache.exists()
+
+
+def test_the_library_is_found_where_only_its_ctypes_layer_is_loaded(cache: Path) -> None:
+    code = (
+        "from kconv.runtimes import self_test\nfrom kconv.core import child\n"
+        "before = self_test.library_files()\nchild.llama_cpp()\n"
+        "print(len(before), self_test.library_files() == before, self_test.extra_buffers())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, same, _ = done.stdout.split()
+    assert int(count) > 2
+    assert same == "True"
 
 
 def test_nor_is_a_machine_without_memory(cache: Path) -> None:
