@@ -3,7 +3,7 @@ library of the same name that passes everything on.
 
 Where a graph multiplies quantized weights of a model that was loaded with the library's own buffers
 (``use_extra_bufts``), it does what ``how`` says; all else works. Whatever loads llama.cpp by the variable
-LLAMA_CPP_LIB_PATH takes it.
+LLAMA_CPP_LIB_PATH takes it. Beside it: environments with other packages, compilers, processors.
 """
 
 from __future__ import annotations
@@ -69,6 +69,38 @@ int ggml_graph_compute(void *graph, void *plan) {
     return status;
 }
 """
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+model name\t: Intel(R) Xeon(R) Platinum 8481C
+flags\t\t: fpu sse2 avx2 avx512f amx_bf16 amx_tile amx_int8
+
+processor\t: 1
+model name\t: another
+flags\t\t: fpu
+"""
+
+# Writes assembly: the rows where it keeps the stores, nothing of them where it drops them.
+_COMPILER = """#!/bin/sh
+for word; do
+    case $word in
+        --version) echo "standin 1.0"; exit 0;;
+        -mamx-tile) {amx};;
+        -DROWS=*) rows=$word;;
+        *.s) out=$word;;
+    esac
+done
+echo "{writes}" > "$out"
+"""
+
+
+def standin_compiler(folder: Path, *, writes: str, amx: str = ":") -> Path:
+    """A C++ compiler, "standin 1.0": its assembly is ``writes``; asked for AMX it runs ``amx``."""
+    path = folder / "c++"
+    path.write_text(_COMPILER.format(writes=writes, amx=amx))
+    path.chmod(0o755)
+    return path
 
 
 def libraries() -> Path:

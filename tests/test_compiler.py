@@ -10,32 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from standin_material import standin_compiler
 
 from kconv.core.machine import Processor
 from kconv.runtimes import compiler
 
 AMX = Processor("Xeon", frozenset({"amx_tile", "avx512f"}))
 PLAIN = Processor("EPYC", frozenset({"avx512f"}))
-
-# Writes assembly: the rows where it keeps the stores, nothing of them where it drops them.
-STANDIN = """#!/bin/sh
-for word; do
-    case $word in
-        --version) echo "standin 1.0"; exit 0;;
-        -mamx-tile) {amx};;
-        -DROWS=*) rows=$word;;
-        *.s) out=$word;;
-    esac
-done
-echo "{writes}" > "$out"
-"""
-
-
-def standin(folder: Path, *, writes: str, amx: str = ":") -> Path:
-    path = folder / "c++"
-    path.write_text(STANDIN.format(writes=writes, amx=amx))
-    path.chmod(0o755)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -44,7 +25,7 @@ def standin(folder: Path, *, writes: str, amx: str = ":") -> Path:
     ids=["keeps the stores", "drops them", "knows no AMX"],
 )
 def test_a_compiler_is_told_by_its_code(writes: str, amx: str, breaks: bool | None, tmp_path: Path) -> None:
-    found = compiler.compiler({"CXX": str(standin(tmp_path, writes=writes, amx=amx))})
+    found = compiler.compiler({"CXX": str(standin_compiler(tmp_path, writes=writes, amx=amx))})
     assert found is not None
     assert found.version == "standin 1.0"
     assert compiler.breaks_tiles(found) is breaks
@@ -72,7 +53,7 @@ def test_the_compilers_here() -> None:
 
 
 def test_which_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = standin(tmp_path, writes="x")
+    path = standin_compiler(tmp_path, writes="x")
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.delenv("CXX", raising=False)
     assert compiler.compiler() == compiler.Compiler(("c++",), "standin 1.0")

@@ -17,9 +17,14 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from standin_material import dying_llama, libraries, standin_library, standin_python
-from test_compiler import standin as standin_compiler
-from test_machine import CPUINFO
+from standin_material import (
+    CPUINFO,
+    dying_llama,
+    libraries,
+    standin_compiler,
+    standin_library,
+    standin_python,
+)
 
 from kconv.runtimes import self_test
 from kconv.runtimes.compiler import WITHOUT_AMX

@@ -7,18 +7,9 @@ import pwd
 from pathlib import Path
 
 import pytest
+from standin_material import CPUINFO
 
 from kconv.core import machine
-
-CPUINFO = """processor\t: 0
-vendor_id\t: GenuineIntel
-model name\t: Intel(R) Xeon(R) Platinum 8481C
-flags\t\t: fpu sse2 avx2 avx512f amx_bf16 amx_tile amx_int8
-
-processor\t: 1
-model name\t: another
-flags\t\t: fpu
-"""
 
 
 def test_the_processor_here() -> None:
