@@ -61,12 +61,15 @@ class _Tokenizers:
         return [[index, *(getattr(token, flag) for flag in flags)] for index, token in found], b""
 
     def around(self, request: Any, data: bytes) -> Answer:
-        """Ids of each text, without and with what the post-processor adds."""
-        encode = self._whole.encode
-        return [
-            [encode(text, add_special_tokens=added).ids for added in (False, True)]
-            for text in request["texts"]
-        ], b""
+        """Ids of each text, without and with what the post-processor adds; none where it cannot be read."""
+        found: list[list[list[int]]] = []
+        for text in request["texts"]:
+            try:
+                pair = [self._whole.encode(text, add_special_tokens=added).ids for added in (False, True)]
+            except Exception:
+                pair = [[], []]
+            found.append(pair)
+        return found, b""
 
     def scores(self, request: Any, data: bytes) -> Answer:
         """Scores of a unigram model by id."""
