@@ -161,15 +161,13 @@ def killing(most: int) -> threading.Thread:
     return thread
 
 
-def test_a_killed_child_is_asked_again(tmp_path: Path, llama3: tuple[Source, Vocab]) -> None:
+@pytest.mark.parametrize("make", [material.llama3_like, material.eagle_like])
+def test_a_killed_child_is_asked_again(tmp_path: Path, make: Callable[[Path], int]) -> None:
     """The vocabulary that is settled on does not depend on it, though there is another candidate."""
-    source, vocab = llama3
+    rows = make(tmp_path)
+    source = read_source(material.checkpoint(tmp_path))
     killer = killing(1)
-    _, result = settle.settle_vocab(
-        material.model(vocab.size),
-        material.checkpoint(tmp_path / "llama3"),
-        disabled_adapters=("end-of-turn",),
-    )
+    _, result = settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path))
     killer.join()
     assert len(list(candidates(source))) > 1
     assert (result.candidate, result.verdict) == (next(iter(candidates(source))).name, "exact")
