@@ -87,7 +87,7 @@ def test_exponential_patterns_run_into_the_limit_of_time(
     llama3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokenizer_process, "SECONDS", 0.5)
-    monkeypatch.setattr(tokenizer_process, "SECONDS_A_MEGABYTE", 0)
+    monkeypatch.setattr(tokenizer_process, "A_TEXTS_MEGABYTE", (0.0, 1 << 30))
     monkeypatch.setattr(tokenizer_process, "_TRYING", 0.5)
     with pytest.raises(VocabError, match=r"s of processor time.*pattern .* of its pre-tokenizer"):
         parity.exam(

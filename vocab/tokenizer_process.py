@@ -23,15 +23,13 @@ from ..core.errors import ChildDied, VocabError
 from ..core.input_files import quoted
 from .pretokenizers import steps
 
-SECONDS = 4.0
-SECONDS_A_MEGABYTE = 48.0
-"""Processor time of a request, and more for what it holds; the slowest tokenizers in use take 0.8 s for a
-megabyte of text and 0.1 s for one of tokenizer.json."""
-MEMORY = 1 << 30
-MEMORY_A_BYTE = 384
-"""Bytes of address space for a byte of text or file; the hungriest in use take 150."""
+SECONDS, MEMORY = 4.0, 1 << 30
+"""Processor time and memory (bytes) a request may take in any case."""
+A_FILES_MEGABYTE, A_TEXTS_MEGABYTE = (3.0, 1 << 26), (48.0, 1 << 30)
+"""What is added for each MiB of it. Of the tokenizers in use the slowest take 0.04 s and 0.8 s, the hungriest
+11 MiB and 200 MiB (twice that where every byte is a token)."""
 _TRYING = 2.0
-_MOST_TEXTS, _MOST_BYTES = 1000, 1 << 20  # in one request, but for a single long text
+_MOST_TEXTS, _MOST_CHARACTERS = 1000, 1 << 18  # in one request, but for a single long text
 _MOST_ANSWER = 1 << 29
 _MOST_THREADS = 8  # each reserves address space
 _HINT = "take the tokenizer files of the model this one was made from, unedited"
@@ -159,10 +157,10 @@ class TokenizerProcess:
         said = refusal.words[-1] if refusal.words else "it ended without a word"
         what = f"{self.where} is refused by the {self._library} library: {said}"
         if refusal.limit is not None:
-            limits = _limits(data)
+            limits = _limits(request, data)
             given = f"{limits['seconds']:.0f} s of processor time"
             if refusal.limit == "memory":
-                given = f"{int(limits['memory']) >> 20} MiB of memory"
+                given = f"{limits['memory'] / (1 << 20):.0f} MiB of memory"
             doing = f"for {len(texts)} texts" if texts else "to be read"
             what = f"{self.where}: the tokenizer needs more than {given} {doing}"
         part = self._part_at_fault(texts or ("a", "가"))
@@ -176,7 +174,7 @@ class TokenizerProcess:
         number = 0
         try:
             with self._start() as child:
-                _send(child, {"do": "try_parts", "tries": tries, **_limits(data), "seconds": _TRYING}, data)
+                _send(child, {"do": "try_parts", "tries": tries, "seconds": _TRYING}, data)
                 while (number := child.receive(1)[0]) < len(tries):
                     pass
         except ChildRefused:
@@ -203,16 +201,15 @@ def _threads() -> int:
     return min(available_cores(), _MOST_THREADS)
 
 
-def _limits(data: bytes) -> dict[str, float]:
+def _limits(request: Mapping[str, Any], data: bytes) -> dict[str, float]:
+    texts = request["do"] in ("encode", "try_parts")
+    seconds, memory = A_TEXTS_MEGABYTE if texts else A_FILES_MEGABYTE
     megabytes = len(data) / (1 << 20)
-    return {
-        "seconds": SECONDS + SECONDS_A_MEGABYTE * megabytes,
-        "memory": MEMORY + MEMORY_A_BYTE * len(data),
-    }
+    return {"seconds": SECONDS + seconds * megabytes, "memory": int(MEMORY + memory * megabytes)}
 
 
 def _exchange(child: Child, request: Mapping[str, Any], data: bytes) -> tuple[Any, bytes]:
-    _send(child, {**request, **_limits(data)}, data)
+    _send(child, request, data)
     sizes = struct.unpack("<II", child.receive(8))
     if max(sizes) > _MOST_ANSWER + 8 * len(data):
         raise VocabError(f"the tokenizers library makes {sum(sizes)} bytes of {len(data)}", hint=_HINT)
@@ -221,7 +218,7 @@ def _exchange(child: Child, request: Mapping[str, Any], data: bytes) -> tuple[An
 
 
 def _send(child: Child, request: Mapping[str, Any], data: bytes) -> None:
-    told = json.dumps(request).encode()
+    told = json.dumps({**_limits(request, data), **request}).encode()
     child.send(struct.pack("<II", len(told), len(data)) + told)
     child.send(data)
 
@@ -229,7 +226,7 @@ def _send(child: Child, request: Mapping[str, Any], data: bytes) -> None:
 def _batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
     start = size = 0
     for at, text in enumerate(texts):
-        if at > start and (at - start == _MOST_TEXTS or size + len(text) > _MOST_BYTES):
+        if at > start and (at - start == _MOST_TEXTS or size + len(text) > _MOST_CHARACTERS):
             yield texts[start:at]
             start, size = at, 0
         size += len(text)
