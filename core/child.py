@@ -70,23 +70,38 @@ def limit_time(seconds: float) -> None:
 
 
 def limit_memory(size: int) -> bool:
-    """Let the address space grow by ``size`` bytes at most; whether that is lower than the limit in force.
+    """Let the address space grow by ``size`` bytes at most; whether it is kconv then that sets the limit.
 
-    Where it is not, running out of memory says nothing about the input.
+    It is not where a lower one is in force, or where the machine has less: running out of memory then says
+    nothing about the input.
     """
     try:
         import resource
 
+        if size > _memory_of_the_machine():
+            return False
         with open("/proc/self/statm", encoding="ascii") as statm:
             used = int(statm.read().split()[0]) * resource.getpagesize()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         if soft != resource.RLIM_INFINITY and soft <= used + size:
             return False
         resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
-    except (ImportError, OSError, ValueError):  # not Linux: the limits of time remain
+    except (ImportError, OSError, ValueError, LookupError):  # not Linux: the limits of time remain
         return False
     os.write(2, OWN_MEMORY_LIMIT + b"\n")
     return True
+
+
+def _memory_of_the_machine() -> int:
+    """Bytes it may give out, swap and all; where it promises no more than it has, those not promised yet."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        found = {
+            name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in meminfo)
+        }
+    with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as policy:
+        if policy.read().strip() == "2":
+            return found["CommitLimit"] - found["Committed_AS"]
+    return found["MemTotal"] + found["SwapTotal"]
 
 
 def llama_cpp() -> Any:
