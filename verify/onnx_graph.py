@@ -110,7 +110,7 @@ def _sizes(path: Path, calls: Mapping[_Name, Sequence[_Name]]) -> dict[_Name, in
             continue
         missing = {each for each in calls[name] if each in calls and each not in found}
         if not missing:
-            found[name] = min(sum(found.get(each, 1) for each in calls[name]), MOST_NODES + 1)
+            found[name] = min(1 + sum(found.get(each, 1) for each in calls[name]), MOST_NODES + 1)
         elif name in open_ or open_.intersection(missing):
             raise InputError(f"{path} has a function {quoted(name[1])} that calls itself", hint=_STRANGER)
         else:

@@ -236,6 +236,6 @@ def _blocks(path: Path, node: Any) -> Counter[str]:
 
 def _value(path: Path, told: Any) -> Value:
     tensor = told.type.tensor_type
-    elements([max(each.dim_value, 0) for each in tensor.shape.dim], f"{path}: values of {quoted(told.name)}")
+    elements([max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(told.name)}")
     shape = (each.dim_value if each.HasField("dim_value") else each.dim_param for each in tensor.shape.dim)
     return Value(told.name, element_name(tensor.elem_type), tuple(shape))

@@ -90,7 +90,7 @@ class OnnxProcess:
             child.receive(protocol.ANSWER.size)
         except ChildRefused as refusal:
             child.close()
-            raise self._failure(refusal, "loading it", limits.loading) from refusal
+            raise self._failure(refusal, "loading the folder", limits.loading) from refusal
         except BaseException:
             child.close()
             raise
@@ -144,16 +144,11 @@ class OnnxProcess:
 
     def _failure(self, refusal: ChildRefused, doing: str, seconds: float) -> CandidateFailure:
         """What the child's end says of the folder, with its last words."""
-        if refusal.limit == "time":
-            return CandidateFailure(
-                f"onnxruntime took more than {seconds:.0f} s of processor time for {doing}: more than a "
-                "model of this size needs, so the graph is damaged or made to run for ever"
-            )
-        if refusal.limit == "memory":
-            return CandidateFailure(
-                f"onnxruntime took more than {self._limits.memory / 2**30:.1f} GiB for {doing}: more than a "
-                "model of this size needs, so the graph is damaged or made to fill the memory"
-            )
+        if refusal.limit is not None:
+            took = f"{seconds:.0f} s of processor time"
+            if refusal.limit == "memory":
+                took = f"{self._limits.memory / 2**30:.1f} GiB of memory"
+            return CandidateFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
         said = " ".join(refusal.words[-4:])[:_SAID]
         ending = _ENDINGS.get(refusal.code, "onnxruntime stopped at a check of its own")
         return CandidateFailure(f"{ending}: {said}" if said else ending)
