@@ -8,7 +8,7 @@ Time. A token takes two operations for each weight, and a byte of the files hold
 each): four operations a byte. They are allowed as if a core did 10^8 a second, where one of a Raspberry Pi
 does about 10^9. Every token that was read counts again in each request, which leaves room for attention and
 for graphs without a cache. What does not grow with the weights gets 20 ms a token, and a request five seconds
-(of a small model it takes some milliseconds). The slowest we measured, 412 million weights in q8_0 at level 4,
+(of a small model it takes some milliseconds). The slowest we measured (412 million weights in q8_0)
 took 0.9 s for a token, which alone may take 22 s, and after thirty others nine minutes. Loading gets 100 ns
 for each byte, 5 ms for each node, and twenty seconds.
 
