@@ -93,7 +93,8 @@ def _ends(vocab: Vocab, context: AdapterContext) -> frozenset[int]:
 class OnnxRuntime:
     """A folder loaded by onnxruntime; a context manager, see generation.Runtime for the methods.
 
-    Raises InputError where onnxruntime refuses the folder or cannot go on, with the reason it gives.
+    Raises InputError where onnxruntime refuses the folder, cannot go on or takes more than it may, and
+    ChildDied where its process dies.
     """
 
     def __init__(self, model: OnnxModel, *, threads: int, progress: Progress = silent) -> None:
@@ -176,5 +177,5 @@ class OnnxRuntime:
         except CandidateFailure as failure:
             raise InputError(
                 f"{self._model.folder.path}: {quoted(str(failure))[1:-1]}",
-                hint="convert the checkpoint again with kconv to-onnx, or use a newer onnxruntime",
+                hint="make the folder again with kconv to-onnx, or use a newer onnxruntime",
             ) from failure

@@ -13,7 +13,7 @@ from ..core.errors import UsageError
 from .console import (
     count_text,
     emit_json,
-    end_with_failed_proof,
+    end_unproven,
     plural,
     say,
     say_notes,
@@ -141,18 +141,18 @@ def command(
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
     seconds = time.monotonic() - begun
-    failed = conversion.verdict == "failed"
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
     else:
         _tell(conversion, seconds)
-    if failed:
+    if conversion.proof is not None:
         proof = cast("Proof", conversion.proof)  # converters may not name what verify defines
         words = ["kconv", "verify", str(conversion.path), "--against", str(checkpoint)]
-        end_with_failed_proof(
-            [f"{conversion.path}: {proof.cause}\n  the whole story: {shlex.join(words)} --report proof.html"]
-        )
-    elif not as_json:
+        story = f"the whole story: {shlex.join(words)} --report proof.html"
+        if proof.verdict == "not decided":
+            story = f"the folder is whole; to prove it: {shlex.join(words)}"
+        end_unproven([(proof.verdict, f"{conversion.path}: {proof.cause}\n  {story}")])
+    if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
 

@@ -34,7 +34,7 @@ class Proven(Protocol):
 
     @property
     def verdict(self) -> str:
-        """``passed``, ``warned``, ``failed`` or ``not run``."""
+        """``passed``, ``warned``, ``failed``, ``not run``, or ``not decided`` where a process died."""
         ...
 
     @property
@@ -178,7 +178,10 @@ class Conversion:
     def verdict(self) -> str:
         """The gravest verdict of the proofs; ``not run`` where there are none."""
         found = {proof.verdict for proof in self.proofs}
-        return next((verdict for verdict in ("failed", "warned", "passed") if verdict in found), "not run")
+        return next(
+            (verdict for verdict in ("failed", "not decided", "warned", "passed") if verdict in found),
+            "not run",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -74,10 +74,10 @@ def limit_time(seconds: float) -> None:
 
 
 def limit_memory(size: int) -> bool:
-    """Let the address space grow by ``size`` bytes at most; whether that is lower than the limit in force.
+    """Let the address space grow by ``size`` bytes at most; whether it is kconv then that sets the limit.
 
-    Where it is not, running out of memory says nothing about the input. It may be called again for the next
-    input.
+    It is not where a lower one is in force, or where the machine has less: running out of memory then says
+    nothing about the input. It may be called again for the next input.
     """
     global _memory_found
     try:
@@ -88,14 +88,26 @@ def limit_memory(size: int) -> bool:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         again = _memory_found is not None
         found = _memory_found if _memory_found is not None else soft
-        own = found == resource.RLIM_INFINITY or used + size < found
+        own = size <= _memory_of_the_machine() and (found == resource.RLIM_INFINITY or used + size < found)
         resource.setrlimit(resource.RLIMIT_AS, (used + size if own else found, hard))
         _memory_found = found
-    except (ImportError, OSError, ValueError):  # not Linux: the limits of time remain
+    except (ImportError, OSError, ValueError, LookupError):  # not Linux: the limits of time remain
         return False
     if own or again:
         os.write(2, (OWN_MEMORY_LIMIT if own else MACHINES_MEMORY_LIMIT) + b"\n")
     return own
+
+
+def _memory_of_the_machine() -> int:
+    """Bytes it may give out, swap and all; where it promises no more than it has, those not promised yet."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        found = {
+            name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in meminfo)
+        }
+    with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as policy:
+        if policy.read().strip() == "2":
+            return found["CommitLimit"] - found["Committed_AS"]
+    return found["MemTotal"] + found["SwapTotal"]
 
 
 def llama_cpp() -> Any:
