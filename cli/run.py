@@ -14,10 +14,12 @@ import click
 
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.progress import Progress
+from ..runtimes import KV_TYPES
+from ..runtimes.sampling import Sampling
 from .answers import answer, show_answer
+from .console import show_log
 from .front_ends import front_end_for
-from .generation import Runtime, Sampling, choose_sampling, sampling_in_file
-from .llama_runtime import KV_TYPES, LlamaRuntime
+from .generation import Runtime, choose_sampling, sampling_in_file
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import question, read_prompt
@@ -203,6 +205,7 @@ def _gguf(
 ) -> _Loaded:
     from ..core.cores import available_cores
     from ..core.gguf_split import read_model
+    from ..runtimes.llama import LlamaRuntime
 
     model = read_model(artifact)
     path, header = model.paths[0], model.header
@@ -216,7 +219,7 @@ def _gguf(
             threads=threads or available_cores(),
             context=context,
             kv_type=kv_type.lower(),
-            verbose=verbose,
+            log=show_log if verbose else None,
             front=None if front is None else front.embed,
             progress=progress,
         )

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from t5_material import KNOWN, byte_ids, random_byt5, trained_byt5, transformers_greedy
 
-from kconv.cli.generation import Sampling
-from kconv.cli.llama_runtime import LlamaRuntime
 from kconv.converters import to_gguf
 from kconv.core.errors import GgufError
 from kconv.core.gguf_file import read_header, write_header
+from kconv.runtimes.llama import LlamaRuntime
+from kconv.runtimes.sampling import Sampling
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 값 👨‍👩‍👧"
