@@ -204,6 +204,7 @@ def _gguf(
     verbose: bool,
 ) -> _Loaded:
     from ..core.cores import available_cores
+    from ..core.gguf_counts import check_counts
     from ..core.gguf_split import read_model
     from ..runtimes.llama import LlamaRuntime
 
@@ -211,6 +212,7 @@ def _gguf(
     path, header = model.paths[0], model.header
     if not header.tensors:
         raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
+    check_counts(path, header)
     front = front_end_for(path, header.metadata, front_end)
 
     def start(progress: Progress) -> LlamaRuntime:
