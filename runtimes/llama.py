@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,27 +12,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from ..core.children import Child, ChildRefused, twice
-from ..core.errors import ChildDied, EnvironmentProblem, GgufError, InputError, UnsupportedModel
+from ..core.errors import ChildDied, GgufError
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from . import KV_TYPES
 from . import llama_generate as protocol
+from .llama_errors import no_context, refused
 from .sampling import Sampling
-from .self_test import extra_buffers
+from .self_test import WITHOUT_EXTRA_BUFFERS, extra_buffers
 
 _BATCH = 512
 _NO_TOKEN = -1  # llama.h, LLAMA_TOKEN_NULL
 _PATIENCE = 86400.0  # seconds; an encoder reads a text of any length at once, and whoever waits has Ctrl-C
 _MOST_BYTES = 1 << 30  # of an answer
-_TELLING = ("GGML_ASSERT", "GGML_ABORT", "what():")
-# where llama.cpp was built, and the functions that pass an error on
-_NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
-_WITHOUT_BUFFERS = Note(
-    "no-extra-buffers",
-    "llama.cpp's own buffers for weights do not work on this machine; kconv runs it without them, which is "
-    "slower. kconv doctor says how to mend it",
-    warning=True,
-)
 _Result = TypeVar("_Result")
 
 
@@ -83,6 +74,7 @@ class LlamaRuntime:
         self._log, self._front, self._progress = log, front, progress
         self._extra = extra_buffers()
         self._child: Child | None = None
+        self._generating = False
         self._known: dict[int, tuple[bool, bytes]] = {}  # of tokens: whether one ends the text, its bytes
         self._facts: _Facts | None = None
         try:
@@ -104,12 +96,12 @@ class LlamaRuntime:
         """End the process at once, whatever it is computing."""
         if self._child is not None:
             self._child.close()
-            self._child = None
+        self._child, self._generating = None, False
 
     @property
     def notes(self) -> tuple[Note, ...]:
         """That llama.cpp runs without its own buffers, where those do not work on this machine."""
-        return () if self._extra else (_WITHOUT_BUFFERS,)
+        return () if self._extra else (Note("llama.cpp", WITHOUT_EXTRA_BUFFERS, warning=True),)
 
     @property
     def encoder_decoder(self) -> bool:
@@ -147,48 +139,55 @@ class LlamaRuntime:
     def generate(self, prompt: Sequence[int], sampling: Sampling, count: int) -> Iterator[int]:
         """Up to ``count`` tokens; one that ends the turn is the last. Each call begins from nothing.
 
-        Whoever does not take all of them ends the process; the next call starts another. Raises
+        Whoever does not take all of them ends the process, as does whoever asks for something else meanwhile;
+        what is asked next starts another. Raises
         EnvironmentProblem where the context does not fit in memory. A process that dies before its first
         token is started once more; where one dies later, ChildDied says that the answer is not whole.
         """
         request = self._request(prompt, sampling, count)
-        token = self._try(lambda child: self._first(child, request))
-        given = 0
-        whole = False
+        child, tokens = self._try(lambda child: (child, self._first(child, request)))
+        given, whole = 0, False
         try:
-            while token is not None:
-                given += 1
-                yield token
-                token = self._take_token(self._running())
-            whole = True
+            while tokens:
+                for token in tokens:
+                    given += 1
+                    yield token
+                tokens = self._take_tokens(child)
+            whole, self._generating = True, False
         except ChildRefused as refusal:
-            raise self._refusal(refusal) from refusal
+            raise refused(self._path, refusal) from refusal
         except ChildDied as death:
-            tokens = f"{given} token{'' if given == 1 else 's'}"
+            after = f"{given} token{'' if given == 1 else 's'}"
             raise ChildDied(
-                f"{death.message}; the answer broke off after {tokens}", hint=death.hint
+                f"{death.message}; the answer broke off after {after}", hint=death.hint
             ) from death
         finally:
-            if not whole:
+            if not whole and child is self._child:
                 self.close()
 
-    def _first(self, child: Child, request: bytes) -> int | None:
+    def _first(self, child: Child, request: bytes) -> list[int]:
+        self._generating = True
         child.send(request)
-        return self._take_token(child)
+        return self._take_tokens(child)
 
-    def _take_token(self, child: Child) -> int | None:
-        """The next token, None after the last. Raises EnvironmentProblem where there is no context."""
-        kind, token, end, piece = self._answer(child, "reading the prompt")
+    def _take_tokens(self, child: Child) -> list[int]:
+        """The next tokens, none after the last. Raises EnvironmentProblem where there is no context."""
+        kind, size, _, data = self._answer(child, "reading the prompt")
         if kind == protocol.NO_CONTEXT:
-            reason = _NOISE.sub("", (child.words() or ["it said nothing"])[-1])
-            raise EnvironmentProblem(
-                f"llama.cpp cannot set up a context of {token:,} tokens: {reason}",
-                hint="pass a smaller --ctx or -n, or free some memory",
-            )
-        if kind == protocol.DONE:
-            return None
-        self._known[token] = bool(end), bytes(piece)
-        return token
+            self._generating = False
+            raise no_context(size, child.words())
+        return [] if kind == protocol.DONE else self._learn(data)
+
+    def _learn(self, data: bytearray) -> list[int]:
+        """The tokens of an answer; what it says of them is kept for ``piece`` and ``is_end``."""
+        found, place = [], 0
+        while place < len(data):
+            token, end, length = protocol.TOKEN.unpack_from(data, place)
+            place += protocol.TOKEN.size
+            self._known[token] = end, bytes(data[place : place + length])
+            place += length
+            found.append(token)
+        return found
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, count: int) -> bytes:
         """What the child is asked for. Raises GgufError where the front end does not fit the model."""
@@ -234,7 +233,8 @@ class LlamaRuntime:
             try:
                 return attempt(self._running())
             except ChildRefused as refusal:
-                raise self._refusal(refusal) from refusal
+                self.close()
+                raise refused(self._path, refusal) from refusal
             except ChildDied:
                 self.close()
                 raise
@@ -242,6 +242,9 @@ class LlamaRuntime:
         return twice(once)
 
     def _running(self) -> Child:
+        """A process that has loaded the file and waits to be asked."""
+        if self._generating:  # whoever began that did not take all of it
+            self.close()
         if self._child is None:
             self._child = Child(
                 "kconv.runtimes.llama_generate",
@@ -287,8 +290,8 @@ class LlamaRuntime:
 
     def _known_of(self, token: int) -> tuple[bool, bytes]:
         if token not in self._known:
-            _, _, end, piece = self._ask(protocol.PIECE, struct.pack("<i", token))
-            self._known[token] = bool(end), bytes(piece)
+            _, _, _, data = self._ask(protocol.PIECE, struct.pack("<i", token))
+            self._learn(data)
         return self._known[token]
 
     def _check_start(self) -> None:
@@ -304,23 +307,3 @@ class LlamaRuntime:
                 + ("missing" if told.start == _NO_TOKEN else f"{told.start}, which is not in the vocabulary"),
                 hint="convert the checkpoint again, with a decoder_start_token_id in its config.json",
             )
-
-    def _refusal(self, refusal: ChildRefused) -> InputError | EnvironmentProblem:
-        """What the end of a process that ended itself over the file means, with llama.cpp's reason."""
-        self.close()
-        if refusal.code == protocol.NO_DECODER:
-            return UnsupportedModel(
-                f"{self._path} holds an encoder only, which generates nothing",
-                hint="give a decoder-only model or an encoder-decoder",
-            )
-        # the first error names the cause, the others pass it on; an abort comes last and has words of its own
-        telling = [line for line in refusal.words if any(word in line for word in _TELLING)]
-        reason = _NOISE.sub("", (telling or list(refusal.words) or ["it gave no reason"])[0])
-        if refusal.code == protocol.STUCK:
-            reason = ": ".join(dict.fromkeys((_NOISE.sub("", refusal.words[-1]), reason)))
-            return EnvironmentProblem(f"llama.cpp cannot go on ({reason})", hint="pass a smaller --ctx")
-        how = "refuses" if refusal.code == protocol.REFUSED else "stops at a check of its own over"
-        return GgufError(
-            f"llama.cpp {how} {self._path}: {reason}",
-            hint="convert the checkpoint again, or use a newer llama-cpp-python",
-        )

@@ -11,10 +11,10 @@ source float32 rows.
 
 Answers: ``ANSWER`` (kind, number, another number, bytes that follow). ``LOADED`` with ``FACTS`` once;
 ``PROGRESS`` (done, total) and ``LOG`` (a piece of llama.cpp's log, with VERBOSE) before others; ``IDS`` for
-a text; for a piece and for every token that is generated ``TOKEN`` (the token, whether it ends the text) with
-its bytes; after the last one ``DONE``; ``NO_CONTEXT`` (size) where there is no room for a context, and then
-the child goes on. All little-endian. Exit codes: ``REFUSED`` and those after it. Errors of llama.cpp go to
-stderr.
+a text; ``TOKENS`` for a piece and for what is generated: of each token a ``TOKEN`` (the token, whether it
+ends the text, its length) with its bytes; ``DONE`` after the last one; ``NO_CONTEXT`` (size) where there is
+no room for a context, and then the child goes on. All little-endian. Exit codes: ``REFUSED`` and those
+after it. Errors of llama.cpp go to stderr.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,10 +31,11 @@ from . import KV_TYPES
 from .llama_sampling import SAMPLING, int32s, sampler_chain
 
 TEXT, PIECE, GENERATE = 1, 2, 3
-LOADED, PROGRESS, LOG, IDS, TOKEN, DONE, NO_CONTEXT = 1, 2, 3, 4, 5, 6, 7
+LOADED, PROGRESS, LOG, IDS, TOKENS, DONE, NO_CONTEXT = 1, 2, 3, 4, 5, 6, 7
 REFUSED, NO_DECODER, STUCK = 3, 4, 5
 REQUEST = struct.Struct("<BI")
 ANSWER = struct.Struct("<BiiI")
+TOKEN = struct.Struct("<i?I")
 FACTS = struct.Struct("<6i3?")
 """Context length, width, tokens, BOS, EOS, the decoder's start token; BOS added, EOS added, encoder."""
 SETTINGS = struct.Struct("<IIIB?")
@@ -41,6 +43,7 @@ SETTINGS = struct.Struct("<IIIB?")
 
 _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
 _PART = 1 << 16
+_TOGETHER = 0.002  # seconds; tokens that come faster are sent together, since each time takes some 20 µs
 _callbacks: list[Any] = []  # llama.cpp keeps pointers to them
 
 
@@ -81,7 +84,7 @@ class Model:
             room = -count
 
     def told(self, token: int) -> bytes:
-        """A token as an answer: whether it ends the text, and its bytes, none for control tokens."""
+        """A token, whether it ends the text, and its bytes, none for control tokens."""
         end = bool(0 <= token < self.size and self.library.llama_vocab_is_eog(self.vocab, token))
         room, count = 64, 0
         buffer = ctypes.create_string_buffer(room)
@@ -90,7 +93,7 @@ class Model:
         if count < 0:
             buffer = ctypes.create_string_buffer(-count)
             count = self.library.llama_token_to_piece(self.vocab, token, buffer, -count, 0, False)
-        return ANSWER.pack(TOKEN, token, end, count) + buffer.raw[:count]
+        return TOKEN.pack(token, end, count) + buffer.raw[:count]
 
     def read(self, function: Any, batch: Any) -> None:
         """Have the encoder or the decoder read a batch. Raises Stop."""
@@ -117,12 +120,12 @@ def main(arguments: Sequence[str]) -> int:
         if what == TEXT:
             child.write(_answer(IDS, 0, 0, model.ids(data)))
         elif what == PIECE:
-            child.write(model.told(*int32s(data)))
+            child.write(_answer(TOKENS, data=model.told(*int32s(data))))
         else:
             _generate(model, data)
 
 
-def _answer(kind: int, number: int = 0, other: int = 0, data: bytes = b"") -> bytes:
+def _answer(kind: int, number: int = 0, other: int = 0, data: bytes | bytearray = b"") -> bytes:
     return ANSWER.pack(kind, number, other, len(data)) + data
 
 
@@ -150,24 +153,42 @@ def _load(library: Any, path: str, threads: int, *, extra: bool) -> Model:
 
 
 def _generate(model: Model, request: bytes) -> None:
-    """Answer with tokens, each as soon as it is chosen."""
-    count, size, batch, kv_type, embedded = SETTINGS.unpack_from(request)
+    """Read what the request holds and answer with tokens."""
+    count, size, at_once, kv_type, embedded = SETTINGS.unpack_from(request)
     sampling = request[SETTINGS.size : SETTINGS.size + SAMPLING.size]
     source = request[SETTINGS.size + SAMPLING.size :]
-    if not _new_context(model, size, batch, KV_TYPES[kv_type]):
+    if not _new_context(model, size, at_once, KV_TYPES[kv_type]):
         child.write(_answer(NO_CONTEXT, size))
         return
-    begun = _read_source(model, source, batch, embedded=embedded)
+    begun = _read_source(model, source, at_once, embedded=embedded)
+    sampler = sampler_chain(model.library, model.size, sampling, begun)
+    _stream(model, sampler, count)
+    model.library.llama_sampler_free(sampler)
+    child.write(_answer(DONE))
+
+
+def _stream(model: Model, sampler: Any, count: int) -> None:
+    """Up to ``count`` tokens, sent as soon as they are chosen."""
     library = model.library
-    sampler = sampler_chain(library, model.size, sampling, begun)
+    ids = (ctypes.c_int32 * 1)()
+    batch = library.llama_batch_get_one(ids, 1)
+    answers: dict[int, tuple[bytes, bool]] = {}  # what takes 10 µs is done once for a token
+    held, sent = bytearray(), 0.0
     for position in range(count):
         token = library.llama_sampler_sample(sampler, model.context, -1)
-        child.write(model.told(token))
-        if library.llama_vocab_is_eog(model.vocab, token) or position + 1 == count:
+        if token not in answers:
+            answers[token] = model.told(token), bool(library.llama_vocab_is_eog(model.vocab, token))
+        answer, end = answers[token]
+        held += answer
+        last = end or position + 1 == count
+        if last or time.monotonic() - sent > _TOGETHER:
+            child.write(_answer(TOKENS, data=held))
+            held.clear()
+            sent = time.monotonic()
+        if last:
             break
-        model.decode([token])
-    library.llama_sampler_free(sampler)
-    child.write(_answer(DONE))
+        ids[0] = token
+        model.read(library.llama_decode, batch)
 
 
 def _read_source(model: Model, source: bytes, batch: int, *, embedded: bool) -> list[int]:
