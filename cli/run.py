@@ -18,6 +18,7 @@ from ..runtimes import KV_TYPES
 from ..runtimes.sampling import Sampling
 from .answers import answer, show_answer
 from .console import show_log
+from .errors import heed_reader
 from .front_ends import front_end_for
 from .generation import Runtime, choose_sampling, sampling_in_file
 from .options import PATH, json_option, threads_option, verbose_option
@@ -178,7 +179,7 @@ def command(
     metadata = loaded.metadata
     asked = question(loaded.path, metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo)
     sampling = _sampling(metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
-    with shown_progress() as progress, loaded.start(progress) as runtime:
+    with shown_progress() as shown, loaded.start(_heeding(shown)) as runtime:
         given = answer(
             runtime,
             asked,
@@ -192,6 +193,16 @@ def command(
             verbose=verbose,
         )
     show_answer(loaded.path, given, as_json=as_json, verbose=verbose)
+
+
+def _heeding(progress: Progress) -> Progress:
+    """The same, which ends the work where whoever was to read the answer is gone."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        heed_reader()
+        progress(stage, done, total)
+
+    return told
 
 
 def _gguf(

@@ -158,6 +158,16 @@ def test_a_killed_kconv_takes_a_computing_child_along(model: Path) -> None:
         assert wait_for(lambda: gone(child), 10)
 
 
+def test_a_reader_that_goes_away_ends_the_reading_of_a_prompt(model: Path) -> None:
+    with running(model, "--ctx", "400000", prompt=LONG) as kconv:
+        child = child_of(kconv)
+        assert wait_for(lambda: computing(child))
+        assert kconv.stdout is not None
+        kconv.stdout.close()
+        assert kconv.wait(30) == 141
+        assert gone(child)
+
+
 def test_a_child_that_is_killed_at_once_is_started_once_more(model: Path) -> None:
     with running(model, "-n", "8", "--greedy") as kconv:
         right, err = kconv.communicate(timeout=60)
