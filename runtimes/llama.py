@@ -19,12 +19,18 @@ from . import KV_TYPES
 from . import llama_generate as protocol
 from .llama_errors import no_context, refused
 from .sampling import Sampling
-from .self_test import WITHOUT_EXTRA_BUFFERS, extra_buffers
+from .self_test import extra_buffers
 
 _BATCH = 512
 _NO_TOKEN = -1  # llama.h, LLAMA_TOKEN_NULL
 _PATIENCE = 86400.0  # seconds; an encoder reads a text of any length at once, and whoever waits has Ctrl-C
 _MOST_BYTES = 1 << 30  # of an answer
+_WITHOUT_BUFFERS = Note(
+    "extra-buffers",
+    "llama.cpp's own buffers for weights do not work on this machine, so the model is loaded without them, "
+    "which is slower; kconv doctor says what mends it",
+    warning=True,
+)
 _Result = TypeVar("_Result")
 
 
@@ -101,7 +107,7 @@ class LlamaRuntime:
     @property
     def notes(self) -> tuple[Note, ...]:
         """That llama.cpp runs without its own buffers, where those do not work on this machine."""
-        return () if self._extra else (Note("llama.cpp", WITHOUT_EXTRA_BUFFERS, warning=True),)
+        return () if self._extra else (_WITHOUT_BUFFERS,)
 
     @property
     def encoder_decoder(self) -> bool:

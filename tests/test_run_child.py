@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -49,8 +50,9 @@ def child_of(kconv: subprocess.Popen[bytes], *, known: psutil.Process | None = N
     end = time.monotonic() + 60
     while time.monotonic() < end and kconv.poll() is None:
         for found in psutil.Process(kconv.pid).children():
-            if found != known:
-                return found
+            with contextlib.suppress(psutil.Error):
+                if found != known and "kconv.runtimes.llama_generate" in found.cmdline():
+                    return found
         time.sleep(0.005)
     raise AssertionError("no child process")
 
