@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from run_material import KCONV, PROMPT, running, with_metadata
+from standin_material import dying_llama
 
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
@@ -26,6 +27,8 @@ from kconv.runtimes import llama
 from kconv.runtimes.llama import LlamaRuntime
 from kconv.runtimes.sampler import Sampler
 from kconv.runtimes.sampling import Sampling
+
+__all__ = ["dying_llama"]
 
 LONG = PROMPT * 6_000
 """A prompt that takes minutes."""
@@ -229,6 +232,17 @@ def test_a_crash_of_the_library_is_no_verdict_on_the_file(model: Path, illegal: 
     assert "SIGILL" in done.stderr
     assert "kconv doctor" in done.stderr
     assert len(done.stderr) < 1000
+
+
+def test_a_library_whose_own_buffers_die_still_runs(model: Path, dying_llama: Path, tmp_path: Path) -> None:
+    told = {**os.environ, "LLAMA_CPP_LIB_PATH": str(dying_llama), "XDG_CACHE_HOME": str(tmp_path)}
+    words = [*KCONV, "run", str(model), "-p", PROMPT, "-n", "4", "--greedy", "--threads", "1", "--json"]
+    done = subprocess.run(words, env=told, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert len(said["ids"]) == 4
+    assert [note["name"] for note in said["notes"]] == ["extra-buffers"]
+    assert done.stderr.count("without them") == 1
 
 
 def test_without_its_own_buffers_llama_cpp_makes_no_copy_and_a_note_says_so(
