@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -130,6 +131,12 @@ def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> s
 def say(text: str, *, err: bool = False) -> None:
     """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
     click.echo(printable(text, keep="\n\t"), err=err)
+
+
+def show_log(text: str) -> None:
+    """A piece of a library's log on standard error; if nobody reads it, no matter."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(terminal_text(text))
 
 
 def say_notes(notes: Iterable[Note]) -> None:

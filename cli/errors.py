@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -112,6 +113,23 @@ def _print(failure: Failure) -> None:
     click.echo(f"kconv: error: {printable(failure.message, keep=chr(10) + chr(9))}", err=True)
     if failure.hint:
         click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
+
+
+def heed_reader() -> None:
+    """Raise BrokenPipeError where nobody is left to read standard output, before it is written to.
+
+    Reading a long prompt takes minutes in which nothing is written.
+    """
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # something that stands in for it
+        return
+    poll = select.poll()
+    poll.register(number, 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        raise BrokenPipeError
 
 
 def silence_output() -> None:

@@ -33,6 +33,7 @@ OUT_OF_MEMORY = 64
 NOT_INSTALLED = 65
 BUG = 70
 PATH_VARIABLE = "KCONV_CHILD_PATH"
+_RESERVED = 1 << 30  # addresses threads reserve and never fill
 
 _out = 1
 _incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -108,6 +109,28 @@ def _memory_of_the_machine() -> int:
         if policy.read().strip() == "2":
             return found["CommitLimit"] - found["Committed_AS"]
     return found["MemTotal"] + found["SwapTotal"]
+
+
+def limit_to_free_memory() -> None:
+    """Let the address space grow by little more than what the machine has free.
+
+    What asks for more is refused at once, instead of filling the memory until the kernel ends some process.
+    That says nothing about the input, unlike the limit of ``limit_memory``.
+    """
+    try:
+        import resource
+
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            lines = [line.split() for line in meminfo]
+        free = sum(int(line[1]) << 10 for line in lines if line[0] in ("MemAvailable:", "SwapFree:"))
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = used + free + _RESERVED
+        if free and (soft == resource.RLIM_INFINITY or most < soft):
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    except (ImportError, OSError, ValueError):  # not Linux
+        return
 
 
 def llama_cpp() -> Any:
