@@ -1,0 +1,365 @@
+"""Files with something wrong in them: every kind of file kconv reads, changed at places that matter.
+
+A mutation is a function of bytes and a seeded ``random.Random``, so that a file name, the name of a mutation
+and a seed are the whole recipe of a damaged file.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import random
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Mutation = Callable[[bytes, random.Random], bytes]
+
+NUMBERS = (0, 1, 2, 3, 7, 31, 32, 33, 127, 128, 255, 256, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+LARGE = (2**32, 2**40, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1)
+TELLING = b'{}[]",:0123456789-.eE\\ \x00\xff\x80}XKMJtR(Qs.\n\r\t%{<>'
+
+
+def any_bytes(content: bytes, choose: random.Random) -> bytes:
+    """A few bytes changed, put in, taken out, repeated or moved, or the end cut off."""
+    data = bytearray(content)
+    for _ in range(choose.choice((1, 1, 1, 2, 4, 16))):
+        at = choose.randrange(len(data) or 1)
+        match choose.randrange(8):
+            case 0 if data:
+                data[at] = choose.choice(TELLING)
+            case 1 if data:
+                data[at] ^= 1 << choose.randrange(8)
+            case 2:
+                data.insert(at, choose.choice(TELLING))
+            case 3:
+                del data[at : at + choose.choice((1, 2, 8, 100, 5000))]
+            case 4:
+                data[at:at] = data[at : at + choose.randrange(1, 400)]
+            case 5:
+                del data[at:]
+            case 6:
+                code, largest = choose.choice((("<I", 2**32 - 1), ("<Q", 2**64 - 1), ("<H", 65535)))
+                number = choose.choice((*NUMBERS, *LARGE)) & largest
+                data[at : at + struct.calcsize(code)] = struct.pack(code, number)
+            case 7:
+                data += bytes(choose.choice((1, 7, 4096)))
+    return bytes(data)
+
+
+# --- JSON ---
+
+PATTERNS = (
+    "(a+)+$",
+    "(?<=x",
+    "[",
+    r"\p{L}{1,1000}{1,1000}",
+    "(?:)",
+    "(x|y|",
+    "\\",
+    "(.*)*(.*)*(.*)*z",
+    "(?=.)",
+)
+
+
+def _values(choose: random.Random, old: Any) -> Any:
+    numbers = (*NUMBERS, *LARGE, -1, -(2**31), 2**64, 10**30, 0.5, -0.0, 1e-300, 1e308)
+    if type(old) in (int, float) and choose.random() < 0.6:
+        changed = (old + 1, old - 1, old * 2, -old, old * 1000, float(old), str(old), old / 2)
+        return choose.choice((*numbers, *changed))
+    if isinstance(old, str) and choose.random() < 0.5:
+        changed = (old + "\0", old * 1000, old[:-1], old.upper(), "../" + old, "\ud55c" * 300, old + "\n")
+        return choose.choice((*changed, "/etc/passwd", choose.choice(PATTERNS), "{{ x", "\u202e", ""))
+    if isinstance(old, list) and old and choose.random() < 0.6:
+        return choose.choice((old[:-1], old + old, old[::-1], [old], [None, *old[1:]], [*old, old[0]]))
+    other = (None, True, False, "", "x", [], {}, [0], {"a": 0}, [[]], 0, -1, [None], {"type": "x"})
+    return choose.choice(
+        (*other, choose.choice(numbers), _Raw("NaN"), _Raw("1e999"), _Raw("-Infinity"), DEEP)
+    )
+
+
+class _Raw(str):
+    """Text that stands in the JSON as it is."""
+
+
+DEEP = _Raw("[" * 100_000 + "]" * 100_000)
+_DIGITS = _Raw("9" * 5000)
+
+
+def _places(value: Any, limit: int = 4000) -> list[tuple[Any, Any]]:
+    """Containers and keys; of long lists (a vocabulary) the beginning and the end."""
+    found: list[tuple[Any, Any]] = []
+    waiting = [value]
+    while waiting and len(found) < limit:
+        holder = waiting.pop()
+        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
+        for key in keys if len(keys) < 60 else (*keys[:10], *keys[-10:]):
+            found.append((holder, key))
+            if isinstance(holder[key], dict | list):
+                waiting.append(holder[key])
+    return found
+
+
+def mutated_value(value: Any, choose: random.Random) -> Any:
+    """The JSON value with something swapped, taken out, doubled or renamed; it is changed in place."""
+    for _ in range(choose.choice((1, 1, 1, 2, 3))):
+        places = _places(value)
+        if not places:
+            return choose.choice(([], None, 0, "", {"a": 1}))
+        holder, key = choose.choice(places)
+        match choose.randrange(8):
+            case 0 | 1 | 2 | 3:
+                holder[key] = _values(choose, holder[key])
+            case 4:
+                del holder[key]
+            case 5 if isinstance(holder, dict):
+                name = choose.choice((str(key) + "x", "", "\0", str(key).upper(), "__proto__"))
+                holder[name] = holder.pop(key)
+            case 6 if isinstance(holder, dict):  # the same key once more
+                holder[_Raw(json.dumps(str(key)))] = _values(choose, holder[key])
+            case 7:
+                other, name = choose.choice(places)
+                if name in (other if isinstance(other, dict) else range(len(other))):  # not taken out above
+                    holder[key] = choose.choice((copy.deepcopy(other[name]), _DIGITS))
+    return value
+
+
+def dumped(value: Any) -> str:
+    """As ``json.dumps``, with what is raw as it stands."""
+    raw: list[str] = []
+
+    def marked(each: Any) -> Any:
+        if isinstance(each, _Raw):
+            raw.append(each)
+            return f"\ue000{len(raw) - 1}\ue001"
+        if isinstance(each, dict):
+            return {marked(key) if isinstance(key, _Raw) else key: marked(item) for key, item in each.items()}
+        return [marked(item) for item in each] if isinstance(each, list) else each
+
+    text = json.dumps(marked(value), ensure_ascii=False)
+    for number, each in enumerate(raw):
+        text = text.replace(f'"\ue000{number}\ue001"', each)
+    return text
+
+
+def json_values(content: bytes, choose: random.Random) -> bytes:
+    """A JSON file with values of the wrong kind or size, keys too many or too few."""
+    try:
+        return dumped(mutated_value(json.loads(content), choose)).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):  # what was moved into another place had raw text in it
+        return any_bytes(content, choose)
+
+
+def safetensors_header(content: bytes, choose: random.Random) -> bytes:
+    """A safetensors file with another table, the length in front of it mostly right."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json_values(content[8 : 8 + length], choose)
+    said = len(header) if choose.random() < 0.9 else choose.choice((*NUMBERS, *LARGE))
+    return struct.pack("<Q", said) + header + content[8 + length :]
+
+
+# --- GGUF ---
+
+_SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
+
+
+def gguf_numbers(content: bytes) -> Iterator[tuple[int, str]]:
+    """Place and ``struct`` code of every number in a GGUF header, lengths included; long arrays in part."""
+    at = 4
+
+    def number(code: str) -> Iterator[tuple[int, str]]:
+        nonlocal at
+        yield at, code
+        at += struct.calcsize("<" + code)
+
+    def last(code: str) -> int:
+        return int(struct.unpack_from("<" + code, content, at - struct.calcsize("<" + code))[0])
+
+    def text() -> Iterator[tuple[int, str]]:
+        nonlocal at
+        yield from number("Q")
+        length = last("Q")
+        yield from ((at + each, "B") for each in range(min(length, 8)))
+        at += length
+
+    def value(kind: int) -> Iterator[tuple[int, str]]:
+        if kind == 8:
+            yield from text()
+        elif kind == 9:
+            yield from number("I")
+            item = last("I")
+            yield from number("Q")
+            count = last("Q")
+            for each in range(count):
+                found = list(value(item))
+                if each < 4 or each > count - 4:
+                    yield from found
+        else:
+            yield from number(_SIZES[kind])
+
+    yield from number("I")
+    yield from number("Q")
+    tensors = last("Q")
+    yield from number("Q")
+    for _ in range(last("Q")):
+        yield from text()
+        yield from number("I")
+        yield from value(last("I"))
+    for _ in range(tensors):
+        yield from text()
+        yield from number("I")
+        for _ in range(last("I")):
+            yield from number("Q")
+        yield from number("I")
+        yield from number("Q")
+
+
+def gguf_header(content: bytes, choose: random.Random) -> bytes:
+    """A GGUF file with other numbers in its header: counts, lengths, types, sizes, offsets, values."""
+    data, places = bytearray(content), list(gguf_numbers(content))
+    for _ in range(choose.choice((1, 1, 1, 2, 3))):
+        at, code = choose.choice(places)
+        (old,) = struct.unpack_from("<" + code, content, at)
+        if code in "fd":
+            new = choose.choice((0.0, -0.0, -1.0, 1e30, 1e-30, float("nan"), float("inf"), old * 2, -old))
+            struct.pack_into("<" + code, data, at, new)
+            continue
+        changed = (old + 1, old - 1, old * 2, old + 32, old - 32, old // 2, old ^ 1, *NUMBERS, *LARGE, -1)
+        bits = 8 * struct.calcsize(code)
+        struct.pack_into("<" + code.upper(), data, at, choose.choice(changed) & ((1 << bits) - 1))
+    return bytes(data)
+
+
+# --- ONNX, zip, text ---
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for each in value if not hasattr(value, "ListFields") else (value,):
+                yield from _messages(each)
+
+
+def onnx_fields(content: bytes, choose: random.Random) -> bytes:
+    """An ONNX graph with fields changed, doubled or left out: names, sizes, types, places of weights."""
+    import onnx
+
+    model = onnx.load_from_string(content)
+    messages = list(_messages(model))
+    for _ in range(choose.choice((1, 1, 1, 2, 3))):
+        message = choose.choice(messages)
+        fields = message.ListFields()
+        if not fields:
+            continue
+        field, value = choose.choice(fields)
+        if choose.random() < 0.15:
+            message.ClearField(field.name)
+        elif hasattr(value, "append") or hasattr(value, "add"):
+            at = choose.randrange(len(value))
+            match choose.randrange(3):
+                case 0:
+                    del value[at]
+                case 1:
+                    value.extend([value[at]])
+                case 2 if field.message_type is None:
+                    value[at] = _field(value[at], choose)
+        elif field.message_type is None:
+            with_limits(message, field.name, _field(value, choose))
+    return bytes(model.SerializeToString())
+
+
+def with_limits(message: Any, name: str, value: Any) -> None:
+    """Set a field, unless its type forbids the value."""
+    try:
+        setattr(message, name, value)
+    except (ValueError, TypeError):
+        message.ClearField(name)
+
+
+def _field(old: Any, choose: random.Random) -> Any:
+    if isinstance(old, bytes):
+        names = (b"../../etc/passwd", b"x", b"Loop", b"9223372036854775807", b"-1", b"99999999", b"\xff")
+        return choose.choice((*names, old + b"x", old[:-1], any_bytes(old, choose)))
+    if isinstance(old, str):
+        names = (
+            "",
+            "x",
+            "../x",
+            "/etc/passwd",
+            "Loop",
+            "If",
+            "com.microsoft",
+            "Scan",
+            "99999999999999",
+            "-1",
+        )
+        return choose.choice((*names, old + "x", old[:-1], old * 50))
+    if isinstance(old, float):
+        return choose.choice((0.0, -1.0, 1e38, float("nan"), float("inf")))
+    return choose.choice((0, 1, -1, 2, 3, old + 1, old - 1, old * 2, 2**31 - 1, -(2**31), 255, 2**20))
+
+
+def zip_records(content: bytes, choose: random.Random) -> bytes:
+    """A PyTorch zip archive, whole, with a changed record, one that lacks or one that stands twice."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(stream, "w") as target:
+        names = source.namelist()
+        changed = choose.choice([name for name in names if name.endswith("data.pkl")] * 3 + names)
+        for name in names:
+            data = source.read(name)
+            if name == changed:
+                how = choose.randrange(8)
+                data = any_bytes(data, choose) if how else data
+                if how == 1:
+                    continue
+                name = name + "x" if how == 2 else name
+            target.writestr(name, data)
+    return stream.getvalue()
+
+
+JINJA = (
+    *("{% for i in range(999999999) %}x{% endfor %}", "{{ 'a' * 999999999 }}", "{{ ''.__class__.__mro__ }}"),
+    *("{% endfor %}", "{{", "{% generation %}", "{{ x.y.z }}", "{{ raise_exception('no') }}", "{{ 1 / 0 }}"),
+    *("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages[99] }}", "{% include 'x' %}", "{#"),
+    *(
+        "{{ '%s' % cycler }}",
+        "{{ [1] * 99999999 | length }}",
+        "{{ 9 ** 9 ** 9 }}",
+        "{{ strftime_now('%Y') }}",
+    ),
+    *(
+        "{{ namespace.__init__.__globals__ }}",
+        "{% set x = x ~ x %}" * 60,
+        "((" * 500,
+        "{{ " + "-" * 9999 + "1 }}",
+    ),
+)
+
+
+def template_text(content: bytes, choose: random.Random) -> bytes:
+    """A chat template with something of Jinja's put in, or any other damage."""
+    if choose.random() < 0.3:
+        return any_bytes(content, choose)
+    at = choose.randrange(len(content) + 1) if choose.random() < 0.5 else choose.choice((0, len(content)))
+    return content[:at] + choose.choice(JINJA).encode() + content[at:]
+
+
+def template_in_json(content: bytes, choose: random.Random) -> bytes:
+    """tokenizer_config.json with a damaged chat template."""
+    config = json.loads(content)
+    template = template_text(config["chat_template"].encode(), choose)
+    return json.dumps({**config, "chat_template": template.decode("utf-8", "replace")}).encode()
+
+
+MUTATIONS: dict[str, Mutation] = {
+    **{"bytes": any_bytes, "json": json_values, "safetensors": safetensors_header, "gguf": gguf_header},
+    **{"onnx": onnx_fields, "zip": zip_records, "template": template_text, "chat": template_in_json},
+}
+
+
+def mutated(content: bytes, mutation: str, seed: int) -> bytes:
+    """The content after a mutation of that name with that seed."""
+    return MUTATIONS[mutation](content, random.Random(f"{mutation} {seed}"))
