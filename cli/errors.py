@@ -30,8 +30,10 @@ import click
 
 from ..core.errors import KconvError
 from .console import emit_json, printable
+from .main import INTERRUPTED, SIGNALS, end_at_once
+from .shortage import shortage
 
-ENVIRONMENT, BUG, INTERRUPTED, BROKEN_PIPE = 4, 70, 130, 141
+ENVIRONMENT, BUG, BROKEN_PIPE = 4, 70, 141
 _IMPATIENCE = 5.0  # seconds in which a second signal means no more than the first
 _struck: list[float] = []  # when signals came that were to end the work
 
@@ -58,11 +60,13 @@ def explain(error: BaseException) -> Failure:
         return Failure("Interrupted", "interrupted", None, INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
-    if isinstance(error, MemoryError):
-        hint = "close other programs, or use a machine with more memory"
-        return Failure("EnvironmentProblem", "out of memory", hint, ENVIRONMENT)
+    lacking = shortage(error)
+    where = ""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        where = f": {os.fsdecode(error.filename)}"
+    if lacking is not None:
+        return Failure("EnvironmentProblem", f"{lacking.message}{where}", lacking.hint, ENVIRONMENT)
     if isinstance(error, OSError):
-        where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         message = f"{error.strerror or error}{where}"
         return Failure("EnvironmentProblem", message, "check the disk and its permissions", ENVIRONMENT)
     return Failure(
@@ -125,9 +129,8 @@ def interruptible() -> Iterator[None]:
     One that comes much later counts again, since the first may have been lost; see ``heed_interrupt``.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
     changed = {number: handler for number, handler in before.items() if handler in usual}
     _struck.clear()
 
@@ -146,6 +149,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:  # a library made something else of the interrupt, or it ended a child, too
+        if _struck and not isinstance(error, click.exceptions.Exit):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         sys.unraisablehook = told_before
         for number, handler in changed.items():  # once struck, the process shall end, and with 130

@@ -155,14 +155,10 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; what ends it during the proof is told that the files are there."""
     from ..converters.pipeline import to_gguf
-    from .progress import announced_proof, shown_progress
+    from .progress import announce, shown_progress, whole_files_named
 
-    whole = (
-        "the files are converted and whole, but not proven; "
-        f"to prove one: kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"
-    )
-    with announced_proof(whole) as announce, shown_progress() as progress:
-        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce)
+    with whole_files_named("the files are", checkpoint) as made, shown_progress() as progress:
+        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
 def _tell(conversion: Conversion, seconds: float) -> None:

@@ -159,14 +159,10 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; what ends it during the proof is told that the folder is there."""
     from ..converters.onnx.pipeline import to_onnx
-    from .progress import announced_proof, shown_progress
+    from .progress import announce, shown_progress, whole_files_named
 
-    whole = (
-        "the folder is converted and whole, but not proven; "
-        f"to prove it: kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
-    )
-    with announced_proof(whole) as announce, shown_progress() as progress:
-        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce)
+    with whole_files_named("the folder is", checkpoint) as made, shown_progress() as progress:
+        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
 def _tell(conversion: OnnxConversion, seconds: float) -> None:

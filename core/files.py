@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import EnvironmentProblem, OutputExists
+from .claims import claim, temporary_beside
+from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
+from .leftovers import sweep
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -29,43 +30,72 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem."""
+    """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem.
+
+    Where it names a file that lies elsewhere, that file is named instead.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentProblem(
-                f"no space left while writing {path}", hint="free some space or write to another disk with -o"
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise EnvironmentProblem(
-                f"{path} would be larger than the file system or limit allows",
-                hint="write to another disk with -o",
-            ) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise EnvironmentProblem(
-                f"no permission to write {path}", hint="choose a folder you may write to with -o"
-            ) from error
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+        raise _explanation(error, path) from error
+
+
+def _explanation(error: OSError, path: Path) -> EnvironmentProblem:
+    if isinstance(error.filename, str | bytes):
+        named = Path(os.fsdecode(error.filename)).absolute()
+        about = path.absolute()
+        if about.parent not in named.parents and named not in about.parents:
+            return EnvironmentProblem(
+                f"{error.strerror or error}: {named}",
+                hint="leave the folders of the input and output alone"
+                if isinstance(error, FileNotFoundError)
+                else None,
+            )
+    number = error.errno
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        message, hint = (
+            f"no space left while writing {path}",
+            "free some space or write to another disk with -o",
+        )
+    elif number == errno.EFBIG:
+        message = f"{path} would be larger than the file system or limit allows"
+        hint = "write to another disk with -o, or raise the limit (ulimit -f)"
+    elif number in (errno.EMFILE, errno.ENFILE):
+        message = f"too many files are open to write {path}"
+        hint = "raise the limit (ulimit -n), or make fewer files at once"
+    elif number in (errno.ENOMEM, errno.EAGAIN):
+        message, hint = f"out of memory while writing {path}", MORE_MEMORY
+    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        message = f"{path.parent} is not there (any more) to write {path.name} to"
+        hint = "run it again, and leave the folder alone meanwhile"
+    elif isinstance(error, PermissionError) or number == errno.EROFS:
+        message, hint = f"no permission to write {path}", "choose a folder you may write to with -o"
+    else:
+        return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}")
+    return EnvironmentProblem(message, hint=hint)
 
 
 @contextlib.contextmanager
 def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
     """Yield a temporary path beside each of ``paths``; on success all take their names, on failure none.
 
-    The data is synced before the renames and the folders, where that is possible, after them. Raises
-    OutputExists (also when a target appeared meanwhile) and EnvironmentProblem.
+    The data is synced before the renames and the folders, where that is possible, after them. What killed
+    runs have left in these folders is removed first. Raises OutputExists (also when a target appeared
+    meanwhile) and EnvironmentProblem.
     """
     for path in paths:
         refuse_existing(path, force=force)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        sweep(folder)
     temporaries: list[Path] = []
+    handles: list[int] = []
     made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
     try:
         for path in paths:
-            temporaries.append(_temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
+            temporaries.append(temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporaries[-1].touch(exist_ok=False)
+                handles.append(claim(temporaries[-1]))
         with explained(paths[0]):
             yield temporaries
             for temporary in temporaries:
@@ -78,6 +108,8 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
         for temporary in temporaries:
             with contextlib.suppress(OSError):  # it may never have been made
                 temporary.unlink()
+        for handle in handles:  # not before: unlocked, they would look left
+            os.close(handle)
         for folder in dict.fromkeys(made):
             with contextlib.suppress(OSError):  # not empty: all went well
                 folder.rmdir()
@@ -88,11 +120,6 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     """``atomic_files`` for one file."""
     with atomic_files([path], force=force) as (temporary,):
         yield temporary
-
-
-def _temporary_beside(path: Path) -> Path:
-    start = os.fsdecode(os.fsencode(path.name)[:200])  # names have at most 255 bytes, Hangul takes three each
-    return path.with_name(f".{start}.{secrets.token_hex(8)}.partial")
 
 
 def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:

@@ -16,12 +16,13 @@ import os
 import reprlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from .errors import EnvironmentProblem, GgufError
 from .gguf_pairs import ARRAY, SCALARS, STRING, encode_pairs, encode_text
+from .input_files import Identity, identity_of
 from .model import MetadataValue
 
 T = TypeVar("T")
@@ -65,13 +66,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything of a GGUF file but its data. ``size`` is the file's, in bytes."""
+    """Everything of a GGUF file but its data. ``size`` is the file's, in bytes.
+
+    ``identity`` says which file it was read from (core/input_files.py).
+    """
 
     metadata: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     size: int
     version: int = 3
+    identity: Identity | None = field(default=None, compare=False)
 
     @property
     def arch(self) -> str:
@@ -128,7 +133,8 @@ class _Cursor:
     """Reads little-endian values from the start of a file and never past its end."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.size = os.fstat(file.fileno()).st_size
+        self.identity = identity_of(os.fstat(file.fileno()))
+        self.size = self.identity[2]
         self._data = file.read(min(self.size, 1 << 22))
         self._file, self.path, self.position = file, path, 0
 
@@ -250,7 +256,7 @@ def _parse(cursor: _Cursor) -> GgufHeader:
     tensors = tuple(_tensor_info(cursor) for _ in range(tensor_count))
     data_offset = aligned(cursor.position, alignment)
     _check_layout(cursor, tensors, data_offset, alignment)
-    return GgufHeader(metadata, tensors, data_offset, cursor.size, version)
+    return GgufHeader(metadata, tensors, data_offset, cursor.size, version, cursor.identity)
 
 
 def _tensor_info(cursor: _Cursor) -> TensorInfo:
