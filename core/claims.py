@@ -15,14 +15,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three each
-NAMES = re.compile(r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-[0-9a-f]{16}\.(?P<end>partial|old)", re.DOTALL)
-"""What temporary files and folders of kconv's are called; ``of`` is the name they are to have."""
+NAMES = re.compile(
+    r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<group>[0-9a-f]{16})\.(?P<end>partial|old)", re.DOTALL
+)
+"""What temporary files and folders of kconv's are called; ``of`` is the name they are to have, and those
+that are to take their names together are of one ``group``."""
 
 
-def temporary_beside(path: Path, end: str = "partial") -> Path:
+def new_group() -> str:
+    """What the names of temporary files that belong together share, and no others."""
+    return os.urandom(8).hex()
+
+
+def temporary_beside(path: Path, end: str = "partial", *, group: str | None = None) -> Path:
     """A name nobody has, in the folder of ``path``, for what is to take that name."""
     start = os.fsdecode(os.fsencode(path.name)[:_HELD_NAME])
-    return path.with_name(f".{start}.kconv-{os.urandom(8).hex()}.{end}")
+    if group is None or is_shortened(path.name):  # two shortened names may be the same
+        group = new_group()
+    return path.with_name(f".{start}.kconv-{group}.{end}")
 
 
 def is_shortened(name: str) -> bool:

@@ -96,6 +96,9 @@ def sweep(folder: Path) -> None:
     """Remove what killed runs have left in ``folder``, as far as possible, and tell ``on_removal``."""
     removed = []
     with contextlib.suppress(OSError):
+        for group in _groups(folder):
+            with contextlib.suppress(OSError):
+                _take_back(group)
         for path in _candidates(folder, unlocked=False):
             with contextlib.suppress(OSError):
                 gone = remove(path)
@@ -103,6 +106,52 @@ def sweep(folder: Path) -> None:
                     removed.append(gone)
     if removed:
         on_removal(folder, removed)
+
+
+def _groups(folder: Path) -> list[dict[str, list[Path]]]:
+    """Temporary files by the group they are of and whether they are ``partial`` or ``old``."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for path in _candidates(folder, unlocked=False):
+        match = NAMES.fullmatch(path.name)
+        if match is not None and match["of"] is not None and not path.is_dir():
+            if is_shortened(match["of"]):
+                continue
+            ends = groups.setdefault(match["group"], {"partial": [], "old": []})
+            ends[match["end"]].append(path)
+    return list(groups.values())
+
+
+def _take_back(group: dict[str, list[Path]]) -> None:
+    """Undo names that a run gave to some of the files of a group before it was killed, not to all.
+
+    Of a file that has its name, either the temporary name is still there, as a second one, or what it replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in group["partial"]:
+            handle, state = stack.enter_context(_taken(path))
+            if handle is None or state != "left":
+                return
+        named = {path: path.with_name(_final_name(path)) for path in (*group["partial"], *group["old"])}
+        ours = [path for path in group["partial"] if _is_one(path, named[path])]
+        if len(ours) == len(group["partial"]):  # all have their names, or never any had
+            return
+        for path in ours:
+            named[path].unlink()
+        for path in group["old"]:
+            os.replace(path, named[path])
+
+
+def _final_name(path: Path) -> str:
+    match = NAMES.fullmatch(path.name)
+    assert match is not None
+    return match["of"]
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:

@@ -26,7 +26,7 @@ static long wanted;
 static atomic_long seen;
 
 /* At call number `number` (from 1; 0: none) below one of `count` folders, do `what`. Every call is written to
- * `log`, a descriptor, as its name and path. */
+ * `log`, a descriptor, as its number, name and path. */
 void fault_arm(const char **places, int count, long number, int what, int error, int log)
 {
     folder_count = count;
@@ -51,7 +51,7 @@ static int strikes(const char *name, const char *path)
     if (!armed || !path || !below(path)) return 0;
     int saved = errno;
     long number = atomic_fetch_add(&seen, 1) + 1;
-    if (log_handle >= 0) dprintf(log_handle, "%s %s\n", name, path);
+    if (log_handle >= 0) dprintf(log_handle, "%ld %s %s\n", number, name, path);
     errno = saved;
     return number == wanted;
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -86,9 +87,8 @@ class Kconv:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait(60)
+        with self._process:  # which closes its streams, upon which it ends
+            pass
 
     def ask(self, request: Mapping[str, Any]) -> Any:
         """One request, one answer, both JSON."""
@@ -130,7 +130,7 @@ def _prepare(cwd: str, streams: Sequence[int], fault: Mapping[str, Any] | None) 
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if fault is not None:
         places = (ctypes.c_char_p * len(fault["below"]))(*(os.fsencode(each) for each in fault["below"]))
-        log = -1 if fault["log"] is None else os.open(fault["log"], os.O_WRONLY | os.O_CREAT, 0o600)
+        log = -1 if fault["log"] is None else os.open(fault["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         action, error = ACTIONS.index(fault["action"]), fault["error"]
         ctypes.CDLL(None).fault_arm(places, len(places), ctypes.c_long(fault["call"]), action, error, log)
 
@@ -190,6 +190,8 @@ def _stop_at(point: str) -> None:
 
     def stopped(*arguments: Any, **keywords: Any) -> Any:
         setattr(there, name, function)
+        gc.collect()
+        gc.freeze()  # or each fork would copy what collecting touches
         _answer({"at": point})
         for line in _requests:
             request = json.loads(line)
@@ -232,6 +234,7 @@ def _answer(content: Mapping[str, Any]) -> None:
 def _serve() -> None:
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    gc.freeze()
     for line in _requests:
         request = json.loads(line)
         _answer(_forked(request, request.get("point")))
