@@ -98,7 +98,8 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
     group = new_group()
     try:
         for path in paths:
-            temporaries.append(temporary_beside(path, group=group))  # before it is there: Ctrl-C may strike anywhere
+            # noted before it is there: Ctrl-C may strike anywhere
+            temporaries.append(temporary_beside(path, group=group))
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 handles.append(claim(temporaries[-1]))

@@ -124,7 +124,7 @@ def _groups(folder: Path) -> list[dict[str, list[Path]]]:
 def _take_back(group: dict[str, list[Path]]) -> None:
     """Undo names that a run gave to some of the files of a group before it was killed, not to all.
 
-    Of a file that has its name, either the temporary name is still there, as a second one, or what it replaced.
+    Of a file that has its name, its temporary name is still there, too, or else what it replaced.
     """
     with contextlib.ExitStack() as stack:
         for path in group["partial"]:

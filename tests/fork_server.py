@@ -130,7 +130,11 @@ def _prepare(cwd: str, streams: Sequence[int], fault: Mapping[str, Any] | None) 
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if fault is not None:
         places = (ctypes.c_char_p * len(fault["below"]))(*(os.fsencode(each) for each in fault["below"]))
-        log = -1 if fault["log"] is None else os.open(fault["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        log = (
+            -1
+            if fault["log"] is None
+            else os.open(fault["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        )
         action, error = ACTIONS.index(fault["action"]), fault["error"]
         ctypes.CDLL(None).fault_arm(places, len(places), ctypes.c_long(fault["call"]), action, error, log)
 
