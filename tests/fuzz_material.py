@@ -27,6 +27,7 @@ CODES = (0, 1, 2, 3)  # of cli/errors.py; 4 is for the machine, which has nothin
 SECONDS, MEMORY = 60.0, 1 << 30  # of one command; without damage they take 5 seconds and 450 MiB
 TEMPLATE = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>{% endfor %}"
 
+NAMES = ("llama", "gptj", "byt5", "gbst")  # checkpoints of which files are made
 # What is done with a file, by command; {x} is the folder or file with the damage, {s} the samples.
 _CHECKPOINT = {
     "inspect": "inspect {x}",
@@ -36,7 +37,7 @@ _CHECKPOINT = {
     "to-onnx": "to-onnx {x} --no-verify -o {o}/x",
     "to-onnx proven": "to-onnx {x} -q q8_0 -o {o}/x",
     "verify": "verify {s}/made/{name}.gguf --against {x} --ignore-manifest --tokens 40",
-    "verify onnx": "verify {s}/made/{name}-onnx --against {x} --ignore-manifest --tokens 40",
+    "verify onnx": "verify {s}/made/llama-onnx --against {x} --ignore-manifest --tokens 40",
     "imatrix": "imatrix {x} --text {s}/text.txt --chunks 2 --window 32 -o {o}/i.gguf",
     "compare": "compare {x} -q q8_0,q4_0 --tokens 40 -o {o}",
 }
@@ -86,7 +87,10 @@ class Subject:
 
 
 def _folder(name: str, files: dict[str, tuple[str, ...]]) -> list[Subject]:
-    return [Subject(f"{name}/{file}", how, _CHECKPOINT, name=name) for file, how in files.items()]
+    """Files of a checkpoint, which is proven against files that were made of one with the same weights."""
+    made = "llama" if name in ("sharded", "zip", "legacy") else name
+    commands = {key: words for key, words in _CHECKPOINT.items() if made in NAMES or "{name}" not in words}
+    return [Subject(f"{name}/{file}", how, commands, name=made) for file, how in files.items()]
 
 
 SUBJECTS = [
@@ -126,7 +130,7 @@ SUBJECTS = [
     Subject("made/llama-onnx/model.onnx", ("onnx", "onnx", "bytes"), _ONNX),
     Subject("made/llama-onnx/model.onnx_data", ("bytes",), _ONNX),
     Subject("made/llama-onnx/config.json", ("json", "bytes"), _ONNX),
-    Subject("made/llama-onnx/tokenizer.json", ("json", "bytes"), _ONNX),
+    Subject("made/llama-onnx/tokenizer.json", ("json", "parts", "bytes"), _ONNX),
     Subject("made/llama-onnx/kconv.manifest.json", ("json", "bytes"), _ONNX),
     Subject("made/byt5-onnx/decoder_model.onnx", ("onnx", "bytes"), _ONNX, name="byt5"),
     Subject("imatrix.gguf", ("gguf", "gguf", "bytes"), _IMATRIX, "imatrix.gguf"),
@@ -189,9 +193,6 @@ def make_samples(folder: Path, kconv: Kconv) -> Path:
     return folder
 
 
-NAMES = ("llama", "sharded", "zip", "legacy", "spm", "bpe", "gptj", "byt5", "gbst")
-
-
 def _shards(folder: Path, weights: dict[str, object]) -> None:
     from safetensors.torch import save_file
 
@@ -238,11 +239,8 @@ class Fuzz:
         given = place / subject.given if subject.given else place
         words = subject.commands[command].split()
         words = [each.format(x=given, s=self.samples, o=out, name=subject.name) for each in words]
-        done = (
-            self.kconv.run(*words, "--threads", 1, cwd=out)
-            if _threads(words)
-            else self.kconv.run(*words, cwd=out)
-        )
+        threads = [] if words[0] == "inspect" else ["--threads", 1]
+        done = self.kconv.run(*words, *threads, cwd=out)
         self.tried[words[0]] += 1
         self.codes[f"{words[0]} {done.code}"] += 1
         self.slowest = max(self.slowest, (done.seconds, recipe))
@@ -251,10 +249,6 @@ class Fuzz:
         if (place / source.name).read_bytes() != content:
             found.append("the input was changed")
         return found, done
-
-
-def _threads(words: list[str]) -> bool:
-    return words[0] != "inspect"
 
 
 def _others(subject: Subject, names: list[str]) -> list[str]:

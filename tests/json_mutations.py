@@ -101,3 +101,61 @@ def dumped(value: Any) -> str:
     for number, each in enumerate(raw):
         text = text.replace(f'"\ue000{number}\ue001"', each)
     return text
+
+
+def _split(pattern: str, behavior: str = "Isolated") -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": behavior, "invert": False}
+
+
+def _replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+_GROWING = {"type": "Sequence", "normalizers": [_replace({"Regex": "."}, "$0" * 40)] * 6}
+PARTS: dict[str, list[Any]] = {
+    "normalizer": [
+        *({"type": name} for name in ("NFC", "NFKD", "Lowercase", "StripAccents", "Nmt", "ByteLevel", "x")),
+        *(
+            _replace({"String": ""}, "x"),
+            _replace({"Regex": ""}, "x"),
+            _replace({"String": " "}, ""),
+            _GROWING,
+        ),
+        *(
+            _replace({"Regex": "(a+)+$"}, ""),
+            _replace({"Regex": "("}, ""),
+            {"type": "Prepend", "prepend": ""},
+        ),
+        {"type": "Prepend", "prepend": "x" * 10_000},
+        {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+        {"type": "Precompiled", "precompiled_charsmap": "/////wAAAAAAAAAA"},
+        {"type": "Strip", "strip_left": True, "strip_right": True},
+    ],
+    "pre_tokenizer": [
+        *(_split(pattern) for pattern in (*PATTERNS, "(\\p{L}+)*\\p{N}$", "(?:(?:a|b|ab)*)*c", ".")),
+        *(_split("x", behavior) for behavior in ("Removed", "MergedWithNext", "Contiguous", "nothing")),
+        *({"type": name} for name in ("Whitespace", "BertPreTokenizer", "UnicodeScripts", "WhitespaceSplit")),
+        {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False},
+        {"type": "FixedLength", "length": 0},
+        {"type": "Digits", "individual_digits": True},
+    ],
+    "model": [
+        {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0], ["b", 0.0]], "byte_fallback": False},
+        {"type": "Unigram", "unk_id": 9, "vocab": [["a", float("1e308")]], "byte_fallback": True},
+        {"type": "WordPiece", "unk_token": "[UNK]", "vocab": {"a": 0}, "max_input_chars_per_word": 100},
+        {"type": "WordLevel", "vocab": {}, "unk_token": "x"},
+        {"type": "BPE", "vocab": {"a": 0, "b": 2**32 - 1}, "merges": []},
+        {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": ["a b"]},
+    ],
+    "decoder": [None, {"type": "x"}, _replace({"Regex": ""}, "x"), {"type": "CTC"}],
+    "post_processor": [
+        {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}},
+        {"type": "BertProcessing", "sep": ["x", 2**32 - 1], "cls": ["y", 0]},
+    ],
+    "added_tokens": [
+        [{"id": 2**31, "content": "x"}],
+        [{"id": 0, "content": "", "special": True}],
+        [{"id": 5, "content": "x" * 100_000, "special": False, "normalized": True, "lstrip": True}] * 3,
+    ],
+}
+"""Parts of a tokenizer.json that hang, grow, crash or are only rare."""

@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from json_mutations import LARGE, NUMBERS, dumped, mutated_value
+from json_mutations import LARGE, NUMBERS, PARTS, dumped, mutated_value
 
 Mutation = Callable[[bytes, random.Random], bytes]
 
@@ -72,62 +72,68 @@ def safetensors_header(content: bytes, choose: random.Random) -> bytes:
 _SIZES = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 
 
-def gguf_numbers(content: bytes) -> Iterator[tuple[int, str]]:
-    """Place and ``struct`` code of every number in a GGUF header, lengths included; long arrays in part."""
+def gguf_numbers(content: bytes) -> Iterator[tuple[int, str, str]]:
+    """Every number of a GGUF header: its place, its ``struct`` code, and what it is; long arrays in part.
+
+    What it is: a ``count``, a ``length``, a letter of a ``text``, a ``type``, a ``value``, an ``item`` of an
+    array, a ``size`` or an ``offset``.
+    """
     at = 4
 
-    def number(code: str) -> Iterator[tuple[int, str]]:
+    def number(code: str, what: str) -> Iterator[tuple[int, str, str]]:
         nonlocal at
-        yield at, code
+        yield at, code, what
         at += struct.calcsize("<" + code)
 
     def last(code: str) -> int:
         return int(struct.unpack_from("<" + code, content, at - struct.calcsize("<" + code))[0])
 
-    def text() -> Iterator[tuple[int, str]]:
+    def text() -> Iterator[tuple[int, str, str]]:
         nonlocal at
-        yield from number("Q")
+        yield from number("Q", "length")
         length = last("Q")
-        yield from ((at + each, "B") for each in range(min(length, 8)))
+        yield from ((at + each, "B", "text") for each in range(min(length, 8)))
         at += length
 
-    def value(kind: int) -> Iterator[tuple[int, str]]:
+    def value(kind: int, what: str = "value") -> Iterator[tuple[int, str, str]]:
         if kind == 8:
             yield from text()
         elif kind == 9:
-            yield from number("I")
+            yield from number("I", "type")
             item = last("I")
-            yield from number("Q")
+            yield from number("Q", "length")
             count = last("Q")
             for each in range(count):
-                found = list(value(item))
+                found = list(value(item, "item"))
                 if each < 4 or each > count - 4:
                     yield from found
         else:
-            yield from number(_SIZES[kind])
+            yield from number(_SIZES[kind], what)
 
-    yield from number("I")
-    yield from number("Q")
+    yield from number("I", "type")
+    yield from number("Q", "count")
     tensors = last("Q")
-    yield from number("Q")
+    yield from number("Q", "count")
     for _ in range(last("Q")):
         yield from text()
-        yield from number("I")
+        yield from number("I", "type")
         yield from value(last("I"))
     for _ in range(tensors):
         yield from text()
-        yield from number("I")
+        yield from number("I", "count")
         for _ in range(last("I")):
-            yield from number("Q")
-        yield from number("I")
-        yield from number("Q")
+            yield from number("Q", "size")
+        yield from number("I", "type")
+        yield from number("Q", "offset")
 
 
 def gguf_header(content: bytes, choose: random.Random) -> bytes:
     """A GGUF file with other numbers in its header: counts, lengths, types, sizes, offsets, values."""
     data, places = bytearray(content), list(gguf_numbers(content))
+    kinds = sorted({what for _, _, what in places})
     for _ in range(choose.choice((1, 1, 1, 2, 3))):
-        at, code = choose.choice(places)
+        kind = choose.choice((*kinds, "value", "value"))
+        at, code, _ = choose.choice([place for place in places if place[2] == kind])
         (old,) = struct.unpack_from("<" + code, content, at)
         if code in "fd":
             new = choose.choice((0.0, -0.0, -1.0, 1e30, 1e-30, float("nan"), float("inf"), old * 2, -old))
@@ -261,9 +267,26 @@ def template_in_json(content: bytes, choose: random.Random) -> bytes:
     return json.dumps({**config, "chat_template": template.decode("utf-8", "replace")}).encode()
 
 
+def tokenizer_parts(content: bytes, choose: random.Random) -> bytes:
+    """tokenizer.json with other normalizers, splits, decoders or another kind of model."""
+    spec = json.loads(content)
+    part = choose.choice(list(PARTS))
+    made = choose.choice(PARTS[part])
+    if choose.random() < 0.4 and spec.get(part):
+        key = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}.get(part)
+        made = {"type": "Sequence", key: [spec[part], made]} if key else made
+    return json.dumps({**spec, part: made}, ensure_ascii=False).encode()
+
+
 MUTATIONS: dict[str, Mutation] = {
     **{"bytes": any_bytes, "json": json_values, "safetensors": safetensors_header, "gguf": gguf_header},
-    **{"onnx": onnx_fields, "zip": zip_records, "template": template_text, "chat": template_in_json},
+    **{
+        "onnx": onnx_fields,
+        "zip": zip_records,
+        "template": template_text,
+        "chat": template_in_json,
+        "parts": tokenizer_parts,
+    },
 }
 
 
