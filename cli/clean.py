@@ -28,7 +28,7 @@ Examples:
 _REMARKS = {
     "left": "",
     "in use": "in use by a run that goes on",
-    "unknown": "has no lock, and changed within a day; not removed",
+    "unknown": "no lock tells, and changed within a day; not removed",
 }
 
 
@@ -45,12 +45,14 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     still at work on is never touched, nor is anything with another name. The next run that writes to a
     folder does the same there by itself.
     """
-    from ..core.leftovers import remove
+    from ..core.leftovers import remove, take_back
 
     found = _found(folders or (Path(),))
     left = [each for each in found if each.state == "left"]
     if not as_json:
         _show(found)
+    for folder in dict.fromkeys(each.path.parent for each in left):
+        take_back(folder)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
         for each in left:

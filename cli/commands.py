@@ -100,7 +100,9 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
     from .clean import tell_removals
+    from .shortage import check_address_space
 
+    check_address_space()
     tell_removals()
 
 

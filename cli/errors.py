@@ -5,7 +5,7 @@
 1    the proof failed: the result is not what the checkpoint says
 2    wrong usage
 3    the input was refused
-4    environment: disk, memory, permission, network
+4    environment: disk, memory, permission, network, the input changed while it was read
 70   a bug in kconv (sysexits.h, EX_SOFTWARE)
 130  interrupted, by Ctrl-C or by SIGTERM or SIGHUP, which are treated alike
 141  whoever read our output went away (what a shell shows for SIGPIPE)

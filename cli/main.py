@@ -34,12 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
             signal.signal(number, end_at_once)
     from .commands import run
+    from .shortage import guard_exit, is_limited, leave
 
+    if is_limited():
+        guard_exit()
     code = run(sys.argv[1:])
     for number in SIGNALS:
         if signal.getsignal(number) is end_at_once:
             signal.signal(number, signal.SIG_IGN)
-    return code
+    return leave(code)
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:

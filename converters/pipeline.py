@@ -78,10 +78,9 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``announce`` is
-    told what the proof will take, ``made`` before that which files are whole.
-    Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
-    proof raises nothing: see ``Conversion.verdict``.
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
+    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
+    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),

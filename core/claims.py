@@ -8,31 +8,50 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three each
 NAMES = re.compile(
-    r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<group>[0-9a-f]{16})\.(?P<end>partial|old)", re.DOTALL
+    r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<mark>[0-9a-f]{16})\.(?P<end>partial|old)", re.DOTALL
 )
 """What temporary files and folders of kconv's are called; ``of`` is the name they are to have, and those
-that are to take their names together are of one ``group``."""
+that are to take their names together have one ``mark``."""
 
 
-def new_group() -> str:
-    """What the names of temporary files that belong together share, and no others."""
-    return os.urandom(8).hex()
+@functools.cache
+def _here() -> tuple[str, str]:
+    """Four digits of this run of the system's kernel, and four of the machine's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    except OSError:  # not Linux
+        boot = b""
+    kernel, node = (zlib.crc32(each) & 0xFFFF for each in (boot, os.fsencode(os.uname().nodename)))
+    return f"{kernel:04x}", f"{node:04x}"
 
 
-def temporary_beside(path: Path, end: str = "partial", *, group: str | None = None) -> Path:
+def new_mark() -> str:
+    """What nobody else's name has; it says, too, which machine it is of."""
+    return "".join(_here()) + os.urandom(4).hex()
+
+
+def is_of_this_machine(mark: str) -> bool:
+    """Whether a lock tells about it; on disks that machines share one may not see another's locks."""
+    boot, node = _here()
+    return mark[:4] == boot or mark[4:8] == node
+
+
+def temporary_beside(path: Path, end: str = "partial", *, mark: str | None = None) -> Path:
     """A name nobody has, in the folder of ``path``, for what is to take that name."""
     start = os.fsdecode(os.fsencode(path.name)[:_HELD_NAME])
-    if group is None or is_shortened(path.name):  # two shortened names may be the same
-        group = new_group()
-    return path.with_name(f".{start}.kconv-{group}.{end}")
+    if mark is None or is_shortened(path.name):  # two shortened names may be the same
+        mark = new_mark()
+    return path.with_name(f".{start}.kconv-{mark}.{end}")
 
 
 def is_shortened(name: str) -> bool:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .claims import claim, new_group, temporary_beside
+from .claims import claim, new_mark, temporary_beside
 from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
 from .leftovers import sweep
 
@@ -34,18 +34,19 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, *, elsewhere: str = "write to another disk with -o") -> Iterator[None]:
     """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem.
 
-    Where it names a file that lies elsewhere, that file is named instead.
+    Where it names a file that lies elsewhere, that file is named instead. ``elsewhere`` says how to write to
+    another place.
     """
     try:
         yield
     except OSError as error:
-        raise _explanation(error, path) from error
+        raise _explanation(error, path, elsewhere) from error
 
 
-def _explanation(error: OSError, path: Path) -> EnvironmentProblem:
+def _explanation(error: OSError, path: Path, elsewhere: str) -> EnvironmentProblem:
     if isinstance(error.filename, str | bytes):
         named = Path(os.fsdecode(error.filename)).absolute()
         about = path.absolute()
@@ -60,11 +61,11 @@ def _explanation(error: OSError, path: Path) -> EnvironmentProblem:
     if number in (errno.ENOSPC, errno.EDQUOT):
         message, hint = (
             f"no space left while writing {path}",
-            "free some space or write to another disk with -o",
+            f"free some space or {elsewhere}",
         )
     elif number == errno.EFBIG:
         message = f"{path} would be larger than the file system or limit allows"
-        hint = "write to another disk with -o, or raise the limit (ulimit -f)"
+        hint = f"{elsewhere}, or raise the limit (ulimit -f)"
     elif number in (errno.EMFILE, errno.ENFILE):
         message = f"too many files are open to write {path}"
         hint = "raise the limit (ulimit -n), or make fewer files at once"
@@ -95,11 +96,11 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
     temporaries: list[Path] = []
     handles: list[int] = []
     made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
-    group = new_group()
+    mark = new_mark()
     try:
         for path in paths:
             # noted before it is there: Ctrl-C may strike anywhere
-            temporaries.append(temporary_beside(path, group=group))
+            temporaries.append(temporary_beside(path, mark=mark))
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 handles.append(claim(temporaries[-1]))

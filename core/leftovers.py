@@ -1,9 +1,9 @@
 """What runs of kconv that were killed have left: unfinished files and temporary folders.
 
 They are told from those of a run that goes on by the lock that holds these (``core/claims.py``). Every run
-takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Versions of kconv
-before this one held no locks, and nor do some network file systems: there only age tells, and only ``kconv
-clean`` asks for it.
+takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Some file systems
+have no locks, and one machine may not see those of another that shares the disk: there only age tells. So it
+does for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .claims import NAMES, is_same, is_shortened
+from .claims import NAMES, is_of_this_machine, is_same, is_shortened
 
 OLD_AGE = 24 * 3600
 """Seconds without a change after which something without a lock counts as left."""
@@ -38,7 +38,7 @@ class Leftover:
     """A temporary file or folder of kconv's.
 
     ``bytes`` are those its removal frees. It is ``left`` by a run that is gone, ``in use``, or ``unknown``:
-    without locks, and changed within a day.
+    without a lock that tells, and changed within a day.
     """
 
     path: Path
@@ -57,7 +57,7 @@ on_removal: Callable[[Path, list[Leftover]], None] = ignore
 def find_leftovers(folder: Path, *, unlocked: bool = True) -> list[Leftover]:
     """Temporary files and folders of kconv's that lie in ``folder``, by name; not in folders below it.
 
-    Only those of this user's; without ``unlocked`` only those that say themselves whether they are left.
+    Only those of this user's; without ``unlocked`` none of versions of kconv that held no locks.
     Raises OSError where the folder cannot be listed.
     """
     found = []
@@ -95,10 +95,8 @@ def remove(path: Path) -> Leftover | None:
 def sweep(folder: Path) -> None:
     """Remove what killed runs have left in ``folder``, as far as possible, and tell ``on_removal``."""
     removed = []
+    take_back(folder)
     with contextlib.suppress(OSError):
-        for group in _groups(folder):
-            with contextlib.suppress(OSError):
-                _take_back(group)
         for path in _candidates(folder, unlocked=False):
             with contextlib.suppress(OSError):
                 gone = remove(path)
@@ -108,21 +106,29 @@ def sweep(folder: Path) -> None:
         on_removal(folder, removed)
 
 
+def take_back(folder: Path) -> None:
+    """Take back names that killed runs gave to some of the files that belong together, not to all of them."""
+    with contextlib.suppress(OSError):
+        for group in _groups(folder):
+            with contextlib.suppress(OSError):
+                _take_back(group)
+
+
 def _groups(folder: Path) -> list[dict[str, list[Path]]]:
-    """Temporary files by the group they are of and whether they are ``partial`` or ``old``."""
+    """Temporary files by their mark and whether they are ``partial`` or ``old``."""
     groups: dict[str, dict[str, list[Path]]] = {}
     for path in _candidates(folder, unlocked=False):
         match = NAMES.fullmatch(path.name)
         if match is not None and match["of"] is not None and not path.is_dir():
             if is_shortened(match["of"]):
                 continue
-            ends = groups.setdefault(match["group"], {"partial": [], "old": []})
+            ends = groups.setdefault(match["mark"], {"partial": [], "old": []})
             ends[match["end"]].append(path)
     return list(groups.values())
 
 
 def _take_back(group: dict[str, list[Path]]) -> None:
-    """Undo names that a run gave to some of the files of a group before it was killed, not to all.
+    """The same for one group.
 
     Of a file that has its name, its temporary name is still there, too, or else what it replaced.
     """
@@ -133,7 +139,7 @@ def _take_back(group: dict[str, list[Path]]) -> None:
                 return
         named = {path: path.with_name(_final_name(path)) for path in (*group["partial"], *group["old"])}
         ours = [path for path in group["partial"] if _is_one(path, named[path])]
-        if len(ours) == len(group["partial"]):  # all have their names, or never any had
+        if len(ours) == len(group["partial"]):  # all have their names
             return
         for path in ours:
             named[path].unlink()
@@ -188,13 +194,14 @@ def _state(handle: int, path: Path) -> State | None:
     status = os.fstat(handle)
     if status.st_uid != os.geteuid() or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         return None
-    locked = NAMES.fullmatch(path.name)
+    match = NAMES.fullmatch(path.name)
+    locked = match is not None and is_of_this_machine(match["mark"])
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return "in use"
     except OSError:  # a file system without locks
-        locked = None
+        locked = False
     if not is_same(handle, path):
         return None
     if locked:

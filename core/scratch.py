@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from .claims import claimed_folder
+from .claims import claimed_folder, new_mark
 from .errors import EnvironmentProblem
 from .files import explained
 from .leftovers import sweep
@@ -24,7 +23,7 @@ def scratch_folder(kind: str, above: Path | None = None) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         if above is None:
             try:
-                folder = Path(tempfile.gettempdir()) / f"kconv-{kind}-{os.urandom(8).hex()}.partial"
+                folder = Path(tempfile.gettempdir()) / f"kconv-{kind}-{new_mark()}.partial"
                 sweep(folder.parent)
                 stack.enter_context(claimed_folder(folder))
             except OSError as error:
@@ -33,7 +32,7 @@ def scratch_folder(kind: str, above: Path | None = None) -> Iterator[Path]:
                     hint="free some space there, or name another folder in TMPDIR",
                 ) from error
         else:
-            folder = above / f".kconv-{kind}-{os.urandom(8).hex()}.partial"
+            folder = above / f".kconv-{kind}-{new_mark()}.partial"
             sweep(above)
             with explained(folder):
                 stack.enter_context(claimed_folder(folder))

@@ -80,7 +80,7 @@ def _best(
         for candidate in candidates(source):
             vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
-            with explained(path):
+            with explained(path, elsewhere="name another folder in TMPDIR"):
                 write_vocab_only(path, context.arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads

@@ -62,7 +62,7 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
     the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of every kind; a failed
+    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
     proof raises nothing.
     """
     scope = scope_of(verify)
