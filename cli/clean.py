@@ -51,10 +51,10 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     left = [each for each in found if each.state == "left"]
     if not as_json:
         _show(found)
-    for folder in dict.fromkeys(each.path.parent for each in left):
-        take_back(folder)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
+        for folder in dict.fromkeys(each.path.parent for each in left):
+            take_back(folder)
         for each in left:
             try:
                 gone = remove(each.path)
