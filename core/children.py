@@ -233,8 +233,10 @@ class Child:
 
 
 def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
-    marker = protocol.OWN_MEMORY_LIMIT.decode()
-    return [line for line in words if line != marker], marker in words
+    """The lines of a log without those that say whose limit of memory held, and whether it was ours."""
+    markers = (protocol.MACHINES_MEMORY_LIMIT.decode(), protocol.OWN_MEMORY_LIMIT.decode())
+    told = [line for line in words if line in markers]
+    return [line for line in words if line not in markers], told[-1:] == [markers[1]]
 
 
 def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import InputError
+from ..core.errors import CheckpointError
 from ..core.input_files import InputFile, read_json
 from ..core.reading import hub_origin
 
@@ -86,12 +86,13 @@ def read_card(folder: Path) -> str:
 def read_beginning(path: Path, limit: int) -> str:
     """The first ``limit`` bytes of a text; empty if there is no such file.
 
-    Raises EnvironmentProblem where the disk fails: what is written must not depend on that.
+    Raises EnvironmentProblem where the machine refuses: names decide over chat templates, and a file that
+    cannot be read now is not one that says nothing.
     """
     try:
         file = InputFile(path)
         data = file.read(0, min(file.size, limit))
-    except InputError:
+    except CheckpointError:
         return ""
     return data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
 
