@@ -232,7 +232,7 @@ def test_every_call_while_files_are_made(name: str, kconv: Kconv, samples: Path,
         calls = trials.learn(run)
         for fault in trials.faults(calls):
             trials.note(run, fault)
-    assert sum(trials.tried.values()) >= 20
+    assert sum(trials.tried.values()) >= 20, trials.tried
     report(name, trials)
 
 
