@@ -45,7 +45,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     still at work on is never touched, nor is anything with another name. The next run that writes to a
     folder does the same there by itself.
     """
-    from ..core.leftovers import remove
+    from ..core.leftovers import remove, take_back
 
     found = _found(folders or (Path(),))
     left = [each for each in found if each.state == "left"]
@@ -53,6 +53,8 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
         _show(found)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
+        for folder in dict.fromkeys(each.path.parent for each in left):
+            take_back(folder)
         for each in left:
             try:
                 gone = remove(each.path)

@@ -20,7 +20,8 @@ _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three 
 NAMES = re.compile(
     r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<mark>[0-9a-f]{16})\.(?P<end>partial|old)", re.DOTALL
 )
-"""What temporary files and folders of kconv's are called; ``of`` is the name they are to have."""
+"""What temporary files and folders of kconv's are called; ``of`` is the name they are to have, and those
+that are to take their names together have one ``mark``."""
 
 
 @functools.cache
@@ -45,10 +46,12 @@ def is_of_this_machine(mark: str) -> bool:
     return mark[:4] == boot or mark[4:8] == node
 
 
-def temporary_beside(path: Path, end: str = "partial") -> Path:
+def temporary_beside(path: Path, end: str = "partial", *, mark: str | None = None) -> Path:
     """A name nobody has, in the folder of ``path``, for what is to take that name."""
     start = os.fsdecode(os.fsencode(path.name)[:_HELD_NAME])
-    return path.with_name(f".{start}.kconv-{new_mark()}.{end}")
+    if mark is None or is_shortened(path.name):  # two shortened names may be the same
+        mark = new_mark()
+    return path.with_name(f".{start}.kconv-{mark}.{end}")
 
 
 def is_shortened(name: str) -> bool:

@@ -8,13 +8,18 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .claims import claim, temporary_beside
+from .claims import claim, new_mark, temporary_beside
 from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
 from .leftovers import sweep
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file."""
+    """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file.
+
+    A file that a killed run named, but not yet the others that belong to it, does not count and goes.
+    """
+    if not force and os.path.lexists(path):
+        sweep(path.parent)
     if not os.path.lexists(path):
         above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         if not above.is_dir():
@@ -91,9 +96,11 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
     temporaries: list[Path] = []
     handles: list[int] = []
     made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
+    mark = new_mark()
     try:
         for path in paths:
-            temporaries.append(temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
+            # noted before it is there: Ctrl-C may strike anywhere
+            temporaries.append(temporary_beside(path, mark=mark))
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 handles.append(claim(temporaries[-1]))
@@ -124,27 +131,47 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:
+    """Give all files their names, or none.
+
+    What is replaced keeps a second name meanwhile, to have its first again if a later file is refused; if the
+    process is killed, the next run does that (``core/leftovers.py``).
+    """
+    kept: dict[Path, Path] = {}
     try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if force and len(paths) > 1 and os.path.lexists(path):
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(path, temporary.with_suffix(".old"), follow_symlinks=False)
+                    kept[path] = temporary.with_suffix(".old")
         for temporary, path in zip(temporaries, paths, strict=True):
             _publish(temporary, path, force=force)
     except BaseException:
         for temporary, path in zip(temporaries, paths, strict=True):
             with contextlib.suppress(OSError):
-                if os.path.samefile(temporary, path):  # linked by us, so far without its companions
+                if path in kept:
+                    os.replace(kept[path], path)
+                elif os.path.samefile(temporary, path):  # linked by us, so far without its companions
                     path.unlink()
         raise
+    finally:
+        for old in kept.values():
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:
-    if force:
+    if force and os.path.lexists(path):
         os.replace(temporary, path)
         return
     try:
         os.link(temporary, path)  # unlike a rename this fails if somebody else took the name meanwhile
     except FileExistsError as error:
+        if force:
+            os.replace(temporary, path)
+            return
         raise OutputExists(f"{path} exists already", hint="pass --force to overwrite it") from error
     except OSError:  # a file system without hard links
-        refuse_existing(path, force=False)
+        refuse_existing(path, force=force)
         os.rename(temporary, path)
 
 

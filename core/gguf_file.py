@@ -9,6 +9,7 @@ gguf-py is not used: its reader maps the file, trusts its lengths, and takes sec
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
@@ -32,6 +33,7 @@ _VERSION = 3
 _MAX_HEADER = 1 << 28  # bytes; the largest vocabularies take a tenth of it
 _MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 _QUOTING = reprlib.Repr()  # names a damaged header makes up can be megabytes long
 _QUOTING.maxstring = 120
 
@@ -202,12 +204,18 @@ def _read(path: Path, parse: Callable[[_Cursor], T]) -> T:
     try:
         with path.open("rb") as file:
             return parse(_Cursor(file, path))
-    except PermissionError as error:
-        raise EnvironmentProblem(f"no permission to read {path}") from error
     except OSError as error:
-        raise GgufError(
-            f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> GgufError | EnvironmentProblem:
+    """What to raise where the system does not read a GGUF file: a path that leads nowhere is the user's."""
+    if isinstance(error, PermissionError):
+        return EnvironmentProblem(f"no permission to read {path}", hint="change its permissions or its owner")
+    what = f"cannot read {path}: {error.strerror or error}"
+    if error.errno in _LEADS_NOWHERE:
+        return GgufError(what, hint="give the path of a GGUF file")
+    return EnvironmentProblem(what, hint="check the disk")
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int, int]:

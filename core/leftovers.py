@@ -95,6 +95,7 @@ def remove(path: Path) -> Leftover | None:
 def sweep(folder: Path) -> None:
     """Remove what killed runs have left in ``folder``, as far as possible, and tell ``on_removal``."""
     removed = []
+    take_back(folder)
     with contextlib.suppress(OSError):
         for path in _candidates(folder, unlocked=False):
             with contextlib.suppress(OSError):
@@ -103,6 +104,60 @@ def sweep(folder: Path) -> None:
                     removed.append(gone)
     if removed:
         on_removal(folder, removed)
+
+
+def take_back(folder: Path) -> None:
+    """Take back names that killed runs gave to some of the files that belong together, not to all of them."""
+    with contextlib.suppress(OSError):
+        for group in _groups(folder):
+            with contextlib.suppress(OSError):
+                _take_back(group)
+
+
+def _groups(folder: Path) -> list[dict[str, list[Path]]]:
+    """Temporary files by their mark and whether they are ``partial`` or ``old``."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for path in _candidates(folder, unlocked=False):
+        match = NAMES.fullmatch(path.name)
+        if match is not None and match["of"] is not None and not path.is_dir():
+            if is_shortened(match["of"]):
+                continue
+            ends = groups.setdefault(match["mark"], {"partial": [], "old": []})
+            ends[match["end"]].append(path)
+    return list(groups.values())
+
+
+def _take_back(group: dict[str, list[Path]]) -> None:
+    """The same for one group.
+
+    Of a file that has its name, its temporary name is still there, too, or else what it replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in group["partial"]:
+            handle, state = stack.enter_context(_taken(path))
+            if handle is None or state != "left":
+                return
+        named = {path: path.with_name(_final_name(path)) for path in (*group["partial"], *group["old"])}
+        ours = [path for path in group["partial"] if _is_one(path, named[path])]
+        if len(ours) == len(group["partial"]):  # all have their names
+            return
+        for path in ours:
+            named[path].unlink()
+        for path in group["old"]:
+            os.replace(path, named[path])
+
+
+def _final_name(path: Path) -> str:
+    match = NAMES.fullmatch(path.name)
+    assert match is not None
+    return match["of"]
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:

@@ -17,7 +17,7 @@ from types import TracebackType
 import numpy as np
 
 from ..core.errors import EnvironmentProblem, GgufError, UsageError
-from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo
+from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo, unreadable
 from ..core.gguf_split import GgufModel, read_model
 from ..core.input_files import InputFile, identity_of
 from ..core.tensor import Array, DType, Tensor
@@ -142,9 +142,7 @@ def _open(path: Path, header: GgufHeader) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise GgufError(
-            f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
-        ) from error
+        raise unreadable(path, error) from error
     found = os.fstat(handle)
     if not stat.S_ISREG(found.st_mode) or identity_of(found) != header.identity:
         os.close(handle)
