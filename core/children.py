@@ -42,8 +42,12 @@ _NO_MEMORY = (
     "bad_alloc",
     "memory allocation of",
     "Cannot allocate memory",
+    "cannot allocate memory",
     "out of memory",
     "failed to allocate",
+    "Failed to allocate",
+    "Unable to allocate",
+    "insufficient memory",
     "failed to map segment",
     "Resource temporarily unavailable",
     "can't start new thread",
@@ -77,9 +81,10 @@ def twice(attempt: Callable[[], _Result]) -> _Result:
 class Child:
     """A process that runs ``module`` of kconv (``kconv.vocab.llama_probe``); a context manager.
 
-    ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes.
-    ``environment`` is the child's, by default ours. Its answers are taken with ``fill`` and ``receive``; no
-    size in memory comes from the child unchecked. Raises ChildDied where it cannot start.
+    ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes,
+    ``install`` how to come by it. ``environment`` is the child's, by default ours. ``patience`` may be
+    changed from request to request. Its answers are taken with ``fill`` and ``receive``; no size in memory
+    comes from the child unchecked. Raises ChildDied where it cannot start.
     """
 
     def __init__(
@@ -88,11 +93,12 @@ class Child:
         *arguments: str,
         library: str,
         hint: str | None = None,
+        install: str = "pip install kconv",
         environment: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self.closed = False
-        self._library, self._hint, self._patience = library, hint, patience
+        self.closed, self.patience = False, patience
+        self._library, self._hint, self._install = library, hint, install
         try:
             self._log: IO[bytes] = tempfile.TemporaryFile(prefix="kconv-log-")  # noqa: SIM115  (see close)
         except OSError as error:
@@ -163,8 +169,8 @@ class Child:
         while view:
             if self.closed:
                 raise self._died("was ended before it had answered")
-            if not self._poll.poll(self._patience * 1000):
-                raise self._died(f"gave no answer for {self._patience / 60:.0f} minutes")
+            if not self._poll.poll(self.patience * 1000):
+                raise self._died(f"gave no answer for {self.patience / 60:.0f} minutes")
             count = self._answers.readinto(view)
             if not count:
                 raise self.ended()
@@ -189,12 +195,11 @@ class Child:
     def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
         if code == protocol.NOT_INSTALLED:
-            return self._died(
-                f"cannot work: {' / '.join(words[-1:])}", hint="install kconv again: pip install kconv"
-            )
+            hint = f"install it again: {self._install}"
+            return self._died(f"cannot work: {' / '.join(words[-1:])}", hint=hint)
         if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
-        if code in (0, 1, protocol.BUG):  # 1: an exit() of some library's
+        if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
             return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
         return ChildRefused(code, words)
 
@@ -210,27 +215,31 @@ class Child:
                 return ChildRefused(None, words)
         if number == signal.SIGKILL:
             hint = "close other programs or use a machine with more memory, then run it again"
-            return self._died(f"was killed (signal 9, {name}), most likely for want of memory", hint=hint)
+            how = f"was killed (signal 9, {name}), most likely for want of memory"
+            return self._died(how, hint=hint, signal=number)
         told = f": {' / '.join(words[-2:])}" if words else ""
         if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
-            return self._died(f"crashed (signal {number}, {name}){told}")
-        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again")
+            return self._died(f"crashed (signal {number}, {name}){told}", signal=number)
+        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again", signal=number)
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
         told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
         hint = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
         return self._died(f"ran out of memory: {told}", hint=hint)
 
-    def _died(self, how: str, *, hint: str | None = None) -> ChildDied:
+    def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(
             f"the process that runs {self._library} {how}; this says nothing about the input",
             hint=hint or self._hint or "run it again; kconv doctor tells whether this machine is at fault",
+            signal=signal,
         )
 
 
 def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
-    marker = protocol.OWN_MEMORY_LIMIT.decode()
-    return [line for line in words if line != marker], marker in words
+    """The lines of a log without those that say whose limit of memory held, and whether it was ours."""
+    markers = (protocol.MACHINES_MEMORY_LIMIT.decode(), protocol.OWN_MEMORY_LIMIT.decode())
+    told = [line for line in words if line in markers]
+    return [line for line in words if line not in markers], told[-1:] == [markers[1]]
 
 
 def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:

@@ -22,6 +22,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MORE_MEMORY = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
+"""What to do where memory runs out."""
+
 
 class KconvError(Exception):
     """Root of all errors kconv raises on purpose.
@@ -97,5 +100,10 @@ class EnvironmentProblem(KconvError):
 class ChildDied(EnvironmentProblem):
     """A process that kconv started was killed, crashed, gave no answer or could not start.
 
-    It is never a verdict on what the process was given.
+    It is never a verdict on what the process was given. ``signal`` is the one that ended the process, None
+    where none did or where it is known to stand for a want of memory.
     """
+
+    def __init__(self, message: str, *, hint: str | None = None, signal: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.signal = signal

@@ -15,16 +15,17 @@ from gbst_material import config_settings, random_gbswt5
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kconv.converters.families import FRONT_ENDS
 from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst import front_end as gbst
 from kconv.converters.families.gbst.front_end_file import (
-    front_end_of,
     front_end_path,
     read_front_end,
     write_front_end,
 )
 from kconv.converters.families.gbst.settings import EMBEDDING, NORM, PREFIX
 from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.front_end import front_end_of
 from kconv.converters.mapping import build
 from kconv.core.errors import CheckpointError, GgufError, MappingError
 from kconv.core.gguf_file import TensorInfo, read_header, write_header
@@ -189,10 +190,10 @@ def test_grouped_keys_are_refused(tmp_path: Path) -> None:
 
 def test_the_front_end_is_found_beside_its_body(written: Path, model: Model) -> None:
     body = written.parent / "small-Q4_0.gguf"
-    found = front_end_of(body, body_metadata(own_fingerprint(model)))
+    found = front_end_of(FRONT_ENDS, body, body_metadata(own_fingerprint(model)))
     assert found is not None
     assert found.path == written
-    assert front_end_of(body, {"general.architecture": "t5"}) is None
+    assert front_end_of(FRONT_ENDS, body, {"general.architecture": "t5"}) is None
 
 
 def test_of_several_files_the_one_of_the_model_is_taken(tmp_path: Path, written: Path, model: Model) -> None:
@@ -200,7 +201,7 @@ def test_of_several_files_the_one_of_the_model_is_taken(tmp_path: Path, written:
     write_front_end(tmp_path / "gbst-a.gguf", front_end_model(open_checkpoint(other)))
     (tmp_path / "gbst-b.gguf").write_bytes(b"not a GGUF")
     (tmp_path / "gbst-z.gguf").write_bytes(written.read_bytes())
-    found = front_end_of(tmp_path / "body.gguf", body_metadata(own_fingerprint(model)))
+    found = front_end_of(FRONT_ENDS, tmp_path / "body.gguf", body_metadata(own_fingerprint(model)))
     assert found is not None
     assert found.path.name == "gbst-z.gguf"
     (tmp_path / "gbst-z.gguf").unlink()
@@ -208,25 +209,27 @@ def test_of_several_files_the_one_of_the_model_is_taken(tmp_path: Path, written:
     with pytest.raises(
         GgufError, match=r": gbst-a.gguf belongs to another model; [^ ]*gbst-b.gguf: .*not a GGUF[^;]*$"
     ):
-        front_end_of(tmp_path / "gbst-body.gguf", body_metadata(own_fingerprint(model)))
+        front_end_of(FRONT_ENDS, tmp_path / "gbst-body.gguf", body_metadata(own_fingerprint(model)))
 
 
 def test_a_missing_or_foreign_front_end_is_refused(tmp_path: Path, written: Path, model: Model) -> None:
     body = tmp_path / "small-F16.gguf"
     with pytest.raises(GgufError, match="needs its front end") as caught:
-        front_end_of(body, body_metadata(own_fingerprint(model)))
+        front_end_of(FRONT_ENDS, body, body_metadata(own_fingerprint(model)))
     assert "gbst-" in str(caught.value.hint)
     assert caught.value.exit_code == 3
     with pytest.raises(GgufError, match="of another model"):
-        front_end_of(body, body_metadata("0" * 64), written)
+        front_end_of(FRONT_ENDS, body, body_metadata("0" * 64), written)
     with pytest.raises(GgufError, match="of width 64"):
-        front_end_of(body, body_metadata(own_fingerprint(model), width=128), written)
+        front_end_of(FRONT_ENDS, body, body_metadata(own_fingerprint(model), width=128), written)
     with pytest.raises(GgufError, match="needs no front end"):
-        front_end_of(body, {}, written)
+        front_end_of(FRONT_ENDS, body, {}, written)
     with pytest.raises(GgufError, match="damaged"):
-        front_end_of(body, {"kconv.front_end": "gbst", "kconv.front_end.fingerprint": 3})
+        front_end_of(FRONT_ENDS, body, {"kconv.front_end": "gbst", "kconv.front_end.fingerprint": 3})
     with pytest.raises(GgufError, match="damaged"):
-        front_end_of(body, {"kconv.front_end": "whisper", "kconv.front_end.fingerprint": "0" * 64})
+        front_end_of(
+            FRONT_ENDS, body, {"kconv.front_end": "whisper", "kconv.front_end.fingerprint": "0" * 64}
+        )
 
 
 def altered(path: Path, written: Path, keys: dict[str, Any], shapes: dict[str, Any] | None = None) -> Path:

@@ -20,11 +20,13 @@ from gbst_material import (
     torch_front_end,
 )
 
+from kconv.converters.families import FRONT_ENDS
 from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst.front_end import embed
-from kconv.converters.families.gbst.front_end_file import front_end_of, front_end_path, write_front_end
+from kconv.converters.families.gbst.front_end_file import front_end_path, write_front_end
 from kconv.converters.families.gbst.settings import EMBEDDING, PREFIX
 from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.front_end import front_end_of
 from kconv.converters.gguf_writer import plan_file, write_files
 from kconv.converters.mapping import build
 from kconv.core.gguf_file import read_header
@@ -127,7 +129,7 @@ def loaded(body: Path) -> Any:
 
 
 def test_front_end_and_body_give_the_logits_of_the_whole_model(body: Path, loaded: Any) -> None:
-    front = front_end_of(body, read_header(body).metadata)
+    front = front_end_of(FRONT_ENDS, body, read_header(body).metadata)
     assert front is not None
     reference = random_model(CONFIG)
     for text in TEXTS:
@@ -143,7 +145,7 @@ def test_front_end_and_body_give_the_logits_of_the_whole_model(body: Path, loade
 def test_greedy_generation_is_the_same(body: Path, loaded: Any) -> None:
     import torch
 
-    front = front_end_of(body, read_header(body).metadata)
+    front = front_end_of(FRONT_ENDS, body, read_header(body).metadata)
     assert front is not None
     ids = byte_ids(TEXTS[0])
     loaded.encode(embed(front.front_end, ids).values)

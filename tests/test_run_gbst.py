@@ -15,18 +15,20 @@ import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 from t5_material import byte_ids
 
-from kconv.cli.generation import Sampling
-from kconv.cli.llama_runtime import LlamaRuntime
+from kconv.converters.families import FRONT_ENDS
 from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst.front_end import embed
-from kconv.converters.families.gbst.front_end_file import front_end_of, front_end_path, write_front_end
+from kconv.converters.families.gbst.front_end_file import front_end_path, write_front_end
 from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.front_end import front_end_of
 from kconv.converters.gguf_writer import plan_file, write_files
 from kconv.converters.mapping import build
 from kconv.core.errors import GgufError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
+from kconv.runtimes.llama import LlamaRuntime
+from kconv.runtimes.sampling import Sampling
 from kconv.verify import verify
 from kconv.vocab.settle import settle_vocab
 
@@ -103,7 +105,7 @@ def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path
 
 
 def test_a_front_end_beyond_all_numbers_is_refused(body: Path) -> None:
-    found = front_end_of(body, read_header(body).metadata)
+    found = front_end_of(FRONT_ENDS, body, read_header(body).metadata)
     assert found is not None
     large = replace(found.front_end, embedding=np.full_like(found.front_end.embedding, 3e38))
     with (

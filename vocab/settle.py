@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import EnvironmentProblem, KconvError, MappingError, TokenMismatch, VocabError
+from ..core.errors import KconvError, MappingError, TokenMismatch, VocabError
 from ..core.files import explained
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
+from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import Candidate, candidates, without_home
@@ -63,6 +61,8 @@ def settle_vocab(
     source = read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
+    if questions.left_out:
+        notes.append(_left_out(questions))
     if best.parity.ties:
         notes.append(_equally_good(best.parity))
     if best.parity.verdict == "mismatch":
@@ -78,11 +78,11 @@ def _best(
     """Measure candidates until one is exact; else the best: equal but for spaces, then by equal texts."""
     trials: list[Trial] = []
     questions: Exam | None = None
-    with _scratch_folder() as folder:
+    with scratch_folder("vocab") as folder:
         for candidate in candidates(source):
             vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
-            with explained(path):
+            with explained(path, elsewhere="name another folder in TMPDIR"):
                 write_vocab_only(path, context.arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads
@@ -97,20 +97,6 @@ def _best(
     best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
     tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
     return replace(best, parity=replace(best.parity, tried=tried)), questions
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """A folder for vocabularies on trial, under TMPDIR."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="kconv-vocab-")
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"no folder for temporary files: {error.strerror or error}",
-            hint="free some space there, or name another folder in TMPDIR",
-        ) from error
-    with folder as name:
-        yield Path(name)
 
 
 def _worth(parity: Parity) -> int:
@@ -154,6 +140,14 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
         message = f"the tokenizer {does}: give it text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
+
+
+def _left_out(questions: Exam) -> Note:
+    message = (
+        f"the tokenizer has no unknown token and reads nothing that holds a character it lacks: "
+        f"{questions.left_out} of {questions.left_out + len(questions.texts)} texts, which are not compared"
+    )
+    return Note("unreadable-texts", message, warning=True)
 
 
 def _equally_good(parity: Parity) -> Note:
