@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import MappingError, UnsupportedModel
+from ..core.errors import InputError, MappingError, UnsupportedModel
 from ..core.model import Model
 from ..core.tensor import Array, DType, Tensor
 from .family import AnyFamily, Facts, Row, Runtime, Sizes
@@ -120,14 +120,16 @@ def _read(family: AnyFamily, checkpoint: Checkpoint) -> tuple[Facts, Sizes, froz
     return facts, sizes, family.flags(facts, checkpoint)
 
 
-def refuse_too_many(family: AnyFamily, sizes: Sizes, there: int, where: str) -> None:
-    """Raise MappingError for more layers or experts than there are tensors, before millions are named."""
+def refuse_too_many(
+    family: AnyFamily, sizes: Sizes, there: int, where: str, error: type[InputError] = MappingError
+) -> None:
+    """Raise ``error`` for more layers or experts than there are tensors, before millions are named."""
     layers = max(sizes[row.layers] for row in family.rows)
     several = [row for row in family.rows if any("{e}" in source for source in row.sources)]
     experts = max((sizes[row.layers] * sizes[row.experts] for row in several), default=0)
     if max(layers, experts) > there:
         what = f"{layers} layers" if layers > there else f"{experts} experts in all"
-        raise MappingError(
+        raise error(
             f"{where} says {what}, but there are {there} tensors",
             hint="check that config.json belongs to these weight files and that all of them are there",
         )

@@ -38,7 +38,27 @@ describe = ctypes.CDLL(str(base)).ggml_op_desc
 describe.restype, describe.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
 sums, counts = {}, {}
 
+def watch_experts(node):
+    # MUL_MAT_ID: matrices of all experts (columns, rows, experts), inputs (columns, used or 1, tokens),
+    # experts chosen (experts used, tokens)
+    matrix, values, chosen = (at(node.src[number]) for number in range(3))
+    name, columns, experts = matrix.name.decode(), values.ne[0], matrix.ne[2]
+    inner, tokens, used = values.ne[1], values.ne[2], chosen.ne[0]
+    flat = sums.setdefault(name, np.zeros(columns * experts))
+    seen = counts.setdefault(name, np.zeros(columns * experts))
+    for token in range(tokens):
+        for place in range(used):
+            expert = ctypes.c_int32.from_address(chosen.data + token * chosen.nb[1] + place * chosen.nb[0]).value
+            start = values.data + token * values.nb[2] + (place % inner) * values.nb[1]
+            row = np.ctypeslib.as_array((ctypes.c_float * columns).from_address(start)).astype(np.float64)
+            flat[expert * columns:(expert + 1) * columns] += row ** 2
+            seen[expert * columns:(expert + 1) * columns] += 1
+
 def watch(pointer, asked, _):
+    if describe(pointer) == b"MUL_MAT_ID":
+        if not asked:
+            watch_experts(at(pointer))
+        return True
     if describe(pointer) != b"MUL_MAT":
         return not asked
     matrix, values = at(at(pointer).src[0]), at(at(pointer).src[1])
@@ -89,7 +109,7 @@ for number, (ids, source) in enumerate(windows):
         run(api.llama_encode, context, source, embedded[str(number)] if embedded else None)
     run(api.llama_decode, context, ids)
     api.llama_free(context)
-np.savez(sys.argv[3], **{name: values / counts[name] for name, values in sums.items()})
+np.savez(sys.argv[3], **{name: values / np.maximum(counts[name], 1) for name, values in sums.items()})
 """
 
 

@@ -17,7 +17,7 @@ from vocabulary_material import SAMPLES, Made, converted_by_llama_cpp, graves, m
 
 from kconv.core.gguf_file import read_header
 from kconv.verify.metadata import check_metadata
-from kconv.verify.metadata_keys import READ, Required
+from kconv.verify.metadata_keys import Key, Required, keys_of
 
 L = "llama."
 T = "tokenizer.ggml."
@@ -27,6 +27,11 @@ T = "tokenizer.ggml."
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     folder = tmp_path_factory.mktemp("metadata")
     return {name: sample(name, folder) for name in SAMPLES}
+
+
+def llama_keys(good: Made) -> tuple[Key, ...]:
+    """The keys llama.cpp reads of a Llama."""
+    return keys_of({key.removeprefix(L): value for key, value in good.expected().hparams.items()})
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +191,7 @@ def test_wrong_types_are_findings(made: dict[str, Made], tmp_path: Path) -> None
     header = read_header(good.file)
     expected = good.expected()
     keys = [key for key in header.metadata if key.startswith((L, T)) or key == "general.alignment"]
-    keys += [L + key.name for key in READ["llama"]] + [L + "rope.scaling.type", L + "rope.scaling.factor"]
+    keys += [L + key.name for key in llama_keys(good)] + [L + "rope.scaling.type", L + "rope.scaling.factor"]
     lists = {T + name for name in ("tokens", "token_type", "scores", "merges")}
     for key in {*keys} - {T + "pre"}:
         for value in ("text", 1.5, -3, True, (1, 2), (), ("a",), 1e300, float("nan"), 2**63):
@@ -214,7 +219,7 @@ for path in sys.argv[1:]:
 def test_required_keys_are_required_by_llama_cpp(made: dict[str, Made], tmp_path: Path) -> None:
     """The table against llama.cpp itself: it refuses a file without a key that has no default."""
     good = made["42dot"].file
-    required = [key.name for key in READ["llama"] if isinstance(key.default, Required)]
+    required = [key.name for key in llama_keys(made["42dot"]) if isinstance(key.default, Required)]
     free = ["attention.head_count_kv", "rope.freq_base", "attention.key_length", "vocab_size"]
     files = [
         edited(good, tmp_path / f"{name}.gguf", metadata={L + name: None}) for name in (*required, *free)

@@ -71,13 +71,15 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
     return found
 
 
-@pytest.mark.parametrize("family", ["42dot", "kogpt", "kebyt5", "gbst-kebyt5"])
-def test_weights_are_those_of_the_gguf(family: str, tmp_path: Path) -> None:
-    folder = write_sample(family, tmp_path / "model")
+@pytest.mark.parametrize(
+    "sample", ["42dot", "kogpt", "kebyt5", "gbst-kebyt5", "qwen3", "gpt-neox", "exaone4"]
+)
+def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:
+    folder = write_sample(sample, tmp_path / "model")
     checkpoint = open_checkpoint(folder)
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
-    types = ("f16", "q8_0", "q4_0")
+    types, by_target = ("f16", "q8_0", "q4_0"), sources_of(family, checkpoint)
     files = to_gguf(folder, tmp_path, types=types, verify=False).outputs
     for type, file in zip(types, files, strict=True):
         graphs = graphs_of(family, checkpoint, choose_onnx_formats(family, checkpoint, model, type).formats)
@@ -93,8 +95,9 @@ def test_weights_are_those_of_the_gguf(family: str, tmp_path: Path) -> None:
         assert all(name.startswith("encoder.embed_tokens.") for name in own)  # a front end's, in its own file
         different = {name for name in other if name in right}
         expected = {name for name, (number, _) in right.items() if number == Q6_K.ggml_type}
-        assert expected <= {"lm_head.weight"}
-        expected |= {"shared.weight"} if family == "gbst-kebyt5" else set()  # the front end's, F32 here
+        (head,) = by_target.get("output.weight", by_target["token_embd.weight"])
+        assert expected <= {head}
+        expected |= {"shared.weight"} if sample == "gbst-kebyt5" else set()  # the front end's, F32 here
         assert different == expected
         if type == "q4_0":
-            assert found["lm_head.weight"][0] == Q8_0
+            assert found[head][0] == Q8_0

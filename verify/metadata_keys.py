@@ -50,7 +50,7 @@ def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -
 
 _HEADS = "attention heads are cut out of the projections at the wrong places, and the model talks nonsense"
 _SHAPE = "the tensors do not have that shape, and llama.cpp refuses the file"
-_EXPERTS = "llama.cpp refuses the file, or routes tokens to experts as the model was not trained"
+_EXPERTS = "it has no experts, or chooses others, and llama.cpp refuses the file or computes something else"
 
 _COMMON = (
     Key("block_count", "whole", REQUIRED, "layers are left out or missed"),

@@ -25,7 +25,7 @@ from ..converters.family import AnyFamily
 from ..converters.mapping import refuse_too_many
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import InputError, KconvError
+from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
@@ -74,7 +74,8 @@ class Reference:
         self._where = f"{checkpoint.folder}/config.json"
         sizes = family.read(checkpoint.config).sizes
         self._layers = sizes["layers"]
-        refuse_too_many(family, sizes, len(held), self._where)  # before a model of millions of layers is made
+        # before a model of millions of layers is made
+        refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
         self._threads = threads or available_cores()
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
