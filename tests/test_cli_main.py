@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import pytest
+from signals_material import hangups_heeded
 
 from kconv.cli import errors
 from kconv.cli.console import emit_json
@@ -273,10 +274,11 @@ def test_an_encoding_without_hangul_is_no_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: str(s.name))
 def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None:
-    child = subprocess.Popen(
-        [*KCONV, "run", "x.gguf", "-p", "-", "--json"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    with hangups_heeded():
+        child = subprocess.Popen(
+            [*KCONV, "run", "x.gguf", "-p", "-", "--json"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
     time.sleep(0.7)
     child.send_signal(number)
     out, err = child.communicate(timeout=30)
