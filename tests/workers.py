@@ -19,6 +19,52 @@ MEMORY = 2 << 30
 """Bytes a process is given: torch, transformers and onnxruntime, and a child or two."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 """Variables that libraries ask how many threads to start."""
+LONG = (
+    *(
+        "damages",
+        "onnx_t5",
+        "onnx_gbst",
+        "onnx_causal",
+        "verify_t5",
+        "gptj",
+        "gbst_pipeline",
+        "imatrix_conversion",
+    ),
+    *(
+        "samples_small",
+        "bad_input",
+        "batch",
+        "against_llama_cpp",
+        "gptj_tokens",
+        "cli_verify",
+        "native",
+        "run_t5",
+    ),
+    *("cli_commands", "cli_run", "reference", "weights_part", "policy_bytes", "policy_types", "quant_parity"),
+    *(
+        "imatrix_activations",
+        "gptj_quant",
+        "metadata_part",
+        "compare",
+        "llama_candidate",
+        "verify",
+        "to_onnx",
+    ),
+    *("onnx_verify", "onnx_families", "onnx_formats", "onnx_t5_formats", "onnx_same_weights", "onnx_readme"),
+    *("onnx_merged", "onnx_side_files", "onnx_inspect", "run_onnx", "run_gbst", "pipeline", "policy_width"),
+    *(
+        "tokens_part",
+        "provenance",
+        "quantize",
+        "quantize_command",
+        "quantize_split",
+        "t5",
+        "t5_bytes",
+        "t5_formats",
+    ),
+    *("full_width", "demo_model", "plan", "llama_logits", "gbst_joined", "stories260k"),
+)
+"""Files that ``make test-fast`` leaves out, in the order in which they should begin: about the longest first."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -45,6 +91,17 @@ def memory() -> int:
 def pytest_xdist_auto_num_workers() -> int:
     """What ``-n auto`` means."""
     return max(min(cores(), memory() // MEMORY, MOST), 1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long files, and put them first."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    for item in items:
+        if item.path.name in order:
+            item.add_marker("long")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def _share_threads() -> None:
