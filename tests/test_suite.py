@@ -175,6 +175,21 @@ def test_a_worker_takes_its_share_of_threads(tmp_path: Path) -> None:
     assert outcome(done) == {"passed": 1}, done.stdout
 
 
+def test_the_long_files_are_there_and_come_first(tmp_path: Path) -> None:
+    assert len(set(workers.LONG)) == len(workers.LONG)
+    for name in workers.LONG:
+        assert (HERE / f"test_{name}.py").is_file(), f"LONG of tests/workers.py names {name}"
+    code = "def test_it(): pass\n"
+    for name in ("card", workers.LONG[1], workers.LONG[0]):
+        (tmp_path / f"test_{name}.py").write_text(code)
+    options = ["-o", "markers=long", "-p", "xdist", "-n1", "--dist=loadscope", "--no-loadscope-reorder"]
+    done = suite(tmp_path, code, "-v", *options)
+    assert outcome(done) == {"passed": 4}, done.stdout
+    begun = re.findall(r"PASSED (?:\S*/)?test_(\w+)\.py", done.stdout)
+    assert begun[:2] == list(workers.LONG[:2])
+    assert outcome(suite(tmp_path, code, "-o", "markers=long", "-m", "not long")) == {"passed": 2}
+
+
 def test_as_many_workers_as_there_are_processors_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for cores, memory, expected in [(2, 23, 2), (64, 500, workers.MOST), (16, 7, 3), (1, 1, 1)]:
         monkeypatch.setattr(workers, "cores", lambda cores=cores: cores)

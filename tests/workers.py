@@ -64,7 +64,7 @@ LONG = (
     ),
     *("full_width", "demo_model", "plan", "llama_logits", "gbst_joined", "stories260k"),
 )
-"""Files that ``make test-fast`` leaves out, in the order in which they should begin: about the longest first."""
+"""Files that ``make test-fast`` leaves out, in the order in which they begin: about the longest first."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
