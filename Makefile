@@ -20,6 +20,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	@test -d $(VENV) || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kconv needs Python 3.11 or newer")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@$(BIN)/python tools/install_llama_cpp.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@ls quant/_kernels.* >/dev/null 2>&1 || echo "kconv's kernels were not built; libggml encodes, many times slower"
 	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links

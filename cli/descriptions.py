@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import GgufError, KconvError
+from ..core.errors import GgufError, InputError, KconvError
 
 if TYPE_CHECKING:
     from ..core.checkpoint import Checkpoint
@@ -247,7 +247,7 @@ def tokenizer(checkpoint: Checkpoint) -> Description:
 
     try:
         source = read_source(checkpoint)
-    except KconvError as error:
+    except InputError as error:
         return {"error": error.message}
     said = source.description
     return {

@@ -24,6 +24,7 @@ COMMANDS = {
     "inspect": "inspection",
     "run": "run",
     "models": "models",
+    "doctor": "doctor",
     "demo-checkpoint": "demo_checkpoint",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,9 +16,10 @@ _PACKAGES = {
 }
 
 
-def versions() -> dict[str, str]:
-    """Name -> version, ``not installed`` where a package is missing."""
-    found = {name: _version(package) for name, package in _PACKAGES.items()}
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Name -> version, ``not installed`` where a package is missing; of ``more`` packages, too."""
+    packages = {**_PACKAGES, **{name: name for name in more}}
+    found = {name: _version(package) for name, package in packages.items()}
     return {"kconv": found.pop("kconv"), "libggml": libggml_version(), **found}
 
 

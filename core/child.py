@@ -27,6 +27,8 @@ from typing import Any
 
 OWN_MEMORY_LIMIT = b"kconv: the limit of memory is kconv's own"
 """A line of the log once ``limit_memory`` holds."""
+MACHINES_MEMORY_LIMIT = b"kconv: the limit of memory is the machine's"
+"""A line of the log where it no longer does."""
 OUT_OF_MEMORY = 64
 NOT_INSTALLED = 65
 BUG = 70
@@ -35,6 +37,8 @@ PATH_VARIABLE = "KCONV_CHILD_PATH"
 _out = 1
 _incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 _held = bytearray()
+_memory_found: int | None = None
+"""The limit of the address space that held before ours."""
 
 
 class Stop(Exception):
@@ -72,21 +76,26 @@ def limit_time(seconds: float) -> None:
 def limit_memory(size: int) -> bool:
     """Let the address space grow by ``size`` bytes at most; whether that is lower than the limit in force.
 
-    Where it is not, running out of memory says nothing about the input.
+    Where it is not, running out of memory says nothing about the input. It may be called again for the next
+    input.
     """
+    global _memory_found
     try:
         import resource
 
         with open("/proc/self/statm", encoding="ascii") as statm:
             used = int(statm.read().split()[0]) * resource.getpagesize()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        if soft != resource.RLIM_INFINITY and soft <= used + size:
-            return False
-        resource.setrlimit(resource.RLIMIT_AS, (used + size, hard))
+        again = _memory_found is not None
+        found = _memory_found if _memory_found is not None else soft
+        own = found == resource.RLIM_INFINITY or used + size < found
+        resource.setrlimit(resource.RLIMIT_AS, (used + size if own else found, hard))
+        _memory_found = found
     except (ImportError, OSError, ValueError):  # not Linux: the limits of time remain
         return False
-    os.write(2, OWN_MEMORY_LIMIT + b"\n")
-    return True
+    if own or again:
+        os.write(2, (OWN_MEMORY_LIMIT if own else MACHINES_MEMORY_LIMIT) + b"\n")
+    return own
 
 
 def llama_cpp() -> Any:

@@ -42,8 +42,10 @@ _NO_MEMORY = (
     "bad_alloc",
     "memory allocation of",
     "Cannot allocate memory",
+    "cannot allocate memory",
     "out of memory",
     "failed to allocate",
+    "insufficient memory",
     "failed to map segment",
     "Resource temporarily unavailable",
     "can't start new thread",
@@ -194,7 +196,7 @@ class Child:
             )
         if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
-        if code in (0, 1, protocol.BUG):  # 1: an exit() of some library's
+        if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
             return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
         return ChildRefused(code, words)
 
@@ -210,27 +212,31 @@ class Child:
                 return ChildRefused(None, words)
         if number == signal.SIGKILL:
             hint = "close other programs or use a machine with more memory, then run it again"
-            return self._died(f"was killed (signal 9, {name}), most likely for want of memory", hint=hint)
+            how = f"was killed (signal 9, {name}), most likely for want of memory"
+            return self._died(how, hint=hint, signal=number)
         told = f": {' / '.join(words[-2:])}" if words else ""
         if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
-            return self._died(f"crashed (signal {number}, {name}){told}")
-        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again")
+            return self._died(f"crashed (signal {number}, {name}){told}", signal=number)
+        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again", signal=number)
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
         told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
         hint = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
         return self._died(f"ran out of memory: {told}", hint=hint)
 
-    def _died(self, how: str, *, hint: str | None = None) -> ChildDied:
+    def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(
             f"the process that runs {self._library} {how}; this says nothing about the input",
             hint=hint or self._hint or "run it again; kconv doctor tells whether this machine is at fault",
+            signal=signal,
         )
 
 
 def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
-    marker = protocol.OWN_MEMORY_LIMIT.decode()
-    return [line for line in words if line != marker], marker in words
+    """The lines of a log without those that say whose limit of memory held, and whether it was ours."""
+    markers = (protocol.MACHINES_MEMORY_LIMIT.decode(), protocol.OWN_MEMORY_LIMIT.decode())
+    told = [line for line in words if line in markers]
+    return [line for line in words if line not in markers], told[-1:] == [markers[1]]
 
 
 def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:

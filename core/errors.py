@@ -97,5 +97,10 @@ class EnvironmentProblem(KconvError):
 class ChildDied(EnvironmentProblem):
     """A process that kconv started was killed, crashed, gave no answer or could not start.
 
-    It is never a verdict on what the process was given.
+    It is never a verdict on what the process was given. ``signal`` is the one that ended the process, None
+    where none did or where it is known to stand for a want of memory.
     """
+
+    def __init__(self, message: str, *, hint: str | None = None, signal: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.signal = signal

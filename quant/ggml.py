@@ -195,7 +195,7 @@ def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
 
 _ENCODABLE = frozenset(ENCODABLE)
 
-_REINSTALL = "install llama-cpp-python 0.3.36 or newer into the environment kconv runs in"
+_REINSTALL = "install llama-cpp-python 0.3.36 into the environment kconv runs in"
 
 
 @functools.cache

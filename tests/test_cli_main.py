@@ -352,16 +352,18 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left(rows: int, columns: int)
 
 
 def test_without_a_terminal_there_are_plain_lines() -> None:
+    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", SLOW_WORK], capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()
-    assert len(lines) == 1  # after two seconds, then every five
+    # After two seconds, then every five: one line, or more where the machine is slow.
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begun - 2) // 5
     assert lines[0].startswith("kconv: writing weights: ")
     assert lines[0].endswith(" left")
     assert "\r" not in done.stderr
 
 
 def test_quick_work_shows_nothing() -> None:
-    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0.01)")
+    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..converters.onnx.side_files import CONFIG, GENERATION, configurations, same_ids
 from ..core.checkpoint import Checkpoint
-from ..core.errors import KconvError, VocabError
+from ..core.errors import InputError
 from ..core.input_files import quoted, read_bytes, read_json
 from ..core.model import Model
 from ..quant.parts import EMBEDDING
@@ -20,6 +20,7 @@ from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
+from ..vocab.tokenizer_process import TokenizerProcess
 from .onnx_folder import OnnxFolder
 from .proof import Finding, MetadataPart, TokensPart, verdict_of
 from .tokens import cut
@@ -56,7 +57,7 @@ def check_folder_tokens(
     )
     try:
         found = _encoder(folder)(asked, True)
-    except KconvError as error:
+    except InputError as error:
         parity = Parity(name, len(asked), 0, "mismatch", error=error.message)
         return TokensPart("failed", parity, 0, (Finding(name, error.message),))
     wrong = [
@@ -82,16 +83,9 @@ def _encoder(folder: OnnxFolder) -> Encode:
     """Token ids of texts without BOS and EOS, special tokens in them recognised."""
     if not (folder.path / _FILE).is_file():
         return folder_source(folder).encode_batch
-    from tokenizers import Tokenizer
-
-    data = read_bytes(folder.path, _FILE) or b""
-    try:
-        tokenizer = Tokenizer.from_buffer(data)
-    except Exception as error:  # what the library raises is a plain Exception
-        raise VocabError(f"{folder.path / _FILE} cannot be read: {quoted(str(error))}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return lambda texts, _: [each.ids for each in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    process = TokenizerProcess("tokenizers", str(folder.path / _FILE))
+    process.open(read_bytes(folder.path, _FILE) or b"")
+    return lambda texts, parse_special: process.encode(texts, parse_special=parse_special)
 
 
 def _without_dropped(source: Source, text: str) -> str:
@@ -136,7 +130,7 @@ def _expected(
     context = read_context(checkpoint, arch=model.arch, rows=model.tensor(EMBEDDING).rows)
     assert model.vocab is not None
     vocab = model.vocab
-    with contextlib.suppress(KconvError):  # told where tokens are compared
+    with contextlib.suppress(InputError):  # told where tokens are compared
         vocab = replace(vocab, chat_template=folder_source(folder).chat_template)
     written = configurations(checkpoint, model, context, vocab, [])
     told = written.get(GENERATION)

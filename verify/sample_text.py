@@ -20,7 +20,7 @@ def sample_windows(
     """Windows of the beginning of each text, as many tokens as ``amounts`` says (or as there are)."""
     windows: list[Window] = []
     for at, (language, tokens) in enumerate(amounts.items()):
-        ids = source.encode("\n".join(udhr(language)), False)
+        ids = source.encode_lines(udhr(language))
         windows += [
             Window(at, window.ids, window.scored_from)
             for window in cut([ids], size=size, before=before, tokens=tokens)

@@ -69,7 +69,7 @@ def built_in_pairs(
     """Pairs of the built-in texts, of ``amounts`` tokens (times three) of each or of ``tokens``."""
     windows: list[Window] = []
     for at, (language, amount) in enumerate(amounts.items()):
-        ids = reader.source.encode("\n".join(udhr(language)), False)
+        ids = reader.source.encode_lines(udhr(language))
         windows += _made(reader, at, ids[: _MORE * amount if tokens is None else tokens])
     return windows
 

@@ -18,6 +18,7 @@ from ..core.model import Note
 from ..core.vocabulary import UNIGRAM, TokenType, Vocab
 from .context import AdapterContext
 from .end_of_turn import end_of_turn
+from .generation_tags import without_generation_tags
 from .special_ids import MISSING_DEFAULTS, shown, special_ids
 from .templates import DOT42_TOKENS, likely_template, recognise_template, resolve_template
 
@@ -217,6 +218,9 @@ ADAPTERS: tuple[Adapter, ...] = (
     Adapter("special-ids", "special ids from the tokenizer where config.json is stale", special_ids),
     Adapter("unify-bos-eos", "one token as BOS and EOS where the tokenizer has it so (EAGLE)", unify_bos_eos),
     Adapter("chat-template", "the prompt format of a model recognised with certainty", chat_template),
+    Adapter(
+        "generation-tags", "transformers' training marks out of the chat template", without_generation_tags
+    ),
     Adapter("end-of-turn", "the token that ends a turn of the chat template", end_of_turn),
     Adapter("pad-rows", "unused tokens up to the number of embedding rows", pad_rows),
     Adapter("rope-theta", "a warning for Llama 2's rope_theta on Llama 3's vocabulary", rope_theta),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import KconvError
+from ..core.errors import CheckpointError
 from ..core.input_files import InputFile, read_json
 from ..core.reading import hub_origin
 
@@ -79,16 +79,20 @@ def model_names(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def read_card(folder: Path) -> str:
-    """The beginning of README.md, at most MAX_CARD bytes; empty if there is none or it cannot be read."""
+    """The beginning of README.md, at most MAX_CARD bytes; empty if there is none."""
     return read_beginning(folder / "README.md", MAX_CARD)
 
 
 def read_beginning(path: Path, limit: int) -> str:
-    """The first ``limit`` bytes of a text; empty if there is no such file or it cannot be read."""
+    """The first ``limit`` bytes of a text; empty if there is no such file.
+
+    Raises EnvironmentProblem where the machine refuses: names decide over chat templates, and a file that
+    cannot be read now is not one that says nothing.
+    """
     try:
         file = InputFile(path)
         data = file.read(0, min(file.size, limit))
-    except KconvError:
+    except CheckpointError:
         return ""
     return data.decode("utf-8", "replace").lstrip("\ufeff").replace("\r\n", "\n")
 

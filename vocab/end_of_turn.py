@@ -14,7 +14,7 @@ from ..core.model import Note
 from ..core.vocabulary import Vocab
 from .context import AdapterContext
 from .special_ids import looks_special, shown
-from .templates import render_chat
+from .templates import SOME_DAY, render_chat
 
 NAME = "end-of-turn"
 
@@ -73,6 +73,7 @@ def turn_end(vocab: Vocab) -> int | None:
         bos_token=_text(vocab, "bos"),
         eos_token=_text(vocab, "eos"),
         add_generation_prompt=False,
+        moment=SOME_DAY,
     )
     _, answered, rest = rendered.rpartition(_ANSWER)
     rest = rest.lstrip()

@@ -9,8 +9,8 @@ import base64
 import json
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
@@ -21,13 +21,9 @@ from .describe import describe
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
+from .tokenizer_process import TokenizerProcess
 from .unigram import equally_good
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-_BATCH = 1000
-_Result = TypeVar("_Result")
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 
 
@@ -38,17 +34,19 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings) -> Sour
     """
     name = "tokenizer.json"
     where = str(checkpoint.folder / name)
+    process = TokenizerProcess("tokenizers", where)
     text = read_text(checkpoint.folder, name) or ""
     spec = parse_json(text, where)
     model = spec.get("model") if isinstance(spec, dict) else None
     if not isinstance(model, dict):
         raise VocabError(f"{where} has no object named model")
     model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
-    tokenizer = _from_text(text, where)
+    parts = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}
+    process.open(text.encode("utf-8", "surrogatepass"), parts=parts, dropout=bool(model.get("dropout")))
     del text
     merges, dropped = _merges(model.pop("merges", None) or [])
     notes = [_dropped_note(dropped)] if dropped else []
-    return _source(tokenizer, spec, merges, settings, (name, *settings.files), notes)
+    return _source(process, spec, merges, settings, (name, *settings.files), notes)
 
 
 def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
@@ -76,32 +74,20 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     for token in settings.added:
         if token.id is not None:
             vocab.setdefault(token.text, token.id)
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    where = f"{folder / 'vocab.json'} and merges.txt"
-    tokenizer = guarded(lambda: Tokenizer(models.BPE(vocab=vocab, merges=pairs)), where)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=settings.add_prefix_space)
-    tokenizer.decoder = decoders.ByteLevel()
     byte_level = {**_BYTE_LEVEL, "add_prefix_space": settings.add_prefix_space}
     spec = {"model": {"type": "BPE"}, "pre_tokenizer": byte_level, "decoder": _BYTE_LEVEL}
+    process = TokenizerProcess("tokenizers", f"{folder / 'vocab.json'} and merges.txt")
+    process.open(_as_tokenizer_json(vocab, pairs, byte_level))
     files = ("vocab.json", "merges.txt", *settings.files)
-    return _source(tokenizer, spec, tuple(lines), settings, files, [])
+    return _source(process, spec, tuple(lines), settings, files, [])
 
 
-def _from_text(text: str, where: str) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    return guarded(lambda: Tokenizer.from_str(text), where)
-
-
-def guarded(make: Callable[[], _Result], where: str) -> _Result:
-    """Call into the library; what it throws, panics included, becomes a VocabError."""
-    try:
-        return make()
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise VocabError(f"{where} is refused by the tokenizers library: {error}") from error
-        raise
+def _as_tokenizer_json(
+    vocab: Mapping[str, int], merges: Sequence[Sequence[str]], byte_level: Mapping[str, Any]
+) -> bytes:
+    prefix = {"add_prefix_space": False}
+    parts = {"pre_tokenizer": byte_level, "decoder": {**_BYTE_LEVEL, **prefix}}
+    return json.dumps({**parts, "model": {"type": "BPE", "vocab": vocab, "merges": merges}}).encode()
 
 
 def _merges(raw: Sequence[Any]) -> tuple[tuple[str, ...], int]:
@@ -122,7 +108,7 @@ def _dropped_note(count: int) -> Note:
 
 
 def _source(
-    tokenizer: Tokenizer,
+    process: TokenizerProcess,
     spec: Mapping[str, Any],
     merges: tuple[str, ...],
     settings: TokenSettings,
@@ -130,19 +116,18 @@ def _source(
     notes: list[Note],
 ) -> Source:
     model = spec["model"]
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    if model.get("dropout"):
-        tokenizer.model.dropout = None  # it would make every encoding a die roll
     kind = _kind(spec)
     unknown = model.get("unk_token") if isinstance(model.get("unk_token"), str) else None
-    table, moved = token_table(tokenizer, kind, unknown, settings)
-    scores = _scores(tokenizer, len(table.tokens)) if kind == "sentencepiece unigram" else ()
+    table, moved = token_table(process, kind, unknown, settings)
+    scores: tuple[float, ...] = ()
+    if kind == "sentencepiece unigram":
+        known = process.scores()
+        scores = known + (0.0,) * (len(table.tokens) - len(known))
     return Source(
         kind=kind,
         table=table,
         description=describe(kind, files, spec, table, len(merges), settings.chat_template),
-        encode_batch=_encoder(tokenizer, moved),
+        encode_batch=_encoder(process, moved),
         scores=scores,
         merges=merges,
         splits=pretokenizers.structure(spec.get("pre_tokenizer")),
@@ -152,7 +137,7 @@ def _source(
         prefix=_prefix(spec),
         chat_template=settings.chat_template,
         equally_good=equally_good(table, scores) if scores else None,
-        encode_pieces=_piece_encoder(tokenizer, spec) if kind == "byte-fallback bpe" else None,
+        encode_pieces=_piece_encoder(process, spec) if kind == "byte-fallback bpe" else None,
         notes=(*notes, *settings.notes, *table.notes),
     )
 
@@ -175,14 +160,6 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
         f"tokenizer.json holds a {kind} model, which kconv does not read",
         hint="supported are BPE (byte-level, with byte fallback, over characters) and unigram models",
     )
-
-
-def _scores(tokenizer: Tokenizer, size: int) -> tuple[float, ...]:
-    pairs = json.loads(tokenizer.to_str())["model"]["vocab"]
-    scores = [0.0] * size
-    for token_id, (_, score) in enumerate(pairs):
-        scores[token_id] = float(score)
-    return tuple(scores)
 
 
 def _charsmap(spec: Mapping[str, Any]) -> bytes:
@@ -208,30 +185,22 @@ def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:
     return None
 
 
-def _encoder(tokenizer: Tokenizer, moved: Mapping[int, int]) -> Encoder:
+def _encoder(process: TokenizerProcess, moved: Mapping[int, int], which: int = 0) -> Encoder:
     def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
-        tokenizer.encode_special_tokens = not parse_special
-        found: list[array[int]] = []
-        for start in range(0, len(texts), _BATCH):
-            batch = list(texts[start : start + _BATCH])
-            for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-                ids = encoding.ids
-                found.append(array("i", [moved.get(i, i) for i in ids] if moved else ids))
-        return found
+        found = process.encode(texts, which=which, parse_special=parse_special)
+        return [array("i", [moved.get(i, i) for i in ids]) for ids in found] if moved else found
 
     return encode
 
 
-def _piece_encoder(tokenizer: Tokenizer, spec: Mapping[str, Any]) -> Encoder:
+def _piece_encoder(process: TokenizerProcess, spec: Mapping[str, Any]) -> Encoder:
     """Encodes vocabulary entries as they stand: the same model and splits, no normalizer, no prefix."""
-    from tokenizers import Tokenizer as LibraryTokenizer
-
-    bare = LibraryTokenizer(tokenizer.model)
+    stub = b""
     if spec.get("pre_tokenizer"):
-        stub = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": spec["pre_tokenizer"]}
-        text = json.dumps(_without_prefix(stub))
-        bare.pre_tokenizer = LibraryTokenizer.from_str(text).pre_tokenizer
-    return _encoder(bare, {})
+        model = {"type": "BPE", "vocab": {}, "merges": []}
+        stub = json.dumps(_without_prefix({"model": model, "pre_tokenizer": spec["pre_tokenizer"]})).encode()
+    process.make_bare(stub)
+    return _encoder(process, {}, which=1)
 
 
 def _without_prefix(value: Any) -> Any:

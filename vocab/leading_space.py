@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..core.model import Note
 from ..core.vocabulary import TokenType, Vocab
-from .templates import render_chat
+from .templates import SOME_DAY, render_chat
 
 # A key of our own: text given to this file's vocabulary must begin with a space (`kconv run` adds it).
 LEADING_SPACE = "kconv.leading_space"
@@ -25,7 +25,11 @@ def with_space_in_template(vocab: Vocab) -> tuple[Vocab, tuple[Note, ...]]:
         return vocab, ()
     texts = {role: vocab.tokens[vocab.special[role]] for role in ("bos", "eos") if role in vocab.special}
     rendered = render_chat(
-        vocab.chat_template, _QUESTION, bos_token=texts.get("bos", ""), eos_token=texts.get("eos", "")
+        vocab.chat_template,
+        _QUESTION,
+        bos_token=texts.get("bos", ""),
+        eos_token=texts.get("eos", ""),
+        moment=SOME_DAY,
     )
     control = (t for t, kind in zip(vocab.tokens, vocab.types, strict=True) if kind is TokenType.CONTROL)
     first = next((text for text in control if text and rendered.startswith(text)), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..core.errors import UsageError, VocabError
 from .sampling import Sampling
-from .templates import format_of_template, render_chat
+from .templates import SOME_DAY, format_of_template, render_chat
 
 # The texts between <human>: and <bot>: join as in data/templates/42dot.jinja.
 _DOT42 = """\
@@ -101,7 +101,7 @@ def _is_llama3(template: str) -> bool:
         f"<|start_header_id|>{role}<|end_header_id|>\n\n{role} text<|eot_id|>" for role in roles
     )
     try:
-        rendered = render_chat(template, messages)
+        rendered = render_chat(template, messages, moment=SOME_DAY)
     except VocabError:
         return False
     return (

@@ -20,6 +20,7 @@ from . import texts
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import META_SPACE, Source, added_pattern
+from .tokenizer_process import TextsRefused
 
 Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
 _FULL_SPECIALS = 24
@@ -87,11 +88,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Exam:
-    """Texts, questions and the right answers, without BOS and EOS."""
+    """Texts, questions and the right answers, without BOS and EOS.
+
+    ``left_out`` counts texts for which the tokenizer itself has no ids.
+    """
 
     texts: tuple[str, ...]
     questions: tuple[Question, ...]
     answers: tuple[array[int], ...]
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,17 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     specials = [token.text for token in source.added if token.text.strip()]
     roles = {source.tokens[token_id] for token_id in source.special.values()}
     specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
-    written = (*texts.built_in(), *extra_texts)
+    written = dict.fromkeys((*texts.built_in(), *extra_texts))
     spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
     of_vocabulary = (*_every_token(source), *_competing_merges(source))
-    unique = tuple(dict.fromkeys((*written, *spelling, *of_vocabulary)))
+    asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
     pattern = added_pattern([token for token in source.added if token.special], True)
-    many = len(dict.fromkeys(written))
-    plain = [at for at, text in enumerate(unique[:many]) if pattern is None or not pattern.search(text)]
-    parsed = source.encode_batch(unique, True)
-    unparsed = source.encode_batch([unique[index] for index in plain], False)
+    parsed = answered(source, asked, True)
+    unique = tuple(parsed)
+    unspelled = [text for text in unique if text in written and not (pattern and pattern.search(text))]
+    unparsed = answered(source, unspelled, False)
+    at = {text: index for index, text in enumerate(unique)}
+    plain = [at[text] for text in unparsed]
     around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
     return Exam(
         texts=unique,
@@ -125,8 +132,21 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
             *(Question(index, False) for index in plain),
             *(Question(index, True, True) for index in around),
         ),
-        answers=(*parsed, *unparsed, *(parsed[index] for index in around)),
+        answers=(*parsed.values(), *unparsed.values(), *(parsed[unique[index]] for index in around)),
+        left_out=len(asked) - len(unique),
     )
+
+
+def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
+    """The ids of each text but those for which the tokenizer itself has none. Raises VocabError for all."""
+    texts = list(asked)
+    try:
+        return dict(zip(texts, source.encode_batch(texts, parse_special), strict=True))
+    except TextsRefused as refused:
+        none = set(refused.indices)
+        if len(none) == len(texts):
+            raise
+        return answered(source, [text for at, text in enumerate(texts) if at not in none], parse_special)
 
 
 def _every_token(source: Source) -> list[str]:

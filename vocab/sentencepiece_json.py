@@ -17,10 +17,10 @@ from typing import Any
 from ..core.errors import VocabError
 from ..core.input_files import quoted
 from ..core.vocabulary import TokenType
-from .hf_tokenizer import guarded
 from .parity import exam
 from .tokenizer import META_SPACE, Source
 from .tokenizer_json import bpe_model, tokenizer_text
+from .tokenizer_process import TokenizerProcess
 
 _NEVER = -10000.0
 _SYNTAX = r"[\\^$.|?*+()\[\]{}]"  # re.escape escapes more, which JavaScript takes for errors
@@ -52,17 +52,16 @@ def sentencepiece_tokenizer_json(source: Source) -> str:
 
 def difference(text: str, source: Source) -> str | None:
     """Where a tokenizer.json and ``source`` part, in words; None where they are equal on all texts asked."""
-    from tokenizers import Tokenizer
-
     asked = exam(source).texts
+    process = TokenizerProcess("tokenizers", "tokenizer.json")
     try:
-        tokenizer = guarded(lambda: Tokenizer.from_str(text), "tokenizer.json")
-        encodings = guarded(lambda: tokenizer.encode_batch_fast(asked, add_special_tokens=False), "a text")
+        process.open(text.encode("utf-8", "surrogatepass"))
+        found = process.encode(asked)
     except VocabError as error:
         return error.message
     same = source.equally_good or (lambda one, other: False)
-    pairs = zip((each.ids for each in encodings), source.encode_batch(asked, True), strict=True)
-    apart = [at for at, (got, right) in enumerate(pairs) if got != list(right) and not same(got, right)]
+    pairs = zip(found, source.encode_batch(asked, True), strict=True)
+    apart = [at for at, (got, right) in enumerate(pairs) if got != right and not same(got, right)]
     if not apart:
         return None
     return f"other ids for {len(apart)} of {len(asked)} texts, first for {quoted(asked[apart[0]][:60])}"

@@ -20,6 +20,7 @@ from ..core.vocabulary import TokenType
 from .describe import describe
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
+from .tokenizer_process import TokenizerProcess
 from .unigram import equally_good
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
@@ -61,6 +62,7 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     gets the leading space. Raises CheckpointError or VocabError where the file is not what it should be.
     """
     path = checkpoint.folder / name
+    process = TokenizerProcess("sentencepiece", str(path))
     data = read_bytes(checkpoint.folder, name) or b""
     proto = parse_model(data, path)
     kind = _KINDS.get(proto.algorithm)
@@ -75,7 +77,7 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
         kind=kind,
         table=table,
         description=describe(kind, (name, *settings.files), _spec(proto), table, 0, settings.chat_template),
-        encode_batch=_encoder(data, proto, table.added, path, each=settings.legacy),
+        encode_batch=_encoder(process, data, proto, table.added, each=settings.legacy),
         scores=scores,
         normalizers=() if proto.normalizer == "identity" else (proto.normalizer,),
         charsmap=proto.charsmap,
@@ -189,46 +191,39 @@ def _spec(proto: ModelProto) -> dict[str, Any]:
 
 
 def _encoder(
-    data: bytes, proto: ModelProto, added: Sequence[AddedToken], path: Path, *, each: bool
+    process: TokenizerProcess, data: bytes, proto: ModelProto, added: Sequence[AddedToken], *, each: bool
 ) -> Encoder:
-    first = _processor(data, path)
-    later = first
-    if proto.add_dummy_prefix and not each:
+    process.open(data)
+    later = int(proto.add_dummy_prefix and not each)
+    if later:
         # A second normalizer_spec is merged into the first (protobuf's encoding, "last one wins").
-        later = _processor(data + _NO_DUMMY_PREFIX, path)
+        process.open(data + _NO_DUMMY_PREFIX)
     patterns = {parse: added_pattern(added, parse) for parse in (True, False)}
     ids = {token.text: token.id or 0 for token in added}
 
     def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
-        pattern = patterns[parse_special]
-        if pattern is None:
-            return [array("i", found) for found in first.encode(list(texts))]
-        return [array("i", pieces(text, pattern)) for text in texts]
-
-    def pieces(text: str, pattern: re.Pattern[str]) -> Iterator[int]:
-        end = 0
-        for match in pattern.finditer(text):
-            yield from stretch(text[end : match.start()], end == 0)
-            yield ids[match.group()]
-            end = match.end()
-        yield from stretch(text[end:], end == 0)
-
-    def stretch(text: str, at_start: bool) -> list[int]:
-        found: list[int] = (first if at_start else later).encode(text) if text else []
+        cut = [_cut(text, patterns[parse_special]) for text in texts]
+        first = iter(process.encode([pieces[0] for pieces in cut if pieces[0]]))
+        rest = iter(process.encode([each for pieces in cut for each in pieces[2::2] if each], which=later))
+        found = []
+        for pieces in cut:
+            encoded = array("i", next(first) if pieces[0] else ())
+            for token, stretch in zip(pieces[1::2], pieces[2::2], strict=True):
+                encoded.append(ids[token])
+                encoded.extend(next(rest) if stretch else ())
+            found.append(encoded)
         return found
 
     return encode
 
 
-def _processor(data: bytes, path: Path) -> Any:
-    import sentencepiece
-
-    processor = sentencepiece.SentencePieceProcessor()
-    try:
-        processor.LoadFromSerializedProto(data)
-    except (RuntimeError, ValueError) as error:
-        raise VocabError(f"{path} is refused by the sentencepiece library: {error}") from error
-    return processor
+def _cut(text: str, pattern: re.Pattern[str] | None) -> list[str]:
+    """Stretches of text and, between them, the tokens found."""
+    pieces, end = [], 0
+    for match in pattern.finditer(text) if pattern else ():
+        pieces += [text[end : match.start()], match.group()]
+        end = match.end()
+    return [*pieces, text[end:]]
 
 
 def parse_model(data: bytes, path: Path) -> ModelProto:

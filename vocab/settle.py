@@ -63,6 +63,8 @@ def settle_vocab(
     source = read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
+    if questions.left_out:
+        notes.append(_left_out(questions))
     if best.parity.ties:
         notes.append(_equally_good(best.parity))
     if best.parity.verdict == "mismatch":
@@ -154,6 +156,14 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
         message = f"the tokenizer {does}: give it text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
+
+
+def _left_out(questions: Exam) -> Note:
+    message = (
+        f"the tokenizer has no unknown token and reads nothing that holds a character it lacks: "
+        f"{questions.left_out} of {questions.left_out + len(questions.texts)} texts, which are not compared"
+    )
+    return Note("unreadable-texts", message, warning=True)
 
 
 def _equally_good(parity: Parity) -> Note:

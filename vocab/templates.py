@@ -25,6 +25,9 @@ from .rendering import TemplateFailure, render_all
 
 MAX_TEMPLATE = 256 << 10
 NO_TEMPLATE = "none"
+SOME_DAY = 1.7e9
+"""The moment templates are told wherever a file is decided (14 November 2023): what it holds does not depend
+on the day it is made."""
 
 
 @dataclass(frozen=True)
@@ -151,14 +154,19 @@ def render_chat(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
+    moment: float | None = None,
 ) -> str:
     """The prompt a chat template makes of messages (``role``, ``content``), as transformers would render it.
 
-    It holds BOS where the template writes it: tokenize it without adding another. The template runs in a
-    child process with limits (rendering.py). Raises VocabError where it fails.
+    It holds BOS where the template writes it: tokenize it without adding another. ``moment`` is the time
+    (seconds since 1970) the template is told, by default that of the clock; what decides over a file passes
+    ``SOME_DAY``. The template runs in a child process with limits (rendering.py). Raises VocabError
+    where it fails, TemplateLimit where it runs into one, ChildDied where nothing is known.
     """
     frozen = json.dumps([dict(message) for message in messages])
-    rendered = _render(template, frozen, bos_token, eos_token, add_generation_prompt)
+    # What depends on the clock is not kept.
+    render = _render.__wrapped__ if moment is None else _render
+    rendered = render(template, frozen, bos_token, eos_token, add_generation_prompt, moment)
     if isinstance(rendered, TemplateFailure):
         raise VocabError(
             f"the chat template cannot render these messages: {rendered}",
@@ -167,11 +175,14 @@ def render_chat(
     return rendered
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _render(
-    template: str, messages: str, bos_token: str, eos_token: str, generate: bool
+    template: str, messages: str, bos_token: str, eos_token: str, generate: bool, moment: float | None
 ) -> str | TemplateFailure:
-    """Failures are remembered too: adapters meet the same template with every candidate vocabulary."""
+    """Failures are remembered too: adapters meet the same template with every candidate vocabulary.
+
+    What is raised is not: a process that was killed, a limit.
+    """
     variables = {
         "messages": json.loads(messages),
         "bos_token": bos_token,
@@ -181,7 +192,7 @@ def _render(
         "documents": None,
     }
     try:
-        return render_all(template, [variables])[0]
+        return render_all(template, [variables], moment=moment)[0]
     except TemplateFailure as failure:
         return failure
 

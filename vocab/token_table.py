@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from ..core.errors import VocabError
 from ..core.input_files import quoted
@@ -12,40 +11,42 @@ from ..core.model import Note
 from ..core.vocabulary import TokenType
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Kind, TokenTable
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+from .tokenizer_process import TokenizerProcess
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def token_table(
-    tokenizer: Tokenizer, kind: Kind, unknown: str | None, settings: TokenSettings
+    process: TokenizerProcess, kind: Kind, unknown: str | None, settings: TokenSettings
 ) -> tuple[TokenTable, dict[int, int]]:
     """The table, and the ids the library gives that the checkpoint's files say otherwise.
 
-    ``tokenizer`` gets the tokens other files name besides its own. Raises VocabError where ids collide.
+    The tokenizer gets the tokens other files name besides its own. Raises VocabError where ids collide.
     """
-    moved = _add_missing(tokenizer, settings)
-    added = _added_tokens(tokenizer, moved)
-    tokens = _tokens(tokenizer, moved)
+    vocabulary = process.vocabulary()
+    moved = _add_missing(process, vocabulary, settings)
+    added = tuple(
+        AddedToken(text, moved.get(token_id, token_id), *flags) for token_id, text, *flags in process.added()
+    )
+    tokens = _tokens(vocabulary, moved)
     ids = {text: token_id for token_id, text in enumerate(tokens) if text is not None}
     special, missing = _special(settings.roles, unknown, ids)
-    add_bos, add_eos, special, more = _bos_eos(tokenizer, settings, special)
+    add_bos, add_eos, special, more = _bos_eos(process, vocabulary, settings, special)
     types = _types(kind, tokens, added, unknown)
     return TokenTable(tokens, types, added, special, add_bos, add_eos, (*missing, *more)), moved
 
 
-def _add_missing(tokenizer: Tokenizer, settings: TokenSettings) -> dict[int, int]:
-    """Add tokens other files name; returns the ids the library gave that the files say otherwise."""
-    from tokenizers import AddedToken as LibraryToken
-
-    present = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+def _add_missing(
+    process: TokenizerProcess, vocabulary: dict[str, int], settings: TokenSettings
+) -> dict[int, int]:
+    """Add tokens other files name, also to ``vocabulary``; the library's ids where files say others."""
+    present = {text for _, text, *_ in process.added()}
+    texts = {token_id: text for text, token_id in vocabulary.items()}
     moved: dict[int, int] = {}
     for token in settings.added:
         if token.text in present or not token.text:
             continue
-        known = tokenizer.token_to_id(token.text)
+        known = vocabulary.get(token.text)
         if known is None and token.id is None:
             continue  # named as a role, but without an id: transformers would invent one beyond the rows
         if known is not None and token.id is not None and known != token.id:
@@ -53,42 +54,27 @@ def _add_missing(tokenizer: Tokenizer, settings: TokenSettings) -> dict[int, int
                 f"{quoted(token.text)} has the id {known} in the tokenizer's vocabulary, but {token.id} in"
                 " added_tokens.json or tokenizer_config.json"
             )
-        if known is None and token.id is not None and tokenizer.id_to_token(token.id) is not None:
+        if known is None and token.id is not None and token.id in texts:
             raise VocabError(
                 f"{quoted(token.text)} shall have the id {token.id}, which is"
-                f" {quoted(tokenizer.id_to_token(token.id))} in the tokenizer's vocabulary"
+                f" {quoted(texts[token.id])} in the tokenizer's vocabulary"
             )
         flags = {name: getattr(token, name) for name in ("normalized", "lstrip", "rstrip", "single_word")}
-        entry = LibraryToken(token.text, **flags)
-        (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([entry])
-        given = tokenizer.token_to_id(token.text)
-        if token.id is not None and given is not None and given != token.id:
+        given = process.add(token.text, special=token.special, flags=flags)
+        if given is None:
+            continue
+        vocabulary[token.text], texts[given] = given, token.text
+        if token.id is not None and given != token.id:
             moved[given] = token.id
     return moved
 
 
-def _added_tokens(tokenizer: Tokenizer, moved: Mapping[int, int]) -> tuple[AddedToken, ...]:
-    return tuple(
-        AddedToken(
-            token.content,
-            moved.get(token_id, token_id),
-            token.special,
-            token.normalized,
-            token.lstrip,
-            token.rstrip,
-            token.single_word,
-        )
-        for token_id, token in sorted(tokenizer.get_added_tokens_decoder().items())
-    )
-
-
-def _tokens(tokenizer: Tokenizer, moved: Mapping[int, int]) -> tuple[str | None, ...]:
-    vocab = tokenizer.get_vocab(with_added_tokens=True)
-    largest = max((moved.get(token_id, token_id) for token_id in vocab.values()), default=-1)
+def _tokens(vocabulary: Mapping[str, int], moved: Mapping[int, int]) -> tuple[str | None, ...]:
+    largest = max((moved.get(token_id, token_id) for token_id in vocabulary.values()), default=-1)
     if not 0 <= largest < MAX_TOKENS:
         raise VocabError(f"the tokenizer's largest id is {largest}, expected 0 to {MAX_TOKENS - 1}")
     tokens: list[str | None] = [None] * (largest + 1)
-    for text, token_id in vocab.items():
+    for text, token_id in vocabulary.items():
         place = moved.get(token_id, token_id)
         if tokens[place] is not None:
             raise VocabError(f"{quoted(text)} and {quoted(tokens[place])} both have the id {place}")
@@ -130,10 +116,13 @@ def _special(
 
 
 def _bos_eos(
-    tokenizer: Tokenizer, settings: TokenSettings, special: dict[str, int]
+    process: TokenizerProcess,
+    vocabulary: Mapping[str, int],
+    settings: TokenSettings,
+    special: dict[str, int],
 ) -> tuple[bool, bool, dict[str, int], tuple[Note, ...]]:
     """Whether BOS and EOS are added: as tokenizer_config.json says, else as the post-processor does."""
-    before, after = _surroundings(tokenizer)
+    before, after = _surroundings(process)
     special = dict(special)
     if len(before) == 1:
         special.setdefault("bos", before[0])
@@ -144,7 +133,8 @@ def _bos_eos(
     for role, ids, told in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
         does = bool(ids) and ids == [special.get(role)]
         if ids and not does:
-            texts = " ".join(quoted(tokenizer.id_to_token(token_id)) for token_id in ids)
+            spelled = {token_id: text for text, token_id in vocabulary.items() if token_id in ids}
+            texts = " ".join(quoted(spelled.get(token_id)) for token_id in ids)
             notes.append(
                 Note(
                     "post-processor",
@@ -165,11 +155,9 @@ def _bos_eos(
     return measured[0], measured[1], special, tuple(notes)
 
 
-def _surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def _surroundings(process: TokenizerProcess) -> tuple[list[int], list[int]]:
     """The ids the post-processor puts before and after a text."""
-    for probe in ("a", "가", "1"):
-        inner = tokenizer.encode(probe, add_special_tokens=False).ids
-        full = tokenizer.encode(probe, add_special_tokens=True).ids
+    for inner, full in process.around(("a", "가", "1")):
         for start in range(len(full) if inner else 0):
             if full[start : start + len(inner)] == inner:
                 return full[:start], full[start + len(inner) :]

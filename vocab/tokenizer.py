@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from array import array
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Literal
 from ..core.model import Note
 from ..core.vocabulary import TokenType
 from .token_settings import AddedToken
+from .tokenizer_process import TextsRefused
 
 Kind = Literal[
     "byte-level bpe",
@@ -138,6 +140,26 @@ class Source:
     def encode(self, text: str, parse_special: bool) -> list[int]:
         """Token ids of ``text`` without BOS and EOS."""
         return list(self.encode_batch([text], parse_special)[0])
+
+    def encode_lines(self, lines: Sequence[str]) -> list[int]:
+        """Ids of lines, special tokens as plain text, but of those that hold what the tokenizer cannot read.
+
+        A unigram model without an unknown token reads nothing with a character it lacks. Raises TextsRefused
+        where that is every line.
+        """
+        with contextlib.suppress(TextsRefused):
+            return self.encode("\n".join(lines), False)
+        readable = self._readable([line for line in lines if line])
+        with contextlib.suppress(TextsRefused):
+            return self.encode("\n".join(readable), False)
+        return self.encode(" ".join(readable), False)  # there is no line end in such a vocabulary
+
+    def _readable(self, lines: Sequence[str]) -> list[str]:
+        try:
+            self.encode_batch(lines, False)
+        except TextsRefused as refused:
+            return [line for at, line in enumerate(lines) if at not in set(refused.indices)]
+        return list(lines)
 
     def written_out(self, text: str, parse_special: bool, *, adds_space: bool) -> str | None:
         """The text to give to a llama.cpp that leaves spaces alone, for what the tokenizer makes of ``text``.

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ...core.errors import EnvironmentProblem, GgufError, KconvError
+from ...core.errors import EnvironmentProblem, GgufError, InputError, KconvError
 from ...core.files import atomic_file
 from ...core.gguf_file import GgufHeader, TensorInfo, read_header
 from ...core.input_files import quoted
@@ -79,7 +79,7 @@ def is_front_end(path: Path, wanted: str) -> bool:
     """Whether the file at ``path`` is whole and the front end of that fingerprint."""
     try:
         return read_front_end(path).fingerprint == wanted
-    except KconvError:
+    except InputError:  # not EnvironmentProblem: nothing is known then
         return False
 
 

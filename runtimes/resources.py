@@ -1,0 +1,113 @@
+"""Disk, memory and folders, as ``kconv doctor`` looks at them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ..core import machine
+from .finding import Finding
+
+_LITTLE_MEMORY = 2 << 30  # libtorch and a layer of a large model
+_LITTLE_DISK = 1 << 30
+_FEW_FILES = 128
+_GIB = 1 << 30
+
+
+def _gib(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB"
+
+
+def memory() -> Finding:
+    """Memory of the machine, of the container and of a process."""
+    found = machine.memory()
+    limits = {"container": "the container may have", "address_space": "a process may have (ulimit -v)"}
+    said = [f"{_gib(found.available)} free" if found.available is not None else "unknown"]
+    if found.total is not None:
+        said[0] += f" of {_gib(found.total)}"
+    for name, words in limits.items():
+        size = getattr(found, name)
+        said += [f"{words} {_gib(size)}"] if size is not None else []
+    little = found.most is not None and found.most < _LITTLE_MEMORY
+    figures = {"total": found.total, "available": found.available}
+    figures |= {"container": found.container, "address_space": found.address_space}
+    if not little:
+        return Finding("memory", "; ".join(said), figures=figures)
+    mend = "raise the limit, or pass --no-verify where a proof does not fit"
+    return Finding("memory", "; ".join(said), "warning", mend, figures)
+
+
+def limits() -> Finding:
+    """Limits on files that would end a conversion."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return Finding("limits", "none known")
+    size, count = (resource.getrlimit(n)[0] for n in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE))
+    figures = {"open_files": count}
+    few = 0 <= count < _FEW_FILES
+    said = f"{count} open files"
+    if size != resource.RLIM_INFINITY:
+        figures["file_size"] = size
+        said += f"; no file larger than {_gib(size)} (ulimit -f)"
+        return Finding("limits", said, "warning", "ulimit -f unlimited", figures)
+    return Finding("limits", said, "warning" if few else "ok", "ulimit -n 1024" if few else None, figures)
+
+
+def working_folder() -> Finding:
+    """Free disk where kconv was started, where files go without -o."""
+    try:
+        folder = os.getcwd()
+    except OSError:
+        return Finding("disk", "the folder kconv was started in is gone", "broken", 'cd "$HOME"')
+    free = shutil.disk_usage(folder).free
+    figures = {"folder": folder, "free": free, "writable": os.access(folder, os.W_OK)}
+    said = f"{_gib(free)} free in {folder}"
+    if not figures["writable"]:
+        said += ", which is not writable"
+        return Finding("disk", said, "warning", "name another folder with -o", figures)
+    if free < _LITTLE_DISK:
+        return Finding("disk", said, "warning", "name a folder on another disk with -o", figures)
+    return Finding("disk", said, figures=figures)
+
+
+def temporary_folder() -> Finding:
+    """The folder for temporary files: whether it takes some bytes."""
+    named = os.environ.get("TMPDIR")
+    mend = "export TMPDIR=/some/folder with space that you may write to"
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(1 << 16))
+            file.flush()
+        folder = tempfile.gettempdir()
+    except OSError as error:
+        said = f"no temporary file can be written: {error.strerror or error}"
+        return Finding("temporary files", said, "broken", mend, {"named": named})
+    free = shutil.disk_usage(folder).free
+    figures = {"folder": folder, "free": free, "named": named}
+    said = f"{_gib(free)} free in {folder}"
+    if named and os.path.realpath(named) != os.path.realpath(folder):
+        said = f"TMPDIR={named} cannot be written; {said}"
+        return Finding("temporary files", said, "warning", mend, figures)
+    return Finding("temporary files", said, figures=figures)
+
+
+def hub_cache() -> Finding:
+    """Where checkpoints of the Hugging Face Hub are kept, as huggingface_hub decides it."""
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    home = os.environ.get("HF_HOME") or os.path.join(home, "huggingface")
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    folder = Path(os.path.expandvars(os.path.expanduser(named or os.path.join(home, "hub"))))
+    figures: dict[str, Any] = {"folder": str(folder), "exists": folder.is_dir()}
+    if not folder.is_dir():
+        return Finding("Hub cache", f"{folder} (not there)", figures=figures)
+    models = sum(entry.name.startswith("models--") for entry in os.scandir(folder))
+    free = shutil.disk_usage(folder).free
+    figures |= {"models": models, "free": free}
+    said = f"{folder}: {models} model{'' if models == 1 else 's'}, {_gib(free)} free"
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        said, figures["offline"] = f"{said}; offline (HF_HUB_OFFLINE)", True
+    return Finding("Hub cache", said, figures=figures)

@@ -1,0 +1,106 @@
+"""``make setup``'s part that installs a llama-cpp-python that runs on this machine.
+
+    python tools/install_llama_cpp.py constraints.txt [cpuinfo]
+
+gcc 12 drops the stores of llama.cpp's tile configuration, and on a processor with AMX the first product of
+quantized weights then is an illegal instruction. Where both come together it is built without AMX at once.
+Whatever was installed is tried on tiny models afterwards, and built anew only if it fails: pip's cache may
+hold a wheel that another compiler made, or another machine. Where all is well this takes a fraction of a
+second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is a file to
+read in place of ``/proc/cpuinfo``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import types
+from importlib import invalidate_caches, metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_package = types.ModuleType("kconv")  # as core/child.py does: this very tree
+_package.__path__ = [str(ROOT)]
+sys.modules["kconv"] = _package
+
+from kconv.core.machine import CPUINFO, processor  # noqa: E402
+from kconv.runtimes import self_test  # noqa: E402
+from kconv.runtimes.compiler import PACKAGE, PAST_THE_CACHE, breaks_tiles, compiler, flags_for  # noqa: E402
+
+CPU = processor(Path(sys.argv[2]) if len(sys.argv) > 2 else CPUINFO)
+
+
+def say(text: str) -> None:
+    """A line of ``make setup``."""
+    print(text, flush=True)
+
+
+def wanted(constraints: Path) -> str:
+    """The version that ``constraints`` name."""
+    found = re.search(r"^llama[-_]cpp[-_]python==(\S+)", constraints.read_text("utf-8"), re.MULTILINE)
+    return found[1] if found else self_test.TRIED
+
+
+def installed() -> str | None:
+    """The version that is there already."""
+    invalidate_caches()
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -> None:
+    """Have pip install it; ``anew`` past its cache. Ends the program where that fails."""
+    options = [*PAST_THE_CACHE] if anew else []
+    if without_amx and not anew:
+        options = ["--no-cache-dir", "--no-binary", PACKAGE]
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *options]
+    say(f"{PACKAGE} {version}: without a wheel of it llama.cpp is compiled, which takes 3 to 10 minutes")
+    began = time.monotonic()
+    environment = {**os.environ, **(flags_for(CPU) if without_amx else {})}
+    done = subprocess.run([*command, f"{PACKAGE}=={version}"], env=environment, check=False)
+    if done.returncode:
+        sys.exit(f"pip could not install {PACKAGE}; it needs a C++ compiler (Debian: apt install g++)")
+    say(f"{PACKAGE} {version} is installed, after {time.monotonic() - began:.0f} s")
+
+
+def compiler_breaks_tiles() -> bool:
+    """Whether llama.cpp has to be built without AMX here: only asked where the processor has it."""
+    found = compiler() if CPU.amx else None
+    if found is None or not breaks_tiles(found, shlex.split(os.environ.get("CXXFLAGS", ""))):
+        return False
+    say(f"{found.version} breaks llama.cpp's AMX code, which this processor would run: built without AMX")
+    return True
+
+
+def main() -> int:
+    """Install, try, and build once more where that fails."""
+    constraints = Path(sys.argv[1])
+    version = wanted(constraints)
+    if installed() != version:
+        install(version, constraints, anew=False, without_amx=compiler_breaks_tiles())
+    found = self_test.examine()
+    if found.state in ("dies", "differs", "broken") and self_test.LIBRARY_VARIABLE not in os.environ:
+        say(f"llama.cpp {found.said}: it is built anew")
+        install(version, constraints, anew=True, without_amx=CPU.amx)
+        found = self_test.examine()
+    if found.state == "works":
+        return 0
+    if found.state == "unknown":
+        say(f"llama.cpp could not be tried: {found.said}; .venv/bin/kconv doctor tries again")
+        return 0
+    say(f"llama.cpp {found.said}")
+    if found.state == "broken":
+        say("kconv cannot work with it; .venv/bin/kconv doctor says more once kconv is installed")
+        return 4
+    say("kconv loads models without those buffers, more slowly; .venv/bin/kconv doctor says what mends it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
