@@ -19,9 +19,12 @@ ALLOWED = {
     "needs /dev/full (Linux)": "other systems have no disk that is always full",
     "no chromium here": "reports are held against their text everywhere, drawn only where there is a browser",
     "llama.cpp approximates this regular expression": "a finding about llama.cpp, the same on every machine",
+    "tiles are of x86-64": "other processors have no AMX",
+    "it would be built anew": "it may be, with this compiler on this processor, and takes minutes",
+    "the tests of the stand-in say what follows": "a processor on which llama.cpp's own buffers do not work",
     "the interpreter below the virtual environment has llama-cpp-python": "it is that machine's own Python",
 }
-"""Beginnings of reasons to skip a test even under CI, and why."""
+"""Parts of reasons to skip a test even under CI, and why."""
 
 
 def strict() -> bool:
@@ -31,7 +34,7 @@ def strict() -> bool:
 
 def _refused(report: Any, reason: str) -> None:
     """Make a failure of a skip that CI does not allow; an expected failure is none."""
-    if not report.skipped or hasattr(report, "wasxfail") or reason.startswith(tuple(ALLOWED)):
+    if not report.skipped or hasattr(report, "wasxfail") or any(told in reason for told in ALLOWED):
         return
     report.outcome = "failed"
     report.longrepr = (
