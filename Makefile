@@ -65,4 +65,5 @@ clean: ## remove what make demo and the tools left (not .venv)
 include mk/batch.mk
 include mk/js.mk
 include mk/sanitize.mk
+include mk/fuzz.mk
 include mk/optimum.mk

@@ -7,25 +7,33 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from ..runtimes.sampling import Sampling
 from .console import emit_json, plural, say, seconds_text, terminal_text
-from .generation import Generation, Runtime, Sampling, TextStream, generate_text, token_bytes
+from .generation import Generation, Runtime, TextStream, generate_text, token_bytes
 from .masks import Fill, check_prompt, completed, ending_sentinels, mask_name, read_fills
 from .prompts import Question, token_room
+
+if TYPE_CHECKING:
+    from ..core.model import Note
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model made of a question; ``ids`` are the prompt's, ``fills`` None where no masks were asked."""
+    """What a model made of a question; ``ids`` are the prompt's, ``fills`` None where no masks were asked.
+
+    ``notes`` are the runtime's.
+    """
 
     asked: Question
     ids: tuple[int, ...]
     sampling: Sampling
     done: Generation
     fills: tuple[Fill, ...] | None = None
+    notes: tuple[Note, ...] = ()
 
 
 def answer(
@@ -47,6 +55,8 @@ def answer(
     standard output while it is made, but for masks, which are read at the end. Raises InputError and
     UsageError where the prompt does not fit.
     """
+    for note in runtime.notes:
+        say(f"kconv: {'warning' if note.warning else 'note'}: {note.message}", err=True)
     ids = runtime.tokenize(*asked.parts)
     if asked.masks is not None:
         check_prompt(ids, asked.masks, asked.sentinels)
@@ -68,7 +78,7 @@ def answer(
         ends=() if asked.masks is None else ending_sentinels(asked.masks, asked.sentinels),
         names=asked.sentinels.names,
     )
-    return Answer(asked, tuple(ids), sampling, done, _fills(runtime, asked, done))
+    return Answer(asked, tuple(ids), sampling, done, _fills(runtime, asked, done), runtime.notes)
 
 
 def show_answer(artifact: Path, given: Answer, *, as_json: bool, verbose: bool) -> None:
@@ -122,6 +132,7 @@ def _to_json(artifact: Path, given: Answer) -> dict[str, Any]:
         "sampling": asdict(given.sampling),
         "prompt_seconds": round(done.prompt_seconds, 3),
         "seconds": round(done.seconds, 3),
+        "notes": [asdict(note) for note in given.notes],
     }
     if asked.masks is not None and given.fills is not None:
         told |= {

@@ -10,7 +10,7 @@ import click
 from .console import (
     count_text,
     emit_json,
-    end_with_failed_proof,
+    end_unproven,
     plural,
     say,
     say_notes,
@@ -80,7 +80,7 @@ def command(
     All files are written from one read of the checkpoint, and their predictions on the same text are held
     against those of the checkpoint in fp32, which is read once: mean divergence, how often both would say the
     same token, perplexity. The files are removed again unless they are to be kept. A type beyond its gate is
-    a result like any other; the exit code is 1 where a file gave no logits.
+    a result like any other; the exit code is 1 where a file gave no logits, 4 where that was not its fault.
     """
     if report is not None:
         refuse_report(report, force=force)
@@ -114,9 +114,8 @@ def command(
         emit_json({**found.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
-    broken = [f"{each.type}: {each.proof.cause}" for each in found.types if each.figures is None]
-    if broken:
-        end_with_failed_proof(broken)
+    without = [each for each in found.types if each.figures is None]
+    end_unproven((each.proof.verdict, f"{each.type}: {each.proof.cause}") for each in without)
 
 
 def _tell(found: Comparison) -> None:

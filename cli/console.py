@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..core.errors import EnvironmentProblem, ProofError
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -130,6 +133,12 @@ def say(text: str, *, err: bool = False) -> None:
     click.echo(printable(text, keep="\n\t"), err=err)
 
 
+def show_log(text: str) -> None:
+    """A piece of a library's log on standard error; if nobody reads it, no matter."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(terminal_text(text))
+
+
 def say_notes(notes: Iterable[Note]) -> None:
     """A line for each note, warnings named so."""
     for note in notes:
@@ -154,12 +163,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def end_with_failed_proof(causes: Sequence[str]) -> NoReturn:
-    """End the command with exit code 1, after a line on standard error for each of ``causes``."""
-    for cause in causes:
-        say(f"kconv: the proof failed: {cause}", err=True)
+_UNPROVEN = {"failed": "the proof failed", "not decided": "the proof could not be finished"}
+
+
+def end_unproven(proofs: Iterable[tuple[str, str]], *, silently: bool = False) -> None:
+    """End the command unless every proof was good enough: with exit code 1 if one failed, else with 4.
+
+    ``proofs`` are verdicts and what to say of each on standard error, which ``silently`` leaves out.
+    """
+    bad = [(verdict, line) for verdict, line in proofs if verdict in _UNPROVEN]
+    if not bad:
+        return
+    for verdict, line in [] if silently else bad:
+        say(f"kconv: {_UNPROVEN[verdict]}: {line}", err=True)
     sys.stdout.flush()  # here, where a full disk or a reader that went away is still told
-    raise click.exceptions.Exit(1)
+    failed = any(verdict == "failed" for verdict, _ in bad)
+    raise click.exceptions.Exit(ProofError.exit_code if failed else EnvironmentProblem.exit_code)
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@
 1    the proof failed: the result is not what the checkpoint says
 2    wrong usage
 3    the input was refused
-4    environment: disk, memory, permission, network
+4    environment: disk, memory, permission, network, the input changed while it was read
 70   a bug in kconv (sysexits.h, EX_SOFTWARE)
 130  interrupted, by Ctrl-C or by SIGTERM or SIGHUP, which are treated alike
 141  whoever read our output went away (what a shell shows for SIGPIPE)
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import sys
 import threading
@@ -30,8 +31,10 @@ import click
 
 from ..core.errors import KconvError
 from .console import emit_json, printable
+from .main import INTERRUPTED, SIGNALS, end_at_once
+from .shortage import shortage
 
-ENVIRONMENT, BUG, INTERRUPTED, BROKEN_PIPE = 4, 70, 130, 141
+ENVIRONMENT, BUG, BROKEN_PIPE = 4, 70, 141
 _IMPATIENCE = 5.0  # seconds in which a second signal means no more than the first
 _struck: list[float] = []  # when signals came that were to end the work
 
@@ -58,11 +61,13 @@ def explain(error: BaseException) -> Failure:
         return Failure("Interrupted", "interrupted", None, INTERRUPTED)
     if isinstance(error, BrokenPipeError):
         return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
-    if isinstance(error, MemoryError):
-        hint = "close other programs, or use a machine with more memory"
-        return Failure("EnvironmentProblem", "out of memory", hint, ENVIRONMENT)
+    lacking = shortage(error)
+    where = ""
+    if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
+        where = f": {os.fsdecode(error.filename)}"
+    if lacking is not None:
+        return Failure("EnvironmentProblem", f"{lacking.message}{where}", lacking.hint, ENVIRONMENT)
     if isinstance(error, OSError):
-        where = f": {os.fsdecode(error.filename)}" if error.filename is not None else ""
         message = f"{error.strerror or error}{where}"
         return Failure("EnvironmentProblem", message, "check the disk and its permissions", ENVIRONMENT)
     return Failure(
@@ -110,6 +115,23 @@ def _print(failure: Failure) -> None:
         click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
 
 
+def heed_reader() -> None:
+    """Raise BrokenPipeError where nobody is left to read standard output, before it is written to.
+
+    Reading a long prompt takes minutes in which nothing is written.
+    """
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return
+    try:
+        number = sys.stdout.fileno()
+    except (OSError, ValueError):  # something that stands in for it
+        return
+    poll = select.poll()
+    poll.register(number, 0)
+    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+        raise BrokenPipeError
+
+
 def silence_output() -> None:
     """Let what is still buffered vanish, so that the interpreter does not complain while it exits."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -125,9 +147,8 @@ def interruptible() -> Iterator[None]:
     One that comes much later counts again, since the first may have been lost; see ``heed_interrupt``.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
-    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    usual = (signal.SIG_DFL, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
     changed = {number: handler for number, handler in before.items() if handler in usual}
     _struck.clear()
 
@@ -146,6 +167,10 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:  # a library made something else of the interrupt, or it ended a child, too
+        if _struck and not isinstance(error, click.exceptions.Exit):
+            raise KeyboardInterrupt from error
+        raise
     finally:
         sys.unraisablehook = told_before
         for number, handler in changed.items():  # once struck, the process shall end, and with 130

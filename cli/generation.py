@@ -6,23 +6,12 @@ import codecs
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from ..runtimes.sampling import Sampling
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults are llama.cpp's (common/common.h).
-
-    Temperature 0 takes the most likely token; ``repeat_penalty`` 1 and ``top_k`` 0 switch those off.
-    """
-
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.0
-    repeat_last_n: int = 64
-    seed: int = 0
+if TYPE_CHECKING:
+    from ..core.model import Note
 
 
 def sampling_in_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,6 +33,10 @@ def choose_sampling(recommended: Mapping[str, Any], wished: Mapping[str, Any]) -
 
 class Runtime(Protocol):
     """Something that runs a model. Token ids in, token ids out."""
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What the user should know of how it runs here."""
 
     @property
     def context_length(self) -> int:

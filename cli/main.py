@@ -1,154 +1,61 @@
-"""The ``kconv`` command. Each subcommand lives in its own module, imported when it is used."""
+"""Where the ``kconv`` command begins: the first thing done is to be ready for Ctrl-C.
+
+Nothing heavy is imported here, not even click: until the commands are there nothing has to be put away, and
+a signal may end the process on the spot.
+"""
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # by its own name it makes enums first, 0.7 ms
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
 
-import click
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # importing typing takes longer than all of this
+    from collections.abc import Sequence
+    from types import FrameType
 
-from .errors import interruptible, report
-
-# Command name -> module of this room; each module has one click command called `command`.
-COMMANDS = {
-    "to-gguf": "to_gguf",
-    "to-onnx": "to_onnx",
-    "verify": "verify",
-    "quantize": "quantize",
-    "imatrix": "imatrix",
-    "plan": "plan",
-    "compare": "compare",
-    "inspect": "inspection",
-    "run": "run",
-    "models": "models",
-    "doctor": "doctor",
-    "demo-checkpoint": "demo_checkpoint",
-}
-
-
-# Set by the shell: `eval "$(_KCONV_COMPLETE=bash_source kconv)"` switches completion on (or zsh_source).
-COMPLETION = "_KCONV_COMPLETE"
-
-
-class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for, which keeps every start quick."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names of all commands, in the order of the help."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of that name, or None."""
-        if cmd_name not in COMMANDS:
-            return None
-        command: click.Command = import_module(f".{COMMANDS[cmd_name]}", __package__).command
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click does, but an unknown command is answered with those there are."""
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}; there are: {', '.join(COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from .versions import versions
-
-        click.echo("\n".join(f"{name} {version}" for name, version in versions().items()))
-        ctx.exit()
-
-
-EPILOG = """\b
-Examples:
-  kconv plan ./42dot_LLM-SFT-1.3B
-  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0
-  kconv verify 42dot_LLM-SFT-1.3B-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
-  kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf -p "서울의 명소를 알려줘."
-  kconv inspect 42dot_LLM-SFT-1.3B-Q4_0.gguf
-
-Exit codes: 0 done, 1 the proof failed, 2 wrong usage, 3 input refused, 4 environment (disk, memory,
-permission), 70 a bug in kconv, 130 interrupted.
-"""
-
-
-@click.group(
-    cls=LazyGroup,
-    no_args_is_help=False,
-    invoke_without_command=True,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EPILOG,
-)
-@click.option(
-    "--version",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_version,
-    help="Show the versions of kconv and of what it builds on, and exit.",
-)
-@click.pass_context
-def cli(ctx: click.Context) -> None:
-    """Turn Korean language-model checkpoints into GGUF files, and prove that they say the same."""
-    if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help(), err=True)
-        raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
-
-
-def _open_closed_streams() -> None:
-    """Give streams that were closed (``2>&-``) to nobody.
-
-    Else the next file opened, maybe the one being written, gets their number and what libraries print there;
-    and ``print`` without a standard error writes between the JSON.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            nothing = os.open(os.devnull, os.O_RDWR)
-            if nothing != number:
-                os.dup2(nothing, number)
-                os.close(nothing)
-    if sys.stdout is None:
-        sys.stdout = os.fdopen(1, "w", closefd=False)
-    if sys.stderr is None:
-        sys.stderr = os.fdopen(2, "w", closefd=False)
-
-
-def _prepare_streams() -> None:
-    """Never fail for want of a character: what an encoding lacks is written as an escape."""
-    _open_closed_streams()
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure: Any = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+INTERRUPTED = 130
+_TOLD = b'{"error": {"type": "Interrupted", "message": "interrupted", "hint": null}, "exit_code": 130}\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run kconv with ``arguments`` (those of the process if None) and return the exit code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    flags = frozenset(words[: words.index("--")] if "--" in words else words)  # click empties the list
-    _prepare_streams()
-    if COMPLETION in os.environ:
-        from click.shell_completion import shell_complete
+    """Run kconv with ``arguments`` and return the exit code.
 
-        return shell_complete(cli, {}, "kconv", COMPLETION, os.environ[COMPLETION])
+    Without any, they are those of the process, and the process is ours: a signal ends it with 130 from now
+    on, and when all is done signals are ignored, so that none strikes while the interpreter puts itself away.
+    """
+    if arguments is not None:
+        from .commands import run
+
+        return run(arguments)
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end_at_once)
+    from .commands import run
+    from .shortage import guard_exit, is_limited, leave
+
+    if is_limited():
+        guard_exit()
+    code = run(sys.argv[1:])
+    for number in SIGNALS:
+        if signal.getsignal(number) is end_at_once:
+            signal.signal(number, signal.SIG_IGN)
+    return leave(code)
+
+
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """End the process, before there is anything to put away or after all has been."""
     try:
-        with interruptible():
-            # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
-            with cli.make_context("kconv", words) as context:
-                cli.invoke(context)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BaseException as error:
-        return report(error, as_json="--json" in flags, verbose="--verbose" in flags)
-    return 0
+        os.write(2, b"\nkconv: interrupted\n")
+        if "--json" in sys.argv:
+            os.write(1, _TOLD)
+    finally:
+        os._exit(INTERRUPTED)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from .main import main as imported  # not this second copy, whose handlers nobody would know
+
+    sys.exit(imported())

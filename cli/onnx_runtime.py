@@ -16,8 +16,11 @@ from ..converters.settings import Settings
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_json
+from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.vocabulary import TokenType, Vocab, gguf_keys
+from ..runtimes.sampler import Sampler
+from ..runtimes.sampling import Sampling
 from ..verify.candidate import CandidateFailure, Floats
 from ..verify.onnx_folder import OnnxFolder, open_onnx
 from ..verify.onnx_process import OnnxProcess
@@ -28,8 +31,6 @@ from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
-from .generation import Sampling
-from .llama_sampling import Sampler
 
 _BATCH = 512
 _SHOWN = (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.BYTE)
@@ -93,7 +94,8 @@ def _ends(vocab: Vocab, context: AdapterContext) -> frozenset[int]:
 class OnnxRuntime:
     """A folder loaded by onnxruntime; a context manager, see generation.Runtime for the methods.
 
-    Raises InputError where onnxruntime refuses the folder or cannot go on, with the reason it gives.
+    Raises InputError where onnxruntime refuses the folder, cannot go on or takes more than it may, and
+    ChildDied where its process dies.
     """
 
     def __init__(self, model: OnnxModel, *, threads: int, progress: Progress = silent) -> None:
@@ -110,6 +112,11 @@ class OnnxRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.__exit__(kind, error, trace)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """None."""
+        return ()
 
     @property
     def context_length(self) -> int:
@@ -149,8 +156,7 @@ class OnnxRuntime:
                 logits = self._process.read(begun[start : start + _BATCH], int(last))
         self._progress("reading the prompt", len(begun), len(begun))
         columns = logits.shape[1]
-        with Sampler(columns, sampling) as sampler:
-            sampler.accept(begun[-sampling.repeat_last_n :] if sampling.repeat_last_n else ())
+        with Sampler(columns, sampling, begun) as sampler:
             for position in range(count):
                 token = sampler.choose(self._sound(logits[0], columns))
                 yield token
@@ -176,5 +182,5 @@ class OnnxRuntime:
         except CandidateFailure as failure:
             raise InputError(
                 f"{self._model.folder.path}: {quoted(str(failure))[1:-1]}",
-                hint="convert the checkpoint again with kconv to-onnx, or use a newer onnxruntime",
+                hint="make the folder again with kconv to-onnx, or use a newer onnxruntime",
             ) from failure

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..core.progress import Progress
 from .console import say, seconds_text, size_text
 from .errors import heed_interrupt
+from .shortage import shortage
 
 _PATIENCE = 2.0  # seconds before anything is shown
+_NAMED = 5  # files in one line
 _INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 # What people read for the stages the rooms report, and what they count.
@@ -50,23 +54,21 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def announced_proof(whole: str) -> Iterator[Callable[[str], None]]:
-    """Yield what announces the proof of a conversion; what ends the block after that says ``whole`` first.
+def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
+    """Yield what is told which files have been made; what ends the block after that says so first.
 
-    ``whole`` tells that what was converted is there, if not proven.
+    They are there, if not proven. ``what`` they are: ``the files are``.
     """
-    proving = False
-
-    def begin(text: str) -> None:
-        nonlocal proving
-        proving = text.startswith("proof: ")  # the pass of --calibrate comes before there are files
-        announce(text)
-
+    made: list[Path] = []
     try:
-        yield begin
-    except BaseException:
-        if proving:
-            announce(whole)
+        yield made.extend
+    except BaseException as error:
+        if made:
+            names = ", ".join(str(path) for path in made[:_NAMED]) + (" …" if len(made) > _NAMED else "")
+            verify = shlex.join(["kconv", "verify", str(made[0]), "--against", str(checkpoint)])
+            announce(f"{what} converted and whole, but not proven: {names}\nto prove: {verify}")
+            if shortage(error):
+                announce("the proof takes more than the conversion; --no-verify leaves it out")
         raise
 
 

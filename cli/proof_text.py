@@ -31,7 +31,7 @@ _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
-_COLOURS = {"passed": "green", "warned": "yellow", "failed": "red"}
+_COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
 
 
 def proof_text(proof: Proof) -> str:
@@ -244,4 +244,4 @@ def _coloured(text: str) -> str:
     def styled(match: re.Match[str]) -> str:
         return f"{match[1]}{click.style(match[2], fg=_COLOURS[match[2]], bold=True)}"
 
-    return re.sub(r"^(\S+ +)(passed|warned|failed)\b", styled, text, flags=re.MULTILINE)
+    return re.sub(r"^(\S+ +)(passed|warned|not decided|failed)\b", styled, text, flags=re.MULTILINE)

@@ -13,7 +13,7 @@ from .console import (
     OUTPUT_HEADER,
     count_text,
     emit_json,
-    end_with_failed_proof,
+    end_unproven,
     output_row,
     plural,
     say,
@@ -112,9 +112,7 @@ def command(
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
     else:
         _tell(made, proofs, seconds)
-    failed = [proof for proof in proofs if proof.verdict == "failed"]
-    if failed:
-        end_with_failed_proof([f"{proof.artifact}: {proof.cause}" for proof in failed])
+    end_unproven((proof.verdict, f"{proof.artifact}: {proof.cause}") for proof in proofs)
 
 
 def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:

@@ -14,10 +14,13 @@ import click
 
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.progress import Progress
+from ..runtimes import KV_TYPES
+from ..runtimes.sampling import Sampling
 from .answers import answer, show_answer
+from .console import show_log
+from .errors import heed_reader
 from .front_ends import front_end_for
-from .generation import Runtime, Sampling, choose_sampling, sampling_in_file
-from .llama_runtime import KV_TYPES, LlamaRuntime
+from .generation import Runtime, choose_sampling, sampling_in_file
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import question, read_prompt
@@ -176,7 +179,7 @@ def command(
     metadata = loaded.metadata
     asked = question(loaded.path, metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo)
     sampling = _sampling(metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
-    with shown_progress() as progress, loaded.start(progress) as runtime:
+    with shown_progress() as shown, loaded.start(_heeding(shown)) as runtime:
         given = answer(
             runtime,
             asked,
@@ -192,6 +195,16 @@ def command(
     show_answer(loaded.path, given, as_json=as_json, verbose=verbose)
 
 
+def _heeding(progress: Progress) -> Progress:
+    """The same, which ends the work where whoever was to read the answer is gone."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        heed_reader()
+        progress(stage, done, total)
+
+    return told
+
+
 def _gguf(
     artifact: Path,
     front_end: Path | None,
@@ -202,12 +215,15 @@ def _gguf(
     verbose: bool,
 ) -> _Loaded:
     from ..core.cores import available_cores
+    from ..core.gguf_counts import check_counts
     from ..core.gguf_split import read_model
+    from ..runtimes.llama import LlamaRuntime
 
     model = read_model(artifact)
     path, header = model.paths[0], model.header
     if not header.tensors:
         raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
+    check_counts(path, header)
     front = front_end_for(path, header.metadata, front_end)
 
     def start(progress: Progress) -> LlamaRuntime:
@@ -216,7 +232,7 @@ def _gguf(
             threads=threads or available_cores(),
             context=context,
             kv_type=kv_type.lower(),
-            verbose=verbose,
+            log=show_log if verbose else None,
             front=None if front is None else front.embed,
             progress=progress,
         )

@@ -16,7 +16,7 @@ from .console import (
     OUTPUT_HEADER,
     count_text,
     emit_json,
-    end_with_failed_proof,
+    end_unproven,
     output_row,
     plural,
     say,
@@ -140,29 +140,23 @@ def command(
     conversion = _convert(checkpoint, output, options)
     seconds = time.monotonic() - begun
     modelfiles = [output.modelfile for output in conversion.outputs if output.modelfile]
-    failed = [proof.verdict == "failed" for proof in conversion.proofs]
     if as_json:
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
     else:
         _tell(conversion, seconds)
-        if not any(failed):
+        if conversion.verdict not in ("failed", "not decided"):
             say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
-    if any(failed):
-        _end(conversion, checkpoint)
+    end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in _proofs(conversion))
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; what ends it during the proof is told that the files are there."""
     from ..converters.pipeline import to_gguf
-    from .progress import announced_proof, shown_progress
+    from .progress import announce, shown_progress, whole_files_named
 
-    whole = (
-        "the files are converted and whole, but not proven; "
-        f"to prove one: kconv verify FILE.gguf --against {shlex.quote(str(checkpoint))}"
-    )
-    with announced_proof(whole) as announce, shown_progress() as progress:
-        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce)
+    with whole_files_named("the files are", checkpoint) as made, shown_progress() as progress:
+        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
 def _tell(conversion: Conversion, seconds: float) -> None:
@@ -196,17 +190,13 @@ def _proofs(conversion: Conversion) -> tuple[Proof, ...]:
     return cast("tuple[Proof, ...]", conversion.proofs)  # converters may not name what verify defines
 
 
-def _end(conversion: Conversion, checkpoint: Path) -> None:
-    """End with exit code 1, saying which files failed and how to learn more."""
-    causes = []
-    for proof in _proofs(conversion):
-        if proof.verdict == "failed":
-            words = ["kconv", "verify", str(proof.artifact), "--against", str(checkpoint)]
-            causes.append(
-                f"{proof.artifact}: {proof.cause}\n  the file is there, its manifest says that it failed; "
-                f"the whole story: {shlex.join(words)} --report proof.html"
-            )
-    end_with_failed_proof(causes)
+def _story(proof: Proof, checkpoint: Path) -> str:
+    """Why a file is not proven, and how to learn more."""
+    command = shlex.join(["kconv", "verify", str(proof.artifact), "--against", str(checkpoint)])
+    then = f"its manifest says that it failed; the whole story: {command} --report proof.html"
+    if proof.verdict == "not decided":
+        then = f"whole, and its manifest says that nothing is decided; to prove it: {command}"
+    return f"{proof.artifact}: {proof.cause}\n  the file is there, {then}"
 
 
 def _parity_text(parity: Parity) -> str:

@@ -13,7 +13,7 @@ from ..core.errors import UsageError
 from .console import (
     count_text,
     emit_json,
-    end_with_failed_proof,
+    end_unproven,
     plural,
     say,
     say_notes,
@@ -141,32 +141,28 @@ def command(
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
     seconds = time.monotonic() - begun
-    failed = conversion.verdict == "failed"
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
     else:
         _tell(conversion, seconds)
-    if failed:
+    if conversion.proof is not None:
         proof = cast("Proof", conversion.proof)  # converters may not name what verify defines
         words = ["kconv", "verify", str(conversion.path), "--against", str(checkpoint)]
-        end_with_failed_proof(
-            [f"{conversion.path}: {proof.cause}\n  the whole story: {shlex.join(words)} --report proof.html"]
-        )
-    elif not as_json:
+        story = f"the whole story: {shlex.join(words)} --report proof.html"
+        if proof.verdict == "not decided":
+            story = f"the folder is whole; to prove it: {shlex.join(words)}"
+        end_unproven([(proof.verdict, f"{conversion.path}: {proof.cause}\n  {story}")])
+    if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; what ends it during the proof is told that the folder is there."""
     from ..converters.onnx.pipeline import to_onnx
-    from .progress import announced_proof, shown_progress
+    from .progress import announce, shown_progress, whole_files_named
 
-    whole = (
-        "the folder is converted and whole, but not proven; "
-        f"to prove it: kconv verify FOLDER --against {shlex.quote(str(checkpoint))}"
-    )
-    with announced_proof(whole) as announce, shown_progress() as progress:
-        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce)
+    with whole_files_named("the folder is", checkpoint) as made, shown_progress() as progress:
+        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
 def _tell(conversion: OnnxConversion, seconds: float) -> None:

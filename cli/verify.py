@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ..core.errors import InputError
-from .console import emit_json, end_with_failed_proof, say
+from .console import emit_json, end_unproven, say
 from .options import PATH, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
 
@@ -20,7 +20,8 @@ Examples:
   kconv verify kebyt5-Q8_0.gguf --against ./kebyt5-base-preview --text pairs.tsv
   kconv verify ./42dot-onnx --against ./42dot_LLM-SFT-1.3B
 
-Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment.
+Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment,
+or not decided: a process that was to measure the file died.
 """
 
 
@@ -141,8 +142,7 @@ def command(
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
-    if proof.verdict == "failed":
-        end_with_failed_proof([f"{artifact}: {proof.cause}"] if as_json else [])
+    end_unproven([(proof.verdict, f"{artifact}: {proof.cause}")], silently=not as_json)
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ..core.errors import GgufError, InputError
+from ..core.gguf_counts import check_counts
 from ..core.gguf_file import TensorInfo, shown
 from ..core.model import Model, Note
 from ..core.tensor import Array, DType, Stored, Tensor
@@ -28,7 +29,7 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
 
     The tensors are in the order llama_model_quantize writes them: by layer and name, or as they lie in parts.
     Shapes are as ggml counts axes: the slowest are left out while they have length 1. Raises GgufError where
-    it holds no model llama.cpp runs.
+    it holds no model llama.cpp runs, or numbers its tensors contradict.
     """
     header = file.header
     kind = header.metadata.get("general.type", "model")
@@ -38,6 +39,7 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
             f"{file.path} holds no model of llama.cpp's ({said}, {len(header.tensors)} tensors)",
             hint="give the GGUF of a model",
         )
+    check_counts(file.path, header)
     infos = [replace(info, shape=_axes(info.shape)) for info in header.tensors]
     for info in infos:
         if not 0 < math.prod(info.shape[1:]) <= _LARGEST_MATRIX or not info.shape[0]:

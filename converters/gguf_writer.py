@@ -255,12 +255,23 @@ def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:
     """The size of a plan's files, once they have been found to be as planned."""
     total = 0
     for path, infos, (head, data_bytes) in zip(paths, plan.parts, plan.layout(), strict=True):
-        header = read_header(path)
-        total += header.size
         expected = tuple(replace(info, part=0) for info in infos)
-        if header.tensors != expected or header.size != len(head) + data_bytes:
-            raise GgufError(f"{path}: what was written does not read back as planned", hint="check the disk")
+        try:
+            header = read_header(path)
+            same = header.tensors == expected and header.size == len(head) + data_bytes
+        except GgufError as error:
+            path.stat()  # where it has been removed, this says so
+            raise _unlike(path) from error
+        if not same:
+            raise _unlike(path)
+        total += header.size
     return total
+
+
+def _unlike(path: Path) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"{path}: what was written does not read back as planned", hint="check the disk"
+    )
 
 
 def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:

@@ -6,9 +6,8 @@ Nothing in it depends on the clock, the host or the number of threads, so equal 
 from __future__ import annotations
 
 import json
-import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.files import atomic_file
+from ..core.input_files import InputFile, file_sha256
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import file_sha256, hub_origin
+from ..core.reading import hub_origin
+from ..core.side_files import check_side_files
 from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
@@ -29,12 +30,6 @@ from .results import Beside, Options, Output
 from .targets import checkpoint_name
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
-
-# Files besides the weights that decide what a conversion makes.
-_SMALL_FILES = re.compile(
-    r"config\.json|generation_config\.json|.*\.index\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
-    r"|added_tokens\.json|vocab\.json|merges\.txt|.*\.model|chat_template\.(jinja|json)|README\.md|LICENSE.*"
-)
 
 # Options of the first conversion that say what every file made from its file holds.
 _HELD = ("allow_tokenizer_mismatch", "disabled_adapters", "chat_template")
@@ -63,21 +58,31 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
-def checkpoint_files(checkpoint: Checkpoint) -> tuple[Path, ...]:
-    """What a conversion is made from: the weights, and small files that decide or describe."""
-    small = sorted(path for path in checkpoint.folder.iterdir() if _SMALL_FILES.fullmatch(path.name))
-    return tuple(dict.fromkeys([*(path for path in small if path.is_file()), *checkpoint.weight_files]))
+def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
+    """Of what a conversion is made from: small files that decide or describe, and the weights.
+
+    The weights are hashed as they are open, and the small files are held to what they were when the
+    checkpoint was opened. Raises EnvironmentProblem where one was changed or removed since.
+    """
+
+    def check() -> None:
+        check_side_files(checkpoint.folder, checkpoint.beside)
+
+    check()
+    beside = [InputFile(path) for path in checkpoint.beside if path not in checkpoint.weight_files]
+    return SourceHashes([*beside, *checkpoint.opened], check)
 
 
 class SourceHashes(threading.Thread):
     """Hashes the source's files in the background, while their tensors are converted.
 
-    Used as a context manager; leaving it early (a failure elsewhere) stops the hashing.
+    Used as a context manager; leaving it early (a failure elsewhere) stops the hashing. ``check`` is called
+    in the end and raises if what was read may not have been what was hashed.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, sources: Sequence[InputFile], check: Callable[[], None] = lambda: None) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
-        self._paths = tuple(paths)
+        self._sources, self._check = tuple(sources), check
         self._before = self._done = 0  # bytes
         self._files: list[SourceFile] = []
         self._failure: BaseException | None = None
@@ -94,9 +99,9 @@ class SourceHashes(threading.Thread):
     def run(self) -> None:
         """Hash file after file."""
         try:
-            for path in self._paths:
-                digest = file_sha256(path, self._count, stopped=self._stopped.is_set)
-                self._files.append(SourceFile(path.name, path.stat().st_size, digest))
+            for file in self._sources:
+                digest = file_sha256(file, self._count, stopped=self._stopped.is_set)
+                self._files.append(SourceFile(file.path.name, file.size, digest))
                 self._before = self._done
         except BaseException as error:  # handed to the thread that waits
             self._failure = error
@@ -105,13 +110,19 @@ class SourceHashes(threading.Thread):
         self._done = self._before + done
 
     def result(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
-        """All files, hashed; waits for them, and raises what hashing raised."""
-        total = sum(path.stat().st_size for path in self._paths)
+        """All files, hashed; waits for them, and raises what hashing raised.
+
+        Asked for when all has been read: EnvironmentProblem says that a file was changed meanwhile.
+        """
+        total = sum(file.size for file in self._sources)
         while self.is_alive():
             progress("hash", self._done, total)
             self.join(0.1)  # so that Ctrl-C gets through
         if self._failure is not None:
             raise self._failure
+        for file in self._sources:
+            file.check_unchanged()
+        self._check()
         return tuple(self._files)
 
 

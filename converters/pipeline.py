@@ -27,9 +27,9 @@ from ..vocab.settle import settle_vocab
 from .architectures import recipe_for
 from .card import general_metadata, licence_notice
 from .gguf_writer import FilePlan, plan_file, write_files
-from .manifest import SourceHashes, checkpoint_files, common_part, manifest_text, record_proof
+from .manifest import checkpoint_hashes, common_part, manifest_text, record_proof
 from .recipe import Companion, build, parameters
-from .results import Beside, Conversion, Options, Output, Proven, Run, Scope
+from .results import Beside, Conversion, Options, Output, Proven, Run, Scope, scope_of
 from .targets import (
     CompanionTarget,
     Target,
@@ -66,6 +66,7 @@ def to_gguf(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    made: Callable[[Sequence[Path]], None] = lambda paths: None,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -77,10 +78,9 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``announce`` is
-    told what the proof will take.
-    Raises KconvError of every kind; nothing is left under a final name unless all files are whole. A failed
-    proof raises nothing: see ``Conversion.verdict``.
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
+    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
+    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -98,16 +98,9 @@ def to_gguf(
         tuple(str(path) for path in calibrate),
         split_max_size,
     )
-    return convert(source, output, options, Run(force, threads, progress, announce), modelfile=modelfile)
-
-
-def scope_of(verify: bool | Scope) -> Scope:
-    """What ``verify`` asks for: True is quick, False off. Raises UsageError."""
-    if isinstance(verify, bool):
-        return "quick" if verify else "off"
-    if verify not in ("off", "quick", "full"):
-        raise UsageError(f"verify is {verify!r}, expected quick, full or off")
-    return verify
+    return convert(
+        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
+    )
 
 
 def convert(
@@ -135,6 +128,7 @@ def convert(
     outputs, files, model = _write(
         checkpoint, model, targets, plans, beside, options, parity, sampling, importance, run
     )
+    run.made([output.path for output in outputs])
     proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
@@ -227,7 +221,7 @@ def _write(
     with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
         companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
-        with SourceHashes(checkpoint_files(checkpoint)) as hashes:
+        with checkpoint_hashes(checkpoint) as hashes:
             written = write_files(
                 model.tensors,
                 plans,

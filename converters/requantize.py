@@ -264,7 +264,7 @@ def _write(
     paths = [path for target in targets for path in target.paths]
     with atomic_files(paths, force=run.force) as made:
         temporary = dict(zip(paths, made, strict=True))
-        with SourceHashes(file.paths) as hashes:
+        with SourceHashes(file.opened()) as hashes:
             written = write_files(
                 model.tensors,
                 plans,

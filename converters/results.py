@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..core.errors import UsageError
 from ..core.model import MetadataValue, Note
 from ..core.progress import Progress, silent
 from ..vocab.parity import Parity
 
 Scope = Literal["off", "quick", "full"]
+
+
+def scope_of(verify: bool | Scope) -> Scope:
+    """What ``verify`` asks for: True is quick, False off. Raises UsageError."""
+    if isinstance(verify, bool):
+        return "quick" if verify else "off"
+    if verify not in ("off", "quick", "full"):
+        raise UsageError(f"verify is {verify!r}, expected quick, full or off")
+    return verify
 
 
 class Proven(Protocol):
@@ -24,7 +34,7 @@ class Proven(Protocol):
 
     @property
     def verdict(self) -> str:
-        """``passed``, ``warned``, ``failed`` or ``not run``."""
+        """``passed``, ``warned``, ``failed``, ``not run``, or ``not decided`` where a process died."""
         ...
 
     @property
@@ -73,6 +83,7 @@ class Run:
     """How to go about it; nothing of this shows in the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
+    ``made`` is told which files are whole, before they are proven.
     """
 
     force: bool = False
@@ -81,6 +92,7 @@ class Run:
     announce: Callable[[str], None] = lambda text: None
     proof_texts: tuple[str, ...] | None = None
     proof_tokens: int | None = None
+    made: Callable[[Sequence[Path]], None] = lambda paths: None
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,10 @@ class Conversion:
     def verdict(self) -> str:
         """The gravest verdict of the proofs; ``not run`` where there are none."""
         found = {proof.verdict for proof in self.proofs}
-        return next((verdict for verdict in ("failed", "warned", "passed") if verdict in found), "not run")
+        return next(
+            (verdict for verdict in ("failed", "not decided", "warned", "passed") if verdict in found),
+            "not run",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -33,6 +33,7 @@ OUT_OF_MEMORY = 64
 NOT_INSTALLED = 65
 BUG = 70
 PATH_VARIABLE = "KCONV_CHILD_PATH"
+_RESERVED = 1 << 30  # addresses threads reserve and never fill
 
 _out = 1
 _incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -74,10 +75,10 @@ def limit_time(seconds: float) -> None:
 
 
 def limit_memory(size: int) -> bool:
-    """Let the address space grow by ``size`` bytes at most; whether that is lower than the limit in force.
+    """Let the address space grow by ``size`` bytes at most; whether it is kconv then that sets the limit.
 
-    Where it is not, running out of memory says nothing about the input. It may be called again for the next
-    input.
+    It is not where a lower one is in force, or where the machine has less: running out of memory then says
+    nothing about the input. It may be called again for the next input.
     """
     global _memory_found
     try:
@@ -88,14 +89,48 @@ def limit_memory(size: int) -> bool:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         again = _memory_found is not None
         found = _memory_found if _memory_found is not None else soft
-        own = found == resource.RLIM_INFINITY or used + size < found
+        own = size <= _memory_of_the_machine() and (found == resource.RLIM_INFINITY or used + size < found)
         resource.setrlimit(resource.RLIMIT_AS, (used + size if own else found, hard))
         _memory_found = found
-    except (ImportError, OSError, ValueError):  # not Linux: the limits of time remain
+    except (ImportError, OSError, ValueError, LookupError):  # not Linux: the limits of time remain
         return False
     if own or again:
         os.write(2, (OWN_MEMORY_LIMIT if own else MACHINES_MEMORY_LIMIT) + b"\n")
     return own
+
+
+def _memory_of_the_machine() -> int:
+    """Bytes it may give out, swap and all; where it promises no more than it has, those not promised yet."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        found = {
+            name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in meminfo)
+        }
+    with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as policy:
+        if policy.read().strip() == "2":
+            return found["CommitLimit"] - found["Committed_AS"]
+    return found["MemTotal"] + found["SwapTotal"]
+
+
+def limit_to_free_memory() -> None:
+    """Let the address space grow by little more than what the machine has free.
+
+    What asks for more is refused at once, instead of filling the memory until the kernel ends some process.
+    That says nothing about the input, unlike the limit of ``limit_memory``.
+    """
+    try:
+        import resource
+
+        with open("/proc/meminfo", encoding="ascii") as meminfo:
+            lines = [line.split() for line in meminfo]
+        free = sum(int(line[1]) << 10 for line in lines if line[0] in ("MemAvailable:", "SwapFree:"))
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            used = int(statm.read().split()[0]) * resource.getpagesize()
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        most = used + free + _RESERVED
+        if free and (soft == resource.RLIM_INFINITY or most < soft):
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    except (ImportError, OSError, ValueError):  # not Linux
+        return
 
 
 def llama_cpp() -> Any:

@@ -45,6 +45,8 @@ _NO_MEMORY = (
     "cannot allocate memory",
     "out of memory",
     "failed to allocate",
+    "Failed to allocate",
+    "Unable to allocate",
     "insufficient memory",
     "failed to map segment",
     "Resource temporarily unavailable",
@@ -79,9 +81,10 @@ def twice(attempt: Callable[[], _Result]) -> _Result:
 class Child:
     """A process that runs ``module`` of kconv (``kconv.vocab.llama_probe``); a context manager.
 
-    ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes.
-    ``environment`` is the child's, by default ours. Its answers are taken with ``fill`` and ``receive``; no
-    size in memory comes from the child unchecked. Raises ChildDied where it cannot start.
+    ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes,
+    ``install`` how to come by it. ``environment`` is the child's, by default ours. ``patience`` may be
+    changed from request to request. Its answers are taken with ``fill`` and ``receive``; no size in memory
+    comes from the child unchecked. Raises ChildDied where it cannot start.
     """
 
     def __init__(
@@ -90,11 +93,12 @@ class Child:
         *arguments: str,
         library: str,
         hint: str | None = None,
+        install: str = "pip install kconv",
         environment: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self.closed = False
-        self._library, self._hint, self._patience = library, hint, patience
+        self.closed, self.patience = False, patience
+        self._library, self._hint, self._install = library, hint, install
         try:
             self._log: IO[bytes] = tempfile.TemporaryFile(prefix="kconv-log-")  # noqa: SIM115  (see close)
         except OSError as error:
@@ -165,8 +169,8 @@ class Child:
         while view:
             if self.closed:
                 raise self._died("was ended before it had answered")
-            if not self._poll.poll(self._patience * 1000):
-                raise self._died(f"gave no answer for {self._patience / 60:.0f} minutes")
+            if not self._poll.poll(self.patience * 1000):
+                raise self._died(f"gave no answer for {self.patience / 60:.0f} minutes")
             count = self._answers.readinto(view)
             if not count:
                 raise self.ended()
@@ -191,9 +195,8 @@ class Child:
     def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
         if code == protocol.NOT_INSTALLED:
-            return self._died(
-                f"cannot work: {' / '.join(words[-1:])}", hint="install kconv again: pip install kconv"
-            )
+            hint = f"install it again: {self._install}"
+            return self._died(f"cannot work: {' / '.join(words[-1:])}", hint=hint)
         if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
         if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's

@@ -22,6 +22,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MORE_MEMORY = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
+"""What to do where memory runs out."""
+
 
 class KconvError(Exception):
     """Root of all errors kconv raises on purpose.

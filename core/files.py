@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .errors import EnvironmentProblem, OutputExists
+from .claims import claim, new_mark, temporary_beside
+from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
+from .leftovers import sweep
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file."""
+    """Raise OutputExists unless ``path`` is free or ``force`` allows to replace a plain file.
+
+    A file that a killed run named, but not yet the others that belong to it, does not count and goes.
+    """
+    if not force and os.path.lexists(path):
+        sweep(path.parent)
     if not os.path.lexists(path):
         above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         if not above.is_dir():
@@ -28,44 +34,76 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem."""
+def explained(path: Path, *, elsewhere: str = "write to another disk with -o") -> Iterator[None]:
+    """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem.
+
+    Where it names a file that lies elsewhere, that file is named instead. ``elsewhere`` says how to write to
+    another place.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise EnvironmentProblem(
-                f"no space left while writing {path}", hint="free some space or write to another disk with -o"
-            ) from error
-        if error.errno == errno.EFBIG:
-            raise EnvironmentProblem(
-                f"{path} would be larger than the file system or limit allows",
-                hint="write to another disk with -o",
-            ) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise EnvironmentProblem(
-                f"no permission to write {path}", hint="choose a folder you may write to with -o"
-            ) from error
-        raise EnvironmentProblem(f"cannot write {path}: {error.strerror or error}") from error
+        raise _explanation(error, path, elsewhere) from error
+
+
+def _explanation(error: OSError, path: Path, elsewhere: str) -> EnvironmentProblem:
+    if isinstance(error.filename, str | bytes):
+        named = Path(os.fsdecode(error.filename)).absolute()
+        about = path.absolute()
+        if about.parent not in named.parents and named not in about.parents:
+            return EnvironmentProblem(
+                f"{error.strerror or error}: {named}",
+                hint="leave the folders of the input and output alone"
+                if isinstance(error, FileNotFoundError)
+                else None,
+            )
+    number = error.errno
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        message, hint = (
+            f"no space left while writing {path}",
+            f"free some space or {elsewhere}",
+        )
+    elif number == errno.EFBIG:
+        message = f"{path} would be larger than the file system or limit allows"
+        hint = f"{elsewhere}, or raise the limit (ulimit -f)"
+    elif number in (errno.EMFILE, errno.ENFILE):
+        message = f"too many files are open to write {path}"
+        hint = "raise the limit (ulimit -n), or make fewer files at once"
+    elif number in (errno.ENOMEM, errno.EAGAIN):
+        message, hint = f"out of memory while writing {path}", MORE_MEMORY
+    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
+        message = f"{path.parent} is not there (any more) to write {path.name} to"
+        hint = "run it again, and leave the folder alone meanwhile"
+    elif isinstance(error, PermissionError) or number == errno.EROFS:
+        message, hint = f"no permission to write {path}", "choose a folder you may write to with -o"
+    else:
+        return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}")
+    return EnvironmentProblem(message, hint=hint)
 
 
 @contextlib.contextmanager
 def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
     """Yield a temporary path beside each of ``paths``; on success all take their names, on failure none.
 
-    The data is synced before the renames and the folders, where that is possible, after them. Raises
-    OutputExists (also when a target appeared meanwhile) and EnvironmentProblem.
+    The data is synced before the renames and the folders, where that is possible, after them. What killed
+    runs have left in these folders is removed first. Raises OutputExists (also when a target appeared
+    meanwhile) and EnvironmentProblem.
     """
     for path in paths:
         refuse_existing(path, force=force)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        sweep(folder)
     temporaries: list[Path] = []
+    handles: list[int] = []
     made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
+    mark = new_mark()
     try:
         for path in paths:
-            temporaries.append(_temporary_beside(path))  # before it is there: Ctrl-C may strike anywhere
+            # noted before it is there: Ctrl-C may strike anywhere
+            temporaries.append(temporary_beside(path, mark=mark))
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                temporaries[-1].touch(exist_ok=False)
+                handles.append(claim(temporaries[-1]))
         with explained(paths[0]):
             yield temporaries
             for temporary in temporaries:
@@ -78,6 +116,8 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
         for temporary in temporaries:
             with contextlib.suppress(OSError):  # it may never have been made
                 temporary.unlink()
+        for handle in handles:  # not before: unlocked, they would look left
+            os.close(handle)
         for folder in dict.fromkeys(made):
             with contextlib.suppress(OSError):  # not empty: all went well
                 folder.rmdir()
@@ -90,33 +130,48 @@ def atomic_file(path: Path, *, force: bool = False) -> Iterator[Path]:
         yield temporary
 
 
-def _temporary_beside(path: Path) -> Path:
-    start = os.fsdecode(os.fsencode(path.name)[:200])  # names have at most 255 bytes, Hangul takes three each
-    return path.with_name(f".{start}.{secrets.token_hex(8)}.partial")
-
-
 def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: bool) -> None:
+    """Give all files their names, or none.
+
+    What is replaced keeps a second name meanwhile, to have its first again if a later file is refused; if the
+    process is killed, the next run does that (``core/leftovers.py``).
+    """
+    kept: dict[Path, Path] = {}
     try:
+        for temporary, path in zip(temporaries, paths, strict=True):
+            if force and len(paths) > 1 and os.path.lexists(path):
+                with contextlib.suppress(OSError):  # a file system without hard links
+                    os.link(path, temporary.with_suffix(".old"), follow_symlinks=False)
+                    kept[path] = temporary.with_suffix(".old")
         for temporary, path in zip(temporaries, paths, strict=True):
             _publish(temporary, path, force=force)
     except BaseException:
         for temporary, path in zip(temporaries, paths, strict=True):
             with contextlib.suppress(OSError):
-                if os.path.samefile(temporary, path):  # linked by us, so far without its companions
+                if path in kept:
+                    os.replace(kept[path], path)
+                elif os.path.samefile(temporary, path):  # linked by us, so far without its companions
                     path.unlink()
         raise
+    finally:
+        for old in kept.values():
+            with contextlib.suppress(OSError):
+                old.unlink()
 
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:
-    if force:
+    if force and os.path.lexists(path):
         os.replace(temporary, path)
         return
     try:
         os.link(temporary, path)  # unlike a rename this fails if somebody else took the name meanwhile
     except FileExistsError as error:
+        if force:
+            os.replace(temporary, path)
+            return
         raise OutputExists(f"{path} exists already", hint="pass --force to overwrite it") from error
     except OSError:  # a file system without hard links
-        refuse_existing(path, force=False)
+        refuse_existing(path, force=force)
         os.rename(temporary, path)
 
 

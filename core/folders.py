@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from .claims import claimed_folder, held, temporary_beside
 from .errors import OutputExists
 from .files import explained, synced
+from .leftovers import sweep
 
 
 def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
@@ -46,30 +47,42 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
 def atomic_folder(path: Path, *, mark: str, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes that name, with all that lies in it.
 
-    Its files are synced before. See ``refuse_filled`` for what ``mark`` and ``force`` mean. Raises
+    Its files are synced before. See ``refuse_filled`` for what ``mark`` and ``force`` mean. What killed runs
+    have left beside it is removed first; a folder one was about to replace gets its name back. Raises
     OutputExists and EnvironmentProblem.
     """
     path = path.resolve()
+    sweep(path.parent)
     refuse_filled(path, mark=mark, force=force)
     made = [folder for folder in path.parents if not folder.exists()]
-    start = os.fsdecode(os.fsencode(path.name)[:200])
-    temporary, old = (path.with_name(f".{start}.{secrets.token_hex(8)}.{end}") for end in ("partial", "old"))
+    temporary = temporary_beside(path)
+    old = temporary.with_suffix(".old")
     try:
         with explained(path):
-            temporary.mkdir(parents=True)
-            yield temporary
-            for file in temporary.rglob("*"):
-                synced(file)
-            synced(temporary)
-            refuse_filled(path, mark=mark, force=force)  # it may have been filled meanwhile
-            if path.exists():
-                os.rename(path, old)
-            os.rename(temporary, path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with claimed_folder(temporary):
+                yield temporary
+                for file in temporary.rglob("*"):
+                    synced(file)
+                synced(temporary)
+                refuse_filled(path, mark=mark, force=force)  # it may have been filled meanwhile
+                _take_name(temporary, path, old)
     finally:
-        if old.exists() and not path.exists():
-            os.rename(old, path)
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: all went well
                 folder.rmdir()
+
+
+def _take_name(temporary: Path, path: Path, old: Path) -> None:
+    """Rename ``temporary`` to ``path``; what stood there goes, unless that fails."""
+    with held(path):
+        try:
+            if path.exists():
+                os.rename(path, old)
+            os.rename(temporary, path)
+        finally:
+            if old.exists() and not path.exists():
+                os.rename(old, path)
+            shutil.rmtree(old, ignore_errors=True)
+    with contextlib.suppress(OSError):  # all is there; some file systems sync no folders
+        synced(path.parent)

@@ -9,18 +9,20 @@ gguf-py is not used: its reader maps the file, trusts its lengths, and takes sec
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
 import os
 import reprlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from .errors import EnvironmentProblem, GgufError
 from .gguf_pairs import ARRAY, SCALARS, STRING, encode_pairs, encode_text
+from .input_files import Identity, identity_of
 from .model import MetadataValue
 
 T = TypeVar("T")
@@ -31,6 +33,7 @@ _VERSION = 3
 _MAX_HEADER = 1 << 28  # bytes; the largest vocabularies take a tenth of it
 _MAX_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO)
 _QUOTING = reprlib.Repr()  # names a damaged header makes up can be megabytes long
 _QUOTING.maxstring = 120
 
@@ -63,13 +66,17 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """Everything of a GGUF file but its data. ``size`` is the file's, in bytes."""
+    """Everything of a GGUF file but its data. ``size`` is the file's, in bytes.
+
+    ``identity`` says which file it was read from (core/input_files.py).
+    """
 
     metadata: Mapping[str, Any]
     tensors: tuple[TensorInfo, ...]
     data_offset: int
     size: int
     version: int = 3
+    identity: Identity | None = field(default=None, compare=False)
 
     @property
     def arch(self) -> str:
@@ -126,7 +133,8 @@ class _Cursor:
     """Reads little-endian values from the start of a file and never past its end."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.size = os.fstat(file.fileno()).st_size
+        self.identity = identity_of(os.fstat(file.fileno()))
+        self.size = self.identity[2]
         self._data = file.read(min(self.size, 1 << 22))
         self._file, self.path, self.position = file, path, 0
 
@@ -196,12 +204,18 @@ def _read(path: Path, parse: Callable[[_Cursor], T]) -> T:
     try:
         with path.open("rb") as file:
             return parse(_Cursor(file, path))
-    except PermissionError as error:
-        raise EnvironmentProblem(f"no permission to read {path}") from error
     except OSError as error:
-        raise GgufError(
-            f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
-        ) from error
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> GgufError | EnvironmentProblem:
+    """What to raise where the system does not read a GGUF file: a path that leads nowhere is the user's."""
+    if isinstance(error, PermissionError):
+        return EnvironmentProblem(f"no permission to read {path}", hint="change its permissions or its owner")
+    what = f"cannot read {path}: {error.strerror or error}"
+    if error.errno in _LEADS_NOWHERE:
+        return GgufError(what, hint="give the path of a GGUF file")
+    return EnvironmentProblem(what, hint="check the disk")
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int, int]:
@@ -242,7 +256,7 @@ def _parse(cursor: _Cursor) -> GgufHeader:
     tensors = tuple(_tensor_info(cursor) for _ in range(tensor_count))
     data_offset = aligned(cursor.position, alignment)
     _check_layout(cursor, tensors, data_offset, alignment)
-    return GgufHeader(metadata, tensors, data_offset, cursor.size, version)
+    return GgufHeader(metadata, tensors, data_offset, cursor.size, version, cursor.identity)
 
 
 def _tensor_info(cursor: _Cursor) -> TensorInfo:

@@ -34,6 +34,15 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
 
 
+Identity = tuple[int, int, int, int]
+"""Which file it is, and as of when: device, inode, bytes, time of change in ns."""
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """What tells a file from another, and from itself after a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 class InputFile:
     """A regular file open for reading at given offsets, from any thread.
 
@@ -49,11 +58,28 @@ class InputFile:
         except OSError as error:
             raise _refusal(path, error) from error
         weakref.finalize(self, os.close, self._fd)
-        status = os.fstat(self._fd)
+        self._take(os.fstat(self._fd))
+
+    @classmethod
+    def adopted(cls, path: Path, handle: int) -> InputFile:
+        """What ``handle`` has open, with a descriptor of its own; ``path`` is its name in messages."""
+        file = cls.__new__(cls)
+        file.path, file._fd = path, os.dup(handle)
+        weakref.finalize(file, os.close, file._fd)
+        file._take(os.fstat(file._fd))
+        return file
+
+    def _take(self, status: os.stat_result) -> None:
+        path = self.path
         if not stat.S_ISREG(status.st_mode):
             kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise CheckpointError(f"{path} is {kind}, expected a file")
-        self.size = status.st_size
+        self.size, self.identity = status.st_size, identity_of(status)
+
+    def check_unchanged(self) -> None:
+        """Raise EnvironmentProblem if the file is not what it was when it was opened."""
+        if identity_of(os.fstat(self._fd)) != self.identity:
+            raise changed_meanwhile(f"{self.path} was changed while it was read")
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``; the caller has bounded ``count``."""
@@ -71,13 +97,17 @@ class InputFile:
             except OSError as error:
                 raise _refusal(self.path, error) from error
             if got == 0:
-                raise CheckpointError(
-                    f"{self.path} ends after {offset + done} bytes, expected {offset + len(view)}"
-                    + (f" for {what}" if what else "")
-                    + ("; it had more when it was opened" if offset + len(view) <= self.size else ""),
-                    hint=DOWNLOAD_HINT,
-                )
+                ends = f"{self.path} ends after {offset + done} bytes, expected {offset + len(view)}"
+                ends += f" for {what}" if what else ""
+                if offset + len(view) <= self.size:
+                    raise changed_meanwhile(f"{ends}; it had more when it was opened")
+                raise CheckpointError(ends, hint=DOWNLOAD_HINT)
             done += got
+
+
+def changed_meanwhile(message: str) -> EnvironmentProblem:
+    """What somebody has done to the input while it was read, which says nothing about the input."""
+    return EnvironmentProblem(message, hint="run it again, and leave the input alone meanwhile")
 
 
 def _refusal(path: Path, error: OSError) -> CheckpointError | EnvironmentProblem:
@@ -101,7 +131,7 @@ def quoted(text: object) -> str:
     else:
         try:
             shown = ascii(reprlib.repr(text))[1:-1]  # reprlib: the value may be a list of millions
-        except RecursionError:
+        except (RecursionError, ValueError):  # ValueError: an integer of more than 4,300 digits
             shown = f"a {type(text).__name__}"
     return shown if len(shown) <= 120 else f"{shown[:117]}..."
 
@@ -222,21 +252,22 @@ def _kind(value: object) -> str:
 
 
 def file_sha256(
-    path: Path, progress: Progress = silent, *, stopped: Callable[[], bool] = lambda: False
+    source: Path | InputFile, progress: Progress = silent, *, stopped: Callable[[], bool] = lambda: False
 ) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces of 4 MiB with the interpreter's lock released.
 
     Tells ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
-    yes, InterruptedError is raised.
+    yes, InterruptedError is raised. Raises EnvironmentProblem if the file is changed meanwhile.
     """
-    file = InputFile(path)
+    file = source if isinstance(source, InputFile) else InputFile(source)
     digest = hashlib.sha256()
     buffer = np.empty(4 << 20, np.uint8)
     for offset in range(0, file.size, len(buffer)):
         piece = buffer[: min(len(buffer), file.size - offset)]
         if stopped():
-            raise InterruptedError(f"hashing {path} was stopped")
+            raise InterruptedError(f"hashing {file.path} was stopped")
         file.read_into(piece, offset)
         digest.update(piece.data)
         progress("hash", offset + len(piece), file.size)
+    file.check_unchanged()
     return digest.hexdigest()

@@ -21,6 +21,7 @@ from .input_files import (
     read_text,
 )
 from .safetensors_file import open_safetensors
+from .side_files import side_files
 from .tensor import Tensor
 from .torch_file import open_torch
 from .weight_files import check_index, find_weights
@@ -51,6 +52,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     missing.
     """
     folder = _folder(Path(source))
+    beside = side_files(folder)  # before anything is read
     config = read_json(folder, "config.json")
     if config is None:
         raise _no_config(folder)
@@ -59,8 +61,10 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
     held: dict[str, str] = {}
+    files = []
     for name in weights.files:
         opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
+        files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):
             if tensor in held:
                 raise CheckpointError(
@@ -75,9 +79,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     _refuse_quantized(folder, config, dropped)
     if not tensors:
         raise CheckpointError(f"{folder}: the weight files hold no weights: {', '.join(weights.files)}")
-    return Checkpoint(
-        folder, config, tensors, tuple(folder / name for name in weights.files), dropped, aliases
-    )
+    paths = tuple(folder / name for name in weights.files)
+    return Checkpoint(folder, config, tensors, paths, dropped, aliases, tuple(files), beside)
 
 
 def _folder(source: Path) -> Path:

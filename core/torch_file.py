@@ -13,17 +13,22 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, quoted, refuse_lfs_pointer
-from .torch_pickle import PickledTensor, Storage, read_pickle
+from .torch_pickle import MAX_INSTRUCTIONS, MOST_INSTRUCTIONS, read_pickle
+from .torch_values import PickledTensor, Storage
 from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
 
 TABLE_LIMIT = 16 << 20
 """Largest pickle and largest zip directory read, in bytes; 100 to 200 bytes a tensor is usual."""
+
+# What torch.save needs for a tensor is about 40 instructions, 60 with a storage of its own.
+_A_RECORD = 200
+_BYTES_BEFORE_1_6 = 64  # bytes of the file for each instruction; there is no directory to count records in
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -63,7 +68,7 @@ def open_torch(path: Path) -> WeightFile:
         else:
             others[name] = "not a tensor"
     found = collect(file, stored)
-    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases)
+    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases, file)
 
 
 def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
@@ -148,7 +153,28 @@ def _open_zip(file: InputFile) -> tuple[Any, Places]:
             )
         return offset
 
-    return read_pickle(io.BytesIO(content(pickles[0])), str(file.path)), place
+    allowed = _instructions(_A_RECORD * len(records))
+    value = read_pickle(io.BytesIO(content(pickles[0])), str(file.path), instructions=allowed)
+    _refuse_overlaps(file, records.values())
+    return value, place
+
+
+def _instructions(content: int) -> int:
+    """How many the pickle may have: in proportion to what the file holds, since they cost time and memory."""
+    return min(MAX_INSTRUCTIONS + content, MOST_INSTRUCTIONS)
+
+
+def _refuse_overlaps(file: InputFile, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Raise CheckpointError where bytes belong to two records: a small file could be made to look huge."""
+    end, before = 0, ""
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        if entry.header_offset < end:
+            raise CheckpointError(
+                f"{file.path}: the records {quoted(before)} and {quoted(entry.filename)} share bytes",
+                hint=DOWNLOAD_HINT,
+            )
+        end = entry.header_offset + 30 + len(entry.orig_filename) + entry.compress_size
+        before = entry.filename
 
 
 def _directory(file: InputFile) -> dict[str, zipfile.ZipInfo]:
@@ -237,7 +263,9 @@ def _open_legacy(file: InputFile) -> tuple[Any, Places]:
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
         raise CheckpointError(f"{path} is of an unknown PyTorch version, or saved on a big-endian machine")
     seen: dict[str, Storage] = {}
-    value, keys = read_pickle(stream, path, seen), read_pickle(stream, path)
+    allowed = _instructions(file.size // _BYTES_BEFORE_1_6)
+    value = read_pickle(stream, path, seen, instructions=allowed)
+    keys = read_pickle(stream, path, instructions=allowed)
     places: dict[str, int] = {}
     offset = stream.tell()
     if not isinstance(keys, list) or len(keys) != len(seen):

@@ -40,7 +40,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class WeightFile:
-    """What one file holds: weights to read, names of what is never a weight (with its type), and aliases.
+    """What ``file`` holds: weights to read, names of what is never a weight (with its type), and aliases.
 
     ``aliases`` names tensors that are the same bytes as an earlier one (tied weights in a PyTorch file).
     """
@@ -48,6 +48,7 @@ class WeightFile:
     tensors: Mapping[str, Tensor]
     dropped: Mapping[str, str]
     aliases: Mapping[str, str]
+    file: InputFile
 
 
 def check_shape(shape: object, where: str) -> tuple[int, ...]:
@@ -88,7 +89,7 @@ def collect(file: InputFile, stored: Iterable[Stored]) -> WeightFile:
             same = first.setdefault((item.offset, item.dtype, item.shape, item.strides), item.name)
             if same != item.name:
                 aliases[item.name] = same
-    return WeightFile(tensors, dropped, aliases)
+    return WeightFile(tensors, dropped, aliases, file)
 
 
 def _unsupported(file: InputFile, item: Stored) -> CheckpointError:

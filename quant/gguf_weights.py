@@ -17,8 +17,9 @@ from types import TracebackType
 import numpy as np
 
 from ..core.errors import EnvironmentProblem, GgufError, UsageError
-from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo
+from ..core.gguf_file import BLOCKS, GgufHeader, TensorInfo, unreadable
 from ..core.gguf_split import GgufModel, read_model
+from ..core.input_files import InputFile, identity_of
 from ..core.tensor import Array, DType, Tensor
 from .formats import Format, format_of_type
 from .ggml import Bytes, can_dequantize, dequantize
@@ -51,6 +52,10 @@ class GgufFile:
         """Close the file; nothing can be read of it any more."""
         while self._handles:
             os.close(self._handles.pop())
+
+    def opened(self) -> list[InputFile]:
+        """Its files as they are read, with descriptors of their own."""
+        return [InputFile.adopted(*each) for each in zip(self.paths, self._handles, strict=True)]
 
     def read(self, info: TensorInfo, start: int, stop: int) -> Bytes:
         """The bytes of rows ``start..stop`` of the first axis.
@@ -127,21 +132,19 @@ def open_gguf(path: Path) -> GgufFile:
     with contextlib.ExitStack() as undo:
         handles = []
         for each, header in zip(model.paths, model.parts, strict=True):
-            handles.append(_open(each, header.size))
+            handles.append(_open(each, header))
             undo.callback(os.close, handles[-1])
         undo.pop_all()
     return GgufFile(model, handles)
 
 
-def _open(path: Path, size: int) -> int:
+def _open(path: Path, header: GgufHeader) -> int:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise GgufError(
-            f"cannot read {path}: {error.strerror}", hint="give the path of a GGUF file"
-        ) from error
+        raise unreadable(path, error) from error
     found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+    if not stat.S_ISREG(found.st_mode) or identity_of(found) != header.identity:
         os.close(handle)
         raise GgufError(f"{path}: changed while it was opened", hint=_AGAIN)
     return handle

@@ -21,8 +21,9 @@ import pytest
 from signals_material import hangups_heeded
 
 from kconv.cli import errors
+from kconv.cli.commands import COMMANDS
 from kconv.cli.console import emit_json
-from kconv.cli.main import COMMANDS, main
+from kconv.cli.main import main
 from kconv.cli.progress import progress_line
 from kconv.core import errors as core_errors
 from kconv.quant.policy import POLICIES
@@ -289,7 +290,7 @@ def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None
 
 LOST = """
 import os, signal, sys
-from kconv.cli import main as cli
+from kconv.cli import commands as cli
 from kconv.cli.progress import shown_progress
 
 class Deaf:
@@ -305,7 +306,7 @@ def work():
     print("went on")
 
 cli.cli.get_command = lambda context, name: cli.click.Command("models", callback=work)
-sys.exit(cli.main(["models"]))
+sys.exit(cli.run(["models"]))
 """
 
 

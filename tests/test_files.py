@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from kconv.core.claims import new_mark, temporary_beside
 from kconv.core.errors import EnvironmentProblem, GgufError, OutputExists
 from kconv.core.files import atomic_file, atomic_files
 from kconv.core.gguf_file import BLOCKS, read_header
+from kconv.core.leftovers import sweep, take_back
 from kconv.quant.formats import ENCODABLE
 
 
@@ -79,3 +81,70 @@ def test_headers_of_pipes_and_folders_are_refused_at_once(tmp_path: Path) -> Non
 def test_blocks_of_the_reader_are_the_writers() -> None:
     blocks = {format.ggml_type: (format.block_size, format.block_bytes) for format in ENCODABLE}
     assert {kind: BLOCKS[kind] for kind in blocks} == blocks
+
+
+def killed_between(
+    folder: Path, named: tuple[str, ...], others: tuple[str, ...], older: tuple[str, ...]
+) -> None:
+    """What a run leaves that was killed once it had given some of its files their names, not the others."""
+    mark = new_mark()
+    for name in (*named, *others):
+        temporary_beside(folder / name, mark=mark).write_bytes(b"new")
+    for name in older:
+        temporary_beside(folder / name, "old", mark=mark).write_bytes(b"older")
+    for name in named:
+        temporary = temporary_beside(folder / name, mark=mark)
+        if name in older:
+            os.replace(temporary, folder / name)
+        else:
+            os.link(temporary, folder / name)
+
+
+@pytest.mark.parametrize(
+    ("named", "others", "older", "left"),
+    [
+        (("a", "b"), ("c",), (), {}),
+        (("a", "b"), (), (), {"a": b"new", "b": b"new"}),
+        (("a",), ("b",), ("a",), {"a": b"older"}),
+        (("a", "b"), (), ("a",), {"a": b"new", "b": b"new"}),
+        (("a", "b"), (), ("a", "b"), {"a": b"new", "b": b"new"}),
+        ((), ("a",), (), {}),
+    ],
+)
+def test_names_a_killed_run_gave_are_taken_back_unless_all_were_given(
+    named: tuple[str, ...],
+    others: tuple[str, ...],
+    older: tuple[str, ...],
+    left: dict[str, bytes],
+    tmp_path: Path,
+) -> None:
+    killed_between(tmp_path, named, others, older)
+    take_back(tmp_path)
+    sweep(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == left
+
+
+def test_what_stands_half_named_is_in_nobodys_way(tmp_path: Path) -> None:
+    killed_between(tmp_path, ("a",), ("b",), ())
+    with atomic_files([tmp_path / "a", tmp_path / "b"]) as made:
+        for temporary in made:
+            temporary.write_bytes(b"whole")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"whole", "b": b"whole"}
+
+
+def test_one_failure_gives_all_that_was_replaced_back(tmp_path: Path) -> None:
+    paths = [tmp_path / "one", tmp_path / "two"]
+    for path in paths:
+        path.write_bytes(b"older")
+
+    def write() -> None:
+        with atomic_files(paths, force=True) as made:
+            for temporary in made:
+                temporary.write_bytes(b"new")
+            paths[1].unlink()
+            paths[1].mkdir()  # which no file can replace
+
+    with pytest.raises(EnvironmentProblem):
+        write()
+    assert paths[0].read_bytes() == b"older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from damage_material import edited
 from llama_material import llama_cpp_logits, random_llama, transformers_logits
 
 from kconv.converters import to_gguf
+from kconv.core.errors import ChildDied
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify import llama_candidate
@@ -176,7 +177,7 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
     wanted = protocol.LOGITS_WANTED | protocol.LAYERS_WANTED
     with LlamaCandidate(file, threads=2) as candidate:
         (expected,) = read(candidate, Window(0, (*IDS, 2), scored_from=20))
-        child = candidate._child
+        child = candidate._loaded
         assert child
         child.send(llama_candidate._request(wanted, 128, [Window(0, IDS, 20)]))
         found = np.empty((200, child.vocabulary), np.float32)
@@ -218,8 +219,8 @@ def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: No
 
 def pid_of(candidate: LlamaCandidate) -> int:
     """The process id of a candidate's child."""
-    assert candidate._child
-    return candidate._child._process.pid
+    assert candidate._loaded
+    return candidate._loaded.pid
 
 
 @pytest.mark.parametrize(
@@ -230,7 +231,7 @@ def pid_of(candidate: LlamaCandidate) -> int:
         ("attention.head_count_kv", 4, "attn_k.weight' has wrong shape"),
         ("block_count", 4, "blk.3.attn_norm.weight' not found"),
         ("block_count", 2, "wrong number of tensors"),
-        ("block_count", 0, "SIGABRT"),
+        ("block_count", 0, "llama.cpp stopped at a check of its own: "),
         ("attention.layer_norm_rms_epsilon", float("nan"), "GGML_ASSERT(eps >= 0.0f)"),
         ("expert_count", 8, "GGML_ASSERT"),
     ],
@@ -255,19 +256,66 @@ def test_files_that_cannot_be_loaded(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_cut_while_it_is_mapped(file: Path, tmp_path: Path) -> None:
+    """Its child ends by SIGBUS; the next one is not even given the file."""
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(file.read_bytes())
-    assert "SIGBUS" in failure(bad, lambda pid: os.truncate(bad, 30000))
+    assert "truncated" in failure(bad, lambda pid: os.truncate(bad, 30000))
 
 
-def test_a_child_that_is_killed_crashes_or_has_no_memory(file: Path) -> None:
-    assert "killed, most likely for want of memory" in failure(file, lambda pid: os.kill(pid, signal.SIGKILL))
-    assert "llama.cpp crashed (SIGSEGV)" in failure(file, lambda pid: os.kill(pid, signal.SIGSEGV))
+# What stands in for the child: it sends so much of an answer, or is the real one with a change.
+DEATHS = {
+    "killed (signal 9, SIGKILL), most likely for want of memory": "os.kill(os.getpid(), signal.SIGKILL)",
+    "crashed (signal 11, SIGSEGV)": "os.kill(os.getpid(), signal.SIGSEGV)",
+    "crashed (signal 4, SIGILL)": "os.kill(os.getpid(), signal.SIGILL)",
+    "crashed (signal 7, SIGBUS)": "os.kill(os.getpid(), signal.SIGBUS)",
+    "gave no answer": "time.sleep(60)",
+}
+STAND_IN = """
+import os, resource, signal, struct, time
+from kconv.core import child
+from kconv.verify import llama_child
+LOADED, LOGITS, LAYER, ANSWER = llama_child.LOADED, llama_child.LOGITS, llama_child.LAYER, llama_child.ANSWER
 
-    def limit(pid: int) -> None:
-        resource.prlimit(pid, resource.RLIMIT_AS, (512 << 20, 512 << 20))
+def main(arguments):
+    with open(__file__ + ".starts", "a") as starts:
+        starts.write("x")
+    {does}
+    return llama_child.main(arguments)
+"""
 
-    assert "cannot set up a context" in failure(file, limit, ids=IDS * 5000)
+
+def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float = 600.0) -> Path:
+    """Where it is counted how often the child was started."""
+    (folder / "stand_in.py").write_text(STAND_IN.format(does=does))
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setattr(llama_candidate, "MODULE", "stand_in")
+    monkeypatch.setattr(llama_candidate, "PATIENCE", patience)
+    return folder / "stand_in.py.starts"
+
+
+def death(path: Path, **ids: Any) -> str:
+    """What is said of a child that dies twice, which is no verdict on the file."""
+    with pytest.raises(ChildDied) as caught, LlamaCandidate(path, threads=1) as candidate:
+        read(candidate, Window(0, ids.get("ids", IDS)))
+    assert "says nothing about the input" in caught.value.message
+    assert not psutil.Process().children()
+    return caught.value.message
+
+
+@pytest.mark.parametrize("said", DEATHS)
+def test_a_child_that_dies_twice(
+    said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "no answer" in said else 600.0)
+    assert said in death(file)
+    assert starts.read_text() == "xx"
+
+
+def test_a_machine_without_memory(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = "resource.setrlimit(resource.RLIMIT_AS, (512 << 20, 512 << 20))"
+    starts = stand_in(limit, tmp_path, monkeypatch)
+    assert "ran out of memory: " in death(file, ids=IDS * 5000)
+    assert starts.read_text() == "xx"
 
 
 def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +326,9 @@ def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -
     ):
         pytest.skip("the interpreter below the virtual environment has llama-cpp-python, too")
     monkeypatch.setattr(sys, "executable", plain)
-    assert "llama-cpp-python is not installed" in failure(file)
+    lacking = [path for path in sys.path if not (Path(path) / "llama_cpp").exists()]
+    monkeypatch.setattr(sys, "path", lacking)  # where a child finds packages
+    assert "cannot work: llama-cpp-python is not installed" in death(file)
 
 
 def test_a_token_the_file_does_not_have(file: Path) -> None:
@@ -286,14 +336,36 @@ def test_a_token_the_file_does_not_have(file: Path) -> None:
 
 
 def test_a_child_killed_in_the_middle(file: Path) -> None:
-    windows = [Window(0, IDS)] * 50
+    """Each position comes once and with the same numbers, whichever child gave it."""
+    windows = [Window(0, IDS, scored_from=3), Window(1, IDS[5:7]), Window(2, IDS[20:]), Window(3, IDS[7:90])]
     with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        blocks = candidate.logits(windows)
+        right = read(candidate, *windows)
+        for at in (0, 5, 14, 17):
+            pid, blocks = pid_of(candidate), []
+            for block in candidate.logits(windows):
+                blocks.append(replace(block, logits=block.logits.copy()))
+                if len(blocks) == at + 1:
+                    os.kill(pid, signal.SIGKILL)
+            places = [(block.window, block.start) for block in blocks]
+            assert places == sorted(set(places))
+            for index, expected in enumerate(right):
+                found = np.concatenate([block.logits for block in blocks if block.window == index])
+                assert np.abs(found - expected).max() < 1e-5
+
+
+def test_a_child_killed_before_layers_and_one_that_dies_each_time(file: Path) -> None:
+    with LlamaCandidate(file, threads=1, batch=16) as candidate:
+        right = candidate.layers(Window(0, IDS))
+        os.kill(pid_of(candidate), signal.SIGKILL)
+        found = candidate.layers(Window(0, IDS))
+        assert all(np.array_equal(a, b) for a, b in zip(found, right, strict=True))
+        blocks = candidate.logits([Window(0, IDS)] * 50)
         next(blocks)
         os.kill(pid_of(candidate), signal.SIGKILL)
-        with pytest.raises(CandidateFailure, match="killed"):
-            list(blocks)
-        assert len(read(candidate, windows[0])) == 1  # by a new child
+        with pytest.raises(ChildDied, match="killed"):  # noqa: PT012
+            for _ in blocks:
+                os.kill(pid_of(candidate), signal.SIGKILL)
+        assert len(read(candidate, Window(0, IDS))) == 1  # by a new child
 
 
 def test_a_reading_left_and_another_begun(file: Path) -> None:
@@ -306,7 +378,7 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
         blocks = candidate.logits(windows)
         next(blocks)
         assert len(candidate.layers(windows[0])) == 3
-        with pytest.raises(CandidateFailure, match="ended before"):
+        with pytest.raises(RuntimeError, match="another was begun"):
             list(blocks)
         assert np.array_equal(read(candidate, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):
@@ -321,23 +393,27 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
         ("ANSWER.pack(LOADED, 320, 64, 1 << 31)", "2147483648 layers"),
         ("ANSWER.pack(LAYER, 320, 64, 3)", "finds"),
         ("ANSWER.pack(LOADED, 320, 64, 3) + ANSWER.pack(LOGITS, 0, 0, 1 << 31)", "2147483648"),
-        ("ANSWER.pack(LOADED, 320, 64, 3) + ANSWER.pack(LOGITS, 0, 0, 199) + bytes(1000)", "no answer"),
-        ("ANSWER.pack(LOADED, 320, 64, 3)[:5]", "no answer"),
     ],
 )
-def test_a_child_that_lies_or_says_nothing(
+def test_a_child_that_lies(
     answers: str, said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = tmp_path / "lying.py"
-    script.write_text(
-        "import os, struct, time\n"
-        "LOADED, LOGITS, LAYER, ANSWER = 1, 2, 3, struct.Struct('<BIII')\n"
-        f"os.write(1, {answers})\n"
-        "time.sleep(60)\n"
-    )
-    monkeypatch.setattr(llama_candidate, "SCRIPT", script)
-    monkeypatch.setattr(llama_candidate, "PATIENCE", 0.5)
+    stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch)
     assert said in failure(file)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        "ANSWER.pack(LOADED, 320, 64, 3) + ANSWER.pack(LOGITS, 0, 0, 199) + bytes(1000)",
+        "ANSWER.pack(LOADED, 320, 64, 3)[:5]",
+    ],
+)
+def test_a_child_that_says_half_of_it(
+    answers: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch, patience=1.0)
+    assert "no answer" in death(file)
 
 
 # --- processes ---
@@ -350,7 +426,7 @@ from kconv.verify.windows import Window
 with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
     blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
     next(blocks)
-    print(candidate._child._process.pid, flush=True)
+    print(candidate._loaded.pid, flush=True)
     if sys.argv[2] == "wait":
         time.sleep(60)
     for block in blocks:

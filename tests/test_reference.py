@@ -26,7 +26,7 @@ from kconv.converters.samples import write_sample
 from kconv.converters.samples.synthetic import write_eagle
 from kconv.converters.samples.weights import write_checkpoint
 from kconv.core.checkpoint import Checkpoint
-from kconv.core.errors import CheckpointError, InputError, MappingError
+from kconv.core.errors import CheckpointError, EnvironmentProblem, InputError, MappingError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import Array, DType, Tensor
 from kconv.verify.reference import Reading, Reference
@@ -349,7 +349,7 @@ def test_damaged_weights_are_named(plain: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     with open(folder / "model.safetensors", "r+b") as file:
         file.truncate(100_000)
-    with pytest.raises(CheckpointError, match="it had more when it was opened"):
+    with pytest.raises(EnvironmentProblem, match="it had more when it was opened"):
         Reference(checkpoint, LLAMA).read([window(40)])
 
 

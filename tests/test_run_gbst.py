@@ -15,8 +15,6 @@ import pytest
 from gbst_material import CONFIG, random_gbswt5, random_model
 from t5_material import byte_ids
 
-from kconv.cli.generation import Sampling
-from kconv.cli.llama_runtime import LlamaRuntime
 from kconv.converters.architectures.gbswt5 import GBSWT5
 from kconv.converters.gbst.front_end import embed
 from kconv.converters.gbst.front_end_file import front_end_of, front_end_path, write_front_end
@@ -27,6 +25,8 @@ from kconv.core.errors import GgufError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
+from kconv.runtimes.llama import LlamaRuntime
+from kconv.runtimes.sampling import Sampling
 from kconv.verify import verify
 from kconv.vocab.settle import settle_vocab
 

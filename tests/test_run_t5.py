@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from t5_material import KNOWN, byte_ids, random_byt5, trained_byt5, transformers_greedy
 
-from kconv.cli.generation import Sampling
-from kconv.cli.llama_runtime import LlamaRuntime
 from kconv.converters import to_gguf
 from kconv.core.errors import GgufError
 from kconv.core.gguf_file import read_header, write_header
+from kconv.runtimes.llama import LlamaRuntime
+from kconv.runtimes.sampling import Sampling
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 값 👨‍👩‍👧"
@@ -38,8 +38,11 @@ def answered(*arguments: object, **how: Any) -> dict[str, Any]:
     return value
 
 
-def changed(source: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a GGUF with other metadata; keys in words, `__` for a dot, None removes one."""
+def changed(source: Path, target: Path, *, without: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A copy of a GGUF with other metadata; keys in words, `__` for a dot, None removes one.
+
+    Lines of the tensor table that begin as ``without`` says are left out.
+    """
     header = read_header(source)
     metadata = dict(header.metadata)
     for words, value in changes.items():
@@ -48,7 +51,8 @@ def changed(source: Path, target: Path, **changes: Any) -> Path:
         if value is not None:
             metadata[key] = value
     arch = metadata.pop("general.architecture")
-    tensors = [replace(info, offset=0) for info in sorted(header.tensors, key=lambda info: info.offset)]
+    kept = [info for info in header.tensors if not info.name.startswith(without)]
+    tensors = [replace(info, offset=0) for info in sorted(kept, key=lambda info: info.offset)]
     start = write_header(target, arch, metadata, tensors)
     with source.open("rb") as data, target.open("r+b") as copy:
         data.seek(header.data_offset)
@@ -307,10 +311,14 @@ def test_files_that_cannot_run_are_refused(model: Path, tmp_path: Path) -> None:
     assert "decoder_start_token_id" in done.stderr
     wrong = changed(model, tmp_path / "wrong.gguf", t5__decoder_start_token_id=384)
     assert run(wrong, "-p", "a").returncode == 3
-    deep = changed(model, tmp_path / "deep.gguf", t5__decoder_block_count=4)
+    more = changed(model, tmp_path / "more.gguf", t5__decoder_block_count=4)
+    done = run(more, "-p", "a")
+    assert done.returncode == 3
+    assert "decoder_block_count says 4 layers" in done.stderr
+    deep = changed(model, tmp_path / "deep.gguf", without=("enc.blk.1.", "enc.blk.2."), t5__block_count=1)
     done = run(deep, "-p", "a")
     assert done.returncode == 3
-    assert "the decoder has 4 layers" in done.stderr
+    assert "the decoder has 2 layers and the encoder 1" in done.stderr
 
 
 def test_a_conversion_says_how_to_run_it(known: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from kconv.cli.proof_text import proof_text
 from kconv.converters import to_gguf
 from kconv.converters.architectures import recipe_for
 from kconv.converters.recipe import unmapped
-from kconv.core.errors import CheckpointError, InputError
+from kconv.core.errors import CheckpointError, ChildDied, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.quant.gguf_weights import open_gguf
@@ -269,7 +269,7 @@ def test_what_cannot_be_read_is_told(file: Path, tmp_path: Path) -> None:
                 list(candidate.logits([window]))
         assert len(list(candidate.logits([pair(4, 4)]))) == 1
     huge = edited(file, tmp_path / "huge.gguf", metadata={"t5.context_length": 2**31 - 1})
-    with LlamaCandidate(huge, threads=1) as candidate, pytest.raises(CandidateFailure):
+    with LlamaCandidate(huge, threads=1) as candidate, pytest.raises(ChildDied, match="out of memory"):
         list(candidate.logits([pair(4, 4)]))
 
 
@@ -278,8 +278,8 @@ def test_the_childs_memory_is_bounded(tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "checkpoint", vocab_size=30000)
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False, allow_tokenizer_mismatch=True)
     with LlamaCandidate(made.outputs[0].path, threads=2) as candidate:
-        assert candidate._child
-        status = Path(f"/proc/{candidate._child._process.pid}/status")
+        assert candidate._loaded
+        status = Path(f"/proc/{candidate._loaded.pid}/status")
         peaks = []
         for count in (3, 30):
             windows = [pair(200, 120, seed) for seed in range(count)]

@@ -18,7 +18,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class CandidateFailure(Exception):
-    """The runtime refused the file or died of it; the message says how, in a sentence."""
+    """The runtime refused the file, or took more than kconv gives it; the message says how, in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Block:
 
 
 class LogitsSource(Protocol):
-    """What gives logits; methods raise CandidateFailure."""
+    """What gives logits; methods raise CandidateFailure, and ChildDied, which says nothing about the file."""
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
         """Logits of all scored positions of all windows, in order, in blocks of some dozen megabytes.
@@ -47,7 +47,7 @@ class LogitsSource(Protocol):
 class Candidate(LogitsSource, Protocol):
     """A file loaded by its runtime, ready to be read with; a context manager.
 
-    Every method raises CandidateFailure; nothing the file holds can take this process down.
+    Every method raises CandidateFailure and ChildDied; nothing the file holds can take this process down.
     """
 
     path: Path

@@ -34,11 +34,13 @@ _SIGNS: dict[Verdict, str] = {
     "failed": '<path class="body" d="M7.4 1h9.2L23 7.4v9.2L16.6 23H7.4L1 16.6V7.4Z"/>'
     '<path d="M8 8l8 8M16 8l-8 8"/>',
     "not run": '<circle class="hollow" cx="12" cy="12" r="10"/><path class="dash" d="M7.5 12h9"/>',
+    "not decided": '<circle class="hollow" cx="12" cy="12" r="10"/>'
+    '<path class="dash" d="M8.6 9.4a3.4 3.4 0 1 1 4.8 3.1c-1 .5-1.4 1-1.4 2.1M12 17.6v.1"/>',
 }
 
 
 def sign(verdict: Verdict) -> Markup:
-    """The verdict's sign: a tick in a circle, a triangle, an octagon, a dash; told apart without colour."""
+    """The verdict's sign: tick, triangle, octagon, dash, question mark; told apart without colour."""
     return Markup('<svg class="sign" viewBox="0 0 24 24" aria-hidden="true">{}</svg>').format(
         Markup(_SIGNS[verdict])
     )

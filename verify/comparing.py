@@ -6,7 +6,6 @@ All files are written from one read of the checkpoint and held against one readi
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from ..converters.pipeline import convert
 from ..converters.results import Beside, Options, Output, Run
 from ..converters.targets import different_types
 from ..core.errors import UsageError
-from ..core.files import explained
 from ..core.model import Note
 from ..core.progress import Progress, silent
+from ..core.scratch import scratch_folder
 from .proof import Figures, Proof
 from .published import Band, expected_divergence
 
@@ -183,7 +182,5 @@ def _place(wanted: Path, *, keep: bool) -> Iterator[Path]:
         yield wanted
         return
     there = next(place for place in (wanted.absolute(), *wanted.absolute().parents) if place.is_dir())
-    with explained(there):
-        folder = tempfile.TemporaryDirectory(prefix=".kconv-compare-", dir=there)
-    with folder as name:
-        yield Path(name)
+    with scratch_folder("compare", there) as folder:
+        yield folder

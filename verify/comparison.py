@@ -14,7 +14,7 @@ from ..converters.recipe import Recipe, parameters
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import InputError
+from ..core.errors import ChildDied, InputError
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
@@ -28,7 +28,7 @@ from .front_end import embed_of, named_front_end, tokens_a_position
 from .gates import file_type, gate_for
 from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
-from .proof import Gate, LogitsPart, TensorError
+from .proof import Finding, Gate, LogitsPart, TensorError, undecided
 from .reference import Reading, Reference
 from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
@@ -202,7 +202,7 @@ def logits_part(
             part = judged(measure, gate, windows, subject.source)
             wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
             return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
-    except CandidateFailure as failure:
+    except (CandidateFailure, ChildDied) as failure:
         return broken(failure)
 
 
@@ -215,19 +215,29 @@ def _diagnosed(
     tensors: Sequence[TensorError],
     how: How,
 ) -> LogitsPart:
-    """The part with a diagnosis of the window in which the models disagree most."""
+    """The part with a diagnosis of the window in which the models disagree most.
+
+    What was measured stands; that there is no diagnosis, where there is none, is said beside it.
+    """
     window = windows[part.worst[0].window] if part.worst else windows[0]
-    found = diagnose(
-        subject.checkpoint,
-        subject.recipe,
-        file,
-        candidate,
-        window,
-        tensors,
-        threads=how.threads,
-        progress=how.progress,
-    )
-    return replace(part, diagnosis=found)
+    try:
+        found = diagnose(
+            subject.checkpoint,
+            subject.recipe,
+            file,
+            candidate,
+            window,
+            tensors,
+            threads=how.threads,
+            progress=how.progress,
+        )
+    except CandidateFailure as failure:
+        missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
+    except ChildDied as death:
+        missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
+    else:
+        return replace(part, diagnosis=found)
+    return replace(part, findings=(*part.findings, missing))
 
 
 def provenance(

@@ -46,7 +46,7 @@ def diagnose(
 
     The second differs from the first by the weights alone and from the third by the runtime alone. Families
     with a GELU are read a fourth time, the file's weights in fp32 with llama.cpp's GELU. Raises
-    CandidateFailure.
+    CandidateFailure, ChildDied.
     """
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, recipe, threads=threads)

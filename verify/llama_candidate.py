@@ -1,32 +1,27 @@
-"""llama.cpp as the measured side: a child process (``llama_child.py``) reads windows with a GGUF file."""
+"""llama.cpp as the measured side: a child (``llama_child.py``) reads windows with a GGUF file."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
-import select
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, cast
 
 import numpy as np
 
-from ..core.errors import KconvError
+from ..core.children import Child, ChildRefused, twice
+from ..core.errors import ChildDied, InputError
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
 from . import llama_child as protocol
 from .candidate import Block, CandidateFailure, Floats
 from .windows import Window
 
-SCRIPT = Path(protocol.__file__)
+MODULE = "kconv.verify.llama_child"
 BLOCK_BYTES = 64 << 20
 """Logits sent at once. llama.cpp holds as much twice (its output buffer and the graph's), and we once."""
 MAX_BATCH = 512
@@ -34,21 +29,13 @@ PATIENCE = 600.0
 """Seconds without a byte from the child after which it is given up, besides those for reading the file."""
 _SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
 _ENCODER = re.compile(r"enc\.blk\.(\d+)\.")
-_LINE, _LOG_END = 300, 1 << 16
 # where llama.cpp was built, and the functions that pass an error on
 _NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
-_ENDINGS = {
+_ENDINGS: dict[int | None, str] = {
     protocol.REFUSED: "llama.cpp refuses the file",
-    protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size, most likely for want of memory",
+    protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size",
     protocol.NOT_DECODED: "llama.cpp cannot read the text with this file",
-    protocol.NOT_INSTALLED: "llama-cpp-python is not installed (pip install llama-cpp-python)",
     protocol.NOT_SUPPORTED: "kconv cannot measure this kind of model in llama.cpp",
-}
-_DEATHS = {
-    "SIGABRT": "llama.cpp stopped at a check of its own",
-    "SIGBUS": "the file became shorter, or its disk failed, while llama.cpp had it mapped",
-    "SIGKILL": "the process that runs llama.cpp was killed, most likely for want of memory",
-    "SIGILL": "llama.cpp was built for another processor",
 }
 
 
@@ -61,7 +48,8 @@ class LlamaCandidate:
     that is not their embeddings: float32 ``(positions, hidden)``.
 
     Entering loads the file. One reading at a time: a failure, leaving a reading before its end or beginning
-    another meanwhile ends the child, and the next reading starts a new one.
+    another meanwhile ends the child, and the next reading starts a new one. A reading whose child dies goes
+    on in a new one, once, behind what was given already; ChildDied is raised where that dies, too.
     """
 
     def __init__(
@@ -74,93 +62,116 @@ class LlamaCandidate:
     ) -> None:
         self.path = path
         self._threads, self._batch, self._front = threads, batch, front
-        self._child: _Child | None = None
+        self._loaded: _Loaded | None = None
 
     def __enter__(self) -> LlamaCandidate:
-        self._child = _Child(self.path, self._threads)
+        self._loaded = twice(lambda: _Loaded(self.path, self._threads))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._child is not None:
-            self._child.close()
-            self._child = None
+        if self._loaded is not None:
+            self._loaded.close()
+            self._loaded = None
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
         """Logits of all scored positions in order, in blocks; see candidate.Candidate.
 
-        Raises CandidateFailure.
+        Raises CandidateFailure, and ChildDied, which is no verdict.
         """
         asked = [(index, window) for index, window in enumerate(windows) if window.scored]
         if not asked:
             return
         # a window's last token predicts none that is known
         parts = [replace(window, ids=window.ids[:-1]) for _, window in asked]
-        with self._reading() as child:
-            size = self._piece(child, parts)
-            buffer = np.empty((size, child.vocabulary), np.float32)
-            child.send(_request(protocol.LOGITS_WANTED, size, parts, self._embedded(child, parts)))
-            for at, part in enumerate(parts):
+        given = (0, 0)  # the part, and its position, before which everything was given
+        for last in (False, True):
+            try:
+                for at, start, rows in self._rows(parts, given):
+                    yield Block(asked[at][0], start, rows)
+                    given = at, start + len(rows)
+                return
+            except ChildDied:
+                if last:
+                    raise
+
+    def _rows(self, parts: Sequence[Window], given: tuple[int, int]) -> Iterator[tuple[int, int, Floats]]:
+        """Part, first position and logits, in blocks, from ``given`` on; its part is read from the start."""
+        first, reached = given
+        with self._reading() as loaded:
+            size = self._piece(loaded, parts)  # of all parts, so that blocks begin where they did before
+            rest = parts[first:]
+            buffer = np.empty((size, loaded.vocabulary), np.float32)
+            loaded.send(_request(protocol.LOGITS_WANTED, size, rest, self._embedded(loaded, rest)))
+            for at, part in enumerate(rest):
                 for start in range(0, len(part.ids), size):
                     stop = min(start + size, len(part.ids))
                     begin = min(max(part.scored_from, start), stop)
-                    child.expect(protocol.LOGITS, at, begin, stop - begin)
+                    loaded.expect(protocol.LOGITS, at, begin, stop - begin)
                     if begin < stop:
-                        child.fill(buffer[: stop - begin])
-                        yield Block(asked[at][0], begin, buffer[: stop - begin])
+                        loaded.fill(buffer[: stop - begin])
+                        if at or begin >= reached:
+                            yield first + at, begin, buffer[: stop - begin]
 
     def layers(self, window: Window) -> list[Floats]:
-        """What leaves each layer, before the last norm; see candidate.Candidate. Raises CandidateFailure."""
+        """What leaves each layer, before the last norm; see candidate.Candidate.
+
+        Raises CandidateFailure, and ChildDied, which is no verdict.
+        """
+        return twice(lambda: self._layers(window))
+
+    def _layers(self, window: Window) -> list[Floats]:
         parts = [replace(window, scored_from=0)]
-        with self._reading() as child:
-            size = self._piece(child, parts)
-            encoder, embedded = child.encoder_layers, self._embedded(child, parts)
+        with self._reading() as loaded:
+            size = self._piece(loaded, parts)
+            encoder, embedded = loaded.encoder_layers, self._embedded(loaded, parts)
             positions = len(window.source) if embedded is None else len(embedded[0])
-            lengths = [positions] * encoder + [len(window.ids)] * (child.layers - encoder)
-            found: list[Floats] = [np.empty((length, child.hidden), np.float32) for length in lengths]
-            child.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
+            lengths = [positions] * encoder + [len(window.ids)] * (loaded.layers - encoder)
+            found: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
+            loaded.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
             for layer, rows in enumerate(found[:encoder]):
-                child.expect(protocol.LAYER, layer, 0, len(rows))
-                child.fill(rows)
+                loaded.expect(protocol.LAYER, layer, 0, len(rows))
+                loaded.fill(rows)
             for start in range(0, len(window.ids), size):
                 stop = min(start + size, len(window.ids))
                 for layer, rows in enumerate(found[encoder:], encoder):
-                    child.expect(protocol.LAYER, layer, start, stop - start)
-                    child.fill(rows[start:stop])
+                    loaded.expect(protocol.LAYER, layer, start, stop - start)
+                    loaded.fill(rows[start:stop])
         return found
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[_Child]:
-        """A child that waits for a request; it ends if the block does not reach its end."""
-        if self._child is None:
+    def _reading(self) -> Iterator[_Loaded]:
+        """A file that waits for a request; its child ends if the block does not reach its end."""
+        if self._loaded is None:
             raise RuntimeError("enter the candidate first: with LlamaCandidate(...) as candidate")
-        if self._child.busy or self._child.closed:
-            self._child.close()
-            self._child = _Child(self.path, self._threads)
-        child = self._child
-        child.busy = True
+        if self._loaded.busy or self._loaded.closed:
+            self._loaded.close()
+            self._loaded = _Loaded(self.path, self._threads)
+        loaded = self._loaded
+        loaded.busy = True
         try:
-            yield child
+            yield loaded
         except BaseException:
-            child.close()
+            loaded.close()
             raise
-        child.busy = False
+        loaded.busy = False
 
-    def _embedded(self, child: _Child, parts: Sequence[Window]) -> list[Floats] | None:
+    def _embedded(self, loaded: _Loaded, parts: Sequence[Window]) -> list[Floats] | None:
         """What the encoder reads of each part; None where llama.cpp embeds the ids itself."""
         if self._front is None:
             return None
         made = [self._front(part.source) for part in parts]
-        if any(values.shape[1:] != (child.hidden,) for values in made):
+        if any(values.shape[1:] != (loaded.hidden,) for values in made):
+            width = made[0].shape[-1]
             raise CandidateFailure(
-                f"the front end gives a width of {made[0].shape[-1]}, the file's encoder takes {child.hidden}"
+                f"the front end gives a width of {width}, the file's encoder takes {loaded.hidden}"
             )
         return made
 
-    def _piece(self, child: _Child, parts: Sequence[Window]) -> int:
+    def _piece(self, loaded: _Loaded, parts: Sequence[Window]) -> int:
         """Tokens to read at once."""
-        rows = BLOCK_BYTES // (4 * child.vocabulary)
+        rows = BLOCK_BYTES // (4 * loaded.vocabulary)
         size = self._batch or max(min(rows // 32 * 32, MAX_BATCH), 16)
         return min(size, max(1, *(len(part.ids) for part in parts)))
 
@@ -182,63 +193,57 @@ def _request(
     return b"".join(message)
 
 
-class _Child:
-    """The running process. Its answers are compared with what was asked; no size is taken from them."""
+class _Loaded:
+    """A file in its child. Answers are compared with what was asked; no size is taken from them."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Start and load the file. Raises CandidateFailure."""
-        self.busy = self.closed = False
+        """Start and load the file. Raises CandidateFailure, ChildDied."""
+        self.busy = False
+        self._child = Child(
+            MODULE,
+            str(path.absolute()),
+            str(threads),
+            library="llama.cpp",
+            environment=_environment(),
+            patience=PATIENCE,
+        )
         try:
-            self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", str(SCRIPT), str(path.absolute()), str(threads)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self._log,
-                bufsize=0,
-                env=_environment(),
-            )
-        except OSError as error:
-            raise CandidateFailure(f"cannot start a process for llama.cpp: {error}") from error
-        self._requests = cast(io.FileIO, self._process.stdin)
-        self._answers = cast(io.FileIO, self._process.stdout)
-        try:
-            self._poll = select.poll()
-            self._poll.register(self._answers, select.POLLIN)
             header = read_model(path).header
-            self._patience = PATIENCE + header.size / _SLOW_DISK
-            self.vocabulary, self.hidden, self.layers = self._loaded(header)
+            self._child.patience += header.size / _SLOW_DISK
+            self.vocabulary, self.hidden, self.layers = self._shape(header)
             self.encoder_layers = len(
                 {found[1] for info in header.tensors if (found := _ENCODER.match(info.name))}
             )
-        except KconvError as error:
+        except InputError as error:
             self.close()
             raise CandidateFailure(error.message) from error
         except BaseException:
             self.close()
             raise
 
+    @property
+    def closed(self) -> bool:
+        """Whether the child was ended."""
+        return self._child.closed
+
+    @property
+    def pid(self) -> int:
+        """The number of the child's process."""
+        return self._child.pid
+
     def close(self) -> None:
-        """End the process at once; calling it again does nothing."""
-        if not self.closed:
-            self.closed = True
-            self._process.kill()
-            self._requests.close()
-            self._answers.close()
-            self._process.wait()
-            self._log.close()
+        """End the child at once; calling it again does nothing."""
+        self._child.close()
 
     def send(self, request: bytes) -> None:
-        """Raises CandidateFailure where the process has ended."""
-        view = memoryview(request)
+        """Raises CandidateFailure, ChildDied where the child has ended."""
         try:
-            while view:
-                view = view[self._requests.write(view) :]
-        except BrokenPipeError:
-            raise self._failure() from None
+            self._child.send(request)
+        except ChildRefused as refusal:
+            raise CandidateFailure(_reason(refusal)) from refusal
 
     def expect(self, kind: int, *numbers: int) -> None:
-        """Take the next answer's head. Raises CandidateFailure where it is another one."""
+        """Take the next answer's head. Raises CandidateFailure where it is another one, ChildDied."""
         found = self._head()
         if found != (kind, *numbers):
             raise CandidateFailure(
@@ -246,8 +251,8 @@ class _Child:
             )
 
     def fill(self, target: Floats) -> None:
-        """Take the next bytes, as many as the array holds. Raises CandidateFailure where there are fewer."""
-        self._take(target.data.cast("B"))
+        """Take the next bytes, as many as the array holds. Raises CandidateFailure, ChildDied."""
+        self._take(target.data)
         if sys.byteorder == "big":
             target.byteswap(inplace=True)
 
@@ -256,18 +261,15 @@ class _Child:
         self._take(memoryview(data))
         return protocol.ANSWER.unpack(data)
 
-    def _take(self, view: memoryview) -> None:
-        while view:
-            if self.closed:
-                raise CandidateFailure("llama.cpp was ended before it had answered this reading")
-            if not self._poll.poll(self._patience * 1000):
-                raise CandidateFailure(f"llama.cpp gave no answer for {self._patience / 60:.0f} minutes")
-            count = self._answers.readinto(view)
-            if not count:
-                raise self._failure()
-            view = view[count:]
+    def _take(self, target: memoryview) -> None:
+        if self._child.closed:
+            raise RuntimeError("this reading was ended: another was begun meanwhile")
+        try:
+            self._child.fill(target)
+        except ChildRefused as refusal:
+            raise CandidateFailure(_reason(refusal)) from refusal
 
-    def _loaded(self, header: GgufHeader) -> tuple[int, int, int]:
+    def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
         kind, vocabulary, hidden, layers = self._head()
         shape = next((info.shape for info in header.tensors if info.name == "token_embd.weight"), None)
@@ -281,34 +283,17 @@ class _Child:
             )
         return vocabulary, hidden, layers
 
-    def _failure(self) -> CandidateFailure:
-        """Why the process has ended, with its last words."""
-        try:
-            code = self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            return CandidateFailure("the process that runs llama.cpp stopped answering")
-        said = _said(self._log)
-        # the first error of a request names the cause, the last one a crash
-        words = said[:1] if code in _ENDINGS else said[-2:]
-        return CandidateFailure(": ".join([_ending(code), *([" / ".join(words)] if words else [])]))
 
-
-def _ending(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        return f"{_DEATHS.get(name, 'llama.cpp crashed')} ({name})"
-    return _ENDINGS.get(code, f"the process that runs llama.cpp ended with code {code}")
-
-
-def _said(log: IO[bytes]) -> list[str]:
-    """Lines of the end of the log, fit for a terminal whatever the file made llama.cpp say."""
-    log.seek(max(log.seek(0, os.SEEK_END) - _LOG_END, 0))
-    found = []
-    for line in log.read().decode("utf-8", "replace").splitlines():
-        printable = "".join(c if c.isprintable() else " " for c in line)
-        said = _NOISE.sub("", " ".join(printable.split()))
-        found += [said[:_LINE]] if said else []
-    return found
+def _reason(refusal: ChildRefused) -> str:
+    """What a refusal says of the file, with llama.cpp's own words."""
+    said = [line for word in refusal.words if (line := _NOISE.sub("", word))]
+    if refusal.limit is not None:
+        how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
+    else:
+        how = _ENDINGS.get(refusal.code, "llama.cpp stopped at a check of its own")
+    # the first error of a request names the cause, the last one a check
+    words = said[:1] if refusal.code in _ENDINGS else said[-2:]
+    return ": ".join([how, *([" / ".join(words)] if words else [])])
 
 
 def _environment() -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""The child that reads windows of tokens with llama.cpp: run as a script, imports nothing of kconv.
+"""The child that reads windows of tokens with llama.cpp; imports nothing of kconv but its side of a child.
 
-A bad file may abort the process llama.cpp runs in, so it is never loaded in the parent. Called as
-``python -I llama_child.py FILE.gguf THREADS``; loads the file once and answers requests on stdin until that
-is closed, which also ends it when the parent dies. stderr receives llama.cpp's errors and nothing else of it.
+A bad file may abort the process llama.cpp runs in, so it is never loaded in the parent. Its arguments are
+FILE.gguf THREADS; it loads the file once and answers requests until there are no more. stderr receives
+llama.cpp's errors and nothing else of it.
 
 Request: uint8 what is wanted (1 logits, 2 layers, added up; 4 more: sources are embeddings), uint32 tokens
 decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
@@ -20,23 +20,21 @@ Exit codes: ``REFUSED`` and those after it.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
-import queue
 import re
-import signal
 import struct
 import sys
-import threading
-import types
 from array import array
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core import child
+from ..core.child import Stop
+
 LOGITS_WANTED, LAYERS_WANTED, EMBEDDED = 1, 2, 4
 LOADED, LOGITS, LAYER = 1, 2, 3
-REFUSED, NO_CONTEXT, NOT_DECODED, NOT_INSTALLED, NOT_SUPPORTED = 3, 4, 5, 6, 7
+REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
 
 _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
@@ -45,16 +43,7 @@ _LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
 _LAYER_NAME = re.compile(rb"l_out-(\d+)|result_embd")
 _callbacks: list[Any] = []  # llama.cpp keeps pointers to them
 
-Taker = Callable[[int], bytes]
 Captured = dict[int, "ctypes.Array[ctypes.c_char]"]
-
-
-class Stop(Exception):
-    """Ends the process with an exit code, after a line on stderr."""
-
-    def __init__(self, code: int, line: str = "") -> None:
-        super().__init__(line)
-        self.code, self.line = code, line
 
 
 @dataclass(frozen=True)
@@ -83,27 +72,18 @@ class Text:
     first: int
 
 
-def main() -> int:
-    """Load the file named on the command line and answer requests until stdin ends."""
-    _no_core_dump()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    out = os.dup(1)
-    os.dup2(2, 1)  # what a library prints must not stand between the answers
-    take = _reader()
-    try:
-        model = _load(_library(), sys.argv[1], int(sys.argv[2]))
-        _write(out, ANSWER.pack(LOADED, model.vocabulary, model.hidden, model.layers))
-        while True:
-            _answer(model, take, out)
-    except Stop as stop:
-        os.write(2, f"{stop.line}\n".encode())
-        return stop.code
+def main(arguments: Sequence[str]) -> int:
+    """Load the file of the first argument and answer requests."""
+    model = _load(child.llama_cpp(), arguments[0], int(arguments[1]))
+    child.write(ANSWER.pack(LOADED, model.vocabulary, model.hidden, model.layers))
+    while True:
+        _answer(model)
 
 
-def _answer(model: Model, take: Taker, out: int) -> None:
-    """One request, from its first byte on stdin to the last of its answers."""
-    wanted, size, count = REQUEST.unpack(take(REQUEST.size))
-    texts = [_text(model, take, embedded=bool(wanted & EMBEDDED)) for _ in range(count)]
+def _answer(model: Model) -> None:
+    """One request, from its first byte to the last of its answers."""
+    wanted, size, count = REQUEST.unpack(child.take(REQUEST.size))
+    texts = [_text(model, embedded=bool(wanted & EMBEDDED)) for _ in range(count)]
     longest = max((len(text.ids) for text in texts), default=1)
     source = max((text.positions for text in texts), default=0)
     size = min(size, longest)
@@ -117,7 +97,7 @@ def _answer(model: Model, take: Taker, out: int) -> None:
         if text.source:
             _encode(library, context, text)
             if captured is not None:
-                _send_layers(model, captured, range(model.encoder_layers), 0, text.positions, out)
+                _send_layers(model, captured, range(model.encoder_layers), 0, text.positions)
         for start in range(0, len(text.ids), size):
             stop = min(start + size, len(text.ids))
             begin = min(max(text.first, start), stop)
@@ -126,20 +106,20 @@ def _answer(model: Model, take: Taker, out: int) -> None:
             _read(library, context, text.ids[start:stop], start, output)
             if captured is not None:
                 layers = range(model.encoder_layers, model.layers)
-                _send_layers(model, captured, layers, start, stop - start, out)
+                _send_layers(model, captured, layers, start, stop - start)
             if wanted & LOGITS_WANTED:
-                _write(out, ANSWER.pack(LOGITS, index, begin, stop - begin))
+                child.write(ANSWER.pack(LOGITS, index, begin, stop - begin))
                 if begin < stop:
-                    _send_logits(model, context, begin - output, stop - begin, out)
+                    _send_logits(model, context, begin - output, stop - begin)
     library.llama_free(context)
 
 
-def _text(model: Model, take: Taker, *, embedded: bool) -> Text:
-    positions, tokens, first = WINDOW.unpack(take(WINDOW.size))
+def _text(model: Model, *, embedded: bool) -> Text:
+    positions, tokens, first = WINDOW.unpack(child.take(WINDOW.size))
     if bool(positions) is not bool(model.encoder_layers):
         raise Stop(NOT_SUPPORTED, "a source text is for an encoder, and an encoder needs one")
-    source = array("f" if embedded else "i", take(4 * positions * (model.hidden if embedded else 1)))
-    ids = array("i", take(4 * tokens))
+    source = array("f" if embedded else "i", child.take(4 * positions * (model.hidden if embedded else 1)))
+    ids = array("i", child.take(4 * tokens))
     if sys.byteorder == "big":
         source.byteswap()
         ids.byteswap()
@@ -182,17 +162,17 @@ def _run(
         raise Stop(NOT_DECODED, f"{name} gave {status}")
 
 
-def _send_logits(model: Model, context: Any, skip: int, rows: int, out: int) -> None:
+def _send_logits(model: Model, context: Any, skip: int, rows: int) -> None:
     """``rows`` rows of the last decode's output, the first ``skip`` left out, straight from its buffer."""
     found = model.library.llama_get_logits(context)
     if not found:
         raise Stop(NOT_DECODED, "llama.cpp gave no logits")
     row = 4 * model.vocabulary
     address = ctypes.cast(found, ctypes.c_void_p).value or 0
-    _write(out, (ctypes.c_char * (rows * row)).from_address(address + skip * row))
+    child.write((ctypes.c_char * (rows * row)).from_address(address + skip * row))
 
 
-def _send_layers(model: Model, captured: Captured, layers: range, start: int, rows: int, out: int) -> None:
+def _send_layers(model: Model, captured: Captured, layers: range, start: int, rows: int) -> None:
     """What left ``layers``; llama.cpp counts those of encoder and decoder from zero each."""
     if sorted(captured) != list(range(len(layers))):
         raise Stop(
@@ -202,8 +182,8 @@ def _send_layers(model: Model, captured: Captured, layers: range, start: int, ro
         data = captured.pop(at)
         if len(data) != 4 * rows * model.hidden:
             raise Stop(NOT_DECODED, f"the output of layer {layer} has {len(data)} bytes for {rows} tokens")
-        _write(out, ANSWER.pack(LAYER, layer, start, rows))
-        _write(out, data)
+        child.write(ANSWER.pack(LAYER, layer, start, rows))
+        child.write(data)
 
 
 def _load(library: Any, path: str, threads: int) -> Model:
@@ -300,58 +280,3 @@ def _quieten(library: Any) -> None:
     callback = library.llama_log_callback(on_log)
     _callbacks.append(callback)
     library.llama_log_set(callback, ctypes.c_void_p(0))
-
-
-def _library() -> Any:
-    """llama-cpp-python's ctypes layer without its package, which imports numpy and more.
-
-    Its structures are those of the installed version, so none are repeated here.
-    """
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
-        raise Stop(NOT_INSTALLED)
-    package = types.ModuleType("llama_cpp")
-    package.__path__ = list(spec.submodule_search_locations)
-    sys.modules["llama_cpp"] = package
-    return importlib.import_module("llama_cpp.llama_cpp")
-
-
-def _reader() -> Taker:
-    """What takes an exact number of bytes from stdin, read by a thread that ends the process at its end."""
-    incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-
-    def read() -> None:
-        while data := os.read(0, 1 << 16):
-            incoming.put(data)
-        os._exit(0)
-
-    threading.Thread(target=read, daemon=True).start()
-    held = bytearray()
-
-    def take(size: int) -> bytes:
-        while len(held) < size:
-            held.extend(incoming.get())
-        data = bytes(held[:size])
-        del held[:size]
-        return data
-
-    return take
-
-
-def _write(out: int, data: Any) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(out, view) :]
-
-
-def _no_core_dump() -> None:
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
-if __name__ == "__main__":
-    code = main()
-    os._exit(code)  # nothing is worth freeing

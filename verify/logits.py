@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from ..core.errors import ChildDied
 from ..core.progress import Progress, silent
 from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next
 from .candidate import CandidateFailure, LogitsSource
 from .figures import Disagreement, Measure
 from .gates import judge
-from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, verdict_of
+from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, undecided, verdict_of
 from .reference import Reading
 from .windows import Window
 
@@ -34,8 +35,8 @@ def compare(
     """Both models' logits of every scored position, block by block; none are kept.
 
     ``same_gelu`` reads the windows once more, with llama.cpp's GELU in fp32. A long text is read and compared
-    a few thousand tokens at a time. Raises CandidateFailure where the
-    runtime fails, or answers fewer positions than it was asked.
+    a few thousand tokens at a time. Raises CandidateFailure where the runtime refuses the file or answers
+    fewer positions than it was asked, ChildDied where its process dies, which is no verdict.
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0
@@ -85,8 +86,10 @@ def judged(measure: Measure, gate: Gate, windows: Sequence[Window], source: Sour
     )
 
 
-def broken(failure: CandidateFailure, runtime: str = "llama.cpp") -> LogitsPart:
-    """What there is to say of a file its runtime cannot read or dies of."""
+def broken(failure: CandidateFailure | ChildDied, runtime: str = "llama.cpp") -> LogitsPart:
+    """What there is to say of a file its runtime refuses; where its process died, nothing is decided."""
+    if isinstance(failure, ChildDied):
+        return LogitsPart(verdict="not decided", findings=(undecided(failure, runtime),))
     return LogitsPart(verdict="failed", findings=(Finding(runtime, str(failure)),))
 
 

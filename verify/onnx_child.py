@@ -1,8 +1,8 @@
-"""The process that runs onnxruntime: ``python -I onnx_child.py THREADS MAPPED DECODER CACHED [ENCODER]``.
+"""The child that runs onnxruntime; imports nothing of kconv but its side of a child.
 
-Files of strangers may crash it or run for ever, which then costs this process and no more. Nothing of kconv
-is imported. Requests come on stdin, answers go to stdout; what is wrong is said on stderr. All numbers are
-little-endian.
+Files of strangers may crash it, run for ever or fill the memory, which then costs this process and no more.
+Its arguments are THREADS MAPPED SECONDS MEMORY DECODER CACHED [ENCODER]: the processor time that loading may
+take, and the bytes its memory may grow by (verify/onnx_limits.py). All numbers are little-endian.
 
 - ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
 - ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
@@ -11,33 +11,28 @@ MAPPED is 1 where weights are to stay in their file, which costs no memory of th
 copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
 graph an encoder-decoder generates with gets its copy all the same; products of blocks are slow without.
 
-Ids are a batch, text after text, with PADDING where a text has no token. Each request is answered by rows (of
-all texts) and columns of float32 numbers, which follow (``BEGIN``: 0 and 0).
+Ids are a batch, text after text, with PADDING where a text has no token. A request says what processor time
+it may take. It is answered by rows (of all texts) and columns of float32 numbers, which follow (``BEGIN``: 0
+and 0), and so is loading.
 """
 
 from __future__ import annotations
 
-import signal
 import struct
-import sys
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
-REQUEST = struct.Struct("<iiii")
-"""What is wanted, how many texts of how many ids follow (int64), how many rows are wanted of each text."""
+from ..core import child
+from ..core.child import Stop
+
+REQUEST = struct.Struct("<iiiid")
+"""What is wanted, how many texts of how many ids follow (int64), how many rows are wanted of each text, and
+the seconds of processor time it may take."""
 PADDING = -1
 ANSWER = struct.Struct("<ii")
 BEGIN, READ = 1, 2
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
 _PAST, _PRESENT = "past_key_values.", "present."
-
-
-class Stop(Exception):
-    """Ends the process with a code and a sentence."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class Model:
@@ -125,6 +120,8 @@ def _session(path: str, threads: int, *, mapped: bool) -> Any:
     options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
     except Exception as error:  # all of onnxruntime's classes come from its C++ part
         raise Stop(REFUSED, str(error)) from error
 
@@ -154,42 +151,40 @@ def _nothing_read(told: Any, batch: int) -> Any:
     return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[told.type]))
 
 
-def serve(model: Model, requests: BinaryIO, answers: BinaryIO) -> None:
-    """Answer requests until there are no more."""
+def _answer(model: Model) -> None:
+    """One request, from its first byte to the last of its answer."""
     import numpy as np
 
-    while head := requests.read(REQUEST.size):
-        wanted, batch, length, rows = REQUEST.unpack(head)
-        ids = np.frombuffer(requests.read(8 * batch * length), "<i8").reshape(batch, length)
-        try:
-            if wanted == BEGIN:
-                model.begin(ids)
-                answers.write(ANSWER.pack(0, 0))
-            else:
-                logits = model.read(ids, rows)
-                answers.write(ANSWER.pack(batch * rows, logits.shape[2]))
-                answers.write(logits.data)
-        except Stop:
-            raise
-        except Exception as error:
-            raise Stop(NOT_COMPUTED, str(error)) from error
-        answers.flush()
+    wanted, batch, length, rows, seconds = REQUEST.unpack(child.take(REQUEST.size))
+    ids = np.frombuffer(child.take(8 * batch * length), "<i8").reshape(batch, length)
+    child.limit_time(seconds)
+    logits = None
+    try:
+        if wanted == BEGIN:
+            model.begin(ids)
+        else:
+            logits = model.read(ids, rows)
+    except (Stop, MemoryError):
+        raise
+    except Exception as error:
+        raise Stop(NOT_COMPUTED, str(error)) from error
+    child.limit_time(0)
+    child.write(ANSWER.pack(*(0, 0) if logits is None else (batch * rows, logits.shape[2])))
+    if logits is not None and logits.size:
+        child.write(logits)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Load, say so, and serve. Returns the exit code."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started this ends it
-    threads, mapped, decoder, cached, *encoder = arguments
-    try:
-        model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
-        sys.stdout.buffer.write(ANSWER.pack(0, 0))
-        sys.stdout.buffer.flush()
-        serve(model, sys.stdin.buffer, sys.stdout.buffer)
-    except Stop as stop:
-        print(stop, file=sys.stderr, flush=True)
-        return stop.code
-    return 0
+    """Load, say so, and serve."""
+    import numpy as np  # both come before the limits: how long a machine takes to start is its own affair
+    import onnxruntime
 
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    del np, onnxruntime
+    threads, mapped, seconds, memory, decoder, cached, *encoder = arguments
+    child.limit_memory(int(memory))
+    child.limit_time(float(seconds))
+    model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
+    child.limit_time(0)
+    child.write(ANSWER.pack(0, 0))
+    while True:
+        _answer(model)

@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
 from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer, stays_with
+from .onnx_graph import elements, messages, refuse_functions, refuse_message, refuse_overlap
+from .onnx_wire import more_parts_than
 
 INSTALL = "pip install 'kconv[onnx]'"
 _BEGINNING = 100  # bytes
 _LARGEST = (1 << 31) - 1  # protobuf's own limit
+_CROWD = 1_500_000  # fields of messages; a graph of ten thousand nodes has some hundred thousand
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _AGAIN = "make the folder again with kconv to-onnx"
 _STRANGER = "do not use this folder, unless you know who made it and why"
@@ -92,14 +95,19 @@ def read_model_file(path: Path) -> ModelFile:
     onnxruntime does not have, and EnvironmentProblem where the onnx package is missing.
     """
     model = _parsed(path)
+    refuse_functions(path, model)
     sizes: dict[Path, int] = {}
     weights: Counter[str] = Counter()
     operators: Counter[str] = Counter()
+    external = nodes = 0
     domains = _KNOWN_DOMAINS | {function.domain for function in model.functions}
-    for message in _messages(model):
+    for message in messages(model):
         kind = message.DESCRIPTOR.name
+        nodes += kind == "NodeProto"
+        refuse_message(path, kind, nodes)
         if kind == "TensorProto":
             found = _place(path, message, sizes)
+            external += found.nbytes if found.offset is not None else 0
             if found.element in _MATRICES and len(found.shape) > 1:
                 weights[_MATRICES[found.element]] += math.prod(found.shape)
         elif kind == "NodeProto":
@@ -108,18 +116,19 @@ def read_model_file(path: Path) -> ModelFile:
                 raise InputError(f"{path} holds the operator {name}, which is nobody's we know", hint=_AGAIN)
             operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
             if message.op_type == "MatMulNBits":
-                weights += _blocks(message)
+                weights += _blocks(path, message)
     graph = model.graph
     initializers = {tensor.name: _place(path, tensor, sizes) for tensor in graph.initializer}
     if len(initializers) < len(graph.initializer):
         raise InputError(f"{path} holds several weights under one name", hint=_STRANGER)
+    refuse_overlap(path, external, sizes)
     return ModelFile(
         path,
         model.producer_name,
         {each.domain: each.version for each in model.opset_import},
         dict(operators),
-        tuple(map(_value, graph.input)),
-        tuple(map(_value, graph.output)),
+        tuple(_value(path, told) for told in graph.input),
+        tuple(_value(path, told) for told in graph.output),
         initializers,
         weights,
         tuple(sizes),
@@ -151,11 +160,14 @@ def _parsed(path: Path) -> Any:
     if size > _LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than an ONNX file can have (2 GiB)")
     try:
-        refuse_lfs_pointer(path, InputFile(path).read(0, min(size, _BEGINNING)))
+        data = InputFile(path).read(0, size)
+        refuse_lfs_pointer(path, data[:_BEGINNING])
     except CheckpointError as error:
         raise InputError(error.message, hint=error.hint) from error
+    if size > _CROWD and more_parts_than(data, onnx.ModelProto.DESCRIPTOR, _CROWD):
+        raise InputError(f"{path} holds millions of parts, far beyond any language model's", hint=_STRANGER)
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's classes differ from version to version
         raise InputError(f"{path} is no ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
     if not model.graph.node:
@@ -163,27 +175,15 @@ def _parsed(path: Path) -> Any:
     return model
 
 
-def _messages(message: Any) -> Iterator[Any]:
-    """Every message within one: nodes and tensors of the graph, of attributes, subgraphs and functions."""
-    waiting = [message]
-    while waiting:
-        for field, value in waiting.pop().ListFields():
-            if field.message_type is not None:
-                for each in value if field.is_repeated else [value]:
-                    yield each
-                    waiting.append(each)
-
-
 def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
     """Where a tensor lies; adds the size of that file. Raises InputError unless it can lie there."""
     where, shape = f"{path}: the weights of {quoted(tensor.name)}", tuple(tensor.dims)
-    if any(size < 0 for size in shape):
-        raise InputError(f"{where} have the shape {quoted(list(shape))}", hint=_AGAIN)
+    count = elements(shape, where)
     found = Stored(path, None, tensor.data_type, shape)
     if not tensor.external_data and not tensor.data_location:
         held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
         held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
-        if math.prod(shape) > held:
+        if count > held:
             said = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
             raise InputError(said, hint=_AGAIN)
         return found
@@ -227,13 +227,15 @@ def _data_file(path: Path, where: str, location: str) -> Path:
     return data
 
 
-def _blocks(node: Any) -> Counter[str]:
+def _blocks(path: Path, node: Any) -> Counter[str]:
     """The weights of a matrix in blocks of whole numbers."""
     told = {attribute.name: attribute.i for attribute in node.attribute}
-    return Counter({"q8_0" if told.get("bits", 4) == 8 else "q4_0": told.get("N", 0) * told.get("K", 0)})
+    count = elements([told.get("N", 0), told.get("K", 0)], f"{path}: the weights of {quoted(node.name)}")
+    return Counter({"q8_0" if told.get("bits", 4) == 8 else "q4_0": count})
 
 
-def _value(told: Any) -> Value:
+def _value(path: Path, told: Any) -> Value:
     tensor = told.type.tensor_type
+    elements([max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(told.name)}")
     shape = (each.dim_value if each.HasField("dim_value") else each.dim_param for each in tensor.shape.dim)
     return Value(told.name, element_name(tensor.elem_type), tuple(shape))

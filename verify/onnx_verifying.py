@@ -16,7 +16,7 @@ from ..converters.recipe import build, parameters
 from ..converters.recorded import RecordedFile, read_manifest, written_files
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
-from ..core.errors import InputError, MappingError
+from ..core.errors import ChildDied, InputError, MappingError
 from ..core.model import Model
 from ..core.reading import open_checkpoint
 from ..vocab.context import read_context
@@ -112,7 +112,7 @@ def onnx_logits(
             part = judged(compare(read, candidate, windows, how.progress), gate, windows, subject.source)
             stepwise, slow = _otherwise(candidate.token_by_token(), once, few, gate, how, _BEFORE_STEPS)
             padded, wide = _otherwise(candidate.in_batches(), once, few, gate, how, _BEFORE_BATCHES)
-    except CandidateFailure as failure:
+    except (CandidateFailure, ChildDied) as failure:
         return broken(failure, "onnxruntime")
     findings = (*part.findings, *slow, *wide)
     return replace(part, verdict=verdict_of(findings), findings=findings, stepwise=stepwise, padded=padded)

@@ -8,10 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.errors import ChildDied
 from ..vocab.parity import Parity
 
-Verdict = Literal["passed", "warned", "failed", "not run"]
-_ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "failed": 3}
+Verdict = Literal["passed", "warned", "failed", "not run", "not decided"]
+"""``not decided``: the process that was to measure it died, which says nothing about the file."""
+_ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "not decided": 3, "failed": 4}
+_TELLING = ("warned", "not decided", "failed")
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
@@ -48,6 +51,11 @@ def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
     if any(finding.grave for finding in findings):
         return "failed"
     return "warned" if findings else "passed"
+
+
+def undecided(death: ChildDied, runtime: str) -> Finding:
+    """The one thing to say where the process that runs ``runtime`` died; it is no fault of the file's."""
+    return Finding(runtime, f"{death.message}; {death.hint}" if death.hint else death.message, grave=False)
 
 
 @dataclass(frozen=True)
@@ -321,11 +329,14 @@ class Proof:
 
     @property
     def cause(self) -> str | None:
-        """The first grave finding, else the first that warns, as ``part: sentence``; None if all passed."""
-        parts = {name: part for name, part in self.parts.items() if part.verdict in ("warned", "failed")}
-        found = [(name, finding) for name, part in parts.items() for finding in part.findings]
-        found.sort(key=lambda item: not item[1].grave)
-        return f"{found[0][0]}: {found[0][1].message}" if found else None
+        """``part: sentence``, of the first grave finding, else of what is not decided, else of what warns.
+
+        None if all passed.
+        """
+        parts = {name: part for name, part in self.parts.items() if part.verdict in _TELLING}
+        found = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
+        found.sort(key=lambda item: (not item[2].grave, item[1] != "not decided"))
+        return f"{found[0][0]}: {found[0][2].message}" if found else None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; the lists by position are left to the report."""

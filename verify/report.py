@@ -107,7 +107,8 @@ def _common_name(proofs: Sequence[Proof]) -> str:
 def _summary(proofs: Sequence[Proof]) -> str:
     """``2 of 3 files passed, 1 failed.``"""
     verdicts = [proof.verdict for proof in proofs]
-    counts = {verdict: verdicts.count(verdict) for verdict in ("passed", "warned", "failed", "not run")}
+    every: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not run")
+    counts = {verdict: verdicts.count(verdict) for verdict in every}
     said = [f"{amount} {verdict}" for verdict, amount in counts.items() if amount]
     return f"Of {report_text.count(len(proofs), 'file')}: {', '.join(said)}."
 
@@ -218,7 +219,7 @@ def _scalar(value: Any) -> Markup:
 
 def _tone(verdict: Verdict) -> str:
     """The CSS class of a verdict."""
-    return "skipped" if verdict == "not run" else verdict
+    return "skipped" if verdict in ("not run", "not decided") else verdict
 
 
 def _items(value: Mapping[str, Any]) -> list[tuple[str, Any]]:

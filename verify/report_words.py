@@ -14,6 +14,7 @@ _USE: dict[Verdict, str] = {
     "warned": "It runs, but let somebody who knows the model read the findings before it is given out.",
     "failed": "Do not use this file and do not give it out. Convert again, or see below what to repair.",
     "not run": "Nothing can be said about this file yet.",
+    "not decided": "Nothing is known against this file, but the check could not be finished: run it again.",
 }
 _WHOLE = ("f32", "f64", "bf16", "f16")  # types whose loss nobody notices
 _PARTS = {
@@ -136,6 +137,8 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
     """What a part looked at and what came of it, in a line."""
     if part.verdict == "not run" and not part.findings:
         return "Not checked in this run."
+    if part.verdict == "not decided":
+        return "Not decided: the check could not be finished on this machine."
     if isinstance(part, TokensPart):
         return _tokens_line(part)
     if isinstance(part, MetadataPart):

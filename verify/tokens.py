@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from ..core.errors import ChildDied
 from ..core.gguf_file import GgufHeader
 from ..core.vocabulary import Vocab
 from ..vocab.decoding import token_bytes
@@ -14,7 +15,7 @@ from ..vocab.reasons import explanation
 from ..vocab.settle import EMBEDDING, notes_on_spaces
 from ..vocab.tokenizer import Source
 from .entries import check_lengths, compare_entries, is_byte_level, readable, shown_text
-from .proof import Finding, TokensPart, Verdict, verdict_of
+from .proof import Finding, TokensPart, Verdict, undecided, verdict_of
 
 _LISTS = tuple(PREFIX + name for name in ("tokens", "token_type", "scores", "merges"))
 _MOST = 8  # findings
@@ -39,7 +40,8 @@ def check_tokens(
     ``expected`` is the vocabulary of ``vocab.expected.expected_model``, ``texts`` are the user's (at most two
     million characters, taken evenly). ``strict``: the file was made by this very kconv, so all entries have
     to be equal. ``allow_mismatch``: the conversion was told to write the nearest vocabulary, so different
-    token ids only warn. llama.cpp runs in a child; what kills it is a finding.
+    token ids only warn. llama.cpp runs in a child: what it refuses is a finding, where the child dies
+    nothing is decided.
     """
     found, faults = read_vocab(header.metadata)
     findings = [
@@ -55,7 +57,12 @@ def check_tokens(
     rows = next((info.shape[0] for info in header.tensors if info.name == EMBEDDING and info.shape), None)
     findings += check_lengths(found, expected, rows)
     findings += compare_entries(found, expected, source, strict=strict)
-    parity, questions = examine(path, found, source, cut(texts))
+    try:
+        parity, questions = examine(path, found, source, cut(texts))
+    except ChildDied as death:
+        grave = any(finding.grave for finding in findings)
+        told = (*_fewer(findings), undecided(death, "llama.cpp"))
+        return TokensPart("failed" if grave else "not decided", None, 0, told)
     findings += _of_parity(parity, questions, source, allow_mismatch)
     findings.sort(key=lambda finding: not finding.grave)
     return tokens_part(parity, source, findings, entries=min(found.size, expected.size))

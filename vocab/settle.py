@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import EnvironmentProblem, KconvError, MappingError, TokenMismatch, VocabError
+from ..core.errors import KconvError, MappingError, TokenMismatch, VocabError
 from ..core.files import explained
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
+from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
 from .candidates import Candidate, candidates, without_home
@@ -80,11 +78,11 @@ def _best(
     """Measure candidates until one is exact; else the best: equal but for spaces, then by equal texts."""
     trials: list[Trial] = []
     questions: Exam | None = None
-    with _scratch_folder() as folder:
+    with scratch_folder("vocab") as folder:
         for candidate in candidates(source):
             vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
-            with explained(path):
+            with explained(path, elsewhere="name another folder in TMPDIR"):
                 write_vocab_only(path, context.arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads
@@ -99,20 +97,6 @@ def _best(
     best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
     tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
     return replace(best, parity=replace(best.parity, tried=tried)), questions
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    """A folder for vocabularies on trial, under TMPDIR."""
-    try:
-        folder = tempfile.TemporaryDirectory(prefix="kconv-vocab-")
-    except OSError as error:
-        raise EnvironmentProblem(
-            f"no folder for temporary files: {error.strerror or error}",
-            hint="free some space there, or name another folder in TMPDIR",
-        ) from error
-    with folder as name:
-        yield Path(name)
 
 
 def _worth(parity: Parity) -> int:

@@ -20,16 +20,14 @@ from ..architectures import recipe_for
 from ..card import general_metadata, licence_notice
 from ..manifest import (
     SourceFile,
-    SourceHashes,
-    checkpoint_files,
+    checkpoint_hashes,
     manifest_json,
     record_proof,
     source_part,
     versions,
 )
-from ..pipeline import scope_of
 from ..recipe import build, parameters
-from ..results import Proven, Scope
+from ..results import Proven, Scope, scope_of
 from ..targets import FOLDER_MANIFEST as MANIFEST
 from ..targets import checkpoint_name
 from .families import graphs_of
@@ -55,6 +53,7 @@ def to_onnx(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    made: Callable[[Sequence[Path]], None] = lambda paths: None,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -63,8 +62,8 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
     the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template`` and ``verify`` are as of ``to_gguf``. Raises KconvError of every kind; a failed proof
-    raises nothing.
+    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
+    proof raises nothing.
     """
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
@@ -81,11 +80,12 @@ def to_onnx(
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
     beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1), chat_template)
     with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:
-        made = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
-    made = replace(made, path=folder)
+        written = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
+    written = replace(written, path=folder)
+    made([folder])
     if scope == "off":
-        return made
-    return replace(made, proof=_prove(checkpoint, folder, scope, threads, progress, announce))
+        return written
+    return replace(written, proof=_prove(checkpoint, folder, scope, threads, progress, announce))
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
@@ -121,7 +121,7 @@ def _write(
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
-    with SourceHashes(checkpoint_files(checkpoint)) as hashes:
+    with checkpoint_hashes(checkpoint) as hashes:
         notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+from ...core.claims import claimed_folder, temporary_beside
 from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
+from ...core.leftovers import sweep
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
@@ -54,11 +55,10 @@ def write_sample(family: str, folder: Path, *, force: bool = False) -> Path:
     _refuse_occupied(folder, force=force)
     with explained(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        try:
+        sweep(folder.parent)
+        place = temporary_beside(folder)
+        with claimed_folder(place):
             _publish(write(place / "whole"), folder, aside=place / "before")
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
     return folder
 
 

@@ -1,0 +1,132 @@
+"""``kconv clean``: what killed runs have left."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..core.errors import EnvironmentProblem, UsageError
+from .console import emit_json, plural, printable, say, size_text, table
+from .options import PATH, json_option, verbose_option
+
+if TYPE_CHECKING:
+    from ..core.leftovers import Leftover
+
+EXAMPLES = """\b
+Examples:
+  kconv clean
+  kconv clean dist/ --yes
+  kconv clean dist/ models/ --json
+"""
+
+_REMARKS = {
+    "left": "",
+    "in use": "in use by a run that goes on",
+    "unknown": "no lock tells, and changed within a day; not removed",
+}
+
+
+@click.command("clean", short_help="Remove what killed runs have left.", epilog=EXAMPLES)
+@click.argument("folders", type=PATH, nargs=-1, metavar="[FOLDER]...")
+@click.option("--yes", is_flag=True, help="Remove without asking.")
+@json_option
+@verbose_option
+def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) -> None:
+    """Show and remove the unfinished files that runs of kconv have left in each FOLDER.
+
+    Runs that were killed, or that a power cut ended, leave hidden files (.NAME.kconv-....partial) and, in
+    TMPDIR, folders. TMPDIR is always looked at; the default FOLDER is the one you are in. What a run is
+    still at work on is never touched, nor is anything with another name. The next run that writes to a
+    folder does the same there by itself.
+    """
+    from ..core.leftovers import remove, take_back
+
+    found = _found(folders or (Path(),))
+    left = [each for each in found if each.state == "left"]
+    if not as_json:
+        _show(found)
+    removed = []
+    if left and (yes or (not as_json and _agreed(left))):
+        for folder in dict.fromkeys(each.path.parent for each in left):
+            take_back(folder)
+        for each in left:
+            try:
+                gone = remove(each.path)
+            except OSError as error:
+                raise EnvironmentProblem(
+                    f"cannot remove {each.path}: {error.strerror or error}",
+                    hint="check the permissions of its folder",
+                ) from error
+            removed += [gone] if gone is not None else []
+    if as_json:
+        emit_json(_told(found, removed))
+    elif removed:
+        say(f"removed {in_words(removed)}")
+
+
+def _found(folders: Iterable[Path]) -> list[Leftover]:
+    """What lies in these folders and in TMPDIR, each folder once."""
+    from ..core.leftovers import find_leftovers
+
+    found: dict[str, Leftover] = {}
+    for folder in (*folders, Path(tempfile.gettempdir())):
+        if not folder.is_dir():
+            what = "is a file, expected a folder" if folder.exists() else "does not exist"
+            raise UsageError(f"{folder} {what}")
+        try:
+            for each in find_leftovers(folder):
+                found.setdefault(os.path.realpath(each.path), each)
+        except OSError as error:
+            raise EnvironmentProblem(f"cannot list {folder}: {error.strerror or error}") from error
+    return list(found.values())
+
+
+def _show(found: Sequence[Leftover]) -> None:
+    if not found:
+        say("nothing of runs that were killed")
+        return
+    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in found]
+    say(table(rows, right=(1,)))
+
+
+def _agreed(left: Sequence[Leftover]) -> bool:
+    if not sys.stdin.isatty():
+        say(f"{in_words(left)} of runs that were killed; --yes removes them")
+        return False
+    return click.confirm(f"Remove {printable(in_words(left))}?")
+
+
+def tell_removals() -> None:
+    """From now on, say so when what a killed run has left is removed by the next."""
+    from ..core import leftovers
+
+    leftovers.on_removal = _tell_removal
+
+
+def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
+    from .progress import announce
+
+    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
+
+
+def in_words(leftovers: Sequence[Leftover]) -> str:
+    """``3 unfinished files (1.20 GiB)``."""
+    return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
+
+
+def _told(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
+    gone = {each.path for each in removed}
+    return {
+        "leftovers": [
+            {"path": str(each.path), "bytes": each.bytes, "state": each.state, "removed": each.path in gone}
+            for each in found
+        ],
+        "bytes": sum(each.bytes for each in found if each.state == "left"),
+        "bytes_removed": sum(each.bytes for each in removed),
+    }

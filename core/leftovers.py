@@ -1,0 +1,226 @@
+"""What runs of kconv that were killed have left: unfinished files and temporary folders.
+
+They are told from those of a run that goes on by the lock that holds these (``core/claims.py``). Every run
+takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Some file systems
+have no locks, and one machine may not see those of another that shares the disk: there only age tells. So it
+does for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .claims import NAMES, is_of_this_machine, is_same, is_shortened
+
+OLD_AGE = 24 * 3600
+"""Seconds without a change after which something without a lock counts as left."""
+
+State = Literal["left", "in use", "unknown"]
+
+# What kconv called such files while it did not lock them.
+_BEFORE_LOCKS = re.compile(
+    r"\..+\.[0-9a-f]{16}\.partial|kconv-vocab-[a-z0-9_]{8}|\.kconv-compare-[a-z0-9_]{8}", re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A temporary file or folder of kconv's.
+
+    ``bytes`` are those its removal frees. It is ``left`` by a run that is gone, ``in use``, or ``unknown``:
+    without a lock that tells, and changed within a day.
+    """
+
+    path: Path
+    bytes: int
+    state: State
+
+
+def ignore(folder: Path, removed: list[Leftover]) -> None:
+    """Tell nobody."""
+
+
+on_removal: Callable[[Path, list[Leftover]], None] = ignore
+"""Told of what ``sweep`` has removed; the command line sets it."""
+
+
+def find_leftovers(folder: Path, *, unlocked: bool = True) -> list[Leftover]:
+    """Temporary files and folders of kconv's that lie in ``folder``, by name; not in folders below it.
+
+    Only those of this user's; without ``unlocked`` none of versions of kconv that held no locks.
+    Raises OSError where the folder cannot be listed.
+    """
+    found = []
+    for path in _candidates(folder, unlocked=unlocked):
+        with _taken(path) as (handle, state):
+            if handle is not None:
+                found.append(Leftover(path, _size(path), state))
+    return found
+
+
+def remove(path: Path) -> Leftover | None:
+    """Remove one that is left; None if it is not, or not any more. Raises OSError.
+
+    A folder that was about to be replaced gets its name back, if nothing has taken that meanwhile.
+    """
+    with _taken(path) as (handle, state):
+        if handle is None or state != "left":
+            return None
+        known = Leftover(path, _size(path), state)
+        match = NAMES.fullmatch(path.name)
+        if match is not None and match["end"] == "old":
+            before = path.with_name(match["of"])
+            if not os.path.lexists(before):
+                if is_shortened(match["of"]):
+                    return None
+                os.rename(path, before)
+                return known
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        return known
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs have left in ``folder``, as far as possible, and tell ``on_removal``."""
+    removed = []
+    take_back(folder)
+    with contextlib.suppress(OSError):
+        for path in _candidates(folder, unlocked=False):
+            with contextlib.suppress(OSError):
+                gone = remove(path)
+                if gone is not None:
+                    removed.append(gone)
+    if removed:
+        on_removal(folder, removed)
+
+
+def take_back(folder: Path) -> None:
+    """Take back names that killed runs gave to some of the files that belong together, not to all of them."""
+    with contextlib.suppress(OSError):
+        for group in _groups(folder):
+            with contextlib.suppress(OSError):
+                _take_back(group)
+
+
+def _groups(folder: Path) -> list[dict[str, list[Path]]]:
+    """Temporary files by their mark and whether they are ``partial`` or ``old``."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for path in _candidates(folder, unlocked=False):
+        match = NAMES.fullmatch(path.name)
+        if match is not None and match["of"] is not None and not path.is_dir():
+            if is_shortened(match["of"]):
+                continue
+            ends = groups.setdefault(match["mark"], {"partial": [], "old": []})
+            ends[match["end"]].append(path)
+    return list(groups.values())
+
+
+def _take_back(group: dict[str, list[Path]]) -> None:
+    """The same for one group.
+
+    Of a file that has its name, its temporary name is still there, too, or else what it replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        for path in group["partial"]:
+            handle, state = stack.enter_context(_taken(path))
+            if handle is None or state != "left":
+                return
+        named = {path: path.with_name(_final_name(path)) for path in (*group["partial"], *group["old"])}
+        ours = [path for path in group["partial"] if _is_one(path, named[path])]
+        if len(ours) == len(group["partial"]):  # all have their names
+            return
+        for path in ours:
+            named[path].unlink()
+        for path in group["old"]:
+            os.replace(path, named[path])
+
+
+def _final_name(path: Path) -> str:
+    match = NAMES.fullmatch(path.name)
+    assert match is not None
+    return match["of"]
+
+
+def _is_one(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
+
+
+def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries]
+    return [
+        folder / name
+        for name in sorted(names)
+        if NAMES.fullmatch(name) or (unlocked and _BEFORE_LOCKS.fullmatch(name))
+    ]
+
+
+@contextlib.contextmanager
+def _taken(path: Path) -> Iterator[tuple[int | None, State]]:
+    """Hold what lies there, if nobody else does; no handle where it is gone, no file or folder, not ours."""
+    try:
+        # O_NONBLOCK: opening a named pipe would wait; a lock over NFS needs a file open for writing.
+        handle = os.open(path, _flags(path) | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield None, "unknown"
+        return
+    try:
+        state = _state(handle, path)
+        yield (None, "unknown") if state is None else (handle, state)
+    finally:
+        os.close(handle)
+
+
+def _flags(path: Path) -> int:
+    return os.O_RDONLY if stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode) else os.O_RDWR
+
+
+def _state(handle: int, path: Path) -> State | None:
+    status = os.fstat(handle)
+    if status.st_uid != os.geteuid() or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        return None
+    match = NAMES.fullmatch(path.name)
+    locked = match is not None and is_of_this_machine(match["mark"])
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return "in use"
+    except OSError:  # a file system without locks
+        locked = False
+    if not is_same(handle, path):
+        return None
+    if locked:
+        return "left"
+    old = time.time() - max(each.st_mtime for each in _all(path)) > OLD_AGE
+    return "left" if old and not path.name.endswith(".old") else "unknown"
+
+
+def _all(path: Path) -> Iterator[os.stat_result]:
+    """What is known of a file, or of a folder and all that is in it."""
+    yield os.stat(path, follow_symlinks=False)
+    for above, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):
+                yield os.stat(os.path.join(above, name), follow_symlinks=False)
+
+
+def _size(path: Path) -> int:
+    """Bytes on the disk; none for a file that has another name, too."""
+    return sum(
+        each.st_blocks * 512 for each in _all(path) if stat.S_ISDIR(each.st_mode) or each.st_nlink == 1
+    )
