@@ -77,7 +77,7 @@ def test_activations_are_llama_cpps(
     )
     found = importance_of(counted).values
     assert set(found) == set(expected) - {"output.weight", "token_embd.weight"}
-    relative, absolute = (3e-3, 1e-6) if subject.recipe.gelu else (2e-5, 0.0)
+    relative, absolute = (3e-3, 1e-6) if subject.recipe.gelu else (1e-4, 0.0)  # measured: 7e-6
     for name, values in found.items():
         assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
         floor = absolute * expected[name].max()
