@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FAMILY ?= 42dot
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench batch test-full clean
+.PHONY: help setup demo test test-fast lint check bench batch test-full clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,14 +30,23 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, let it write: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
 	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest
+# Files of tests side by side; JOBS=1 one after the other, TESTS="-k gbst" or a file some of them.
+JOBS ?= auto
+TESTS ?=
+PYTEST := $(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadscope --no-loadscope-reorder
 
-check: setup ## ruff, mypy --strict and the tests
+test: setup ## run the tests, as many side by side as there are processors: JOBS=1, TESTS="-k gbst"
+	$(PYTEST) $(TESTS)
+
+test-fast: setup ## run all tests but the long ones, in under two minutes
+	$(PYTEST) -m "not long" $(TESTS)
+
+lint: setup ## ruff, mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+
+check: lint test ## ruff, mypy --strict and the tests
 
 bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, tokens a second of ONNX folders
 	$(BIN)/python bench/bench.py

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import pytest
+from signals_material import hangups_heeded
 
 from kconv.cli import errors
 from kconv.cli.commands import COMMANDS
@@ -274,10 +275,11 @@ def test_an_encoding_without_hangul_is_no_error() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda s: str(s.name))
 def test_signals_while_waiting_for_input_are_130(number: signal.Signals) -> None:
-    child = subprocess.Popen(
-        [*KCONV, "run", "x.gguf", "-p", "-", "--json"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    with hangups_heeded():
+        child = subprocess.Popen(
+            [*KCONV, "run", "x.gguf", "-p", "-", "--json"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
     time.sleep(0.7)
     child.send_signal(number)
     out, err = child.communicate(timeout=30)
@@ -351,16 +353,18 @@ def test_a_terminal_shows_a_bar_with_rate_and_time_left(rows: int, columns: int)
 
 
 def test_without_a_terminal_there_are_plain_lines() -> None:
+    begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", SLOW_WORK], capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()
-    assert len(lines) == 1  # after two seconds, then every five
+    # After two seconds, then every five: one line, or more where the machine is slow.
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begun - 2) // 5
     assert lines[0].startswith("kconv: writing weights: ")
     assert lines[0].endswith(" left")
     assert "\r" not in done.stderr
 
 
 def test_quick_work_shows_nothing() -> None:
-    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0.01)")
+    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from damage_material import DAMAGES
 from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
+from kconv.verify.comparison import How, Subject, read_reference
+from kconv.verify.reference import Reading
+from kconv.verify.windows import Window
 
 TYPES = ("f32", "q8_0", "q4_0")
 
@@ -53,6 +57,26 @@ def good(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder = tmp_path_factory.mktemp("good")
     made = to_gguf(checkpoint, folder, types=TYPES, verify=False)
     return {output.type: output.path for output in made.outputs}
+
+
+@pytest.fixture(scope="module")
+def readings() -> dict[tuple[Window, ...], Reading]:
+    """What the checkpoint says, by what it was asked."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _the_checkpoint_is_read_once(
+    readings: dict[tuple[Window, ...], Reading], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the same for all these files; reading it is what takes time."""
+
+    def once(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
+        if tuple(windows) not in readings:
+            readings[tuple(windows)] = read_reference(subject, how, windows)
+        return readings[tuple(windows)]
+
+    monkeypatch.setattr("kconv.verify.verifying.read_reference", once)
 
 
 def verified(path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
@@ -112,3 +136,13 @@ def test_and_in_a_file_without_a_manifest(
     code, proof = verified(path, checkpoint, capsys)
     assert code == 1
     assert proof[damage.part]["verdict"] == "failed"
+
+
+def test_the_checkpoint_was_asked_for_the_same_windows(
+    readings: dict[tuple[Window, ...], Reading],
+    good: dict[str, Path],
+    checkpoint: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verified(good["q8_0"], checkpoint, capsys)
+    assert len(readings) == 1

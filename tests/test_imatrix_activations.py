@@ -83,7 +83,7 @@ def test_activations_are_llama_cpps(
     found = importance_of(counted).values
     routers = {name for name in expected if "ffn_gate_inp" in name}  # never quantized
     assert set(found) == set(expected) - {"output.weight", "token_embd.weight"} - routers
-    relative, absolute = (3e-3, 1e-6) if subject.family.gelu else (2e-5, 0.0)
+    relative, absolute = (3e-3, 1e-6) if subject.family.gelu else (1e-4, 0.0)  # measured: 7e-6
     for name, values in found.items():
         assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
         floor = absolute * expected[name].max()

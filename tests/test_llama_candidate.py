@@ -135,7 +135,7 @@ def test_stories260k(real: Path, tmp_path: Path) -> None:
         losses.append(np.log(np.exp(exact).sum(1)) - chosen)
     assert np.concatenate(losses).mean() == pytest.approx(1.266441, abs=2e-6)
     expected = transformers_logits(folder, list(windows[0].ids))[:-1]
-    assert np.abs(found[0] - expected).max() < 1e-4
+    assert np.abs(found[0] - expected).max() < 5e-4  # of logits up to 20; measured: 3.2e-5
 
 
 def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:

@@ -50,8 +50,9 @@ KINDS: Mapping[str, Callable[..., Path]] = {
     "gptj-all-rotated": partial(random_gptj, rotary_dim=32, n_inner=200),
 }
 TYPES = {"q8_0": GGMLQuantizationType.Q8_0, "q4_0": GGMLQuantizationType.Q4_0}
-# Half of what issue 6 asks for. transformers' fp32 is up to 1.5e-5 from its own fp64 on the GPT-J here.
-CLOSE = 5e-5
+# What issue 6 asks for. Measured: up to 2.6e-5; transformers' fp32 is up to 1.5e-5 from its own fp64 on the
+# GPT-J here.
+CLOSE = 1e-4
 IDS = np.random.default_rng(0).integers(3, 300, (1, 150))
 
 

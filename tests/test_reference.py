@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,20 @@ def difference(folder: Path, *windows: Window) -> float:
 
 
 # What is left where windows of several lengths are computed together: zeros added to a sum (padding) may
-# group its other terms differently, and MKL multiplies few rows by other code than many. Logits reach 4 here.
-ROUNDING = 2e-5
+# group its other terms differently, and MKL multiplies few rows by other code than many, which differs by
+# processor. Logits reach 4 here and 20 in stories260K; measured are 3e-6 and, on an Intel, 2.8e-5.
+ROUNDING = 2e-4
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads() -> Iterator[None]:
+    """Logits compared bit by bit are computed with as many threads as ``read`` asks for."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -342,13 +354,13 @@ def test_the_process_is_left_as_it_was(plain: Path) -> None:
     from transformers.utils import logging as transformers_logging
 
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(3)
     transformers_logging.set_verbosity_info()
     try:
         checkpoint = open_checkpoint(plain)
-        reference = Reference(checkpoint, LLAMA, threads=1)
+        reference = Reference(checkpoint, LLAMA, threads=2)
         reading = reference.read([window(100)])
-        assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 3
         assert reference.vocabulary == 320
         assert (reading.logits(0, 0, 100) == read(plain, window(100)).logits(0, 0, 100)).all()
         assert transformers_logging.get_verbosity() == logging.INFO

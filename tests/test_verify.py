@@ -59,7 +59,7 @@ def test_stories260k_in_f32_is_the_checkpoint(
     proof = verify(stories["f32"], real / "hf_stories260K", texts=five_stories, tokens=512)
     figures = proof.logits.figures
     assert figures is not None
-    assert figures.logit_max < 1e-4
+    assert figures.logit_max < 5e-4  # of logits up to 20; measured: 4.4e-5, and processors differ by 2.8e-5
     assert figures.nll_reference == pytest.approx(1.266441, abs=1e-6)
     assert figures.nll_file == pytest.approx(1.266441, abs=1e-6)
     assert figures.same_top1 == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 
@@ -25,8 +26,12 @@ def estimated_seconds(model: Model, windows: Sequence[Window], files: int, *, pa
     return _STARTING + passes * (total / _WIDENED + pass_) + files * (1.0 + pass_)
 
 
+@functools.cache
 def _multiplying_speed() -> float:
-    """Floating-point operations a second in matrix products, the best of a few: others may be busy, too."""
+    """Floating-point operations a second in matrix products, the best of a few: others may be busy, too.
+
+    Measured once in a process.
+    """
     matrix = np.ones((_SIZE, _SIZE), np.float32)
     seconds = []
     for _ in range(_TRIES):

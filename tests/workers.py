@@ -1,0 +1,117 @@
+"""Tests side by side (pytest-xdist): how many processes, how many threads in each, which files come first.
+
+Files stay whole (``--dist loadscope``), so what a file's fixtures make is made once. The longest come first,
+or one of them would still be running when all others are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+
+MOST = 8
+"""More processes than this wait for the longest file."""
+MEMORY = 2 << 30
+"""Bytes a process is given: torch, transformers and onnxruntime, and a child or two."""
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+"""Variables that libraries ask how many threads to start."""
+LONG = (
+    *(
+        "damages",
+        "onnx_t5",
+        "onnx_gbst",
+        "onnx_causal",
+        "verify_t5",
+        "gptj",
+        "gbst_pipeline",
+        "imatrix_conversion",
+    ),
+    *(
+        "samples_small",
+        "bad_input",
+        "batch",
+        "against_llama_cpp",
+        "gptj_tokens",
+        "cli_verify",
+        "native",
+        "run_t5",
+    ),
+    *("cli_commands", "cli_run", "reference", "weights_part", "policy_bytes", "policy_types", "quant_parity"),
+    *(
+        "imatrix_activations",
+        "gptj_quant",
+        "metadata_part",
+        "compare",
+        "llama_candidate",
+        "verify",
+        "to_onnx",
+    ),
+    *("onnx_verify", "onnx_families", "onnx_formats", "onnx_t5_formats", "onnx_same_weights", "onnx_readme"),
+    *("onnx_merged", "onnx_side_files", "onnx_inspect", "run_onnx", "run_gbst", "pipeline", "policy_width"),
+    *(
+        "tokens_part",
+        "provenance",
+        "quantize",
+        "quantize_command",
+        "quantize_split",
+        "t5",
+        "t5_bytes",
+        "t5_formats",
+    ),
+    *("full_width", "demo_model", "plan", "llama_logits", "gbst_joined", "stories260k"),
+)
+"""Files that ``make test-fast`` leaves out, in the order in which they begin: about the longest first."""
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores() -> int:
+    """Processors this process may use: its affinity and the quota of its container."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (_CGROUP / "cpu.max").read_text("ascii").split()
+        found = min(found, round(int(quota) / int(period)))
+    return max(found, 1)
+
+
+def memory() -> int:
+    """Bytes that are free here: on the machine and in its container."""
+    found: int = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        limit, used = (int((_CGROUP / f"memory.{end}").read_text("ascii")) for end in ("max", "current"))
+        kept = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
+        found = min(found, limit - used + int(kept["inactive_file"]))  # files the kernel lets go at once
+    return found
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """What ``-n auto`` means."""
+    return max(min(cores(), memory() // MEMORY, MOST), 1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the long files, and put them first."""
+    order = {f"test_{name}.py": place for place, name in enumerate(LONG)}
+    for item in items:
+        if item.path.name in order:
+            item.add_marker("long")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
+
+def _share_threads() -> None:
+    """In a worker: no library takes more threads than its share of the processors."""
+    count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
+    if count is None:
+        return
+    share = str(max(cores() // int(count), 1))
+    for name in THREADS:
+        os.environ[name] = os.environ.get(name) or share
+
+
+_share_threads()  # before any library looks at the environment
