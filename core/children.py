@@ -103,7 +103,7 @@ class Child:
             self._log: IO[bytes] = tempfile.TemporaryFile(prefix="kconv-log-")  # noqa: SIM115  (see close)
         except OSError as error:
             raise EnvironmentProblem(
-                f"no temporary file: {error.strerror or error}",
+                f"no folder for temporary files: {error.strerror or error}",
                 hint="free some space there, or name another folder in TMPDIR",
             ) from error
         try:

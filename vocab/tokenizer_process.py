@@ -40,7 +40,7 @@ Library = Literal["tokenizers", "sentencepiece"]
 class TextsRefused(VocabError):
     """The library has no ids for some texts: those at ``indices``."""
 
-    def __init__(self, message: str, indices: Sequence[int], *, hint: str | None = None) -> None:
+    def __init__(self, message: str, indices: Sequence[int] = (), *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.indices = tuple(indices)
 
