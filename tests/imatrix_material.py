@@ -48,7 +48,8 @@ def watch_experts(node):
     seen = counts.setdefault(name, np.zeros(columns * experts))
     for token in range(tokens):
         for place in range(used):
-            expert = ctypes.c_int32.from_address(chosen.data + token * chosen.nb[1] + place * chosen.nb[0]).value
+            where = chosen.data + token * chosen.nb[1] + place * chosen.nb[0]
+            expert = ctypes.c_int32.from_address(where).value
             start = values.data + token * values.nb[2] + (place % inner) * values.nb[1]
             row = np.ctypeslib.as_array((ctypes.c_float * columns).from_address(start)).astype(np.float64)
             flat[expert * columns:(expert + 1) * columns] += row ** 2
