@@ -25,8 +25,8 @@ import numpy as np
 from memory import Run, measure
 
 from bench import KCONV, checked, remove
-from kconv.converters.planning import plan
 from kconv.core.gguf_file import GgufHeader, read_header
+from kconv.flows.plan import plan
 from kconv.quant.imatrix_file import Activations, write_activations
 from kconv.quant.policy import POLICIES
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from ..runtimes.generation import Generation, Runtime, TextStream, generate_text, token_bytes
 from ..runtimes.sampling import Sampling
 from .console import emit_json, plural, say, seconds_text, terminal_text
-from .generation import Generation, Runtime, TextStream, generate_text, token_bytes
 from .masks import Fill, check_prompt, completed, ending_sentinels, mask_name, read_fills
 from .prompts import Question, token_room
 

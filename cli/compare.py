@@ -23,7 +23,7 @@ from .options import PATH, force_option, json_option, threads_option, verbose_op
 from .report_option import naming_the_report, refuse_report
 
 if TYPE_CHECKING:
-    from ..verify.comparing import ComparedType, Comparison
+    from ..flows.compare import ComparedType, Comparison
 
 EXAMPLES = """\b
 Examples:
@@ -85,7 +85,7 @@ def command(
     if report is not None:
         refuse_report(report, force=force)
 
-    from ..verify.comparing import compare
+    from ..flows.compare import compare
     from ..verify.texts import read_texts
     from .progress import announce, shown_progress
 
@@ -106,7 +106,7 @@ def command(
     if not as_json:
         _tell(found)
     if report is not None:
-        from ..verify.comparison_report import write_comparison
+        from ..report.comparison import write_comparison
 
         with naming_the_report():
             write_comparison(found, report, force=force)
@@ -133,7 +133,7 @@ def _tell(found: Comparison) -> None:
 
 
 def _row(each: ComparedType) -> tuple[str, ...]:
-    from ..verify.report_text import with_error
+    from ..report.text import with_error
 
     size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
     kind = "" if each.stock else "changed"

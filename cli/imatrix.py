@@ -101,8 +101,8 @@ def _made(
     from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
+    from ..flows.importance import gather, named_texts
     from ..quant.imatrix_file import write_activations
-    from ..verify.activations import gather, named_texts
     from .progress import announce, shown_progress
 
     named = named_texts(texts)

@@ -11,14 +11,14 @@ from ..core.errors import KconvError
 from .descriptions import Description, classes, manifest_of, plain, proof_of, summary, tensor_line, tokenizer
 
 if TYPE_CHECKING:
-    from ..verify.onnx_model_file import ModelFile, Stored, Value
+    from ..runtimes.onnx_model_file import ModelFile, Stored, Value
 
 _OF_CHECKPOINTS = ("*.safetensors", "*.bin")
 
 
 def is_onnx(folder: Path) -> bool:
     """Whether a folder is one of ONNX files, and not a checkpoint that has some, too."""
-    from ..verify.onnx_folder import holds_onnx
+    from ..runtimes.onnx_folder import holds_onnx
 
     return holds_onnx(folder) and not any(any(folder.glob(pattern)) for pattern in _OF_CHECKPOINTS)
 
@@ -28,7 +28,7 @@ def describe_onnx(folder: Path) -> Description:
     from ..converters.card import general_metadata
     from ..converters.targets import manifest_path
     from ..core.checkpoint import Checkpoint
-    from ..verify.onnx_folder import open_onnx
+    from ..runtimes.onnx_folder import open_onnx
 
     opened = open_onnx(folder, runs=False)
     files = Checkpoint(folder, opened.config, {}, ())
@@ -73,7 +73,7 @@ def _tensors(models: Sequence[ModelFile]) -> list[Description]:
 
     Where weights lie in files of their own, what a graph keeps itself are constants, which are left out.
     """
-    from ..verify.onnx_model_file import element_name
+    from ..runtimes.onnx_model_file import element_name
 
     held: dict[str, Stored] = {}
     for model in models:

@@ -14,7 +14,7 @@ from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
-    from ..converters.planning import Plan, PlannedType
+    from ..flows.plan import Plan, PlannedType
     from ..verify.published import Band
 
 EXAMPLES = """\b
@@ -53,7 +53,7 @@ def command(
     have published for it. Then the memory and the disk a conversion takes. Of the weights only headers are
     read; the vocabulary is compared with the tokenizer as in a conversion, since it is part of the file.
     """
-    from ..converters.planning import plan
+    from ..flows.plan import plan
     from ..quant.policy import POLICIES
     from .progress import shown_progress
 

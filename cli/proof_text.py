@@ -1,6 +1,6 @@
 """A proof as people read it in a terminal: parts, findings, figures, worst tokens, verdict.
 
-The words and figures are those of the report (verify/report_words.py); here they are laid out in columns.
+The words and figures are those of the report (report/words.py); here they are laid out in columns.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import click
 
+from ..report.published import published
+from ..report.text import number, percent
+from ..report.words import figure_rows, gate_value, gelu_words, part_line
 from ..verify.proof import (
     Diagnosis,
     Finding,
@@ -21,9 +24,6 @@ from ..verify.proof import (
     WorstToken,
     layer_name,
 )
-from ..verify.published import published
-from ..verify.report_text import number, percent
-from ..verify.report_words import figure_rows, gate_value, gelu_words, part_line
 from .console import count_text, plural, printable, seconds_text, table, width
 
 _FINDINGS = 12

@@ -34,8 +34,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..converters.requantize import Requantization
     from ..converters.results import Output
+    from ..flows.quantize import Requantization
     from ..verify.proof import Proof
 
 EXAMPLES = """\b
@@ -99,7 +99,7 @@ def command(
     The source is F32, F16 or BF16, in one file or in parts, of which any can be named; the files are the very
     bytes llama-quantize writes. Beside each (of parts: the first) stands <file>.manifest.json.
     """
-    from ..converters.requantize import quantize
+    from ..flows.quantize import quantize
     from .progress import shown_progress
 
     begun = time.monotonic()

@@ -15,12 +15,12 @@ import click
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
+from ..runtimes.generation import Runtime, choose_sampling, sampling_in_file
 from ..runtimes.sampling import Sampling
 from .answers import answer, show_answer
 from .console import show_log
 from .errors import heed_reader
 from .front_ends import front_end_for
-from .generation import Runtime, choose_sampling, sampling_in_file
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import question, read_prompt
@@ -242,7 +242,7 @@ def _gguf(
 
 def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int | None) -> _Loaded:
     from ..core.cores import available_cores
-    from ..verify.onnx_folder import holds_onnx
+    from ..runtimes.onnx_folder import holds_onnx
 
     if not holds_onnx(artifact):
         raise InputError(
@@ -254,7 +254,7 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
             raise UsageError(
                 f"{option} is for GGUF files; an ONNX folder has its own", hint=f"leave out {option}"
             )
-    from .onnx_runtime import OnnxRuntime, read_onnx_model
+    from ..runtimes.onnx import OnnxRuntime, read_onnx_model
 
     model = read_onnx_model(artifact)
     workers = threads or available_cores()

@@ -38,7 +38,7 @@ from .options import (
 from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
-    from ..converters.pipeline import Conversion
+    from ..flows.convert import Conversion
     from ..verify.proof import Proof
     from ..vocab.parity import Parity
 
@@ -152,7 +152,7 @@ def command(
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; what ends it during the proof is told that the files are there."""
-    from ..converters.pipeline import to_gguf
+    from ..flows.convert import to_gguf
     from .progress import announce, shown_progress, whole_files_named
 
     with whole_files_named("the files are", checkpoint) as made, shown_progress() as progress:

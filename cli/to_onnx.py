@@ -158,7 +158,7 @@ def command(
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; what ends it during the proof is told that the folder is there."""
-    from ..converters.onnx.pipeline import to_onnx
+    from ..flows.to_onnx import to_onnx
     from .progress import announce, shown_progress, whole_files_named
 
     with whole_files_named("the folder is", checkpoint) as made, shown_progress() as progress:

@@ -108,9 +108,9 @@ def command(
         refuse_report(report, force=force)
     _refuse_folder(artifact, against)
 
+    from ..flows.verify import verify
     from ..verify.gates import parse_gates
     from ..verify.texts import read_texts
-    from ..verify.verifying import verify
     from .progress import announce, shown_progress
     from .proof_text import proof_text
 
@@ -134,7 +134,7 @@ def command(
     if not as_json:  # before the report, so that a full disk does not cost the verdict
         click.echo(proof_text(proof))
     if report is not None:
-        from ..verify.report import write_report
+        from ..report.html import write_report
 
         with naming_the_report():
             write_report([proof], report, force=force)
@@ -146,7 +146,7 @@ def command(
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:
-    from ..verify.onnx_folder import holds_onnx
+    from ..runtimes.onnx_folder import holds_onnx
 
     if not artifact.is_dir() or holds_onnx(artifact):
         return

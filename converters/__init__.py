@@ -1,4 +1,4 @@
-"""From a checkpoint, or another GGUF, to files: recipes, the pipelines, the GGUF and the ONNX writer."""
+"""What files are made from, and how they are written: families, plans, GGUF, ONNX, samples."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .onnx.pipeline import to_onnx
+    from ..flows.convert import Conversion, Output, to_gguf
+    from ..flows.quantize import Requantization, quantize
+    from ..flows.to_onnx import to_onnx
     from .onnx.results import OnnxConversion
-    from .pipeline import Conversion, Output, to_gguf
-    from .requantize import Requantization, quantize
 
 __all__ = ["Conversion", "OnnxConversion", "Output", "Requantization", "quantize", "to_gguf", "to_onnx"]
 
+# What the README has always imported from here lies in flows/ now; only these names point up.
 _ELSEWHERE = {
+    "Conversion": "results",
+    "Output": "results",
     "OnnxConversion": "onnx.results",
-    "Requantization": "requantize",
-    "quantize": "requantize",
-    "to_onnx": "onnx.pipeline",
+    "Requantization": "..flows.quantize",
+    "quantize": "..flows.quantize",
+    "to_gguf": "..flows.convert",
+    "to_onnx": "..flows.to_onnx",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load the pipeline, and numpy with it, only when something of it is asked for."""
+    """Load a flow, and numpy with it, only when something of it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_ELSEWHERE.get(name, 'pipeline')}", __package__), name)
+    place = _ELSEWHERE[name]
+    return getattr(import_module(place if place.startswith("..") else f".{place}", __package__), name)

@@ -29,9 +29,9 @@ MODULES = (
     *("tokenizers", "sentencepiece", "safetensors.torch", "jinja2.sandbox", "onnx", "accelerate"),
     *("kconv.cli.to_gguf", "kconv.cli.to_onnx", "kconv.cli.verify", "kconv.cli.quantize", "kconv.cli.plan"),
     *("kconv.cli.imatrix", "kconv.cli.compare", "kconv.cli.inspection", "kconv.cli.run"),
-    *("kconv.converters.pipeline", "kconv.converters.onnx.pipeline", "kconv.converters.requantize"),
-    *("kconv.converters.onnx.writer", "kconv.converters.planning", "kconv.verify.verifying"),
-    *("kconv.verify.comparing", "kconv.verify.activations", "kconv.verify.conversion"),
+    *("kconv.flows.convert", "kconv.flows.to_onnx", "kconv.flows.quantize"),
+    *("kconv.converters.onnx.writer", "kconv.flows.plan", "kconv.flows.verify"),
+    *("kconv.flows.compare", "kconv.flows.importance", "kconv.flows.prove"),
 )
 
 

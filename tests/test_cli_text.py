@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kconv.cli.console import markdown_table, printable, seconds_text, size_text, table, terminal_text, width
-from kconv.cli.generation import TextStream, choose_sampling, sampling_in_file
+from kconv.runtimes.generation import TextStream, choose_sampling, sampling_in_file
 from kconv.runtimes.sampling import Sampling
 
 

@@ -342,7 +342,7 @@ def test_a_report_without_room_does_not_cost_the_verdict(
     def full(*arguments: object, **options: object) -> None:
         raise EnvironmentProblem("no space left", hint="write to another disk with -o")
 
-    monkeypatch.setattr("kconv.verify.report.write_report", full)
+    monkeypatch.setattr("kconv.report.html.write_report", full)
     report = tmp_path / "proof.html"
     done = kconv("verify", good, "--against", checkpoint, "--text", text, "--report", report)
     assert done.returncode == 4

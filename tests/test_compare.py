@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from gbst_material import random_gbswt5
 
-from kconv.converters.planning import plan
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, OutputExists, UsageError
+from kconv.flows.compare import ComparedType, Comparison, compare
+from kconv.flows.plan import plan
 from kconv.quant.policy import POLICIES
+from kconv.report.comparison import comparison_html, write_comparison
+from kconv.report.size_chart import size_chart
+from kconv.report.svg import text_width
 from kconv.verify import verify
-from kconv.verify.comparing import ComparedType, Comparison, compare
-from kconv.verify.comparison_report import comparison_html, write_comparison
-from kconv.verify.size_chart import size_chart
-from kconv.verify.svg import text_width
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 TYPES = ("q3_k_m", "q4_0", "q4_k_m", "q4_k_m:pure", "q8_0")

@@ -19,9 +19,9 @@ from damage_material import DAMAGES
 from kconv.cli.main import main
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
+from kconv.core.windows import Window
+from kconv.reference.model import Reading
 from kconv.verify.comparison import How, Subject, read_reference
-from kconv.verify.reference import Reading
-from kconv.verify.windows import Window
 
 TYPES = ("f32", "q8_0", "q4_0")
 
@@ -76,7 +76,7 @@ def _the_checkpoint_is_read_once(
             readings[tuple(windows)] = read_reference(subject, how, windows)
         return readings[tuple(windows)]
 
-    monkeypatch.setattr("kconv.verify.verifying.read_reference", once)
+    monkeypatch.setattr("kconv.flows.verify.read_reference", once)
 
 
 def verified(path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:

@@ -26,8 +26,8 @@ from gptj_material import byte_level_tokenizer
 from llama_material import random_llama
 
 FULL = bool(os.environ.get("KCONV_FAULTS_FULL"))
-MODULES = ("kconv.cli.to_gguf", "kconv.cli.quantize", "kconv.cli.to_onnx", "kconv.converters.requantize")
-MODULES += ("kconv.converters.onnx.writer", "kconv.converters.onnx.pipeline", "tokenizers", "jinja2.sandbox")
+MODULES = ("kconv.cli.to_gguf", "kconv.cli.quantize", "kconv.cli.to_onnx", "kconv.flows.quantize")
+MODULES += ("kconv.converters.onnx.writer", "kconv.flows.to_onnx", "tokenizers", "jinja2.sandbox")
 STOPPED = 137  # exit code of a process that faults.c ended
 WRITTEN, READ = (errno.ENOSPC, errno.EIO, errno.EDQUOT), (errno.EIO,)
 ENDED = ("stop before", "stop after")

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kconv.converters import to_gguf
+from kconv.core.windows import Window
+from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.verify.figures import PERCENTILES, Measure, percentile
 from kconv.verify.gates import gate_for, judge
-from kconv.verify.llama_candidate import LlamaCandidate
 from kconv.verify.proof import Figures, NotFinite
-from kconv.verify.windows import Window
 
 Floats = npt.NDArray[np.float32]
 

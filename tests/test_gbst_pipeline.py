@@ -25,8 +25,8 @@ from kconv.converters.results import Conversion
 from kconv.core.errors import GgufError, NonFiniteError, OutputExists, UsageError
 from kconv.core.gguf_file import read_header, write_header
 from kconv.core.reading import open_checkpoint
+from kconv.report.html import report_html
 from kconv.verify import verify
-from kconv.verify.report import report_html
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."
@@ -235,8 +235,8 @@ def test_the_reference_is_the_whole_model_whatever_goes_together(folder: Path) -
     import torch
 
     from kconv.converters.families.gbst import GBSWT5
-    from kconv.verify.reference import Reference
-    from kconv.verify.windows import Window
+    from kconv.core.windows import Window
+    from kconv.reference.model import Reference
 
     texts = [KOREAN, "a", ""]
     decoder = (0, 258, 240, 187, 188, 257)

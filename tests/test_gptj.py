@@ -23,11 +23,11 @@ from kconv.converters.mapping import build, parameters, unmapped
 from kconv.core.errors import KconvError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType, Tensor
+from kconv.core.windows import Window
+from kconv.reference.empty_model import empty_model
+from kconv.reference.model import Reference
+from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.verify import verify
-from kconv.verify.empty_model import empty_model
-from kconv.verify.llama_candidate import LlamaCandidate
-from kconv.verify.reference import Reference
-from kconv.verify.windows import Window
 from kconv.vocab.sources import read_source
 
 KCONV = str(Path(sys.executable).parent / "kconv")

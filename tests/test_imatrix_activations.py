@@ -21,9 +21,9 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType, Tensor
+from kconv.flows.importance import count_activations, gather, named_texts
 from kconv.quant.gguf_weights import open_gguf
 from kconv.quant.importance import importance_of
-from kconv.verify.activations import count_activations, gather, named_texts
 from kconv.verify.comparison import How, Subject, read_reference, text_windows
 from kconv.verify.front_end import embed_of
 from kconv.vocab.settle import settle_vocab

@@ -23,10 +23,10 @@ from kconv.converters import to_gguf
 from kconv.core.errors import ChildDied
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
-from kconv.verify import llama_candidate
-from kconv.verify.candidate import CandidateFailure
-from kconv.verify.llama_candidate import LlamaCandidate
-from kconv.verify.windows import Window
+from kconv.core.windows import Window
+from kconv.runtimes import llama_candidate
+from kconv.runtimes.candidate import CandidateFailure
+from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.vocab.sources import read_source
 
 Floats = npt.NDArray[np.float32]

@@ -10,9 +10,9 @@ import pytest
 from llama_material import random_llama
 from t5_checkpoints import write_t5
 
-from kconv.cli.onnx_runtime import read_onnx_model
 from kconv.converters import to_gguf, to_onnx
 from kconv.core.errors import CheckpointError, KconvError, TokenMismatch, UnsupportedModel, VocabError
+from kconv.runtimes.onnx import read_onnx_model
 from kconv.verify import verify
 
 DEEP: dict[str, Any] = {"num_layers": 1, "num_decoder_layers": 3}

@@ -17,8 +17,8 @@ import torch
 from transformers import T5ForConditionalGeneration
 
 from kconv.converters import to_gguf
-from kconv.converters.onnx.pipeline import to_onnx
 from kconv.converters.samples import write_sample
+from kconv.flows.to_onnx import to_onnx
 from kconv.verify import verify
 
 KCONV = str(Path(sys.executable).parent / "kconv")

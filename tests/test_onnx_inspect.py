@@ -21,7 +21,7 @@ from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
-from kconv.verify.onnx_folder import open_onnx
+from kconv.runtimes.onnx_folder import open_onnx
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 

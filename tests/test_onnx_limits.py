@@ -15,12 +15,12 @@ from onnx_material import write_llama_onnx
 from kconv.cli.main import main
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
-from kconv.verify import onnx_graph, onnx_limits, onnx_model_file
-from kconv.verify.candidate import CandidateFailure
-from kconv.verify.onnx_folder import open_onnx
-from kconv.verify.onnx_limits import limits_of
-from kconv.verify.onnx_process import OnnxProcess
-from kconv.verify.onnx_wire import more_parts_than
+from kconv.runtimes import onnx_graph, onnx_limits, onnx_model_file
+from kconv.runtimes.candidate import CandidateFailure
+from kconv.runtimes.onnx_folder import open_onnx
+from kconv.runtimes.onnx_limits import limits_of
+from kconv.runtimes.onnx_process import OnnxProcess
+from kconv.runtimes.onnx_wire import more_parts_than
 
 Edit = Callable[[Any], object]
 IDS = list(range(3, 30))

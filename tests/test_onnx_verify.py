@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, InputError, UsageError
+from kconv.core.windows import Window
+from kconv.runtimes.onnx_candidate import OnnxCandidate, stepped
+from kconv.runtimes.onnx_folder import check_onnxruntime, holds_onnx, open_onnx
 from kconv.verify import Proof, verify
-from kconv.verify.onnx_candidate import OnnxCandidate, stepped
-from kconv.verify.onnx_folder import check_onnxruntime, holds_onnx, open_onnx
-from kconv.verify.windows import Window
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 

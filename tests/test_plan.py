@@ -19,11 +19,11 @@ from llama_material import random_llama
 from t5_material import random_byt5
 
 from kconv.converters import to_gguf
-from kconv.converters.planning import Plan, plan
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import CheckpointError, InputError, UsageError
 from kconv.core.gguf_file import read_header
+from kconv.flows.plan import Plan, plan
 from kconv.quant.policy import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent

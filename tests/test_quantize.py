@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from requantize_material import QUANTIZED_KEYS, half_file, llama_file, odd_file, theirs
 
-from kconv.converters.requantize import quantize
 from kconv.core.errors import InputError, NonFiniteError
 from kconv.core.gguf_file import header_bytes, read_header, read_pairs
 from kconv.core.gguf_pairs import encode_pairs
+from kconv.flows.quantize import quantize
 from kconv.quant.formats import FORMATS
 from kconv.quant.policy import parse_policy
 

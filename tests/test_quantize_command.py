@@ -15,11 +15,11 @@ from gbst_material import random_gbswt5
 from requantize_material import llama_file, theirs
 
 from kconv.converters import to_gguf
-from kconv.converters.requantize import quantize
 from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError
 from kconv.core.gguf_file import TensorInfo, header_bytes, read_header, tensor_bytes
 from kconv.core.gguf_pairs import encode_pairs
+from kconv.flows.quantize import quantize
 from kconv.quant.policy import parse_policy
 
 KCONV = [sys.executable, "-m", "kconv.cli.main"]

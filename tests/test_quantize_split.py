@@ -16,12 +16,12 @@ from requantize_material import llama_file, theirs
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
-from kconv.converters.requantize import quantize
 from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError, UsageError
 from kconv.core.gguf_file import TensorInfo, header_bytes, read_header, read_pairs
 from kconv.core.gguf_pairs import INT32, UINT16, encode_pair
 from kconv.core.gguf_split import parse_split_size, part_path, placed, read_model, whole_name
+from kconv.flows.quantize import quantize
 from kconv.quant.policy import parse_policy
 from kconv.verify import verify
 

@@ -30,8 +30,8 @@ from kconv.core.checkpoint import Checkpoint
 from kconv.core.errors import CheckpointError, EnvironmentProblem, InputError, MappingError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import Array, DType, Tensor
-from kconv.verify.reference import Reading, Reference
-from kconv.verify.windows import Window
+from kconv.core.windows import Window
+from kconv.reference.model import Reading, Reference
 
 Floats = npt.NDArray[np.float32]
 
@@ -121,8 +121,8 @@ def test_more_windows_than_go_together(plain: Path) -> None:
 
 def test_any_positions_may_be_asked_for(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks and out of order, with an output matrix cut into slices, ahead of time or not."""
-    monkeypatch.setattr("kconv.verify.reference._LOGITS", 40 * 4 * 320)
-    monkeypatch.setattr("kconv.verify.reference._SLICE", 100 * 4 * 64)
+    monkeypatch.setattr("kconv.reference.model._LOGITS", 40 * 4 * 320)
+    monkeypatch.setattr("kconv.reference.model._SLICE", 100 * 4 * 64)
     windows = window(230), window(180, seed=1)
     reading = read(plain, *windows)
     expected = [transformers_logits(plain, list(each.ids)) for each in windows]

@@ -17,6 +17,9 @@ import pytest
 import report_material as material
 
 from kconv.core.errors import OutputExists, UsageError
+from kconv.report.html import report_html, write_report
+from kconv.report.text import number, percent, plain, small_percent, visible, with_error
+from kconv.report.words import figure_rows
 from kconv.verify.proof import (
     Diagnosis,
     Finding,
@@ -27,9 +30,6 @@ from kconv.verify.proof import (
     TokensPart,
     WeightsPart,
 )
-from kconv.verify.report import report_html, write_report
-from kconv.verify.report_text import number, percent, plain, small_percent, visible, with_error
-from kconv.verify.report_words import figure_rows
 from kconv.vocab.parity import Difference
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -301,7 +301,7 @@ def test_refuses_to_overwrite_and_leaves_nothing_half_written(
     assert path.read_bytes() != before
     with pytest.raises(UsageError):
         write_report([], tmp_path / "none.html")
-    monkeypatch.setattr("kconv.verify.report.report_html", lambda proofs: 1 / 0)
+    monkeypatch.setattr("kconv.report.html.report_html", lambda proofs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report([material.quick()], tmp_path / "broken.html")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kconv.converters.pipeline import to_gguf
-from kconv.converters.requantize import quantize
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem
+from kconv.flows.convert import to_gguf
+from kconv.flows.quantize import quantize
 
 
 @pytest.fixture(scope="module")

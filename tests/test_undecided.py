@@ -17,10 +17,11 @@ from kconv.cli.main import main
 from kconv.converters import to_gguf, to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import ChildDied
-from kconv.verify import llama_candidate, onnx_process, verify
-from kconv.verify.onnx_folder import open_onnx
-from kconv.verify.onnx_process import OnnxProcess
-from kconv.verify.report import report_html
+from kconv.report.html import report_html
+from kconv.runtimes import llama_candidate, onnx_process
+from kconv.runtimes.onnx_folder import open_onnx
+from kconv.runtimes.onnx_process import OnnxProcess
+from kconv.verify import verify
 
 # The real children, with what befalls them.
 STAND_IN = """
@@ -168,7 +169,7 @@ def test_a_folder_is_kept_and_not_decided(
 def test_run_says_what_befell_its_process(
     does: str, said: str, folder: Path, stands_in: Kill, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
-    from kconv.verify import onnx_limits
+    from kconv.runtimes import onnx_limits
 
     sleeps = "sleep" in does
     if sleeps:

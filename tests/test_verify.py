@@ -13,8 +13,8 @@ from damage_material import edited, scaled
 
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
+from kconv.report.html import report_html
 from kconv.verify import Proof, verify
-from kconv.verify.report import report_html
 
 TYPES = ("f32", "q8_0", "q4_0")
 

@@ -24,16 +24,16 @@ from kconv.converters.mapping import unmapped
 from kconv.core.errors import CheckpointError, ChildDied, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
+from kconv.core.windows import Window
 from kconv.quant.gguf_weights import open_gguf
+from kconv.reference.model import Reading, Reference
+from kconv.report.html import report_html
+from kconv.runtimes.candidate import CandidateFailure
+from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.verify import verify
 from kconv.verify.byte_text import shown, shown_next
-from kconv.verify.candidate import CandidateFailure
 from kconv.verify.gaps import gaps_of, with_gaps
-from kconv.verify.llama_candidate import LlamaCandidate
-from kconv.verify.reference import Reading, Reference
-from kconv.verify.report import report_html
 from kconv.verify.text_pairs import PairReader, built_in_pairs, default_size, text_pairs
-from kconv.verify.windows import Window
 from kconv.vocab.sources import read_source
 from kconv.vocab.tokenizer import Source
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kconv.core.errors import InputError
-from kconv.verify.windows import Window, cut
+from kconv.core.windows import Window, cut
 
 
 @pytest.mark.parametrize("before", [(), (9,)])

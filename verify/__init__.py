@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..flows.verify import verify
     from .proof import Proof
-    from .verifying import verify
 
 __all__ = ["Proof", "verify"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return Proof
     if name == "verify":
-        from .verifying import verify
+        from ..flows.verify import verify
 
         return verify
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,20 +20,20 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
 from ..core.vocabulary import Vocab
+from ..core.windows import Window, cut
 from ..quant.gguf_weights import GgufFile
+from ..reference.model import Reading, Reference
+from ..runtimes.candidate import Candidate, CandidateFailure
+from ..runtimes.llama_candidate import LlamaCandidate
 from ..vocab.tokenizer import Source
-from .candidate import Candidate, CandidateFailure
 from .cost import estimated_seconds
 from .diagnosis import diagnose
 from .front_end import embed_of, named_front_end, tokens_a_position
 from .gates import file_type, gate_for
-from .llama_candidate import LlamaCandidate
 from .logits import Read, broken, compare, judged
 from .proof import Finding, Gate, LogitsPart, TensorError, undecided
-from .reference import Reading, Reference
 from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
-from .windows import Window, cut
 
 Announce = Callable[[str], None]
 RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..core.model import Model
-from .windows import Window
+from ..core.windows import Window
 
 _SIZE, _TRIES = 768, 6
 _WIDENED = 3e9  # weights a second that are read from the checkpoint and widened to fp32, on two cores

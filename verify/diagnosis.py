@@ -13,11 +13,11 @@ from ..converters.family import AnyFamily
 from ..converters.mapping import unmapped
 from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
+from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
-from .candidate import Candidate, Floats
+from ..reference.model import Reading, Reference
+from ..runtimes.candidate import Candidate, Floats
 from .proof import Diagnosis, LayerError, TensorError, layer_name
-from .reference import Reading, Reference
-from .windows import Window
 
 _TOKENS = 128
 _WORST = 8

@@ -22,9 +22,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .candidate import Floats
+from ..core.windows import Window
+from ..runtimes.candidate import Floats
 from .proof import Figures, NotFinite, Positions
-from .windows import Window
 
 Doubles = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, front_end_o
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import file_sha256, quoted
 from ..quant.gguf_weights import GgufFile
-from .candidate import CandidateFailure
+from ..runtimes.candidate import CandidateFailure
 from .proof import Finding, MetadataPart, verdict_of
 
 

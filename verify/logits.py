@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ..core.errors import ChildDied
 from ..core.progress import Progress, silent
+from ..core.windows import Window
+from ..reference.model import Reading
+from ..runtimes.candidate import CandidateFailure, LogitsSource
 from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next
-from .candidate import CandidateFailure, LogitsSource
 from .figures import Disagreement, Measure
 from .gates import judge
 from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, undecided, verdict_of
-from .reference import Reading
-from .windows import Window
 
 Read = Callable[[tuple[Window, ...]], Reading]
 """Reads windows with the checkpoint in fp32."""

@@ -15,13 +15,13 @@ from ..core.errors import InputError
 from ..core.input_files import quoted, read_bytes, read_json
 from ..core.model import Model
 from ..quant.parts import EMBEDDING
+from ..runtimes.onnx_folder import OnnxFolder
 from ..vocab.byte_vocabulary import KIND as BYTES
 from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
 from ..vocab.tokenizer_process import TokenizerProcess
-from .onnx_folder import OnnxFolder
 from .proof import Finding, MetadataPart, TokensPart, verdict_of
 from .tokens import cut
 

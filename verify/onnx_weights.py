@@ -28,8 +28,8 @@ from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
 from ..quant.ggml import Bytes, Floats, dequantize
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch, convert_slab
-from .onnx_folder import OnnxFolder
-from .onnx_model_file import Stored
+from ..runtimes.onnx_folder import OnnxFolder
+from ..runtimes.onnx_model_file import Stored
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ..core.windows import Window, cut
 from ..vocab.texts import udhr
 from ..vocab.tokenizer import Source
-from .windows import Window, cut
 
 # Tokens of each language: a conversion reads a few hundred, a verification some thousand.
 QUICK = {"kor": 160, "eng": 96}

@@ -1,0 +1,321 @@
+"""The whole way from a checkpoint to files: ``convert`` is the diagram of ARCHITECTURE.md in code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..converters.card import general_metadata, licence_notice
+from ..converters.families import family_for
+from ..converters.family import Companion
+from ..converters.gguf_writer import FilePlan, plan_file, write_files
+from ..converters.manifest import checkpoint_hashes, common_part, manifest_text, record_proof
+from ..converters.mapping import build, parameters
+from ..converters.results import Beside, Conversion, Options, Output, Proven, Run, Scope, scope_of
+from ..converters.targets import (
+    CompanionTarget,
+    Target,
+    check_request,
+    choose_companion_targets,
+    choose_targets,
+    output_of,
+)
+from ..core.checkpoint import Checkpoint
+from ..core.errors import UsageError
+from ..core.files import atomic_files
+from ..core.gguf_file import read_header
+from ..core.model import Model
+from ..core.progress import Progress, silent
+from ..core.reading import file_sha256, open_checkpoint
+from ..core.vocabulary import Vocab
+from ..quant.formats import F32
+from ..quant.importance import Importance, importance_to_be, read_importance
+from ..quant.policy import choose_formats, quantization_metadata
+from ..vocab.context import read_context
+from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
+from ..vocab.ollama import ollama_modelfile
+from ..vocab.parity import Parity
+from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
+from ..vocab.settle import settle_vocab
+
+if TYPE_CHECKING:
+    from .calibrate import Calibration
+
+
+def to_gguf(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    types: Sequence[str] = ("auto",),
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    calibrate: Sequence[str | Path] = (),
+    allow_nan: bool = False,
+    allow_tokenizer_mismatch: bool = False,
+    disabled_adapters: Sequence[str] = (),
+    chat_template: str | None = None,
+    verify: bool | Scope = "quick",
+    keep_wo: bool = False,
+    modelfile: bool = False,
+    split_max_size: str | None = None,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+    made: Callable[[Sequence[Path]], None] = lambda paths: None,
+) -> Conversion:
+    """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
+
+    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
+    ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
+    leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
+    ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
+    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first. ``keep_wo`` leaves the
+    feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
+    some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
+    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
+    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
+    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    """
+    options = Options(
+        tuple(types),
+        pure,
+        allow_nan,
+        allow_tokenizer_mismatch,
+        tuple(disabled_adapters),
+        chat_template,
+        scope_of(verify),
+        keep_wo,
+        tuple(tensor_types),
+        output_type,
+        embedding_type,
+        None if imatrix is None else str(imatrix),
+        tuple(str(path) for path in calibrate),
+        split_max_size,
+    )
+    return convert(
+        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
+    )
+
+
+def convert(
+    source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
+) -> Conversion:
+    """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
+    check_request(output, options)
+    importance = None if options.imatrix is None else read_importance(options.imatrix)
+    checkpoint = open_checkpoint(source)
+    family = family_for(checkpoint.config)
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
+    if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
+        raise UsageError(
+            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
+        )
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
+    model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
+    if options.calibrate:  # what would be refused afterwards is refused before the long pass
+        plan_files(model, targets, companions, importance_to_be(model.tensors))
+    calibration = _calibrate(checkpoint, model, options, run)
+    importance = importance if calibration is None else calibration.importance
+    model, plans = plan_files(model, targets, companions, importance)
+    targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+    outputs, files, model = _write(
+        checkpoint, model, targets, plans, beside, options, parity, sampling, importance, run
+    )
+    run.made([output.path for output in outputs])
+    proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
+    return _conversion(checkpoint, model, outputs, files, parity, proofs)
+
+
+def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run) -> Calibration | None:
+    """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
+    if not options.calibrate:
+        return None
+    from .calibrate import calibrate  # the one arrow that points down, as for the proof
+
+    return calibrate(
+        checkpoint,
+        model,
+        [Path(path) for path in options.calibrate],
+        scope=options.verify,
+        proof_texts=run.proof_texts,
+        proof_tokens=run.proof_tokens,
+        threads=run.threads,
+        progress=run.progress,
+        announce=run.announce,
+    )
+
+
+def with_vocab(
+    model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
+) -> tuple[Model, Parity, Sampling | None]:
+    """The model with its proven vocabulary, and what the card says: licence, sampling."""
+    metadata = general_metadata(checkpoint)
+    notice = licence_notice(metadata)
+    model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
+    model, parity = settle_vocab(
+        model,
+        checkpoint,
+        disabled_adapters=options.disabled_adapters,
+        chat_template=options.chat_template,
+        allow_mismatch=options.allow_tokenizer_mismatch,
+        progress=progress,
+    )
+    vocab = settled(model)
+    context = read_context(checkpoint, arch=model.arch, rows=vocab.size)
+    sampling = recommended_sampling(context, vocab)
+    metadata.update(sampling_metadata(sampling))
+    if parity.verdict == "leading-space":
+        metadata[LEADING_SPACE] = True
+        vocab, notes = with_space_in_template(vocab)
+        model = replace(model, vocab=vocab, notes=(*model.notes, *notes))
+    return replace(model, metadata=metadata), parity, sampling
+
+
+def settled(model: Model) -> Vocab:
+    """The vocabulary, of a model that has been through the vocabulary stage."""
+    assert model.vocab is not None
+    return model.vocab
+
+
+def plan_files(
+    model: Model,
+    targets: Sequence[Target],
+    companions: Sequence[Companion],
+    importance: Importance | None = None,
+) -> tuple[Model, list[FilePlan]]:
+    """The model with notes on fallbacks, and the plan of every file, which names its companions."""
+    named = {key: value for companion in companions for key, value in companion.keys.items()}
+    choices = [choose_formats(model, target.policy, importance) for target in targets]
+    notes = dict.fromkeys(note for choice in choices for note in choice.notes)
+    model = replace(model, notes=(*model.notes, *notes))
+    plans = []
+    for target, choice in zip(targets, choices, strict=True):
+        formats = [choice[tensor.name] for tensor in model.tensors]
+        keys = {**quantization_metadata(target.policy, importance), **named}
+        plans.append(plan_file(target.path, model, formats, keys, target.split_size))
+    return model, plans
+
+
+def _write(
+    checkpoint: Checkpoint,
+    model: Model,
+    targets: Sequence[Target],
+    plans: Sequence[FilePlan],
+    beside: Sequence[CompanionTarget],
+    options: Options,
+    parity: Parity,
+    sampling: Sampling | None,
+    importance: Importance | None,
+    run: Run,
+) -> tuple[list[Output], list[Beside], Model]:
+    """All files of all targets and their companions; they appear together once each is whole."""
+    paths = [path for target in targets for path in target.paths]
+    paths += [each.path for each in beside if not each.kept]
+    with atomic_files(paths, force=run.force) as made:
+        temporary = dict(zip(paths, made, strict=True))
+        companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
+        with checkpoint_hashes(checkpoint) as hashes:
+            written = write_files(
+                model.tensors,
+                plans,
+                [temporary[path] for target in targets for path in target.parts],
+                threads=run.threads,
+                allow_nan=options.allow_nan,
+                importance=importance,
+                progress=run.progress,
+            )
+            files = hashes.result(run.progress)
+        model = replace(model, notes=(*model.notes, *written.notes))
+        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
+        common = common_part(checkpoint, model, options, parity, files, companions, importance)
+        for plan, output in zip(plans, outputs, strict=True):
+            text = manifest_text(plan, output, common)
+            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
+            if output.modelfile is not None:
+                text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
+                temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
+    return outputs, companions, model
+
+
+def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
+    """A companion, written unless it is there already."""
+    model = target.companion.model
+    if temporary is None:
+        size = read_header(target.path).size
+    else:
+        plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
+        size = write_files(model.tensors, [plan], [temporary]).sizes[0]
+    digest = file_sha256(temporary or target.path)
+    keys = target.companion.keys
+    return Beside(target.path, model.arch, size, digest, parameters(model), keys, target.kept)
+
+
+def _prove(
+    checkpoint: Checkpoint,
+    model: Model,
+    outputs: Sequence[Output],
+    options: Options,
+    parity: Parity,
+    importance: Importance | None,
+    calibration: Calibration | None,
+    run: Run,
+) -> Sequence[Proven]:
+    """Hold the files against the checkpoint and write what was found into their manifests.
+
+    The files have their names already: a proof that fails, or is interrupted, never costs a conversion.
+    """
+    if options.verify == "off":
+        return ()
+    from .prove import prove  # the one arrow that points down: a conversion ends with its proof
+
+    proofs = prove(
+        checkpoint,
+        model,
+        [output.path for output in outputs],
+        parity,
+        scope=options.verify,
+        importance=importance,
+        calibration=calibration,
+        proof_texts=run.proof_texts,
+        proof_tokens=run.proof_tokens,
+        threads=run.threads,
+        progress=run.progress,
+        announce=run.announce,
+    )
+    for output, proof in zip(outputs, proofs, strict=True):
+        record_proof(output.manifest, proof.to_manifest())
+    return proofs
+
+
+def _conversion(
+    checkpoint: Checkpoint,
+    model: Model,
+    outputs: Sequence[Output],
+    companions: Sequence[Beside],
+    parity: Parity,
+    proofs: Sequence[Proven],
+) -> Conversion:
+    licence = model.metadata.get("general.license")
+    return Conversion(
+        checkpoint.folder,
+        model.arch,
+        parameters(model),
+        tuple(outputs),
+        parity,
+        model.notes,
+        settled(model).chat_template,
+        licence if isinstance(licence, str) else None,
+        tuple(proofs),
+        tuple(companions),
+    )
+
+
+__all__ = ["Conversion", "Options", "Output", "convert", "to_gguf"]

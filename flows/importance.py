@@ -1,0 +1,174 @@
+"""Importance from the checkpoint itself: mean squared inputs of every matrix, counted in the fp32 reference.
+
+llama.cpp counts them while a GGUF runs (tools/imatrix), for decoders alone. Here transformers' model runs,
+streamed, so that no file has to be made first and encoder-decoders are counted, too: encoder, decoder and
+cross-attention, on the same pairs a proof reads. Which matrix of the file a module's input belongs to follows
+from the family's rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..converters.families import family_for
+from ..converters.mapping import build, sources_of
+from ..core.cores import available_cores
+from ..core.errors import InputError
+from ..core.progress import Progress, silent
+from ..core.reading import open_checkpoint
+from ..core.windows import Window
+from ..quant.imatrix_file import Activations
+from ..quant.importance import SPARED
+from ..reference.model import Floats, Reading, Reference
+from ..reference.watching import Watch
+from ..verify.comparison import How, Subject, text_windows
+from ..verify.cost import estimated_seconds
+from ..verify.texts import read_text
+from ..vocab.settle import settle_vocab
+from ..vocab.sources import read_source
+
+CHUNKS = 128
+"""Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
+
+
+FEW = 1024
+"""Tokens below which a user is told that the text is short: llama-imatrix refuses less than two chunks."""
+
+
+class Sums:
+    """Squares added up, by the names of modules; what ``Watch.tell`` needs."""
+
+    def __init__(self) -> None:
+        self.squares: dict[str, npt.NDArray[np.float64]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, name: str, window: int, values: Floats) -> None:
+        """Add what flowed into a module for one window, ``(positions, columns)``."""
+        found = np.einsum("pc,pc->c", values, values, dtype=np.float64)
+        if name in self.squares:
+            found += self.squares[name]
+        self.squares[name] = found
+        self.counts[name] = self.counts.get(name, 0) + len(values)
+
+
+def named_texts(paths: Sequence[Path]) -> dict[str, str]:
+    """The texts of UTF-8 files by the files' names; of equal names the later get a number."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = path.name if path.name not in found else f"{path.name} ({len(found) + 1})"
+        found[name] = read_text(path)
+    return found
+
+
+def gather(
+    source: str | Path,
+    texts: Mapping[str, str],
+    *,
+    chunks: int = CHUNKS,
+    window: int | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+) -> tuple[Activations, str]:
+    """The activations of a checkpoint over ``texts`` (name -> text), and its GGUF architecture.
+
+    At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
+    opening the checkpoint raises, and InputError for texts too short.
+    """
+    checkpoint = open_checkpoint(source)
+    family = family_for(checkpoint.config)
+    model, _ = settle_vocab(build(family, checkpoint), checkpoint, allow_mismatch=True, progress=progress)
+    subject = Subject(checkpoint, family, model, read_source(checkpoint))
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
+    return found, model.arch
+
+
+def count_activations(
+    subject: Subject,
+    texts: Mapping[str, str],
+    windows: Sequence[Window],
+    how: How,
+    *,
+    chunks: int = CHUNKS,
+    window: int | None = None,
+) -> tuple[Activations, Reading]:
+    """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
+    every = text_windows(subject, list(texts.values()), tokens=None, window=window)
+    chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
+    how.announce(_cost(subject, chosen, len(every)))
+    modules = _modules(subject)
+    sums = Sums()
+    reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
+        windows, watch=Watch(tuple(chosen), frozenset(modules), sums.add), progress=how.progress
+    )
+    size = max(len(window.source or window.ids) for window in chosen)
+    return _activations(sums, modules, tuple(texts), len(chosen), size), reading
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A matrix of the file: a tensor's name, and of a stack of experts' matrices which one of how many."""
+
+    target: str
+    expert: int = 0
+    experts: int = 1
+
+
+def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
+    """By the name of a module of transformers' model, the matrices of the file its input flows into."""
+    shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
+    found: dict[str, tuple[_Place, ...]] = {}
+    for target, sources in sources_of(subject.family, subject.checkpoint).items():
+        if len(shapes[target]) not in (2, 3) or not sources[0].endswith(".weight") or target in SPARED:
+            continue
+        # of matrices that are joined the first will do: what flows into them is the same
+        experts = len(sources) if len(shapes[target]) == 3 else 1
+        for expert, source in enumerate(sources[:experts]):
+            module = subject.family.reference.module(source)
+            found[module] = (*found.get(module, ()), _Place(target, expert, experts))
+    return found
+
+
+def _activations(
+    sums: Sums,
+    modules: Mapping[str, Sequence[_Place]],
+    datasets: tuple[str, ...],
+    chunks: int,
+    size: int,
+) -> Activations:
+    """Under the names of the file; what nothing ever flowed into says nothing and is left out.
+
+    Experts lie one after the other, each with the number of tokens it saw (llama.cpp, tools/imatrix).
+    """
+    squares: dict[str, Floats] = {}
+    counts: dict[str, npt.NDArray[np.int64]] = {}
+    for name, values in sums.squares.items():
+        if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
+            raise InputError(
+                f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+            )
+        if not values.any():
+            continue
+        for place in modules[name]:
+            whole = squares.setdefault(place.target, np.zeros(place.experts * len(values), np.float32))
+            whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
+            seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
+            seen[place.expert] = sums.counts[name]
+    return Activations(squares, counts, datasets, chunks, size)
+
+
+def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
+    tokens = sum(window.tokens for window in windows)
+    seconds = estimated_seconds(subject.model, windows, 0)
+    about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
+    part = "" if there == len(windows) else f" (of {there:,} in the text)"
+    few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""
+    return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}{few}"

@@ -1,0 +1,253 @@
+"""What a conversion would write, before any weight is read: sizes to the byte, fallbacks, memory, disk.
+
+The vocabulary is settled as in a conversion, in llama.cpp, since it is part of the file and decides which of
+several candidates goes in; of the weights only names and shapes are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..converters.families import family_for
+from ..converters.family import Companion
+from ..converters.gguf_writer import FilePlan, plan_file
+from ..converters.mapping import build, parameters
+from ..converters.memory import conversion_memory, proof_memory
+from ..converters.results import Options
+from ..converters.targets import Target, check_request, checkpoint_name, choose_targets
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.errors import InputError
+from ..core.files import explained
+from ..core.gguf_pairs import encode_pairs
+from ..core.model import Model, Note
+from ..core.progress import Progress, silent
+from ..core.reading import open_checkpoint
+from ..core.vocabulary import gguf_keys
+from ..quant.formats import F32, FORMATS
+from ..quant.importance import Importance, importance_to_be, read_importance
+from ..quant.policy import POLICIES, choose_formats
+from ..vocab.parity import Parity
+from .convert import plan_files, settled, with_vocab
+
+
+@dataclass(frozen=True)
+class PlannedType:
+    """The file of one type. ``bytes`` is its size, ``formats`` the number of weights in each format.
+
+    Of a model in several files, ``parts``, ``path`` is the first and ``bytes`` the size of all.
+
+    ``fallbacks`` are (tensor, format of the recipe, format it gets since its rows are no whole blocks),
+    ``fallback_weights`` how many weights these hold.
+    ``needs_imatrix``: llama.cpp makes the type only with importance data, and none was named; the plan
+    assumes there is some, whose names would add a few bytes. ``lossless``: every weight stays as it
+    is.
+    """
+
+    type: str
+    path: Path
+    parts: int
+    bytes: int
+    bits_per_weight: float
+    formats: tuple[tuple[str, int], ...]
+    fallbacks: tuple[tuple[str, str, str], ...]
+    fallback_weights: int
+    needs_imatrix: bool
+    lossless: bool
+    notes: tuple[Note, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "type": self.type,
+            "path": str(self.path),
+            "parts": self.parts,
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "formats": dict(self.formats),
+            "fallbacks": [
+                {"tensor": tensor, "instead_of": wanted, "format": given}
+                for tensor, wanted, given in self.fallbacks
+            ],
+            "fallback_weights": self.fallback_weights,
+            "needs_imatrix": self.needs_imatrix,
+            "lossless": self.lossless,
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+@dataclass(frozen=True)
+class RefusedType:
+    """A type llama.cpp cannot make of this model, and why."""
+
+    type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlannedBeside:
+    """A second file all types need beside them, written once."""
+
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every file a conversion could write; ``refused`` are types it could not.
+
+    ``free`` are the bytes free where the files would go (``folder``), ``memory`` and ``proof_memory`` the
+    bytes of private memory that converting and the quick proof take (memory.py).
+    """
+
+    source: Path
+    arch: str
+    parameters: int
+    types: tuple[PlannedType, ...]
+    refused: tuple[RefusedType, ...]
+    companions: tuple[PlannedBeside, ...]
+    folder: Path
+    free: int
+    memory: int
+    proof_memory: int
+    parity: Parity
+    notes: tuple[Note, ...]
+
+    @property
+    def beside(self) -> int:
+        """Bytes of the files written besides those of the types."""
+        return sum(companion.bytes for companion in self.companions)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "types": [
+                {**each.to_json(), "fits_on_disk": each.bytes + self.beside <= self.free}
+                for each in self.types
+            ],
+            "refused": [asdict(each) for each in self.refused],
+            "companions": [{"path": str(each.path), "bytes": each.bytes} for each in self.companions],
+            "disk": {
+                "folder": str(self.folder),
+                "free_bytes": self.free,
+                "needed_bytes": self.beside + sum(each.bytes for each in self.types),
+            },
+            "memory_bytes": self.memory,
+            "proof_memory_bytes": self.proof_memory,
+            "tokens": self.parity.to_json(),
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def plan(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    options: Options | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Plan:
+    """What ``to_gguf`` with the same ``options`` would write to ``output``; without ``options`` every type.
+
+    Raises what a conversion raises before it reads weights: CheckpointError, UnsupportedModel, MappingError,
+    VocabError, TokenMismatch, UsageError, but not OutputExists; InputError where no type is possible.
+    """
+    options = options or Options(types=tuple(POLICIES))
+    check_request(output, options)
+    checkpoint = open_checkpoint(source)
+    family = family_for(checkpoint.config)
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
+    targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
+    model, parity, _ = with_vocab(model, checkpoint, options, progress)
+    importance = None if options.imatrix is None else read_importance(options.imatrix)
+    if options.calibrate:
+        importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
+    bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(settled(model)))
+    folder = targets[0].path.absolute().parent
+    types, refused = [], []
+    for target in targets:
+        try:
+            types.append(_planned_type(target, bare, vocabulary, companions, importance))
+        except InputError as error:
+            refused.append(RefusedType(target.type, error.message))
+            if len(refused) == len(targets):  # none is possible: an imatrix of another model, say
+                raise
+    return Plan(
+        source=checkpoint.folder,
+        arch=model.arch,
+        parameters=parameters(model),
+        types=tuple(types),
+        refused=tuple(refused),
+        companions=tuple(_beside(companion, folder, checkpoint) for companion in companions),
+        folder=folder,
+        free=_free(folder),
+        memory=conversion_memory(model, threads or available_cores()),
+        proof_memory=proof_memory(model),
+        parity=parity,
+        notes=model.notes,
+    )
+
+
+def _planned_type(
+    target: Target,
+    model: Model,
+    vocabulary: Sequence[bytes],
+    companions: Sequence[Companion],
+    importance: Importance | None,
+) -> PlannedType:
+    """One type of ``model``, whose vocabulary was left out: it is the same for all, encoded once."""
+    used = importance
+    try:
+        choice = choose_formats(model, target.policy, used)
+    except InputError:
+        if importance is not None:
+            raise
+        used = importance_to_be(model.tensors)  # if that is not what was wanting, it is refused again
+        choice = choose_formats(model, target.policy, used)
+    _, (planned,) = plan_files(model, [target], companions, used)
+    weights: dict[str, int] = {}
+    for info, format in zip(planned.tensors, planned.formats, strict=True):
+        weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
+    return PlannedType(
+        type=target.type,
+        path=planned.paths[0],
+        parts=len(planned.paths),
+        bytes=_file_bytes(planned, vocabulary),
+        bits_per_weight=8 * planned.data_bytes / max(1, parameters(model)),
+        formats=tuple(weights.items()),
+        fallbacks=tuple((name, wanted.name, given.name) for name, wanted, given in choice.fallbacks),
+        fallback_weights=sum(model.tensor(name).elements for name, _, _ in choice.fallbacks),
+        needs_imatrix=used is not importance,
+        lossless=all(
+            choice[tensor.name] in (F32, FORMATS[tensor.dtype.value.lower()]) for tensor in model.tensors
+        ),
+        notes=choice.notes,
+    )
+
+
+def _file_bytes(planned: FilePlan, vocabulary: Sequence[bytes] = ()) -> int:
+    """Size of the file, or of all its parts; ``vocabulary`` are pairs the plan does not hold."""
+    pairs = encode_pairs({"general.architecture": planned.arch, **planned.metadata})
+    layout = replace(planned, pairs=(*pairs, *vocabulary)).layout()
+    return sum(len(head) + data for head, data in layout)
+
+
+def _beside(companion: Companion, folder: Path, checkpoint: Checkpoint) -> PlannedBeside:
+    path = companion.place(folder, checkpoint_name(checkpoint))
+    planned = plan_file(path, companion.model, [F32] * len(companion.model.tensors), {})
+    return PlannedBeside(path, _file_bytes(planned))
+
+
+def _free(folder: Path) -> int:
+    """Bytes free in a folder, or in the one it would be made in."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    with explained(there):
+        return shutil.disk_usage(there).free

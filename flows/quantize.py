@@ -1,0 +1,293 @@
+"""GGUF to GGUF: the weights in other formats and all else as it is, as llama_model_quantize does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
+from ..converters.gguf_writer import FilePlan, write_files
+from ..converters.manifest import SourceHashes, manifest_text, requantized_part
+from ..converters.mapping import parameters
+from ..converters.recorded import read_manifest
+from ..converters.results import Options, Output, Run
+from ..converters.targets import (
+    Target,
+    check_request,
+    label_of,
+    manifest_path,
+    output_of,
+    policy_of,
+    refuse_one_file_for_many,
+    refuse_same_names,
+    split_size,
+    type_of,
+)
+from ..core.errors import InputError, UsageError
+from ..core.files import atomic_files
+from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
+from ..core.gguf_pairs import encode_pairs
+from ..core.gguf_split import AS_BEFORE, BY_SIZE, placed, whole_name
+from ..core.model import Model, Note
+from ..core.progress import Progress, silent
+from ..quant.formats import F32, Format
+from ..quant.gguf_weights import GgufFile, open_gguf
+from ..quant.importance import Importance, read_importance
+from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+
+COPY = "copy"
+"""The type that leaves all weights as they are: for joining parts, or making some."""
+
+_AS_IT_IS = Policy(COPY, F32, 0)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller asked for: what a conversion may be asked for, too, and what only a GGUF may."""
+
+    options: Options
+    allow_requantize: bool = False
+    keep_split: bool = False
+
+    def to_manifest(self) -> dict[str, Any]:
+        """As plain values."""
+        own = {"allow_requantize": self.allow_requantize, "keep_split": self.keep_split}
+        return {**self.options.to_manifest(), **own}
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """What was done; the fields are those of ``--json``. ``parts`` are the files it was made from."""
+
+    source: Path
+    parts: tuple[Path, ...]
+    arch: str
+    parameters: int
+    outputs: tuple[Output, ...]
+    notes: tuple[Note, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "parts": [str(path) for path in self.parts],
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "outputs": [output.to_json() for output in self.outputs],
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def quantize(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    types: Sequence[str],
+    pure: bool = False,
+    tensor_types: Sequence[str] = (),
+    output_type: str | None = None,
+    embedding_type: str | None = None,
+    imatrix: str | Path | None = None,
+    allow_requantize: bool = False,
+    allow_nan: bool = False,
+    split_max_size: str | None = None,
+    keep_split: bool = False,
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Requantization:
+    """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
+
+    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
+    ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
+    ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
+    ``keep_split`` the parts the source has; else there is one file. The others are as in ``to_gguf``.
+    Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
+    """
+    options = Options(
+        types=tuple(types),
+        pure=pure,
+        allow_nan=allow_nan,
+        verify="off",
+        tensor_types=tuple(tensor_types),
+        output_type=output_type,
+        embedding_type=embedding_type,
+        imatrix=None if imatrix is None else str(imatrix),
+        split_max_size=split_max_size,
+    )
+    request = Request(options, allow_requantize, keep_split)
+    return requantize(Path(source), output, request, Run(force, threads, progress))
+
+
+def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
+    """The flow: open, choose formats, plan, write."""
+    policies = _policies(request, output)
+    importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    with open_gguf(source) as file:
+        model = gguf_model(file, keep_split=request.keep_split)
+        targets = _targets(file, output, policies, request.options)
+        model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
+        plans = [
+            _plan(file, model, target, formats, importance, keep_split=request.keep_split)
+            for target, formats in zip(targets, chosen, strict=True)
+        ]
+        targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+        _refuse_source(file, targets)
+        outputs, model = _write(file, model, targets, plans, importance, request, run)
+    return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
+
+
+def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
+    """By the names of the types. Refuses what makes no sense whatever the source."""
+    options = request.options
+    if request.keep_split and options.split_max_size is not None:
+        raise UsageError("--keep-split and --split-max-size contradict each other", hint="leave one out")
+    others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
+    if not others.types and _changes(options):
+        raise UsageError(
+            f"{COPY} leaves all weights as they are, and other types were asked for some of them",
+            hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
+        )
+    found = {type_of(name, options): policy_of(name, options) for name in others.types}
+    if len(others.types) < len(options.types):
+        found[COPY] = _AS_IT_IS
+    if not found:
+        raise UsageError("no type was asked for", hint="give one with -q, for example -q q4_k_m")
+    refuse_one_file_for_many(output, len(found))
+    check_request(output, others)
+    return found
+
+
+def _changes(options: Options) -> bool:
+    return bool(options.pure or options.tensor_types or options.output_type or options.embedding_type)
+
+
+def _targets(
+    file: GgufFile, output: str | Path | None, policies: Mapping[str, Policy], options: Options
+) -> list[Target]:
+    """One a type. ``model-F16.gguf`` becomes ``model-Q4_K_M.gguf``."""
+    place, name = Path(output) if output is not None else Path(), whole_name(file.path)
+    begin, dash, end = name.rpartition("-")
+    known = {policy.display for policy in POLICIES.values()}
+    stem = begin if dash and end.upper() in known else name
+    targets = []
+    for type_name, policy in policies.items():
+        made = name if policy is _AS_IT_IS else f"{stem}-{label_of(type_name)}"
+        path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
+        size = split_size(options)
+        targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
+    refuse_same_names(targets)
+    return targets
+
+
+def _chosen(
+    file: GgufFile,
+    model: Model,
+    policies: Iterable[Policy],
+    importance: Importance | None,
+    *,
+    allow: bool,
+) -> tuple[Model, list[Mapping[str, Format]]]:
+    """The formats under each policy by tensor; the model with notes on them."""
+    chosen: list[Mapping[str, Format]] = []
+    notes: dict[Note, None] = dict.fromkeys(model.notes)
+    for policy in policies:
+        if policy is _AS_IT_IS:
+            chosen.append(stored_formats(model))
+            continue
+        choice = choose_formats(model, policy, importance)
+        notes |= dict.fromkeys((*choice.notes, *requantizing_notes(file, choice.formats, allow=allow)))
+        chosen.append(choice.formats)
+    return replace(model, notes=tuple(notes)), chosen
+
+
+def _plan(
+    file: GgufFile,
+    model: Model,
+    target: Target,
+    formats: Mapping[str, Format],
+    importance: Importance | None,
+    *,
+    keep_split: bool,
+) -> FilePlan:
+    """The file of a target; parts only where they were asked for."""
+    alignment = file.header.metadata.get("general.alignment", ALIGNMENT)
+    parts = {info.name: info.part for info in file.header.tensors} if keep_split else {}
+    infos = []
+    for tensor in model.tensors:
+        kind = formats[tensor.name].ggml_type
+        size, part = tensor_bytes(tensor.shape, kind), parts.get(tensor.name, 0)
+        infos.append(TensorInfo(tensor.name, tensor.shape, kind, size, part=part))
+    return FilePlan(
+        target.path,
+        model.arch,
+        {},
+        tuple(formats[tensor.name] for tensor in model.tensors),
+        placed(infos, target.split_size, alignment),
+        _pairs(file, target.policy, importance),
+        AS_BEFORE if keep_split else BY_SIZE,
+        alignment,
+    )
+
+
+def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tuple[bytes, ...]:
+    """The source's keys byte for byte, then those that say how the weights are stored now.
+
+    llama_model_quantize takes a key away before it sets it anew, so that it comes last.
+    """
+    keys = quantization_metadata(policy, importance)
+    if policy is _AS_IT_IS:
+        keys = {key: file.header.metadata[key] for key in keys if key in file.header.metadata}
+    kept = [pair for key, pair in read_pairs(file.path).items() if key not in {*BY_SIZE, *keys}]
+    return (*kept, *encode_pairs(keys))
+
+
+def _refuse_source(file: GgufFile, targets: Sequence[Target]) -> None:
+    for path in (path for target in targets for path in target.paths):
+        if path.exists() and any(path.samefile(part) for part in file.paths):
+            raise UsageError(f"{path} is what is to be read", hint="choose another -o")
+
+
+def _write(
+    file: GgufFile,
+    model: Model,
+    targets: Sequence[Target],
+    plans: Sequence[FilePlan],
+    importance: Importance | None,
+    request: Request,
+    run: Run,
+) -> tuple[list[Output], Model]:
+    """All files of all targets; they appear together once each is whole."""
+    paths = [path for target in targets for path in target.paths]
+    with atomic_files(paths, force=run.force) as made:
+        temporary = dict(zip(paths, made, strict=True))
+        with SourceHashes(file.opened()) as hashes:
+            written = write_files(
+                model.tensors,
+                plans,
+                [temporary[path] for target in targets for path in target.parts],
+                threads=run.threads,
+                allow_nan=request.options.allow_nan,
+                importance=importance,
+                progress=run.progress,
+            )
+            hashed = hashes.result(run.progress)
+        model = replace(model, notes=(*model.notes, *written.notes))
+        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
+        common = requantized_part(_origin(file), hashed, model, request.to_manifest())
+        for plan, output in zip(plans, outputs, strict=True):
+            text = manifest_text(plan, output, common)
+            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
+    return outputs, model
+
+
+def _origin(file: GgufFile) -> Mapping[str, Any] | None:
+    """The manifest beside the source, if it has one that is its own."""
+    with suppress(InputError):
+        manifest = read_manifest(file.path)
+        if manifest is not None and manifest["output"]["bytes"] == file.header.size:
+            return manifest
+    return None

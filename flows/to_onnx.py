@@ -1,0 +1,232 @@
+"""The whole way from a checkpoint to a folder of ONNX files: ``to_onnx`` reads from top to bottom."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from ..converters.card import general_metadata, licence_notice
+from ..converters.families import family_for
+from ..converters.manifest import (
+    SourceFile,
+    checkpoint_hashes,
+    manifest_json,
+    record_proof,
+    source_part,
+    versions,
+)
+from ..converters.mapping import build, parameters
+from ..converters.onnx.folder import FilesBeside, files_beside, parse_layout
+from ..converters.onnx.formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
+from ..converters.onnx.graph import OPSET, Graph
+from ..converters.onnx.graphs import graphs_of
+from ..converters.onnx.results import OnnxConversion, OnnxOptions
+from ..converters.results import Proven, Scope, scope_of
+from ..converters.targets import FOLDER_MANIFEST as MANIFEST
+from ..converters.targets import checkpoint_name
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.errors import EnvironmentProblem, UsageError
+from ..core.folders import atomic_folder, refuse_filled
+from ..core.input_files import file_sha256
+from ..core.model import Model, Note
+from ..core.progress import Progress, silent
+from ..core.reading import open_checkpoint
+
+_INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
+
+
+def to_onnx(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    type: str = AUTO,
+    layout: str = "optimum",
+    accuracy_level: int = 4,
+    allow_nan: bool = False,
+    chat_template: str | None = None,
+    verify: bool | Scope = "quick",
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
+    made: Callable[[Sequence[Path]], None] = lambda paths: None,
+) -> OnnxConversion:
+    """Convert a checkpoint folder to a folder of ONNX files, and prove it.
+
+    ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here), which must be free or empty; with
+    ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
+    the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
+    the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
+    matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
+    proof raises nothing.
+    """
+    scope = scope_of(verify)
+    options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
+    _check_surroundings(options, proven=scope != "off")
+    checkpoint = open_checkpoint(source)
+    family = family_for(checkpoint.config)
+    model = build(family, checkpoint, "ONNX")
+    chosen = choose_onnx_formats(family, checkpoint, model, options.type)
+    name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
+    folder = Path(name if output is None else output)
+    refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
+    merged = options.layout.merged
+    graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
+    names = [options.layout.graph_path(name, chosen.type) for name in graphs]
+    beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1), chat_template)
+    with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:
+        written = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
+    written = replace(written, path=folder)
+    made([folder])
+    if scope == "off":
+        return written
+    return replace(written, proof=_prove(checkpoint, folder, scope, threads, progress, announce))
+
+
+def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
+    """Refuse early what would end a long conversion."""
+    if options.accuracy_level not in range(5):
+        raise UsageError(f"accuracy level {options.accuracy_level}, expected 0 to 4")
+    try:
+        from onnx import __version__ as version
+        from onnx.defs import onnx_opset_version
+    except ImportError as error:
+        raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
+    if onnx_opset_version() < OPSET:
+        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
+    if proven:
+        from ..runtimes.onnx_folder import check_onnxruntime
+
+        check_onnxruntime()
+
+
+def _write(
+    checkpoint: Checkpoint,
+    model: Model,
+    chosen: OnnxFormats,
+    graphs: Mapping[str, Graph],
+    beside: FilesBeside,
+    folder: Path,
+    options: OnnxOptions,
+    threads: int | None,
+    progress: Progress,
+) -> OnnxConversion:
+    """Everything but the proof, into an empty folder."""
+    model = replace(model, metadata=general_metadata(checkpoint))
+    notice = licence_notice(model.metadata)
+    notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
+    with checkpoint_hashes(checkpoint) as hashes:
+        notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
+        sources = hashes.result(progress)
+    for name, content in beside.contents.items():
+        (folder / name).write_bytes(content)
+    weights = {name: weight for graph in graphs.values() for name, weight in graph.weights.items()}
+    formats: Counter[str] = Counter()
+    for weight in weights.values():
+        formats[weight.format.name] += weight.tensor.elements
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*"))}
+    licence = model.metadata.get("general.license")
+    made = OnnxConversion(
+        source=checkpoint.folder,
+        arch=model.arch,
+        parameters=parameters(model),
+        path=folder,
+        type=chosen.type,
+        bits_per_weight=8 * sum(weight.nbytes for weight in weights.values()) / max(1, parameters(model)),
+        formats=dict(formats),
+        files={name: size for name, size in files.items() if (folder / name).is_file()},
+        notes=tuple(dict.fromkeys(notes)),
+        license=licence if isinstance(licence, str) else None,
+    )
+    tensors = {name: weight.format.name for name, weight in weights.items()}
+    data = {options.layout.data_path(name, chosen.type) for name in graphs}
+    written = [_file_entry(folder, name, size, hashed=name not in data) for name, size in made.files.items()]
+    _write_manifest(folder / MANIFEST, checkpoint, model, made, options, sources, written, tensors)
+    return made
+
+
+def _write_graphs(
+    type: str,
+    graphs: Mapping[str, Graph],
+    folder: Path,
+    options: OnnxOptions,
+    threads: int | None,
+    progress: Progress,
+) -> list[Note]:
+    """Those that share a file of weights together; returns what there is to say of the weights."""
+    from ..converters.onnx.writer import write_onnx  # which needs the onnx package
+
+    notes: list[Note] = []
+    together: dict[str, dict[str, Graph]] = {}
+    for name, graph in graphs.items():
+        path = Path(options.layout.graph_path(name, type))
+        together.setdefault(options.layout.data_path(name, type), {})[path.name] = graph
+    for data, named in together.items():
+        place = folder / data
+        place.parent.mkdir(exist_ok=True)
+        written = write_onnx(
+            named, place.parent, place.name, threads=threads, allow_nan=options.allow_nan, progress=progress
+        )
+        notes += written.notes
+    return notes
+
+
+def _write_manifest(
+    path: Path,
+    checkpoint: Checkpoint,
+    model: Model,
+    made: OnnxConversion,
+    options: OnnxOptions,
+    sources: Sequence[SourceFile],
+    written: Sequence[Mapping[str, Any]],
+    tensors: Mapping[str, str],
+) -> None:
+    text = manifest_json(
+        {
+            "output": {"type": made.type, "bytes": made.bytes, "files": list(written)},
+            "source": source_part(checkpoint, model, sources),
+            "architecture": model.arch,
+            "parameters": made.parameters,
+            "options": options.to_manifest(),
+            "versions": versions(("onnx",)),
+            "notes": [asdict(note) for note in made.notes],
+            "proof": {"verdict": "not run"},
+            "tensors": dict(tensors),
+        }
+    )
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str, Any]:
+    """A file as the manifest has it. Weights go without a hash, for which all of them would have to be read
+    again: verify compares each of them with the checkpoint's.
+    """
+    entry: dict[str, Any] = {"name": name, "bytes": size}
+    return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
+
+
+def _prove(
+    checkpoint: Checkpoint,
+    folder: Path,
+    scope: Scope,
+    threads: int | None,
+    progress: Progress,
+    announce: Callable[[str], None],
+) -> Proven:
+    """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
+    from ..verify.comparison import How  # the arrow that points down: a conversion ends with its proof
+    from ..verify.sample_text import LONG, QUICK
+    from .verify_onnx import verify_onnx
+
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    amounts = QUICK if scope == "quick" else LONG
+    proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how, just_made=True)
+    proof = replace(proof, scope="quick" if scope == "quick" else "full")
+    record_proof(folder / MANIFEST, proof.to_manifest())
+    return proof

@@ -1,0 +1,307 @@
+"""The truth a file is held against: the checkpoint's own architecture in fp32 on the CPU, streamed.
+
+transformers' own model code computes, on parameters that are read from the checkpoint module by module
+(reference/streamed.py); nothing of the checkpoint is executed. The two matrices of vocabulary size are never
+in memory whole: of the embedding the rows needed are read, and the output matrix is multiplied in slices
+after the pass, for the positions somebody asks about.
+
+Windows are computed together, padded on the right to the longest: no position sees what follows it, and each
+window's positions count from zero. One window alone, or several of one length, give the very bits that
+from_pretrained in fp32 gives; padding groups the terms of some sums differently (a logit by some 1e-6).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..converters.family import AnyFamily
+from ..converters.mapping import refuse_too_many
+from ..core.checkpoint import Checkpoint
+from ..core.cores import available_cores
+from ..core.errors import CheckpointError, InputError, KconvError
+from ..core.progress import Progress, silent
+from ..core.tensor import Tensor
+from ..core.windows import Window
+from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
+from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
+from .gelu_table import take_llama_cpps_gelu
+from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
+from .watching import Watch, inputs_told, outputs_kept
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+# Windows go together up to these limits; what is more takes another pass over the weights. That costs a few
+# hundredths of the time such a batch computes, while every token takes memory for some three rows of the
+# feed-forward layer, and attention scores stand twice in memory, a square matrix a head and window.
+_TOKENS = 2048
+_SCORES = 128 << 20  # bytes
+_TABLES = 128 << 20  # bytes
+_SLICE = 128 << 20  # bytes of the output matrix in float32
+_LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
+_LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
+
+
+class Reference:
+    """A checkpoint ready to be read with in fp32; no weight is in memory yet.
+
+    ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
+    ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
+    ``gelus`` is how many of them do. ``vocabulary`` is the number of rows of the output matrix,
+    ``encoder_layers`` how many of the layers an encoder has (0 in decoder-only models). Raises
+    CheckpointError if transformers cannot make the model config.json describes, or the weights do not fit it.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: AnyFamily,
+        *,
+        weights: Mapping[str, Tensor] | None = None,
+        llama_cpps_gelu: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        held = checkpoint.tensors if weights is None else weights
+        self._where = f"{checkpoint.folder}/config.json"
+        sizes = family.read(checkpoint.config).sizes
+        self._layers = sizes["layers"]
+        # before a model of millions of layers is made
+        refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
+        self._threads = threads or available_cores()
+        self._reader = WeightReader(self._threads)
+        with computing(self._threads):
+            self._model = empty_model(family.reference, checkpoint.config, self._where)
+            self._factor, front = 1, family.front_end
+            if front is not None:
+                self._factor = front.join(self._model, checkpoint)
+                held = front.weights(held, checkpoint)
+            held = family.reference.tensors(held, sizes)
+            self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
+            self._step: Callable[[], None] = lambda: None
+            self._modules = self._attach(held)
+        self.vocabulary = self._head.matrix.rows
+        self.encoder_layers = encoder_layers(self._model)
+
+    def read(
+        self,
+        windows: Sequence[Window],
+        *,
+        layers_of: Window | None = None,
+        watch: Watch | None = None,
+        progress: Progress = silent,
+    ) -> Reading:
+        """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
+
+        One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
+        would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
+        window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
+        not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
+        (fewer than tokens behind a GBST front end). ``watch`` has windows of its own, which are read in the
+        same passes. Raises CheckpointError, InputError for tokens the embedding does not have.
+        """
+        asked = list(windows)
+        followed = None
+        if layers_of is not None:
+            if layers_of not in asked:
+                asked.append(layers_of)
+            followed = asked.index(layers_of)
+        kept = len(asked)
+        asked += () if watch is None else watch.windows
+        self._check_tokens(asked)
+        hidden: list[Floats] = [np.empty(0, np.float32)] * kept
+        layers: list[Floats] = []
+        batches = self._batches(asked)
+        self._report(progress, len(batches) * len(self._modules))
+        for batch in batches:
+            self._modules.start()
+            with computing(self._threads), contextlib.ExitStack() as looking_on:
+                if followed in batch:
+                    row = batch.index(followed)
+                    looking_on.enter_context(outputs_kept(self._layer_modules(), row, layers))
+                if watch is not None:
+                    looking_on.enter_context(self._told(watch, batch, asked, kept))
+                for index, values in zip(batch, self._forward([asked[i] for i in batch]), strict=True):
+                    if index < kept:
+                        hidden[index] = values.copy()
+        self._reader.forget()
+        if layers_of is not None:
+            lengths = [self._encoded(layers_of)] * self.encoder_layers
+            lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
+            layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
+        return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
+
+    def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
+        sizes = [(len(window.source), len(window.ids)) for window in windows]
+        largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
+        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
+        return _batches(sizes, self._model.config.num_attention_heads, most)
+
+    def _report(self, progress: Progress, total: int) -> None:
+        """From now on tell of every module that has run."""
+        done = itertools.count(1)
+        self._step = lambda: progress("reference", next(done), total)
+        progress("reference", 0, total)
+
+    def _encoded(self, window: Window) -> int:
+        """Positions the encoder computes of a window."""
+        return -(-len(window.source) // self._factor)
+
+    def _told(
+        self, watch: Watch, batch: Sequence[int], asked: Sequence[Window], first: int
+    ) -> contextlib.AbstractContextManager[None]:
+        """Tell the watcher what flows into modules for its own windows, those from ``first`` on."""
+
+        def tell(name: str, row: int, values: Floats) -> None:
+            if batch[row] >= first:
+                watch.tell(name, batch[row] - first, values)
+
+        sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
+        return inputs_told(self._model, watch.names, sizes, tell)
+
+    def _forward(self, windows: Sequence[Window]) -> list[Floats]:
+        try:
+            entering = self._model(**inputs(windows), use_cache=False).logits  # the head is an identity now
+        except KconvError:
+            raise
+        except Exception as error:
+            raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
+        pairs = zip(entering, windows, strict=True)
+        return [values[: len(window.ids)].numpy() for values, window in pairs]
+
+    def _layer_modules(self) -> Sequence[torch.nn.Module]:
+        import torch
+
+        if has_encoder(self._model):
+            return layer_modules(self._model)
+        lists = (module for module in self._model.modules() if isinstance(module, torch.nn.ModuleList))
+        return next(tuple(layers) for layers in lists if len(layers) == self._layers)
+
+    def _attach(self, held: Mapping[str, Tensor]) -> StreamedModules:
+        """Let every module read its weights when it runs."""
+        import torch
+
+        self._model.set_output_embeddings(torch.nn.Identity())
+        lookups = embeddings(self._model)
+        streamed = StreamedModules(self._reader, lambda: self._step())
+        for name, module in self._model.named_modules():
+            own = {key: value for key, value in module._parameters.items() if value is not None}
+            if any(module is lookup for lookup in lookups):
+                table = self._embedding
+                if f"{name}.weight" in held:
+                    table = fitting_weight(held, (f"{name}.weight",), module.weight, self._where)
+                stream_embedding(module, table, self._reader)
+                continue
+            if not own:
+                continue
+            weights = {
+                key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
+                for key, value in own.items()
+            }
+            streamed.add(module, weights)
+        return streamed
+
+    def _check_tokens(self, windows: Sequence[Window]) -> None:
+        rows, encoder = self._embedding.rows, has_encoder(self._model)
+        for window in windows:
+            if bool(window.source) is not encoder:
+                said = "needs a source text" if encoder else "has no encoder to read a source text"
+                raise ValueError(f"{type(self._model).__name__} {said}")
+            ids = (*window.source, *window.ids)
+            if not window.ids or min(ids) < 0 or max(ids) >= rows:
+                raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits of some positions of a window, from ``start`` on."""
+
+    window: int
+    start: int
+    values: Floats
+
+    def has(self, window: int, start: int, stop: int) -> bool:
+        """Whether those positions are among them."""
+        return window == self.window and self.start <= start and stop <= self.start + len(self.values)
+
+
+class Reading:
+    """What a Reference read.
+
+    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
+    each layer (the residual stream), as much for the window asked for, else empty.
+    """
+
+    def __init__(
+        self,
+        hidden: list[Floats],
+        layers: list[Floats],
+        head: Head,
+        reader: WeightReader,
+        threads: int,
+    ) -> None:
+        self.hidden = hidden
+        self.layers = layers
+        self._head = head
+        self._reader = reader
+        self._threads = threads
+        self._ahead: _Logits | None = None
+
+    def logits(self, window: int, start: int, stop: int) -> Floats:
+        """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
+
+        The whole output matrix is read for some hundred positions at a time, so ask in order, in one thread.
+        """
+        if not 0 <= start < stop <= len(self.hidden[window]):
+            raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
+        if self._ahead is None or not self._ahead.has(window, start, stop):
+            self._ahead = None  # so that its memory can be used again
+            self._ahead = self._compute(window, start, stop)
+        return self._ahead.values[start - self._ahead.start : stop - self._ahead.start].copy()
+
+    def _compute(self, window: int, start: int, stop: int) -> _Logits:
+        import torch
+
+        matrix, bias = self._head.matrix, self._head.bias
+        count = len(self.hidden[window])
+        last = min(max(stop, start + _LOGITS // (4 * matrix.rows)), count)
+        last = count if count - last < _LEAST_ROWS else last
+        first = max(0, min(start, last - _LEAST_ROWS))
+        values = np.empty((last - first, matrix.rows), np.float32)
+        entering = torch.from_numpy(self.hidden[window][first:last])
+        step = max(1, _SLICE // (4 * matrix.row_elements))
+        with computing(self._threads):
+            for row in range(0, matrix.rows, step):
+                end = min(row + step, matrix.rows)
+                parts = [matrix] if bias is None else [matrix, bias]
+                lease = self._reader.read([Rows(part, row, end) for part in parts])
+                values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
+                self._reader.release(lease)
+        return _Logits(window, first, values)
+
+
+def _batches(sizes: Sequence[tuple[int, int]], heads: int, most: int) -> list[list[int]]:
+    """Windows to compute together, by index: the longest first, so that like goes with like.
+
+    ``sizes`` are tokens of the source and of the window proper; ``most`` windows go together.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(sizes)), key=lambda index: (-max(sizes[index]), -sum(sizes[index]))):
+        if batches and len(batches[-1]) < most:
+            together = [sizes[each] for each in (*batches[-1], index)]
+            longest = [max(column) for column in zip(*together, strict=True)]
+            scores = 4 * len(together) * heads * max(longest) ** 2
+            if len(together) * sum(longest) <= _TOKENS and scores <= _SCORES:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches

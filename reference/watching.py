@@ -1,0 +1,109 @@
+"""Looking on while the fp32 reference computes: what flows into its modules, and what leaves its layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.windows import Window
+from .encoder_decoder import reads_source
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+Tell = Callable[[str, int, Floats], None]
+"""Is told the name of a module, the number of a window and what flows in, ``(positions, columns)``."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Windows to read for what flows into the modules of those ``names``; ``tell`` counts from the first one.
+
+    The array ``tell`` is given holds during the call only.
+    """
+
+    windows: tuple[Window, ...]
+    names: frozenset[str]
+    tell: Tell
+
+
+@contextlib.contextmanager
+def inputs_told(
+    model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], tell: Tell
+) -> Iterator[None]:
+    """Tell what flows into the linear modules of those ``names``, row by row of a batch, without the padding.
+
+    The matrices of experts go by names, too: ``….experts.3.down_proj``.
+    ``sizes`` are each row's positions in the encoder and in the decoder.
+    """
+    import torch
+
+    def hook(name: str, module: torch.nn.Module, args: Any) -> None:
+        for row, (source, target) in enumerate(sizes):
+            tell(name, row, args[0][row, : source if reads_source(name) else target].numpy())
+
+    def experts_hook(place: str, module: torch.nn.Module, args: Any) -> None:
+        for row, name, values in _into_experts(place, module, args, [target for _, target in sizes]):
+            if name in names:
+                tell(name, row, values)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name in names and isinstance(module, torch.nn.Linear):  # others look rows up
+                stack.callback(module.register_forward_pre_hook(partial(hook, name)).remove)
+            elif _is_experts(module) and f"{name}.0.gate_proj" in names:
+                stack.callback(module.register_forward_pre_hook(partial(experts_hook, name)).remove)
+        yield
+
+
+def _is_experts(module: torch.nn.Module) -> bool:
+    """Whether it holds the feed-forward matrices of many experts, as transformers 5 fuses them."""
+    fused = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
+    return all(getattr(weight, "ndim", 0) == 3 for weight in fused)
+
+
+def _into_experts(
+    place: str, module: Any, args: Any, lengths: Sequence[int]
+) -> Iterator[tuple[int, str, Floats]]:
+    """What flows into each matrix of each expert: row of the batch, the matrix's name, ``(tokens, columns)``.
+
+    ``args`` are the module's: all positions of the batch ``(batch * length, hidden)``, the experts chosen for
+    each, their weights. An expert sees the positions it was chosen for, without the padding. The matrices are
+    in memory, since the hook that reads them ran before.
+    """
+    import torch
+
+    hidden, chosen = args[0], args[1]
+    each = len(hidden) // len(lengths)
+    for expert in range(module.gate_up_proj.shape[0]):
+        routed = (chosen == expert).any(dim=-1)
+        for row, length in enumerate(lengths):
+            at = routed[row * each : row * each + length].nonzero()[:, 0] + row * each
+            if not len(at):
+                continue
+            entering = hidden[at]
+            gate, up = torch.nn.functional.linear(entering, module.gate_up_proj[expert]).chunk(2, dim=-1)
+            for name in ("gate_proj", "up_proj"):
+                yield row, f"{place}.{expert}.{name}", entering.numpy()
+            yield row, f"{place}.{expert}.down_proj", (module.act_fn(gate) * up).numpy()
+
+
+@contextlib.contextmanager
+def outputs_kept(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats]) -> Iterator[None]:
+    """Append to ``kept`` what leaves each of the modules for that row of the batch, padding included."""
+
+    def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        values = output[0] if isinstance(output, tuple) else output
+        kept.append(values[row].numpy().copy())
+
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(hook).remove)
+        yield

@@ -1,0 +1,1 @@
+"""A proof or a comparison as a page of HTML and as words: pictures, tables, sentences."""

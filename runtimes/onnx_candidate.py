@@ -1,0 +1,129 @@
+"""onnxruntime as the measured side: an ONNX folder reads windows, whole, token by token or in batches."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+
+from ..core.windows import Window
+from .candidate import Block, Ids
+from .onnx_child import PADDING
+from .onnx_folder import OnnxFolder
+from .onnx_process import OnnxProcess
+
+STEPS = 32
+"""Tokens of a window read one by one: each takes a pass over the weights."""
+STEPPED_WINDOWS = 4
+_SHORTER = 5  # tokens each of them is shorter than the one before, so that a batch of two needs padding
+_PADDING = 3  # tokens of it at least
+_LOGITS = 256 << 20  # bytes of logits a reading may give at once
+_COLUMNS = 1 << 18  # tokens of a vocabulary, where config.json does not say
+
+
+class OnnxCandidate:
+    """An ONNX folder in onnxruntime on the CPU; candidate.LogitsSource describes ``logits``.
+
+    A window is read at once, from an empty cache; only where its logits would take more than 256 MiB in
+    pieces. ``stepwise``: up to its first scored position at once, then token by token, as text is generated.
+    ``batched``: two windows together, with padding before a decoder's tokens and after an encoder's, in two
+    parts through the cache.
+    """
+
+    def __init__(
+        self, folder: OnnxFolder, *, threads: int, stepwise: bool = False, batched: bool = False
+    ) -> None:
+        self.path = folder.path
+        self._process = OnnxProcess(folder, threads=threads)
+        self._stepwise, self._batched = stepwise, batched
+        told = folder.config.get("vocab_size")
+        self._at_once = max(1, _LOGITS // (4 * (told if isinstance(told, int) and told > 0 else _COLUMNS)))
+
+    def __enter__(self) -> OnnxCandidate:
+        self._process.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.__exit__(kind, error, trace)
+
+    def token_by_token(self) -> OnnxCandidate:
+        """The same running models, read stepwise."""
+        other = copy.copy(self)
+        other._stepwise = True
+        return other
+
+    def in_batches(self) -> OnnxCandidate:
+        """The same running models, reading two windows at once."""
+        other = copy.copy(self)
+        other._batched = True
+        return other
+
+    def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
+        """Logits of all scored positions of all windows, in order. Raises CandidateFailure."""
+        if self._batched:
+            wanted = [index for index, window in enumerate(windows) if window.scored]
+            for at in range(0, len(wanted), 2):
+                yield from self._together({index: windows[index] for index in wanted[at : at + 2]})
+            return
+        for index, window in enumerate(windows):
+            if not window.scored:
+                continue
+            self._process.begin(window.source)
+            for start, stop in self._pieces(window):
+                first = max(start, window.scored_from)
+                found = self._process.read(window.ids[start:stop], max(stop - first, 0))
+                if len(found):
+                    yield Block(index, first, found)
+
+    def _together(self, windows: Mapping[int, Window]) -> Iterator[Block]:
+        """A batch, read in two parts, the second of which goes on from the cache of the first."""
+        texts = {index: window.ids[:-1] for index, window in windows.items()}
+        sources = [window.source for window in windows.values()]
+        if any(sources):  # an encoder's padding comes last; its decoder sees nothing of what follows
+            self._process.begin(_matrix(sources, before=False))
+            ids, split = _matrix(list(texts.values()), before=False), 1
+        else:
+            self._process.begin()
+            ids = _matrix(list(texts.values()), before=True)
+            split = ids.shape[1] - (min(map(len, texts.values())) + 1) // 2
+        parts = [ids[:, :split], ids[:, split:]]
+        found = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
+        for (index, text), row, own in zip(texts.items(), found, ids >= 0, strict=True):
+            start = windows[index].scored_from
+            yield Block(index, start, row[own][start : len(text)])
+
+    def _pieces(self, window: Window) -> Iterator[tuple[int, int]]:
+        """What is read at once; a window's last token predicts none that is known."""
+        end = len(window.ids) - 1
+        first, size = (window.scored_from + 1, 1) if self._stepwise else (self._at_once, self._at_once)
+        return itertools.pairwise([0, *range(first, end, size), end])
+
+
+def stepped(windows: Sequence[Window]) -> list[Window]:
+    """What is read token by token: the beginning of the first window of each text, at most four.
+
+    A decoder alone is given as many tokens before at once; one with an encoder its start token. Each window
+    is a little shorter than the one before.
+    """
+    firsts = {window.text: window for window in reversed(windows)}
+    found = []
+    for at, window in enumerate([firsts[text] for text in sorted(firsts)][:STEPPED_WINDOWS]):
+        before = 0 if window.source else min(STEPS, len(window.ids) // 2) - 1
+        end = before + STEPS + 1 - at * _SHORTER
+        found.append(replace(window, ids=window.ids[:end], scored_from=max(before, 0)))
+    return found
+
+
+def _matrix(texts: Sequence[Sequence[int]], *, before: bool) -> Ids:
+    """Texts as a matrix, a row a text, padded to more than the longest has."""
+    width = max(map(len, texts)) + _PADDING
+    matrix = np.full((len(texts), width), PADDING, np.int64)
+    for row, ids in zip(matrix, texts, strict=True):
+        row[width - len(ids) if before else 0 :][: len(ids)] = ids
+    return matrix

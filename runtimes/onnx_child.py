@@ -1,0 +1,190 @@
+"""The child that runs onnxruntime; imports nothing of kconv but its side of a child.
+
+Files of strangers may crash it, run for ever or fill the memory, which then costs this process and no more.
+Its arguments are THREADS MAPPED SECONDS MEMORY DECODER CACHED [ENCODER]: the processor time that loading may
+take, and the bytes its memory may grow by (runtimes/onnx_limits.py). All numbers are little-endian.
+
+- ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
+- ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
+
+MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
+copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
+graph an encoder-decoder generates with gets its copy all the same; products of blocks are slow without.
+
+Ids are a batch, text after text, with PADDING where a text has no token. A request says what processor time
+it may take. It is answered by rows (of all texts) and columns of float32 numbers, which follow (``BEGIN``: 0
+and 0), and so is loading.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+from ..core import child
+from ..core.child import Stop
+
+REQUEST = struct.Struct("<iiiid")
+"""What is wanted, how many texts of how many ids follow (int64), how many rows are wanted of each text, and
+the seconds of processor time it may take."""
+PADDING = -1
+ANSWER = struct.Struct("<ii")
+BEGIN, READ = 1, 2
+REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
+_PAST, _PRESENT = "past_key_values.", "present."
+
+
+class Model:
+    """The sessions of a folder, and what has been read: its length, the cache, what the encoder made."""
+
+    def __init__(
+        self, threads: int, decoder: str, cached: str, encoder: str | None, *, mapped: bool = False
+    ) -> None:
+        generating = cached if encoder else None
+        opened = {
+            path: _session(path, threads, mapped=mapped and path != generating)
+            for path in dict.fromkeys([decoder, cached, encoder])
+            if path
+        }
+        self.decoder, self.cached = opened[decoder], opened[cached]
+        self.encoder = opened[encoder] if encoder else None
+        self.past: dict[str, Any] = {}
+        self.mask: Any = None  # of the tokens read, 0 for padding; ``source`` that of the encoder's
+        self.source: Any = None
+        self.encoded: Any = None
+
+    def begin(self, ids: Any) -> None:
+        """Forget all that was read, and have the encoder read ``ids``."""
+        self.past, self.mask, self.source = {}, None, _mask(ids)
+        if self.encoder is not None:
+            feeds = {each.name: self._of_encoder(each.name, ids) for each in self.encoder.get_inputs()}
+            self.encoded = self.encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
+
+    def read(self, ids: Any, rows: int) -> Any:
+        """Logits ``(batch, rows, vocabulary)`` after the last ``rows`` of each text's ``ids``."""
+        import numpy as np
+
+        self.mask = _mask(ids) if self.mask is None else np.concatenate([self.mask, _mask(ids)], axis=1)
+        session = self.cached if self.past else self.decoder
+        feeds = {each.name: self._fed(each, ids) for each in session.get_inputs()}
+        names = [each.name for each in session.get_outputs()]
+        found = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+        logits = found["logits"].numpy()
+        if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+            raise Stop(NOT_COMPUTED, f"the logits of {ids.shape} tokens have the shape {logits.shape}")
+        going_on = bool(self.past)
+        for name, value in found.items():
+            # what a decoder made of the encoder's output stays as it is; a merged one repeats it empty
+            if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
+                self.past[_PAST + name.removeprefix(_PRESENT)] = value
+        return logits[:, ids.shape[1] - rows :].astype("<f4", order="C")
+
+    def _of_encoder(self, name: str, ids: Any) -> Any:
+        import numpy as np
+
+        if name not in ("input_ids", "attention_mask"):
+            raise Stop(NOT_SUPPORTED, f"the encoder has an input {name!r}")
+        return _value(np.maximum(ids, 0) if name == "input_ids" else _mask(ids))
+
+    def _fed(self, told: Any, ids: Any) -> Any:
+        """What an input of a decoder is given."""
+        import numpy as np
+
+        name = told.name
+        if name == "input_ids":
+            return _value(np.maximum(ids, 0))
+        if name == "attention_mask":
+            return _value(self.mask)
+        if name == "position_ids":  # a text's first token stands at 0, however much padding comes before it
+            return _value(np.maximum(self.mask.cumsum(1) - 1, 0)[:, -ids.shape[1] :])
+        if name == "encoder_attention_mask":
+            return _value(self.source)
+        if name == "encoder_hidden_states" and self.encoded is not None:
+            return self.encoded
+        if name == "use_cache_branch":
+            return _value(np.array([bool(self.past)]))
+        if name.startswith(_PAST):
+            return self.past[name] if name in self.past else _nothing_read(told, len(ids))
+        raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
+
+
+def _session(path: str, threads: int, *, mapped: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 4  # what is wrong is raised
+    # threads that wait would take the processor from whoever computes beside them
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except MemoryError:
+        raise
+    except Exception as error:  # all of onnxruntime's classes come from its C++ part
+        raise Stop(REFUSED, str(error)) from error
+
+
+def _mask(ids: Any) -> Any:
+    return (ids != PADDING).astype("int64")
+
+
+def _value(array: Any) -> Any:
+    import numpy as np
+    from onnxruntime import OrtValue
+
+    return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _nothing_read(told: Any, batch: int) -> Any:
+    """An empty cache of the input's own heads and width."""
+    import numpy as np
+    from onnxruntime import OrtValue
+
+    types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+    if told.type not in types or len(told.shape) != 4:
+        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} is a {told.type} of shape {told.shape}")
+    _, heads, _, width = told.shape
+    if not isinstance(heads, int) or not isinstance(width, int):
+        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} does not say its heads and width: {told.shape}")
+    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[told.type]))
+
+
+def _answer(model: Model) -> None:
+    """One request, from its first byte to the last of its answer."""
+    import numpy as np
+
+    wanted, batch, length, rows, seconds = REQUEST.unpack(child.take(REQUEST.size))
+    ids = np.frombuffer(child.take(8 * batch * length), "<i8").reshape(batch, length)
+    child.limit_time(seconds)
+    logits = None
+    try:
+        if wanted == BEGIN:
+            model.begin(ids)
+        else:
+            logits = model.read(ids, rows)
+    except (Stop, MemoryError):
+        raise
+    except Exception as error:
+        raise Stop(NOT_COMPUTED, str(error)) from error
+    child.limit_time(0)
+    child.write(ANSWER.pack(*(0, 0) if logits is None else (batch * rows, logits.shape[2])))
+    if logits is not None and logits.size:
+        child.write(logits)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load, say so, and serve."""
+    import numpy as np  # both come before the limits: how long a machine takes to start is its own affair
+    import onnxruntime
+
+    del np, onnxruntime
+    threads, mapped, seconds, memory, decoder, cached, *encoder = arguments
+    child.limit_memory(int(memory))
+    child.limit_time(float(seconds))
+    model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
+    child.limit_time(0)
+    child.write(ANSWER.pack(0, 0))
+    while True:
+        _answer(model)

@@ -1,0 +1,154 @@
+"""A folder's models in onnxruntime, in a process of their own (``onnx_child.py``): ids in, logits out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from ..core.children import Child, ChildRefused, twice
+from ..core.errors import ChildDied
+from . import onnx_child as protocol
+from .candidate import CandidateFailure, Floats, Ids
+from .onnx_folder import OnnxFolder
+from .onnx_limits import limits_of
+from .onnx_model_file import INSTALL
+
+MODULE = "kconv.runtimes.onnx_child"
+PATIENCE = 600.0
+"""Seconds without a byte from the child after which it is given up, besides those that reading may take."""
+_MOST_PATIENCE = 24 * 3600.0
+_MOST_COLUMNS = 1 << 22  # tokens of a vocabulary
+_SAID = 400
+_ENDINGS: dict[int | None, str] = {
+    protocol.REFUSED: "onnxruntime refuses the folder",
+    protocol.NOT_COMPUTED: "onnxruntime cannot compute with this folder",
+    protocol.NOT_SUPPORTED: "kconv cannot run this kind of ONNX model",
+}
+
+
+class OnnxProcess:
+    """The models of ``folder``, loaded on the CPU; a context manager.
+
+    ``begin`` comes first, then ``read`` as often as wanted: each goes on after what has been read. Both take
+    a text, or a batch: a matrix with a row for each text, PADDING where it has no token.
+
+    Every method raises CandidateFailure, also where a graph takes more time or memory than it may
+    (onnx_limits.py), after which the next ``begin`` starts anew; and ChildDied, which says nothing about the
+    folder. A child that dies is replaced, once between two ``begin``, and reads again what was read.
+    """
+
+    def __init__(self, folder: OnnxFolder, *, threads: int) -> None:
+        self._folder, self._threads = folder, threads
+        self._limits = limits_of(folder, threads)
+        self._child: Child | None = None
+        self._read: list[tuple[int, Ids]] = []  # requests since the last ``begin``
+        self._replaced = False
+
+    def __enter__(self) -> OnnxProcess:
+        self._child = twice(self._start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
+
+    def begin(self, source: Sequence[int] | Ids = ()) -> None:
+        """Forget what was read; an encoder reads ``source``, decoder-only models are given none."""
+        self._read, self._replaced = [], False
+        self._ask(protocol.BEGIN, source, 0)
+
+    def read(self, ids: Sequence[int] | Ids, rows: int = 1) -> Floats:
+        """The decoder reads ``ids``; logits ``(rows, vocabulary)`` after the last ``rows`` of them.
+
+        ``(batch, rows, vocabulary)`` of a batch.
+        """
+        found = self._ask(protocol.READ, ids, rows)
+        return found[0] if np.ndim(ids) == 1 else found
+
+    def _start(self) -> Child:
+        """A child that has loaded the models. Raises CandidateFailure, ChildDied."""
+        files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
+        mapped, limits = int(self._folder.type == "f32"), self._limits
+        numbers = map(str, (self._threads, mapped, limits.loading, limits.memory))
+        child = Child(
+            MODULE,
+            *numbers,
+            *(str(path.absolute()) for path in files if path is not None),
+            library="onnxruntime",
+            install=INSTALL,
+            # numpy multiplies nothing there; and no model may choose how it is run
+            environment={**os.environ, "OPENBLAS_NUM_THREADS": "1", "ORT_LOAD_CONFIG_FROM_MODEL": "0"},
+            patience=PATIENCE + min(limits.loading, _MOST_PATIENCE),
+        )
+        try:
+            child.receive(protocol.ANSWER.size)
+        except ChildRefused as refusal:
+            child.close()
+            raise self._failure(refusal, "loading the folder", limits.loading) from refusal
+        except BaseException:
+            child.close()
+            raise
+        return child
+
+    def _ask(self, wanted: int, ids: Sequence[int] | Ids, rows: int) -> Floats:
+        given = np.atleast_2d(np.array(ids, "<i8"))
+        if wanted == protocol.READ and not self._read:
+            raise RuntimeError("begin first: nothing goes on after a failure")
+        try:
+            found = self._asked(wanted, given, rows)
+        except ChildDied:
+            before, self._read = self._read, []
+            if self._replaced:
+                raise
+            self._replaced = True
+            for request in before:
+                self._asked(*request, 0)
+            self._read = before
+            found = self._asked(wanted, given, rows)
+        self._read.append((wanted, given))
+        return found
+
+    def _asked(self, wanted: int, given: Ids, rows: int) -> Floats:
+        child = self._running()
+        (batch, length), tokens = given.shape, sum(each.size for _, each in self._read) + given.size
+        seconds = self._limits.request(tokens)
+        child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
+        try:
+            child.send(protocol.REQUEST.pack(wanted, batch, length, rows, seconds) + given.tobytes())
+            found, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+            if found != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
+                said = f"{found} × {columns} logits for {batch * rows} tokens"
+                raise CandidateFailure(f"onnxruntime gave {said}")
+            logits = child.receive(4 * found * columns)
+        except ChildRefused as refusal:
+            child.close()
+            self._read = []
+            raise self._failure(refusal, f"reading {tokens} tokens", seconds) from refusal
+        except BaseException:
+            child.close()
+            raise
+        return np.frombuffer(logits, "<f4").reshape(batch, rows, columns)
+
+    def _running(self) -> Child:
+        if self._child is None:
+            raise RuntimeError("enter the process first: with OnnxProcess(...) as process")
+        if self._child.closed:
+            self._child = self._start()
+        return self._child
+
+    def _failure(self, refusal: ChildRefused, doing: str, seconds: float) -> CandidateFailure:
+        """What the child's end says of the folder, with its last words."""
+        if refusal.limit is not None:
+            took = f"{seconds:.0f} s of processor time"
+            if refusal.limit == "memory":
+                took = f"{self._limits.memory / 2**30:.1f} GiB of memory"
+            return CandidateFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
+        said = " ".join(refusal.words[-4:])[:_SAID]
+        ending = _ENDINGS.get(refusal.code, "onnxruntime stopped at a check of its own")
+        return CandidateFailure(f"{ending}: {said}" if said else ending)
