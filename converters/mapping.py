@@ -45,7 +45,14 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
     tensors += family.extra(facts)
     remarks = family.remarks.get(runtime)
     notes = (*family.notes(facts, flags), *(remarks(facts) if remarks else ()))
-    return Model(family.arch, hparams, tuple(tensors), notes=notes, wide_inputs=family.wide_inputs)
+    return Model(
+        family.arch,
+        hparams,
+        tuple(tensors),
+        notes=notes,
+        wide_inputs=family.wide_inputs,
+        granted=family.granted(facts),
+    )
 
 
 def unmapped(family: AnyFamily, checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

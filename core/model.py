@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from .tensor import Tensor
 from .vocabulary import Vocab
@@ -33,6 +34,7 @@ class Model:
     ``hparams`` are the architecture's GGUF keys in full (``llama.block_count``), ``metadata`` the
     ``general.*`` keys. ``vocab`` is None until the vocabulary stage. ``wide_inputs`` is a regular expression
     of the names of matrices whose input may exceed half precision, so that their weights must not be F16.
+    ``granted`` are keys of config.json that transformers takes for granted and other programs do not.
     """
 
     arch: str
@@ -42,6 +44,7 @@ class Model:
     metadata: Mapping[str, MetadataValue] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     wide_inputs: str | None = None
+    granted: Mapping[str, Any] = field(default_factory=dict)
 
     def has_wide_input(self, name: str) -> bool:
         """Whether the input of the matrix of that GGUF name may exceed half precision."""

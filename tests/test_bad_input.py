@@ -276,8 +276,8 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
         ("WonderForCausalLM", "LlamaForCausalLM"),
     ),
     "near architecture": (
-        lambda f: edit_config(f, architectures=["GPTNeoXForCausalLM"], model_type="gpt_neox"),
-        ("GPT-NeoX", "egpt-1.3b-preview", "LlamaForCausalLM"),
+        lambda f: edit_config(f, architectures=["GPT2LMHeadModel"], model_type="gpt2"),
+        ("GPT-2", "ko-gpt-trinity", "LlamaForCausalLM"),
     ),
     "latent attention": (lambda f: edit_config(f, kv_lora_rank=512), ("latent attention", "EAGLE")),
     "pickle that wants to run code": (hostile_pickle, ("pytorch_model.bin", "system")),

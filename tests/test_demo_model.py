@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from kconv.converters.samples import FAMILIES, write_sample
+from kconv.converters.samples import SAMPLES, write_sample
 from kconv.core.errors import OutputExists, UsageError
 
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
@@ -222,7 +222,7 @@ def test_training_again_gives_the_same_tokenizer(sample: Path, tmp_path: Path) -
     assert size == (sample / "model.safetensors").stat().st_size
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(SAMPLES))
 def test_write_sample_twice_is_refused_and_forced(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / "new" / "model")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

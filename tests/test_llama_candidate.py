@@ -273,7 +273,7 @@ DEATHS = {
 STAND_IN = """
 import os, resource, signal, struct, time
 from kconv.core import child
-from kconv.verify import llama_child
+from kconv.runtimes import llama_child
 LOADED, LOGITS, LAYER, ANSWER = llama_child.LOADED, llama_child.LOGITS, llama_child.LAYER, llama_child.ANSWER
 
 def main(arguments):
@@ -422,7 +422,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from kconv.verify.llama_candidate import LlamaCandidate
-from kconv.verify.windows import Window
+from kconv.core.windows import Window
 with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
     blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
     next(blocks)

@@ -254,7 +254,7 @@ def test_a_missing_onnx_package_says_how_to_install_it(folder: Path) -> None:
     code = (
         "import sys; sys.modules['onnx'] = None\n"
         "from pathlib import Path\n"
-        "from kconv.verify.onnx_folder import open_onnx\n"
+        "from kconv.runtimes.onnx_folder import open_onnx\n"
         f"open_onnx(Path({str(folder)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

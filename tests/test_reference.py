@@ -377,8 +377,8 @@ from checkpoint_material import private_bytes
 from kconv.converters.families.gptj import GPTJ
 from kconv.converters.families.llama import LLAMA
 from kconv.core.reading import open_checkpoint
-from kconv.verify.reference import Reference
-from kconv.verify.windows import Window
+from kconv.reference.model import Reference
+from kconv.core.windows import Window
 
 def read(length):
     window = Window(0, tuple(range(length)))

@@ -47,11 +47,9 @@ def configurations(
     notes += found
     several = {**ids, "eos_token_id": list(stops)} if len(stops) > 1 else ids
     wanted = several if isinstance(config.get("eos_token_id"), list) else ids
-    family = family_for(config)
-    granted = family.granted(family.read(config))
-    said = {key: value for key, value in granted.items() if config.get(key) is None}
+    said = {key: value for key, value in model.granted.items() if config.get(key) is None}
     changed = _with_ids(CONFIG, _without_code(config, notes) | said, wanted, vocab, notes)
-    front = family.front_end
+    front = family_for(config).front_end
     if front is not None:
         made[front.onnx_file] = as_json(config)
         changed |= front.onnx_config
