@@ -421,7 +421,7 @@ def test_a_child_that_says_half_of_it(
 PARENT = """
 import sys, time
 from pathlib import Path
-from kconv.verify.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.core.windows import Window
 with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
     blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)

@@ -104,7 +104,7 @@ def own_copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with kconv in it, but no built kernels."""
     folder = tmp_path_factory.mktemp("copy")
     (folder / "kconv").mkdir()
-    for room in ("core", "vocab", "converters", "verify", "cli"):
+    for room in ("core", "vocab", "converters", "reference", "runtimes", "verify", "flows", "report", "cli"):
         (folder / "kconv" / room).symlink_to(ROOT / room)
     ignored = shutil.ignore_patterns("_kernels.*", "__pycache__")
     shutil.copytree(ROOT / "quant", folder / "kconv" / "quant", ignore=ignored)
