@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import pytest
+from command_material import kconv as forked
 from signals_material import hangups_heeded
 
 from kconv.cli import errors
@@ -29,6 +30,7 @@ from kconv.core import errors as core_errors
 from kconv.quant.policy import POLICIES
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 HEAVY = {
     "torch",
     "numpy",
@@ -154,7 +156,7 @@ def test_shells_can_complete_commands_and_options() -> None:
 )
 @pytest.mark.parametrize("as_json", [False, True])
 def test_wrong_usage_is_2(words: list[str], as_json: bool, tmp_path: Path) -> None:
-    done = kconv(*words, *(["--json"] if as_json else []), cwd=tmp_path)
+    done = forked(*words, *(["--json"] if as_json else []), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "kconv: error: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -238,7 +240,7 @@ def test_what_is_no_gguf_is_refused_with_3(command: list[str], case: str, tmp_pa
         path.mkdir()
     elif case != "missing":
         path.write_bytes(DAMAGED[case])
-    done = kconv(*command, path, "--json")
+    done = forked(*command, path, "--json")
     assert done.returncode == 3, done.stderr
     assert the_object(done)["exit_code"] == 3
     assert str(path) in done.stderr

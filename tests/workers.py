@@ -104,14 +104,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
-def _share_threads() -> None:
-    """In a worker: no library takes more threads than its share of the processors."""
+def _share_processors() -> None:
+    """In a worker: it and what it starts keep to its share of the processors.
+
+    Threads of llama.cpp, torch and onnxruntime that wait for each other turn in circles meanwhile; where two
+    workers have as many as there are processors, a proof takes two to three times its processor time.
+    """
     count = os.environ.get("PYTEST_XDIST_WORKER_COUNT")
     if count is None:
         return
-    share = str(max(cores() // int(count), 1))
+    share = max(cores() // int(count), 1)
     for name in THREADS:
-        os.environ[name] = os.environ.get(name) or share
+        os.environ[name] = os.environ.get(name) or str(share)
+    os.environ["OMP_WAIT_POLICY"] = "passive"  # tests that ask for more threads wait asleep
+    if hasattr(os, "sched_setaffinity"):
+        own = sorted(os.sched_getaffinity(0))
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        # Where a quota leaves only some of the machine's, other containers shall not crowd on the same.
+        first = number * share + (os.getppid() if len(own) > cores() else 0)
+        os.sched_setaffinity(0, {own[(first + at) % len(own)] for at in range(share)})
 
 
-_share_threads()  # before any library looks at the environment
+_share_processors()  # before any library looks
