@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from command_material import kconv
 from run_material import KCONV, answered, run
+from shared_material import shared
 from t5_material import KNOWN, byte_ids, random_byt5, trained_byt5, transformers_greedy
 
 from kconv.converters import to_gguf
@@ -66,10 +68,11 @@ def model(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def known(folder: Path) -> Path:
+def known(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ByT5 that knows a few answers by heart, as f32."""
     target = folder / "known.gguf"
-    to_gguf(trained_byt5(folder / "known"), target, types=["f32"], verify=False)
+    shutil.copytree(shared(tmp_path_factory, "trained-byt5", trained_byt5), folder / "known")
+    to_gguf(folder / "known", target, types=["f32"], verify=False)
     return target
 
 
