@@ -333,10 +333,13 @@ with shown_progress() as progress:
 print("done")
 """
 # With patience and interval a quarter of what they are: half a second, then every 1.25 s.
-SLOW_WORK = """
+SLOW_WORK = (
+    """
 from kconv.cli import progress as module
 module._PATIENCE, module._INTERVAL = module._PATIENCE / 4, module._INTERVAL / 4
-""" + WORK
+"""
+    + WORK
+)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 100), (24, 0), (0, 0)])
