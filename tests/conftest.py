@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["workers", "skips", "leftovers", "signals_material"]
+pytest_plugins = ["workers", "skips", "leftovers", "signals_material", "command_material"]
 
 KOREAN = (
     "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. "

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -103,7 +103,17 @@ class Kconv:
     def run(self, *words: object, cwd: Path, seconds: float = 60, fault: Fault | None = None) -> Done:
         """``kconv WORDS`` in ``cwd``; after ``seconds`` it is ended."""
         request = {"words": [str(word) for word in words], "cwd": str(cwd), "seconds": seconds}
-        return Done(**self.ask({**request, **({"fault": asdict(fault)} if fault else {})}))
+        done = Done(**self.ask({**request, **({"fault": asdict(fault)} if fault else {})}))
+        return replace(done, out=_readable(done.out), err=_readable(done.err))
+
+    def run_with(
+        self, words: Sequence[str], *, given: bytes, environment: Mapping[str, str], cwd: str, seconds: float
+    ) -> tuple[int | None, bytes, bytes]:
+        """The same with standard input and an environment of its own: code, output and errors in bytes."""
+        request = {"words": list(words), "cwd": cwd, "seconds": seconds, "environment": dict(environment)}
+        done = Done(**self.ask({**request, "given": given.decode("utf-8", "surrogateescape")}))
+        out, err = (said.encode("utf-8", "surrogateescape") for said in (done.out, done.err))
+        return done.code, out, err
 
     @contextlib.contextmanager
     def at(self, point: str, *words: object, cwd: Path) -> Iterator[Callable[[Fault], Done]]:
@@ -118,17 +128,26 @@ class Kconv:
         self.ask({})
 
 
-def _prepare(cwd: str, streams: Sequence[int], fault: Mapping[str, Any] | None) -> None:
-    """In the fork: streams, working folder and faults of its own."""
+def _readable(said: str) -> str:
+    """Bytes that are no UTF-8 as the mark for what cannot be shown."""
+    return said.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _prepare(request: Mapping[str, Any], streams: Sequence[int]) -> None:
+    """In the fork: streams, working folder, environment and faults of its own."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(_input(request.get("given")), 0)
     os.dup2(streams[0], 1)
     os.dup2(streams[1], 2)
-    os.chdir(cwd)
+    os.chdir(request["cwd"])
+    if (environment := request.get("environment")) is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    if fault is not None:
+    if (fault := request.get("fault")) is not None:
         places = (ctypes.c_char_p * len(fault["below"]))(*(os.fsencode(each) for each in fault["below"]))
         log = (
             -1
@@ -137,6 +156,17 @@ def _prepare(cwd: str, streams: Sequence[int], fault: Mapping[str, Any] | None) 
         )
         action, error = ACTIONS.index(fault["action"]), fault["error"]
         ctypes.CDLL(None).fault_arm(places, len(places), ctypes.c_long(fault["call"]), action, error, log)
+
+
+def _input(given: str | None) -> int:
+    """A file to read from: with that content, or without any."""
+    if given is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    file = os.memfd_create("in")
+    with open(file, "wb", closefd=False) as stream:
+        stream.write(given.encode("utf-8", "surrogateescape"))
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
 def _command(words: Sequence[str]) -> int:
@@ -174,7 +204,7 @@ def _forked(request: Mapping[str, Any], point: str | None = None) -> dict[str, A
     sys.stderr.flush()
     pid = os.fork()
     if pid == 0:
-        _prepare(request["cwd"], streams, request.get("fault"))
+        _prepare(request, streams)
         if "words" not in request:
             return {}
         if point is not None:
@@ -225,7 +255,8 @@ def ended(pid: int, streams: Sequence[int], begun: float, seconds: float) -> dic
     said = []
     for stream in streams:
         size = os.lseek(stream, 0, os.SEEK_END)
-        said.append(os.pread(stream, min(size, 1 << 20), max(0, size - (1 << 20))).decode("utf-8", "replace"))
+        last = os.pread(stream, min(size, 1 << 24), max(0, size - (1 << 24)))
+        said.append(last.decode("utf-8", "surrogateescape"))
         os.close(stream)
     taken = time.monotonic() - begun
     return {"code": code, "out": said[0], "err": said[1], "seconds": taken, "memory": usage.ru_maxrss << 10}

@@ -49,10 +49,12 @@ def _end(before: Set[int], *, held: bool = False) -> None:
     left = _started(before, held=held)
     if not left:
         return
-    gc.collect()  # an object in a cycle may hold it
-    end = time.monotonic() + _PATIENCE
-    while (left := _started(before, held=held)) and time.monotonic() < end:
-        time.sleep(0.02)
+    begun, collected = time.monotonic(), False
+    while (left := _started(before, held=held)) and time.monotonic() < begun + _PATIENCE:
+        if not collected and time.monotonic() > begun + 0.1:  # most end by themselves, and this takes as long
+            gc.collect()  # an object in a cycle may hold it
+            collected = True
+        time.sleep(0.01)
     if not left:
         return
     named = [f"{process.pid}: {_command(process)}" for process in left]

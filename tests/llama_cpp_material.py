@@ -17,10 +17,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+from shared_material import shared
+
 from kconv.converters.samples.korean_text import korean_text
 from kconv.converters.samples.weights import WeightFormat, write_checkpoint, write_json
 from kconv.core.tensor import DType
 
+FLOATS = ("f32", "f16", "bf16")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -161,6 +165,36 @@ def run_converter(script: Path, jobs: Sequence[tuple[Path, Path, str]]) -> None:
         check=False,
     )
     assert result.returncode == 0, f"llama.cpp's converter failed:\n{result.stderr[-3000:]}"
+
+
+def checkpoints(factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for every variant, by name; nobody may change them."""
+
+    def make(root: Path) -> None:
+        tokenizer = train_sentencepiece(root / "tokenizer.model")
+        for variant in VARIANTS:
+            write_variant(root / variant.name, variant, tokenizer)
+
+    root = shared(factory, "variants", make)
+    return {variant.name: root / variant.name for variant in VARIANTS}
+
+
+def conversions(factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """What llama.cpp's converter makes of them, by variant and type, or skip."""
+    tool = fetch_tool()
+    try:
+        script = tool.fetch() / "convert_hf_to_gguf.py"
+    except tool.FetchError as error:
+        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+
+    sources = checkpoints(factory)
+    files = {(name, type_): f"{name}-{type_}.gguf" for name in sources for type_ in FLOATS}
+
+    def make(root: Path) -> None:
+        run_converter(script, [(sources[name], root / file, type_) for (name, type_), file in files.items()])
+
+    root = shared(factory, "llama-cpp", make)
+    return {key: root / file for key, file in files.items()}
 
 
 _QUANTIZER = """

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from t5_material import one_thread
 
 from kconv.converters.families import family_for
 from kconv.converters.families.t5.graphs import DECODER, DECODER_WITH_PAST, ENCODER
@@ -48,19 +48,6 @@ def sessions(folder: Path) -> Sessions:
         name: onnxruntime.InferenceSession(folder / name, options, providers=["CPUExecutionProvider"])
         for name in (ENCODER, DECODER, DECODER_WITH_PAST)
     }
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread: several only get in each other's way with so small a model."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def right_logits(model: Any, ids: Ids, mask: Ids, target: Ids) -> Floats:

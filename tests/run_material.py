@@ -11,17 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from command_material import kconv
+
 from kconv.core.gguf_file import read_header, write_header
 
 PROMPT = "옛날에 고양이가 살았습니다. "
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 
 
-def run(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **how: Any) -> subprocess.CompletedProcess[Any]:
     """`kconv run` on one thread: several on a busy machine wait for each other."""
-    words = [*KCONV, "run", *map(str, arguments), "--threads", "1"]
-    how = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 120, "check": False, **how}
-    return subprocess.run(words, **how)
+    return kconv("run", *arguments, "--threads", "1", **how)
 
 
 def answered(*arguments: object, **how: Any) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def random_byt5(folder: Path, **config: Any) -> Path:
     return _saved(model, folder)
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: several only get in each other's way with so small a model."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def trained_byt5(folder: Path) -> Path:
     """Save a small ByT5 that answers the sources of KNOWN with their targets; returns the folder."""
     import torch
@@ -65,11 +79,12 @@ def trained_byt5(folder: Path) -> Path:
     source, labels = _rows(sources, 0), _rows(answers, -100)
     model = _byt5()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
-        loss = model(input_ids=source, attention_mask=(source != 0).long(), labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with one_thread():
+        for _ in range(150):
+            loss = model(input_ids=source, attention_mask=(source != 0).long(), labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
     assert loss < 0.05
     return _saved(model, folder)
 

@@ -14,22 +14,20 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_cpp_material import (
+    FLOATS,
     VARIANTS,
     Gguf,
     Variant,
-    fetch_tool,
+    checkpoints,
+    conversions,
     read_with_gguf_py,
-    run_converter,
     run_quantizer,
-    train_sentencepiece,
-    write_variant,
 )
 from llama_material import llama_cpp_logits
 
 from kconv.converters import to_gguf
 from kconv.core.tensor import DType
 
-FLOATS = ("f32", "f16", "bf16")
 QUANTIZED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 NAMES = [variant.name for variant in VARIANTS]
 THREADED = ("gqa-bf16-sharded", "odd-rows")
@@ -49,39 +47,21 @@ DIFFERENT: Mapping[str, str] = {
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A folder for every variant, by name."""
-    root = tmp_path_factory.mktemp("checkpoints")
-    model = train_sentencepiece(root / "tokenizer.model")
-    return {variant.name: write_variant(root / variant.name, variant, model) for variant in VARIANTS}
-
-
-@pytest.fixture(scope="module")
-def converted(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], Path]:
+def converted(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """llama.cpp's conversions, by variant and type."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
-    folder = tmp_path_factory.mktemp("llama-cpp")
-    targets = {(name, type_): folder / f"{name}-{type_}.gguf" for name in checkpoints for type_ in FLOATS}
-    run_converter(script, [(checkpoints[name], path, type_) for (name, type_), path in targets.items()])
-    return targets
+    return conversions(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
-def ours(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def ours(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Our conversions: a folder for every variant, all types from one read, pure ones in ``pure``."""
     root = tmp_path_factory.mktemp("kconv")
-    for name, checkpoint in checkpoints.items():
+    for name, checkpoint in checkpoints(tmp_path_factory).items():
         to_gguf(checkpoint, root / name, types=(*FLOATS, *QUANTIZED), threads=1, verify=False)
         to_gguf(checkpoint, root / name / "pure", types=QUANTIZED, pure=True, threads=2, verify=False)
         if name in THREADED:
             to_gguf(checkpoint, root / name / "two", types=QUANTIZED, threads=2, verify=False)
-    return {name: root / name for name in checkpoints}
+    return {name: root / name for name in NAMES}
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_material import kconv as forked
 from llama_material import random_llama
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def kconv(
@@ -33,8 +35,10 @@ def kconv(
 ) -> subprocess.CompletedProcess[str]:
     """A command of kconv; conversions are refused or made, not proven (test_cli_verify.py)."""
     words = [command, *(["--no-verify"] if command == "to-gguf" else []), *map(str, arguments)]
-    command_line = [*(prefix or []), *KCONV, *words]
-    return subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False, **how)
+    if prefix:
+        command_line = [*prefix, *KCONV, *words]
+        return subprocess.run(command_line, capture_output=True, text=True, timeout=120, check=False, **how)
+    return forked(*words, **how)
 
 
 def fingerprints(folder: Path) -> dict[str, str]:

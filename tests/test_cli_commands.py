@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_material import kconv, kconv_here
 
 from kconv.converters.families import FAMILIES
 from kconv.converters.samples import SAMPLES, write_sample
 from kconv.core.gguf_file import TensorInfo, read_header, write_header
 from kconv.quant.policy import POLICIES
 
-KCONV = [str(Path(sys.executable).parent / "kconv")]
-
-
-def kconv(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
-    words = [*KCONV, *map(str, arguments)]
-    return subprocess.run(
-        words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False, **how
-    )
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def told(*arguments: object, **how: Any) -> dict[str, Any]:
@@ -85,7 +77,7 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
 
 
 def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
-    done = kconv("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x y.gguf", "--modelfile")
+    done = kconv_here("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x y.gguf", "--modelfile")
     assert done.returncode == 0, done.stderr
     assert "give the checkpoint's own ids" in done.stdout
     assert "note (" in done.stdout

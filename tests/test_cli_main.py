@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 import pytest
+from command_material import kconv as forked
 from signals_material import hangups_heeded
 
 from kconv.cli import errors
@@ -29,6 +30,7 @@ from kconv.core import errors as core_errors
 from kconv.quant.policy import POLICIES
 
 KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 HEAVY = {
     "torch",
     "numpy",
@@ -154,7 +156,7 @@ def test_shells_can_complete_commands_and_options() -> None:
 )
 @pytest.mark.parametrize("as_json", [False, True])
 def test_wrong_usage_is_2(words: list[str], as_json: bool, tmp_path: Path) -> None:
-    done = kconv(*words, *(["--json"] if as_json else []), cwd=tmp_path)
+    done = forked(*words, *(["--json"] if as_json else []), cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "kconv: error: " in done.stderr
     assert "Traceback" not in done.stderr
@@ -238,7 +240,7 @@ def test_what_is_no_gguf_is_refused_with_3(command: list[str], case: str, tmp_pa
         path.mkdir()
     elif case != "missing":
         path.write_bytes(DAMAGED[case])
-    done = kconv(*command, path, "--json")
+    done = forked(*command, path, "--json")
     assert done.returncode == 3, done.stderr
     assert the_object(done)["exit_code"] == 3
     assert str(path) in done.stderr
@@ -320,16 +322,24 @@ def test_an_interrupt_python_drops_is_heeded_all_the_same() -> None:
 
 # --- progress ---
 
-SLOW_WORK = """
+WORK = """
 import time
 from kconv.cli.progress import shown_progress
 with shown_progress() as progress:
     for done in range(28):
         progress("write", done * 10**8, 28 * 10**8)
-        time.sleep(0.1)
+        time.sleep(0.025)
     progress("write", 28 * 10**8, 28 * 10**8)
 print("done")
 """
+# With patience and interval a quarter of what they are: half a second, then every 1.25 s.
+SLOW_WORK = (
+    """
+from kconv.cli import progress as module
+module._PATIENCE, module._INTERVAL = module._PATIENCE / 4, module._INTERVAL / 4
+"""
+    + WORK
+)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 100), (24, 0), (0, 0)])
@@ -356,20 +366,20 @@ def test_without_a_terminal_there_are_plain_lines() -> None:
     begun = time.monotonic()
     done = subprocess.run([sys.executable, "-c", SLOW_WORK], capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()
-    # After two seconds, then every five: one line, or more where the machine is slow.
-    assert 1 <= len(lines) <= 1 + (time.monotonic() - begun - 2) // 5
+    # After half a second, then every 1.25: one line, or more where the machine is slow.
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begun - 0.5) // 1.25
     assert lines[0].startswith("kconv: writing weights: ")
     assert lines[0].endswith(" left")
     assert "\r" not in done.stderr
 
 
 def test_quick_work_shows_nothing() -> None:
-    code = SLOW_WORK.replace("sleep(0.1)", "sleep(0)")
+    code = WORK.replace("sleep(0.025)", "sleep(0)")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).stderr == b""
 
 
 def test_a_sentence_stands_above_the_bar() -> None:
-    code = SLOW_WORK.replace("        time.sleep(0.1)", "        time.sleep(0.1)\n        said(done)")
+    code = SLOW_WORK.replace("        time.sleep(0.025)", "        time.sleep(0.025)\n        said(done)")
     code = code.replace("import shown_progress", "import announce, shown_progress")
     code = "said = lambda done: announce('about 40 s') if done == 25 else None\n" + code
     leader, follower = pty.openpty()

@@ -15,6 +15,8 @@ from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.core.gguf_file import read_header, write_header
 
+pytestmark = pytest.mark.usefixtures("kconv_server")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -65,7 +67,7 @@ def test_prompt_from_standard_input_loses_one_newline_only(base: Path) -> None:
 
 
 def test_standard_input_that_is_no_utf8_is_refused(base: Path) -> None:
-    done = run(base, "-p", "-", input="한국어".encode("cp949"), text=False, encoding=None)
+    done = run(base, "-p", "-", input="한국어".encode("cp949"), text=False)
     assert done.returncode == 3
     assert b"iconv" in done.stderr
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_material import kconv_here
 from gbst_material import random_gbswt5
 
 from kconv.converters.results import Options
@@ -25,7 +25,6 @@ from kconv.report.size_chart import size_chart
 from kconv.report.svg import text_width
 from kconv.verify import verify
 
-KCONV = [str(Path(sys.executable).parent / "kconv")]
 TYPES = ("q3_k_m", "q4_0", "q4_k_m", "q4_k_m:pure", "q8_0")
 TEXT = "대한민국의 수도는 서울이다. 서울에는 한강이 흐르고, 봄에는 벚꽃이 핀다.\n" * 8
 
@@ -194,8 +193,7 @@ def test_a_model_with_a_companion(tmp_path: Path) -> None:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [*KCONV, "compare", *map(str, arguments), "--threads", "1"]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    return kconv_here("compare", *arguments, "--threads", "1")
 
 
 def test_the_command_leaves_nothing_but_the_report(folder: Path, tmp_path: Path) -> None:

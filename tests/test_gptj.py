@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from command_material import kconv
 from damage_material import edited
 from gptj_material import byte_level_tokenizer, random_gptj
 from llama_material import nmse, transformers_logits
@@ -30,7 +31,7 @@ from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.verify import verify
 from kconv.vocab.sources import read_source
 
-KCONV = str(Path(sys.executable).parent / "kconv")
+pytestmark = pytest.mark.usefixtures("kconv_server")
 EXACT = 1e-6  # NMSE of an f32 file; the limit
 TEXT = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. Hello, world! " * 6
 Floats = npt.NDArray[np.float32]
@@ -168,8 +169,8 @@ def test_greedy_generation_is_that_of_transformers(
     limits = {"max_new_tokens": 128, "do_sample": False, "eos_token_id": 1, "pad_token_id": 3}
     with torch.no_grad():
         expected = model.generate(torch.tensor([ids]), **limits)[0, len(ids) :].tolist()
-    words = [KCONV, "run", files[name], "-p", prompt, "-n", "128", "--greedy", "--kv-type", "f32", "--json"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    words = ["run", files[name], "-p", prompt, "-n", "128", "--greedy", "--kv-type", "f32", "--json"]
+    done = kconv(*words)
     said = json.loads(done.stdout)
     assert said["prompt_ids"] == ids
     assert said["ids"] == expected

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from kconv.converters import to_gguf, to_onnx
 from kconv.core.errors import CheckpointError, KconvError, TokenMismatch, UnsupportedModel, VocabError
 from kconv.runtimes.onnx import read_onnx_model
 from kconv.verify import verify
+from kconv.vocab.candidates import Candidate, candidates
+from kconv.vocab.tokenizer import Source
 
 DEEP: dict[str, Any] = {"num_layers": 1, "num_decoder_layers": 3}
 FAR: dict[str, Any] = {"relative_attention_max_distance": 40, "feed_forward_proj": "gated-silu"}
@@ -45,7 +49,13 @@ def with_splits(folder: Path, pattern: str) -> Path:
     return folder
 
 
-def test_a_tokenizer_llama_cpp_has_no_pre_tokenizer_for(tmp_path: Path, small_tokenizer: Path) -> None:
+def test_a_tokenizer_llama_cpp_has_no_pre_tokenizer_for(
+    tmp_path: Path, small_tokenizer: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def few(source: Source) -> Iterator[Candidate]:
+        return itertools.islice(candidates(source), 4)  # all of them fail, which takes a minute
+
+    monkeypatch.setattr("kconv.vocab.settle.candidates", few)
     source = with_splits(random_llama(tmp_path / "checkpoint", small_tokenizer), "[aeiou가-깋]")
     with pytest.raises(TokenMismatch):
         to_gguf(source, tmp_path / "out.gguf", verify=False)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from command_material import kconv
 from transformers import T5ForConditionalGeneration
 
 from kconv.converters import to_gguf
@@ -21,7 +20,7 @@ from kconv.converters.samples import write_sample
 from kconv.flows.to_onnx import to_onnx
 from kconv.verify import verify
 
-KCONV = str(Path(sys.executable).parent / "kconv")
+pytestmark = pytest.mark.usefixtures("kconv_server")
 FAMILIES = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
 Make = Callable[[str, str], Path]
 
@@ -47,8 +46,7 @@ def checkpoint_of(folder: Path) -> Path:
 
 
 def answered(artifact: Path, *arguments: object) -> dict[str, Any]:
-    words = [KCONV, "run", str(artifact), *map(str, arguments), "--json", "--threads", "1"]
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    done = kconv("run", artifact, *arguments, "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
     value: dict[str, Any] = json.loads(done.stdout)
     return value

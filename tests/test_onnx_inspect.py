@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import onnx
 import pytest
+from command_material import kconv
 from onnx import StringStringEntryProto, TensorProto, helper
 
 from kconv.converters import to_onnx
@@ -23,7 +23,7 @@ from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
 from kconv.runtimes.onnx_folder import open_onnx
 
-KCONV = str(Path(sys.executable).parent / "kconv")
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,7 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def inspect(*words: object) -> subprocess.CompletedProcess[str]:
-    words = (KCONV, "inspect", *words)
-    return subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, encoding="utf-8", check=False
-    )
+    return kconv("inspect", *words)
 
 
 def test_what_is_said_is_what_the_onnx_package_reads(checkpoint: Path, folder: Path) -> None:
@@ -181,8 +178,7 @@ def test_a_checkpoint_with_onnx_files_beside_it_stays_a_checkpoint(
 
 @pytest.mark.parametrize("command", [["inspect"], ["run", "-p", "가"], ["verify", "--against", "."]])
 def test_a_graph_in_place_of_its_folder_is_told_apart(command: list[str], folder: Path) -> None:
-    words = [KCONV, *command, str(folder / "encoder_model.onnx")]
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = kconv(*command, folder / "encoder_model.onnx")
     assert done.returncode == 3
     assert "is an ONNX graph" in done.stderr
     assert "take the whole folder" in done.stderr

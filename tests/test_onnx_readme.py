@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_material import kconv
 from tokenizers import Tokenizer
 
 from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 
-KCONV = str(Path(sys.executable).parent / "kconv")
+pytestmark = pytest.mark.usefixtures("kconv_server")
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("\n## ONNX\n")[2].partition("\n## ")[0]
 EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)  # the last needs optimum
@@ -63,8 +62,8 @@ def test_the_example_for_encoder_decoders(
         made = model.generate(given, max_new_tokens=64, do_sample=False)[0]
         assert printed == Tokenizer.from_file(f"{folder}/tokenizer.json").decode(made.tolist()) + "\n"
     else:
-        words = [KCONV, "run", folder, "-p", prompt, "-n", "64", "--greedy"]
-        done = subprocess.run(words, capture_output=True, check=True, encoding="utf-8")
+        done = kconv("run", folder, "-p", prompt, "-n", "64", "--greedy")
+        assert done.returncode == 0, done.stderr
         assert printed == re.sub(r"<\d+>", "", done.stdout)
 
 

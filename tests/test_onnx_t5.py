@@ -14,13 +14,13 @@ from onnx_t5_material import (
     Ids,
     encode,
     greedy,
-    one_thread,
     prefill,
     right_logits,
     sessions,
     step_by_step,
     write,
 )
+from shared_material import shared
 from t5_checkpoints import BYT5, t5_weights, write_t5
 from t5_material import KNOWN, trained_byt5, transformers_greedy
 
@@ -156,9 +156,10 @@ def test_buckets_are_those_of_transformers(buckets: int, both_ways: bool) -> Non
     assert beyond.tolist() == right[[0, 0, -1, -1]].tolist()
 
 
-def test_a_trained_model_says_what_it_has_learned(tmp_path: Path) -> None:
-    with one_thread():
-        checkpoint = trained_byt5(tmp_path / "checkpoint")
+def test_a_trained_model_says_what_it_has_learned(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    checkpoint = shared(tmp_path_factory, "trained-byt5", trained_byt5)
     run = sessions(write(checkpoint, tmp_path / "onnx"))
     for source, answer in KNOWN:
         assert greedy(run, np.array([source]), 40) == answer

@@ -13,6 +13,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from command_material import kconv
 from gbst_material import random_gbswt5
 from gptj_material import byte_level_tokenizer, random_gptj
 from llama_material import random_llama
@@ -28,6 +29,7 @@ from kconv.quant.policy import POLICIES
 
 ROOT = Path(__file__).resolve().parent.parent
 KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def llama(folder: Path, tokenizer: Path) -> Path:
@@ -253,8 +255,7 @@ def test_an_imatrix_of_another_model_is_refused(tmp_path: Path, small_tokenizer:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [*KCONV, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    return kconv(*arguments)
 
 
 def test_the_command(tmp_path: Path, small_tokenizer: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+from command_material import kconv, kconv_here
 from gbst_material import random_gbswt5
 from requantize_material import llama_file, theirs
 
@@ -22,14 +22,11 @@ from kconv.core.gguf_pairs import encode_pairs
 from kconv.flows.quantize import quantize
 from kconv.quant.policy import parse_policy
 
-KCONV = [sys.executable, "-m", "kconv.cli.main"]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def run(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    command = [*KCONV, "quantize", *map(str, words)]
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False
-    )
+    return kconv("quantize", *words, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +167,8 @@ def test_proof_at_once_and_afterwards(tmp_path: Path) -> None:
     """The manifest keeps the checkpoint of the file it was made from, so that others are refused."""
     checkpoint = write_sample("42dot", tmp_path / "small")
     to_gguf(checkpoint, tmp_path / "small-F32.gguf", types=["f32"], verify="off", threads=1)
-    done = run(tmp_path, "small-F32.gguf", "-q", "q8_0", "--against", "small", "--json", "--threads", "1")
+    words = ("small-F32.gguf", "-q", "q8_0", "--against", "small", "--json", "--threads", "1")
+    done = kconv_here("quantize", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert [proof["verdict"] for proof in said["proofs"]] == ["passed"]

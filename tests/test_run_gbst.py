@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_material import kconv
 from gbst_material import CONFIG, random_gbswt5, random_model
 from t5_material import byte_ids
 
@@ -32,12 +32,11 @@ from kconv.runtimes.sampling import Sampling
 from kconv.verify import verify
 from kconv.vocab.settle import settle_vocab
 
-KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [*KCONV, "run", *map(str, arguments), "--threads", "1"]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    return kconv("run", *arguments, "--threads", "1")
 
 
 @pytest.fixture(scope="module")

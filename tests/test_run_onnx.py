@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_material import kconv
 from onnx_material import write_llama_onnx
 from transformers import AutoModelForCausalLM
 
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 
-KCONV = str(Path(sys.executable).parent / "kconv")
+pytestmark = pytest.mark.usefixtures("kconv_server")
 PROMPT = "옛날 옛적에 호랑이가"
 
 
@@ -32,8 +32,7 @@ def folder(checkpoint: Path) -> Path:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [KCONV, "run", *map(str, arguments), "--threads", "1"]
-    return subprocess.run(words, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    return kconv("run", *arguments, "--threads", "1")
 
 
 def answered(*arguments: object) -> dict[str, Any]:

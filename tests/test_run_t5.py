@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_material import kconv
+from run_material import KCONV, answered, run
+from shared_material import shared
 from t5_material import KNOWN, byte_ids, random_byt5, trained_byt5, transformers_greedy
 
 from kconv.converters import to_gguf
@@ -19,23 +21,8 @@ from kconv.core.gguf_file import read_header, write_header
 from kconv.runtimes.llama import LlamaRuntime
 from kconv.runtimes.sampling import Sampling
 
-KCONV = [str(Path(sys.executable).parent / "kconv")]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 값 👨‍👩‍👧"
-
-
-def run(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
-    """`kconv run` on one thread: several on a busy machine wait for each other."""
-    words = [*KCONV, "run", *map(str, arguments), "--threads", "1"]
-    how = {"capture_output": True, "text": True, "encoding": "utf-8", "timeout": 120, "check": False, **how}
-    return subprocess.run(words, **how)
-
-
-def answered(*arguments: object, **how: Any) -> dict[str, Any]:
-    """`kconv run --json`, which must succeed and print one object."""
-    done = run(*arguments, "--json", **how)
-    assert done.returncode == 0, done.stderr
-    value: dict[str, Any] = json.loads(done.stdout)
-    return value
 
 
 def changed(source: Path, target: Path, *, without: tuple[str, ...] = (), **changes: Any) -> Path:
@@ -81,10 +68,11 @@ def model(checkpoint: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def known(folder: Path) -> Path:
+def known(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ByT5 that knows a few answers by heart, as f32."""
     target = folder / "known.gguf"
-    to_gguf(trained_byt5(folder / "known"), target, types=["f32"], verify=False)
+    shutil.copytree(shared(tmp_path_factory, "trained-byt5", trained_byt5), folder / "known")
+    to_gguf(folder / "known", target, types=["f32"], verify=False)
     return target
 
 
@@ -194,7 +182,7 @@ def test_the_prompt_may_come_from_standard_input(known: Path) -> None:
     assert run(known, "-p", "-", input="한국\n").stdout == "서울 😀 값\n"
     assert "서울이다." in run(known, "--fill", "-", input="한국의 수도는 <extra_id_0>이다.\n").stdout
     for option in ("-p", "--fill"):
-        done = run(known, option, "-", input="한국".encode("cp949"), text=False, encoding=None)
+        done = run(known, option, "-", input="한국".encode("cp949"), text=False)
         assert done.returncode == 3
         assert b"iconv" in done.stderr
 
@@ -322,8 +310,8 @@ def test_files_that_cannot_run_are_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_conversion_says_how_to_run_it(known: Path, tmp_path: Path) -> None:
-    words = [*KCONV, "to-gguf", str(known.with_suffix("")), "-o", str(tmp_path / "a.gguf"), "--no-verify"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
+    done = kconv("to-gguf", known.with_suffix(""), "-o", tmp_path / "a.gguf", "--no-verify")
+    assert done.returncode == 0, done.stderr
     assert "--fill" in done.stdout
     assert "llama-server" not in done.stdout  # which never calls the encoder
 

@@ -12,12 +12,14 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from command_material import kconv
 
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.core.reading import open_checkpoint
 from kconv.verify import verify
 
+pytestmark = pytest.mark.usefixtures("kconv_server")
 TOOLS = Path(__file__).resolve().parent.parent / "tools"
 SMALL = ("kogpt", "kebyt5", "gbst-kebyt5")
 MASKED = SMALL[1:]  # trained to fill masks
@@ -300,16 +302,7 @@ def test_kconv_run_fills_the_mask_as_transformers_does(
     """In llama.cpp, which has the front end of GBST-KEByT5 beside the body, as the card has it from torch."""
     (output,) = to_gguf(samples[family], tmp_path, types=["f32"], verify=False).outputs
     text = tools["kebyt5"].PROMPT.replace("\ufffc", "<extra_id_0>")
-    command = [
-        str(Path(sys.executable).parent / "kconv"),
-        "run",
-        str(output.path),
-        "--fill",
-        text,
-        "-n",
-        "60",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    done = kconv("run", output.path, "--fill", text, "-n", "60")
     assert done.returncode == 0, done.stderr
     filled = re.search(
         r"^> .*<258>(.*)<257>$", (samples[family] / "README.md").read_text("utf-8"), re.MULTILINE

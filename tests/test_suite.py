@@ -166,10 +166,11 @@ def test_signals_reach_children_of_a_parent_that_ignores_them(options: list[str]
 
 
 def test_a_worker_takes_its_share_of_threads(tmp_path: Path) -> None:
+    share = max(workers.cores() // 2, 1)
     code = (
         "import os, workers\ndef test_it():\n"
-        "    share = str(max(workers.cores() // 2, 1))\n"
-        "    assert [os.environ[name] for name in workers.THREADS] == [share] * len(workers.THREADS)\n"
+        f"    assert [os.environ[name] for name in workers.THREADS] == ['{share}'] * len(workers.THREADS)\n"
+        f"    assert not hasattr(os, 'sched_getaffinity') or len(os.sched_getaffinity(0)) == {share}\n"
     )
     done = suite(tmp_path, code, "-p", "xdist", "-n2", **dict.fromkeys(workers.THREADS, ""))
     assert outcome(done) == {"passed": 1}, done.stdout

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from damage_material import DAMAGES, edited, not_permuted, scaled, zeroed_row
 from llama_cpp_material import (
+    FLOATS,
     VARIANTS,
-    fetch_tool,
-    run_converter,
+    checkpoints,
+    conversions,
     run_quantizer,
-    train_sentencepiece,
-    write_variant,
 )
 from weights_material import mapped, quantize_elsewhere
 
@@ -338,23 +337,14 @@ def test_formats_without_a_second_encoding_are_passed_with_a_remark(
 @pytest.fixture(scope="module")
 def from_llama_cpp(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[Path]]]:
     """Checkpoints, with what llama.cpp's own converter and quantizer make of them, by variant."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
-    root = tmp_path_factory.mktemp("llama-cpp")
-    tokenizer = train_sentencepiece(root / "tokenizer.model")
+    converted, folder = conversions(tmp_path_factory), tmp_path_factory.mktemp("quantized")
     made: dict[str, tuple[Path, list[Path]]] = {}
-    conversions, quantizations = [], []
-    for variant in VARIANTS:
-        checkpoint = write_variant(root / variant.name, variant, tokenizer)
-        floats = [root / f"{variant.name}-{kind}.gguf" for kind in ("f32", "f16", "bf16")]
-        small = root / f"{variant.name}-q4_0.gguf"
-        conversions += [(checkpoint, path, path.stem.rsplit("-", 1)[1]) for path in floats]
+    quantizations = []
+    for name, checkpoint in checkpoints(tmp_path_factory).items():
+        floats = [converted[name, kind] for kind in FLOATS]
+        small = folder / f"{name}-q4_0.gguf"
         quantizations.append((floats[0], small, "Q4_0", False))
-        made[variant.name] = (checkpoint, [*floats, small])
-    run_converter(script, conversions)
+        made[name] = (checkpoint, [*floats, small])
     run_quantizer(quantizations)
     return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -241,13 +242,11 @@ def eagle_like(
     return len(vocab)
 
 
-def sentencepiece_like(folder: Path, *, size: int = 2200, **options: Any) -> int:
-    """tokenizer.model trained as Llama's was: BPE with byte fallback, digits apart; its rows."""
+@functools.cache
+def _trained_by_sentencepiece(size: int, **options: Any) -> bytes:
+    """The model's bytes; the same settings are asked for by many tests."""
     import sentencepiece
 
-    folder.mkdir(parents=True, exist_ok=True)
-    text = folder / "corpus.txt"
-    text.write_text("\n".join(line for line in corpus() if line.strip()), encoding="utf-8")
     defaults: dict[str, Any] = {
         "model_type": "bpe",
         "byte_fallback": True,
@@ -260,11 +259,19 @@ def sentencepiece_like(folder: Path, *, size: int = 2200, **options: Any) -> int
         "minloglevel": 2,
         "max_sentence_length": 20000,
     }
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=size, **{**defaults, **options}
-    )
-    text.unlink()
-    (folder / "tokenizer.vocab").unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "corpus.txt")
+        text.write_text("\n".join(line for line in corpus() if line.strip()), encoding="utf-8")
+        sentencepiece.SentencePieceTrainer.train(
+            input=str(text), model_prefix=f"{folder}/tokenizer", vocab_size=size, **{**defaults, **options}
+        )
+        return Path(folder, "tokenizer.model").read_bytes()
+
+
+def sentencepiece_like(folder: Path, *, size: int = 2200, **options: Any) -> int:
+    """tokenizer.model trained as Llama's was: BPE with byte fallback, digits apart; its rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.model").write_bytes(_trained_by_sentencepiece(size, **options))
     config = {
         "bos_token": "<s>",
         "eos_token": "</s>",
