@@ -278,7 +278,7 @@ def compared_with(
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [window.tokens for window in windows],
         "runtime": runtime,
-        "versions": versions(("torch", "transformers", "accelerate", *packages)),
+        "versions": versions(("torch", "transformers", *packages)),
     }
 
 
