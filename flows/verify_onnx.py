@@ -34,9 +34,10 @@ from ..verify.comparison import (
 )
 from ..verify.gates import gate_for, judge
 from ..verify.logits import Read, broken, compare, judged
+from ..verify.measurements import Figures
 from ..verify.onnx_parts import check_folder_settings, check_folder_tokens
 from ..verify.onnx_weights import check_folder_weights
-from ..verify.proof import Figures, Finding, Gate, LogitsPart, Proof, verdict_of
+from ..verify.proof import Finding, Gate, LogitsPart, Proof, verdict_of
 from ..verify.provenance import CheckpointHashes, changed_files, evidence
 from ..verify.remarks import remarks
 from ..verify.sample_text import LONG
