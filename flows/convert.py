@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
@@ -13,7 +12,7 @@ from ..converters.family import Companion
 from ..converters.gguf_writer import FilePlan, plan_file, write_files
 from ..converters.manifest import checkpoint_hashes, common_part, manifest_text, record_proof
 from ..converters.mapping import build, parameters
-from ..converters.results import Beside, Conversion, Options, Output, Proven, Run, Scope, scope_of
+from ..converters.results import Beside, Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
@@ -33,15 +32,16 @@ from ..core.vocabulary import Vocab
 from ..quant.formats import F32
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
-
-if TYPE_CHECKING:
-    from .calibrate import Calibration
+from .calibrate import Calibration, calibrate
+from .prove import prove
+from .results import Conversion, Run
 
 
 def to_gguf(
@@ -138,8 +138,6 @@ def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run)
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
     if not options.calibrate:
         return None
-    from .calibrate import calibrate  # the one arrow that points down, as for the proof
-
     return calibrate(
         checkpoint,
         model,
@@ -267,15 +265,13 @@ def _prove(
     importance: Importance | None,
     calibration: Calibration | None,
     run: Run,
-) -> Sequence[Proven]:
+) -> Sequence[Proof]:
     """Hold the files against the checkpoint and write what was found into their manifests.
 
     The files have their names already: a proof that fails, or is interrupted, never costs a conversion.
     """
     if options.verify == "off":
         return ()
-    from .prove import prove  # the one arrow that points down: a conversion ends with its proof
-
     proofs = prove(
         checkpoint,
         model,
@@ -301,7 +297,7 @@ def _conversion(
     outputs: Sequence[Output],
     companions: Sequence[Beside],
     parity: Parity,
-    proofs: Sequence[Proven],
+    proofs: Sequence[Proof],
 ) -> Conversion:
     licence = model.metadata.get("general.license")
     return Conversion(
@@ -316,6 +312,3 @@ def _conversion(
         tuple(proofs),
         tuple(companions),
     )
-
-
-__all__ = ["Conversion", "Options", "Output", "convert", "to_gguf"]

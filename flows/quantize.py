@@ -13,7 +13,7 @@ from ..converters.gguf_writer import FilePlan, write_files
 from ..converters.manifest import SourceHashes, manifest_text, requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import read_manifest
-from ..converters.results import Options, Output, Run
+from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
     check_request,
@@ -37,6 +37,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from .results import Run
 
 COPY = "copy"
 """The type that leaves all weights as they are: for joining parts, or making some."""

@@ -23,8 +23,8 @@ from ..converters.onnx.folder import FilesBeside, files_beside, parse_layout
 from ..converters.onnx.formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
 from ..converters.onnx.graph import OPSET, Graph
 from ..converters.onnx.graphs import graphs_of
-from ..converters.onnx.results import OnnxConversion, OnnxOptions
-from ..converters.results import Proven, Scope, scope_of
+from ..converters.onnx.options import OnnxOptions
+from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
@@ -35,6 +35,11 @@ from ..core.input_files import file_sha256
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..verify.comparison import How
+from ..verify.proof import Proof
+from ..verify.sample_text import LONG, QUICK
+from .results import OnnxConversion
+from .verify_onnx import verify_onnx
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
@@ -218,12 +223,8 @@ def _prove(
     threads: int | None,
     progress: Progress,
     announce: Callable[[str], None],
-) -> Proven:
+) -> Proof:
     """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
-    from ..verify.comparison import How  # the arrow that points down: a conversion ends with its proof
-    from ..verify.sample_text import LONG, QUICK
-    from .verify_onnx import verify_onnx
-
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     amounts = QUICK if scope == "quick" else LONG
     proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how, just_made=True)
