@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_writer import FilePlan, plan_file, write_files
-from ..converters.manifest import checkpoint_hashes, common_part, manifest_text, record_proof
+from ..converters.gguf_writer import FilePlan, plan_file
+from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import Beside, Options, Output, Scope, scope_of
 from ..converters.targets import (
-    CompanionTarget,
     Target,
     check_request,
     choose_companion_targets,
     choose_targets,
-    output_of,
 )
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
-from ..core.files import atomic_files
-from ..core.gguf_file import read_header
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import file_sha256, open_checkpoint
+from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
-from ..quant.formats import F32
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.proof import Proof
@@ -42,6 +38,7 @@ from ..vocab.settle import settle_vocab
 from .calibrate import Calibration, calibrate
 from .prove import prove
 from .results import Conversion, Run
+from .write import write_targets
 
 
 def to_gguf(
@@ -126,8 +123,17 @@ def convert(
     importance = importance if calibration is None else calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
     targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
-    outputs, files, model = _write(
-        checkpoint, model, targets, plans, beside, options, parity, sampling, importance, run
+    outputs, files, model = write_targets(
+        model,
+        targets,
+        plans,
+        checkpoint_hashes(checkpoint),
+        partial(common_part, checkpoint, options, parity, importance),
+        companions=beside,
+        modelfile=partial(ollama_modelfile, template=settled(model).chat_template, sampling=sampling),
+        allow_nan=options.allow_nan,
+        importance=importance,
+        run=run,
     )
     run.made([output.path for output in outputs])
     proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
@@ -200,60 +206,6 @@ def plan_files(
         keys = {**quantization_metadata(target.policy, importance), **named}
         plans.append(plan_file(target.path, model, formats, keys, target.split_size))
     return model, plans
-
-
-def _write(
-    checkpoint: Checkpoint,
-    model: Model,
-    targets: Sequence[Target],
-    plans: Sequence[FilePlan],
-    beside: Sequence[CompanionTarget],
-    options: Options,
-    parity: Parity,
-    sampling: Sampling | None,
-    importance: Importance | None,
-    run: Run,
-) -> tuple[list[Output], list[Beside], Model]:
-    """All files of all targets and their companions; they appear together once each is whole."""
-    paths = [path for target in targets for path in target.paths]
-    paths += [each.path for each in beside if not each.kept]
-    with atomic_files(paths, force=run.force) as made:
-        temporary = dict(zip(paths, made, strict=True))
-        companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
-        with checkpoint_hashes(checkpoint) as hashes:
-            written = write_files(
-                model.tensors,
-                plans,
-                [temporary[path] for target in targets for path in target.parts],
-                threads=run.threads,
-                allow_nan=options.allow_nan,
-                importance=importance,
-                progress=run.progress,
-            )
-            files = hashes.result(run.progress)
-        model = replace(model, notes=(*model.notes, *written.notes))
-        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = common_part(checkpoint, model, options, parity, files, companions, importance)
-        for plan, output in zip(plans, outputs, strict=True):
-            text = manifest_text(plan, output, common)
-            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
-            if output.modelfile is not None:
-                text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
-                temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
-    return outputs, companions, model
-
-
-def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
-    """A companion, written unless it is there already."""
-    model = target.companion.model
-    if temporary is None:
-        size = read_header(target.path).size
-    else:
-        plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
-        size = write_files(model.tensors, [plan], [temporary]).sizes[0]
-    digest = file_sha256(temporary or target.path)
-    keys = target.companion.keys
-    return Beside(target.path, model.arch, size, digest, parameters(model), keys, target.kept)
 
 
 def _prove(
