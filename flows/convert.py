@@ -28,6 +28,7 @@ from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..verify.comparison import Subject
 from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -35,6 +36,7 @@ from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
+from ..vocab.sources import Source, read_source
 from .calibrate import Calibration, calibrate
 from .prove import prove
 from .results import Conversion, Run
@@ -116,10 +118,12 @@ def convert(
         )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
-    model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
+    tokenizer = read_source(checkpoint)
+    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
+    subject = Subject(checkpoint, family, model, tokenizer)
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(checkpoint, model, options, run)
+    calibration = _calibrate(subject, options, run)
     importance = importance if calibration is None else calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
     targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
@@ -136,17 +140,16 @@ def convert(
         run=run,
     )
     run.made([output.path for output in outputs])
-    proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
+    proofs = _prove(replace(subject, model=model), outputs, options, parity, importance, calibration, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run) -> Calibration | None:
+def _calibrate(subject: Subject, options: Options, run: Run) -> Calibration | None:
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
     if not options.calibrate:
         return None
     return calibrate(
-        checkpoint,
-        model,
+        subject,
         [Path(path) for path in options.calibrate],
         scope=options.verify,
         proof_texts=run.proof_texts,
@@ -158,7 +161,7 @@ def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run)
 
 
 def with_vocab(
-    model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
+    model: Model, checkpoint: Checkpoint, tokenizer: Source, options: Options, progress: Progress
 ) -> tuple[Model, Parity, Sampling | None]:
     """The model with its proven vocabulary, and what the card says: licence, sampling."""
     metadata = general_metadata(checkpoint)
@@ -167,6 +170,7 @@ def with_vocab(
     model, parity = settle_vocab(
         model,
         checkpoint,
+        tokenizer,
         disabled_adapters=options.disabled_adapters,
         chat_template=options.chat_template,
         allow_mismatch=options.allow_tokenizer_mismatch,
@@ -209,8 +213,7 @@ def plan_files(
 
 
 def _prove(
-    checkpoint: Checkpoint,
-    model: Model,
+    subject: Subject,
     outputs: Sequence[Output],
     options: Options,
     parity: Parity,
@@ -225,8 +228,7 @@ def _prove(
     if options.verify == "off":
         return ()
     proofs = prove(
-        checkpoint,
-        model,
+        subject,
         [output.path for output in outputs],
         parity,
         scope=options.verify,

@@ -9,11 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ..converters.families import family_for
 from ..converters.mapping import parameters, untransformed
-from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile, open_gguf
@@ -29,14 +26,12 @@ from ..verify.remarks import remarks
 from ..verify.tokens import check_tokens, tokens_part
 from ..verify.weights import check_weights
 from ..vocab.parity import Parity
-from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
 from .calibrate import Calibration
 
 
 def prove(
-    checkpoint: Checkpoint,
-    model: Model,
+    subject: Subject,
     files: Sequence[Path],
     parity: Parity,
     *,
@@ -49,7 +44,7 @@ def prove(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
 ) -> tuple[Proof, ...]:
-    """Hold files just made against their checkpoint; ``model`` is what was to be written, vocabulary and all.
+    """Hold files just made against their checkpoint; ``subject`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
@@ -60,7 +55,6 @@ def prove(
     how = How(
         threads=threads or available_cores(), progress=progress, announce=announce, gelu_share=scope == "full"
     )
-    subject = Subject(checkpoint, family_for(checkpoint.config), model, read_source(checkpoint))
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     announce(cost(subject, windows, len(files)))
 
