@@ -41,6 +41,11 @@ class Options:
     calibrate: tuple[str, ...] = ()
     split_max_size: str | None = None
 
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether the checkpoint itself is to read texts: for its proof, or to learn importance."""
+        return self.verify != "off" or bool(self.calibrate)
+
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; of files only the names, not where they lie on this machine."""
         values = asdict(self)

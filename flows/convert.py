@@ -38,7 +38,7 @@ from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
 from ..vocab.sources import Source, read_source
 from .calibrate import Calibration, calibrate
-from .prove import prove
+from .prove import prove_new_files
 from .results import Conversion, Run
 from .write import write_targets
 
@@ -120,10 +120,11 @@ def convert(
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     tokenizer = read_source(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
-    subject = Subject(checkpoint, family, model, tokenizer)
+    expected = Subject(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
+    del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(subject, options, run)
+    calibration = _calibrate(expected, options, run)
     importance = importance if calibration is None else calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
     targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
@@ -140,16 +141,16 @@ def convert(
         run=run,
     )
     run.made([output.path for output in outputs])
-    proofs = _prove(replace(subject, model=model), outputs, options, parity, importance, calibration, run)
+    proofs = _prove(expected, model, outputs, options, parity, importance, calibration, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _calibrate(subject: Subject, options: Options, run: Run) -> Calibration | None:
+def _calibrate(expected: Subject | None, options: Options, run: Run) -> Calibration | None:
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
-    if not options.calibrate:
+    if expected is None or not options.calibrate:
         return None
     return calibrate(
-        subject,
+        expected,
         [Path(path) for path in options.calibrate],
         scope=options.verify,
         proof_texts=run.proof_texts,
@@ -213,7 +214,8 @@ def plan_files(
 
 
 def _prove(
-    subject: Subject,
+    expected: Subject | None,
+    model: Model,
     outputs: Sequence[Output],
     options: Options,
     parity: Parity,
@@ -225,10 +227,10 @@ def _prove(
 
     The files have their names already: a proof that fails, or is interrupted, never costs a conversion.
     """
-    if options.verify == "off":
+    if expected is None or options.verify == "off":
         return ()
-    proofs = prove(
-        subject,
+    proofs = prove_new_files(
+        replace(expected, model=model),
         [output.path for output in outputs],
         parity,
         scope=options.verify,
