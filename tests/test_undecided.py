@@ -27,7 +27,7 @@ from kconv.verify import verify
 STAND_IN = """
 import os, resource, signal, time
 from kconv.core import child
-from kconv.verify import {real} as real
+from kconv.runtimes import {real} as real
 
 def die(*arguments):
     os.kill(os.getpid(), signal.SIGKILL)
