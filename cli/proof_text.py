@@ -14,16 +14,8 @@ import click
 from ..report.published import published
 from ..report.text import number, percent
 from ..report.words import figure_rows, gate_value, gelu_words, part_line
-from ..verify.proof import (
-    Diagnosis,
-    Finding,
-    Guess,
-    LayerError,
-    LogitsPart,
-    Proof,
-    WorstToken,
-    layer_name,
-)
+from ..verify.measurements import Guess, WorstToken
+from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
 from .console import count_text, plural, printable, seconds_text, table, width
 
 _FINDINGS = 12

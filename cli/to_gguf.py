@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -38,7 +38,7 @@ from .options import (
 from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
-    from ..flows.convert import Conversion
+    from ..flows.results import Conversion
     from ..verify.proof import Proof
     from ..vocab.parity import Parity
 
@@ -147,7 +147,7 @@ def command(
         _tell(conversion, seconds)
         if conversion.verdict not in ("failed", "not decided"):
             say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
-    end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in _proofs(conversion))
+    end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
@@ -173,9 +173,9 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
     tell_parts(conversion.outputs)
-    for proof in _proofs(conversion):
+    for proof in conversion.proofs:
         click.echo(proof_line(proof))
-    for remark in dict.fromkeys(remark for proof in _proofs(conversion) for remark in proof.notes):
+    for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):
         say(f"note: {remark}")
     if not conversion.proofs:
         say("not proven, as asked (--no-verify)")
@@ -184,10 +184,6 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         say(f"{begin} belongs to these files: keep it in their folder, they do not run without it")
     made = plural(len(conversion.outputs), "file")
     say(f"{made} in {seconds_text(seconds)}; a manifest stands beside each")
-
-
-def _proofs(conversion: Conversion) -> tuple[Proof, ...]:
-    return cast("tuple[Proof, ...]", conversion.proofs)  # converters may not name what verify defines
 
 
 def _story(proof: Proof, checkpoint: Path) -> str:

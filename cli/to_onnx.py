@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,8 +25,7 @@ from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 
 if TYPE_CHECKING:
-    from ..converters.onnx.results import OnnxConversion
-    from ..verify.proof import Proof
+    from ..flows.results import OnnxConversion
 
 EXAMPLES = """\b
 Examples:
@@ -146,7 +145,7 @@ def command(
     else:
         _tell(conversion, seconds)
     if conversion.proof is not None:
-        proof = cast("Proof", conversion.proof)  # converters may not name what verify defines
+        proof = conversion.proof
         words = ["kconv", "verify", str(conversion.path), "--against", str(checkpoint)]
         story = f"the whole story: {shlex.join(words)} --report proof.html"
         if proof.verdict == "not decided":
@@ -176,9 +175,8 @@ def _tell(conversion: OnnxConversion, seconds: float) -> None:
     if conversion.proof is None:
         say("not proven, as asked (--no-verify)")
     else:
-        proof = cast("Proof", conversion.proof)
-        click.echo(proof_line(proof))
-        for remark in proof.notes:
+        click.echo(proof_line(conversion.proof))
+        for remark in conversion.proof.notes:
             say(f"note: {remark}")
     bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits a weight"
     files = plural(len(conversion.files), "file")

@@ -6,18 +6,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..flows.convert import Conversion, Output, to_gguf
+    from ..flows.convert import to_gguf
     from ..flows.quantize import Requantization, quantize
+    from ..flows.results import Conversion, OnnxConversion
     from ..flows.to_onnx import to_onnx
-    from .onnx.results import OnnxConversion
+    from .results import Output
 
 __all__ = ["Conversion", "OnnxConversion", "Output", "Requantization", "quantize", "to_gguf", "to_onnx"]
 
 # What the README has always imported from here lies in flows/ now; only these names point up.
 _ELSEWHERE = {
-    "Conversion": "results",
+    "Conversion": "..flows.results",
     "Output": "results",
-    "OnnxConversion": "onnx.results",
+    "OnnxConversion": "..flows.results",
     "Requantization": "..flows.quantize",
     "quantize": "..flows.quantize",
     "to_gguf": "..flows.convert",

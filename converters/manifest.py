@@ -128,14 +128,14 @@ class SourceHashes(threading.Thread):
 
 def common_part(
     checkpoint: Checkpoint,
-    model: Model,
     options: Options,
     parity: Parity,
+    importance: Importance | None,
+    model: Model,
     files: Sequence[SourceFile],
-    companions: Sequence[Beside] = (),
-    importance: Importance | None = None,
+    companions: Sequence[Beside],
 ) -> dict[str, Any]:
-    """What the manifests of one conversion share."""
+    """What the manifests of one conversion share; the last three are known when the files are written."""
     return {
         "source": source_part(checkpoint, model, files),
         "architecture": model.arch,
@@ -173,7 +173,7 @@ def _importance(importance: Importance) -> dict[str, Any]:
 
 
 def requantized_part(
-    origin: Mapping[str, Any] | None, files: Sequence[SourceFile], model: Model, options: Mapping[str, Any]
+    origin: Mapping[str, Any] | None, options: Mapping[str, Any], model: Model, files: Sequence[SourceFile]
 ) -> dict[str, Any]:
     """What the manifests of files made from one GGUF share.
 

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..converters.families import family_for
-from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of
 from ..reference.model import Reading
 from ..verify.comparison import How, Subject, proof_windows
 from ..verify.logits import TOGETHER
-from ..vocab.sources import read_source
 from .importance import count_activations, named_texts
 
 
@@ -36,8 +32,7 @@ class Calibration:
 
 
 def calibrate(
-    checkpoint: Checkpoint,
-    model: Model,
+    subject: Subject,
     texts: Sequence[Path],
     *,
     scope: Literal["off", "quick", "full"],
@@ -47,13 +42,11 @@ def calibrate(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Calibration:
-    """Learn from UTF-8 files; ``model`` has its vocabulary, ``scope`` and the next two say what the
-    proof to come will read.
+    """Learn from UTF-8 files; ``scope`` and the next two say what the proof to come will read.
 
     Raises InputError for texts that cannot be read or are too short.
     """
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    subject = Subject(checkpoint, family_for(checkpoint.config), model, read_source(checkpoint))
     named = named_texts(texts)
     windows = proof_windows(subject, scope, proof_texts, proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:

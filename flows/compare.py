@@ -11,17 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from ..converters.results import Beside, Options, Output, Run
+from ..converters.results import Beside, Options, Output
 from ..converters.targets import different_types
 from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
-from ..verify.proof import Figures, Proof
+from ..verify.measurements import Figures
+from ..verify.proof import Proof
 from ..verify.published import Band, expected_divergence
 from .convert import convert
+from .results import Run
 
 TOKENS = 1024
 """Tokens of each of the built-in texts, Korean and English, that are read where nobody says."""
@@ -145,8 +147,7 @@ def compare(
     )
     with _place(Path(output or "."), keep=keep) as folder:
         made = convert(source, folder, options, run)
-    proofs = cast("tuple[Proof, ...]", made.proofs)  # converters may not name what verify defines
-    pairs = zip(made.outputs, proofs, strict=True)
+    pairs = zip(made.outputs, made.proofs, strict=True)
     learned_from = [options.imatrix] if options.imatrix is not None else options.calibrate
     return Comparison(
         made.source,
@@ -155,7 +156,7 @@ def compare(
         tuple(_compared(output, proof, options, keep=keep) for output, proof in pairs),
         made.companions if keep else (),
         ", ".join(Path(file).name for file in learned_from) or None,
-        {key: proofs[0].provenance[key] for key in ("texts", "windows", "runtime", "versions")},
+        {key: made.proofs[0].provenance[key] for key in ("texts", "windows", "runtime", "versions")},
         made.notes,
         time.monotonic() - begun,
     )

@@ -4,44 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_writer import FilePlan, plan_file, write_files
-from ..converters.manifest import checkpoint_hashes, common_part, manifest_text, record_proof
+from ..converters.gguf_writer import FilePlan, plan_file
+from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
-from ..converters.results import Beside, Conversion, Options, Output, Proven, Run, Scope, scope_of
+from ..converters.results import Beside, Options, Output, Scope, scope_of
 from ..converters.targets import (
-    CompanionTarget,
     Target,
     check_request,
     choose_companion_targets,
     choose_targets,
-    output_of,
 )
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
-from ..core.files import atomic_files
-from ..core.gguf_file import read_header
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import file_sha256, open_checkpoint
+from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
-from ..quant.formats import F32
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..verify.comparison import Subject
+from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
-
-if TYPE_CHECKING:
-    from .calibrate import Calibration
+from ..vocab.sources import Source, read_source
+from .calibrate import Calibration, calibrate
+from .prove import prove_new_files
+from .results import Conversion, Run
+from .write import write_targets
 
 
 def to_gguf(
@@ -119,30 +118,39 @@ def convert(
         )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
-    model, parity, sampling = with_vocab(model, checkpoint, options, run.progress)
+    tokenizer = read_source(checkpoint)
+    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
+    expected = Subject(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
+    del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(checkpoint, model, options, run)
+    calibration = _calibrate(expected, options, run)
     importance = importance if calibration is None else calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
     targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
-    outputs, files, model = _write(
-        checkpoint, model, targets, plans, beside, options, parity, sampling, importance, run
+    outputs, files, model = write_targets(
+        model,
+        targets,
+        plans,
+        checkpoint_hashes(checkpoint),
+        partial(common_part, checkpoint, options, parity, importance),
+        companions=beside,
+        modelfile=partial(ollama_modelfile, template=settled(model).chat_template, sampling=sampling),
+        allow_nan=options.allow_nan,
+        importance=importance,
+        run=run,
     )
     run.made([output.path for output in outputs])
-    proofs = _prove(checkpoint, model, outputs, options, parity, importance, calibration, run)
+    proofs = _prove(expected, model, outputs, options, parity, importance, calibration, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run) -> Calibration | None:
+def _calibrate(expected: Subject | None, options: Options, run: Run) -> Calibration | None:
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
-    if not options.calibrate:
+    if expected is None or not options.calibrate:
         return None
-    from .calibrate import calibrate  # the one arrow that points down, as for the proof
-
     return calibrate(
-        checkpoint,
-        model,
+        expected,
         [Path(path) for path in options.calibrate],
         scope=options.verify,
         proof_texts=run.proof_texts,
@@ -154,7 +162,7 @@ def _calibrate(checkpoint: Checkpoint, model: Model, options: Options, run: Run)
 
 
 def with_vocab(
-    model: Model, checkpoint: Checkpoint, options: Options, progress: Progress
+    model: Model, checkpoint: Checkpoint, tokenizer: Source, options: Options, progress: Progress
 ) -> tuple[Model, Parity, Sampling | None]:
     """The model with its proven vocabulary, and what the card says: licence, sampling."""
     metadata = general_metadata(checkpoint)
@@ -163,6 +171,7 @@ def with_vocab(
     model, parity = settle_vocab(
         model,
         checkpoint,
+        tokenizer,
         disabled_adapters=options.disabled_adapters,
         chat_template=options.chat_template,
         allow_mismatch=options.allow_tokenizer_mismatch,
@@ -204,62 +213,8 @@ def plan_files(
     return model, plans
 
 
-def _write(
-    checkpoint: Checkpoint,
-    model: Model,
-    targets: Sequence[Target],
-    plans: Sequence[FilePlan],
-    beside: Sequence[CompanionTarget],
-    options: Options,
-    parity: Parity,
-    sampling: Sampling | None,
-    importance: Importance | None,
-    run: Run,
-) -> tuple[list[Output], list[Beside], Model]:
-    """All files of all targets and their companions; they appear together once each is whole."""
-    paths = [path for target in targets for path in target.paths]
-    paths += [each.path for each in beside if not each.kept]
-    with atomic_files(paths, force=run.force) as made:
-        temporary = dict(zip(paths, made, strict=True))
-        companions = [_write_companion(each, temporary.get(each.path)) for each in beside]
-        with checkpoint_hashes(checkpoint) as hashes:
-            written = write_files(
-                model.tensors,
-                plans,
-                [temporary[path] for target in targets for path in target.parts],
-                threads=run.threads,
-                allow_nan=options.allow_nan,
-                importance=importance,
-                progress=run.progress,
-            )
-            files = hashes.result(run.progress)
-        model = replace(model, notes=(*model.notes, *written.notes))
-        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = common_part(checkpoint, model, options, parity, files, companions, importance)
-        for plan, output in zip(plans, outputs, strict=True):
-            text = manifest_text(plan, output, common)
-            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
-            if output.modelfile is not None:
-                text = ollama_modelfile(output.path.name, settled(model).chat_template, sampling)
-                temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
-    return outputs, companions, model
-
-
-def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
-    """A companion, written unless it is there already."""
-    model = target.companion.model
-    if temporary is None:
-        size = read_header(target.path).size
-    else:
-        plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
-        size = write_files(model.tensors, [plan], [temporary]).sizes[0]
-    digest = file_sha256(temporary or target.path)
-    keys = target.companion.keys
-    return Beside(target.path, model.arch, size, digest, parameters(model), keys, target.kept)
-
-
 def _prove(
-    checkpoint: Checkpoint,
+    expected: Subject | None,
     model: Model,
     outputs: Sequence[Output],
     options: Options,
@@ -267,18 +222,15 @@ def _prove(
     importance: Importance | None,
     calibration: Calibration | None,
     run: Run,
-) -> Sequence[Proven]:
+) -> Sequence[Proof]:
     """Hold the files against the checkpoint and write what was found into their manifests.
 
     The files have their names already: a proof that fails, or is interrupted, never costs a conversion.
     """
-    if options.verify == "off":
+    if expected is None or options.verify == "off":
         return ()
-    from .prove import prove  # the one arrow that points down: a conversion ends with its proof
-
-    proofs = prove(
-        checkpoint,
-        model,
+    proofs = prove_new_files(
+        replace(expected, model=model),
         [output.path for output in outputs],
         parity,
         scope=options.verify,
@@ -301,7 +253,7 @@ def _conversion(
     outputs: Sequence[Output],
     companions: Sequence[Beside],
     parity: Parity,
-    proofs: Sequence[Proven],
+    proofs: Sequence[Proof],
 ) -> Conversion:
     licence = model.metadata.get("general.license")
     return Conversion(
@@ -316,6 +268,3 @@ def _conversion(
         tuple(proofs),
         tuple(companions),
     )
-
-
-__all__ = ["Conversion", "Options", "Output", "convert", "to_gguf"]

@@ -82,8 +82,9 @@ def gather(
     """
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
-    model, _ = settle_vocab(build(family, checkpoint), checkpoint, allow_mismatch=True, progress=progress)
-    subject = Subject(checkpoint, family, model, read_source(checkpoint))
+    model, tokenizer = build(family, checkpoint), read_source(checkpoint)
+    model, _ = settle_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
+    subject = Subject(checkpoint, family, model, tokenizer)
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
     found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
     return found, model.arch

@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
-from ..converters.gguf_writer import FilePlan, write_files
-from ..converters.manifest import SourceHashes, manifest_text, requantized_part
+from ..converters.gguf_writer import FilePlan
+from ..converters.manifest import SourceHashes, requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import read_manifest
-from ..converters.results import Options, Output, Run
+from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
     check_request,
     label_of,
     manifest_path,
-    output_of,
     policy_of,
     refuse_one_file_for_many,
     refuse_same_names,
@@ -27,7 +26,6 @@ from ..converters.targets import (
     type_of,
 )
 from ..core.errors import InputError, UsageError
-from ..core.files import atomic_files
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
 from ..core.gguf_split import AS_BEFORE, BY_SIZE, placed, whole_name
@@ -37,6 +35,8 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from .results import Run
+from .write import write_targets
 
 COPY = "copy"
 """The type that leaves all weights as they are: for joining parts, or making some."""
@@ -136,7 +136,16 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
-        outputs, model = _write(file, model, targets, plans, importance, request, run)
+        outputs, _, model = write_targets(
+            model,
+            targets,
+            plans,
+            SourceHashes(file.opened()),
+            lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
+            allow_nan=request.options.allow_nan,
+            importance=importance,
+            run=run,
+        )
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
 
 
@@ -249,39 +258,6 @@ def _refuse_source(file: GgufFile, targets: Sequence[Target]) -> None:
     for path in (path for target in targets for path in target.paths):
         if path.exists() and any(path.samefile(part) for part in file.paths):
             raise UsageError(f"{path} is what is to be read", hint="choose another -o")
-
-
-def _write(
-    file: GgufFile,
-    model: Model,
-    targets: Sequence[Target],
-    plans: Sequence[FilePlan],
-    importance: Importance | None,
-    request: Request,
-    run: Run,
-) -> tuple[list[Output], Model]:
-    """All files of all targets; they appear together once each is whole."""
-    paths = [path for target in targets for path in target.paths]
-    with atomic_files(paths, force=run.force) as made:
-        temporary = dict(zip(paths, made, strict=True))
-        with SourceHashes(file.opened()) as hashes:
-            written = write_files(
-                model.tensors,
-                plans,
-                [temporary[path] for target in targets for path in target.parts],
-                threads=run.threads,
-                allow_nan=request.options.allow_nan,
-                importance=importance,
-                progress=run.progress,
-            )
-            hashed = hashes.result(run.progress)
-        model = replace(model, notes=(*model.notes, *written.notes))
-        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
-        common = requantized_part(_origin(file), hashed, model, request.to_manifest())
-        for plan, output in zip(plans, outputs, strict=True):
-            text = manifest_text(plan, output, common)
-            temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
-    return outputs, model
 
 
 def _origin(file: GgufFile) -> Mapping[str, Any] | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
@@ -23,8 +24,8 @@ from ..converters.onnx.folder import FilesBeside, files_beside, parse_layout
 from ..converters.onnx.formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
 from ..converters.onnx.graph import OPSET, Graph
 from ..converters.onnx.graphs import graphs_of
-from ..converters.onnx.results import OnnxConversion, OnnxOptions
-from ..converters.results import Proven, Scope, scope_of
+from ..converters.onnx.options import OnnxOptions
+from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
@@ -35,6 +36,13 @@ from ..core.input_files import file_sha256
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..runtimes.onnx_folder import open_onnx
+from ..verify.comparison import How, Subject, cost, proof_windows
+from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
+from ..verify.proof import Proof
+from ..verify.prove import prove
+from ..vocab.sources import read_source
+from .results import OnnxConversion
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
@@ -78,14 +86,20 @@ def to_onnx(
     merged = options.layout.merged
     graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
-    beside = files_beside(checkpoint, model, options.layout, dict.fromkeys(names, 1), chat_template)
+    tokenizer = read_source(checkpoint)
+    beside = files_beside(
+        checkpoint, tokenizer, model, options.layout, dict.fromkeys(names, 1), chat_template
+    )
+    expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
+    del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:
         written = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
     written = replace(written, path=folder)
     made([folder])
-    if scope == "off":
+    if expected is None or scope == "off":
         return written
-    return replace(written, proof=_prove(checkpoint, folder, scope, threads, progress, announce))
+    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    return replace(written, proof=_prove(expected, folder, scope, how))
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
@@ -211,22 +225,11 @@ def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str
     return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
-def _prove(
-    checkpoint: Checkpoint,
-    folder: Path,
-    scope: Scope,
-    threads: int | None,
-    progress: Progress,
-    announce: Callable[[str], None],
-) -> Proven:
+def _prove(expected: Subject, path: Path, scope: Literal["quick", "full"], how: How) -> Proof:
     """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
-    from ..verify.comparison import How  # the arrow that points down: a conversion ends with its proof
-    from ..verify.sample_text import LONG, QUICK
-    from .verify_onnx import verify_onnx
-
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    amounts = QUICK if scope == "quick" else LONG
-    proof = verify_onnx(folder, checkpoint.folder, amounts=amounts, how=how, just_made=True)
-    proof = replace(proof, scope="quick" if scope == "quick" else "full")
-    record_proof(folder / MANIFEST, proof.to_manifest())
-    return proof
+    begun = time.monotonic()
+    artifact, windows = OnnxArtifact(open_onnx(path)), proof_windows(expected, scope)
+    how.announce(cost(expected, windows, 1, passes=artifact.passes(expected, how)))
+    proof = prove(expected, artifact, windows, how, scope=scope)
+    record_proof(path / MANIFEST, proof.to_manifest())
+    return replace(proof, seconds=time.monotonic() - begun)

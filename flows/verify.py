@@ -1,56 +1,45 @@
-"""``verify``: a file, made here or elsewhere, against the checkpoint it is said to come from."""
+"""``verify``: a file or folder, made here or elsewhere, against the checkpoint it is said to come from."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.families import FRONT_ENDS, family_for
-from ..converters.front_end import front_end_of
-from ..converters.mapping import build, parameters, untransformed
-from ..converters.recorded import read_manifest
+from ..converters.families import family_for
+from ..converters.mapping import build
+from ..converters.recorded import read_manifest, written_files
+from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import UsageError
+from ..core.errors import InputError, UsageError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
-from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile, open_gguf
-from ..quant.importance import made_with_importance
-from ..verify.comparison import (
-    How,
-    Subject,
-    built_in_windows,
-    cost,
-    logits_part,
-    provenance,
-    read_reference,
-    shows_gelu_share,
-    text_windows,
-)
-from ..verify.front_end import with_front_end_findings
-from ..verify.gates import file_type, gate_for, mislabelled
-from ..verify.metadata import check_metadata
-from ..verify.proof import LogitsPart, MetadataPart, Proof, verdict_of
-from ..verify.provenance import (
-    CheckpointHashes,
-    changed_after_conversion,
-    evidence,
-    same_tools,
-    same_vocabulary_tools,
-)
-from ..verify.remarks import remarks
+from ..runtimes.onnx_folder import OnnxFolder, open_onnx
+from ..verify.comparison import How, Subject, built_in_windows, cost, text_windows
+from ..verify.gguf_artifact import GgufArtifact
+from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
+from ..verify.proof import Proof
+from ..verify.prove import Artifact, prove
+from ..verify.provenance import CheckpointHashes
 from ..verify.same_model import refuse_other_model
 from ..verify.sample_text import LONG
-from ..verify.tokens import check_tokens
-from ..verify.weights import check_weights
 from ..vocab.expected import expected_model
 from ..vocab.sources import read_source
-from .verify_onnx import verify_onnx
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What to read, as ``verify`` is told; ``options`` is all of it, as it stands in the provenance."""
+
+    texts: Sequence[str] | None
+    tokens: int | None
+    window: int | None
+    ignore_manifest: bool
+    options: Mapping[str, Any]
 
 
 def verify(
@@ -68,9 +57,9 @@ def verify(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
 ) -> Proof:
-    """Hold a GGUF file against the checkpoint folder it was made from: tokens, metadata, weights, logits.
+    """Hold a GGUF file or an ONNX folder against the checkpoint folder it was made from.
 
-    A folder of ONNX files is held against it by flows/verify_onnx.py; it knows neither ``diagnose`` nor
+    Tokens, metadata, weights and logits are compared. An ONNX folder knows neither ``diagnose`` nor
     ``front_end`` (UsageError).
 
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
@@ -85,6 +74,7 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if front_end is not None:
         options["front_end"] = str(front_end)
+    asked = _Asked(texts, tokens, window, ignore_manifest, options)
     how = How(
         gates or {},
         diagnose,
@@ -96,37 +86,11 @@ def verify(
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
             raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
-        return verify_onnx(
-            Path(artifact),
-            Path(against),
-            texts=texts,
-            tokens=tokens,
-            window=window,
-            how=how,
-            options=options,
-            ignore_manifest=ignore_manifest,
-        )
-    with open_gguf(Path(artifact)) as file:
-        manifest = None if ignore_manifest else read_manifest(file.path)
-        checkpoint = open_checkpoint(against)
-        hashes = CheckpointHashes(
-            file.path, manifest, checkpoint, file.paths
-        )  # first of all: what has changed
-        subject = _subject(file, checkpoint, manifest)
-        # nonsense is refused before any work, and so is a body without its front end
-        gate = gate_for(file_type(file.header), gelu=subject.family.gelu, overrides=how.gates)
-        front_end_of(FRONT_ENDS, file.path, file.header.metadata, how.front_end)
-        windows = _windows(subject, texts, tokens, window)
-        announce(cost(subject, windows, 1, passes=1 + shows_gelu_share(subject, gate, how)))
-        with hashes:
-            proof = _without_logits(file, subject, manifest, texts or (), how)
-            told = evidence(
-                provenance(file, subject, windows, texts, how.front_end), hashes, options, progress
-            )
-        read = partial(read_reference, subject, how)
-        logits = logits_part(file, subject, read, windows, proof.weights.tensors, how)
-    notes = remarks(logits, len(subject.vocab.tokens))
-    return replace(proof, logits=logits, provenance=told, notes=notes, seconds=time.monotonic() - begun)
+        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, how)
+    else:
+        with open_gguf(Path(artifact)) as file:
+            proof = _prove_file(file, Path(against), asked, how)
+    return replace(proof, seconds=time.monotonic() - begun)
 
 
 def _options(
@@ -148,7 +112,36 @@ def _options(
     }
 
 
-def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
+def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof:
+    manifest = None if asked.ignore_manifest else read_manifest(file.path)
+    checkpoint = open_checkpoint(against)
+    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    expected = _expected_of_file(file, checkpoint, manifest)
+    return _prove(expected, GgufArtifact(file, manifest), hashes, asked, how)
+
+
+def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: How) -> Proof:
+    manifest = None if asked.ignore_manifest else read_manifest(folder.path)
+    written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
+    there = [path for file in written if (path := folder.path / file.name).is_file()]
+    parts = list(dict.fromkeys([*folder.files, *there]))
+    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
+    expected = _expected_of_folder(folder, checkpoint)
+    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, how)
+
+
+def _prove(expected: Subject, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, how: How) -> Proof:
+    """The proof, once it is clear that the two can be compared, and told what it will take."""
+    passes = artifact.passes(expected, how)  # nonsense is refused before any work
+    if asked.texts is None:
+        windows = built_in_windows(expected, LONG, tokens=asked.tokens, window=asked.window)
+    else:
+        windows = text_windows(expected, asked.texts, tokens=asked.tokens, window=asked.window)
+    how.announce(cost(expected, windows, 1, passes=passes))
+    return prove(expected, artifact, windows, how, texts=asked.texts, hashes=hashes, options=asked.options)
+
+
+def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
     """The checkpoint as it should be in the file; refuses a file of another model before any work."""
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
@@ -158,60 +151,14 @@ def _subject(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any]
     return Subject(checkpoint, family, model, source)
 
 
-def _windows(
-    subject: Subject, texts: Sequence[str] | None, tokens: int | None, window: int | None
-) -> list[Window]:
-    if texts is None:
-        return built_in_windows(subject, LONG, tokens=tokens, window=window)
-    return text_windows(subject, texts, tokens=tokens, window=window)
-
-
-def _without_logits(
-    file: GgufFile,
-    subject: Subject,
-    manifest: Mapping[str, Any] | None,
-    texts: Sequence[str],
-    how: How,
-) -> Proof:
-    """The three parts for which nothing has to be computed."""
-    return Proof(
-        artifact=file.path,
-        checkpoint=subject.checkpoint.folder,
-        type=file_type(file.header),
-        arch=subject.model.arch,
-        parameters=parameters(subject.model),
-        tokens=check_tokens(
-            file.path,
-            file.header,
-            subject.source,
-            subject.vocab,
-            texts,
-            strict=same_vocabulary_tools(manifest),
-            allow_mismatch=_mismatch_allowed(manifest),
-        ),
-        metadata=_metadata(file, subject, manifest, how),
-        weights=check_weights(
-            file,
-            subject.model,
-            strict=same_tools(manifest) and not made_with_importance(file.header.metadata),
-            originals=untransformed(subject.family, subject.checkpoint),
-            threads=how.threads,
-            progress=how.progress,
-        ),
-        logits=LogitsPart("not run"),
-    )
-
-
-def _metadata(file: GgufFile, subject: Subject, manifest: Mapping[str, Any] | None, how: How) -> MetadataPart:
-    """The part with remarks on a file that is not what it, or its manifest, says it is."""
-    part, remark = check_metadata(file.header, subject.model), mislabelled(file.header)
-    part = with_front_end_findings(part, file, subject.family, subject.checkpoint, how.front_end)
-    findings = (*part.findings, *((remark,) if remark else ()))
-    if manifest is not None:
-        findings += changed_after_conversion(file.header, manifest)
-    return replace(part, verdict=verdict_of(findings), findings=findings)
-
-
-def _mismatch_allowed(manifest: Mapping[str, Any] | None) -> bool:
-    """Whether whoever converted asked for the nearest vocabulary, of which the proof then only warns."""
-    return manifest is not None and manifest["options"].get("allow_tokenizer_mismatch") is True
+def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
+    """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
+    family = family_for(checkpoint.config)
+    if family.encoder_decoder != (folder.encoder is not None):
+        kinds = ("has no encoder", "has an encoder")
+        own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]
+        raise InputError(
+            f"{folder.path} {own}, {checkpoint.folder} ({family.title}) {given}",
+            hint="give the checkpoint the folder was made from with --against",
+        )
+    return expected_of_folder(checkpoint, family, build(family, checkpoint, "ONNX"), read_source(checkpoint))

@@ -59,7 +59,6 @@ def computing(threads: int) -> Iterator[None]:
 def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str) -> Any:
     """Transformers' model of a config.json, its parameters without memory, its buffers computed."""
     import transformers
-    from accelerate import init_empty_weights
 
     name = reference.name
     made = getattr(transformers, name, None)
@@ -75,34 +74,38 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
-        with init_empty_weights(include_buffers=False), _equal_buffers_once():
+        with _without_memory():
             return made(settings).eval()
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
 
 
 @contextlib.contextmanager
-def _equal_buffers_once() -> Iterator[None]:
-    """Let equal buffers be one tensor: GPT-J makes its table of sines and cosines anew for every layer."""
-    import torch
+def _without_memory() -> Iterator[None]:
+    """Let the parameters of modules made meanwhile have no memory, and equal buffers be one tensor.
 
-    register = torch.nn.Module.register_buffer
+    ``torch.device("meta")`` would take the buffers along, whose values nobody could compute any more. GPT-J
+    makes its table of sines and cosines anew for every layer.
+    """
+    import torch
+    from torch.nn.modules import module as hooks
+
     made: dict[tuple[int, ...], torch.Tensor] = {}
 
-    def register_once(
-        module: torch.nn.Module, name: str, tensor: torch.Tensor | None, persistent: bool = True
-    ) -> None:
-        register(module, name, tensor, persistent)
-        if tensor is not None:
-            other = made.setdefault(tuple(tensor.shape), tensor)
-            if other.dtype == tensor.dtype and torch.equal(other, tensor):
-                module._buffers[name] = other
+    def emptied(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+        return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    torch.nn.Module.register_buffer = register_once  # type: ignore[method-assign, assignment]
-    try:
+    def once(module: torch.nn.Module, name: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
+        if buffer is None:
+            return None
+        other = made.setdefault(tuple(buffer.shape), buffer)
+        return other if other.dtype == buffer.dtype and torch.equal(other, buffer) else buffer
+
+    with (
+        hooks.register_module_parameter_registration_hook(emptied),  # type: ignore[arg-type]
+        hooks.register_module_buffer_registration_hook(once),  # type: ignore[arg-type]
+    ):
         yield
-    finally:
-        torch.nn.Module.register_buffer = register  # type: ignore[method-assign]
 
 
 def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:

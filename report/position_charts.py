@@ -9,7 +9,8 @@ from statistics import fmean, median
 
 from markupsafe import Markup
 
-from ..verify.proof import Figures, Gate, Positions
+from ..verify.measurements import Figures, Positions
+from ..verify.proof import Gate
 from .svg import (
     LEFT,
     RIGHT,

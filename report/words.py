@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..verify.proof import Figures, Gate, LogitsPart, MetadataPart, Proof, TokensPart, Verdict, WeightsPart
+from ..verify.measurements import Figures
+from ..verify.proof import Gate, LogitsPart, MetadataPart, Proof, TokensPart, Verdict, WeightsPart
 from .text import count, number, percent, plain, small_percent, with_error
 
 _USE: dict[Verdict, str] = {

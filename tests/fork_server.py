@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 MODULES = (
     *("torch", "transformers.models.llama.modeling_llama", "transformers.models.t5.modeling_t5"),
-    *("tokenizers", "sentencepiece", "safetensors.torch", "jinja2.sandbox", "onnx", "accelerate"),
+    *("tokenizers", "sentencepiece", "safetensors.torch", "jinja2.sandbox", "onnx"),
     *("kconv.cli.to_gguf", "kconv.cli.to_onnx", "kconv.cli.verify", "kconv.cli.quantize", "kconv.cli.plan"),
     *("kconv.cli.imatrix", "kconv.cli.compare", "kconv.cli.inspection", "kconv.cli.run"),
     *("kconv.flows.convert", "kconv.flows.to_onnx", "kconv.flows.quantize"),

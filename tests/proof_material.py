@@ -6,21 +6,18 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from kconv.verify.measurements import Figures, Guess, Positions, WorstToken
 from kconv.verify.proof import (
     Diagnosis,
-    Figures,
     Finding,
     Gate,
-    Guess,
     LayerError,
     LogitsPart,
     MetadataPart,
-    Positions,
     Proof,
     TensorError,
     TokensPart,
     WeightsPart,
-    WorstToken,
 )
 from kconv.vocab.parity import Parity
 

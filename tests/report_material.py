@@ -8,20 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kconv.verify.gates import gate_for
+from kconv.verify.measurements import Figures, Guess, Positions, WorstToken
 from kconv.verify.proof import (
     Diagnosis,
-    Figures,
     Finding,
-    Guess,
     LayerError,
     LogitsPart,
     MetadataPart,
-    Positions,
     Proof,
     TensorError,
     TokensPart,
     WeightsPart,
-    WorstToken,
 )
 from kconv.vocab.parity import Difference, Parity
 

@@ -76,7 +76,7 @@ def _the_checkpoint_is_read_once(
             readings[tuple(windows)] = read_reference(subject, how, windows)
         return readings[tuple(windows)]
 
-    monkeypatch.setattr("kconv.flows.verify.read_reference", once)
+    monkeypatch.setattr("kconv.verify.prove.read_reference", once)
 
 
 def verified(path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:

@@ -21,7 +21,7 @@ from kconv.core.windows import Window
 from kconv.runtimes.llama_candidate import LlamaCandidate
 from kconv.verify.figures import PERCENTILES, Measure, percentile
 from kconv.verify.gates import gate_for, judge
-from kconv.verify.proof import Figures, NotFinite
+from kconv.verify.measurements import Figures, NotFinite
 
 Floats = npt.NDArray[np.float32]
 

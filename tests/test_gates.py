@@ -21,7 +21,8 @@ from kconv.quant.policy import POLICIES
 from kconv.verify.figures import Measure
 from kconv.verify.gate_table import FILE_TYPES, GATES, MIXTURES
 from kconv.verify.gates import file_type, gate_for, judge, mislabelled, parse_gates, published_figure
-from kconv.verify.proof import Figures, NotFinite, verdict_of
+from kconv.verify.measurements import Figures, NotFinite
+from kconv.verify.proof import verdict_of
 
 NUMBERS = {name: number for number, name in FILE_TYPES.items()}
 

@@ -22,10 +22,10 @@ from kconv.converters import to_gguf
 from kconv.converters.families.gbst.front_end_file import read_front_end, write_front_end
 from kconv.converters.families.gbst.settings import EMBEDDING, SCORE
 from kconv.converters.families.gbst.tensors import FINGERPRINT_KEY, KIND_KEY, front_end_model
-from kconv.converters.results import Conversion
 from kconv.core.errors import GgufError, NonFiniteError, OutputExists, UsageError
 from kconv.core.gguf_file import read_header, write_header
 from kconv.core.reading import open_checkpoint
+from kconv.flows.results import Conversion
 from kconv.report.html import report_html
 from kconv.verify import verify
 

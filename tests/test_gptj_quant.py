@@ -14,7 +14,7 @@ from llama_cpp_material import read_with_gguf_py, run_quantizer
 from llama_material import llama_cpp_logits
 
 from kconv.converters import to_gguf
-from kconv.converters.results import Conversion
+from kconv.flows.results import Conversion
 
 QUANTIZED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 WIDTHS: Mapping[str, Mapping[str, Any]] = {

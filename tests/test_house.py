@@ -27,6 +27,7 @@ UPWARDS = {
     ("converters/__init__.py", "flows.to_onnx"),
     ("converters/__init__.py", "flows.convert"),
     ("converters/__init__.py", "flows.quantize"),
+    ("converters/__init__.py", "flows.results"),
     ("verify/__init__.py", "flows.verify"),
 }
 

@@ -17,6 +17,7 @@ from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, par
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.reading import open_checkpoint
+from kconv.vocab.sources import read_source
 
 OPTIMUM, JAVASCRIPT = LAYOUTS["optimum"], LAYOUTS["transformers.js"]
 JSON = dict[str, Any]
@@ -25,7 +26,7 @@ JSON = dict[str, Any]
 def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> FilesBeside:
     checkpoint = open_checkpoint(folder)
     model = build(family_for(checkpoint.config), checkpoint)
-    return files_beside(checkpoint, model, LAYOUTS[layout], graphs or {})
+    return files_beside(checkpoint, read_source(checkpoint), model, LAYOUTS[layout], graphs or {})
 
 
 def written(found: FilesBeside, folder: Path) -> Path:

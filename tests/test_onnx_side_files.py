@@ -14,6 +14,7 @@ from kconv.converters import to_onnx
 from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
 from kconv.core.errors import UsageError, VocabError
 from kconv.verify import verify
+from kconv.vocab.sources import read_source
 from kconv.vocab.templates import format_named, render_chat
 
 LLAMA: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -34,7 +35,7 @@ def written(folder: Path, rows: int, template: str | None = None, **config: Any)
     """The files made of a tokenizer's folder, and where they lie."""
     edited(folder / "config.json", **LLAMA, vocab_size=rows, **config)
     read = checkpoint(folder, **json.loads((folder / "config.json").read_text("utf-8")))
-    found = files_beside(read, model(rows), LAYOUTS["optimum"], {}, template)
+    found = files_beside(read, read_source(read), model(rows), LAYOUTS["optimum"], {}, template)
     place = folder.parent / "onnx"
     place.mkdir()
     for name, content in found.contents.items():

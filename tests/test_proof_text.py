@@ -11,7 +11,8 @@ from proof_material import FIGURES, failed, passed, warned
 
 from kconv.cli.console import width
 from kconv.cli.proof_text import proof_line, proof_text
-from kconv.verify.proof import Finding, Guess, LogitsPart, Proof
+from kconv.verify.measurements import Guess
+from kconv.verify.proof import Finding, LogitsPart, Proof
 
 
 @pytest.fixture(autouse=True)

@@ -377,8 +377,8 @@ from checkpoint_material import private_bytes
 from kconv.converters.families.gptj import GPTJ
 from kconv.converters.families.llama import LLAMA
 from kconv.core.reading import open_checkpoint
-from kconv.reference.model import Reference
 from kconv.core.windows import Window
+from kconv.reference.model import Reference
 
 def read(length):
     window = Window(0, tuple(range(length)))
@@ -392,7 +392,7 @@ def look(*step):
     most = max(most, private_bytes())
 
 most = 0
-import torch, transformers, accelerate
+import torch, transformers
 transformers.LlamaForCausalLM
 before = private_bytes()
 read(64)

@@ -20,16 +20,8 @@ from kconv.core.errors import OutputExists, UsageError
 from kconv.report.html import report_html, write_report
 from kconv.report.text import number, percent, plain, small_percent, visible, with_error
 from kconv.report.words import figure_rows
-from kconv.verify.proof import (
-    Diagnosis,
-    Finding,
-    LayerError,
-    LogitsPart,
-    Positions,
-    Proof,
-    TokensPart,
-    WeightsPart,
-)
+from kconv.verify.measurements import Positions
+from kconv.verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, TokensPart, WeightsPart
 from kconv.vocab.parity import Difference
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}

@@ -34,7 +34,8 @@ KINDS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def beside(folder: Path, source: Source, model_type: str = "llama") -> FilesBeside:
     names = {"llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
     config = {"architectures": [names[model_type]], "model_type": model_type}
-    return files_beside(checkpoint(folder, **config), model(source.size), LAYOUTS["optimum"], {})
+    read = checkpoint(folder, **config)
+    return files_beside(read, read_source(read), model(source.size), LAYOUTS["optimum"], {})
 
 
 @pytest.mark.parametrize("name", KINDS)

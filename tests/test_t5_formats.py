@@ -14,9 +14,9 @@ from t5_checkpoints import BYT5, byte_ids, nmse, t5_logits, t5_weights, write_t5
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
-from kconv.converters.results import Conversion
 from kconv.core.errors import UsageError
 from kconv.core.gguf_file import GgufHeader, read_header
+from kconv.flows.results import Conversion
 from kconv.quant.formats import format_of_type
 from kconv.quant.policy import POLICIES
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +14,16 @@ from ..converters.mapping import parameters
 from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import ChildDied, InputError
+from ..core.errors import InputError
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
 from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
-from ..quant.gguf_weights import GgufFile
 from ..reference.model import Reading, Reference
-from ..runtimes.candidate import Candidate, CandidateFailure
-from ..runtimes.llama_candidate import LlamaCandidate
 from ..vocab.tokenizer import Source
 from .cost import estimated_seconds
-from .diagnosis import diagnose
-from .front_end import embed_of, named_front_end, tokens_a_position
-from .gates import file_type, gate_for
-from .logits import Read, broken, compare, judged
-from .proof import Finding, Gate, LogitsPart, TensorError, undecided
+from .front_end import tokens_a_position
 from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 
@@ -171,92 +163,6 @@ def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Rea
     )
 
 
-def shows_gelu_share(subject: Subject, gate: Gate, how: How) -> bool:
-    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
-    return how.gelu_share and subject.family.gelu and gate.measure == "nmse"
-
-
-def _with_llama_cpps_gelu(subject: Subject, how: How) -> Read | None:
-    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(subject.checkpoint, subject.family, llama_cpps_gelu=True, threads=how.threads)
-    return partial(reference.read, progress=how.progress) if reference.gelus else None
-
-
-def logits_part(
-    file: GgufFile,
-    subject: Subject,
-    read: Read,
-    windows: Sequence[Window],
-    tensors: Sequence[TensorError],
-    how: How,
-) -> LogitsPart:
-    """The file's logits against those of ``read``; where they fail, or as ``how`` says, the diagnosis too.
-
-    The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
-    """
-    gate = gate_for(file_type(file.header), gelu=subject.family.gelu, overrides=how.gates)
-    try:
-        front = embed_of(file, subject.family, how.front_end)
-        with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
-            alike = _with_llama_cpps_gelu(subject, how) if shows_gelu_share(subject, gate, how) else None
-            measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
-            part = judged(measure, gate, windows, subject.source)
-            wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
-            return _diagnosed(part, file, subject, candidate, windows, tensors, how) if wanted else part
-    except (CandidateFailure, ChildDied) as failure:
-        return broken(failure)
-
-
-def _diagnosed(
-    part: LogitsPart,
-    file: GgufFile,
-    subject: Subject,
-    candidate: Candidate,
-    windows: Sequence[Window],
-    tensors: Sequence[TensorError],
-    how: How,
-) -> LogitsPart:
-    """The part with a diagnosis of the window in which the models disagree most.
-
-    What was measured stands; that there is no diagnosis, where there is none, is said beside it.
-    """
-    window = windows[part.worst[0].window] if part.worst else windows[0]
-    try:
-        found = diagnose(
-            subject.checkpoint,
-            subject.family,
-            file,
-            candidate,
-            window,
-            tensors,
-            threads=how.threads,
-            progress=how.progress,
-        )
-    except CandidateFailure as failure:
-        missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
-    except ChildDied as death:
-        missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
-    else:
-        return replace(part, diagnosis=found)
-    return replace(part, findings=(*part.findings, missing))
-
-
-def provenance(
-    file: GgufFile,
-    subject: Subject,
-    windows: Sequence[Window],
-    texts: Sequence[str] | None,
-    front_end: Path | None = None,
-) -> dict[str, Any]:
-    """What was compared and with what; ``front_end`` as in ``How``."""
-    front = named_front_end(file, front_end)
-    return {
-        "artifact": {"file": file.path.name, "bytes": file.header.size},
-        **({} if front is None else {"front_end": front}),
-        **compared_with(subject, windows, texts, RUNTIME, ()),
-    }
-
-
 def compared_with(
     subject: Subject,
     windows: Sequence[Window],
@@ -278,7 +184,7 @@ def compared_with(
         "texts": [read] if texts is None else [_digest(text) for text in texts],
         "windows": [window.tokens for window in windows],
         "runtime": runtime,
-        "versions": versions(("torch", "transformers", "accelerate", *packages)),
+        "versions": versions(("torch", "transformers", *packages)),
     }
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from ..core.windows import Window
 from ..runtimes.candidate import Floats
-from .proof import Figures, NotFinite, Positions
+from .measurements import Figures, NotFinite, Positions
 
 Doubles = npt.NDArray[np.float64]
 

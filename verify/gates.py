@@ -14,7 +14,8 @@ from ..core.errors import UsageError
 from ..core.gguf_file import GgufHeader
 from ..quant.formats import format_of_type
 from .gate_table import FILE_TYPES, GATES, MIXTURES, Row
-from .proof import Figures, Finding, Gate, NotFinite
+from .measurements import Figures, NotFinite
+from .proof import Finding, Gate
 
 FAILS_AT = 3.0  # times the gate
 _GELU_NMSE = 1e-4

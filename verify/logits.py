@@ -13,7 +13,8 @@ from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next
 from .figures import Disagreement, Measure
 from .gates import judge
-from .proof import Finding, Gate, Guess, LogitsPart, WorstToken, undecided, verdict_of
+from .measurements import Guess, WorstToken
+from .proof import Finding, Gate, LogitsPart, undecided, verdict_of
 
 Read = Callable[[tuple[Window, ...]], Reading]
 """Reads windows with the checkpoint in fp32."""

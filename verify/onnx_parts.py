@@ -20,6 +20,7 @@ from ..vocab.byte_vocabulary import KIND as BYTES
 from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
 from ..vocab.sources import read_source
+from ..vocab.token_settings import read_token_settings
 from ..vocab.tokenizer import Source
 from ..vocab.tokenizer_process import TokenizerProcess
 from .proof import Finding, MetadataPart, TokensPart, verdict_of
@@ -38,7 +39,11 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 def folder_source(folder: OnnxFolder) -> Source:
     """The tokenizer of a folder, read as a checkpoint's is. Raises what ``read_source`` raises."""
-    return read_source(Checkpoint(folder.path, folder.config, {}, ()))
+    return read_source(_as_checkpoint(folder))
+
+
+def _as_checkpoint(folder: OnnxFolder) -> Checkpoint:
+    return Checkpoint(folder.path, folder.config, {}, ())
 
 
 def check_folder_tokens(
@@ -131,7 +136,7 @@ def _expected(
     assert model.vocab is not None
     vocab = model.vocab
     with contextlib.suppress(InputError):  # told where tokens are compared
-        vocab = replace(vocab, chat_template=folder_source(folder).chat_template)
+        vocab = replace(vocab, chat_template=read_token_settings(_as_checkpoint(folder)).chat_template)
     written = configurations(checkpoint, model, context, vocab, [])
     told = written.get(GENERATION)
     return json.loads(written[CONFIG] or b"{}"), json.loads(told) if told else context.generation_config

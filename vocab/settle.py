@@ -37,6 +37,7 @@ class Trial:
 def settle_vocab(
     model: Model,
     checkpoint: Checkpoint,
+    source: Source | None = None,
     *,
     disabled_adapters: Collection[str] = (),
     chat_template: str | None = None,
@@ -45,6 +46,7 @@ def settle_vocab(
 ) -> tuple[Model, Parity]:
     """Give ``model`` the first candidate vocabulary with exactly the tokenizer's token ids.
 
+    ``source`` is the checkpoint's tokenizer, for those who have read it already and need it further on.
     The number of embedding rows is that of ``token_embd.weight``; no weight is read. Raises VocabError where
     the tokenizer cannot be read or has more tokens than rows. Where no candidate is exact, not even but for
     spaces, it raises VocabError for a kind of tokenizer llama.cpp has no counterpart of and TokenMismatch for
@@ -58,7 +60,7 @@ def settle_vocab(
             f"the model has no tensor {EMBEDDING}, so no vocabulary can be fitted to it"
         ) from error
     context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
-    source = read_source(checkpoint)
+    source = source or read_source(checkpoint)
     best, questions = _best(source, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
     if questions.left_out:

@@ -22,7 +22,7 @@ from ...quant.parts import EMBEDDING
 from ...vocab.context import read_context
 from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
-from ...vocab.sources import read_source
+from ...vocab.tokenizer import Source
 from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
 
 
@@ -104,6 +104,7 @@ def parse_layout(text: str) -> Layout:
 
 def files_beside(
     checkpoint: Checkpoint,
+    source: Source,
     model: Model,
     layout: Layout,
     graphs: Mapping[str, int],
@@ -111,10 +112,11 @@ def files_beside(
 ) -> FilesBeside:
     """The configuration, tokenizer and licence files of a folder.
 
-    ``graphs`` are the paths of the graphs, and in how many files the weights of each lie; ``chat_template``
-    is as of ``to_gguf``. What need not change is copied byte for byte; links out of the checkpoint
-    (``stays_with``) are left out, and where a chat template may come from one, it too. Raises CheckpointError
-    and VocabError for files that cannot be read, UsageError for an unknown chat template.
+    ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
+    the weights of each lie; ``chat_template`` is as of ``to_gguf``. What need not change is copied byte for
+    byte; links out of the checkpoint (``stays_with``) are left out, and where a chat template may come from
+    one, it too. Raises CheckpointError and VocabError for files that cannot be read, UsageError for an
+    unknown chat template.
     """
     contents: Contents = {}
     notes: list[Note] = []
@@ -127,7 +129,6 @@ def files_beside(
         chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
     context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
-    source = read_source(checkpoint)
     vocab, said = own_vocabulary(source, context)
     notes += said
     contents |= configurations(checkpoint, model, context, vocab, notes)

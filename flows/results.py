@@ -1,0 +1,121 @@
+"""How a conversion goes about it, and what it gives back: files, notes, proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..converters.results import Beside, Output
+from ..core.model import Note
+from ..core.progress import Progress, silent
+from ..verify.proof import Proof, Verdict, worst
+from ..vocab.parity import Parity
+
+
+@dataclass(frozen=True)
+class Run:
+    """How to go about it; nothing of this shows in the files.
+
+    The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
+    ``made`` is told which files are whole, before they are proven.
+    """
+
+    force: bool = False
+    threads: int | None = None
+    progress: Progress = silent
+    announce: Callable[[str], None] = lambda text: None
+    proof_texts: tuple[str, ...] | None = None
+    proof_tokens: int | None = None
+    made: Callable[[Sequence[Path]], None] = lambda paths: None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did; the fields are those of ``--json``.
+
+    ``proofs`` go with ``outputs``, and are none where the proof was switched off. ``companions`` are files
+    that all outputs need beside them.
+    """
+
+    source: Path
+    arch: str
+    parameters: int
+    outputs: tuple[Output, ...]
+    parity: Parity
+    notes: tuple[Note, ...]
+    chat_template: str | None
+    license: str | None
+    proofs: tuple[Proof, ...] = ()
+    companions: tuple[Beside, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The gravest verdict of the proofs; ``not run`` where there are none."""
+        return worst([proof.verdict for proof in self.proofs])
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "outputs": [output.to_json() for output in self.outputs],
+            "companions": [beside.to_json() for beside in self.companions],
+            "tokens": self.parity.to_json(),
+            "verdict": self.verdict,
+            "proofs": [proof.to_json() for proof in self.proofs],
+            "notes": [asdict(note) for note in self.notes],
+            "chat_template": self.chat_template,
+            "license": self.license,
+        }
+
+
+@dataclass(frozen=True)
+class OnnxConversion:
+    """What a conversion did; the fields are those of ``--json``.
+
+    ``path`` is the folder, ``files`` the sizes of what lies in it (without the manifest), ``formats`` the
+    number of weights in each format.
+    """
+
+    source: Path
+    arch: str
+    parameters: int
+    path: Path
+    type: str
+    bits_per_weight: float
+    formats: Mapping[str, int]
+    files: Mapping[str, int]
+    notes: tuple[Note, ...]
+    license: str | None
+    proof: Proof | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(self.files.values())
+
+    @property
+    def verdict(self) -> Verdict:
+        """The proof's; ``not run`` where there is none."""
+        return "not run" if self.proof is None else self.proof.verdict
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {
+            "source": str(self.source),
+            "architecture": self.arch,
+            "parameters": self.parameters,
+            "path": str(self.path),
+            "type": self.type,
+            "bytes": self.bytes,
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "formats": dict(self.formats),
+            "files": dict(self.files),
+            "notes": [asdict(note) for note in self.notes],
+            "license": self.license,
+            "verdict": self.verdict,
+            "proof": None if self.proof is None else self.proof.to_json(),
+        }

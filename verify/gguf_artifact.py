@@ -1,0 +1,230 @@
+"""A GGUF file as something to prove: found somewhere, or just made by the conversion that asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from ..converters.families import FRONT_ENDS
+from ..converters.front_end import front_end_of
+from ..converters.mapping import untransformed
+from ..core.errors import ChildDied
+from ..core.windows import Window
+from ..quant.gguf_weights import GgufFile
+from ..quant.importance import Importance, made_with_importance
+from ..reference.model import Reference
+from ..runtimes.candidate import Candidate, CandidateFailure
+from ..runtimes.llama_candidate import LlamaCandidate
+from ..vocab.parity import Parity
+from .comparison import How, Subject, compared_with
+from .diagnosis import diagnose
+from .front_end import embed_of, named_front_end, with_front_end_findings
+from .gates import file_type, gate_for, mislabelled
+from .logits import Read, broken, compare, judged
+from .metadata import check_metadata
+from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, undecided
+from .provenance import changed_after_conversion, same_tools, same_vocabulary_tools
+from .tokens import check_tokens, tokens_part
+from .weights import check_weights
+
+RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
+
+
+@dataclass(frozen=True)
+class GgufArtifact:
+    """A GGUF file, with the manifest beside it, if there is one and it counts; see prove.Artifact."""
+
+    file: GgufFile
+    manifest: Mapping[str, Any] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file; of a model in parts the first."""
+        return self.file.path
+
+    @property
+    def type(self) -> str:
+        """The type whose gate it is held to."""
+        return file_type(self.file.header)
+
+    def passes(self, expected: Subject, how: How) -> int:
+        """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
+        gate = self._gate(expected, how)
+        front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, how.front_end)
+        return 1 + _shows_gelu_share(expected, gate, how)
+
+    def _gate(self, expected: Subject, how: How) -> Gate:
+        return gate_for(self.type, gelu=expected.family.gelu, overrides=how.gates)
+
+    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+        """The vocabulary in llama.cpp; a mismatch the conversion was allowed only warns."""
+        manifest = self.manifest
+        return check_tokens(
+            self.path,
+            self.file.header,
+            expected.source,
+            expected.vocab,
+            texts,
+            strict=same_vocabulary_tools(manifest),
+            allow_mismatch=manifest is not None
+            and manifest["options"].get("allow_tokenizer_mismatch") is True,
+        )
+
+    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+        """The keys llama.cpp reads, and which front end they name."""
+        part = check_metadata(self.file.header, expected.model)
+        return with_front_end_findings(part, self.file, expected.family, expected.checkpoint, how.front_end)
+
+    def weights(self, expected: Subject, how: How) -> WeightsPart:
+        """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
+        strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
+        return _check_weights(self.file, expected, how, strict=strict)
+
+    def logits(
+        self,
+        expected: Subject,
+        read: Read,
+        windows: Sequence[Window],
+        tensors: Sequence[TensorError],
+        how: How,
+    ) -> LogitsPart:
+        """The logits in llama.cpp; where they fail, or as ``how`` says, the diagnosis too.
+
+        The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
+        """
+        file, gate = self.file, self._gate(expected, how)
+        try:
+            front = embed_of(file, expected.family, how.front_end)
+            with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
+                shows = _shows_gelu_share(expected, gate, how)
+                alike = _with_llama_cpps_gelu(expected, how) if shows else None
+                measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
+                part = judged(measure, gate, windows, expected.source)
+                wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
+                return _diagnosed(part, file, expected, candidate, windows, tensors, how) if wanted else part
+        except (CandidateFailure, ChildDied) as failure:
+            return broken(failure)
+
+    def provenance(
+        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+    ) -> dict[str, Any]:
+        """What was compared and with what."""
+        front = named_front_end(self.file, how.front_end)
+        return {
+            "artifact": {"file": self.path.name, "bytes": self.file.header.size},
+            **({} if front is None else {"front_end": front}),
+            **compared_with(expected, windows, texts, RUNTIME, ()),
+        }
+
+    def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
+        """Remarks on a file that is not what it, or its manifest, says it is."""
+        remark = mislabelled(self.file.header)
+        found = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
+        return (*((remark,) if remark else ()), *found)
+
+
+@dataclass(frozen=True)
+class NewGgufArtifact(GgufArtifact):
+    """A GGUF file the conversion that asks has just made, with the ``parity`` and ``importance`` it knows.
+
+    ``quick`` takes the tokens as they were measured before and leaves the weights out, which this process has
+    just encoded; ``full`` does again all that is done with a file that was found somewhere.
+    """
+
+    parity: Parity = field(kw_only=True)
+    scope: Literal["quick", "full"] = "quick"
+    importance: Importance | None = None
+
+    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+        """As measured before, or measured again; either way a mismatch was allowed, so it only warns."""
+        allowed = self.parity.verdict == "mismatch"
+        if self.scope == "quick":
+            differing = self.parity.texts - self.parity.exact
+            message = f"token ids differ in {differing} of {self.parity.texts} texts, as was allowed"
+            found = [Finding("tokenizer", message, grave=False)] if allowed else []
+            return tokens_part(self.parity, expected.source, found)
+        part = check_tokens(
+            self.path,
+            self.file.header,
+            expected.source,
+            expected.vocab,
+            texts,
+            strict=True,
+            allow_mismatch=allowed,
+        )
+        if part.parity is None:
+            return part
+        # the manifest names the vocabulary, not the file
+        return replace(part, parity=replace(part.parity, candidate=self.parity.candidate))
+
+    def weights(self, expected: Subject, how: How) -> WeightsPart:
+        """Every tensor, to the byte, or none."""
+        if self.scope == "quick":
+            return WeightsPart("not run")
+        return _check_weights(self.file, expected, how, strict=True, importance=self.importance)
+
+    def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
+        """Nothing: the file is as it was written a moment ago."""
+        return ()
+
+
+def _check_weights(
+    file: GgufFile, expected: Subject, how: How, *, strict: bool, importance: Importance | None = None
+) -> WeightsPart:
+    return check_weights(
+        file,
+        expected.model,
+        strict=strict,
+        importance=importance,
+        originals=untransformed(expected.family, expected.checkpoint),
+        threads=how.threads,
+        progress=how.progress,
+    )
+
+
+def _shows_gelu_share(expected: Subject, gate: Gate, how: How) -> bool:
+    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
+    return how.gelu_share and expected.family.gelu and gate.measure == "nmse"
+
+
+def _with_llama_cpps_gelu(expected: Subject, how: How) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
+    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=how.threads)
+    return partial(reference.read, progress=how.progress) if reference.gelus else None
+
+
+def _diagnosed(
+    part: LogitsPart,
+    file: GgufFile,
+    expected: Subject,
+    candidate: Candidate,
+    windows: Sequence[Window],
+    tensors: Sequence[TensorError],
+    how: How,
+) -> LogitsPart:
+    """The part with a diagnosis of the window in which the models disagree most.
+
+    What was measured stands; that there is no diagnosis, where there is none, is said beside it.
+    """
+    window = windows[part.worst[0].window] if part.worst else windows[0]
+    try:
+        found = diagnose(
+            expected.checkpoint,
+            expected.family,
+            file,
+            candidate,
+            window,
+            tensors,
+            threads=how.threads,
+            progress=how.progress,
+        )
+    except CandidateFailure as failure:
+        missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
+    except ChildDied as death:
+        missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
+    else:
+        return replace(part, diagnosis=found)
+    return replace(part, findings=(*part.findings, missing))

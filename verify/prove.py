@@ -1,0 +1,131 @@
+"""The proof, whatever is proven and whoever asks: four parts, cheapest first, and where they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from ..converters.mapping import parameters
+from ..core.windows import Window
+from .comparison import How, Subject, read_reference
+from .logits import Read
+from .proof import (
+    Finding,
+    LogitsPart,
+    MetadataPart,
+    Proof,
+    TensorError,
+    TokensPart,
+    WeightsPart,
+    verdict_of,
+)
+from .provenance import CheckpointHashes, evidence
+from .remarks import remarks
+
+
+class Artifact(Protocol):
+    """A file or folder that is proven, and how each part of that is done (gguf_artifact, onnx_artifact).
+
+    However wrong the artifact is, a part says so in its findings; where a process dies that was to measure
+    it, the part is not decided. KconvError is raised for what cannot be compared at all.
+    """
+
+    @property
+    def path(self) -> Path:
+        """Where it lies."""
+        ...
+
+    @property
+    def type(self) -> str:
+        """Its type, as gates know it."""
+        ...
+
+    def passes(self, expected: Subject, how: How) -> int:
+        """How often the checkpoint will be read in fp32; refuses what makes no sense before any work."""
+        ...
+
+    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+        """Token ids of built-in texts and of ``texts``, and the vocabulary."""
+        ...
+
+    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+        """Everything a runtime reads besides weights and vocabulary."""
+        ...
+
+    def weights(self, expected: Subject, how: How) -> WeightsPart:
+        """Every tensor."""
+        ...
+
+    def provenance(
+        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+    ) -> dict[str, Any]:
+        """What is compared, and with what; ``texts`` None stands for the built-in ones."""
+        ...
+
+    def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
+        """Remarks on what is not as it was written; ``digests`` are SHA-256 by name, where they are known."""
+        ...
+
+    def logits(
+        self,
+        expected: Subject,
+        read: Read,
+        windows: Sequence[Window],
+        tensors: Sequence[TensorError],
+        how: How,
+    ) -> LogitsPart:
+        """Its logits against those of ``read``; ``tensors`` are what was found of its weights."""
+        ...
+
+
+def prove(
+    expected: Subject,
+    artifact: Artifact,
+    windows: Sequence[Window],
+    how: How,
+    *,
+    texts: Sequence[str] | None = None,
+    scope: Literal["quick", "full"] = "full",
+    read: Read | None = None,
+    hashes: CheckpointHashes | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Proof:
+    """Hold ``artifact`` against what is ``expected`` of it: tokens, metadata, weights, logits.
+
+    ``windows`` are of ``texts``, or of the built-in ones (None). ``read`` reads the checkpoint in fp32, where
+    somebody has done that already. ``hashes`` go on beside the first parts and end in the provenance with
+    ``options``; without them, as after a conversion, which has hashed all by itself, it has neither. Raises
+    KconvError for what cannot be compared: see the parts.
+    """
+    begun = time.monotonic()
+    with contextlib.nullcontext() if hashes is None else hashes:
+        tokens = artifact.tokens(expected, texts or ())
+        metadata = artifact.metadata(expected, how)
+        weights = artifact.weights(expected, how)
+        told = artifact.provenance(expected, windows, texts, how)
+        if hashes is not None:
+            told = evidence(told, hashes, options or {}, how.progress)
+    changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
+    findings = (*metadata.findings, *changed)
+    reading = read or partial(read_reference, expected, how)
+    logits = artifact.logits(expected, reading, windows, weights.tensors, how)
+    return Proof(
+        artifact=artifact.path,
+        checkpoint=expected.checkpoint.folder,
+        type=artifact.type,
+        arch=expected.model.arch,
+        parameters=parameters(expected.model),
+        tokens=tokens,
+        metadata=replace(metadata, verdict=verdict_of(findings), findings=findings),
+        weights=weights,
+        logits=logits,
+        scope=scope,
+        provenance=told,
+        notes=remarks(logits, len(expected.vocab.tokens)),
+        seconds=time.monotonic() - begun,
+    )
