@@ -1,4 +1,4 @@
-"""The README's Python for ONNX folders runs as it stands and says what transformers says."""
+"""The Python of docs/en/onnx.md for ONNX folders runs as it stands and says what transformers says."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from kconv.converters import to_onnx
 from kconv.converters.samples import write_sample
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("\n## ONNX\n")[2].partition("\n## ")[0]
-EXAMPLES = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)  # the last needs optimum
+PAGE = Path(__file__).parent.parent / "docs" / "en" / "onnx.md"
+
+EXAMPLES = re.findall(
+    r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL
+)  # the last needs optimum
 
 
 def test_the_example_for_onnxruntime_alone(
@@ -30,7 +32,7 @@ def test_the_example_for_onnxruntime_alone(
     checkpoint = write_sample("42dot", tmp_path / "checkpoint")
     to_onnx(checkpoint, tmp_path / folder, type="f32", verify=False)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, str(PAGE), "exec"), {})
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     given = torch.tensor([tokenizer(prompt)["input_ids"]])
@@ -53,7 +55,7 @@ def test_the_example_for_encoder_decoders(
     checkpoint = write_sample(family, tmp_path / "checkpoint")
     to_onnx(checkpoint, tmp_path / folder, type="f32", verify=False)
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, str(PAGE), "exec"), {})
     printed = capsys.readouterr().out
     if family == "kebyt5":
         model = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32)
