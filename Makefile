@@ -23,7 +23,8 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	@$(BIN)/python tools/install_llama_cpp.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@ls quant/_kernels.* >/dev/null 2>&1 || echo "kconv's kernels were not built; libggml encodes, many times slower"
-	@mkdir -p .dev/kconv  # mypy finds kconv.* through these links
+	@mkdir -p .dev/kconv  # mypy finds kconv through these links
+	@ln -sfn ../../package/__init__.py ../../package/__main__.py ../../package/py.typed .dev/kconv/
 	@for room in core vocab quant converters reference runtimes verify flows report cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 

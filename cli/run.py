@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-import secrets
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..core.errors import GgufError, InputError, UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
-from ..runtimes.generation import Runtime, choose_sampling, sampling_in_file
-from ..runtimes.sampling import Sampling
-from .answers import answer, show_answer
+from .answers import show_answer, show_note, show_text
 from .console import show_log
 from .errors import heed_reader
-from .front_ends import front_end_for
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
-from .prompts import question, read_prompt
+from .prompts import read_prompt
 
 EXAMPLES = """\b
 Examples:
@@ -41,19 +34,6 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a number", context, option)
     return value
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What is to run, its metadata under a GGUF's keys, and what starts the runtime.
-
-    Its encoder, if any, has a position for ``factor`` tokens.
-    """
-
-    path: Path
-    metadata: Mapping[str, Any]
-    start: Callable[[Progress], AbstractContextManager[Runtime]]
-    factor: int = 1
 
 
 @click.command("run", short_help="Generate text with a GGUF file or an ONNX folder.", epilog=EXAMPLES)
@@ -144,19 +124,9 @@ def command(
     artifact: Path,
     prompt: str | None,
     fill: str | None,
-    front_end: Path | None,
-    tokens: int,
-    chat: bool | None,
-    system: str | None,
-    stops: tuple[str, ...],
-    echo: bool,
-    greedy: bool,
-    context: int | None,
-    kv_type: str | None,
-    threads: int | None,
     as_json: bool,
     verbose: bool,
-    **wishes: float | None,
+    **options: Any,
 ) -> None:
     """Generate text with ARTIFACT: a GGUF file through llama.cpp, an ONNX folder through onnxruntime.
 
@@ -170,29 +140,24 @@ def command(
     bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
     """
     text = read_prompt(prompt, fill)
-    if fill is not None and stops:
-        raise UsageError("--stop does not go with --fill, whose output is read by masks")
-    if artifact.is_dir():
-        loaded = _onnx(artifact, front_end, kv_type, threads)
-    else:
-        loaded = _gguf(artifact, front_end, context, kv_type or "f16", threads, verbose=verbose)
-    metadata = loaded.metadata
-    asked = question(loaded.path, metadata, text, fill=fill is not None, chat=chat, system=system, echo=echo)
-    sampling = _sampling(metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
-    with shown_progress() as shown, loaded.start(_heeding(shown)) as runtime:
-        given = answer(
-            runtime,
-            asked,
-            sampling,
-            stops,
-            tokens=tokens,
-            context=context,
-            factor=loaded.factor,
-            echo=echo,
-            show=not as_json,
-            verbose=verbose,
+    from ..flows.generate import generate
+
+    with shown_progress() as shown:
+        answer = generate(
+            artifact,
+            text,
+            fill=fill is not None,
+            show=_nowhere if as_json or fill is not None else show_text,
+            announce=partial(show_note, verbose=verbose),
+            log=show_log if verbose else None,
+            progress=_heeding(shown),
+            **options,
         )
-    show_answer(loaded.path, given, as_json=as_json, verbose=verbose)
+    show_answer(answer, as_json=as_json, verbose=verbose)
+
+
+def _nowhere(text: str) -> None:
+    """Print nothing: JSON and filled masks are read at the end."""
 
 
 def _heeding(progress: Progress) -> Progress:
@@ -203,84 +168,3 @@ def _heeding(progress: Progress) -> Progress:
         progress(stage, done, total)
 
     return told
-
-
-def _gguf(
-    artifact: Path,
-    front_end: Path | None,
-    context: int | None,
-    kv_type: str,
-    threads: int | None,
-    *,
-    verbose: bool,
-) -> _Loaded:
-    from ..core.cores import available_cores
-    from ..core.gguf_counts import check_counts
-    from ..core.gguf_split import read_model
-    from ..runtimes.llama import LlamaRuntime
-
-    model = read_model(artifact)
-    path, header = model.paths[0], model.header
-    if not header.tensors:
-        raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
-    check_counts(path, header)
-    front = front_end_for(path, header.metadata, front_end)
-
-    def start(progress: Progress) -> LlamaRuntime:
-        return LlamaRuntime(
-            path,
-            threads=threads or available_cores(),
-            context=context,
-            kv_type=kv_type.lower(),
-            log=show_log if verbose else None,
-            front=None if front is None else front.embed,
-            progress=progress,
-        )
-
-    return _Loaded(path, header.metadata, start, 1 if front is None else front.factor)
-
-
-def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int | None) -> _Loaded:
-    from ..core.cores import available_cores
-    from ..runtimes.onnx_folder import holds_onnx
-
-    if not holds_onnx(artifact):
-        raise InputError(
-            f"{artifact} is a folder without ONNX files, and what runs is a GGUF file or an ONNX folder",
-            hint=f"convert it first: kconv to-gguf {artifact}",
-        )
-    for option, given in (("--front-end", front_end), ("--kv-type", kv_type)):
-        if given is not None:
-            raise UsageError(
-                f"{option} is for GGUF files; an ONNX folder has its own", hint=f"leave out {option}"
-            )
-    from ..runtimes.onnx import OnnxRuntime, read_onnx_model
-
-    model = read_onnx_model(artifact)
-    workers = threads or available_cores()
-
-    def start(progress: Progress) -> OnnxRuntime:
-        return OnnxRuntime(model, threads=workers, progress=progress)
-
-    return _Loaded(artifact, model.metadata, start, model.factor)
-
-
-def _sampling(
-    metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool, answers: bool
-) -> Sampling:
-    """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.
-
-    transformers, too, samples with an encoder-decoder only where it is told to.
-    """
-    wished = dict(wishes)
-    if greedy:
-        if wished["temperature"] or wished["repeat_penalty"] not in (None, 1):
-            raise UsageError("--greedy means --temp 0 --repeat-penalty 1, but another value is given too")
-        wished |= {"temperature": 0.0, "repeat_penalty": 1.0}
-    recommended = sampling_in_file(metadata)
-    randomness = ("temperature", "top_k", "top_p", "min_p", "seed")
-    if answers and all(recommended.get(name) is None and wished[name] is None for name in randomness):
-        wished["temperature"] = 0.0
-    if wished["seed"] is None:
-        wished["seed"] = secrets.randbits(31)
-    return choose_sampling(recommended, wished)

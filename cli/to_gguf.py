@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
+from ..runtimes import ENCODER_DECODERS
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -35,7 +36,6 @@ from .options import (
     threads_option,
     verbose_option,
 )
-from .prompts import ENCODER_DECODERS
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion

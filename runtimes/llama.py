@@ -50,7 +50,7 @@ class _Facts:
 
 
 class LlamaRuntime:
-    """A model loaded by llama.cpp; a context manager, see ``cli/generation.Runtime`` for the methods.
+    """A model loaded by llama.cpp; a context manager, see ``generation.Runtime`` for the methods.
 
     ``encoder_decoder`` says which of the two kinds it is: a decoder that continues the prompt, or an encoder
     that reads the prompt and a decoder that answers. Its encoder reads token ids, or with ``front`` what that

@@ -1,0 +1,126 @@
+"""What can generate text: a GGUF file, with its front end where it needs one, or a folder of ONNX files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.cores import available_cores
+from ..core.errors import GgufError, InputError, UsageError
+from ..core.progress import Progress
+
+if TYPE_CHECKING:
+    from ..converters.front_end import FrontEndFile
+    from .generation import Runtime
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file or folder whose weights are not loaded yet; ``start`` starts the runtime that loads them.
+
+    ``metadata`` is a GGUF's, and for a folder what a GGUF's would be. An encoder, if there is one, has a
+    position for every ``factor`` tokens.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    start: Callable[[Progress], AbstractContextManager[Runtime]]
+    factor: int = 1
+
+
+def open_artifact(
+    path: Path,
+    *,
+    front_end: Path | None = None,
+    context: int | None = None,
+    kv_type: str | None = None,
+    threads: int | None = None,
+    log: Callable[[str], None] | None = None,
+) -> Artifact:
+    """The GGUF file or ONNX folder at ``path``; ``log`` is given llama.cpp's log.
+
+    Raises GgufError and InputError for what cannot be run, UsageError where ``front_end`` or ``kv_type`` is
+    given for a folder.
+    """
+    workers = threads or available_cores()
+    if path.is_dir():
+        return _onnx(path, front_end, kv_type, workers)
+    return _gguf(path, front_end, context, kv_type or "f16", workers, log)
+
+
+def _gguf(
+    artifact: Path,
+    front_end: Path | None,
+    context: int | None,
+    kv_type: str,
+    threads: int,
+    log: Callable[[str], None] | None,
+) -> Artifact:
+    from ..core.gguf_counts import check_counts
+    from ..core.gguf_split import read_model
+    from .llama import LlamaRuntime
+
+    model = read_model(artifact)
+    path, header = model.paths[0], model.header
+    if not header.tensors:
+        raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
+    check_counts(path, header)
+    front = _front_end(path, header.metadata, front_end)
+
+    def start(progress: Progress) -> LlamaRuntime:
+        return LlamaRuntime(
+            path,
+            threads=threads,
+            context=context,
+            kv_type=kv_type,
+            log=log,
+            front=None if front is None else front.embed,
+            progress=progress,
+        )
+
+    return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
+
+
+def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEndFile | None:
+    """The front end the GGUF at ``artifact`` needs, ``chosen`` or the one beside it; None if none.
+
+    Raises GgufError where it is missing, another model's or damaged, or not asked for.
+    """
+    from ..converters.families import FRONT_ENDS
+
+    if metadata.get("general.architecture") in [each.kind for each in FRONT_ENDS]:
+        raise GgufError(
+            f"{artifact} is the front end of a GBST model, which runs together with its body",
+            hint=f"give the body, with --front-end {artifact} if that is in another folder",
+        )
+    if chosen is None and "kconv.front_end" not in metadata:
+        return None
+    from ..converters.front_end import front_end_of
+
+    return front_end_of(FRONT_ENDS, artifact, metadata, chosen)
+
+
+def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int) -> Artifact:
+    from .onnx_folder import holds_onnx
+
+    if not holds_onnx(artifact):
+        raise InputError(
+            f"{artifact} is a folder without ONNX files, and what runs is a GGUF file or an ONNX folder",
+            hint=f"convert it first: kconv to-gguf {artifact}",
+        )
+    for option, given in (("--front-end", front_end), ("--kv-type", kv_type)):
+        if given is not None:
+            raise UsageError(
+                f"{option} is for GGUF files; an ONNX folder has its own", hint=f"leave out {option}"
+            )
+    from .onnx import OnnxRuntime, read_onnx_model
+
+    model = read_onnx_model(artifact)
+
+    def start(progress: Progress) -> OnnxRuntime:
+        return OnnxRuntime(model, threads=threads, progress=progress)
+
+    return Artifact(artifact, model.metadata, start, model.factor)
