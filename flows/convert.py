@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_writer import FilePlan, plan_file, write_files
+from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.gguf_writer import write_files
 from ..converters.manifest import checkpoint_hashes, common_part, manifest_text, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import Beside, Conversion, Options, Output, Proven, Run, Scope, scope_of
