@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from ..core.errors import GgufError, InputError
 from ..core.gguf_counts import check_counts
 from ..core.gguf_file import TensorInfo, shown
 from ..core.model import Model, Note
-from ..core.tensor import Array, DType, Stored, Tensor
+from ..core.tensor import Array, DType, Reader, Stored, Tensor
 from ..quant.formats import BF16, F16, F32, Format, format_of_type
 from ..quant.gguf_weights import GgufFile
 from ..quant.parts import llama_cpp_order
@@ -67,16 +68,8 @@ def _axes(shape: Sequence[int]) -> tuple[int, ...]:
 def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
     """Floats as they are, all else as bytes and, where somebody asks for them, as decoded weights."""
     format = format_of_type(info.ggml_type)
-    dtype = _FLOATS.get(format) if format else None
-
-    def read_bytes(start: int, stop: int) -> Array:
-        return file.read(info, start, stop)
-
-    def read(start: int, stop: int) -> Array:
-        if dtype is None:
-            return file.tensor(info).read(start, stop)
-        return file.read(info, start, stop).view(dtype.storage).reshape(stop - start, *info.shape[1:])
-
+    dtype, read_bytes = _FLOATS.get(format) if format else None, file.reader(info)
+    read = file.floats_reader(info) if dtype is None else partial(_viewed, read_bytes, info.shape, dtype)
     return Tensor(
         info.name,
         info.shape,
@@ -87,6 +80,10 @@ def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
         computed=info.name == "rope_freqs.weight",
         stored=Stored(info.ggml_type, read_bytes),
     )
+
+
+def _viewed(read_bytes: Reader, shape: tuple[int, ...], dtype: DType, start: int, stop: int) -> Array:
+    return read_bytes(start, stop).view(dtype.storage).reshape(stop - start, *shape[1:])
 
 
 def stored_formats(model: Model) -> dict[str, Format]:

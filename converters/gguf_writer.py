@@ -1,7 +1,9 @@
-"""Writing GGUF: the plan first, then one pass over the weights into one or several models' files.
+"""Writing GGUF: one pass over the weights into one or several models' files, as planned (gguf_plan.py).
 
 Slabs of rows are read, converted and written at their known places by a few threads. No more than a slab
-per thread is ever in memory, and the bytes do not depend on the number of threads.
+per thread is ever in memory, and the bytes do not depend on the number of threads, nor on that of processes:
+``begin_files`` makes the files and says what goes where, ``write_pieces`` writes some of it, in this process
+or another, and ``finish_files`` reads the headers back. ``write_files`` is the three, one after the other.
 """
 
 from __future__ import annotations
@@ -10,80 +12,73 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
 from ..core.files import explained
-from ..core.gguf_file import ALIGNMENT, TensorInfo, aligned, header_bytes, read_header, tensor_bytes
-from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import BY_SIZE, part_path, placed, split_pairs
-from ..core.model import MetadataValue, Model, Note
+from ..core.gguf_file import TensorInfo, read_header
+from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
-from ..core.vocabulary import gguf_keys
 from ..quant import native
+from ..quant.encoders import encoder_of
 from ..quant.formats import BF16, F16, F32, Format
-from ..quant.ggml import Floats
 from ..quant.importance import Importance
-from ..quant.slabs import HALF_MAX, Scratch, Slab, convert_slab, count_nonfinite, has_overflowed
+from ..quant.slabs import HALF_MAX, Scratch, Slab, count_nonfinite, has_overflowed
+from .gguf_plan import FilePlan
 from .pieces import Rows, cut, work_through
 
 _PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
 
 
 @dataclass(frozen=True)
-class FilePlan:
-    """One GGUF to be: every key, and every tensor with its format, size and place.
-
-    ``path`` is the file's, or what the names of a model in several files are made of. ``pairs`` are all keys
-    as bytes where they come from a file; else they are ``arch`` and ``metadata``. ``split_keys`` are those of
-    parts, in the order they are written.
-    """
+class BegunFile:
+    """A file with its header, in its final length of ``size`` bytes; its data begins at ``data_offset``."""
 
     path: Path
-    arch: str
-    metadata: Mapping[str, MetadataValue]
+    data_offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class BegunModel:
+    """The files of one model, and the format and place of each tensor in them."""
+
+    files: tuple[BegunFile, ...]
     formats: tuple[Format, ...]
     tensors: tuple[TensorInfo, ...]
-    pairs: tuple[bytes, ...] | None = None
-    split_keys: tuple[str, ...] = BY_SIZE
-    alignment: int = ALIGNMENT
 
-    @property
-    def parts(self) -> list[tuple[TensorInfo, ...]]:
-        """The tensors of each file."""
-        count = self.tensors[-1].part + 1 if self.tensors else 1
-        return [tuple(info for info in self.tensors if info.part == part) for part in range(count)]
 
-    @property
-    def paths(self) -> list[Path]:
-        """The files, the one that is given to llama.cpp first."""
-        count = len(self.parts)
-        return [part_path(self.path, part, count) for part in range(count)]
+@dataclass(frozen=True)
+class WritePlan:
+    """What goes where, from one read of ``tensors`` into all ``models``.
 
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of the data sections."""
-        return sum(self._data_bytes(infos) for infos in self.parts)
+    It can be pickled and sent to other processes that see the same files, to write some of its pieces.
+    ``importance`` weighs the columns of the matrices it knows; ``allow_nan`` lets weights through that are
+    not finite.
+    """
 
-    def layout(self) -> list[tuple[bytes, int]]:
-        """For each file what stands before the data, and how many bytes of data follow."""
-        parts, pairs = self.parts, self.pairs
-        if pairs is None:
-            pairs = tuple(encode_pairs({"general.architecture": self.arch, **self.metadata}))
-        made = []
-        unusual = [] if self.alignment == ALIGNMENT else encode_pairs({"general.alignment": self.alignment})
-        for part, infos in enumerate(parts):
-            own = split_pairs(part, len(parts), len(self.tensors), self.split_keys)
-            keys = [*(unusual if part else pairs), *own]
-            made.append((header_bytes(keys, infos, self.alignment), self._data_bytes(infos)))
-        return made
+    tensors: tuple[Tensor, ...]
+    models: tuple[BegunModel, ...]
+    importance: Importance | None = None
+    allow_nan: bool = False
 
-    def _data_bytes(self, infos: Sequence[TensorInfo]) -> int:
-        return infos[-1].offset + aligned(infos[-1].nbytes, self.alignment) if infos else 0
+    def pieces(self) -> list[Rows]:
+        """All there is to write: whichever process writes a piece, and whenever, the bytes are the same."""
+        formats = [[model.formats[i] for model in self.models] for i in range(len(self.tensors))]
+        slow = {i for i, each in enumerate(formats) if any(format.block_size == 256 for format in each)}
+        return cut(self.tensors, slow)
+
+
+@dataclass(frozen=True)
+class PiecesWritten:
+    """Of pieces written by one process: the tensors in which weights are not finite, and notes on kernels."""
+
+    not_finite: frozenset[str]
+    kernels: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -107,26 +102,6 @@ class Written:
         return (Note("not-finite", message, warning=True), *self.kernels)
 
 
-def plan_file(
-    path: Path,
-    model: Model,
-    formats: Sequence[Format],
-    keys: Mapping[str, MetadataValue],
-    split_size: int | None = None,
-) -> FilePlan:
-    """Sizes and offsets; ``formats`` go with ``model.tensors``, ``keys`` are added to the model's.
-
-    With ``split_size`` there are files of at most so many bytes of weights.
-    """
-    vocab = {} if model.vocab is None else gguf_keys(model.vocab)
-    metadata = {**model.metadata, **keys, **model.hparams, **vocab}
-    infos = [
-        TensorInfo(tensor.name, tensor.shape, format.ggml_type, tensor_bytes(tensor.shape, format.ggml_type))
-        for tensor, format in zip(model.tensors, formats, strict=True)
-    ]
-    return FilePlan(path, model.arch, metadata, tuple(formats), placed(infos, split_size))
-
-
 def write_files(
     tensors: Sequence[Tensor],
     plans: Sequence[FilePlan],
@@ -143,82 +118,112 @@ def write_files(
     the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
     ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
-    check_room((plan.path, plan.data_bytes) for plan in plans)
-    harmed: set[str] = set()
-    threads = threads or available_cores()
-    _write_data(tensors, plans, temporaries, threads, allow_nan, importance, harmed, progress)
-    left = iter(temporaries)
-    sizes = [_reread(plan, [next(left) for _ in plan.paths]) for plan in plans]
-    not_finite = tuple(tensor.name for tensor in tensors if tensor.name in harmed)
-    return Written(
-        tuple(sizes), not_finite, native.notes(format for plan in plans for format in plan.formats)
-    )
+    plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
+    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress)
+    sizes = finish_files(plans, temporaries)
+    not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
+    return Written(sizes, not_finite, written.kernels)
 
 
-def _write_data(
+def begin_files(
     tensors: Sequence[Tensor],
     plans: Sequence[FilePlan],
     temporaries: Sequence[Path],
-    threads: int,
-    allow_nan: bool,
-    importance: Importance | None,
-    harmed: set[str],
-    progress: Progress,
-) -> None:
+    *,
+    allow_nan: bool = False,
+    importance: Importance | None = None,
+) -> WritePlan:
+    """Give ``temporaries``, which are there, their headers and final lengths; see ``write_files``."""
+    check_room((plan.path, plan.data_bytes) for plan in plans)
+    left = iter(temporaries)
+    models = []
+    for plan in plans:
+        files = tuple(_begun(next(left), header, data_bytes) for header, data_bytes in plan.layout())
+        models.append(BegunModel(files, plan.formats, plan.tensors))
+    return WritePlan(tuple(tensors), tuple(models), importance, allow_nan)
+
+
+def _begun(path: Path, header: bytes, data_bytes: int) -> BegunFile:
+    size = len(header) + data_bytes
+    with _opened(path) as handle:
+        os.truncate(handle, size)
+        write_at(handle, memoryview(header), 0)
+    return BegunFile(path, len(header), size)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def write_pieces(
+    plan: WritePlan, pieces: Sequence[Rows], *, threads: int | None = None, progress: Progress = silent
+) -> PiecesWritten:
+    """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
+
+    Pieces may be written again, after a process died at them, say. Raises NonFiniteError (unless the plan
+    allows it), EnvironmentProblem where a file is not as it was begun, OSError where the system refuses to
+    write, and what reading the tensors raises.
+    """
+    harmed: set[str] = set()
     with contextlib.ExitStack() as stack:
-        left = iter(temporaries)
-        opened = [[_begun(stack, next(left), *part) for part in plan.layout()] for plan in plans]
+        opened = [
+            [(stack.enter_context(_as_begun(file)), file.data_offset) for file in model.files]
+            for model in plan.models
+        ]
 
         def write(rows: Rows, scratch: Scratch) -> int:
-            tensor = tensors[rows.index]
-            formats = [plan.formats[rows.index] for plan in plans]
-            slab = _slab(tensor, rows, formats, _of_rows(importance, tensor, rows), scratch)
+            tensor = plan.tensors[rows.index]
+            formats = [model.formats[rows.index] for model in plan.models]
+            slab = _slab(tensor, rows, formats, plan.importance, scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
-                if not allow_nan or slab.impossible:
+                if not plan.allow_nan or slab.impossible:
                     raise harmful(slab, tensor, rows)
                 harmed.add(tensor.name)
-            for plan, files, data in zip(plans, opened, slab.data, strict=True):
-                info = plan.tensors[rows.index]
+            for model, files, data in zip(plan.models, opened, slab.data, strict=True):
+                info = model.tensors[rows.index]
                 handle, start = files[info.part]
                 write_at(handle, data.data, start + info.offset + info.nbytes * rows.start // tensor.rows)
-            return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
+            return _bytes(tensor, rows)
 
-        slow = {i for i in range(len(tensors)) if any(plan.formats[i].block_size == 256 for plan in plans)}
-        total = sum(tensor.nbytes for tensor in tensors)
-        work_through(
-            cut(tensors, slow), write, threads=threads, stage="write", total=total, progress=progress
-        )
-
-
-def _of_rows(importance: Importance | None, tensor: Tensor, rows: Rows) -> Floats | None:
-    """Importance of the columns; of a stack of matrices those of the matrices ``rows`` are."""
-    if importance is None or len(tensor.shape) < 2:
-        return None
-    columns = tensor.shape[-1]
-    if len(tensor.shape) == 2:
-        return importance.of(tensor.name, columns)
-    found = importance.of(tensor.name, tensor.rows * columns)
-    return None if found is None else found[rows.start * columns : rows.stop * columns]
+        total = sum(_bytes(plan.tensors[rows.index], rows) for rows in pieces)
+        threads = threads or available_cores()
+        work_through(pieces, write, threads=threads, stage="write", total=total, progress=progress)
+    formats = (format for model in plan.models for format in model.formats)
+    return PiecesWritten(frozenset(harmed), native.notes(formats))
 
 
-def _begun(stack: contextlib.ExitStack, path: Path, header: bytes, data_bytes: int) -> tuple[int, int]:
-    """A file of its final length with its header, open for writing, and where its data begins."""
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    stack.callback(os.close, handle)
-    os.truncate(handle, len(header) + data_bytes)
-    write_at(handle, memoryview(header), 0)
-    return handle, len(header)
+def _bytes(tensor: Tensor, rows: Rows) -> int:
+    """Of the checkpoint."""
+    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
+
+
+@contextlib.contextmanager
+def _as_begun(file: BegunFile) -> Iterator[int]:
+    with _opened(file.path) as handle:
+        size = os.fstat(handle).st_size
+        if size != file.size:
+            raise EnvironmentProblem(
+                f"{file.path} has {size} bytes, but was begun with {file.size}: it is another file by now",
+                hint="leave the files alone until they are whole",
+            )
+        yield handle
 
 
 def _slab(
-    tensor: Tensor, rows: Rows, formats: Sequence[Format], importance: Floats | None, scratch: Scratch
+    tensor: Tensor, rows: Rows, formats: Sequence[Format], importance: Importance | None, scratch: Scratch
 ) -> Slab:
     """Rows in each of ``formats``; those a file holds in that format already are copied."""
     stored = None if tensor.stored and tensor.stored.ggml_type in _PASSED_THROUGH else tensor.stored
     others = [format for format in formats if stored is None or format.ggml_type != stored.ggml_type]
     slab = Slab((), 0.0)
     if others:
-        slab = convert_slab(tensor.read(rows.start, rows.stop), tensor.dtype, others, scratch, importance)
+        source = tensor.read(rows.start, rows.stop)
+        slab = encoder_of(tensor, others, importance).encode(source, tensor.dtype, scratch, rows.start)
     if stored is None or len(others) == len(formats):
         return slab
     copied, made = stored.read(rows.start, rows.stop), iter(slab.data)
@@ -249,6 +254,15 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
                 f"no space left: {folder} has {free / 1e6:,.1f} MB free, {size / 1e6:,.1f} MB are needed",
                 hint="free some space or write to another disk with -o",
             )
+
+
+def finish_files(plans: Sequence[FilePlan], temporaries: Sequence[Path]) -> tuple[int, ...]:
+    """The size of each plan's files in bytes, once their headers have been found to be as planned.
+
+    Raises EnvironmentProblem where they are not.
+    """
+    left = iter(temporaries)
+    return tuple(_reread(plan, [next(left) for _ in plan.paths]) for plan in plans)
 
 
 def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:

@@ -23,7 +23,7 @@ from ..core.side_files import check_side_files
 from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
-from .gguf_writer import FilePlan
+from .gguf_plan import FilePlan
 from .mapping import parameters
 from .recorded import MADE_FROM
 from .results import Beside, Options, Output

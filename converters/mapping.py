@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 import numpy as np
@@ -181,10 +182,12 @@ def _make(
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> Tensor:
-    def read(start: int, stop: int) -> Array:
-        return np.zeros((stop - start, *shape[1:]), np.float32)
+    origin = "zeros, which the graph asks for"
+    return Tensor(name, shape, DType.F32, partial(_read_zeros, shape), origin=origin, computed=True)
 
-    return Tensor(name, shape, DType.F32, read, origin="zeros, which the graph asks for", computed=True)
+
+def _read_zeros(shape: tuple[int, ...], start: int, stop: int) -> Array:
+    return np.zeros((stop - start, *shape[1:]), np.float32)
 
 
 def _unused(family: AnyFamily, sizes: Sizes, checkpoint: Checkpoint, used: set[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class Rope:
                 "rope_freqs.weight",
                 divisors.shape,
                 DType.F32,
-                lambda start, stop: divisors[start:stop],
+                partial(_rows_of, divisors),
                 origin="config.json: rope scaling",
                 computed=True,
             ),
@@ -69,6 +70,10 @@ class Rope:
             return ()
         message = "rope scaling 'dynamic' changes nothing within the trained context and is left out"
         return (Note("rope-scaling", message, warning=True),)
+
+
+def _rows_of(values: Array, start: int, stop: int) -> Array:
+    return values[start:stop]
 
 
 def rope_section(settings: Settings) -> Settings | None:

@@ -17,7 +17,7 @@ from ..core.reading import hub_origin
 from ..core.tensor import DType
 from ..quant.policy import Policy, parse_policy
 from .family import Companion
-from .gguf_writer import FilePlan
+from .gguf_plan import FilePlan
 from .mapping import parameters
 from .results import Options, Output
 

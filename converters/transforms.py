@@ -1,9 +1,14 @@
-"""What families do to tensors on the way: lazily, a few rows at a time."""
+"""What families do to tensors on the way: lazily, a few rows at a time.
+
+Readers are module-level functions with their arguments bound, no closures: so a tensor can be pickled and
+read in another process (core/byte_source.py).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -80,14 +85,15 @@ def group_by_part(heads: str, parts: str) -> Transform:
 def _regrouped(source: Tensor, outer: int, inner: int) -> Tensor:
     """Rows ``(outer, inner, size)`` to ``(inner, outer, size)``; groups of ``size`` rows are read whole."""
     size = source.rows // (outer * inner)
+    return replace(source, read=partial(_read_regrouped, source, outer, inner), granule=size)
 
-    def read(start: int, stop: int) -> Array:
-        first, last = start // size, -(-stop // size)
-        places = [(group % outer) * inner + group // outer for group in range(first, last)]
-        rows = np.concatenate([source.read(place * size, (place + 1) * size) for place in places])
-        return rows[start - first * size : stop - first * size]
 
-    return replace(source, read=read, granule=size)
+def _read_regrouped(source: Tensor, outer: int, inner: int, start: int, stop: int) -> Array:
+    size = source.rows // (outer * inner)
+    first, last = start // size, -(-stop // size)
+    places = [(group % outer) * inner + group // outer for group in range(first, last)]
+    rows = np.concatenate([source.read(place * size, (place + 1) * size) for place in places])
+    return rows[start - first * size : stop - first * size]
 
 
 def stack() -> Transform:
@@ -107,21 +113,23 @@ def stacked(sources: Sequence[Tensor]) -> Tensor:
             f"{first.name}: the {len(sources)} tensors that become one are not all {first.dtype.value}",
             hint="convert them to one type first",
         )
-
-    def read(start: int, stop: int) -> Array:
-        return np.stack([source.read(0, source.rows) for source in sources[start:stop]])
-
+    read = partial(_read_stacked, tuple(sources))
     return Tensor(first.name, (len(sources), *first.shape), first.dtype, read, origin=first.origin)
+
+
+def _read_stacked(sources: Sequence[Tensor], start: int, stop: int) -> Array:
+    return np.stack([source.read(0, source.rows) for source in sources[start:stop]])
 
 
 def _part(stack: Tensor, place: int) -> Tensor:
     """One of the tensors of a stack."""
-
-    def read(start: int, stop: int) -> Array:
-        found: Array = stack.read(place, place + 1)[0, start:stop]
-        return found
-
+    read = partial(_read_part, stack, place)
     return Tensor(stack.name, stack.shape[1:], stack.dtype, read, stack.shape[1], stack.origin)
+
+
+def _read_part(stack: Tensor, place: int, start: int, stop: int) -> Array:
+    found: Array = stack.read(place, place + 1)[0, start:stop]
+    return found
 
 
 def concatenated(sources: Sequence[Tensor]) -> Tensor:
@@ -129,17 +137,17 @@ def concatenated(sources: Sequence[Tensor]) -> Tensor:
     starts = [0]
     for source in sources:
         starts.append(starts[-1] + source.rows)
-
-    def read(start: int, stop: int) -> Array:
-        parts = [
-            source.read(max(start - first, 0), min(stop - first, source.rows))
-            for source, first in zip(sources, starts, strict=False)
-            if first < stop and start < first + source.rows
-        ]
-        return np.concatenate(parts)
-
-    first = sources[0]
+    first, read = sources[0], partial(_read_concatenated, tuple(zip(sources, starts, strict=False)))
     return Tensor(first.name, (starts[-1], *first.shape[1:]), first.dtype, read, origin=first.origin)
+
+
+def _read_concatenated(sources: Sequence[tuple[Tensor, int]], start: int, stop: int) -> Array:
+    parts = [
+        source.read(max(start - first, 0), min(stop - first, source.rows))
+        for source, first in sources
+        if first < stop and start < first + source.rows
+    ]
+    return np.concatenate(parts)
 
 
 def as_a_copy() -> Transform:
@@ -154,15 +162,15 @@ def as_a_copy() -> Transform:
 
 def rows_of_heads(source: Tensor, order: Array) -> Tensor:
     """``source`` with the rows of each group of ``len(order)`` in that order, read by whole groups."""
+    return replace(source, read=partial(_read_heads, source, order), granule=len(order))
+
+
+def _read_heads(source: Tensor, order: Array, start: int, stop: int) -> Array:
     size = len(order)
-
-    def read(start: int, stop: int) -> Array:
-        first, last = start // size, -(-stop // size)
-        rows = source.read(first * size, last * size)
-        by_head = rows.reshape(last - first, size, *rows.shape[1:])[:, order]
-        return np.ascontiguousarray(by_head.reshape(rows.shape)[start - first * size : stop - first * size])
-
-    return replace(source, read=read, granule=size)
+    first, last = start // size, -(-stop // size)
+    rows = source.read(first * size, last * size)
+    by_head = rows.reshape(last - first, size, *rows.shape[1:])[:, order]
+    return np.ascontiguousarray(by_head.reshape(rows.shape)[start - first * size : stop - first * size])
 
 
 def same_weights(one: Tensor, other: Tensor) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .input_files import Identity, InputFile
+from .byte_source import Identity
+from .input_files import InputFile
+from .side_files import arrived_side_files, check_side_files
 from .tensor import Tensor
 
 
@@ -20,6 +23,9 @@ class Checkpoint:
     ``aliases`` names tensors that are the very bytes of an earlier one (tied weights in a PyTorch file);
     they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``beside`` the other files
     that matter, each with what it was when the folder was opened (core/side_files.py).
+
+    In a pickle a checkpoint travels with absolute paths, sizes and times of change, as its tensors do: where
+    it arrives, all files are opened anew, and EnvironmentProblem says which is not what it was.
     """
 
     folder: Path
@@ -34,3 +40,28 @@ class Checkpoint:
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""
         return (self.folder / name).is_file()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.beside:
+            check_side_files(self.folder, self.beside)
+        folder = Path(os.path.abspath(self.folder))
+        names = [path.name for path in self.weight_files]
+        beside = {path.name: identity[2:] for path, identity in self.beside.items()}
+        held = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
+        return _arrived, (folder, names, beside, *held)
+
+
+def _arrived(
+    folder: Path,
+    names: list[str],
+    beside: Mapping[str, tuple[int, int]],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dropped: Mapping[str, str],
+    aliases: Mapping[str, str],
+    opened: tuple[InputFile, ...],
+) -> Checkpoint:
+    """A checkpoint out of a pickle; its weight files have been checked when they were opened anew."""
+    files = arrived_side_files(folder, beside) if beside else {}
+    paths = tuple(folder / name for name in names)
+    return Checkpoint(folder, config, tensors, paths, dropped, aliases, opened, files)

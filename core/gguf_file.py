@@ -12,17 +12,16 @@ from __future__ import annotations
 import errno
 import itertools
 import math
-import os
 import reprlib
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
+from .byte_source import ByteSource, Identity, LocalFile, NotAFile, Opener
 from .errors import EnvironmentProblem, GgufError
 from .gguf_pairs import ARRAY, SCALARS, STRING, encode_pairs, encode_text
-from .input_files import Identity, identity_of
 from .model import MetadataValue
 
 T = TypeVar("T")
@@ -68,7 +67,7 @@ class TensorInfo:
 class GgufHeader:
     """Everything of a GGUF file but its data. ``size`` is the file's, in bytes.
 
-    ``identity`` says which file it was read from (core/input_files.py).
+    ``identity`` says which file it was read from (core/byte_source.py).
     """
 
     metadata: Mapping[str, Any]
@@ -132,11 +131,10 @@ def _table_line(info: TensorInfo) -> bytes:
 class _Cursor:
     """Reads little-endian values from the start of a file and never past its end."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        self.identity = identity_of(os.fstat(file.fileno()))
-        self.size = self.identity[2]
-        self._data = file.read(min(self.size, 1 << 22))
-        self._file, self.path, self.position = file, path, 0
+    def __init__(self, source: ByteSource, path: Path) -> None:
+        self.size, self.identity = source.size, source.identity
+        self._source, self.path, self.position, self._data = source, path, 0, b""
+        self._data = self._following(min(self.size, 1 << 22))
 
     def fail(self, what: str) -> GgufError:
         return GgufError(
@@ -149,13 +147,18 @@ class _Cursor:
         if end > self.size or end > _MAX_HEADER:
             raise self.fail(f"header ends early: {count} more bytes expected")
         while end > len(self._data):
-            more = self._file.read(max(len(self._data), end - len(self._data)))
+            more = self._following(max(len(self._data), end - len(self._data)))
             if not more:
                 raise self.fail("header ends early")
             self._data += more
         piece = self._data[self.position : end]
         self.position = end
         return piece
+
+    def _following(self, count: int) -> bytes:
+        """At most so many of the bytes behind those read already; none at the end of the file."""
+        room = bytearray(min(count, max(0, self.size - len(self._data))))
+        return bytes(room[: self._source.read_into(memoryview(room), len(self._data))]) if room else b""
 
     def since(self, begin: int) -> bytes:
         """What has been taken since the position was ``begin``."""
@@ -183,13 +186,13 @@ class _Cursor:
         return tuple(self.value(item, depth + 1) for _ in range(count))
 
 
-def read_header(path: Path) -> GgufHeader:
+def read_header(path: Path, opener: Opener = LocalFile) -> GgufHeader:
     """Read and check metadata and tensor table; the data itself is not read.
 
     Raises GgufError where the file is no GGUF, is truncated, or has tensors that overlap or lie outside,
     EnvironmentProblem where permission is missing.
     """
-    return _read(path, _parse)
+    return _read(path, _parse, opener)
 
 
 def read_pairs(path: Path) -> dict[str, bytes]:
@@ -197,13 +200,11 @@ def read_pairs(path: Path) -> dict[str, bytes]:
     return _read(path, lambda cursor: {key: pair for key, _, pair in _pairs(cursor, _counts(cursor)[2])})
 
 
-def _read(path: Path, parse: Callable[[_Cursor], T]) -> T:
-    if path.exists() and not path.is_file():  # opening a named pipe would wait for its writer for ever
-        kind = "a folder" if path.is_dir() else "not a regular file"
-        raise GgufError(f"{path} is {kind}, expected a GGUF file")
+def _read(path: Path, parse: Callable[[_Cursor], T], opener: Opener = LocalFile) -> T:
     try:
-        with path.open("rb") as file:
-            return parse(_Cursor(file, path))
+        return parse(_Cursor(opener(path), path))
+    except NotAFile as error:
+        raise GgufError(f"{path} is {error.kind}, expected a GGUF file") from error
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .byte_source import LocalFile, Opener
 from .errors import GgufError, UsageError
 from .gguf_file import ALIGNMENT, GgufHeader, TensorInfo, aligned, read_header, shown
 from .gguf_pairs import INT32, UINT16, encode_pair
@@ -112,13 +113,13 @@ def placed(
     return tuple(found)
 
 
-def read_model(path: Path) -> GgufModel:
+def read_model(path: Path, opener: Opener = LocalFile) -> GgufModel:
     """The checked headers of a model, whichever of its files ``path`` is.
 
     Raises GgufError where a part is missing, is none of this model, stands in another's place, or the parts
     together have not the tensors they should; and what read_header raises.
     """
-    header = read_header(path)
+    header = read_header(path, opener)
     count = _number(path, header, COUNT, 1)
     if count <= 1:
         return GgufModel((path,), (header,), _joined([header]))
@@ -132,7 +133,7 @@ def read_model(path: Path) -> GgufModel:
             f"{', '.join(missing[:_SHOWN])}{more}",
             hint=_HINT,
         )
-    parts = [header if part == path else read_header(part) for part in paths]
+    parts = [header if part == path else read_header(part, opener) for part in paths]
     for index, (each, found) in enumerate(zip(paths, parts, strict=True)):
         _check_place(each, found, index, count)
     joined = _joined(parts)

@@ -12,14 +12,13 @@ import json
 import os
 import re
 import reprlib
-import stat
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .byte_source import LocalFile, NotAFile, Opener
 from .errors import CheckpointError, EnvironmentProblem
 from .progress import Progress, silent
 from .tensor import Array
@@ -34,51 +33,30 @@ LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
 
 
-Identity = tuple[int, int, int, int]
-"""Which file it is, and as of when: device, inode, bytes, time of change in ns."""
-
-
-def identity_of(status: os.stat_result) -> Identity:
-    """What tells a file from another, and from itself after a change."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 class InputFile:
-    """A regular file open for reading at given offsets, from any thread.
+    """A file open for reading at given offsets, from any thread, with a reason where that fails.
 
-    The descriptor is closed with the last reference, so lazy tensors keep their file open and nothing else
-    does. The file is never mapped: a map of a file that shrinks kills the process, a short read is an error.
+    ``opener`` gives the bytes (core/byte_source.py). They stay open as long as somebody holds this, so lazy
+    tensors keep their file open and nothing else does. In a pickle it travels as its source does.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, opener: Opener = LocalFile) -> None:
         self.path = path
         try:
-            # O_NONBLOCK: opening a named pipe would wait for its writer for ever.
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._source = opener(path)
+        except NotAFile as error:
+            raise CheckpointError(f"{path} is {error.kind}, expected a file") from error
         except OSError as error:
             raise _refusal(path, error) from error
-        weakref.finalize(self, os.close, self._fd)
-        self._take(os.fstat(self._fd))
 
-    @classmethod
-    def adopted(cls, path: Path, handle: int) -> InputFile:
-        """What ``handle`` has open, with a descriptor of its own; ``path`` is its name in messages."""
-        file = cls.__new__(cls)
-        file.path, file._fd = path, os.dup(handle)
-        weakref.finalize(file, os.close, file._fd)
-        file._take(os.fstat(file._fd))
-        return file
-
-    def _take(self, status: os.stat_result) -> None:
-        path = self.path
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise CheckpointError(f"{path} is {kind}, expected a file")
-        self.size, self.identity = status.st_size, identity_of(status)
+    @property
+    def size(self) -> int:
+        """How many bytes it had when it was opened."""
+        return self._source.size
 
     def check_unchanged(self) -> None:
         """Raise EnvironmentProblem if the file is not what it was when it was opened."""
-        if identity_of(os.fstat(self._fd)) != self.identity:
+        if self._source.identity_now() != self._source.identity:
             raise changed_meanwhile(f"{self.path} was changed while it was read")
 
     def read(self, offset: int, count: int) -> bytes:
@@ -93,7 +71,7 @@ class InputFile:
         done = 0
         while done < len(view):
             try:
-                got = os.preadv(self._fd, [view[done:]], offset + done)
+                got = self._source.read_into(view[done:], offset + done)
             except OSError as error:
                 raise _refusal(self.path, error) from error
             if got == 0:

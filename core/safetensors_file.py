@@ -12,6 +12,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from .byte_source import LocalFile, Opener
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, parse_json, quoted, refuse_lfs_pointer
 from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
@@ -20,9 +21,9 @@ HEADER_LIMIT = 100_000_000
 SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
 
 
-def open_safetensors(path: Path) -> WeightFile:
+def open_safetensors(path: Path, opener: Opener = LocalFile) -> WeightFile:
     """Read and check the header of a safetensors file; no data is read. Raises CheckpointError."""
-    file = InputFile(path)
+    file = InputFile(path, opener)
     header, data_start = _header(file)
     stored = [_entry(file, name, entry, data_start) for name, entry in header.items()]
     _check_cover(file, stored, data_start)

@@ -8,7 +8,9 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from .input_files import Identity, changed_meanwhile, identity_of
+from .byte_source import Identity, identity_of
+from .errors import EnvironmentProblem
+from .input_files import changed_meanwhile
 
 _NAMES = re.compile(
     r"config\.json|generation_config\.json|.*\.index\.json|tokenizer.*\.(json|model)|special_tokens_map\.json"
@@ -40,3 +42,24 @@ def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
         if now.get(path) != before.get(path):
             what = "removed" if path not in now else "changed" if path in before else "put there"
             raise changed_meanwhile(f"{path} was {what} while the checkpoint was read")
+
+
+def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
+    """Those there are in a process a checkpoint was sent to.
+
+    ``before`` are sizes in bytes and times of change in ns, by name, where it was sent from. Raises
+    EnvironmentProblem unless they are the same files.
+    """
+    try:
+        now = side_files(folder)
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{folder} was open where this was pickled, and cannot be listed here: {error.strerror}",
+            hint="every process has to see the checkpoint under the same path",
+        ) from error
+    found = {path.name: identity[2:] for path, identity in now.items()}
+    for name in sorted({*before, *found}):
+        if found.get(name) != before.get(name):
+            what = "removed" if name not in found else "changed" if name in before else "put there"
+            raise changed_meanwhile(f"{folder / name} was {what} since the checkpoint was opened")
+    return now

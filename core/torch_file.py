@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .byte_source import LocalFile, Opener
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, quoted, refuse_lfs_pointer
 from .torch_pickle import MAX_INSTRUCTIONS, MOST_INSTRUCTIONS, read_pickle
@@ -38,12 +39,12 @@ Places = Callable[[Storage], int]
 """Where in the file a storage begins; raises CheckpointError unless all of it is there."""
 
 
-def open_torch(path: Path) -> WeightFile:
+def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
     """Read and check the pickle of a PyTorch weight file; no data is read and nothing is executed.
 
     The file holds a state dict, or a dict with one under ``state_dict`` or ``model``. Raises CheckpointError.
     """
-    file = InputFile(path)
+    file = InputFile(path, opener)
     head = file.read(0, min(file.size, 100))
     refuse_lfs_pointer(path, head)
     if head.startswith(b"PK"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_writer import FilePlan, plan_file
+from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import Beside, Options, Output, Scope, scope_of

@@ -25,6 +25,7 @@ from ..core.windows import Window
 from ..quant.imatrix_file import Activations
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reading, Reference
+from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
 from ..verify.comparison import How, Subject, text_windows
 from ..verify.cost import estimated_seconds
@@ -38,22 +39,6 @@ CHUNKS = 128
 
 FEW = 1024
 """Tokens below which a user is told that the text is short: llama-imatrix refuses less than two chunks."""
-
-
-class Sums:
-    """Squares added up, by the names of modules; what ``Watch.tell`` needs."""
-
-    def __init__(self) -> None:
-        self.squares: dict[str, npt.NDArray[np.float64]] = {}
-        self.counts: dict[str, int] = {}
-
-    def add(self, name: str, window: int, values: Floats) -> None:
-        """Add what flowed into a module for one window, ``(positions, columns)``."""
-        found = np.einsum("pc,pc->c", values, values, dtype=np.float64)
-        if name in self.squares:
-            found += self.squares[name]
-        self.squares[name] = found
-        self.counts[name] = self.counts.get(name, 0) + len(values)
 
 
 def named_texts(paths: Sequence[Path]) -> dict[str, str]:
@@ -104,12 +89,12 @@ def count_activations(
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     how.announce(_cost(subject, chosen, len(every)))
     modules = _modules(subject)
-    sums = Sums()
+    gathered = Gathered(SumOfSquares)
     reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, watch=Watch(tuple(chosen), frozenset(modules), sums.add), progress=how.progress
+        windows, watch=Watch(tuple(chosen), frozenset(modules), gathered.add), progress=how.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
-    return _activations(sums, modules, tuple(texts), len(chosen), size), reading
+    return _activations(gathered, modules, tuple(texts), len(chosen), size), reading
 
 
 @dataclass(frozen=True)
@@ -137,7 +122,7 @@ def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
 
 
 def _activations(
-    sums: Sums,
+    gathered: Gathered[Squares],
     modules: Mapping[str, Sequence[_Place]],
     datasets: tuple[str, ...],
     chunks: int,
@@ -149,7 +134,9 @@ def _activations(
     """
     squares: dict[str, Floats] = {}
     counts: dict[str, npt.NDArray[np.int64]] = {}
-    for name, values in sums.squares.items():
+    for name in gathered.names():
+        learned = gathered.finish(name)
+        values = learned.sums
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
                 f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
@@ -161,7 +148,7 @@ def _activations(
             whole = squares.setdefault(place.target, np.zeros(place.experts * len(values), np.float32))
             whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
             seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
-            seen[place.expert] = sums.counts[name]
+            seen[place.expert] = learned.count
     return Activations(squares, counts, datasets, chunks, size)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_writer import FilePlan, plan_file
+from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.results import Options

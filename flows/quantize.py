@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..converters.gguf_plan import FilePlan
 from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
-from ..converters.gguf_writer import FilePlan
 from ..converters.manifest import SourceHashes, requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import read_manifest

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.gguf_writer import FilePlan, plan_file, write_files
+from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.gguf_writer import write_files
 from ..converters.manifest import SourceFile, SourceHashes, manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import Beside, Output

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kconv.converters.families.t5 import T5
-from kconv.converters.gguf_writer import FilePlan, write_files
+from kconv.converters.gguf_plan import FilePlan
+from kconv.converters.gguf_writer import write_files
 from kconv.core.gguf_file import read_header
 from kconv.core.model import Model
 from kconv.core.tensor import DType, Tensor

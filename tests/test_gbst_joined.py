@@ -27,7 +27,8 @@ from kconv.converters.families.gbst.front_end_file import front_end_path, write_
 from kconv.converters.families.gbst.settings import EMBEDDING, PREFIX
 from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.front_end import front_end_of
-from kconv.converters.gguf_writer import plan_file, write_files
+from kconv.converters.gguf_plan import plan_file
+from kconv.converters.gguf_writer import write_files
 from kconv.converters.mapping import build
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint

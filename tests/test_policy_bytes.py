@@ -18,7 +18,7 @@ from recipe_material import (
     write_with_kconv,
 )
 
-from kconv.converters.gguf_writer import plan_file
+from kconv.converters.gguf_plan import plan_file
 from kconv.core.errors import InputError
 from kconv.quant.importance import Importance
 from kconv.quant.policy import POLICIES, choose_formats, quantization_metadata

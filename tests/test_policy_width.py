@@ -23,7 +23,7 @@ from recipe_material import (
     write_with_kconv,
 )
 
-from kconv.converters.gguf_writer import plan_file
+from kconv.converters.gguf_plan import plan_file
 from kconv.quant.policy import POLICIES, choose_formats
 
 FAMILIES = [POLICIES[name] for name in ("q2_K", "q4_K_M", "q6_K", "q8_0", "iq4_xs")]

@@ -24,10 +24,11 @@ from ..core.input_files import InputFile, quoted
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
+from ..quant.encoders import Encoder
 from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
 from ..quant.ggml import Bytes, Floats, dequantize
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
-from ..quant.slabs import Scratch, convert_slab
+from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Stored
 from .proof import Finding, TensorError, WeightsPart, verdict_of
@@ -151,7 +152,7 @@ def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scr
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     raw = [_read(part, files[part.path], tensor.rows, rows) for part in pair.parts]
     source = tensor.read(rows.start, rows.stop)
-    slab = convert_slab(source, tensor.dtype, (F32, format), scratch, kernels=False)
+    slab = Encoder((F32, format), kernels=False).encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
     found = _weights(pair, raw, shape)

@@ -20,10 +20,11 @@ from ..core.gguf_file import TensorInfo
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
+from ..quant.encoders import Encoder, encoder_of
 from ..quant.formats import BF16, F16, F32, RECODABLE, Format
 from ..quant.gguf_weights import GgufFile
-from ..quant.importance import Floats, Importance, values_of
-from ..quant.slabs import Scratch, convert_slab
+from ..quant.importance import Importance
+from ..quant.slabs import Scratch
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
 from .weight_causes import Search
@@ -141,8 +142,7 @@ def _compare(
     def run(pieces: Sequence[Rows], progress: Progress, *, thorough: bool) -> None:
         def work(rows: Rows, scratch: Scratch) -> int:
             pair = pairs[rows.index]
-            weighed = values_of(pair.tensor, importance)
-            results[rows] = _compare_piece(file, pair, rows, weighed, scratch, thorough=thorough)
+            results[rows] = _compare_piece(file, pair, rows, importance, scratch, thorough=thorough)
             return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
 
         work_through(pieces, work, threads=threads, stage="weights", total=total_bytes, progress=progress)
@@ -161,7 +161,13 @@ def _compare(
 
 
 def _compare_piece(
-    file: GgufFile, pair: Pair, rows: Rows, weighed: Floats | None, scratch: Scratch, *, thorough: bool
+    file: GgufFile,
+    pair: Pair,
+    rows: Rows,
+    importance: Importance | None,
+    scratch: Scratch,
+    *,
+    thorough: bool,
 ) -> Compared | None:
     """One piece; None where the weights are stored without loss and the bytes are equal."""
     info, tensor, format = pair.info, pair.tensor, pair.format
@@ -169,12 +175,13 @@ def _compare_piece(
     source = tensor.read(rows.start, rows.stop)
     lossless = format in (F32, _STORED_AS[tensor.dtype])
     if lossless and not thorough:
-        (expected,) = convert_slab(source, tensor.dtype, (format,), scratch, kernels=False).data
+        (expected,) = Encoder((format,), kernels=False).encode(source, tensor.dtype, scratch).data
         if np.array_equal(data, expected):
             return None
     recodable = format in RECODABLE
     formats = (F32, format) if recodable else (F32,)
-    slab = convert_slab(source, tensor.dtype, formats, scratch, weighed, kernels=False)
+    encoder = encoder_of(tensor, formats, importance, kernels=False)
+    slab = encoder.encode(source, tensor.dtype, scratch, rows.start)
     columns = info.shape[-1] if len(info.shape) > 1 else rows.stop - rows.start
     weights = slab.data[0].view(np.float32).reshape(-1, columns)
     first = rows.start * (tensor.row_elements // columns) if len(info.shape) > 1 else 0

@@ -20,8 +20,9 @@ from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
 from ...core.tensor import Array
 from ...quant import native
+from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
-from ...quant.slabs import Scratch, convert_slab
+from ...quant.slabs import Scratch
 from ..gguf_writer import Written, check_room, harmful, write_at
 from ..pieces import Rows, cut, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
@@ -101,7 +102,7 @@ def _write_data(
         def write(rows: Rows, scratch: Scratch) -> int:
             weight, tensor = plan.weights[rows.index], tensors[rows.index]
             source = tensor.read(rows.start, rows.stop)
-            slab = convert_slab(source, tensor.dtype, [weight.format], scratch)
+            slab = Encoder([weight.format]).encode(source, tensor.dtype, scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
                 if not allow_nan or slab.impossible:
                     raise harmful(slab, tensor, rows)

@@ -20,7 +20,8 @@ from ....core.input_files import quoted
 from ....core.model import Model
 from ....quant.formats import F32
 from ...front_end import FINGERPRINT_KEY, FrontEndFile
-from ...gguf_writer import FilePlan, plan_file, write_files
+from ...gguf_plan import FilePlan, plan_file
+from ...gguf_writer import write_files
 from .front_end import Floats, FrontEnd, embed, front_end
 from .settings import LARGEST_PERIOD, MOST_BLOCKS, GbstSettings
 from .tensors import ARCH, TABLE, VERSION, file_shapes, fingerprint, settings_keys

@@ -49,15 +49,16 @@ def _scaled(*, copy: bool) -> Transform:
 
 
 def _times(source: Tensor, factor: float) -> Tensor:
-    def read(start: int, stop: int) -> Array:
-        rows = source.read(start, stop)
-        wide = np.empty(rows.shape, np.float32)
-        to_float32(np.ascontiguousarray(rows), source.dtype, wide)
-        with np.errstate(all="ignore"):  # infinite weights are told of by the writer
-            wide *= np.float32(factor)
-        return wide
+    return replace(source, dtype=DType.F32, read=partial(_read_times, source, factor))
 
-    return replace(source, dtype=DType.F32, read=read)
+
+def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:
+    rows = source.read(start, stop)
+    wide = np.empty(rows.shape, np.float32)
+    to_float32(np.ascontiguousarray(rows), source.dtype, wide)
+    with np.errstate(all="ignore"):  # infinite weights are told of by the writer
+        wide *= np.float32(factor)
+    return wide
 
 
 def _block(

@@ -1,0 +1,146 @@
+"""Where the bytes of weights come from: an interface, and the source there is today, a file of this machine.
+
+Readers of containers (``core/input_files.py`` for checkpoints, ``core/gguf_file.py`` and
+``quant/gguf_weights.py`` for GGUF) ask a ``ByteSource`` and know no more of it; each takes an ``Opener``, so
+that ranges of a file elsewhere can be another one. What a failure means is for the readers to say.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from .errors import EnvironmentProblem
+
+Identity = tuple[int, int, int, int]
+"""Which file it is, and as of when: device, inode, bytes, time of change in ns."""
+
+
+def identity_of(status: os.stat_result) -> Identity:
+    """What tells a file from another, and from itself after a change."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class ByteSource(Protocol):
+    """Bytes to be read at any offset, from any thread, until nobody holds the source any more.
+
+    A source that is pickled is opened anew where it is unpickled: there it gives the same bytes, or
+    unpickling raises EnvironmentProblem.
+    """
+
+    @property
+    def size(self) -> int:
+        """How many bytes there were when it was opened."""
+        ...
+
+    @property
+    def identity(self) -> Identity:
+        """Which bytes they were when it was opened."""
+        ...
+
+    def identity_now(self) -> Identity:
+        """Which bytes they are now: anything but ``identity`` means that somebody has changed them."""
+        ...
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Write bytes from ``offset`` on to the start of ``view``, and return how many; 0 only at the end.
+
+        Raises OSError.
+        """
+        ...
+
+
+Opener = Callable[[Path], ByteSource]
+"""Opens a path. Raises OSError, and NotAFile for what has no bytes of its own."""
+
+
+class NotAFile(Exception):
+    """What was to be opened is a folder, a device, a pipe; ``kind`` says it in words."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+class LocalFile:
+    """A regular file, open for reading; its descriptor is closed with the last reference.
+
+    The file is never mapped: a map of a file that shrinks kills the process, a short read is an error.
+    Descriptors mean nothing in another process, so a pickle holds absolute path, size and time of change.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # O_NONBLOCK: opening a named pipe would wait for its writer for ever.
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        weakref.finalize(self, os.close, self._handle)
+        status = os.fstat(self._handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFile("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+        self.path = os.path.abspath(path)  # now: the working folder may be another one later
+        self.identity = identity_of(status)
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self.identity[2]
+
+    def identity_now(self) -> Identity:
+        """That of the open file, wherever it lies by now."""
+        return identity_of(os.fstat(self._handle))
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """See ``ByteSource.read_into``."""
+        return os.preadv(self._handle, [view], offset)
+
+    def is_at_its_path(self) -> bool:
+        """Whether whoever opens the path gets this very file, as it was when it was opened."""
+        try:
+            return identity_of(os.stat(self.path)) == self.identity
+        except OSError:
+            return False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not self.is_at_its_path():
+            raise EnvironmentProblem(
+                f"{self.path} was changed, moved or removed since it was opened, so it cannot be sent to "
+                "another process",
+                hint="open it again, and leave the input alone meanwhile",
+            )
+        return _opened_anew, (self.path, *self.identity[2:])
+
+
+_ARRIVED: weakref.WeakValueDictionary[tuple[str, int, int], LocalFile] = weakref.WeakValueDictionary()
+_LOCK = threading.Lock()
+
+
+def _opened_anew(path: str, size: int, changed: int) -> LocalFile:
+    """The file a pickle speaks of; one descriptor serves all tensors that arrive one by one.
+
+    Raises EnvironmentProblem where there is none, or another: by its size and time of change, since another
+    machine numbers devices and inodes otherwise.
+    """
+    with _LOCK:
+        held = _ARRIVED.get((path, size, changed))
+        if held is not None and held.is_at_its_path():
+            return held
+        try:
+            file = LocalFile(Path(path))
+        except (OSError, NotAFile) as error:
+            why = error.strerror if isinstance(error, OSError) else f"it is {error}"
+            raise EnvironmentProblem(
+                f"{path} was open where this was pickled, and cannot be opened here: {why}",
+                hint="every process has to see the checkpoint under the same path",
+            ) from error
+        if file.identity[2:] != (size, changed):
+            raise EnvironmentProblem(
+                f"{path} is not the file it was where this was pickled: it has {file.size} bytes and was "
+                f"changed at {file.identity[3]} ns, expected {size} bytes and {changed} ns",
+                hint="open the checkpoint again, and leave it alone meanwhile",
+            )
+        _ARRIVED[path, size, changed] = file
+        return file

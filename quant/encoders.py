@@ -1,0 +1,51 @@
+"""From the rows of a tensor to the bytes of its formats: the one way the writers and the proof take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..core.tensor import Array, DType, Tensor
+from .formats import Format
+from .ggml import Floats
+from .importance import Importance, values_of
+from .slabs import Scratch, Slab, convert_slab
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes the rows of one tensor in each of ``formats``, from one look at the weights.
+
+    ``statistics`` say what flows into the tensor, float32 ``(columns,)`` mean squares, for a stack of
+    matrices ``(matrices * columns,)``: they weigh the columns in every quantized format. What else an encoder
+    may want to know of its inputs (X^T X, say) would stand here, too. Without ``kernels`` libggml alone
+    encodes, as a proof should not rest on what it proves.
+    """
+
+    formats: Sequence[Format]
+    statistics: Floats | None = None
+    kernels: bool = True
+
+    def encode(self, rows: Array, dtype: DType, scratch: Scratch, first: int = 0) -> Slab:
+        """``rows`` (rows, …, columns) of the tensor from row ``first`` on, in ``dtype.storage``, encoded.
+
+        ``scratch`` is the thread's own memory, which the result lies in. Raises UsageError for columns that
+        are not whole blocks of a format.
+        """
+        return convert_slab(
+            rows, dtype, self.formats, scratch, self._weights(rows, first), kernels=self.kernels
+        )
+
+    def _weights(self, rows: Array, first: int) -> Floats | None:
+        """The statistics of these rows: of a stack those of its matrices ``first`` and following."""
+        if self.statistics is None or rows.ndim != 3:
+            return self.statistics
+        columns = rows.shape[-1]
+        return self.statistics[first * columns : (first + len(rows)) * columns]
+
+
+def encoder_of(
+    tensor: Tensor, formats: Sequence[Format], importance: Importance | None, *, kernels: bool = True
+) -> Encoder:
+    """The encoder of a tensor, with what is known of it; InputError where that is of another model."""
+    return Encoder(formats, values_of(tensor, importance), kernels)
