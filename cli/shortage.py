@@ -123,6 +123,8 @@ def shortage(error: BaseException) -> Shortage | None:
             for words, found in _BY_WORDS:
                 if words in said:
                     return found
+            if isinstance(each, SystemError) and is_limited():  # C code that got no memory and did not say so
+                return _MEMORY
     return None
 
 

@@ -45,16 +45,16 @@ class Scenario:
 SCENARIOS = {
     "to-gguf": Scenario(
         "to-gguf {s}/llama -q f16 --no-verify --modelfile --threads 1 -o {o}/new/x.gguf",
-        "kconv.flows.convert:atomic_files",
+        "kconv.flows.write:atomic_files",
     ),
     "to-gguf --force": Scenario(
         "to-gguf {s}/llama -q f16 --no-verify --threads 1 -o {o}/x.gguf --force",
-        "kconv.flows.convert:atomic_files",
+        "kconv.flows.write:atomic_files",
         older=True,
     ),
     "quantize": Scenario(
         "quantize {s}/f32.gguf -q f16 --threads 1 -o {o}/x.gguf --split-max-size 20K",
-        "kconv.flows.quantize:atomic_files",
+        "kconv.flows.write:atomic_files",
     ),
     "to-onnx": Scenario(
         "to-onnx {s}/llama --no-verify --threads 1 -o {o}/x", "kconv.flows.to_onnx:atomic_folder"

@@ -243,9 +243,11 @@ def eagle_like(
 
 
 @functools.cache
-def _trained_by_sentencepiece(size: int, **options: Any) -> bytes:
-    """The model's bytes; the same settings are asked for by many tests."""
+def _trained_by_sentencepiece(size: int, written: str) -> bytes:
+    """The model's bytes; the same settings, as JSON, are asked for by many tests."""
     import sentencepiece
+
+    options: dict[str, Any] = json.loads(written)
 
     defaults: dict[str, Any] = {
         "model_type": "bpe",
@@ -271,7 +273,7 @@ def _trained_by_sentencepiece(size: int, **options: Any) -> bytes:
 def sentencepiece_like(folder: Path, *, size: int = 2200, **options: Any) -> int:
     """tokenizer.model trained as Llama's was: BPE with byte fallback, digits apart; its rows."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(_trained_by_sentencepiece(size, **options))
+    (folder / "tokenizer.model").write_bytes(_trained_by_sentencepiece(size, json.dumps(options)))
     config = {
         "bos_token": "<s>",
         "eos_token": "</s>",
