@@ -68,11 +68,11 @@ class CheckpointError(InputError):
 
 
 class UnsupportedModel(InputError):
-    """An architecture for which there is no recipe."""
+    """An architecture kconv has no family for."""
 
 
 class MappingError(InputError):
-    """The checkpoint's tensors do not fit the recipe."""
+    """The checkpoint's tensors do not fit its family."""
 
 
 class VocabError(InputError):
