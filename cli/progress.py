@@ -14,7 +14,7 @@ from typing import Any
 from ..core.progress import Progress
 from .console import say, seconds_text, size_text
 from .errors import heed_interrupt
-from .shortage import shortage
+from .shortage import last_words, shortage
 
 _PATIENCE = 2.0  # seconds before anything is shown
 _NAMED = 5  # files in one line
@@ -60,16 +60,23 @@ def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequenc
     They are there, if not proven. ``what`` they are: ``the files are``.
     """
     made: list[Path] = []
-    try:
-        yield made.extend
-    except BaseException as error:
+
+    def tell(*, short: bool = True) -> None:
         if made:
             names = ", ".join(str(path) for path in made[:_NAMED]) + (" …" if len(made) > _NAMED else "")
             verify = shlex.join(["kconv", "verify", str(made[0]), "--against", str(checkpoint)])
             announce(f"{what} converted and whole, but not proven: {names}\nto prove: {verify}")
-            if shortage(error):
+            if short:
                 announce("the proof takes more than the conversion; --no-verify leaves it out")
+
+    last_words.append(tell)
+    try:
+        yield made.extend
+    except BaseException as error:
+        tell(short=shortage(error) is not None)
         raise
+    finally:
+        last_words.remove(tell)
 
 
 def announce(text: str) -> None:

