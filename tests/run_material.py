@@ -32,8 +32,11 @@ def answered(*arguments: object, **how: Any) -> dict[str, Any]:
     return value
 
 
-def with_metadata(source: Path, target: Path, **changes: Any) -> Path:
-    """A copy of a GGUF with other metadata; keys in words, `__` for a dot, None removes one."""
+def with_metadata(source: Path, target: Path, *, without: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A copy of a GGUF with other metadata; keys in words, `__` for a dot, None removes one.
+
+    Lines of the tensor table that begin as ``without`` says are left out.
+    """
     header = read_header(source)
     metadata = dict(header.metadata)
     for words, value in changes.items():
@@ -41,7 +44,8 @@ def with_metadata(source: Path, target: Path, **changes: Any) -> Path:
         metadata.pop(key, None)
         if value is not None:
             metadata[key] = value
-    tensors = [replace(info, offset=0) for info in sorted(header.tensors, key=lambda info: info.offset)]
+    kept = [info for info in header.tensors if not info.name.startswith(without)]
+    tensors = [replace(info, offset=0) for info in sorted(kept, key=lambda info: info.offset)]
     metadata.pop("general.architecture")
     start = write_header(target, header.arch, metadata, tensors)
     with source.open("rb") as data, target.open("r+b") as copy:

@@ -5,47 +5,23 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from command_material import kconv
-from run_material import KCONV, answered, run
+from run_material import KCONV, answered, run, with_metadata
 from shared_material import shared
 from t5_material import KNOWN, byte_ids, random_byt5, trained_byt5, transformers_greedy
 
 from kconv.converters import to_gguf
 from kconv.core.errors import GgufError
-from kconv.core.gguf_file import read_header, write_header
+from kconv.core.gguf_file import read_header
 from kconv.runtimes.llama import LlamaRuntime
 from kconv.runtimes.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 값 👨‍👩‍👧"
-
-
-def changed(source: Path, target: Path, *, without: tuple[str, ...] = (), **changes: Any) -> Path:
-    """A copy of a GGUF with other metadata; keys in words, `__` for a dot, None removes one.
-
-    Lines of the tensor table that begin as ``without`` says are left out.
-    """
-    header = read_header(source)
-    metadata = dict(header.metadata)
-    for words, value in changes.items():
-        key = words.replace("__", ".")
-        metadata.pop(key, None)
-        if value is not None:
-            metadata[key] = value
-    arch = metadata.pop("general.architecture")
-    kept = [info for info in header.tensors if not info.name.startswith(without)]
-    tensors = [replace(info, offset=0) for info in sorted(kept, key=lambda info: info.offset)]
-    start = write_header(target, arch, metadata, tensors)
-    with source.open("rb") as data, target.open("r+b") as copy:
-        data.seek(header.data_offset)
-        copy.seek(start)
-        copy.write(data.read())
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +94,7 @@ def test_the_likeliest_token_is_taken_unless_something_is_wished(model: Path, tm
     assert temperature(model) == 0
     assert temperature(model, "--repeat-penalty", 1.2) == 0
     assert temperature(model, "--top-k", 5) == temperature(model, "--seed", 5) == 0.8
-    told = changed(model, tmp_path / "told.gguf", general__sampling__temp=0.5)
+    told = with_metadata(model, tmp_path / "told.gguf", general__sampling__temp=0.5)
     assert temperature(told) == 0.5
     assert temperature(told, "--temp", 0.25) == 0.25
 
@@ -271,7 +247,7 @@ def test_options_that_make_no_sense_are_refused(known: Path) -> None:
 
 
 def test_prompts_and_texts_may_each_fill_the_context(model: Path, tmp_path: Path) -> None:
-    short = changed(model, tmp_path / "short.gguf", t5__context_length=64)
+    short = with_metadata(model, tmp_path / "short.gguf", t5__context_length=64)
     done = run(short, "-p", "a" * 64, "-n", 1)
     assert done.returncode == 3
     assert "the prompt has 65 tokens, the context holds 64" in done.stderr
@@ -285,7 +261,7 @@ def test_prompts_and_texts_may_each_fill_the_context(model: Path, tmp_path: Path
 
 
 def test_an_empty_prompt_needs_an_end_token(model: Path, tmp_path: Path) -> None:
-    bare = changed(model, tmp_path / "bare.gguf", tokenizer__ggml__add_eos_token=False)
+    bare = with_metadata(model, tmp_path / "bare.gguf", tokenizer__ggml__add_eos_token=False)
     assert answered(bare, "-p", "a", "-n", 0)["prompt_ids"] == [100]
     done = run(bare, "-p", "")
     assert done.returncode == 2
@@ -293,17 +269,19 @@ def test_an_empty_prompt_needs_an_end_token(model: Path, tmp_path: Path) -> None
 
 
 def test_files_that_cannot_run_are_refused(model: Path, tmp_path: Path) -> None:
-    start = changed(model, tmp_path / "start.gguf", t5__decoder_start_token_id=None)
+    start = with_metadata(model, tmp_path / "start.gguf", t5__decoder_start_token_id=None)
     done = run(start, "-p", "a")
     assert done.returncode == 3
     assert "decoder_start_token_id" in done.stderr
-    wrong = changed(model, tmp_path / "wrong.gguf", t5__decoder_start_token_id=384)
+    wrong = with_metadata(model, tmp_path / "wrong.gguf", t5__decoder_start_token_id=384)
     assert run(wrong, "-p", "a").returncode == 3
-    more = changed(model, tmp_path / "more.gguf", t5__decoder_block_count=4)
+    more = with_metadata(model, tmp_path / "more.gguf", t5__decoder_block_count=4)
     done = run(more, "-p", "a")
     assert done.returncode == 3
     assert "decoder_block_count says 4 layers" in done.stderr
-    deep = changed(model, tmp_path / "deep.gguf", without=("enc.blk.1.", "enc.blk.2."), t5__block_count=1)
+    deep = with_metadata(
+        model, tmp_path / "deep.gguf", without=("enc.blk.1.", "enc.blk.2."), t5__block_count=1
+    )
     done = run(deep, "-p", "a")
     assert done.returncode == 3
     assert "the decoder has 2 layers and the encoder 1" in done.stderr

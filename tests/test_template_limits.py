@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import vocab_material as material
+from signals_material import killing
 
 from kconv.core.errors import ChildDied, InputError, VocabError
 from kconv.core.vocabulary import TokenType, Vocab
@@ -77,32 +75,13 @@ def test_the_start_of_the_process_does_not_count(tmp_path: Path, monkeypatch: py
     assert render_chat(CHAT, MESSAGES) == "a<|end|>b<|end|>"
 
 
-def killing(most: int) -> threading.Thread:
-    """Kill the next ``most`` processes of this one's that render a template."""
-
-    def kill() -> None:
-        killed: set[int] = set()
-        end = time.monotonic() + 20
-        while len(killed) < most and time.monotonic() < end:
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):
-                    if child.pid not in killed and "kconv.vocab.template_child" in child.cmdline():
-                        child.kill()
-                        killed.add(child.pid)
-            time.sleep(0.001)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
-
-
 def test_a_killed_process_is_no_finding_and_is_not_remembered() -> None:
     template = "{# killed #}" + CHAT
-    killer = killing(1)
+    killer = killing("kconv.vocab.template_child", 1)
     assert turn_end(vocab(template)) == 1
     killer.join()
     template = "{# killed twice #}" + CHAT
-    killer = killing(2)
+    killer = killing("kconv.vocab.template_child", 2)
     with pytest.raises(ChildDied, match="signal 9"):
         end_of_turn(vocab(template), AdapterContext(rows=3))
     killer.join()

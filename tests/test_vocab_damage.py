@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import vocab_material as material
+from signals_material import killing
 
 from kconv.core.errors import ChildDied, TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab
@@ -142,31 +139,12 @@ def test_a_vocabulary_without_bytes_dies_of_the_first_unknown_character(tmp_path
         child.encode([Request("가")])
 
 
-def killing(most: int) -> threading.Thread:
-    """Kill the next ``most`` token checks of this process as they start, as a machine without memory does."""
-
-    def kill() -> None:
-        killed: set[int] = set()
-        end = time.monotonic() + 20
-        while len(killed) < most and time.monotonic() < end:
-            for child in psutil.Process().children():
-                with contextlib.suppress(psutil.Error):
-                    if child.pid not in killed and "kconv.vocab.llama_probe" in child.cmdline():
-                        child.kill()
-                        killed.add(child.pid)
-            time.sleep(0.002)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    return thread
-
-
 @pytest.mark.parametrize("make", [material.llama3_like, material.eagle_like])
 def test_a_killed_child_is_asked_again(tmp_path: Path, make: Callable[[Path], int]) -> None:
     """The vocabulary that is settled on does not depend on it, though there is another candidate."""
     rows = make(tmp_path)
     source = read_source(material.checkpoint(tmp_path))
-    killer = killing(1)
+    killer = killing("kconv.vocab.llama_probe", 1)
     _, result = settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path))
     killer.join()
     assert len(list(candidates(source))) > 1
@@ -176,7 +154,7 @@ def test_a_killed_child_is_asked_again(tmp_path: Path, make: Callable[[Path], in
 
 def test_one_that_is_killed_twice_is_no_verdict(tmp_path: Path, llama3: tuple[Source, Vocab]) -> None:
     _, vocab = llama3
-    killer = killing(2)
+    killer = killing("kconv.vocab.llama_probe", 2)
     with pytest.raises(ChildDied, match="signal 9") as caught:
         settle.settle_vocab(
             material.model(vocab.size),

@@ -6,7 +6,7 @@ these checkpoints are for is the shape of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,45 +143,42 @@ def _around(config: Mapping[str, Any], layers: Mapping[str, Shape]) -> dict[str,
     return shapes if config["tie_word_embeddings"] else {**shapes, "lm_head.weight": table}
 
 
-def _qwen3_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    hidden = config["hidden_size"]
+def _gated(config: Mapping[str, Any], place: str) -> dict[str, Shape]:
+    return _gated_shapes(f"{place}.mlp", config["hidden_size"], config["intermediate_size"])
+
+
+def _experts(config: Mapping[str, Any], place: str) -> dict[str, Shape]:
+    hidden, experts = config["hidden_size"], config["num_experts"]
+    shapes: dict[str, Shape] = {f"{place}.mlp.gate.weight": (experts, hidden)}
+    for expert in range(experts):
+        shapes |= _gated_shapes(f"{place}.mlp.experts.{expert}", hidden, config["moe_intermediate_size"])
+    return shapes
+
+
+def _shapes(
+    config: Mapping[str, Any],
+    norms: tuple[str, str],
+    feed_forward: Callable[[Mapping[str, Any], str], dict[str, Shape]] = _gated,
+) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {}
     for layer in range(config["num_hidden_layers"]):
         place = f"model.layers.{layer}"
         shapes |= _attention_shapes(config, place)
-        shapes |= _gated_shapes(f"{place}.mlp", hidden, config["intermediate_size"])
-        shapes[f"{place}.input_layernorm.weight"] = shapes[f"{place}.post_attention_layernorm.weight"] = (
-            hidden,
-        )
+        shapes |= feed_forward(config, place)
+        shapes |= {f"{place}.{norm}.weight": (config["hidden_size"],) for norm in norms}
     return _around(config, shapes)
+
+
+def _qwen3_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    return _shapes(config, ("input_layernorm", "post_attention_layernorm"))
 
 
 def _qwen3_moe_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    hidden, experts = config["hidden_size"], config["num_experts"]
-    shapes: dict[str, Shape] = {}
-    for layer in range(config["num_hidden_layers"]):
-        place = f"model.layers.{layer}"
-        shapes |= _attention_shapes(config, place)
-        shapes[f"{place}.mlp.gate.weight"] = (experts, hidden)
-        for expert in range(experts):
-            inner = config["moe_intermediate_size"]
-            shapes |= _gated_shapes(f"{place}.mlp.experts.{expert}", hidden, inner)
-        shapes[f"{place}.input_layernorm.weight"] = shapes[f"{place}.post_attention_layernorm.weight"] = (
-            hidden,
-        )
-    return _around(config, shapes)
+    return _shapes(config, ("input_layernorm", "post_attention_layernorm"), _experts)
 
 
 def _exaone4_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
-    hidden = config["hidden_size"]
-    shapes: dict[str, Shape] = {}
-    for layer in range(config["num_hidden_layers"]):
-        place = f"model.layers.{layer}"
-        shapes |= _attention_shapes(config, place)
-        shapes |= _gated_shapes(f"{place}.mlp", hidden, config["intermediate_size"])
-        for norm in ("post_attention_layernorm", "post_feedforward_layernorm"):
-            shapes[f"{place}.{norm}.weight"] = (hidden,)
-    return _around(config, shapes)
+    return _shapes(config, ("post_attention_layernorm", "post_feedforward_layernorm"))
 
 
 def _gpt_neox_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
