@@ -107,14 +107,18 @@ static const char *opened(int handle, char *space)
         return -1; \
     } while (0)
 
+/* The mode that comes after `flags` where a file may be made. O_TMPFILE holds the bit of O_DIRECTORY. */
+#define MODE \
+    va_list more; \
+    va_start(more, flags); \
+    mode_t mode = flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE ? va_arg(more, mode_t) : 0; \
+    va_end(more)
+
 #define OPEN(function) \
     int function(const char *path, int flags, ...) \
     { \
         char space[PATH_MAX]; \
-        va_list more; \
-        va_start(more, flags); \
-        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0; \
-        va_end(more); \
+        MODE; \
         REAL(int, #function, const char *, int, ...); \
         FAULTY(int, "open", absolute(AT_FDCWD, path, space), real(path, flags, mode)); \
     }
@@ -125,10 +129,7 @@ OPEN(open64)
     int function(int folder, const char *path, int flags, ...) \
     { \
         char space[PATH_MAX]; \
-        va_list more; \
-        va_start(more, flags); \
-        mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(more, mode_t) : 0; \
-        va_end(more); \
+        MODE; \
         REAL(int, #function, int, const char *, int, ...); \
         FAULTY(int, "open", absolute(folder, path, space), real(folder, path, flags, mode)); \
     }

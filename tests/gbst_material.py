@@ -11,8 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst.front_end import FrontEnd, front_end
+from kconv.converters.families.gbst.front_end_file import front_end_path, write_front_end
 from kconv.converters.families.gbst.settings import EMBEDDING, NORM, PREFIX, SCORE, GbstSettings
+from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.gguf_plan import plan_file
+from kconv.converters.gguf_writer import write_files
+from kconv.converters.mapping import build
+from kconv.core.reading import open_checkpoint
+from kconv.quant.formats import F32
+from kconv.vocab.settle import settle_vocab
 
 Floats = npt.NDArray[np.float32]
 
@@ -131,3 +140,17 @@ def random_model(config: Mapping[str, Any], *, alone: bool = False) -> Any:
             elif name.startswith("decoder") and name.endswith("Attention.o.weight"):
                 parameter.mul_(0.3)  # or else every text soon repeats one token
     return model
+
+
+def f32_body(folder: Path) -> Path:
+    """The f32 body of a random checkpoint, made in ``folder`` with its front end beside it."""
+    checkpoint = open_checkpoint(random_gbswt5(folder / "model"))
+    model, parity = settle_vocab(build(GBSWT5, checkpoint), checkpoint)
+    assert parity.verdict == "exact"
+    front = front_end_model(checkpoint)
+    path = folder / "model-F32.gguf"
+    write_front_end(front_end_path(folder, "model"), front)
+    plan = plan_file(path, model, [F32] * len(model.tensors), body_keys(own_fingerprint(front)))
+    path.touch()
+    write_files(model.tensors, [plan], [path])
+    return path

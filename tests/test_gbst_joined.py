@@ -14,26 +14,18 @@ import pytest
 from gbst_material import (
     CONFIG,
     config_settings,
-    random_gbswt5,
+    f32_body,
     random_model,
     random_weights,
     torch_front_end,
 )
+from t5_material import byte_ids
 
 from kconv.converters.families import FRONT_ENDS
-from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst.front_end import embed
-from kconv.converters.families.gbst.front_end_file import front_end_path, write_front_end
 from kconv.converters.families.gbst.settings import EMBEDDING, PREFIX
-from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
 from kconv.converters.front_end import front_end_of
-from kconv.converters.gguf_plan import plan_file
-from kconv.converters.gguf_writer import write_files
-from kconv.converters.mapping import build
 from kconv.core.gguf_file import read_header
-from kconv.core.reading import open_checkpoint
-from kconv.quant.formats import F32
-from kconv.vocab.settle import settle_vocab
 
 Floats = npt.NDArray[np.float32]
 
@@ -41,24 +33,10 @@ TEXTS = ["한국의 수도는 서울이다.", "a", "", "고양이가 창가에�
 DECODER = [0, 258, 240, 187, 188, 257, 1]
 
 
-def byte_ids(text: str) -> list[int]:
-    return [*(byte + 3 for byte in text.encode()), 1]
-
-
 @pytest.fixture(scope="module")
 def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The f32 body of a random checkpoint, its front end beside it."""
-    folder = random_gbswt5(tmp_path_factory.mktemp("gbst") / "model")
-    checkpoint = open_checkpoint(folder)
-    model, parity = settle_vocab(build(GBSWT5, checkpoint), checkpoint)
-    assert parity.verdict == "exact"
-    front = front_end_model(checkpoint)
-    path = folder.parent / "model-F32.gguf"
-    write_front_end(front_end_path(path.parent, "model"), front)
-    plan = plan_file(path, model, [F32] * len(model.tensors), body_keys(own_fingerprint(front)))
-    path.touch()
-    write_files(model.tensors, [plan], [path])
-    return path
+    return f32_body(tmp_path_factory.mktemp("gbst"))
 
 
 class Body:

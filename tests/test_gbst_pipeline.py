@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from command_material import kconv, kconv_here
 from gbst_material import CONFIG, random_gbswt5, random_model
+from t5_material import byte_ids
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
@@ -32,10 +33,6 @@ from kconv.verify import verify
 KCONV = [str(Path(sys.executable).parent / "kconv")]
 pytestmark = pytest.mark.usefixtures("kconv_server")
 KOREAN = "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다."
-
-
-def byte_ids(text: str) -> list[int]:
-    return [*(byte + 3 for byte in text.encode()), 1]
 
 
 @pytest.fixture(scope="module")

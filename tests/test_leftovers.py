@@ -198,10 +198,14 @@ def test_what_is_not_kconv_s_stays(tmp_path: Path, told: list[Leftover]) -> None
 
 def test_making_and_clearing_up_at_once(tmp_path: Path) -> None:
     """Whoever clears up may come between making and locking; no file is lost, none makes a run fail."""
-    code = "from kconv.core.leftovers import sweep\nwhile True: sweep(__import__('pathlib').Path())"
-    sweeper = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
-    time.sleep(0.5)
+    code = (
+        "from pathlib import Path\nfrom kconv.core.leftovers import sweep\n"
+        "print('ready', flush=True)\nwhile True: sweep(Path())"
+    )
+    sweeper = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     try:
+        assert sweeper.stdout is not None
+        assert sweeper.stdout.readline() == "ready\n"
         for number in range(60):
             with atomic_file(tmp_path / str(number)) as made:
                 made.write_bytes(b"whole")
@@ -209,7 +213,7 @@ def test_making_and_clearing_up_at_once(tmp_path: Path) -> None:
                 (folder / "mark").write_bytes(b"whole")
     finally:
         sweeper.kill()
-        sweeper.wait()
+        sweeper.communicate()
     assert all((tmp_path / str(number)).read_bytes() == b"whole" for number in range(60))
     assert all((tmp_path / f"folder{number}" / "mark").exists() for number in range(60))
     sweep(tmp_path)

@@ -4,55 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_material import kconv
-from gbst_material import CONFIG, random_gbswt5, random_model
+from gbst_material import CONFIG, f32_body, random_gbswt5, random_model
+from run_material import run
 from t5_material import byte_ids
 
 from kconv.converters.families import FRONT_ENDS
-from kconv.converters.families.gbst import GBSWT5
 from kconv.converters.families.gbst.front_end import embed
 from kconv.converters.families.gbst.front_end_file import front_end_path, write_front_end
-from kconv.converters.families.gbst.tensors import body_keys, front_end_model, own_fingerprint
+from kconv.converters.families.gbst.tensors import front_end_model
 from kconv.converters.front_end import front_end_of
-from kconv.converters.gguf_plan import plan_file
-from kconv.converters.gguf_writer import write_files
-from kconv.converters.mapping import build
 from kconv.core.errors import GgufError, InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
-from kconv.quant.formats import F32
 from kconv.runtimes.llama import LlamaRuntime
 from kconv.runtimes.sampling import Sampling
 from kconv.verify import verify
-from kconv.vocab.settle import settle_vocab
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return kconv("run", *arguments, "--threads", "1")
 
 
 @pytest.fixture(scope="module")
 def body(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The f32 body of a random checkpoint, its front end beside it."""
-    folder = random_gbswt5(tmp_path_factory.mktemp("run-gbst") / "model")
-    checkpoint = open_checkpoint(folder)
-    model, _ = settle_vocab(build(GBSWT5, checkpoint), checkpoint)
-    front = front_end_model(checkpoint)
-    path = folder.parent / "model-F32.gguf"
-    write_front_end(front_end_path(path.parent, "model"), front)
-    plan = plan_file(path, model, [F32] * len(model.tensors), body_keys(own_fingerprint(front)))
-    path.touch()
-    write_files(model.tensors, [plan], [path])
-    return path
+    return f32_body(tmp_path_factory.mktemp("run-gbst"))
 
 
 def greedy(ids: list[int], count: int) -> list[int]:

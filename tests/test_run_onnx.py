@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from command_material import kconv
 from onnx_material import write_llama_onnx
+from run_material import answered, run
 from transformers import AutoModelForCausalLM
 
 from kconv.converters import to_gguf
@@ -29,17 +27,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(checkpoint: Path) -> Path:
     return write_llama_onnx(checkpoint, checkpoint.with_name("42dot-onnx"))
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return kconv("run", *arguments, "--threads", "1")
-
-
-def answered(*arguments: object) -> dict[str, Any]:
-    done = run(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    value: dict[str, Any] = json.loads(done.stdout)
-    return value
 
 
 def test_greedy_tokens_are_those_of_transformers(checkpoint: Path, folder: Path) -> None:

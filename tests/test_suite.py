@@ -115,7 +115,7 @@ def test_one_in_a_group_of_its_own():
     other = subprocess.Popen([sys.executable, "-c", code])
 
 def test_one_that_takes_its_time():
-    subprocess.run(["sh", "-c", "sleep 0.5 >/dev/null 2>&1 &"], check=True)
+    subprocess.run(["sh", "-c", "sleep 0.2 >/dev/null 2>&1 &"], check=True)
 
 def test_one_of_a_fixture(server): pass
 def test_another_of_it(server): assert server.poll() is None

@@ -88,7 +88,7 @@ def test_a_killed_process_is_no_finding_and_is_not_remembered() -> None:
     assert turn_end(vocab(template)) == 1
 
 
-def test_neither_the_day_nor_chance_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_the_day_nor_chance_decides() -> None:
     told = "{{ strftime_now('%Y-%m-%d %H:%M') }}{{ range(99999) | random }}"
     once = render_chat(told, MESSAGES, moment=SOME_DAY)
     templates._render.cache_clear()

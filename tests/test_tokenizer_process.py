@@ -107,8 +107,8 @@ def test_damaged_sentencepiece_models_end_in_one_error_or_are_read(
     assert capfd.readouterr().err == ""
 
 
-def process_of(source: Source) -> psutil.Process:
-    """The one child the tokenizer runs in."""
+def tokenizer_child() -> psutil.Process:
+    """The one child a tokenizer runs in."""
     (found,) = [c for c in psutil.Process().children() if "kconv.vocab.tokenizer_child" in c.cmdline()]
     return found
 
@@ -119,10 +119,10 @@ def test_a_killed_process_is_replaced_and_goes_on(tmp_path: Path, make: Callable
     source = read_source(material.checkpoint(tmp_path))
     texts = ["안녕하세요 <|eot_id|> </s>", " a  b\n", ""]
     before = [source.encode_batch(texts, parse) for parse in (True, False)]
-    process_of(source).kill()
+    tokenizer_child().kill()
     assert [source.encode_batch(texts, parse) for parse in (True, False)] == before
     if source.encode_pieces is not None:
-        process_of(source).kill()
+        tokenizer_child().kill()
         assert len(source.encode_pieces(["a"], False)) == 1
 
 
@@ -138,7 +138,7 @@ def test_one_that_is_killed_again_and_again_says_nothing_of_the_tokenizer(
         return child
 
     monkeypatch.setattr(TokenizerProcess, "_start", killed)
-    process_of(source).kill()
+    tokenizer_child().kill()
     with pytest.raises(ChildDied, match="signal 9") as caught:
         source.encode("a", True)
     assert caught.value.exit_code == 4
@@ -147,7 +147,7 @@ def test_one_that_is_killed_again_and_again_says_nothing_of_the_tokenizer(
 def test_the_process_ends_with_the_tokenizer(llama3: Path) -> None:
     source: Source | None = read_source(material.checkpoint(llama3))
     assert source is not None
-    child = process_of(source)
+    child = tokenizer_child()
     descriptors = psutil.Process().num_fds()
     source = None
     gc.collect()
