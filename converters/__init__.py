@@ -17,7 +17,7 @@ __all__ = ["Conversion", "OnnxConversion", "Output", "Requantization", "quantize
 # What the README has always imported from here lies in flows/ now; only these names point up.
 _ELSEWHERE = {
     "Conversion": "..flows.results",
-    "Output": "results",
+    "Output": ".results",
     "OnnxConversion": "..flows.results",
     "Requantization": "..flows.quantize",
     "quantize": "..flows.quantize",
@@ -30,5 +30,4 @@ def __getattr__(name: str) -> Any:
     """Load a flow, and numpy with it, only when something of it is asked for."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    place = _ELSEWHERE[name]
-    return getattr(import_module(place if place.startswith("..") else f".{place}", __package__), name)
+    return getattr(import_module(_ELSEWHERE[name], __package__), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from ..core.gguf_pairs import encode_pairs
 from ..core.gguf_split import BY_SIZE, part_path, placed, split_pairs
 from ..core.model import MetadataValue, Model
 from ..core.vocabulary import gguf_keys
-from ..quant.formats import Format
+from ..quant.formats import F32, Format
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,14 @@ class FilePlan:
         """Bytes of the data sections."""
         return sum(self._data_bytes(infos) for infos in self.parts)
 
+    @property
+    def weights(self) -> dict[str, int]:
+        """How many weights each format has."""
+        found: dict[str, int] = {}
+        for info, format in zip(self.tensors, self.formats, strict=True):
+            found[format.name] = found.get(format.name, 0) + math.prod(info.shape)
+        return found
+
     def layout(self) -> list[tuple[bytes, int]]:
         """For each file what stands before the data, and how many bytes of data follow."""
         parts, pairs = self.parts, self.pairs
@@ -84,3 +93,8 @@ def plan_file(
         for tensor, format in zip(model.tensors, formats, strict=True)
     ]
     return FilePlan(path, model.arch, metadata, tuple(formats), placed(infos, split_size))
+
+
+def plan_companion(path: Path, model: Model) -> FilePlan:
+    """The plan of a file that stands beside a model's own, such as a GBST front end: everything in f32."""
+    return plan_file(path, model, [F32] * len(model.tensors), {})

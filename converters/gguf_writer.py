@@ -120,7 +120,7 @@ def write_files(
     """
     plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
     written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress)
-    sizes = finish_files(plans, temporaries)
+    sizes = finish_files(plan)
     not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
     return Written(sizes, not_finite, written.kernels)
 
@@ -256,30 +256,27 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
             )
 
 
-def finish_files(plans: Sequence[FilePlan], temporaries: Sequence[Path]) -> tuple[int, ...]:
-    """The size of each plan's files in bytes, once their headers have been found to be as planned.
+def finish_files(plan: WritePlan) -> tuple[int, ...]:
+    """The size of each model's files in bytes, once their headers have been found to be as planned.
 
     Raises EnvironmentProblem where they are not.
     """
-    left = iter(temporaries)
-    return tuple(_reread(plan, [next(left) for _ in plan.paths]) for plan in plans)
+    return tuple(_reread(model) for model in plan.models)
 
 
-def _reread(plan: FilePlan, paths: Sequence[Path]) -> int:
-    """The size of a plan's files, once they have been found to be as planned."""
-    total = 0
-    for path, infos, (head, data_bytes) in zip(paths, plan.parts, plan.layout(), strict=True):
-        expected = tuple(replace(info, part=0) for info in infos)
+def _reread(model: BegunModel) -> int:
+    """The size of a model's files, once they have been found to be as planned."""
+    for part, file in enumerate(model.files):
+        expected = tuple(replace(info, part=0) for info in model.tensors if info.part == part)
         try:
-            header = read_header(path)
-            same = header.tensors == expected and header.size == len(head) + data_bytes
+            header = read_header(file.path)
+            same = header.tensors == expected and header.size == file.size
         except GgufError as error:
-            path.stat()  # where it has been removed, this says so
-            raise _unlike(path) from error
+            file.path.stat()  # where it has been removed, this says so
+            raise _unlike(file.path) from error
         if not same:
-            raise _unlike(path)
-        total += header.size
-    return total
+            raise _unlike(file.path)
+    return sum(file.size for file in model.files)
 
 
 def _unlike(path: Path) -> EnvironmentProblem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -204,11 +203,8 @@ def choose_companion_targets(
 
 def output_of(target: Target, plan: FilePlan, size: int, model: Model) -> Output:
     """What has been made of a target; ``size`` in bytes."""
-    weights: dict[str, int] = {}
-    for info, format in zip(plan.tensors, plan.formats, strict=True):
-        weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
     bits = 8 * plan.data_bytes / max(1, parameters(model))
-    formats = tuple(weights.items())
+    formats = tuple(plan.weights.items())
     parts = target.parts if len(target.parts) > 1 else ()
     return Output(target.path, target.type, size, bits, formats, target.manifest, target.modelfile, parts)
 

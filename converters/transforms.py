@@ -28,10 +28,10 @@ def interleave_heads(heads: str) -> Transform:
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources
-        return rows_of_heads(source, _neighbours(source.rows // sizes[heads]))
+        return _rows_of_heads(source, _neighbours(source.rows // sizes[heads]))
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        return (rows_of_heads(target, np.argsort(_neighbours(target.rows // sizes[heads]))),)
+        return (_rows_of_heads(target, np.argsort(_neighbours(target.rows // sizes[heads]))),)
 
     return Transform(apply, undo)
 
@@ -57,10 +57,10 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources
-        return rows_of_heads(source, order(source, sizes))
+        return _rows_of_heads(source, order(source, sizes))
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        return (rows_of_heads(target, np.argsort(order(target, sizes))),)
+        return (_rows_of_heads(target, np.argsort(order(target, sizes))),)
 
     return Transform(apply, undo)
 
@@ -160,7 +160,7 @@ def as_a_copy() -> Transform:
     )
 
 
-def rows_of_heads(source: Tensor, order: Array) -> Tensor:
+def _rows_of_heads(source: Tensor, order: Array) -> Tensor:
     """``source`` with the rows of each group of ``len(order)`` in that order, read by whole groups."""
     return replace(source, read=partial(_read_heads, source, order), granule=len(order))
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from ..converters.results import Scope
 from ..core.cores import available_cores
-from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of
 from ..reference.model import Reading
 from ..verify.comparison import How, Subject, proof_windows
 from ..verify.logits import TOGETHER
 from .importance import count_activations, named_texts
+from .results import Run
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,16 @@ def calibrate(
     subject: Subject,
     texts: Sequence[Path],
     *,
-    scope: Literal["off", "quick", "full"],
-    proof_texts: Sequence[str] | None = None,
-    proof_tokens: int | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
-    announce: Callable[[str], None] = lambda text: None,
+    scope: Scope,
+    run: Run,
 ) -> Calibration:
-    """Learn from UTF-8 files; ``scope`` and the next two say what the proof to come will read.
+    """Learn from UTF-8 files; ``scope`` and ``run`` say what the proof to come will read.
 
     Raises InputError for texts that cannot be read or are too short.
     """
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
+    how = How(threads=run.threads or available_cores(), progress=run.progress, announce=run.announce)
     named = named_texts(texts)
-    windows = proof_windows(subject, scope, proof_texts, proof_tokens)
+    windows = proof_windows(subject, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
     activations, reading = count_activations(subject, named, windows, how)

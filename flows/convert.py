@@ -149,16 +149,8 @@ def _calibrate(expected: Subject | None, options: Options, run: Run) -> Calibrat
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
     if expected is None or not options.calibrate:
         return None
-    return calibrate(
-        expected,
-        [Path(path) for path in options.calibrate],
-        scope=options.verify,
-        proof_texts=run.proof_texts,
-        proof_tokens=run.proof_tokens,
-        threads=run.threads,
-        progress=run.progress,
-        announce=run.announce,
-    )
+    texts = [Path(path) for path in options.calibrate]
+    return calibrate(expected, texts, scope=options.verify, run=run)
 
 
 def with_vocab(
@@ -234,13 +226,9 @@ def _prove(
         [output.path for output in outputs],
         parity,
         scope=options.verify,
+        run=run,
         importance=importance,
         calibration=calibration,
-        proof_texts=run.proof_texts,
-        proof_tokens=run.proof_tokens,
-        threads=run.threads,
-        progress=run.progress,
-        announce=run.announce,
     )
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest())

@@ -28,7 +28,7 @@ from ..reference.model import Floats, Reading, Reference
 from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
 from ..verify.comparison import How, Subject, text_windows
-from ..verify.cost import estimated_seconds
+from ..verify.cost import estimated_time
 from ..verify.texts import read_text
 from ..vocab.settle import settle_vocab
 from ..vocab.sources import read_source
@@ -154,8 +154,7 @@ def _activations(
 
 def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
     tokens = sum(window.tokens for window in windows)
-    seconds = estimated_seconds(subject.model, windows, 0)
-    about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    about = estimated_time(subject.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
     few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""

@@ -6,7 +6,6 @@ several candidates goes in; of the weights only names and shapes are looked at.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from typing import Any
 
 from ..converters.families import family_for
 from ..converters.family import Companion
-from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.results import Options
@@ -214,16 +213,13 @@ def _planned_type(
         used = importance_to_be(model.tensors)  # if that is not what was wanting, it is refused again
         choice = choose_formats(model, target.policy, used)
     _, (planned,) = plan_files(model, [target], companions, used)
-    weights: dict[str, int] = {}
-    for info, format in zip(planned.tensors, planned.formats, strict=True):
-        weights[format.name] = weights.get(format.name, 0) + math.prod(info.shape)
     return PlannedType(
         type=target.type,
         path=planned.paths[0],
         parts=len(planned.paths),
         bytes=_file_bytes(planned, vocabulary),
         bits_per_weight=8 * planned.data_bytes / max(1, parameters(model)),
-        formats=tuple(weights.items()),
+        formats=tuple(planned.weights.items()),
         fallbacks=tuple((name, wanted.name, given.name) for name, wanted, given in choice.fallbacks),
         fallback_weights=sum(model.tensor(name).elements for name, _, _ in choice.fallbacks),
         needs_imatrix=used is not importance,
@@ -243,8 +239,7 @@ def _file_bytes(planned: FilePlan, vocabulary: Sequence[bytes] = ()) -> int:
 
 def _beside(companion: Companion, folder: Path, checkpoint: Checkpoint) -> PlannedBeside:
     path = companion.place(folder, checkpoint_name(checkpoint))
-    planned = plan_file(path, companion.model, [F32] * len(companion.model.tensors), {})
-    return PlannedBeside(path, _file_bytes(planned))
+    return PlannedBeside(path, _file_bytes(plan_companion(path, companion.model)))
 
 
 def _free(folder: Path) -> int:

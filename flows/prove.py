@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from ..core.cores import available_cores
-from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
@@ -19,6 +18,7 @@ from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.parity import Parity
 from .calibrate import Calibration
+from .results import Run
 
 
 def prove_new_files(
@@ -27,27 +27,25 @@ def prove_new_files(
     parity: Parity,
     *,
     scope: Literal["quick", "full"],
+    run: Run,
     importance: Importance | None = None,
     calibration: Calibration | None = None,
-    proof_texts: Sequence[str] | None = None,
-    proof_tokens: int | None = None,
-    threads: int | None = None,
-    progress: Progress = silent,
-    announce: Callable[[str], None] = lambda text: None,
 ) -> tuple[Proof, ...]:
     """Hold files just made against their checkpoint; ``expected`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
-    were quantized with; ``calibration`` may have read the windows already. ``proof_texts`` are read instead
-    of the built-in ones, at most ``proof_tokens`` of each. Raises KconvError where reading the checkpoint
-    fails.
+    were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
+    the checkpoint fails.
     """
     how = How(
-        threads=threads or available_cores(), progress=progress, announce=announce, gelu_share=scope == "full"
+        threads=run.threads or available_cores(),
+        progress=run.progress,
+        announce=run.announce,
+        gelu_share=scope == "full",
     )
-    windows = proof_windows(expected, scope, proof_texts, proof_tokens)
-    announce(cost(expected, windows, len(files)))
+    windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
+    run.announce(cost(expected, windows, len(files)))
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
@@ -58,5 +56,6 @@ def prove_new_files(
     for path in files:
         with open_gguf(path) as file:
             artifact = NewGgufArtifact(file, parity=parity, scope=scope, importance=importance)
-            proofs.append(prove(expected, artifact, windows, how, texts=proof_texts, scope=scope, read=read))
+            proof = prove(expected, artifact, windows, how, texts=run.proof_texts, scope=scope, read=read)
+            proofs.append(proof)
     return tuple(proofs)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.gguf_writer import write_files
 from ..converters.manifest import SourceFile, SourceHashes, manifest_text
 from ..converters.mapping import parameters
@@ -17,7 +17,6 @@ from ..core.files import atomic_files
 from ..core.gguf_file import read_header
 from ..core.model import Model
 from ..core.reading import file_sha256
-from ..quant.formats import F32
 from ..quant.importance import Importance
 from .results import Run
 
@@ -78,7 +77,7 @@ def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
     if temporary is None:
         size = read_header(target.path).size
     else:
-        plan = plan_file(target.path, model, [F32] * len(model.tensors), {})
+        plan = plan_companion(target.path, model)
         size = write_files(model.tensors, [plan], [temporary]).sizes[0]
     digest = file_sha256(temporary or target.path)
     keys = target.companion.keys

@@ -22,7 +22,7 @@ from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
 from ..reference.model import Reading, Reference
 from ..vocab.tokenizer import Source
-from .cost import estimated_seconds
+from .cost import estimated_time
 from .front_end import tokens_a_position
 from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
@@ -148,8 +148,7 @@ def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int
     """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
     weights = parameters(subject.model)
-    seconds = estimated_seconds(subject.model, windows, files, passes=passes)
-    about = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    about = estimated_time(subject.model, windows, files, passes=passes)
     through = "the file" if files == 1 else f"{files} files"
     return (
         f"proof: {tokens:,} tokens through {weights:,} weights in fp32 and through {through}, about {about}"

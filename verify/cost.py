@@ -26,6 +26,12 @@ def estimated_seconds(model: Model, windows: Sequence[Window], files: int, *, pa
     return _STARTING + passes * (total / _WIDENED + pass_) + files * (1.0 + pass_)
 
 
+def estimated_time(model: Model, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
+    """The same in words."""
+    seconds = estimated_seconds(model, windows, files, passes=passes)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
 @functools.cache
 def _multiplying_speed() -> float:
     """Floating-point operations a second in matrix products, the best of a few: others may be busy, too.

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue
 from ..activations import SILU
@@ -21,31 +20,25 @@ from ..decoder_facts import (
     Defaults,
     decoder_keys,
     decoder_notes,
-    head_flags,
     read_decoder,
     refuse_activations_onnx_lacks,
     refuse_other_activations,
 )
 from ..family import Family, InTransformers
-from ..onnx.blocks import gated_feed_forward, head_norm, linear, rms_norm
+from ..onnx.blocks import gated_feed_forward, linear, rms_norm
 from ..onnx.causal import Heads, attention, begin, end, with_window
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
 from ..rope import refuse_partial_rotation
 from ..settings import Settings
-from .qwen3 import EMBEDDING, END, FEED_FORWARD, OWN_HEAD, TABLE, layer_row
+from .qwen3 import EMBEDDING, END, FEED_FORWARD, HEADS, OWN_HEAD, TABLE, flags, layer_row, normed_heads
 
 _LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _WINDOWED_LAYERS, _PERIOD = 64, 4  # exaone4.cpp, load_arch_hparams
 
 ROWS = (
     TABLE,
-    layer_row("attn_q", "self_attn.q_proj", "heads * head_dim", "hidden"),
-    layer_row("attn_k", "self_attn.k_proj", "kv_heads * head_dim", "hidden"),
-    layer_row("attn_v", "self_attn.v_proj", "kv_heads * head_dim", "hidden"),
-    layer_row("attn_output", "self_attn.o_proj", "hidden", "heads * head_dim"),
-    layer_row("attn_q_norm", "self_attn.q_norm", "head_dim"),
-    layer_row("attn_k_norm", "self_attn.k_norm", "head_dim"),
+    *HEADS,
     layer_row("post_attention_norm", "post_attention_layernorm", "hidden"),
     *FEED_FORWARD,
     layer_row("post_ffw_norm", "post_feedforward_layernorm", "hidden"),
@@ -93,10 +86,6 @@ def _local(settings: Settings, layers: int, *, windowed: bool) -> tuple[bool, ..
     return tuple((i + 1) % period != 0 for i in range(layers))
 
 
-def _flags(facts: Exaone4Facts, checkpoint: Checkpoint) -> frozenset[str]:
-    return head_flags(facts, checkpoint, EMBEDDING, OWN_HEAD)
-
-
 def _keys(facts: Exaone4Facts) -> dict[str, MetadataValue]:
     keys: dict[str, MetadataValue] = decoder_keys(facts)
     if facts.window is not None:
@@ -137,10 +126,7 @@ def _describe(graph: Graph, request: GraphRequest[Exaone4Facts]) -> None:
     near = everywhere if facts.window is None else with_window(graph, everywhere, facts.window)
     for layer, local in enumerate(facts.local):
         place = f"model.layers.{layer}"
-        given = {each: linear(graph, rows, f"{place}.self_attn.{each}_proj") for each in "qkv"}
-        for each in "qk":
-            norm = f"{place}.self_attn.{each}_norm"
-            given[each] = head_norm(graph, given[each], norm, facts.head_dim, facts.epsilon)
+        given = normed_heads(graph, rows, place, facts)
         turning = heads if local or facts.window is None else replace(heads, rotary=0)
         found = attention(graph, layer, near if local else everywhere, turning, given)
         found = linear(graph, found, f"{place}.self_attn.o_proj")
@@ -162,7 +148,7 @@ EXAONE4 = Family(
     hf_classes=("Exaone4ForCausalLM",),
     arch="exaone4",
     facts=_facts,
-    flags=_flags,
+    flags=flags,
     keys=_keys,
     rows=ROWS,
     limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": refuse_activations_onnx_lacks},

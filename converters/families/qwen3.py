@@ -40,14 +40,17 @@ def layer_row(target: str, source: str, *shape: str) -> Row:
     return Row(f"blk.{{i}}.{target}.weight", (f"model.layers.{{i}}.{source}.weight",), shape)
 
 
-ATTENTION = (
-    layer_row("attn_norm", "input_layernorm", "hidden"),
+HEADS = (
     layer_row("attn_q", "self_attn.q_proj", "heads * head_dim", "hidden"),
     layer_row("attn_k", "self_attn.k_proj", *_KEY),
     layer_row("attn_v", "self_attn.v_proj", *_KEY),
     layer_row("attn_output", "self_attn.o_proj", "hidden", "heads * head_dim"),
     layer_row("attn_q_norm", "self_attn.q_norm", "head_dim"),
     layer_row("attn_k_norm", "self_attn.k_norm", "head_dim"),
+)
+ATTENTION = (
+    layer_row("attn_norm", "input_layernorm", "hidden"),
+    *HEADS,
     layer_row("ffn_norm", "post_attention_layernorm", "hidden"),
 )
 FEED_FORWARD = (
@@ -93,7 +96,7 @@ def refuse_attention_bias(settings: Settings) -> None:
         )
 
 
-def refuse_window(facts: Qwen3Facts) -> None:
+def _refuse_window(facts: Qwen3Facts) -> None:
     """Raise UnsupportedModel where layers see a part of the text only, which the graphs do not compute."""
     if facts.window is not None:
         raise UnsupportedModel(
@@ -105,19 +108,28 @@ def refuse_window(facts: Qwen3Facts) -> None:
 
 def limits_of_llama_cpp(facts: Qwen3Facts) -> None:
     """Raises UnsupportedModel for what the graphs qwen3 and qwen3moe do not compute."""
-    refuse_window(facts)
+    _refuse_window(facts)
     refuse_other_activations(facts, SILU, "qwen3 graphs compute silu only")
     refuse_divided_frequencies(facts, "qwen3")
 
 
 def _limits_of_onnx(facts: Qwen3Facts) -> None:
-    refuse_window(facts)
+    _refuse_window(facts)
     refuse_activations_onnx_lacks(facts)
 
 
-def flags(facts: Qwen3Facts, checkpoint: Checkpoint) -> frozenset[str]:
+def flags(facts: DecoderFacts, checkpoint: Checkpoint) -> frozenset[str]:
     """Whether the head is its own."""
     return head_flags(facts, checkpoint, EMBEDDING, OWN_HEAD)
+
+
+def normed_heads(graph: Graph, rows: str, place: str, facts: DecoderFacts) -> dict[str, str]:
+    """Query, key and value of a layer at ``place``, the first two normed head by head."""
+    given = {each: linear(graph, rows, f"{place}.self_attn.{each}_proj") for each in "qkv"}
+    for each in "qk":
+        norm = f"{place}.self_attn.{each}_norm"
+        given[each] = head_norm(graph, given[each], norm, facts.head_dim, facts.epsilon)
+    return given
 
 
 def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
@@ -127,11 +139,7 @@ def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
     for layer in range(facts.layers):
         place = f"model.layers.{layer}"
         inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
-        given = {each: linear(graph, inner, f"{place}.self_attn.{each}_proj") for each in "qkv"}
-        for each in "qk":
-            norm = f"{place}.self_attn.{each}_norm"
-            given[each] = head_norm(graph, given[each], norm, facts.head_dim, facts.epsilon)
-        found = attention(graph, layer, positions, heads, given)
+        found = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
         rows = graph.op("Add", rows, linear(graph, found, f"{place}.self_attn.o_proj"))
         inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
         rows = graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))

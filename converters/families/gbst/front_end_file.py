@@ -20,7 +20,7 @@ from ....core.input_files import quoted
 from ....core.model import Model
 from ....quant.formats import F32
 from ...front_end import FINGERPRINT_KEY, FrontEndFile
-from ...gguf_plan import FilePlan, plan_file
+from ...gguf_plan import plan_companion
 from ...gguf_writer import write_files
 from .front_end import Floats, FrontEnd, embed, front_end
 from .settings import LARGEST_PERIOD, MOST_BLOCKS, GbstSettings
@@ -43,18 +43,13 @@ def front_end_path(folder: Path, name: str) -> Path:
     return folder / f"gbst-{name}.gguf"
 
 
-def plan_front_end(path: Path, model: Model) -> FilePlan:
-    """The plan of a model made by ``front_end_model``: everything in f32."""
-    return plan_file(path, model, [F32] * len(model.tensors), {})
-
-
 def write_front_end(path: Path, model: Model, *, force: bool = False) -> int:
     """Write a front end alone and return the file's size; a conversion writes it along with its bodies.
 
     Raises OutputExists, NonFiniteError and EnvironmentProblem.
     """
     with atomic_file(path, force=force) as temporary:
-        return write_files(model.tensors, [plan_front_end(path, model)], [temporary]).sizes[0]
+        return write_files(model.tensors, [plan_companion(path, model)], [temporary]).sizes[0]
 
 
 def read_front_end(path: Path) -> GbstFile:

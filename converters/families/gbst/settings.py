@@ -83,7 +83,7 @@ def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettin
     it. Raises CheckpointError for what is missing or contradicts the tensors (naming both), UnsupportedModel
     for blocks that do not begin at the start of the text.
     """
-    blocks = read_blocks(config)
+    blocks = _read_blocks(config)
     factor = config.integer("downsample_factor")
     if factor > max(blocks):
         raise config.refuse("downsample_factor", factor, f"at most the largest block, {max(blocks)}")
@@ -97,14 +97,14 @@ def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettin
         config.integer("d_model"),
         config.integer("vocab_size"),
     )
-    check_period(settings, config.where)
+    _check_period(settings, config.where)
     _check_kernel(settings, config, tensors)
     for name, shape in settings.shapes().items():
         _check_shape(settings, config, name, shape, held_tensor(tensors, name))
     return settings
 
 
-def read_blocks(config: Settings) -> tuple[int, ...]:
+def _read_blocks(config: Settings) -> tuple[int, ...]:
     """Block sizes from ``subword_blocks`` ([size, offset] pairs or sizes) or ``max_subword_block_size``."""
     listed = config.values.get("subword_blocks")
     if "max_subword_block_size" in config:
@@ -136,7 +136,7 @@ def read_blocks(config: Settings) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def check_period(settings: GbstSettings, where: str) -> None:
+def _check_period(settings: GbstSettings, where: str) -> None:
     """Refuse blocks that meet again only after so many positions that no memory would do."""
     if settings.period > LARGEST_PERIOD:
         raise CheckpointError(

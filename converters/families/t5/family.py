@@ -21,10 +21,10 @@ from ...family import Family, InTransformers, Row, Sizes, Transform
 from ...transforms import same_weights
 from .facts import T5Facts, limits_of_llama_cpp, limits_of_onnx, read_facts
 from .graphs import t5_graphs
-from .shape import EMBEDDINGS, HEAD, embedding_name
+from .shape import EMBEDDINGS, HEAD, OWN_HEAD, SCALED_HEAD, embedding_name
 
 _GATED, _UNGATED = "gated", "ungated"
-_OWN_HEAD, _SCALED_HEAD, _SCALED = "own head", "own head, scaled", "scaled "
+_SCALED = "scaled "
 
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
 _SANE_CONTEXT = 1 << 17  # transformers writes 10^30 for "no limit"
@@ -101,8 +101,8 @@ def _head() -> tuple[Row, ...]:
     """``output.weight`` of a head of its own, or of the embedding where logits are scaled, else none."""
     shape, own, copy = ("rows", "hidden"), _scaled(copy=False), _scaled(copy=True)
     return (
-        Row("output.weight", (HEAD,), shape, when=_OWN_HEAD),
-        Row("output.weight", (HEAD,), shape, own, when=_SCALED_HEAD),
+        Row("output.weight", (HEAD,), shape, when=OWN_HEAD),
+        Row("output.weight", (HEAD,), shape, own, when=SCALED_HEAD),
         *(
             Row("output.weight", (name,), shape, copy, when=_SCALED + name, back_to=(HEAD,))
             for name in EMBEDDINGS
@@ -110,7 +110,7 @@ def _head() -> tuple[Row, ...]:
     )
 
 
-BODY = (
+_BODY = (
     _bias("encoder"),
     *_attention("encoder", "0", "0.SelfAttention"),
     *_feed_forward("encoder", 1),
@@ -125,7 +125,7 @@ BODY = (
 
 ROWS = (
     *(Row("token_embd.weight", (name,), ("rows", "hidden"), when=name) for name in EMBEDDINGS),
-    *BODY,
+    *_BODY,
     *_head(),
 )
 
@@ -133,10 +133,10 @@ ROWS = (
 def _flags(facts: T5Facts, checkpoint: Checkpoint) -> frozenset[str]:
     embedding = embedding_name(checkpoint)
     kind = _GATED if facts.gated else _UNGATED
-    return frozenset({embedding, kind, *head_flags(facts, checkpoint, embedding)})
+    return frozenset({embedding, kind, *_head_flags(facts, checkpoint, embedding)})
 
 
-def head_flags(facts: T5Facts, checkpoint: Checkpoint, embedding: str) -> frozenset[str]:
+def _head_flags(facts: T5Facts, checkpoint: Checkpoint, embedding: str) -> frozenset[str]:
     """How ``output.weight`` is made: from a head of its own or from the embedding, scaled or not.
 
     A head is its own if its weights are: flags of configurations saved by transformers 5 say nothing of that.
@@ -145,10 +145,10 @@ def head_flags(facts: T5Facts, checkpoint: Checkpoint, embedding: str) -> frozen
     """
     head, shared = checkpoint.tensors.get(HEAD), checkpoint.tensors.get(embedding)
     if head is None and not facts.tied:
-        return frozenset({_OWN_HEAD})  # transformers 5 never writes false: the head has been lost
+        return frozenset({OWN_HEAD})  # transformers 5 never writes false: the head has been lost
     own = head is not None and (shared is None or not same_weights(head, shared))
     if own:
-        return frozenset({_SCALED_HEAD if facts.scaled else _OWN_HEAD})
+        return frozenset({SCALED_HEAD if facts.scaled else OWN_HEAD})
     return frozenset({_SCALED + embedding} if facts.scaled else ())
 
 
@@ -189,7 +189,7 @@ def _notes(facts: T5Facts, flags: frozenset[str]) -> Sequence[Note]:
     if not facts.start_named:
         message = f"config.json names no decoder_start_token_id; {facts.start}, the padding, is written"
         notes.append(Note("decoder-start", message, warning=True))
-    if _SCALED_HEAD in flags:
+    if SCALED_HEAD in flags:
         message = (
             "config.json says that the head is the embedding, but lm_head.weight differs from it: kept as "
             "its own, scaled by d_model^-0.5 as transformers 5 does with such a configuration"

@@ -21,7 +21,7 @@ from ...onnx.request import GraphRequest
 from . import cache as caches
 from .cache import Cache, by_head
 from .facts import T5Facts
-from .shape import BATCH, SOURCE, TARGET, EncoderFront, T5Shape, read_shape
+from .shape import BATCH, SOURCE, TARGET, EncoderFront, T5Shape, shape_of
 
 ENCODER, MERGED = "encoder_model.onnx", "decoder_model_merged.onnx"
 DECODER, DECODER_WITH_PAST = "decoder_model.onnx", "decoder_with_past_model.onnx"
@@ -36,10 +36,9 @@ _CACHES: Mapping[str, Callable[[Graph, T5Shape], Cache]] = {
 def t5_graphs(request: GraphRequest[T5Facts], front: EncoderFront | None = None) -> dict[str, Graph]:
     """The graphs by their files' names; ``front`` stands before the encoder.
 
-    The decoder is two graphs, without and with a cache, or merged into one. Raises CheckpointError where
-    copies of the embedding differ.
+    The decoder is two graphs, without and with a cache, or merged into one.
     """
-    shape = read_shape(request.facts, request.checkpoint, front)
+    shape = shape_of(request.facts, request.flags, front)
     graphs = {ENCODER: request.graph(ENCODER.partition(".")[0])}
     _encoder(graphs[ENCODER], shape)
     for file in (MERGED,) if request.merged else (DECODER, DECODER_WITH_PAST):

@@ -15,6 +15,8 @@ from .facts import T5Facts
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 HEAD = "lm_head.weight"
 
+OWN_HEAD, SCALED_HEAD = "own head", "own head, scaled"  # flags
+
 # Lengths as optimum calls them. With buffers bound beforehand, as on CUDA, it computes the length of a result
 # from its name, word by word (optimum/onnxruntime/base.py).
 BATCH, SOURCE = "batch_size", "encoder_sequence_length"
@@ -60,12 +62,11 @@ class T5Shape:
         return SOURCE if factor == 1 else f"( {SOURCE} + {factor - 1} ) // {factor}"
 
 
-def read_shape(facts: T5Facts, checkpoint: Checkpoint, front: EncoderFront | None = None) -> T5Shape:
-    """What the tensors say besides. Raises CheckpointError where copies of the embedding differ."""
-    held = checkpoint.tensors
-    there = front is None or any(name in held for name in EMBEDDINGS)
-    embedding = embedding_name(checkpoint) if there or front is None else front.embedding
-    own = HEAD in held and not same_weights(held[HEAD], held[embedding])
+def shape_of(facts: T5Facts, flags: frozenset[str], front: EncoderFront | None = None) -> T5Shape:
+    """The shape by the family's flags, which name the embedding and say whether the head is its own."""
+    names = EMBEDDINGS if front is None else (*EMBEDDINGS, front.embedding)
+    embedding = next(name for name in names if name in flags)
+    own = not flags.isdisjoint((OWN_HEAD, SCALED_HEAD))
     return T5Shape(facts, embedding, HEAD if own else embedding, front)
 
 
