@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import EnvironmentProblem, UsageError
-from .console import emit_json, plural, printable, say, size_text, table
+from .console import emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
+from .progress import in_words
 
 if TYPE_CHECKING:
     from ..core.leftovers import Leftover
@@ -100,24 +101,6 @@ def _agreed(left: Sequence[Leftover]) -> bool:
         say(f"{in_words(left)} of runs that were killed; --yes removes them")
         return False
     return click.confirm(f"Remove {printable(in_words(left))}?")
-
-
-def tell_removals() -> None:
-    """From now on, say so when what a killed run has left is removed by the next."""
-    from ..core import leftovers
-
-    leftovers.on_removal = _tell_removal
-
-
-def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    from .progress import announce
-
-    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
-
-
-def in_words(leftovers: Sequence[Leftover]) -> str:
-    """``3 unfinished files (1.20 GiB)``."""
-    return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
 
 
 def _told(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:

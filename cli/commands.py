@@ -95,11 +95,11 @@ permission), 70 a bug in kconv, 130 interrupted.
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Turn Korean language-model checkpoints into GGUF files, and prove that they say the same."""
+    """Turn Korean language-model checkpoints into GGUF and ONNX files, and prove that they say the same."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
-    from .clean import tell_removals
+    from .progress import tell_removals
     from .shortage import check_address_space
 
     check_address_space()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -161,6 +162,11 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def verify_command(artifact: Path, checkpoint: Path) -> str:
+    """What to type to prove one against the other."""
+    return shlex.join(["kconv", "verify", str(artifact), "--against", str(checkpoint)])
 
 
 _UNPROVEN = {"failed": "the proof failed", "not decided": "the proof could not be finished"}

@@ -235,7 +235,7 @@ def classes(config: Mapping[str, Any]) -> str:
 
 
 def _support(config: Mapping[str, Any]) -> str | None:
-    """The recipe a conversion would take, None if there is none."""
+    """The title of the family a conversion would take, None if there is none."""
     from ..converters.families import family_for
 
     try:

@@ -27,11 +27,10 @@ def describe_onnx(folder: Path) -> Description:
     """An ONNX folder, from its graphs, config.json and tokenizer. Raises what ``open_onnx`` raises."""
     from ..converters.card import general_metadata
     from ..converters.targets import manifest_path
-    from ..core.checkpoint import Checkpoint
     from ..runtimes.onnx_folder import open_onnx
 
     opened = open_onnx(folder, runs=False)
-    files = Checkpoint(folder, opened.config, {}, ())
+    files = opened.without_weights
     general, manifest = general_metadata(files), manifest_of(folder)
     tensors = _tensors(opened.models)
     source = {} if manifest is None else manifest["source"]

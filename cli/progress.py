@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..core import progress as core_progress
 from ..core.progress import Progress
-from .console import say, seconds_text, size_text
+from .console import plural, say, seconds_text, size_text, verify_command
 from .errors import heed_interrupt
 from .shortage import last_words, shortage
+
+if TYPE_CHECKING:
+    from ..core.leftovers import Leftover
 
 _PATIENCE = 2.0  # seconds before anything is shown
 _NAMED = 5  # files in one line
@@ -64,7 +67,7 @@ def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequenc
     def tell(*, short: bool = True) -> None:
         if made:
             names = ", ".join(str(path) for path in made[:_NAMED]) + (" …" if len(made) > _NAMED else "")
-            verify = shlex.join(["kconv", "verify", str(made[0]), "--against", str(checkpoint)])
+            verify = verify_command(made[0], checkpoint)
             announce(f"{what} converted and whole, but not proven: {names}\nto prove: {verify}")
             if short:
                 announce("the proof takes more than the conversion; --no-verify leaves it out")
@@ -89,6 +92,20 @@ def announce(text: str) -> None:
 
         with tqdm.external_write_mode(file=sys.stderr):
             say(f"kconv: {text}", err=True)
+
+
+def tell_removals() -> None:
+    """From now on, say so when what a killed run has left is removed by the next."""
+    core_progress.on_removal = _tell_removal
+
+
+def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
+    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
+
+
+def in_words(leftovers: Sequence[Leftover]) -> str:
+    """``3 unfinished files (1.20 GiB)``."""
+    return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
 
 
 def _bars() -> tuple[Progress, Callable[[], None]]:

@@ -13,7 +13,7 @@ import click
 
 from ..report.published import published
 from ..report.text import number, percent
-from ..report.words import figure_rows, gate_value, gelu_words, part_line
+from ..report.words import figure_rows, gate_name, gate_value, gelu_words, part_line
 from ..verify.measurements import Guess, WorstToken
 from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
 from .console import count_text, plural, printable, seconds_text, table, width
@@ -63,14 +63,13 @@ def _logits(part: LogitsPart) -> str:
         return part.findings[0].message if part.findings else part_line(part)
     measured = f"mean KL {_number(figures.kl_mean)}"
     if gate is not None:
-        name = "NMSE" if gate.measure == "nmse" else "mean KL"
         value, gelu = _number(gate_value(figures, gate)), _plain(gelu_words(figures))
         more = "".join(
             f"; {way} {_number(gate_value(figures, gate))}"
             for way, figures in (("token by token", part.stepwise), ("padded", part.padded))
             if figures is not None
         )
-        measured = f"{name} {value} (gate {gate.warns:g}{gelu}{more})"
+        measured = f"{gate_name(gate)} {value} (gate {gate.warns:g}{gelu}{more})"
     return (
         f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
         f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"

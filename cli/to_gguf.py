@@ -26,6 +26,7 @@ from .console import (
     size_text,
     table,
     tell_parts,
+    verify_command,
 )
 from .conversion_options import conversion_options, types_option
 from .options import (
@@ -145,9 +146,9 @@ def command(
         emit_json({**conversion.to_json(), **made})
     else:
         _tell(conversion, seconds)
-        if conversion.verdict not in ("failed", "not decided"):
-            say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
+    if not as_json:
+        say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
@@ -188,7 +189,7 @@ def _tell(conversion: Conversion, seconds: float) -> None:
 
 def _story(proof: Proof, checkpoint: Path) -> str:
     """Why a file is not proven, and how to learn more."""
-    command = shlex.join(["kconv", "verify", str(proof.artifact), "--against", str(checkpoint)])
+    command = verify_command(proof.artifact, checkpoint)
     then = f"its manifest says that it failed; the whole story: {command} --report proof.html"
     if proof.verdict == "not decided":
         then = f"whole, and its manifest says that nothing is decided; to prove it: {command}"

@@ -20,6 +20,7 @@ from .console import (
     seconds_text,
     size_text,
     table,
+    verify_command,
 )
 from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
@@ -146,10 +147,10 @@ def command(
         _tell(conversion, seconds)
     if conversion.proof is not None:
         proof = conversion.proof
-        words = ["kconv", "verify", str(conversion.path), "--against", str(checkpoint)]
-        story = f"the whole story: {shlex.join(words)} --report proof.html"
+        command = verify_command(conversion.path, checkpoint)
+        story = f"the whole story: {command} --report proof.html"
         if proof.verdict == "not decided":
-            story = f"the folder is whole; to prove it: {shlex.join(words)}"
+            story = f"the folder is whole; to prove it: {command}"
         end_unproven([(proof.verdict, f"{conversion.path}: {proof.cause}\n  {story}")])
     if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')

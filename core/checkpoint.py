@@ -19,7 +19,7 @@ class Checkpoint:
     """A Hugging Face folder: its configuration, and its tensors by name, none of them read.
 
     ``weight_files`` are the files tensors lie in, in order. ``dropped`` names tensors of types that are
-    never weights (bool masks, integer buffers, scalars), with their type; recipes may still insist on them.
+    never weights (bool masks, integer buffers, scalars), with their type; families may still insist on them.
     ``aliases`` names tensors that are the very bytes of an earlier one (tied weights in a PyTorch file);
     they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``beside`` the other files
     that matter, each with what it was when the folder was opened (core/side_files.py).

@@ -22,7 +22,7 @@ import signal
 import sys
 import threading
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 OWN_MEMORY_LIMIT = b"kconv: the limit of memory is kconv's own"
@@ -35,6 +35,9 @@ BUG = 70
 PATH_VARIABLE = "KCONV_CHILD_PATH"
 _RESERVED = 1 << 30  # addresses threads reserve and never fill
 
+_LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
+
+_kept: list[Any] = []  # callbacks, to which llama.cpp keeps pointers
 _out = 1
 _incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 _held = bytearray()
@@ -84,8 +87,7 @@ def limit_memory(size: int) -> bool:
     try:
         import resource
 
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+        used = _used()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         again = _memory_found is not None
         found = _memory_found if _memory_found is not None else soft
@@ -99,12 +101,24 @@ def limit_memory(size: int) -> bool:
     return own
 
 
+def _used() -> int:
+    """Bytes of addresses this process has. Needs Linux."""
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        return int(statm.read().split()[0]) * resource.getpagesize()
+
+
+def _meminfo() -> dict[str, int]:
+    """What Linux says of the machine's memory, in bytes."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        lines = [line.partition(":") for line in meminfo]
+    return {name: 1024 * int(rest.split()[0]) for name, _, rest in lines}
+
+
 def _memory_of_the_machine() -> int:
     """Bytes it may give out, swap and all; where it promises no more than it has, those not promised yet."""
-    with open("/proc/meminfo", encoding="ascii") as meminfo:
-        found = {
-            name: 1024 * int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in meminfo)
-        }
+    found = _meminfo()
     with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as policy:
         if policy.read().strip() == "2":
             return found["CommitLimit"] - found["Committed_AS"]
@@ -120,16 +134,13 @@ def limit_to_free_memory() -> None:
     try:
         import resource
 
-        with open("/proc/meminfo", encoding="ascii") as meminfo:
-            lines = [line.split() for line in meminfo]
-        free = sum(int(line[1]) << 10 for line in lines if line[0] in ("MemAvailable:", "SwapFree:"))
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            used = int(statm.read().split()[0]) * resource.getpagesize()
+        found = _meminfo()
+        free = found.get("MemAvailable", 0) + found.get("SwapFree", 0)
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = used + free + _RESERVED
+        most = _used() + free + _RESERVED
         if free and (soft == resource.RLIM_INFINITY or most < soft):
             resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    except (ImportError, OSError, ValueError):  # not Linux
+    except (ImportError, OSError, ValueError, LookupError):  # not Linux
         return
 
 
@@ -145,6 +156,24 @@ def llama_cpp() -> Any:
     package.__path__ = list(spec.submodule_search_locations)
     sys.modules["llama_cpp"] = package
     return importlib.import_module("llama_cpp.llama_cpp")
+
+
+def log_errors(library: Any, also: Callable[[bytes], None] | None = None) -> None:
+    """Of llama.cpp's log only errors reach standard error; ``also`` is given all of it."""
+    import ctypes
+
+    last = 0
+
+    def on_log(level: int, text: bytes, _: Any) -> None:
+        nonlocal last
+        last = last if level == _LOG_CONTINUED else level
+        if also is not None:
+            also(text)
+        if last == _LOG_ERROR:
+            os.write(2, text)
+
+    _kept.append(library.llama_log_callback(on_log))
+    library.llama_log_set(_kept[-1], ctypes.c_void_p(0))
 
 
 def _read_requests() -> None:

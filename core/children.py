@@ -20,11 +20,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
 from typing import IO, Any, Literal, TypeVar
 
 from . import child as protocol
-from .errors import ChildDied, EnvironmentProblem
+from .errors import MORE_MEMORY, ChildDied, no_temporary_folder
 
 PATIENCE = 600.0
 """Seconds of wall clock without a byte from a child after which it is given up: a child that does not move at
@@ -53,6 +52,7 @@ _NO_MEMORY = (
     "can't start new thread",
     "Thread creation failed",
 )
+_OWN = {"GGML_NO_BACKTRACE": "1"}  # else ggml attaches a debugger to an abort (ggml.c)
 _Result = TypeVar("_Result")
 
 
@@ -102,10 +102,7 @@ class Child:
         try:
             self._log: IO[bytes] = tempfile.TemporaryFile(prefix="kconv-log-")  # noqa: SIM115  (see close)
         except OSError as error:
-            raise EnvironmentProblem(
-                f"no folder for temporary files: {error.strerror or error}",
-                hint="free some space there, or name another folder in TMPDIR",
-            ) from error
+            raise no_temporary_folder(error) from error
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", protocol.__file__, module, *arguments],
@@ -113,7 +110,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 bufsize=0,
-                env={**(os.environ if environment is None else environment), **_paths()},
+                env={**(os.environ if environment is None else environment), **_OWN, **_paths()},
             )
         except (OSError, ValueError) as error:
             self._log.close()
@@ -126,9 +123,7 @@ class Child:
     def __enter__(self) -> Child:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -224,8 +219,7 @@ class Child:
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
         told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
-        hint = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
-        return self._died(f"ran out of memory: {told}", hint=hint)
+        return self._died(f"ran out of memory: {told}", hint=MORE_MEMORY)
 
     def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(

@@ -97,6 +97,14 @@ class EnvironmentProblem(KconvError):
     exit_code = 4
 
 
+def no_temporary_folder(error: OSError) -> EnvironmentProblem:
+    """What to raise where TMPDIR takes no file."""
+    return EnvironmentProblem(
+        f"no folder for temporary files: {error.strerror or error}",
+        hint="free some space there, or name another folder in TMPDIR",
+    )
+
+
 class ChildDied(EnvironmentProblem):
     """A process that kconv started was killed, crashed, gave no answer or could not start.
 

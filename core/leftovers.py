@@ -15,11 +15,12 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from . import progress
 from .claims import NAMES, is_of_this_machine, is_same, is_shortened
 
 OLD_AGE = 24 * 3600
@@ -46,24 +47,15 @@ class Leftover:
     state: State
 
 
-def ignore(folder: Path, removed: list[Leftover]) -> None:
-    """Tell nobody."""
-
-
-on_removal: Callable[[Path, list[Leftover]], None] = ignore
-"""Told of what ``sweep`` has removed; the command line sets it."""
-
-
-def find_leftovers(folder: Path, *, unlocked: bool = True) -> list[Leftover]:
+def find_leftovers(folder: Path) -> list[Leftover]:
     """Temporary files and folders of kconv's that lie in ``folder``, by name; not in folders below it.
 
-    Only those of this user's; without ``unlocked`` none of versions of kconv that held no locks.
-    Raises OSError where the folder cannot be listed.
+    Only those of this user's. Raises OSError where the folder cannot be listed.
     """
     found = []
-    for path in _candidates(folder, unlocked=unlocked):
-        with _taken(path) as (handle, state):
-            if handle is not None:
+    for path in _candidates(folder, unlocked=True):
+        with _taken(path) as state:
+            if state is not None:
                 found.append(Leftover(path, _size(path), state))
     return found
 
@@ -73,8 +65,8 @@ def remove(path: Path) -> Leftover | None:
 
     A folder that was about to be replaced gets its name back, if nothing has taken that meanwhile.
     """
-    with _taken(path) as (handle, state):
-        if handle is None or state != "left":
+    with _taken(path) as state:
+        if state != "left":
             return None
         known = Leftover(path, _size(path), state)
         match = NAMES.fullmatch(path.name)
@@ -103,7 +95,7 @@ def sweep(folder: Path) -> None:
                 if gone is not None:
                     removed.append(gone)
     if removed:
-        on_removal(folder, removed)
+        progress.on_removal(folder, removed)
 
 
 def take_back(folder: Path) -> None:
@@ -114,43 +106,35 @@ def take_back(folder: Path) -> None:
                 _take_back(group)
 
 
-def _groups(folder: Path) -> list[dict[str, list[Path]]]:
-    """Temporary files by their mark and whether they are ``partial`` or ``old``."""
-    groups: dict[str, dict[str, list[Path]]] = {}
+def _groups(folder: Path) -> list[dict[str, dict[Path, Path]]]:
+    """For each mark the temporary files, ``partial`` and ``old``, and the names they are to have."""
+    groups: dict[str, dict[str, dict[Path, Path]]] = {}
     for path in _candidates(folder, unlocked=False):
         match = NAMES.fullmatch(path.name)
         if match is not None and match["of"] is not None and not path.is_dir():
             if is_shortened(match["of"]):
                 continue
-            ends = groups.setdefault(match["mark"], {"partial": [], "old": []})
-            ends[match["end"]].append(path)
+            ends = groups.setdefault(match["mark"], {"partial": {}, "old": {}})
+            ends[match["end"]][path] = path.with_name(match["of"])
     return list(groups.values())
 
 
-def _take_back(group: dict[str, list[Path]]) -> None:
-    """The same for one group.
+def _take_back(group: dict[str, dict[Path, Path]]) -> None:
+    """Take back the names of one group, unless all its files have theirs.
 
     Of a file that has its name, its temporary name is still there, too, or else what it replaced.
     """
     with contextlib.ExitStack() as stack:
         for path in group["partial"]:
-            handle, state = stack.enter_context(_taken(path))
-            if handle is None or state != "left":
+            if stack.enter_context(_taken(path)) != "left":
                 return
-        named = {path: path.with_name(_final_name(path)) for path in (*group["partial"], *group["old"])}
-        ours = [path for path in group["partial"] if _is_one(path, named[path])]
+        ours = [final for path, final in group["partial"].items() if _is_one(path, final)]
         if len(ours) == len(group["partial"]):  # all have their names
             return
-        for path in ours:
-            named[path].unlink()
-        for path in group["old"]:
-            os.replace(path, named[path])
-
-
-def _final_name(path: Path) -> str:
-    match = NAMES.fullmatch(path.name)
-    assert match is not None
-    return match["of"]
+        for final in ours:
+            final.unlink()
+        for path, final in group["old"].items():
+            os.replace(path, final)
 
 
 def _is_one(path: Path, other: Path) -> bool:
@@ -171,17 +155,16 @@ def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _taken(path: Path) -> Iterator[tuple[int | None, State]]:
-    """Hold what lies there, if nobody else does; no handle where it is gone, no file or folder, not ours."""
+def _taken(path: Path) -> Iterator[State | None]:
+    """Hold what lies there, if nobody else does; None where it is gone, no file or folder, not ours."""
     try:
         # O_NONBLOCK: opening a named pipe would wait; a lock over NFS needs a file open for writing.
         handle = os.open(path, _flags(path) | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
-        yield None, "unknown"
+        yield None
         return
     try:
-        state = _state(handle, path)
-        yield (None, "unknown") if state is None else (handle, state)
+        yield _state(handle, path)
     finally:
         os.close(handle)
 

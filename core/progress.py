@@ -1,8 +1,13 @@
-"""How long work tells that it goes on."""
+"""How long work tells that it goes on, and what else it does meanwhile that its user may want to know."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .leftovers import Leftover
 
 Progress = Callable[[str, int, int], None]
 """Called as ``progress(stage, done, total)``, in bytes or items, from one thread at a time."""
@@ -10,3 +15,11 @@ Progress = Callable[[str, int, int], None]
 
 def silent(stage: str, done: int, total: int) -> None:
     """Report nothing."""
+
+
+def ignore(folder: Path, removed: list[Leftover]) -> None:
+    """Tell nobody."""
+
+
+on_removal: Callable[[Path, list[Leftover]], None] = ignore
+"""Told of what ``leftovers.sweep`` has removed; the command line sets it."""

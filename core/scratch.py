@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .claims import claimed_folder, new_mark
-from .errors import EnvironmentProblem
+from .errors import no_temporary_folder
 from .files import explained
 from .leftovers import sweep
 
@@ -27,10 +27,7 @@ def scratch_folder(kind: str, above: Path | None = None) -> Iterator[Path]:
                 sweep(folder.parent)
                 stack.enter_context(claimed_folder(folder))
             except OSError as error:
-                raise EnvironmentProblem(
-                    f"no folder for temporary files: {error.strerror or error}",
-                    hint="free some space there, or name another folder in TMPDIR",
-                ) from error
+                raise no_temporary_folder(error) from error
         else:
             folder = above / f".kconv-{kind}-{new_mark()}.partial"
             sweep(above)

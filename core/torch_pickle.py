@@ -1,10 +1,10 @@
 """The pickle inside a PyTorch weight file, read by an interpreter that cannot run code.
 
 A pickle is a program for a stack machine. This one has the instructions a state dict needs and no others, and
-it calls nothing: the constructors a state dict names are looked up in one table of our own below, any other
-name is refused. (Unpicklers that filter names and then call them have been broken before: CVE-2025-32434,
-CVE-2026-24747.) Instruction set: CPython's Lib/pickletools.py; what PyTorch writes: torch/_utils.py and
-torch/serialization.py.
+it calls nothing: the constructors a state dict names are looked up in one table of our own
+(``torch_values.py``), any other name is refused. (Unpicklers that filter names and then call them have been
+broken before: CVE-2025-32434, CVE-2026-24747.) Instruction set: CPython's Lib/pickletools.py; what PyTorch
+writes: torch/_utils.py and torch/serialization.py.
 """
 
 from __future__ import annotations

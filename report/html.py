@@ -1,8 +1,8 @@
 """The proof as one page: an HTML file without scripts, network or foreign fonts, for browsers and paper.
 
 Everything in it that comes from files is escaped by the template (data/report.html.jinja), made visible by
-``report_text`` and cut to a length, so the page is safe to open and bounded in size. Equal proofs give equal
-bytes; of the clock only ``Proof.seconds`` is shown.
+``report/text.py`` and cut to a length, so the page is safe to open and bounded in size. Equal proofs give
+equal bytes; of the clock only ``Proof.seconds`` is shown.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _view(proof: Proof) -> View:
     marked = [(each.window, each.position, each.kl) for each in logits.worst[:_MOST_WORST]]
     gate_chart = None
     if figures is not None and figures.positions and gate is not None:
-        value, name = report_words.gate_value(figures, gate), "NMSE" if gate.measure == "nmse" else "mean KL"
+        value, name = report_words.gate_value(figures, gate), report_words.gate_name(gate)
         gate_chart = charts.gate_chart(value, gate, known.of(gate.measure), name)
     diagnosis = logits.diagnosis
     return View(

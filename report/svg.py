@@ -1,6 +1,6 @@
 """SVG by hand: text, scales and axes, shared by the charts. Colours and fonts come from data/report.css.
 
-What comes from files has to go through ``report_text.plain`` before it is handed over as a label or title.
+What comes from files has to go through ``text.plain`` before it is handed over as a label or title.
 
 Elements carry classes only: no style, no identifiers, no references, so that charts stand side by side.
 """

@@ -29,7 +29,7 @@ _STATES = {
     "within": "within the format's error",
     "differs": "wrong",
 }
-# Figure (as in proof.Figures), its title, how it is shown, what it says.
+# Figure (as in measurements.Figures), its title, how it is shown, what it says.
 _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("kl_mean", "KL divergence, mean", lambda f: with_error(f.kl_mean, f.kl_mean_error),
      "how far the predictions are apart, in nats; 0 is equal"),
@@ -152,9 +152,13 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
         return "At no position could predictions be compared."
     if part.gate is None:
         return f"mean KL {number(part.figures.kl_mean)}"
-    name = "NMSE" if part.gate.measure == "nmse" else "mean KL"
-    limit = number(part.gate.warns, exact=True)
-    return f"{name} {number(gate_value(part.figures, part.gate))}, gate {limit}{gelu_words(part.figures)}"
+    measured = f"{gate_name(part.gate)} {number(gate_value(part.figures, part.gate))}"
+    return f"{measured}, gate {number(part.gate.warns, exact=True)}{gelu_words(part.figures)}"
+
+
+def gate_name(gate: Gate) -> str:
+    """What people call the figure the gate judges."""
+    return "NMSE" if gate.measure == "nmse" else "mean KL"
 
 
 def gelu_words(figures: Figures) -> str:

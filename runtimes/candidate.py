@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Protocol
 
 import numpy as np
@@ -54,9 +53,7 @@ class Candidate(LogitsSource, Protocol):
 
     def __enter__(self) -> Candidate: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *failure: object) -> None: ...
 
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer (the residual stream), each ``(len(window.ids), hidden)``, first to last.

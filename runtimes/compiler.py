@@ -19,7 +19,8 @@ from ..core.machine import Processor
 
 PACKAGE = "llama-cpp-python"
 WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-PAST_THE_CACHE = ("--no-cache-dir", "--no-binary", PACKAGE, "--force-reinstall", "--no-deps")
+FROM_SOURCE = ("--no-cache-dir", "--no-binary", PACKAGE)
+PAST_THE_CACHE = (*FROM_SOURCE, "--force-reinstall", "--no-deps")
 """Options of pip: its cache keeps a wheel whatever flags it was built with, and is not to keep this one."""
 _PATIENCE = 60.0
 

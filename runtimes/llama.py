@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ..core.children import Child, ChildRefused, twice
@@ -18,6 +16,7 @@ from ..core.progress import Progress, silent
 from . import KV_TYPES
 from . import llama_generate as protocol
 from .llama_errors import no_context, refused
+from .llama_sampling import int32s
 from .sampling import Sampling
 from .self_test import extra_buffers
 
@@ -52,9 +51,9 @@ class _Facts:
 class LlamaRuntime:
     """A model loaded by llama.cpp; a context manager, see ``generation.Runtime`` for the methods.
 
-    ``encoder_decoder`` says which of the two kinds it is: a decoder that continues the prompt, or an encoder
-    that reads the prompt and a decoder that answers. Its encoder reads token ids, or with ``front`` what that
-    makes of them: float32 ``(positions, width)``, at most a position for each token.
+    It is a decoder that continues the prompt, or an encoder that reads the prompt and a decoder that answers.
+    The encoder reads token ids, or with ``front`` what that makes of them: float32 ``(positions, width)``, at
+    most a position for each token.
 
     ``context`` is the size to use, None for what a generation needs. ``kv_type`` f32 also switches flash
     attention off: slower, and as close to the checkpoint's arithmetic as llama.cpp comes. ``log`` is given
@@ -93,9 +92,7 @@ class LlamaRuntime:
     def __enter__(self) -> LlamaRuntime:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -108,11 +105,6 @@ class LlamaRuntime:
     def notes(self) -> tuple[Note, ...]:
         """That llama.cpp runs without its own buffers, where those do not work on this machine."""
         return () if self._extra else (_WITHOUT_BUFFERS,)
-
-    @property
-    def encoder_decoder(self) -> bool:
-        """Whether an encoder reads the prompt."""
-        return self._told().encoder
 
     @property
     def context_length(self) -> int:
@@ -178,7 +170,7 @@ class LlamaRuntime:
 
     def _take_tokens(self, child: Child) -> list[int]:
         """The next tokens, none after the last. Raises EnvironmentProblem where there is no context."""
-        kind, size, _, data = self._answer(child, "reading the prompt")
+        kind, size, data = self._answer(child, "reading the prompt")
         if kind == protocol.NO_CONTEXT:
             self._generating = False
             raise no_context(size, child.words())
@@ -259,15 +251,17 @@ class LlamaRuntime:
                 str(int(self._extra)),
                 str(int(self._log is not None)),
                 library="llama.cpp",
-                environment={**os.environ, "GGML_NO_BACKTRACE": "1"},  # else gdb is attached to an abort
                 patience=_PATIENCE,
             )
-            _, _, _, data = self._answer(self._child, "loading")
+            _, _, data = self._answer(self._child, "loading")
             self._facts = _Facts(*protocol.FACTS.unpack(data))
         return self._child
 
-    def _answer(self, child: Child, stage: str = "") -> tuple[int, int, int, bytearray]:
-        """The next answer that is neither progress of ``stage`` nor log. Raises ChildRefused, ChildDied."""
+    def _answer(self, child: Child, stage: str = "") -> tuple[int, int, bytearray]:
+        """Kind, number and data of the next answer that is neither progress of ``stage`` nor log.
+
+        Raises ChildRefused, ChildDied.
+        """
         while True:
             kind, number, other, size = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
             if size > _MOST_BYTES:
@@ -279,24 +273,24 @@ class LlamaRuntime:
                 if self._log is not None:
                     self._log(data.decode("utf-8", "replace"))
             else:
-                return kind, number, other, data
+                return kind, number, data
 
-    def _ask(self, what: int, data: bytes) -> tuple[int, int, int, bytearray]:
-        def ask(child: Child) -> tuple[int, int, int, bytearray]:
+    def _ask(self, what: int, data: bytes) -> bytearray:
+        def ask(child: Child) -> bytearray:
             child.send(protocol.REQUEST.pack(what, len(data)) + data)
-            return self._answer(child)
+            return self._answer(child)[-1]
 
         return self._try(ask)
 
     def _ids(self, part: str | int) -> list[int]:
         if isinstance(part, int):
             return [part]
-        _, _, _, data = self._ask(protocol.TEXT, part.encode("utf-8"))
-        return list(struct.unpack(f"<{len(data) // 4}i", data))
+        data = self._ask(protocol.TEXT, part.encode("utf-8"))
+        return int32s(data)
 
     def _known_of(self, token: int) -> tuple[bool, bytes]:
         if token not in self._known:
-            _, _, _, data = self._ask(protocol.PIECE, struct.pack("<i", token))
+            data = self._ask(protocol.PIECE, struct.pack("<i", token))
             self._learn(data)
         return self._known[token]
 

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
 from .candidate import Block, CandidateFailure, Floats
+from .llama_errors import NOISE
 
 MODULE = "kconv.runtimes.llama_child"
 BLOCK_BYTES = 64 << 20
@@ -29,8 +29,6 @@ PATIENCE = 600.0
 """Seconds without a byte from the child after which it is given up, besides those for reading the file."""
 _SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
 _ENCODER = re.compile(r"enc\.blk\.(\d+)\.")
-# where llama.cpp was built, and the functions that pass an error on
-_NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
 _ENDINGS: dict[int | None, str] = {
     protocol.REFUSED: "llama.cpp refuses the file",
     protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size",
@@ -68,9 +66,7 @@ class LlamaCandidate:
         self._loaded = twice(lambda: _Loaded(self.path, self._threads))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         if self._loaded is not None:
             self._loaded.close()
             self._loaded = None
@@ -286,7 +282,7 @@ class _Loaded:
 
 def _reason(refusal: ChildRefused) -> str:
     """What a refusal says of the file, with llama.cpp's own words."""
-    said = [line for word in refusal.words if (line := _NOISE.sub("", word))]
+    said = [line for word in refusal.words if (line := NOISE.sub("", word))]
     if refusal.limit is not None:
         how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
     else:
@@ -297,7 +293,7 @@ def _reason(refusal: ChildRefused) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without switches that change llama.cpp's arithmetic; no debugger on an abort (ggml.c).
+    """Ours, without switches that change llama.cpp's arithmetic.
 
     Threads that wait sleep early, as libgomp lets them where they outnumber the processors: the child works
     beside our own arithmetic, and spinning made it three times slower there (256 tokens, 1.3 B weights: 18 s
@@ -307,4 +303,4 @@ def _environment() -> dict[str, str]:
     if "LLAMA_CPP_LIB_PATH" in os.environ:  # where llama-cpp-python finds its library
         kept["LLAMA_CPP_LIB_PATH"] = os.environ["LLAMA_CPP_LIB_PATH"]
     kept.setdefault("GOMP_SPINCOUNT", "1000")
-    return {**kept, "GGML_NO_BACKTRACE": "1"}
+    return kept

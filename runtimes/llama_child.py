@@ -37,7 +37,6 @@ LOADED, LOGITS, LAYER = 1, 2, 3
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
 
-_LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
 # What leaves a layer is called so in nearly all of src/models/*.cpp, llama, phi2 and t5 among them; views of
 # it carry longer names. t5 calls what leaves the last layer result_embd.
 _LAYER_NAME = re.compile(rb"l_out-(\d+)|result_embd")
@@ -188,7 +187,7 @@ def _send_layers(model: Model, captured: Captured, layers: range, start: int, ro
 
 def _load(library: Any, path: str, threads: int) -> Model:
     """The weights stay mapped, as the file has them, on the CPU."""
-    _quieten(library)
+    child.log_errors(library)
     library.llama_backend_init()
     parameters = library.llama_model_default_params()
     no_devices = (ctypes.c_void_p * 1)(None)
@@ -265,18 +264,3 @@ def _capture(library: Any, captured: Captured) -> Any:
     callback = library.ggml_backend_sched_eval_callback(on_node)
     _callbacks.append(callback)
     return callback
-
-
-def _quieten(library: Any) -> None:
-    """Of llama.cpp's log only errors reach stderr."""
-    last = 0
-
-    def on_log(level: int, text: bytes, _: Any) -> None:
-        nonlocal last
-        last = last if level == _LOG_CONTINUED else level
-        if last == _LOG_ERROR:
-            os.write(2, text)
-
-    callback = library.llama_log_callback(on_log)
-    _callbacks.append(callback)
-    library.llama_log_set(callback, ctypes.c_void_p(0))

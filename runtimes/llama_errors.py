@@ -12,7 +12,7 @@ from . import llama_generate as protocol
 
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "what():")
 # where llama.cpp was built, and the functions that pass an error on
-_NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
+NOISE = re.compile(r"^\S*/llama\.cpp/|^(?:\w+: |error loading model: )+")
 
 
 def refused(path: Path, refusal: ChildRefused) -> KconvError:
@@ -22,7 +22,7 @@ def refused(path: Path, refusal: ChildRefused) -> KconvError:
             f"{path} holds an encoder only, which generates nothing",
             hint="give a decoder-only model or an encoder-decoder",
         )
-    words = [_NOISE.sub("", line) for line in refusal.words] or ["it gave no reason"]
+    words = [NOISE.sub("", line) for line in refusal.words] or ["it gave no reason"]
     # the first error names the cause, the others pass it on; an abort comes last and has words of its own
     reason = next((line for line in words if any(sign in line for sign in _TELLING)), words[0])
     if refusal.code == protocol.STUCK:
@@ -37,7 +37,7 @@ def refused(path: Path, refusal: ChildRefused) -> KconvError:
 
 def no_context(size: int, words: Sequence[str]) -> EnvironmentProblem:
     """That there is no room for so many tokens; ``words`` are the child's last ones."""
-    reason = _NOISE.sub("", words[-1]) if words else "it gave no reason"
+    reason = NOISE.sub("", words[-1]) if words else "it gave no reason"
     return EnvironmentProblem(
         f"llama.cpp cannot set up a context of {size:,} tokens: {reason}",
         hint="pass a smaller --ctx or -n, or free some memory",

@@ -23,7 +23,7 @@ import ctypes
 import os
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ..core import child
@@ -41,10 +41,8 @@ FACTS = struct.Struct("<6i3?")
 SETTINGS = struct.Struct("<IIIB?")
 """Tokens to generate, size of the context, tokens read at once, index in KV_TYPES, embedded source."""
 
-_LOG_ERROR, _LOG_CONTINUED = 4, 5  # ggml.h, enum ggml_log_level
 _PART = 1 << 16
 _TOGETHER = 0.002  # seconds; tokens that come faster are sent together, since each time takes some 20 µs
-_callbacks: list[Any] = []  # llama.cpp keeps pointers to them
 
 
 class Model:
@@ -111,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
     """Load the file and answer requests."""
     path, threads, extra, verbose = arguments
     library = child.llama_cpp()
-    _take_log(library, verbose=verbose == "1")
+    child.log_errors(library, _send_log if verbose == "1" else None)
     model = _load(library, path, int(threads), extra=extra == "1")
     child.write(_answer(LOADED, 0, 0, model.facts()))
     while True:
@@ -242,18 +240,5 @@ def _new_context(model: Model, size: int, batch: int, kv_type: str) -> bool:
     return model.context is not None
 
 
-def _take_log(library: Any, *, verbose: bool) -> None:
-    """Errors reach stderr, where messages are made of them; all of it the parent, if ``verbose``."""
-    last = 0
-
-    def on_log(level: int, text: bytes, _: Any) -> None:
-        nonlocal last
-        last = last if level == _LOG_CONTINUED else level
-        if verbose:
-            child.write(_answer(LOG, 0, 0, text[:_PART]))
-        if last == _LOG_ERROR:
-            os.write(2, text)
-
-    on: Callable[..., Any] = library.llama_log_callback(on_log)
-    _callbacks.append(on)
-    library.llama_log_set(on, ctypes.c_void_p(0))
+def _send_log(text: bytes) -> None:
+    child.write(_answer(LOG, 0, 0, text[:_PART]))

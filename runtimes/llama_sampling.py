@@ -50,7 +50,7 @@ def sampler_chain(library: Any, size: int, packed: bytes, before: Sequence[int])
     return chain
 
 
-def int32s(data: bytes) -> list[int]:
+def int32s(data: bytes | bytearray) -> list[int]:
     """Numbers as requests carry them."""
     return list(struct.unpack(f"<{len(data) // 4}i", data))
 

@@ -25,7 +25,6 @@ from ..core import child
 CANNOT_LOAD, REFUSED = 11, 12
 ANSWER = struct.Struct("<d")
 _SECONDS = 60.0  # of processor time; a test takes a tenth of one
-_LOG_ERROR = 4
 
 # A llama of one layer. Rows of 256 are the shortest that blocks of q4_K fill and that AMX multiplies; what
 # AMX does to many tokens at once it does from 32 of them on.
@@ -161,18 +160,6 @@ def _difference(plain: Sequence[float], other: Sequence[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(plain, other, strict=True)) / spread if spread else float("nan")
 
 
-def _quieten(library: Any) -> Any:
-    """Of llama.cpp's log only errors reach standard error; what is returned has to live on."""
-
-    def on_log(level: int, text: bytes, _: Any) -> None:
-        if level == _LOG_ERROR:
-            os.write(2, text)
-
-    callback = library.llama_log_callback(on_log)
-    library.llama_log_set(callback, ctypes.c_void_p(0))
-    return callback
-
-
 def main(arguments: Sequence[str]) -> int:
     """Try every format; the arguments are none."""
     try:
@@ -180,7 +167,7 @@ def main(arguments: Sequence[str]) -> int:
     except (OSError, RuntimeError, AttributeError) as error:
         raise child.Stop(CANNOT_LOAD, str(error)) from error
     child.limit_time(_SECONDS)
-    kept = _quieten(library)
+    child.log_errors(library)
     library.llama_backend_init()
     for name in FORMATS:
         with _file(model(name)) as path:
@@ -188,5 +175,4 @@ def main(arguments: Sequence[str]) -> int:
             child.write(b"\x01")
             child.write(ANSWER.pack(_difference(plain, _logits(library, path, extra=True))))
     child.take(1)  # until the parent is done
-    del kept
     return 0

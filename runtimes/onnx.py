@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..converters.families import FRONT_ENDS, family_for
 from ..converters.settings import Settings
-from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_json
 from ..core.model import Note
@@ -58,7 +56,7 @@ class OnnxModel:
 def read_onnx_model(path: Path) -> OnnxModel:
     """Read a folder's files but the weights. Raises KconvError for a folder that cannot be run."""
     folder = open_onnx(path)
-    files = Checkpoint(path, folder.config, {}, ())
+    files = folder.without_weights
     family = family_for(folder.config)
     facts = family.read(folder.config)
     keys = Settings({**family.keys(facts), **family.from_files(facts, files)}, "config.json")
@@ -109,17 +107,15 @@ class OnnxRuntime:
     def __init__(self, model: OnnxModel, *, threads: int, progress: Progress = silent) -> None:
         self._model, self._progress = model, progress
         self._process = OnnxProcess(model.folder, threads=threads)
-        self.encoder_decoder = model.folder.encoder is not None
+        self._encoder_decoder = model.folder.encoder is not None
 
     def __enter__(self) -> OnnxRuntime:
         with self._explained():
             self._process.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.__exit__(kind, error, trace)
+    def __exit__(self, *failure: object) -> None:
+        self._process.__exit__(*failure)
 
     @property
     def notes(self) -> tuple[Note, ...]:
@@ -155,9 +151,9 @@ class OnnxRuntime:
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, count: int) -> Iterator[int]:
         """Up to ``count`` tokens; one that ends the turn is the last. Each call begins from nothing."""
-        begun = [self._model.start] if self.encoder_decoder else list(prompt)
+        begun = [self._model.start] if self._encoder_decoder else list(prompt)
         with self._explained():
-            self._process.begin(prompt if self.encoder_decoder else ())
+            self._process.begin(prompt if self._encoder_decoder else ())
             for start in range(0, len(begun), _BATCH):
                 self._progress("reading the prompt", start, len(begun))
                 last = start + _BATCH >= len(begun)

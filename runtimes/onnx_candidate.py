@@ -6,7 +6,6 @@ import copy
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 
@@ -30,16 +29,12 @@ class OnnxCandidate:
 
     A window is read at once, from an empty cache; only where its logits would take more than 256 MiB in
     pieces. ``stepwise``: up to its first scored position at once, then token by token, as text is generated.
-    ``batched``: two windows together, with padding before a decoder's tokens and after an encoder's, in two
-    parts through the cache.
     """
 
-    def __init__(
-        self, folder: OnnxFolder, *, threads: int, stepwise: bool = False, batched: bool = False
-    ) -> None:
+    def __init__(self, folder: OnnxFolder, *, threads: int, stepwise: bool = False) -> None:
         self.path = folder.path
         self._process = OnnxProcess(folder, threads=threads)
-        self._stepwise, self._batched = stepwise, batched
+        self._stepwise, self._batched = stepwise, False
         told = folder.config.get("vocab_size")
         self._at_once = max(1, _LOGITS // (4 * (told if isinstance(told, int) and told > 0 else _COLUMNS)))
 
@@ -47,10 +42,8 @@ class OnnxCandidate:
         self._process.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._process.__exit__(kind, error, trace)
+    def __exit__(self, *failure: object) -> None:
+        self._process.__exit__(*failure)
 
     def token_by_token(self) -> OnnxCandidate:
         """The same running models, read stepwise."""
@@ -59,7 +52,10 @@ class OnnxCandidate:
         return other
 
     def in_batches(self) -> OnnxCandidate:
-        """The same running models, reading two windows at once."""
+        """The same running models, reading two windows at once, in two parts through the cache.
+
+        They are padded before a decoder's tokens and after an encoder's.
+        """
         other = copy.copy(self)
         other._batched = True
         return other

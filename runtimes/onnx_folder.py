@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.checkpoint import Checkpoint
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
 from ..core.input_files import read_json
 from .onnx_model_file import INSTALL, ModelFile, read_model_file, size_of
@@ -45,6 +46,11 @@ class OnnxFolder:
     bytes: int
     files: tuple[Path, ...]
     models: tuple[ModelFile, ...]
+
+    @property
+    def without_weights(self) -> Checkpoint:
+        """Its configuration and tokenizer, read as a checkpoint's are."""
+        return Checkpoint(self.path, self.config, {}, ())
 
 
 def check_onnxruntime() -> str:

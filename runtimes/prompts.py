@@ -106,9 +106,14 @@ def _refuse_deep_decoder(artifact: Path, arch: str, metadata: Mapping[str, Any])
 
 def checked_text(text: str, what: str) -> str:
     """``text``, if it is text; UsageError where it holds bytes that were no UTF-8."""
-    if any("\ud800" <= char <= "\udfff" for char in text):
+    if _has_surrogates(text):
         raise UsageError(f"{what} is not UTF-8", hint="set the terminal's encoding to UTF-8")
     return text
+
+
+def _has_surrogates(text: str) -> bool:
+    """Whether some of it stands for bytes that were no UTF-8."""
+    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _chosen_template(
@@ -125,7 +130,7 @@ def _chosen_template(
             f"{artifact} carries no chat template",
             hint="leave out --chat, or convert again with --chat-template",
         )
-    if any("\ud800" <= char <= "\udfff" for char in template):
+    if _has_surrogates(template):
         raise GgufError(f"{artifact}: tokenizer.chat_template is not UTF-8", hint="pass --no-chat")
     return template
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from ..core.children import Child, ChildRefused, twice
@@ -31,9 +29,7 @@ class Sampler:
     def __enter__(self) -> Sampler:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._close()
 
     def choose(self, logits: Any) -> int:
@@ -46,10 +42,7 @@ class Sampler:
     def _ask(self, data: bytes) -> int:
         try:
             if self._child is None:
-                environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-                self._child = Child(
-                    "kconv.runtimes.llama_sampling", library="llama.cpp", environment=environment
-                )
+                self._child = Child("kconv.runtimes.llama_sampling", library="llama.cpp")
                 self._child.receive(1)
                 self._child.send(self._start)
             self._child.send(data)

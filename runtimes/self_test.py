@@ -109,7 +109,6 @@ def _attempt() -> SelfTest:
         with Child(
             "kconv.runtimes.llama_test_child",
             library="llama.cpp",
-            environment={**os.environ, "GGML_NO_BACKTRACE": "1"},  # no debugger attached to an abort (ggml.c)
             patience=_PATIENCE,
         ) as child:
             for name in protocol.FORMATS:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kconv.cli.main import main
-from kconv.core import leftovers
+from kconv.core import leftovers, progress
 from kconv.core.claims import temporary_beside
 from kconv.core.files import atomic_file, atomic_files
 from kconv.core.folders import atomic_folder
@@ -95,7 +95,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[Leftover]:
     found: list[Leftover] = []
-    monkeypatch.setattr(leftovers, "on_removal", lambda folder, removed: found.extend(removed))
+    monkeypatch.setattr(progress, "on_removal", lambda folder, removed: found.extend(removed))
     return found
 
 

@@ -29,7 +29,14 @@ sys.modules["kconv"] = _package
 
 from kconv.core.machine import CPUINFO, processor  # noqa: E402
 from kconv.runtimes import self_test  # noqa: E402
-from kconv.runtimes.compiler import PACKAGE, PAST_THE_CACHE, breaks_tiles, compiler, flags_for  # noqa: E402
+from kconv.runtimes.compiler import (  # noqa: E402
+    FROM_SOURCE,
+    PACKAGE,
+    PAST_THE_CACHE,
+    breaks_tiles,
+    compiler,
+    flags_for,
+)
 
 CPU = processor(Path(sys.argv[2]) if len(sys.argv) > 2 else CPUINFO)
 
@@ -56,9 +63,7 @@ def installed() -> str | None:
 
 def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -> None:
     """Have pip install it; ``anew`` past its cache. Ends the program where that fails."""
-    options = [*PAST_THE_CACHE] if anew else []
-    if without_amx and not anew:
-        options = ["--no-cache-dir", "--no-binary", PACKAGE]
+    options = PAST_THE_CACHE if anew else FROM_SOURCE if without_amx else ()
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints), *options]
     say(f"{PACKAGE} {version}: without a wheel of it llama.cpp is compiled, which takes 3 to 10 minutes")
     began = time.monotonic()

@@ -88,7 +88,6 @@ class OnnxArtifact:
             self.folder,
             expected.checkpoint,
             expected.family,
-            expected.model,
             threads=how.threads,
             progress=how.progress,
         )

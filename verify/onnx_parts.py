@@ -39,11 +39,7 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 def folder_source(folder: OnnxFolder) -> Source:
     """The tokenizer of a folder, read as a checkpoint's is. Raises what ``read_source`` raises."""
-    return read_source(_as_checkpoint(folder))
-
-
-def _as_checkpoint(folder: OnnxFolder) -> Checkpoint:
-    return Checkpoint(folder.path, folder.config, {}, ())
+    return read_source(folder.without_weights)
 
 
 def check_folder_tokens(
@@ -54,12 +50,11 @@ def check_folder_tokens(
     ``tokenizer.json`` is read by the tokenizers library itself, as whoever loads the folder does; without one
     the folder's tokenizer is read as the checkpoint's is.
     """
-    asked = exam(source, cut(texts)).texts
+    questions = exam(source, cut(texts))
+    asked, right = questions.texts, questions.parsed
     name = _FILE if (folder.path / _FILE).is_file() else "tokenizer"
-    bytewise = name == _FILE and source.kind == BYTES
-    right = source.encode_batch(
-        [_without_dropped(source, text) if bytewise else text for text in asked], True
-    )
+    if name == _FILE and source.kind == BYTES:
+        right = tuple(source.encode_batch([_without_dropped(source, text) for text in asked], True))
     try:
         found = _encoder(folder)(asked, True)
     except InputError as error:
@@ -136,7 +131,7 @@ def _expected(
     assert model.vocab is not None
     vocab = model.vocab
     with contextlib.suppress(InputError):  # told where tokens are compared
-        vocab = replace(vocab, chat_template=read_token_settings(_as_checkpoint(folder)).chat_template)
+        vocab = replace(vocab, chat_template=read_token_settings(folder.without_weights).chat_template)
     written = configurations(checkpoint, model, context, vocab, [])
     told = written.get(GENERATION)
     return json.loads(written[CONFIG] or b"{}"), json.loads(told) if told else context.generation_config

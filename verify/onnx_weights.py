@@ -21,7 +21,6 @@ from ..converters.onnx.graphs import graphs_of
 from ..converters.pieces import Rows, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
-from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..quant.encoders import Encoder
@@ -53,7 +52,6 @@ def check_folder_weights(
     folder: OnnxFolder,
     checkpoint: Checkpoint,
     family: AnyFamily,
-    model: Model,
     *,
     threads: int,
     progress: Progress = silent,
@@ -71,7 +69,7 @@ def check_folder_weights(
     pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
     if all(file.producer == PRODUCER for file in folder.models):
-        findings += _one_sided(folder, checkpoint, family, model)
+        findings += _one_sided(folder, checkpoint, family)
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
@@ -84,9 +82,7 @@ def check_folder_weights(
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
-def _one_sided(
-    folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily, model: Model
-) -> Iterator[Finding]:
+def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) -> Iterator[Finding]:
     """Tensors only the checkpoint or only the folder has, by the graphs a conversion would make today."""
     merged = folder.encoder is not None and folder.decoder == folder.cached
     graphs = graphs_of(family, checkpoint, {}, merged=merged)

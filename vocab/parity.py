@@ -98,6 +98,11 @@ class Exam:
     answers: tuple[array[int], ...]
     left_out: int = 0
 
+    @property
+    def parsed(self) -> tuple[array[int], ...]:
+        """The ids of each text, special tokens parsed, which the first questions ask for."""
+        return self.answers[: len(self.texts)]
+
 
 @dataclass(frozen=True)
 class Declared:

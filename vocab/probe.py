@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from ..core.children import Child, ChildRefused, twice
 from ..core.errors import ChildDied
@@ -47,18 +45,12 @@ class LlamaProbe:
             "kconv.vocab.llama_probe",
             str(self._path.absolute()),
             library="llama.cpp",
-            environment={**os.environ, "GGML_NO_BACKTRACE": "1"},  # no debugger attached to an abort (ggml.c)
         )
 
     def __enter__(self) -> LlamaProbe:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._child.close()
 
     def encode(self, requests: Sequence[Request]) -> list[array[int]]:
@@ -66,7 +58,9 @@ class LlamaProbe:
         message = [struct.pack("<I", len(requests))]
         for request in requests:
             text = request.text.encode("utf-8", "surrogatepass")
-            message.append(struct.pack("<BI", request.add_special + 2 * request.parse_special, len(text)))
+            flags = request.add_special * protocol.ADD_SPECIAL
+            flags += request.parse_special * protocol.PARSE_SPECIAL
+            message.append(struct.pack("<BI", flags, len(text)))
             message.append(text)
         return twice(lambda: self._ask(b"".join(message), len(requests)))
 

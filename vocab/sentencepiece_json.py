@@ -52,7 +52,8 @@ def sentencepiece_tokenizer_json(source: Source) -> str:
 
 def difference(text: str, source: Source) -> str | None:
     """Where a tokenizer.json and ``source`` part, in words; None where they are equal on all texts asked."""
-    asked = exam(source).texts
+    questions = exam(source)
+    asked = questions.texts
     process = TokenizerProcess("tokenizers", "tokenizer.json")
     try:
         process.open(text.encode("utf-8", "surrogatepass"))
@@ -60,7 +61,7 @@ def difference(text: str, source: Source) -> str | None:
     except VocabError as error:
         return error.message
     same = source.equally_good or (lambda one, other: False)
-    pairs = zip(found, source.encode_batch(asked, True), strict=True)
+    pairs = zip(found, questions.parsed, strict=True)
     apart = [at for at, (got, right) in enumerate(pairs) if got != right and not same(got, right)]
     if not apart:
         return None
