@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-_TANH_FORMS = frozenset({"NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation"})
+TANH_FORMS = frozenset({"NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation"})
+GELUS = TANH_FORMS | {"GELUActivation"}
+"""Every GELU llama.cpp computes through the table, the one of the error function among them."""
 _ENDS = 10.0
 
 
 def take_llama_cpps_gelu(model: Any) -> int:
     """Let every tanh GELU of transformers' model go through the table; how many there are."""
-    found = [module for module in model.modules() if type(module).__name__ in _TANH_FORMS]
+    found = [module for module in model.modules() if type(module).__name__ in TANH_FORMS]
     for module in found:
         module.forward = through_table
     return len(found)

@@ -76,8 +76,8 @@ class Reference:
         self._layers = sizes["layers"]
         # before a model of millions of layers is made
         refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
-        self._threads = threads or available_cores()
-        self._reader = WeightReader(self._threads)
+        self.threads = self._threads = threads or available_cores()
+        self.reader = self._reader = WeightReader(self._threads)
         with computing(self._threads):
             self._model = empty_model(family.reference, checkpoint.config, self._where)
             self._factor, front = 1, family.front_end
@@ -139,6 +139,31 @@ class Reference:
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
+
+    def forward_copies(self, window, count, attach, progress=silent):
+        """PROTO"""
+        self._report(progress, len(self._modules))
+        self._modules.start()
+        with computing(self._threads), contextlib.ExitStack() as stack:
+            attach(self._model, stack)
+            return self._model(**inputs([window] * count), use_cache=False).logits
+
+    def through_head(self, values, missing, minimums, out):
+        import torch
+        matrix, bias = self._head.matrix, self._head.bias
+        step = max(1, _SLICE // (4 * matrix.row_elements))
+        with computing(self._threads):
+            for row in range(0, matrix.rows, step):
+                end = min(row + step, matrix.rows)
+                parts = [matrix] if bias is None else [matrix, bias]
+                lease = self._reader.read([Rows(part, row, end) for part in parts])
+                made = torch.nn.functional.linear(values, *lease.tensors)
+                self._reader.release(lease)
+                if missing is not None and minimums is not None:
+                    lease = self._reader.read([Rows(minimums, row, end)])
+                    made += torch.nn.functional.linear(missing, lease.tensors[0])
+                    self._reader.release(lease)
+                out[..., row:end] = made.numpy()
 
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]

@@ -58,12 +58,12 @@ def inputs_told(
         for name, module in model.named_modules():
             if name in names and isinstance(module, torch.nn.Linear):  # others look rows up
                 stack.callback(module.register_forward_pre_hook(partial(hook, name)).remove)
-            elif _is_experts(module) and f"{name}.0.gate_proj" in names:
+            elif is_experts(module) and f"{name}.0.gate_proj" in names:
                 stack.callback(module.register_forward_pre_hook(partial(experts_hook, name)).remove)
         yield
 
 
-def _is_experts(module: torch.nn.Module) -> bool:
+def is_experts(module: torch.nn.Module) -> bool:
     """Whether it holds the feed-forward matrices of many experts, as transformers 5 fuses them."""
     fused = (getattr(module, name, None) for name in ("gate_up_proj", "down_proj"))
     return all(getattr(weight, "ndim", 0) == 3 for weight in fused)

@@ -20,6 +20,7 @@ from ..core.windows import Window
 from . import llama_child as protocol
 from .candidate import Block, CandidateFailure, Floats
 from .llama_errors import NOISE
+from .matrix_inputs import MatrixInput, joined, read_inputs
 
 MODULE = "kconv.runtimes.llama_child"
 BLOCK_BYTES = 64 << 20
@@ -136,6 +137,27 @@ class LlamaCandidate:
                     loaded.fill(rows[start:stop])
         return found
 
+    def matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
+        """What each matrix of the file is multiplied by, by its name, and the logits of all positions.
+
+        Raises CandidateFailure, and ChildDied, which is no verdict.
+        """
+        return twice(lambda: self._matrix_inputs(replace(window, scored_from=0)))
+
+    def _matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
+        with self._reading() as loaded:
+            size = self._piece(loaded, [window])
+            wanted = protocol.INPUTS_WANTED | protocol.LOGITS_WANTED
+            loaded.send(_request(wanted, size, [window], self._embedded(loaded, [window])))
+            pieces = [loaded.inputs()] if loaded.encoder_layers else []
+            logits = np.empty((len(window.ids), loaded.vocabulary), np.float32)
+            for start in range(0, len(window.ids), size):
+                stop = min(start + size, len(window.ids))
+                pieces.append(loaded.inputs())
+                loaded.expect(protocol.LOGITS, 0, start, stop - start)
+                loaded.fill(logits[start:stop])
+        return joined(pieces), logits
+
     @contextlib.contextmanager
     def _reading(self) -> Iterator[_Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
@@ -245,6 +267,10 @@ class _Loaded:
             raise CandidateFailure(
                 f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}"
             )
+
+    def inputs(self) -> dict[str, MatrixInput]:
+        """The inputs of what was decoded at once. Raises CandidateFailure, ChildDied."""
+        return read_inputs(self._take)
 
     def fill(self, target: Floats) -> None:
         """Take the next bytes, as many as the array holds. Raises CandidateFailure, ChildDied."""

@@ -4,15 +4,15 @@ A bad file may abort the process llama.cpp runs in, so it is never loaded in the
 FILE.gguf THREADS; it loads the file once and answers requests until there are no more. stderr receives
 llama.cpp's errors and nothing else of it.
 
-Request: uint8 what is wanted (1 logits, 2 layers, added up; 4 more: sources are embeddings), uint32 tokens
-decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
+Request: uint8 what is wanted (1 logits, 2 layers, 8 inputs of matrices, added up; 4 more: sources are
+embeddings), uint32 tokens decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
 models), uint32 tokens, uint32 first position whose logits are wanted, the source as int32 ids or as float32
 ``(positions, hidden)``, and the ids of the window as int32.
 
 An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
 each window, for its source if it has one and for each piece of it decoded at once: LAYER (layer, first
 position, positions) with float32 ``(positions, hidden)`` for each layer, if wanted, an encoder's layers
-counted first; and for each piece LOGITS (window, first position, positions) with float32
+counted first; the inputs of all matrices, if wanted, as llama_inputs says; and for each piece LOGITS (window, first position, positions) with float32
 ``(positions, vocabulary)``, if wanted, without data where the piece has none to send. All little-endian.
 Exit codes: ``REFUSED`` and those after it.
 """
@@ -31,8 +31,9 @@ from typing import Any
 
 from ..core import child
 from ..core.child import Stop
+from .llama_inputs import Inputs
 
-LOGITS_WANTED, LAYERS_WANTED, EMBEDDED = 1, 2, 4
+LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED = 1, 2, 4, 8
 LOADED, LOGITS, LAYER = 1, 2, 3
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
@@ -88,8 +89,9 @@ def _answer(model: Model) -> None:
     size = min(size, longest)
     captured: Captured | None = {} if wanted & LAYERS_WANTED else None
     library = model.library
+    inputs = Inputs(library, child.write) if wanted & INPUTS_WANTED else None
     # an encoder reads its text at once, and llama.cpp reads no more at once than a context holds
-    context = _context(model, max(longest, source), max(size, source), captured)
+    context = _context(model, max(longest, source), max(size, source), captured, inputs)
     for index, text in enumerate(texts):
         # with the data: a NaN left in the cache would spoil what comes after, even masked
         library.llama_memory_clear(library.llama_get_memory(context), True)
@@ -97,20 +99,30 @@ def _answer(model: Model) -> None:
             _encode(library, context, text)
             if captured is not None:
                 _send_layers(model, captured, range(model.encoder_layers), 0, text.positions)
+            _end(inputs)
         for start in range(0, len(text.ids), size):
             stop = min(start + size, len(text.ids))
             begin = min(max(text.first, start), stop)
             # llama.cpp computes the last layer only where logits are asked for
-            output = start if captured is not None else begin
+            output = begin if captured is None and inputs is None else start
             _read(library, context, text.ids[start:stop], start, output)
             if captured is not None:
                 layers = range(model.encoder_layers, model.layers)
                 _send_layers(model, captured, layers, start, stop - start)
+            _end(inputs)
             if wanted & LOGITS_WANTED:
                 child.write(ANSWER.pack(LOGITS, index, begin, stop - begin))
                 if begin < stop:
                     _send_logits(model, context, begin - output, stop - begin)
     library.llama_free(context)
+
+
+def _end(inputs: Inputs | None) -> None:
+    """All inputs of what was decoded at once are sent."""
+    if inputs is not None:
+        if inputs.problem:
+            raise Stop(NOT_SUPPORTED, inputs.problem)
+        inputs.end()
 
 
 def _text(model: Model, *, embedded: bool) -> Text:
@@ -222,7 +234,9 @@ def _metadata(library: Any, handle: Any, key: str) -> str:
     return room.value.decode("utf-8", "replace")
 
 
-def _context(model: Model, tokens: int, batch: int, captured: Captured | None) -> Any:
+def _context(
+    model: Model, tokens: int, batch: int, captured: Captured | None, inputs: Inputs | None
+) -> Any:
     """Room for ``tokens``, read ``batch`` at once, in as plain fp32 arithmetic as llama.cpp has."""
     library = model.library
     parameters = library.llama_context_default_params()
@@ -234,6 +248,8 @@ def _context(model: Model, tokens: int, batch: int, captured: Captured | None) -
     parameters.offload_kqv = parameters.op_offload = False
     if captured is not None:
         parameters.cb_eval = _capture(library, captured)
+    elif inputs is not None:
+        parameters.cb_eval = inputs.callback
     context = library.llama_init_from_model(model.handle, parameters)
     if not context:
         raise Stop(NO_CONTEXT)
