@@ -74,7 +74,7 @@ def _q8(values: torch.Tensor, *, sums: bool) -> tuple[torch.Tensor, torch.Tensor
         return result, None
     total = codes.sum(-1, keepdim=True)
     missing = (scale * total).half().float() - half * total
-    return result, (missing / _SMALL).expand(blocks.shape).reshape(values.shape)
+    return result, (missing / _SMALL).expand(blocks.shape).reshape(values.shape).clone()
 
 
 def _q8_k(values: torch.Tensor) -> torch.Tensor:

@@ -76,8 +76,8 @@ class Reference:
         self._layers = sizes["layers"]
         # before a model of millions of layers is made
         refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
-        self.threads = self._threads = threads or available_cores()
-        self.reader = self._reader = WeightReader(self._threads)
+        self._threads = threads or available_cores()
+        self._reader = WeightReader(self._threads)
         with computing(self._threads):
             self._model = empty_model(family.reference, checkpoint.config, self._where)
             self._factor, front = 1, family.front_end
@@ -140,30 +140,55 @@ class Reference:
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
 
-    def forward_copies(self, window, count, attach, progress=silent):
-        """PROTO"""
+    def entering_head(
+        self,
+        windows: Sequence[Window],
+        attached: Callable[[Any], contextlib.AbstractContextManager[None]],
+        progress: Progress = silent,
+    ) -> torch.Tensor:
+        """What enters the output matrix for windows of one length, ``(windows, positions, hidden)``.
+
+        ``attached`` is given transformers' model and may change meanwhile what its modules compute.
+        """
+        self._check_tokens(windows)
         self._report(progress, len(self._modules))
         self._modules.start()
-        with computing(self._threads), contextlib.ExitStack() as stack:
-            attach(self._model, stack)
-            return self._model(**inputs([window] * count), use_cache=False).logits
+        with computing(self._threads), attached(self._model), self._refused():
+            return self._model(**inputs(windows), use_cache=False).logits  # type: ignore[no-any-return]
 
-    def through_head(self, values, missing, minimums, out):
+    def through_head(
+        self, values: torch.Tensor, missing: torch.Tensor | None, minimums: Tensor | None
+    ) -> Floats:
+        """Logits ``(windows, positions, vocabulary)`` of what enters the output matrix.
+
+        ``missing`` is multiplied by ``minimums``, which have the matrix's shape, and added (recompute.py).
+        """
         import torch
+
         matrix, bias = self._head.matrix, self._head.bias
+        out = np.empty((*values.shape[:-1], matrix.rows), np.float32)
         step = max(1, _SLICE // (4 * matrix.row_elements))
-        with computing(self._threads):
-            for row in range(0, matrix.rows, step):
-                end = min(row + step, matrix.rows)
-                parts = [matrix] if bias is None else [matrix, bias]
+        for row in range(0, matrix.rows, step):
+            end = min(row + step, matrix.rows)
+            parts = [matrix] if bias is None else [matrix, bias]
+            with computing(self._threads):
                 lease = self._reader.read([Rows(part, row, end) for part in parts])
                 made = torch.nn.functional.linear(values, *lease.tensors)
                 self._reader.release(lease)
                 if missing is not None and minimums is not None:
-                    lease = self._reader.read([Rows(minimums, row, end)])
-                    made += torch.nn.functional.linear(missing, lease.tensors[0])
-                    self._reader.release(lease)
-                out[..., row:end] = made.numpy()
+                    with self.rows(minimums, row, end) as least:
+                        made += torch.nn.functional.linear(missing, least)
+            out[..., row:end] = made.numpy()
+        return out
+
+    @contextlib.contextmanager
+    def rows(self, tensor: Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:
+        """Rows of a tensor as float32, in memory meanwhile."""
+        lease = self._reader.read([Rows(tensor, start, stop)])
+        try:
+            yield lease.tensors[0]
+        finally:
+            self._reader.release(lease)
 
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]
