@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -141,8 +141,9 @@ class Reference:
 
         read = self._by_layer if by_layer and len(batches) > 1 else self._by_batch
         together = [[asked[index] for index in batch] for batch in batches]
-        with computing(self._threads):
-            for batch, entering in zip(batches, read(together, looking_on, watching), strict=True):
+        found = contextlib.closing(read(together, looking_on, watching))
+        with computing(self._threads), found as every:
+            for batch, entering in zip(batches, every, strict=True):
                 for index, values in zip(batch, entering, strict=True):
                     if index < kept:
                         hidden[index] = values.copy()
@@ -157,7 +158,7 @@ class Reference:
 
     def _by_batch(
         self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
-    ) -> Iterator[list[Floats]]:
+    ) -> Generator[list[Floats], None, None]:
         """What enters the output matrix for each batch, one after the other through the whole model."""
         for number, batch in enumerate(batches):
             self._modules.start()
@@ -167,7 +168,7 @@ class Reference:
 
     def _by_layer(
         self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
-    ) -> Iterator[list[Floats]]:
+    ) -> Generator[list[Floats], None, None]:
         """The same, all batches through a layer before the next one is read."""
         names = {module: name for name, module in self._model.named_modules()}
         few = [Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())]
