@@ -41,6 +41,7 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "qwen3-moe": lambda folder: write_sample("qwen3-moe", folder),
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
     "exaone4": lambda folder: write_sample("exaone4", folder),
+    "mistral": lambda folder: write_sample("mistral", folder),
 }
 
 
