@@ -40,6 +40,7 @@ class _Asked:
     window: int | None
     ignore_manifest: bool
     options: Mapping[str, Any]
+    front_end: Path | None = None
 
 
 def verify(
@@ -74,15 +75,9 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if front_end is not None:
         options["front_end"] = str(front_end)
-    asked = _Asked(texts, tokens, window, ignore_manifest, options)
-    how = How(
-        gates or {},
-        diagnose,
-        threads or available_cores(),
-        progress,
-        announce,
-        None if front_end is None else Path(front_end),
-    )
+    second = None if front_end is None else Path(front_end)
+    asked = _Asked(texts, tokens, window, ignore_manifest, options, second)
+    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
             raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
@@ -117,7 +112,7 @@ def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
     expected = _expected_of_file(file, checkpoint, manifest)
-    return _prove(expected, GgufArtifact(file, manifest), hashes, asked, how)
+    return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, how)
 
 
 def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: How) -> Proof:

@@ -151,7 +151,8 @@ def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[
         none = set(refused.indices)
         if len(none) == len(texts):
             raise
-        return answered(source, [text for at, text in enumerate(texts) if at not in none], parse_special)
+        found = zip(texts, refused.found, strict=True)
+        return {text: ids for at, (text, ids) in enumerate(found) if at not in none}
 
 
 def _every_token(source: Source) -> list[str]:
