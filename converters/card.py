@@ -46,6 +46,7 @@ _LICENCE_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 3", "lgpl-3.0"),
     )
 )
+_OF_THEIR_OWN = frozenset({"other", "unknown", "llama2", "llama3", "llama3.1", "llama3.2", "gemma"})
 _NON_COMMERCIAL = re.compile(r"non-?commercial|\bnc\b|research[- ]only|academic", re.IGNORECASE)
 _NO_DERIVATIVES = re.compile(r"no-?deriv|\bnd\b", re.IGNORECASE)
 
@@ -185,7 +186,7 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
         limits.append("no commercial use")
     if _NO_DERIVATIVES.search(words):
         limits.append("no distribution of changed versions, and a converted file may count as one")
-    custom = licence.lower() in ("other", "unknown", "llama2", "llama3", "llama3.1", "llama3.2", "gemma")
+    custom = licence.lower() in _OF_THEIR_OWN
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)

@@ -12,6 +12,7 @@ from ..converters.families import family_for
 from ..converters.mapping import build
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError, UsageError
@@ -28,7 +29,6 @@ from ..verify.provenance import CheckpointHashes
 from ..verify.same_model import refuse_other_model
 from ..verify.sample_text import LONG
 from ..vocab.expected import expected_model
-from ..vocab.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
-    source = read_source(checkpoint)
+    source = read_tokenizer(checkpoint)
     model = expected_model(model, checkpoint, source, file.header, manifest)
     return Subject(checkpoint, family, model, source)
 
@@ -156,4 +156,6 @@ def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
             f"{folder.path} {own}, {checkpoint.folder} ({family.title}) {given}",
             hint="give the checkpoint the folder was made from with --against",
         )
-    return expected_of_folder(checkpoint, family, build(family, checkpoint, "ONNX"), read_source(checkpoint))
+    return expected_of_folder(
+        checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)
+    )

@@ -62,6 +62,11 @@ def family_for(config: Mapping[str, Any]) -> AnyFamily:
     raise _unsupported(said, near)
 
 
+def reads_with_encoder(arch: str) -> bool:
+    """Whether llama.cpp's graph ``arch`` has an encoder that reads the prompt (llama_model_has_encoder)."""
+    return any(family.encoder_decoder for family in FAMILIES if family.arch == arch)
+
+
 def _unsupported(said: str, near: list[str]) -> UnsupportedModel:
     supported = "; ".join(f"{', '.join(family.hf_classes)} ({family.title})" for family in FAMILIES)
     known = "".join(f"\n  known of it: {text}" for text in near)

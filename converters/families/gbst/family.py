@@ -124,6 +124,7 @@ GBSWT5 = replace(
     flags=_flags,
     rows=_rows(),
     reference=InTransformers("T5ForConditionalGeneration"),
+    tokenizer_class="",  # its tokenizer is ByT5's, which has no file
     graphs=_graphs,
     dropped=(*T5.dropped, *TABLE.values(), *DROPPED),
     companions=_companions,
