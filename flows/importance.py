@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..converters.families import family_for
 from ..converters.mapping import build, sources_of
+from ..converters.tokenizer import read_tokenizer
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
@@ -31,7 +32,6 @@ from ..verify.comparison import How, Subject, text_windows
 from ..verify.cost import estimated_time
 from ..verify.texts import read_text
 from ..vocab.settle import settle_vocab
-from ..vocab.sources import read_source
 
 CHUNKS = 128
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
@@ -67,7 +67,7 @@ def gather(
     """
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
-    model, tokenizer = build(family, checkpoint), read_source(checkpoint)
+    model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = settle_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     subject = Subject(checkpoint, family, model, tokenizer)
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)
@@ -89,12 +89,17 @@ def count_activations(
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     how.announce(_cost(subject, chosen, len(every)))
     modules = _modules(subject)
-    gathered = Gathered(SumOfSquares)
+    gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
+
+    def finished(name: str) -> None:
+        learned[name] = gathered.finish(name)
+
+    watch = Watch(tuple(chosen), frozenset(modules), gathered.add, finished)
     reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, watch=Watch(tuple(chosen), frozenset(modules), gathered.add), progress=how.progress
+        windows, watch=watch, by_layer=True, progress=how.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
-    return _activations(gathered, modules, tuple(texts), len(chosen), size), reading
+    return _activations(learned, modules, tuple(texts), len(chosen), size), reading
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
 
 
 def _activations(
-    gathered: Gathered[Squares],
+    learned: Mapping[str, Squares],
     modules: Mapping[str, Sequence[_Place]],
     datasets: tuple[str, ...],
     chunks: int,
@@ -134,9 +139,8 @@ def _activations(
     """
     squares: dict[str, Floats] = {}
     counts: dict[str, npt.NDArray[np.int64]] = {}
-    for name in gathered.names():
-        learned = gathered.finish(name)
-        values = learned.sums
+    for name, squared in learned.items():
+        values = squared.sums
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
                 f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
@@ -148,7 +152,7 @@ def _activations(
             whole = squares.setdefault(place.target, np.zeros(place.experts * len(values), np.float32))
             whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
             seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
-            seen[place.expert] = learned.count
+            seen[place.expert] = squared.count
     return Activations(squares, counts, datasets, chunks, size)
 
 
