@@ -11,7 +11,7 @@ from ..converters.results import Scope
 from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of
-from ..reference.model import Reading
+from ..reference.reading import Reading
 from ..verify.comparison import How, Subject, proof_windows
 from ..verify.logits import TOGETHER
 from .importance import count_activations, named_texts

@@ -25,7 +25,8 @@ from ..core.reading import open_checkpoint
 from ..core.windows import Window
 from ..quant.imatrix_file import Activations
 from ..quant.importance import SPARED
-from ..reference.model import Floats, Reading, Reference
+from ..reference.model import Floats, Reference
+from ..reference.reading import Reading
 from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
 from ..verify.comparison import How, Subject, text_windows

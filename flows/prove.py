@@ -11,7 +11,7 @@ from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
-from ..reference.model import Reading
+from ..reference.reading import Reading
 from ..verify.comparison import How, Subject, cost, proof_windows, read_reference
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.proof import Proof

@@ -15,9 +15,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,10 +31,11 @@ from ..core.tensor import Tensor
 from ..core.windows import Window
 from .batches import batches_of
 from .by_layer import BetweenLayers, LayerByLayer
-from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
+from .empty_model import computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_stacks
 from .gelu_table import take_llama_cpps_gelu
-from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
+from .reading import OutputMatrix, Reading
+from .streamed import StreamedModules, WeightReader, stream_embedding
 from .watching import Watch, Watching, outputs_kept
 
 if TYPE_CHECKING:
@@ -43,10 +43,6 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 LookingOn = Callable[[int], contextlib.AbstractContextManager[None]]
-
-_SLICE = 128 << 20  # bytes of the output matrix in float32
-_LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
-_LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
 
 
 class Reference:
@@ -75,7 +71,7 @@ class Reference:
         # before a model of millions of layers is made
         refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
         self._threads = threads or available_cores()
-        self._reader = WeightReader(self._threads)
+        self.reader = WeightReader(self._threads)
         with computing(self._threads):
             self._model = empty_model(family.reference, checkpoint.config, self._where)
             self._factor, front = 1, family.front_end
@@ -83,11 +79,12 @@ class Reference:
                 self._factor = front.join(self._model, checkpoint)
                 held = front.weights(held, checkpoint)
             held = family.reference.tensors(held, sizes)
-            self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+            self.output = OutputMatrix(head, self.reader, self._threads)
             self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(held)
-        self.vocabulary = self._head.matrix.rows
+        self.vocabulary = head.matrix.rows
         self.encoder_layers = encoder_layers(self._model)
 
     def read(
@@ -147,14 +144,14 @@ class Reference:
                 for index, values in zip(batch, entering, strict=True):
                     if index < kept:
                         hidden[index] = values.copy()
-        self._reader.forget()
+        self.reader.forget()
         if watching is not None:
             watching.finish()
         if layers_of is not None:
             lengths = [self._encoded(layers_of)] * self.encoder_layers
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
-        return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
+        return Reading(hidden[: len(windows)], layers, self.output)
 
     def entering_head(
         self,
@@ -171,40 +168,6 @@ class Reference:
         self._modules.start()
         with computing(self._threads), attached(self._model), self._refused():
             return self._model(**inputs(windows), use_cache=False).logits  # type: ignore[no-any-return]
-
-    def through_head(
-        self, values: torch.Tensor, missing: torch.Tensor | None, minimums: Tensor | None
-    ) -> Floats:
-        """Logits ``(windows, positions, vocabulary)`` of what enters the output matrix.
-
-        ``missing`` is multiplied by ``minimums``, which have the matrix's shape, and added (recompute.py).
-        """
-        import torch
-
-        matrix, bias = self._head.matrix, self._head.bias
-        out = np.empty((*values.shape[:-1], matrix.rows), np.float32)
-        step = max(1, _SLICE // (4 * matrix.row_elements))
-        for row in range(0, matrix.rows, step):
-            end = min(row + step, matrix.rows)
-            parts = [matrix] if bias is None else [matrix, bias]
-            with computing(self._threads):
-                lease = self._reader.read([Rows(part, row, end) for part in parts])
-                made = torch.nn.functional.linear(values, *lease.tensors)
-                self._reader.release(lease)
-                if missing is not None and minimums is not None:
-                    with self.rows(minimums, row, end) as least:
-                        made += torch.nn.functional.linear(missing, least)
-            out[..., row:end] = made.numpy()
-        return out
-
-    @contextlib.contextmanager
-    def rows(self, tensor: Tensor, start: int, stop: int) -> Iterator[torch.Tensor]:
-        """Rows of a tensor as float32, in memory meanwhile."""
-        lease = self._reader.read([Rows(tensor, start, stop)])
-        try:
-            yield lease.tensors[0]
-        finally:
-            self._reader.release(lease)
 
     def _by_batch(
         self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
@@ -271,14 +234,14 @@ class Reference:
 
         self._model.set_output_embeddings(torch.nn.Identity())
         lookups = embeddings(self._model)
-        streamed = StreamedModules(self._reader, lambda: self._step())
+        streamed = StreamedModules(self.reader, lambda: self._step())
         for name, module in self._model.named_modules():
             own = {key: value for key, value in module._parameters.items() if value is not None}
             if any(module is lookup for lookup in lookups):
                 table = self._embedding
                 if f"{name}.weight" in held:
                     table = fitting_weight(held, (f"{name}.weight",), module.weight, self._where)
-                stream_embedding(module, table, self._reader)
+                stream_embedding(module, table, self.reader)
                 continue
             if not own:
                 continue
@@ -298,71 +261,3 @@ class Reference:
             ids = (*window.source, *window.ids)
             if not window.ids or min(ids) < 0 or max(ids) >= rows:
                 raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")
-
-
-@dataclass(frozen=True)
-class _Logits:
-    """Logits of some positions of a window, from ``start`` on."""
-
-    window: int
-    start: int
-    values: Floats
-
-    def has(self, window: int, start: int, stop: int) -> bool:
-        """Whether those positions are among them."""
-        return window == self.window and self.start <= start and stop <= self.start + len(self.values)
-
-
-class Reading:
-    """What a Reference read.
-
-    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
-    each layer (the residual stream), as much for the window asked for, else empty.
-    """
-
-    def __init__(
-        self,
-        hidden: list[Floats],
-        layers: list[Floats],
-        head: Head,
-        reader: WeightReader,
-        threads: int,
-    ) -> None:
-        self.hidden = hidden
-        self.layers = layers
-        self._head = head
-        self._reader = reader
-        self._threads = threads
-        self._ahead: _Logits | None = None
-
-    def logits(self, window: int, start: int, stop: int) -> Floats:
-        """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
-
-        The whole output matrix is read for some hundred positions at a time, so ask in order, in one thread.
-        """
-        if not 0 <= start < stop <= len(self.hidden[window]):
-            raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
-        if self._ahead is None or not self._ahead.has(window, start, stop):
-            self._ahead = None  # so that its memory can be used again
-            self._ahead = self._compute(window, start, stop)
-        return self._ahead.values[start - self._ahead.start : stop - self._ahead.start].copy()
-
-    def _compute(self, window: int, start: int, stop: int) -> _Logits:
-        import torch
-
-        matrix, bias = self._head.matrix, self._head.bias
-        count = len(self.hidden[window])
-        last = min(max(stop, start + _LOGITS // (4 * matrix.rows)), count)
-        last = count if count - last < _LEAST_ROWS else last
-        first = max(0, min(start, last - _LEAST_ROWS))
-        values = np.empty((last - first, matrix.rows), np.float32)
-        entering = torch.from_numpy(self.hidden[window][first:last])
-        step = max(1, _SLICE // (4 * matrix.row_elements))
-        with computing(self._threads):
-            for row in range(0, matrix.rows, step):
-                end = min(row + step, matrix.rows)
-                parts = [matrix] if bias is None else [matrix, bias]
-                lease = self._reader.read([Rows(part, row, end) for part in parts])
-                values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
-                self._reader.release(lease)
-        return _Logits(window, first, values)

@@ -34,6 +34,7 @@ from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
 from .recomputed_experts import Experts
+from .streamed import Rows
 from .watching import is_experts
 
 if TYPE_CHECKING:
@@ -102,9 +103,11 @@ class Recomputation:
     ) -> None:
         infos = {info.name: info for info in file.header.tensors}
         tensors = {name: file.tensor(info) for name, info in infos.items()}
-        roundings = {name: rounding_of(file.format(info).name) for name, info in infos.items()}
+        roundings = {
+            name: rounding_of(file.format(info).name) for name, info in infos.items() if len(info.shape) > 1
+        }
         minimums = {
-            name: minimums_of(file, info) for name, info in infos.items() if roundings[name] == "q8_1"
+            name: minimums_of(file, infos[name]) for name, rounding in roundings.items() if rounding == "q8_1"
         }
         weights = unmapped(family, checkpoint, tensors)
         self.reference = Reference(checkpoint, family, weights=weights, threads=threads)
@@ -161,11 +164,13 @@ class _Run:
                 matrix = self._matrices.get(name)
                 if is_experts(module):
                     parts = [self._matrices[f"{name}.0.{part}_proj"] for part in ("gate", "up", "down")]
-                    experts = Experts(module, parts, self._inputs, self.synchronize, self.add, self._reference.rows)
+                    experts = Experts(
+                        module, parts, self._inputs, self.synchronize, self.add, self._reference.reader
+                    )
                     stack.enter_context(_instead(module, experts.forward))
                 elif type(module).__name__ in GELUS:
                     stack.enter_context(_instead(module, partial(_gelu, module.forward)))
-                elif matrix is not None and not isinstance(module, torch.nn.Embedding):
+                elif matrix is not None and not isinstance(module, torch.nn.Embedding | torch.nn.Identity):
                     before, after = partial(self._before, matrix), partial(self._after, matrix)
                     stack.callback(module.register_forward_pre_hook(before).remove)
                     stack.callback(module.register_forward_hook(after).remove)
@@ -183,11 +188,11 @@ class _Run:
 
         if self._missing is None or matrix.minimums is None:
             return output
-        with self._reference.rows(matrix.minimums, 0, matrix.minimums.rows) as minimums:
-            return output + torch.nn.functional.linear(self._missing, minimums)
+        with self._reference.reader.reading([Rows(matrix.minimums, 0, matrix.minimums.rows)]) as minimums:
+            return output + torch.nn.functional.linear(self._missing, *minimums)
 
     def synchronize(self, name: str, values: torch.Tensor) -> torch.Tensor:
-        """``(copies, positions, columns)`` with llama.cpp's own input in the first copy, after a comparison."""
+        """``(copies, positions, columns)`` with llama.cpp's input in the first copy, once compared."""
         import torch
 
         given = self._inputs.get(name)
@@ -210,7 +215,7 @@ class _Run:
         """What was found, the output matrix included."""
         values = self.synchronize(self._head.name, entering)
         made, missing = round_copies(values, self._head.rounding)
-        out = self._reference.through_head(made, missing, self._head.minimums)
+        out = self._reference.output.multiply(made, missing, self._head.minimums)
         self._errors.append(InputError("logits", nmse(logits, out[SYNCHRONIZED])))
         return Recomputed(tuple(self._errors), out[WEIGHTS_ONLY], out[ROUNDED], tuple(self._unused))
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .ggml_rounding import rounded
+from .streamed import Rows, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from .streamed import Floats
 
 Synchronize = Callable[[str, "torch.Tensor"], "torch.Tensor"]
-ReadRows = Callable[[Any, int, int], contextlib.AbstractContextManager["torch.Tensor"]]
 _COPIES = 3
 _WEIGHTS_ONLY = 1
 
@@ -25,8 +25,8 @@ _WEIGHTS_ONLY = 1
 class Experts:
     """Stands in for the ``forward`` of transformers' fused experts (gate_up_proj, down_proj) meanwhile.
 
-    ``matrices`` are those of gate, up and down; ``synchronize`` and ``add`` are the run's, ``rows`` reads
-    rows of a tensor.
+    ``matrices`` are those of gate, up and down; ``synchronize`` and ``add`` are the run's, ``reader`` reads
+    weights.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Experts:
         inputs: Mapping[str, MatrixInput],
         synchronize: Synchronize,
         add: Callable[[str, Floats, Floats], None],
-        rows: ReadRows,
+        reader: WeightReader,
     ) -> None:
         self._module = module
         self._gate, self._up, self._down = matrices
-        self._inputs, self._synchronize, self._add, self._rows = inputs, synchronize, add, rows
+        self._inputs, self._synchronize, self._add, self._reader = inputs, synchronize, add, reader
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the experts make of ``(copies * positions, hidden)``; ``chosen`` and ``weights`` as there."""
@@ -50,15 +50,15 @@ class Experts:
         flat = values.reshape(hidden.shape)
         count = values.shape[1]
         given = self._inputs.get(self._down.name)
-        if given is None or given.experts is None:
-            given = None
+        slots = None if given is None else given.experts
+        if given is None or slots is None:
             self._synchronize(self._down.name, values)  # which notes that llama.cpp does not use it
         else:
-            chosen = _exchanged(chosen, given.experts)
+            chosen = _exchanged(chosen, slots)
         theirs: list[Floats] = []
         expected: list[Floats] = []
         total = torch.zeros_like(hidden)
-        for expert in chosen.unique().tolist():
+        for expert in torch.unique(chosen).tolist():
             tokens, places = torch.where(chosen == expert)
             free = (tokens >= count * _WEIGHTS_ONLY) & (tokens < count * (_WEIGHTS_ONLY + 1))
             gate, up = self._module.gate_up_proj[expert].chunk(2)
@@ -67,15 +67,15 @@ class Experts:
                 gated = self._product(flat[tokens], free, gate, self._gate.rounding, halves[0])
                 inner = self._product(flat[tokens], free, up, self._up.rounding, halves[1])
             inner = self._module.act_fn(gated) * inner
-            for at, token in enumerate(tokens.tolist() if given is not None else ()):
-                for slot in np.flatnonzero(given.experts[token] == expert) if token < count else ():
+            for at, token in enumerate(tokens.tolist()):
+                if given is None or slots is None or token >= count:
+                    continue
+                for slot in np.flatnonzero(slots[token] == expert):
                     theirs.append(given.values[token, slot])
                     expected.append(inner[at].numpy().copy())
                     inner[at] = torch.from_numpy(given.values[token, slot])
             with self._minimums(self._down, expert) as least:
-                made = self._product(
-                    inner, free, self._module.down_proj[expert], self._down.rounding, least
-                )
+                made = self._product(inner, free, self._module.down_proj[expert], self._down.rounding, least)
             total.index_add_(0, tokens, made * weights[tokens, places, None])
         if theirs:
             self._add(self._down.name, np.array(theirs), np.array(expected))
@@ -86,7 +86,7 @@ class Experts:
         if matrix.minimums is None:
             yield None
             return
-        with self._rows(matrix.minimums, expert, expert + 1) as rows:
+        with self._reader.reading([Rows(matrix.minimums, expert, expert + 1)]) as (rows,):
             yield rows[0]
 
     def _product(

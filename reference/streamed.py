@@ -88,6 +88,15 @@ class WeightReader:
         """The same, and wait for it."""
         return self.begin(wanted).wait()
 
+    @contextlib.contextmanager
+    def reading(self, wanted: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The same, in memory meanwhile."""
+        lease = self.read(wanted)
+        try:
+            yield lease.tensors
+        finally:
+            self.release(lease)
+
     def release(self, lease: Lease) -> None:
         """Take the memory back; whoever reads next writes over it."""
         self._free.append(lease.room)

@@ -5,15 +5,16 @@ FILE.gguf THREADS; it loads the file once and answers requests until there are n
 llama.cpp's errors and nothing else of it.
 
 Request: uint8 what is wanted (1 logits, 2 layers, 8 inputs of matrices, added up; 4 more: sources are
-embeddings), uint32 tokens decoded at once, uint32 windows; then per window: uint32 positions of the source (an encoder's; none for other
-models), uint32 tokens, uint32 first position whose logits are wanted, the source as int32 ids or as float32
-``(positions, hidden)``, and the ids of the window as int32.
+embeddings), uint32 tokens decoded at once, uint32 windows; then per window: uint32 positions of the source
+(an encoder's; none for other models), uint32 tokens, uint32 first position whose logits are wanted, the
+source as int32 ids or as float32 ``(positions, hidden)``, and the ids of the window as int32.
 
 An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
 each window, for its source if it has one and for each piece of it decoded at once: LAYER (layer, first
 position, positions) with float32 ``(positions, hidden)`` for each layer, if wanted, an encoder's layers
-counted first; the inputs of all matrices, if wanted, as llama_inputs says; and for each piece LOGITS (window, first position, positions) with float32
-``(positions, vocabulary)``, if wanted, without data where the piece has none to send. All little-endian.
+counted first; the inputs of all matrices, if wanted, as llama_inputs.py says; and for each piece LOGITS
+(window, first position, positions) with float32 ``(positions, vocabulary)``, if wanted, without data where
+the piece has none to send. All little-endian.
 Exit codes: ``REFUSED`` and those after it.
 """
 
@@ -234,9 +235,7 @@ def _metadata(library: Any, handle: Any, key: str) -> str:
     return room.value.decode("utf-8", "replace")
 
 
-def _context(
-    model: Model, tokens: int, batch: int, captured: Captured | None, inputs: Inputs | None
-) -> Any:
+def _context(model: Model, tokens: int, batch: int, captured: Captured | None, inputs: Inputs | None) -> Any:
     """Room for ``tokens``, read ``batch`` at once, in as plain fp32 arithmetic as llama.cpp has."""
     library = model.library
     parameters = library.llama_context_default_params()

@@ -69,7 +69,7 @@ class Inputs:
         self._write(HEAD.pack(END, 0, 0, 0, 0, 0))
 
     def _on_node(self, address: int, asked: bool, _: Any) -> bool:
-        """Asked first whether a node is needed, and again when it is computed; see ``llama_child._capture``."""
+        """Asked first whether a node is needed, and again when it is computed; see ``_capture``."""
         node = _Tensor.from_address(address)
         if self.problem or node.op not in self._products:
             return not asked

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -63,7 +62,9 @@ def _text(take: Callable[[memoryview], None], length: int) -> str:
 
 def joined(pieces: Sequence[dict[str, MatrixInput]]) -> dict[str, MatrixInput]:
     """The inputs of a text that was read in pieces; what all pieces read alike, an encoder's text, once."""
-    names = {name: [piece[name] for piece in pieces if name in piece] for name in {n for p in pieces for n in p}}
+    names = {
+        name: [piece[name] for piece in pieces if name in piece] for name in {n for p in pieces for n in p}
+    }
     return {name: _joined(parts) for name, parts in names.items()}
 
 

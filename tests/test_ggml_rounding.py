@@ -44,7 +44,7 @@ def inputs() -> np.ndarray[Any, np.dtype[np.float32]]:
     values *= np.exp(random.uniform(-12, 6, (64, 1))).astype(np.float32)
     values[3:9, ::97] *= 300
     values[10] = 0
-    values[11, :COLUMNS // 2] = 0
+    values[11, : COLUMNS // 2] = 0
     values[12] = np.round(values[12] * 4) / 4
     values[13, 0::2], values[13, 1::2] = 1.5, -1.5
     values[14] = (np.arange(COLUMNS) - 255.5) / 127
@@ -52,7 +52,9 @@ def inputs() -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 @pytest.mark.parametrize("format", [each.name for each in ENCODABLE])
-def test_the_inputs_of_every_format_are_rounded_to_the_type_ggml_cpu_takes(format: str, ggml_cpu: Any) -> None:
+def test_the_inputs_of_every_format_are_rounded_to_the_type_ggml_cpu_takes(
+    format: str, ggml_cpu: Any
+) -> None:
     number = ggml_cpu.ggml_get_type_traits_cpu(FORMATS[format].ggml_type).contents.vec_dot_type
     names = {each.ggml_type: name for name, each in FORMATS.items()}
     assert names[number] == {"none": "f32"}.get(str(rounding_of(format)), rounding_of(format))

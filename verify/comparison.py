@@ -19,7 +19,8 @@ from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
 from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
-from ..reference.model import Reading, Reference
+from ..reference.model import Reference
+from ..reference.reading import Reading
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position

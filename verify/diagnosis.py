@@ -15,7 +15,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
-from ..reference.model import Reading, Reference
+from ..reference.model import Reference
+from ..reference.reading import Reading
 from ..runtimes.candidate import Candidate, Floats
 from .proof import Diagnosis, LayerError, TensorError, layer_name
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ..core.errors import ChildDied
 from ..core.progress import Progress, silent
 from ..core.windows import Window
-from ..reference.model import Reading
+from ..reference.reading import Reading
 from ..runtimes.candidate import CandidateFailure, LogitsSource
 from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next

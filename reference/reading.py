@@ -1,0 +1,112 @@
+"""What a Reference has read, and the output matrix, which is never in memory whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.tensor import Tensor
+from .empty_model import Head, computing
+from .streamed import Rows, WeightReader
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+
+_SLICE = 128 << 20  # bytes of the output matrix in float32
+_LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
+_LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
+
+
+class OutputMatrix:
+    """The matrix that makes the logits, read in slices."""
+
+    def __init__(self, head: Head, reader: WeightReader, threads: int) -> None:
+        self._head, self._reader, self._threads = head, reader, threads
+
+    @property
+    def rows(self) -> int:
+        """The vocabulary."""
+        return self._head.matrix.rows
+
+    def multiply(
+        self, entering: torch.Tensor, missing: torch.Tensor | None = None, minimums: Tensor | None = None
+    ) -> Floats:
+        """Logits ``(…, vocabulary)`` of ``entering`` ``(…, hidden)``.
+
+        ``missing`` is multiplied by ``minimums``, which have the matrix's shape, and added (recompute.py).
+        """
+        import torch
+
+        matrix, bias = self._head.matrix, self._head.bias
+        values = np.empty((*entering.shape[:-1], matrix.rows), np.float32)
+        step = max(1, _SLICE // (4 * matrix.row_elements))
+        with computing(self._threads):
+            for row in range(0, matrix.rows, step):
+                end = min(row + step, matrix.rows)
+                parts = [Rows(part, row, end) for part in (matrix, bias) if part is not None]
+                with self._reader.reading(parts) as weights:
+                    made = torch.nn.functional.linear(entering, *weights)
+                if missing is not None and minimums is not None:
+                    with self._reader.reading([Rows(minimums, row, end)]) as least:
+                        made += torch.nn.functional.linear(missing, *least)
+                values[..., row:end] = made.numpy()
+        return values
+
+
+@dataclass(frozen=True)
+class _Logits:
+    """Logits of some positions of a window, from ``start`` on."""
+
+    window: int
+    start: int
+    values: Floats
+
+    def has(self, window: int, start: int, stop: int) -> bool:
+        """Whether those positions are among them."""
+        return window == self.window and self.start <= start and stop <= self.start + len(self.values)
+
+
+class Reading:
+    """What a Reference read.
+
+    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
+    each layer (the residual stream), as much for the window asked for, else empty.
+    """
+
+    def __init__(
+        self,
+        hidden: list[Floats],
+        layers: list[Floats],
+        output: OutputMatrix,
+    ) -> None:
+        self.hidden = hidden
+        self.layers = layers
+        self._output = output
+        self._ahead: _Logits | None = None
+
+    def logits(self, window: int, start: int, stop: int) -> Floats:
+        """Logits of positions ``start`` to ``stop`` of a window, ``(stop - start, vocabulary)``.
+
+        The whole output matrix is read for some hundred positions at a time, so ask in order, in one thread.
+        """
+        if not 0 <= start < stop <= len(self.hidden[window]):
+            raise ValueError(f"positions {start} to {stop} of {len(self.hidden[window])}")
+        if self._ahead is None or not self._ahead.has(window, start, stop):
+            self._ahead = None  # so that its memory can be used again
+            self._ahead = self._compute(window, start, stop)
+        return self._ahead.values[start - self._ahead.start : stop - self._ahead.start].copy()
+
+    def _compute(self, window: int, start: int, stop: int) -> _Logits:
+        import torch
+
+        count = len(self.hidden[window])
+        last = min(max(stop, start + _LOGITS // (4 * self._output.rows)), count)
+        last = count if count - last < _LEAST_ROWS else last
+        first = max(0, min(start, last - _LEAST_ROWS))
+        entering = torch.from_numpy(self.hidden[window][first:last])
+        return _Logits(window, first, self._output.multiply(entering))
