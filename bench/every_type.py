@@ -27,7 +27,7 @@ from memory import Run, measure
 from bench import KCONV, checked, remove
 from kconv.core.gguf_file import GgufHeader, read_header
 from kconv.flows.plan import plan
-from kconv.quant.imatrix_file import Activations, write_activations
+from kconv.quant.imatrix_file import ActivationSums, write_imatrix
 from kconv.quant.policy import POLICIES
 
 TOGETHER = ("q8_0", "q5_0", "q4_0", "q6_K")
@@ -137,7 +137,7 @@ def prepared(shape: material.Shape) -> Source:
     arrays, imatrix = f16.with_suffix(".npz"), f16.with_suffix(".imatrix.gguf")
     np.savez(arrays, **ones)  # type: ignore[arg-type]
     counts = {name: np.ones(1, np.int64) for name in ones}
-    write_activations(imatrix, Activations(ones, counts, ("ones",), 1, 1), force=True)
+    write_imatrix(imatrix, ActivationSums(ones, counts, ("ones",), 1, 1), force=True)
     return Source(
         checkpoint,
         f16,

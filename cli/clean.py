@@ -14,7 +14,7 @@ import click
 from ..core.errors import EnvironmentProblem, UsageError
 from .console import emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
-from .progress import in_words
+from .progress import leftovers_text
 
 if TYPE_CHECKING:
     from ..core.leftovers import Leftover
@@ -66,9 +66,9 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
                 ) from error
             removed += [gone] if gone is not None else []
     if as_json:
-        emit_json(_told(found, removed))
+        emit_json(_as_json(found, removed))
     elif removed:
-        say(f"removed {in_words(removed)}")
+        say(f"removed {leftovers_text(removed)}")
 
 
 def _found(folders: Iterable[Path]) -> list[Leftover]:
@@ -98,12 +98,12 @@ def _show(found: Sequence[Leftover]) -> None:
 
 def _agreed(left: Sequence[Leftover]) -> bool:
     if not sys.stdin.isatty():
-        say(f"{in_words(left)} of runs that were killed; --yes removes them")
+        say(f"{leftovers_text(left)} of runs that were killed; --yes removes them")
         return False
-    return click.confirm(f"Remove {printable(in_words(left))}?")
+    return click.confirm(f"Remove {printable(leftovers_text(left))}?")
 
 
-def _told(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
+def _as_json(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
     gone = {each.path for each in removed}
     return {
         "leftovers": [

@@ -99,11 +99,11 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
-    from .progress import tell_removals
+    from .progress import announce_removals
     from .shortage import check_address_space
 
     check_address_space()
-    tell_removals()
+    announce_removals()
 
 
 def _open_closed_streams() -> None:

@@ -104,7 +104,7 @@ def command(
             announce=announce,
         )
     if not as_json:
-        _tell(found)
+        _print_summary(found)
     if report is not None:
         from ..report.comparison import write_comparison
 
@@ -118,7 +118,7 @@ def command(
     end_unproven((each.proof.verdict, f"{each.type}: {each.proof.cause}") for each in without)
 
 
-def _tell(found: Comparison) -> None:
+def _print_summary(found: Comparison) -> None:
     say(f"{found.source}: {found.arch}, {count_text(found.parameters)} weights")
     say_notes(found.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")

@@ -107,7 +107,7 @@ def output_row(output: Output) -> tuple[str, ...]:
     return str(output.path), output.type, size_text(output.bytes), bits, formats
 
 
-def tell_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None:
+def print_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None:
     """Which files are the first of several, and which parts an earlier run left, but for the ``sources``."""
     from ..core.gguf_split import other_parts
 

@@ -115,7 +115,7 @@ def _print(failure: Failure) -> None:
         click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
 
 
-def heed_reader() -> None:
+def check_output_open() -> None:
     """Raise BrokenPipeError where nobody is left to read standard output, before it is written to.
 
     Reading a long prompt takes minutes in which nothing is written.
@@ -144,7 +144,7 @@ def interruptible() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
 
     Only the first signal counts: a second one, from an impatient hand, would strike while they are removed.
-    One that comes much later counts again, since the first may have been lost; see ``heed_interrupt``.
+    One that comes much later counts again, since the first may have been lost; see ``reraise_interrupt``.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -158,7 +158,9 @@ def interruptible() -> Iterator[None]:
             _struck.append(now)
             raise KeyboardInterrupt
 
-    def lost(told: Any) -> None:  # what Python says of exceptions it drops; heed_interrupt sees to this one
+    def lost(
+        told: Any,
+    ) -> None:  # what Python says of exceptions it drops; reraise_interrupt sees to this one
         if told.exc_type is not KeyboardInterrupt:
             told_before(told)
 
@@ -178,7 +180,7 @@ def interruptible() -> Iterator[None]:
         _struck.clear()
 
 
-def heed_interrupt() -> None:
+def reraise_interrupt() -> None:
     """Raise KeyboardInterrupt again where work still goes on after a signal.
 
     Python drops an exception that strikes within a destructor or a callback from C; importing transformers,

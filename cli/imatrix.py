@@ -102,7 +102,7 @@ def _made(
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
     from ..flows.importance import gather, named_texts
-    from ..quant.imatrix_file import write_activations
+    from ..quant.imatrix_file import write_imatrix
     from .progress import announce, shown_progress
 
     named = named_texts(texts)
@@ -120,7 +120,7 @@ def _made(
             progress=progress,
             announce=announce,
         )
-        write_activations(temporary, found, arch=arch, force=True)
+        write_imatrix(temporary, found, arch=arch, force=True)
     return path, {
         "architecture": arch,
         "tensors": len(found.sums),

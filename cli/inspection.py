@@ -44,13 +44,13 @@ def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> Non
     if as_json:
         emit_json(said)
         return
-    _tell(said)
-    _tell_graphs(said.get("graphs", ()))
-    _tell_vocabulary(said["vocabulary"])
+    _print_summary(said)
+    _print_graphs(said.get("graphs", ()))
+    _print_vocabulary(said["vocabulary"])
     say(f"\nTensors\n{_tensor_table(said['tensors'], every_tensor=every_tensor)}")
 
 
-def _tell(said: Mapping[str, Any]) -> None:
+def _print_summary(said: Mapping[str, Any]) -> None:
     """Everything above vocabulary and tensors."""
     bits = said["bits_per_weight"]
     facts = {
@@ -80,7 +80,7 @@ def _tell(said: Mapping[str, Any]) -> None:
             say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
 
 
-def _tell_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
+def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
     """Each graph with its operators and what goes in and out, caches of all layers in one line."""
     for graph in graphs:
         versions = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
@@ -95,7 +95,7 @@ def _tell_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
         say(table(list(rows)))
 
 
-def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
+def _print_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
     if vocabulary is None:
         say("\nNo vocabulary")
         return

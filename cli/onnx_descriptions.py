@@ -11,7 +11,7 @@ from ..core.errors import KconvError
 from .descriptions import Description, classes, manifest_of, plain, proof_of, summary, tensor_line, tokenizer
 
 if TYPE_CHECKING:
-    from ..runtimes.onnx_model_file import ModelFile, Stored, Value
+    from ..runtimes.onnx_model_file import Initializer, ModelFile, Value
 
 _OF_CHECKPOINTS = ("*.safetensors", "*.bin")
 
@@ -74,7 +74,7 @@ def _tensors(models: Sequence[ModelFile]) -> list[Description]:
     """
     from ..runtimes.onnx_model_file import element_name
 
-    held: dict[str, Stored] = {}
+    held: dict[str, Initializer] = {}
     for model in models:
         held |= model.external or model.initializers
     lines = []
@@ -88,7 +88,7 @@ def _tensors(models: Sequence[ModelFile]) -> list[Description]:
     return lines
 
 
-def _in_blocks(name: str, blocks: Stored, scales: Stored) -> Description:
+def _in_blocks(name: str, blocks: Initializer, scales: Initializer) -> Description:
     """A matrix of whole numbers with a scale for each block of 32 (quant/onnx_packing.py)."""
     from ..quant.onnx_packing import BLOCK
 

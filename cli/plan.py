@@ -69,7 +69,7 @@ def command(
             each["expected_kl"] = None if band is None else band.to_json()
         emit_json(told)
     else:
-        _tell(planned, bands)
+        _print_summary(planned, bands)
 
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
@@ -85,7 +85,7 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     return {name: band for name, band in found.items() if band is not None}
 
 
-def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
+def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
     say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
@@ -106,8 +106,11 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
     say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
     for refused in planned.refused:
         say(f"{refused.type}: not possible, {refused.reason}")
-    for beside in planned.companions:
-        say(f"each needs {beside.path.name} beside it, {size_text(beside.bytes)} ({beside.bytes:,} bytes)")
+    for companion in planned.companions:
+        say(
+            f"each needs {companion.path.name} beside it, "
+            f"{size_text(companion.bytes)} ({companion.bytes:,} bytes)"
+        )
     if bands:
         say(
             "expected KL: mean divergence in nats, as llama.cpp's tools/perplexity/README.md has it of models"
@@ -115,7 +118,7 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
         say("of 7 and 8 billion weights on English; kconv to-gguf measures that of the file it makes")
     if any(each.needs_imatrix for each in planned.types):
         say("what needs importance data is some dozen bytes larger once --imatrix or --calibrate name them")
-    total = planned.beside + sum(each.bytes for each in planned.types)
+    total = planned.companion_bytes + sum(each.bytes for each in planned.types)
     say(f"\ndisk: {size_text(total)} for all of these, {size_text(planned.free)} free in {planned.folder}")
     say(f"memory: about {size_text(planned.memory)}, for the proof {size_text(planned.proof_memory)}")
 
@@ -136,6 +139,6 @@ def _remarks(each: PlannedType, planned: Plan) -> str:
         f"{plural(count, 'tensor')} {given.upper()} instead of {wanted.upper()}"
         for (wanted, given), count in fallen.items()
     ]
-    if each.bytes + planned.beside > planned.free:
+    if each.bytes + planned.companion_bytes > planned.free:
         said.append("does not fit on the disk")
     return ", ".join(said)

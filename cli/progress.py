@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import progress as core_progress
 from ..core.progress import Progress
 from .console import plural, say, seconds_text, size_text, verify_command
-from .errors import heed_interrupt
+from .errors import reraise_interrupt
 from .shortage import last_words, shortage
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
     update, close = _bars() if terminal else _lines()
 
     def shown(stage: str, done: int, total: int) -> None:
-        heed_interrupt()
+        reraise_interrupt()
         update(stage, done, total)
 
     try:
@@ -57,7 +57,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
+def naming_finished_files(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
     """Yield what is told which files have been made; what ends the block after that says so first.
 
     They are there, if not proven. ``what`` they are: ``the files are``.
@@ -94,16 +94,16 @@ def announce(text: str) -> None:
             say(f"kconv: {text}", err=True)
 
 
-def tell_removals() -> None:
+def announce_removals() -> None:
     """From now on, say so when what a killed run has left is removed by the next."""
-    core_progress.on_removal = _tell_removal
+    core_progress.on_removal = _announce_removal
 
 
-def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
+def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
+    announce(f"removed {leftovers_text(removed)} of a run that was killed, from {folder}")
 
 
-def in_words(leftovers: Sequence[Leftover]) -> str:
+def leftovers_text(leftovers: Sequence[Leftover]) -> str:
     """``3 unfinished files (1.20 GiB)``."""
     return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
 

@@ -16,11 +16,11 @@ from .console import (
     end_unproven,
     output_row,
     plural,
+    print_parts,
     say,
     say_notes,
     seconds_text,
     table,
-    tell_parts,
 )
 from .conversion_options import split_list
 from .options import (
@@ -111,7 +111,7 @@ def command(
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
     else:
-        _tell(made, proofs, seconds)
+        _print_summary(made, proofs, seconds)
     end_unproven((proof.verdict, f"{proof.artifact}: {proof.cause}") for proof in proofs)
 
 
@@ -127,7 +127,7 @@ def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
     return proof
 
 
-def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
+def _print_summary(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
@@ -135,7 +135,7 @@ def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
     say_notes(made.notes)
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
-    tell_parts(made.outputs, made.parts)
+    print_parts(made.outputs, made.parts)
     for proof in proofs:
         click.echo(proof_line(proof))
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}; a manifest stands beside each")

@@ -13,7 +13,7 @@ from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
 from .console import show_log
-from .errors import heed_reader
+from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import read_prompt
@@ -150,7 +150,7 @@ def command(
             show=_nowhere if as_json or fill is not None else show_text,
             announce=partial(show_note, verbose=verbose),
             log=show_log if verbose else None,
-            progress=_heeding(shown),
+            progress=_until_output_closes(shown),
             **options,
         )
     show_answer(answer, as_json=as_json, verbose=verbose)
@@ -160,11 +160,11 @@ def _nowhere(text: str) -> None:
     """Print nothing: JSON and filled masks are read at the end."""
 
 
-def _heeding(progress: Progress) -> Progress:
+def _until_output_closes(progress: Progress) -> Progress:
     """The same, which ends the work where whoever was to read the answer is gone."""
 
     def told(stage: str, done: int, total: int) -> None:
-        heed_reader()
+        check_output_open()
         progress(stage, done, total)
 
     return told

@@ -20,12 +20,12 @@ from .console import (
     end_unproven,
     output_row,
     plural,
+    print_parts,
     say,
     say_notes,
     seconds_text,
     size_text,
     table,
-    tell_parts,
     verify_command,
 )
 from .conversion_options import conversion_options, types_option
@@ -145,7 +145,7 @@ def command(
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
     else:
-        _tell(conversion, seconds)
+        _print_summary(conversion, seconds)
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
     if not as_json:
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
@@ -154,13 +154,13 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; what ends it during the proof is told that the files are there."""
     from ..flows.convert import to_gguf
-    from .progress import announce, shown_progress, whole_files_named
+    from .progress import announce, naming_finished_files, shown_progress
 
-    with whole_files_named("the files are", checkpoint) as made, shown_progress() as progress:
+    with naming_finished_files("the files are", checkpoint) as made, shown_progress() as progress:
         return to_gguf(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
-def _tell(conversion: Conversion, seconds: float) -> None:
+def _print_summary(conversion: Conversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
@@ -173,7 +173,7 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
-    tell_parts(conversion.outputs)
+    print_parts(conversion.outputs)
     for proof in conversion.proofs:
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):

@@ -144,7 +144,7 @@ def command(
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
     else:
-        _tell(conversion, seconds)
+        _print_summary(conversion, seconds)
     if conversion.proof is not None:
         proof = conversion.proof
         command = verify_command(conversion.path, checkpoint)
@@ -159,13 +159,13 @@ def command(
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; what ends it during the proof is told that the folder is there."""
     from ..flows.to_onnx import to_onnx
-    from .progress import announce, shown_progress, whole_files_named
+    from .progress import announce, naming_finished_files, shown_progress
 
-    with whole_files_named("the folder is", checkpoint) as made, shown_progress() as progress:
+    with naming_finished_files("the folder is", checkpoint) as made, shown_progress() as progress:
         return to_onnx(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
-def _tell(conversion: OnnxConversion, seconds: float) -> None:
+def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 

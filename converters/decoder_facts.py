@@ -10,7 +10,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import UnsupportedModel
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
-from .activations import NOT_IN_LLAMA_CPP, refuse_unless_in_onnx
+from .activation_names import NOT_IN_LLAMA_CPP, refuse_unless_in_onnx
 from .rope import Rope, read_rope
 from .settings import Settings
 from .transforms import same_weights

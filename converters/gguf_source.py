@@ -11,7 +11,7 @@ from ..core.errors import GgufError, InputError
 from ..core.gguf_counts import check_counts
 from ..core.gguf_file import TensorInfo, shown
 from ..core.model import Model, Note
-from ..core.tensor import Array, DType, Reader, Stored, Tensor
+from ..core.tensor import Array, DType, Reader, StoredBytes, Tensor
 from ..quant.formats import BF16, F16, F32, Format, format_of_type
 from ..quant.gguf_weights import GgufFile
 from ..quant.parts import llama_cpp_order
@@ -78,7 +78,7 @@ def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
         granule=format.block_size if format and len(info.shape) == 1 else 1,
         origin=f"{file.paths[info.part]}: tensor {info.name}",
         computed=info.name == "rope_freqs.weight",
-        stored=Stored(info.ggml_type, read_bytes),
+        stored=StoredBytes(info.ggml_type, read_bytes),
     )
 
 

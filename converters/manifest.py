@@ -26,7 +26,7 @@ from ..vocab.parity import Parity
 from .gguf_plan import FilePlan
 from .mapping import parameters
 from .recorded import MADE_FROM
-from .results import Beside, Options, Output
+from .results import CompanionFile, Options, Output
 from .targets import checkpoint_name
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
@@ -66,10 +66,10 @@ def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
     """
 
     def check() -> None:
-        check_side_files(checkpoint.folder, checkpoint.beside)
+        check_side_files(checkpoint.folder, checkpoint.side_files)
 
     check()
-    beside = [InputFile(path) for path in checkpoint.beside if path not in checkpoint.weight_files]
+    beside = [InputFile(path) for path in checkpoint.side_files if path not in checkpoint.weight_files]
     return SourceHashes([*beside, *checkpoint.opened], check)
 
 
@@ -133,7 +133,7 @@ def common_part(
     importance: Importance | None,
     model: Model,
     files: Sequence[SourceFile],
-    companions: Sequence[Beside],
+    companions: Sequence[CompanionFile],
 ) -> dict[str, Any]:
     """What the manifests of one conversion share; the last three are known when the files are written."""
     return {
@@ -195,7 +195,7 @@ def requantized_part(
     }
 
 
-def _companion(beside: Beside) -> dict[str, Any]:
+def _companion(beside: CompanionFile) -> dict[str, Any]:
     return {
         "file": beside.path.name,
         "architecture": beside.arch,

@@ -111,14 +111,14 @@ class LocalFile:
                 "another process",
                 hint="open it again, and leave the input alone meanwhile",
             )
-        return _opened_anew, (self.path, *self.identity[2:])
+        return _reopened, (self.path, *self.identity[2:])
 
 
 _ARRIVED: weakref.WeakValueDictionary[tuple[str, int, int], LocalFile] = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
-def _opened_anew(path: str, size: int, changed: int) -> LocalFile:
+def _reopened(path: str, size: int, changed: int) -> LocalFile:
     """The file a pickle speaks of; one descriptor serves all tensors that arrive one by one.
 
     Raises EnvironmentProblem where there is none, or another: by its size and time of change, since another

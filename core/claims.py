@@ -108,7 +108,7 @@ def claimed_folder(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
+def locked_folder(path: Path) -> Iterator[None]:
     """Hold a lock on a folder that is there, where that is possible, so that nobody takes it for left."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

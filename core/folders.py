@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .claims import claimed_folder, held, temporary_beside
+from .claims import claimed_folder, locked_folder, temporary_beside
 from .errors import OutputExists
 from .files import explained, synced
 from .leftovers import sweep
@@ -75,7 +75,7 @@ def atomic_folder(path: Path, *, mark: str, force: bool = False) -> Iterator[Pat
 
 def _take_name(temporary: Path, path: Path, old: Path) -> None:
     """Rename ``temporary`` to ``path``; what stood there goes, unless that fails."""
-    with held(path):
+    with locked_folder(path):
         try:
             if path.exists():
                 os.rename(path, old)

@@ -15,7 +15,7 @@ from typing import Any
 from .byte_source import LocalFile, Opener
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, parse_json, quoted, refuse_lfs_pointer
-from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
+from .weight_file import ITEM_SIZES, TensorPlace, WeightFile, check_name, check_shape, collect
 
 HEADER_LIMIT = 100_000_000
 SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
@@ -63,7 +63,7 @@ def _header(file: InputFile) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def _entry(file: InputFile, name: str, entry: object, data_start: int) -> Stored:
+def _entry(file: InputFile, name: str, entry: object, data_start: int) -> TensorPlace:
     where = f"{file.path}: tensor {quoted(check_name(name, file.path))}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(
@@ -93,10 +93,10 @@ def _entry(file: InputFile, name: str, entry: object, data_start: int) -> Stored
         raise CheckpointError(
             f"{where} has {end - begin} bytes, but {dtype} of shape {list(shape)} needs {need}"
         )
-    return Stored(name, dtype, shape, data_start + begin)
+    return TensorPlace(name, dtype, shape, data_start + begin)
 
 
-def _check_cover(file: InputFile, stored: list[Stored], data_start: int) -> None:
+def _check_cover(file: InputFile, stored: list[TensorPlace], data_start: int) -> None:
     reached, before = data_start, ""
     for item in sorted(stored, key=lambda item: (item.offset, math.prod(item.shape))):
         if item.offset < reached:

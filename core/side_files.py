@@ -44,7 +44,7 @@ def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
             raise changed_meanwhile(f"{path} was {what} while the checkpoint was read")
 
 
-def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
+def side_files_after_unpickling(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
     """Those there are in a process a checkpoint was sent to.
 
     ``before`` are sizes in bytes and times of change in ns, by name, where it was sent from. Raises

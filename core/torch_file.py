@@ -22,7 +22,7 @@ from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, quoted, refuse_lfs_pointer
 from .torch_pickle import MAX_INSTRUCTIONS, MOST_INSTRUCTIONS, read_pickle
 from .torch_values import PickledTensor, Storage
-from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
+from .weight_file import ITEM_SIZES, TensorPlace, WeightFile, check_name, check_shape, collect
 
 TABLE_LIMIT = 16 << 20
 """Largest pickle and largest zip directory read, in bytes; 100 to 200 bytes a tensor is usual."""
@@ -55,7 +55,7 @@ def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
         raise CheckpointError(
             f"{path} is not a PyTorch weight file: neither a zip archive nor a pickle", hint=DOWNLOAD_HINT
         )
-    stored: list[Stored] = []
+    stored: list[TensorPlace] = []
     others: dict[str, str] = {}
     for key, item in _state_dict(value, path).items():
         name = check_name(key, path)
@@ -83,7 +83,7 @@ def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
     return value
 
 
-def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) -> Stored:
+def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) -> TensorPlace:
     """Check one tensor's view against its storage."""
     where = f"{file.path}: tensor {quoted(name)}"
     shape, size = check_shape(tensor.shape, where), ITEM_SIZES[tensor.dtype]
@@ -105,13 +105,13 @@ def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) ->
     if elements == 0 or all(
         step == math.prod(length for length, _ in axes[axis + 1 :]) for axis, (_, step) in enumerate(axes)
     ):
-        return Stored(name, tensor.dtype, shape, offset)
+        return TensorPlace(name, tensor.dtype, shape, offset)
     if min(step for _, step in axes) != 1:
         raise CheckpointError(
             f"{where} has the strides {quoted(strides)}, no two elements side by side",
             hint="save it again after .contiguous()",
         )
-    return Stored(name, tensor.dtype, shape, offset, strides)
+    return TensorPlace(name, tensor.dtype, shape, offset, strides)
 
 
 def _open_zip(file: InputFile) -> tuple[Any, Places]:

@@ -12,9 +12,9 @@ from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of
 from ..reference.model import Reading
-from ..verify.comparison import How, Subject, proof_windows
+from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
-from .importance import count_activations, named_texts
+from .importance import measure_activations, named_texts
 from .results import Run
 
 
@@ -32,7 +32,7 @@ class Calibration:
 
 
 def calibrate(
-    subject: Subject,
+    subject: Expected,
     texts: Sequence[Path],
     *,
     scope: Scope,
@@ -42,11 +42,13 @@ def calibrate(
 
     Raises InputError for texts that cannot be read or are too short.
     """
-    how = How(threads=run.threads or available_cores(), progress=run.progress, announce=run.announce)
+    how = VerifyOptions(
+        threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
+    )
     named = named_texts(texts)
     windows = proof_windows(subject, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
-    activations, reading = count_activations(subject, named, windows, how)
+    activations, reading = measure_activations(subject, named, windows, how)
     digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
     return Calibration(importance_of(activations, sha256=digest), windows, reading)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.results import Beside, Options, Output
+from ..converters.results import CompanionFile, Options, Output
 from ..converters.targets import different_types
 from ..core.errors import UsageError
 from ..core.model import Note
@@ -91,7 +91,7 @@ class Comparison:
     arch: str
     parameters: int
     types: tuple[ComparedType, ...]
-    companions: tuple[Beside, ...]
+    companions: tuple[CompanionFile, ...]
     importance: str | None
     read: dict[str, Any]
     notes: tuple[Note, ...]

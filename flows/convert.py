@@ -13,7 +13,7 @@ from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
-from ..converters.results import Beside, Options, Output, Scope, scope_of
+from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
     Target,
     check_request,
@@ -28,14 +28,14 @@ from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
-from ..verify.comparison import Subject
+from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
-from ..vocab.settle import settle_vocab
+from ..vocab.selection import select_vocab
 from ..vocab.sources import Source, read_source
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
@@ -120,7 +120,7 @@ def convert(
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     tokenizer = read_source(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
-    expected = Subject(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
+    expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
@@ -135,7 +135,7 @@ def convert(
         checkpoint_hashes(checkpoint),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
-        modelfile=partial(ollama_modelfile, template=settled(model).chat_template, sampling=sampling),
+        modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
         run=run,
@@ -145,7 +145,7 @@ def convert(
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _calibrate(expected: Subject | None, options: Options, run: Run) -> Calibration | None:
+def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
     if expected is None or not options.calibrate:
         return None
@@ -160,7 +160,7 @@ def with_vocab(
     metadata = general_metadata(checkpoint)
     notice = licence_notice(metadata)
     model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
-    model, parity = settle_vocab(
+    model, parity = select_vocab(
         model,
         checkpoint,
         tokenizer,
@@ -169,7 +169,7 @@ def with_vocab(
         allow_mismatch=options.allow_tokenizer_mismatch,
         progress=progress,
     )
-    vocab = settled(model)
+    vocab = vocab_of(model)
     context = read_context(checkpoint, arch=model.arch, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
@@ -180,7 +180,7 @@ def with_vocab(
     return replace(model, metadata=metadata), parity, sampling
 
 
-def settled(model: Model) -> Vocab:
+def vocab_of(model: Model) -> Vocab:
     """The vocabulary, of a model that has been through the vocabulary stage."""
     assert model.vocab is not None
     return model.vocab
@@ -206,7 +206,7 @@ def plan_files(
 
 
 def _prove(
-    expected: Subject | None,
+    expected: Expected | None,
     model: Model,
     outputs: Sequence[Output],
     options: Options,
@@ -239,7 +239,7 @@ def _conversion(
     checkpoint: Checkpoint,
     model: Model,
     outputs: Sequence[Output],
-    companions: Sequence[Beside],
+    companions: Sequence[CompanionFile],
     parity: Parity,
     proofs: Sequence[Proof],
 ) -> Conversion:
@@ -251,7 +251,7 @@ def _conversion(
         tuple(outputs),
         parity,
         model.notes,
-        settled(model).chat_template,
+        vocab_of(model).chat_template,
         licence if isinstance(licence, str) else None,
         tuple(proofs),
         tuple(companions),

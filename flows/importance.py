@@ -22,15 +22,15 @@ from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.windows import Window
-from ..quant.imatrix_file import Activations
+from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reading, Reference
 from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
-from ..verify.comparison import How, Subject, text_windows
 from ..verify.cost import estimated_time
+from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..verify.texts import read_text
-from ..vocab.settle import settle_vocab
+from ..vocab.selection import select_vocab
 from ..vocab.sources import read_source
 
 CHUNKS = 128
@@ -59,7 +59,7 @@ def gather(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
-) -> tuple[Activations, str]:
+) -> tuple[ActivationSums, str]:
     """The activations of a checkpoint over ``texts`` (name -> text), and its GGUF architecture.
 
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
@@ -68,22 +68,22 @@ def gather(
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
     model, tokenizer = build(family, checkpoint), read_source(checkpoint)
-    model, _ = settle_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
-    subject = Subject(checkpoint, family, model, tokenizer)
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
+    model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
+    subject = Expected(checkpoint, family, model, tokenizer)
+    how = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    found, _ = measure_activations(subject, texts, (), how, chunks=chunks, window=window)
     return found, model.arch
 
 
-def count_activations(
-    subject: Subject,
+def measure_activations(
+    subject: Expected,
     texts: Mapping[str, str],
     windows: Sequence[Window],
-    how: How,
+    how: VerifyOptions,
     *,
     chunks: int = CHUNKS,
     window: int | None = None,
-) -> tuple[Activations, Reading]:
+) -> tuple[ActivationSums, Reading]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
     every = text_windows(subject, list(texts.values()), tokens=None, window=window)
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
@@ -106,7 +106,7 @@ class _Place:
     experts: int = 1
 
 
-def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
+def _modules(subject: Expected) -> dict[str, tuple[_Place, ...]]:
     """By the name of a module of transformers' model, the matrices of the file its input flows into."""
     shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
     found: dict[str, tuple[_Place, ...]] = {}
@@ -127,7 +127,7 @@ def _activations(
     datasets: tuple[str, ...],
     chunks: int,
     size: int,
-) -> Activations:
+) -> ActivationSums:
     """Under the names of the file; what nothing ever flowed into says nothing and is left out.
 
     Experts lie one after the other, each with the number of tokens it saw (llama.cpp, tools/imatrix).
@@ -149,10 +149,10 @@ def _activations(
             whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
             seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
             seen[place.expert] = learned.count
-    return Activations(squares, counts, datasets, chunks, size)
+    return ActivationSums(squares, counts, datasets, chunks, size)
 
 
-def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
+def _cost(subject: Expected, windows: Sequence[Window], there: int) -> str:
     tokens = sum(window.tokens for window in windows)
     about = estimated_time(subject.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"

@@ -12,8 +12,8 @@ from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
 from ..reference.model import Reading
-from ..verify.comparison import How, Subject, cost, proof_windows, read_reference
 from ..verify.gguf_artifact import NewGgufArtifact
+from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.parity import Parity
@@ -22,7 +22,7 @@ from .results import Run
 
 
 def prove_new_files(
-    expected: Subject,
+    expected: Expected,
     files: Sequence[Path],
     parity: Parity,
     *,
@@ -38,7 +38,7 @@ def prove_new_files(
     were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
     the checkpoint fails.
     """
-    how = How(
+    how = VerifyOptions(
         threads=run.threads or available_cores(),
         progress=run.progress,
         announce=run.announce,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converters.results import Beside, Output
+from ..converters.results import CompanionFile, Output
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
@@ -48,7 +48,7 @@ class Conversion:
     chat_template: str | None
     license: str | None
     proofs: tuple[Proof, ...] = ()
-    companions: tuple[Beside, ...] = ()
+    companions: tuple[CompanionFile, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -19,8 +19,8 @@ from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..runtimes.onnx_folder import OnnxFolder, open_onnx
-from ..verify.comparison import How, Subject, built_in_windows, cost, text_windows
 from ..verify.gguf_artifact import GgufArtifact
+from ..verify.inputs import Expected, VerifyOptions, built_in_windows, cost, text_windows
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
@@ -75,7 +75,7 @@ def verify(
     if front_end is not None:
         options["front_end"] = str(front_end)
     asked = _Asked(texts, tokens, window, ignore_manifest, options)
-    how = How(
+    how = VerifyOptions(
         gates or {},
         diagnose,
         threads or available_cores(),
@@ -112,7 +112,7 @@ def _options(
     }
 
 
-def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof:
+def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
@@ -120,7 +120,7 @@ def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof
     return _prove(expected, GgufArtifact(file, manifest), hashes, asked, how)
 
 
-def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: How) -> Proof:
+def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(folder.path)
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
@@ -130,7 +130,9 @@ def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, how)
 
 
-def _prove(expected: Subject, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, how: How) -> Proof:
+def _prove(
+    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, how: VerifyOptions
+) -> Proof:
     """The proof, once it is clear that the two can be compared, and told what it will take."""
     passes = artifact.passes(expected, how)  # nonsense is refused before any work
     if asked.texts is None:
@@ -141,17 +143,17 @@ def _prove(expected: Subject, artifact: Artifact, hashes: CheckpointHashes, aske
     return prove(expected, artifact, windows, how, texts=asked.texts, hashes=hashes, options=asked.options)
 
 
-def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
+def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Expected:
     """The checkpoint as it should be in the file; refuses a file of another model before any work."""
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
     source = read_source(checkpoint)
     model = expected_model(model, checkpoint, source, file.header, manifest)
-    return Subject(checkpoint, family, model, source)
+    return Expected(checkpoint, family, model, source)
 
 
-def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
+def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
     """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
     family = family_for(checkpoint.config)
     if family.encoder_decoder != (folder.encoder is not None):

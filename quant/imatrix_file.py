@@ -35,7 +35,7 @@ _AGAIN = "make it again with kconv imatrix or llama-imatrix"
 
 
 @dataclass(frozen=True)
-class Activations:
+class ActivationSums:
     """What was counted, by GGUF name of the matrix.
 
     ``sums`` of squares are float32 ``(columns,)``, for a stack of experts ``(experts * columns,)``;
@@ -50,7 +50,7 @@ class Activations:
     chunk_size: int
 
 
-def read_activations(path: Path) -> Activations:
+def read_imatrix(path: Path) -> ActivationSums:
     """What an imatrix file of either format holds.
 
     Raises InputError for what is no such file, is truncated, or holds numbers that cannot be sums of squares
@@ -70,7 +70,7 @@ def read_activations(path: Path) -> Activations:
     return read
 
 
-def write_activations(path: Path, activations: Activations, *, arch: str = "", force: bool = False) -> None:
+def write_imatrix(path: Path, activations: ActivationSums, *, arch: str = "", force: bool = False) -> None:
     """Write the GGUF format, tensors in order of their names; ``arch`` says what model they are of.
 
     Raises OutputExists and EnvironmentProblem.
@@ -95,7 +95,7 @@ def write_activations(path: Path, activations: Activations, *, arch: str = "", f
                 out.write(data.ljust(aligned(len(data)), b"\0"))
 
 
-def _of_gguf(file: InputFile) -> Activations:
+def _of_gguf(file: InputFile) -> ActivationSums:
     header = read_header(file.path)
     by_name = {info.name: info for info in header.tensors}
     names = [name.removesuffix(_SUMS) for name in by_name if name.endswith(_SUMS)]
@@ -116,7 +116,7 @@ def _of_gguf(file: InputFile) -> Activations:
     if not isinstance(datasets, tuple) or not all(isinstance(text, str) for text in datasets):
         raise _refused(file.path, f"{DATASETS} is {shown(datasets)}, expected a list of names")
     numbers = (_number(file.path, header, CHUNKS), _number(file.path, header, CHUNK_SIZE))
-    return Activations(sums, counts, datasets, *numbers)
+    return ActivationSums(sums, counts, datasets, *numbers)
 
 
 def _number(path: Path, header: GgufHeader, key: str) -> int:
@@ -134,7 +134,7 @@ def _floats(file: InputFile, header: GgufHeader, info: TensorInfo) -> Floats:
     return values
 
 
-def _of_legacy(path: Path, data: bytes) -> Activations:
+def _of_legacy(path: Path, data: bytes) -> ActivationSums:
     """The older format: numbers of four bytes, a name, values; then chunks and the text's name, if at all."""
     reader = _Reader(path, data)
     entries = reader.number("the number of entries", 1, min(_MOST_ENTRIES, len(data) // 16))
@@ -153,7 +153,7 @@ def _of_legacy(path: Path, data: bytes) -> Activations:
         chunks = reader.number("the number of chunks", 0, (1 << 31) - 1)
         if reader.left:
             datasets = [reader.text("the length of the text's name", 0, reader.left)]
-    return Activations(sums, counts, tuple(name for name in datasets if name), chunks, 0)
+    return ActivationSums(sums, counts, tuple(name for name in datasets if name), chunks, 0)
 
 
 class _Reader:

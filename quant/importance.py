@@ -20,7 +20,7 @@ from ..core.input_files import file_sha256
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Tensor
 from .formats import Format
-from .imatrix_file import Activations, read_activations
+from .imatrix_file import ActivationSums, read_imatrix
 
 Floats = npt.NDArray[np.float32]
 
@@ -82,10 +82,10 @@ def read_importance(path: str | Path) -> Importance:
     EnvironmentProblem where the machine refuses.
     """
     path = Path(path)
-    return importance_of(read_activations(path), path.name, file_sha256(path))
+    return importance_of(read_imatrix(path), path.name, file_sha256(path))
 
 
-def importance_of(activations: Activations, source: str = "", sha256: str = "") -> Importance:
+def importance_of(activations: ActivationSums, source: str = "", sha256: str = "") -> Importance:
     """Means of what was counted; of experts no token came by, ones (tools/quantize/quantize.cpp)."""
     means = {}
     for name, sums in activations.sums.items():

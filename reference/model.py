@@ -32,8 +32,8 @@ from ..core.windows import Window
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
 from .gelu_table import take_llama_cpps_gelu
-from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
-from .watching import Watch, inputs_told, outputs_kept
+from .streamed import RowRange, StreamedModules, WeightReader, stream_embedding
+from .watching import Watch, captured_outputs, observed_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -127,9 +127,9 @@ class Reference:
             with computing(self._threads), contextlib.ExitStack() as looking_on:
                 if followed in batch:
                     row = batch.index(followed)
-                    looking_on.enter_context(outputs_kept(self._layer_modules(), row, layers))
+                    looking_on.enter_context(captured_outputs(self._layer_modules(), row, layers))
                 if watch is not None:
-                    looking_on.enter_context(self._told(watch, batch, asked, kept))
+                    looking_on.enter_context(self._observing(watch, batch, asked, kept))
                 for index, values in zip(batch, self._forward([asked[i] for i in batch]), strict=True):
                     if index < kept:
                         hidden[index] = values.copy()
@@ -156,17 +156,17 @@ class Reference:
         """Positions the encoder computes of a window."""
         return -(-len(window.source) // self._factor)
 
-    def _told(
+    def _observing(
         self, watch: Watch, batch: Sequence[int], asked: Sequence[Window], first: int
     ) -> contextlib.AbstractContextManager[None]:
-        """Tell the watcher what flows into modules for its own windows, those from ``first`` on."""
+        """Call ``watch.observe`` with the inputs of modules for its own windows, those from ``first`` on."""
 
-        def tell(name: str, row: int, values: Floats) -> None:
+        def observe(name: str, row: int, values: Floats) -> None:
             if batch[row] >= first:
-                watch.tell(name, batch[row] - first, values)
+                watch.observe(name, batch[row] - first, values)
 
         sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
-        return inputs_told(self._model, watch.names, sizes, tell)
+        return observed_inputs(self._model, watch.names, sizes, observe)
 
     def _forward(self, windows: Sequence[Window]) -> list[Floats]:
         try:
@@ -283,7 +283,7 @@ class Reading:
             for row in range(0, matrix.rows, step):
                 end = min(row + step, matrix.rows)
                 parts = [matrix] if bias is None else [matrix, bias]
-                lease = self._reader.read([Rows(part, row, end) for part in parts])
+                lease = self._reader.read([RowRange(part, row, end) for part in parts])
                 values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
                 self._reader.release(lease)
         return _Logits(window, first, values)

@@ -42,7 +42,7 @@ class Statistic(Protocol[T_co]):
 
 
 class Gathered(Generic[T]):
-    """A statistic for each module anything flows into; its ``add`` is what ``Watch.tell`` needs."""
+    """A statistic for each module anything flows into; its ``add`` is what ``Watch.observe`` needs."""
 
     def __init__(self, make: Callable[[], Statistic[T]]) -> None:
         """``make`` begins the statistic of a module."""

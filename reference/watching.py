@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
-Tell = Callable[[str, int, Floats], None]
-"""Is told the name of a module, the number of a window and what flows in, ``(positions, columns)``."""
+Observe = Callable[[str, int, Floats], None]
+"""Called with the name of a module, the number of a window and what flows in, ``(positions, columns)``."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Windows to read for what flows into the modules of those ``names``; ``tell`` counts from the first one.
+    """Windows to read for what flows into the modules of those ``names``.
 
-    The array ``tell`` is given holds during the call only.
+    ``observe`` counts windows from the first of ``windows``; its array is valid during the call only.
     """
 
     windows: tuple[Window, ...]
     names: frozenset[str]
-    tell: Tell
+    observe: Observe
 
 
 @contextlib.contextmanager
-def inputs_told(
-    model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], tell: Tell
+def observed_inputs(
+    model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], observe: Observe
 ) -> Iterator[None]:
-    """Tell what flows into the linear modules of those ``names``, row by row of a batch, without the padding.
+    """Call ``observe`` with the inputs of those linear modules, row by row of a batch, without padding.
 
     The matrices of experts go by names, too: ``….experts.3.down_proj``.
     ``sizes`` are each row's positions in the encoder and in the decoder.
@@ -47,12 +47,12 @@ def inputs_told(
 
     def hook(name: str, module: torch.nn.Module, args: Any) -> None:
         for row, (source, target) in enumerate(sizes):
-            tell(name, row, args[0][row, : source if reads_source(name) else target].numpy())
+            observe(name, row, args[0][row, : source if reads_source(name) else target].numpy())
 
     def experts_hook(place: str, module: torch.nn.Module, args: Any) -> None:
         for row, name, values in _into_experts(place, module, args, [target for _, target in sizes]):
             if name in names:
-                tell(name, row, values)
+                observe(name, row, values)
 
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
@@ -96,7 +96,7 @@ def _into_experts(
 
 
 @contextlib.contextmanager
-def outputs_kept(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats]) -> Iterator[None]:
+def captured_outputs(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats]) -> Iterator[None]:
     """Append to ``kept`` what leaves each of the modules for that row of the batch, padding included."""
 
     def hook(module: torch.nn.Module, args: Any, output: Any) -> None:

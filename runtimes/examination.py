@@ -131,7 +131,9 @@ def _llama_cpp() -> Finding:
     if self_test.LIBRARY_VARIABLE in os.environ:
         said += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
         return Finding("llama.cpp", said, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)
-    return Finding("llama.cpp", said, "broken", compiler.mending(processor(), self_test.TRIED), figures)
+    return Finding(
+        "llama.cpp", said, "broken", compiler.rebuild_command(processor(), self_test.TRIED), figures
+    )
 
 
 def _onnxruntime() -> Finding:
@@ -163,7 +165,7 @@ def _died(name: str, death: ChildDied) -> Finding:
     if name == "onnxruntime":
         return Finding(name, crash, "broken", _anew(name), {"installed": True})
     return Finding(name, f"libggml or they {crash.replace('crashes', 'crash')}", "broken",
-                   compiler.mending(processor(), self_test.TRIED))  # fmt: skip
+                   compiler.rebuild_command(processor(), self_test.TRIED))  # fmt: skip
 
 
 def _anew(package: str) -> str:

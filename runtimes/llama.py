@@ -109,7 +109,7 @@ class LlamaRuntime:
     @property
     def context_length(self) -> int:
         """Tokens the model was trained to see at once."""
-        return self._told().context_length
+        return self._file_facts().context_length
 
     def tokenize(self, *parts: str | int) -> list[int]:
         """Ids of the texts in ``parts``, and between them the numbers, which are ids already.
@@ -118,7 +118,7 @@ class LlamaRuntime:
         only, EOS at the end: a decoder would take the text for finished.
         """
         found = [token for part in parts for token in self._ids(part)]
-        told = self._told()
+        told = self._file_facts()
         # a chat template often writes the BOS itself; a second one spoils the answer
         if told.add_bos and told.bos >= 0 and found[:1] != [told.bos]:
             found.insert(0, told.bos)
@@ -189,7 +189,7 @@ class LlamaRuntime:
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, count: int) -> bytes:
         """What the child is asked for. Raises GgufError where the front end does not fit the model."""
-        told = self._told()
+        told = self._file_facts()
         embedded = told.encoder and self._front is not None
         source: bytes = struct.pack(f"<{len(prompt)}i", *prompt)
         positions = len(prompt)
@@ -207,7 +207,7 @@ class LlamaRuntime:
     def _embedded(self, prompt: Sequence[int]) -> Any:
         """What the front end makes of the prompt, float32 ``(positions, width)``. Raises GgufError."""
         assert self._front is not None
-        values, width = self._front(prompt), self._told().width
+        values, width = self._front(prompt), self._file_facts().width
         if values.ndim != 2 or values.shape[1] != width or not 0 < len(values) <= len(prompt):
             raise GgufError(
                 f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
@@ -220,7 +220,7 @@ class LlamaRuntime:
             )
         return values
 
-    def _told(self) -> _Facts:
+    def _file_facts(self) -> _Facts:
         assert self._facts is not None
         return self._facts
 
@@ -300,7 +300,7 @@ class LlamaRuntime:
         llama.cpp's programs take the BOS where the file names no start. Such a vocabulary rarely has one, and
         llama.cpp then guesses, which spoils the answer.
         """
-        told = self._told()
+        told = self._file_facts()
         if told.encoder and not 0 <= told.start < told.tokens:
             raise GgufError(
                 f"{self._path}: the decoder's start token (decoder_start_token_id) is "

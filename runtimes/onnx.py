@@ -23,9 +23,9 @@ from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
 from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
-from .candidate import CandidateFailure, Floats
 from .onnx_folder import OnnxFolder, open_onnx
 from .onnx_process import OnnxProcess
+from .reader import Floats, RuntimeFailure
 from .sampler import Sampler
 from .sampling import Sampling
 
@@ -183,7 +183,7 @@ class OnnxRuntime:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except CandidateFailure as failure:
+        except RuntimeFailure as failure:
             raise InputError(
                 f"{self._model.folder.path}: {quoted(str(failure))[1:-1]}",
                 hint="make the folder again with kconv to-onnx, or use a newer onnxruntime",

@@ -40,7 +40,7 @@ _MOST_IN_ONE = 8  # elements in a number of such a field
 
 
 @dataclass(frozen=True)
-class Stored:
+class Initializer:
     """An initializer, whose bytes lie in the file ``path`` at ``offset`` (None: in the graph's own file).
 
     ``element`` is ONNX's number of its type.
@@ -78,12 +78,12 @@ class ModelFile:
     operators: Mapping[str, int]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    initializers: Mapping[str, Stored]
+    initializers: Mapping[str, Initializer]
     weights: Counter[str]
     data: tuple[Path, ...]
 
     @property
-    def external(self) -> dict[str, Stored]:
+    def external(self) -> dict[str, Initializer]:
         """Initializers that lie outside of the graph's own file."""
         return {name: stored for name, stored in self.initializers.items() if stored.offset is not None}
 
@@ -175,11 +175,11 @@ def _parsed(path: Path) -> Any:
     return model
 
 
-def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
+def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Initializer:
     """Where a tensor lies; adds the size of that file. Raises InputError unless it can lie there."""
     where, shape = f"{path}: the weights of {quoted(tensor.name)}", tuple(tensor.dims)
     count = elements(shape, where)
-    found = Stored(path, None, tensor.data_type, shape)
+    found = Initializer(path, None, tensor.data_type, shape)
     if not tensor.external_data and not tensor.data_location:
         held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
         held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
@@ -206,7 +206,7 @@ def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
             f"{where} end at byte {end:,} of {data}, which has {sizes[data]:,}",
             hint="complete the download, or make the folder again",
         )
-    return Stored(data, int(offset), tensor.data_type, shape)
+    return Initializer(data, int(offset), tensor.data_type, shape)
 
 
 def _data_file(path: Path, where: str, location: str) -> Path:

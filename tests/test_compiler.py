@@ -75,9 +75,9 @@ def test_flags_are_added_to_those_of_the_user() -> None:
 
 
 def test_the_command_that_mends_it() -> None:
-    words = shlex.split(compiler.mending(AMX, "0.3.36"))
+    words = shlex.split(compiler.rebuild_command(AMX, "0.3.36"))
     assert words[:2] == [f"{name}={compiler.WITHOUT_AMX}" for name in ("CFLAGS", "CXXFLAGS")]
     assert words[2:6] == [sys.executable, "-m", "pip", "install"]
     assert words[-1] == "llama-cpp-python==0.3.36"
     assert {"--no-cache-dir", "--force-reinstall", "--no-binary", "--no-deps"} < set(words)
-    assert shlex.split(compiler.mending(PLAIN, "0.3.36")) == words[2:]
+    assert shlex.split(compiler.rebuild_command(PLAIN, "0.3.36")) == words[2:]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kconv.converters import to_gguf
 from kconv.core.windows import Window
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.figures import PERCENTILES, Measure, percentile
 from kconv.verify.gates import gate_for, judge
 from kconv.verify.measurements import Figures, NotFinite
@@ -363,8 +363,8 @@ def stories(real: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     ]
     logits: dict[str, list[Floats]] = {}
     for name, path in paths.items():
-        with LlamaCandidate(path, threads=1) as candidate:
-            blocks = [(block.window, block.logits.copy()) for block in candidate.logits(windows)]
+        with LlamaReader(path, threads=1) as reader:
+            blocks = [(block.window, block.logits.copy()) for block in reader.logits(windows)]
         logits[name] = [
             np.concatenate([found for index, found in blocks if index == place])
             for place in range(len(windows))

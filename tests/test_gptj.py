@@ -27,7 +27,7 @@ from kconv.core.tensor import DType, Tensor
 from kconv.core.windows import Window
 from kconv.reference.empty_model import empty_model
 from kconv.reference.model import Reference
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify import verify
 from kconv.vocab.sources import read_source
 
@@ -93,8 +93,8 @@ def window(folder: Path, count: int = 200) -> Window:
 
 def llama_logits(path: Path, text: Window) -> Floats:
     """Logits of all positions but the last."""
-    with LlamaCandidate(path, threads=2) as candidate:
-        return np.concatenate([block.logits.copy() for block in candidate.logits([text])])
+    with LlamaReader(path, threads=2) as reader:
+        return np.concatenate([block.logits.copy() for block in reader.logits([text])])
 
 
 def ties_apart(found: Floats, expected: Floats) -> int:

@@ -15,7 +15,7 @@ from kconv.core.errors import InputError, KconvError, OutputExists
 from kconv.core.tensor import DType, Tensor
 from kconv.quant.formats import FORMATS
 from kconv.quant.ggml import dequantize, encode, library_path
-from kconv.quant.imatrix_file import Activations, read_activations, write_activations
+from kconv.quant.imatrix_file import ActivationSums, read_imatrix, write_imatrix
 from kconv.quant.importance import (
     importance_metadata,
     importance_notes,
@@ -77,11 +77,11 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
     import gguf
 
     sums, counts = {_A: _floats(0.5, 7), _B: _floats(1, 2, 3)}, {_A: 9, _B: 9}
-    written = Activations(
+    written = ActivationSums(
         sums, {name: np.array([count]) for name, count in counts.items()}, ("가.txt", "b.txt"), 5, 512
     )
     path = tmp_path / "imatrix.gguf"
-    write_activations(path, written, arch="llama")
+    write_imatrix(path, written, arch="llama")
     reader = gguf.GGUFReader(path)
     held = {tensor.name: (tensor.shape.tolist(), tensor.data.ravel().tolist()) for tensor in reader.tensors}
     assert held == {
@@ -99,7 +99,7 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
         name: values.tobytes() for name, values in own.values.items()
     }
     with pytest.raises(OutputExists):
-        write_activations(path, written)
+        write_imatrix(path, written)
 
 
 def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
         _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
 
     sums, counts = {_A: np.arange(300, dtype=np.float32)}, {_A: np.array([70000])}
-    write_activations(tmp_path / "a.gguf", Activations(sums, counts, ("가.txt",), 5, 512), arch="llama")
+    write_imatrix(tmp_path / "a.gguf", ActivationSums(sums, counts, ("가.txt",), 5, 512), arch="llama")
     ggml, context = ctypes.CDLL(str(library_path())), ctypes.c_void_p()
     ggml.gguf_init_from_file.argtypes = (ctypes.c_char_p, Parameters)
     ggml.ggml_get_tensor.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
@@ -266,4 +266,4 @@ def test_the_largest_values_allowed_do_no_harm(tmp_path: Path, name: str) -> Non
 def test_reading_gives_counts_as_they_are(tmp_path: Path) -> None:
     """std::lround in common/imatrix-loader.cpp."""
     path = write_with_gguf_py(tmp_path / "a.gguf", _pair(_A, _floats(1, 2)[None], _floats(2.5)[None]))
-    assert read_activations(path).counts[_A].tolist() == [3]
+    assert read_imatrix(path).counts[_A].tolist() == [3]

@@ -13,7 +13,7 @@ from test_t5_bytes import texts
 
 from kconv.converters.families import family_for
 from kconv.converters.mapping import build
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files, parse_layout
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.reading import open_checkpoint
@@ -23,13 +23,13 @@ OPTIMUM, JAVASCRIPT = LAYOUTS["optimum"], LAYOUTS["transformers.js"]
 JSON = dict[str, Any]
 
 
-def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> FilesBeside:
+def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> SideFiles:
     checkpoint = open_checkpoint(folder)
     model = build(family_for(checkpoint.config), checkpoint)
-    return files_beside(checkpoint, read_source(checkpoint), model, LAYOUTS[layout], graphs or {})
+    return collect_side_files(checkpoint, read_source(checkpoint), model, LAYOUTS[layout], graphs or {})
 
 
-def written(found: FilesBeside, folder: Path) -> Path:
+def written(found: SideFiles, folder: Path) -> Path:
     folder.mkdir()
     for name, content in found.contents.items():
         (folder / name).write_bytes(content)

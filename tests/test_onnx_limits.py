@@ -16,11 +16,11 @@ from kconv.cli.main import main
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.runtimes import onnx_graph, onnx_limits, onnx_model_file
-from kconv.runtimes.candidate import CandidateFailure
 from kconv.runtimes.onnx_folder import open_onnx
 from kconv.runtimes.onnx_limits import limits_of
 from kconv.runtimes.onnx_process import OnnxProcess
 from kconv.runtimes.onnx_wire import more_parts_than
+from kconv.runtimes.reader import RuntimeFailure
 
 Edit = Callable[[Any], object]
 IDS = list(range(3, 30))
@@ -116,13 +116,13 @@ def test_kconvs_own_limits_are_findings(
     edit: Edit, said: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_limits(monkeypatch, _REQUEST=0.3 if edit is endless else 100.0)
-    with pytest.raises(CandidateFailure, match=said):
+    with pytest.raises(RuntimeFailure, match=said):
         read(changed(copy, edit))
 
 
 def test_loading_has_a_limit_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_limits(monkeypatch, _LOADING=0.0005, _NODE=0.0, _SLOW_LOADING=1e15)
-    with pytest.raises(CandidateFailure, match="loading the folder takes more"):
+    with pytest.raises(RuntimeFailure, match="loading the folder takes more"):
         OnnxProcess(open_onnx(folder), threads=1).__enter__()
 
 

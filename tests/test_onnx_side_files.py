@@ -11,7 +11,7 @@ from llama_material import random_llama
 from vocab_material import checkpoint, dot42_like, eagle_like, llama3_like, model
 
 from kconv.converters import to_onnx
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files
 from kconv.core.errors import UsageError, VocabError
 from kconv.verify import verify
 from kconv.vocab.sources import read_source
@@ -31,11 +31,11 @@ def edited(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
 
 
-def written(folder: Path, rows: int, template: str | None = None, **config: Any) -> tuple[Path, FilesBeside]:
+def written(folder: Path, rows: int, template: str | None = None, **config: Any) -> tuple[Path, SideFiles]:
     """The files made of a tokenizer's folder, and where they lie."""
     edited(folder / "config.json", **LLAMA, vocab_size=rows, **config)
     read = checkpoint(folder, **json.loads((folder / "config.json").read_text("utf-8")))
-    found = files_beside(read, read_source(read), model(rows), LAYOUTS["optimum"], {}, template)
+    found = collect_side_files(read, read_source(read), model(rows), LAYOUTS["optimum"], {}, template)
     place = folder.parent / "onnx"
     place.mkdir()
     for name, content in found.contents.items():

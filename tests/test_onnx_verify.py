@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, InputError, UsageError
 from kconv.core.windows import Window
-from kconv.runtimes.onnx_candidate import OnnxCandidate, stepped
 from kconv.runtimes.onnx_folder import check_onnxruntime, holds_onnx, open_onnx
+from kconv.runtimes.onnx_reader import OnnxReader, stepped
 from kconv.verify import Proof, verify
 
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -58,8 +58,8 @@ def test_logits_are_those_of_transformers(folder: Path, checkpoint: Path, stepwi
     windows = [Window(0, ids, scored_from=9), Window(1, ids[5:12]), Window(2, ids[:1])]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     found: dict[int, list[Any]] = {}
-    with OnnxCandidate(open_onnx(folder), threads=1, stepwise=stepwise) as candidate:
-        for block in candidate.logits(windows):
+    with OnnxReader(open_onnx(folder), threads=1, stepwise=stepwise) as reader:
+        for block in reader.logits(windows):
             assert block.start == windows[block.window].scored_from + sum(
                 len(each) for each in found.get(block.window, [])
             )

@@ -9,7 +9,7 @@ import pytest
 
 from kconv.core.errors import InputError, UsageError
 from kconv.core.model import Model
-from kconv.core.tensor import DType, Stored, Tensor
+from kconv.core.tensor import DType, StoredBytes, Tensor
 from kconv.quant.formats import BF16, F16, F32, FORMATS, Q6_K, Q8_0
 from kconv.quant.policy import POLICIES, choose_formats, parse_policy, quantization_metadata
 from kconv.quant.requirements import fitting
@@ -96,7 +96,7 @@ def test_requests_hold_for_float_files_too() -> None:
 
 def test_what_is_not_quantized_stays_as_a_gguf_has_it() -> None:
     def held(name: str, shape: tuple[int, ...]) -> Tensor:
-        stored = Stored(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
+        stored = StoredBytes(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
         return Tensor(name, shape, DType.F16, lambda start, stop: np.empty(0, np.float16), stored=stored)
 
     names = ("position_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight")

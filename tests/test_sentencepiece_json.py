@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vocab_material import checkpoint, model, sentencepiece_like
 
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files
 from kconv.vocab.parity import exam
 from kconv.vocab.sentencepiece_json import sentencepiece_tokenizer_json
 from kconv.vocab.sources import read_source
@@ -31,11 +31,11 @@ KINDS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def beside(folder: Path, source: Source, model_type: str = "llama") -> FilesBeside:
+def beside(folder: Path, source: Source, model_type: str = "llama") -> SideFiles:
     names = {"llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
     config = {"architectures": [names[model_type]], "model_type": model_type}
     read = checkpoint(folder, **config)
-    return files_beside(read, read_source(read), model(source.size), LAYOUTS["optimum"], {})
+    return collect_side_files(read, read_source(read), model(source.size), LAYOUTS["optimum"], {})
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -80,9 +80,9 @@ def test_a_library_that_exits_is_no_failed_proof() -> None:
 def test_a_library_that_exits_in_the_proof_keeps_the_file_named() -> None:
     code = (
         "import ctypes\nfrom pathlib import Path\n"
-        "from kconv.cli.progress import whole_files_named\nfrom kconv.cli.shortage import guard_exit\n"
+        "from kconv.cli.progress import naming_finished_files\nfrom kconv.cli.shortage import guard_exit\n"
         "guard_exit()\n"
-        "with whole_files_named('the file is', Path('c')) as made:\n"
+        "with naming_finished_files('the file is', Path('c')) as made:\n"
         "    made([Path('x.gguf')])\n    ctypes.CDLL(None).exit(1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

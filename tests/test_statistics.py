@@ -61,12 +61,12 @@ def test_statistics_are_of_what_flows_into_the_modules(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     squares, products = Gathered(SumOfSquares), Gathered(Products)
 
-    def tell(name: str, window: int, values: Floats) -> None:
+    def observe(name: str, window: int, values: Floats) -> None:
         squares.add(name, window, values)
         products.add(name, window, values)
 
     reference = Reference(checkpoint, family_for(checkpoint.config), threads=2)
-    reference.read((), watch=Watch(WINDOWS, MODULES, tell))
+    reference.read((), watch=Watch(WINDOWS, MODULES, observe))
     assert set(squares.names()) == set(products.names()) == MODULES
     assert squares.names()[0] == "model.layers.0.self_attn.q_proj"  # in the order they run
     for name, inputs in inputs_in_transformers(folder).items():

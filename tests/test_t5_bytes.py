@@ -25,7 +25,7 @@ from kconv.vocab.candidates import candidates
 from kconv.vocab.context import read_context
 from kconv.vocab.parity import declared, exam, grade, write_vocab_only
 from kconv.vocab.probe import LlamaProbe, Request
-from kconv.vocab.settle import adapted
+from kconv.vocab.selection import adapted
 from kconv.vocab.sources import read_source
 from kconv.vocab.texts import built_in
 

@@ -16,7 +16,7 @@ from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab, gguf_keys
 from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.in_gguf import read_vocab
-from kconv.vocab.settle import settle_vocab
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.sources import read_source
 from kconv.vocab.unigram import equally_good
 
@@ -59,7 +59,7 @@ def checkpoint(folder: Path, rows: int) -> Checkpoint:
 
 
 def test_a_spiece_model_is_exact_with_its_sentinels(folder: Path) -> None:
-    model, parity = settle_vocab(material.model(SIZE + 128), checkpoint(folder, SIZE + 128))
+    model, parity = select_vocab(material.model(SIZE + 128), checkpoint(folder, SIZE + 128))
     assert (parity.verdict, parity.exact) == ("exact", parity.texts)
     assert model.vocab is not None
     vocab = model.vocab
@@ -90,12 +90,12 @@ def test_sentinels_only_where_the_embedding_has_rows_for_them(folder: Path) -> N
 def test_bytes_that_llama_cpp_cannot_spell_are_named_as_the_reason(tmp_path: Path) -> None:
     size = t5_like(tmp_path, byte_fallback=True)
     with pytest.raises(TokenMismatch, match="spells in bytes"):
-        settle_vocab(material.model(size + 100), checkpoint(tmp_path, size + 100))
+        select_vocab(material.model(size + 100), checkpoint(tmp_path, size + 100))
 
 
 def test_ke_t5_is_exact(real: Path, tmp_path: Path) -> None:
     (tmp_path / "spiece.model").symlink_to(real / "tokenizers" / "ke-t5.model")
-    model, parity = settle_vocab(material.model(64128), checkpoint(tmp_path, 64128))
+    model, parity = select_vocab(material.model(64128), checkpoint(tmp_path, 64128))
     print(f"ke-t5: {parity.exact}/{parity.texts}, {parity.ties} ties")
     assert parity.verdict == "exact"
     assert parity.ties < 0.01 * parity.texts
@@ -106,7 +106,7 @@ def test_a_tokenizer_json_alone_is_measured_as_it_is(real: Path, tmp_path: Path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(real / "hf_t5x_tiny" / name)
     with pytest.raises(TokenMismatch, match=r"put the model's spiece\.model beside") as caught:
-        settle_vocab(material.model(32128), checkpoint(tmp_path, 32128))
+        select_vocab(material.model(32128), checkpoint(tmp_path, 32128))
     counted = re.search(r"unigram, surplus spaces removed, (\d+) of (\d+) equal", caught.value.message)
     assert counted is not None
     print(f"tokenizer.json of hf_t5x_tiny: {counted[1]}/{counted[2]}")
@@ -158,7 +158,7 @@ def test_a_damaged_normalization_ends_nothing_but_the_conversion(damage: bytes, 
     # normalizer_spec again (field 3), merged into the first: precompiled_charsmap (field 2) replaced
     (folder / "spiece.model").write_bytes(data + bytes([0x1A, 2 + len(damage), 0x12, len(damage)]) + damage)
     with contextlib.suppress(VocabError, TokenMismatch):
-        settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))
+        select_vocab(material.model(SIZE), checkpoint(folder, SIZE))
 
 
 # Key, new value (None: left out), words of the finding.
@@ -174,7 +174,7 @@ DAMAGES = {
 
 def test_a_damage_to_what_precedes_the_cutting_is_named(folder: Path) -> None:
     """Each by its key, whatever the parity texts show of it."""
-    vocab = settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))[0].vocab
+    vocab = select_vocab(material.model(SIZE), checkpoint(folder, SIZE))[0].vocab
     assert vocab is not None
     good = gguf_keys(vocab)
     assert check_tokenizer_keys(good, vocab)[0] == []

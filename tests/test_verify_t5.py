@@ -28,8 +28,8 @@ from kconv.core.windows import Window
 from kconv.quant.gguf_weights import open_gguf
 from kconv.reference.model import Reading, Reference
 from kconv.report.html import report_html
-from kconv.runtimes.candidate import CandidateFailure
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
+from kconv.runtimes.reader import RuntimeFailure
 from kconv.verify import verify
 from kconv.verify.byte_text import shown, shown_next
 from kconv.verify.gaps import gaps_of, with_gaps
@@ -102,8 +102,8 @@ def whole(reading: Reading, index: int, window: Window) -> Floats:
 def read(path: Path, *windows: Window, **options: Any) -> list[Floats]:
     """llama.cpp's logits per window."""
     found: list[list[Floats]] = [[] for _ in windows]
-    with LlamaCandidate(path, threads=2, **options) as candidate:
-        for block in candidate.logits(windows):
+    with LlamaReader(path, threads=2, **options) as reader:
+        for block in reader.logits(windows):
             found[block.window].append(block.logits.copy())
     return [np.concatenate(blocks) for blocks in found]
 
@@ -247,10 +247,10 @@ def test_pieces_and_scored_positions(file: Path) -> None:
 
 def test_layers_are_those_of_the_reference(file: Path, byt5: Path) -> None:
     window = pair(70, 40)
-    with LlamaCandidate(file, threads=2, batch=16) as candidate:
-        found = candidate.layers(window)
-        again = candidate.layers(window)
-        (logits,) = [np.concatenate([block.logits.copy() for block in candidate.logits([window])])]
+    with LlamaReader(file, threads=2, batch=16) as reader:
+        found = reader.layers(window)
+        again = reader.layers(window)
+        (logits,) = [np.concatenate([block.logits.copy() for block in reader.logits([window])])]
     expected = reference(byt5).read([], layers_of=window).layers
     assert [layer.shape for layer in found] == [layer.shape for layer in expected]
     assert max(nmse(a, b) for a, b in zip(found, expected, strict=True)) < 1e-5
@@ -259,31 +259,31 @@ def test_layers_are_those_of_the_reference(file: Path, byt5: Path) -> None:
 
 
 def test_what_cannot_be_read_is_told(file: Path, tmp_path: Path) -> None:
-    with LlamaCandidate(file, threads=1) as candidate:
+    with LlamaReader(file, threads=1) as reader:
         for window in (
             Window(0, (0, 5, 6)),
             replace(pair(4, 4), source=(400,)),
             Window(0, (0, 999, 1), 0, (5,)),
         ):
-            with pytest.raises(CandidateFailure):
-                list(candidate.logits([window]))
-        assert len(list(candidate.logits([pair(4, 4)]))) == 1
+            with pytest.raises(RuntimeFailure):
+                list(reader.logits([window]))
+        assert len(list(reader.logits([pair(4, 4)]))) == 1
     huge = edited(file, tmp_path / "huge.gguf", metadata={"t5.context_length": 2**31 - 1})
-    with LlamaCandidate(huge, threads=1) as candidate, pytest.raises(ChildDied, match="out of memory"):
-        list(candidate.logits([pair(4, 4)]))
+    with LlamaReader(huge, threads=1) as reader, pytest.raises(ChildDied, match="out of memory"):
+        list(reader.logits([pair(4, 4)]))
 
 
 def test_the_childs_memory_is_bounded(tmp_path: Path) -> None:
     """Thirty pairs take no more than three: nothing is kept from window to window."""
     folder = write_t5(tmp_path / "checkpoint", vocab_size=30000)
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False, allow_tokenizer_mismatch=True)
-    with LlamaCandidate(made.outputs[0].path, threads=2) as candidate:
-        assert candidate._loaded
-        status = Path(f"/proc/{candidate._loaded.pid}/status")
+    with LlamaReader(made.outputs[0].path, threads=2) as reader:
+        assert reader._loaded
+        status = Path(f"/proc/{reader._loaded.pid}/status")
         peaks = []
         for count in (3, 30):
             windows = [pair(200, 120, seed) for seed in range(count)]
-            assert sum(len(block.logits) for block in candidate.logits(windows)) == 120 * count
+            assert sum(len(block.logits) for block in reader.logits(windows)) == 120 * count
             (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
             peaks.append(int(peak))
     assert peaks[1] - peaks[0] < 8 << 10

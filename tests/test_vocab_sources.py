@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from kconv.core.errors import CheckpointError, VocabError
 from kconv.core.vocabulary import TokenType
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.sentencepiece_model import parse_model
-from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import Source, read_source
 from kconv.vocab.texts import built_in
 
@@ -127,7 +127,7 @@ def test_tokens_other_files_add_keep_their_ids(tmp_path: Path) -> None:
     assert source.types[rows + 2] is TokenType.CONTROL
     assert source.types[rows + 5] is TokenType.USER_DEFINED
     assert source.encode("a<|tool|>한국어단어", True)[1:] == [rows + 2, rows + 5]
-    _, result = settle_vocab(material.model(rows + 8), material.checkpoint(tmp_path))
+    _, result = select_vocab(material.model(rows + 8), material.checkpoint(tmp_path))
     assert result.verdict == "exact"
 
 

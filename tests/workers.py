@@ -73,7 +73,7 @@ LONG = (
     "gptj_quant",
     "reference",
     "quant_parity",
-    "llama_candidate",
+    "llama_reader",
     "onnx_beyond_llama_cpp",
     "leading_space",
     "full_width",

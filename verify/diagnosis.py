@@ -16,7 +16,7 @@ from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.model import Reading, Reference
-from ..runtimes.candidate import Candidate, Floats
+from ..runtimes.reader import Floats, WindowReader
 from .proof import Diagnosis, LayerError, TensorError, layer_name
 
 _TOKENS = 128
@@ -36,7 +36,7 @@ def diagnose(
     checkpoint: Checkpoint,
     family: AnyFamily,
     file: GgufFile,
-    candidate: Candidate,
+    reader: WindowReader,
     window: Window,
     tensors: Sequence[TensorError],
     *,
@@ -47,7 +47,7 @@ def diagnose(
 
     The second differs from the first by the weights alone and from the third by the runtime alone. Families
     with a GELU are read a fourth time, the file's weights in fp32 with llama.cpp's GELU. Raises
-    CandidateFailure, ChildDied.
+    RuntimeFailure, ChildDied.
     """
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, family, threads=threads)
@@ -56,19 +56,19 @@ def diagnose(
     weights = unmapped(family, checkpoint, held)
     same = Reference(checkpoint, family, weights=weights, threads=threads)
     dequantized = same.read([window], layers_of=window, progress=progress)
-    found = candidate.layers(window)
+    found = reader.layers(window)
     layers = tuple(
         LayerError(i, nmse(with_weights, expected), nmse(got, with_weights))
         for i, (expected, with_weights, got) in enumerate(
             zip(truth.layers, dequantized.layers, found, strict=True)
         )
     )
-    by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
+    by_weights, by_runtime = _of_logits(truth, dequantized, reader, window)
     same_gelu = None
     if family.gelu:
         rounded = Reference(checkpoint, family, weights=weights, llama_cpps_gelu=True, threads=threads)
         alike = rounded.read([window], progress=progress)
-        same_gelu = _of_logits(alike, alike, candidate, window)[1]
+        same_gelu = _of_logits(alike, alike, reader, window)[1]
     floor, arithmetic = _expected(tensors, gelu=family.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
@@ -95,12 +95,12 @@ def nmse(found: Floats, expected: Floats) -> float:
 
 
 def _of_logits(
-    truth: Reading, dequantized: Reading, candidate: Candidate, window: Window
+    truth: Reading, dequantized: Reading, reader: WindowReader, window: Window
 ) -> tuple[float, float]:
     """NMSE of the logits of a window by the weights and by the runtime."""
     weights = runtime = 0.0
     blocks = 0
-    for block in candidate.logits([window]):
+    for block in reader.logits([window]):
         stop = block.start + len(block.logits)
         middle = dequantized.logits(0, block.start, stop)
         weights += nmse(middle, truth.logits(0, block.start, stop)) * len(block.logits)

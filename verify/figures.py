@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.windows import Window
-from ..runtimes.candidate import Floats
+from ..runtimes.reader import Floats
 from .measurements import Figures, NotFinite, Positions
 
 Doubles = npt.NDArray[np.float64]

@@ -15,7 +15,7 @@ from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, front_end_o
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import file_sha256, quoted
 from ..quant.gguf_weights import GgufFile
-from ..runtimes.candidate import CandidateFailure
+from ..runtimes.reader import RuntimeFailure
 from .proof import Finding, MetadataPart, verdict_of
 
 
@@ -30,13 +30,13 @@ def tokens_a_position(family: AnyFamily, checkpoint: Checkpoint) -> int:
 def embed_of(file: GgufFile, family: AnyFamily, chosen: Path | None = None) -> Embed | None:
     """What the file's front end, ``chosen`` or beside it, makes of a text; None for models without one.
 
-    Raises what ``front_end_of`` raises, CandidateFailure where the file does not say which it needs.
+    Raises what ``front_end_of`` raises, RuntimeFailure where the file does not say which it needs.
     """
     found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
     if found is not None:
         return found.embed
     if family.front_end is not None:
-        raise CandidateFailure(
+        raise RuntimeFailure(
             f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
         )
     return None

@@ -131,9 +131,9 @@ def _no_tie(figures: Figures) -> Finding:
     count = "1 position" if figures.other_top1 == 1 else f"{figures.other_top1:,} positions"
     message = (
         f"another token comes first at {count}, and not only in ties: the checkpoint's was ahead by up to "
-        f"{_said(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
+        f"{_digits(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
     )
-    return Finding("logits", message, f"at most {_said(limit)}", _said(lead, limit))
+    return Finding("logits", message, f"at most {_digits(limit)}", _digits(lead, limit))
 
 
 def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
@@ -141,14 +141,14 @@ def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
     limit = gate.fails if failed and gate.fails is not None else gate.warns
     times = limit / gate.warns
     above = f"{times:g} × the gate" if times > 1 else "the gate"
-    found = _said(value, limit)
-    message = f"{name} {found} is above {above} of {_said(gate.warns)} for {gate.type}"
+    found = _digits(value, limit)
+    message = f"{name} {found} is above {above} of {_digits(gate.warns)} for {gate.type}"
     if not failed and gate.fails is not None:
-        message += f" (it fails above {_said(gate.fails)})"
+        message += f" (it fails above {_digits(gate.fails)})"
     published = published_figure(gate, "kl_mean")
     if published is not None:
-        message += f"; published {published[0]}: {_said(published[1])}"
-    return Finding("logits", message, f"at most {_said(gate.warns)}", found, failed)
+        message += f"; published {published[0]}: {_digits(published[1])}"
+    return Finding("logits", message, f"at most {_digits(gate.warns)}", found, failed)
 
 
 def _not_finite(found: NotFinite) -> Finding:
@@ -167,10 +167,10 @@ def _not_finite(found: NotFinite) -> Finding:
     )
 
 
-def _said(value: float, other: float | None = None) -> str:
+def _digits(value: float, other: float | None = None) -> str:
     """Three digits, or as many as it takes to differ from ``other``."""
     texts = [f"{value:.{digits}g}".replace("e-0", "e-") for digits in range(3, 18)]
-    return next((text for text in texts if other is None or text != _said(other)), texts[-1])
+    return next((text for text in texts if other is None or text != _digits(other)), texts[-1])
 
 
 def file_type(header: GgufHeader) -> str:
@@ -180,7 +180,7 @@ def file_type(header: GgufHeader) -> str:
     the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
     kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
     """
-    declared, held = _declared(header), _held(header)
+    declared, held = _declared(header), _layer_format(header)
     if declared is None or held is None:
         return declared or held or "f32"
     if MIXTURES.get(declared, declared) == held or _limit_of(declared) < _limit_of(held):
@@ -194,7 +194,7 @@ def mislabelled(header: GgufHeader) -> Finding | None:
     Far is a gate twice as tight or as loose: llama.cpp's own mixtures and the formats it falls back to for
     rows that are not whole blocks stay within that, but for rows no block fits, which it keeps in f16.
     """
-    declared, held = _declared(header), _held(header)
+    declared, held = _declared(header), _layer_format(header)
     if declared is None or held is None:
         return None
     said, found = _limit_of(declared), _limit_of(held)
@@ -218,7 +218,7 @@ def _limit_of(name: str) -> tuple[bool, float]:
     return row.measure != "nmse", row.limit
 
 
-def _held(header: GgufHeader) -> str | None:
+def _layer_format(header: GgufHeader) -> str | None:
     """The format the layers' weights are in; of all matrices where there are no layers."""
     layers: Counter[str] = Counter()
     others: Counter[str] = Counter()

@@ -16,13 +16,13 @@ from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
 from ..reference.model import Reference
-from ..runtimes.candidate import Candidate, CandidateFailure
-from ..runtimes.llama_candidate import LlamaCandidate
+from ..runtimes.llama_reader import LlamaReader
+from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
-from .comparison import How, Subject, compared_with
 from .diagnosis import diagnose
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .inputs import Expected, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .metadata import check_metadata
 from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, undecided
@@ -50,16 +50,16 @@ class GgufArtifact:
         """The type whose gate it is held to."""
         return file_type(self.file.header)
 
-    def passes(self, expected: Subject, how: How) -> int:
+    def passes(self, expected: Expected, how: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
         gate = self._gate(expected, how)
         front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, how.front_end)
         return 1 + _shows_gelu_share(expected, gate, how)
 
-    def _gate(self, expected: Subject, how: How) -> Gate:
+    def _gate(self, expected: Expected, how: VerifyOptions) -> Gate:
         return gate_for(self.type, gelu=expected.family.gelu, overrides=how.gates)
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The vocabulary in llama.cpp; a mismatch the conversion was allowed only warns."""
         manifest = self.manifest
         return check_tokens(
@@ -73,23 +73,23 @@ class GgufArtifact:
             and manifest["options"].get("allow_tokenizer_mismatch") is True,
         )
 
-    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+    def metadata(self, expected: Expected, how: VerifyOptions) -> MetadataPart:
         """The keys llama.cpp reads, and which front end they name."""
         part = check_metadata(self.file.header, expected.model)
         return with_front_end_findings(part, self.file, expected.family, expected.checkpoint, how.front_end)
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
         return _check_weights(self.file, expected, how, strict=strict)
 
     def logits(
         self,
-        expected: Subject,
+        expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: How,
+        how: VerifyOptions,
     ) -> LogitsPart:
         """The logits in llama.cpp; where they fail, or as ``how`` says, the diagnosis too.
 
@@ -98,18 +98,18 @@ class GgufArtifact:
         file, gate = self.file, self._gate(expected, how)
         try:
             front = embed_of(file, expected.family, how.front_end)
-            with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
+            with LlamaReader(file.path, threads=how.threads, front=front) as reader:
                 shows = _shows_gelu_share(expected, gate, how)
                 alike = _with_llama_cpps_gelu(expected, how) if shows else None
-                measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
+                measure = compare(read, reader, windows, how.progress, same_gelu=alike)
                 part = judged(measure, gate, windows, expected.source)
                 wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
-                return _diagnosed(part, file, expected, candidate, windows, tensors, how) if wanted else part
-        except (CandidateFailure, ChildDied) as failure:
+                return _diagnosed(part, file, expected, reader, windows, tensors, how) if wanted else part
+        except (RuntimeFailure, ChildDied) as failure:
             return broken(failure)
 
     def provenance(
-        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+        self, expected: Expected, windows: Sequence[Window], texts: Sequence[str] | None, how: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
         front = named_front_end(self.file, how.front_end)
@@ -138,7 +138,7 @@ class NewGgufArtifact(GgufArtifact):
     scope: Literal["quick", "full"] = "quick"
     importance: Importance | None = None
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """As measured before, or measured again; either way a mismatch was allowed, so it only warns."""
         allowed = self.parity.verdict == "mismatch"
         if self.scope == "quick":
@@ -160,7 +160,7 @@ class NewGgufArtifact(GgufArtifact):
         # the manifest names the vocabulary, not the file
         return replace(part, parity=replace(part.parity, candidate=self.parity.candidate))
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
         """Every tensor, to the byte, or none."""
         if self.scope == "quick":
             return WeightsPart("not run")
@@ -172,7 +172,12 @@ class NewGgufArtifact(GgufArtifact):
 
 
 def _check_weights(
-    file: GgufFile, expected: Subject, how: How, *, strict: bool, importance: Importance | None = None
+    file: GgufFile,
+    expected: Expected,
+    how: VerifyOptions,
+    *,
+    strict: bool,
+    importance: Importance | None = None,
 ) -> WeightsPart:
     return check_weights(
         file,
@@ -185,12 +190,12 @@ def _check_weights(
     )
 
 
-def _shows_gelu_share(expected: Subject, gate: Gate, how: How) -> bool:
+def _shows_gelu_share(expected: Expected, gate: Gate, how: VerifyOptions) -> bool:
     """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
     return how.gelu_share and expected.family.gelu and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Subject, how: How) -> Read | None:
+def _with_llama_cpps_gelu(expected: Expected, how: VerifyOptions) -> Read | None:
     """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
     reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=how.threads)
     return partial(reference.read, progress=how.progress) if reference.gelus else None
@@ -199,11 +204,11 @@ def _with_llama_cpps_gelu(expected: Subject, how: How) -> Read | None:
 def _diagnosed(
     part: LogitsPart,
     file: GgufFile,
-    expected: Subject,
-    candidate: Candidate,
+    expected: Expected,
+    reader: WindowReader,
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
-    how: How,
+    how: VerifyOptions,
 ) -> LogitsPart:
     """The part with a diagnosis of the window in which the models disagree most.
 
@@ -215,13 +220,13 @@ def _diagnosed(
             expected.checkpoint,
             expected.family,
             file,
-            candidate,
+            reader,
             window,
             tensors,
             threads=how.threads,
             progress=how.progress,
         )
-    except CandidateFailure as failure:
+    except RuntimeFailure as failure:
         missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
     except ChildDied as death:
         missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")

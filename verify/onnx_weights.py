@@ -18,7 +18,7 @@ import numpy as np
 from ..converters.family import AnyFamily
 from ..converters.onnx.graph import PRODUCER
 from ..converters.onnx.graphs import graphs_of
-from ..converters.pieces import Rows, cut, work_through
+from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
 from ..core.progress import Progress, silent
@@ -29,7 +29,7 @@ from ..quant.ggml import Bytes, Floats, dequantize
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
-from ..runtimes.onnx_model_file import Stored
+from ..runtimes.onnx_model_file import Initializer
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
@@ -45,7 +45,7 @@ class _Pair:
 
     tensor: Tensor
     format: Format
-    parts: tuple[Stored, ...]
+    parts: tuple[Initializer, ...]
 
 
 def check_folder_weights(
@@ -98,7 +98,7 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
             yield Finding(shown, message, "none", "one of that name")
 
 
-def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | Finding | None:
+def _found(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
     """The tensor's counterpart, what is wrong with it, or None where the folder has none of that name."""
     whole, blocks, scales = (stored.get(f"{name}{end}") for end in ("", ".blocks", ".scales"))
     if whole is not None:
@@ -117,7 +117,7 @@ def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | F
     return _misshapen(name, tensor, blocks)
 
 
-def _misshapen(name: str, tensor: Tensor, found: Stored) -> Finding:
+def _misshapen(name: str, tensor: Tensor, found: Initializer) -> Finding:
     message = f"{name} has another shape or type than fits the checkpoint's"
     return Finding(
         name, message, str(list(tensor.shape)), f"{list(found.shape)}, element type {found.element}"
@@ -126,9 +126,9 @@ def _misshapen(name: str, tensor: Tensor, found: Stored) -> Finding:
 
 def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[Compared]:
     files = {part.path: InputFile(part.path) for pair in pairs for part in pair.parts}
-    results: dict[Rows, Compared] = {}
+    results: dict[Piece, Compared] = {}
 
-    def work(rows: Rows, scratch: Scratch) -> int:
+    def work(rows: Piece, scratch: Scratch) -> int:
         pair = pairs[rows.index]
         results[rows] = _compare_piece(pair, files, rows, scratch)
         return pair.tensor.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
@@ -142,7 +142,7 @@ def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[C
     return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
-def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scratch: Scratch) -> Compared:
+def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
@@ -160,7 +160,7 @@ def _bytes(values: Floats) -> Bytes:
     return values.reshape(-1).view(np.uint8)
 
 
-def _read(part: Stored, file: InputFile, count: int, rows: Rows) -> bytes:
+def _read(part: Initializer, file: InputFile, count: int, rows: Piece) -> bytes:
     """The bytes of some of the ``count`` rows of a part."""
     assert part.offset is not None
     size = part.nbytes // max(1, count)

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from ..converters.mapping import parameters
 from ..core.windows import Window
-from .comparison import How, Subject, read_reference
+from .inputs import Expected, VerifyOptions, read_reference
 from .logits import Read
 from .proof import (
     Finding,
@@ -45,24 +45,24 @@ class Artifact(Protocol):
         """Its type, as gates know it."""
         ...
 
-    def passes(self, expected: Subject, how: How) -> int:
+    def passes(self, expected: Expected, how: VerifyOptions) -> int:
         """How often the checkpoint will be read in fp32; refuses what makes no sense before any work."""
         ...
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """Token ids of built-in texts and of ``texts``, and the vocabulary."""
         ...
 
-    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+    def metadata(self, expected: Expected, how: VerifyOptions) -> MetadataPart:
         """Everything a runtime reads besides weights and vocabulary."""
         ...
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
         """Every tensor."""
         ...
 
     def provenance(
-        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+        self, expected: Expected, windows: Sequence[Window], texts: Sequence[str] | None, how: VerifyOptions
     ) -> dict[str, Any]:
         """What is compared, and with what; ``texts`` None stands for the built-in ones."""
         ...
@@ -73,21 +73,21 @@ class Artifact(Protocol):
 
     def logits(
         self,
-        expected: Subject,
+        expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: How,
+        how: VerifyOptions,
     ) -> LogitsPart:
         """Its logits against those of ``read``; ``tensors`` are what was found of its weights."""
         ...
 
 
 def prove(
-    expected: Subject,
+    expected: Expected,
     artifact: Artifact,
     windows: Sequence[Window],
-    how: How,
+    how: VerifyOptions,
     *,
     texts: Sequence[str] | None = None,
     scope: Literal["quick", "full"] = "full",

@@ -143,7 +143,7 @@ def _token(vocab: Vocab, index: int) -> str:
     return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
 
 
-def _said(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
+def _token_and_origin(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
     """The token of a role for people, and where it comes from if not from the file."""
     index = vocab.special.get(role)
     text = "none" if index is None else _token(vocab, index)
@@ -158,7 +158,7 @@ def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
     one, other = found.special.get("bos"), right.special.get("bos")
     if one != other:
         grave = found.add_bos or not _missing(metadata, "bos_token_id")
-        said, meant = _said(metadata, found, "bos"), _name(right, other)
+        said, meant = _token_and_origin(metadata, found, "bos"), _name(right, other)
         message = f"{_HARM['bos']}: bos is {said} instead of {meant}"
         yield Finding(PREFIX + "bos_token_id", message, meant, said, grave=grave)
 
@@ -171,7 +171,7 @@ def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[F
     """EOS by itself, then all tokens that end an answer together."""
     one, other = found.special.get("eos"), right.special.get("eos")
     if one != other:
-        said, meant = _said(metadata, found, "eos"), _name(right, other)
+        said, meant = _token_and_origin(metadata, found, "eos"), _name(right, other)
         message = f"generation would stop at the wrong token: eos is {said} instead of {meant}"
         yield Finding(PREFIX + "eos_token_id", message, meant, said)
     stops, should = _stops(found), _stops(right)
@@ -208,7 +208,7 @@ def _other_roles(
             continue
         both = not _missing(metadata, f"{role}_token_id") and role in expected.special
         ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
-        said, meant = _said(metadata, found, role), _name(right, other)
+        said, meant = _token_and_origin(metadata, found, role), _name(right, other)
         harm = _HARM.get(role, "programs that use the role take another token")
         message = (
             f"the file names no token for the role {role}, the conversion {meant}"

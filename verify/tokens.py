@@ -12,7 +12,7 @@ from ..vocab.decoding import token_bytes
 from ..vocab.in_gguf import PREFIX, read_vocab
 from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
-from ..vocab.settle import EMBEDDING, notes_on_spaces
+from ..vocab.selection import EMBEDDING, notes_on_spaces
 from ..vocab.tokenizer import Source
 from .entries import check_lengths, compare_entries, is_byte_level, readable, shown_text
 from .proof import Finding, TokensPart, Verdict, undecided, verdict_of

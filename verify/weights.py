@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..converters.pieces import Rows, cut, work_through
+from ..converters.pieces import Piece, cut, work_through
 from ..converters.transforms import same_weights
 from ..core.cores import available_cores
 from ..core.gguf_file import TensorInfo
@@ -136,11 +136,11 @@ def _compare(
 ) -> list[Compared]:
     tensors = [pair.tensor for pair in pairs]
     slow = {index for index, pair in enumerate(pairs) if pair.format.block_size == 256}
-    results: dict[Rows, Compared | None] = {}
+    results: dict[Piece, Compared | None] = {}
     total_bytes = sum(pair.info.nbytes for pair in pairs)
 
-    def run(pieces: Sequence[Rows], progress: Progress, *, thorough: bool) -> None:
-        def work(rows: Rows, scratch: Scratch) -> int:
+    def run(pieces: Sequence[Piece], progress: Progress, *, thorough: bool) -> None:
+        def work(rows: Piece, scratch: Scratch) -> int:
             pair = pairs[rows.index]
             results[rows] = _compare_piece(file, pair, rows, importance, scratch, thorough=thorough)
             return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
@@ -163,7 +163,7 @@ def _compare(
 def _compare_piece(
     file: GgufFile,
     pair: Pair,
-    rows: Rows,
+    rows: Piece,
     importance: Importance | None,
     scratch: Scratch,
     *,

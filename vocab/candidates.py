@@ -52,7 +52,7 @@ def candidates(source: Source) -> Iterator[Candidate]:
     return _sentencepiece(source, base)
 
 
-def without_home(source: Source) -> str | None:
+def unsupported_reason(source: Source) -> str | None:
     """Why no vocabulary of llama.cpp can be equal to a tokenizer of this kind; None where one may be.
 
     A BPE over characters gives its unknown token for a character it does not have. llama.cpp's BPE leaves

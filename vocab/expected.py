@@ -23,7 +23,7 @@ from .context import AdapterContext, read_context
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .sampling import recommended_sampling, sampling_metadata
-from .settle import EMBEDDING, adapted
+from .selection import EMBEDDING, adapted
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 

@@ -36,7 +36,7 @@ RAW_PRE = frozenset({"sarvam-moe", *ALWAYS_BOS})
 
 
 @dataclass(frozen=True)
-class Fault:
+class MalformedKey:
     """A key that cannot be read as it has to be: in words what was expected, and what there is."""
 
     key: str
@@ -44,7 +44,7 @@ class Fault:
     found: str
 
 
-def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
+def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[MalformedKey, ...]]:
     """The vocabulary under ``tokenizer.*``, and every key of a wrong type, which counts as missing.
 
     ``special`` holds the ids llama.cpp arrives at. ``types`` are all NORMAL where the file has none; those
@@ -90,10 +90,10 @@ class _Reader:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-        self.faults: list[Fault] = []
+        self.faults: list[MalformedKey] = []
 
     def fault(self, key: str, expected: str, found: object) -> None:
-        self.faults.append(Fault(key, expected, quoted(found)))
+        self.faults.append(MalformedKey(key, expected, quoted(found)))
 
     def text(self, name: str) -> str | None:
         value = self._metadata.get(PREFIX + name)

@@ -13,7 +13,7 @@ from .adapters import enabled_adapters, unify_bos_eos
 from .candidates import Candidate, base_vocab
 from .context import AdapterContext
 from .end_of_turn import turn_end
-from .settle import adapted
+from .selection import adapted
 from .special_ids import looks_special
 from .tokenizer import Source
 

@@ -58,18 +58,18 @@ class TokenizerProcess:
         self.where = where
         self._library = library
         self._parts: Mapping[str, Any] = {}
-        self._told: list[tuple[Mapping[str, Any], bytes]] = []
+        self._recorded: list[tuple[Mapping[str, Any], bytes]] = []
         self._lock = threading.Lock()
         self._child = twice(self._start)
 
     def open(self, data: bytes, *, parts: Mapping[str, Any] | None = None, dropout: bool = False) -> None:
         """Read the bytes of the file. ``parts`` are its normalizer and pre_tokenizer, for messages."""
         self._parts = parts or {}
-        self._tell({"do": "open", "dropout": dropout}, data)
+        self._send_and_record({"do": "open", "dropout": dropout}, data)
 
     def add(self, text: str, *, special: bool, flags: Mapping[str, bool]) -> int | None:
         """Add a token; the id the library gave it."""
-        given, _ = self._tell({"do": "add", "text": text, "special": special, "flags": flags})
+        given, _ = self._send_and_record({"do": "add", "text": text, "special": special, "flags": flags})
         return given if isinstance(given, int) else None
 
     def vocabulary(self) -> dict[str, int]:
@@ -93,7 +93,7 @@ class TokenizerProcess:
 
     def make_bare(self, stub: bytes) -> None:
         """A second tokenizer of the same model alone, with the splits of the tokenizer.json ``stub``."""
-        self._tell({"do": "make_bare"}, stub)
+        self._send_and_record({"do": "make_bare"}, stub)
 
     def encode(self, texts: Sequence[str], *, which: int = 0, parse_special: bool = True) -> list[array[int]]:
         """Token ids without BOS and EOS; ``which`` is 1 for the second tokenizer. Raises TextsRefused."""
@@ -125,10 +125,10 @@ class TokenizerProcess:
         weakref.finalize(self, child.close)
         return child
 
-    def _tell(self, request: Mapping[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
+    def _send_and_record(self, request: Mapping[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
         """Ask for something that a process taking this one's place has to be told again."""
         answer = self._ask(request, data)
-        self._told.append((request, data))
+        self._recorded.append((request, data))
         return answer
 
     def _ask(
@@ -137,7 +137,7 @@ class TokenizerProcess:
         def attempt() -> tuple[Any, bytes]:
             if self._child.closed:
                 self._child = self._start()
-                for earlier in self._told:
+                for earlier in self._recorded:
                     _exchange(self._child, *earlier)
             try:
                 return _exchange(self._child, request, data)

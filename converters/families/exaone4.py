@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,

@@ -14,7 +14,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Tensor
-from ..activations import GELU, TANH_GELU
+from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
     DecoderFacts,
     refuse_activations_onnx_lacks,

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.model import MetadataValue
-from ..activations import TANH_GELU
+from ..activation_names import TANH_GELU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,

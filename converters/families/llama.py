@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,

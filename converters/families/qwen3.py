@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,

@@ -87,7 +87,7 @@ _COPIED = (
 
 
 @dataclass(frozen=True)
-class FilesBeside:
+class SideFiles:
     """``contents`` by file name, all of them in the folder itself."""
 
     contents: Mapping[str, bytes]
@@ -102,14 +102,14 @@ def parse_layout(text: str) -> Layout:
     return layout
 
 
-def files_beside(
+def collect_side_files(
     checkpoint: Checkpoint,
     source: Source,
     model: Model,
     layout: Layout,
     graphs: Mapping[str, int],
     chat_template: str | None = None,
-) -> FilesBeside:
+) -> SideFiles:
     """The configuration, tokenizer and licence files of a folder.
 
     ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
@@ -138,7 +138,7 @@ def files_beside(
         contents[CONFIG] = as_json({**config, "transformers.js_config": told})
     contents |= tokenizer_files(checkpoint, source, vocab, notes)
     kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
-    return FilesBeside(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
+    return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 
 
 def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:

@@ -27,7 +27,7 @@ from ..t5.graphs import t5_graphs
 from ..t5.shape import EMBEDDINGS
 from .front_end_file import front_end_beside, front_end_path, is_front_end
 from .graph import GbstFront
-from .settings import EMBEDDING, SHARED, GbstSettings, held_tensor, read_settings
+from .settings import EMBEDDING, SHARED, GbstSettings, front_end_tensor, read_settings
 from .tensors import (
     ARCH,
     DROPPED,
@@ -105,7 +105,7 @@ def _join(model: Any, checkpoint: Checkpoint) -> int:
 def _weights(body: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """A body's weights, under the checkpoint's names, and with them the front end's own."""
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if is_front_end_tensor(name)}
-    embedding = held_tensor(checkpoint.tensors, EMBEDDING)
+    embedding = front_end_tensor(checkpoint.tensors, EMBEDDING)
     if embedding is not None:
         own[EMBEDDING] = embedding
     held = dict(body)

@@ -138,9 +138,9 @@ def _settings(path: Path, header: GgufHeader) -> GbstSettings:
         )
     blocks = values.get("block_sizes")
     if not isinstance(blocks, tuple) or not blocks or not all(type(size) is int for size in blocks):
-        raise _amiss(path, "block_sizes", blocks, "a list of whole numbers")
+        raise _invalid_key(path, "block_sizes", blocks, "a list of whole numbers")
     if len(blocks) > MOST_BLOCKS or min(blocks) < 1 or max(blocks) > LARGEST_PERIOD:
-        raise _amiss(path, "block_sizes", blocks, f"at most {MOST_BLOCKS} sizes, 1 to {LARGEST_PERIOD}")
+        raise _invalid_key(path, "block_sizes", blocks, f"at most {MOST_BLOCKS} sizes, 1 to {LARGEST_PERIOD}")
     settings = GbstSettings(
         blocks,
         _number(path, values, "downsample_factor", max(blocks)),
@@ -150,31 +150,31 @@ def _settings(path: Path, header: GgufHeader) -> GbstSettings:
         _number(path, values, "vocab_size"),
     )
     if settings.period > LARGEST_PERIOD:
-        raise _amiss(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
+        raise _invalid_key(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
     for key, value in settings_keys(settings).items():
         said = values.get(key)
         if isinstance(value, float) and isinstance(said, float) and np.float32(value) == np.float32(said):
             continue
         if said != value or type(said) is not type(value):
-            raise _amiss(path, key, said, str(value))
+            raise _invalid_key(path, key, said, str(value))
     return settings
 
 
 def _number(path: Path, values: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
     value = values.get(key)
     if type(value) is not int or not 1 <= value <= most:
-        raise _amiss(path, key, value, f"a whole number from 1 to {most}")
+        raise _invalid_key(path, key, value, f"a whole number from 1 to {most}")
     return value
 
 
 def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool:
     value = values.get(key)
     if type(value) is not bool:
-        raise _amiss(path, key, value, "true or false")
+        raise _invalid_key(path, key, value, "true or false")
     return value
 
 
-def _amiss(path: Path, key: str, value: object, expected: str) -> GgufError:
+def _invalid_key(path: Path, key: str, value: object, expected: str) -> GgufError:
     said = "missing" if value is None else quoted(value)
     return GgufError(f"{path}: {ARCH}.{key} is {said}, expected {expected}", hint=_AGAIN)
 

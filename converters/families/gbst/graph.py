@@ -50,7 +50,7 @@ def embedded(graph: Graph, values: str, mask: str, settings: GbstSettings) -> tu
     ``values (batch, length, width)``, ``mask (batch, length)`` of int64 to values ``(batch, positions,
     width)`` and mask ``(batch, positions)``, for ``ceil(length / factor)`` positions.
     """
-    held = _held(graph, mask)
+    held = _attended(graph, mask)
     values = graph.op("Mul", graph.op("Transpose", values, perm=(0, 2, 1)), held)
     values = graph.op("Mul", _convolved(graph, values, settings), held)
     blocks, scores = _candidates(graph, values, held, settings)
@@ -65,11 +65,11 @@ def embedded(graph: Graph, values: str, mask: str, settings: GbstSettings) -> tu
 
 def resized_mask(graph: Graph, mask: str, settings: GbstSettings) -> str:
     """Mask ``(batch, length)`` of the bytes to that of positions: 1 where any of its bytes is text."""
-    pooled = _pooled(graph, "MaxPool", _held(graph, mask), settings.factor)
+    pooled = _pooled(graph, "MaxPool", _attended(graph, mask), settings.factor)
     return graph.cast(graph.op("Squeeze", pooled, graph.integers(1)), Element.INT64)
 
 
-def _held(graph: Graph, mask: str) -> str:
+def _attended(graph: Graph, mask: str) -> str:
     floats = graph.cast(graph.cast(mask, Element.BOOL), Element.FLOAT)
     return graph.op("Unsqueeze", floats, graph.integers(1))
 

@@ -100,7 +100,7 @@ def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettin
     _check_period(settings, config.where)
     _check_kernel(settings, config, tensors)
     for name, shape in settings.shapes().items():
-        _check_shape(settings, config, name, shape, held_tensor(tensors, name))
+        _check_shape(settings, config, name, shape, front_end_tensor(tensors, name))
     return settings
 
 
@@ -147,7 +147,7 @@ def _check_period(settings: GbstSettings, where: str) -> None:
         )
 
 
-def held_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+def front_end_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
     """A front-end tensor; the byte embedding may stand under a name of the shared one alone."""
     names = (name, *SHARED) if name == EMBEDDING else (name,)
     return next((tensors[name] for name in names if name in tensors), None)
@@ -184,13 +184,13 @@ def _check_kernel(settings: GbstSettings, config: Settings, tensors: Mapping[str
         )
     if kernel != settings.kernel:
         raise CheckpointError(
-            f"{config.where}: the largest block of {_said(settings, config)} is {settings.kernel}, but "
+            f"{config.where}: the largest block of {_stated(settings, config)} is {settings.kernel}, but "
             f"{tensor.name} is {list(tensor.shape)}, a convolution over {kernel} positions",
             hint=_HINT,
         )
 
 
-def _said(settings: GbstSettings, config: Settings) -> str:
+def _stated(settings: GbstSettings, config: Settings) -> str:
     key = "max_subword_block_size" if "max_subword_block_size" in config else "subword_blocks"
     return f"{key} {list(settings.blocks)}"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ....core.errors import UnsupportedModel
 from ....core.input_files import quoted
-from ...activations import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
+from ...activation_names import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
 from ...settings import Settings
 
 _MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...onnx.activation import activated
+from ...onnx.activation_operators import apply_activation
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -127,10 +127,10 @@ def _cross_attention(
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
     dense, inner = f"{place}.DenseReluDense", _norm(graph, shape, rows, f"{place}.layer_norm")
     if shape.facts.gated:
-        gate = activated(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.facts.activation)
+        gate = apply_activation(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.facts.activation)
         inner = graph.op("Mul", gate, graph.linear(inner, f"{dense}.wi_1.weight"))
     else:
-        inner = activated(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.facts.activation)
+        inner = apply_activation(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.facts.activation)
     return graph.op("Add", rows, graph.linear(inner, f"{dense}.wo.weight"))
 
 

@@ -18,8 +18,8 @@ from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
-from .candidate import Block, CandidateFailure, Floats
 from .llama_errors import NOISE
+from .reader import Block, Floats, RuntimeFailure
 
 MODULE = "kconv.runtimes.llama_child"
 BLOCK_BYTES = 64 << 20
@@ -37,8 +37,8 @@ _ENDINGS: dict[int | None, str] = {
 }
 
 
-class LlamaCandidate:
-    """A GGUF file in llama.cpp on the CPU, in a child process; candidate.Candidate describes the methods.
+class LlamaReader:
+    """A GGUF file in llama.cpp on the CPU, in a child process; reader.WindowReader describes the methods.
 
     Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
     ``threads`` are llama.cpp's. ``batch`` is how many tokens it reads at once, by default what makes a block
@@ -62,7 +62,7 @@ class LlamaCandidate:
         self._threads, self._batch, self._front = threads, batch, front
         self._loaded: _Loaded | None = None
 
-    def __enter__(self) -> LlamaCandidate:
+    def __enter__(self) -> LlamaReader:
         self._loaded = twice(lambda: _Loaded(self.path, self._threads))
         return self
 
@@ -72,9 +72,9 @@ class LlamaCandidate:
             self._loaded = None
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
-        """Logits of all scored positions in order, in blocks; see candidate.Candidate.
+        """Logits of all scored positions in order, in blocks; see reader.WindowReader.
 
-        Raises CandidateFailure, and ChildDied, which is no verdict.
+        Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
         asked = [(index, window) for index, window in enumerate(windows) if window.scored]
         if not asked:
@@ -111,9 +111,9 @@ class LlamaCandidate:
                             yield first + at, begin, buffer[: stop - begin]
 
     def layers(self, window: Window) -> list[Floats]:
-        """What leaves each layer, before the last norm; see candidate.Candidate.
+        """What leaves each layer, before the last norm; see reader.WindowReader.
 
-        Raises CandidateFailure, and ChildDied, which is no verdict.
+        Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
         return twice(lambda: self._layers(window))
 
@@ -140,7 +140,7 @@ class LlamaCandidate:
     def _reading(self) -> Iterator[_Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
         if self._loaded is None:
-            raise RuntimeError("enter the candidate first: with LlamaCandidate(...) as candidate")
+            raise RuntimeError("enter the reader first: with LlamaReader(...) as reader")
         if self._loaded.busy or self._loaded.closed:
             self._loaded.close()
             self._loaded = _Loaded(self.path, self._threads)
@@ -160,7 +160,7 @@ class LlamaCandidate:
         made = [self._front(part.source) for part in parts]
         if any(values.shape[1:] != (loaded.hidden,) for values in made):
             width = made[0].shape[-1]
-            raise CandidateFailure(
+            raise RuntimeFailure(
                 f"the front end gives a width of {width}, the file's encoder takes {loaded.hidden}"
             )
         return made
@@ -193,7 +193,7 @@ class _Loaded:
     """A file in its child. Answers are compared with what was asked; no size is taken from them."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Start and load the file. Raises CandidateFailure, ChildDied."""
+        """Start and load the file. Raises RuntimeFailure, ChildDied."""
         self.busy = False
         self._child = Child(
             MODULE,
@@ -212,7 +212,7 @@ class _Loaded:
             )
         except InputError as error:
             self.close()
-            raise CandidateFailure(error.message) from error
+            raise RuntimeFailure(error.message) from error
         except BaseException:
             self.close()
             raise
@@ -232,22 +232,20 @@ class _Loaded:
         self._child.close()
 
     def send(self, request: bytes) -> None:
-        """Raises CandidateFailure, ChildDied where the child has ended."""
+        """Raises RuntimeFailure, ChildDied where the child has ended."""
         try:
             self._child.send(request)
         except ChildRefused as refusal:
-            raise CandidateFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(_reason(refusal)) from refusal
 
     def expect(self, kind: int, *numbers: int) -> None:
-        """Take the next answer's head. Raises CandidateFailure where it is another one, ChildDied."""
+        """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
         found = self._head()
         if found != (kind, *numbers):
-            raise CandidateFailure(
-                f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}"
-            )
+            raise RuntimeFailure(f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}")
 
     def fill(self, target: Floats) -> None:
-        """Take the next bytes, as many as the array holds. Raises CandidateFailure, ChildDied."""
+        """Take the next bytes, as many as the array holds. Raises RuntimeFailure, ChildDied."""
         self._take(target.data)
         if sys.byteorder == "big":
             target.byteswap(inplace=True)
@@ -263,7 +261,7 @@ class _Loaded:
         try:
             self._child.fill(target)
         except ChildRefused as refusal:
-            raise CandidateFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(_reason(refusal)) from refusal
 
     def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
@@ -273,7 +271,7 @@ class _Loaded:
             shape == (vocabulary, hidden) and vocabulary * hidden > 0 and 0 < layers <= len(header.tensors)
         )
         if kind != protocol.LOADED or not right:
-            raise CandidateFailure(
+            raise RuntimeFailure(
                 f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the file, "
                 f"its header an embedding of shape {shape}"
             )

@@ -1,4 +1,4 @@
-"""What ``verify`` and the proof of a conversion share: what is compared, the text, the logits of a file."""
+"""What ``verify`` and a conversion share: what is expected, options, windows of text, reading in fp32."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped
 
 
 @dataclass(frozen=True)
-class Subject:
+class Expected:
     """What files are proven against: a checkpoint, its tokenizer, and the model as a file should have it."""
 
     checkpoint: Checkpoint
@@ -65,7 +65,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class How:
+class VerifyOptions:
     """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
     ``front_end`` is the file of a GBST model's front end; None: the one beside its body. ``gelu_share``: in
@@ -83,7 +83,7 @@ class How:
 
 
 def built_in_windows(
-    subject: Subject, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
+    subject: Expected, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
 ) -> list[Window]:
     """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
     if subject.family.encoder_decoder:
@@ -95,7 +95,7 @@ def built_in_windows(
 
 
 def proof_windows(
-    subject: Subject,
+    subject: Expected,
     scope: Literal["off", "quick", "full"],
     texts: Sequence[str] | None = None,
     tokens: int | None = None,
@@ -109,7 +109,7 @@ def proof_windows(
 
 
 def text_windows(
-    subject: Subject, texts: Sequence[str], *, tokens: int | None, window: int | None
+    subject: Expected, texts: Sequence[str], *, tokens: int | None, window: int | None
 ) -> list[Window]:
     """The user's texts in windows of ``window`` tokens (default 512, or the model's context).
 
@@ -123,7 +123,7 @@ def text_windows(
     return cut(ids, size=size, before=subject.before, tokens=tokens)
 
 
-def _window_size(subject: Subject, window: int | None) -> int:
+def _window_size(subject: Expected, window: int | None) -> int:
     longest = subject.source_context
     if window is not None and window > longest:
         raise InputError(
@@ -133,7 +133,7 @@ def _window_size(subject: Subject, window: int | None) -> int:
     return min(WINDOW, longest) if window is None else window
 
 
-def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
+def _reads_pairs(subject: Expected, window: int | None) -> PairReader:
     """How an encoder-decoder reads; ``window`` is then how much its encoder is given at once."""
     start = subject.model.hparams[f"{subject.model.arch}.decoder_start_token_id"]
     assert isinstance(start, int)
@@ -144,7 +144,7 @@ def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
     return PairReader(subject.source, start, eos, size, subject.context, subject.source_context)
 
 
-def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
+def cost(subject: Expected, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
     """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
     weights = parameters(subject.model)
@@ -155,7 +155,7 @@ def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int
     )
 
 
-def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
+def read_reference(subject: Expected, how: VerifyOptions, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
     return Reference(subject.checkpoint, subject.family, threads=how.threads).read(
         windows, progress=how.progress
@@ -163,7 +163,7 @@ def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Rea
 
 
 def compared_with(
-    subject: Subject,
+    subject: Expected,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
     runtime: str,

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.windows import Window
-from .candidate import Block, Ids
 from .onnx_child import PADDING
 from .onnx_folder import OnnxFolder
 from .onnx_process import OnnxProcess
+from .reader import Block, Ids
 
 STEPS = 32
 """Tokens of a window read one by one: each takes a pass over the weights."""
@@ -24,8 +24,8 @@ _LOGITS = 256 << 20  # bytes of logits a reading may give at once
 _COLUMNS = 1 << 18  # tokens of a vocabulary, where config.json does not say
 
 
-class OnnxCandidate:
-    """An ONNX folder in onnxruntime on the CPU; candidate.LogitsSource describes ``logits``.
+class OnnxReader:
+    """An ONNX folder in onnxruntime on the CPU; reader.LogitsSource describes ``logits``.
 
     A window is read at once, from an empty cache; only where its logits would take more than 256 MiB in
     pieces. ``stepwise``: up to its first scored position at once, then token by token, as text is generated.
@@ -38,20 +38,20 @@ class OnnxCandidate:
         told = folder.config.get("vocab_size")
         self._at_once = max(1, _LOGITS // (4 * (told if isinstance(told, int) and told > 0 else _COLUMNS)))
 
-    def __enter__(self) -> OnnxCandidate:
+    def __enter__(self) -> OnnxReader:
         self._process.__enter__()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._process.__exit__(*failure)
 
-    def token_by_token(self) -> OnnxCandidate:
+    def token_by_token(self) -> OnnxReader:
         """The same running models, read stepwise."""
         other = copy.copy(self)
         other._stepwise = True
         return other
 
-    def in_batches(self) -> OnnxCandidate:
+    def in_batches(self) -> OnnxReader:
         """The same running models, reading two windows at once, in two parts through the cache.
 
         They are padded before a decoder's tokens and after an encoder's.
@@ -61,7 +61,7 @@ class OnnxCandidate:
         return other
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
-        """Logits of all scored positions of all windows, in order. Raises CandidateFailure."""
+        """Logits of all scored positions of all windows, in order. Raises RuntimeFailure."""
         if self._batched:
             wanted = [index for index, window in enumerate(windows) if window.scored]
             for at in range(0, len(wanted), 2):

@@ -24,9 +24,9 @@ from kconv.core.errors import ChildDied
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
-from kconv.runtimes import llama_candidate
-from kconv.runtimes.candidate import CandidateFailure
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes import llama_reader
+from kconv.runtimes.llama_reader import LlamaReader
+from kconv.runtimes.reader import RuntimeFailure
 from kconv.vocab.sources import read_source
 
 Floats = npt.NDArray[np.float32]
@@ -53,11 +53,11 @@ def file(files: dict[str, Path]) -> Path:
     return files["f32"]
 
 
-def read(candidate: LlamaCandidate, *windows: Window) -> list[Floats]:
+def read(reader: LlamaReader, *windows: Window) -> list[Floats]:
     """Logits per window, and that the blocks are in order and as many as asked for."""
     found: list[list[Floats]] = [[] for _ in windows]
     last = -1
-    for block in candidate.logits(windows):
+    for block in reader.logits(windows):
         assert block.window >= last
         last = block.window
         assert block.start == windows[last].scored_from + sum(len(each) for each in found[last])
@@ -74,8 +74,8 @@ def read(candidate: LlamaCandidate, *windows: Window) -> list[Floats]:
 
 def test_logits_equal_transformers(checkpoint: Path, file: Path) -> None:
     window = Window(0, IDS)
-    with LlamaCandidate(file, threads=2) as candidate:
-        (found,) = read(candidate, window)
+    with LlamaReader(file, threads=2) as reader:
+        (found,) = read(reader, window)
     assert np.abs(found - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
     assert np.array_equal(found, llama_cpp_logits(file, list(IDS))[:-1])
 
@@ -90,16 +90,16 @@ def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
         Window(2, IDS[3:9], scored_from=5),
         Window(3, IDS),
     ]
-    with LlamaCandidate(file, threads=1) as candidate:
-        together = read(candidate, *windows)
-        again = read(candidate, *windows)
+    with LlamaReader(file, threads=1) as reader:
+        together = read(reader, *windows)
+        again = read(reader, *windows)
         assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
         for window, found in zip(windows, together, strict=True):
-            (alone,) = read(candidate, window)
+            (alone,) = read(reader, window)
             assert np.abs(alone - found).max(initial=0) < 1e-5
-        (whole,) = read(candidate, Window(0, windows[2].ids))
+        (whole,) = read(reader, Window(0, windows[2].ids))
         assert np.abs(whole[40:] - together[2]).max() < 1e-5
-        assert list(candidate.logits([])) == []
+        assert list(reader.logits([])) == []
 
 
 def test_nothing_depends_on_the_threads_and_little_on_the_batch(files: dict[str, Path]) -> None:
@@ -107,8 +107,8 @@ def test_nothing_depends_on_the_threads_and_little_on_the_batch(files: dict[str,
     for type_name in ("f32", "q4_0"):
         path, found = files[type_name], {}
         for threads, batch in [(1, None), (2, None), (3, 128), (1, 128), (2, 512), (2, 16), (2, 1)]:
-            with LlamaCandidate(path, threads=threads, batch=batch) as candidate:
-                found[threads, batch] = np.concatenate(read(candidate, *windows))
+            with LlamaReader(path, threads=threads, batch=batch) as reader:
+                found[threads, batch] = np.concatenate(read(reader, *windows))
         assert np.array_equal(found[1, None], found[2, None])
         assert np.array_equal(found[3, 128], found[1, 128])
         # one token at a time takes other loops; a quantized file then rounds some activations the other way
@@ -126,8 +126,8 @@ def test_stories260k(real: Path, tmp_path: Path) -> None:
     texts = [source.encode(story.strip(), False) for story in stories if story.strip()]
     windows = [Window(index, (1, *ids)[:512]) for index, ids in enumerate(texts)]
     losses = []
-    with LlamaCandidate(made.path, threads=2) as candidate:
-        found = read(candidate, *windows)
+    with LlamaReader(made.path, threads=2) as reader:
+        found = read(reader, *windows)
     for window, logits in zip(windows, found, strict=True):
         exact = logits.astype(np.float64)
         exact -= exact.max(1, keepdims=True)
@@ -159,10 +159,10 @@ def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
 @pytest.mark.parametrize("batch", [None, 64])
 def test_layers_equal_transformers(checkpoint: Path, file: Path, batch: int | None) -> None:
     window = Window(0, IDS, scored_from=150)
-    with LlamaCandidate(file, threads=2, batch=batch) as candidate:
-        (before,) = read(candidate, window)
-        layers = candidate.layers(window)
-        (after,) = read(candidate, window)
+    with LlamaReader(file, threads=2, batch=batch) as reader:
+        (before,) = read(reader, window)
+        layers = reader.layers(window)
+        (after,) = read(reader, window)
     expected = transformers_layers(checkpoint, IDS)
     assert len(layers) == len(expected) == 3
     for found, right in zip(layers, expected, strict=True):
@@ -173,13 +173,13 @@ def test_layers_equal_transformers(checkpoint: Path, file: Path, batch: int | No
 
 def test_capturing_layers_changes_nothing(file: Path) -> None:
     """Logits of a request that captures, by the child's own protocol, against one that does not."""
-    protocol = llama_candidate.protocol
+    protocol = llama_reader.protocol
     wanted = protocol.LOGITS_WANTED | protocol.LAYERS_WANTED
-    with LlamaCandidate(file, threads=2) as candidate:
-        (expected,) = read(candidate, Window(0, (*IDS, 2), scored_from=20))
-        child = candidate._loaded
+    with LlamaReader(file, threads=2) as reader:
+        (expected,) = read(reader, Window(0, (*IDS, 2), scored_from=20))
+        child = reader._loaded
         assert child
-        child.send(llama_candidate._request(wanted, 128, [Window(0, IDS, 20)]))
+        child.send(llama_reader._request(wanted, 128, [Window(0, IDS, 20)]))
         found = np.empty((200, child.vocabulary), np.float32)
         layer = np.empty((200, child.hidden), np.float32)
         for start, stop in ((0, 128), (128, 200)):
@@ -194,10 +194,10 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
 
 def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
     bad = edited(file, tmp_path / "nan.gguf", tensors={"blk.1.ffn_down.weight": lambda rows: rows * np.nan})
-    with LlamaCandidate(bad, threads=1) as candidate:
-        (logits,) = read(candidate, Window(0, IDS))
+    with LlamaReader(bad, threads=1) as reader:
+        (logits,) = read(reader, Window(0, IDS))
         assert np.isnan(logits).all()
-        layers = candidate.layers(Window(0, IDS))
+        layers = reader.layers(Window(0, IDS))
     assert np.isfinite(layers[0]).all()
     assert np.isnan(layers[1]).all()
 
@@ -207,9 +207,9 @@ def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
 
 def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: None, **ids: Any) -> str:
     """What is said of a file that cannot be read; ``before_reading`` gets the child's process id."""
-    with pytest.raises(CandidateFailure) as caught, LlamaCandidate(path, threads=1) as candidate:  # noqa: PT012
-        before_reading(pid_of(candidate))
-        read(candidate, Window(0, ids.get("ids", IDS)))
+    with pytest.raises(RuntimeFailure) as caught, LlamaReader(path, threads=1) as reader:  # noqa: PT012
+        before_reading(pid_of(reader))
+        read(reader, Window(0, ids.get("ids", IDS)))
     message = str(caught.value)
     assert "\n" not in message
     assert "pip-install" not in message
@@ -217,10 +217,10 @@ def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: No
     return message
 
 
-def pid_of(candidate: LlamaCandidate) -> int:
-    """The process id of a candidate's child."""
-    assert candidate._loaded
-    return candidate._loaded.pid
+def pid_of(reader: LlamaReader) -> int:
+    """The process id of a reader's child."""
+    assert reader._loaded
+    return reader._loaded.pid
 
 
 @pytest.mark.parametrize(
@@ -294,15 +294,15 @@ def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patien
     """Where it is counted how often the child was started."""
     (folder / "stand_in.py").write_text(STAND_IN.format(does=does))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(llama_candidate, "MODULE", "stand_in")
-    monkeypatch.setattr(llama_candidate, "PATIENCE", patience)
+    monkeypatch.setattr(llama_reader, "MODULE", "stand_in")
+    monkeypatch.setattr(llama_reader, "PATIENCE", patience)
     return folder / "stand_in.py.starts"
 
 
 def death(path: Path, **ids: Any) -> str:
     """What is said of a child that dies twice, which is no verdict on the file."""
-    with pytest.raises(ChildDied) as caught, LlamaCandidate(path, threads=1) as candidate:
-        read(candidate, Window(0, ids.get("ids", IDS)))
+    with pytest.raises(ChildDied) as caught, LlamaReader(path, threads=1) as reader:
+        read(reader, Window(0, ids.get("ids", IDS)))
     assert "says nothing about the input" in caught.value.message
     assert not children()
     return caught.value.message
@@ -344,11 +344,11 @@ def test_a_token_the_file_does_not_have(file: Path) -> None:
 def test_a_child_killed_in_the_middle(file: Path) -> None:
     """Each position comes once and with the same numbers, whichever child gave it."""
     windows = [Window(0, IDS, scored_from=3), Window(1, IDS[5:7]), Window(2, IDS[20:]), Window(3, IDS[7:90])]
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        right = read(candidate, *windows)
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        right = read(reader, *windows)
         for at in (0, 5, 14, 17):
-            pid, blocks = pid_of(candidate), []
-            for block in candidate.logits(windows):
+            pid, blocks = pid_of(reader), []
+            for block in reader.logits(windows):
                 blocks.append(replace(block, logits=block.logits.copy()))
                 if len(blocks) == at + 1:
                     os.kill(pid, signal.SIGKILL)
@@ -360,35 +360,35 @@ def test_a_child_killed_in_the_middle(file: Path) -> None:
 
 
 def test_a_child_killed_before_layers_and_one_that_dies_each_time(file: Path) -> None:
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        right = candidate.layers(Window(0, IDS))
-        os.kill(pid_of(candidate), signal.SIGKILL)
-        found = candidate.layers(Window(0, IDS))
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        right = reader.layers(Window(0, IDS))
+        os.kill(pid_of(reader), signal.SIGKILL)
+        found = reader.layers(Window(0, IDS))
         assert all(np.array_equal(a, b) for a, b in zip(found, right, strict=True))
-        blocks = candidate.logits([Window(0, IDS)] * 50)
+        blocks = reader.logits([Window(0, IDS)] * 50)
         next(blocks)
-        os.kill(pid_of(candidate), signal.SIGKILL)
+        os.kill(pid_of(reader), signal.SIGKILL)
         with pytest.raises(ChildDied, match="killed"):  # noqa: PT012
             for _ in blocks:
-                os.kill(pid_of(candidate), signal.SIGKILL)
-        assert len(read(candidate, Window(0, IDS))) == 1  # by a new child
+                os.kill(pid_of(reader), signal.SIGKILL)
+        assert len(read(reader, Window(0, IDS))) == 1  # by a new child
 
 
 def test_a_reading_left_and_another_begun(file: Path) -> None:
     windows = [Window(0, IDS)] * 50
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        (expected,) = read(candidate, windows[0])
-        for _ in candidate.logits(windows):
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        (expected,) = read(reader, windows[0])
+        for _ in reader.logits(windows):
             break
-        assert np.array_equal(read(candidate, windows[0])[0], expected)
-        blocks = candidate.logits(windows)
+        assert np.array_equal(read(reader, windows[0])[0], expected)
+        blocks = reader.logits(windows)
         next(blocks)
-        assert len(candidate.layers(windows[0])) == 3
+        assert len(reader.layers(windows[0])) == 3
         with pytest.raises(RuntimeError, match="another was begun"):
             list(blocks)
-        assert np.array_equal(read(candidate, windows[0])[0], expected)
+        assert np.array_equal(read(reader, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):
-        candidate.layers(windows[0])
+        reader.layers(windows[0])
     assert not children()
 
 
@@ -427,12 +427,12 @@ def test_a_child_that_says_half_of_it(
 PARENT = """
 import sys, time
 from pathlib import Path
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.core.windows import Window
-with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
-    blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
+with LlamaReader(Path(sys.argv[1]), threads=1, batch=16) as reader:
+    blocks = reader.logits([Window(0, tuple(range(2, 202)))] * 100000)
     next(blocks)
-    print(candidate._loaded.pid, flush=True)
+    print(reader._loaded.pid, flush=True)
     if sys.argv[2] == "wait":
         time.sleep(60)
     for block in blocks:
@@ -442,7 +442,7 @@ with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
 
 @pytest.fixture
 def parent(file: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Another process with a candidate that has much to read, and its child's process id."""
+    """Another process with a reader that has much to read, and its child's process id."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(file), request.param],
         stdout=subprocess.PIPE,
@@ -487,6 +487,6 @@ def test_an_interrupt_ends_both_quietly(parent: tuple[subprocess.Popen[str], int
 def test_nothing_of_llama_cpp_reaches_the_terminal(file: Path, tmp_path: Path, capfd: Any) -> None:
     bad = edited(file, tmp_path / "bad.gguf", metadata={"llama.block_count": 0})
     failure(bad)
-    with LlamaCandidate(file, threads=1) as candidate:
-        read(candidate, Window(0, IDS))
+    with LlamaReader(file, threads=1) as reader:
+        read(reader, Window(0, IDS))
     assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
-from .candidates import Candidate, candidates, without_home
+from .candidates import Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
 from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
@@ -34,7 +34,7 @@ class Trial:
     notes: tuple[Note, ...]
 
 
-def settle_vocab(
+def select_vocab(
     model: Model,
     checkpoint: Checkpoint,
     source: Source | None = None,
@@ -173,7 +173,7 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
 
     VocabError for a kind of tokenizer llama.cpp has no counterpart of, else TokenMismatch.
     """
-    homeless = without_home(source)
+    homeless = unsupported_reason(source)
     lines = [
         homeless or "no vocabulary makes llama.cpp give the token ids of the checkpoint's own tokenizer",
         f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
