@@ -48,10 +48,10 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     """
     from ..core.leftovers import remove, take_back
 
-    found = _found(folders or (Path(),))
-    left = [each for each in found if each.state == "left"]
+    leftovers = _found(folders or (Path(),))
+    left = [each for each in leftovers if each.state == "left"]
     if not as_json:
-        _show(found)
+        _show(leftovers)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
         for folder in dict.fromkeys(each.path.parent for each in left):
@@ -66,7 +66,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
                 ) from error
             removed += [gone] if gone is not None else []
     if as_json:
-        emit_json(_as_json(found, removed))
+        emit_json(_as_json(leftovers, removed))
     elif removed:
         say(f"removed {leftovers_text(removed)}")
 
@@ -75,24 +75,24 @@ def _found(folders: Iterable[Path]) -> list[Leftover]:
     """What lies in these folders and in TMPDIR, each folder once."""
     from ..core.leftovers import find_leftovers
 
-    found: dict[str, Leftover] = {}
+    leftovers: dict[str, Leftover] = {}
     for folder in (*folders, Path(tempfile.gettempdir())):
         if not folder.is_dir():
             what = "is a file, expected a folder" if folder.exists() else "does not exist"
             raise UsageError(f"{folder} {what}")
         try:
             for each in find_leftovers(folder):
-                found.setdefault(os.path.realpath(each.path), each)
+                leftovers.setdefault(os.path.realpath(each.path), each)
         except OSError as error:
             raise EnvironmentProblem(f"cannot list {folder}: {error.strerror or error}") from error
-    return list(found.values())
+    return list(leftovers.values())
 
 
-def _show(found: Sequence[Leftover]) -> None:
-    if not found:
+def _show(leftovers: Sequence[Leftover]) -> None:
+    if not leftovers:
         say("nothing of runs that were killed")
         return
-    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in found]
+    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in leftovers]
     say(table(rows, right=(1,)))
 
 
@@ -103,13 +103,13 @@ def _agreed(left: Sequence[Leftover]) -> bool:
     return click.confirm(f"Remove {printable(leftovers_text(left))}?")
 
 
-def _as_json(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
+def _as_json(leftovers: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
     gone = {each.path for each in removed}
     return {
         "leftovers": [
             {"path": str(each.path), "bytes": each.bytes, "state": each.state, "removed": each.path in gone}
-            for each in found
+            for each in leftovers
         ],
-        "bytes": sum(each.bytes for each in found if each.state == "left"),
+        "bytes": sum(each.bytes for each in leftovers if each.state == "left"),
         "bytes_removed": sum(each.bytes for each in removed),
     }

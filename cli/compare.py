@@ -91,7 +91,7 @@ def command(
 
     read = read_texts(texts) if texts else None
     with shown_progress() as progress:
-        found = compare(
+        comparison = compare(
             checkpoint,
             output,
             options=asked(types, options),
@@ -104,32 +104,32 @@ def command(
             announce=announce,
         )
     if not as_json:
-        _print_summary(found)
+        _print_summary(comparison)
     if report is not None:
         from ..report.comparison import write_comparison
 
         with naming_the_report():
-            write_comparison(found, report, force=force)
+            write_comparison(comparison, report, force=force)
     if as_json:
-        emit_json({**found.to_json(), "report": None if report is None else str(report)})
+        emit_json({**comparison.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
-    without = [each for each in found.types if each.figures is None]
+    without = [each for each in comparison.types if each.figures is None]
     end_unproven((each.proof.verdict, f"{each.type}: {each.proof.cause}") for each in without)
 
 
-def _print_summary(found: Comparison) -> None:
-    say(f"{found.source}: {found.arch}, {count_text(found.parameters)} weights")
-    say_notes(found.notes)
+def _print_summary(comparison: Comparison) -> None:
+    say(f"{comparison.source}: {comparison.arch}, {count_text(comparison.parameters)} weights")
+    say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
-    say("\n" + table([_row(each) for each in found.types], header=header, right=(1, 2, 3, 4, 5, 6)))
+    say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is the")
     say("file's over the checkpoint's; what is changed in a recipe of llama-quantize's is said behind it")
-    for each in found.types:
+    for each in comparison.types:
         if each.path is not None:
             say(f"kept: {each.path}")
-    tokens = sum(found.read["windows"])
-    say(f"{plural(len(found.types), 'type')} on {tokens:,} tokens in {seconds_text(found.seconds)}")
+    tokens = sum(comparison.read["windows"])
+    say(f"{plural(len(comparison.types), 'type')} on {tokens:,} tokens in {seconds_text(comparison.seconds)}")
 
 
 def _row(each: ComparedType) -> tuple[str, ...]:

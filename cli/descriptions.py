@@ -181,8 +181,8 @@ def _file_type(header: GgufHeader) -> str | None:
     from ..quant.policy import POLICIES
 
     number = header.metadata.get("general.file_type")
-    found = next((policy.name for policy in POLICIES.values() if policy.file_type == number), None)
-    return found if found is not None or not isinstance(number, int) else f"file type {number}"
+    name = next((policy.name for policy in POLICIES.values() if policy.file_type == number), None)
+    return name if name is not None or not isinstance(number, int) else f"file type {number}"
 
 
 def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Description | None:
@@ -252,21 +252,23 @@ def tokenizer(checkpoint: Checkpoint) -> Description:
         source = read_source(checkpoint)
     except InputError as error:
         return {"error": error.message}
-    said = source.description
+    description = source.description
     return {
-        "kind": said.kind,
-        "files": list(said.files),
-        "model": said.model,
-        "normalizer": said.normalizer,
-        "pre_tokenizer": said.pre_tokenizer,
-        "decoder": said.decoder,
-        "post_processor": said.post_processor,
-        "size": said.size,
-        "added_tokens": said.added,
-        **({"sentinels": said.sentinels} if said.sentinels else {}),
-        "special": {role: {"id": number, "token": text} for role, (number, text) in said.specials.items()},
-        "add_bos_token": said.add_bos,
-        "add_eos_token": said.add_eos,
+        "kind": description.kind,
+        "files": list(description.files),
+        "model": description.model,
+        "normalizer": description.normalizer,
+        "pre_tokenizer": description.pre_tokenizer,
+        "decoder": description.decoder,
+        "post_processor": description.post_processor,
+        "size": description.size,
+        "added_tokens": description.added,
+        **({"sentinels": description.sentinels} if description.sentinels else {}),
+        "special": {
+            role: {"id": number, "token": text} for role, (number, text) in description.specials.items()
+        },
+        "add_bos_token": description.add_bos,
+        "add_eos_token": description.add_eos,
         "notes": [asdict(note) for note in source.notes],
         "chat_template": source.chat_template,
     }

@@ -34,18 +34,18 @@ def command(as_json: bool, verbose: bool) -> None:
     """
     from ..runtimes.examination import examine
 
-    found = []
+    findings = []
     for finding in examine(versions(_MORE)):
-        found.append(finding)
+        findings.append(finding)
         if as_json:
             continue
         mark = "" if finding.level == "ok" else f"{finding.level}: "
         say(f"{finding.name:<{_NAMES}}{mark}{finding.text}")
         if finding.mend:
             say(f"{'':<{_NAMES}}what mends it: {finding.mend}")
-    broken = [finding.name for finding in found if finding.level == "broken"]
+    broken = [finding.name for finding in findings if finding.level == "broken"]
     if as_json:
-        emit_json({"findings": [asdict(finding) for finding in found], "broken": broken})
+        emit_json({"findings": [asdict(finding) for finding in findings], "broken": broken})
     elif broken:
         say(f"\nbroken: {', '.join(broken)}")
     else:

@@ -98,8 +98,8 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
             traceback.print_exception(error, file=sys.stderr)
         _print(failure)
         if as_json:
-            told = {"type": failure.type, "message": failure.message, "hint": failure.hint}
-            emit_json({"error": told, "exit_code": failure.exit_code})
+            content = {"type": failure.type, "message": failure.message, "hint": failure.hint}
+            emit_json({"error": content, "exit_code": failure.exit_code})
             sys.stdout.flush()
     except OSError:  # nobody is left to read it
         silence_output()
@@ -159,10 +159,10 @@ def interruptible() -> Iterator[None]:
             raise KeyboardInterrupt
 
     def lost(
-        told: Any,
+        signal_details: Any,
     ) -> None:  # what Python says of exceptions it drops; reraise_interrupt sees to this one
-        if told.exc_type is not KeyboardInterrupt:
-            told_before(told)
+        if signal_details.exc_type is not KeyboardInterrupt:
+            told_before(signal_details)
 
     told_before, sys.unraisablehook = sys.unraisablehook, lost
     for number in changed:

@@ -76,13 +76,13 @@ def command(
     --imatrix. Works for every family kconv converts, encoder-decoders included.
     """
     begun = time.monotonic()
-    path, told = _made(checkpoint, texts, output, chunks, window, threads, force=force)
+    path, summary = _made(checkpoint, texts, output, chunks, window, threads, force=force)
     seconds = round(time.monotonic() - begun, 3)
     if as_json:
-        emit_json({"path": str(path), **told, "seconds": seconds})
+        emit_json({"path": str(path), **summary, "seconds": seconds})
         return
-    counted = f"{plural(told['tensors'], 'tensor')}, {plural(told['tokens'], 'token')}"
-    say(f"{path}: {counted} in {plural(told['chunks'], 'chunk')}, {seconds_text(seconds)}")
+    counted = f"{plural(summary['tensors'], 'tensor')}, {plural(summary['tokens'], 'token')}"
+    say(f"{path}: {counted} in {plural(summary['chunks'], 'chunk')}, {seconds_text(seconds)}")
     words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
     say(f"\nTo use it:\n  {shlex.join(words)}")
 
@@ -111,7 +111,7 @@ def _made(
     path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
     # opened first, so that a folder one may not write to does not cost the pass
     with shown_progress() as progress, atomic_file(path, force=force) as temporary:
-        found, arch = gather(
+        activations, arch = gather(
             checkpoint,
             named,
             chunks=chunks,
@@ -120,12 +120,12 @@ def _made(
             progress=progress,
             announce=announce,
         )
-        write_imatrix(temporary, found, arch=arch, force=True)
+        write_imatrix(temporary, activations, arch=arch, force=True)
     return path, {
         "architecture": arch,
-        "tensors": len(found.sums),
-        "datasets": list(found.datasets),
-        "chunks": found.chunks,
-        "chunk_size": found.chunk_size,
-        "tokens": max((int(counts.max()) for counts in found.counts.values()), default=0),
+        "tensors": len(activations.sums),
+        "datasets": list(activations.datasets),
+        "chunks": activations.chunks,
+        "chunk_size": activations.chunk_size,
+        "tokens": max((int(counts.max()) for counts in activations.counts.values()), default=0),
     }

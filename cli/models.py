@@ -58,14 +58,14 @@ def _encoders(kernels: Mapping[str, Any]) -> str:
     if not kernels["equal"]:
         return f"libggml: {kernels['why']}"
     plain = [name for name in kernels["equal"] if " " not in name]
-    said = f"kconv's {kernels['name']} kernels ({kernels['why']}), with libggml's bytes: "
-    said += ", ".join(
+    text = f"kconv's {kernels['name']} kernels ({kernels['why']}), with libggml's bytes: "
+    text += ", ".join(
         name if f"{name} with importance" in kernels["equal"] else f"{name} without importance"
         for name in plain
     )
     if kernels["different"]:
-        said += f"; by libggml, whose bytes these kernels do not make: {', '.join(kernels['different'])}"
-    return said + "; other types by libggml"
+        text += f"; by libggml, whose bytes these kernels do not make: {', '.join(kernels['different'])}"
+    return text + "; other types by libggml"
 
 
 def supported() -> dict[str, Any]:

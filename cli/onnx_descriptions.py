@@ -74,16 +74,16 @@ def _tensors(models: Sequence[ModelFile]) -> list[Description]:
     """
     from ..runtimes.onnx_model_file import element_name
 
-    held: dict[str, Initializer] = {}
+    initializers: dict[str, Initializer] = {}
     for model in models:
-        held |= model.external or model.initializers
+        initializers |= model.external or model.initializers
     lines = []
-    for name, stored in held.items():
+    for name, stored in initializers.items():
         matrix = name.removesuffix(".blocks")
-        scales = held.get(f"{matrix}.scales") if matrix != name else None
+        scales = initializers.get(f"{matrix}.scales") if matrix != name else None
         if scales is not None:
             lines.append(_in_blocks(matrix, stored, scales))
-        elif not (name.endswith(".scales") and f"{name.removesuffix('.scales')}.blocks" in held):
+        elif not (name.endswith(".scales") and f"{name.removesuffix('.scales')}.blocks" in initializers):
             lines.append(tensor_line(name, stored.shape, element_name(stored.element), stored.nbytes))
     return lines
 

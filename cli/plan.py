@@ -63,11 +63,11 @@ def command(
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
     if as_json:
-        told = planned.to_json()
-        for each in told["types"]:
+        content = planned.to_json()
+        for each in content["types"]:
             band = bands.get(each["type"])
             each["expected_kl"] = None if band is None else band.to_json()
-        emit_json(told)
+        emit_json(content)
     else:
         _print_summary(planned, bands)
 
@@ -77,12 +77,12 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     from ..verify.published import expected_divergence
 
     most = planned.parameters / 10  # what may be in other formats than in the models that were measured
-    found = {
+    bands = {
         each.type: expected_divergence(each.type)
         for each in planned.types
         if stock and each.fallback_weights < most
     }
-    return {name: band for name, band in found.items() if band is not None}
+    return {name: band for name, band in bands.items() if band is not None}
 
 
 def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
@@ -133,12 +133,12 @@ def _divergence(each: PlannedType, band: Band | None) -> str:
 
 def _remarks(each: PlannedType, planned: Plan) -> str:
     """What is particular about a type, in a few words."""
-    said = ["needs importance data"] if each.needs_imatrix else []
+    remarks = ["needs importance data"] if each.needs_imatrix else []
     fallen = Counter((wanted, given) for _, wanted, given in each.fallbacks)
-    said += [
+    remarks += [
         f"{plural(count, 'tensor')} {given.upper()} instead of {wanted.upper()}"
         for (wanted, given), count in fallen.items()
     ]
     if each.bytes + planned.companion_bytes > planned.free:
-        said.append("does not fit on the disk")
-    return ", ".join(said)
+        remarks.append("does not fit on the disk")
+    return ", ".join(remarks)

@@ -148,16 +148,16 @@ def _columns() -> dict[str, Any]:
 
 
 def _lines() -> tuple[Progress, Callable[[], None]]:
-    current, begun, told = "", 0.0, 0.0
+    current, begun, reported = "", 0.0, 0.0
 
     def update(stage: str, done: int, total: int) -> None:
-        nonlocal current, begun, told
+        nonlocal current, begun, reported
         now = time.monotonic()
         if stage != current:
-            current, begun, told = stage, now, now - _INTERVAL + _PATIENCE
-        if now - told < _INTERVAL:
+            current, begun, reported = stage, now, now - _INTERVAL + _PATIENCE
+        if now - reported < _INTERVAL:
             return
-        told = now
+        reported = now
         with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop the work
             print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
 

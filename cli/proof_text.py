@@ -51,8 +51,8 @@ def proof_text(proof: Proof) -> str:
 def proof_line(proof: Proof) -> str:
     """One line for a file: the verdict, what is wrong if anything is, and the figures if there are any."""
     wrong = proof.cause if proof.verdict != "passed" else None
-    told = [wrong, _logits(proof.logits) if proof.logits.figures else None]
-    text = "; ".join(part for part in told if part)
+    parts = [wrong, _logits(proof.logits) if proof.logits.figures else None]
+    text = "; ".join(part for part in parts if part)
     return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {text}"))
 
 
@@ -223,8 +223,8 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
 
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    told = printable(proof.cause or "the file says what the checkpoint says")
-    return f"verdict: {proof.verdict}{took}: {told}"
+    cause = printable(proof.cause or "the file says what the checkpoint says")
+    return f"verdict: {proof.verdict}{took}: {cause}"
 
 
 def _coloured(text: str) -> str:

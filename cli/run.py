@@ -163,8 +163,8 @@ def _nowhere(text: str) -> None:
 def _until_output_closes(progress: Progress) -> Progress:
     """The same, which ends the work where whoever was to read the answer is gone."""
 
-    def told(stage: str, done: int, total: int) -> None:
+    def checked(stage: str, done: int, total: int) -> None:
         check_output_open()
         progress(stage, done, total)
 
-    return told
+    return checked

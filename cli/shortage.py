@@ -123,10 +123,10 @@ def shortage(error: BaseException) -> Shortage | None:
         if isinstance(each, OSError) and each.errno in _BY_NUMBER:
             return _BY_NUMBER[each.errno]
         if isinstance(each, (ImportError, OSError, RuntimeError, SystemError)):
-            said = str(each)[:10_000].lower()
-            for words, found in _BY_WORDS:
-                if words in said:
-                    return found
+            text = str(each)[:10_000].lower()
+            for words, kind in _BY_WORDS:
+                if words in text:
+                    return kind
             if isinstance(each, SystemError) and is_limited():  # C code that got no memory and did not say so
                 return _MEMORY
     return None

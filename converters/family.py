@@ -76,11 +76,11 @@ class Row:
 
     def named(self, names: Sequence[str], i: int, sizes: Sizes) -> list[str]:
         """``names`` of layer ``i``, those with ``{e}`` once for each expert."""
-        found: list[str] = []
+        resolved: list[str] = []
         for name in names:
             experts = range(sizes[self.experts]) if "{e}" in name else (0,)
-            found += [name.format(i=i, e=e) for e in experts]
-        return found
+            resolved += [name.format(i=i, e=e) for e in experts]
+        return resolved
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,9 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
     header = file.header
     kind = header.metadata.get("general.type", "model")
     if header.arch in ("", *(each.kind for each in FRONT_ENDS)) or kind not in _KINDS or not header.tensors:
-        said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
+        declared = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
         raise GgufError(
-            f"{file.path} holds no model of llama.cpp's ({said}, {len(header.tensors)} tensors)",
+            f"{file.path} holds no model of llama.cpp's ({declared}, {len(header.tensors)} tensors)",
             hint="give the GGUF of a model",
         )
     check_counts(file.path, header)

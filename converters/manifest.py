@@ -49,13 +49,13 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
 
     Which instruction set does is of no account: the bytes are the same, and so must manifests be.
     """
-    found = {"kernels": native.LIBGGML if native.chosen().name == native.LIBGGML else "kconv"}
+    used = {"kernels": native.LIBGGML if native.chosen().name == native.LIBGGML else "kconv"}
     for package in (*_PACKAGES, *more):
         try:
-            found[package] = version(package)
+            used[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            used[package] = "missing"
+    return used
 
 
 def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
@@ -181,13 +181,13 @@ def requantized_part(
     and of its options those that say what the file holds besides weights stand.
     """
     before = origin or {"source": {"name": files[0].name, "files": [asdict(file) for file in files]}}
-    held = before.get("options", {})
+    earlier = before.get("options", {})
     return {
         "source": before["source"],
         MADE_FROM: [asdict(file) for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": {**options, **{key: held[key] for key in _HELD if key in held}},
+        "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),

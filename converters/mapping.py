@@ -64,19 +64,19 @@ def unmapped(family: AnyFamily, checkpoint: Checkpoint, tensors: Mapping[str, Te
     tied head is left out like in the checkpoint. Raises MappingError for tensors missing or misshapen.
     """
     _, sizes, flags = _read(family, checkpoint)
-    found: dict[str, Tensor] = {}
+    restored: dict[str, Tensor] = {}
     gaps: list[str] = []
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         if not row.sources:
             continue
         target = tensors.get(row.target.format(i=i))
         if target is not None:
-            found.update(_unmake(row, i, sizes, target, gaps))
+            restored.update(_unmake(row, i, sizes, target, gaps))
         elif row.when is None or row.when in flags:
             gaps.append(f"missing in the file: {row.target.format(i=i)}")
     if gaps:
         raise _mapping_error(family, checkpoint, gaps)
-    return found
+    return restored
 
 
 def _one_for_each(rows: Sequence[Row], flags: frozenset[str]) -> list[Row]:
@@ -103,12 +103,12 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
 def untransformed(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
     _, sizes, flags = _read(family, checkpoint)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         names = row.named(row.sources, i, sizes)
         if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
-            found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
-    return found
+            tensors[row.target.format(i=i)] = checkpoint.tensors[names[0]]
+    return tensors
 
 
 def sources_of(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:

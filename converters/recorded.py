@@ -97,7 +97,7 @@ def _files(
     files = manifest[key].get("files")
     if not isinstance(files, list) or not files:
         raise _garbage(path, f"has {quoted(files)} for {key}.files, expected a list of files")
-    found = []
+    recorded = []
     for file in files:
         entry: dict[str, Any] = file if isinstance(file, dict) else {}
         name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
@@ -108,5 +108,5 @@ def _files(
             or not (absent or (isinstance(digest, str) and len(digest) == 64))
         ):
             raise _garbage(path, f"has {quoted(file)} in {key}.files, expected name, bytes and sha256")
-        found.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
-    return tuple(found)
+        recorded.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
+    return tuple(recorded)

@@ -52,8 +52,8 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
 
     def order(tensor: Tensor, sizes: Sizes) -> Array:
         rotated, head_dim = sizes[rotary], tensor.rows // sizes[heads]
-        found: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
-        return found
+        places: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
+        return places
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources
@@ -128,8 +128,8 @@ def _part(stack: Tensor, place: int) -> Tensor:
 
 
 def _read_part(stack: Tensor, place: int, start: int, stop: int) -> Array:
-    found: Array = stack.read(place, place + 1)[0, start:stop]
-    return found
+    rows: Array = stack.read(place, place + 1)[0, start:stop]
+    return rows
 
 
 def concatenated(sources: Sequence[Tensor]) -> Tensor:

@@ -125,9 +125,9 @@ def _reopened(path: str, size: int, changed: int) -> LocalFile:
     machine numbers devices and inodes otherwise.
     """
     with _LOCK:
-        held = _ARRIVED.get((path, size, changed))
-        if held is not None and held.is_at_its_path():
-            return held
+        known = _ARRIVED.get((path, size, changed))
+        if known is not None and known.is_at_its_path():
+            return known
         try:
             file = LocalFile(Path(path))
         except (OSError, NotAFile) as error:

@@ -47,8 +47,8 @@ class Checkpoint:
         folder = Path(os.path.abspath(self.folder))
         names = [path.name for path in self.weight_files]
         side_files = {path.name: identity[2:] for path, identity in self.side_files.items()}
-        held = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
-        return _unpickled, (folder, names, side_files, *held)
+        content = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
+        return _unpickled, (folder, names, side_files, *content)
 
 
 def _unpickled(

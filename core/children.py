@@ -184,8 +184,8 @@ class Child:
         """Lines of the end of the log, fit for a terminal whatever a file made the library say."""
         self._log.seek(max(self._log.seek(0, os.SEEK_END) - _LOG_END, 0))
         lines = self._log.read().decode("utf-8", "replace").splitlines()
-        found = (" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in lines)
-        return [line[:_LINE] for line in found if line]
+        printable = (" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in lines)
+        return [line[:_LINE] for line in printable if line]
 
     def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
@@ -212,14 +212,16 @@ class Child:
             hint = "close other programs or use a machine with more memory, then run it again"
             how = f"was killed (signal 9, {name}), most likely for want of memory"
             return self._died(how, hint=hint, signal=number)
-        told = f": {' / '.join(words[-2:])}" if words else ""
+        detail = f": {' / '.join(words[-2:])}" if words else ""
         if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
-            return self._died(f"crashed (signal {number}, {name}){told}", signal=number)
-        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again", signal=number)
+            return self._died(f"crashed (signal {number}, {name}){detail}", signal=number)
+        return self._died(
+            f"was ended by signal {number} ({name}){detail}", hint="run it again", signal=number
+        )
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
-        told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
-        return self._died(f"ran out of memory: {told}", hint=MORE_MEMORY)
+        reason = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
+        return self._died(f"ran out of memory: {reason}", hint=MORE_MEMORY)
 
     def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(
@@ -232,8 +234,8 @@ class Child:
 def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
     """The lines of a log without those that say whose limit of memory held, and whether it was ours."""
     markers = (protocol.MACHINES_MEMORY_LIMIT.decode(), protocol.OWN_MEMORY_LIMIT.decode())
-    told = [line for line in words if line in markers]
-    return [line for line in words if line not in markers], told[-1:] == [markers[1]]
+    markers_seen = [line for line in words if line in markers]
+    return [line for line in words if line not in markers], markers_seen[-1:] == [markers[1]]
 
 
 def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:

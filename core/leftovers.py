@@ -52,12 +52,12 @@ def find_leftovers(folder: Path) -> list[Leftover]:
 
     Only those of this user's. Raises OSError where the folder cannot be listed.
     """
-    found = []
+    leftovers = []
     for path in _candidates(folder, unlocked=True):
         with _taken(path) as state:
             if state is not None:
-                found.append(Leftover(path, _size(path), state))
-    return found
+                leftovers.append(Leftover(path, _size(path), state))
+    return leftovers
 
 
 def remove(path: Path) -> Leftover | None:

@@ -60,22 +60,22 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
-    held: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
         opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
         files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):
-            if tensor in held:
+            if tensor in file_of:
                 raise CheckpointError(
-                    f"{folder}: tensor {quoted(tensor)} is in both {held[tensor]} and {name}",
+                    f"{folder}: tensor {quoted(tensor)} is in both {file_of[tensor]} and {name}",
                     hint="the files are of different versions; download the checkpoint again",
                 )
-            held[tensor] = name
+            file_of[tensor] = name
         tensors.update(opened.tensors)
         dropped.update(opened.dropped)
         aliases.update(opened.aliases)
-    check_index(folder, weights, held)
+    check_index(folder, weights, file_of)
     _refuse_quantized(folder, config, dropped)
     if not tensors:
         raise CheckpointError(f"{folder}: the weight files hold no weights: {', '.join(weights.files)}")
@@ -90,10 +90,10 @@ def _folder(source: Path) -> Path:
         except OSError as error:
             raise EnvironmentProblem(f"cannot list {source}: {error.strerror}") from error
         if "snapshots" in names and "config.json" not in names:
-            found = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
+            snapshots = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
             raise CheckpointError(
                 f"{source} is the Hub's cache of all revisions of a model, expected one of them",
-                hint=f"pass {found[0]}" if found else DOWNLOAD_HINT,
+                hint=f"pass {snapshots[0]}" if snapshots else DOWNLOAD_HINT,
             )
         return source
     if source.is_file():

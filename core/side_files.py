@@ -20,7 +20,7 @@ _NAMES = re.compile(
 
 def side_files(folder: Path) -> dict[Path, Identity]:
     """Those there are, by name, each with what it is at this moment. Raises OSError."""
-    found = {}
+    identities = {}
     for name in sorted(os.listdir(folder)):
         if _NAMES.fullmatch(name):
             try:
@@ -28,8 +28,8 @@ def side_files(folder: Path) -> dict[Path, Identity]:
             except OSError:  # a link that leads nowhere
                 continue
             if stat.S_ISREG(status.st_mode):
-                found[folder / name] = identity_of(status)
-    return found
+                identities[folder / name] = identity_of(status)
+    return identities
 
 
 def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
@@ -57,9 +57,9 @@ def side_files_after_unpickling(folder: Path, before: Mapping[str, tuple[int, in
             f"{folder} was open where this was pickled, and cannot be listed here: {error.strerror}",
             hint="every process has to see the checkpoint under the same path",
         ) from error
-    found = {path.name: identity[2:] for path, identity in now.items()}
-    for name in sorted({*before, *found}):
-        if found.get(name) != before.get(name):
-            what = "removed" if name not in found else "changed" if name in before else "put there"
+    identities = {path.name: identity[2:] for path, identity in now.items()}
+    for name in sorted({*before, *identities}):
+        if identities.get(name) != before.get(name):
+            what = "removed" if name not in identities else "changed" if name in before else "put there"
             raise changed_meanwhile(f"{folder / name} was {what} since the checkpoint was opened")
     return now

@@ -68,8 +68,8 @@ def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
             )
         else:
             others[name] = "not a tensor"
-    found = collect(file, stored)
-    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases, file)
+    weights = collect(file, stored)
+    return WeightFile(weights.tensors, {**weights.dropped, **others}, weights.aliases, file)
 
 
 def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
@@ -96,10 +96,12 @@ def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) ->
         )
     start = place(tensor.storage)
     elements = math.prod(shape)
-    held = tensor.storage.count * ITEM_SIZES[tensor.storage.dtype] // size
+    count = tensor.storage.count * ITEM_SIZES[tensor.storage.dtype] // size
     reach = 1 + sum((length - 1) * step for length, step in zip(shape, strides, strict=True))
-    if elements and (tensor.offset + reach > held or elements > held):
-        raise CheckpointError(f"{where} of shape {list(shape)} reaches beyond its storage of {held} elements")
+    if elements and (tensor.offset + reach > count or elements > count):
+        raise CheckpointError(
+            f"{where} of shape {list(shape)} reaches beyond its storage of {count} elements"
+        )
     offset = start + tensor.offset * size if elements else start
     axes = [(length, step) for length, step in zip(shape, strides, strict=True) if length > 1]
     if elements == 0 or all(

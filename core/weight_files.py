@@ -87,8 +87,8 @@ def find_weights(folder: Path) -> WeightList:
         if candidates:
             return WeightList(_only(folder, candidates))
     for pattern, what, hint in UNREADABLE:
-        if found := fnmatch.filter(names, pattern):
-            raise CheckpointError(f"{folder / found[0]} is {what}; expected {EXPECTED}", hint=hint)
+        if matches := fnmatch.filter(names, pattern):
+            raise CheckpointError(f"{folder / matches[0]} is {what}; expected {EXPECTED}", hint=hint)
     raise CheckpointError(f"{folder} holds no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
 
 
@@ -140,22 +140,22 @@ def _read_index(folder: Path, name: str) -> WeightList:
     return WeightList(files, name, where)
 
 
-def check_index(folder: Path, weights: WeightList, held: Mapping[str, str]) -> None:
+def check_index(folder: Path, weights: WeightList, file_of: Mapping[str, str]) -> None:
     """Compare the index with ``held``, the file each tensor is in. Raises CheckpointError if they differ."""
     if weights.where is None:
         return
     path = folder / str(weights.index)
-    if absent := [name for name in weights.where if name not in held]:
+    if absent := [name for name in weights.where if name not in file_of]:
         raise CheckpointError(
             f"{path} names {len(absent)} tensors which no weight file holds: {_some(absent)}",
             hint=DOWNLOAD_HINT,
         )
-    if unnamed := [name for name in held if name not in weights.where]:
+    if unnamed := [name for name in file_of if name not in weights.where]:
         raise CheckpointError(
             f"{path} does not name {len(unnamed)} tensors that the weight files hold: {_some(unnamed)}",
             hint="the index and the files are of different versions; download the checkpoint again",
         )
-    if moved := [name for name, file in weights.where.items() if held[name] != file]:
+    if moved := [name for name, file in weights.where.items() if file_of[name] != file]:
         raise CheckpointError(
             f"{path} places {len(moved)} tensors in other files than they are in: {_some(moved)}",
             hint="the index and the files are of different versions; download the checkpoint again",

@@ -43,11 +43,11 @@ FEW = 1024
 
 def named_texts(paths: Sequence[Path]) -> dict[str, str]:
     """The texts of UTF-8 files by the files' names; of equal names the later get a number."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for path in paths:
-        name = path.name if path.name not in found else f"{path.name} ({len(found) + 1})"
-        found[name] = read_text(path)
-    return found
+        name = path.name if path.name not in named else f"{path.name} ({len(named) + 1})"
+        named[name] = read_text(path)
+    return named
 
 
 def gather(
@@ -71,8 +71,8 @@ def gather(
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     subject = Expected(checkpoint, family, model, tokenizer)
     how = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
-    found, _ = measure_activations(subject, texts, (), how, chunks=chunks, window=window)
-    return found, model.arch
+    activations, _ = measure_activations(subject, texts, (), how, chunks=chunks, window=window)
+    return activations, model.arch
 
 
 def measure_activations(
@@ -109,7 +109,7 @@ class _Place:
 def _modules(subject: Expected) -> dict[str, tuple[_Place, ...]]:
     """By the name of a module of transformers' model, the matrices of the file its input flows into."""
     shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
-    found: dict[str, tuple[_Place, ...]] = {}
+    modules: dict[str, tuple[_Place, ...]] = {}
     for target, sources in sources_of(subject.family, subject.checkpoint).items():
         if len(shapes[target]) not in (2, 3) or not sources[0].endswith(".weight") or target in SPARED:
             continue
@@ -117,8 +117,8 @@ def _modules(subject: Expected) -> dict[str, tuple[_Place, ...]]:
         experts = len(sources) if len(shapes[target]) == 3 else 1
         for expert, source in enumerate(sources[:experts]):
             module = subject.family.reference.module(source)
-            found[module] = (*found.get(module, ()), _Place(target, expert, experts))
-    return found
+            modules[module] = (*modules.get(module, ()), _Place(target, expert, experts))
+    return modules
 
 
 def _activations(

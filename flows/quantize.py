@@ -160,14 +160,14 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
             f"{COPY} leaves all weights as they are, and other types were asked for some of them",
             hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
         )
-    found = {type_of(name, options): policy_of(name, options) for name in others.types}
+    policies = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
-        found[COPY] = _AS_IT_IS
-    if not found:
+        policies[COPY] = _AS_IT_IS
+    if not policies:
         raise UsageError("no type was asked for", hint="give one with -q, for example -q q4_k_m")
-    refuse_one_file_for_many(output, len(found))
+    refuse_one_file_for_many(output, len(policies))
     check_request(output, others)
-    return found
+    return policies
 
 
 def _changes(options: Options) -> bool:

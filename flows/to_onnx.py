@@ -112,8 +112,8 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
     except ImportError as error:
         raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
     if onnx_opset_version() < OPSET:
-        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
-        raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
+        problem = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        raise EnvironmentProblem(f"onnx {version} is too old: {problem}", hint=_INSTALL)
     if proven:
         from ..runtimes.onnx_folder import check_onnxruntime
 

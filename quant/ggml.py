@@ -214,14 +214,15 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise EnvironmentProblem(f"cannot use {path}: {error}", hint=_REINSTALL) from error
     for format in ENCODABLE:
-        found = (
+        candidates = (
             loaded.ggml_type_name(format.ggml_type),
             loaded.ggml_blck_size(format.ggml_type),
             loaded.ggml_type_size(format.ggml_type),
         )
-        if found != (format.name.encode(), format.block_size, format.block_bytes):
+        if candidates != (format.name.encode(), format.block_size, format.block_bytes):
             raise EnvironmentProblem(
-                f"{path} has no format {format.name} as kconv knows it (it says {found})", hint=_REINSTALL
+                f"{path} has no format {format.name} as kconv knows it (it says {candidates})",
+                hint=_REINSTALL,
             )
     return loaded
 

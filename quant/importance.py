@@ -58,13 +58,13 @@ class Importance:
 
         ``columns`` are those of all experts together. Raises InputError where the width is not the matrix's.
         """
-        found = self.values.get(name)
-        if found is None or found.size == columns:
-            return found
+        values = self.values.get(name)
+        if values is None or values.size == columns:
+            return values
         if name == SPARED[0]:
             return None
         raise InputError(
-            f"{self.where} has {found.size} values for {shown(name)}, which has {columns} columns here: "
+            f"{self.where} has {values.size} values for {shown(name)}, which has {columns} columns here: "
             "it is of another model",
             hint=_MAKE,
         )

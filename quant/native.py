@@ -184,14 +184,14 @@ def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
 def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
     """The formats with kernels whose bytes on random weights are ``equal`` to libggml's, or ``different``."""
     name = chosen().name
-    found: dict[bool, list[str]] = {True: [], False: []}
+    results: dict[bool, list[str]] = {True: [], False: []}
     rows = np.random.default_rng(0).standard_normal((64, 2048), np.float32)
     for format in ENCODABLE if name != LIBGGML else ():
         for weights in (None, np.square(rows[0])):
             if has_kernel(name, format, weighed=weights is not None):
                 title = _title(format.name, weights is not None)
-                found[_agrees(name, format, rows, weights, ggml)].append(title)
-    return {"equal": tuple(found[True]), "different": tuple(found[False])}
+                results[_agrees(name, format, rows, weights, ggml)].append(title)
+    return {"equal": tuple(results[True]), "different": tuple(results[False])}
 
 
 def _title(name: str, weighed: bool) -> str:

@@ -70,12 +70,12 @@ class Reference:
         llama_cpps_gelu: bool = False,
         threads: int | None = None,
     ) -> None:
-        held = checkpoint.tensors if weights is None else weights
+        tensors = checkpoint.tensors if weights is None else weights
         self._where = f"{checkpoint.folder}/config.json"
         sizes = family.read(checkpoint.config).sizes
         self._layers = sizes["layers"]
         # before a model of millions of layers is made
-        refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
+        refuse_too_many(family, sizes, len(tensors), self._where, CheckpointError)
         self._threads = threads or available_cores()
         self._reader = WeightReader(self._threads)
         with computing(self._threads):
@@ -83,12 +83,12 @@ class Reference:
             self._factor, front = 1, family.front_end
             if front is not None:
                 self._factor = front.join(self._model, checkpoint)
-                held = front.weights(held, checkpoint)
-            held = family.reference.tensors(held, sizes)
-            self._head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+                tensors = front.weights(tensors, checkpoint)
+            tensors = family.reference.tensors(tensors, sizes)
+            self._head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
             self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
-            self._modules = self._attach(held)
+            self._modules = self._attach(tensors)
         self.vocabulary = self._head.matrix.rows
         self.encoder_layers = encoder_layers(self._model)
 
@@ -186,7 +186,7 @@ class Reference:
         lists = (module for module in self._model.modules() if isinstance(module, torch.nn.ModuleList))
         return next(tuple(layers) for layers in lists if len(layers) == self._layers)
 
-    def _attach(self, held: Mapping[str, Tensor]) -> StreamedModules:
+    def _attach(self, tensors: Mapping[str, Tensor]) -> StreamedModules:
         """Let every module read its weights when it runs."""
         import torch
 
@@ -197,14 +197,14 @@ class Reference:
             own = {key: value for key, value in module._parameters.items() if value is not None}
             if any(module is lookup for lookup in lookups):
                 table = self._embedding
-                if f"{name}.weight" in held:
-                    table = fitting_weight(held, (f"{name}.weight",), module.weight, self._where)
+                if f"{name}.weight" in tensors:
+                    table = fitting_weight(tensors, (f"{name}.weight",), module.weight, self._where)
                 stream_embedding(module, table, self._reader)
                 continue
             if not own:
                 continue
             weights = {
-                key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
+                key: fitting_weight(tensors, (f"{name}.{key}",), value, self._where)
                 for key, value in own.items()
             }
             streamed.add(module, weights)
@@ -214,8 +214,8 @@ class Reference:
         rows, encoder = self._embedding.rows, has_encoder(self._model)
         for window in windows:
             if bool(window.source) is not encoder:
-                said = "needs a source text" if encoder else "has no encoder to read a source text"
-                raise ValueError(f"{type(self._model).__name__} {said}")
+                problem = "needs a source text" if encoder else "has no encoder to read a source text"
+                raise ValueError(f"{type(self._model).__name__} {problem}")
             ids = (*window.source, *window.ids)
             if not window.ids or min(ids) < 0 or max(ids) >= rows:
                 raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")

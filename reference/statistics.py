@@ -82,10 +82,10 @@ class SumOfSquares:
 
     def add(self, values: Floats) -> None:
         """See ``Statistic.add``."""
-        found = np.einsum("pc,pc->c", values, values, dtype=np.float64)
+        sums = np.einsum("pc,pc->c", values, values, dtype=np.float64)
         if self._sums is not None:
-            found += self._sums
-        self._sums = found
+            sums += self._sums
+        self._sums = sums
         self._count += len(values)
 
     def finish(self) -> Squares:

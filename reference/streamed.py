@@ -145,19 +145,19 @@ class StreamedModules:
         """
         import torch
 
-        number, empty, held = len(self._wanted), dict(module._parameters), []
+        number, empty, leases = len(self._wanted), dict(module._parameters), []
         self._wanted.append([RowRange(tensor, 0, tensor.rows) for tensor in weights.values()])
 
         def fill(module: torch.nn.Module, args: Any) -> None:
             lease = self._take(number)
-            held.append(lease)
+            leases.append(lease)
             for key, value in zip(weights, lease.tensors, strict=True):
                 module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
 
         def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
             module._parameters.update(empty)
-            while held:
-                self._reader.release(held.pop())
+            while leases:
+                self._reader.release(leases.pop())
             self._done()
 
         module.register_forward_pre_hook(fill)

@@ -83,8 +83,8 @@ def _published_marks(
     """Ticks with names, one line each so that none lies on another, and the height they need."""
     parts: list[Markup] = []
     height = 90.0
-    for row, (name, found) in enumerate(sorted(published, key=lambda item: -item[1])):
-        x, words = scale.at(found), f"{plain(name, 40)} {number(found, exact=True)}"
+    for row, (name, value) in enumerate(sorted(published, key=lambda item: -item[1])):
+        x, words = scale.at(value), f"{plain(name, 40)} {number(value, exact=True)}"
         y = 104 + 18 * row
         parts.append(line(x, bottom, x, y, "published"))
         room = _GATE_WIDTH - text_width(words)  # to the right of the tick, else left of it, else below

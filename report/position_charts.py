@@ -113,10 +113,10 @@ def _columns(
     ranges, middles = [], []
     for at in range(0, len(group), size):
         column = group[at : at + size]
-        held = sorted(values[i] for i in column)
+        sorted_values = sorted(values[i] for i in column)
         x = x_of[column[len(column) // 2]]
-        ranges.append(f"M{short(x)} {short(scale.at(held[0]))}V{short(scale.at(held[-1]))}")
-        middles.append((x, scale.at(median(held))))
+        ranges.append(f"M{short(x)} {short(scale.at(sorted_values[0]))}V{short(scale.at(sorted_values[-1]))}")
+        middles.append((x, scale.at(median(sorted_values))))
     return [Markup('<path class="range" d="{}"/>').format("".join(ranges)), path(middles, "median")]
 
 

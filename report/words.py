@@ -88,18 +88,18 @@ def headline(proof: Proof) -> str:
     if proof.verdict == "not run":
         return "Nothing has been checked."
     if proof.verdict == "passed":
-        said = "What was checked agrees with the original checkpoint"
+        text = "What was checked agrees with the original checkpoint"
         if proof.logits.verdict == "passed":
-            said = "The file answers like the original checkpoint"
-            said += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
-        return f"{said}." if not skipped else f"{said}; not checked: {', '.join(skipped)}."
+            text = "The file answers like the original checkpoint"
+            text += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
+        return f"{text}." if not skipped else f"{text}; not checked: {', '.join(skipped)}."
     if proof.cause is None:
         return f"The verdict on {', '.join(n for n, p in proof.parts.items() if p.verdict == proof.verdict)}."
     part, _, why = proof.cause.partition(": ")
-    said = sentence(f"{_PARTS[part][0]}: {why}")
+    text = sentence(f"{_PARTS[part][0]}: {why}")
     others = sum(len(each.findings) for each in proof.parts.values()) - 1
     more = f" There {'is' if others == 1 else 'are'} {count(others, 'more finding')}."
-    return said + (more if others else "")
+    return text + (more if others else "")
 
 
 def sentence(text: str) -> str:
@@ -121,17 +121,17 @@ def in_plain_figures(figures: Figures) -> str:
     """The closeness as one would tell it aloud."""
     if not figures.positions:
         return "Nowhere in the text could its predictions be compared."
-    said = f"It would choose the same next word piece as the original at {percent(figures.same_top1, 1)} of "
-    said += f"{count(figures.positions, 'place')} in the text"
+    text = f"It would choose the same next word piece as the original at {percent(figures.same_top1, 1)} of "
+    text += f"{count(figures.positions, 'place')} in the text"
     change = math.expm1(figures.log_ratio) if figures.log_ratio < 700 else math.inf
     if not math.isfinite(change):
-        return f"{said}."
-    said += "; its perplexity (how surprised it is by the text) is"
+        return f"{text}."
+    text += "; its perplexity (how surprised it is by the text) is"
     if abs(change) < 5e-4:
-        return f"{said} the original's to within {percent(5e-4)}."
+        return f"{text} the original's to within {percent(5e-4)}."
     if change > 2:
-        return f"{said} {number(1 + change)} times the original's."
-    return f"{said} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
+        return f"{text} {number(1 + change)} times the original's."
+    return f"{text} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
 
 
 def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str:
@@ -191,8 +191,8 @@ def _weights_line(part: WeightsPart) -> str:
     amounts = {state: sum(tensor.state == state for tensor in part.tensors) for state in _STATES}
     if amounts["identical"] == len(part.tensors):
         return f"{total}, all as encoding the original gives"
-    found = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
-    return f"{total}: {', '.join(found)}"
+    states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
+    return f"{total}: {', '.join(states)}"
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:

@@ -117,14 +117,14 @@ class LlamaRuntime:
         BOS in front if the file asks for it and the text does not begin with one; likewise, for an encoder
         only, EOS at the end: a decoder would take the text for finished.
         """
-        found = [token for part in parts for token in self._ids(part)]
-        told = self._file_facts()
+        ids = [token for part in parts for token in self._ids(part)]
+        facts = self._file_facts()
         # a chat template often writes the BOS itself; a second one spoils the answer
-        if told.add_bos and told.bos >= 0 and found[:1] != [told.bos]:
-            found.insert(0, told.bos)
-        if told.encoder and told.add_eos and told.eos >= 0 and found[-1:] != [told.eos]:
-            found.append(told.eos)  # as ByT5Tokenizer, which adds no second one
-        return found
+        if facts.add_bos and facts.bos >= 0 and ids[:1] != [facts.bos]:
+            ids.insert(0, facts.bos)
+        if facts.encoder and facts.add_eos and facts.eos >= 0 and ids[-1:] != [facts.eos]:
+            ids.append(facts.eos)  # as ByT5Tokenizer, which adds no second one
+        return ids
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; nothing for control tokens."""
@@ -178,28 +178,28 @@ class LlamaRuntime:
 
     def _learn(self, data: bytearray) -> list[int]:
         """The tokens of an answer; what it says of them is kept for ``piece`` and ``is_end``."""
-        found, place = [], 0
+        pieces, place = [], 0
         while place < len(data):
             token, end, length = protocol.TOKEN.unpack_from(data, place)
             place += protocol.TOKEN.size
             self._known[token] = end, bytes(data[place : place + length])
             place += length
-            found.append(token)
-        return found
+            pieces.append(token)
+        return pieces
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, count: int) -> bytes:
         """What the child is asked for. Raises GgufError where the front end does not fit the model."""
-        told = self._file_facts()
-        embedded = told.encoder and self._front is not None
+        facts = self._file_facts()
+        embedded = facts.encoder and self._front is not None
         source: bytes = struct.pack(f"<{len(prompt)}i", *prompt)
         positions = len(prompt)
         if embedded:
             rows = self._embedded(prompt)
             source, positions = rows.astype("<f4", order="C", copy=False).tobytes(), len(rows)
         # an encoder reads its text at once, and its positions take none of the decoder's
-        needed = max(positions, count) if told.encoder else positions + count
+        needed = max(positions, count) if facts.encoder else positions + count
         size = self._context or needed
-        batch = positions if told.encoder else _BATCH
+        batch = positions if facts.encoder else _BATCH
         settings = protocol.SETTINGS.pack(count, size, batch, KV_TYPES.index(self._kv_type), embedded)
         data = settings + sampling.packed() + source
         return protocol.REQUEST.pack(protocol.GENERATE, len(data)) + data
@@ -300,10 +300,14 @@ class LlamaRuntime:
         llama.cpp's programs take the BOS where the file names no start. Such a vocabulary rarely has one, and
         llama.cpp then guesses, which spoils the answer.
         """
-        told = self._file_facts()
-        if told.encoder and not 0 <= told.start < told.tokens:
+        facts = self._file_facts()
+        if facts.encoder and not 0 <= facts.start < facts.tokens:
             raise GgufError(
                 f"{self._path}: the decoder's start token (decoder_start_token_id) is "
-                + ("missing" if told.start == _NO_TOKEN else f"{told.start}, which is not in the vocabulary"),
+                + (
+                    "missing"
+                    if facts.start == _NO_TOKEN
+                    else f"{facts.start}, which is not in the vocabulary"
+                ),
                 hint="convert the checkpoint again, with a decoder_start_token_id in its config.json",
             )

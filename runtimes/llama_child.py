@@ -163,11 +163,11 @@ def _run(
 
 def _send_logits(model: Model, context: Any, skip: int, rows: int) -> None:
     """``rows`` rows of the last decode's output, the first ``skip`` left out, straight from its buffer."""
-    found = model.library.llama_get_logits(context)
-    if not found:
+    logits = model.library.llama_get_logits(context)
+    if not logits:
         raise Stop(NOT_DECODED, "llama.cpp gave no logits")
     row = 4 * model.vocabulary
-    address = ctypes.cast(found, ctypes.c_void_p).value or 0
+    address = ctypes.cast(logits, ctypes.c_void_p).value or 0
     child.write((ctypes.c_char * (rows * row)).from_address(address + skip * row))
 
 
@@ -211,8 +211,8 @@ def _load(library: Any, path: str, threads: int) -> Model:
 def _decoder_layers(library: Any, handle: Any, encoder: int) -> int:
     """As many as the encoder's unless the file says otherwise (src/models/t5.cpp)."""
     arch = _metadata(library, handle, "general.architecture")
-    said = _metadata(library, handle, f"{arch}.decoder_block_count")
-    return int(said) if said.isdecimal() else encoder
+    count = _metadata(library, handle, f"{arch}.decoder_block_count")
+    return int(count) if count.isdecimal() else encoder
 
 
 def _metadata(library: Any, handle: Any, key: str) -> str:

@@ -26,8 +26,8 @@ def refused(path: Path, refusal: ChildRefused) -> KconvError:
     # the first error names the cause, the others pass it on; an abort comes last and has words of its own
     reason = next((line for line in words if any(sign in line for sign in _TELLING)), words[0])
     if refusal.code == protocol.STUCK:
-        said = ": ".join(dict.fromkeys((refusal.words[-1], reason)))
-        return EnvironmentProblem(f"llama.cpp cannot go on ({said})", hint="pass a smaller --ctx")
+        reasons = ": ".join(dict.fromkeys((refusal.words[-1], reason)))
+        return EnvironmentProblem(f"llama.cpp cannot go on ({reasons})", hint="pass a smaller --ctx")
     how = "refuses" if refusal.code == protocol.REFUSED else "stops at a check of its own over"
     return GgufError(
         f"llama.cpp {how} {path}: {reason}",

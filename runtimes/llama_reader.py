@@ -124,17 +124,17 @@ class LlamaReader:
             encoder, embedded = loaded.encoder_layers, self._embedded(loaded, parts)
             positions = len(window.source) if embedded is None else len(embedded[0])
             lengths = [positions] * encoder + [len(window.ids)] * (loaded.layers - encoder)
-            found: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
+            outputs: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
             loaded.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
-            for layer, rows in enumerate(found[:encoder]):
+            for layer, rows in enumerate(outputs[:encoder]):
                 loaded.expect(protocol.LAYER, layer, 0, len(rows))
                 loaded.fill(rows)
             for start in range(0, len(window.ids), size):
                 stop = min(start + size, len(window.ids))
-                for layer, rows in enumerate(found[encoder:], encoder):
+                for layer, rows in enumerate(outputs[encoder:], encoder):
                     loaded.expect(protocol.LAYER, layer, start, stop - start)
                     loaded.fill(rows[start:stop])
-        return found
+        return outputs
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[_Loaded]:
@@ -208,7 +208,7 @@ class _Loaded:
             self._child.patience += header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._shape(header)
             self.encoder_layers = len(
-                {found[1] for info in header.tensors if (found := _ENCODER.match(info.name))}
+                {match[1] for info in header.tensors if (match := _ENCODER.match(info.name))}
             )
         except InputError as error:
             self.close()
@@ -240,9 +240,9 @@ class _Loaded:
 
     def expect(self, kind: int, *numbers: int) -> None:
         """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
-        found = self._head()
-        if found != (kind, *numbers):
-            raise RuntimeFailure(f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}")
+        head = self._head()
+        if head != (kind, *numbers):
+            raise RuntimeFailure(f"the process that runs llama.cpp answered {head}, not {(kind, *numbers)}")
 
     def fill(self, target: Floats) -> None:
         """Take the next bytes, as many as the array holds. Raises RuntimeFailure, ChildDied."""
@@ -280,13 +280,13 @@ class _Loaded:
 
 def _reason(refusal: ChildRefused) -> str:
     """What a refusal says of the file, with llama.cpp's own words."""
-    said = [line for word in refusal.words if (line := NOISE.sub("", word))]
+    lines = [line for word in refusal.words if (line := NOISE.sub("", word))]
     if refusal.limit is not None:
         how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
     else:
         how = _ENDINGS.get(refusal.code, "llama.cpp stopped at a check of its own")
     # the first error of a request names the cause, the last one a check
-    words = said[:1] if refusal.code in _ENDINGS else said[-2:]
+    words = lines[:1] if refusal.code in _ENDINGS else lines[-2:]
     return ": ".join([how, *([" / ".join(words)] if words else [])])
 
 

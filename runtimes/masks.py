@@ -87,8 +87,8 @@ def sentinels_of(metadata: Mapping[str, Any]) -> Sentinels:
     spelled: dict[int, int] = {}
     for place, token in enumerate(tokens):
         # the vocabulary of mT5 holds them as pieces that begin a word
-        if "<extra_id_" in str(token) and (found := _MASK.fullmatch(str(token).removeprefix("▁"))):
-            spelled.setdefault(int(found[1]), place)
+        if "<extra_id_" in str(token) and (match := _MASK.fullmatch(str(token).removeprefix("▁"))):
+            spelled.setdefault(int(match[1]), place)
     if _is_bytewise(tokens):
         ids = range(_LAST_BYTE, _LAST_BYTE - _NO_TEXT, -1)
         return Sentinels(tuple(ids), True, {token: f"<{token}>" for token in (*ids, *spelled.values())})

@@ -60,8 +60,8 @@ def check_onnxruntime() -> str:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found is None or (int(found[1]), int(found[2])) < LEAST:
+        match = re.match(r"(\d+)\.(\d+)", version)
+        if match is None or (int(match[1]), int(match[2])) < LEAST:
             raise EnvironmentProblem(
                 f"onnxruntime {version} is too old, expected {LEAST[0]}.{LEAST[1]} or newer for opset 23",
                 hint=f"pip install --upgrade {package}",

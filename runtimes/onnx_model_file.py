@@ -106,10 +106,10 @@ def read_model_file(path: Path) -> ModelFile:
         nodes += kind == "NodeProto"
         refuse_message(path, kind, nodes)
         if kind == "TensorProto":
-            found = _place(path, message, sizes)
-            external += found.nbytes if found.offset is not None else 0
-            if found.element in _MATRICES and len(found.shape) > 1:
-                weights[_MATRICES[found.element]] += math.prod(found.shape)
+            initializer = _place(path, message, sizes)
+            external += initializer.nbytes if initializer.offset is not None else 0
+            if initializer.element in _MATRICES and len(initializer.shape) > 1:
+                weights[_MATRICES[initializer.element]] += math.prod(initializer.shape)
         elif kind == "NodeProto":
             if message.domain not in domains:
                 name = quoted(f"{message.domain}.{message.op_type}")
@@ -127,8 +127,8 @@ def read_model_file(path: Path) -> ModelFile:
         model.producer_name,
         {each.domain: each.version for each in model.opset_import},
         dict(operators),
-        tuple(_value(path, told) for told in graph.input),
-        tuple(_value(path, told) for told in graph.output),
+        tuple(_value(path, declared) for declared in graph.input),
+        tuple(_value(path, declared) for declared in graph.output),
         initializers,
         weights,
         tuple(sizes),
@@ -179,28 +179,30 @@ def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Initializer:
     """Where a tensor lies; adds the size of that file. Raises InputError unless it can lie there."""
     where, shape = f"{path}: the weights of {quoted(tensor.name)}", tuple(tensor.dims)
     count = elements(shape, where)
-    found = Initializer(path, None, tensor.data_type, shape)
+    initializer = Initializer(path, None, tensor.data_type, shape)
     if not tensor.external_data and not tensor.data_location:
-        held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
-        held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
-        if count > held:
-            said = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
-            raise InputError(said, hint=_AGAIN)
-        return found
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    data = _data_file(path, where, told.get("location", ""))
+        size = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
+        size += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
+        if count > size:
+            problem = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
+            raise InputError(problem, hint=_AGAIN)
+        return initializer
+    location = {entry.key: entry.value for entry in tensor.external_data}
+    data = _data_file(path, where, location.get("location", ""))
     if data not in sizes:
         sizes[data] = size_of(data)
-    offset, length = (told.get(key, default) for key, default in (("offset", "0"), ("length", "")))
-    if len(told) < len(tensor.external_data) or not all(
+    offset, length = (location.get(key, default) for key, default in (("offset", "0"), ("length", "")))
+    if len(location) < len(tensor.external_data) or not all(
         re.fullmatch(r"[0-9]{1,18}", number) for number in (offset, length or "0")
     ):
-        said = quoted([offset, length])
-        raise InputError(f"{where} have the place {said}, expected two whole numbers", hint=_STRANGER)
-    if tensor.data_type not in _BITS or (length and int(length) != found.nbytes):
-        said = f"{where} have {quoted(length)} bytes, expected {found.nbytes:,} for their type and shape"
-        raise InputError(said, hint=_AGAIN)
-    end = int(offset) + found.nbytes
+        problem = quoted([offset, length])
+        raise InputError(f"{where} have the place {problem}, expected two whole numbers", hint=_STRANGER)
+    if tensor.data_type not in _BITS or (length and int(length) != initializer.nbytes):
+        problem = (
+            f"{where} have {quoted(length)} bytes, expected {initializer.nbytes:,} for their type and shape"
+        )
+        raise InputError(problem, hint=_AGAIN)
+    end = int(offset) + initializer.nbytes
     if end > sizes[data]:
         raise InputError(
             f"{where} end at byte {end:,} of {data}, which has {sizes[data]:,}",
@@ -229,13 +231,17 @@ def _data_file(path: Path, where: str, location: str) -> Path:
 
 def _blocks(path: Path, node: Any) -> Counter[str]:
     """The weights of a matrix in blocks of whole numbers."""
-    told = {attribute.name: attribute.i for attribute in node.attribute}
-    count = elements([told.get("N", 0), told.get("K", 0)], f"{path}: the weights of {quoted(node.name)}")
-    return Counter({"q8_0" if told.get("bits", 4) == 8 else "q4_0": count})
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    count = elements(
+        [attributes.get("N", 0), attributes.get("K", 0)], f"{path}: the weights of {quoted(node.name)}"
+    )
+    return Counter({"q8_0" if attributes.get("bits", 4) == 8 else "q4_0": count})
 
 
-def _value(path: Path, told: Any) -> Value:
-    tensor = told.type.tensor_type
-    elements([max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(told.name)}")
+def _value(path: Path, declared: Any) -> Value:
+    tensor = declared.type.tensor_type
+    elements(
+        [max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(declared.name)}"
+    )
     shape = (each.dim_value if each.HasField("dim_value") else each.dim_param for each in tensor.shape.dim)
-    return Value(told.name, element_name(tensor.elem_type), tuple(shape))
+    return Value(declared.name, element_name(tensor.elem_type), tuple(shape))

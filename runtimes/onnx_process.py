@@ -65,8 +65,8 @@ class OnnxProcess:
 
         ``(batch, rows, vocabulary)`` of a batch.
         """
-        found = self._ask(protocol.READ, ids, rows)
-        return found[0] if np.ndim(ids) == 1 else found
+        logits = self._ask(protocol.READ, ids, rows)
+        return logits[0] if np.ndim(ids) == 1 else logits
 
     def _start(self) -> Child:
         """A child that has loaded the models. Raises RuntimeFailure, ChildDied."""
@@ -98,7 +98,7 @@ class OnnxProcess:
         if wanted == protocol.READ and not self._read:
             raise RuntimeError("begin first: nothing goes on after a failure")
         try:
-            found = self._asked(wanted, given, rows)
+            logits = self._asked(wanted, given, rows)
         except ChildDied:
             before, self._read = self._read, []
             if self._replaced:
@@ -107,9 +107,9 @@ class OnnxProcess:
             for request in before:
                 self._asked(*request, 0)
             self._read = before
-            found = self._asked(wanted, given, rows)
+            logits = self._asked(wanted, given, rows)
         self._read.append((wanted, given))
-        return found
+        return logits
 
     def _asked(self, wanted: int, given: Ids, rows: int) -> Floats:
         child = self._running()
@@ -118,11 +118,11 @@ class OnnxProcess:
         child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
         try:
             child.send(protocol.REQUEST.pack(wanted, batch, length, rows, seconds) + given.tobytes())
-            found, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
-            if found != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
-                said = f"{found} × {columns} logits for {batch * rows} tokens"
-                raise RuntimeFailure(f"onnxruntime gave {said}")
-            logits = child.receive(4 * found * columns)
+            count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+            if count != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
+                problem = f"{count} × {columns} logits for {batch * rows} tokens"
+                raise RuntimeFailure(f"onnxruntime gave {problem}")
+            logits = child.receive(4 * count * columns)
         except ChildRefused as refusal:
             child.close()
             self._read = []
@@ -146,6 +146,6 @@ class OnnxProcess:
             if refusal.limit == "memory":
                 took = f"{self._limits.memory / 2**30:.1f} GiB of memory"
             return RuntimeFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
-        said = " ".join(refusal.words[-4:])[:_SAID]
+        reason = " ".join(refusal.words[-4:])[:_SAID]
         ending = _ENDINGS.get(refusal.code, "onnxruntime stopped at a check of its own")
-        return RuntimeFailure(f"{ending}: {said}" if said else ending)
+        return RuntimeFailure(f"{ending}: {reason}" if reason else ending)

@@ -35,8 +35,10 @@ class OnnxReader:
         self.path = folder.path
         self._process = OnnxProcess(folder, threads=threads)
         self._stepwise, self._batched = stepwise, False
-        told = folder.config.get("vocab_size")
-        self._at_once = max(1, _LOGITS // (4 * (told if isinstance(told, int) and told > 0 else _COLUMNS)))
+        vocabulary = folder.config.get("vocab_size")
+        self._at_once = max(
+            1, _LOGITS // (4 * (vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else _COLUMNS))
+        )
 
     def __enter__(self) -> OnnxReader:
         self._process.__enter__()
@@ -73,9 +75,9 @@ class OnnxReader:
             self._process.begin(window.source)
             for start, stop in self._pieces(window):
                 first = max(start, window.scored_from)
-                found = self._process.read(window.ids[start:stop], max(stop - first, 0))
-                if len(found):
-                    yield Block(index, first, found)
+                rows = self._process.read(window.ids[start:stop], max(stop - first, 0))
+                if len(rows):
+                    yield Block(index, first, rows)
 
     def _together(self, windows: Mapping[int, Window]) -> Iterator[Block]:
         """A batch, read in two parts, the second of which goes on from the cache of the first."""
@@ -89,8 +91,8 @@ class OnnxReader:
             ids = _matrix(list(texts.values()), before=True)
             split = ids.shape[1] - (min(map(len, texts.values())) + 1) // 2
         parts = [ids[:, :split], ids[:, split:]]
-        found = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
-        for (index, text), row, own in zip(texts.items(), found, ids >= 0, strict=True):
+        logits = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
+        for (index, text), row, own in zip(texts.items(), logits, ids >= 0, strict=True):
             start = windows[index].scored_from
             yield Block(index, start, row[own][start : len(text)])
 
@@ -108,12 +110,12 @@ def stepped(windows: Sequence[Window]) -> list[Window]:
     is a little shorter than the one before.
     """
     firsts = {window.text: window for window in reversed(windows)}
-    found = []
+    chosen = []
     for at, window in enumerate([firsts[text] for text in sorted(firsts)][:STEPPED_WINDOWS]):
         before = 0 if window.source else min(STEPS, len(window.ids) // 2) - 1
         end = before + STEPS + 1 - at * _SHORTER
-        found.append(replace(window, ids=window.ids[:end], scored_from=max(before, 0)))
-    return found
+        chosen.append(replace(window, ids=window.ids[:end], scored_from=max(before, 0)))
+    return chosen
 
 
 def _matrix(texts: Sequence[Sequence[int]], *, before: bool) -> Ids:

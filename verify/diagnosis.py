@@ -52,15 +52,15 @@ def diagnose(
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, family, threads=threads)
     truth = original.read([window], layers_of=window, progress=progress)
-    held = {info.name: file.tensor(info) for info in file.header.tensors}
-    weights = unmapped(family, checkpoint, held)
+    stored = {info.name: file.tensor(info) for info in file.header.tensors}
+    weights = unmapped(family, checkpoint, stored)
     same = Reference(checkpoint, family, weights=weights, threads=threads)
     dequantized = same.read([window], layers_of=window, progress=progress)
-    found = reader.layers(window)
+    outputs = reader.layers(window)
     layers = tuple(
         LayerError(i, nmse(with_weights, expected), nmse(got, with_weights))
         for i, (expected, with_weights, got) in enumerate(
-            zip(truth.layers, dequantized.layers, found, strict=True)
+            zip(truth.layers, dequantized.layers, outputs, strict=True)
         )
     )
     by_weights, by_runtime = _of_logits(truth, dequantized, reader, window)
@@ -85,11 +85,11 @@ def diagnose(
 
 
 @np.errstate(all="ignore")  # what is not finite is told
-def nmse(found: Floats, expected: Floats) -> float:
+def nmse(actual: Floats, expected: Floats) -> float:
     """Mean squared difference over the variance of what is expected; the largest number if not finite."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return _LARGEST
-    difference = found.astype(np.float64) - expected
+    difference = actual.astype(np.float64) - expected
     value = float(np.mean(difference * difference) / max(float(np.var(expected, dtype=np.float64)), 1e-30))
     return value if math.isfinite(value) else _LARGEST
 

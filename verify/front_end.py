@@ -32,9 +32,9 @@ def embed_of(file: GgufFile, family: AnyFamily, chosen: Path | None = None) -> E
 
     Raises what ``front_end_of`` raises, RuntimeFailure where the file does not say which it needs.
     """
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
-    if found is not None:
-        return found.embed
+    front = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
+    if front is not None:
+        return front.embed
     if family.front_end is not None:
         raise RuntimeFailure(
             f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
@@ -47,12 +47,12 @@ def named_front_end(file: GgufFile, chosen: Path | None = None) -> dict[str, Any
 
     Raises what ``front_end_of`` raises.
     """
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
-    if found is None:
+    front = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
+    if front is None:
         return None
-    size = found.path.stat().st_size
-    digest = file_sha256(found.path)
-    return {"file": found.path.name, "bytes": size, "sha256": digest, "fingerprint": found.fingerprint}
+    size = front.path.stat().st_size
+    digest = file_sha256(front.path)
+    return {"file": front.path.name, "bytes": size, "sha256": digest, "fingerprint": front.fingerprint}
 
 
 def with_front_end_findings(
@@ -62,21 +62,21 @@ def with_front_end_findings(
 
     Raises GgufError where the front end the body names is not there, damaged or another model's.
     """
-    said = file.header.metadata.get(FINGERPRINT_KEY)
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
-    if family.front_end is None and found is None:
+    named = file.header.metadata.get(FINGERPRINT_KEY)
+    front = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
+    if family.front_end is None and front is None:
         return part
     wanted = None if family.front_end is None else family.front_end.fingerprint(checkpoint)
     findings = part.findings
-    if found is None or found.fingerprint != wanted:
-        findings = (_finding(said, wanted), *findings)
+    if front is None or front.fingerprint != wanted:
+        findings = (_finding(named, wanted), *findings)
     return MetadataPart(verdict_of(findings), part.keys + 1, findings)
 
 
-def _finding(said: object, wanted: str | None) -> Finding:
+def _finding(name: object, wanted: str | None) -> Finding:
     if wanted is None:
         message = "the file wants a front end before its encoder, the checkpoint has none"
-    elif said is None:
+    elif name is None:
         message = (
             "the file does not name its front end: nothing tells a program that text must go through one"
         )
@@ -85,4 +85,4 @@ def _finding(said: object, wanted: str | None) -> Finding:
             "the front end is not the checkpoint's: its weights or its settings differ, and the encoder "
             "reads something else than it was trained on"
         )
-    return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if said is None else quoted(said))
+    return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if name is None else quoted(name))

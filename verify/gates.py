@@ -75,10 +75,10 @@ def published_figure(gate: Gate, figure: str) -> tuple[str, float] | None:
 
 def known_type(name: str) -> str:
     """The type in the spelling of the table, case ignored. Raises UsageError for one it does not hold."""
-    found = _NAMES.get(name.strip().lower())
-    if found is None:
+    known = _NAMES.get(name.strip().lower())
+    if known is None:
         raise UsageError(f"there is no gate for the type {name!r}", hint=f"types are {', '.join(GATES)}")
-    return found
+    return known
 
 
 def parse_gates(texts: Sequence[str]) -> dict[str, float]:
@@ -100,10 +100,10 @@ def parse_gates(texts: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _limit(value: float, said: str) -> float:
+def _limit(value: float, text: str) -> float:
     if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise UsageError(
-            f"the gate {said!r} is no limit" if math.isnan(value) else f"the gate of {value} is no limit",
+            f"the gate {text!r} is no limit" if math.isnan(value) else f"the gate of {value} is no limit",
             hint="give a positive number, as in q4_0=0.2",
         )
     return float(value)
@@ -141,24 +141,24 @@ def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
     limit = gate.fails if failed and gate.fails is not None else gate.warns
     times = limit / gate.warns
     above = f"{times:g} × the gate" if times > 1 else "the gate"
-    found = _digits(value, limit)
-    message = f"{name} {found} is above {above} of {_digits(gate.warns)} for {gate.type}"
+    digits = _digits(value, limit)
+    message = f"{name} {digits} is above {above} of {_digits(gate.warns)} for {gate.type}"
     if not failed and gate.fails is not None:
         message += f" (it fails above {_digits(gate.fails)})"
     published = published_figure(gate, "kl_mean")
     if published is not None:
         message += f"; published {published[0]}: {_digits(published[1])}"
-    return Finding("logits", message, f"at most {_digits(gate.warns)}", found, failed)
+    return Finding("logits", message, f"at most {_digits(gate.warns)}", digits, failed)
 
 
-def _not_finite(found: NotFinite) -> Finding:
+def _not_finite(counted: NotFinite) -> Finding:
     whose = {
         (True, True): "of the checkpoint and of the file",
         (True, False): "of the checkpoint itself",
         (False, True): "of the file",
-    }[found.checkpoint, found.file]
-    where = f"window {found.window + 1}, position {found.position + 1}"
-    places = "1 position" if found.positions == 1 else f"{found.positions:,} positions"
+    }[counted.checkpoint, counted.file]
+    where = f"window {counted.window + 1}, position {counted.position + 1}"
+    places = "1 position" if counted.positions == 1 else f"{counted.positions:,} positions"
     return Finding(
         where,
         f"logits {whose} are NaN or infinite at {places}, first at {where}",
@@ -180,12 +180,12 @@ def file_type(header: GgufHeader) -> str:
     the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
     kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
     """
-    declared, held = _declared(header), _layer_format(header)
-    if declared is None or held is None:
-        return declared or held or "f32"
-    if MIXTURES.get(declared, declared) == held or _limit_of(declared) < _limit_of(held):
+    declared, stored = _declared(header), _layer_format(header)
+    if declared is None or stored is None:
+        return declared or stored or "f32"
+    if MIXTURES.get(declared, declared) == stored or _limit_of(declared) < _limit_of(stored):
         return declared
-    return held
+    return stored
 
 
 def mislabelled(header: GgufHeader) -> Finding | None:
@@ -194,17 +194,17 @@ def mislabelled(header: GgufHeader) -> Finding | None:
     Far is a gate twice as tight or as loose: llama.cpp's own mixtures and the formats it falls back to for
     rows that are not whole blocks stay within that, but for rows no block fits, which it keeps in f16.
     """
-    declared, held = _declared(header), _layer_format(header)
-    if declared is None or held is None:
+    declared, stored = _declared(header), _layer_format(header)
+    if declared is None or stored is None:
         return None
-    said, found = _limit_of(declared), _limit_of(held)
-    if said[0] == found[0] and max(said[1], found[1]) < 2 * min(said[1], found[1]):
+    limit, actual = _limit_of(declared), _limit_of(stored)
+    if limit[0] == actual[0] and max(limit[1], actual[1]) < 2 * min(limit[1], actual[1]):
         return None
     message = (
-        f"the file says it is {declared}, but the weights of its layers are {held}; "
+        f"the file says it is {declared}, but the weights of its layers are {stored}; "
         f"it is held to the gate of {file_type(header)}"
     )
-    return Finding("general.file_type", message, declared, held, grave=False)
+    return Finding("general.file_type", message, declared, stored, grave=False)
 
 
 def _declared(header: GgufHeader) -> str | None:

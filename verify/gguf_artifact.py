@@ -122,8 +122,8 @@ class GgufArtifact:
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
         """Remarks on a file that is not what it, or its manifest, says it is."""
         remark = mislabelled(self.file.header)
-        found = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
-        return (*((remark,) if remark else ()), *found)
+        changes = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
+        return (*((remark,) if remark else ()), *changes)
 
 
 @dataclass(frozen=True)
@@ -144,8 +144,8 @@ class NewGgufArtifact(GgufArtifact):
         if self.scope == "quick":
             differing = self.parity.texts - self.parity.exact
             message = f"token ids differ in {differing} of {self.parity.texts} texts, as was allowed"
-            found = [Finding("tokenizer", message, grave=False)] if allowed else []
-            return tokens_part(self.parity, expected.source, found)
+            findings = [Finding("tokenizer", message, grave=False)] if allowed else []
+            return tokens_part(self.parity, expected.source, findings)
         part = check_tokens(
             self.path,
             self.file.header,
@@ -216,7 +216,7 @@ def _diagnosed(
     """
     window = windows[part.worst[0].window] if part.worst else windows[0]
     try:
-        found = diagnose(
+        diagnosis = diagnose(
             expected.checkpoint,
             expected.family,
             file,
@@ -231,5 +231,5 @@ def _diagnosed(
     except ChildDied as death:
         missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
     else:
-        return replace(part, diagnosis=found)
+        return replace(part, diagnosis=diagnosis)
     return replace(part, findings=(*part.findings, missing))

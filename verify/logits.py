@@ -49,8 +49,8 @@ def compare(
             stop = block.start + len(block.logits)
             expected = reading.logits(block.window, block.start, stop)
             if expected.shape != block.logits.shape:
-                found, wanted = block.logits.shape[1], expected.shape[1]
-                raise RuntimeFailure(f"the file gives {found} logits a token, the checkpoint {wanted}")
+                width, wanted = block.logits.shape[1], expected.shape[1]
+                raise RuntimeFailure(f"the file gives {width} logits a token, the checkpoint {wanted}")
             right = group[block.window].ids[block.start + 1 : stop + 1]
             measure.add(first + block.window, block.start, expected, block.logits, right)
             if alike is not None:
@@ -98,8 +98,8 @@ def _worst_token(worst: Disagreement, windows: Sequence[Window], source: Source)
     window = windows[worst.window]
     read = window.ids[max(worst.position + 1 - _CONTEXT_TOKENS, 0) : worst.position + 1]
 
-    def guesses(found: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
-        return tuple(Guess(token, shown_next(source, read, token), chance) for token, chance in found)
+    def guesses(likeliest: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
+        return tuple(Guess(token, shown_next(source, read, token), chance) for token, chance in likeliest)
 
     return WorstToken(
         window=worst.window,

@@ -35,8 +35,8 @@ def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
     assert expected.vocab is not None
     arch = expected.arch
     file, right = _own(header.metadata, arch), _own(expected.hparams, arch)
-    found, _ = read_vocab(header.metadata)
-    file["tokens"], right["tokens"] = found.size, expected.vocab.size
+    vocab, _ = read_vocab(header.metadata)
+    file["tokens"], right["tokens"] = vocab.size, expected.vocab.size
     findings = list(_general(header, expected))
     count = 2
     for key in _table(right):
@@ -160,20 +160,20 @@ def _rope_scaling(file: Values, right: Values, arch: str) -> Iterator[Finding]:
             message = f"the file has {quoted(file[name])} for {name}, where llama.cpp reads {wants}"
             yield Finding(f"{arch}.{name}", message, wants, quoted(file[name]))
             return
-    wanted, found = rope_scaling(right), rope_scaling(file)
-    if found[0] == wanted[0] and _equal(found[1], wanted[1]):
+    wanted, actual = rope_scaling(right), rope_scaling(file)
+    if actual[0] == wanted[0] and _equal(actual[1], wanted[1]):
         return
-    told = file.get("rope.scaling.type", "linear")
-    name = "rope.scaling.factor" if told in (wanted[0], "linear") else "rope.scaling.type"
-    said, meant = (
+    scaling = file.get("rope.scaling.type", "linear")
+    name = "rope.scaling.factor" if scaling in (wanted[0], "linear") else "rope.scaling.type"
+    stated, meant = (
         "none" if kind == "none" else f"{quoted(kind)[1:-1]} by {_shown(factor)}"
-        for kind, factor in (found, wanted)
+        for kind, factor in (actual, wanted)
     )
     message = (
-        f"the file's scaling of positions is {said}, the checkpoint's {meant}: positions are scaled as the "
+        f"the file's scaling of positions is {stated}, the checkpoint's {meant}: positions are scaled as the "
         "model was not trained, and answers fall apart"
     )
-    yield Finding(f"{arch}.{name}", message, meant, said)
+    yield Finding(f"{arch}.{name}", message, meant, stated)
 
 
 def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
@@ -193,9 +193,9 @@ def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[
     for key, value in file.items():
         if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
             name, wanted = key.removeprefix("general."), right.get(key)
-            said = "nothing" if wanted is None else _shown(wanted)
-            message = f"the file recommends {name} {_shown(value)}, the checkpoint {said}"
-            yield Finding(key, message, said, _shown(value), grave=False)
+            text = "nothing" if wanted is None else _shown(wanted)
+            message = f"the file recommends {name} {_shown(value)}, the checkpoint {text}"
+            yield Finding(key, message, text, _shown(value), grave=False)
     if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
         message = "the file says that text must begin with a space; with this tokenizer it need not"
         yield Finding(LEADING_SPACE, message, "missing", "true", grave=False)

@@ -73,7 +73,8 @@ def check_folder_weights(
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
-        _error(pair, found) for pair, found in zip(pairs, _compare(pairs, threads, progress), strict=True)
+        _error(pair, compared)
+        for pair, compared in zip(pairs, _compare(pairs, threads, progress), strict=True)
     ]
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
@@ -87,12 +88,12 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
     merged = folder.encoder is not None and folder.decoder == folder.cached
     graphs = graphs_of(family, checkpoint, {}, merged=merged)
     for file, graph in zip(folder.models, graphs.values(), strict=True):
-        held = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
-        for name in (name for name in graph.weights if name not in held):
+        stored = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
+        for name in (name for name in graph.weights if name not in stored):
             shape = str(list(graph.weights[name].tensor.shape))
             message = f"tensor {name} of the checkpoint is not among the weights of {file.path.name}"
             yield Finding(name, message, shape, "missing")
-        for name in sorted(held - graph.weights.keys()):
+        for name in sorted(stored - graph.weights.keys()):
             shown = quoted(name)[1:-1]
             message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
             yield Finding(shown, message, "none", "one of that name")
@@ -117,10 +118,10 @@ def _found(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pai
     return _misshapen(name, tensor, blocks)
 
 
-def _misshapen(name: str, tensor: Tensor, found: Initializer) -> Finding:
+def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
     message = f"{name} has another shape or type than fits the checkpoint's"
     return Finding(
-        name, message, str(list(tensor.shape)), f"{list(found.shape)}, element type {found.element}"
+        name, message, str(list(tensor.shape)), f"{list(stored.shape)}, element type {stored.element}"
     )
 
 
@@ -137,9 +138,9 @@ def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[C
     size = sum(tensor.nbytes for tensor in tensors)
     work_through(cut(tensors), work, threads=threads, stage="weights", total=size, progress=progress)
     parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
-    for rows, found in results.items():
-        parts[rows.index].append((rows.start, found))
-    return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
+    for rows, compared in results.items():
+        parts[rows.index].append((rows.start, compared))
+    return [total(compared for _, compared in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
 def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
@@ -151,9 +152,9 @@ def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, sc
     slab = Encoder((F32, format), kernels=False).encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
-    found = _weights(pair, raw, shape)
-    found, right = (np.ascontiguousarray(each, np.float32) for each in (found, right))
-    return measure(weights, _bytes(found), _bytes(right), F32, rows.start if matrix else 0)
+    ours = _weights(pair, raw, shape)
+    ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
+    return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
 
 
 def _bytes(values: Floats) -> Bytes:
@@ -178,22 +179,22 @@ def _weights(pair: _Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Float
     return unpacked(pair.format, Packed(numbers, scales))
 
 
-def _error(pair: _Pair, found: Compared) -> TensorError:
+def _error(pair: _Pair, compared: Compared) -> TensorError:
     layer = _LAYER.search(pair.tensor.name)
     return TensorError(
         pair.tensor.name,
         pair.format.name,
         int(layer[1]) if layer else None,
-        "identical" if found.same else "differs",
-        found.found.error,
-        found.own.error if found.own is not None else found.found.error,
-        found.worst_row,
-        found.worst_row_error,
-        found.found.slope,
+        "identical" if compared.same else "differs",
+        compared.found.error,
+        compared.own.error if compared.own is not None else compared.found.error,
+        compared.worst_row,
+        compared.worst_row_error,
+        compared.found.slope,
     )
 
 
 def _finding(error: TensorError) -> Finding:
     message = f"{error.name} holds other weights than the checkpoint's stored as {error.format}"
-    own, found = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
-    return Finding(error.name, message, own, found)
+    own, actual = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
+    return Finding(error.name, message, own, actual)

@@ -107,9 +107,9 @@ def prove(
         tokens = artifact.tokens(expected, texts or ())
         metadata = artifact.metadata(expected, how)
         weights = artifact.weights(expected, how)
-        told = artifact.provenance(expected, windows, texts, how)
+        provenance = artifact.provenance(expected, windows, texts, how)
         if hashes is not None:
-            told = evidence(told, hashes, options or {}, how.progress)
+            provenance = evidence(provenance, hashes, options or {}, how.progress)
     changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
     findings = (*metadata.findings, *changed)
     reading = read or partial(read_reference, expected, how)
@@ -125,7 +125,7 @@ def prove(
         weights=weights,
         logits=logits,
         scope=scope,
-        provenance=told,
+        provenance=provenance,
         notes=remarks(logits, len(expected.vocab.tokens)),
         seconds=time.monotonic() - begun,
     )

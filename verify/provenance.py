@@ -85,11 +85,11 @@ class CheckpointHashes(threading.Thread):
             raise self._refusal(changed, missing, new)
 
     def _refusal(self, changed: list[str], missing: list[str], new: list[str]) -> InputError:
-        found = ((changed, "changed"), (missing, "missing"), (new, "new"))
-        said = "; ".join(f"{word}: {_listed(names)}" for names, word in found if names)
+        kinds = ((changed, "changed"), (missing, "missing"), (new, "new"))
+        listed = "; ".join(f"{word}: {_listed(names)}" for names, word in kinds if names)
         return InputError(
             f"{self._folder} is not, or no longer, the checkpoint that was converted "
-            f"({self._manifest}): {said}",
+            f"({self._manifest}): {listed}",
             hint=f"give that checkpoint with --against, restore those files, or convert again; {IGNORE}",
         )
 
@@ -181,13 +181,13 @@ def changed_files(
             continue
         size = (folder / file.name).stat().st_size
         if size != file.bytes:
-            said, expected, found = "another size", f"{file.bytes} bytes", f"{size} bytes"
+            change, expected, actual = "another size", f"{file.bytes} bytes", f"{size} bytes"
         elif file.sha256 not in (None, digest):
-            said, expected, found = "other contents", f"{file.sha256}", digest
+            change, expected, actual = "other contents", f"{file.sha256}", digest
         else:
             continue
-        message = f"{file.name} has {said} than the manifest says: it was changed after conversion"
-        findings.append(Finding(file.name, message, expected, found, grave=False))
+        message = f"{file.name} has {change} than the manifest says: it was changed after conversion"
+        findings.append(Finding(file.name, message, expected, actual, grave=False))
     return tuple(findings)
 
 

@@ -45,8 +45,8 @@ class PairReader:
 
     def window(self, text: int, pair: Pair) -> Window:
         """The pair as both models read it."""
-        said = (self.start, *pair[1], *self.ending)
-        return Window(text, said, source=(*pair[0], *self.ending))
+        target = (self.start, *pair[1], *self.ending)
+        return Window(text, target, source=(*pair[0], *self.ending))
 
 
 def default_size(most: int, vocabulary: int) -> int:
@@ -94,23 +94,23 @@ def _lines(text: str, at: int) -> list[tuple[int, str, str]] | None:
     """Number, source and target of each line; None for a text without tabs."""
     if "\t" not in text:
         return None
-    found = []
+    lines = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         parts = line.split("\t")
         if len(parts) != 2:
-            said = "no tab" if len(parts) == 1 else f"{len(parts) - 1} tabs"
+            problem = "no tab" if len(parts) == 1 else f"{len(parts) - 1} tabs"
             raise InputError(
-                f"text {at + 1}, line {number}: {said}, but other lines have tabs; expected "
+                f"text {at + 1}, line {number}: {problem}, but other lines have tabs; expected "
                 "source<TAB>target in every line",
                 hint="write one pair a line; of a text without any tab, pairs are made",
             )
         if not all(part.strip() for part in parts):
             side = "source" if not parts[0].strip() else "target"
             raise InputError(f"text {at + 1}, line {number}: the {side} is empty", hint="give both sides")
-        found.append((number, parts[0], parts[1]))
-    return found
+        lines.append((number, parts[0], parts[1]))
+    return lines
 
 
 def _given(

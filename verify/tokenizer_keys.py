@@ -33,7 +33,7 @@ _HARM = {
 
 def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[list[Finding], int]:
     """The findings, and how many keys were compared. Lists of the wrong type are the tokens part's."""
-    found, faults = read_vocab(metadata)
+    vocab, faults = read_vocab(metadata)
     right, _ = read_vocab(gguf_keys(expected))
     lists = {PREFIX + name for name in ("tokens", "token_type", "scores", "merges")}
     findings = [
@@ -46,40 +46,40 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
         for fault in faults
         if fault.key not in lists
     ]
-    findings += _model(metadata, found, right)
-    findings += _flags(metadata, found, right)
-    findings += _unigram(metadata, found, right)
-    findings += _begin(metadata, found, right)
-    findings += _ends(metadata, found, right)
-    findings += _other_roles(metadata, found, right, expected)
-    findings += _suppressed(metadata, found)
-    findings += _template(found, right)
+    findings += _model(metadata, vocab, right)
+    findings += _flags(metadata, vocab, right)
+    findings += _unigram(metadata, vocab, right)
+    findings += _begin(metadata, vocab, right)
+    findings += _ends(metadata, vocab, right)
+    findings += _other_roles(metadata, vocab, right, expected)
+    findings += _suppressed(metadata, vocab)
+    findings += _template(vocab, right)
     compared = len(_COMPARED) + (len(_COMPARED_UNIGRAM) if right.model == UNIGRAM else 0)
     return findings, compared + len(ROLES) + 1
 
 
-def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
-    if found.model != right.model and (found.model, found.pre, right.model) != ("gemma4", right.pre, "gpt2"):
-        said = f"'{found.model}'" if PREFIX + "model" in metadata else "missing"
+def _model(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
+    if vocab.model != right.model and (vocab.model, vocab.pre, right.model) != ("gemma4", right.pre, "gpt2"):
+        shown = f"'{vocab.model}'" if PREFIX + "model" in metadata else "missing"
         message = (
-            f"the file's kind of tokenizer is {said}, the checkpoint's has to be {right.model!r}: llama.cpp "
+            f"the file's kind of tokenizer is {shown}, the checkpoint's has to be {right.model!r}: llama.cpp "
             "would cut every text by other rules"
         )
-        yield Finding(PREFIX + "model", message, right.model, said)
-    elif found.pre != right.pre and right.model == "gpt2":
+        yield Finding(PREFIX + "model", message, right.model, shown)
+    elif vocab.pre != right.pre and right.model == "gpt2":
         message = (
-            f"the file names the pre-tokenizer {found.pre!r}, the conversion {right.pre!r}; whether it cuts "
+            f"the file names the pre-tokenizer {vocab.pre!r}, the conversion {right.pre!r}; whether it cuts "
             "text alike is measured by the tokens part"
         )
-        yield Finding(PREFIX + "pre", message, right.pre, found.pre, grave=False)
+        yield Finding(PREFIX + "pre", message, right.pre, vocab.pre, grave=False)
 
 
-def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
-    flags = [("bos", "before", found.add_bos, right.add_bos), ("eos", "after", found.add_eos, right.add_eos)]
+def _flags(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
+    flags = [("bos", "before", vocab.add_bos, right.add_bos), ("eos", "after", vocab.add_eos, right.add_eos)]
     for role, place, does, should in flags:
         if does != should:
             name = role.upper()
-            said = (
+            shown = (
                 "missing (so " + str(does).lower() + ")" if _missing(metadata, f"add_{role}_token") else does
             )
             message = (
@@ -87,9 +87,9 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
                 if does
                 else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
             )
-            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(said).lower())
-    if right.model == found.model in ("llama", UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
-        does = found.add_space_prefix
+            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(shown).lower())
+    if right.model == vocab.model in ("llama", UNIGRAM) and vocab.add_space_prefix != right.add_space_prefix:
+        does = vocab.add_space_prefix
         message = (
             "llama.cpp would put a space before every text, which this vocabulary is not made for"
             if does
@@ -103,11 +103,11 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
         yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
 
 
-def _unigram(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _unigram(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """What is done to a text before a SentencePiece unigram cuts it."""
-    if not right.model == found.model == UNIGRAM:
+    if not right.model == vocab.model == UNIGRAM:
         return
-    does, should = found.remove_extra_whitespaces, right.remove_extra_whitespaces
+    does, should = vocab.remove_extra_whitespaces, right.remove_extra_whitespaces
     if does != should:
         message = (
             "llama.cpp would drop surplus spaces of a text; the checkpoint's tokenizer keeps them"
@@ -115,15 +115,15 @@ def _unigram(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterato
             else "llama.cpp would keep surplus spaces of a text; the checkpoint's tokenizer drops them"
         )
         missing = _missing(metadata, "remove_extra_whitespaces")
-        said = "missing (so false)" if missing else str(does).lower()
-        yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), said)
-    if found.charsmap != right.charsmap:
+        shown = "missing (so false)" if missing else str(does).lower()
+        yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), shown)
+    if vocab.charsmap != right.charsmap:
         message = (
             "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would bring text into "
             "another form before cutting it"
         )
-        meant, said = _octets(right.charsmap), _octets(found.charsmap)
-        yield Finding(PREFIX + "precompiled_charsmap", message, meant, said)
+        meant, shown = _octets(right.charsmap), _octets(vocab.charsmap)
+        yield Finding(PREFIX + "precompiled_charsmap", message, meant, shown)
 
 
 def _octets(value: bytes) -> str:
@@ -147,40 +147,40 @@ def _token_and_origin(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> s
     """The token of a role for people, and where it comes from if not from the file."""
     index = vocab.special.get(role)
     text = "none" if index is None else _token(vocab, index)
-    told = metadata.get(f"{PREFIX}{role}_token_id")
-    if told is None:
+    value = metadata.get(f"{PREFIX}{role}_token_id")
+    if value is None:
         return "missing" if index is None else f"missing (so {text})"
-    return text if told == index else f"{told!r:.20}, which is no token (so {text})"
+    return text if value == index else f"{value!r:.20}, which is no token (so {text})"
 
 
-def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _begin(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """BOS: of no weight where the file names none and none is added."""
-    one, other = found.special.get("bos"), right.special.get("bos")
+    one, other = vocab.special.get("bos"), right.special.get("bos")
     if one != other:
-        grave = found.add_bos or not _missing(metadata, "bos_token_id")
-        said, meant = _token_and_origin(metadata, found, "bos"), _name(right, other)
-        message = f"{_HARM['bos']}: bos is {said} instead of {meant}"
-        yield Finding(PREFIX + "bos_token_id", message, meant, said, grave=grave)
+        grave = vocab.add_bos or not _missing(metadata, "bos_token_id")
+        shown, meant = _token_and_origin(metadata, vocab, "bos"), _name(right, other)
+        message = f"{_HARM['bos']}: bos is {shown} instead of {meant}"
+        yield Finding(PREFIX + "bos_token_id", message, meant, shown, grave=grave)
 
 
 def _name(vocab: Vocab, index: int | None) -> str:
     return "none" if index is None else _token(vocab, index)
 
 
-def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """EOS by itself, then all tokens that end an answer together."""
-    one, other = found.special.get("eos"), right.special.get("eos")
+    one, other = vocab.special.get("eos"), right.special.get("eos")
     if one != other:
-        said, meant = _token_and_origin(metadata, found, "eos"), _name(right, other)
-        message = f"generation would stop at the wrong token: eos is {said} instead of {meant}"
-        yield Finding(PREFIX + "eos_token_id", message, meant, said)
-    stops, should = _stops(found), _stops(right)
+        shown, meant = _token_and_origin(metadata, vocab, "eos"), _name(right, other)
+        message = f"generation would stop at the wrong token: eos is {shown} instead of {meant}"
+        yield Finding(PREFIX + "eos_token_id", message, meant, shown)
+    stops, should = _stops(vocab), _stops(right)
     for index in sorted((stops ^ should) - {one, other}):
         roles = [
-            r for r in ("eot", "eom", *_FILLERS) if index in (found.special.get(r), right.special.get(r))
+            r for r in ("eot", "eom", *_FILLERS) if index in (vocab.special.get(r), right.special.get(r))
         ]
         role = roles[0] if roles else "eot"
-        token = _token(right if index < right.size else found, index)
+        token = _token(right if index < right.size else vocab, index)
         ends = index in should
         message = (
             f"generation would not stop at {token}, which ends answers of this model"
@@ -199,39 +199,39 @@ def _stops(vocab: Vocab) -> set[int]:
 
 
 def _other_roles(
-    metadata: Mapping[str, Any], found: Vocab, right: Vocab, expected: Vocab
+    metadata: Mapping[str, Any], vocab: Vocab, right: Vocab, expected: Vocab
 ) -> Iterator[Finding]:
     """A role both name is grave if they differ; one that only one of them names changes little."""
     for role in ROLES:
-        one, other = found.special.get(role), right.special.get(role)
+        one, other = vocab.special.get(role), right.special.get(role)
         if role in ("bos", "eos") or one == other:
             continue
         both = not _missing(metadata, f"{role}_token_id") and role in expected.special
         ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
-        said, meant = _token_and_origin(metadata, found, role), _name(right, other)
+        shown, meant = _token_and_origin(metadata, vocab, role), _name(right, other)
         harm = _HARM.get(role, "programs that use the role take another token")
         message = (
             f"the file names no token for the role {role}, the conversion {meant}"
             if one is None
-            else f"{harm}: {role} is {said} instead of {meant}"
+            else f"{harm}: {role} is {shown} instead of {meant}"
         )
-        yield Finding(f"{PREFIX}{role}_token_id", message, meant, said, grave=both and not ending)
+        yield Finding(f"{PREFIX}{role}_token_id", message, meant, shown, grave=both and not ending)
 
 
-def _suppressed(metadata: Mapping[str, Any], found: Vocab) -> Iterator[Finding]:
+def _suppressed(metadata: Mapping[str, Any], vocab: Vocab) -> Iterator[Finding]:
     """``suppress_tokens``: ids that are never to be generated."""
     value = metadata.get(PREFIX + "suppress_tokens")
     ids = value if isinstance(value, tuple) else ()
-    real = [index for index in ids if type(index) is int and 0 <= index < found.size]
+    real = [index for index in ids if type(index) is int and 0 <= index < vocab.size]
     if value is not None and (real or not isinstance(value, tuple)):
-        first = _token(found, real[0]) if real else f"{value!r:.60}"
+        first = _token(vocab, real[0]) if real else f"{value!r:.60}"
         message = f"{len(real) or 'some'} tokens would never be generated, {first} among them"
         yield Finding(PREFIX + "suppress_tokens", message, "missing", first)
 
 
-def _template(found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _template(vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """Not grave: it changes no prediction, and people replace templates on purpose."""
-    one, other = found.chat_template, right.chat_template
+    one, other = vocab.chat_template, right.chat_template
     if one == other:
         return
     if one is None:

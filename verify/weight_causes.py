@@ -80,19 +80,19 @@ class _Case:
         return alike(self.sample, candidate, self.error)
 
 
-def _case(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> _Case:
-    bad = next((rows for rows in (found.far, found.worse) if rows.count), found.changed)
+def _case(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> _Case:
+    bad = next((rows for rows in (compared.far, compared.worse) if rows.count), compared.changed)
     # Some neighbours and some far apart: a rule that fits only every other row is none.
     near, rest = bad.examples[: _SAMPLE // 2], bad.examples[_SAMPLE // 2 :]
     rows = (*near, *rest[:: -(-len(rest) // (_SAMPLE // 2)) or 1]) or (0,)
-    own = found.own.error if found.own is not None else typical_error(pair.format)
+    own = compared.own.error if compared.own is not None else typical_error(pair.format)
     sample = rows_of(where.file.tensor(pair.info), rows)
-    return _Case(pair, found, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
+    return _Case(pair, compared, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
 
 
-def cause_of(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> Cause:
+def cause_of(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> Cause:
     """The first explanation that fits; ``thorough``: whole tensors may be searched for the rows."""
-    case = _case(pair, found, where, thorough=thorough)
+    case = _case(pair, compared, where, thorough=thorough)
     for explain in _EXPLANATIONS:
         cause = explain(case)
         if cause is not None:
@@ -267,18 +267,16 @@ def _at_places(case: _Case, places: Sequence[int]) -> bool:
 
 
 def _unexplained(case: _Case) -> Cause:
-    found = case.found
+    diff = case.found
     usual = (
         f", {case.error:.3g} is usual for {case.pair.format.display}" if case.pair.format.quantized else ""
     )
-    error = f"relative error {found.found.error:.3g}{usual}"
+    error = f"relative error {diff.found.error:.3g}{usual}"
     if case.bad.count and not case.mostly:
         rows = _rows_cause(case.bad, f"differs ({error})", f"differ ({error})")
         return Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")
-    first = "" if found.first is None else f"; the first at row {found.first[0]}, column {found.first[1]}"
-    share = (
-        f"{found.different} of {found.weights} weights differ" if found.different else "differs throughout"
-    )
+    first = "" if diff.first is None else f"; the first at row {diff.first[0]}, column {diff.first[1]}"
+    share = f"{diff.different} of {diff.weights} weights differ" if diff.different else "differs throughout"
     if not case.thorough:
         return Cause(UNSEARCHED, "{name} differs, too", "{count} tensors differ as well: {names}")
     return Cause(

@@ -110,8 +110,8 @@ def _measure_tile(
     weights: Floats, data: Bytes, encoded: Bytes | None, format: Format, first_row: int
 ) -> Compared:
     same = encoded is not None and np.array_equal(data, encoded)
-    found = dequantize(format, data, weights.shape)
-    rows, not_finite = _finite_sums(weights, found)
+    stored = dequantize(format, data, weights.shape)
+    rows, not_finite = _finite_sums(weights, stored)
     errors = _row_errors(rows)
     sums = _summed(rows)
     worst = int(np.argmax(errors)) if len(errors) else 0
@@ -132,13 +132,13 @@ def _measure_tile(
     own = dequantize(format, encoded, weights.shape)
     own_rows = _row_sums(*_finite(weights, own))
     own_errors = _row_errors(own_rows)
-    unlike = (found != own) & ~(np.isnan(found) & np.isnan(own))
+    unlike = (stored != own) & ~(np.isnan(stored) & np.isnan(own))
     places = np.argwhere(unlike[unlike.any(axis=1)][:1])
     changed = _rows_where(unlike.any(axis=1), first_row)
     worse = unlike.any(axis=1) & (errors > SAME_WAY * own_errors)
     return Compared(
         own=_summed(own_rows),
-        against_own=_summed(_row_sums(*_finite(own, found))),
+        against_own=_summed(_row_sums(*_finite(own, stored))),
         changed=changed,
         worse=_rows_where(worse, first_row),
         far=_rows_where(errors > row_limit(format, own_errors), first_row),
@@ -174,41 +174,41 @@ def total(parts: Iterable[Compared]) -> Compared:
     )
 
 
-def is_scaled(found: Compared) -> bool:
+def is_scaled(compared: Compared) -> bool:
     """Whether the file's weights are those of encoding anew times a factor."""
-    own, against = found.own, found.against_own
+    own, against = compared.own, compared.against_own
     if own is None or against is None or not against.weights or not against.found:
         return False
     residue = max(0.0, 1 - against.cross**2 / (against.weights * against.found)) ** 0.5
     return residue < own.error / 4 and abs(against.slope - 1) > 0.002
 
 
-def _row_sums(weights: Floats | Rows, found: Floats | Rows) -> tuple[Rows, Rows, Rows, Rows]:
+def _row_sums(weights: Floats | Rows, w_hat: Floats | Rows) -> tuple[Rows, Rows, Rows, Rows]:
     """Σw², Σŵ², Σŵw and Σ(ŵ−w)² of each row."""
     with np.errstate(all="ignore"):
-        difference = found - weights
+        difference = w_hat - weights
 
         def dots(one: Any, other: Any) -> Rows:
             return np.asarray(np.einsum("ij,ij->i", one, other), np.float64)
 
-        return dots(weights, weights), dots(found, found), dots(found, weights), dots(difference, difference)
+        return dots(weights, weights), dots(w_hat, w_hat), dots(w_hat, weights), dots(difference, difference)
 
 
-def _finite_sums(weights: Floats, found: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
+def _finite_sums(weights: Floats, w_hat: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
     """The sums without what is not finite, and how many weights are so only in the file."""
-    rows = _row_sums(weights, found)
+    rows = _row_sums(weights, w_hat)
     if all(np.isfinite(row).all() for row in rows):
         return rows, 0
-    not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
-    return _row_sums(*_finite(weights, found)), not_finite
+    not_finite = int(np.count_nonzero(~np.isfinite(w_hat) & np.isfinite(weights)))
+    return _row_sums(*_finite(weights, w_hat)), not_finite
 
 
-def _finite(weights: Floats, found: Floats) -> tuple[Floats | Rows, Floats | Rows]:
+def _finite(weights: Floats, w_hat: Floats) -> tuple[Floats | Rows, Floats | Rows]:
     """Both with zeros wherever one is not finite; in float64 where squares may be beyond float32."""
-    finite = np.isfinite(weights) & np.isfinite(found)
-    if finite.all() and max(_largest(weights), _largest(found)) < 1e15:
-        return weights, found
-    return np.where(finite, weights, 0.0).astype(np.float64), np.where(finite, found, 0.0).astype(np.float64)
+    finite = np.isfinite(weights) & np.isfinite(w_hat)
+    if finite.all() and max(_largest(weights), _largest(w_hat)) < 1e15:
+        return weights, w_hat
+    return np.where(finite, weights, 0.0).astype(np.float64), np.where(finite, w_hat, 0.0).astype(np.float64)
 
 
 def _largest(values: Floats) -> float:

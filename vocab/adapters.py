@@ -66,8 +66,8 @@ def dot42_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
         if role not in special:
             special[role] = ids[text]
             changes.append(f"{role} is {shown(vocab, ids[text])}")
-    told = context.tokenizer_config.get("add_bos_token")
-    add_bos = told if isinstance(told, bool) else vocab.add_bos
+    configured = context.tokenizer_config.get("add_bos_token")
+    add_bos = configured if isinstance(configured, bool) else vocab.add_bos
     if add_bos != vocab.add_bos:
         changes.append(f"BOS is {'' if add_bos else 'not '}added, as tokenizer_config.json says")
     if not changes:
@@ -88,9 +88,9 @@ def kogpt_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
     }
     if len(ids) != len(_KOGPT_ROLES) or not missing:
         return vocab, ()
-    said = "; ".join(f"{role} is {shown(vocab, index)}" for role, index in missing.items())
+    missing_text = "; ".join(f"{role} is {shown(vocab, index)}" for role, index in missing.items())
     adapted = replace(vocab, special={**vocab.special, **missing})
-    return adapted, (Note("kogpt-specials", f"KoGPT's special tokens: {said}"),)
+    return adapted, (Note("kogpt-specials", f"KoGPT's special tokens: {missing_text}"),)
 
 
 def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
@@ -139,12 +139,12 @@ def chat_template(vocab: Vocab, context: AdapterContext) -> Adaptation:
         return vocab, ()
     recognised = recognise_template(context, vocab)
     if recognised is not None:
-        found, evidence = recognised
+        prompt_format, evidence = recognised
         message = (
-            f"the checkpoint has no chat template; {found.name!r} is written, the prompt format of "
-            f"{found.model}, recognised by its special tokens and its name ({evidence})"
+            f"the checkpoint has no chat template; {prompt_format.name!r} is written, the prompt format of "
+            f"{prompt_format.model}, recognised by its special tokens and its name ({evidence})"
         )
-        return replace(vocab, chat_template=found.template), (Note("chat-template", message),)
+        return replace(vocab, chat_template=prompt_format.template), (Note("chat-template", message),)
     likely = likely_template(context, vocab)
     if likely is None:
         return vocab, ()
@@ -204,9 +204,9 @@ def rope_theta(vocab: Vocab, context: AdapterContext) -> Adaptation:
     theta = context.config.get("rope_theta", nested)
     if theta is not None and theta != 10000:
         return vocab, ()
-    said = "has no rope_theta (so 10000)" if theta is None else f"says rope_theta {theta:g}"
+    stated = "has no rope_theta (so 10000)" if theta is None else f"says rope_theta {theta:g}"
     message = (
-        f"config.json {said}, but the vocabulary is Llama 3's, which was trained with 500000; converted as "
+        f"config.json {stated}, but the vocabulary is Llama 3's, which was trained with 500000; converted as "
         "it stands: compare with the base model's config.json if long or all answers come out broken"
     )
     return vocab, (Note("rope-theta", message, warning=True),)
@@ -272,8 +272,8 @@ def adapt(
     notes: list[Note] = []
     for adapter in ADAPTERS:
         if adapter.name in chosen:
-            vocab, said = adapter.apply(vocab, context)
-            notes.extend(said)
+            vocab, new_notes = adapter.apply(vocab, context)
+            notes.extend(new_notes)
     if vocab.size != context.rows:
         raise UsageError(
             f"the tokenizer has {vocab.size} tokens, the embedding {context.rows} rows, and llama.cpp loads "

@@ -49,8 +49,8 @@ def is_byte_tokenizer(checkpoint: Checkpoint) -> bool:
     names T5Tokenizer by mistake: believed only where there is a file for it to read, or the number of rows
     is not ByT5's 384. Raises CheckpointError where tokenizer_config.json is malformed.
     """
-    told = _class(checkpoint)
-    return told == _CLASS or (told in _MISNAMED and _looks_misnamed(checkpoint))
+    class_name = _class(checkpoint)
+    return class_name == _CLASS or (class_name in _MISNAMED and _looks_misnamed(checkpoint))
 
 
 def _class(checkpoint: Checkpoint) -> object:
@@ -104,8 +104,8 @@ def _tokens(
     known = {token.id: token for token in settings.added if token.id is not None}
     added: dict[int, AddedToken] = {}
     for index, (role, text, key) in enumerate(_BASE):
-        said = [flags for file in (special_map, raw) if isinstance(flags := file.get(key), dict)]
-        strips = {side: not said or said[0].get(side) is True for side in ("lstrip", "rstrip")}
+        flag_files = [flags for file in (special_map, raw) if isinstance(flags := file.get(key), dict)]
+        strips = {side: not flag_files or flag_files[0].get(side) is True for side in ("lstrip", "rstrip")}
         added[index] = known.pop(index, AddedToken(settings.roles.get(role, text), index, **strips))
     if strange := [index for index in known if index < FIRST_ADDED]:
         raise VocabError(
@@ -155,11 +155,11 @@ def _source(
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     types[2] = TokenType.UNKNOWN
     # What is cut out of a text in every case is not special; ByT5 keeps its first three flagged otherwise.
-    found = [replace(token, special=token.special or (token.id or 0) < OFFSET) for token in added]
+    all_added = [replace(token, special=token.special or (token.id or 0) < OFFSET) for token in added]
     ids = {text: index for index, text in enumerate(tokens) if text is not None}
     roles = {role: ids[text] for role, text in settings.roles.items() if text in ids}
     special = {**roles, **{role: index for index, (role, _, _) in enumerate(_BASE)}}
-    table = TokenTable(tuple(tokens), tuple(types), tuple(found), special, add_bos=False, add_eos=True)
+    table = TokenTable(tuple(tokens), tuple(types), tuple(all_added), special, add_bos=False, add_eos=True)
     files = settings.files or ("config.json",)
     spec = {"model": {"type": "UTF-8 bytes"}}
     return Source(
@@ -168,7 +168,7 @@ def _source(
         description=describe(
             KIND, files, spec, table, 0, settings.chat_template, sentinels=sentinels(tokens)
         ),
-        encode_batch=_encoder(found),
+        encode_batch=_encoder(all_added),
         chat_template=settings.chat_template,
         notes=notes,
     )
@@ -204,14 +204,14 @@ def _encoder(added: Sequence[AddedToken]) -> Encoder:
         return [one(text, patterns[parse_special]) for text in texts]
 
     def one(text: str, pattern: re.Pattern[str] | None) -> array[int]:
-        found = array("i")
+        tokens = array("i")
         end = 0
         for match in pattern.finditer(text) if pattern else ():
-            found.extend(in_bytes(text[end : match.start()]))
-            found.append(ids[match.group()])
+            tokens.extend(in_bytes(text[end : match.start()]))
+            tokens.append(ids[match.group()])
             end = match.end()
-        found.extend(in_bytes(text[end:]))
-        return found
+        tokens.extend(in_bytes(text[end:]))
+        return tokens
 
     def in_bytes(text: str) -> list[int]:
         return [byte + OFFSET for byte in text.encode("utf-8", "surrogatepass")]

@@ -97,11 +97,11 @@ def _further_stops(vocab: Vocab, context: AdapterContext, special: dict[str, int
     value = context.generation_config.get("eos_token_id")
     stops = value if isinstance(value, list) else [value]
     covered = {special.get(role) for role in ("eos", "eot", "eom")}
-    found: list[int] = []
+    ids: list[int] = []
     for index in stops:
         if not isinstance(index, int) or isinstance(index, bool) or not looks_special(vocab, index):
             continue
         if index not in covered and vocab.tokens[index] not in KNOWN_END_OF_GENERATION:
             covered.add(index)
-            found.append(index)
-    return found
+            ids.append(index)
+    return ids

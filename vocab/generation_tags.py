@@ -80,9 +80,9 @@ def _tags(template: str) -> Iterator[re.Match[str]]:
         if tag := _TAG.match(template, at):
             yield tag
         raw = _RAW.match(template, at)
-        found = (
+        matches = (
             _END_OF_RAW.search(template, raw.end()) if raw else (tag or _CODE[kind].match(template, at + 2))
         )
-        if found is None:
+        if matches is None:
             return
-        at = found.end()
+        at = matches.end()

@@ -187,8 +187,8 @@ def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:
 
 def _encoder(process: TokenizerProcess, moved: Mapping[int, int], which: int = 0) -> Encoder:
     def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
-        found = process.encode(texts, which=which, parse_special=parse_special)
-        return [array("i", [moved.get(i, i) for i in ids]) for ids in found] if moved else found
+        encoded = process.encode(texts, which=which, parse_special=parse_special)
+        return [array("i", [moved.get(i, i) for i in ids]) for ids in encoded] if moved else encoded
 
     return encode
 

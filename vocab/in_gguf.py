@@ -92,8 +92,8 @@ class _Reader:
         self._metadata = metadata
         self.faults: list[MalformedKey] = []
 
-    def fault(self, key: str, expected: str, found: object) -> None:
-        self.faults.append(MalformedKey(key, expected, quoted(found)))
+    def fault(self, key: str, expected: str, actual: object) -> None:
+        self.faults.append(MalformedKey(key, expected, quoted(actual)))
 
     def text(self, name: str) -> str | None:
         value = self._metadata.get(PREFIX + name)
@@ -153,9 +153,9 @@ class _Reader:
 
     def special(self, model: str, pre: str, tokens: int) -> dict[str, int]:
         """Ids by role: the file's where it lies within the vocabulary, else llama.cpp's own."""
-        found = {role: index for role, index in MISSING_DEFAULTS.get(model, {}).items() if index < tokens}
+        ids = {role: index for role, index in MISSING_DEFAULTS.get(model, {}).items() if index < tokens}
         if pre in _NO_BOS:
-            found.pop("bos", None)
+            ids.pop("bos", None)
         for name in (*ROLES, *_OLD_ROLES):
             key = f"{PREFIX}{name}_token_id"
             value = self._metadata.get(key)
@@ -164,5 +164,5 @@ class _Reader:
             if type(value) is not int or value < 0:
                 self.fault(key, "a token's id", value)
             elif value < tokens:
-                found[_OLD_ROLES.get(name, name)] = value
-        return found
+                ids[_OLD_ROLES.get(name, name)] = value
+        return ids

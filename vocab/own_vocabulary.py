@@ -27,10 +27,10 @@ def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tupl
     UsageError for an unknown chat template.
     """
     own = Candidate("the tokenizer itself", base_vocab(source, model=""))
-    vocab, said = adapted(own, context, enabled_adapters(_NOT_NEEDED))
+    vocab, notes = adapted(own, context, enabled_adapters(_NOT_NEEDED))
     if "bos" in vocab.special:
         vocab, _ = unify_bos_eos(vocab, context)  # padding where BOS is EOS
-    return vocab, tuple(note for note in said if note.warning or note.name == "chat-template")
+    return vocab, tuple(note for note in notes if note.warning or note.name == "chat-template")
 
 
 def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tuple[Note, ...]]:
@@ -44,14 +44,14 @@ def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tu
     except VocabError as error:
         turn = None
         notes = (Note("chat-template", f"{error.message}; it is carried over unchanged", warning=True),)
-    told, listed = (each.get("eos_token_id") for each in (context.generation_config, context.config))
+    configured, listed = (each.get("eos_token_id") for each in (context.generation_config, context.config))
     further = [
         each
         for each in (
-            *(told if isinstance(told, list) else [told]),
+            *(configured if isinstance(configured, list) else [configured]),
             *(listed if isinstance(listed, list) else []),
         )
         if isinstance(each, int) and not isinstance(each, bool) and looks_special(vocab, each)
     ]
-    found = [vocab.special.get("eos"), turn, *further]
-    return tuple(dict.fromkeys(each for each in found if each is not None)), notes
+    stops = [vocab.special.get("eos"), turn, *further]
+    return tuple(dict.fromkeys(each for each in stops if each is not None)), notes

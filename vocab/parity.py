@@ -169,14 +169,14 @@ def _competing_merges(source: Source) -> list[str]:
     by_left: dict[str, list[tuple[int, str]]] = {}
     for rank, (left, right) in enumerate(pairs):
         by_left.setdefault(left, []).append((rank, right))
-    found: list[str] = []
+    texts: list[str] = []
     step = max(len(pairs) // _COMPETING, 1)
     for rank in range(0, len(pairs), step):
         left, right = pairs[rank]
         rivals = by_left.get(right)
         if rivals:
-            found.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
-    return _in_lines(_plain(source, text) for text in found)
+            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
+    return _in_lines(_plain(source, text) for text in texts)
 
 
 def _plain(source: Source, token: str) -> str | None:
@@ -272,13 +272,13 @@ def _wrong(
     before, after = array("i", around.before), array("i", around.after)
     wrong = []
     ties: set[int] = set()
-    for index, found in got.items():
+    for index, ids in got.items():
         question, answer = questions.questions[index], questions.answers[index]
         if question.add_special:
             answer = before + answer + after
-        if found == answer:
+        if ids == answer:
             continue
-        if source.equally_good is not None and source.equally_good(found, answer):
+        if source.equally_good is not None and source.equally_good(ids, answer):
             ties.add(question.text)
         else:
             wrong.append(index)

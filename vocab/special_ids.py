@@ -58,13 +58,13 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     warnings: list[str] = []
     filled: list[str] = []
     for role, field in ROLES.items():
-        told = _tokenizer_id(vocab, context, role, field)
+        tokenizer_id = _tokenizer_id(vocab, context, role, field)
         configured = _configured_ids(context, field)
-        if told is not None:
-            special[role] = told
-            wrong = {file: ids for file, ids in configured.items() if ids and told not in ids}
+        if tokenizer_id is not None:
+            special[role] = tokenizer_id
+            wrong = {file: ids for file, ids in configured.items() if ids and tokenizer_id not in ids}
             if wrong:
-                stale.append(f"{role} {shown(vocab, told)} ({_listed(vocab, wrong)})")
+                stale.append(f"{role} {shown(vocab, tokenizer_id)} ({_listed(vocab, wrong)})")
             continue
         special.pop(role, None)
         chosen, problems = _sensible(vocab, role, configured)
@@ -115,13 +115,13 @@ def _find(vocab: Vocab, text: str) -> int | None:
 
 def _configured_ids(context: AdapterContext, field: str) -> dict[str, tuple[int, ...]]:
     """The ids the two configuration files give a role; -1, which some write for none, left out."""
-    found: dict[str, tuple[int, ...]] = {}
+    configured: dict[str, tuple[int, ...]] = {}
     files = (("generation_config.json", context.generation_config), ("config.json", context.config))
     for name, content in files:
         value = content.get(f"{field}_id")
         ids = value if isinstance(value, list) else [value]
-        found[name] = tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
-    return found
+        configured[name] = tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+    return configured
 
 
 def _listed(vocab: Vocab, configured: Mapping[str, tuple[int, ...]]) -> str:

@@ -86,7 +86,7 @@ FORMATS = (
 
 def format_named(name: str) -> PromptFormat | None:
     """The prompt format of that name, case ignored."""
-    return next((found for found in FORMATS if found.name == name.lower()), None)
+    return next((known for known in FORMATS if known.name == name.lower()), None)
 
 
 def format_of_template(template: str | None) -> PromptFormat | None:
@@ -94,12 +94,12 @@ def format_of_template(template: str | None) -> PromptFormat | None:
 
     Something may stand before it: the space some vocabularies cannot add by themselves.
     """
-    return next((found for found in FORMATS if template and template.endswith(found.template)), None)
+    return next((known for known in FORMATS if template and template.endswith(known.template)), None)
 
 
 def template_names() -> tuple[str, ...]:
     """What ``--chat-template`` takes besides a file."""
-    return (*(found.name for found in FORMATS), NO_TEMPLATE)
+    return (*(known.name for known in FORMATS), NO_TEMPLATE)
 
 
 def resolve_template(name_or_path: str) -> str | None:
@@ -203,25 +203,25 @@ def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFor
     Certain is a vocabulary that has the format's tokens together with a name that says so, and no name that
     says a sibling.
     """
-    for found in FORMATS:
-        if not found.needs.issubset(vocab.tokens):
+    for known in FORMATS:
+        if not known.needs.issubset(vocab.tokens):
             continue
-        said = [(where, name) for where, name in context.names.items() if found.own_name.search(name)]
-        sibling = found.sibling_name is not None and any(
-            found.sibling_name.search(name) for name in context.names.values()
+        names = [(where, name) for where, name in context.names.items() if known.own_name.search(name)]
+        sibling = known.sibling_name is not None and any(
+            known.sibling_name.search(name) for name in context.names.values()
         )
-        if said and not sibling:
-            where, name = said[0]
-            return found, f"{where}: {quoted(name)}"
+        if names and not sibling:
+            where, name = names[0]
+            return known, f"{where}: {quoted(name)}"
     return None
 
 
 def likely_template(context: AdapterContext, vocab: Vocab) -> PromptFormat | None:
     """A format with a hint to give, where only the vocabulary speaks for it and no name speaks against."""
-    for found in FORMATS:
-        sibling = found.sibling_name is not None and any(
-            found.sibling_name.search(name) for name in context.names.values()
+    for known in FORMATS:
+        sibling = known.sibling_name is not None and any(
+            known.sibling_name.search(name) for name in context.names.values()
         )
-        if found.hint and not sibling and found.needs.issubset(vocab.tokens):
-            return found
+        if known.hint and not sibling and known.needs.issubset(vocab.tokens):
+            return known
     return None

@@ -79,13 +79,13 @@ class TokenizerProcess:
 
     def added(self) -> list[tuple[int, str, bool, bool, bool, bool, bool]]:
         """Added tokens by id: id, text, special, normalized, lstrip, rstrip, single_word."""
-        found, _ = self._ask({"do": "added"})
-        return [(int(index), str(text), *map(bool, flags)) for index, text, *flags in found]  # type: ignore[misc]
+        tokens, _ = self._ask({"do": "added"})
+        return [(int(index), str(text), *map(bool, flags)) for index, text, *flags in tokens]  # type: ignore[misc]
 
     def around(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """The ids of each text without and with what the post-processor adds."""
-        found, _ = self._ask({"do": "around", "texts": list(texts)}, texts=texts)
-        return [(list(map(int, inner)), list(map(int, full))) for inner, full in found]
+        ids, _ = self._ask({"do": "around", "texts": list(texts)}, texts=texts)
+        return [(list(map(int, inner)), list(map(int, full))) for inner, full in ids]
 
     def scores(self) -> tuple[float, ...]:
         """Scores of a unigram model by id."""
@@ -97,13 +97,13 @@ class TokenizerProcess:
 
     def encode(self, texts: Sequence[str], *, which: int = 0, parse_special: bool = True) -> list[array[int]]:
         """Token ids without BOS and EOS; ``which`` is 1 for the second tokenizer. Raises TextsRefused."""
-        found: list[array[int]] = []
+        ids: list[array[int]] = []
         refused: dict[int, str] = {}
         request = {"do": "encode", "which": which, "parse_special": parse_special, "threads": _threads()}
         for batch in _batches(texts):
-            said, data = self._ask(request, _written(batch), texts=batch)
-            refused |= {len(found) + int(index): str(why) for index, why in said.items()}
-            found += _ids(data, len(batch))
+            answer, data = self._ask(request, _written(batch), texts=batch)
+            refused |= {len(ids) + int(index): str(why) for index, why in answer.items()}
+            ids += _ids(data, len(batch))
         if refused:
             index, why = next(iter(refused.items()))
             raise TextsRefused(
@@ -112,7 +112,7 @@ class TokenizerProcess:
                 list(refused),
                 hint="a tokenizer without an unknown token reads only characters it has",
             )
-        return found
+        return ids
 
     def _start(self) -> Child:
         kept = {name: value for name, value in os.environ.items() if name != "RUST_BACKTRACE"}
@@ -154,8 +154,8 @@ class TokenizerProcess:
     def _refused(
         self, refusal: ChildRefused, request: Mapping[str, Any], data: bytes, texts: Sequence[str]
     ) -> VocabError:
-        said = refusal.words[-1] if refusal.words else "it ended without a word"
-        what = f"{self.where} is refused by the {self._library} library: {said}"
+        reason = refusal.words[-1] if refusal.words else "it ended without a word"
+        what = f"{self.where} is refused by the {self._library} library: {reason}"
         if refusal.limit is not None:
             limits = _limits(request, data)
             given = f"{limits['seconds']:.0f} s of processor time"
@@ -213,13 +213,13 @@ def _exchange(child: Child, request: Mapping[str, Any], data: bytes) -> tuple[An
     sizes = struct.unpack("<II", child.receive(8))
     if max(sizes) > _MOST_ANSWER + 8 * len(data):
         raise VocabError(f"the tokenizers library makes {sum(sizes)} bytes of {len(data)}", hint=_HINT)
-    told = json.loads(child.receive(sizes[0]))
-    return told, bytes(child.receive(sizes[1]))
+    answer = json.loads(child.receive(sizes[0]))
+    return answer, bytes(child.receive(sizes[1]))
 
 
 def _send(child: Child, request: Mapping[str, Any], data: bytes) -> None:
-    told = json.dumps({**_limits(request, data), **request}).encode()
-    child.send(struct.pack("<II", len(told), len(data)) + told)
+    header = json.dumps({**_limits(request, data), **request}).encode()
+    child.send(struct.pack("<II", len(header), len(data)) + header)
     child.send(data)
 
 
@@ -241,11 +241,11 @@ def _written(texts: Sequence[str]) -> bytes:
 
 def _ids(data: bytes, texts: int) -> list[array[int]]:
     numbers = _numbers("i", data)
-    counts, at, found = numbers[:texts], texts, []
+    counts, at, ids = numbers[:texts], texts, []
     for count in counts:
-        found.append(numbers[at : at + count])
+        ids.append(numbers[at : at + count])
         at += count
-    return found
+    return ids
 
 
 def _numbers(kind: str, data: bytes) -> array[Any]:

@@ -57,14 +57,14 @@ def family_for(config: Mapping[str, Any]) -> AnyFamily:
         matches = any(name in family.hf_classes for name in classes)
         if matches or (not classes and config.get("model_type") == family.name):
             return family
-    said = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
-    raise _unsupported(said, near)
+    class_names = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
+    raise _unsupported(class_names, near)
 
 
-def _unsupported(said: str, near: list[str]) -> UnsupportedModel:
+def _unsupported(named: str, near: list[str]) -> UnsupportedModel:
     supported = "; ".join(f"{', '.join(family.hf_classes)} ({family.title})" for family in FAMILIES)
     known = "".join(f"\n  known of it: {text}" for text in near)
     return UnsupportedModel(
-        f"kconv does not know the architecture {said[:200]}{known}\n  supported: {supported}",
+        f"kconv does not know the architecture {named[:200]}{known}\n  supported: {supported}",
         hint="`kconv models` shows what is supported and how",
     )

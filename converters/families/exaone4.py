@@ -128,10 +128,10 @@ def _describe(graph: Graph, request: GraphRequest[Exaone4Facts]) -> None:
         place = f"model.layers.{layer}"
         given = normed_heads(graph, rows, place, facts)
         turning = heads if local or facts.window is None else replace(heads, rotary=0)
-        found = attention(graph, layer, near if local else everywhere, turning, given)
-        found = linear(graph, found, f"{place}.self_attn.o_proj")
+        attended = attention(graph, layer, near if local else everywhere, turning, given)
+        attended = linear(graph, attended, f"{place}.self_attn.o_proj")
         rows = graph.op(
-            "Add", rows, rms_norm(graph, found, f"{place}.post_attention_layernorm", facts.epsilon)
+            "Add", rows, rms_norm(graph, attended, f"{place}.post_attention_layernorm", facts.epsilon)
         )
         fed = gated_feed_forward(graph, rows, f"{place}.mlp", facts.activation)
         rows = graph.op(

@@ -154,8 +154,8 @@ def _remarks_on_llama_cpp(facts: NeoxFacts) -> tuple[Note, ...]:
     return (Note("gelu", message),)
 
 
-def _in_transformers(held: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
-    return {_OTHER_HEAD if name == _HEAD else name: tensor for name, tensor in held.items()}
+def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
+    return {_OTHER_HEAD if name == _HEAD else name: tensor for name, tensor in tensors.items()}
 
 
 def _describe(graph: Graph, request: GraphRequest[NeoxFacts]) -> None:
@@ -166,8 +166,8 @@ def _describe(graph: Graph, request: GraphRequest[NeoxFacts]) -> None:
         place = f"gpt_neox.layers.{layer}"
         inner = layer_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
         given = _by_part(graph, linear(graph, inner, f"{place}.attention.query_key_value"), facts)
-        found = attention(graph, layer, positions, heads, given)
-        attended = graph.op("Add", rows, linear(graph, found, f"{place}.attention.dense"))
+        seen = attention(graph, layer, positions, heads, given)
+        attended = graph.op("Add", rows, linear(graph, seen, f"{place}.attention.dense"))
         before = rows if facts.parallel else attended
         inner = layer_norm(graph, before, f"{place}.post_attention_layernorm", facts.epsilon)
         names = (f"{place}.mlp.dense_h_to_4h", f"{place}.mlp.dense_4h_to_h")

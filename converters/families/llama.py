@@ -103,8 +103,8 @@ def _described_layer(
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
     inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
     given = {each: linear(graph, inner, f"{place}.self_attn.{each}_proj") for each in "qkv"}
-    found = attention(graph, layer, positions, heads, given)
-    rows = graph.op("Add", rows, linear(graph, found, f"{place}.self_attn.o_proj"))
+    attended = attention(graph, layer, positions, heads, given)
+    rows = graph.op("Add", rows, linear(graph, attended, f"{place}.self_attn.o_proj"))
     inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
     return graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))
 

@@ -139,8 +139,8 @@ def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
     for layer in range(facts.layers):
         place = f"model.layers.{layer}"
         inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
-        found = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
-        rows = graph.op("Add", rows, linear(graph, found, f"{place}.self_attn.o_proj"))
+        attended = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
+        rows = graph.op("Add", rows, linear(graph, attended, f"{place}.self_attn.o_proj"))
         inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
         rows = graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)

@@ -102,18 +102,18 @@ def _keys(facts: Qwen3MoeFacts) -> dict[str, MetadataValue]:
     }
 
 
-def _in_transformers(held: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
+def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
     """Experts as transformers 5 has them: ``gate_up_proj (experts, 2 * ffn, hidden)`` and ``down_proj``."""
-    found = dict(held)
-    for place in [match[1] for name in held if (match := _EXPERT.fullmatch(name))]:
+    renamed = dict(tensors)
+    for place in [match[1] for name in tensors if (match := _EXPERT.fullmatch(name))]:
         parts = {
-            each: [found.pop(f"{place}.{e}.{each}_proj.weight") for e in range(sizes["experts"])]
+            each: [renamed.pop(f"{place}.{e}.{each}_proj.weight") for e in range(sizes["experts"])]
             for each in ("gate", "up", "down")
         }
         pairs = zip(parts["gate"], parts["up"], strict=True)
-        found[f"{place}.gate_up_proj"] = stacked([concatenated(pair) for pair in pairs])
-        found[f"{place}.down_proj"] = stacked(parts["down"])
-    return found
+        renamed[f"{place}.gate_up_proj"] = stacked([concatenated(pair) for pair in pairs])
+        renamed[f"{place}.down_proj"] = stacked(parts["down"])
+    return renamed
 
 
 QWEN3_MOE = Family(

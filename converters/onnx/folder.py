@@ -129,13 +129,13 @@ def collect_side_files(
         chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
     context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
-    vocab, said = own_vocabulary(source, context)
-    notes += said
+    vocab, vocab_notes = own_vocabulary(source, context)
+    notes += vocab_notes
     contents |= configurations(checkpoint, model, context, vocab, notes)
     if layout.name == "transformers.js":
-        told = {"use_external_data_format": _by_file_name(graphs)}
+        settings = {"use_external_data_format": _by_file_name(graphs)}
         config = json.loads(contents[CONFIG] or b"")
-        contents[CONFIG] = as_json({**config, "transformers.js_config": told})
+        contents[CONFIG] = as_json({**config, "transformers.js_config": settings})
     contents |= tokenizer_files(checkpoint, source, vocab, notes)
     kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
     return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
@@ -144,15 +144,15 @@ def collect_side_files(
 def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
     """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
     own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
-    found = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
-    for name in found:
+    links = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    for name in links:
         where = quoted(os.path.realpath(checkpoint.folder / name))
         message = (
             f"{name} is left out: it is a link to {where}, which is no file of the checkpoint's; put a copy "
             "in its place, if you know who made the folder and why"
         )
         notes.append(Note("foreign-link", message, warning=True))
-    return set(found)
+    return set(links)
 
 
 def _by_file_name(graphs: Mapping[str, int]) -> dict[str, int]:

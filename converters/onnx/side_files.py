@@ -43,12 +43,12 @@ def configurations(
     made: Contents = {}
     config, generating = dict(checkpoint.config), dict(context.generation_config)
     ids = {key: vocab.special.get(role) for key, role in _ROLES.items()}
-    stops, found = stop_ids(vocab, context)
-    notes += found
+    stops, stop_notes = stop_ids(vocab, context)
+    notes += stop_notes
     several = {**ids, "eos_token_id": list(stops)} if len(stops) > 1 else ids
     wanted = several if isinstance(config.get("eos_token_id"), list) else ids
-    said = {key: value for key, value in model.granted.items() if config.get(key) is None}
-    changed = _with_ids(CONFIG, _without_code(config, notes) | said, wanted, vocab, notes)
+    granted = {key: value for key, value in model.granted.items() if config.get(key) is None}
+    changed = _with_ids(CONFIG, _without_code(config, notes) | granted, wanted, vocab, notes)
     front = family_for(config).front_end
     if front is not None:
         made[front.onnx_file] = as_json(config)
@@ -80,14 +80,16 @@ def _with_ids(
     """``settings`` with ``ids``, and a note of what they were; the order in a list is the file's own."""
     changes = {key: value for key, value in ids.items() if not same_ids(settings.get(key), value)}
     if changes:
-        said = (f"{key} {quoted(settings.get(key))} is now {_shown(vocab, changes[key])}" for key in changes)
-        notes.append(Note("special-ids", f"{file}: {'; '.join(said)}"))
+        changed = (
+            f"{key} {quoted(settings.get(key))} is now {_shown(vocab, changes[key])}" for key in changes
+        )
+        notes.append(Note("special-ids", f"{file}: {'; '.join(changed)}"))
     return settings | changes
 
 
-def same_ids(found: object, wanted: object) -> bool:
+def same_ids(actual: object, wanted: object) -> bool:
     """Whether two settings are the same, as lists in whatever order."""
-    lists = [each if isinstance(each, list) else [each] for each in (found, wanted)]
+    lists = [each if isinstance(each, list) else [each] for each in (actual, wanted)]
     return len(lists[0]) == len(lists[1]) and all(each in lists[1] for each in lists[0])
 
 

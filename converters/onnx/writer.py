@@ -48,8 +48,8 @@ def plan_data(graphs: Sequence[Graph]) -> DataPlan:
     weights: dict[str, Weight] = {}
     for graph in graphs:
         for name, weight in graph.weights.items():
-            held = weights.setdefault(name, weight)
-            assert held.parts == weight.parts, f"{name} is stored in two ways"
+            known = weights.setdefault(name, weight)
+            assert known.parts == weight.parts, f"{name} is stored in two ways"
     offsets: dict[str, int] = {}
     end = 0
     for weight in weights.values():

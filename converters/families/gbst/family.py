@@ -76,8 +76,10 @@ def _settings(checkpoint: Checkpoint) -> GbstSettings:
 
 def _companions(checkpoint: Checkpoint) -> tuple[Companion, ...]:
     model = front_end_model(checkpoint, general_metadata(checkpoint))
-    found = own_fingerprint(model)
-    return (Companion(model, body_keys(found), front_end_path, partial(is_front_end, wanted=found)),)
+    fingerprint = own_fingerprint(model)
+    return (
+        Companion(model, body_keys(fingerprint), front_end_path, partial(is_front_end, wanted=fingerprint)),
+    )
 
 
 def _graphs(request: GraphRequest[T5Facts]) -> dict[str, Graph]:
@@ -108,10 +110,10 @@ def _weights(body: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str,
     embedding = front_end_tensor(checkpoint.tensors, EMBEDDING)
     if embedding is not None:
         own[EMBEDDING] = embedding
-    held = dict(body)
-    if EMBEDDING in held:  # the one name it has in some checkpoints
-        held.setdefault(SHARED[0], held[EMBEDDING])
-    return {**held, **own}
+    weights = dict(body)
+    if EMBEDDING in weights:  # the one name it has in some checkpoints
+        weights.setdefault(SHARED[0], weights[EMBEDDING])
+    return {**weights, **own}
 
 
 GBSWT5 = replace(

@@ -61,12 +61,12 @@ def read_front_end(path: Path) -> GbstFile:
     settings = _settings(path, header)
     _check_tensors(path, settings, header)
     weights = _read_weights(path, header)
-    found = fingerprint(settings, weights)
-    if header.metadata.get(f"{ARCH}.fingerprint") != found:
+    computed = fingerprint(settings, weights)
+    if header.metadata.get(f"{ARCH}.fingerprint") != computed:
         raise GgufError(f"{path}: the weights do not have the fingerprint the file says", hint=_AGAIN)
     try:
         made = front_end(settings, weights)
-        return GbstFile(path, found, settings.factor, lambda ids: embed(made, ids).values, made)
+        return GbstFile(path, computed, settings.factor, lambda ids: embed(made, ids).values, made)
     except KconvError as error:
         raise GgufError(f"{path}: {error.message}", hint=_AGAIN) from error
 
@@ -87,21 +87,21 @@ def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | Non
     what ``read_front_end`` raises.
     """
     wanted = str(metadata.get(FINGERPRINT_KEY))
-    found = read_front_end(_beside(body, wanted) if chosen is None else chosen)
-    if found.fingerprint != wanted:
+    front_end = read_front_end(_beside(body, wanted) if chosen is None else chosen)
+    if front_end.fingerprint != wanted:
         raise GgufError(
-            f"{found.path} is the front end of another model than {body}: its fingerprint is "
-            f"{found.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
+            f"{front_end.path} is the front end of another model than {body}: its fingerprint is "
+            f"{front_end.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
             hint="give the file the conversion wrote beside the body; or " + _AGAIN,
         )
     width = metadata.get("t5.embedding_length")
-    if found.front_end.settings.width != width:
+    if front_end.front_end.settings.width != width:
         raise GgufError(
-            f"{found.path} gives embeddings of width {found.front_end.settings.width}, {body} takes "
+            f"{front_end.path} gives embeddings of width {front_end.front_end.settings.width}, {body} takes "
             f"{quoted(width)}",
             hint=_AGAIN,
         )
-    return found
+    return front_end
 
 
 def _beside(body: Path, wanted: str) -> Path:
@@ -152,11 +152,15 @@ def _settings(path: Path, header: GgufHeader) -> GbstSettings:
     if settings.period > LARGEST_PERIOD:
         raise _invalid_key(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
     for key, value in settings_keys(settings).items():
-        said = values.get(key)
-        if isinstance(value, float) and isinstance(said, float) and np.float32(value) == np.float32(said):
+        setting = values.get(key)
+        if (
+            isinstance(value, float)
+            and isinstance(setting, float)
+            and np.float32(value) == np.float32(setting)
+        ):
             continue
-        if said != value or type(said) is not type(value):
-            raise _invalid_key(path, key, said, str(value))
+        if setting != value or type(setting) is not type(value):
+            raise _invalid_key(path, key, setting, str(value))
     return settings
 
 
@@ -175,15 +179,15 @@ def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool:
 
 
 def _invalid_key(path: Path, key: str, value: object, expected: str) -> GgufError:
-    said = "missing" if value is None else quoted(value)
-    return GgufError(f"{path}: {ARCH}.{key} is {said}, expected {expected}", hint=_AGAIN)
+    actual = "missing" if value is None else quoted(value)
+    return GgufError(f"{path}: {ARCH}.{key} is {actual}, expected {expected}", hint=_AGAIN)
 
 
 def _check_tensors(path: Path, settings: GbstSettings, header: GgufHeader) -> None:
     expected = file_shapes(settings)
-    found = {info.name: info for info in header.tensors}
+    stored = {info.name: info for info in header.tensors}
     for name, shape in expected.items():
-        info = found.get(name)
+        info = stored.get(name)
         if info is None:
             raise GgufError(f"{path}: tensor {name} {list(shape)} is missing", hint=_AGAIN)
         if info.shape != shape or info.ggml_type != F32.ggml_type:
@@ -192,8 +196,8 @@ def _check_tensors(path: Path, settings: GbstSettings, header: GgufHeader) -> No
                 f"make it {list(shape)} of type {F32.ggml_type} (f32)",
                 hint=_AGAIN,
             )
-    if len(found) > len(expected):
-        others = sorted(set(found) - set(expected))
+    if len(stored) > len(expected):
+        others = sorted(set(stored) - set(expected))
         raise GgufError(f"{path}: unexpected tensor {quoted(others[0])}", hint=_AGAIN)
     size = sum(info.nbytes for info in header.tensors)
     if size > _MOST_BYTES:

@@ -62,7 +62,7 @@ class GbstSettings:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each tensor of the front end, by its name in a checkpoint, in PyTorch's order of axes."""
         width = self.width
-        held: dict[str, tuple[int, ...]] = {
+        expected: dict[str, tuple[int, ...]] = {
             EMBEDDING: (self.rows, width),
             CONVOLUTION + "weight": (width, 1, self.kernel),
             CONVOLUTION + "bias": (width,),
@@ -72,8 +72,8 @@ class GbstSettings:
             SCORE + "bias": (1,),
         }
         if self.norm:
-            held |= {NORM + key: (width,) for key in ("weight", "bias", "running_mean", "running_var")}
-        return held
+            expected |= {NORM + key: (width,) for key in ("weight", "bias", "running_mean", "running_var")}
+        return expected
 
 
 def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettings:
@@ -154,21 +154,21 @@ def front_end_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
 
 
 def _norm(config: Settings, tensors: Mapping[str, Tensor]) -> bool:
-    found = sorted(name for name in tensors if name.startswith(NORM))
+    there = sorted(name for name in tensors if name.startswith(NORM))
     if "gbst_batchnorm" not in config:
-        return bool(found)
-    said = config.flag("gbst_batchnorm")
-    if found and not said:
+        return bool(there)
+    stated = config.flag("gbst_batchnorm")
+    if there and not stated:
         raise CheckpointError(
-            f"{config.where}: gbst_batchnorm is false, but there is the tensor {quoted(found[0])} of a batch "
+            f"{config.where}: gbst_batchnorm is false, but there is the tensor {quoted(there[0])} of a batch "
             "norm",
             hint=_HINT,
         )
-    if said and not found:
+    if stated and not there:
         raise CheckpointError(
             f"{config.where}: gbst_batchnorm is true, but there is no tensor {NORM}weight", hint=_HINT
         )
-    return said
+    return stated
 
 
 def _check_kernel(settings: GbstSettings, config: Settings, tensors: Mapping[str, Tensor]) -> None:
@@ -196,16 +196,16 @@ def _stated(settings: GbstSettings, config: Settings) -> str:
 
 
 def _check_shape(
-    settings: GbstSettings, config: Settings, name: str, shape: tuple[int, ...], held: Tensor | None
+    settings: GbstSettings, config: Settings, name: str, shape: tuple[int, ...], tensor: Tensor | None
 ) -> None:
-    if held is None:
+    if tensor is None:
         raise CheckpointError(
             f"{config.where} describes a GBST front end, but its tensor {name} {list(shape)} is missing",
             hint=_HINT,
         )
-    if held.shape != shape:
+    if tensor.shape != shape:
         raise CheckpointError(
             f"{config.where}: d_model {settings.width}, vocab_size {settings.rows} and blocks "
-            f"{list(settings.blocks)} make {name} {list(shape)}, but it is {list(held.shape)}",
+            f"{list(settings.blocks)} make {name} {list(shape)}, but it is {list(tensor.shape)}",
             hint=_HINT,
         )

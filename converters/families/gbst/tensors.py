@@ -86,9 +86,9 @@ def fingerprint(settings: GbstSettings, weights: Mapping[str, Floats]) -> str:
     return digest.hexdigest()
 
 
-def body_keys(found: str) -> dict[str, MetadataValue]:
+def body_keys(fingerprint: str) -> dict[str, MetadataValue]:
     """The keys by which a body says that it needs the front end of that fingerprint."""
-    return {KIND_KEY: ARCH, FINGERPRINT_KEY: found}
+    return {KIND_KEY: ARCH, FINGERPRINT_KEY: fingerprint}
 
 
 def front_end_model(checkpoint: Checkpoint, metadata: Mapping[str, MetadataValue] | None = None) -> Model:

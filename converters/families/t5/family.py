@@ -178,9 +178,9 @@ def _context(facts: T5Facts, checkpoint: Checkpoint) -> dict[str, MetadataValue]
     the decoder's are not down-sampled.
     """
     length = _BYTE_CONTEXT if is_byte_tokenizer(checkpoint) else _CONTEXT
-    told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
-    if isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _SANE_CONTEXT:
-        length = told
+    max_length = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
+    if isinstance(max_length, int) and not isinstance(max_length, bool) and 1 <= max_length <= _SANE_CONTEXT:
+        length = max_length
     return {"context_length": length if facts.positions is None else facts.positions}
 
 

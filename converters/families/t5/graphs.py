@@ -111,17 +111,19 @@ def _self_attention(
     given = [_by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
     names = (None, *present)
     heads = {"q_num_heads": shape.facts.heads, "kv_num_heads": shape.facts.heads}
-    found, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
-    return graph.linear(_as_rows(graph, found, width), f"{place}.o.weight")
+    attended, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
+    return graph.linear(_as_rows(graph, attended, width), f"{place}.o.weight")
 
 
 def _cross_attention(
     graph: Graph, shape: T5Shape, place: str, rows: str, lengths: str, keys_values: Sequence[str], bias: str
 ) -> str:
     queries = by_head(graph, shape, graph.linear(rows, f"{place}.q.weight"), lengths)
-    found = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
-    found = graph.op("Transpose", found, perm=(0, 2, 1, 3))
-    return graph.linear(_as_rows(graph, found, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight")
+    attended = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
+    attended = graph.op("Transpose", attended, perm=(0, 2, 1, 3))
+    return graph.linear(
+        _as_rows(graph, attended, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight"
+    )
 
 
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
