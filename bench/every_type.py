@@ -120,8 +120,8 @@ def main() -> int:
     together = one_read(sources[False].checkpoint)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    told = {"types": [asdict(row) for row in rows], "together": together}
-    (results / "every_type.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    report = {"types": [asdict(row) for row in rows], "together": together}
+    (results / "every_type.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return 0 if all(row.equal for row in rows) else 1
 
 
@@ -191,13 +191,13 @@ def watched(command: Sequence[str]) -> Run:
 def same_tensors(one: Path, other: Path) -> bool:
     """Whether two files hold the same tensors with the same bytes, in whatever order."""
     first, second = read_header(one), read_header(other)
-    held = {info.name: info for info in second.tensors}
-    if {info.name for info in first.tensors} != set(held):
+    tensors = {info.name: info for info in second.tensors}
+    if {info.name for info in first.tensors} != set(tensors):
         return False
     data, others = np.memmap(one, np.uint8, "r"), np.memmap(other, np.uint8, "r")
     for info in first.tensors:
         mine, its = place(first, info.name), place(second, info.name)
-        if info.ggml_type != held[info.name].ggml_type or not np.array_equal(data[mine], others[its]):
+        if info.ggml_type != tensors[info.name].ggml_type or not np.array_equal(data[mine], others[its]):
             return False
     return True
 

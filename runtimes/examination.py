@@ -117,15 +117,16 @@ def _llama_cpp() -> Finding:
     version = metadata.version(compiler.PACKAGE)
     if result.state == "works":
         if version == self_test.TRIED:
-            return Finding("llama.cpp", result.said, figures=figures)
+            return Finding("llama.cpp", result.description, figures=figures)
         text = (
-            f"{result.said}; but this is {compiler.PACKAGE} {version}: kconv was tried with {self_test.TRIED}"
+            f"{result.description}; but this is {compiler.PACKAGE} {version}: "
+            f"kconv was tried with {self_test.TRIED}"
         )
         mend = f"{sys.executable} -m pip install {compiler.PACKAGE}=={self_test.TRIED}"
         return Finding("llama.cpp", text, "warning", mend, figures)
     if result.state == "unknown":
         return Finding("llama.cpp", f"could not be tried: {result.words}", "broken", result.hint, figures)
-    text = result.said
+    text = result.description
     if result.state != "broken":
         text += "; kconv loads models without them, more slowly"
     if self_test.LIBRARY_VARIABLE in os.environ:

@@ -81,7 +81,7 @@ class Model:
                 return bytes(memoryview(buffer).cast("B")[: 4 * count])
             room = -count
 
-    def told(self, token: int) -> bytes:
+    def encoded_token(self, token: int) -> bytes:
         """A token, whether it ends the text, and its bytes, none for control tokens."""
         end = bool(0 <= token < self.size and self.library.llama_vocab_is_eog(self.vocab, token))
         room, count = 64, 0
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         if what == TEXT:
             child.write(_answer(IDS, 0, 0, model.ids(data)))
         elif what == PIECE:
-            child.write(_answer(TOKENS, data=model.told(*int32s(data))))
+            child.write(_answer(TOKENS, data=model.encoded_token(*int32s(data))))
         else:
             _generate(model, data)
 
@@ -175,7 +175,7 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
     for position in range(count):
         token = library.llama_sampler_sample(sampler, model.context, -1)
         if token not in answers:
-            answers[token] = model.told(token), bool(library.llama_vocab_is_eog(model.vocab, token))
+            answers[token] = model.encoded_token(token), bool(library.llama_vocab_is_eog(model.vocab, token))
         answer, end = answers[token]
         pending += answer
         last = end or position + 1 == count

@@ -55,7 +55,7 @@ class SelfTest:
     hint: str | None = None
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What happened, to which weights: the rest of a sentence about llama.cpp."""
         if self.state == "works":
             return "works, with its own buffers for weights and without"

@@ -245,10 +245,10 @@ class Fuzz:
         self.codes[f"{words[0]} {done.code}"] += 1
         self.slowest = max(self.slowest, (done.seconds, recipe))
         self.largest = max(self.largest, (done.memory, recipe))
-        found = wrong(done, sorted(path.name for path in out.rglob("*") if path.is_file()))
+        problems = wrong(done, sorted(path.name for path in out.rglob("*") if path.is_file()))
         if (place / source.name).read_bytes() != content:
-            found.append("the input was changed")
-        return found, done
+            problems.append("the input was changed")
+        return problems, done
 
 
 def _others(subject: Expected, names: list[str]) -> list[str]:
@@ -261,27 +261,27 @@ def _others(subject: Expected, names: list[str]) -> list[str]:
 
 def wrong(done: Done, left: list[str]) -> list[str]:
     """What is wrong with the end of a command that was given a damaged file; ``left`` are files it made."""
-    found = []
+    collected = []
     if done.code is None:
-        found.append(f"not done after {done.seconds:.0f} s")
+        collected.append(f"not done after {done.seconds:.0f} s")
     elif done.code not in CODES:
-        found.append(f"exit code {done.code}")
+        collected.append(f"exit code {done.code}")
     if "Traceback" in done.err or "panicked" in done.err:
-        found.append("a traceback")
+        collected.append("a traceback")
     if done.memory > MEMORY:
-        found.append(f"{done.memory >> 20} MiB of memory")
+        collected.append(f"{done.memory >> 20} MiB of memory")
     if done.code in (2, 3, 4) and not re.search(r"kconv: error: \S", done.err):
-        found.append("no error message")
+        collected.append("no error message")
     if not done.err.replace("\n", "").replace("\t", "").replace("\r", "").replace("\x1b", "").isprintable():
-        found.append("unprintable output")
+        collected.append("unprintable output")
     if len(done.err) > 20_000:
-        found.append(f"a message of {len(done.err)} characters")
+        collected.append(f"a message of {len(done.err)} characters")
     whole = "converted and whole" in done.err
     if any(name.endswith((".partial", ".old")) for name in left):
-        found.append(f"left behind: {left}")
+        collected.append(f"left behind: {left}")
     elif left and done.code not in (0, 1) and not whole:
-        found.append(f"half done: {left}")
-    return found
+        collected.append(f"half done: {left}")
+    return collected
 
 
 def main(words: list[str]) -> None:
@@ -297,12 +297,12 @@ def main(words: list[str]) -> None:
         for recipe in words or fuzz.recipes(seed):
             if time.monotonic() > until:
                 break
-            found, done = fuzz.try_one(recipe)
+            problems, done = fuzz.try_one(recipe)
             if words:
                 print(done.err, done, sep="\n")
-            if found:
+            if problems:
                 last = [line for line in done.err.splitlines() if line.strip()][-2:]
-                print(f"{recipe} -> {'; '.join(found)} | {' / '.join(last)[:300]}", flush=True)
+                print(f"{recipe} -> {'; '.join(problems)} | {' / '.join(last)[:300]}", flush=True)
         print(f"seed {seed}: {sum(fuzz.tried.values())} damaged files; {dict(sorted(fuzz.codes.items()))}")
         print(f"slowest: {fuzz.slowest}, largest: {fuzz.largest}")
 

@@ -217,8 +217,8 @@ def test_eagle_has_one_token_for_both_ends(where: str) -> None:
 
 def test_eagle_starting_with_eos_is_said() -> None:
     eagle = sentencepiece(special={"unknown": 0, "bos": 2, "eos": 2, "padding": 0}, add_bos=True)
-    told = AdapterContext(rows=320, tokenizer_config={"add_bos_token": True})
-    vocab, notes = adapt(eagle, told)
+    context = AdapterContext(rows=320, tokenizer_config={"add_bos_token": True})
+    vocab, notes = adapt(eagle, context)
     assert vocab == eagle
     assert names_of(notes) == ["unify-bos-eos"]
     assert (

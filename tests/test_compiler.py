@@ -25,10 +25,10 @@ PLAIN = Processor("EPYC", frozenset({"avx512f"}))
     ids=["keeps the stores", "drops them", "knows no AMX"],
 )
 def test_a_compiler_is_told_by_its_code(writes: str, amx: str, breaks: bool | None, tmp_path: Path) -> None:
-    found = compiler.compiler({"CXX": str(standin_compiler(tmp_path, writes=writes, amx=amx))})
-    assert found is not None
-    assert found.version == "standin 1.0"
-    assert compiler.breaks_tiles(found) is breaks
+    installed = compiler.compiler({"CXX": str(standin_compiler(tmp_path, writes=writes, amx=amx))})
+    assert installed is not None
+    assert installed.version == "standin 1.0"
+    assert compiler.breaks_tiles(installed) is breaks
 
 
 def test_the_compilers_here() -> None:
@@ -43,10 +43,10 @@ def test_the_compilers_here() -> None:
     ]
     here = [name for name in named if shutil.which(name)]
     for name in here:
-        found = compiler.compiler({"CXX": name})
-        assert found is not None
-        breaks, gcc = compiler.breaks_tiles(found), re.search(r"\) (\d+)\.", found.version)
-        if "clang" in found.version:
+        installed = compiler.compiler({"CXX": name})
+        assert installed is not None
+        breaks, gcc = compiler.breaks_tiles(installed), re.search(r"\) (\d+)\.", installed.version)
+        if "clang" in installed.version:
             assert breaks is False
         elif gcc and gcc[1] in ("11", "12"):
             assert breaks is True

@@ -69,8 +69,8 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
         return
     model = session(write(folder, tmp_path / "onnx"))
     ids = np.array([IDS], np.int64)
-    found, _ = run(model, ids)
-    assert nmse(found[0], expected) < 1e-9
+    logits, _ = run(model, ids)
+    assert nmse(logits[0], expected) < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 def special_ids(path: Path) -> dict[str, int]:
     keys = read_header(path).metadata
-    found = {role: keys.get(f"tokenizer.ggml.{role}_token_id") for role in ROLES}
-    return {role: value for role, value in found.items() if isinstance(value, int)}
+    ids = {role: keys.get(f"tokenizer.ggml.{role}_token_id") for role in ROLES}
+    return {role: value for role, value in ids.items() if isinstance(value, int)}
 
 
 def test_byte_level_is_exact_and_rows_without_a_token_are_padded(
@@ -221,8 +221,8 @@ def test_the_nearest_to_a_bpe_over_characters_loads_and_reads_what_it_knows(
     space = " " if kind == "metaspace" else ""  # which the tokenizer adds where there is none
     with LlamaProbe(path) as probe:
         asked = [Request(text if text[:1] in (" ", "\u2581") else space + text) for text in texts]
-        found = probe.encode(asked)
-    assert found == [array("i", source.encode(text, True)) for text in texts]
+        ids = probe.encode(asked)
+    assert ids == [array("i", source.encode(text, True)) for text in texts]
     proof = verify(path, folder, tokens=40)
     assert (proof.verdict, proof.tokens.verdict) == ("warned", "warned")
 

@@ -80,11 +80,11 @@ def test_activations_are_llama_cpps(
     expected = llama_cpp_activations(
         made.path, [(window.ids, window.source) for window in windows], tmp_path, embedded
     )
-    found = importance_of(counted).values
+    ours = importance_of(counted).values
     routers = {name for name in expected if "ffn_gate_inp" in name}  # never quantized
-    assert set(found) == set(expected) - {"output.weight", "token_embd.weight"} - routers
+    assert set(ours) == set(expected) - {"output.weight", "token_embd.weight"} - routers
     relative, absolute = (3e-3, 1e-6) if subject.family.gelu else (1e-4, 0.0)  # measured: 7e-6
-    for name, values in found.items():
+    for name, values in ours.items():
         assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
         floor = absolute * expected[name].max()
         np.testing.assert_allclose(values, expected[name], rtol=relative, atol=floor, err_msg=name)

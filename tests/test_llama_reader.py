@@ -55,16 +55,16 @@ def file(files: dict[str, Path]) -> Path:
 
 def read(reader: LlamaReader, *windows: Window) -> list[Floats]:
     """Logits per window, and that the blocks are in order and as many as asked for."""
-    found: list[list[Floats]] = [[] for _ in windows]
+    collected: list[list[Floats]] = [[] for _ in windows]
     last = -1
     for block in reader.logits(windows):
         assert block.window >= last
         last = block.window
-        assert block.start == windows[last].scored_from + sum(len(each) for each in found[last])
+        assert block.start == windows[last].scored_from + sum(len(each) for each in collected[last])
         assert block.logits.dtype == np.float32
-        found[last].append(block.logits.copy())
+        collected[last].append(block.logits.copy())
     empty = np.empty((0, 0), np.float32)
-    whole = [np.concatenate(each) if each else empty for each in found]
+    whole = [np.concatenate(each) if each else empty for each in collected]
     assert [len(each) for each in whole] == [len(window.scored) for window in windows]
     return whole
 
@@ -75,9 +75,9 @@ def read(reader: LlamaReader, *windows: Window) -> list[Floats]:
 def test_logits_equal_transformers(checkpoint: Path, file: Path) -> None:
     window = Window(0, IDS)
     with LlamaReader(file, threads=2) as reader:
-        (found,) = read(reader, window)
-    assert np.abs(found - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
-    assert np.array_equal(found, llama_cpp_logits(file, list(IDS))[:-1])
+        (actual,) = read(reader, window)
+    assert np.abs(actual - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
+    assert np.array_equal(actual, llama_cpp_logits(file, list(IDS))[:-1])
 
 
 def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
@@ -94,9 +94,9 @@ def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
         together = read(reader, *windows)
         again = read(reader, *windows)
         assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
-        for window, found in zip(windows, together, strict=True):
+        for window, actual in zip(windows, together, strict=True):
             (alone,) = read(reader, window)
-            assert np.abs(alone - found).max(initial=0) < 1e-5
+            assert np.abs(alone - actual).max(initial=0) < 1e-5
         (whole,) = read(reader, Window(0, windows[2].ids))
         assert np.abs(whole[40:] - together[2]).max() < 1e-5
         assert list(reader.logits([])) == []
@@ -105,16 +105,16 @@ def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
 def test_nothing_depends_on_the_threads_and_little_on_the_batch(files: dict[str, Path]) -> None:
     windows = [Window(0, IDS), Window(0, IDS[100:], scored_from=37)]
     for type_name in ("f32", "q4_0"):
-        path, found = files[type_name], {}
+        path, actual = files[type_name], {}
         for threads, batch in [(1, None), (2, None), (3, 128), (1, 128), (2, 512), (2, 16), (2, 1)]:
             with LlamaReader(path, threads=threads, batch=batch) as reader:
-                found[threads, batch] = np.concatenate(read(reader, *windows))
-        assert np.array_equal(found[1, None], found[2, None])
-        assert np.array_equal(found[3, 128], found[1, 128])
+                actual[threads, batch] = np.concatenate(read(reader, *windows))
+        assert np.array_equal(actual[1, None], actual[2, None])
+        assert np.array_equal(actual[3, 128], actual[1, 128])
         # one token at a time takes other loops; a quantized file then rounds some activations the other way
-        bound = 2e-4 if type_name == "f32" else 0.02 * found[2, None].std()
-        for logits in found.values():
-            assert np.sqrt(((logits - found[2, None]) ** 2).mean()) < bound
+        bound = 2e-4 if type_name == "f32" else 0.02 * actual[2, None].std()
+        for logits in actual.values():
+            assert np.sqrt(((logits - actual[2, None]) ** 2).mean()) < bound
 
 
 def test_stories260k(real: Path, tmp_path: Path) -> None:
@@ -127,15 +127,15 @@ def test_stories260k(real: Path, tmp_path: Path) -> None:
     windows = [Window(index, (1, *ids)[:512]) for index, ids in enumerate(texts)]
     losses = []
     with LlamaReader(made.path, threads=2) as reader:
-        found = read(reader, *windows)
-    for window, logits in zip(windows, found, strict=True):
+        actual = read(reader, *windows)
+    for window, logits in zip(windows, actual, strict=True):
         exact = logits.astype(np.float64)
         exact -= exact.max(1, keepdims=True)
         chosen = exact[np.arange(len(exact)), window.ids[1:]]
         losses.append(np.log(np.exp(exact).sum(1)) - chosen)
     assert np.concatenate(losses).mean() == pytest.approx(1.266441, abs=2e-6)
     expected = transformers_logits(folder, list(windows[0].ids))[:-1]
-    assert np.abs(found[0] - expected).max() < 5e-4  # of logits up to 20; measured: 3.2e-5
+    assert np.abs(actual[0] - expected).max() < 5e-4  # of logits up to 20; measured: 3.2e-5
 
 
 def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
@@ -144,16 +144,16 @@ def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found: list[Floats] = []
+    collected: list[Floats] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).reshape(len(ids), -1).numpy())
+        collected.append((output[0] if isinstance(output, tuple) else output).reshape(len(ids), -1).numpy())
 
     for layer in model.model.layers:
         layer.register_forward_hook(keep)
     with torch.no_grad():
         model(torch.tensor([ids]))
-    return found
+    return collected
 
 
 @pytest.mark.parametrize("batch", [None, 64])
@@ -165,9 +165,9 @@ def test_layers_equal_transformers(checkpoint: Path, file: Path, batch: int | No
         (after,) = read(reader, window)
     expected = transformers_layers(checkpoint, IDS)
     assert len(layers) == len(expected) == 3
-    for found, right in zip(layers, expected, strict=True):
-        assert found.shape == right.shape
-        assert np.abs(found - right).max() < 1e-4 * right.std()
+    for actual, right in zip(layers, expected, strict=True):
+        assert actual.shape == right.shape
+        assert np.abs(actual - right).max() < 1e-4 * right.std()
     assert np.array_equal(before, after)
 
 
@@ -180,7 +180,7 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
         child = reader._loaded
         assert child
         child.send(llama_reader._request(wanted, 128, [Window(0, IDS, 20)]))
-        found = np.empty((200, child.vocabulary), np.float32)
+        actual = np.empty((200, child.vocabulary), np.float32)
         layer = np.empty((200, child.hidden), np.float32)
         for start, stop in ((0, 128), (128, 200)):
             for index in range(child.layers):
@@ -188,8 +188,8 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
                 child.fill(layer[start:stop])
             begin = max(start, 20)
             child.expect(protocol.LOGITS, 0, begin, stop - begin)
-            child.fill(found[begin:stop])
-    assert np.abs(found[20:] - expected).max() < 1e-5
+            child.fill(actual[begin:stop])
+    assert np.abs(actual[20:] - expected).max() < 1e-5
 
 
 def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def pid_of(reader: LlamaReader) -> int:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "refusal"),
     [
         ("embedding_length", 128, "token_embd.weight' has wrong shape"),
         ("attention.head_count", 3, "attn_q.weight' has wrong shape"),
@@ -236,9 +236,9 @@ def pid_of(reader: LlamaReader) -> int:
         ("expert_count", 8, "GGML_ASSERT"),
     ],
 )
-def test_a_header_that_lies(key: str, value: Any, said: str, file: Path, tmp_path: Path) -> None:
+def test_a_header_that_lies(key: str, value: Any, refusal: str, file: Path, tmp_path: Path) -> None:
     message = failure(edited(file, tmp_path / "bad.gguf", metadata={f"llama.{key}": value}))
-    assert said in message
+    assert refusal in message
 
 
 def test_files_that_cannot_be_loaded(file: Path, tmp_path: Path) -> None:
@@ -286,8 +286,8 @@ def main(arguments):
 
 def children() -> list[psutil.Process]:
     """Of this process, but for the server that forks commands for all tests."""
-    found = psutil.Process().children()
-    return [child for child in found if not any("fork_server" in word for word in child.cmdline())]
+    actual = psutil.Process().children()
+    return [child for child in actual if not any("fork_server" in word for word in child.cmdline())]
 
 
 def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float = 600.0) -> Path:
@@ -308,12 +308,14 @@ def death(path: Path, **ids: Any) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("said", DEATHS)
+@pytest.mark.parametrize("message", DEATHS)
 def test_a_child_that_dies_twice(
-    said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "no answer" in said else 600.0)
-    assert said in death(file)
+    starts = stand_in(
+        DEATHS[message], tmp_path, monkeypatch, patience=1.0 if "no answer" in message else 600.0
+    )
+    assert message in death(file)
     assert starts.read_text() == "xx"
 
 
@@ -355,16 +357,16 @@ def test_a_child_killed_in_the_middle(file: Path) -> None:
             places = [(block.window, block.start) for block in blocks]
             assert places == sorted(set(places))
             for index, expected in enumerate(right):
-                found = np.concatenate([block.logits for block in blocks if block.window == index])
-                assert np.abs(found - expected).max() < 1e-5
+                actual = np.concatenate([block.logits for block in blocks if block.window == index])
+                assert np.abs(actual - expected).max() < 1e-5
 
 
 def test_a_child_killed_before_layers_and_one_that_dies_each_time(file: Path) -> None:
     with LlamaReader(file, threads=1, batch=16) as reader:
         right = reader.layers(Window(0, IDS))
         os.kill(pid_of(reader), signal.SIGKILL)
-        found = reader.layers(Window(0, IDS))
-        assert all(np.array_equal(a, b) for a, b in zip(found, right, strict=True))
+        logits = reader.layers(Window(0, IDS))
+        assert all(np.array_equal(a, b) for a, b in zip(logits, right, strict=True))
         blocks = reader.logits([Window(0, IDS)] * 50)
         next(blocks)
         os.kill(pid_of(reader), signal.SIGKILL)
@@ -393,7 +395,7 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "message"),
     [
         ("ANSWER.pack(LOADED, 1 << 31, 64, 3)", "finds 2147483648 tokens"),
         ("ANSWER.pack(LOADED, 320, 64, 1 << 31)", "2147483648 layers"),
@@ -402,10 +404,10 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
     ],
 )
 def test_a_child_that_lies(
-    answers: str, said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answers: str, message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch)
-    assert said in failure(file)
+    assert message in failure(file)
 
 
 @pytest.mark.parametrize(

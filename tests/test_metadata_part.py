@@ -115,11 +115,11 @@ def test_a_wrong_key_is_named(
     bad = edited(good.file, tmp_path / "bad.gguf", metadata={key: value})
     part = good.metadata(bad)
     assert part.verdict == "failed"
-    said = [finding for finding in graves(part) if re.search(words, finding.message)]
-    assert said, part.findings
+    findings = [finding for finding in graves(part) if re.search(words, finding.message)]
+    assert findings, part.findings
     if key != L + "rope.scale_linear":
-        assert said[0].where == key
-    assert said[0].message.isprintable()
+        assert findings[0].where == key
+    assert findings[0].message.isprintable()
 
 
 def test_missing_keys_that_change_nothing(made: dict[str, Made], tmp_path: Path) -> None:

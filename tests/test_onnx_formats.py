@@ -39,11 +39,11 @@ def in_gguf(folder: Path, path: Path) -> dict[str, Format]:
     """The formats in a file, by the checkpoint's names."""
     checkpoint = open_checkpoint(folder)
     sources = sources_of(family_for(checkpoint.config), checkpoint)
-    found: dict[str, Any] = {}
+    collected: dict[str, Any] = {}
     for tensor in read_header(path).tensors:
         for source in sources.get(tensor.name, ()):
-            found[source] = format_of_type(tensor.ggml_type)
-    return found
+            collected[source] = format_of_type(tensor.ggml_type)
+    return collected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -105,7 +105,7 @@ def read(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (endless, r"reading 27 tokens takes more than \d s of processor time, kconv's limit"),
         (filling, r"takes more than 1\.\d GiB of memory, kconv's limit for files of this size"),
@@ -113,10 +113,10 @@ def read(folder: Path) -> Any:
     ],
 )
 def test_kconvs_own_limits_are_findings(
-    edit: Edit, said: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+    edit: Edit, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_limits(monkeypatch, _REQUEST=0.3 if edit is endless else 100.0)
-    with pytest.raises(RuntimeFailure, match=said):
+    with pytest.raises(RuntimeFailure, match=message):
         read(changed(copy, edit))
 
 
@@ -129,9 +129,9 @@ def test_loading_has_a_limit_of_its_own(folder: Path, monkeypatch: pytest.Monkey
 def test_the_exit_code_is_that_of_a_finding(copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     small_limits(monkeypatch)
     assert main(["run", str(changed(copy, endless)), "-p", "hi"]) == 3
-    said = capfd.readouterr().err
-    assert "kconv's limit for files of this size" in said
-    assert "Traceback" not in said
+    printed = capfd.readouterr().err
+    assert "kconv's limit for files of this size" in printed
+    assert "Traceback" not in printed
 
 
 def test_limits_are_far_beyond_what_is_needed(folder: Path) -> None:
@@ -176,17 +176,17 @@ def sparse(model: Any) -> None:
 
 
 def aliased(model: Any) -> None:
-    held = [each for each in model.graph.initializer if each.external_data]
-    largest = max(held, key=lambda each: int(each.external_data[2].value))
+    external = [each for each in model.graph.initializer if each.external_data]
+    largest = max(external, key=lambda each: int(each.external_data[2].value))
     for at in range(100):
         model.graph.initializer.add().CopyFrom(largest)
         model.graph.initializer[-1].name = f"again.{at}"
 
 
-def external(**told: str) -> Any:
+def external(**location: str) -> Any:
     return {
         "data_location": TensorProto.EXTERNAL,
-        "external_data": [StringStringEntryProto(key=key, value=value) for key, value in told.items()],
+        "external_data": [StringStringEntryProto(key=key, value=value) for key, value in location.items()],
     }
 
 
@@ -232,9 +232,9 @@ BOMBS: dict[str, tuple[Edit, str]] = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_in_a_sentence(name: str, copy: Path, capfd: Any) -> None:
-    edit, said = BOMBS[name]
+    edit, message = BOMBS[name]
     changed(copy, edit)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_onnx(copy)
     assert main(["inspect", str(copy)]) == 3
 

@@ -75,8 +75,8 @@ def test_a_missing_tensor_is_named(copy: tuple[Path, Path]) -> None:
 def test_a_damaged_tensor_is_named(copy: tuple[Path, Path]) -> None:
     model = onnx.load_model(copy[1] / DECODER, load_external_data=False)
     name = "decoder.block.0.layer.0.SelfAttention.q.weight"
-    told = {e.key: e.value for e in named(model.graph, f"{name}.blocks").external_data}
-    data = np.memmap(copy[1] / "model.onnx_data", "u1", "r+", int(told["offset"]), (64,))
+    entries = {e.key: e.value for e in named(model.graph, f"{name}.blocks").external_data}
+    data = np.memmap(copy[1] / "model.onnx_data", "u1", "r+", int(entries["offset"]), (64,))
     data += 17
     data.flush()
     proof = proven(copy)

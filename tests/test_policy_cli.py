@@ -20,8 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> P
 
 
 def formats(path: Path) -> dict[str, str]:
-    found = {info.name: format_of_type(info.ggml_type) for info in read_header(path).tensors}
-    return {name: format.name for name, format in found.items() if format is not None}
+    by_name = {info.name: format_of_type(info.ggml_type) for info in read_header(path).tensors}
+    return {name: format.name for name, format in by_name.items() if format is not None}
 
 
 def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["-q", "q4_k_mm"], 2, "did you mean q4_K_M?"),
         (["-q", "q4_k_m", "--tensor-type", "zzz=q8_0"], 2, "zzz=q8_0 matches no matrix of this model"),
@@ -63,10 +63,15 @@ def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) 
     ],
 )
 def test_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    message: str,
 ) -> None:
     assert main(["to-gguf", str(folder), *words, "-o", str(tmp_path / "out"), "--no-verify"]) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.gguf"))
 
 

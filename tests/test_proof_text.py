@@ -91,8 +91,8 @@ def test_a_failed_proof_says_which_layer_goes_wrong() -> None:
 
 def test_nothing_in_a_proof_steers_the_terminal() -> None:
     for proof in (passed(), warned(), failed()):
-        told = proof_text(proof) + proof_line(proof)
-        assert all(char.isprintable() or char == "\n" for char in told)
+        text = proof_text(proof) + proof_line(proof)
+        assert all(char.isprintable() or char == "\n" for char in text)
     assert "사십이닷\\x1b[2J" in proof_text(warned())
 
 

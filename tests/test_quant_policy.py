@@ -55,7 +55,7 @@ def test_llama_quantizes_other_names() -> None:
 
 
 def test_requests_that_make_no_sense() -> None:
-    for text, said in {
+    for text, message in {
         "ffn_down": "is no PATTERN=TYPE",
         "=q8_0": "is no PATTERN=TYPE",
         "ffn=": "is no PATTERN=TYPE",
@@ -66,7 +66,7 @@ def test_requests_that_make_no_sense() -> None:
         "ffn=q8_K": "unknown format 'q8_K'",
         "ffn=i32": "unknown format 'i32'",
     }.items():
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             parse_policy("q4_0", tensor_types=[text])
     assert parse_policy("q4_0", tensor_types=["(?=blk).*_q=f16"]).overrides == (("(?=blk).*_q", F16),)
     with pytest.raises(UsageError, match="did you mean q5_K"):
@@ -95,12 +95,12 @@ def test_requests_hold_for_float_files_too() -> None:
 
 
 def test_what_is_not_quantized_stays_as_a_gguf_has_it() -> None:
-    def held(name: str, shape: tuple[int, ...]) -> Tensor:
+    def stored_types(name: str, shape: tuple[int, ...]) -> Tensor:
         stored = StoredBytes(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
         return Tensor(name, shape, DType.F16, lambda start, stop: np.empty(0, np.float16), stored=stored)
 
     names = ("position_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight")
-    tensors = tuple(held(name, (256,) if "norm" in name else (8, 256)) for name in names)
+    tensors = tuple(stored_types(name, (256,) if "norm" in name else (8, 256)) for name in names)
     for name, expected in {"q4_0": ["f16", "f16", "q4_0"], "f32": ["f16", "f16", "f32"]}.items():
         made = choose_formats(Model("bert", {}, tensors), POLICIES[name])
         assert [format.name for format in made.formats.values()] == expected

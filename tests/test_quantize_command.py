@@ -37,15 +37,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_object_of_json(source: Path, tmp_path: Path) -> None:
     done = run(tmp_path, source, "-q", "q4_k_m,Q8_0", "--split-max-size", "200K", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert [output["type"] for output in said["outputs"]] == ["q4_K_M", "q8_0"]
-    for output in said["outputs"]:
+    answer = json.loads(done.stdout)
+    assert [output["type"] for output in answer["outputs"]] == ["q4_K_M", "q8_0"]
+    for output in answer["outputs"]:
         assert output["path"] == output["parts"][0]
         assert output["bytes"] == sum((tmp_path / part).stat().st_size for part in output["parts"])
-    assert said["proofs"] == []
-    assert said["architecture"] == "llama"
-    made = {part for output in said["outputs"] for part in output["parts"]}
-    manifests = {f"{output['path']}.manifest.json" for output in said["outputs"]}
+    assert answer["proofs"] == []
+    assert answer["architecture"] == "llama"
+    made = {part for output in answer["outputs"] for part in output["parts"]}
+    manifests = {f"{output['path']}.manifest.json" for output in answer["outputs"]}
     assert {path.name for path in tmp_path.iterdir()} == made | manifests
 
 
@@ -125,12 +125,12 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(source: Path, tmp_path: Path, case: str) -> None:
-    words, code, said = REFUSED[case]
+    words, code, message = REFUSED[case]
     given = words(source, tmp_path)
     before = {path.name for path in tmp_path.iterdir()}, source.read_bytes()
     done = run(tmp_path, *given)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert ({path.name for path in tmp_path.iterdir()}, source.read_bytes()) == before
 
@@ -170,8 +170,8 @@ def test_proof_at_once_and_afterwards(tmp_path: Path) -> None:
     words = ("small-F32.gguf", "-q", "q8_0", "--against", "small", "--json", "--threads", "1")
     done = kconv_here("quantize", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert [proof["verdict"] for proof in said["proofs"]] == ["passed"]
+    output = json.loads(done.stdout)
+    assert [proof["verdict"] for proof in output["proofs"]] == ["passed"]
     manifest = json.loads((tmp_path / "small-Q8_0.gguf.manifest.json").read_text("utf-8"))
     assert {file["name"] for file in manifest["source"]["files"]} >= {"model.safetensors", "config.json"}
     assert [file["name"] for file in manifest["made_from"]] == ["small-F32.gguf"]

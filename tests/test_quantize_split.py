@@ -111,19 +111,19 @@ def test_parts_hold_the_file(source: Path, tmp_path: Path) -> None:
     assert split.path == split.parts[0] == tmp_path / f"x-00001-of-{len(split.parts):05d}.gguf"
     assert split.manifest.name == f"{split.path.name}.manifest.json"
     assert split.bytes == sum(part.stat().st_size for part in split.parts)
-    found = read_parts(split.parts)
-    assert [each for part in found for each in part] == read_parts([whole.path])[0]
-    for part, after in zip(found, [*found[1:], []], strict=True):
+    ours_read = read_parts(split.parts)
+    assert [each for part in ours_read for each in part] == read_parts([whole.path])[0]
+    for part, after in zip(ours_read, [*ours_read[1:], []], strict=True):
         filled = sum(-(-len(data) // 32) * 32 for _, _, data in part)
         assert filled <= 100_000 or len(part) == 1
         assert not after or filled + len(after[0][2]) > 100_000
     before = read_pairs(whole.path)
     for number, path in enumerate(split.parts):
         keys = read_pairs(path)
-        told = [keys.pop(key) for key in ("split.no", "split.tensors.count", "split.count")]
-        assert told[0][-6:] == struct.pack("<IH", UINT16, number)
-        assert told[1][-8:] == struct.pack("<Ii", INT32, len(read_header(whole.path).tensors))
-        assert told[2][-6:] == struct.pack("<IH", UINT16, len(split.parts))
+        split_keys = [keys.pop(key) for key in ("split.no", "split.tensors.count", "split.count")]
+        assert split_keys[0][-6:] == struct.pack("<IH", UINT16, number)
+        assert split_keys[1][-8:] == struct.pack("<Ii", INT32, len(read_header(whole.path).tensors))
+        assert split_keys[2][-6:] == struct.pack("<IH", UINT16, len(split.parts))
         assert keys == ({} if number else before)
 
 
@@ -153,8 +153,8 @@ def test_parts_of_an_earlier_run_are_told_of(
     left: dict[str, int] = {}
     for size in ("300K", "500K", "1G"):
         assert main([*words, "--split-max-size", size]) == 0
-        told = capsys.readouterr().out
-        assert (f"{sum(left.values())} parts of that name from an earlier run" in told) == bool(left)
+        printed = capsys.readouterr().out
+        assert (f"{sum(left.values())} parts of that name from an earlier run" in printed) == bool(left)
         left[size] = len(list(tmp_path.glob("x-*.gguf"))) - sum(left.values())
     assert list(left.values())[1:] == [3, 0]
     first = tmp_path / f"x-00001-of-{left['300K']:05d}.gguf"
@@ -170,8 +170,8 @@ def test_conversion_in_parts(tmp_path: Path) -> None:
     (output,) = conversion.outputs
     assert conversion.verdict == "passed"
     assert len(output.parts) == 2
-    found = read_parts(output.parts)
-    assert [each for part in found for each in part] == read_parts([whole.outputs[0].path])[0]
+    ours_read = read_parts(output.parts)
+    assert [each for part in ours_read for each in part] == read_parts([whole.outputs[0].path])[0]
     proof = verify(output.parts[1], checkpoint, tokens=64, threads=1)
     assert (proof.verdict, proof.artifact) == ("passed", output.path)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.parts}
@@ -237,9 +237,9 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_sets_are_refused(parts: list[Path], tmp_path: Path, damage: str) -> None:
     copies = [Path(shutil.copy(path, tmp_path)) for path in parts]
-    change, said = DAMAGES[damage]
+    change, message = DAMAGES[damage]
     change(copies)
-    with pytest.raises(GgufError, match=said) as refused:
+    with pytest.raises(GgufError, match=message) as refused:
         quantize(copies[0], tmp_path / "made.gguf", types=["q8_0"])
     assert refused.value.hint
     assert not (tmp_path / "made.gguf").exists()

@@ -189,14 +189,18 @@ def test_byte_level_pieces_are_shown_as_text() -> None:
         )
 
     expected = ("<s>", symbols("요일"), symbols(" 질문"), symbols("가")[:2], symbols("가")[2:])
-    found = Difference("요일 질문가", True, True, (1, 2, 3, 4, 5), (1, 2, 9), expected, (*expected[:2], "Ġ"))
-    page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, found)))])
+    difference = Difference(
+        "요일 질문가", True, True, (1, 2, 3, 4, 5), (1, 2, 9), expected, (*expected[:2], "Ġ")
+    )
+    page = report_html(
+        [replace(material.failed(), tokens=TokensPart("failed", material.parity(9, difference)))]
+    )
     text = "".join(Page(page).text)
     assert "요일 2" in text
     assert "␣질문 3" in text
     assert "\\xea\\xb0 4" in text
     assert "Ġ" not in text
-    other = replace(found, text="something else")
+    other = replace(difference, text="something else")
     page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, other)))])
     assert symbols(" 질문") in page
 

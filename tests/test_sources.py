@@ -44,8 +44,8 @@ def sha256(path: Path) -> str:
 
 
 def recorded(manifest: Path, part: str = "source") -> dict[str, str]:
-    found = json.loads(manifest.read_text("utf-8"))[part]
-    return {each["name"]: each["sha256"] for each in (found["files"] if part == "source" else found)}
+    content = json.loads(manifest.read_text("utf-8"))[part]
+    return {each["name"]: each["sha256"] for each in (content["files"] if part == "source" else content)}
 
 
 def converted(checkpoint: Path, stage: str, change: Callable[[], None]) -> Path:

@@ -45,16 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inputs_in_transformers(folder: Path) -> dict[str, list[npt.NDArray[np.float64]]]:
     """What flows into the modules, window by window, in transformers' own model."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in MODULES}
+    inputs: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in MODULES}
     for name in MODULES:
-        kept = found[name]
+        kept = inputs[name]
         model.get_submodule(name).register_forward_pre_hook(
             lambda module, args, kept=kept: kept.append(args[0][0].double().numpy())
         )
     with torch.no_grad():
         for window in WINDOWS:
             model(torch.tensor([window.ids]))
-    return found
+    return inputs
 
 
 def test_statistics_are_of_what_flows_into_the_modules(folder: Path) -> None:
@@ -73,7 +73,7 @@ def test_statistics_are_of_what_flows_into_the_modules(folder: Path) -> None:
         rows = np.concatenate(inputs)
         whole = products.finish(name)
         np.testing.assert_allclose(whole, rows.T @ rows, rtol=0, atol=1e-5 * np.abs(whole).max())
-        found = squares.finish(name)
-        assert found.count == sum(len(window.ids) for window in WINDOWS)
-        np.testing.assert_allclose(found.sums, np.diag(whole), rtol=1e-6)
+        statistic = squares.finish(name)
+        assert statistic.count == sum(len(window.ids) for window in WINDOWS)
+        np.testing.assert_allclose(statistic.sums, np.diag(whole), rtol=1e-6)
     assert squares.names() == products.names() == ()  # what is finished is let go of

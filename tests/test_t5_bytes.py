@@ -64,8 +64,8 @@ def texts() -> list[str]:
         "\ufeff가",
     ]
     forms = [unicodedata.normalize("NFD", text) for text in known[:600]]
-    found = [*spelled, *odd, *forms, *known[600:1800], *(random_text(chance) for _ in range(1300))]
-    return [text for text in found if not any(special in text for special in ("<pad>", "</s>", "<unk>"))][
+    all_texts = [*spelled, *odd, *forms, *known[600:1800], *(random_text(chance) for _ in range(1300))]
+    return [text for text in all_texts if not any(special in text for special in ("<pad>", "</s>", "<unk>"))][
         :3000
     ]
 
@@ -245,6 +245,6 @@ def test_inspect_shows_the_sentinels_by_id(tmp_path: Path, capsys: pytest.Captur
     (path,) = (output.path for output in to_gguf(folder, tmp_path / "out", verify=False).outputs)
     for shown in (folder, path):
         assert main(["inspect", str(shown)]) == 0
-        told = capsys.readouterr().out
-        assert "258, 257, 256" in told
-        assert "<extra_id_0> is 259, <extra_id_124> is 383" in told
+        printed = capsys.readouterr().out
+        assert "258, 257, 256" in printed
+        assert "<extra_id_0> is 259, <extra_id_124> is 383" in printed

@@ -91,12 +91,12 @@ def test_a_killed_process_is_no_finding_and_is_not_remembered() -> None:
 
 
 def test_neither_the_day_nor_chance_decides() -> None:
-    told = "{{ strftime_now('%Y-%m-%d %H:%M') }}{{ range(99999) | random }}"
-    once = render_chat(told, MESSAGES, moment=SOME_DAY)
+    template = "{{ strftime_now('%Y-%m-%d %H:%M') }}{{ range(99999) | random }}"
+    once = render_chat(template, MESSAGES, moment=SOME_DAY)
     templates._render.cache_clear()
-    assert render_chat(told, MESSAGES, moment=SOME_DAY) == once
+    assert render_chat(template, MESSAGES, moment=SOME_DAY) == once
     assert once.startswith("2023-11-14 22:13")
-    assert time.strftime("%Y") in render_chat(told, MESSAGES) or time.strftime("%m-%d") == "01-01"
+    assert time.strftime("%Y") in render_chat(template, MESSAGES) or time.strftime("%m-%d") == "01-01"
     by_day = CHAT.replace("<|end|>", "{{ '<|end|>' if strftime_now('%Y') == '2023' else '<|stop|>' }}")
     assert turn_end(vocab(by_day)) == 1
 

@@ -104,8 +104,8 @@ def test_every_single_token_counts(made: dict[str, Made]) -> None:
         metadata = read_header(good.file).metadata
         for index in range(0, source.size, 37):
             tokens = replaced(index, "changed")(list(metadata[T + "tokens"]))
-            found, _ = read_vocab({**metadata, T + "tokens": tuple(tokens)})
-            findings = compare_entries(found, expected, source)
+            vocab, _ = read_vocab({**metadata, T + "tokens": tuple(tokens)})
+            findings = compare_entries(vocab, expected, source)
             assert any(finding.grave and finding.where == f"token {index}" for finding in findings)
 
 
@@ -146,9 +146,9 @@ def test_a_wrong_type(type_: TokenType, words: str, made: dict[str, Made], tmp_p
     for of_manifest in (True, False):
         part = good.tokens(bad, of_manifest=of_manifest)
         assert part.verdict == "failed"
-        found = only(part, "token 1024")
-        assert words in found.message
-        assert (found.expected, found.found) == ("normal", type_.name.lower().replace("_", " "))
+        finding = only(part, "token 1024")
+        assert words in finding.message
+        assert (finding.expected, finding.found) == ("normal", type_.name.lower().replace("_", " "))
 
 
 def test_a_special_token_typed_normal(made: dict[str, Made], tmp_path: Path) -> None:
@@ -291,10 +291,10 @@ def test_texts_of_the_user(made: dict[str, Made], tmp_path: Path) -> None:
     assert plain is not None
     assert part.parity.texts > plain.texts + 10
     bad = edited(good.file, tmp_path / "bad.gguf", metadata={T + "pre": "llama-bpe"})
-    found = only(good.tokens(bad, ["x" * 100_000 + " 1234567 " + "y" * 100_000]), "texts")
-    assert len(found.message) < 400
-    assert found.expected is not None
-    assert len(found.expected) < 400
+    finding = only(good.tokens(bad, ["x" * 100_000 + " 1234567 " + "y" * 100_000]), "texts")
+    assert len(finding.message) < 400
+    assert finding.expected is not None
+    assert len(finding.expected) < 400
 
 
 def test_an_allowed_mismatch_warns(made: dict[str, Made], tmp_path: Path) -> None:

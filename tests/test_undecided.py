@@ -87,13 +87,13 @@ def test_verify_decides_nothing(
     assert "Nothing is known against this file" in page
     asked = ["verify", str(file), "--against", str(checkpoint), "--tokens", "40", "--threads", "1"]
     assert main([*asked, "--json"]) == 4
-    said = capfd.readouterr()
-    assert json.loads(said.out)["verdict"] == "not decided"
-    assert "the proof could not be finished: " in said.err
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["verdict"] == "not decided"
+    assert "the proof could not be finished: " in printed.err
     assert main([*asked, "--report", str(tmp_path / "proof.html")]) == 4
-    said = capfd.readouterr()
-    assert "verdict: not decided" in said.out
-    assert "Traceback" not in said.err
+    printed = capfd.readouterr()
+    assert "verdict: not decided" in printed.out
+    assert "Traceback" not in printed.err
     assert (tmp_path / "proof.html").exists()
 
 
@@ -111,16 +111,16 @@ def test_a_conversion_keeps_its_files(checkpoint: Path, stands_in: Kill, tmp_pat
     stands_in(llama_reader, AT_ONCE)
     asked = ["to-gguf", str(checkpoint), "-q", "f16,q8_0", "-o", str(tmp_path / "made"), "--threads", "1"]
     assert main(asked) == 4
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     made = sorted((tmp_path / "made").glob("*.gguf"))
     assert len(made) == 2
     for path in made:
         proof = json.loads(Path(f"{path}.manifest.json").read_text())["proof"]
         assert proof["verdict"] == proof["logits"]["verdict"] == "not decided"
-        assert f"the proof could not be finished: {path}: logits: " in said.err
-        assert f"to prove it: kconv verify {path} --against {checkpoint}" in said.err
-    assert said.err.count("nothing is decided") == 2
-    assert "To run it" not in said.out
+        assert f"the proof could not be finished: {path}: logits: " in printed.err
+        assert f"to prove it: kconv verify {path} --against {checkpoint}" in printed.err
+    assert printed.err.count("nothing is decided") == 2
+    assert "To run it" not in printed.out
     assert main(["inspect", str(made[0])]) == 0
     assert "not decided (quick)" in capfd.readouterr().out
 
@@ -129,9 +129,9 @@ def test_so_does_compare(checkpoint: Path, stands_in: Kill, capfd: Any, tmp_path
     stands_in(llama_reader, AT_ONCE)
     words = ["compare", str(checkpoint), "-q", "q8_0,f16", "--tokens", "30", "-o", str(tmp_path), "--json"]
     assert main(words) == 4
-    said = capfd.readouterr()
-    assert [each["verdict"] for each in json.loads(said.out)["types"]] == ["not decided"] * 2
-    assert said.err.count("could not be finished") == 2
+    printed = capfd.readouterr()
+    assert [each["verdict"] for each in json.loads(printed.out)["types"]] == ["not decided"] * 2
+    assert printed.err.count("could not be finished") == 2
 
 
 def test_a_death_in_the_diagnosis_leaves_the_verdict(file: Path, checkpoint: Path, stands_in: Kill) -> None:
@@ -151,13 +151,13 @@ def test_a_folder_is_kept_and_not_decided(
     stands_in(onnx_process, AT_ONCE)
     made = tmp_path / "made"
     assert main(["to-onnx", str(checkpoint), "-q", "q8_0", "-o", str(made), "--threads", "1"]) == 4
-    said = capfd.readouterr().err
-    assert f"the folder is whole; to prove it: kconv verify {made}" in said
+    printed = capfd.readouterr().err
+    assert f"the folder is whole; to prove it: kconv verify {made}" in printed
     assert json.loads((made / "kconv.manifest.json").read_text())["proof"]["verdict"] == "not decided"
 
 
 @pytest.mark.parametrize(
-    ("does", "said"),
+    ("does", "message"),
     [
         (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely for want of memory"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "onnxruntime crashed (signal 11, SIGSEGV)"),
@@ -167,7 +167,7 @@ def test_a_folder_is_kept_and_not_decided(
     ],
 )
 def test_run_says_what_befell_its_process(
-    does: str, said: str, folder: Path, stands_in: Kill, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    does: str, message: str, folder: Path, stands_in: Kill, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     from kconv.runtimes import onnx_limits
 
@@ -176,29 +176,29 @@ def test_run_says_what_befell_its_process(
         monkeypatch.setattr(onnx_limits, "_LOADING", 0.0)
     stands_in(onnx_process, does, patience=1.0 if sleeps else 600.0)
     assert main(["run", str(folder), "-p", "가", "-n", "3", "--threads", "1"]) == 4
-    found = capfd.readouterr().err
-    assert said in found
-    assert "this says nothing about the input" in found
-    assert "pip install 'kconv[onnx]'" in found or "no_such" not in does
-    assert "Traceback" not in found
+    printed = capfd.readouterr().err
+    assert message in printed
+    assert "this says nothing about the input" in printed
+    assert "pip install 'kconv[onnx]'" in printed or "no_such" not in does
+    assert "Traceback" not in printed
 
 
 def test_a_text_goes_on_in_a_new_process(folder: Path) -> None:
     def generated(killed: set[int]) -> list[Any]:
         with OnnxProcess(open_onnx(folder), threads=1) as process:
             process.begin()
-            found = [process.read([3, 7, 11, 15], 2)]
+            logits = [process.read([3, 7, 11, 15], 2)]
             for at in range(6):
                 if at in killed:
                     assert process._child
                     os.kill(process._child.pid, signal.SIGKILL)
-                found.append(process.read([20 + at]))
-        return found
+                logits.append(process.read([20 + at]))
+        return logits
 
     right = generated(set())
     for killed in ({0}, {5}):
-        for found, expected in zip(generated(killed), right, strict=True):
-            assert np.array_equal(found, expected)
+        for actual, expected in zip(generated(killed), right, strict=True):
+            assert np.array_equal(actual, expected)
     with pytest.raises(ChildDied, match="killed"):
         generated({1, 4})
 

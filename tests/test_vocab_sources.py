@@ -158,13 +158,13 @@ def test_chat_templates_as_text_list_and_file(tmp_path: Path) -> None:
 
 def test_the_description_names_the_parts(tmp_path: Path) -> None:
     material.eagle_like(tmp_path)
-    said = read(tmp_path).description
-    assert said.kind == "byte-fallback bpe"
-    assert said.files == ("tokenizer.json", "tokenizer_config.json")
-    assert "byte_fallback" in said.model
-    assert said.normalizer.startswith("Sequence(Prepend(")
-    assert "Digits(individual_digits=true)" in said.pre_tokenizer
-    assert said.specials["eos"] == (said.specials["bos"][0], "</s>")
+    description = read(tmp_path).description
+    assert description.kind == "byte-fallback bpe"
+    assert description.files == ("tokenizer.json", "tokenizer_config.json")
+    assert "byte_fallback" in description.model
+    assert description.normalizer.startswith("Sequence(Prepend(")
+    assert "Digits(individual_digits=true)" in description.pre_tokenizer
+    assert description.specials["eos"] == (description.specials["bos"][0], "</s>")
 
 
 def _no_merges(folder: Path) -> None:

@@ -186,11 +186,11 @@ def _error(pair: _Pair, compared: Compared) -> TensorError:
         pair.format.name,
         int(layer[1]) if layer else None,
         "identical" if compared.same else "differs",
-        compared.found.error,
-        compared.own.error if compared.own is not None else compared.found.error,
+        compared.stored.error,
+        compared.own.error if compared.own is not None else compared.stored.error,
         compared.worst_row,
         compared.worst_row_error,
-        compared.found.slope,
+        compared.stored.slope,
     )
 
 

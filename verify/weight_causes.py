@@ -56,7 +56,7 @@ class _Case:
     """
 
     pair: Pair
-    found: Compared
+    compared: Compared
     bad: RowsFound
     rows: tuple[int, ...]
     sample: Floats
@@ -101,7 +101,7 @@ def cause_of(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -
 
 
 def _not_finite(case: _Case) -> Cause | None:
-    count = case.found.not_finite
+    count = case.compared.not_finite
     if not count:
         return None
     return Cause(
@@ -112,16 +112,16 @@ def _not_finite(case: _Case) -> Cause | None:
 
 
 def _same_numbers(case: _Case) -> Cause | None:
-    if case.found.own is None or case.found.different:
+    if case.compared.own is None or case.compared.different:
         return None
     text = "the same numbers in other bytes, so kconv did not write them"
     return Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
 
 
 def _zeros(case: _Case) -> Cause | None:
-    if case.found.found.found == 0:
+    if case.compared.stored.stored == 0:
         return Cause(("zeros",), "{name} is all zeros", "{count} tensors are all zeros: {names}")
-    zero = case.found.zero
+    zero = case.compared.zero
     if not zero.count or zero.count < case.bad.count:
         return None
     return _rows_cause(zero, "is all zeros", "are all zeros")
@@ -145,13 +145,13 @@ def _not_permuted(case: _Case) -> Cause | None:
 
 
 def _scaled(case: _Case) -> Cause | None:
-    sums, own = case.found.found, case.found.own or Sums()
-    if not sums.weights or not sums.found or sums.cross == 0:
+    sums, own = case.compared.stored, case.compared.own or Sums()
+    if not sums.weights or not sums.stored or sums.cross == 0:
         return None
-    residue = max(0.0, 1 - sums.cross**2 / (sums.weights * sums.found)) ** 0.5
+    residue = max(0.0, 1 - sums.cross**2 / (sums.weights * sums.stored)) ** 0.5
     factor = sums.slope / (own.slope or 1.0)
-    if is_scaled(case.found) and case.found.against_own is not None:
-        factor = case.found.against_own.slope
+    if is_scaled(case.compared) and case.compared.against_own is not None:
+        factor = case.compared.against_own.slope
     elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < 0.001:
         return None
     text = f"scaled by {factor:.4f}"
@@ -267,11 +267,11 @@ def _at_places(case: _Case, places: Sequence[int]) -> bool:
 
 
 def _unexplained(case: _Case) -> Cause:
-    diff = case.found
+    diff = case.compared
     usual = (
         f", {case.error:.3g} is usual for {case.pair.format.display}" if case.pair.format.quantized else ""
     )
-    error = f"relative error {diff.found.error:.3g}{usual}"
+    error = f"relative error {diff.stored.error:.3g}{usual}"
     if case.bad.count and not case.mostly:
         rows = _rows_cause(case.bad, f"differs ({error})", f"differ ({error})")
         return Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")

@@ -34,7 +34,7 @@ class Sums:
     """Sums over weights: Σw² of the checkpoint's, Σŵ² of the file's, Σŵw and Σ(ŵ−w)²."""
 
     weights: float = 0.0
-    found: float = 0.0
+    stored: float = 0.0
     cross: float = 0.0
     difference: float = 0.0
 
@@ -63,7 +63,7 @@ class RowsFound:
 class Compared:
     """A piece, or all of a tensor, of the file against the checkpoint.
 
-    ``same``: the bytes are those of encoding anew. ``found`` are the file's sums, ``own`` those of encoding
+    ``same``: the bytes are those of encoding anew. ``stored`` are the file's sums, ``own`` those of encoding
     anew (None for formats that are not encoded anew), ``against_own`` those of the file against it.
     ``worst_row`` has the largest error. ``changed`` are rows of other weights than encoding anew gives
     (``different`` such weights, the ``first`` at that row and column), ``worse`` those of them whose error is
@@ -73,7 +73,7 @@ class Compared:
 
     same: bool
     weights: int
-    found: Sums = Sums()
+    stored: Sums = Sums()
     own: Sums | None = None
     against_own: Sums | None = None
     worst_row: int = 0
@@ -118,7 +118,7 @@ def _measure_tile(
     common: dict[str, Any] = {
         "same": same,
         "weights": weights.size,
-        "found": sums,
+        "stored": sums,
         "worst_row": first_row + worst,
         "worst_row_error": float(errors[worst]) if len(errors) else 0.0,
         "not_finite": not_finite,
@@ -154,12 +154,12 @@ def total(parts: Iterable[Compared]) -> Compared:
     worst = max(pieces, key=lambda piece: piece.worst_row_error, default=Compared(True, 0))
     own = [piece.own for piece in pieces]
     # A piece of the same bytes is against its own encoding what that is against itself.
-    against = [piece.against_own or _itself(piece.found) for piece in pieces]
+    against = [piece.against_own or _itself(piece.stored) for piece in pieces]
     firsts = [piece.first for piece in pieces if piece.first is not None]
     return Compared(
         same=all(piece.same for piece in pieces),
         weights=sum(piece.weights for piece in pieces),
-        found=_added([piece.found for piece in pieces]),
+        stored=_added([piece.stored for piece in pieces]),
         own=_added([sums for sums in own if sums is not None]) if None not in own else None,
         against_own=_added(against),
         worst_row=worst.worst_row,
@@ -177,9 +177,9 @@ def total(parts: Iterable[Compared]) -> Compared:
 def is_scaled(compared: Compared) -> bool:
     """Whether the file's weights are those of encoding anew times a factor."""
     own, against = compared.own, compared.against_own
-    if own is None or against is None or not against.weights or not against.found:
+    if own is None or against is None or not against.weights or not against.stored:
         return False
-    residue = max(0.0, 1 - against.cross**2 / (against.weights * against.found)) ** 0.5
+    residue = max(0.0, 1 - against.cross**2 / (against.weights * against.stored)) ** 0.5
     return residue < own.error / 4 and abs(against.slope - 1) > 0.002
 
 
@@ -229,14 +229,14 @@ def _summed(rows: tuple[Rows, Rows, Rows, Rows]) -> Sums:
 def _added(parts: list[Sums]) -> Sums:
     return Sums(
         math.fsum(part.weights for part in parts),
-        math.fsum(part.found for part in parts),
+        math.fsum(part.stored for part in parts),
         math.fsum(part.cross for part in parts),
         math.fsum(part.difference for part in parts),
     )
 
 
 def _itself(sums: Sums) -> Sums:
-    return Sums(sums.found, sums.found, sums.found, 0.0)
+    return Sums(sums.stored, sums.stored, sums.stored, 0.0)
 
 
 def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> RowsFound:

@@ -45,8 +45,8 @@ def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compa
 
 def _finding(group: Sequence[tuple[Cause, Pair, Compared]], where: Search) -> Finding:
     cause, pair, _ = group[0]
-    compared = max((item[2] for item in group), key=lambda found: found.found.error)
-    error = f"relative error {compared.found.error:.4g}"
+    compared = max((item[2] for item in group), key=lambda each: each.stored.error)
+    error = f"relative error {compared.stored.error:.4g}"
     own = None if compared.own is None else f"relative error {compared.own.error:.4g}"
     if len(group) == 1:
         return Finding(pair.info.name, cause.one.format(name=pair.info.name), expected=own, found=error)

@@ -197,7 +197,7 @@ def judge(pair: Pair, compared: Compared, strict: bool) -> TensorState:
     if compared.same:
         return "identical"
     if pair.tensor.name == _COMPUTED and not strict:
-        return "within" if compared.found.error < _COMPUTED_ERROR else "differs"
+        return "within" if compared.stored.error < _COMPUTED_ERROR else "differs"
     if (strict and pair.format in RECODABLE) or not pair.format.quantized:
         # Zeros of the other sign are the same numbers.
         return "within" if compared.different == 0 and not strict else "differs"
@@ -215,17 +215,17 @@ def _few_rows_changed(pair: Pair, compared: Compared) -> bool:
 def _within(format: Format, compared: Compared) -> bool:
     """Whether the error is what the format makes of the weights, whatever the importance data."""
     own = compared.own
-    error = compared.found.error
+    error = compared.stored.error
     if compared.far.count or error > error_limit(format, None if own is None else own.error):
         return False
     lowest, highest = slope_limits(
         format, None if own is None else (own.error, own.slope), error, compared.weights
     )
-    return lowest <= compared.found.slope <= highest and not is_scaled(compared)
+    return lowest <= compared.stored.slope <= highest and not is_scaled(compared)
 
 
 def _tensor_error(pair: Pair, compared: Compared, state: TensorState) -> TensorError:
-    own = compared.own.error if compared.own is not None else compared.found.error
+    own = compared.own.error if compared.own is not None else compared.stored.error
     if compared.own is None and not compared.same:
         own = typical_error(pair.format)
     return TensorError(
@@ -233,11 +233,11 @@ def _tensor_error(pair: Pair, compared: Compared, state: TensorState) -> TensorE
         pair.format.name,
         layer_of(pair.info.name),
         state,
-        compared.found.error,
+        compared.stored.error,
         own,
         compared.worst_row,
         compared.worst_row_error,
-        compared.found.slope,
+        compared.stored.slope,
     )
 
 
