@@ -107,7 +107,7 @@ def cli(ctx: click.Context) -> None:
 
 
 def _open_closed_streams() -> None:
-    """Give streams that were closed (``2>&-``) to nobody.
+    """Point streams that were closed (``2>&-``) at /dev/null.
 
     Else the next file opened, maybe the one being written, gets their number and what libraries print there;
     and ``print`` without a standard error writes between the JSON.

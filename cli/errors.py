@@ -41,7 +41,7 @@ _struck: list[float] = []  # when signals came that were to end the work
 
 @dataclass(frozen=True)
 class Failure:
-    """What is told of an exception. ``type`` is stable and part of the JSON."""
+    """What is reported of an exception. ``type`` is stable and part of the JSON."""
 
     type: str
     message: str
@@ -116,7 +116,7 @@ def _print(failure: Failure) -> None:
 
 
 def check_output_open() -> None:
-    """Raise BrokenPipeError where nobody is left to read standard output, before it is written to.
+    """Raise BrokenPipeError where the reader of standard output is gone, before it is written to.
 
     Reading a long prompt takes minutes in which nothing is written.
     """

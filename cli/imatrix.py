@@ -97,7 +97,7 @@ def _made(
     *,
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
-    """The file written, and what to tell of it."""
+    """The file written, and a summary of it."""
     from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint

@@ -58,7 +58,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 @contextlib.contextmanager
 def naming_finished_files(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
-    """Yield what is told which files have been made; what ends the block after that says so first.
+    """Yield a callback for files that are finished; an exception after that is reported with their names.
 
     They are there, if not proven. ``what`` they are: ``the files are``.
     """

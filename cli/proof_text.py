@@ -109,7 +109,7 @@ def _findings(proof: Proof) -> str:
 
 
 def _finding(finding: Finding, part: str) -> str:
-    """One sentence with the place and both values, each said once; the part stands before it."""
+    """One sentence with the place and both values, none repeated, after the name of the part."""
     place = (
         "" if finding.where in (None, "", part) or finding.where in finding.message else f"{finding.where}: "
     )

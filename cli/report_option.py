@@ -28,7 +28,7 @@ def refuse_report(report: Path, *, force: bool) -> None:
 
 @contextlib.contextmanager
 def naming_the_report() -> Iterator[None]:
-    """What is said of files a command makes names -o; the report is named by --report."""
+    """Errors about files a command makes mention -o; for the report they mention --report instead."""
     try:
         yield
     except KconvError as error:

@@ -116,7 +116,7 @@ def leave(code: int) -> int:
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What the machine lacked, where an exception, or one it came from, tells of such a thing."""
+    """What the machine lacked, if an exception, or one that caused it, is about such a shortage."""
     for each in _chain(error):
         if isinstance(each, MemoryError):
             return _MEMORY

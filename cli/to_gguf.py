@@ -152,7 +152,7 @@ def command(
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
-    """The conversion with its progress; what ends it during the proof is told that the files are there."""
+    """The conversion with its progress; errors during the proof mention that the files are there."""
     from ..flows.convert import to_gguf
     from .progress import announce, naming_finished_files, shown_progress
 

@@ -157,7 +157,7 @@ def command(
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
-    """The conversion with its progress; what ends it during the proof is told that the folder is there."""
+    """The conversion with its progress; errors during the proof mention that the folder is there."""
     from ..flows.to_onnx import to_onnx
     from .progress import announce, naming_finished_files, shown_progress
 

@@ -66,7 +66,7 @@ def _axes(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
-    """Floats as they are, all else as bytes and, where somebody asks for them, as decoded weights."""
+    """Floats as they are, all else as bytes and, on request, as decoded weights."""
     format = format_of_type(info.ggml_type)
     dtype, read_bytes = _FLOATS.get(format) if format else None, file.reader(info)
     read = file.floats_reader(info) if dtype is None else partial(_viewed, read_bytes, info.shape, dtype)

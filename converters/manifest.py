@@ -225,5 +225,5 @@ def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
 
 
 def manifest_json(content: Mapping[str, Any]) -> str:
-    """The content as it stands in a manifest."""
+    """The content as JSON text, the way manifests are written."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

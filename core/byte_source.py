@@ -22,12 +22,12 @@ Identity = tuple[int, int, int, int]
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """What tells a file from another, and from itself after a change."""
+    """What distinguishes a file from others, and from itself after a change."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class ByteSource(Protocol):
-    """Bytes to be read at any offset, from any thread, until nobody holds the source any more.
+    """Bytes to be read at any offset, from any thread, until the last reference to the source is gone.
 
     A source that is pickled is opened anew where it is unpickled: there it gives the same bytes, or
     unpickling raises EnvironmentProblem.

@@ -1,6 +1,6 @@
 """Processes of their own for libraries that a stranger's file may crash, hang or fill the memory of.
 
-``Child`` starts one (``core/child.py`` is its side) and tells what its end means. Two kinds must never be
+``Child`` starts one (``core/child.py`` is its side) and interprets how it ended. Two kinds must never be
 taken for each other:
 
 - **ChildRefused**: the child, or its library, ended itself over what it was given: an exit code of its
@@ -82,7 +82,7 @@ class Child:
     """A process that runs ``module`` of kconv (``kconv.vocab.llama_probe``); a context manager.
 
     ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes,
-    ``install`` how to come by it. ``environment`` is the child's, by default ours. ``patience`` may be
+    ``install`` how to get it. ``environment`` is the child's, by default ours. ``patience`` may be
     changed from request to request. Its answers are taken with ``fill`` and ``receive``; no size in memory
     comes from the child unchecked. Raises ChildDied where it cannot start.
     """

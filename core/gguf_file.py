@@ -1,7 +1,7 @@
 """The GGUF container: writing its header, and reading it with every length checked.
 
 Layout (ggml/docs/gguf.md): magic, version, counts, key-value pairs, tensor table, then the data, each
-tensor at a multiple of ``general.alignment`` (32 unless said otherwise) from the start of the data.
+tensor at a multiple of ``general.alignment`` (32 by default) from the start of the data.
 
 gguf-py is not used: its reader maps the file, trusts its lengths, and takes seconds for a vocabulary of
 128,000 tokens; its writer cannot pass on pairs as the bytes they were.
@@ -84,7 +84,7 @@ class GgufHeader:
 
 
 def shown(value: object) -> str:
-    """A name or value of a header as it stands in a message, cut where it is long."""
+    """A name or value of a header for a message, cut where it is long."""
     return _QUOTING.repr(value)
 
 

@@ -36,7 +36,7 @@ DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
 class InputFile:
     """A file open for reading at given offsets, from any thread, with a reason where that fails.
 
-    ``opener`` gives the bytes (core/byte_source.py). They stay open as long as somebody holds this, so lazy
+    ``opener`` gives the bytes (core/byte_source.py). They stay open as long as this is referenced, so lazy
     tensors keep their file open and nothing else does. In a pickle it travels as its source does.
     """
 
@@ -84,7 +84,7 @@ class InputFile:
 
 
 def changed_meanwhile(message: str) -> EnvironmentProblem:
-    """What somebody has done to the input while it was read, which says nothing about the input."""
+    """The error for an input that changed while it was read, which is no verdict on the input."""
     return EnvironmentProblem(message, hint="run it again, and leave the input alone meanwhile")
 
 
@@ -234,7 +234,7 @@ def file_sha256(
 ) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces of 4 MiB with the interpreter's lock released.
 
-    Tells ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
+    Calls ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
     yes, InterruptedError is raised. Raises EnvironmentProblem if the file is changed meanwhile.
     """
     file = source if isinstance(source, InputFile) else InputFile(source)

@@ -129,7 +129,7 @@ def _no_config(folder: Path) -> CheckpointError:
 
 
 def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mapping[str, str]) -> None:
-    """Integer tensors under a weight's name mean that somebody has quantized the checkpoint already."""
+    """Integer tensors under a weight's name mean that the checkpoint is already quantized."""
     packed = [name for name in dropped if name.endswith((".weight", ".qweight", ".weight_packed"))]
     if packed:
         settings = config.get("quantization_config")
@@ -143,7 +143,7 @@ def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mappi
 
 
 def hub_origin(folder: Path) -> tuple[str | None, str | None]:
-    """The repository (``org/name``) and commit a folder came from on the Hub, as far as the folder tells.
+    """The repository (``org/name``) and commit a folder came from on the Hub, as far as recorded.
 
     Knows the layouts huggingface_hub writes: its cache (``models--org--name/snapshots/<commit>``), and
     ``--local-dir``, which keeps the commit alone (``.cache/huggingface/download/config.json.metadata``).

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and whether an index tells the truth about them."""
+"""Which files of a folder hold its weights, and whether an index agrees with them."""
 
 from __future__ import annotations
 

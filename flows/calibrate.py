@@ -32,7 +32,7 @@ class Calibration:
 
 
 def calibrate(
-    subject: Expected,
+    expected: Expected,
     texts: Sequence[Path],
     *,
     scope: Scope,
@@ -42,13 +42,13 @@ def calibrate(
 
     Raises InputError for texts that cannot be read or are too short.
     """
-    how = VerifyOptions(
+    options = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
     named = named_texts(texts)
-    windows = proof_windows(subject, scope, run.proof_texts, run.proof_tokens)
+    windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
-    activations, reading = measure_activations(subject, named, windows, how)
+    activations, reading = measure_activations(expected, named, windows, options)
     digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
     return Calibration(importance_of(activations, sha256=digest), windows, reading)

@@ -78,9 +78,10 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
-    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
-    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
+    called with the finished files, then ``announce`` with how long the proof will take. Raises KconvError of
+    all kinds; no file has its final name unless all are whole. A failed proof
+    raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -106,7 +107,7 @@ def to_gguf(
 def convert(
     source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
 ) -> Conversion:
-    """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
+    """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     checkpoint = open_checkpoint(source)

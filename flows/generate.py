@@ -209,7 +209,7 @@ def _sampling(
 ) -> Sampling:
     """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.
 
-    transformers, too, samples with an encoder-decoder only where it is told to.
+    transformers, too, samples with an encoder-decoder only if asked to.
     """
     wished = dict(wishes)
     if greedy:

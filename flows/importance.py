@@ -69,29 +69,29 @@ def gather(
     family = family_for(checkpoint.config)
     model, tokenizer = build(family, checkpoint), read_source(checkpoint)
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
-    subject = Expected(checkpoint, family, model, tokenizer)
-    how = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
-    activations, _ = measure_activations(subject, texts, (), how, chunks=chunks, window=window)
+    expected = Expected(checkpoint, family, model, tokenizer)
+    options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    activations, _ = measure_activations(expected, texts, (), options, chunks=chunks, window=window)
     return activations, model.arch
 
 
 def measure_activations(
-    subject: Expected,
+    expected: Expected,
     texts: Mapping[str, str],
     windows: Sequence[Window],
-    how: VerifyOptions,
+    options: VerifyOptions,
     *,
     chunks: int = CHUNKS,
     window: int | None = None,
 ) -> tuple[ActivationSums, Reading]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
-    every = text_windows(subject, list(texts.values()), tokens=None, window=window)
+    every = text_windows(expected, list(texts.values()), tokens=None, window=window)
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
-    how.announce(_cost(subject, chosen, len(every)))
-    modules = _modules(subject)
+    options.announce(_cost(expected, chosen, len(every)))
+    modules = _modules(expected)
     gathered = Gathered(SumOfSquares)
-    reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, watch=Watch(tuple(chosen), frozenset(modules), gathered.add), progress=how.progress
+    reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
+        windows, watch=Watch(tuple(chosen), frozenset(modules), gathered.add), progress=options.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(gathered, modules, tuple(texts), len(chosen), size), reading
@@ -106,17 +106,17 @@ class _Place:
     experts: int = 1
 
 
-def _modules(subject: Expected) -> dict[str, tuple[_Place, ...]]:
+def _modules(expected: Expected) -> dict[str, tuple[_Place, ...]]:
     """By the name of a module of transformers' model, the matrices of the file its input flows into."""
-    shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
+    shapes = {tensor.name: tensor.shape for tensor in expected.model.tensors}
     modules: dict[str, tuple[_Place, ...]] = {}
-    for target, sources in sources_of(subject.family, subject.checkpoint).items():
+    for target, sources in sources_of(expected.family, expected.checkpoint).items():
         if len(shapes[target]) not in (2, 3) or not sources[0].endswith(".weight") or target in SPARED:
             continue
         # of matrices that are joined the first will do: what flows into them is the same
         experts = len(sources) if len(shapes[target]) == 3 else 1
         for expert, source in enumerate(sources[:experts]):
-            module = subject.family.reference.module(source)
+            module = expected.family.reference.module(source)
             modules[module] = (*modules.get(module, ()), _Place(target, expert, experts))
     return modules
 
@@ -152,9 +152,9 @@ def _activations(
     return ActivationSums(squares, counts, datasets, chunks, size)
 
 
-def _cost(subject: Expected, windows: Sequence[Window], there: int) -> str:
+def _cost(expected: Expected, windows: Sequence[Window], there: int) -> str:
     tokens = sum(window.tokens for window in windows)
-    about = estimated_time(subject.model, windows, 0)
+    about = estimated_time(expected.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
     few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""

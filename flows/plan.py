@@ -1,6 +1,6 @@
 """What a conversion would write, before any weight is read: sizes to the byte, fallbacks, memory, disk.
 
-The vocabulary is settled as in a conversion, in llama.cpp, since it is part of the file and decides which of
+The vocabulary is chosen as in a conversion, in llama.cpp, since it is part of the file and decides which of
 several candidates goes in; of the weights only names and shapes are looked at.
 """
 

@@ -98,8 +98,8 @@ def to_onnx(
     made([folder])
     if expected is None or scope == "off":
         return written
-    how = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
-    return replace(written, proof=_prove(expected, folder, scope, how))
+    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    return replace(written, proof=_prove(expected, folder, scope, verify_options))
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
@@ -225,11 +225,11 @@ def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str
     return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
-def _prove(expected: Expected, path: Path, scope: Literal["quick", "full"], how: VerifyOptions) -> Proof:
+def _prove(expected: Expected, path: Path, scope: Literal["quick", "full"], options: VerifyOptions) -> Proof:
     """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
     begun = time.monotonic()
     artifact, windows = OnnxArtifact(open_onnx(path)), proof_windows(expected, scope)
-    how.announce(cost(expected, windows, 1, passes=artifact.passes(expected, how)))
-    proof = prove(expected, artifact, windows, how, scope=scope)
+    options.announce(cost(expected, windows, 1, passes=artifact.passes(expected, options)))
+    proof = prove(expected, artifact, windows, options, scope=scope)
     record_proof(path / MANIFEST, proof.to_manifest())
     return replace(proof, seconds=time.monotonic() - begun)

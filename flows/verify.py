@@ -1,4 +1,4 @@
-"""``verify``: a file or folder, made here or elsewhere, against the checkpoint it is said to come from."""
+"""``verify``: a file or folder, made here or elsewhere, against the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ..vocab.sources import read_source
 
 @dataclass(frozen=True)
 class _Asked:
-    """What to read, as ``verify`` is told; ``options`` is all of it, as it stands in the provenance."""
+    """What to read; ``options`` are all of verify's arguments, as the provenance records them."""
 
     texts: Sequence[str] | None
     tokens: int | None
@@ -75,7 +75,7 @@ def verify(
     if front_end is not None:
         options["front_end"] = str(front_end)
     asked = _Asked(texts, tokens, window, ignore_manifest, options)
-    how = VerifyOptions(
+    verify_options = VerifyOptions(
         gates or {},
         diagnose,
         threads or available_cores(),
@@ -86,10 +86,10 @@ def verify(
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
             raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, how)
+        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, verify_options)
     else:
         with open_gguf(Path(artifact)) as file:
-            proof = _prove_file(file, Path(against), asked, how)
+            proof = _prove_file(file, Path(against), asked, verify_options)
     return replace(proof, seconds=time.monotonic() - begun)
 
 
@@ -112,35 +112,37 @@ def _options(
     }
 
 
-def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: VerifyOptions) -> Proof:
+def _prove_file(file: GgufFile, against: Path, asked: _Asked, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
     expected = _expected_of_file(file, checkpoint, manifest)
-    return _prove(expected, GgufArtifact(file, manifest), hashes, asked, how)
+    return _prove(expected, GgufArtifact(file, manifest), hashes, asked, options)
 
 
-def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: VerifyOptions) -> Proof:
+def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(folder.path)
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
     expected = _expected_of_folder(folder, checkpoint)
-    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, how)
+    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
 
 
 def _prove(
-    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, how: VerifyOptions
+    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, options: VerifyOptions
 ) -> Proof:
-    """The proof, once it is clear that the two can be compared, and told what it will take."""
-    passes = artifact.passes(expected, how)  # nonsense is refused before any work
+    """The proof, once it is clear that the two can be compared; announces what it will take."""
+    passes = artifact.passes(expected, options)  # nonsense is refused before any work
     if asked.texts is None:
         windows = built_in_windows(expected, LONG, tokens=asked.tokens, window=asked.window)
     else:
         windows = text_windows(expected, asked.texts, tokens=asked.tokens, window=asked.window)
-    how.announce(cost(expected, windows, 1, passes=passes))
-    return prove(expected, artifact, windows, how, texts=asked.texts, hashes=hashes, options=asked.options)
+    options.announce(cost(expected, windows, 1, passes=passes))
+    return prove(
+        expected, artifact, windows, options, texts=asked.texts, hashes=hashes, recorded=asked.options
+    )
 
 
 def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Expected:

@@ -188,7 +188,7 @@ def _traits(format: Format) -> _TypeTraits:
 
 
 def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
-    """C reads and writes where it is told: refuse what it would misread."""
+    """Refuse arrays that C code would misread."""
     if array.dtype != dtype or not array.flags.c_contiguous or not array.flags.aligned:
         raise UsageError(f"{what} must be a contiguous array of {dtype}, not of {array.dtype}")
 

@@ -1,7 +1,7 @@
 """Importance: how strongly each input channel of a matrix is driven, so that rounding spares what matters.
 
 The numbers are mean squared activations; ggml's quantizers weigh with them the error they make small. They
-come from a pass over the checkpoint (kconv.verify.activations) or from a file (imatrix_file.py).
+come from a pass over the checkpoint (flows/importance.py) or from a file (imatrix_file.py).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def quantization_metadata(policy: Policy, importance: Importance | None = None) 
 
 
 def choose_formats(model: Model, policy: Policy, importance: Importance | None = None) -> FormatChoice:
-    """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit.
+    """The format of each tensor of ``model`` under ``policy``, with notes where one does not fit.
 
     Raises InputError where llama.cpp refuses too: a format that needs importance data and has none, data of
     another model, or rows that nothing fits; UsageError for a pattern that matches nothing.

@@ -84,7 +84,7 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
 def _without_memory() -> Iterator[None]:
     """Let the parameters of modules made meanwhile have no memory, and equal buffers be one tensor.
 
-    ``torch.device("meta")`` would take the buffers along, whose values nobody could compute any more. GPT-J
+    ``torch.device("meta")`` would take the buffers along, whose values could not be recomputed. GPT-J
     makes its table of sines and cosines anew for every layer.
     """
     import torch
@@ -132,7 +132,7 @@ def vocabulary_matrices(model: Any, tensors: Mapping[str, Tensor], where: str) -
 
 
 def _names(model: Any, module: Any, key: str) -> tuple[str, ...]:
-    """Every name a module's parameter goes by."""
+    """Every name a module's parameter has (tied parameters have several)."""
     modules = model.named_modules(remove_duplicate=False)
     return tuple(f"{name}.{key}" for name, other in modules if other is module)
 

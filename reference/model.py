@@ -3,7 +3,7 @@
 transformers' own model code computes, on parameters that are read from the checkpoint module by module
 (reference/streamed.py); nothing of the checkpoint is executed. The two matrices of vocabulary size are never
 in memory whole: of the embedding the rows needed are read, and the output matrix is multiplied in slices
-after the pass, for the positions somebody asks about.
+after the pass, for the positions that are asked for.
 
 Windows are computed together, padded on the right to the longest: no position sees what follows it, and each
 window's positions count from zero. One window alone, or several of one length, give the very bits that
@@ -54,7 +54,7 @@ _LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which
 class Reference:
     """A checkpoint ready to be read with in fp32; no weight is in memory yet.
 
-    ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
+    ``weights`` replace the checkpoint's own, under the same names: those of a converted file after
     ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
     ``gelus`` is how many of them do. ``vocabulary`` is the number of rows of the output matrix,
     ``encoder_layers`` how many of the layers an encoder has (0 in decoder-only models). Raises
@@ -103,7 +103,7 @@ class Reference:
         """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
 
         One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
-        would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
+        would exceed 128 MiB), several for more; calls ``progress("reference", done, total)`` in modules. A
         window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
         not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
         (fewer than tokens behind a GBST front end). ``watch`` has windows of its own, which are read in the
@@ -147,7 +147,7 @@ class Reference:
         return _batches(sizes, self._model.config.num_attention_heads, most)
 
     def _report(self, progress: Progress, total: int) -> None:
-        """From now on tell of every module that has run."""
+        """From now on report every module that has run."""
         done = itertools.count(1)
         self._step = lambda: progress("reference", next(done), total)
         progress("reference", 0, total)

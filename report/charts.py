@@ -40,7 +40,7 @@ _SIGNS: dict[Verdict, str] = {
 
 
 def sign(verdict: Verdict) -> Markup:
-    """The verdict's sign: tick, triangle, octagon, dash, question mark; told apart without colour."""
+    """The verdict's sign: tick, triangle, octagon, dash, question mark; distinguishable without colour."""
     return Markup('<svg class="sign" viewBox="0 0 24 24" aria-hidden="true">{}</svg>').format(
         Markup(_SIGNS[verdict])
     )

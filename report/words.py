@@ -118,7 +118,7 @@ def _type(proof: Proof) -> str:
 
 
 def in_plain_figures(figures: Figures) -> str:
-    """The closeness as one would tell it aloud."""
+    """How close the file is, in a plain sentence."""
     if not figures.positions:
         return "Nowhere in the text could its predictions be compared."
     text = f"It would choose the same next word piece as the original at {percent(figures.same_top1, 1)} of "

@@ -159,7 +159,7 @@ def _square_of_child() -> None:
 
 
 def _died(name: str, death: ChildDied) -> Finding:
-    """Of a crash the library is to blame, of another death the hint tells what is."""
+    """A crash is the library's fault; for other deaths the hint names the cause."""
     if death.signal not in (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT):
         return Finding(name, f"could not be tried: {death.message}", "broken", death.hint)
     crash = f"crashes (signal {death.signal}, {signal.Signals(death.signal).name})"

@@ -154,7 +154,7 @@ def _read(library: Any, context: Any, logits: list[float]) -> None:
 
 
 def _difference(plain: Sequence[float], other: Sequence[float]) -> float:
-    """Squared difference over spread; NaN where either is not finite, as is where nothing is said."""
+    """Squared difference over spread; NaN where either is not finite, as where there are no logits."""
     mean = sum(plain) / len(plain)
     spread = sum((value - mean) ** 2 for value in plain)
     return sum((a - b) ** 2 for a, b in zip(plain, other, strict=True)) / spread if spread else float("nan")

@@ -29,7 +29,7 @@ _NO_TEXT = 11  # bytes 0xFF down to 0xF5 never occur in UTF-8 (RFC 3629), 0xF4 d
 class Sentinels:
     """The tokens of a vocabulary that stand for masks: ``ids`` by number of the mask.
 
-    ``bytewise`` tells a byte vocabulary, whose sentinels have no spelling. ``names`` are how sentinels are
+    ``bytewise`` marks a byte vocabulary, whose sentinels have no spelling. ``names`` are how sentinels are
     shown where a model writes them into ordinary text: by id (``<258>``) with a byte vocabulary, where
     ``<extra_id_0>`` might be either kind.
     """

@@ -17,7 +17,7 @@ Ids = npt.NDArray[np.int64]
 
 
 class RuntimeFailure(Exception):
-    """The runtime refused the file, or took more than kconv gives it; the message says how, in a sentence."""
+    """The runtime refused the file, or took more than kconv gives it; the message explains it."""
 
 
 @dataclass(frozen=True)

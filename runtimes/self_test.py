@@ -42,7 +42,7 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How llama.cpp fared.
+    """The result of trying llama.cpp.
 
     ``works``: with and without its own buffers. ``dies``: with them only. ``differs``: with them it computes
     something else. ``broken``: even without them. ``unknown``: it could not be tried, or not twice with one

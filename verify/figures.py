@@ -37,7 +37,7 @@ _GROUPS = 64
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A position where the two models differ, and what each would have said.
+    """A position where the two models differ, and what each predicts.
 
     ``right`` is the token that follows in the text; ``reference`` and ``file`` are the five likeliest tokens
     of each with their probabilities, likeliest first.

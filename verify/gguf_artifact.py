@@ -22,7 +22,7 @@ from ..vocab.parity import Parity
 from .diagnosis import diagnose
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
-from .inputs import Expected, VerifyOptions, compared_with
+from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .metadata import check_metadata
 from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, undecided
@@ -50,14 +50,14 @@ class GgufArtifact:
         """The type whose gate it is held to."""
         return file_type(self.file.header)
 
-    def passes(self, expected: Expected, how: VerifyOptions) -> int:
+    def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
-        gate = self._gate(expected, how)
-        front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, how.front_end)
-        return 1 + _shows_gelu_share(expected, gate, how)
+        gate = self._gate(expected, options)
+        front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, options.front_end)
+        return 1 + _shows_gelu_share(expected, gate, options)
 
-    def _gate(self, expected: Expected, how: VerifyOptions) -> Gate:
-        return gate_for(self.type, gelu=expected.family.gelu, overrides=how.gates)
+    def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
+        return gate_for(self.type, gelu=expected.family.gelu, overrides=options.gates)
 
     def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The vocabulary in llama.cpp; a mismatch the conversion was allowed only warns."""
@@ -73,15 +73,16 @@ class GgufArtifact:
             and manifest["options"].get("allow_tokenizer_mismatch") is True,
         )
 
-    def metadata(self, expected: Expected, how: VerifyOptions) -> MetadataPart:
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """The keys llama.cpp reads, and which front end they name."""
         part = check_metadata(self.file.header, expected.model)
-        return with_front_end_findings(part, self.file, expected.family, expected.checkpoint, how.front_end)
+        family, checkpoint = expected.family, expected.checkpoint
+        return with_front_end_findings(part, self.file, family, checkpoint, options.front_end)
 
-    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
-        return _check_weights(self.file, expected, how, strict=strict)
+        return _check_weights(self.file, expected, options, strict=strict, importance=None)
 
     def logits(
         self,
@@ -89,30 +90,30 @@ class GgufArtifact:
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: VerifyOptions,
+        options: VerifyOptions,
     ) -> LogitsPart:
-        """The logits in llama.cpp; where they fail, or as ``how`` says, the diagnosis too.
+        """The logits in llama.cpp; where they fail, or as ``options`` say, the diagnosis too.
 
-        The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
+        The checkpoint is read once llama.cpp has loaded the file, so that a refused file is reported at once.
         """
-        file, gate = self.file, self._gate(expected, how)
+        file, gate = self.file, self._gate(expected, options)
         try:
-            front = embed_of(file, expected.family, how.front_end)
-            with LlamaReader(file.path, threads=how.threads, front=front) as reader:
-                shows = _shows_gelu_share(expected, gate, how)
-                alike = _with_llama_cpps_gelu(expected, how) if shows else None
-                measure = compare(read, reader, windows, how.progress, same_gelu=alike)
+            front = embed_of(file, expected.family, options.front_end)
+            with LlamaReader(file.path, threads=options.threads, front=front) as reader:
+                shows = _shows_gelu_share(expected, gate, options)
+                alike = _with_llama_cpps_gelu(expected, options) if shows else None
+                measure = compare(read, reader, windows, options.progress, same_gelu=alike)
                 part = judged(measure, gate, windows, expected.source)
-                wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
-                return _diagnosed(part, file, expected, reader, windows, tensors, how) if wanted else part
+                wanted = part.verdict == "failed" if options.diagnose is None else options.diagnose
+                return _diagnosed(part, file, expected, reader, windows, tensors, options) if wanted else part
         except (RuntimeFailure, ChildDied) as failure:
             return broken(failure)
 
     def provenance(
-        self, expected: Expected, windows: Sequence[Window], texts: Sequence[str] | None, how: VerifyOptions
+        self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
-        front = named_front_end(self.file, how.front_end)
+        front = named_front_end(self.file, options.front_end)
         return {
             "artifact": {"file": self.path.name, "bytes": self.file.header.size},
             **({} if front is None else {"front_end": front}),
@@ -160,11 +161,11 @@ class NewGgufArtifact(GgufArtifact):
         # the manifest names the vocabulary, not the file
         return replace(part, parity=replace(part.parity, candidate=self.parity.candidate))
 
-    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor, to the byte, or none."""
         if self.scope == "quick":
             return WeightsPart("not run")
-        return _check_weights(self.file, expected, how, strict=True, importance=self.importance)
+        return _check_weights(self.file, expected, options, strict=True, importance=self.importance)
 
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
         """Nothing: the file is as it was written a moment ago."""
@@ -172,12 +173,7 @@ class NewGgufArtifact(GgufArtifact):
 
 
 def _check_weights(
-    file: GgufFile,
-    expected: Expected,
-    how: VerifyOptions,
-    *,
-    strict: bool,
-    importance: Importance | None = None,
+    file: GgufFile, expected: Expected, options: VerifyOptions, *, strict: bool, importance: Importance | None
 ) -> WeightsPart:
     return check_weights(
         file,
@@ -185,20 +181,20 @@ def _check_weights(
         strict=strict,
         importance=importance,
         originals=untransformed(expected.family, expected.checkpoint),
-        threads=how.threads,
-        progress=how.progress,
+        threads=options.threads,
+        progress=options.progress,
     )
 
 
-def _shows_gelu_share(expected: Expected, gate: Gate, how: VerifyOptions) -> bool:
-    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
-    return how.gelu_share and expected.family.gelu and gate.measure == "nmse"
+def _shows_gelu_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
+    """Whether to measure how much of the error comes from llama.cpp's GELU, for that gate."""
+    return options.gelu_share and expected.family.gelu and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Expected, how: VerifyOptions) -> Read | None:
+def _with_llama_cpps_gelu(expected: Expected, options: VerifyOptions) -> Read | None:
     """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=how.threads)
-    return partial(reference.read, progress=how.progress) if reference.gelus else None
+    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=options.threads)
+    return partial(reference.read, progress=options.progress) if reference.gelus else None
 
 
 def _diagnosed(
@@ -208,11 +204,11 @@ def _diagnosed(
     reader: WindowReader,
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
-    how: VerifyOptions,
+    options: VerifyOptions,
 ) -> LogitsPart:
     """The part with a diagnosis of the window in which the models disagree most.
 
-    What was measured stands; that there is no diagnosis, where there is none, is said beside it.
+    What was measured stays; a finding says so where the diagnosis could not be made.
     """
     window = windows[part.worst[0].window] if part.worst else windows[0]
     try:
@@ -223,8 +219,8 @@ def _diagnosed(
             reader,
             window,
             tensors,
-            threads=how.threads,
-            progress=how.progress,
+            threads=options.threads,
+            progress=options.progress,
         )
     except RuntimeFailure as failure:
         missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)

@@ -189,7 +189,7 @@ def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
 
 
 def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
-    """What programs heed: sampling the checkpoint's files say otherwise, a space that is not needed."""
+    """Recommendations to programs: sampling that differs from the checkpoint's, a needless space."""
     for key, value in file.items():
         if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
             name, wanted = key.removeprefix("general."), right.get(key)

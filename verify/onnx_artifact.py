@@ -22,7 +22,7 @@ from ..vocab.own_vocabulary import own_vocabulary
 from ..vocab.selection import EMBEDDING
 from ..vocab.tokenizer import Source
 from .gates import gate_for, judge
-from .inputs import Expected, VerifyOptions, compared_with
+from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Figures
 from .onnx_parts import check_folder_settings, check_folder_tokens
@@ -66,30 +66,30 @@ class OnnxArtifact:
         """The type whose gate it is held to."""
         return self.folder.type
 
-    def passes(self, expected: Expected, how: VerifyOptions) -> int:
+    def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises UsageError for an impossible gate."""
-        self._gate(how)
+        self._gate(options)
         return 2
 
-    def _gate(self, how: VerifyOptions) -> Gate:
-        return gate_for(self.type, overrides=how.gates)
+    def _gate(self, options: VerifyOptions) -> Gate:
+        return gate_for(self.type, overrides=options.gates)
 
     def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The folder's tokenizer as those who load the folder read it."""
         return check_folder_tokens(self.folder, expected.checkpoint, expected.source, texts)
 
-    def metadata(self, expected: Expected, how: VerifyOptions) -> MetadataPart:
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """config.json and generation_config.json."""
         return check_folder_settings(self.folder, expected.checkpoint, expected.model)
 
-    def weights(self, expected: Expected, how: VerifyOptions) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """What the folder has under names of the checkpoint."""
         return check_folder_weights(
             self.folder,
             expected.checkpoint,
             expected.family,
-            threads=how.threads,
-            progress=how.progress,
+            threads=options.threads,
+            progress=options.progress,
         )
 
     def logits(
@@ -98,20 +98,21 @@ class OnnxArtifact:
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: VerifyOptions,
+        options: VerifyOptions,
     ) -> LogitsPart:
         """The logits of whole windows, and of the beginnings of some, held to the gate in three ways.
 
         A cache that is wrong shows only where tokens are read one by one, a mask that is only in padded
         batches.
         """
-        gate, few = self._gate(how), stepped(windows)
+        gate, few = self._gate(options), stepped(windows)
         once = functools.cache(read)  # both of the other ways take the same few windows
         try:
-            with OnnxReader(self.folder, threads=how.threads) as reader:
-                part = judged(compare(read, reader, windows, how.progress), gate, windows, expected.source)
-                stepwise, slow = _otherwise(reader.token_by_token(), once, few, gate, how, _BEFORE_STEPS)
-                padded, wide = _otherwise(reader.in_batches(), once, few, gate, how, _BEFORE_BATCHES)
+            with OnnxReader(self.folder, threads=options.threads) as reader:
+                measure = compare(read, reader, windows, options.progress)
+                part = judged(measure, gate, windows, expected.source)
+                stepwise, slow = _otherwise(reader.token_by_token(), once, few, gate, options, _BEFORE_STEPS)
+                padded, wide = _otherwise(reader.in_batches(), once, few, gate, options, _BEFORE_BATCHES)
         except (RuntimeFailure, ChildDied) as failure:
             return broken(failure, "onnxruntime")
         findings = (*part.findings, *slow, *wide)
@@ -120,7 +121,7 @@ class OnnxArtifact:
         )
 
     def provenance(
-        self, expected: Expected, windows: Sequence[Window], texts: Sequence[str] | None, how: VerifyOptions
+        self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
         return {
@@ -134,11 +135,11 @@ class OnnxArtifact:
 
 
 def _otherwise(
-    reader: OnnxReader, read: Read, windows: Sequence[Window], gate: Gate, how: VerifyOptions, before: str
+    reader: OnnxReader, read: Read, windows: Sequence[Window], gate: Gate, options: VerifyOptions, before: str
 ) -> tuple[Figures | None, list[Finding]]:
     """The figures of another way of reading, if it can be done at all, and findings that say which way."""
     try:
-        figures = compare(read, reader, windows, how.progress).figures()
+        figures = compare(read, reader, windows, options.progress).figures()
     except RuntimeFailure as failure:
         return None, [Finding("onnxruntime", f"{before}{failure}")]
     return figures, [replace(each, message=before + each.message) for each in judge(figures, gate)]

@@ -1,4 +1,4 @@
-"""What can be said of an ONNX folder before it runs: its tokenizer and its settings."""
+"""What can be checked of an ONNX folder before it runs: its tokenizer and its settings."""
 
 from __future__ import annotations
 

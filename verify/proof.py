@@ -75,7 +75,7 @@ class TokensPart:
 
 @dataclass(frozen=True)
 class MetadataPart:
-    """Keys llama.cpp reads against those the recipe derives; ``keys`` is how many were compared."""
+    """Keys llama.cpp reads against those the family derives; ``keys`` is how many were compared."""
 
     verdict: Verdict
     keys: int = 0

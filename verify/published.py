@@ -30,7 +30,7 @@ class Band:
 
 
 def expected_divergence(type_name: str) -> Band | None:
-    """The band of a type (``q4_K_M``); None where nobody has published figures of it."""
+    """The band of a type (``q4_K_M``); None where no figures of it are published."""
     figures = {each.whose: each.kl_mean for each in _of_type(type_name)}
     if type_name in _WITH_IMPORTANCE:
         figures[f"Llama-3-8B with importance data {type_name}"] = _WITH_IMPORTANCE[type_name]

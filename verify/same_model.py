@@ -32,7 +32,7 @@ def refuse_other_model(file: GgufFile, model: Model) -> None:
     """Raise InputError, naming all that differs, if the file holds another model than the checkpoint.
 
     Compared are the architecture, the number of layers and of embedding rows, and the shapes of all tensors
-    both have. Missing tensors, extra ones and wrong metadata are for the proof to tell, unless nothing fits.
+    both have. Missing tensors, extra ones and wrong metadata are left to the proof, unless nothing fits.
     """
     _refuse_what_is_no_model(file)
     shapes = {info.name: info.shape for info in file.header.tensors}

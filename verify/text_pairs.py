@@ -50,10 +50,10 @@ class PairReader:
 
 
 def default_size(most: int, vocabulary: int) -> int:
-    """Tokens of a source if nobody says: ``most``, fewer with a huge vocabulary.
+    """Tokens of a source by default: ``most``, fewer with a huge vocabulary.
 
     llama.cpp's output buffer has a row of the vocabulary for every token an encoder reads (llama-context.cpp,
-    llama_context::encode), though nobody asks for it.
+    llama_context::encode), though it is not asked for.
     """
     return min(most, max(_LEAST, _OUTPUT // (4 * vocabulary)))
 

@@ -1,6 +1,6 @@
 """The ``tokenizer.*`` keys but for the lists of entries: flags, special ids, the chat template.
 
-Compared is what they amount to in llama.cpp (src/llama-vocab.cpp, llama_vocab::impl::load): a key that is
+Compared is their effect in llama.cpp (src/llama-vocab.cpp, llama_vocab::impl::load): a key that is
 missing counts as llama.cpp's own choice, and the tokens that end an answer count together.
 """
 
@@ -127,7 +127,7 @@ def _unigram(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterato
 
 
 def _octets(value: bytes) -> str:
-    """Bytes for people: how many, and by what two of them are told apart."""
+    """Bytes for people: how many, and a digest to distinguish two of them."""
     return f"{len(value):,} bytes, sha256 {sha256(value).hexdigest()[:16]}…" if value else "missing"
 
 

@@ -38,7 +38,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why one tensor differs; causes of equal ``key`` are told together.
+    """Why one tensor differs; causes of equal ``key`` are reported together.
 
     ``one`` is a sentence with ``{name}``, ``several`` one with ``{names}`` and ``{count}``.
     """

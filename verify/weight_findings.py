@@ -1,4 +1,4 @@
-"""Findings on tensors that differ, those of one cause told together."""
+"""Findings on tensors that differ, those of one cause reported together."""
 
 from __future__ import annotations
 

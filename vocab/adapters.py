@@ -1,7 +1,7 @@
 """Small, named corrections between a checkpoint's tokenizer and what llama.cpp needs.
 
 Each adapter is a pure function ``(Vocab, AdapterContext) -> (Vocab, Notes)``. It acts on what the files say,
-tells what it changed, and leaves ordinary models alone. ``adapt`` applies them in the order of ADAPTERS.
+reports what it changed, and leaves ordinary models alone. ``adapt`` applies them in the order of ADAPTERS.
 
 Why special ids are always written: where a key is missing llama.cpp assumes BOS 1, EOS 2, unknown 0 for
 ``llama`` vocabularies and BOS = EOS = 11 for ``gpt2`` ones (src/llama-vocab.cpp), and id 11 of a Korean
@@ -251,7 +251,7 @@ def _refuse_unknown(names: Collection[str]) -> None:
 def adapt(
     vocab: Vocab, context: AdapterContext, enabled: Collection[str] | None = None
 ) -> tuple[Vocab, tuple[Note, ...]]:
-    """Apply the adapters named in ``enabled`` (None: all) and tell what they did.
+    """Apply the adapters named in ``enabled`` (None: all); returns notes on what they did.
 
     Raises VocabError where the vocabulary has more tokens than the embedding has rows or a special id lies
     outside it; UsageError for unknown names, or where an adapter that is switched off was needed for a file

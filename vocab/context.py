@@ -1,7 +1,7 @@
 """What the vocabulary stage may know of a checkpoint besides its tokenizer.
 
 Names matter where files do not say enough: 42dot's PLM and SFT share configuration and vocabulary, so only a
-name tells whether the prompt format of the SFT model applies.
+name decides whether the prompt format of the SFT model applies.
 """
 
 from __future__ import annotations

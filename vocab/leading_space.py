@@ -17,7 +17,7 @@ _SPACE = "{{ ' ' }}"
 
 
 def with_space_in_template(vocab: Vocab) -> tuple[Vocab, tuple[Note, ...]]:
-    """Let chats begin with the space; where they begin with a special token it has no place, which is said.
+    """Let chats begin with the space; after a special token it has no place, which a note says.
 
     Raises VocabError where the template cannot be rendered.
     """

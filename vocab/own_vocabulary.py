@@ -23,7 +23,7 @@ _NOT_NEEDED = frozenset({"unify-bos-eos", "generation-tags", "end-of-turn"})
 def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
     """Tokens, special ids and chat template of ``source``, adapted; ``model`` is empty, as for no llama.cpp.
 
-    The notes tell of chat templates and of what to beware of. Raises VocabError for more tokens than rows,
+    The notes are about chat templates and known dangers. Raises VocabError for more tokens than rows,
     UsageError for an unknown chat template.
     """
     own = Candidate("the tokenizer itself", base_vocab(source, model=""))

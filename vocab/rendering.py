@@ -42,7 +42,7 @@ def render_all(
 ) -> tuple[str, ...]:
     """Render a template once for each set of variables (JSON values), all in one child process.
 
-    ``moment`` (seconds since 1970) is the time the template is told, by default that of the clock; with a
+    ``moment`` (seconds since 1970) is the time the template sees, by default that of the clock; with a
     moment chance is fixed, too. No contexts: the template is compiled only. Raises TemplateFailure for what
     is wrong with it, TemplateLimit where it runs into a limit, and ChildDied, which says nothing about it.
     """

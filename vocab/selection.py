@@ -1,4 +1,4 @@
-"""Finding the vocabulary llama.cpp reads exactly as the checkpoint's own tokenizer does."""
+"""Choosing the vocabulary llama.cpp reads exactly as the checkpoint's own tokenizer does."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _worth(parity: Parity) -> int:
 def adapted(
     candidate: Candidate, context: AdapterContext, enabled: Collection[str]
 ) -> tuple[Vocab, tuple[Note, ...]]:
-    """The candidate as it would be written; llama.cpp must not be told to add a token nobody names."""
+    """The candidate as it would be written; llama.cpp must not be asked to add an undefined token."""
     vocab, notes = adapt(candidate.vocab, context, enabled)
     for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)):
         if wanted and role not in vocab.special:

@@ -109,7 +109,7 @@ def _is_t5(checkpoint: Checkpoint, settings: TokenSettings) -> bool:
 def _with_extra_ids(settings: TokenSettings, pieces: int, checkpoint: Checkpoint) -> TokenSettings:
     """The settings with ids for ``<extra_id_N>``: T5Tokenizer counts them down from the last id.
 
-    There are ``extra_ids`` of them (tokenizer_config.json, 100 if not said), as far as the embedding's rows
+    There are ``extra_ids`` of them (tokenizer_config.json, 100 by default), as far as the embedding's rows
     reach. Those whose ids a file gives keep them.
     """
     config = read_json(checkpoint.folder, "tokenizer_config.json") or {}

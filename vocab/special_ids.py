@@ -52,7 +52,7 @@ def looks_special(vocab: Vocab, index: int) -> bool:
 
 
 def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
-    """Give every role the tokenizer's id, else the configuration's if it is sensible; tell of differences."""
+    """Give every role the tokenizer's id, else the configuration's if sensible; notes on differences."""
     special = dict(vocab.special)
     stale: list[str] = []
     warnings: list[str] = []

@@ -38,7 +38,7 @@ class PromptFormat:
     model's name and ``sibling_name`` names of models that share everything but the format. ``system`` is the
     system text of the card, which the template uses where a chat has none. ``stop`` are texts that begin the
     next turn and so end an answer that the end-of-text token did not end. ``hint`` says what to do where the
-    vocabulary fits and no name tells.
+    vocabulary fits and no name decides.
     """
 
     name: str
@@ -159,7 +159,7 @@ def render_chat(
     """The prompt a chat template makes of messages (``role``, ``content``), as transformers would render it.
 
     It holds BOS where the template writes it: tokenize it without adding another. ``moment`` is the time
-    (seconds since 1970) the template is told, by default that of the clock; what decides over a file passes
+    (seconds since 1970) the template sees, by default that of the clock; what decides over a file passes
     ``SOME_DAY``. The template runs in a child process with limits (rendering.py). Raises VocabError
     where it fails, TemplateLimit where it runs into one, ChildDied where nothing is known.
     """

@@ -49,7 +49,7 @@ class TokenizerProcess:
     """One tokenizer in a child process, which ends with the last reference to this.
 
     ``where`` names its file in messages. The process starts at once, so that it loads the library while the
-    file is read; where it is killed another takes its place, is told what the first was told, and goes on.
+    file is read; where it is killed another takes its place, gets the same requests again, and goes on.
     Every method raises VocabError where the library refuses what it is given or runs into a limit, and
     ChildDied where nothing is known.
     """
@@ -126,7 +126,7 @@ class TokenizerProcess:
         return child
 
     def _send_and_record(self, request: Mapping[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
-        """Ask for something that a process taking this one's place has to be told again."""
+        """Send a request that a replacement process has to receive again."""
         answer = self._ask(request, data)
         self._recorded.append((request, data))
         return answer

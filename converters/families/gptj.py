@@ -118,7 +118,7 @@ def _facts(settings: Settings) -> GptjFacts:
 
 
 def _rotary(settings: Settings, head_dim: int) -> int:
-    """How many dimensions of a head are rotated: 64 where nothing is said, the whole head for null."""
+    """How many dimensions of a head are rotated: 64 where the key is missing, the whole head for null."""
     stated = "rotary_dim" in settings.values
     rotary = settings.integer("rotary_dim", head_dim if stated else 64)
     if rotary % 2 or rotary > head_dim:

@@ -1,4 +1,4 @@
-"""What stands in an ONNX folder besides graphs and weights, and under which names all of it stands.
+"""What an ONNX folder contains besides graphs and weights, and the names of all its files.
 
 A folder is loaded by others, so names are theirs: optimum's, or Transformers.js's, which looks for graphs
 under ``onnx/``, with the type in their names and the weights of each in a file of its own beside it

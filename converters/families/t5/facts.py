@@ -117,7 +117,7 @@ def _feed_forward(settings: Settings, usual: str) -> tuple[bool, str]:
 
 
 def _decoder_start(settings: Settings) -> int:
-    """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
+    """The token the decoder begins with: padding where the key is missing, as T5 was trained."""
     key = "decoder_start_token_id" if "decoder_start_token_id" in settings else "pad_token_id"
     start = settings.integer(key, 0, least=0)
     if start >= settings.integer("vocab_size"):
