@@ -48,7 +48,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     """
     from ..core.leftovers import remove, take_back
 
-    leftovers = _found(folders or (Path(),))
+    leftovers = _all_leftovers(folders or (Path(),))
     left = [each for each in leftovers if each.state == "left"]
     if not as_json:
         _show(leftovers)
@@ -71,7 +71,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
         say(f"removed {leftovers_text(removed)}")
 
 
-def _found(folders: Iterable[Path]) -> list[Leftover]:
+def _all_leftovers(folders: Iterable[Path]) -> list[Leftover]:
     """What lies in these folders and in TMPDIR, each folder once."""
     from ..core.leftovers import find_leftovers
 

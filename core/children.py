@@ -7,7 +7,7 @@ taken for each other:
   protocol, an abort at one of the library's own checks, or a limit of time or memory that kconv had set for
   one input. This is a finding about the input; whoever asked puts it in words.
 - **ChildDied**: it was killed, crashed, gave no answer in a generous time, or could not start. Nothing is
-  known about the input. ``twice`` tries once more; then it is an EnvironmentProblem, exit code 4.
+  known about the input. ``retry_once`` tries once more; then it is an EnvironmentProblem, exit code 4.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ChildRefused(Exception):
         self.code, self.words, self.limit = code, tuple(words), limit
 
 
-def twice(attempt: Callable[[], _Result]) -> _Result:
+def retry_once(attempt: Callable[[], _Result]) -> _Result:
     """What ``attempt`` gives; where a child died, it is made once more. Raises the second ChildDied."""
     try:
         return attempt()
@@ -192,7 +192,7 @@ class Child:
         if code == protocol.NOT_INSTALLED:
             hint = f"install it again: {self._install}"
             return self._died(f"cannot work: {' / '.join(words[-1:])}", hint=hint)
-        if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
+        if code == protocol.OUT_OF_MEMORY or (code and _about(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
         if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
             return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
@@ -204,9 +204,9 @@ class Child:
             return ChildRefused(None, words, "time")
         name = signal.Signals(number).name if number in set(signal.Signals) else "of unknown name"
         if number == signal.SIGABRT:
-            if _telling(words, _NO_MEMORY):
+            if _about(words, _NO_MEMORY):
                 return ChildRefused(None, words, "memory") if own else self._no_memory(words)
-            if _telling(words, _OWN_CHECKS):
+            if _about(words, _OWN_CHECKS):
                 return ChildRefused(None, words)
         if number == signal.SIGKILL:
             hint = "close other programs or use a machine with more memory, then run it again"
@@ -220,7 +220,7 @@ class Child:
         )
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
-        reason = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
+        reason = next((line for line in reversed(words) if _about([line], _NO_MEMORY)), "out of memory")
         return self._died(f"ran out of memory: {reason}", hint=MORE_MEMORY)
 
     def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
@@ -238,7 +238,7 @@ def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
     return [line for line in words if line not in markers], markers_seen[-1:] == [markers[1]]
 
 
-def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:
+def _about(words: Sequence[str], signs: Sequence[str]) -> bool:
     return any(sign in line for line in words for sign in signs)
 
 

@@ -53,10 +53,10 @@ def parse_split_size(text: str) -> int:
 
 def part_path(path: Path, part: int, count: int) -> Path:
     """``x.gguf`` -> ``x-00001-of-00003.gguf`` for part 0 of 3; a model of one file keeps its name."""
-    return path if count == 1 else path.with_name(f"{whole_name(path)}-{part + 1:05d}-of-{count:05d}.gguf")
+    return path if count == 1 else path.with_name(f"{base_name(path)}-{part + 1:05d}-of-{count:05d}.gguf")
 
 
-def whole_name(path: Path) -> str:
+def base_name(path: Path) -> str:
     """The name of a file without ``.gguf``, and without the number of a part."""
     match = _NAME.fullmatch(path.name)
     return match["stem"] if match else path.stem
@@ -71,7 +71,7 @@ def other_parts(path: Path) -> list[Path]:
         return []
     for each in there:
         other = _NAME.fullmatch(each.name)
-        if other and other["stem"] == whole_name(path) and not (own and other["count"] == own["count"]):
+        if other and other["stem"] == base_name(path) and not (own and other["count"] == own["count"]):
             others.append(each)
     return sorted(others)
 

@@ -54,7 +54,7 @@ def find_leftovers(folder: Path) -> list[Leftover]:
     """
     leftovers = []
     for path in _candidates(folder, unlocked=True):
-        with _taken(path) as state:
+        with _locked(path) as state:
             if state is not None:
                 leftovers.append(Leftover(path, _size(path), state))
     return leftovers
@@ -65,7 +65,7 @@ def remove(path: Path) -> Leftover | None:
 
     A folder that was about to be replaced gets its name back, if nothing has taken that meanwhile.
     """
-    with _taken(path) as state:
+    with _locked(path) as state:
         if state != "left":
             return None
         known = Leftover(path, _size(path), state)
@@ -126,7 +126,7 @@ def _take_back(group: dict[str, dict[Path, Path]]) -> None:
     """
     with contextlib.ExitStack() as stack:
         for path in group["partial"]:
-            if stack.enter_context(_taken(path)) != "left":
+            if stack.enter_context(_locked(path)) != "left":
                 return
         ours = [final for path, final in group["partial"].items() if _is_one(path, final)]
         if len(ours) == len(group["partial"]):  # all have their names
@@ -155,7 +155,7 @@ def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _taken(path: Path) -> Iterator[State | None]:
+def _locked(path: Path) -> Iterator[State | None]:
     """Lock what is at a path, if no other process does; None if gone, no file or folder, or not ours."""
     try:
         # O_NONBLOCK: opening a named pipe would wait; a lock over NFS needs a file open for writing.

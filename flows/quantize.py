@@ -28,7 +28,7 @@ from ..converters.targets import (
 from ..core.errors import InputError, UsageError
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import AS_BEFORE, BY_SIZE, placed, whole_name
+from ..core.gguf_split import AS_BEFORE, BY_SIZE, base_name, placed
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..quant.formats import F32, Format
@@ -178,7 +178,7 @@ def _targets(
     file: GgufFile, output: str | Path | None, policies: Mapping[str, Policy], options: Options
 ) -> list[Target]:
     """One a type. ``model-F16.gguf`` becomes ``model-Q4_K_M.gguf``."""
-    place, name = Path(output) if output is not None else Path(), whole_name(file.path)
+    place, name = Path(output) if output is not None else Path(), base_name(file.path)
     begin, dash, end = name.rpartition("-")
     known = {policy.display for policy in POLICIES.values()}
     stem = begin if dash and end.upper() in known else name

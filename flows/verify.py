@@ -32,7 +32,7 @@ from ..vocab.sources import read_source
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Request:
     """What to read; ``options`` are all of verify's arguments, as the provenance records them."""
 
     texts: Sequence[str] | None
@@ -74,7 +74,7 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if front_end is not None:
         options["front_end"] = str(front_end)
-    asked = _Asked(texts, tokens, window, ignore_manifest, options)
+    asked = _Request(texts, tokens, window, ignore_manifest, options)
     verify_options = VerifyOptions(
         gates or {},
         diagnose,
@@ -112,7 +112,7 @@ def _options(
     }
 
 
-def _prove_file(file: GgufFile, against: Path, asked: _Asked, options: VerifyOptions) -> Proof:
+def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
@@ -120,7 +120,9 @@ def _prove_file(file: GgufFile, against: Path, asked: _Asked, options: VerifyOpt
     return _prove(expected, GgufArtifact(file, manifest), hashes, asked, options)
 
 
-def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, options: VerifyOptions) -> Proof:
+def _prove_folder(
+    folder: OnnxFolder, checkpoint: Checkpoint, asked: _Request, options: VerifyOptions
+) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(folder.path)
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
@@ -131,7 +133,7 @@ def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, opt
 
 
 def _prove(
-    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, options: VerifyOptions
+    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Request, options: VerifyOptions
 ) -> Proof:
     """The proof, once it is clear that the two can be compared; announces what it will take."""
     passes = artifact.passes(expected, options)  # nonsense is refused before any work

@@ -15,7 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, KconvError
 from ..core.machine import processor
 from . import compiler, resources, self_test
@@ -87,7 +87,7 @@ def _versions(versions: Mapping[str, str]) -> Finding:
 def _kernels() -> Finding:
     """Which of kconv's kernels encode here, with libggml's bytes; libggml itself runs in it, too."""
     try:
-        answer = twice(_kernels_of_child)
+        answer = retry_once(_kernels_of_child)
     except ChildRefused as refusal:
         text, *rest = refusal.words or ("they cannot be used",)
         return Finding("kernels", text, "broken", rest[0].removeprefix("what to do: ") if rest else None)
@@ -144,7 +144,7 @@ def _onnxruntime() -> Finding:
         text = f"{' and '.join(missing)} not installed; only ONNX folders need it: pip install 'kconv[onnx]'"
         return Finding("onnxruntime", text, figures={"installed": False})
     try:
-        twice(_square_of_child)
+        retry_once(_square_of_child)
     except ChildRefused as refusal:
         text = f"fails: {' / '.join(refusal.words[-2:]) or f'a limit of {refusal.limit}'}"
         return Finding("onnxruntime", text, "broken", _anew("onnxruntime"), {"installed": True})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, GgufError
 from ..core.model import Note
 from ..core.progress import Progress, silent
@@ -237,7 +237,7 @@ class LlamaRuntime:
                 self.close()
                 raise
 
-        return twice(once)
+        return retry_once(once)
 
     def _running(self) -> Child:
         """A process that has loaded the file and waits to be asked."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, InputError
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
@@ -63,7 +63,7 @@ class LlamaReader:
         self._loaded: _Loaded | None = None
 
     def __enter__(self) -> LlamaReader:
-        self._loaded = twice(lambda: _Loaded(self.path, self._threads))
+        self._loaded = retry_once(lambda: _Loaded(self.path, self._threads))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -115,7 +115,7 @@ class LlamaReader:
 
         Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
-        return twice(lambda: self._layers(window))
+        return retry_once(lambda: self._layers(window))
 
     def _layers(self, window: Window) -> list[Floats]:
         parts = [replace(window, scored_from=0)]

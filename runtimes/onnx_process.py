@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import onnx_child as protocol
 from .onnx_folder import OnnxFolder
@@ -47,7 +47,7 @@ class OnnxProcess:
         self._replaced = False
 
     def __enter__(self) -> OnnxProcess:
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
         return self
 
     def __exit__(self, *failure: object) -> None:

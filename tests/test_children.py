@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kconv.core.children import Child, ChildRefused, twice
+from kconv.core.children import Child, ChildRefused, retry_once
 from kconv.core.errors import ChildDied
 
 # The module of each test's child: what it does with one byte that says what.
@@ -154,7 +154,7 @@ def test_a_second_try(start: Starter) -> None:
             child.send(tries[-1] + b"word")
             return bytes(child.receive(10))
 
-    assert twice(attempt) == b"answerword"
+    assert retry_once(attempt) == b"answerword"
     tries.clear()
 
     def hopeless() -> None:
@@ -163,7 +163,7 @@ def test_a_second_try(start: Starter) -> None:
         raise end
 
     with pytest.raises(ChildDied):
-        twice(hopeless)
+        retry_once(hopeless)
     assert len(tries) == 2
 
 

@@ -20,7 +20,7 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError, UsageError
 from kconv.core.gguf_file import TensorInfo, header_bytes, read_header, read_pairs
 from kconv.core.gguf_pairs import INT32, UINT16, encode_pair
-from kconv.core.gguf_split import parse_split_size, part_path, placed, read_model, whole_name
+from kconv.core.gguf_split import base_name, parse_split_size, part_path, placed, read_model
 from kconv.flows.quantize import quantize
 from kconv.quant.policy import parse_policy
 from kconv.verify import verify
@@ -89,7 +89,7 @@ def test_names() -> None:
     assert str(path) == buffer.value.decode()
     assert llama_cpp.llama_split_prefix(buffer, 100, str(path).encode(), 1, 12)
     assert buffer.value == b"/a/x-Q4_0"
-    assert whole_name(path) == "x-Q4_0"
+    assert base_name(path) == "x-Q4_0"
     assert part_path(path, 2, 12).name == "x-Q4_0-00003-of-00012.gguf"
     assert part_path(Path("x.gguf"), 0, 1) == Path("x.gguf")
 

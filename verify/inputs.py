@@ -69,7 +69,7 @@ class Expected:
 class VerifyOptions:
     """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
-    ``front_end`` is the file of a GBST model's front end; None: that beside its body. ``gelu_share``: where an
+    ``front_end``: the file of a GBST model's front end; None: that beside its body. ``gelu_share``: where an
     NMSE is the gate, read the checkpoint again with llama.cpp's table of GELU, to see what it alone does.
     """
 

@@ -102,8 +102,7 @@ class OnnxArtifact:
     ) -> LogitsPart:
         """The logits of whole windows, and of the beginnings of some, held to the gate in three ways.
 
-        A cache that is wrong shows only where tokens are read one by one, a mask that is only in padded
-        batches.
+        A wrong cache shows only where tokens are read one by one, a wrong mask only in padded batches.
         """
         gate, few = self._gate(options), stepped(windows)
         once = functools.cache(read)  # both of the other ways take the same few windows

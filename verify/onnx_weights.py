@@ -62,7 +62,7 @@ def check_folder_weights(
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
     both = [
-        _found(name, tensor, file.external)
+        _counterpart(name, tensor, file.external)
         for file in folder.models
         for name, tensor in checkpoint.tensors.items()
     ]
@@ -99,7 +99,7 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
             yield Finding(shown, message, "none", "one of that name")
 
 
-def _found(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
+def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
     """The tensor's counterpart, what is wrong with it, or None where the folder has none of that name."""
     whole, blocks, scales = (stored.get(f"{name}{end}") for end in ("", ".blocks", ".scales"))
     if whole is not None:

@@ -12,7 +12,7 @@ from ..core.tensor import Tensor
 from ..quant.ggml import Floats
 from ..quant.gguf_weights import GgufFile
 from .same_model import block_of
-from .weight_errors import Compared, RowsFound, Sums, is_scaled
+from .weight_errors import Compared, MarkedRows, Sums, is_scaled
 from .weight_limits import typical_error
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
 
@@ -57,7 +57,7 @@ class _Case:
 
     pair: Pair
     compared: Compared
-    bad: RowsFound
+    bad: MarkedRows
     rows: tuple[int, ...]
     sample: Floats
     original: Floats
@@ -127,7 +127,7 @@ def _zeros(case: _Case) -> Cause | None:
     return _rows_cause(zero, "is all zeros", "are all zeros")
 
 
-def _rows_cause(rows: RowsFound, one: str, several: str) -> Cause:
+def _rows_cause(rows: MarkedRows, one: str, several: str) -> Cause:
     """Something about one or some rows of a tensor."""
     if rows.count == 1:
         text = f"row {rows.first} of {{name}} {one}"

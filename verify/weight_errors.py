@@ -50,7 +50,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class RowsFound:
+class MarkedRows:
     """Rows of a kind: how many, the first, the last, and the first few of each piece."""
 
     count: int = 0
@@ -78,10 +78,10 @@ class Compared:
     against_own: Sums | None = None
     worst_row: int = 0
     worst_row_error: float = 0.0
-    changed: RowsFound = RowsFound()
-    worse: RowsFound = RowsFound()
-    far: RowsFound = RowsFound()
-    zero: RowsFound = RowsFound()
+    changed: MarkedRows = MarkedRows()
+    worse: MarkedRows = MarkedRows()
+    far: MarkedRows = MarkedRows()
+    zero: MarkedRows = MarkedRows()
     not_finite: int = 0
     different: int = 0
     first: tuple[int, int] | None = None
@@ -239,20 +239,20 @@ def _itself(sums: Sums) -> Sums:
     return Sums(sums.stored, sums.stored, sums.stored, 0.0)
 
 
-def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> RowsFound:
+def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> MarkedRows:
     places = np.flatnonzero(chosen)
     if not len(places):
-        return RowsFound()
+        return MarkedRows()
     numbers = [first_row + int(place) for place in places[:_EXAMPLES]]
-    return RowsFound(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
+    return MarkedRows(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
 
 
-def _joined(parts: list[RowsFound]) -> RowsFound:
+def _joined(parts: list[MarkedRows]) -> MarkedRows:
     there = [part for part in parts if part.count]
     if not there:
-        return RowsFound()
+        return MarkedRows()
     examples = [number for part in there for number in part.examples]
-    return RowsFound(
+    return MarkedRows(
         sum(part.count for part in there),
         min(part.first for part in there),
         max(part.last for part in there),

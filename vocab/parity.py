@@ -123,10 +123,10 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     of_vocabulary = (*_every_token(source), *_competing_merges(source))
     asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
     pattern = added_pattern([token for token in source.added if token.special], True)
-    parsed = answered(source, asked, True)
+    parsed = reference_ids(source, asked, True)
     unique = tuple(parsed)
     unspelled = [text for text in unique if text in written and not (pattern and pattern.search(text))]
-    unparsed = answered(source, unspelled, False)
+    unparsed = reference_ids(source, unspelled, False)
     at = {text: index for index, text in enumerate(unique)}
     plain = [at[text] for text in unparsed]
     around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
@@ -142,7 +142,7 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     )
 
 
-def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
+def reference_ids(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
     """The ids of each text but those for which the tokenizer itself has none. Raises VocabError for all."""
     texts = list(asked)
     try:
@@ -151,7 +151,7 @@ def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[
         none = set(refused.indices)
         if len(none) == len(texts):
             raise
-        return answered(source, [text for at, text in enumerate(texts) if at not in none], parse_special)
+        return reference_ids(source, [text for at, text in enumerate(texts) if at not in none], parse_special)
 
 
 def _every_token(source: Source) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import llama_probe as protocol
 
@@ -38,7 +38,7 @@ class LlamaProbe:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
 
     def _start(self) -> Child:
         return Child(
@@ -62,7 +62,7 @@ class LlamaProbe:
             flags += request.parse_special * protocol.PARSE_SPECIAL
             message.append(struct.pack("<BI", flags, len(text)))
             message.append(text)
-        return twice(lambda: self._ask(b"".join(message), len(requests)))
+        return retry_once(lambda: self._ask(b"".join(message), len(requests)))
 
     def _ask(self, message: bytes, count: int) -> list[array[int]]:
         if self._child.closed:

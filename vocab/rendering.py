@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import InputError
 
 SECONDS = 10.0  # of processor time; templates in use take a hundredth
@@ -50,7 +50,7 @@ def render_all(
     request = json.dumps({"template": template, "contexts": list(contexts), "moment": moment, **limits})
     most = _ESCAPED * MAX_OUTPUT * max(len(contexts), 1)
     try:
-        answer = twice(lambda: _ask(request.encode(), most))
+        answer = retry_once(lambda: _ask(request.encode(), most))
     except ChildRefused as refusal:
         amount = f"{MAX_MEMORY >> 20} MiB of memory" if refusal.limit == "memory" else f"{SECONDS:g} seconds"
         raise TemplateLimit(

@@ -96,12 +96,12 @@ def _best(
             if parity.verdict == "exact":
                 break
     assert questions is not None
-    best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
+    best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
     tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
     return replace(best, parity=replace(best.parity, tried=tried)), questions
 
 
-def _worth(parity: Parity) -> int:
+def _rank(parity: Parity) -> int:
     ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "mismatch": 0 if parity.error else 1}
     return ranks[parity.verdict]
 

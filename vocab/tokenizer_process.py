@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.cores import available_cores
 from ..core.errors import ChildDied, VocabError
 from ..core.input_files import quoted
@@ -60,7 +60,7 @@ class TokenizerProcess:
         self._parts: Mapping[str, Any] = {}
         self._recorded: list[tuple[Mapping[str, Any], bytes]] = []
         self._lock = threading.Lock()
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
 
     def open(self, data: bytes, *, parts: Mapping[str, Any] | None = None, dropout: bool = False) -> None:
         """Read the bytes of the file. ``parts`` are its normalizer and pre_tokenizer, for messages."""
@@ -147,7 +147,7 @@ class TokenizerProcess:
 
         with self._lock:
             try:
-                return twice(attempt)
+                return retry_once(attempt)
             except ChildRefused as refusal:
                 raise self._refused(refusal, request, data, texts) from refusal
 

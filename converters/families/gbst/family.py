@@ -25,7 +25,7 @@ from ..t5.facts import T5Facts
 from ..t5.family import T5
 from ..t5.graphs import t5_graphs
 from ..t5.shape import EMBEDDINGS
-from .front_end_file import front_end_beside, front_end_path, is_front_end
+from .front_end_file import find_front_end, front_end_path, is_front_end
 from .graph import GbstFront
 from .settings import EMBEDDING, SHARED, GbstSettings, front_end_tensor, read_settings
 from .tensors import (
@@ -135,7 +135,7 @@ GBSWT5 = replace(
         factor=lambda checkpoint: _settings(checkpoint).factor,
         factor_of=lambda config: Settings(config, "config.gbswt5.json").integer("downsample_factor", 1),
         fingerprint=lambda checkpoint: own_fingerprint(front_end_model(checkpoint)),
-        beside=front_end_beside,
+        beside=find_front_end,
         join=_join,
         weights=_weights,
         onnx_file="config.gbswt5.json",

@@ -79,7 +79,7 @@ def is_front_end(path: Path, wanted: str) -> bool:
         return False
 
 
-def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> GbstFile:
+def find_front_end(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> GbstFile:
     """The front end of the fingerprint the body at ``body`` names; ``metadata`` are the body's keys.
 
     ``chosen`` is the file to take; without it the files ``gbst-*.gguf`` beside the body are looked at. Raises
@@ -87,7 +87,7 @@ def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | Non
     what ``read_front_end`` raises.
     """
     wanted = str(metadata.get(FINGERPRINT_KEY))
-    front_end = read_front_end(_beside(body, wanted) if chosen is None else chosen)
+    front_end = read_front_end(_find_beside(body, wanted) if chosen is None else chosen)
     if front_end.fingerprint != wanted:
         raise GgufError(
             f"{front_end.path} is the front end of another model than {body}: its fingerprint is "
@@ -104,7 +104,7 @@ def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | Non
     return front_end
 
 
-def _beside(body: Path, wanted: str) -> Path:
+def _find_beside(body: Path, wanted: str) -> Path:
     others = []
     for path in sorted(body.parent.glob(f"{ARCH}-*.gguf"))[:_MOST_LOOKED_AT]:
         try:
