@@ -76,7 +76,7 @@ def _compiler() -> Finding:
 def _versions(versions: Mapping[str, str]) -> Finding:
     shown = {"Python": sys.version.split()[0], **versions}
     text = ", ".join(f"{name} {version}" for name, version in shown.items())
-    own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # told of elsewhere, or not needed by all
+    own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # reported elsewhere, or optional
     missing = [name for name, version in versions.items() if version == "not installed" and name not in own]
     if missing:
         mend = f"{sys.executable} -m pip install {' '.join(missing)}"

@@ -84,7 +84,7 @@ def diagnose(
     )
 
 
-@np.errstate(all="ignore")  # what is not finite is told
+@np.errstate(all="ignore")  # what is not finite is reported
 def nmse(actual: Floats, expected: Floats) -> float:
     """Mean squared difference over the variance of what is expected; the largest number if not finite."""
     if actual.shape != expected.shape:

@@ -254,7 +254,7 @@ def _scores(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> lis
     mine = np.zeros(size) if not actual.scores else np.array(actual.scores[:size], np.float32)
     theirs = np.array(expected.scores[:size], np.float32)
     if len(mine) < size or len(theirs) < size:
-        return []  # said by the lengths
+        return []  # a finding on the lengths says so
     normal = [index for index in range(size) if expected.types[index] is TokenType.NORMAL]
     one, other = mine[normal], theirs[normal]
     if np.array_equal(one, other):

@@ -130,7 +130,7 @@ def _expected(
     context = read_context(checkpoint, arch=model.arch, rows=model.tensor(EMBEDDING).rows)
     assert model.vocab is not None
     vocab = model.vocab
-    with contextlib.suppress(InputError):  # told where tokens are compared
+    with contextlib.suppress(InputError):  # reported where tokens are compared
         vocab = replace(vocab, chat_template=read_token_settings(folder.without_weights).chat_template)
     written = configurations(checkpoint, model, context, vocab, [])
     text = written.get(GENERATION)

@@ -62,7 +62,7 @@ class CheckpointHashes(threading.Thread):
             if self._recorded:  # else it was made from a GGUF of which no more is known
                 self._refuse_at_sight(names)
         sizes = {name: (self._folder / name).stat().st_size for name in names if self._has(name)}
-        # Small files first: what can be told soon is told soon.
+        # Small files first, so that changes to them are reported early.
         self._sizes = dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
         self._before = self._done = 0  # bytes
         self._found: list[RecordedFile] = []

@@ -69,7 +69,7 @@ class Embedded:
     mask: Bools
 
 
-@np.errstate(all="ignore")  # what is not finite is told by whoever reads the embeddings
+@np.errstate(all="ignore")  # readers of the embeddings report what is not finite
 def front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> FrontEnd:
     """A front end from float32 weights under a checkpoint's names, in the shapes of ``settings.shapes()``.
 

@@ -56,7 +56,7 @@ def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:
     rows = source.read(start, stop)
     wide = np.empty(rows.shape, np.float32)
     to_float32(np.ascontiguousarray(rows), source.dtype, wide)
-    with np.errstate(all="ignore"):  # infinite weights are told of by the writer
+    with np.errstate(all="ignore"):  # the writer reports infinite weights
         wide *= np.float32(factor)
     return wide
 
