@@ -20,6 +20,7 @@ from ..converters.targets import (
     choose_companion_targets,
     choose_targets,
 )
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.model import Model
@@ -36,7 +37,7 @@ from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import select_vocab
-from ..vocab.sources import Source, read_source
+from ..vocab.sources import Source
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
@@ -79,9 +80,9 @@ def to_gguf(
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
     ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
-    called with the finished files, then ``announce`` with how long the proof will take. Raises KconvError of
-    all kinds; no file has its final name unless all are whole. A failed proof
-    raises nothing: see ``Conversion.verdict``.
+    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
+    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -119,7 +120,7 @@ def convert(
         )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
-    tokenizer = read_source(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
@@ -171,7 +172,7 @@ def with_vocab(
         progress=progress,
     )
     vocab = vocab_of(model)
-    context = read_context(checkpoint, arch=model.arch, rows=vocab.size)
+    context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
     if parity.verdict == "leading-space":

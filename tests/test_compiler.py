@@ -46,6 +46,8 @@ def test_the_compilers_here() -> None:
         installed = compiler.compiler({"CXX": name})
         assert installed is not None
         breaks, gcc = compiler.breaks_tiles(installed), re.search(r"\) (\d+)\.", installed.version)
+        assert compiler.breaks_tiles(installed, {"CXXFLAGS": "--no-such-option"}) is None
+        assert compiler.breaks_tiles(installed, {"CXXFLAGS": "'"}) is None
         if "clang" in installed.version:
             assert breaks is False
         elif gcc and gcc[1] in ("11", "12"):

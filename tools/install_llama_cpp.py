@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -77,7 +76,7 @@ def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -
 def compiler_breaks_tiles() -> bool:
     """Whether llama.cpp has to be built without AMX here: only asked where the processor has it."""
     installed = compiler() if CPU.amx else None
-    if installed is None or not breaks_tiles(installed, shlex.split(os.environ.get("CXXFLAGS", ""))):
+    if installed is None or not breaks_tiles(installed):
         return False
     say(f"{installed.version} breaks llama.cpp's AMX code, which this processor would run: built without AMX")
     return True

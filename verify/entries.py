@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import SPM, TokenType, Vocab
 from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX
@@ -41,9 +41,9 @@ def compare_entries(actual: Vocab, expected: Vocab, source: Source, *, strict: b
     findings = _duplicates(actual)
     findings += _texts(actual, expected, source, strict)
     findings += _types(actual, expected, source, strict)
-    if actual.model == expected.model == "llama":
+    if actual.model == expected.model == SPM:
         findings += _scores(actual, expected, source, strict)
-    if "llama" not in (actual.model, expected.model):
+    if SPM not in (actual.model, expected.model):
         findings += _merges(actual, expected, source, strict)
     return findings
 
@@ -254,7 +254,7 @@ def _scores(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> lis
     mine = np.zeros(size) if not actual.scores else np.array(actual.scores[:size], np.float32)
     theirs = np.array(expected.scores[:size], np.float32)
     if len(mine) < size or len(theirs) < size:
-        return []  # a finding on the lengths says so
+        return []  # said by the lengths
     normal = [index for index in range(size) if expected.types[index] is TokenType.NORMAL]
     one, other = mine[normal], theirs[normal]
     if np.array_equal(one, other):

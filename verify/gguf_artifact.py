@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.families import FRONT_ENDS
-from ..converters.front_end import front_end_of
+from ..converters.front_end import FrontEndFile, front_end_of
 from ..converters.mapping import untransformed
 from ..core.errors import ChildDied
 from ..core.windows import Window
@@ -35,10 +35,14 @@ RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped
 
 @dataclass(frozen=True)
 class GgufArtifact:
-    """A GGUF file, with the manifest beside it, if there is one and it counts; see prove.Artifact."""
+    """A GGUF file, with the manifest beside it, if there is one and it counts; see prove.Artifact.
+
+    ``front_end_path`` is the file of a GBST model's front end; None: the one beside its body.
+    """
 
     file: GgufFile
     manifest: Mapping[str, Any] | None = None
+    front_end_path: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -53,8 +57,13 @@ class GgufArtifact:
     def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
         gate = self._gate(expected, options)
-        front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, options.front_end)
+        _ = self._front_end  # a missing one is told before anything is read
         return 1 + _shows_gelu_share(expected, gate, options)
+
+    @cached_property
+    def _front_end(self) -> FrontEndFile | None:
+        """Found and read once. Raises what ``front_end_of`` raises."""
+        return front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, self.front_end_path)
 
     def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
         return gate_for(self.type, gelu=expected.family.gelu, overrides=options.gates)
@@ -75,9 +84,9 @@ class GgufArtifact:
 
     def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """The keys llama.cpp reads, and which front end they name."""
-        part = check_metadata(self.file.header, expected.model)
-        family, checkpoint = expected.family, expected.checkpoint
-        return with_front_end_findings(part, self.file, family, checkpoint, options.front_end)
+        header = self.file.header
+        part = check_metadata(header, expected.model)
+        return with_front_end_findings(part, header, self._front_end, expected.family, expected.checkpoint)
 
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
@@ -98,7 +107,7 @@ class GgufArtifact:
         """
         file, gate = self.file, self._gate(expected, options)
         try:
-            front = embed_of(file, expected.family, options.front_end)
+            front = embed_of(self._front_end, expected.family)
             with LlamaReader(file.path, threads=options.threads, front=front) as reader:
                 shows = _shows_gelu_share(expected, gate, options)
                 alike = _with_llama_cpps_gelu(expected, options) if shows else None
@@ -113,10 +122,10 @@ class GgufArtifact:
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
-        front = named_front_end(self.file, options.front_end)
+        front = self._front_end
         return {
             "artifact": {"file": self.path.name, "bytes": self.file.header.size},
-            **({} if front is None else {"front_end": front}),
+            **({} if front is None else {"front_end": named_front_end(front)}),
             **compared_with(expected, windows, texts, RUNTIME, ()),
         }
 

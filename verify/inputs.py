@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.family import AnyFamily
@@ -69,8 +68,8 @@ class Expected:
 class VerifyOptions:
     """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
-    ``front_end``: the file of a GBST model's front end; None: that beside its body. ``gelu_share``: where an
-    NMSE is the gate, read the checkpoint again with llama.cpp's table of GELU, to see what it alone does.
+    ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
+    files that are held to its logits themselves, to tell what the table alone does.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -78,7 +77,6 @@ class VerifyOptions:
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
-    front_end: Path | None = None
     gelu_share: bool = True
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from ..core.vocabulary import UNIGRAM, Vocab, gguf_keys
+from ..core.vocabulary import BPE, GEMMA4, SPM, UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
@@ -59,14 +59,14 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
 
 
 def _model(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
-    if vocab.model != right.model and (vocab.model, vocab.pre, right.model) != ("gemma4", right.pre, "gpt2"):
+    if vocab.model != right.model and (vocab.model, vocab.pre, right.model) != (GEMMA4, right.pre, BPE):
         shown = f"'{vocab.model}'" if PREFIX + "model" in metadata else "missing"
         message = (
             f"the file's kind of tokenizer is {shown}, the checkpoint's has to be {right.model!r}: llama.cpp "
             "would cut every text by other rules"
         )
         yield Finding(PREFIX + "model", message, right.model, shown)
-    elif vocab.pre != right.pre and right.model == "gpt2":
+    elif vocab.pre != right.pre and right.model == BPE:
         message = (
             f"the file names the pre-tokenizer {vocab.pre!r}, the conversion {right.pre!r}; whether it cuts "
             "text alike is measured by the tokens part"
@@ -88,7 +88,7 @@ def _flags(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[
                 else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
             )
             yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(shown).lower())
-    if right.model == vocab.model in ("llama", UNIGRAM) and vocab.add_space_prefix != right.add_space_prefix:
+    if right.model == vocab.model in (SPM, UNIGRAM) and vocab.add_space_prefix != right.add_space_prefix:
         does = vocab.add_space_prefix
         message = (
             "llama.cpp would put a space before every text, which this vocabulary is not made for"
@@ -139,7 +139,7 @@ def _token(vocab: Vocab, index: int) -> str:
     """A token for people: ``2 '</s>'``."""
     if not 0 <= index < vocab.size:
         return f"{index} (no token)"
-    byte_level = vocab.model == "gpt2" and vocab.pre not in RAW_PRE
+    byte_level = vocab.model == BPE and vocab.pre not in RAW_PRE
     return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
 
 

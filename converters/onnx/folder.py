@@ -128,7 +128,7 @@ def collect_side_files(
     if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
         chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
-    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
+    context = read_context(checkpoint, rows=rows, chat_template=chat_template)
     vocab, vocab_notes = own_vocabulary(source, context)
     notes += vocab_notes
     contents |= configurations(checkpoint, model, context, vocab, notes)
