@@ -207,7 +207,7 @@ def test_a_unigram_model_without_an_unknown_token_works_on_what_it_can_read(tmp_
     with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, first for '漢字'") as caught:
         source.encode_batch(["하나", "漢字", "b"], True)
     assert caught.value.indices == (1,)
-    answers = parity.answered(source, ["하나", "漢字", "b"], True)
+    answers = parity.reference_ids(source, ["하나", "漢字", "b"], True)
     assert {text: list(ids) for text, ids in answers.items()} == {
         text: source.encode(text, True) for text in ("하나", "b")
     }
