@@ -54,8 +54,9 @@ def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> d
         now = side_files(folder)
     except OSError as error:
         raise EnvironmentProblem(
-            f"{folder} was open where this was pickled, and cannot be listed here: {error.strerror}",
-            hint="every process has to see the checkpoint under the same path",
+            f"{folder} was open in the process that pickled this, but cannot be listed here: "
+            f"{error.strerror}",
+            hint="make the checkpoint available under the same path in every process",
         ) from error
     found = {path.name: identity[2:] for path, identity in now.items()}
     for name in sorted({*before, *found}):

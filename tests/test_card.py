@@ -200,7 +200,7 @@ def test_a_card_that_cannot_be_read(tmp_path: Path) -> None:
             {"general.license": "other", "general.license.name": "kakao_non-commercial"},
             "no commercial use",
         ),
-        ({"general.license": "other"}, "terms of its own"),
+        ({"general.license": "other"}, "its own terms"),
         ({"general.license": "llama3", "general.license.link": "https://x"}, r"\(https://x\): it has terms"),
         ({"general.license": "cc-by-4.0"}, None),
         ({"general.license": "apache-2.0"}, None),

@@ -226,7 +226,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
         "calls itself",
     ),
     "sparse": (sparse, "sparse tensors"),
-    "over one another": (aliased, "so they lie over one another"),
+    "over one another": (aliased, "so they overlap"),
 }  # fmt: skip
 
 
@@ -256,7 +256,7 @@ def test_nodes_are_counted_within_subgraphs(copy: Path, monkeypatch: pytest.Monk
 
 def test_deep_nesting_is_refused(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(_nested(3000))
-    with pytest.raises(InputError, match="is no ONNX file"):
+    with pytest.raises(InputError, match="is not an ONNX file"):
         open_onnx(copy)
 
 

@@ -158,7 +158,7 @@ def test_the_proof_expects_what_is_written(template: str | None, tmp_path: Path)
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     rows = llama3_like(tmp_path / "model")
-    with pytest.raises(UsageError, match="no chat template 'chatml'"):
+    with pytest.raises(UsageError, match="unknown chat template 'chatml'"):
         written(tmp_path / "model", rows, "chatml")
     with pytest.raises(VocabError, match=r"tokens, the embedding only"):
         written(tmp_path / "model", rows - 1)
