@@ -79,7 +79,7 @@ def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
         value = inner[0] if len(inner) == 1 else value
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{path} holds a {type(value).__name__}, expected a state dict (tensors by name)"
+            f"{path} contains a {type(value).__name__}, expected a state dict (tensors by name)"
         )
     return value
 

@@ -140,7 +140,7 @@ def _activations(
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
                 f"the inputs of {name} are partly NaN or infinite: no importance data can be computed",
-                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf shows where",
             )
         if not values.any():
             continue

@@ -251,7 +251,7 @@ _NO_EXPERTS = Note(
 def _spared_note(names: Sequence[str], policy: Policy) -> Note:
     which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
     why = (
-        "in the checkpoint's precision, as asked"
+        "in the checkpoint's precision, as requested"
         if policy.keep_wo
         else f"in F32 in the {policy.display} file: their inputs may exceed the range of half precision"
     )

@@ -65,7 +65,7 @@ def _refuse_what_is_no_model(file: GgufFile) -> None:
     keys = file.header.metadata
     if keys.get("general.type", "model") != "model":
         raise InputError(
-            f"{file.path} holds a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
+            f"{file.path} is a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
             hint="give the GGUF file of the model itself",
         )
     if not file.header.tensors:

@@ -133,7 +133,7 @@ def _with_options(
 
 def _strange_option(name: str, value: object) -> InputError:
     return InputError(
-        f"the manifest says {name} {quoted(value)}, which this version of kconv does not support",
+        f"the manifest has {name} {quoted(value)}, which this version of kconv does not support",
         hint="use the version that made the file, or pass --ignore-manifest",
     )
 
