@@ -36,7 +36,7 @@ Examples:
 
 @click.command("compare", short_help="Measure several types of a checkpoint side by side.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=PATH)
-@types_option("none: name two or more")
+@types_option("none; give at least two")
 @conversion_options
 @click.option(
     "--text",
