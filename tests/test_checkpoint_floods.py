@@ -68,7 +68,7 @@ FLOODS = {
     "lists": (b"\x80\x02]" + b"]" * 3_900_000 + b".", "more than 400"),
     "lists in a list": (b"\x80\x02](" + b"]" * 3_900_000 + b"e.", "more than 400"),
     "marks": (b"\x80\x02" + b"(" * 3_900_000 + b".", "more than 400"),
-    "nested": (b"\x80\x02)" + b"\x85" * 390_000 + b".", "holds a tuple"),
+    "nested": (b"\x80\x02)" + b"\x85" * 390_000 + b".", "contains a tuple"),
     "nested as a shape": (one_tensor(shape=b")" + b"\x85" * 390_000), "has the shape"),
     "doubled": (one_tensor(shape=b")" + b"q\x00h\x00\x86" * 90_000), "has the shape"),
     "memo": (b"\x80\x04N" + b"\x94" * 3_900_000 + b".", "more than 400"),

@@ -312,7 +312,7 @@ def death(path: Path, **ids: Any) -> str:
 def test_a_child_that_dies_twice(
     said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "no answer" in said else 600.0)
+    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "did not answer" in said else 600.0)
     assert said in death(file)
     assert starts.read_text() == "xx"
 
@@ -419,7 +419,7 @@ def test_a_child_that_says_half_of_it(
     answers: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch, patience=1.0)
-    assert "no answer" in death(file)
+    assert "did not answer" in death(file)
 
 
 # --- processes ---
