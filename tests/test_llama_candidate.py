@@ -312,7 +312,9 @@ def death(path: Path, **ids: Any) -> str:
 def test_a_child_that_dies_twice(
     said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "did not answer" in said else 600.0)
+    starts = stand_in(
+        DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "did not answer" in said else 600.0
+    )
     assert said in death(file)
     assert starts.read_text() == "xx"
 

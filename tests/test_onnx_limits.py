@@ -231,7 +231,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
     "blocks": (blocks, "have the shape"),
     "functions": (
         with_functions(*(function(f"F{i}", f"F{i + 1}", f"F{i + 1}") for i in range(25)), function("F25")),
-        "more than 200,000 nodes with its functions written out",
+        "more than 200,000 nodes with its functions expanded",
     ),
     "a function of itself": (with_functions(function("F0", "F0")), "'F0' that calls itself"),
     "functions of each other": (

@@ -231,8 +231,8 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
         lambda p: rewritten(p[0], split_count=9),
         "but its name is not that of a part",
     ),
-    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 are expected"),
-    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None are expected"),
+    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 expected"),
+    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None expected"),
     "the first is not the first": (
         lambda p: rewritten(p[0], split_no=1),
         "but its name is not that of a part",

@@ -253,7 +253,7 @@ def test_nothing_measured_is_no_zero() -> None:
     logits = LogitsPart("failed", none, gate, (Finding("logits", "all are NaN"),))
     page = report_html([replace(proof, logits=logits), proof])
     assert "Predictions could not be compared at any position." in page
-    assert page.count("The figure the gate judges") == 1
+    assert page.count("The figure that the gate applies to") == 1
     assert {row.value for row in figure_rows(none, gate)} == {"–"}
 
 

@@ -200,7 +200,7 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["-q", "q4_0", "-q", "f32"], "-q is given 2 times (q4_0, f32), but a folder has one type"),
+        (["-q", "q4_0", "-q", "f32"], "-q was given 2 times (q4_0, f32), but a folder has one type"),
         (["-o", "model.onnx"], "-o model.onnx is the name of a file, expected a folder"),
     ],
 )

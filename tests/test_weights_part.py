@@ -202,7 +202,7 @@ def test_two_tensors_of_a_layer_in_each_others_place(
         rows = file.tensor(info).read(0, info.shape[0])
     copied = {"blk.1.ffn_gate.weight": lambda _: rows}
     bad = edited(good["f32"], tmp_path / "bad.gguf", tensors=copied)
-    assert said(check(bad, model)) == "blk.1.ffn_gate.weight is blk.1.ffn_up.weight of the checkpoint"
+    assert said(check(bad, model)) == "blk.1.ffn_gate.weight contains blk.1.ffn_up.weight of the checkpoint"
 
 
 def test_weights_of_another_training_are_told_once(

@@ -107,8 +107,8 @@ class TokenizerProcess:
         if refused:
             index, why = next(iter(refused.items()))
             raise TextsRefused(
-                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, first for"
-                f" {quoted(texts[index][:60])}: {why}",
+                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, the first "
+                f"being {quoted(texts[index][:60])}: {why}",
                 list(refused),
                 hint="a tokenizer without an unknown token only accepts characters in its vocabulary",
             )
