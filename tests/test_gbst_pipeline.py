@@ -145,7 +145,7 @@ def test_what_is_in_the_front_ends_place_is_refused(
     else:
         place.mkdir()
     words = (
-        "is a folder|exists already" if damage == "folder" else "already exists and does not belong to this"
+        "is a folder|already exists" if damage == "folder" else "already exists and does not belong to this"
     )
     with pytest.raises(OutputExists, match=rf"gbst-model\.gguf ({words})"):
         to_gguf(folder, tmp_path, types=["f32"], verify=False)
@@ -212,7 +212,7 @@ def test_inspect_says_what_each_of_the_two_files_is(body: Path, capsys: pytest.C
     named = read_front_end(front).fingerprint[:16]
     assert main(["inspect", str(front)]) == 0
     out = capsys.readouterr().out
-    assert "front end of a GBST model: makes of bytes what the encoder reads" in out
+    assert "front end of a GBST model: turns bytes into the encoder's input" in out
     assert f"fingerprint {named}…" in out
     assert main(["inspect", str(body)]) == 0
     assert (
@@ -269,7 +269,7 @@ def test_a_front_end_of_another_model_fails_the_proof(
     assert proof.verdict == proof.metadata.verdict == proof.logits.verdict == "failed"
     assert proof.weights.verdict == "passed"
     assert proof.metadata.findings[0].where == FINGERPRINT_KEY
-    assert "not match the checkpoint" in str(proof.cause)
+    assert "not the checkpoint's" in str(proof.cause)
 
 
 def test_a_body_that_does_not_name_its_front_end_fails_the_proof(
