@@ -61,9 +61,9 @@ def edited(llama3: Path, folder: Path, **changes: Any) -> Path:
         (split("("), "of its pre-tokenizer"),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}},
-            "refused by the tokenizers library",
+            "rejected by the tokenizers library",
         ),
-        ({"post_processor": {"type": "TemplateProcessing"}}, "refused by the tokenizers library"),
+        ({"post_processor": {"type": "TemplateProcessing"}}, "rejected by the tokenizers library"),
     ],
 )
 def test_what_the_library_cannot_take_is_refused(

@@ -161,7 +161,7 @@ def test_a_folder_is_kept_and_not_decided(
     [
         (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely because memory ran out"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "onnxruntime crashed (signal 11, SIGSEGV)"),
-        ("time.sleep(60)", "onnxruntime gave no answer"),
+        ("time.sleep(60)", "onnxruntime did not answer"),
         ("import onnxruntime; resource.setrlimit(resource.RLIMIT_AS, (1 << 26,) * 2)", "ran out of memory"),
         ("import no_such_package", "does not work: No module named"),
     ],
