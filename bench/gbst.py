@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from material import Shape
+from weights import write_safetensors
 
 from kconv.converters.families.gbst.settings import EMBEDDING, GbstSettings
-from kconv.converters.samples.weights import write_json, write_safetensors
+from kconv.converters.samples.weights import write_json
 from kconv.core.tensor import DType
 
 # Sizes of google/byt5-large, whose body KEByT5-large has, and the card's blocks (1, 2, 3, 6, 9) and factor 3.
@@ -71,7 +72,7 @@ def write_weights(folder: Path, shape: Shape, threads: int) -> None:
     """Write config.json and model.safetensors."""
     write_json(folder, {"config.json": {**shape.config, "torch_dtype": "float32"}})
     path = folder / "model.safetensors"
-    write_safetensors(path, shape.tensors(shape.config), dtype=shape.dtype, seed=1, threads=threads)
+    write_safetensors(path, shape.tensors(shape.config), shape.dtype, 1, threads=threads)
 
 
 def write_tokenizer(folder: Path) -> None:

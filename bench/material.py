@@ -8,6 +8,7 @@ llama.cpp; what they lack is that nobody would choose their pieces.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from weights import write_safetensors
 
 from kconv.converters.samples.korean_text import korean_text
 from kconv.converters.samples.tokenizer_files import llama_3_json
@@ -30,7 +33,8 @@ SPACE = "\u2581"
 
 def write_llama(folder: Path, shape: Shape, threads: int) -> None:
     """Write config.json and random weights as safetensors files."""
-    write_checkpoint(folder, shape.config, dtype=shape.dtype, shards=shape.shards, seed=1, threads=threads)
+    writer = functools.partial(write_safetensors, threads=threads)
+    write_checkpoint(folder, shape.config, dtype=shape.dtype, shards=shape.shards, seed=1, writer=writer)
 
 
 @dataclass(frozen=True)

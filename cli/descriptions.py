@@ -249,10 +249,10 @@ def _support(config: Mapping[str, Any]) -> str | None:
 
 def tokenizer(checkpoint: Checkpoint) -> Description:
     """The checkpoint's own tokenizer, part by part; where it cannot be read, why."""
-    from ..vocab.sources import read_source
+    from ..converters.tokenizer import read_tokenizer
 
     try:
-        source = read_source(checkpoint)
+        source = read_tokenizer(checkpoint)
     except InputError as error:
         return {"error": error.message}
     said = source.description

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
-from ..runtimes import ENCODER_DECODERS
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -210,11 +209,13 @@ _SHOWN = 3  # files; with all types there are more than thirty
 
 
 def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
+    from ..converters.families import reads_with_encoder
+
     lines = ["", "To run it:"]
     for file in files[:_SHOWN]:
         name = shlex.quote(str(file))
         lines.append(f'  kconv run {name} -p "안녕하세요"')
-        if arch in ENCODER_DECODERS:  # llama-server never calls the encoder
+        if reads_with_encoder(arch):  # llama-server never calls the encoder
             lines.append(f'  kconv run {name} --fill "한국의 수도는 <extra_id_0>이다."')
         else:
             lines.append(f"  llama-server -m {name}")

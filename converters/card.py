@@ -1,7 +1,8 @@
 """General metadata of a checkpoint: ``general.*`` keys, from its card, licence file and place.
 
-Only what is really there. Key names are gguf-py's (constants.py, Keys.General). The card's front matter is
-YAML by a stranger: it is read as plain strings, lists and mappings, and what does not parse is left out.
+Only what is really there. Key names are gguf-py's, whose import takes a tenth of a second: import this where
+a checkpoint is converted or described, nowhere else. The card's front matter is YAML by a stranger: it is
+read as plain strings, lists and mappings, and what does not parse is left out.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from gguf import Keys
+from gguf.utility import size_label
+
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
 from ..core.reading import hub_origin
 from ..vocab.context import front_matter, read_beginning, read_card
 
+_KEYS = Keys.General
 _MAX_FRONT_MATTER = 64 << 10
 _MAX_TEXT = 500
 _MAX_ITEMS = 100
@@ -41,6 +46,7 @@ _LICENCE_TEXTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 3", "lgpl-3.0"),
     )
 )
+_OF_THEIR_OWN = frozenset({"other", "unknown", "llama2", "llama3", "llama3.1", "llama3.2", "gemma"})
 _NON_COMMERCIAL = re.compile(r"non-?commercial|\bnc\b|research[- ]only|academic", re.IGNORECASE)
 _NO_DERIVATIVES = re.compile(r"no-?deriv|\bnd\b", re.IGNORECASE)
 
@@ -49,27 +55,27 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """``general.*`` keys: name, size, organization, source, licence, languages, tags, base models."""
     card = _parse(front_matter(read_card(checkpoint.folder)))
     repository, _ = hub_origin(checkpoint.folder)
-    metadata: dict[str, MetadataValue] = {"general.type": "model"}
+    metadata: dict[str, MetadataValue] = {_KEYS.TYPE: "model"}
     name = _text(card.get("model_name")) or (repository or "").rpartition("/")[2]
-    metadata["general.name"] = name or _text(checkpoint.folder.resolve().name) or "model"
+    metadata[_KEYS.NAME] = name or _text(checkpoint.folder.resolve().name) or "model"
     label = _size_label(checkpoint)
     if label is not None:
-        metadata["general.size_label"] = label
+        metadata[_KEYS.SIZE_LABEL] = label
     repository = repository or _named_repository(checkpoint)
     if repository is not None:
         organization, _, _ = repository.rpartition("/")
         if organization:
-            metadata["general.organization"] = organization
-        metadata["general.source.repo_url"] = f"https://huggingface.co/{repository}"
-    for key, field in (("general.author", "model_creator"), ("general.source.url", "url")):
+            metadata[_KEYS.ORGANIZATION] = organization
+        metadata[_KEYS.SOURCE_REPO_URL] = f"https://huggingface.co/{repository}"
+    for key, field in ((_KEYS.AUTHOR, "model_creator"), (_KEYS.SOURCE_URL, "url")):
         text = _text(card.get(field))
         if text is not None:
             metadata[key] = text
     metadata |= _licence(checkpoint, card)
     metadata |= _base_models(card)
     for key, fields in (
-        ("general.tags", ("tags", "pipeline_tag")),
-        ("general.languages", ("language", "languages")),
+        (_KEYS.TAGS, ("tags", "pipeline_tag")),
+        (_KEYS.LANGUAGES, ("language", "languages")),
     ):
         items = tuple(dict.fromkeys(item for field in fields for item in _texts(card.get(field))))
         if items:
@@ -109,9 +115,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _size_label(checkpoint: Checkpoint) -> str | None:
-    """The number of weights as gguf-py abbreviates it (utility.py): ``1.4B``."""
-    from gguf.utility import size_label
-
+    """The number of weights as gguf-py abbreviates it: ``1.4B``."""
     held = checkpoint.tensors.items()
     total = sum(tensor.elements for name, tensor in held if name not in checkpoint.aliases)
     return str(size_label(total, total, 0, 0)) if total else None
@@ -134,11 +138,8 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
     names = _texts(card.get("license"))
     found: dict[str, MetadataValue] = {}
     if names:
-        found["general.license"] = ", ".join(names)
-        for key, field in (
-            ("general.license.name", "license_name"),
-            ("general.license.link", "license_link"),
-        ):
+        found[_KEYS.LICENSE] = ", ".join(names)
+        for key, field in ((_KEYS.LICENSE_NAME, "license_name"), (_KEYS.LICENSE_LINK, "license_link")):
             text = _text(card.get(field))
             if text is not None:
                 found[key] = text
@@ -149,9 +150,9 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
             continue
         known = next((name for pattern, name in _LICENCE_TEXTS if pattern.search(text[:4000])), None)
         if known is not None:
-            return {"general.license": known}
+            return {_KEYS.LICENSE: known}
         title = _text(text.strip().partition("\n")[0])
-        return {"general.license": "other", "general.license.name": title or file}
+        return {_KEYS.LICENSE: "other", _KEYS.LICENSE_NAME: title or file}
     return {}
 
 
@@ -164,21 +165,20 @@ def _base_models(card: Mapping[str, Any]) -> dict[str, MetadataValue]:
         organization, _, name = path.rpartition("/")
         if not re.fullmatch(r"[\w-][\w.-]*", organization) or not re.fullmatch(r"[\w-][\w.-]*", name):
             continue
-        prefix = f"general.base_model.{count}"
-        found[f"{prefix}.name"] = name
-        found[f"{prefix}.organization"] = organization
-        found[f"{prefix}.repo_url"] = f"https://huggingface.co/{organization}/{name}"
+        found[_KEYS.BASE_MODEL_NAME.format(id=count)] = name
+        found[_KEYS.BASE_MODEL_ORGANIZATION.format(id=count)] = organization
+        found[_KEYS.BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
         count += 1
-    return {"general.base_model.count": count, **found} if count else {}
+    return {_KEYS.BASE_MODEL_COUNT: count, **found} if count else {}
 
 
 def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     """A warning where the licence restricts what may be done with the converted file."""
-    licence = metadata.get("general.license")
+    licence = metadata.get(_KEYS.LICENSE)
     if not isinstance(licence, str):
         return None
-    name = metadata.get("general.license.name")
-    link = metadata.get("general.license.link")
+    name = metadata.get(_KEYS.LICENSE_NAME)
+    link = metadata.get(_KEYS.LICENSE_LINK)
     # Hyphens part the abbreviations of cc-by-nc-nd, underscores would not (\b).
     words = " ".join(str(part) for part in (licence, name) if part is not None).replace("_", "-")
     limits = []
@@ -186,7 +186,7 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
         limits.append("no commercial use")
     if _NO_DERIVATIVES.search(words):
         limits.append("no distribution of modified versions, which may include converted files")
-    custom = licence.lower() in ("other", "unknown", "llama2", "llama3", "llama3.1", "llama3.2", "gemma")
+    custom = licence.lower() in _OF_THEIR_OWN
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)

@@ -130,10 +130,11 @@ class Family(Generic[F]):
     cannot yet. ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
     which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so that logits are less exact
     than in other families. ``encoder_decoder`` says that text goes through llama_encode and that the decoder
-    begins with ``decoder_start_token_id``. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX
-    anywhere, may exceed half precision. ``granted`` are keys transformers takes for granted where config.json
-    is silent, and other programs do not. ``front_end`` is what stands before the encoder where llama.cpp has
-    no graph of it; it comes with ``companions``, the files the model needs besides its own.
+    begins with ``decoder_start_token_id``. ``tokenizer_class`` is transformers' for a SentencePiece model
+    where no file names one. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX anywhere, may
+    exceed half precision. ``granted`` are keys transformers takes for granted where config.json is silent,
+    and other programs do not. ``front_end`` is what stands before the encoder where llama.cpp has no graph of
+    it; it comes with ``companions``, the files the model needs besides its own.
     """
 
     name: str
@@ -155,6 +156,7 @@ class Family(Generic[F]):
     from_files: Callable[[F, Checkpoint], Mapping[str, MetadataValue]] = lambda facts, folder: {}
     gelu: bool = False
     encoder_decoder: bool = False
+    tokenizer_class: str = ""
     wide_inputs: str | None = None
     granted: Callable[[F], Mapping[str, Any]] = lambda facts: {}
     front_end: FrontEnd | None = None

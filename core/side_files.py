@@ -38,10 +38,7 @@ def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
         now = side_files(folder)
     except OSError as error:
         raise changed_meanwhile(f"{folder} was removed while it was read") from error
-    for path in (*before, *now):
-        if now.get(path) != before.get(path):
-            what = "removed" if path not in now else "changed" if path in before else "put there"
-            raise changed_meanwhile(f"{path} was {what} while the checkpoint was read")
+    _refuse_differences(before, now, "while the checkpoint was read")
 
 
 def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
@@ -58,9 +55,16 @@ def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> d
             f"{error.strerror}",
             hint="make the checkpoint available under the same path in every process",
         ) from error
-    found = {path.name: identity[2:] for path, identity in now.items()}
-    for name in sorted({*before, *found}):
-        if found.get(name) != before.get(name):
-            what = "removed" if name not in found else "changed" if name in before else "put there"
-            raise changed_meanwhile(f"{folder / name} was {what} since the checkpoint was opened")
+    _refuse_differences(
+        {folder / name: identity for name, identity in before.items()},
+        {path: identity[2:] for path, identity in now.items()},
+        "since the checkpoint was opened",
+    )
     return now
+
+
+def _refuse_differences(before: Mapping[Path, object], now: Mapping[Path, object], when: str) -> None:
+    for path in sorted({*before, *now}):
+        if now.get(path) != before.get(path):
+            what = "removed" if path not in now else "changed" if path in before else "put there"
+            raise changed_meanwhile(f"{path} was {what} {when}")

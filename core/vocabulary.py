@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-UNIGRAM = "t5"
-"""llama.cpp's name for SentencePiece unigram vocabularies, in whatever architecture."""
+BPE, SPM, UNIGRAM = "gpt2", "llama", "t5"
+"""llama.cpp's names for byte-level BPE, SentencePiece BPE and SentencePiece unigram vocabularies, in whatever
+architecture."""
+
+GEMMA4 = "gemma4"
+"""A byte-level BPE with the pre-tokenizer of that name."""
 
 
 class TokenType(IntEnum):

@@ -20,6 +20,7 @@ from ..converters.targets import (
     choose_companion_targets,
     choose_targets,
 )
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.model import Model
@@ -36,7 +37,7 @@ from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.settle import settle_vocab
-from ..vocab.sources import Source, read_source
+from ..vocab.sources import Source
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
@@ -118,7 +119,7 @@ def convert(
         )
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
-    tokenizer = read_source(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
     expected = Subject(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
@@ -170,7 +171,7 @@ def with_vocab(
         progress=progress,
     )
     vocab = settled(model)
-    context = read_context(checkpoint, arch=model.arch, rows=vocab.size)
+    context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
     if parity.verdict == "leading-space":

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ..converters.families import family_for
 from ..converters.mapping import build, sources_of
+from ..converters.tokenizer import read_tokenizer
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
@@ -31,7 +32,6 @@ from ..verify.comparison import How, Subject, text_windows
 from ..verify.cost import estimated_time
 from ..verify.texts import read_text
 from ..vocab.settle import settle_vocab
-from ..vocab.sources import read_source
 
 CHUNKS = 128
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
@@ -67,7 +67,7 @@ def gather(
     """
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
-    model, tokenizer = build(family, checkpoint), read_source(checkpoint)
+    model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = settle_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     subject = Subject(checkpoint, family, model, tokenizer)
     how = How(threads=threads or available_cores(), progress=progress, announce=announce)

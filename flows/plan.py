@@ -19,6 +19,7 @@ from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.results import Options
 from ..converters.targets import Target, check_request, checkpoint_name, choose_targets
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError
@@ -32,7 +33,6 @@ from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
-from ..vocab.sources import read_source
 from .convert import plan_files, settled, with_vocab
 
 
@@ -166,7 +166,7 @@ def plan(
     family = family_for(checkpoint.config)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
-    model, parity, _ = with_vocab(model, checkpoint, read_source(checkpoint), options, progress)
+    model, parity, _ = with_vocab(model, checkpoint, read_tokenizer(checkpoint), options, progress)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))

@@ -28,6 +28,7 @@ from ..converters.onnx.options import OnnxOptions
 from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem, UsageError
@@ -41,7 +42,6 @@ from ..verify.comparison import How, Subject, cost, proof_windows
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
-from ..vocab.sources import read_source
 from .results import OnnxConversion
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
@@ -86,7 +86,7 @@ def to_onnx(
     merged = options.layout.merged
     graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
-    tokenizer = read_source(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     beside = files_beside(
         checkpoint, tokenizer, model, options.layout, dict.fromkeys(names, 1), chat_template
     )

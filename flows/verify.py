@@ -12,6 +12,7 @@ from ..converters.families import family_for
 from ..converters.mapping import build
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError, UsageError
@@ -28,7 +29,6 @@ from ..verify.provenance import CheckpointHashes
 from ..verify.same_model import refuse_other_model
 from ..verify.sample_text import LONG
 from ..vocab.expected import expected_model
-from ..vocab.sources import read_source
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class _Asked:
     window: int | None
     ignore_manifest: bool
     options: Mapping[str, Any]
+    front_end: Path | None = None
 
 
 def verify(
@@ -74,15 +75,9 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if front_end is not None:
         options["front_end"] = str(front_end)
-    asked = _Asked(texts, tokens, window, ignore_manifest, options)
-    how = How(
-        gates or {},
-        diagnose,
-        threads or available_cores(),
-        progress,
-        announce,
-        None if front_end is None else Path(front_end),
-    )
+    second = None if front_end is None else Path(front_end)
+    asked = _Asked(texts, tokens, window, ignore_manifest, options, second)
+    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
@@ -117,7 +112,7 @@ def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
     expected = _expected_of_file(file, checkpoint, manifest)
-    return _prove(expected, GgufArtifact(file, manifest), hashes, asked, how)
+    return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, how)
 
 
 def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: How) -> Proof:
@@ -146,7 +141,7 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
-    source = read_source(checkpoint)
+    source = read_tokenizer(checkpoint)
     model = expected_model(model, checkpoint, source, file.header, manifest)
     return Subject(checkpoint, family, model, source)
 
@@ -161,4 +156,6 @@ def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
             f"{folder.path} {own}, but {checkpoint.folder} ({family.title}) {given}",
             hint="pass the checkpoint the folder was made from with --against",
         )
-    return expected_of_folder(checkpoint, family, build(family, checkpoint, "ONNX"), read_source(checkpoint))
+    return expected_of_folder(
+        checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)
+    )

@@ -2,6 +2,3 @@
 
 KV_TYPES = ("f16", "f32", "q8_0")
 """Types of llama.cpp's attention cache that kconv offers."""
-
-ENCODER_DECODERS = ("t5",)
-"""Architectures of llama.cpp with an encoder that reads the prompt (llama_model_has_encoder)."""

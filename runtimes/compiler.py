@@ -69,12 +69,16 @@ def compiler(environment: Mapping[str, str] | None = None) -> Compiler | None:
     return None
 
 
-def breaks_tiles(compiler: Compiler, flags: Sequence[str] = ()) -> bool | None:
+def breaks_tiles(compiler: Compiler, environment: Mapping[str, str] | None = None) -> bool | None:
     """Whether it drops the stores of a tile configuration; None where it does not compile them at all.
 
-    It compiles the function for two numbers of rows: the code is the same only if they are never stored. So
-    this needs no processor with AMX. ``flags`` are those of the user (``CXXFLAGS``).
+    It compiles the function for two numbers of rows, with the user's ``CXXFLAGS``: the code is the same only
+    if they are never stored. So this needs no processor with AMX.
     """
+    try:
+        flags = shlex.split((os.environ if environment is None else environment).get("CXXFLAGS", ""))
+    except ValueError:
+        return None
     code: list[str] = []
     with tempfile.TemporaryDirectory(prefix="kconv-probe-") as folder:
         source = Path(folder, "tiles.cpp")

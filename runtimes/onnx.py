@@ -11,6 +11,7 @@ from typing import Any
 
 from ..converters.families import FRONT_ENDS, family_for
 from ..converters.settings import Settings
+from ..converters.tokenizer import read_tokenizer
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_json
 from ..core.model import Note
@@ -21,7 +22,6 @@ from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
-from ..vocab.sources import read_source
 from ..vocab.tokenizer import Source
 from .candidate import CandidateFailure, Floats
 from .onnx_folder import OnnxFolder, open_onnx
@@ -60,8 +60,8 @@ def read_onnx_model(path: Path) -> OnnxModel:
     family = family_for(folder.config)
     facts = family.read(folder.config)
     keys = Settings({**family.keys(facts), **family.from_files(facts, files)}, "config.json")
-    source = read_source(files)
-    context = read_context(files, arch=family.arch, rows=source.size)  # config.json may say any number
+    source = read_tokenizer(files)
+    context = read_context(files, rows=source.size)  # config.json may say any number
     vocab, _ = own_vocabulary(source, context)
     return OnnxModel(
         folder,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..converters.families import reads_with_encoder
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.model import Note
-from . import ENCODER_DECODERS
 from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
 
 _THROUGH_TEMPLATE = Note(
@@ -59,7 +59,7 @@ def question(
     """
     arch = str(metadata.get("general.architecture", ""))
     masks = masked_text(text) if fill else None
-    if arch in ENCODER_DECODERS:
+    if reads_with_encoder(arch):
         _refuse_turns(artifact, chat=chat, system=system, echo=echo)
         _refuse_deep_decoder(artifact, arch, metadata)
         return _source(metadata, text, masks, announce)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from compiled_material import shared_library
 
 DIES = "__builtin_trap();"  # an illegal instruction, SIGILL
 FAULTS = "*(volatile int *)8 = 0;"  # SIGSEGV, as a tile configuration of rubbish may do
@@ -113,8 +113,8 @@ def libraries() -> Path:
 
 def standin_library(folder: Path, how: str = DIES, *, when: str = "own_buffers") -> Path:
     """Make ``folder`` with the libraries; ``when`` is a condition in C, "1" without own buffers, too."""
-    if shutil.which("cc") is None or not sys.platform.startswith("linux"):
-        pytest.skip("no C compiler, or not Linux: no library can be put before llama.cpp's")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("not Linux: no library can be put before llama.cpp's")
     real = libraries()
     folder.mkdir(parents=True)
     for file in real.glob("libggml*.so"):
@@ -122,11 +122,10 @@ def standin_library(folder: Path, how: str = DIES, *, when: str = "own_buffers")
     size, offset = _layout()
     source = folder / "standin.c"
     source.write_text(_SOURCE, "utf-8")
-    command = ["cc", "-shared", "-fPIC", "-O1", "-w", "-o", str(folder / "libllama.so"), str(source)]
-    command += [f"-DSIZE={size}", f"-DOFFSET={offset}", f"-DWHEN={when}", f"-DHOW={how}"]
-    command += ["-Wl,--no-as-needed", f"-L{real}", f"-Wl,-rpath,{real}"]
-    command += [f"-l:lib{name}.so" for name in ("llama", "ggml-cpu", "ggml-base")]
-    subprocess.run(command, check=True)
+    options = ["-w", f"-DSIZE={size}", f"-DOFFSET={offset}", f"-DWHEN={when}", f"-DHOW={how}"]
+    options += ["-Wl,--no-as-needed", f"-L{real}", f"-Wl,-rpath,{real}"]
+    options += [f"-l:lib{name}.so" for name in ("llama", "ggml-cpu", "ggml-base")]
+    shared_library(folder / "libllama.so", [source], *options)
     return folder
 
 

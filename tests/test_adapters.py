@@ -287,7 +287,7 @@ def test_stories260k_is_left_alone(real: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     checkpoint = Checkpoint(folder, config, {}, ())
     vocab = sentencepiece(512, special={"unknown": 0, "bos": 1, "eos": 2}, add_bos=True)
-    context = read_context(checkpoint, arch="llama", rows=512)
+    context = read_context(checkpoint, rows=512)
     assert context.tokenizer_config["add_bos_token"] is True
     assert adapt(vocab, context) == (vocab, ())
 

@@ -1,8 +1,12 @@
-"""Damaged and doctored safetensors files: each gives one CheckpointError that says what is wrong."""
+"""Damaged and doctored safetensors files: each gives one CheckpointError that says what is wrong.
+
+And whole ones: their headers say what the format's own library reads in them.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -12,10 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_material import entry, folder_with_config, raw_safetensors, refusal
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kconv.core.errors import EnvironmentProblem
 from kconv.core.reading import open_checkpoint
+from kconv.core.safetensors_file import SUB_BYTE, open_safetensors
+from kconv.core.weight_file import ITEM_SIZES, NEVER_WEIGHTS, WEIGHTS
 
 GOOD = entry(0, 24, 2, 3)
 DATA = bytes(24)
@@ -143,3 +150,33 @@ def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:
     for header in ({nasty(1): GOOD}, {"x": {nasty(9): nasty(9)}}, {"x": {**GOOD, "dtype": nasty(99)}}):
         (folder / "model.safetensors").write_bytes(raw_safetensors(header, DATA))
         assert not re.search(r"[\x00-\x1f]", refusal(folder).message)
+
+
+TORCH_TYPES = {type_ for type_ in vars(torch).values() if isinstance(type_, torch.dtype)} - {torch.complex32}
+
+
+def test_headers_say_what_the_library_reads_in_them(tmp_path: Path) -> None:
+    """Of every type that the library writes."""
+    folder = folder_with_config(tmp_path)
+    path = folder / "model.safetensors"
+    seen = set()
+    for type_ in sorted(TORCH_TYPES, key=str):
+        try:
+            save_file({"x": torch.zeros(3, 4, 2, dtype=type_)}, path)
+        except (KeyError, NotImplementedError, RuntimeError, ValueError):  # a type torch or the format lacks
+            continue
+        with safe_open(path, "pt") as reference:
+            entry = reference.get_slice("x")
+            name, shape = entry.get_dtype(), tuple(entry.get_shape())
+        seen.add(name)
+        if name in WEIGHTS:
+            tensor = open_safetensors(path).tensors["x"]
+            assert (tensor.dtype.value, tensor.shape) == (name, shape)
+        elif name in NEVER_WEIGHTS:
+            assert open_safetensors(path).dropped == {"x": name}
+        else:
+            refusal(folder, f"tensor 'x' is {name}; kconv reads F32, F16 and BF16")
+        if name not in SUB_BYTE:
+            header = 8 + int.from_bytes(path.read_bytes()[:8], "little")
+            assert path.stat().st_size - header == math.prod(shape) * ITEM_SIZES[name]
+    assert seen >= {*WEIGHTS, *NEVER_WEIGHTS, "F64", "C64", "F8_E4M3", "F8_E5M2", "F8_E8M0"}

@@ -46,6 +46,8 @@ def test_the_compilers_here() -> None:
         found = compiler.compiler({"CXX": name})
         assert found is not None
         breaks, gcc = compiler.breaks_tiles(found), re.search(r"\) (\d+)\.", found.version)
+        assert compiler.breaks_tiles(found, {"CXXFLAGS": "--no-such-option"}) is None
+        assert compiler.breaks_tiles(found, {"CXXFLAGS": "'"}) is None
         if "clang" in found.version:
             assert breaks is False
         elif gcc and gcc[1] in ("11", "12"):

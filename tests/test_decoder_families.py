@@ -1,4 +1,4 @@
-"""Qwen3, Qwen3-MoE, GPT-NeoX, EXAONE 4: logits of llama.cpp and onnxruntime against transformers in fp32."""
+"""Decoders other than Llama and GPT-J: logits of llama.cpp and onnxruntime against transformers in fp32."""
 
 from __future__ import annotations
 
@@ -16,8 +16,15 @@ from onnx_causal_material import run, session, write
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
 from kconv.converters.families.exaone4 import EXAONE4
+from kconv.converters.families.mistral import MISTRAL
 from kconv.converters.mapping import build
-from kconv.converters.samples.decoders import write_exaone4, write_gpt_neox, write_qwen3, write_qwen3_moe
+from kconv.converters.samples.decoders import (
+    write_exaone4,
+    write_gpt_neox,
+    write_mistral,
+    write_qwen3,
+    write_qwen3_moe,
+)
 from kconv.core.errors import InputError, UnsupportedModel
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
@@ -55,6 +62,12 @@ CASES: dict[str, tuple[Writer, dict[str, Any], float]] = {
     ),
     "exaone4": (write_exaone4, {}, 1e-9),
     "exaone4, a window in 64 layers": (write_exaone4, WINDOWED, 1e-9),
+    "mistral": (write_mistral, {}, 1e-9),
+    "mistral, tied, no head_dim, a window of the context's size": (
+        write_mistral,
+        {"tie_word_embeddings": True, "head_dim": None, "sliding_window": 4096},
+        1e-9,
+    ),
 }
 
 
@@ -102,6 +115,39 @@ def test_a_window_is_not_taken_where_llama_cpp_has_none(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match="4 layers with a sliding window of 24"):
         to_gguf(folder, tmp_path / "out.gguf", verify=False)
     write(folder, tmp_path / "onnx")
+
+
+def test_a_window_of_mistral_is_for_onnx_and_refused_for_llama_cpp(tmp_path: Path) -> None:
+    folder = write_mistral(tmp_path / "checkpoint", dtype=DType.F32, sliding_window=24)
+    with pytest.raises(UnsupportedModel, match=r"sliding_window is 24, less than .* 4096; .* no window"):
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)
+    found, _ = run(session(write(folder, tmp_path / "onnx")), np.array([IDS], np.int64))
+    assert nmse(found[0], transformers_logits(folder, IDS)) < 1e-9
+
+
+def test_the_way_out_for_a_window_of_mistral_is_exact(tmp_path: Path) -> None:
+    changes = {"sliding_window": 24, "max_position_embeddings": 24}
+    folder = write_mistral(tmp_path / "checkpoint", dtype=DType.F32, **changes)
+    (made,) = to_gguf(folder, tmp_path / "out.gguf", verify=False).outputs
+    assert gguf.GGUFReader(made.path).fields["llama.context_length"].contents() == 24
+    ids = IDS[:24]
+    assert nmse(llama_cpp_logits(made.path, ids), transformers_logits(folder, ids)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, 4096),
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 131072}, None),
+        ({"max_position_embeddings": 4097}, 4096),
+        ({"max_position_embeddings": 4096}, None),
+    ],
+)
+def test_where_mistral_has_a_window(changes: dict[str, Any], window: int | None) -> None:
+    config = {**SMALL, "num_hidden_layers": 2, "num_attention_heads": 8, "vocab_size": 9}
+    facts = MISTRAL.read({**config, **changes})
+    assert (facts.window, facts.kv_heads) == (window, 8)
 
 
 @pytest.mark.parametrize(

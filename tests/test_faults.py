@@ -14,13 +14,13 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from compiled_material import shared_library
 from fork_server import Done, Fault, Kconv
 from gptj_material import byte_level_tokenizer
 from llama_material import random_llama
@@ -69,12 +69,8 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module")
 def kconv(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kconv]:
-    compiler, library = shutil.which("cc"), tmp_path_factory.mktemp("cc") / "faults.so"
-    if compiler is None:
-        assert "CI" not in os.environ, "no C compiler"
-        pytest.skip("no C compiler to make faults.c")
     source = Path(__file__).with_name("faults.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
+    library = shared_library(tmp_path_factory.mktemp("cc") / "faults.so", [source], "-ldl")
     with Kconv(MODULES, {"LD_PRELOAD": str(library)}) as server:
         yield server
 

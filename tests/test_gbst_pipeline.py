@@ -20,6 +20,7 @@ from t5_material import byte_ids
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
+from kconv.converters.families.gbst import front_end_file
 from kconv.converters.families.gbst.front_end_file import read_front_end, write_front_end
 from kconv.converters.families.gbst.settings import EMBEDDING, SCORE
 from kconv.converters.families.gbst.tensors import FINGERPRINT_KEY, KIND_KEY, front_end_model
@@ -185,9 +186,19 @@ def test_people_are_told_of_the_front_end(folder: Path, tmp_path: Path) -> None:
 # The proof
 
 
-def test_verify_holds_both_files_against_the_checkpoint(folder: Path, body: Path) -> None:
+def test_verify_holds_both_files_against_the_checkpoint(
+    folder: Path, body: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counted(path: Path) -> Any:
+        opened.append(path)
+        return read_front_end(path)
+
+    monkeypatch.setattr(front_end_file, "read_front_end", counted)
     proof = verify(body, folder, tokens=150, diagnose=True, threads=1)
     assert proof.verdict == "passed", proof.cause
+    assert opened == [body.parent / "gbst-model.gguf"]  # once for all parts of the proof
     assert proof.weights.verdict == proof.metadata.verdict == "passed"
     assert proof.logits.figures is not None
     assert proof.logits.figures.nmse < 1e-4

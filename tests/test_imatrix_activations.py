@@ -14,8 +14,9 @@ from gbst_material import random_gbswt5
 from imatrix_material import llama_cpp_activations
 
 from kconv.converters import to_gguf
-from kconv.converters.families import FAMILIES, family_for
+from kconv.converters.families import FAMILIES, FRONT_ENDS, family_for
 from kconv.converters.family import Family
+from kconv.converters.front_end import front_end_of
 from kconv.converters.mapping import build, product
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
@@ -25,7 +26,6 @@ from kconv.flows.importance import count_activations, gather, named_texts
 from kconv.quant.gguf_weights import open_gguf
 from kconv.quant.importance import importance_of
 from kconv.verify.comparison import How, Subject, read_reference, text_windows
-from kconv.verify.front_end import embed_of
 from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import read_source
 
@@ -41,6 +41,7 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "qwen3-moe": lambda folder: write_sample("qwen3-moe", folder),
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
     "exaone4": lambda folder: write_sample("exaone4", folder),
+    "mistral": lambda folder: write_sample("mistral", folder),
 }
 
 
@@ -74,9 +75,9 @@ def test_activations_are_llama_cpps(
     assert len({len(window.ids) for window in windows}) > 1
     embedded = []
     with open_gguf(made.path) as file:
-        embed = embed_of(file, subject.family)
-        if embed is not None:
-            embedded = [embed(window.source) for window in windows]
+        front = front_end_of(FRONT_ENDS, made.path, file.header.metadata)
+        if front is not None:
+            embedded = [front.embed(window.source) for window in windows]
     expected = llama_cpp_activations(
         made.path, [(window.ids, window.source) for window in windows], tmp_path, embedded
     )

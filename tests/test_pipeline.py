@@ -33,6 +33,7 @@ MATERIAL = {
     "qwen3_moe": ("qwen3-moe",),
     "gpt_neox": ("gpt-neox",),
     "exaone4": ("exaone4",),
+    "mistral": ("mistral",),
 }
 
 

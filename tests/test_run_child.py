@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from compiled_material import shared_library
 from run_material import KCONV, PROMPT, running, with_metadata
 from standin_material import dying_llama
 
@@ -214,14 +214,10 @@ def test_a_child_that_is_killed_amid_an_answer_is_told_and_nothing_is_repeated(m
 @pytest.fixture(scope="module")
 def illegal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library that, loaded before llama.cpp's, makes every graph an illegal instruction."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler")
     folder = tmp_path_factory.mktemp("illegal")
-    source, library = folder / "illegal.c", folder / "illegal.so"
+    source = folder / "illegal.c"
     source.write_text("int ggml_graph_compute(void *graph, void *plan) { __builtin_trap(); }\n")
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return library
+    return shared_library(folder / "illegal.so", [source])
 
 
 def test_a_crash_of_the_library_is_no_verdict_on_the_file(model: Path, illegal: Path) -> None:

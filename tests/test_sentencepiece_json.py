@@ -12,6 +12,7 @@ import pytest
 from vocab_material import checkpoint, model, sentencepiece_like
 
 from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
+from kconv.converters.tokenizer import read_tokenizer
 from kconv.vocab.parity import exam
 from kconv.vocab.sentencepiece_json import sentencepiece_tokenizer_json
 from kconv.vocab.sources import read_source
@@ -94,5 +95,5 @@ def test_published_models(name: str, model_type: str, real: Path, tmp_path: Path
         shutil.copy(real / name / "tokenizer.model", tmp_path)
     else:
         shutil.copy(real / "tokenizers" / f"{name}.model", tmp_path / "spiece.model")
-    source = read_source(checkpoint(tmp_path, model_type=model_type))
+    source = read_tokenizer(checkpoint(tmp_path, model_type=model_type))
     assert "tokenizer.json" in beside(tmp_path, source, model_type).contents

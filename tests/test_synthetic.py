@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from kconv.converters.samples.weights import llama_shapes, write_checkpoint
 from kconv.core.errors import UsageError
 from kconv.core.tensor import DType
 
+ROOT = Path(__file__).parent.parent
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -49,7 +52,9 @@ def test_each_process_writes_the_same_bytes(write: object, tmp_path: Path) -> No
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     here = write_eagle if write is write_eagle else write_llama_3_ko
-    assert digests(here(tmp_path / "here")) == digests(tmp_path / "other")
+    made = here(tmp_path / "here")
+    assert digests(made) == digests(tmp_path / "other")
+    assert len({path.stat().st_mode for path in made.iterdir()}) == 1  # whoever may read one may read all
 
 
 @pytest.mark.parametrize("dtype", list(DType))
@@ -58,7 +63,7 @@ def test_weights_do_not_depend_on_how_they_are_stored(dtype: DType, tmp_path: Pa
     from safetensors.torch import load_file
 
     one = load_file(write_checkpoint(tmp_path / "one", CONFIG, dtype=dtype)[0])
-    sharded = write_checkpoint(tmp_path / "sharded", CONFIG, dtype=dtype, shards=5, threads=2)
+    sharded = write_checkpoint(tmp_path / "sharded", CONFIG, dtype=dtype, shards=5)
     pickled = write_checkpoint(tmp_path / "bin", CONFIG, dtype=dtype, shards=2, weight_format="bin")
     parts = [load_file(path) for path in sharded]
     loaded = [torch.load(path, weights_only=True) for path in pickled]
@@ -71,6 +76,20 @@ def test_weights_do_not_depend_on_how_they_are_stored(dtype: DType, tmp_path: Pa
     index = json.loads((tmp_path / "sharded" / "model.safetensors.index.json").read_text("utf-8"))
     places = {name: path.name for path, part in zip(sharded, parts, strict=True) for name in part}
     assert index["weight_map"] == places
+
+
+@pytest.mark.parametrize("dtype", list(DType))
+def test_what_bench_streams_is_what_the_library_writes(dtype: DType, tmp_path: Path) -> None:
+    """Benchmarks need more weights than fit into memory, so their files are written without the library."""
+    spec = importlib.util.spec_from_file_location("weights", ROOT / "bench" / "weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    streamed = functools.partial(bench.write_safetensors, threads=2)
+    write_checkpoint(tmp_path / "library", CONFIG, dtype=dtype, shards=3, seed=7)
+    write_checkpoint(tmp_path / "bench", CONFIG, dtype=dtype, shards=3, seed=7, writer=streamed)
+    assert digests(tmp_path / "bench") == digests(tmp_path / "library")
 
 
 def test_transformers_runs_them(tmp_path: Path) -> None:

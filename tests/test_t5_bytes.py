@@ -73,7 +73,7 @@ def texts() -> list[str]:
 def llama_ids(source: Any, checkpoint: Checkpoint, asked: Sequence[str], folder: Path) -> list[list[int]]:
     (candidate,) = candidates(source)
     rows = checkpoint.config["vocab_size"]
-    vocab, _ = adapted(candidate, read_context(checkpoint, arch="t5", rows=rows), enabled_adapters())
+    vocab, _ = adapted(candidate, read_context(checkpoint, rows=rows), enabled_adapters())
     path = folder / "vocab.gguf"
     write_vocab_only(path, "t5", vocab)
     with LlamaProbe(path) as probe:
@@ -181,7 +181,7 @@ def test_all_is_exact_for_any_number_of_rows(tmp_path: Path) -> None:
         checkpoint = folder_of(tmp_path, {"tokenizer_config.json": BYT5}, vocab_size=rows)
         source = read_source(checkpoint)
         (candidate,) = candidates(source)
-        vocab, _ = adapted(candidate, read_context(checkpoint, arch="t5", rows=rows), enabled_adapters())
+        vocab, _ = adapted(candidate, read_context(checkpoint, rows=rows), enabled_adapters())
         write_vocab_only(tmp_path / "vocab.gguf", "t5", vocab)
         with LlamaProbe(tmp_path / "vocab.gguf") as probe:
             assert grade("bytes", probe, exam(source), source, declared(vocab)).verdict == "exact"

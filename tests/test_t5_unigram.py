@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 import vocab_material as material
 
+from kconv.converters.tokenizer import read_tokenizer
 from kconv.core.checkpoint import Checkpoint
 from kconv.core.errors import TokenMismatch, VocabError
+from kconv.core.model import Model
 from kconv.core.vocabulary import TokenType, Vocab, gguf_keys
 from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.in_gguf import read_vocab
+from kconv.vocab.parity import Parity
 from kconv.vocab.settle import settle_vocab
-from kconv.vocab.sources import read_source
 from kconv.vocab.unigram import equally_good
 
 T5 = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -58,8 +60,13 @@ def checkpoint(folder: Path, rows: int) -> Checkpoint:
     return Checkpoint(folder, {"model_type": "t5", "vocab_size": rows}, {}, ())
 
 
+def settled(folder: Path, rows: int) -> tuple[Model, Parity]:
+    read = checkpoint(folder, rows)
+    return settle_vocab(material.model(rows), read, read_tokenizer(read))
+
+
 def test_a_spiece_model_is_exact_with_its_sentinels(folder: Path) -> None:
-    model, parity = settle_vocab(material.model(SIZE + 128), checkpoint(folder, SIZE + 128))
+    model, parity = settled(folder, SIZE + 128)
     assert (parity.verdict, parity.exact) == ("exact", parity.texts)
     assert model.vocab is not None
     vocab = model.vocab
@@ -75,27 +82,27 @@ def test_a_spiece_model_is_exact_with_its_sentinels(folder: Path) -> None:
 
 
 def test_sentinels_only_where_the_embedding_has_rows_for_them(folder: Path) -> None:
-    assert read_source(checkpoint(folder, SIZE + 99)).size == SIZE
+    assert read_tokenizer(checkpoint(folder, SIZE + 99)).size == SIZE
     (folder / "tokenizer_config.json").write_text(json.dumps({**T5, "extra_ids": 7}))
-    source = read_source(checkpoint(folder, SIZE + 99))
+    source = read_tokenizer(checkpoint(folder, SIZE + 99))
     assert (source.size, source.tokens[-1]) == (SIZE + 7, "<extra_id_0>")
     (folder / "tokenizer_config.json").unlink()  # then config.json says that it is a T5
-    bare = read_source(checkpoint(folder, SIZE + 100))
+    bare = read_tokenizer(checkpoint(folder, SIZE + 100))
     assert (bare.size, bare.table.add_bos, bare.table.add_eos) == (SIZE + 100, False, True)
     (folder / "tokenizer_config.json").write_text(json.dumps({**T5, "extra_ids": "some"}))
     with pytest.raises(VocabError, match="extra_ids is 'some'"):
-        read_source(checkpoint(folder, SIZE + 100))
+        read_tokenizer(checkpoint(folder, SIZE + 100))
 
 
 def test_bytes_that_llama_cpp_cannot_spell_are_named_as_the_reason(tmp_path: Path) -> None:
     size = t5_like(tmp_path, byte_fallback=True)
     with pytest.raises(TokenMismatch, match="encodes as bytes"):
-        settle_vocab(material.model(size + 100), checkpoint(tmp_path, size + 100))
+        settled(tmp_path, size + 100)
 
 
 def test_ke_t5_is_exact(real: Path, tmp_path: Path) -> None:
     (tmp_path / "spiece.model").symlink_to(real / "tokenizers" / "ke-t5.model")
-    model, parity = settle_vocab(material.model(64128), checkpoint(tmp_path, 64128))
+    model, parity = settled(tmp_path, 64128)
     print(f"ke-t5: {parity.exact}/{parity.texts}, {parity.ties} ties")
     assert parity.verdict == "exact"
     assert parity.ties < 0.01 * parity.texts
@@ -106,7 +113,7 @@ def test_a_tokenizer_json_alone_is_measured_as_it_is(real: Path, tmp_path: Path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(real / "hf_t5x_tiny" / name)
     with pytest.raises(TokenMismatch, match=r"put the model's spiece\.model beside") as caught:
-        settle_vocab(material.model(32128), checkpoint(tmp_path, 32128))
+        settled(tmp_path, 32128)
     counted = re.search(r"unigram, surplus spaces removed, (\d+) of (\d+) equal", caught.value.message)
     assert counted is not None
     print(f"tokenizer.json of hf_t5x_tiny: {counted[1]}/{counted[2]}")
@@ -116,16 +123,16 @@ def test_a_tokenizer_json_alone_is_measured_as_it_is(real: Path, tmp_path: Path)
 def test_a_spiece_model_counts_before_its_copy_unless_they_differ(real: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "spiece.model"):
         (tmp_path / name).write_bytes((real / "hf_t5x_tiny" / name).read_bytes())
-    assert read_source(checkpoint(tmp_path, 32128)).description.files[0] == "spiece.model"
+    assert read_tokenizer(checkpoint(tmp_path, 32128)).description.files[0] == "spiece.model"
     text = (tmp_path / "tokenizer.json").read_text("utf-8").replace("<extra_id_99>", "<번역>")
     (tmp_path / "tokenizer.json").write_text(text, "utf-8")
-    source = read_source(checkpoint(tmp_path, 32128))
+    source = read_tokenizer(checkpoint(tmp_path, 32128))
     assert source.description.files[0] == "tokenizer.json"
     assert source.tokens[32000] == "<번역>"
 
 
 def test_cuts_that_are_equally_good(folder: Path) -> None:
-    source = read_source(checkpoint(folder, SIZE))
+    source = read_tokenizer(checkpoint(folder, SIZE))
     ids = {text: token for token, text in enumerate(source.tokens) if text}
     same = equally_good(source.table, source.scores)
     a, b = ids["이"], ids["다"]
@@ -158,7 +165,7 @@ def test_a_damaged_normalization_ends_nothing_but_the_conversion(damage: bytes, 
     # normalizer_spec again (field 3), merged into the first: precompiled_charsmap (field 2) replaced
     (folder / "spiece.model").write_bytes(data + bytes([0x1A, 2 + len(damage), 0x12, len(damage)]) + damage)
     with contextlib.suppress(VocabError, TokenMismatch):
-        settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))
+        settled(folder, SIZE)
 
 
 # Key, new value (None: left out), words of the finding.
@@ -174,7 +181,7 @@ DAMAGES = {
 
 def test_a_damage_to_what_precedes_the_cutting_is_named(folder: Path) -> None:
     """Each by its key, whatever the parity texts show of it."""
-    vocab = settle_vocab(material.model(SIZE), checkpoint(folder, SIZE))[0].vocab
+    vocab = settled(folder, SIZE)[0].vocab
     assert vocab is not None
     good = gguf_keys(vocab)
     assert check_tokenizer_keys(good, vocab)[0] == []

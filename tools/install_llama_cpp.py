@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -77,7 +76,7 @@ def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -
 def compiler_breaks_tiles() -> bool:
     """Whether llama.cpp has to be built without AMX here: only asked where the processor has it."""
     found = compiler() if CPU.amx else None
-    if found is None or not breaks_tiles(found, shlex.split(os.environ.get("CXXFLAGS", ""))):
+    if found is None or not breaks_tiles(found):
         return False
     say(f"{found.version} breaks llama.cpp's AMX code, which this processor would run: built without AMX")
     return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.family import AnyFamily
@@ -68,9 +67,8 @@ class Subject:
 class How:
     """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
-    ``front_end`` is the file of a GBST model's front end; None: the one beside its body. ``gelu_share``: in
-    families with a GELU, read the checkpoint once more with llama.cpp's table of it for files that are held
-    to its logits themselves, to tell what the table alone does.
+    ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
+    files that are held to its logits themselves, to tell what the table alone does.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -78,7 +76,6 @@ class How:
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
-    front_end: Path | None = None
     gelu_share: bool = True
 
 

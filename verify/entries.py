@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import SPM, TokenType, Vocab
 from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX
@@ -41,9 +41,9 @@ def compare_entries(found: Vocab, expected: Vocab, source: Source, *, strict: bo
     findings = _duplicates(found)
     findings += _texts(found, expected, source, strict)
     findings += _types(found, expected, source, strict)
-    if found.model == expected.model == "llama":
+    if found.model == expected.model == SPM:
         findings += _scores(found, expected, source, strict)
-    if "llama" not in (found.model, expected.model):
+    if SPM not in (found.model, expected.model):
         findings += _merges(found, expected, source, strict)
     return findings
 

@@ -6,15 +6,13 @@ its fingerprint says of every weight and setting whether it is the checkpoint's.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from ..converters.families import FRONT_ENDS
 from ..converters.family import AnyFamily
-from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, front_end_of
+from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, FrontEndFile
 from ..core.checkpoint import Checkpoint
+from ..core.gguf_file import GgufHeader
 from ..core.input_files import file_sha256, quoted
-from ..quant.gguf_weights import GgufFile
 from ..runtimes.candidate import CandidateFailure
 from .proof import Finding, MetadataPart, verdict_of
 
@@ -27,12 +25,11 @@ def tokens_a_position(family: AnyFamily, checkpoint: Checkpoint) -> int:
     return 1 if family.front_end is None else family.front_end.factor(checkpoint)
 
 
-def embed_of(file: GgufFile, family: AnyFamily, chosen: Path | None = None) -> Embed | None:
-    """What the file's front end, ``chosen`` or beside it, makes of a text; None for models without one.
+def embed_of(found: FrontEndFile | None, family: AnyFamily) -> Embed | None:
+    """What the front end ``found`` for a body makes of a text; None for models without one.
 
-    Raises what ``front_end_of`` raises, CandidateFailure where the file does not say which it needs.
+    Raises CandidateFailure where the body does not say which it needs.
     """
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
     if found is not None:
         return found.embed
     if family.front_end is not None:
@@ -42,28 +39,22 @@ def embed_of(file: GgufFile, family: AnyFamily, chosen: Path | None = None) -> E
     return None
 
 
-def named_front_end(file: GgufFile, chosen: Path | None = None) -> dict[str, Any] | None:
-    """Which file the front end was read from, for the provenance; None for models without one.
-
-    Raises what ``front_end_of`` raises.
-    """
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
-    if found is None:
-        return None
+def named_front_end(found: FrontEndFile) -> dict[str, Any]:
+    """Which file the front end was read from, for the provenance."""
     size = found.path.stat().st_size
     digest = file_sha256(found.path)
     return {"file": found.path.name, "bytes": size, "sha256": digest, "fingerprint": found.fingerprint}
 
 
 def with_front_end_findings(
-    part: MetadataPart, file: GgufFile, family: AnyFamily, checkpoint: Checkpoint, chosen: Path | None = None
+    part: MetadataPart,
+    header: GgufHeader,
+    found: FrontEndFile | None,
+    family: AnyFamily,
+    checkpoint: Checkpoint,
 ) -> MetadataPart:
-    """The metadata part and, of a model with a front end, whether the body has the checkpoint's front end.
-
-    Raises GgufError where the front end the body names is not there, damaged or another model's.
-    """
-    said = file.header.metadata.get(FINGERPRINT_KEY)
-    found = front_end_of(FRONT_ENDS, file.path, file.header.metadata, chosen)
+    """The metadata part and, of a model with a front end, whether the one ``found`` is the checkpoint's."""
+    said = header.metadata.get(FINGERPRINT_KEY)
     if family.front_end is None and found is None:
         return part
     wanted = None if family.front_end is None else family.front_end.fingerprint(checkpoint)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.families import FRONT_ENDS
-from ..converters.front_end import front_end_of
+from ..converters.front_end import FrontEndFile, front_end_of
 from ..converters.mapping import untransformed
 from ..core.errors import ChildDied
 from ..core.windows import Window
@@ -35,10 +35,14 @@ RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped
 
 @dataclass(frozen=True)
 class GgufArtifact:
-    """A GGUF file, with the manifest beside it, if there is one and it counts; see prove.Artifact."""
+    """A GGUF file, with the manifest beside it, if there is one and it counts; see prove.Artifact.
+
+    ``front_end_path`` is the file of a GBST model's front end; None: the one beside its body.
+    """
 
     file: GgufFile
     manifest: Mapping[str, Any] | None = None
+    front_end_path: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -53,8 +57,13 @@ class GgufArtifact:
     def passes(self, expected: Subject, how: How) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
         gate = self._gate(expected, how)
-        front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, how.front_end)
+        _ = self._front_end  # a missing one is told before anything is read
         return 1 + _shows_gelu_share(expected, gate, how)
+
+    @cached_property
+    def _front_end(self) -> FrontEndFile | None:
+        """Found and read once. Raises what ``front_end_of`` raises."""
+        return front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, self.front_end_path)
 
     def _gate(self, expected: Subject, how: How) -> Gate:
         return gate_for(self.type, gelu=expected.family.gelu, overrides=how.gates)
@@ -75,8 +84,9 @@ class GgufArtifact:
 
     def metadata(self, expected: Subject, how: How) -> MetadataPart:
         """The keys llama.cpp reads, and which front end they name."""
-        part = check_metadata(self.file.header, expected.model)
-        return with_front_end_findings(part, self.file, expected.family, expected.checkpoint, how.front_end)
+        header = self.file.header
+        part = check_metadata(header, expected.model)
+        return with_front_end_findings(part, header, self._front_end, expected.family, expected.checkpoint)
 
     def weights(self, expected: Subject, how: How) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
@@ -97,7 +107,7 @@ class GgufArtifact:
         """
         file, gate = self.file, self._gate(expected, how)
         try:
-            front = embed_of(file, expected.family, how.front_end)
+            front = embed_of(self._front_end, expected.family)
             with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
                 shows = _shows_gelu_share(expected, gate, how)
                 alike = _with_llama_cpps_gelu(expected, how) if shows else None
@@ -112,10 +122,10 @@ class GgufArtifact:
         self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
     ) -> dict[str, Any]:
         """What was compared and with what."""
-        front = named_front_end(self.file, how.front_end)
+        front = self._front_end
         return {
             "artifact": {"file": self.path.name, "bytes": self.file.header.size},
-            **({} if front is None else {"front_end": front}),
+            **({} if front is None else {"front_end": named_front_end(front)}),
             **compared_with(expected, windows, texts, RUNTIME, ()),
         }
 

@@ -45,7 +45,7 @@ def expected_of_folder(checkpoint: Checkpoint, family: AnyFamily, model: Model, 
         rows = model.tensor(EMBEDDING).rows
     except KeyError as error:
         raise MappingError(f"the model has no tensor {EMBEDDING}") from error
-    vocab, _ = own_vocabulary(source, read_context(checkpoint, arch=model.arch, rows=rows))
+    vocab, _ = own_vocabulary(source, read_context(checkpoint, rows=rows))
     return Subject(checkpoint, family, replace(model, vocab=vocab), source)
 
 

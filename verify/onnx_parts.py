@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..converters.onnx.side_files import CONFIG, GENERATION, configurations, same_ids
+from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_bytes, read_json
@@ -19,7 +20,6 @@ from ..runtimes.onnx_folder import OnnxFolder
 from ..vocab.byte_vocabulary import KIND as BYTES
 from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
-from ..vocab.sources import read_source
 from ..vocab.token_settings import read_token_settings
 from ..vocab.tokenizer import Source
 from ..vocab.tokenizer_process import TokenizerProcess
@@ -38,8 +38,8 @@ _IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"
 
 
 def folder_source(folder: OnnxFolder) -> Source:
-    """The tokenizer of a folder, read as a checkpoint's is. Raises what ``read_source`` raises."""
-    return read_source(folder.without_weights)
+    """The tokenizer of a folder, read as a checkpoint's is. Raises what ``read_tokenizer`` raises."""
+    return read_tokenizer(folder.without_weights)
 
 
 def check_folder_tokens(
@@ -127,7 +127,7 @@ def _expected(
     folder: OnnxFolder, checkpoint: Checkpoint, model: Model
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """config.json and generation_config.json as a conversion with the folder's chat template writes them."""
-    context = read_context(checkpoint, arch=model.arch, rows=model.tensor(EMBEDDING).rows)
+    context = read_context(checkpoint, rows=model.tensor(EMBEDDING).rows)
     assert model.vocab is not None
     vocab = model.vocab
     with contextlib.suppress(InputError):  # told where tokens are compared

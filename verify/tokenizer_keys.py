@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
-from ..core.vocabulary import UNIGRAM, Vocab, gguf_keys
+from ..core.vocabulary import BPE, GEMMA4, SPM, UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
@@ -59,14 +59,14 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
 
 
 def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
-    if found.model != right.model and (found.model, found.pre, right.model) != ("gemma4", right.pre, "gpt2"):
+    if found.model != right.model and (found.model, found.pre, right.model) != (GEMMA4, right.pre, BPE):
         said = f"'{found.model}'" if PREFIX + "model" in metadata else "missing"
         message = (
             f"the tokenizer model is {said} in the file, but must be {right.model!r} for this "
             "checkpoint: llama.cpp would tokenize every text by other rules"
         )
         yield Finding(PREFIX + "model", message, right.model, said)
-    elif found.pre != right.pre and right.model == "gpt2":
+    elif found.pre != right.pre and right.model == BPE:
         message = (
             f"the pre-tokenizer is {found.pre!r} in the file, but {right.pre!r} in a conversion; the "
             "tokens part shows whether they split text alike"
@@ -88,7 +88,7 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
                 else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
             )
             yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(said).lower())
-    if right.model == found.model in ("llama", UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
+    if right.model == found.model in (SPM, UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
         does = found.add_space_prefix
         message = (
             "llama.cpp would put a space before every text, for which this vocabulary is not made"
@@ -139,7 +139,7 @@ def _token(vocab: Vocab, index: int) -> str:
     """A token for people: ``2 '</s>'``."""
     if not 0 <= index < vocab.size:
         return f"{index} (no token)"
-    byte_level = vocab.model == "gpt2" and vocab.pre not in RAW_PRE
+    byte_level = vocab.model == BPE and vocab.pre not in RAW_PRE
     return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import BPE, SPM, TokenType, Vocab
 from .tokenizer import Source
 
 
@@ -50,7 +50,7 @@ def spm(base: Vocab, source: Source, *, add_space_prefix: bool, silenced: frozen
         0.0 if kind is not TokenType.NORMAL else float(-rank[text]) if text in rank else last
         for text, kind in zip(base.tokens, base.types, strict=True)
     )
-    vocab = replace(base, model="llama", scores=scores, add_space_prefix=add_space_prefix)
+    vocab = replace(base, model=SPM, scores=scores, add_space_prefix=add_space_prefix)
     return _silence(vocab, silenced)
 
 
@@ -72,4 +72,4 @@ def raw_bpe(base: Vocab, source: Source, *, pre: str, silenced: frozenset[int]) 
     merges: Sequence[str] = source.merges
     if never:
         merges = [merge for merge in merges if merge.replace(" ", "", 1) not in never]
-    return replace(base, model="gpt2", pre=pre, merges=tuple(merges))
+    return replace(base, model=BPE, pre=pre, merges=tuple(merges))

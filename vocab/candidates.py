@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ..core.errors import VocabError
-from ..core.vocabulary import UNIGRAM, TokenType, Vocab
+from ..core.vocabulary import BPE, SPM, UNIGRAM, TokenType, Vocab
 from . import byte_fallback, pretokenizers
 from .byte_vocabulary import NEVER_FIRES
 from .tokenizer import Source
@@ -66,7 +66,7 @@ def without_home(source: Source) -> str | None:
     )
 
 
-def base_vocab(source: Source, model: str = "gpt2") -> Vocab:
+def base_vocab(source: Source, model: str = BPE) -> Vocab:
     """What all candidates of a source share. A hole has no text; the adapter pad-rows fills it.
 
     llama.cpp takes a token's text to end at a NUL (llama_vocab::impl::load), and dies if two are then equal.
@@ -117,7 +117,7 @@ def _sentencepiece(source: Source, base: Vocab) -> Iterator[Candidate]:
         yield from _unigram(source, base)
     if sum(kind is TokenType.BYTE for kind in source.types) < 256:
         return  # llama.cpp's SPM stops at the first character it does not know
-    own = replace(base, model="llama", scores=source.scores, add_space_prefix=prefix)
+    own = replace(base, model=SPM, scores=source.scores, add_space_prefix=prefix)
     yield Candidate("SPM, own scores", own)
     if prefix:
         yield Candidate("SPM, own scores, no leading space", replace(own, add_space_prefix=False))

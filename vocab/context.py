@@ -32,7 +32,6 @@ class AdapterContext:
     """
 
     rows: int
-    arch: str = "llama"
     config: Mapping[str, Any] = field(default_factory=dict)
     generation_config: Mapping[str, Any] = field(default_factory=dict)
     tokenizer_config: Mapping[str, Any] = field(default_factory=dict)
@@ -41,9 +40,7 @@ class AdapterContext:
     chat_template: str | None = None
 
 
-def read_context(
-    checkpoint: Checkpoint, *, arch: str, rows: int, chat_template: str | None = None
-) -> AdapterContext:
+def read_context(checkpoint: Checkpoint, *, rows: int, chat_template: str | None = None) -> AdapterContext:
     """Gather the context from a checkpoint's folder.
 
     Raises CheckpointError where one of the JSON files is malformed.
@@ -51,7 +48,6 @@ def read_context(
     folder = checkpoint.folder
     return AdapterContext(
         rows=rows,
-        arch=arch,
         config=checkpoint.config,
         generation_config=read_json(folder, "generation_config.json") or {},
         tokenizer_config=read_json(folder, "tokenizer_config.json") or {},

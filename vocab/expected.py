@@ -16,7 +16,7 @@ from ..core.errors import InputError, MappingError, UsageError
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import quoted
 from ..core.model import Model
-from ..core.vocabulary import Vocab
+from ..core.vocabulary import BPE, GEMMA4, SPM, Vocab
 from .adapters import enabled_adapters
 from .candidates import Candidate, candidates
 from .context import AdapterContext, read_context
@@ -49,7 +49,7 @@ def expected_model(
         ) from error
     found, _ = read_vocab(header.metadata)
     candidate = _candidate(source, found, header, manifest)
-    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=None)
+    context = read_context(checkpoint, rows=rows, chat_template=None)
     vocab = _with_options(candidate, context, found, manifest)
     metadata = {**model.metadata, **sampling_metadata(recommended_sampling(context, vocab))}
     if _begins_with_space(source, vocab, manifest):
@@ -77,13 +77,13 @@ def _candidate(
 
 def _kind(vocab: Vocab) -> str:
     """``gemma4`` as a tokenizer model is ``gpt2`` with the pre-tokenizer of that name."""
-    return "gpt2" if vocab.model == "gemma4" else vocab.model
+    return BPE if vocab.model == GEMMA4 else vocab.model
 
 
 def _distance(vocab: Vocab, found: Vocab, header: GgufHeader) -> tuple[bool, bool, int]:
     """A file that adds no leading space counts as meant so only if it says so."""
     spaced = header.metadata.get(LEADING_SPACE) is not True
-    wrong_space = vocab.model == "llama" and vocab.add_space_prefix != spaced
+    wrong_space = vocab.model == SPM and vocab.add_space_prefix != spaced
     return wrong_space, vocab.pre != found.pre, _unlike(vocab.tokens, found.tokens)
 
 
@@ -143,4 +143,4 @@ def _begins_with_space(source: Source, vocab: Vocab, manifest: Mapping[str, Any]
     verdict = _of_proof(manifest, "verdict")
     if verdict in ("exact", "leading-space", "extra-spaces"):
         return bool(verdict == "leading-space")
-    return source.prefix is not None and not (vocab.model == "llama" and vocab.add_space_prefix)
+    return source.prefix is not None and not (vocab.model == SPM and vocab.add_space_prefix)

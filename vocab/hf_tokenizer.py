@@ -21,7 +21,7 @@ from .describe import describe
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
-from .tokenizer_process import TokenizerProcess
+from .tokenizer_process import TextsRefused, TokenizerProcess
 from .unigram import equally_good
 
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
@@ -186,9 +186,15 @@ def _prefix(spec: Mapping[str, Any]) -> SpacePrefix | None:
 
 
 def _encoder(process: TokenizerProcess, moved: Mapping[int, int], which: int = 0) -> Encoder:
-    def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
-        found = process.encode(texts, which=which, parse_special=parse_special)
+    def placed(found: list[array[int]]) -> list[array[int]]:
         return [array("i", [moved.get(i, i) for i in ids]) for ids in found] if moved else found
+
+    def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
+        try:
+            return placed(process.encode(texts, which=which, parse_special=parse_special))
+        except TextsRefused as refused:
+            refused.found = placed(refused.found)
+            raise
 
     return encode
 

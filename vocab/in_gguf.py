@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.input_files import quoted
-from ..core.vocabulary import UNIGRAM, TokenType, Vocab
+from ..core.vocabulary import GEMMA4, SPM, UNIGRAM, TokenType, Vocab
 from .special_ids import MISSING_DEFAULTS
 
 PREFIX = "tokenizer.ggml."
@@ -52,9 +52,9 @@ def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
     """
     reader = _Reader(metadata)
     model = reader.text("model") or ""
-    pre = "gemma4" if model == "gemma4" else reader.text("pre") or "default"
+    pre = GEMMA4 if model == GEMMA4 else reader.text("pre") or "default"
     tokens = reader.texts("tokens")
-    spm, unigram = model == "llama", model == UNIGRAM
+    spm, unigram = model == SPM, model == UNIGRAM
     flags = {
         "add_bos": reader.flag("add_bos_token", spm or (pre in _ADD_BOS)),
         "add_eos": reader.flag("add_eos_token", unigram),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
-from ..core.vocabulary import TokenType, Vocab, gguf_keys
+from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
 from . import texts
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
@@ -151,7 +151,8 @@ def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[
         none = set(refused.indices)
         if len(none) == len(texts):
             raise
-        return answered(source, [text for at, text in enumerate(texts) if at not in none], parse_special)
+        found = zip(texts, refused.found, strict=True)
+        return {text: ids for at, (text, ids) in enumerate(found) if at not in none}
 
 
 def _every_token(source: Source) -> list[str]:
@@ -213,7 +214,7 @@ def declared(vocab: Vocab) -> Declared:
     return Declared(
         before=(vocab.special["bos"],) if vocab.add_bos and "bos" in vocab.special else (),
         after=(vocab.special["eos"],) if vocab.add_eos and "eos" in vocab.special else (),
-        add_space_prefix=vocab.add_space_prefix and vocab.model == "llama",
+        add_space_prefix=vocab.add_space_prefix and vocab.model == SPM,
     )
 
 

@@ -24,6 +24,7 @@ from .tokenizer_process import TokenizerProcess
 from .unigram import equally_good
 
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"  # ModelProto: normalizer_spec = {add_dummy_prefix: false}
+# transformers' classes that add EOS and no BOS
 _T5_CLASSES = frozenset({"T5Tokenizer", "T5TokenizerFast", "MT5Tokenizer", "MT5TokenizerFast"})
 _EXTRA_IDS = 100
 MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -68,7 +69,7 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     kind = _KINDS.get(proto.algorithm)
     if kind is None:
         raise VocabError(f"{path} is neither a BPE nor a unigram model; llama.cpp has no tokenizer for it")
-    t5 = _is_t5(checkpoint, settings)
+    t5 = settings.tokenizer_class in _T5_CLASSES
     if t5:
         settings = _with_extra_ids(settings, len(proto.pieces), checkpoint)
     table = _table(proto, settings, path, t5=t5)
@@ -97,13 +98,6 @@ def _roles(proto: ModelProto) -> dict[str, int]:
         for role, token_id in proto.roles.items()
         if 0 <= token_id < len(proto.pieces) and proto.pieces[token_id].kind in special
     }
-
-
-def _is_t5(checkpoint: Checkpoint, settings: TokenSettings) -> bool:
-    """Whether transformers reads the model with T5Tokenizer, which adds EOS and no BOS."""
-    if settings.tokenizer_class:
-        return settings.tokenizer_class in _T5_CLASSES
-    return checkpoint.config.get("model_type") in ("t5", "mt5")
 
 
 def _with_extra_ids(settings: TokenSettings, pieces: int, checkpoint: Checkpoint) -> TokenSettings:

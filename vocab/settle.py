@@ -59,9 +59,9 @@ def settle_vocab(
         raise MappingError(
             f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
         ) from error
-    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
+    context = read_context(checkpoint, rows=rows, chat_template=chat_template)
     source = source or read_source(checkpoint)
-    best, questions = _best(source, context, enabled, progress)
+    best, questions = _best(source, model.arch, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
     if questions.left_out:
         notes.append(_left_out(questions))
@@ -75,7 +75,7 @@ def settle_vocab(
 
 
 def _best(
-    source: Source, context: AdapterContext, enabled: Collection[str], progress: Progress
+    source: Source, arch: str, context: AdapterContext, enabled: Collection[str], progress: Progress
 ) -> tuple[Trial, Exam]:
     """Measure candidates until one is exact; else the best: equal but for spaces, then by equal texts."""
     trials: list[Trial] = []
@@ -85,7 +85,7 @@ def _best(
             vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
             with explained(path, elsewhere="set TMPDIR to another folder"):
-                write_vocab_only(path, context.arch, vocab)
+                write_vocab_only(path, arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads
                 total = len(questions.texts)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
 from .token_settings import TokenSettings, read_token_settings
@@ -10,14 +12,16 @@ from .tokenizer import Description, Source
 __all__ = ["Description", "Source", "read_source"]
 
 
-def read_source(checkpoint: Checkpoint) -> Source:
+def read_source(checkpoint: Checkpoint, tokenizer_class: str = "") -> Source:
     """The checkpoint's own tokenizer, which is the truth all candidates are measured against.
 
     ByT5's has no file of its own; else tokenizer.json wins, unless it is a copy of the SentencePiece unigram
-    model beside it; without it vocab.json with merges.txt; without those a SentencePiece model. Raises
-    CheckpointError or VocabError where there is none or what there is cannot be read.
+    model beside it; without it vocab.json with merges.txt; without those a SentencePiece model. That is read
+    as ``tokenizer_class`` does where no file names a class (``converters.tokenizer`` knows each family's).
+    Raises CheckpointError or VocabError where there is none or what there is cannot be read.
     """
     settings = read_token_settings(checkpoint)
+    settings = replace(settings, tokenizer_class=settings.tokenizer_class or tokenizer_class)
     from .byte_vocabulary import is_byte_tokenizer, read_byte_vocabulary
 
     if is_byte_tokenizer(checkpoint):

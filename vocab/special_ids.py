@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..core.input_files import quoted
 from ..core.model import Note
-from ..core.vocabulary import TokenType, Vocab
+from ..core.vocabulary import BPE, SPM, UNIGRAM, TokenType, Vocab
 from .context import AdapterContext
 
 NAME = "special-ids"
@@ -29,9 +29,9 @@ ROLES = {
 }
 # What llama.cpp takes where a key is missing (src/llama-vocab.cpp, llama_vocab::impl::load).
 MISSING_DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "llama": {"bos": 1, "eos": 2, "unknown": 0},
-    "gpt2": {"bos": 11, "eos": 11},
-    "t5": {"eos": 1, "unknown": 2, "padding": 0},
+    SPM: {"bos": 1, "eos": 2, "unknown": 0},
+    BPE: {"bos": 11, "eos": 11},
+    UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
 }
 _SPECIAL_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPECIAL_TEXT = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|<\|.+\|>")

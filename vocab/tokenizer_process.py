@@ -38,11 +38,13 @@ Library = Literal["tokenizers", "sentencepiece"]
 
 
 class TextsRefused(VocabError):
-    """The library has no ids for some texts: those at ``indices``."""
+    """The library has no ids for some texts: those at ``indices``. ``found`` are the ids of all, by index."""
 
-    def __init__(self, message: str, indices: Sequence[int] = (), *, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, indices: Sequence[int], found: list[array[int]], *, hint: str | None = None
+    ) -> None:
         super().__init__(message, hint=hint)
-        self.indices = tuple(indices)
+        self.indices, self.found = tuple(indices), found
 
 
 class TokenizerProcess:
@@ -110,6 +112,7 @@ class TokenizerProcess:
                 f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, the first "
                 f"being {quoted(texts[index][:60])}: {why}",
                 list(refused),
+                found,
                 hint="a tokenizer without an unknown token only accepts characters in its vocabulary",
             )
         return found
@@ -138,9 +141,9 @@ class TokenizerProcess:
             if self._child.closed:
                 self._child = self._start()
                 for earlier in self._told:
-                    _exchange(self._child, *earlier)
+                    self._exchange(*earlier)
             try:
-                return _exchange(self._child, request, data)
+                return self._exchange(request, data)
             except BaseException:  # what is underway would be taken for the next answer
                 self._child.close()
                 raise
@@ -150,6 +153,15 @@ class TokenizerProcess:
                 return twice(attempt)
             except ChildRefused as refusal:
                 raise self._refused(refusal, request, data, texts) from refusal
+
+    def _exchange(self, request: Mapping[str, Any], data: bytes) -> tuple[Any, bytes]:
+        _send(self._child, request, data)
+        sizes = struct.unpack("<II", self._child.receive(8))
+        if max(sizes) > _MOST_ANSWER + 8 * len(data):
+            made = f"the {self._library} library turns {len(data)} bytes into {sum(sizes)}"
+            raise VocabError(f"{self.where}: {made}", hint=_HINT)
+        told = json.loads(self._child.receive(sizes[0]))
+        return told, bytes(self._child.receive(sizes[1]))
 
     def _refused(
         self, refusal: ChildRefused, request: Mapping[str, Any], data: bytes, texts: Sequence[str]
@@ -206,15 +218,6 @@ def _limits(request: Mapping[str, Any], data: bytes) -> dict[str, float]:
     seconds, memory = A_TEXTS_MEGABYTE if texts else A_FILES_MEGABYTE
     megabytes = len(data) / (1 << 20)
     return {"seconds": SECONDS + seconds * megabytes, "memory": int(MEMORY + memory * megabytes)}
-
-
-def _exchange(child: Child, request: Mapping[str, Any], data: bytes) -> tuple[Any, bytes]:
-    _send(child, request, data)
-    sizes = struct.unpack("<II", child.receive(8))
-    if max(sizes) > _MOST_ANSWER + 8 * len(data):
-        raise VocabError(f"the tokenizers library splits {len(data)} bytes into {sum(sizes)}", hint=_HINT)
-    told = json.loads(child.receive(sizes[0]))
-    return told, bytes(child.receive(sizes[1]))
 
 
 def _send(child: Child, request: Mapping[str, Any], data: bytes) -> None:

@@ -12,12 +12,14 @@ from .gbst import GBSWT5
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .llama import LLAMA
+from .mistral import MISTRAL
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .t5 import MT5, T5
 
 FAMILIES: tuple[AnyFamily, ...] = (
     LLAMA,
+    MISTRAL,
     GPTJ,
     T5,
     MT5,
@@ -40,10 +42,7 @@ NEAR: Mapping[str, str] = {
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
-    "GPT2LMHeadModel": (
-        "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's own converter supports it"
-    ),
-    "MistralForCausalLM": "Mistral is not supported; llama.cpp's own converter supports it",
+    "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
     "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
     "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
@@ -62,6 +61,11 @@ def family_for(config: Mapping[str, Any]) -> AnyFamily:
             return family
     said = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
     raise _unsupported(said, near)
+
+
+def reads_with_encoder(arch: str) -> bool:
+    """Whether llama.cpp's graph ``arch`` has an encoder that reads the prompt (llama_model_has_encoder)."""
+    return any(family.encoder_decoder for family in FAMILIES if family.arch == arch)
 
 
 def _unsupported(said: str, near: list[str]) -> UnsupportedModel:

@@ -92,14 +92,15 @@ def _describe(graph: Graph, request: GraphRequest[LlamaFacts]) -> None:
     facts = request.facts
     rows, positions = begin(graph, EMBEDDING, facts.rope.frequencies())
     for layer in range(facts.layers):
-        rows = _described_layer(graph, f"model.layers.{layer}", layer, rows, positions, facts)
+        rows = described_layer(graph, f"model.layers.{layer}", layer, rows, positions, facts)
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)
     end(graph, rows, positions, OWN_HEAD if HEAD in request.flags else EMBEDDING)
 
 
-def _described_layer(
-    graph: Graph, place: str, layer: int, rows: str, positions: Positions, facts: LlamaFacts
+def described_layer(
+    graph: Graph, place: str, layer: int, rows: str, positions: Positions, facts: DecoderFacts
 ) -> str:
+    """The rows behind a layer at ``place``, whose attention sees what ``positions`` let it."""
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
     inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
     given = {each: linear(graph, inner, f"{place}.self_attn.{each}_proj") for each in "qkv"}

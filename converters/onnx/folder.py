@@ -128,7 +128,7 @@ def files_beside(
     if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
         chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
-    context = read_context(checkpoint, arch=model.arch, rows=rows, chat_template=chat_template)
+    context = read_context(checkpoint, rows=rows, chat_template=chat_template)
     vocab, said = own_vocabulary(source, context)
     notes += said
     contents |= configurations(checkpoint, model, context, vocab, notes)

@@ -17,7 +17,7 @@ from ...core.claims import claimed_folder, temporary_beside
 from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
-from .decoders import write_exaone4, write_gpt_neox, write_qwen3, write_qwen3_moe
+from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
@@ -41,6 +41,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "qwen3-moe": write_qwen3_moe,
     "gpt-neox": write_gpt_neox,
     "exaone4": write_exaone4,
+    "mistral": write_mistral,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

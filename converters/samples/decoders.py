@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.tensor import DType
 from .tokenizer_files import tiktoken_style_tokenizer
-from .weights import Shape, write_checkpoint, write_json, write_readme
+from .weights import Shape, llama_shapes, write_checkpoint, write_json, write_readme
 
 _BASE_VOCABULARY = 1000
 _END = "<|end_of_text|>"
@@ -69,6 +69,13 @@ def write_exaone4(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **c
     if config["sliding_window"] is None:
         config.setdefault("layer_types", ["full_attention"] * config["num_hidden_layers"])
     return _write(folder, config, _exaone4_shapes, "An EXAONE-4-like demo checkpoint", dtype, seed)
+
+
+def write_mistral(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
+    """Write a Mistral like Nemo: heads wider than the hidden size, no window."""
+    config = {**_common("MistralForCausalLM", "mistral"), "intermediate_size": 704}
+    config |= {"rms_norm_eps": 1e-05, "sliding_window": None, **changes}
+    return _write(folder, config, llama_shapes, "A Mistral-like demo checkpoint", dtype, seed)
 
 
 def _common(name: str, kind: str) -> dict[str, Any]:

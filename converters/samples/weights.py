@@ -1,20 +1,18 @@
 """Random weights, written as a Hugging Face folder holds them.
 
 Every tensor has its own random stream, seeded by its name, so the weights do not depend on the order,
-the number of shards, the file format or the number of threads. Tensors are made slab by slab and written
-at offsets known beforehand; memory stays at a few megabytes, also for sixteen gigabytes of weights.
+the number of shards, the file format or who writes them. Files are written by the libraries themselves,
+safetensors and torch, which need all weights of a file at once; bench/weights.py writes what no memory holds.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +20,15 @@ import numpy.typing as npt
 from ...core.errors import UsageError
 from ...core.tensor import DType
 
+if TYPE_CHECKING:
+    import torch
+
 Shape = tuple[int, ...]
 WeightFormat = Literal["safetensors", "bin"]
+Writer = Callable[[Path, Mapping[str, Shape], DType, int], None]
+"""Writes a file of random tensors of those shapes; last comes the seed."""
 
-_SLAB = 1 << 20  # elements made and written at a time
+_SLAB = 1 << 20  # elements made at a time
 
 
 def llama_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -70,15 +73,15 @@ def write_checkpoint(
     shards: int = 1,
     seed: int = 0,
     weight_format: WeightFormat = "safetensors",
-    threads: int = 1,
     shapes: Mapping[str, Shape] | None = None,
+    writer: Writer | None = None,
 ) -> tuple[Path, ...]:
     """Write config.json and random weights into ``folder``: of those ``shapes``, by default a Llama's.
 
     Matrices are normal with a standard deviation of 1/sqrt(columns), norms lie around 1, biases around 0,
-    so that activations neither vanish nor overflow in half precision. ``safetensors`` is streamed;
-    ``bin`` goes through ``torch.save`` and holds one shard in memory. Returns the weight files.
-    Files of the same names are replaced. Raises UsageError for more shards than tensors.
+    so that activations neither vanish nor overflow in half precision. A shard at a time is in memory, unless
+    ``writer`` writes the files and needs less. Returns the weight files. Files of the same names are
+    replaced. Raises UsageError for more shards than tensors.
     """
     shapes = llama_shapes(config) if shapes is None else shapes
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,14 +89,11 @@ def write_checkpoint(
     (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
     parts = _split(shapes, shards)
     stem, suffix = ("model", "safetensors") if weight_format == "safetensors" else ("pytorch_model", "bin")
+    write = writer or (_write_safetensors if weight_format == "safetensors" else _write_bin)
     files = []
     for number, part in enumerate(parts, start=1):
         name = f"{stem}.{suffix}" if shards == 1 else f"{stem}-{number:05d}-of-{shards:05d}.{suffix}"
-        selected = {tensor: shapes[tensor] for tensor in part}
-        if weight_format == "safetensors":
-            write_safetensors(folder / name, selected, dtype=dtype, seed=seed, threads=threads)
-        else:
-            _write_bin(folder / name, selected, dtype=dtype, seed=seed)
+        write(folder / name, {tensor: shapes[tensor] for tensor in part}, dtype, seed)
         files.append(folder / name)
     if shards > 1:
         index = {
@@ -105,43 +105,6 @@ def write_checkpoint(
         index_name = f"{stem}.{suffix}.index.json"
         (folder / index_name).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
     return tuple(files)
-
-
-def write_safetensors(
-    path: Path, shapes: Mapping[str, Shape], *, dtype: DType, seed: int = 0, threads: int = 1
-) -> None:
-    """Write one safetensors file of random tensors, sorted by name as the safetensors library does.
-
-    Layout: eight bytes of header length, a JSON header padded with spaces to a multiple of eight, the
-    data (github.com/huggingface/safetensors, README, "Format").
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offsets: dict[str, int] = {}
-    end = 0
-    for name in sorted(shapes):
-        offsets[name] = end
-        end += math.prod(shapes[name]) * dtype.itemsize
-        header[name] = {
-            "dtype": dtype.value,
-            "shape": list(shapes[name]),
-            "data_offsets": [offsets[name], end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(start + end)
-        file.flush()
-
-        def fill(name: str) -> None:
-            position = start + offsets[name]
-            for slab in random_slabs(name, shapes[name], dtype, seed):
-                position += _write_all(file.fileno(), slab, position)
-
-        with ThreadPoolExecutor(max(1, threads)) as pool:
-            for _ in pool.map(fill, offsets):
-                pass
 
 
 def random_slabs(name: str, shape: Shape, dtype: DType, seed: int) -> Iterator[npt.NDArray[Any]]:
@@ -180,15 +143,20 @@ def _cast(values: npt.NDArray[np.float32], dtype: DType) -> npt.NDArray[Any]:
     return (bits >> np.uint32(16)).astype("<u2")
 
 
-def _write_all(handle: int, values: npt.NDArray[Any], position: int) -> int:
-    view = values.data.cast("B")
-    done = 0
-    while done < len(view):
-        done += os.pwrite(handle, view[done:], position + done)
-    return done
+def _write_safetensors(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> None:
+    from safetensors.torch import save
+
+    # Since 0.8 a file that save_file itself writes can be read by its owner only.
+    path.write_bytes(save(_random_state(shapes, dtype, seed), {"format": "pt"}))
 
 
-def _write_bin(path: Path, shapes: Mapping[str, Shape], *, dtype: DType, seed: int) -> None:
+def _write_bin(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> None:
+    import torch
+
+    torch.save(_random_state(shapes, dtype, seed), path)
+
+
+def _random_state(shapes: Mapping[str, Shape], dtype: DType, seed: int) -> dict[str, torch.Tensor]:
     import torch
 
     state: dict[str, torch.Tensor] = {}
@@ -196,7 +164,7 @@ def _write_bin(path: Path, shapes: Mapping[str, Shape], *, dtype: DType, seed: i
         values = np.concatenate([slab.copy() for slab in random_slabs(name, shape, dtype, seed)])
         tensor = torch.from_numpy(values.view(np.int16) if dtype is DType.BF16 else values)
         state[name] = (tensor.view(torch.bfloat16) if dtype is DType.BF16 else tensor).reshape(shape)
-    torch.save(state, path)
+    return state
 
 
 def _split(shapes: Mapping[str, Shape], shards: int) -> list[list[str]]:

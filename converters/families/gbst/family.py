@@ -15,7 +15,6 @@ from typing import Any
 from ....core.checkpoint import Checkpoint
 from ....core.errors import UnsupportedModel
 from ....core.tensor import Tensor
-from ...card import general_metadata
 from ...family import Companion, InTransformers, Row
 from ...front_end import FrontEnd
 from ...onnx.graph import Graph
@@ -75,6 +74,8 @@ def _settings(checkpoint: Checkpoint) -> GbstSettings:
 
 
 def _companions(checkpoint: Checkpoint) -> tuple[Companion, ...]:
+    from ...card import general_metadata  # imports gguf-py, which runs and proofs have no use for
+
     model = front_end_model(checkpoint, general_metadata(checkpoint))
     found = own_fingerprint(model)
     return (Companion(model, body_keys(found), front_end_path, partial(is_front_end, wanted=found)),)
@@ -123,6 +124,7 @@ GBSWT5 = replace(
     flags=_flags,
     rows=_rows(),
     reference=InTransformers("T5ForConditionalGeneration"),
+    tokenizer_class="",  # its tokenizer is ByT5's, which has no file
     graphs=_graphs,
     dropped=(*T5.dropped, *TABLE.values(), *DROPPED),
     companions=_companions,

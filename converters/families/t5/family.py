@@ -226,6 +226,7 @@ T5 = Family(
     from_files=_context,
     gelu=True,
     encoder_decoder=True,
+    tokenizer_class="T5Tokenizer",
     # what flows into wo exceeds 65,504 in models as they were trained, and for F16 weights ggml makes halves
     # of that, too; transformers keeps these matrices in fp32 for that reason
     wide_inputs=r"(enc|dec)\.blk\.\d+\.ffn_down\.weight",
