@@ -328,8 +328,8 @@ def test_config_ids_only_where_sensible() -> None:
     for note in notes:
         texts[note.warning].append(note.message)
     assert "bos 300 '<s>'; eos 301 '</s>'; padding 302 '<pad>'" in texts[False][0]
-    assert any("config.json says eos 5 '&', which is no special token" in text for text in texts[True])
-    assert any("config.json says padding 999 (no token)" in text for text in texts[True])
+    assert any("config.json has eos 5 '&', which is not a special token" in text for text in texts[True])
+    assert any("config.json has padding 999 (no token)" in text for text in texts[True])
 
 
 def test_contradicting_configurations_are_warned() -> None:

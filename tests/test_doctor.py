@@ -70,7 +70,7 @@ def test_a_llama_cpp_that_dies_as_installed(dying_llama: Path, cache: str, tmp_p
     assert code == 4
     assert json.loads(said)["broken"] == ["llama.cpp"]
     found = findings(said)["llama.cpp"]
-    assert "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers" in found["text"]
+    assert "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers" in found["text"]
     assert "kconv loads models without them" in found["text"]
     assert found["figures"] == {"state": "dies", "format": "Q8_0", "extra_buffers": False}
     assert shlex.split(found["mend"])[-1] == "llama-cpp-python==0.3.36"

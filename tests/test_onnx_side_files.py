@@ -122,7 +122,7 @@ def test_a_chat_template_that_is_asked_for(jinja: bool, tmp_path: Path) -> None:
     tokens = {"bos_token": "<||bos||>", "eos_token": "<|endoftext|>"}
     rendered = AutoTokenizer.from_pretrained(place).apply_chat_template(CHAT, tokenize=False)
     assert rendered == render_chat(named.template, CHAT, add_generation_prompt=False, **tokens)
-    assert "chat template '42dot', as asked" in str([note.message for note in found.notes])
+    assert "chat template '42dot', as requested" in str([note.message for note in found.notes])
 
 
 def test_no_chat_template_where_none_is_wanted(tmp_path: Path) -> None:
