@@ -143,8 +143,8 @@ def _activations(
         values = squared.sums
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
-                f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
-                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+                f"the inputs of {name} are partly NaN or infinite: no importance data can be computed",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf shows where",
             )
         if not values.any():
             continue
@@ -161,5 +161,5 @@ def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
     about = estimated_time(subject.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
-    few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""
+    few = "; this is little text, give a few thousand tokens or more" if tokens < FEW else ""
     return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}{few}"
