@@ -51,7 +51,7 @@ def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     except KconvError as error:
         return Finding(name, f"could not be tried: {error.message}", "broken", error.hint)
     except Exception as error:
-        return Finding(name, f"cannot be looked at: {type(error).__name__}: {error}", "broken")
+        return Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "broken")
 
 
 def _processor() -> Finding:
@@ -66,22 +66,22 @@ def _compiler() -> Finding:
     """Only building needs one; whether it breaks llama.cpp's AMX code matters where the processor has AMX."""
     installed = compiler.compiler()
     if installed is None:
-        return Finding("compiler", "none for C++, which only installing needs", figures={"version": None})
+        return Finding("compiler", "no C++ compiler (only needed for installing)", figures={"version": None})
     breaks = compiler.breaks_tiles(installed) if processor().amx else None
-    text = f"{installed.version}; it breaks llama.cpp's AMX code" if breaks else installed.version
+    description = f"{installed.version}; it breaks llama.cpp's AMX code" if breaks else installed.version
     figures = {"command": list(installed.command), "version": installed.version, "breaks_amx": breaks}
-    return Finding("compiler", text, figures=figures)
+    return Finding("compiler", description, figures=figures)
 
 
 def _versions(versions: Mapping[str, str]) -> Finding:
     shown = {"Python": sys.version.split()[0], **versions}
-    text = ", ".join(f"{name} {version}" for name, version in shown.items())
-    own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # reported elsewhere, or optional
+    description = ", ".join(f"{name} {version}" for name, version in shown.items())
+    own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # told of elsewhere, or not needed by all
     missing = [name for name, version in versions.items() if version == "not installed" and name not in own]
     if missing:
         mend = f"{sys.executable} -m pip install {' '.join(missing)}"
-        return Finding("versions", text, "broken", mend, shown)
-    return Finding("versions", text, figures=shown)
+        return Finding("versions", description, "broken", mend, shown)
+    return Finding("versions", description, figures=shown)
 
 
 def _kernels() -> Finding:
@@ -89,17 +89,21 @@ def _kernels() -> Finding:
     try:
         answer = retry_once(_kernels_of_child)
     except ChildRefused as refusal:
-        text, *rest = refusal.words or ("they cannot be used",)
-        return Finding("kernels", text, "broken", rest[0].removeprefix("what to do: ") if rest else None)
+        description, *rest = refusal.words or ("cannot be used",)
+        return Finding(
+            "kernels", description, "broken", rest[0].removeprefix("what to do: ") if rest else None
+        )
     except ChildDied as death:
         return _died("kernels", death)
     figures = {name: answer[name] for name in ("name", "why", "equal", "different")}
     if not answer["equal"]:
         return Finding("kernels", f"libggml encodes: {answer['why']}", figures=figures)
-    text = f"{answer['name']} ({answer['why']}), with libggml's bytes in {len(answer['equal'])} formats"
+    description = (
+        f"{answer['name']} ({answer['why']}), byte-identical to libggml in {len(answer['equal'])} formats"
+    )
     if answer["different"]:
-        text += f"; by libggml, whose bytes they do not make: {', '.join(answer['different'])}"
-    return Finding("kernels", text, "warning" if answer["different"] else "ok", figures=figures)
+        description += f"; by libggml, since the kernels give other bytes: {', '.join(answer['different'])}"
+    return Finding("kernels", description, "warning" if answer["different"] else "ok", figures=figures)
 
 
 def _kernels_of_child() -> Any:
@@ -118,22 +122,22 @@ def _llama_cpp() -> Finding:
     if result.state == "works":
         if version == self_test.TRIED:
             return Finding("llama.cpp", result.description, figures=figures)
-        text = (
+        description = (
             f"{result.description}; but this is {compiler.PACKAGE} {version}: "
             f"kconv was tried with {self_test.TRIED}"
         )
         mend = f"{sys.executable} -m pip install {compiler.PACKAGE}=={self_test.TRIED}"
-        return Finding("llama.cpp", text, "warning", mend, figures)
+        return Finding("llama.cpp", description, "warning", mend, figures)
     if result.state == "unknown":
         return Finding("llama.cpp", f"could not be tried: {result.words}", "broken", result.hint, figures)
-    text = result.description
+    description = result.description
     if result.state != "broken":
-        text += "; kconv loads models without them, more slowly"
+        description += "; kconv loads models without them, more slowly"
     if self_test.LIBRARY_VARIABLE in os.environ:
-        text += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
-        return Finding("llama.cpp", text, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)
+        description += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
+        return Finding("llama.cpp", description, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)
     return Finding(
-        "llama.cpp", text, "broken", compiler.rebuild_command(processor(), self_test.TRIED), figures
+        "llama.cpp", description, "broken", compiler.rebuild_command(processor(), self_test.TRIED), figures
     )
 
 
@@ -141,13 +145,15 @@ def _onnxruntime() -> Finding:
     """Missing is no fault: only ONNX folders need it."""
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
-        text = f"{' and '.join(missing)} not installed; only ONNX folders need it: pip install 'kconv[onnx]'"
-        return Finding("onnxruntime", text, figures={"installed": False})
+        description = (
+            f"{' and '.join(missing)} not installed; only ONNX folders need it: pip install 'kconv[onnx]'"
+        )
+        return Finding("onnxruntime", description, figures={"installed": False})
     try:
         retry_once(_square_of_child)
     except ChildRefused as refusal:
-        text = f"fails: {' / '.join(refusal.words[-2:]) or f'a limit of {refusal.limit}'}"
-        return Finding("onnxruntime", text, "broken", _anew("onnxruntime"), {"installed": True})
+        description = f"fails: {' / '.join(refusal.words[-2:]) or f'a limit of {refusal.limit}'}"
+        return Finding("onnxruntime", description, "broken", _anew("onnxruntime"), {"installed": True})
     except ChildDied as death:
         return _died("onnxruntime", death)
     return Finding("onnxruntime", "works", figures={"installed": True})

@@ -38,7 +38,7 @@ _ENDINGS: dict[int | None, str] = {
 
 
 class LlamaReader:
-    """A GGUF file in llama.cpp on the CPU, in a child process; reader.WindowReader describes the methods.
+    """A GGUF file in llama.cpp on the CPU, in a child process; candidate.Candidate describes the methods.
 
     Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
     ``threads`` are llama.cpp's. ``batch`` is how many tokens it reads at once, by default what makes a block
@@ -72,7 +72,7 @@ class LlamaReader:
             self._loaded = None
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
-        """Logits of all scored positions in order, in blocks; see reader.WindowReader.
+        """Logits of all scored positions in order, in blocks; see candidate.Candidate.
 
         Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
@@ -111,7 +111,7 @@ class LlamaReader:
                             yield first + at, begin, buffer[: stop - begin]
 
     def layers(self, window: Window) -> list[Floats]:
-        """What leaves each layer, before the last norm; see reader.WindowReader.
+        """What leaves each layer, before the last norm; see candidate.Candidate.
 
         Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
@@ -161,7 +161,7 @@ class LlamaReader:
         if any(values.shape[1:] != (loaded.hidden,) for values in made):
             width = made[0].shape[-1]
             raise RuntimeFailure(
-                f"the front end gives a width of {width}, the file's encoder takes {loaded.hidden}"
+                f"the front end gives a width of {width}, but the file's encoder expects {loaded.hidden}"
             )
         return made
 
@@ -257,7 +257,7 @@ class _Loaded:
 
     def _take(self, target: memoryview) -> None:
         if self._child.closed:
-            raise RuntimeError("this reading was ended: another was begun meanwhile")
+            raise RuntimeError("this reading was ended because another one was started")
         try:
             self._child.fill(target)
         except ChildRefused as refusal:
@@ -272,8 +272,8 @@ class _Loaded:
         )
         if kind != protocol.LOADED or not right:
             raise RuntimeFailure(
-                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the file, "
-                f"its header an embedding of shape {shape}"
+                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the "
+                f"file, but its header has an embedding of shape {shape}"
             )
         return vocabulary, hidden, layers
 
@@ -282,9 +282,9 @@ def _reason(refusal: ChildRefused) -> str:
     """What a refusal says of the file, with llama.cpp's own words."""
     lines = [line for word in refusal.words if (line := NOISE.sub("", word))]
     if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
+        how = f"llama.cpp needs more {refusal.limit} than kconv allows"
     else:
-        how = _ENDINGS.get(refusal.code, "llama.cpp stopped at a check of its own")
+        how = _ENDINGS.get(refusal.code, "llama.cpp failed an internal check")
     # the first error of a request names the cause, the last one a check
     words = lines[:1] if refusal.code in _ENDINGS else lines[-2:]
     return ": ".join([how, *([" / ".join(words)] if words else [])])

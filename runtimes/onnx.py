@@ -173,10 +173,10 @@ class OnnxRuntime:
         """The logits of a token, unless samplers could not choose among them."""
         if len(logits) == columns and math.isfinite(logits.max(initial=-math.inf)):
             return logits
-        problem = "logits that are no numbers"
+        problem = "logits that are not finite numbers"
         if len(logits) != columns:
             problem = f"{columns} logits, then {len(logits)}"
-        hint = "hold it against its checkpoint: kconv verify"
+        hint = "check it against its checkpoint: kconv verify"
         raise InputError(f"{self._model.folder.path} gives {problem}", hint=hint)
 
     @contextlib.contextmanager

@@ -150,7 +150,8 @@ def _nothing_read(declared: Any, batch: int) -> Any:
     _, heads, _, width = declared.shape
     if not isinstance(heads, int) or not isinstance(width, int):
         raise Stop(
-            NOT_SUPPORTED, f"the input {declared.name!r} does not say its heads and width: {declared.shape}"
+            NOT_SUPPORTED,
+            (f"the input {declared.name!r} does not declare its heads and width: {declared.shape}"),
         )
     return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[declared.type]))
 

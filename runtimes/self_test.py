@@ -58,11 +58,11 @@ class SelfTest:
     def description(self) -> str:
         """What happened, to which weights: the rest of a sentence about llama.cpp."""
         if self.state == "works":
-            return "works, with its own buffers for weights and without"
+            return "works, both with and without its own weight buffers"
         if self.state == "unknown" or self.format is None:
             return self.words
-        text = f"{self.words} over {self.format} weights"
-        return text if self.state == "broken" else f"{text} in its own buffers"
+        description = f"{self.words} on {self.format} weights"
+        return description if self.state == "broken" else f"{description} in its own buffers"
 
 
 def extra_buffers() -> bool:
@@ -81,7 +81,7 @@ def examine() -> SelfTest:
         if result.state == "unknown":
             result = again
         elif again.state != result.state:
-            result = replace(result, state="unknown", words=f"{result.words}; at the second try it did not")
+            result = replace(result, state="unknown", words=f"{result.words}; not on the second try")
     if result.state in ("works", "dies", "differs"):
         _keep(key, result)
     return result
@@ -120,7 +120,7 @@ def _attempt() -> SelfTest:
                     how = "other logits than" if math.isfinite(difference) else "no numbers, unlike"
                     return SelfTest("differs", name, f"gives {how} without them (NMSE {difference:.2g})")
     except ChildRefused as refusal:
-        words = " / ".join(refusal.words[-2:]) or f"runs into a limit of {refusal.limit}"
+        words = " / ".join(refusal.words[-2:]) or f"hits a limit of {refusal.limit}"
         if refusal.code == protocol.CANNOT_LOAD:
             return SelfTest("broken", None, f"cannot be loaded: {words}")
         return SelfTest("dies" if plain else "broken", name, f"stops: {words}")

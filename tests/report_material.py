@@ -189,10 +189,10 @@ def passed(kind: str = "q8_0", layers: int = 32, windows: Sequence[int] = (511, 
 
 def warned() -> Proof:
     at_positions = positions(0.2, (255, 159), 2)
-    numbers = figures(at_positions, 0.031)
-    findings = (Finding("logits", f"mean KL divergence {numbers.kl_mean:.3g} is above the gate of q4_0, 0.15",
-                        "at most 0.15", f"{numbers.kl_mean:.3g}", grave=False),)  # fmt: skip
-    logits = LogitsPart("warned", numbers, gate_for("q4_0"), findings, at_positions, worst(at_positions))
+    figs = figures(at_positions, 0.031)
+    findings = (Finding("logits", f"mean KL divergence {figs.kl_mean:.3g} is above the gate of q4_0, 0.15",
+                        "at most 0.15", f"{figs.kl_mean:.3g}", grave=False),)  # fmt: skip
+    logits = LogitsPart("warned", figs, gate_for("q4_0"), findings, at_positions, worst(at_positions))
     notes = ("No manifest stands beside the file, so its weights are held to the format's error.",)
     return proof("q4_0", logits, WeightsPart("passed", tensors("q4_0", 24, elsewhere=True)), notes=notes)
 
@@ -203,8 +203,8 @@ def diagnosis(layers: int = 32, first: int | None = 7) -> Diagnosis:
         for i in range(layers)
     )
     conclusion = "no layer stands out" if first is None else (
-        f"layer {first} is the first whose output departs (NMSE 0.8): by the file's weights, "
-        f"not by how llama.cpp computes; look at blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
+        f"layer {first} is the first whose output differs (NMSE 0.8): the cause is the file's weights, "
+        f"not llama.cpp's computation; check blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
     )  # fmt: skip
     return Diagnosis(
         rows,

@@ -218,7 +218,7 @@ def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: No
 
 
 def pid_of(reader: LlamaReader) -> int:
-    """The process id of a reader's child."""
+    """The process id of a candidate's child."""
     assert reader._loaded
     return reader._loaded.pid
 
@@ -231,7 +231,7 @@ def pid_of(reader: LlamaReader) -> int:
         ("attention.head_count_kv", 4, "attn_k.weight' has wrong shape"),
         ("block_count", 4, "blk.3.attn_norm.weight' not found"),
         ("block_count", 2, "wrong number of tensors"),
-        ("block_count", 0, "llama.cpp stopped at a check of its own: "),
+        ("block_count", 0, "llama.cpp failed an internal check: "),
         ("attention.layer_norm_rms_epsilon", float("nan"), "GGML_ASSERT(eps >= 0.0f)"),
         ("expert_count", 8, "GGML_ASSERT"),
     ],
@@ -264,11 +264,11 @@ def test_a_file_cut_while_it_is_mapped(file: Path, tmp_path: Path) -> None:
 
 # What stands in for the child: it sends so much of an answer, or is the real one with a change.
 DEATHS = {
-    "killed (signal 9, SIGKILL), most likely for want of memory": "os.kill(os.getpid(), signal.SIGKILL)",
+    "killed (signal 9, SIGKILL), most likely because memory ran out": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashed (signal 11, SIGSEGV)": "os.kill(os.getpid(), signal.SIGSEGV)",
     "crashed (signal 4, SIGILL)": "os.kill(os.getpid(), signal.SIGILL)",
     "crashed (signal 7, SIGBUS)": "os.kill(os.getpid(), signal.SIGBUS)",
-    "gave no answer": "time.sleep(60)",
+    "did not answer": "time.sleep(60)",
 }
 STAND_IN = """
 import os, resource, signal, struct, time
@@ -313,7 +313,7 @@ def test_a_child_that_dies_twice(
     message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = stand_in(
-        DEATHS[message], tmp_path, monkeypatch, patience=1.0 if "no answer" in message else 600.0
+        DEATHS[message], tmp_path, monkeypatch, patience=1.0 if "did not answer" in message else 600.0
     )
     assert message in death(file)
     assert starts.read_text() == "xx"
@@ -336,7 +336,7 @@ def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "executable", plain)
     lacking = [path for path in sys.path if not (Path(path) / "llama_cpp").exists()]
     monkeypatch.setattr(sys, "path", lacking)  # where a child finds packages
-    assert "cannot work: llama-cpp-python is not installed" in death(file)
+    assert "does not work: llama-cpp-python is not installed" in death(file)
 
 
 def test_a_token_the_file_does_not_have(file: Path) -> None:
@@ -386,7 +386,7 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
         blocks = reader.logits(windows)
         next(blocks)
         assert len(reader.layers(windows[0])) == 3
-        with pytest.raises(RuntimeError, match="another was begun"):
+        with pytest.raises(RuntimeError, match="another one was started"):
             list(blocks)
         assert np.array_equal(read(reader, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):
@@ -421,7 +421,7 @@ def test_a_child_that_says_half_of_it(
     answers: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch, patience=1.0)
-    assert "no answer" in death(file)
+    assert "did not answer" in death(file)
 
 
 # --- processes ---
@@ -431,10 +431,10 @@ import sys, time
 from pathlib import Path
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.core.windows import Window
-with LlamaReader(Path(sys.argv[1]), threads=1, batch=16) as reader:
-    blocks = reader.logits([Window(0, tuple(range(2, 202)))] * 100000)
+with LlamaReader(Path(sys.argv[1]), threads=1, batch=16) as candidate:
+    blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
     next(blocks)
-    print(reader._loaded.pid, flush=True)
+    print(candidate._loaded.pid, flush=True)
     if sys.argv[2] == "wait":
         time.sleep(60)
     for block in blocks:
@@ -444,7 +444,7 @@ with LlamaReader(Path(sys.argv[1]), threads=1, batch=16) as reader:
 
 @pytest.fixture
 def parent(file: Path, request: pytest.FixtureRequest) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Another process with a reader that has much to read, and its child's process id."""
+    """Another process with a candidate that has much to read, and its child's process id."""
     process = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(file), request.param],
         stdout=subprocess.PIPE,

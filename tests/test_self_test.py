@@ -49,7 +49,7 @@ def test_a_library_that_dies_is_not_used_and_that_is_kept(
     assert len(list(cache.iterdir())) == 2  # one for each library
     result = self_test.examine()
     assert (result.state, result.format) == ("dies", "Q8_0")
-    assert result.description == "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers"
+    assert result.description == "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers"
 
 
 @pytest.mark.parametrize(
@@ -193,9 +193,9 @@ def test_many_at_once(cache: Path) -> None:
     code = "from kconv.runtimes import self_test; print(self_test.extra_buffers())"
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    outputs = {process.communicate()[0] for process in started}
+    description = {process.communicate()[0] for process in started}
     assert {process.returncode for process in started} == {0}
-    assert len(outputs) == 1
+    assert len(description) == 1
     assert len(list(cache.iterdir())) == 1
 
 

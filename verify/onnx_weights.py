@@ -79,7 +79,7 @@ def check_folder_weights(
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
     if len(wrong) > _MOST:
-        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors hold other weights"))
+        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors have other weights"))
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
@@ -96,7 +96,7 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
         for name in sorted(stored - graph.weights.keys()):
             shown = quoted(name)[1:-1]
             message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
-            yield Finding(shown, message, "none", "one of that name")
+            yield Finding(shown, message, "none", "a tensor of that name")
 
 
 def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
@@ -119,7 +119,7 @@ def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -
 
 
 def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
-    message = f"{name} has another shape or type than fits the checkpoint's"
+    message = f"{name} does not have the shape or type expected for the checkpoint's"
     return Finding(
         name, message, str(list(tensor.shape)), f"{list(stored.shape)}, element type {stored.element}"
     )
@@ -195,6 +195,6 @@ def _error(pair: _Pair, compared: Compared) -> TensorError:
 
 
 def _finding(error: TensorError) -> Finding:
-    message = f"{error.name} holds other weights than the checkpoint's stored as {error.format}"
+    message = f"{error.name} differs from the checkpoint's weights stored as {error.format}"
     own, actual = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
     return Finding(error.name, message, own, actual)
