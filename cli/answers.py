@@ -52,7 +52,7 @@ def show_answer(answer: Answer, *, as_json: bool, verbose: bool) -> None:
         click.echo()
     left = [mask_name(fill.mask) for fill in answer.fills or () if fill.text is None]
     if left:
-        say(f"kconv: warning: the model put nothing in place of {', '.join(left)}", err=True)
+        say(f"kconv: warning: the model filled in nothing for {', '.join(left)}", err=True)
     _tell(answer, verbose=verbose)
 
 

@@ -28,12 +28,12 @@ Examples:
 
 _REMARKS = {
     "left": "",
-    "in use": "in use by a run that goes on",
-    "unknown": "no lock tells, and changed within a day; not removed",
+    "in use": "in use by a run that is still going",
+    "unknown": "changed within the last day, and no lock shows whether it is in use; not removed",
 }
 
 
-@click.command("clean", short_help="Remove what killed runs have left.", epilog=EXAMPLES)
+@click.command("clean", short_help="Remove the unfinished files of killed runs.", epilog=EXAMPLES)
 @click.argument("folders", type=PATH, nargs=-1, metavar="[FOLDER]...")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @json_option
@@ -41,10 +41,10 @@ _REMARKS = {
 def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) -> None:
     """Show and remove the unfinished files that runs of kconv have left in each FOLDER.
 
-    Runs that were killed, or that a power cut ended, leave hidden files (.NAME.kconv-....partial) and, in
-    TMPDIR, folders. TMPDIR is always looked at; the default FOLDER is the one you are in. What a run is
-    still at work on is never touched, nor is anything with another name. The next run that writes to a
-    folder does the same there by itself.
+    Runs that were killed or ended by a power cut leave hidden files (.NAME.kconv-....partial) and folders
+    in TMPDIR. TMPDIR is always searched; the default FOLDER is the current one. Files that a run is still
+    using are never touched, nor is anything with another name. The next run that writes to a folder cleans
+    it in the same way.
     """
     from ..core.leftovers import remove, take_back
 
@@ -90,7 +90,7 @@ def _found(folders: Iterable[Path]) -> list[Leftover]:
 
 def _show(found: Sequence[Leftover]) -> None:
     if not found:
-        say("nothing of runs that were killed")
+        say("nothing left by killed runs")
         return
     rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in found]
     say(table(rows, right=(1,)))
@@ -98,7 +98,7 @@ def _show(found: Sequence[Leftover]) -> None:
 
 def _agreed(left: Sequence[Leftover]) -> bool:
     if not sys.stdin.isatty():
-        say(f"{in_words(left)} of runs that were killed; --yes removes them")
+        say(f"{in_words(left)} left by killed runs; --yes removes them")
         return False
     return click.confirm(f"Remove {printable(in_words(left))}?")
 

@@ -114,11 +114,11 @@ def tell_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None:
     read = {path.absolute() for path in sources}
     for output in outputs:
         if output.parts:
-            say(f"{output.path.name} is the first of {len(output.parts)} parts; give this one to llama.cpp")
+            say(f"{output.path.name} is the first of {len(output.parts)} parts; pass this one to llama.cpp")
         left = [path for path in other_parts(output.path) if path not in read]
         if left:
             say(
-                f"{plural(len(left), 'part')} of that name from an earlier run still lie there "
+                f"{plural(len(left), 'part')} of that name from an earlier run are still there "
                 f"({left[0].name} …); delete what you do not need"
             )
 

@@ -28,7 +28,7 @@ def describe(path: Path) -> Description:
         return describe_onnx(path) if is_onnx(path) else describe_checkpoint(path)
     if path.suffix in (".safetensors", ".bin", ".json"):
         raise GgufError(
-            f"{path} is a file of a checkpoint, not a GGUF",
+            f"{path} is part of a checkpoint, not a GGUF file",
             hint=f"give the folder: kconv inspect {path.parent}",
         )
     return describe_gguf(path)
@@ -79,14 +79,17 @@ def _purpose(header: GgufHeader) -> str | None:
         if header.arch == front.kind:
             named = plain(header.metadata.get(f"{front.kind}.fingerprint"))
             return (
-                f"front end of a {front.title} model: makes of bytes what the encoder reads; runs with the "
-                f"bodies of fingerprint {named!s:.16}…, not alone"
+                f"front end of a {front.title} model: turns bytes into the encoder's input; works "
+                f"only together with a body of fingerprint {named!s:.16}…"
             )
     if KIND_KEY not in header.metadata:
         return None
     named = plain(header.metadata.get(FINGERPRINT_KEY))
     kind = plain(header.metadata.get(KIND_KEY))
-    return f"body of a GBST model: needs the {kind}-….gguf of fingerprint {named!s:.16}… beside it"
+    return (
+        f"body of a GBST model: needs its front end, the {kind}-….gguf of fingerprint {named!s:.16}…, "
+        "in the same folder"
+    )
 
 
 def manifest_of(path: Path) -> Mapping[str, Any] | None:

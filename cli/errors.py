@@ -60,7 +60,7 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return Failure("Interrupted", "interrupted", None, INTERRUPTED)
     if isinstance(error, BrokenPipeError):
-        return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
+        return Failure("BrokenPipe", "the reader of the output closed it", None, BROKEN_PIPE)
     lacking = shortage(error)
     where = ""
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes):

@@ -24,20 +24,23 @@ Examples:
 _LONG = 100  # characters of a metadata value that are shown
 
 
-@click.command("inspect", short_help="Show what a checkpoint, a GGUF or an ONNX folder is.", epilog=EXAMPLES)
+@click.command(
+    "inspect", short_help=("Show what a checkpoint, GGUF file or ONNX folder contains."), epilog=EXAMPLES
+)
 @click.argument("path", type=PATH)
-@click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not one line per kind.")
+@click.option(
+    "--tensors", "every_tensor", is_flag=True, help=("List every tensor instead of one line per kind.")
+)
 @json_option
 @verbose_option
 def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
     """Show what PATH is: a checkpoint folder, a GGUF file or an ONNX folder.
 
-    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; of ONNX the graphs, too.
-    Only headers are read, so it takes no longer for a large model. With --json the tensors are always
-    complete.
+    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; for ONNX also the graphs.
+    Only headers are read, so large models take no longer. With --json every tensor is listed.
     """
     if not path.exists():
-        raise InputError(f"there is no {path}", hint="give a checkpoint, a GGUF or an ONNX folder")
+        raise InputError(f"{path} does not exist", hint="give a checkpoint, a GGUF file or an ONNX folder")
     from .descriptions import describe
 
     said = describe(path)

@@ -68,9 +68,9 @@ def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequenc
         if made:
             names = ", ".join(str(path) for path in made[:_NAMED]) + (" …" if len(made) > _NAMED else "")
             verify = verify_command(made[0], checkpoint)
-            announce(f"{what} converted and whole, but not proven: {names}\nto prove: {verify}")
+            announce(f"{what} complete, but not proven: {names}\nto prove: {verify}")
             if short:
-                announce("the proof takes more than the conversion; --no-verify leaves it out")
+                announce("the proof needs more memory and disk than the conversion; --no-verify skips it")
 
     last_words.append(tell)
     try:
@@ -100,7 +100,7 @@ def tell_removals() -> None:
 
 
 def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
+    announce(f"removed {in_words(removed)} left by a killed run, from {folder}")
 
 
 def in_words(leftovers: Sequence[Leftover]) -> str:

@@ -100,11 +100,11 @@ def _findings(proof: Proof) -> str:
         return ""
     ranked.sort(key=lambda item: item[:2])
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
-    lines = ["What was found"]
+    lines = ["Findings"]
     for mild, _, name, finding in shown:
         lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding, name)}"))
     if len(ranked) > _FINDINGS:
-        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report has all")
+        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report shows all")
     return "\n".join(lines)
 
 
@@ -149,14 +149,14 @@ def _worst(worst: Sequence[WorstToken]) -> str:
     shown = [token for token in worst[:_WORST] if not token.kl < _NOTHING]  # NaN is shown
     if not shown:
         return ""
-    lines = ["Where the two disagree most"]
+    lines = ["Where file and checkpoint disagree most"]
     for token in shown:
-        right = f"{_percent(token.right.probability)}, for the file {_percent(token.right_file)}"
+        right = f"{_percent(token.right.probability)}, file {_percent(token.right_file)}"
         if token.source:
             lines.append(f"  given: {_start(printable(token.source), 2 * _BEFORE)}")
         lines += [
             f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",
-            f"    the right token: for the checkpoint {right}; KL {_number(token.kl)}",
+            f"    probability of the right token: checkpoint {right}; KL {_number(token.kl)}",
             f"    checkpoint: {_guesses(token.reference)}",
             f"    file:       {_guesses(token.file)}",
         ]
@@ -202,12 +202,12 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
     ]
     rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
     if diagnosis.logits_same_gelu is not None:
-        rows.append(("  logits, with llama.cpp's GELU in fp32 too", "", _number(diagnosis.logits_same_gelu)))
+        rows.append(("  logits, with llama.cpp's GELU in fp32", "", _number(diagnosis.logits_same_gelu)))
     header = ("  NMSE of", "by the weights", "by the runtime")
     lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):
         lines.append(
-            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report has all)"
+            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report shows all)"
         )
     return "\n".join([*lines, printable(f"  {diagnosis.conclusion}")])
 
@@ -223,7 +223,7 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
 
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    told = printable(proof.cause or "the file says what the checkpoint says")
+    told = printable(proof.cause or "the file matches the checkpoint")
     return f"verdict: {proof.verdict}{took}: {told}"
 
 

@@ -69,16 +69,16 @@ Examples:
     "--verify",
     "scope",
     type=click.Choice(["quick", "full"], case_sensitive=False),
-    help="How each file is proven: on a few hundred tokens, or on some thousand and weight by weight, as "
-    "kconv verify does.  [default: quick]",
+    help="Scope of the proof: quick compares a few hundred tokens, full a few thousand and every weight, "
+    "as kconv verify does.  [default: quick]",
 )
 @click.option(
     "--no-verify",
     is_flag=True,
-    help="Leave out the comparison of logits with the checkpoint. Tokens are always compared.",
+    help="Skip the comparison of logits with the checkpoint. Tokens are always compared.",
 )
-@click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
-@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
+@click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
 @threads_option
 @force_option
@@ -111,12 +111,12 @@ def command(
     """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
 
     The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. At the end every
-    file is proven: its logits in llama.cpp on the CPU are held against those of the checkpoint in fp32. A
-    file whose proof fails stays, and the exit code is 1. Beside each file stands <file>.manifest.json:
+    file is proven: its logits in llama.cpp on the CPU are compared with those of the checkpoint in fp32. A
+    file whose proof fails is kept, and the exit code is 1. Next to each file <file>.manifest.json is written:
     source, options, versions, formats, proof.
     """
     if scope is not None and no_verify:
-        raise UsageError("--verify and --no-verify contradict each other", hint="leave one of them out")
+        raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
     options = {
         "types": types or ("auto",),
         "pure": pure,
@@ -178,30 +178,30 @@ def _tell(conversion: Conversion, seconds: float) -> None:
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):
         say(f"note: {remark}")
     if not conversion.proofs:
-        say("not proven, as asked (--no-verify)")
+        say("not proven, as requested (--no-verify)")
     for each in conversion.companions:
-        begin = f"{each.path.name} was there already and" if each.kept else each.path.name
-        say(f"{begin} belongs to these files: keep it in their folder, they do not run without it")
+        begin = f"{each.path.name} already existed and" if each.kept else each.path.name
+        say(f"{begin} belongs to these files: keep it in the same folder, they do not run without it")
     made = plural(len(conversion.outputs), "file")
-    say(f"{made} in {seconds_text(seconds)}; a manifest stands beside each")
+    say(f"{made} in {seconds_text(seconds)}, each with a manifest next to it")
 
 
 def _story(proof: Proof, checkpoint: Path) -> str:
     """Why a file is not proven, and how to learn more."""
     command = verify_command(proof.artifact, checkpoint)
-    then = f"its manifest says that it failed; the whole story: {command} --report proof.html"
+    then = f"and its manifest records the failure; details: {command} --report proof.html"
     if proof.verdict == "not decided":
-        then = f"whole, and its manifest says that nothing is decided; to prove it: {command}"
-    return f"{proof.artifact}: {proof.cause}\n  the file is there, {then}"
+        then = f"complete, and its manifest records that nothing was decided; to prove it: {command}"
+    return f"{proof.artifact}: {proof.cause}\n  the file was kept, {then}"
 
 
 def _parity_text(parity: Parity) -> str:
-    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
+    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own token ids"
     remark = {
         "exact": "",
-        "leading-space": ", all of them once they begin with a space (see the note)",
-        "extra-spaces": ", all of them but for surplus spaces (see the note)",
-    }.get(parity.verdict, ": THE TOKENS DIFFER, written all the same as asked")
+        "leading-space": ", all of them when given with a leading space (see the note)",
+        "extra-spaces": ", all of them apart from extra spaces (see the note)",
+    }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 

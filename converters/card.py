@@ -185,11 +185,11 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     if _NON_COMMERCIAL.search(words):
         limits.append("no commercial use")
     if _NO_DERIVATIVES.search(words):
-        limits.append("no distribution of changed versions, and a converted file may count as one")
+        limits.append("no distribution of modified versions, which may include converted files")
     custom = licence.lower() in _OF_THEIR_OWN
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)
     where = f" ({link})" if isinstance(link, str) and link else ""
-    said = "; ".join(limits) if limits else "it has terms of its own; read them before you pass the file on"
+    said = "; ".join(limits) if limits else "it has its own terms; read them before you distribute the file"
     return Note("licence", f"licence {shown}{where}: {said}", warning=True)

@@ -208,8 +208,9 @@ def _as_begun(file: BegunFile) -> Iterator[int]:
         size = os.fstat(handle).st_size
         if size != file.size:
             raise EnvironmentProblem(
-                f"{file.path} has {size} bytes, but was begun with {file.size}: it is another file by now",
-                hint="leave the files alone until they are whole",
+                f"{file.path} has {size} bytes, expected {file.size}: it was replaced while it was "
+                "being written",
+                hint="do not touch the files until they are complete",
             )
         yield handle
 
@@ -280,16 +281,14 @@ def _reread(model: BegunModel) -> int:
 
 
 def _unlike(path: Path) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{path}: what was written does not read back as planned", hint="check the disk"
-    )
+    return EnvironmentProblem(f"{path}: the bytes read back differ from those written", hint="check the disk")
 
 
 def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
     """What to raise for a slab with weights that are not finite or do not fit a format."""
     where = tensor.origin or tensor.name
     if not slab.finite:
-        hint = "--allow-nan converts it all the same"
+        hint = "--allow-nan converts it anyway"
         if slab.impossible:
             hint = f"libggml cannot write such weights as {slab.impossible[0].display}"
         nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
@@ -302,7 +301,9 @@ def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
         return NonFiniteError(
             f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales beyond the "
             f"range of {names}",
-            hint="the data have zeros or extreme numbers where the weights matter: make them of more text",
+            hint=(
+                "the data have zeros or extreme values where the weights matter: compute them from more text"
+            ),
         )
     return NonFiniteError(
         f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "

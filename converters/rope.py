@@ -68,7 +68,7 @@ class Rope:
         """What there is to say of it."""
         if self.scaling != "dynamic":
             return ()
-        message = "rope scaling 'dynamic' changes nothing within the trained context and is left out"
+        message = "rope scaling 'dynamic' has no effect within the trained context and is left out"
         return (Note("rope-scaling", message, warning=True),)
 
 
@@ -124,7 +124,8 @@ def refuse_partial_rotation(settings: Settings, title: str) -> None:
         factor = None if place is None else place.values.get("partial_rotary_factor")
         if place is not None and factor not in (None, 1, 1.0):
             raise UnsupportedModel(
-                f"{place.where}: partial_rotary_factor is {quoted(factor)}; a {title} rotates whole heads",
+                f"{place.where}: partial_rotary_factor is {quoted(factor)}; {title} models rotate "
+                "whole heads",
                 hint=_HINT,
             )
 

@@ -82,5 +82,5 @@ class Settings:
         said = "missing" if value is None else quoted(value)
         return CheckpointError(
             f"{self.where}: {key} is {said}, expected {expected}",
-            hint="compare the file with the one the model was published with",
+            hint="compare the file with the published one",
         )

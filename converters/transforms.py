@@ -110,7 +110,7 @@ def stacked(sources: Sequence[Tensor]) -> Tensor:
     first = sources[0]
     if any(source.dtype is not first.dtype for source in sources):
         raise CheckpointError(
-            f"{first.name}: the {len(sources)} tensors that become one are not all {first.dtype.value}",
+            f"{first.name}: the {len(sources)} tensors to be merged are not all {first.dtype.value}",
             hint="convert them to one type first",
         )
     read = partial(_read_stacked, tuple(sources))

@@ -109,7 +109,7 @@ class LocalFile:
             raise EnvironmentProblem(
                 f"{self.path} was changed, moved or removed since it was opened, so it cannot be sent to "
                 "another process",
-                hint="open it again, and leave the input alone meanwhile",
+                hint="open it again, and do not change the input meanwhile",
             )
         return _opened_anew, (self.path, *self.identity[2:])
 
@@ -133,14 +133,15 @@ def _opened_anew(path: str, size: int, changed: int) -> LocalFile:
         except (OSError, NotAFile) as error:
             why = error.strerror if isinstance(error, OSError) else f"it is {error}"
             raise EnvironmentProblem(
-                f"{path} was open where this was pickled, and cannot be opened here: {why}",
-                hint="every process has to see the checkpoint under the same path",
+                f"{path} was open in the process that pickled this, but cannot be opened here: {why}",
+                hint="make the checkpoint available under the same path in every process",
             ) from error
         if file.identity[2:] != (size, changed):
             raise EnvironmentProblem(
-                f"{path} is not the file it was where this was pickled: it has {file.size} bytes and was "
-                f"changed at {file.identity[3]} ns, expected {size} bytes and {changed} ns",
-                hint="open the checkpoint again, and leave it alone meanwhile",
+                f"{path} is not the same file as in the process that pickled this: it has {file.size} "
+                f"bytes and was modified at {file.identity[3]} ns, expected {size} bytes and "
+                f"{changed} ns",
+                hint="open the checkpoint again, and do not change it meanwhile",
             )
         _ARRIVED[path, size, changed] = file
         return file

@@ -149,7 +149,7 @@ class Child:
                 view = view[self._requests.write(view) :]
         except OSError as error:
             if error.errno != errno.EPIPE:
-                raise self._died(f"cannot be asked: {error.strerror or error}") from error
+                raise self._died(f"cannot be reached: {error.strerror or error}") from error
             raise self.ended() from None
 
     def receive(self, count: int) -> bytearray:
@@ -163,9 +163,9 @@ class Child:
         view = memoryview(target).cast("B")
         while view:
             if self.closed:
-                raise self._died("was ended before it had answered")
+                raise self._died("was ended before it answered")
             if not self._poll.poll(self.patience * 1000):
-                raise self._died(f"gave no answer for {self.patience / 60:.0f} minutes")
+                raise self._died(f"did not answer for {self.patience / 60:.0f} minutes")
             count = self._answers.readinto(view)
             if not count:
                 raise self.ended()
@@ -191,11 +191,11 @@ class Child:
         words, own = _without_marker(words)
         if code == protocol.NOT_INSTALLED:
             hint = f"install it again: {self._install}"
-            return self._died(f"cannot work: {' / '.join(words[-1:])}", hint=hint)
+            return self._died(f"does not work: {' / '.join(words[-1:])}", hint=hint)
         if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
         if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
-            return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
+            return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'no output'}")
         return ChildRefused(code, words)
 
     def _by_signal(self, number: int, words: list[str]) -> ChildRefused | ChildDied:
@@ -210,7 +210,7 @@ class Child:
                 return ChildRefused(None, words)
         if number == signal.SIGKILL:
             hint = "close other programs or use a machine with more memory, then run it again"
-            how = f"was killed (signal 9, {name}), most likely for want of memory"
+            how = f"was killed (signal 9, {name}), most likely because memory ran out"
             return self._died(how, hint=hint, signal=number)
         told = f": {' / '.join(words[-2:])}" if words else ""
         if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
@@ -224,7 +224,7 @@ class Child:
     def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(
             f"the process that runs {self._library} {how}; this says nothing about the input",
-            hint=hint or self._hint or "run it again; kconv doctor tells whether this machine is at fault",
+            hint=hint or self._hint or "run it again; kconv doctor shows whether this machine is at fault",
             signal=signal,
         )
 

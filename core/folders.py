@@ -30,7 +30,7 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
         filled = any(path.iterdir())
     if where:  # a folder that appears whole takes a name, it does not move into another
         raise OutputExists(
-            f"{path} is {where}, which no other can replace", hint="choose a folder in it with -o"
+            f"{path} is {where}, which cannot be replaced", hint="choose a folder inside it with -o"
         )
     if filled and not force:
         raise OutputExists(
@@ -38,7 +38,7 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
         )
     if filled and not (path / mark).is_file():
         raise OutputExists(
-            f"{path} is not empty and has no {mark}: kconv has not made it and does not replace it",
+            f"{path} is not empty and has no {mark}: kconv did not make it and will not replace it",
             hint="choose another -o, or empty the folder",
         )
 

@@ -60,7 +60,9 @@ def _layers(own: Mapping[str, Any], layers: Sequence[re.Match[str]]) -> Iterator
         most = max(numbers) + 1
         if type(count) is not int or not (count == most or _explained(own, count, most)):
             decoder = "decoder_" if stack == "dec.blk" and "decoder_block_count" in own else ""
-            yield f"{decoder}block_count says {shown(count)} layers, its tensors ({stack}.N) show {most:,}"
+            yield (
+                f"{decoder}block_count says {shown(count)} layers, but its tensors ({stack}.N) show {most:,}"
+            )
 
 
 def _explained(own: Mapping[str, Any], count: int, shown_layers: int) -> bool:
@@ -84,4 +86,4 @@ def _heads(own: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> Iterator[st
         count = value[number] if isinstance(value, tuple) and number < len(value) else value
         if type(count) is not int or not 0 < count <= _LARGEST:
             told.add(key)
-            yield f"{key} is {shown(count)}, and there is a tensor {info.name}"
+            yield f"{key} is {shown(count)}, but there is a tensor {info.name}"

@@ -26,7 +26,7 @@ _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 _MOST = 0xFFFF  # split.count is a uint16
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SHOWN = 3
-_HINT = "put all parts into one folder, under the names they were made with; download those that are missing"
+_HINT = "put all parts into one folder under their original names; download the missing ones"
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def parse_split_size(text: str) -> int:
     found = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
     size = int(found[1]) * _UNITS[found[2]] if found else 0
     if not size:
-        raise UsageError(f"the size of a part is {shown(text)}", hint="write it as 2G or 500M")
+        raise UsageError(f"invalid part size {shown(text)}", hint="write it as 2G or 500M")
     return size
 
 
@@ -107,7 +107,8 @@ def placed(
         offset += size
     if part >= _MOST:
         raise UsageError(
-            f"parts of at most {limit} bytes would be {part + 1} files, llama.cpp reads {_MOST} at most",
+            f"parts of at most {limit} bytes would make {part + 1} files; llama.cpp reads at most "
+            f"{_MOST} at most",
             hint="allow larger parts with --split-max-size",
         )
     return tuple(found)
@@ -146,7 +147,7 @@ def _number(path: Path, header: GgufHeader, key: str, default: int | None = None
     if type(value) is not int or not 0 <= value <= _MOST:
         raise GgufError(
             f"{path}: {key} is {shown(value)}, expected a number up to {_MOST}",
-            hint="it says that it is a part of a model, but not which: make the parts again",
+            hint="it is marked as a part of a model, but not as which one: make the parts again",
         )
     return value
 
@@ -156,8 +157,8 @@ def _paths(path: Path, number: int, count: int) -> list[Path]:
     found = _NAME.fullmatch(path.name)
     if not found or (int(found["number"]), int(found["count"])) != (number + 1, count):
         raise GgufError(
-            f"{path} says that it is part {number + 1} of {count}, which its name does not",
-            hint=f"name the parts as they were: NAME-{number + 1:05d}-of-{count:05d}.gguf",
+            f"{path} is marked as part {number + 1} of {count}, but its name is not that of a part",
+            hint=f"give the parts their original names: NAME-{number + 1:05d}-of-{count:05d}.gguf",
         )
     return [part_path(path, part, count) for part in range(count)]
 
@@ -166,7 +167,7 @@ def _check_place(path: Path, header: GgufHeader, index: int, count: int) -> None
     said = _number(path, header, NUMBER) + 1, _number(path, header, COUNT, count)
     if said != (index + 1, count):
         raise GgufError(
-            f"{path} says that it is part {said[0]} of {said[1]}, expected part {index + 1} of {count}",
+            f"{path} is marked as part {said[0]} of {said[1]}, expected part {index + 1} of {count}",
             hint=_HINT,
         )
 
@@ -183,8 +184,8 @@ def _check_tensors(paths: Sequence[Path], parts: Sequence[GgufHeader], joined: G
     expected = parts[0].metadata.get(TENSORS)
     if expected != len(joined.tensors):
         raise GgufError(
-            f"the {len(paths)} parts of {paths[0]} have {len(joined.tensors)} tensors together, "
-            f"{shown(expected)} are expected ({TENSORS})",
+            f"the {len(paths)} parts of {paths[0]} have {len(joined.tensors)} tensors in all, "
+            f"{shown(expected)} expected ({TENSORS})",
             hint=_HINT,
         )
 

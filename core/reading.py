@@ -78,7 +78,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     check_index(folder, weights, held)
     _refuse_quantized(folder, config, dropped)
     if not tensors:
-        raise CheckpointError(f"{folder}: the weight files hold no weights: {', '.join(weights.files)}")
+        raise CheckpointError(f"{folder}: the weight files contain no weights: {', '.join(weights.files)}")
     paths = tuple(folder / name for name in weights.files)
     return Checkpoint(folder, config, tensors, paths, dropped, aliases, tuple(files), beside)
 
@@ -92,7 +92,7 @@ def _folder(source: Path) -> Path:
         if "snapshots" in names and "config.json" not in names:
             found = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
             raise CheckpointError(
-                f"{source} is the Hub's cache of all revisions of a model, expected one of them",
+                f"{source} is the Hub cache of all revisions of a model, expected one revision",
                 hint=f"pass {found[0]}" if found else DOWNLOAD_HINT,
             )
         return source
@@ -114,7 +114,7 @@ def _folder(source: Path) -> Path:
 def _no_config(folder: Path) -> CheckpointError:
     if (folder / "adapter_config.json").exists():
         return CheckpointError(
-            f"{folder} holds a LoRA adapter, not a whole model; expected config.json and weights",
+            f"{folder} contains a LoRA adapter, not a whole model; expected config.json and weights",
             hint="merge it into its base model and save that",
         )
     if (folder / "params.json").exists():
@@ -124,7 +124,7 @@ def _no_config(folder: Path) -> CheckpointError:
         )
     return CheckpointError(
         f"{folder} has no config.json, expected a Hugging Face folder with config.json and weights",
-        hint="give the folder save_pretrained() or `hf download` wrote, or complete the download",
+        hint="give the folder written by save_pretrained() or `hf download`, or complete the download",
     )
 
 
@@ -136,9 +136,9 @@ def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mappi
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         by = f" ({quoted(method)})" if method else ""
         raise CheckpointError(
-            f"{folder} is quantized already{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
+            f"{folder} is already quantized{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
             "kconv reads F32, F16 and BF16",
-            hint="start from the checkpoint it was made from",
+            hint="use the unquantized checkpoint it was made from",
         )
 
 

@@ -51,8 +51,9 @@ def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> d
         now = side_files(folder)
     except OSError as error:
         raise EnvironmentProblem(
-            f"{folder} was open where this was pickled, and cannot be listed here: {error.strerror}",
-            hint="every process has to see the checkpoint under the same path",
+            f"{folder} was open in the process that pickled this, but cannot be listed here: "
+            f"{error.strerror}",
+            hint="make the checkpoint available under the same path in every process",
         ) from error
     _refuse_differences(
         {folder / name: identity for name, identity in before.items()},

@@ -97,7 +97,7 @@ def _tensor_with_attributes(arguments: tuple[Any, ...]) -> PickledTensor:
             make = CONSTRUCTORS.get((function.module, function.name))
             if make in (_tensor, _tensor_of_dtype, _parameter):
                 return make(inner)
-    raise Malformed("a tensor of a class of its own")
+    raise Malformed("a tensor of a custom class")
 
 
 def _only_value(arguments: tuple[Any, ...]) -> Any:

@@ -58,7 +58,7 @@ def check_shape(shape: object, where: str) -> tuple[int, ...]:
     if len(shape) > MAX_AXES:
         raise CheckpointError(f"{where} has {len(shape)} axes, expected at most {MAX_AXES}")
     if math.prod(axis or 1 for axis in shape) > MAX_ELEMENTS:
-        raise CheckpointError(f"{where} has the shape {quoted(shape)}, which no file can hold")
+        raise CheckpointError(f"{where} has the shape {quoted(shape)}, too large for any file")
     return tuple(shape)
 
 

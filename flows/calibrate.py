@@ -22,8 +22,8 @@ from .results import Run
 class Calibration:
     """The importance, and the checkpoint's reading of the ``windows`` the proof will ask for.
 
-    Both come from the same passes over the weights, so that a calibrated conversion reads them no more often
-    than the texts take. A proof too long to be kept in memory reads for itself: ``windows`` are none then.
+    Both come from one pass over the weights, however long the texts are. A proof too long to be kept in
+    memory reads for itself: ``windows`` are none then.
     """
 
     importance: Importance

@@ -150,7 +150,7 @@ def generate(
     }
     kv_type = _checked_options({**wishes, "tokens": tokens, "context": context, "threads": threads}, kv_type)
     if fill and stops:
-        raise UsageError("--stop does not go with --fill, whose output is read by masks")
+        raise UsageError("--stop cannot be combined with --fill, whose output is split at the masks")
     found = open_artifact(
         Path(artifact),
         front_end=None if front_end is None else Path(front_end),
@@ -214,7 +214,9 @@ def _sampling(
     wished = dict(wishes)
     if greedy:
         if wished["temperature"] or wished["repeat_penalty"] not in (None, 1):
-            raise UsageError("--greedy means --temp 0 --repeat-penalty 1, but another value is given too")
+            raise UsageError(
+                "--greedy means --temp 0 --repeat-penalty 1, which contradicts the other values given"
+            )
         wished |= {"temperature": 0.0, "repeat_penalty": 1.0}
     recommended = sampling_in_file(metadata)
     randomness = ("temperature", "top_k", "top_p", "min_p", "seed")

@@ -89,12 +89,17 @@ def count_activations(
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     how.announce(_cost(subject, chosen, len(every)))
     modules = _modules(subject)
-    gathered = Gathered(SumOfSquares)
+    gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
+
+    def finished(name: str) -> None:
+        learned[name] = gathered.finish(name)
+
+    watch = Watch(tuple(chosen), frozenset(modules), gathered.add, finished)
     reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, watch=Watch(tuple(chosen), frozenset(modules), gathered.add), progress=how.progress
+        windows, watch=watch, by_layer=True, progress=how.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
-    return _activations(gathered, modules, tuple(texts), len(chosen), size), reading
+    return _activations(learned, modules, tuple(texts), len(chosen), size), reading
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
 
 
 def _activations(
-    gathered: Gathered[Squares],
+    learned: Mapping[str, Squares],
     modules: Mapping[str, Sequence[_Place]],
     datasets: tuple[str, ...],
     chunks: int,
@@ -134,13 +139,12 @@ def _activations(
     """
     squares: dict[str, Floats] = {}
     counts: dict[str, npt.NDArray[np.int64]] = {}
-    for name in gathered.names():
-        learned = gathered.finish(name)
-        values = learned.sums
+    for name, squared in learned.items():
+        values = squared.sums
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
-                f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
-                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+                f"the inputs of {name} are partly NaN or infinite: no importance data can be computed",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf shows where",
             )
         if not values.any():
             continue
@@ -148,7 +152,7 @@ def _activations(
             whole = squares.setdefault(place.target, np.zeros(place.experts * len(values), np.float32))
             whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
             seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
-            seen[place.expert] = learned.count
+            seen[place.expert] = squared.count
     return Activations(squares, counts, datasets, chunks, size)
 
 
@@ -157,5 +161,5 @@ def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
     about = estimated_time(subject.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
-    few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""
+    few = "; this is little text, give a few thousand tokens or more" if tokens < FEW else ""
     return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}{few}"

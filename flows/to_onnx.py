@@ -110,9 +110,11 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
         from onnx import __version__ as version
         from onnx.defs import onnx_opset_version
     except ImportError as error:
-        raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
+        raise EnvironmentProblem(
+            "the onnx package is not installed; it is needed to write ONNX", hint=_INSTALL
+        ) from error
     if onnx_opset_version() < OPSET:
-        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        found = f"it supports opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
         raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
     if proven:
         from ..runtimes.onnx_folder import check_onnxruntime

@@ -80,7 +80,7 @@ def verify(
     how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
-            raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
+            raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
         proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, how)
     else:
         with open_gguf(Path(artifact)) as file:
@@ -153,8 +153,8 @@ def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
         kinds = ("has no encoder", "has an encoder")
         own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]
         raise InputError(
-            f"{folder.path} {own}, {checkpoint.folder} ({family.title}) {given}",
-            hint="give the checkpoint the folder was made from with --against",
+            f"{folder.path} {own}, but {checkpoint.folder} ({family.title}) {given}",
+            hint="pass the checkpoint the folder was made from with --against",
         )
     return expected_of_folder(
         checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)

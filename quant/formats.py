@@ -45,7 +45,8 @@ class Format:
         """Bytes of a row of ``columns`` weights. Raises UsageError if they are not whole blocks."""
         if not self.fits(columns):
             raise UsageError(
-                f"a row of {columns} weights cannot be {self.display}: its blocks hold {self.block_size}"
+                f"a row of {columns} weights cannot be stored as {self.display}, whose blocks have "
+                f"{self.block_size}"
             )
         return columns // self.block_size * self.block_bytes
 

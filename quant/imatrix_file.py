@@ -100,7 +100,7 @@ def _of_gguf(file: InputFile) -> Activations:
     by_name = {info.name: info for info in header.tensors}
     names = [name.removesuffix(_SUMS) for name in by_name if name.endswith(_SUMS)]
     if not names:
-        raise _refused(file.path, f"holds no activations (tensors named *{_SUMS}): it is no imatrix")
+        raise _refused(file.path, f"contains no activations (tensors named *{_SUMS}): it is not an imatrix")
     lacking = [name + _COUNTS for name in names if name + _COUNTS not in by_name]
     lacking += [key for key in (DATASETS, CHUNKS, CHUNK_SIZE) if key not in header.metadata]
     if lacking:
@@ -110,7 +110,7 @@ def _of_gguf(file: InputFile) -> Activations:
         sums[name] = _floats(file, header, by_name[name + _SUMS])
         rounded = np.floor(_floats(file, header, by_name[name + _COUNTS]).astype(np.float64) + 0.5)
         if not ((rounded >= 0) & (rounded <= _MOST_COUNTED)).all():
-            raise _refused(file.path, f"{shown(name + _COUNTS)} is no number of tokens")
+            raise _refused(file.path, f"{shown(name + _COUNTS)} is not a number of tokens")
         counts[name] = rounded.astype(np.int64)
     datasets = header.metadata[DATASETS]
     if not isinstance(datasets, tuple) or not all(isinstance(text, str) for text in datasets):
@@ -145,7 +145,7 @@ def _of_legacy(path: Path, data: bytes) -> Activations:
         calls = reader.number(f"the chunks of {where}", 0, (1 << 31) - 1)
         values = reader.number(f"the number of values of {where}", 1, reader.left // 4)
         if name in sums:
-            raise _refused(path, f"{shown(name)} stands twice")
+            raise _refused(path, f"{shown(name)} appears twice")
         sums[name] = np.frombuffer(reader.take(4 * values), "<f4")
         counts[name] = np.array([max(1, calls)], np.int64)
     chunks, datasets = 0, []
@@ -181,7 +181,7 @@ class _Reader:
             raise _refused(
                 self._path,
                 f"{what} (at byte {self._position - 4}) is {value}, expected {least} to {most}: it is "
-                "neither a GGUF nor an imatrix of the older format, or damaged",
+                "neither a GGUF nor an imatrix in the older format, or it is damaged",
             )
         return int(value)
 
@@ -192,13 +192,13 @@ class _Reader:
 
 def _check(path: Path, name: str, sums: Floats, counts: Counts) -> None:
     if not np.isfinite(sums).all():
-        raise _refused(path, f"{shown(name)} holds values that are NaN or infinite")
+        raise _refused(path, f"{shown(name)} contains NaN or infinite values")
     if (sums < 0).any():
-        raise _refused(path, f"{shown(name)} holds negative values, expected sums of squares")
+        raise _refused(path, f"{shown(name)} contains negative values, expected sums of squares")
     if not len(sums) or not len(counts) or len(sums) % len(counts):
         raise _refused(path, f"{shown(name)} has {len(sums)} values and {len(counts)} counts")
     if not sums.any() and counts.any():
-        raise _refused(path, f"{shown(name)} holds nothing but zeros: no weight of it would matter")
+        raise _refused(path, f"{shown(name)} contains only zeros, so none of its weights would matter")
 
 
 def _refused(path: Path, what: str) -> InputError:

@@ -117,7 +117,7 @@ def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> t
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if type(head) is not torch.nn.Linear or not isinstance(embedding, torch.nn.Embedding):
-        raise CheckpointError(f"{where}: {type(model).__name__} has no plain embedding and output matrix")
+        raise CheckpointError(f"{where}: {type(model).__name__} has no ordinary embedding and output matrix")
     lookups = embeddings(model)  # the shared one, which an encoder-decoder's stacks repeat, comes first
     shared = tuple(name for lookup in lookups for name in _names(model, lookup, "weight"))
     table = fitting_weight(held, shared, embedding.weight, where)
@@ -142,7 +142,7 @@ def fitting_weight(held: Mapping[str, Tensor], names: Sequence[str], like: Any, 
         return found
     problem = f"{names[0]} is missing" if found is None else f"{names[0]} is {list(found.shape)}"
     raise CheckpointError(
-        f"{where}: {problem}, but the model transformers makes of it needs one of {list(like.shape)}",
+        f"{where}: {problem}, but the model transformers builds from it needs shape {list(like.shape)}",
         hint="check that config.json belongs to these weight files",
     )
 
@@ -152,5 +152,5 @@ def refusal(where: str, verb: str, name: str, error: Exception) -> CheckpointErr
     kind = type(error).__name__
     return CheckpointError(
         f"{where}: transformers cannot {verb} the {name} it describes: {kind}: {quoted(said)}",
-        hint="compare the file with the one the model was published with",
+        hint="compare the file with the published one",
     )

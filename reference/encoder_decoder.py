@@ -36,9 +36,14 @@ def embeddings(model: Any) -> list[Any]:
     return found
 
 
-def layer_modules(model: Any) -> list[Any]:
-    """The encoder's layers, then the decoder's."""
-    return [*model.encoder.block, *model.decoder.block]
+def layer_stacks(model: Any, layers: int) -> list[Sequence[Any]]:
+    """The encoder's layers and the decoder's; without an encoder the one list of that many ``layers``."""
+    import torch
+
+    if has_encoder(model):
+        return [tuple(model.encoder.block), tuple(model.decoder.block)]
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    return [next(tuple(found) for found in lists if len(found) == layers)]
 
 
 def encoder_layers(model: Any) -> int:

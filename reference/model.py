@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,23 +30,20 @@ from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
+from .batches import batches_of
+from .by_layer import BetweenLayers, LayerByLayer
 from .empty_model import Head, computing, empty_model, fitting_weight, refusal, vocabulary_matrices
-from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_modules
+from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_stacks
 from .gelu_table import take_llama_cpps_gelu
 from .streamed import Rows, StreamedModules, WeightReader, stream_embedding
-from .watching import Watch, inputs_told, outputs_kept
+from .watching import Watch, Watching, outputs_kept
 
 if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
+LookingOn = Callable[[int], contextlib.AbstractContextManager[None]]
 
-# Windows go together up to these limits; what is more takes another pass over the weights. That costs a few
-# hundredths of the time such a batch computes, while every token takes memory for some three rows of the
-# feed-forward layer, and attention scores stand twice in memory, a square matrix a head and window.
-_TOKENS = 2048
-_SCORES = 128 << 20  # bytes
-_TABLES = 128 << 20  # bytes
 _SLICE = 128 << 20  # bytes of the output matrix in float32
 _LOGITS = 64 << 20  # bytes of logits computed ahead of those asked for
 _LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which rounds differently
@@ -98,16 +96,21 @@ class Reference:
         *,
         layers_of: Window | None = None,
         watch: Watch | None = None,
+        by_layer: bool = False,
         progress: Progress = silent,
     ) -> Reading:
         """Compute what enters the output matrix, and, for ``layers_of``, what leaves each layer.
 
-        One pass over the weights for windows of up to 2048 tokens together (fewer where attention scores
-        would exceed 128 MiB), several for more; tells ``progress("reference", done, total)`` in modules. A
-        window longer than that is a pass of its own, and its scores take what they take. ``layers_of`` need
-        not be among the windows; an encoder's layers come before the decoder's, for the positions it computes
-        (fewer than tokens behind a GBST front end). ``watch`` has windows of its own, which are read in the
-        same passes. Raises CheckpointError, InputError for tokens the embedding does not have.
+        Windows of up to 2048 tokens are computed together (fewer where attention scores would exceed 128
+        MiB); a longer window goes alone, and its scores take what they take. Each such batch takes a pass
+        over the weights of its own, in the memory of two modules, or, ``by_layer``, all go through a layer
+        before the next one is read (by_layer.py), in the memory of a layer and 256 MiB of states, with more
+        in temporary files; the bits are the same. Tells ``progress("reference", done, total)`` in modules.
+
+        ``layers_of`` need not be among the windows; an encoder's layers come before the decoder's, for the
+        positions it computes (fewer than tokens behind a GBST front end). ``watch`` has windows of its own,
+        which are read along. Raises CheckpointError, EnvironmentProblem, InputError for tokens the embedding
+        does not have.
         """
         asked = list(windows)
         followed = None
@@ -121,30 +124,71 @@ class Reference:
         hidden: list[Floats] = [np.empty(0, np.float32)] * kept
         layers: list[Floats] = []
         batches = self._batches(asked)
+        watching = None if watch is None else Watching(watch, kept)
         self._report(progress, len(batches) * len(self._modules))
-        for batch in batches:
-            self._modules.start()
-            with computing(self._threads), contextlib.ExitStack() as looking_on:
+
+        @contextlib.contextmanager
+        def looking_on(number: int) -> Iterator[None]:
+            batch = batches[number]
+            with contextlib.ExitStack() as stack:
                 if followed in batch:
-                    row = batch.index(followed)
-                    looking_on.enter_context(outputs_kept(self._layer_modules(), row, layers))
-                if watch is not None:
-                    looking_on.enter_context(self._told(watch, batch, asked, kept))
-                for index, values in zip(batch, self._forward([asked[i] for i in batch]), strict=True):
+                    every = [layer for each in layer_stacks(self._model, self._layers) for layer in each]
+                    stack.enter_context(outputs_kept(every, batch.index(followed), layers))
+                if watching is not None:
+                    sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
+                    stack.enter_context(watching.along(self._model, batch, sizes))
+                yield
+
+        read = self._by_layer if by_layer and len(batches) > 1 else self._by_batch
+        together = [[asked[index] for index in batch] for batch in batches]
+        found = contextlib.closing(read(together, looking_on, watching))
+        with computing(self._threads), found as every:
+            for batch, entering in zip(batches, every, strict=True):
+                for index, values in zip(batch, entering, strict=True):
                     if index < kept:
                         hidden[index] = values.copy()
         self._reader.forget()
+        if watching is not None:
+            watching.finish()
         if layers_of is not None:
             lengths = [self._encoded(layers_of)] * self.encoder_layers
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
         return Reading(hidden[: len(windows)], layers, self._head, self._reader, self._threads)
 
+    def _by_batch(
+        self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
+    ) -> Generator[list[Floats], None, None]:
+        """What enters the output matrix for each batch, one after the other through the whole model."""
+        for number, batch in enumerate(batches):
+            self._modules.start()
+            with looking_on(number), self._refused():
+                found = self._forward(batch)
+            yield found
+
+    def _by_layer(
+        self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
+    ) -> Generator[list[Floats], None, None]:
+        """The same, all batches through a layer before the next one is read."""
+        names = {module: name for name, module in self._model.named_modules()}
+        few = [Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())]
+
+        def passed(layer: torch.nn.Module) -> None:
+            if watching is not None:
+                watching.finish(f"{names[layer]}.")
+
+        forwards = [partial(self._forward, batch) for batch in batches]
+        walk = LayerByLayer(self._model, layer_stacks(self._model, self._layers), self._modules)
+        try:
+            with self._refused():
+                yield from walk.read(forwards, partial(self._forward, few), looking_on, passed)
+        except BetweenLayers:
+            yield from self._by_batch(batches, looking_on, watching)
+
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]
         largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
-        most = max(1, _TABLES // max(1, largest))  # windows together: GPT-J copies its table for each
-        return _batches(sizes, self._model.config.num_attention_heads, most)
+        return batches_of(sizes, self._model.config.num_attention_heads, largest)
 
     def _report(self, progress: Progress, total: int) -> None:
         """From now on tell of every module that has run."""
@@ -156,35 +200,20 @@ class Reference:
         """Positions the encoder computes of a window."""
         return -(-len(window.source) // self._factor)
 
-    def _told(
-        self, watch: Watch, batch: Sequence[int], asked: Sequence[Window], first: int
-    ) -> contextlib.AbstractContextManager[None]:
-        """Tell the watcher what flows into modules for its own windows, those from ``first`` on."""
-
-        def tell(name: str, row: int, values: Floats) -> None:
-            if batch[row] >= first:
-                watch.tell(name, batch[row] - first, values)
-
-        sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
-        return inputs_told(self._model, watch.names, sizes, tell)
-
     def _forward(self, windows: Sequence[Window]) -> list[Floats]:
-        try:
-            entering = self._model(**inputs(windows), use_cache=False).logits  # the head is an identity now
-        except KconvError:
-            raise
-        except Exception as error:
-            raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
+        entering = self._model(**inputs(windows), use_cache=False).logits  # the head is an identity now
         pairs = zip(entering, windows, strict=True)
         return [values[: len(window.ids)].numpy() for values, window in pairs]
 
-    def _layer_modules(self) -> Sequence[torch.nn.Module]:
-        import torch
-
-        if has_encoder(self._model):
-            return layer_modules(self._model)
-        lists = (module for module in self._model.modules() if isinstance(module, torch.nn.ModuleList))
-        return next(tuple(layers) for layers in lists if len(layers) == self._layers)
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        """Whatever goes wrong in transformers' code is about the checkpoint."""
+        try:
+            yield
+        except (KconvError, BetweenLayers):
+            raise
+        except Exception as error:
+            raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
 
     def _attach(self, held: Mapping[str, Tensor]) -> StreamedModules:
         """Let every module read its weights when it runs."""
@@ -287,21 +316,3 @@ class Reading:
                 values[:, row:end] = torch.nn.functional.linear(entering, *lease.tensors).numpy()
                 self._reader.release(lease)
         return _Logits(window, first, values)
-
-
-def _batches(sizes: Sequence[tuple[int, int]], heads: int, most: int) -> list[list[int]]:
-    """Windows to compute together, by index: the longest first, so that like goes with like.
-
-    ``sizes`` are tokens of the source and of the window proper; ``most`` windows go together.
-    """
-    batches: list[list[int]] = []
-    for index in sorted(range(len(sizes)), key=lambda index: (-max(sizes[index]), -sum(sizes[index]))):
-        if batches and len(batches[-1]) < most:
-            together = [sizes[each] for each in (*batches[-1], index)]
-            longest = [max(column) for column in zip(*together, strict=True)]
-            scores = 4 * len(together) * heads * max(longest) ** 2
-            if len(together) * sum(longest) <= _TOKENS and scores <= _SCORES:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
-    return batches

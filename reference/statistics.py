@@ -4,12 +4,10 @@ A statistic sees what flows into one linear module, window by window, while the 
 keeps what an encoder needs of it: today the sum of squares of every column, tomorrow, say, X^T X.
 
 A large one (X^T X has columns x columns numbers, some gigabytes for all modules of a model together) should
-be finished as soon as its module has seen all windows. Today that is when all have gone through the whole
-model: ``Reference.read`` takes one batch after the other through all layers. To send all windows through a
-layer before the next one is read, it would run the forward of each batch in a thread of its own, one at a
-time, and let the hook before each layer wait until every batch has come so far. What leaves the layer is then
-kept for all windows, and ``StreamedModules`` drops the weights after the last batch, not after each. Behind
-the layer ``Gathered.finish`` is called for its modules; statistics and watchers stay as they are.
+be finished as soon as its module has seen all windows. ``Watch.finished`` says when that is. Where all
+windows go through a layer before the next one is read (``Reference.read(by_layer=True)``), it is called
+behind each layer for the modules in it, so that no more than the statistics of one layer are in memory;
+otherwise in the end for all.
 """
 
 from __future__ import annotations

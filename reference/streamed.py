@@ -7,6 +7,7 @@ whatever the model's size, and no code per architecture.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from ..quant.ggml import to_float32
+from .stand_ins import rests
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +125,8 @@ class StreamedModules:
     """Modules that read their own parameters, which are empty, when they run.
 
     While one computes, the next large one is read: the first that has not run yet, in the order they were
-    added. Where the model runs them in another order, that one waits for its turn.
+    added. Where the model runs them in another order, that one waits for its turn. A module that rests needs
+    no weights.
     """
 
     def __init__(self, reader: WeightReader, done: Callable[[], None]) -> None:
@@ -133,6 +136,8 @@ class StreamedModules:
         self._wanted: list[list[Rows]] = []
         self._ahead: dict[int, Lease] = {}
         self._left: dict[int, None] = {}
+        self._holding = self._quiet = False
+        self._held: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
         """How many there are."""
@@ -145,20 +150,32 @@ class StreamedModules:
         """
         import torch
 
-        number, empty, held = len(self._wanted), dict(module._parameters), []
+        number, empty = len(self._wanted), dict(module._parameters)
+        held: list[Lease] = []
         self._wanted.append([Rows(tensor, 0, tensor.rows) for tensor in weights.values()])
 
         def fill(module: torch.nn.Module, args: Any) -> None:
+            if held or rests(module):
+                return
+            if self._holding:
+                self._held.append(partial(let_go, module))
             lease = self._take(number)
             held.append(lease)
             for key, value in zip(weights, lease.tensors, strict=True):
                 module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
 
-        def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
+        def let_go(module: torch.nn.Module) -> None:
             module._parameters.update(empty)
             while held:
                 self._reader.release(held.pop())
-            self._done()
+
+        def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
+            if rests(module):
+                return
+            if not self._holding:
+                let_go(module)
+            if not self._quiet:
+                self._done()
 
         module.register_forward_pre_hook(fill)
         module.register_forward_hook(drop, always_call=True)
@@ -171,6 +188,26 @@ class StreamedModules:
             for number, wanted in enumerate(self._wanted)
             if sum(rows.elements for rows in wanted) >= _LARGE
         }
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the weights of modules that run meanwhile until the end, for those that run again."""
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+            while self._held:
+                self._held.pop()()
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Do not count what runs meanwhile."""
+        self._quiet = True
+        try:
+            yield
+        finally:
+            self._quiet = False
 
     def _take(self, number: int) -> Lease:
         """The weights of a module that runs now; begins to read the next ones."""
@@ -193,6 +230,8 @@ def stream_embedding(embedding: torch.nn.Embedding, table: Tensor, reader: Weigh
     embedding.padding_idx = None  # matters in training only, and would be looked for in the small table
 
     def fill(module: torch.nn.Module, args: Any) -> Any:
+        if rests(module):
+            return None
         needed, renumbered = torch.unique(args[0], return_inverse=True)
         lease = reader.read([Rows(table, first, last) for first, last in _runs(needed.tolist())])
         rows = torch.cat(lease.tensors)

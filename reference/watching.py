@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..core.windows import Window
 from .encoder_decoder import reads_source
+from .stand_ins import rests
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,41 @@ Tell = Callable[[str, int, Floats], None]
 class Watch:
     """Windows to read for what flows into the modules of those ``names``; ``tell`` counts from the first one.
 
-    The array ``tell`` is given holds during the call only.
+    The array ``tell`` is given holds during the call only. ``finished`` gets the name of each module that
+    ``tell`` was told of, as soon as all windows have gone through it.
     """
 
     windows: tuple[Window, ...]
     names: frozenset[str]
     tell: Tell
+    finished: Callable[[str], None] = lambda name: None
+
+
+class Watching:
+    """A watch at work; its windows are those from number ``first`` on of all that are read."""
+
+    def __init__(self, watch: Watch, first: int) -> None:
+        self._watch = watch
+        self._first = first
+        self._told: dict[str, None] = {}
+
+    def along(
+        self, model: torch.nn.Module, batch: Sequence[int], sizes: Sequence[tuple[int, int]]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Watch while windows of those numbers are computed together; ``sizes`` as of ``inputs_told``."""
+
+        def tell(name: str, row: int, values: Floats) -> None:
+            if batch[row] >= self._first:
+                self._told[name] = None
+                self._watch.tell(name, batch[row] - self._first, values)
+
+        return inputs_told(model, self._watch.names, sizes, tell)
+
+    def finish(self, within: str = "") -> None:
+        """All windows have gone through the modules whose names begin so."""
+        for name in [name for name in self._told if name.startswith(within)]:
+            del self._told[name]
+            self._watch.finished(name)
 
 
 @contextlib.contextmanager
@@ -46,6 +76,8 @@ def inputs_told(
     import torch
 
     def hook(name: str, module: torch.nn.Module, args: Any) -> None:
+        if rests(module):
+            return
         for row, (source, target) in enumerate(sizes):
             tell(name, row, args[0][row, : source if reads_source(name) else target].numpy())
 
@@ -100,6 +132,8 @@ def outputs_kept(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats
     """Append to ``kept`` what leaves each of the modules for that row of the batch, padding included."""
 
     def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
+        if rests(module):
+            return
         values = output[0] if isinstance(output, tuple) else output
         kept.append(values[row].numpy().copy())
 

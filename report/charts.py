@@ -133,7 +133,7 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
         if layer.layer == diagnosis.first:
             side = "end" if x > end - 180 else "start"
             parts += [line(x, top - 16, x, bottom, "first")]
-            words = f"first to depart: {layer_name(layer.layer, diagnosis.encoder_layers)}"
+            words = f"first to differ: {layer_name(layer.layer, diagnosis.encoder_layers)}"
             parts += [text(x + (-7 if side == "end" else 7), top - 8, words, "strong", side)]
     for at, (name, marker) in enumerate((("weights", "round"), ("runtime", "square"))):
         points = [(x, scale.at(row[at])) for x, row in zip(x_of, rows, strict=True)]
@@ -160,7 +160,7 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
     )
     first = "no layer stands out"
     if diagnosis.first is not None:
-        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} departs first"
+        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} differs first"
     return figure(bottom + 46, f"Error by layer over {count(len(layers), 'layer')}: {first}", parts)
 
 

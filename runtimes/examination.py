@@ -51,7 +51,7 @@ def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     except KconvError as error:
         return Finding(name, f"could not be tried: {error.message}", "broken", error.hint)
     except Exception as error:
-        return Finding(name, f"cannot be looked at: {type(error).__name__}: {error}", "broken")
+        return Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "broken")
 
 
 def _processor() -> Finding:
@@ -66,7 +66,7 @@ def _compiler() -> Finding:
     """Only building needs one; whether it breaks llama.cpp's AMX code matters where the processor has AMX."""
     found = compiler.compiler()
     if found is None:
-        return Finding("compiler", "none for C++, which only installing needs", figures={"version": None})
+        return Finding("compiler", "no C++ compiler (only needed for installing)", figures={"version": None})
     breaks = compiler.breaks_tiles(found) if processor().amx else None
     said = f"{found.version}; it breaks llama.cpp's AMX code" if breaks else found.version
     figures = {"command": list(found.command), "version": found.version, "breaks_amx": breaks}
@@ -89,16 +89,16 @@ def _kernels() -> Finding:
     try:
         told = twice(_kernels_of_child)
     except ChildRefused as refusal:
-        said, *rest = refusal.words or ("they cannot be used",)
+        said, *rest = refusal.words or ("cannot be used",)
         return Finding("kernels", said, "broken", rest[0].removeprefix("what to do: ") if rest else None)
     except ChildDied as death:
         return _died("kernels", death)
     figures = {name: told[name] for name in ("name", "why", "equal", "different")}
     if not told["equal"]:
         return Finding("kernels", f"libggml encodes: {told['why']}", figures=figures)
-    said = f"{told['name']} ({told['why']}), with libggml's bytes in {len(told['equal'])} formats"
+    said = f"{told['name']} ({told['why']}), byte-identical to libggml in {len(told['equal'])} formats"
     if told["different"]:
-        said += f"; by libggml, whose bytes they do not make: {', '.join(told['different'])}"
+        said += f"; by libggml, since the kernels give other bytes: {', '.join(told['different'])}"
     return Finding("kernels", said, "warning" if told["different"] else "ok", figures=figures)
 
 

@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 30  # of an answer
 _WITHOUT_BUFFERS = Note(
     "extra-buffers",
     "llama.cpp's own buffers for weights do not work on this machine, so the model is loaded without them, "
-    "which is slower; kconv doctor says what mends it",
+    "which is slower; kconv doctor shows how to fix it",
     warning=True,
 )
 _Result = TypeVar("_Result")
@@ -157,7 +157,7 @@ class LlamaRuntime:
         except ChildDied as death:
             after = f"{given} token{'' if given == 1 else 's'}"
             raise ChildDied(
-                f"{death.message}; the answer broke off after {after}", hint=death.hint
+                f"{death.message}; the answer was cut off after {after}", hint=death.hint
             ) from death
         finally:
             if not whole and child is self._child:
@@ -210,12 +210,12 @@ class LlamaRuntime:
         values, width = self._front(prompt), self._told().width
         if values.ndim != 2 or values.shape[1] != width or not 0 < len(values) <= len(prompt):
             raise GgufError(
-                f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
-                hint="give the front end of this model",
+                f"the front end gives {values.shape} for {len(prompt)} tokens, but the model is {width} wide",
+                hint="use the front end of this model",
             )
         if not abs(values).max() < math.inf:
             raise GgufError(
-                "the front end makes numbers of this text that are NaN or infinite",
+                "the front end gives NaN or infinite values for this text",
                 hint="prove the file against its checkpoint: kconv verify",
             )
         return values

@@ -161,7 +161,7 @@ class LlamaCandidate:
         if any(values.shape[1:] != (loaded.hidden,) for values in made):
             width = made[0].shape[-1]
             raise CandidateFailure(
-                f"the front end gives a width of {width}, the file's encoder takes {loaded.hidden}"
+                f"the front end gives a width of {width}, but the file's encoder expects {loaded.hidden}"
             )
         return made
 
@@ -259,7 +259,7 @@ class _Loaded:
 
     def _take(self, target: memoryview) -> None:
         if self._child.closed:
-            raise RuntimeError("this reading was ended: another was begun meanwhile")
+            raise RuntimeError("this reading was ended because another one was started")
         try:
             self._child.fill(target)
         except ChildRefused as refusal:
@@ -274,8 +274,8 @@ class _Loaded:
         )
         if kind != protocol.LOADED or not right:
             raise CandidateFailure(
-                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the file, "
-                f"its header an embedding of shape {shape}"
+                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the "
+                f"file, but its header has an embedding of shape {shape}"
             )
         return vocabulary, hidden, layers
 
@@ -284,9 +284,9 @@ def _reason(refusal: ChildRefused) -> str:
     """What a refusal says of the file, with llama.cpp's own words."""
     said = [line for word in refusal.words if (line := NOISE.sub("", word))]
     if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
+        how = f"llama.cpp needs more {refusal.limit} than kconv allows"
     else:
-        how = _ENDINGS.get(refusal.code, "llama.cpp stopped at a check of its own")
+        how = _ENDINGS.get(refusal.code, "llama.cpp failed an internal check")
     # the first error of a request names the cause, the last one a check
     words = said[:1] if refusal.code in _ENDINGS else said[-2:]
     return ": ".join([how, *([" / ".join(words)] if words else [])])

@@ -175,7 +175,8 @@ def _send_layers(model: Model, captured: Captured, layers: range, start: int, ro
     """What left ``layers``; llama.cpp counts those of encoder and decoder from zero each."""
     if sorted(captured) != list(range(len(layers))):
         raise Stop(
-            NOT_DECODED, f"llama.cpp names the output of {len(captured)} layers, the file has {len(layers)}"
+            NOT_DECODED,
+            (f"llama.cpp reports the output of {len(captured)} layers, but the file has {len(layers)}"),
         )
     for at, layer in enumerate(layers):
         data = captured.pop(at)
@@ -199,7 +200,7 @@ def _load(library: Any, path: str, threads: int) -> Model:
     if not handle:
         raise Stop(REFUSED)
     if not library.llama_model_has_decoder(handle):
-        raise Stop(NOT_SUPPORTED, "it has no decoder, so no logits come out of it")
+        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
     hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
     encoder = 0

@@ -69,7 +69,9 @@ def masked_text(text: str) -> MaskedText:
     pieces = _MASK.split(text)
     numbers = pieces[1::2]
     if not numbers:
-        raise UsageError("--fill: the text holds no mask", hint="write masks as <extra_id_0>, <extra_id_1> …")
+        raise UsageError(
+            "--fill: the text contains no mask", hint="write masks as <extra_id_0>, <extra_id_1> …"
+        )
     for place, number in enumerate(numbers):
         if number != str(place):
             raise UsageError(
@@ -101,13 +103,14 @@ def check_masks(masks: MaskedText, sentinels: Sentinels) -> None:
     """Raises InputError where the vocabulary has fewer sentinels than the text has masks."""
     if not sentinels.ids:
         raise InputError(
-            "--fill: the file's vocabulary has no tokens that stand for masks",
-            hint="give a T5, ByT5 or KEByT5 model",
+            "--fill: the file's vocabulary has no mask tokens",
+            hint="use a T5, ByT5 or KEByT5 model",
         )
     if masks.count > len(sentinels.ids):
-        why = ", the bytes that no UTF-8 text holds" if sentinels.bytewise else ""
+        why = ", the bytes that never occur in UTF-8 text" if sentinels.bytewise else ""
         raise InputError(
-            f"--fill: the text has {masks.count:,} masks, the vocabulary {len(sentinels.ids)} for them{why}",
+            f"--fill: the text has {masks.count:,} masks, but the vocabulary has only "
+            f"{len(sentinels.ids)} mask tokens{why}",
             hint="fill the text in parts",
         )
 

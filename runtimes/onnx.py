@@ -173,10 +173,10 @@ class OnnxRuntime:
         """The logits of a token, unless samplers could not choose among them."""
         if len(logits) == columns and math.isfinite(logits.max(initial=-math.inf)):
             return logits
-        said = "logits that are no numbers"
+        said = "logits that are not finite numbers"
         if len(logits) != columns:
             said = f"{columns} logits, then {len(logits)}"
-        hint = "hold it against its checkpoint: kconv verify"
+        hint = "check it against its checkpoint: kconv verify"
         raise InputError(f"{self._model.folder.path} gives {said}", hint=hint)
 
     @contextlib.contextmanager

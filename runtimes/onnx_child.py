@@ -147,7 +147,9 @@ def _nothing_read(told: Any, batch: int) -> Any:
         raise Stop(NOT_SUPPORTED, f"the input {told.name!r} is a {told.type} of shape {told.shape}")
     _, heads, _, width = told.shape
     if not isinstance(heads, int) or not isinstance(width, int):
-        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} does not say its heads and width: {told.shape}")
+        raise Stop(
+            NOT_SUPPORTED, (f"the input {told.name!r} does not declare its heads and width: {told.shape}")
+        )
     return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[told.type]))
 
 

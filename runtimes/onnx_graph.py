@@ -19,7 +19,7 @@ _MOST_ELEMENTS = 1 << 63
 MOST_NODES = 200_000  # with every function written out; the largest models have some ten thousand
 _MOST_LAYERS = 4  # weights over one another in a file; tied ones lie at one place, too
 _AGAIN = "make the folder again with kconv to-onnx"
-_STRANGER = "do not use this folder, unless you know who made it and why"
+_STRANGER = "do not use this folder unless you trust its origin"
 
 _Name = tuple[str, str, str]  # of a function: domain, name, overload
 
@@ -60,8 +60,8 @@ def refuse_functions(path: Path, model: Any) -> None:
     total = sum(sizes.get(_name(node), 1) for node in _nodes(model.graph)) if calls else 0
     if total > MOST_NODES:
         raise InputError(
-            f"{path} comes to more than {MOST_NODES:,} nodes with its functions written out, far beyond any "
-            "language model's",
+            f"{path} has more than {MOST_NODES:,} nodes with its functions expanded, far more than "
+            "any language model",
             hint=_STRANGER,
         )
 
@@ -72,9 +72,9 @@ def refuse_message(path: Path, kind: str, nodes: int) -> None:
     A few bytes of a sparse tensor make a tensor of any size.
     """
     if kind == "SparseTensorProto":
-        raise InputError(f"{path} holds sparse tensors, which no language model has", hint=_STRANGER)
+        raise InputError(f"{path} contains sparse tensors, which no language model has", hint=_STRANGER)
     if nodes > MOST_NODES:
-        said = f"{path} has more than {MOST_NODES:,} nodes, far beyond any language model's"
+        said = f"{path} has more than {MOST_NODES:,} nodes, far more than any language model"
         raise InputError(said, hint=_STRANGER)
 
 
@@ -83,7 +83,7 @@ def refuse_overlap(path: Path, external: int, sizes: Mapping[Path, int]) -> None
     held = sum(sizes.values())
     if external > _MOST_LAYERS * held:
         raise InputError(
-            f"{path} names weights of {external:,} bytes in files of {held:,}, so they lie over one another",
+            f"{path} names weights of {external:,} bytes in files of {held:,}, so they overlap",
             hint=_STRANGER,
         )
 

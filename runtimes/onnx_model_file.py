@@ -25,7 +25,7 @@ _LARGEST = (1 << 31) - 1  # protobuf's own limit
 _CROWD = 1_500_000  # fields of messages; a graph of ten thousand nodes has some hundred thousand
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _AGAIN = "make the folder again with kconv to-onnx"
-_STRANGER = "do not use this folder, unless you know who made it and why"
+_STRANGER = "do not use this folder unless you trust its origin"
 _MATRICES = {1: "f32", 10: "f16"}
 # Bits of an element by ONNX's number of its type (onnx.proto, TensorProto.DataType); texts have no size.
 _BITS = (
@@ -113,14 +113,14 @@ def read_model_file(path: Path) -> ModelFile:
         elif kind == "NodeProto":
             if message.domain not in domains:
                 name = quoted(f"{message.domain}.{message.op_type}")
-                raise InputError(f"{path} holds the operator {name}, which is nobody's we know", hint=_AGAIN)
+                raise InputError(f"{path} uses the unknown operator {name}", hint=_AGAIN)
             operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
             if message.op_type == "MatMulNBits":
                 weights += _blocks(path, message)
     graph = model.graph
     initializers = {tensor.name: _place(path, tensor, sizes) for tensor in graph.initializer}
     if len(initializers) < len(graph.initializer):
-        raise InputError(f"{path} holds several weights under one name", hint=_STRANGER)
+        raise InputError(f"{path} contains several weights with the same name", hint=_STRANGER)
     refuse_overlap(path, external, sizes)
     return ModelFile(
         path,
@@ -140,7 +140,7 @@ def size_of(path: Path) -> int:
     try:
         return InputFile(path).size
     except CheckpointError as error:  # it speaks of files of a checkpoint
-        raise InputError(error.message, hint="complete the folder, or make it again") from error
+        raise InputError(error.message, hint="complete the folder or make it again") from error
 
 
 def element_name(element: int) -> str:
@@ -155,7 +155,7 @@ def _parsed(path: Path) -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise EnvironmentProblem("onnx is not installed, which ONNX folders need", hint=INSTALL) from error
+        raise EnvironmentProblem("onnx is not installed; ONNX folders need it", hint=INSTALL) from error
     size = size_of(path)
     if size > _LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than an ONNX file can have (2 GiB)")
@@ -165,13 +165,15 @@ def _parsed(path: Path) -> Any:
     except CheckpointError as error:
         raise InputError(error.message, hint=error.hint) from error
     if size > _CROWD and more_parts_than(data, onnx.ModelProto.DESCRIPTOR, _CROWD):
-        raise InputError(f"{path} holds millions of parts, far beyond any language model's", hint=_STRANGER)
+        raise InputError(
+            f"{path} contains millions of parts, far more than any language model", hint=_STRANGER
+        )
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's classes differ from version to version
-        raise InputError(f"{path} is no ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
+        raise InputError(f"{path} is not an ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
     if not model.graph.node:
-        raise InputError(f"{path} holds no graph, expected a model of ONNX", hint=_AGAIN)
+        raise InputError(f"{path} contains no graph, expected an ONNX model", hint=_AGAIN)
     return model
 
 
@@ -184,7 +186,7 @@ def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
         held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
         held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
         if count > held:
-            said = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
+            said = f"{where} have the shape {quoted(list(shape))}, more numbers than the file contains"
             raise InputError(said, hint=_AGAIN)
         return found
     told = {entry.key: entry.value for entry in tensor.external_data}
@@ -196,7 +198,7 @@ def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
         re.fullmatch(r"[0-9]{1,18}", number) for number in (offset, length or "0")
     ):
         said = quoted([offset, length])
-        raise InputError(f"{where} have the place {said}, expected two whole numbers", hint=_STRANGER)
+        raise InputError(f"{where} have offset and length {said}, expected two whole numbers", hint=_STRANGER)
     if tensor.data_type not in _BITS or (length and int(length) != found.nbytes):
         said = f"{where} have {quoted(length)} bytes, expected {found.nbytes:,} for their type and shape"
         raise InputError(said, hint=_AGAIN)
@@ -204,7 +206,7 @@ def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
     if end > sizes[data]:
         raise InputError(
             f"{where} end at byte {end:,} of {data}, which has {sizes[data]:,}",
-            hint="complete the download, or make the folder again",
+            hint="complete the download or make the folder again",
         )
     return Stored(data, int(offset), tensor.data_type, shape)
 
@@ -215,14 +217,14 @@ def _data_file(path: Path, where: str, location: str) -> Path:
     """
     if not is_plain_name(location):
         raise InputError(
-            f"{where} are said to lie in {quoted(location)}, expected the name of a file beside the model",
+            f"{where} are located in {quoted(location)}, expected the name of a file in the model's folder",
             hint=_STRANGER,
         )
     data = path.with_name(location)
     if not stays_with(data, path):
         raise InputError(
-            f"{data} is a link to {quoted(str(data.resolve()))}, expected a file beside the model",
-            hint="put a copy of the file in its place, if you know who made the folder and why",
+            f"{data} is a link to {quoted(str(data.resolve()))}, expected a file in the model's folder",
+            hint="if you trust the folder's origin, replace the link by a copy of the file",
         )
     return data
 

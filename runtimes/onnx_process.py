@@ -96,7 +96,7 @@ class OnnxProcess:
     def _ask(self, wanted: int, ids: Sequence[int] | Ids, rows: int) -> Floats:
         given = np.atleast_2d(np.array(ids, "<i8"))
         if wanted == protocol.READ and not self._read:
-            raise RuntimeError("begin first: nothing goes on after a failure")
+            raise RuntimeError("start the process first: it does not continue after a failure")
         try:
             found = self._asked(wanted, given, rows)
         except ChildDied:
@@ -147,5 +147,5 @@ class OnnxProcess:
                 took = f"{self._limits.memory / 2**30:.1f} GiB of memory"
             return CandidateFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
         said = " ".join(refusal.words[-4:])[:_SAID]
-        ending = _ENDINGS.get(refusal.code, "onnxruntime stopped at a check of its own")
+        ending = _ENDINGS.get(refusal.code, "onnxruntime failed an internal check")
         return CandidateFailure(f"{ending}: {said}" if said else ending)

@@ -24,7 +24,7 @@ def _gib(size: int) -> str:
 def memory() -> Finding:
     """Memory of the machine, of the container and of a process."""
     found = machine.memory()
-    limits = {"container": "the container may have", "address_space": "a process may have (ulimit -v)"}
+    limits = {"container": "allowed in the container", "address_space": "allowed per process (ulimit -v)"}
     said = [f"{_gib(found.available)} free" if found.available is not None else "unknown"]
     if found.total is not None:
         said[0] += f" of {_gib(found.total)}"
@@ -36,7 +36,7 @@ def memory() -> Finding:
     figures |= {"container": found.container, "address_space": found.address_space}
     if not little:
         return Finding("memory", "; ".join(said), figures=figures)
-    mend = "raise the limit, or pass --no-verify where a proof does not fit"
+    mend = "raise the limit, or pass --no-verify if the proof does not fit"
     return Finding("memory", "; ".join(said), "warning", mend, figures)
 
 
@@ -62,29 +62,29 @@ def working_folder() -> Finding:
     try:
         folder = os.getcwd()
     except OSError:
-        return Finding("disk", "the folder kconv was started in is gone", "broken", 'cd "$HOME"')
+        return Finding("disk", "the current folder no longer exists", "broken", 'cd "$HOME"')
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "writable": os.access(folder, os.W_OK)}
     said = f"{_gib(free)} free in {folder}"
     if not figures["writable"]:
         said += ", which is not writable"
-        return Finding("disk", said, "warning", "name another folder with -o", figures)
+        return Finding("disk", said, "warning", "choose another folder with -o", figures)
     if free < _LITTLE_DISK:
-        return Finding("disk", said, "warning", "name a folder on another disk with -o", figures)
+        return Finding("disk", said, "warning", "choose a folder on another disk with -o", figures)
     return Finding("disk", said, figures=figures)
 
 
 def temporary_folder() -> Finding:
     """The folder for temporary files: whether it takes some bytes."""
     named = os.environ.get("TMPDIR")
-    mend = "export TMPDIR=/some/folder with space that you may write to"
+    mend = "export TMPDIR=/some/folder (writable, with free space)"
     try:
         with tempfile.TemporaryFile() as file:
             file.write(bytes(1 << 16))
             file.flush()
         folder = tempfile.gettempdir()
     except OSError as error:
-        said = f"no temporary file can be written: {error.strerror or error}"
+        said = f"temporary files cannot be written: {error.strerror or error}"
         return Finding("temporary files", said, "broken", mend, {"named": named})
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "named": named}
@@ -103,7 +103,7 @@ def hub_cache() -> Finding:
     folder = Path(os.path.expandvars(os.path.expanduser(named or os.path.join(home, "hub"))))
     figures: dict[str, Any] = {"folder": str(folder), "exists": folder.is_dir()}
     if not folder.is_dir():
-        return Finding("Hub cache", f"{folder} (not there)", figures=figures)
+        return Finding("Hub cache", f"{folder} (does not exist)", figures=figures)
     models = sum(entry.name.startswith("models--") for entry in os.scandir(folder))
     free = shutil.disk_usage(folder).free
     figures |= {"models": models, "free": free}

@@ -49,7 +49,7 @@ class Sampler:
             (token,) = struct.unpack("<i", self._child.receive(4))
         except ChildRefused as refusal:  # it is given no file: nothing of the input can be at fault
             self._close()
-            raise ChildDied(f"llama.cpp's samplers ended: {' / '.join(refusal.words[-1:])}") from refusal
+            raise ChildDied(f"llama.cpp's samplers failed: {' / '.join(refusal.words[-1:])}") from refusal
         except ChildDied:
             self._close()
             raise

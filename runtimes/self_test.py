@@ -58,10 +58,10 @@ class SelfTest:
     def said(self) -> str:
         """What happened, to which weights: the rest of a sentence about llama.cpp."""
         if self.state == "works":
-            return "works, with its own buffers for weights and without"
+            return "works, both with and without its own weight buffers"
         if self.state == "unknown" or self.format is None:
             return self.words
-        said = f"{self.words} over {self.format} weights"
+        said = f"{self.words} on {self.format} weights"
         return said if self.state == "broken" else f"{said} in its own buffers"
 
 
@@ -81,7 +81,7 @@ def examine() -> SelfTest:
         if found.state == "unknown":
             found = again
         elif again.state != found.state:
-            found = replace(found, state="unknown", words=f"{found.words}; at the second try it did not")
+            found = replace(found, state="unknown", words=f"{found.words}; not on the second try")
     if found.state in ("works", "dies", "differs"):
         _keep(key, found)
     return found
@@ -120,7 +120,7 @@ def _attempt() -> SelfTest:
                     how = "other logits than" if math.isfinite(difference) else "no numbers, unlike"
                     return SelfTest("differs", name, f"gives {how} without them (NMSE {difference:.2g})")
     except ChildRefused as refusal:
-        words = " / ".join(refusal.words[-2:]) or f"runs into a limit of {refusal.limit}"
+        words = " / ".join(refusal.words[-2:]) or f"hits a limit of {refusal.limit}"
         if refusal.code == protocol.CANNOT_LOAD:
             return SelfTest("broken", None, f"cannot be loaded: {words}")
         return SelfTest("dies" if plain else "broken", name, f"stops: {words}")

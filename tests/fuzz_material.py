@@ -276,7 +276,7 @@ def wrong(done: Done, left: list[str]) -> list[str]:
         found.append("unprintable output")
     if len(done.err) > 20_000:
         found.append(f"a message of {len(done.err)} characters")
-    whole = "converted and whole" in done.err
+    whole = "complete, but not proven" in done.err
     if any(name.endswith((".partial", ".old")) for name in left):
         found.append(f"left behind: {left}")
     elif left and done.code not in (0, 1) and not whole:

@@ -216,7 +216,7 @@ def _field(old: Any, choose: random.Random) -> Any:
 
 
 def zip_records(content: bytes, choose: random.Random) -> bytes:
-    """A PyTorch zip archive, whole, with a changed record, one that lacks or one that stands twice."""
+    """A PyTorch zip archive, whole, with a changed record, one that lacks or one that appears twice."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(stream, "w") as target:
         names = source.namelist()

@@ -203,8 +203,8 @@ def diagnosis(layers: int = 32, first: int | None = 7) -> Diagnosis:
         for i in range(layers)
     )
     said = "no layer stands out" if first is None else (
-        f"layer {first} is the first whose output departs (NMSE 0.8): by the file's weights, "
-        f"not by how llama.cpp computes; look at blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
+        f"layer {first} is the first whose output differs (NMSE 0.8): the cause is the file's weights, "
+        f"not llama.cpp's computation; check blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
     )  # fmt: skip
     return Diagnosis(
         rows,

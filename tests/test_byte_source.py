@@ -117,7 +117,7 @@ def test_what_changes_meanwhile_or_ends_early_is_told() -> None:
     with pytest.raises(EnvironmentProblem, match="far/file was changed while it was read"):
         file.check_unchanged()
     source.data = b"0123"
-    with pytest.raises(EnvironmentProblem, match="it had more when it was opened"):
+    with pytest.raises(EnvironmentProblem, match="it was longer when it was opened"):
         file.read(3, 4)
     with pytest.raises(CheckpointError, match="far/other does not exist"):
         InputFile(Path("far/other"), elsewhere({}))

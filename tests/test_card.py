@@ -195,13 +195,16 @@ def test_a_card_that_cannot_be_read(tmp_path: Path) -> None:
     ("metadata", "says"),
     [
         ({"general.license": "cc-by-nc-4.0"}, "no commercial use"),
-        ({"general.license": "cc-by-nc-nd-4.0"}, "no commercial use; no distribution of changed versions"),
+        ({"general.license": "cc-by-nc-nd-4.0"}, "no commercial use; no distribution of modified versions"),
         (
             {"general.license": "other", "general.license.name": "kakao_non-commercial"},
             "no commercial use",
         ),
-        ({"general.license": "other"}, "terms of its own"),
-        ({"general.license": "llama3", "general.license.link": "https://x"}, r"\(https://x\): it has terms"),
+        ({"general.license": "other"}, "its own terms"),
+        (
+            {"general.license": "llama3", "general.license.link": "https://x"},
+            r"\(https://x\): it has its own terms",
+        ),
         ({"general.license": "cc-by-4.0"}, None),
         ({"general.license": "apache-2.0"}, None),
         ({"general.license": "mit"}, None),

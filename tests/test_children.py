@@ -141,7 +141,7 @@ def test_memory_that_the_machine_lacks_is_none(start: Starter, tmp_path: Path) -
 def test_a_wall_clock_is_none(start: Starter) -> None:
     with start(patience=0.2) as child:
         child.send(b"s")
-        with pytest.raises(ChildDied, match="no answer"):
+        with pytest.raises(ChildDied, match="did not answer"):
             child.receive(1)
 
 

@@ -71,7 +71,7 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
     mine.write_text("mine")
     done = kconv("to-gguf", checkpoint, "-o", tmp_path / "x.gguf", "--modelfile")
     assert done.returncode == 3
-    assert "x.Modelfile exists already" in done.stderr
+    assert "x.Modelfile already exists" in done.stderr
     assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [mine], "refused before anything was written"
 
@@ -79,7 +79,7 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
 def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
     done = kconv_here("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x y.gguf", "--modelfile")
     assert done.returncode == 0, done.stderr
-    assert "give the checkpoint's own ids" in done.stdout
+    assert "give the checkpoint's own token ids" in done.stdout
     assert "note (" in done.stdout
     assert "bits per weight" in done.stdout
     last = done.stdout.splitlines()[-3:]
@@ -190,7 +190,7 @@ def test_inspect_of_a_checkpoint_without_a_tokenizer_still_tells_the_rest(
     said = told("inspect", folder)
     assert said["parameters"] > 1_000_000
     assert "error" in said["vocabulary"]
-    assert "holds no tokenizer" in kconv("inspect", folder).stdout
+    assert "contains no tokenizer" in kconv("inspect", folder).stdout
 
 
 def test_inspect_shows_hostile_names_escaped(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_file_that_needs_a_leading_space_gets_it(base: Path, tmp_path: Path) -
 def test_a_prompt_longer_than_the_context_is_refused(base: Path) -> None:
     done = run(base, "-p", "-", input="아주 긴 이야기 " * 2000)
     assert done.returncode == 3
-    assert "the context holds" in done.stderr
+    assert "the context has room for" in done.stderr
     assert run(base, "-p", "가나다라 마바사 아자차카", "--ctx", 2).returncode == 3
 
 

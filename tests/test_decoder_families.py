@@ -155,8 +155,8 @@ def test_where_mistral_has_a_window(changes: dict[str, Any], window: int | None)
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, expected at most num_experts 8"),
         ({"mlp_only_layers": [1]}, "experts in every layer"),
-        ({"norm_topk_prob": False}, "add up to 1"),
-        ({"use_sliding_window": True}, "see the whole text"),
+        ({"norm_topk_prob": False}, "sum to 1"),
+        ({"use_sliding_window": True}, "attends to the whole text"),
         ({"num_experts": 100_000}, "experts in all, but there are"),
     ],
 )

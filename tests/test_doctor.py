@@ -70,7 +70,7 @@ def test_a_llama_cpp_that_dies_as_installed(dying_llama: Path, cache: str, tmp_p
     assert code == 4
     assert json.loads(said)["broken"] == ["llama.cpp"]
     found = findings(said)["llama.cpp"]
-    assert "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers" in found["text"]
+    assert "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers" in found["text"]
     assert "kconv loads models without them" in found["text"]
     assert found["figures"] == {"state": "dies", "format": "Q8_0", "extra_buffers": False}
     assert shlex.split(found["mend"])[-1] == "llama-cpp-python==0.3.36"
@@ -82,7 +82,7 @@ def test_a_llama_cpp_that_dies_in_a_folder_of_its_own(dying_llama: Path, cache: 
     code, said = doctor(XDG_CACHE_HOME=cache, LLAMA_CPP_LIB_PATH=str(dying_llama))
     assert code == 4
     assert "broken: crashes (signal 4, SIGILL)" in said
-    assert "what mends it: unset LLAMA_CPP_LIB_PATH" in said
+    assert "to fix it: unset LLAMA_CPP_LIB_PATH" in said
     assert said.endswith("\nbroken: llama.cpp\n")
 
 
@@ -130,7 +130,7 @@ def test_the_folder_is_gone_and_there_is_no_place_for_files(cache: str, tmp_path
     assert code == 4
     found = findings(said)
     assert {"disk", "temporary files"} <= set(json.loads(said)["broken"])
-    assert "is gone" in found["disk"]["text"]
+    assert "no longer exists" in found["disk"]["text"]
     assert "TMPDIR" in found["temporary files"]["mend"]
     assert found["limits"]["level"] == "warning"
 
@@ -167,4 +167,4 @@ def test_where_the_hub_keeps_its_files(tmp_path: Path, monkeypatch: pytest.Monke
     assert found.figures["folder"] == str(tmp_path / "home/hub")
     assert "1 model, " in found.text
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
-    assert "not there" in resources.hub_cache().text
+    assert "does not exist" in resources.hub_cache().text

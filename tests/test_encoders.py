@@ -49,7 +49,7 @@ def test_some_rows_of_a_stack_are_weighed_by_what_flows_into_them(format: Format
 def test_statistics_of_another_model_are_refused() -> None:
     tensor = Tensor("blk.0.attn_q.weight", (4, 64), DType.F32, lambda start, stop: np.zeros((4, 64)))
     other = Importance({tensor.name: np.ones(32, np.float32)}, "some.gguf", (), 1, 1)
-    with pytest.raises(InputError, match="it is of another model"):
+    with pytest.raises(InputError, match="it belongs to another model"):
         encoder_of(tensor, [FORMATS["q8_0"]], other)
     assert encoder_of(tensor, [FORMATS["q8_0"]], None).statistics is None
 

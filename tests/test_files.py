@@ -38,7 +38,7 @@ def test_one_failure_takes_all(tmp_path: Path) -> None:
                 temporary.write_bytes(b"whole")
             paths[1].write_bytes(b"somebody else's")  # meanwhile
 
-    with pytest.raises(OutputExists, match="two exists already"):
+    with pytest.raises(OutputExists, match="two already exists"):
         write()
     assert [entry.name for entry in tmp_path.iterdir()] == ["two"]
     assert paths[1].read_bytes() == b"somebody else's"

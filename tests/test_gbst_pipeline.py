@@ -145,7 +145,9 @@ def test_what_is_in_the_front_ends_place_is_refused(
         place.write_bytes(made.companions[0].path.read_bytes()[:-40])  # of which 28 are padding
     else:
         place.mkdir()
-    words = "is a folder|exists already" if damage == "folder" else "exists already and is not that of this"
+    words = (
+        "is a folder|already exists" if damage == "folder" else "already exists and does not belong to this"
+    )
     with pytest.raises(OutputExists, match=rf"gbst-model\.gguf ({words})"):
         to_gguf(folder, tmp_path, types=["f32"], verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["gbst-model.gguf"]
@@ -221,10 +223,12 @@ def test_inspect_says_what_each_of_the_two_files_is(body: Path, capsys: pytest.C
     named = read_front_end(front).fingerprint[:16]
     assert main(["inspect", str(front)]) == 0
     out = capsys.readouterr().out
-    assert "front end of a GBST model: makes of bytes what the encoder reads" in out
+    assert "front end of a GBST model: turns bytes into the encoder's input" in out
     assert f"fingerprint {named}…" in out
     assert main(["inspect", str(body)]) == 0
-    assert f"body of a GBST model: needs the gbst-….gguf of fingerprint {named}…" in capsys.readouterr().out
+    assert (
+        f"body of a GBST model: needs its front end, the gbst-….gguf of fingerprint {named}…"
+    ) in capsys.readouterr().out
 
 
 def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Path) -> None:
@@ -379,4 +383,4 @@ def test_a_model_without_a_front_end_takes_none(body: Path, made: Conversion, tm
     plain = with_keys(body, tmp_path / "plain.gguf", {KIND_KEY: None, FINGERPRINT_KEY: None})
     done = run("run", plain, "-p", "a", "--front-end", made.companions[0].path)
     assert done.returncode == 3
-    assert "needs no front end" in done.stderr
+    assert "does not need a front end" in done.stderr

@@ -120,10 +120,10 @@ def test_what_comes_up_is_announced_in_its_order(model: Path) -> None:
         ({"top_p": 1.5}, "top_p is 1.5, expected a number from 0 to 1"),
         ({"repeat_penalty": 0}, "repeat_penalty is 0, expected a number above 0"),
         ({"kv_type": "q4_0"}, "kv_type is 'q4_0', expected one of f16, f32, q8_0"),
-        ({"greedy": True, "temperature": 1}, "another value is given too"),
-        ({"chat": False, "system": "a"}, "--system belongs to a chat"),
+        ({"greedy": True, "temperature": 1}, "which contradicts the other values"),
+        ({"chat": False, "system": "a"}, "--system is for chats"),
         ({"fill": True}, "no mask"),
-        ({"fill": True, "stops": ["a"]}, "does not go with --fill"),
+        ({"fill": True, "stops": ["a"]}, "cannot be combined with --fill"),
     ],
     ids=str,
 )
@@ -135,7 +135,7 @@ def test_options_that_make_no_sense_are_refused(model: Path, options: dict[str, 
 def test_what_cannot_be_asked_is_refused(model: Path, folder: Path, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="the prompt is not UTF-8"):
         kconv.generate(model, "\ud800")
-    with pytest.raises(InputError, match="the context holds"):
+    with pytest.raises(InputError, match="the context has room for"):
         kconv.generate(model, "아주 긴 이야기 " * 2000, threads=1)
     with pytest.raises(InputError, match="a folder without ONNX files"):
         kconv.generate(checkpoint, "a")

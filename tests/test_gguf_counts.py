@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("block_count", 1_000_000, "block_count says 1000000 layers, its tensors (blk.N) show 3"),
+        ("block_count", 1_000_000, "block_count says 1000000 layers, but its tensors (blk.N) show 3"),
         ("block_count", 4, "block_count says 4 layers"),
         ("block_count", 2, "block_count says 2 layers"),
         ("block_count", 0, "block_count says 0 layers"),

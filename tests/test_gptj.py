@@ -343,7 +343,7 @@ def test_heads_left_as_they_were_are_found_out(
     proof = verify(bad, folders["kogpt"], tokens=64, threads=2)
     assert (proof.weights.verdict, proof.logits.verdict) == ("failed", "failed")
     (finding,) = proof.weights.findings
-    assert "attention heads not permuted" in finding.message
+    assert "attention heads are not permuted" in finding.message
     assert all(name in finding.message for name in rows)
     assert proof.logits.diagnosis is not None
     assert proof.logits.diagnosis.first == 1

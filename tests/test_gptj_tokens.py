@@ -198,7 +198,7 @@ def test_a_bpe_over_characters_is_refused_with_the_reason(kind: str, model: Path
     with pytest.raises(VocabError) as caught:
         to_gguf(folder, tmp_path / "out", types=("f32",), verify=False)
     assert caught.value.exit_code == 3
-    assert "over characters without byte tokens" in caught.value.message
+    assert "character BPE without byte tokens" in caught.value.message
     assert "raw BPE" in caught.value.message
     assert "--allow-tokenizer-mismatch" in str(caught.value.hint)
     assert not list((tmp_path / "out").glob("*"))
@@ -240,4 +240,4 @@ def test_bytes_the_vocabulary_lacks_are_told(model: Path, byte_level: Path, tmp_
     (folder / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
     with pytest.raises(TokenMismatch) as caught:
         to_gguf(folder, tmp_path / "out", types=("f32",), verify=False)
-    assert "characters the vocabulary does not have" in str(caught.value.hint)
+    assert "characters outside the vocabulary" in str(caught.value.hint)

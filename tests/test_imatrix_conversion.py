@@ -148,7 +148,7 @@ def test_wrong_requests_are_refused(
             2,
             "--calibrate",
         ),
-        (["--imatrix", str(imatrix)], 2, "none was asked for"),
+        (["--imatrix", str(imatrix)], 2, "only affect quantized types"),
         (["-q", "q4_0", "--imatrix", str(tmp_path / "missing.gguf")], 3, "does not exist"),
         (["-q", "q4_0", "--imatrix", str(folder / "config.json")], 3, "neither a GGUF nor an imatrix"),
         (["-q", "q4_0", "--imatrix", str(_wrong(of_width, layers, 96))], 3, "96 values"),

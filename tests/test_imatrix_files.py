@@ -125,7 +125,7 @@ def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
 
 _GOOD = _pair(_A, _floats(1, 2)[None], _floats(2)[None])
 _WRONG_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "a model": ({"blk.0.attn_q.weight": _floats(1, 2)}, {}, "no imatrix"),
+    "a model": ({"blk.0.attn_q.weight": _floats(1, 2)}, {}, "not an imatrix"),
     "no counts": ({f"{_A}.in_sum2": _floats(1, 2)[None]}, {}, "counts' is missing"),
     "no chunks": (_GOOD, {"imatrix.chunk_count": None}, "chunk_count' is missing"),
     "a word for chunks": (_GOOD, {"imatrix.chunk_count": "viele"}, "expected a whole number"),
@@ -134,9 +134,9 @@ _WRONG_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "NaN": (_pair(_A, _floats(1, np.nan)[None], _floats(2)[None]), {}, "NaN or infinite"),
     "infinite": (_pair(_A, _floats(1, np.inf)[None], _floats(2)[None]), {}, "NaN or infinite"),
     "negative": (_pair(_A, _floats(1, -1)[None], _floats(2)[None]), {}, "negative"),
-    "all zeros": (_pair(_A, _floats(0, 0)[None], _floats(2)[None]), {}, "nothing but zeros"),
-    "a NaN count": (_pair(_A, _floats(1, 2)[None], _floats(np.nan)[None]), {}, "no number of tokens"),
-    "a negative count": (_pair(_A, _floats(1, 2)[None], _floats(-3)[None]), {}, "no number of tokens"),
+    "all zeros": (_pair(_A, _floats(0, 0)[None], _floats(2)[None]), {}, "only zeros"),
+    "a NaN count": (_pair(_A, _floats(1, 2)[None], _floats(np.nan)[None]), {}, "not a number of tokens"),
+    "a negative count": (_pair(_A, _floats(1, 2)[None], _floats(-3)[None]), {}, "not a number of tokens"),
     "three counts": (_pair(_A, _floats(1, 2)[None], _floats(1, 1, 1)[None]), {}, "2 values and 3 counts"),
     "beyond arithmetic": (_pair(_A, _floats(1, 3e30)[None], _floats(1)[None]), {}, "at most 1e"),
 }
@@ -208,7 +208,7 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path, kind: str) -> None:
 def test_another_models_data_is_refused(tmp_path: Path) -> None:
     found = read_importance(write_with_gguf_py(tmp_path / "small.gguf", _GOOD))
     refuse_other_model(found, [_matrix(_A, 3, 2), _matrix(_B, 2, 3)])
-    with pytest.raises(InputError, match=r"another model: 'blk[^,]*', which is not in this one"):
+    with pytest.raises(InputError, match=r"another model: 'blk[^,]*', which is not in this model"):
         refuse_other_model(found, [_matrix(_B, 2, 3)])
     with pytest.raises(InputError, match=r"2 values for 'blk[^,]*', which has 4 columns"):
         refuse_other_model(found, [_matrix(_A, 3, 4)])
@@ -233,7 +233,7 @@ def test_tensors_without_data_are_named_once(tmp_path: Path) -> None:
     assert _A not in note.message
     rounded = {tensor.name: FORMATS["q8_0"] for tensor in tensors}
     (note,) = importance_notes(found, tensors, rounded, "Q8_0")
-    assert "part.gguf changes nothing in the Q8_0 file" in note.message
+    assert "part.gguf has no effect on the Q8_0 file" in note.message
     assert not importance_notes(found, tensors, {**rounded, _A: FORMATS["q4_K"]}, "Q8_0")
     assert not importance_notes(found, tensors, dict.fromkeys(rounded, FORMATS["f16"]), "F16")
 

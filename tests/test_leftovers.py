@@ -242,7 +242,7 @@ def test_clean_shows_then_removes(
     assert told["bytes_removed"] == told["bytes"] >= 1 << 20
     assert hidden(tmp_path) == []
     assert main(["clean", str(tmp_path)]) == 0
-    assert "nothing of runs that were killed" in capsys.readouterr().out
+    assert "nothing left by killed runs" in capsys.readouterr().out
 
 
 def test_files_of_versions_without_locks_go_by_their_age(tmp_path: Path, told: list[Leftover]) -> None:

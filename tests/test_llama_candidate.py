@@ -231,7 +231,7 @@ def pid_of(candidate: LlamaCandidate) -> int:
         ("attention.head_count_kv", 4, "attn_k.weight' has wrong shape"),
         ("block_count", 4, "blk.3.attn_norm.weight' not found"),
         ("block_count", 2, "wrong number of tensors"),
-        ("block_count", 0, "llama.cpp stopped at a check of its own: "),
+        ("block_count", 0, "llama.cpp failed an internal check: "),
         ("attention.layer_norm_rms_epsilon", float("nan"), "GGML_ASSERT(eps >= 0.0f)"),
         ("expert_count", 8, "GGML_ASSERT"),
     ],
@@ -264,11 +264,11 @@ def test_a_file_cut_while_it_is_mapped(file: Path, tmp_path: Path) -> None:
 
 # What stands in for the child: it sends so much of an answer, or is the real one with a change.
 DEATHS = {
-    "killed (signal 9, SIGKILL), most likely for want of memory": "os.kill(os.getpid(), signal.SIGKILL)",
+    "killed (signal 9, SIGKILL), most likely because memory ran out": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashed (signal 11, SIGSEGV)": "os.kill(os.getpid(), signal.SIGSEGV)",
     "crashed (signal 4, SIGILL)": "os.kill(os.getpid(), signal.SIGILL)",
     "crashed (signal 7, SIGBUS)": "os.kill(os.getpid(), signal.SIGBUS)",
-    "gave no answer": "time.sleep(60)",
+    "did not answer": "time.sleep(60)",
 }
 STAND_IN = """
 import os, resource, signal, struct, time
@@ -312,7 +312,9 @@ def death(path: Path, **ids: Any) -> str:
 def test_a_child_that_dies_twice(
     said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "no answer" in said else 600.0)
+    starts = stand_in(
+        DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "did not answer" in said else 600.0
+    )
     assert said in death(file)
     assert starts.read_text() == "xx"
 
@@ -334,7 +336,7 @@ def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "executable", plain)
     lacking = [path for path in sys.path if not (Path(path) / "llama_cpp").exists()]
     monkeypatch.setattr(sys, "path", lacking)  # where a child finds packages
-    assert "cannot work: llama-cpp-python is not installed" in death(file)
+    assert "does not work: llama-cpp-python is not installed" in death(file)
 
 
 def test_a_token_the_file_does_not_have(file: Path) -> None:
@@ -384,7 +386,7 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
         blocks = candidate.logits(windows)
         next(blocks)
         assert len(candidate.layers(windows[0])) == 3
-        with pytest.raises(RuntimeError, match="another was begun"):
+        with pytest.raises(RuntimeError, match="another one was started"):
             list(blocks)
         assert np.array_equal(read(candidate, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):
@@ -419,7 +421,7 @@ def test_a_child_that_says_half_of_it(
     answers: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch, patience=1.0)
-    assert "no answer" in death(file)
+    assert "did not answer" in death(file)
 
 
 # --- processes ---

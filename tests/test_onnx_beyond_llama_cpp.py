@@ -95,6 +95,6 @@ def test_a_checkpoint_without_a_tokenizer(tmp_path: Path, small_tokenizer: Path)
     source = random_llama(tmp_path / "checkpoint", small_tokenizer)
     for path in source.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(VocabError, match="holds no tokenizer"):
+    with pytest.raises(VocabError, match="contains no tokenizer"):
         to_onnx(source, tmp_path / "onnx", verify=False)
     assert not (tmp_path / "onnx").exists()

@@ -51,7 +51,7 @@ def test_names_of_graphs_and_weights() -> None:
     ]  # fmt: skip
     assert JAVASCRIPT.data_path("encoder_model.onnx", "q4_0") == "onnx/encoder_model_q4.onnx_data"
     assert parse_layout("Transformers.js") is JAVASCRIPT
-    with pytest.raises(UsageError, match="no layout 'optimun'") as caught:
+    with pytest.raises(UsageError, match="unknown layout 'optimun'") as caught:
         parse_layout("optimun")
     assert "did you mean optimum" in (caught.value.hint or "")
 

@@ -114,7 +114,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "huge shape inline": (
         lambda f: changed(f, lambda m: m.graph.initializer[0].dims.extend([1 << 40])),
-        "more than the file holds",
+        "more numbers than the file contains",
     ),
     "negative shape": (lambda f: changed(f, lambda m: last(m).dims.__setitem__(0, -1)), "have the shape"),
     "length that does not fit": (
@@ -132,16 +132,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "in a function": (lambda f: changed(f, in_function), "expected the name of a file"),
     "operator of a library": (
-        lambda f: changed(f, lambda m: setattr(m.graph.node[3], "domain", "evil.ops")), "nobody's we know"
+        lambda f: changed(f, lambda m: setattr(m.graph.node[3], "domain", "evil.ops")), "unknown operator"
     ),
     "one name twice": (
-        lambda f: changed(f, lambda m: m.graph.initializer.append(last(m))), "several weights under one name"
+        lambda f: changed(f, lambda m: m.graph.initializer.append(last(m))), "with the same name"
     ),
     "cut off": (
         lambda f: (f / "decoder_model.onnx").write_bytes((f / "decoder_model.onnx").read_bytes()[:5000]),
-        "is no ONNX file",
+        "is not an ONNX file",
     ),
-    "empty": (lambda f: (f / "decoder_model.onnx").write_bytes(b""), "holds no graph"),
+    "empty": (lambda f: (f / "decoder_model.onnx").write_bytes(b""), "contains no graph"),
     "Git LFS": (
         lambda f: (f / "decoder_model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "Git LFS pointer",

@@ -231,7 +231,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
     "blocks": (blocks, "have the shape"),
     "functions": (
         with_functions(*(function(f"F{i}", f"F{i + 1}", f"F{i + 1}") for i in range(25)), function("F25")),
-        "more than 200,000 nodes with its functions written out",
+        "more than 200,000 nodes with its functions expanded",
     ),
     "a function of itself": (with_functions(function("F0", "F0")), "'F0' that calls itself"),
     "functions of each other": (
@@ -239,7 +239,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
         "calls itself",
     ),
     "sparse": (sparse, "sparse tensors"),
-    "over one another": (aliased, "so they lie over one another"),
+    "over one another": (aliased, "so they overlap"),
 }  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def test_nodes_are_counted_within_subgraphs(copy: Path, monkeypatch: pytest.Monk
 
 def test_deep_nesting_is_refused(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(_nested(3000))
-    with pytest.raises(InputError, match="is no ONNX file"):
+    with pytest.raises(InputError, match="is not an ONNX file"):
         open_onnx(copy)
 
 

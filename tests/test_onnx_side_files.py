@@ -122,7 +122,7 @@ def test_a_chat_template_that_is_asked_for(jinja: bool, tmp_path: Path) -> None:
     tokens = {"bos_token": "<||bos||>", "eos_token": "<|endoftext|>"}
     rendered = AutoTokenizer.from_pretrained(place).apply_chat_template(CHAT, tokenize=False)
     assert rendered == render_chat(named.template, CHAT, add_generation_prompt=False, **tokens)
-    assert "chat template '42dot', as asked" in str([note.message for note in found.notes])
+    assert "chat template '42dot', as requested" in str([note.message for note in found.notes])
 
 
 def test_no_chat_template_where_none_is_wanted(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_the_proof_expects_what_is_written(template: str | None, tmp_path: Path)
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     rows = llama3_like(tmp_path / "model")
-    with pytest.raises(UsageError, match="no chat template 'chatml'"):
+    with pytest.raises(UsageError, match="unknown chat template 'chatml'"):
         written(tmp_path / "model", rows, "chatml")
     with pytest.raises(VocabError, match=r"tokens, the embedding only"):
         written(tmp_path / "model", rows - 1)

@@ -182,11 +182,11 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "beyond": (lambda folder: edited(folder, offset="99999999999"), "end at byte"),
     "negative": (lambda folder: edited(folder, offset="-4096"), "expected two whole numbers"),
     "short": (lambda folder: os.truncate(folder / "model.onnx_data", 4096), "end at byte"),
-    "garbage": (lambda folder: (folder / "model.onnx").write_bytes(b"\xff" * 100), "is no ONNX file"),
+    "garbage": (lambda folder: (folder / "model.onnx").write_bytes(b"\xff" * 100), "is not an ONNX file"),
     "config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "lone encoder": (
         lambda folder: (folder / "model.onnx").rename(folder / "encoder_model.onnx"),
-        "holds neither model.onnx nor",
+        "contains neither model.onnx nor",
     ),
 }
 
@@ -209,7 +209,7 @@ def test_places_within_subgraphs_are_looked_at(copy: Path) -> None:
     branch = onnx.helper.make_graph([], "branch", [], [], [hidden])
     model.graph.node.append(onnx.helper.make_node("If", ["other.zero"], ["x"], then_branch=branch))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=r"'hidden' are said to lie in '../../secret'"):
+    with pytest.raises(InputError, match=r"'hidden' are located in '../../secret'"):
         open_onnx(copy)
 
 

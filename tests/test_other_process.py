@@ -189,7 +189,7 @@ def test_a_file_that_changed_is_refused_where_it_arrives(tmp_path: Path, folder:
     weights = folder / "model.safetensors"
     kept = shutil.copy2(weights, tmp_path / "kept")
     changed(weights)
-    with pytest.raises(EnvironmentProblem, match="is not the file it was where this was pickled"):
+    with pytest.raises(EnvironmentProblem, match="is not the same file as in the process that pickled this"):
         pickle.loads(sent)
     weights.unlink()
     with pytest.raises(EnvironmentProblem, match="cannot be opened here: No such file or directory"):
@@ -207,7 +207,7 @@ def test_a_file_that_changes_after_it_arrived_is_refused_the_next_time(folder: P
     sent = pickle.dumps(opened)
     held = pickle.loads(sent)
     changed(folder / "model.safetensors")
-    with pytest.raises(EnvironmentProblem, match="is not the file it was"):
+    with pytest.raises(EnvironmentProblem, match="is not the same file as"):
         pickle.loads(sent)
     del held
 
@@ -356,5 +356,5 @@ def test_what_is_wrong_with_a_piece_is_told(tmp_path: Path, folder: Path) -> Non
     assert write_pieces(allowed, begun.pieces()).not_finite == {model.tensors[index].name}
     with path.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(EnvironmentProblem, match="it is another file by now"):
+    with pytest.raises(EnvironmentProblem, match="it was replaced while it was being written"):
         write_pieces(begun, others)

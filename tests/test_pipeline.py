@@ -209,6 +209,6 @@ def test_one_error_lists_every_gap(tmp_path: Path, small_tokenizer: Path) -> Non
         "missing: model.layers.1.mlp.up_proj.weight (for blk.1.ffn_up.weight)",
         "unexpected: model.layers.0.self_attn.q_proj.bias [64]",
         "unexpected: extra.weight [2, 2]",
-        "shape of model.norm.weight: [63], but config.json says [64] (hidden)",
+        "shape of model.norm.weight: [63], but config.json implies [64] (hidden)",
     ):
         assert said in str(caught.value)

@@ -52,12 +52,12 @@ def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) 
     [
         (["-q", "q4_k_mm"], 2, "did you mean q4_K_M?"),
         (["-q", "q4_k_m", "--tensor-type", "zzz=q8_0"], 2, "zzz=q8_0 matches no matrix of this model"),
-        (["-q", "q4_k_m", "--tensor-type", "ffn_down"], 2, "is no PATTERN=TYPE"),
+        (["-q", "q4_k_m", "--tensor-type", "ffn_down"], 2, "is not of the form PATTERN=TYPE"),
         (["-q", "q4_k_m", "--output-type", "q8_K"], 2, "unknown format 'q8_K'"),
         (
             ["-q", "q8_0", "-q", "iq2_xs"],
             3,
-            "IQ2_XS makes blk.0.attn_q.weight IQ2_XS, which needs importance",
+            "IQ2_XS stores blk.0.attn_q.weight as IQ2_XS, which needs importance",
         ),
         (["-q", "q2_k_s"], 3, "kconv imatrix"),
     ],

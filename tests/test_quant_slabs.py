@@ -144,7 +144,7 @@ def test_layouts_of_the_source() -> None:
 def test_wrong_storage_is_refused() -> None:
     with pytest.raises(UsageError, match="BF16 travel as uint16"):
         convert_slab(np.zeros((2, 32), np.float32), DType.BF16, [F32], Scratch())
-    with pytest.raises(UsageError, match="row of 40 weights cannot be Q4_0"):
+    with pytest.raises(UsageError, match="row of 40 weights cannot be stored as Q4_0"):
         convert_slab(np.zeros((2, 40), np.float32), DType.F32, [FORMATS["q4_0"]], Scratch())
 
 

@@ -81,13 +81,17 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
     "no type": (lambda s, t: [s], 2, "--type"),
     "an empty type": (lambda s, t: [s, "-q", ""], 2, "empty"),
     "an unknown type": (lambda s, t: [s, "-q", "q4_k_n"], 2, "q4_K_M"),
-    "one file for two types": (lambda s, t: [s, "-q", "q8_0,q4_0", "-o", "x.gguf"], 2, "names one file"),
+    "one file for two types": (
+        lambda s, t: [s, "-q", "q8_0,q4_0", "-o", "x.gguf"],
+        2,
+        "is the name of one file",
+    ),
     "two types of one name": (
         lambda s, t: [s, "-q", "q8_0:attn[_]v=q4_0,q8_0:attn(_)v=q4_0", "--force"],
         2,
         "would both be written to",
     ),
-    "a copy with other weights": (lambda s, t: [s, "-q", "copy", "--pure"], 2, "leaves all weights"),
+    "a copy with other weights": (lambda s, t: [s, "-q", "copy", "--pure"], 2, "keeps all weights"),
     "a pattern that matches nothing": (
         lambda s, t: [s, "-q", "q8_0", "--tensor-type", "nothing=q4_0"],
         2,
@@ -96,13 +100,13 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
     "both ways to split": (
         lambda s, t: [s, "-q", "q8_0", "--keep-split", "--split-max-size", "1M"],
         2,
-        "contradict",
+        "cannot be combined",
     ),
-    "the source as output": (lambda s, t: [s, "-q", "q8_0", "-o", s, "--force"], 2, "what is to be read"),
+    "the source as output": (lambda s, t: [s, "-q", "q8_0", "-o", s, "--force"], 2, "is the input itself"),
     "what is there already": (
         lambda s, t: [s, "-q", "q8_0", "-o", llama_file(t / "there.gguf")],
         3,
-        "exists already",
+        "already exists",
     ),
     "no such file": (lambda s, t: [t / "none.gguf", "-q", "q8_0"], 3, "cannot read"),
     "a folder": (lambda s, t: [t, "-q", "q8_0"], 3, "is a folder"),
@@ -205,5 +209,5 @@ def test_shapes_no_weights_have_are_refused(tmp_path: Path, shape: tuple[int, in
     path.write_bytes(head)
     with path.open("r+b") as file:
         file.truncate(len(head) + info.nbytes)  # a hole takes no room
-    with pytest.raises(GgufError, match="holds no weights"):
+    with pytest.raises(GgufError, match="has no weights"):
         quantize(path, tmp_path / "made.gguf", types=["q8_0"])

@@ -77,7 +77,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0G", "-1G", "2GB", "1.5G", "2T", "G", "٣G", "9999999999G"])
 def test_sizes_that_are_none(source: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="size of a part"):
+    with pytest.raises(UsageError, match="invalid part size"):
         quantize(source, types=["q8_0"], split_max_size=text)
 
 
@@ -216,9 +216,9 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
             p[2].rename(p[1]),
             p[1].with_suffix(".x").rename(p[2]),
         ),
-        "says that it is part 3 of",
+        "is marked as part 3 of",
     ),
-    "a part stands twice": (lambda p: shutil.copy(p[1], p[2]), "says that it is part 2 of"),
+    "a part appears twice": (lambda p: shutil.copy(p[1], p[2]), "is marked as part 2 of"),
     "a copy says it is the next": (
         lambda p: (shutil.copy(p[1], p[2]), rewritten(p[2], split_no=2)),
         "is in .*-00002-of.* and in .*-00003-of",
@@ -227,10 +227,16 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "a negative number": (lambda p: rewritten(p[1], split_no=-1), "split.no is -1"),
     "a part of another set": (lambda p: rewritten(p[1], split_count=9), "part 2 of 9"),
     "a huge count": (lambda p: rewritten(p[0], split_count=2**30), "split.count is 1073741824"),
-    "another count than in the name": (lambda p: rewritten(p[0], split_count=9), "which its name does not"),
-    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 are expected"),
-    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None are expected"),
-    "the first is not the first": (lambda p: rewritten(p[0], split_no=1), "which its name does not"),
+    "another count than in the name": (
+        lambda p: rewritten(p[0], split_count=9),
+        "but its name is not that of a part",
+    ),
+    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 expected"),
+    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None expected"),
+    "the first is not the first": (
+        lambda p: rewritten(p[0], split_no=1),
+        "but its name is not that of a part",
+    ),
 }
 
 
@@ -248,5 +254,5 @@ def test_damaged_sets_are_refused(parts: list[Path], tmp_path: Path, damage: str
 def test_a_renamed_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
     for path in parts:
         shutil.copy(path, tmp_path / path.name.replace("parts-", "parts_"))
-    with pytest.raises(GgufError, match="which its name does not"):
+    with pytest.raises(GgufError, match="but its name is not that of a part"):
         read_model(tmp_path / parts[0].name.replace("parts-", "parts_"))

@@ -279,7 +279,7 @@ def test_weights_of_a_gguf_stand_in(tmp_path: Path, small_tokenizer: Path) -> No
     with pytest.raises(MappingError) as caught:
         unmapped(LLAMA, checkpoint, held)
     assert "missing in the file: blk.1.ffn_up.weight" in str(caught.value)
-    assert "shape of blk.0.attn_q.weight in the file: [32, 64], but config.json says [64, 64]" in str(
+    assert "shape of blk.0.attn_q.weight in the file: [32, 64], but config.json implies [64, 64]" in str(
         caught.value
     )
 
@@ -345,7 +345,7 @@ def test_damaged_weights_are_named(plain: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     with open(folder / "model.safetensors", "r+b") as file:
         file.truncate(100_000)
-    with pytest.raises(EnvironmentProblem, match="it had more when it was opened"):
+    with pytest.raises(EnvironmentProblem, match="it was longer when it was opened"):
         Reference(checkpoint, LLAMA).read([window(40)])
 
 

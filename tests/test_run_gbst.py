@@ -81,7 +81,7 @@ def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path
     assert "another model" in done.stderr
     done = run(tmp_path / "gbst-other.gguf", "-p", "a")
     assert done.returncode == 3
-    assert "give the body" in done.stderr
+    assert "pass the body" in done.stderr
 
 
 def test_a_front_end_beyond_all_numbers_is_refused(body: Path) -> None:
@@ -100,7 +100,9 @@ def test_the_context_counts_positions_behind_the_front_end(body: Path) -> None:
     assert run(body, "-p", "a" * 3071, "-n", 2).returncode == 0
     done = run(body, "-p", "a" * 3072, "-n", 2)
     assert done.returncode == 3
-    assert "3,073 tokens, 1,025 positions behind the front end, the context holds 1,024" in done.stderr
+    assert (
+        "3,073 tokens, 1,025 positions after the front end, but the context has room for 1,024" in done.stderr
+    )
     short = run(body, "-p", "a" * 119, "-n", -1, "--ctx", 40, "--json")
     assert short.returncode == 0, short.stderr
     assert len(json.loads(short.stdout)["ids"]) <= 40  # what is generated is bytes

@@ -86,5 +86,5 @@ def test_logits_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path, op
     data[:] = np.nan
     data.flush()
     done = run(tmp_path, "-p", "x", *options)
-    assert (done.returncode, "gives logits that are no numbers" in done.stderr) == (3, True)
+    assert (done.returncode, "gives logits that are not finite numbers" in done.stderr) == (3, True)
     assert "Traceback" not in done.stderr

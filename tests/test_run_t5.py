@@ -218,7 +218,11 @@ def test_masks_with_a_sentencepiece_vocabulary(pieces: Path) -> None:
         ("<extra_id_0> <extra_id_2>", 2, "expected <extra_id_1>"),
         ("<extra_id_0> <extra_id_0>", 2, "expected <extra_id_1>"),
         ("<extra_id_00>", 2, "expected <extra_id_0>"),
-        ("".join(f"가<extra_id_{number}>" for number in range(12)), 3, "12 masks, the vocabulary 11"),
+        (
+            "".join(f"가<extra_id_{number}>" for number in range(12)),
+            3,
+            "12 masks, but the vocabulary has only 11",
+        ),
     ],
 )
 def test_masks_that_cannot_be_are_refused(known: Path, text: str, code: int, words: str) -> None:
@@ -250,7 +254,7 @@ def test_prompts_and_texts_may_each_fill_the_context(model: Path, tmp_path: Path
     short = with_metadata(model, tmp_path / "short.gguf", t5__context_length=64)
     done = run(short, "-p", "a" * 64, "-n", 1)
     assert done.returncode == 3
-    assert "the prompt has 65 tokens, the context holds 64" in done.stderr
+    assert "the prompt has 65 tokens, but the context has room for 64" in done.stderr
     said = answered(short, "-p", "a" * 63, "-n", -1)
     assert len(said["prompt_ids"]) == len(said["ids"]) == 64
     done = run(short, "-p", "a" * 700, "-n", 300, "--ctx", 800)

@@ -49,7 +49,7 @@ def test_a_library_that_dies_is_not_used_and_that_is_kept(
     assert len(list(cache.iterdir())) == 2  # one for each library
     found = self_test.examine()
     assert (found.state, found.format) == ("dies", "Q8_0")
-    assert found.said == "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers"
+    assert found.said == "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_memory_that_ends_in_the_proof_keeps_the_file(checkpoint: Path, tmp_path
     )
     assert code == 4, said
     assert "kconv: error: out of memory" in said
-    assert f"converted and whole, but not proven: {output}" in said
+    assert f"complete, but not proven: {output}" in said
     assert "--no-verify" in said
     assert sorted(os.listdir(tmp_path)) == ["x.gguf", "x.gguf.manifest.json"]
 
@@ -87,7 +87,7 @@ def test_a_library_that_exits_in_the_proof_keeps_the_file_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "converted and whole, but not proven: x.gguf" in done.stderr
+    assert "complete, but not proven: x.gguf" in done.stderr
     assert "--no-verify" in done.stderr
     assert "kconv: error: out of memory" in done.stderr
 
@@ -105,7 +105,7 @@ def test_an_exit_that_is_guarded_is_an_exit(words: list[str], code: int) -> None
         (0, "no folder for temporary files"),
         (
             4 << 10,
-            f"vocab.gguf{LARGER}name another folder in TMPDIR",
+            f"vocab.gguf{LARGER}set TMPDIR to another folder",
         ),
         (
             1 << 20,

@@ -15,7 +15,7 @@ from kconv.converters.samples import write_sample
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
 from kconv.reference.model import Reference
-from kconv.reference.statistics import Floats, Gathered, SumOfSquares
+from kconv.reference.statistics import Floats, Gathered, Squares, SumOfSquares
 from kconv.reference.watching import Watch
 
 WINDOWS = tuple(Window(0, tuple(ids)) for ids in (range(5, 47), range(100, 129), (9, 8, 7)))
@@ -57,23 +57,37 @@ def inputs_in_transformers(folder: Path) -> dict[str, list[npt.NDArray[np.float6
     return found
 
 
-def test_statistics_are_of_what_flows_into_the_modules(folder: Path) -> None:
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_statistics_are_of_what_flows_into_the_modules(
+    folder: Path, by_layer: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """X^T X through the same seam; by layer, none of the next layer's begins before one layer's are done."""
+    monkeypatch.setattr("kconv.reference.batches._TOKENS", 60)  # each window goes alone
     checkpoint = open_checkpoint(folder)
     squares, products = Gathered(SumOfSquares), Gathered(Products)
+    found: dict[str, Squares] = {}
+    whole: dict[str, npt.NDArray[np.float64]] = {}
+    most = 0
 
     def tell(name: str, window: int, values: Floats) -> None:
+        nonlocal most
         squares.add(name, window, values)
         products.add(name, window, values)
+        most = max(most, len(products.names()))
+
+    def finished(name: str) -> None:
+        found[name] = squares.finish(name)
+        whole[name] = products.finish(name)
 
     reference = Reference(checkpoint, family_for(checkpoint.config), threads=2)
-    reference.read((), watch=Watch(WINDOWS, MODULES, tell))
-    assert set(squares.names()) == set(products.names()) == MODULES
-    assert squares.names()[0] == "model.layers.0.self_attn.q_proj"  # in the order they run
+    watch = Watch(WINDOWS, MODULES, tell, finished)
+    reference.read((), watch=watch, by_layer=by_layer)
+    assert most == (1 if by_layer else 2)
+    assert list(found) == ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]  # as they run
     for name, inputs in inputs_in_transformers(folder).items():
         rows = np.concatenate(inputs)
-        whole = products.finish(name)
-        np.testing.assert_allclose(whole, rows.T @ rows, rtol=0, atol=1e-5 * np.abs(whole).max())
-        found = squares.finish(name)
-        assert found.count == sum(len(window.ids) for window in WINDOWS)
-        np.testing.assert_allclose(found.sums, np.diag(whole), rtol=1e-6)
+        atol = 1e-5 * np.abs(whole[name]).max()
+        np.testing.assert_allclose(whole[name], rows.T @ rows, rtol=0, atol=atol)
+        assert found[name].count == sum(len(window.ids) for window in WINDOWS)
+        np.testing.assert_allclose(found[name].sums, np.diag(whole[name]), rtol=1e-6)
     assert squares.names() == products.names() == ()  # what is finished is let go of

@@ -218,7 +218,7 @@ def test_a_t5_folder_without_any_tokenizer_is_refused(
 ) -> None:
     folder = write_t5(tmp_path / "model", tokenizer_class=None)
     assert main(["to-gguf", str(folder), "-o", str(tmp_path / "out")]) == 3
-    assert "holds no tokenizer" in capsys.readouterr().err
+    assert "contains no tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -228,10 +228,10 @@ def test_a_t5_folder_without_any_tokenizer_is_refused(
         ({"extra_ids": -1}, "extra_ids is -1"),
         ({"extra_ids": "all"}, "extra_ids is 'all'"),
         ({"extra_ids": 10**12}, "extra_ids is 1000000000000"),
-        ({"added_tokens_decoder": {"70": {"content": "<x>"}}}, "shall have the id 70, which is a byte's"),
-        ({"added_tokens_decoder": {"259": {"content": "A"}}}, "'A' stands twice"),
-        ({"added_tokens_decoder": {"259": {"content": "</s>"}}}, "stands twice"),
-        ({"eos_token": "<pad>"}, "'<pad>' stands twice"),
+        ({"added_tokens_decoder": {"70": {"content": "<x>"}}}, "is given the id 70, which belongs to a byte"),
+        ({"added_tokens_decoder": {"259": {"content": "A"}}}, "'A' appears twice"),
+        ({"added_tokens_decoder": {"259": {"content": "</s>"}}}, "appears twice"),
+        ({"eos_token": "<pad>"}, "'<pad>' appears twice"),
     ],
 )
 def test_contradictions_are_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:

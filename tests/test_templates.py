@@ -145,7 +145,7 @@ def test_templates_by_name_and_file(tmp_path: Path) -> None:
     file = tmp_path / "my.jinja"
     file.write_bytes("\ufeff{{ bos_token }}\r\n질문\n".encode())
     assert resolve_template(str(file)) == "{{ bos_token }}\n질문"
-    with pytest.raises(UsageError, match="no chat template '43dot'") as caught:
+    with pytest.raises(UsageError, match="unknown chat template '43dot'") as caught:
         resolve_template("43dot")
     assert caught.value.hint is not None
     assert "42dot, aog, none" in caught.value.hint

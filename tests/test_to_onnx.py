@@ -136,7 +136,7 @@ def test_a_folder_that_is_not_empty_is_refused(checkpoint: Path, tmp_path: Path)
 def test_force_never_replaces_what_kconv_has_not_made(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "letter").write_text("dear")
-    with pytest.raises(OutputExists, match="has not made it"):
+    with pytest.raises(OutputExists, match="did not make it"):
         converted(checkpoint, tmp_path / "letters", force=True)
     assert (tmp_path / "letters" / "letter").read_text() == "dear"
 
@@ -200,7 +200,7 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["-q", "q4_0", "-q", "f32"], "-q is given 2 times (q4_0, f32), and a folder has one type"),
+        (["-q", "q4_0", "-q", "f32"], "-q was given 2 times (q4_0, f32), but a folder has one type"),
         (["-o", "model.onnx"], "-o model.onnx is the name of a file, expected a folder"),
     ],
 )
@@ -251,10 +251,10 @@ def test_the_folder_one_is_in_is_not_replaced(
 @pytest.mark.parametrize(
     ("surroundings", "message"),
     [
-        ("sys.modules['onnx'] = None", "the onnx package is missing"),
+        ("sys.modules['onnx'] = None", "the onnx package is not installed"),
         (
             "import onnx.defs; onnx.defs.onnx_opset_version = lambda: 21",
-            "too old: it knows opset 21, expected 23",
+            "too old: it supports opset 21, expected 23",
         ),
     ],
 )

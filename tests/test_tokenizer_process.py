@@ -61,9 +61,9 @@ def edited(llama3: Path, folder: Path, **changes: Any) -> Path:
         (split("("), "of its pre-tokenizer"),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}},
-            "refused by the tokenizers library",
+            "rejected by the tokenizers library",
         ),
-        ({"post_processor": {"type": "TemplateProcessing"}}, "refused by the tokenizers library"),
+        ({"post_processor": {"type": "TemplateProcessing"}}, "rejected by the tokenizers library"),
     ],
 )
 def test_what_the_library_cannot_take_is_refused(
@@ -204,7 +204,7 @@ def unigram(folder: Path, unknown: int | None) -> Source:
 
 def test_a_unigram_model_without_an_unknown_token_works_on_what_it_can_read(tmp_path: Path) -> None:
     source = unigram(tmp_path, None)
-    with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, first for '漢字'") as caught:
+    with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, the first being '漢字'") as caught:
         source.encode_batch(["하나", "漢字", "b"], True)
     assert caught.value.indices == (1,)
     answers = parity.answered(source, ["하나", "漢字", "b"], True)

@@ -84,7 +84,7 @@ def test_verify_decides_nothing(
     assert "killed (signal 9, SIGKILL)" in proof.cause
     page = report_html([proof])
     assert "says nothing about the file" in page
-    assert "Nothing is known against this file" in page
+    assert "No fault was found in this file" in page
     asked = ["verify", str(file), "--against", str(checkpoint), "--tokens", "40", "--threads", "1"]
     assert main([*asked, "--json"]) == 4
     said = capfd.readouterr()
@@ -119,7 +119,7 @@ def test_a_conversion_keeps_its_files(checkpoint: Path, stands_in: Kill, tmp_pat
         assert proof["verdict"] == proof["logits"]["verdict"] == "not decided"
         assert f"the proof could not be finished: {path}: logits: " in said.err
         assert f"to prove it: kconv verify {path} --against {checkpoint}" in said.err
-    assert said.err.count("nothing is decided") == 2
+    assert said.err.count("nothing was decided") == 2
     assert "To run it" not in said.out
     assert main(["inspect", str(made[0])]) == 0
     assert "not decided (quick)" in capfd.readouterr().out
@@ -152,18 +152,18 @@ def test_a_folder_is_kept_and_not_decided(
     made = tmp_path / "made"
     assert main(["to-onnx", str(checkpoint), "-q", "q8_0", "-o", str(made), "--threads", "1"]) == 4
     said = capfd.readouterr().err
-    assert f"the folder is whole; to prove it: kconv verify {made}" in said
+    assert f"the folder is complete; to prove it: kconv verify {made}" in said
     assert json.loads((made / "kconv.manifest.json").read_text())["proof"]["verdict"] == "not decided"
 
 
 @pytest.mark.parametrize(
     ("does", "said"),
     [
-        (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely for want of memory"),
+        (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely because memory ran out"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "onnxruntime crashed (signal 11, SIGSEGV)"),
-        ("time.sleep(60)", "onnxruntime gave no answer"),
+        ("time.sleep(60)", "onnxruntime did not answer"),
         ("import onnxruntime; resource.setrlimit(resource.RLIMIT_AS, (1 << 26,) * 2)", "ran out of memory"),
-        ("import no_such_package", "cannot work: No module named"),
+        ("import no_such_package", "does not work: No module named"),
     ],
 )
 def test_run_says_what_befell_its_process(
@@ -205,7 +205,7 @@ def test_a_text_goes_on_in_a_new_process(folder: Path) -> None:
 
 def test_after_a_death_nothing_goes_on_from_nothing(folder: Path) -> None:
     with OnnxProcess(open_onnx(folder), threads=1) as process:
-        with pytest.raises(RuntimeError, match="begin first"):
+        with pytest.raises(RuntimeError, match="start the process first"):
             process.read([3])
         process.begin()
         right = process.read([3, 7])
@@ -217,7 +217,7 @@ def test_after_a_death_nothing_goes_on_from_nothing(folder: Path) -> None:
                     process.read([9])
             else:
                 process.read([9])
-        with pytest.raises(RuntimeError, match="begin first"):
+        with pytest.raises(RuntimeError, match="start the process first"):
             process.read([9])
         process.begin()
         assert np.array_equal(process.read([3, 7]), right)

@@ -419,7 +419,7 @@ def test_bad_pairs_are_refused(source: Source, text: str) -> None:
 
 
 def test_too_few_tokens_for_a_pair(source: Source) -> None:
-    with pytest.raises(InputError, match="leave none of 5"):
+    with pytest.raises(InputError, match="use up all 5"):
         text_pairs(reader(source), ["long source\ttarget"], tokens=5)
 
 
@@ -479,13 +479,13 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
     "encoder layers swapped": (
         lambda path, out: swapped(path, out, "enc.blk.1.", "enc.blk.2."),
         "weights",
-        "encoder layer 1 and encoder layer 2 are in each other's place",
+        "encoder layer 1 and encoder layer 2 are swapped",
         True,
     ),
     "decoder layers swapped": (
         lambda path, out: swapped(path, out, "dec.blk.0.", "dec.blk.1."),
         "weights",
-        "decoder layer 0 and decoder layer 1 are in each other's place",
+        "decoder layer 0 and decoder layer 1 are swapped",
         True,
     ),
     "self- and cross-attention swapped": (
@@ -498,7 +498,7 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
             },
         ),
         "weights",
-        "dec.blk.1.attn_q.weight and dec.blk.1.cross_attn_q.weight are in each other's place",
+        "dec.blk.1.attn_q.weight and dec.blk.1.cross_attn_q.weight are swapped",
         True,
     ),
     "relative bias zeroed": (
@@ -517,7 +517,7 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
             },
         ),
         "weights",
-        "encoder layer 0 and decoder layer 0 are in each other's place",
+        "encoder layer 0 and decoder layer 0 are swapped",
         True,
     ),
     "head not scaled": (unscaled_head, "weights", "output.weight", True),
@@ -624,7 +624,7 @@ def test_where_it_goes_wrong(byt5: Path, file: Path, tmp_path: Path) -> None:
     assert found.verdict == "failed"
     assert found.diagnosis is not None
     assert (found.diagnosis.encoder_layers, found.diagnosis.first) == (3, 4)
-    assert "decoder layer 1 is the first whose output departs" in found.diagnosis.conclusion
+    assert "decoder layer 1 is the first whose output differs" in found.diagnosis.conclusion
     assert "dec.blk.1.ffn_up.weight" in found.diagnosis.conclusion
     other = edited(
         file, tmp_path / "metadata.gguf", metadata={"t5.attention.layer_norm_rms_epsilon": lambda old: 0.1}
@@ -633,11 +633,11 @@ def test_where_it_goes_wrong(byt5: Path, file: Path, tmp_path: Path) -> None:
     assert proof.metadata.verdict == "failed"
     assert proof.logits.diagnosis is not None
     assert "encoder layer 0 is the first" in proof.logits.diagnosis.conclusion
-    assert "look at the metadata" in proof.logits.diagnosis.conclusion
+    assert "check the metadata" in proof.logits.diagnosis.conclusion
     shown_ = proof_text(proof)
     assert "encoder layer 2" in shown_
     assert "given: 한국의 수도는" in shown_
-    assert "llama.cpp's GELU in fp32 too" in shown_
+    assert "llama.cpp's GELU in fp32" in shown_
 
 
 def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
@@ -652,7 +652,7 @@ def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
     assert figures.nmse_same_gelu is not None
     assert figures.nmse_same_gelu < figures.nmse / 5
     assert proof.to_json()["logits"]["figures"]["nmse_same_gelu"] == figures.nmse_same_gelu
-    assert "with llama.cpp's GELU in fp32, too)" in proof_text(proof)
+    assert "with llama.cpp's GELU in fp32)" in proof_text(proof)
     assert "Logits, NMSE, same GELU" in report_html([proof])
     assert proof.logits.figures is not None
     assert proof.logits.figures.positions == len("답은 이것이다.".encode()) + 1

@@ -37,7 +37,7 @@ TYPES = ("f32", "q8_0", "q4_0")
 
 # What the finding on each damage says.
 SAID: Mapping[str, str] = {
-    "q and k not permuted": "another order: attention heads not permuted",
+    "q and k not permuted": "another order: attention heads are not permuted",
     "two layers swapped": "layers 0 and 1 are swapped",
     "a tensor scaled by 1.01": "blk.1.ffn_up.weight is scaled by 1.0100",
     "a row zeroed": "row 17 of blk.0.ffn_down.weight is all zeros",
@@ -155,7 +155,7 @@ def test_causes_beyond_the_closely_searched_are_not_invented(
     monkeypatch.setattr("kconv.verify.weight_findings._SEARCHED", 2)
     part = check(not_permuted(good["q4_0"], tmp_path / "bad.gguf"), model)
     assert "the rows of 2 of 30 tensors are in another order: blk.0.attn_q" in said(part)
-    assert "4 of 30 tensors differ as well: blk.1.attn_q" in said(part)
+    assert "4 of 30 tensors also differ: blk.1.attn_q" in said(part)
 
 
 def in_row(number: int, change: Any) -> Any:
@@ -173,7 +173,7 @@ OTHER_DAMAGES: Mapping[str, tuple[Any, str]] = {
     "negated": (lambda rows: -rows, "scaled by -1.0000"),
     "noise": (
         lambda rows: np.random.default_rng(0).standard_normal(rows.shape) * rows.std(),
-        "blk.0.attn_v.weight is not the checkpoint's: 65536 of 65536 weights differ",
+        "blk.0.attn_v.weight does not match the checkpoint: 65536 of 65536 weights differ",
     ),
     "a noisy row": (in_row(3, lambda row: np.sin(np.arange(256))), "row 3 of blk.0.attn_v.weight differs"),
     "rows zeroed": (lambda rows: rows * (np.arange(256) > 5)[:, None], "6 rows of blk.0.attn_v.weight, from"),
@@ -196,13 +196,13 @@ def test_two_tensors_of_a_layer_in_each_others_place(
 ) -> None:
     one, other = "blk.0.attn_k.weight", "blk.0.attn_v.weight"
     bad = edited(good["q4_0"], tmp_path / "bad.gguf", renamed={one: other, other: one})
-    assert said(check(bad, model)) == f"{one} and {other} are in each other's place"
+    assert said(check(bad, model)) == f"{one} and {other} are swapped"
     with open_gguf(good["f32"]) as file:
         info = next(info for info in file.header.tensors if info.name == "blk.1.ffn_up.weight")
         rows = file.tensor(info).read(0, info.shape[0])
     copied = {"blk.1.ffn_gate.weight": lambda _: rows}
     bad = edited(good["f32"], tmp_path / "bad.gguf", tensors=copied)
-    assert said(check(bad, model)) == "blk.1.ffn_gate.weight is blk.1.ffn_up.weight of the checkpoint"
+    assert said(check(bad, model)) == "blk.1.ffn_gate.weight contains blk.1.ffn_up.weight of the checkpoint"
 
 
 def test_weights_of_another_training_are_told_once(
@@ -217,7 +217,7 @@ def test_weights_of_another_training_are_told_once(
     part = check(edited(good["q8_0"], tmp_path / "bad.gguf", tensors=tensors), model)
     assert part.verdict == "failed"
     assert len(part.findings) == 1
-    assert "30 of 30 tensors are not the checkpoint's, perhaps of another revision" in said(part)
+    assert "30 of 30 tensors do not match the checkpoint, perhaps from another revision" in said(part)
 
 
 @pytest.mark.parametrize("type_name", TYPES)

@@ -153,18 +153,18 @@ def _conclusion(
         layer = layers[first]
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
         error = max(layer.weights, layer.runtime)
-        size = f"NMSE {error:.2g}" if error < _LARGEST else "beyond all numbers"
-        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({size})"
+        size = f"NMSE {error:.2g}" if error < _LARGEST else "too large for a number"
+        place = f"{layer_name(first, encoder_layers)} is the first whose output differs ({size})"
         if weights:
-            named = f"; look at {', '.join(worst[:3])}" if worst else ""
-            return f"{place}: by the file's weights, not by how llama.cpp computes{named}"
-        return f"{place}: llama.cpp computes something else with the same weights, so look at the metadata"
+            named = f"; check {', '.join(worst[:3])}" if worst else ""
+            return f"{place}: the cause is the file's weights, not llama.cpp's computation{named}"
+        return f"{place}: llama.cpp computes something else from the same weights, so check the metadata"
     if by_weights > _JUMP * floor and by_weights >= by_runtime:
-        return "the layers agree, the logits do not: look at the output matrix, its norm, and the embedding"
+        return "the layers agree, but the logits do not: check the output matrix, its norm, and the embedding"
     if by_runtime > _JUMP * arithmetic:
-        return "the layers agree, but llama.cpp makes other logits of them: look at the metadata"
+        return "the layers agree, but llama.cpp computes other logits from them: check the metadata"
     share = by_weights / max(by_weights + by_runtime, 1e-30)
     return (
-        f"no layer stands out: {share:.0%} of the error comes from the rounding of the weights, "
-        f"the rest from llama.cpp's arithmetic; where that is too much, the type is too coarse for this model"
+        f"no layer stands out: {share:.0%} of the error comes from rounding the weights, the rest "
+        "from llama.cpp's arithmetic; if that is too much, the type is too coarse for this model"
     )

@@ -52,7 +52,7 @@ def check_lengths(found: Vocab, expected: Vocab, rows: int | None) -> list[Findi
     """Lists as long as the vocabulary, and that as long as the embedding has rows (None: not known)."""
     findings = []
     if found.size != expected.size and rows in (None, found.size):
-        message = f"the file has {found.size} tokens, the checkpoint {expected.size}"
+        message = f"the file has {found.size} tokens, but the checkpoint has {expected.size}"
         findings.append(Finding(_TOKENS, message, str(expected.size), str(found.size)))
     if rows is not None and found.size != rows:
         message = f"the file has {found.size} tokens for {rows} embedding rows: llama.cpp refuses it"
@@ -60,7 +60,7 @@ def check_lengths(found: Vocab, expected: Vocab, rows: int | None) -> list[Findi
     for key, values in ((_TYPES, found.types), (_SCORES, found.scores)):
         if values and len(values) != found.size:
             short = len(values) < found.size
-            effect = "llama.cpp refuses the file" if short else "llama.cpp leaves the rest out of account"
+            effect = "llama.cpp refuses the file" if short else "llama.cpp ignores the rest"
             message = f"{key} has {len(values)} entries for {found.size} tokens: {effect}"
             findings.append(Finding(key, message, str(found.size), str(len(values)), grave=short))
     return findings
@@ -72,9 +72,10 @@ def _duplicates(found: Vocab) -> list[Finding]:
     if not twice:
         return []
     ids = [index for index, text in enumerate(found.tokens) if text == twice[0]][:2]
-    more = f", and {len(twice) - 1} more texts stand twice" if len(twice) > 1 else ""
+    more = f", and {len(twice) - 1} more texts appear twice" if len(twice) > 1 else ""
     message = (
-        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp dies of it"
+        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp "
+        "aborts on this"
     )
     return [Finding(_TOKENS, message, "every text once", shown_text(twice[0]))]
 
@@ -142,7 +143,7 @@ def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
     shift = _shift(ids, found, expected)
     if shift:
         way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
-        message = f"from token {ids[0]} on, texts stand {way}: {len(ids)} tokens have the text of another one"
+        message = f"from token {ids[0]} on, texts are {way}: {len(ids)} tokens have the text of another one"
         return [_text_finding(ids[0], found, expected, source, message)]
     places = {expected.tokens[index]: index for index in ids}
     findings = []
@@ -152,10 +153,10 @@ def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
             continue
         partner = places.get(found.tokens[index])
         has, should = _both(index, found, expected, source)
-        message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
+        message = f"token {index} has the text {has}, but {should} in the checkpoint's tokenizer"
         if partner is not None and found.tokens[partner] == expected.tokens[index]:
             done.add(partner)
-            message = f"tokens {index} {should} and {partner} {has} are in each other's place"
+            message = f"tokens {index} {should} and {partner} {has} are swapped"
         findings.append(_text_finding(index, found, expected, source, message))
     return findings
 
@@ -190,7 +191,9 @@ def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Sour
     if not ids:
         return []
     who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
-    message = f"{who} another name in the file, first token {ids[0]}; no text is read otherwise for it"
+    message = (
+        f"{who} another name in the file, first token {ids[0]}; this does not affect how any text is read"
+    )
     return [_text_finding(ids[0], found, expected, source, message, grave=False)]
 
 
@@ -209,8 +212,8 @@ def _types(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[
         for (one, other), ids in kinds.items():
             is_, should = one.name.lower().replace("_", " "), other.name.lower().replace("_", " ")
             token = f"token {ids[0]} {readable(expected.tokens[ids[0]], byte_level=is_byte_level(source))}"
-            more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
-            message = f"{token}{more} of the type {is_} instead of {should}: {_effect(one, other)}"
+            more = f" and {len(ids) - 1} more have" if len(ids) > 1 else " has"
+            message = f"{token}{more} type {is_} instead of {should}: {_effect(one, other)}"
             findings.append(Finding(f"token {ids[0]}", message, should, is_, grave=heavy))
     return findings
 
@@ -237,12 +240,12 @@ def _effect(one: TokenType, other: TokenType) -> str:
     if one in _UNMATCHED and other is TokenType.NORMAL:  # llama_vocab::impl::token_to_piece
         return "its text would be missing from answers"
     if one is TokenType.USER_DEFINED and other is TokenType.NORMAL:
-        return "it is looked for in texts first, and shown in answers as it stands in the vocabulary"
+        return "it is matched first in texts, and shown in answers as spelled in the vocabulary"
     if other is TokenType.CONTROL and one is TokenType.NORMAL:
-        return "it would show up in answers, and not be found in prompts"
+        return "it would show up in answers, and not be recognized in prompts"
     if other is TokenType.BYTE:
         return "characters without a token of their own could not be written"
-    return "texts that spell it are read and shown in another way"
+    return "texts that contain it are read and shown differently"
 
 
 # Scores and merges
@@ -269,8 +272,8 @@ def _scores(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     whose = "the checkpoint's" if own else "those made from its merges"
     token = f"{first} {readable(expected.tokens[first], byte_level=False)}"
     message = (
-        f"scores of {len(places)} tokens are not {whose}, first token {token}: pieces of a word would be "
-        "joined in another order"
+        f"scores of {len(places)} tokens differ from {whose}, first token {token}: pieces of words would "
+        "be merged in another order"
     )
     return [Finding(_SCORES, message, should, has, grave=own or strict)]
 
@@ -291,10 +294,10 @@ def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     has = shown_text(mine[rank]) if rank < len(mine) else "missing"
     should = shown_text(theirs[rank]) if rank < len(theirs) else "missing"
     if missing or extra:
-        what = f"{len(missing)} of the merges missing, {len(extra)} not the checkpoint's"
+        what = f"{len(missing)} merges missing, {len(extra)} not in the checkpoint"
     else:
         moved = sum(one != other for one, other in zip(mine, theirs, strict=False))
-        what = f"{moved} merges stand at another rank"
-    message = f"{what}, first at rank {rank}: pieces of a word would be joined in another order"
+        what = f"{moved} merges have another rank"
+    message = f"{what}, first at rank {rank}: pieces of words would be merged in another order"
     grave = strict or source.kind == "byte-level bpe"  # elsewhere the list is a matter of choice
     return [Finding(f"{_MERGES}[{rank}]", message, should, has, grave=grave)]

@@ -34,7 +34,7 @@ def embed_of(found: FrontEndFile | None, family: AnyFamily) -> Embed | None:
         return found.embed
     if family.front_end is not None:
         raise CandidateFailure(
-            f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
+            f"the file does not name its front end ({KIND_KEY}), without which it cannot be used"
         )
     return None
 
@@ -66,14 +66,14 @@ def with_front_end_findings(
 
 def _finding(said: object, wanted: str | None) -> Finding:
     if wanted is None:
-        message = "the file wants a front end before its encoder, the checkpoint has none"
+        message = "the file requires a front end before its encoder, but the checkpoint has none"
     elif said is None:
         message = (
-            "the file does not name its front end: nothing tells a program that text must go through one"
+            "the file does not name its front end, so programs cannot know that text must pass through one"
         )
     else:
         message = (
-            "the front end is not the checkpoint's: its weights or its settings differ, and the encoder "
-            "reads something else than it was trained on"
+            "the front end is not the checkpoint's: its weights or settings differ, so the encoder's "
+            "input is not what it was trained on"
         )
     return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if said is None else quoted(said))

@@ -103,8 +103,8 @@ def parse_gates(texts: Sequence[str]) -> dict[str, float]:
 def _limit(value: float, said: str) -> float:
     if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise UsageError(
-            f"the gate {said!r} is no limit" if math.isnan(value) else f"the gate of {value} is no limit",
-            hint="give a positive number, as in q4_0=0.2",
+            f"invalid gate {said if math.isnan(value) else str(value)!r}: expected a positive number",
+            hint="for example 0.2, or q4_0=0.2 for one type",
         )
     return float(value)
 
@@ -114,7 +114,7 @@ def judge(figures: Figures, gate: Gate) -> tuple[Finding, ...]:
     findings = [_not_finite(figures.not_finite)] if figures.not_finite else []
     if not figures.positions:
         if not findings:
-            findings.append(Finding("logits", "no position was measured, so nothing is proven"))
+            findings.append(Finding("logits", "no position was measured, so nothing was proven"))
         return tuple(findings)
     value = getattr(figures, gate.measure)
     failed = gate.fails is not None and value > gate.fails
@@ -130,7 +130,7 @@ def _no_tie(figures: Figures) -> Finding:
     lead, rms, limit = figures.other_top1_lead, figures.logit_rms, _TIE * figures.logit_rms
     count = "1 position" if figures.other_top1 == 1 else f"{figures.other_top1:,} positions"
     message = (
-        f"another token comes first at {count}, and not only in ties: the checkpoint's was ahead by up to "
+        f"another token comes first at {count}, not only in ties: the checkpoint's choice was ahead by up to "
         f"{_said(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
     )
     return Finding("logits", message, f"at most {_said(limit)}", _said(lead, limit))
@@ -201,8 +201,8 @@ def mislabelled(header: GgufHeader) -> Finding | None:
     if said[0] == found[0] and max(said[1], found[1]) < 2 * min(said[1], found[1]):
         return None
     message = (
-        f"the file says it is {declared}, but the weights of its layers are {held}; "
-        f"it is held to the gate of {file_type(header)}"
+        f"the file is labelled {declared}, but the weights of its layers are {held}; the gate of "
+        f"{file_type(header)} is applied"
     )
     return Finding("general.file_type", message, declared, held, grave=False)
 

@@ -153,7 +153,7 @@ class NewGgufArtifact(GgufArtifact):
         allowed = self.parity.verdict == "mismatch"
         if self.scope == "quick":
             differing = self.parity.texts - self.parity.exact
-            message = f"token ids differ in {differing} of {self.parity.texts} texts, as was allowed"
+            message = f"token ids differ in {differing} of {self.parity.texts} texts, as allowed"
             found = [Finding("tokenizer", message, grave=False)] if allowed else []
             return tokens_part(self.parity, expected.source, found)
         part = check_tokens(

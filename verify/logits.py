@@ -50,7 +50,7 @@ def compare(
             expected = reading.logits(block.window, block.start, stop)
             if expected.shape != block.logits.shape:
                 found, wanted = block.logits.shape[1], expected.shape[1]
-                raise CandidateFailure(f"the file gives {found} logits a token, the checkpoint {wanted}")
+                raise CandidateFailure(f"the file gives {found} logits per token, expected {wanted}")
             right = group[block.window].ids[block.start + 1 : stop + 1]
             measure.add(first + block.window, block.start, expected, block.logits, right)
             if alike is not None:

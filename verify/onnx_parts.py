@@ -71,9 +71,9 @@ def check_folder_tokens(
     text, expected, got = wrong[0]
     same = name == _FILE and read_bytes(folder.path, _FILE) == read_bytes(checkpoint.folder, _FILE)
     message = (
-        f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, first for "
+        f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, the first being "
         f"{quoted(text[:60])}"
-        + ("; it is the checkpoint's own, which differs from the model it was made from" if same else "")
+        + ("; the file is the checkpoint's own, whose other tokenizer files differ from it" if same else "")
     )
     finding = Finding(name, message, _listed(expected), _listed(got), grave=not same)
     return TokensPart(verdict_of((finding,)), parity, 0, (finding,))
@@ -141,7 +141,7 @@ def _compared(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any], file
     if name in theirs and (theirs[name] == own[name] or (name in _IDS and same_ids(theirs[name], own[name]))):
         return []
     there = name in theirs
-    message = f"{file} {'says another' if there else 'lacks'} {quoted(name)} than the checkpoint's"
+    message = f"{file} has another {quoted(name)} than the checkpoint's"
     if not there:
         message = f"{file} lacks {quoted(name)}, which the checkpoint's has"
     return [Finding(name, message, quoted(own[name]), quoted(theirs.get(name)), grave=there)]

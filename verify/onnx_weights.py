@@ -78,7 +78,7 @@ def check_folder_weights(
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
     if len(wrong) > _MOST:
-        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors hold other weights"))
+        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors have other weights"))
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
@@ -95,7 +95,7 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
         for name in sorted(held - graph.weights.keys()):
             shown = quoted(name)[1:-1]
             message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
-            yield Finding(shown, message, "none", "one of that name")
+            yield Finding(shown, message, "none", "a tensor of that name")
 
 
 def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | Finding | None:
@@ -118,7 +118,7 @@ def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | F
 
 
 def _misshapen(name: str, tensor: Tensor, found: Stored) -> Finding:
-    message = f"{name} has another shape or type than fits the checkpoint's"
+    message = f"{name} does not have the shape or type expected for the checkpoint's"
     return Finding(
         name, message, str(list(tensor.shape)), f"{list(found.shape)}, element type {found.element}"
     )
@@ -194,6 +194,6 @@ def _error(pair: _Pair, found: Compared) -> TensorError:
 
 
 def _finding(error: TensorError) -> Finding:
-    message = f"{error.name} holds other weights than the checkpoint's stored as {error.format}"
+    message = f"{error.name} differs from the checkpoint's weights stored as {error.format}"
     own, found = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
     return Finding(error.name, message, own, found)

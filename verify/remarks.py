@@ -16,11 +16,11 @@ def remarks(part: LogitsPart, vocabulary: int) -> tuple[str, ...]:
     said = []
     if figures.positions < FEW:
         where = "1 position was" if figures.positions == 1 else f"{figures.positions} positions were"
-        said.append(f"only {where} compared, too few to say much; give a longer text or more tokens")
+        said.append(f"only {where} compared, too few for a result; give a longer text or more tokens")
     if figures.perplexity_reference > vocabulary:
         said.append(
-            f"the checkpoint itself predicts this text worse than chance (perplexity "
-            f"{figures.perplexity_reference:,.0f} with {vocabulary:,} tokens): are its weights trained, "
-            f"and is the text of its language?"
+            "the checkpoint itself predicts this text worse than chance (perplexity "
+            f"{figures.perplexity_reference:,.0f} with {vocabulary:,} tokens): check that its weights "
+            "are trained and that the text is in its language"
         )
     return tuple(said)

@@ -43,7 +43,7 @@ def refuse_other_model(file: GgufFile, model: Model) -> None:
         if shape is None or shape == tensor.shape:
             continue
         if tensor.name == "token_embd.weight" and shape[1:] == tensor.shape[1:]:
-            embedding = f"the vocabulary has {shape[0]} rows, the checkpoint's {tensor.shape[0]}"
+            embedding = f"the vocabulary has {shape[0]} rows, but {tensor.shape[0]} in the checkpoint"
         else:
             misshapen.append(f"{tensor.name} is {_shape(shape)}, expected {_shape(tensor.shape)}")
     differences += [embedding] if embedding else []
@@ -55,9 +55,9 @@ def refuse_other_model(file: GgufFile, model: Model) -> None:
         differences.append(f"it has none of the checkpoint's tensors, but {len(found)} others ({first}, …)")
     if differences:
         raise InputError(
-            f"{file.path} is a file of another model than the checkpoint:\n"
+            f"{file.path} does not belong to this checkpoint:\n"
             + "\n".join(f"  {line}" for line in differences),
-            hint="give the checkpoint the file was made from with --against",
+            hint="pass the checkpoint the file was made from with --against",
         )
 
 
@@ -65,12 +65,12 @@ def _refuse_what_is_no_model(file: GgufFile) -> None:
     keys = file.header.metadata
     if keys.get("general.type", "model") != "model":
         raise InputError(
-            f"{file.path} holds a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
+            f"{file.path} is a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
             hint="give the GGUF file of the model itself",
         )
     if not file.header.tensors:
         raise InputError(
-            f"{file.path} holds no tensors, only metadata",
+            f"{file.path} contains no tensors, only metadata",
             hint="a vocabulary alone cannot be verified; give the whole model",
         )
 

@@ -24,10 +24,10 @@ _FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
 # What comes of a wrong id, for roles that do not end an answer.
 _HARM = {
     "bos": "texts would begin with the wrong token",
-    "unknown": "what has no token would be read as the wrong one",
-    "padding": "batches would be filled with the wrong token",
+    "unknown": "text without a token would be read as the wrong one",
+    "padding": "batches would be padded with the wrong token",
     "mask": "programs that fill gaps would look for the wrong token",
-    "seperator": "texts would be parted by the wrong token",
+    "seperator": "texts would be separated by the wrong token",
 }
 
 
@@ -39,7 +39,7 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
     findings = [
         Finding(
             fault.key,
-            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
             fault.expected,
             fault.found,
         )
@@ -62,14 +62,14 @@ def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
     if found.model != right.model and (found.model, found.pre, right.model) != (GEMMA4, right.pre, BPE):
         said = f"'{found.model}'" if PREFIX + "model" in metadata else "missing"
         message = (
-            f"the file's kind of tokenizer is {said}, the checkpoint's has to be {right.model!r}: llama.cpp "
-            "would cut every text by other rules"
+            f"the tokenizer model is {said} in the file, but must be {right.model!r} for this "
+            "checkpoint: llama.cpp would tokenize every text by other rules"
         )
         yield Finding(PREFIX + "model", message, right.model, said)
     elif found.pre != right.pre and right.model == BPE:
         message = (
-            f"the file names the pre-tokenizer {found.pre!r}, the conversion {right.pre!r}; whether it cuts "
-            "text alike is measured by the tokens part"
+            f"the pre-tokenizer is {found.pre!r} in the file, but {right.pre!r} in a conversion; the "
+            "tokens part shows whether they split text alike"
         )
         yield Finding(PREFIX + "pre", message, right.pre, found.pre, grave=False)
 
@@ -91,7 +91,7 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
     if right.model == found.model in (SPM, UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
         does = found.add_space_prefix
         message = (
-            "llama.cpp would put a space before every text, which this vocabulary is not made for"
+            "llama.cpp would put a space before every text, for which this vocabulary is not made"
             if does
             else "llama.cpp would put no space before a text, while the checkpoint's tokenizer does"
         )
@@ -99,7 +99,7 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
         yield Finding(key, message, str(right.add_space_prefix).lower(), str(does).lower())
     leading = metadata.get(LEADING_SPACE)
     if leading is not None and not isinstance(leading, bool):
-        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, where kconv run reads true or false"
+        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, but kconv run expects true or false"
         yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
 
 
@@ -110,17 +110,17 @@ def _unigram(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterato
     does, should = found.remove_extra_whitespaces, right.remove_extra_whitespaces
     if does != should:
         message = (
-            "llama.cpp would drop surplus spaces of a text; the checkpoint's tokenizer keeps them"
+            "llama.cpp would drop extra spaces in a text; the checkpoint's tokenizer keeps them"
             if does
-            else "llama.cpp would keep surplus spaces of a text; the checkpoint's tokenizer drops them"
+            else "llama.cpp would keep extra spaces in a text; the checkpoint's tokenizer drops them"
         )
         missing = _missing(metadata, "remove_extra_whitespaces")
         said = "missing (so false)" if missing else str(does).lower()
         yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), said)
     if found.charsmap != right.charsmap:
         message = (
-            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would bring text into "
-            "another form before cutting it"
+            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would "
+            "normalize text differently before tokenizing it"
         )
         meant, said = _octets(right.charsmap), _octets(found.charsmap)
         yield Finding(PREFIX + "precompiled_charsmap", message, meant, said)
@@ -150,7 +150,7 @@ def _said(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
     told = metadata.get(f"{PREFIX}{role}_token_id")
     if told is None:
         return "missing" if index is None else f"missing (so {text})"
-    return text if told == index else f"{told!r:.20}, which is no token (so {text})"
+    return text if told == index else f"{told!r:.20}, which is not a token (so {text})"
 
 
 def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
@@ -185,7 +185,7 @@ def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[F
         message = (
             f"generation would not stop at {token}, which ends answers of this model"
             if ends
-            else f"generation would stop at {token}, which ends no answer of this model"
+            else f"generation would stop at {token}, which does not end answers of this model"
         )
         key = f"{PREFIX}{role}_token_id"
         yield Finding(key, message, token if ends else "no end", "no end" if ends else token)
@@ -209,9 +209,9 @@ def _other_roles(
         both = not _missing(metadata, f"{role}_token_id") and role in expected.special
         ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
         said, meant = _said(metadata, found, role), _name(right, other)
-        harm = _HARM.get(role, "programs that use the role take another token")
+        harm = _HARM.get(role, "programs that use the role would use another token")
         message = (
-            f"the file names no token for the role {role}, the conversion {meant}"
+            f"the file has no token for the role {role}; a conversion writes {meant}"
             if one is None
             else f"{harm}: {role} is {said} instead of {meant}"
         )
@@ -235,13 +235,11 @@ def _template(found: Vocab, right: Vocab) -> Iterator[Finding]:
     if one == other:
         return
     if one is None:
-        message = "the file has no chat template, though there is one for the checkpoint"
+        message = "the file has no chat template, but the checkpoint has one"
     elif other is None:
-        message = "the file has a chat template, the checkpoint none"
+        message = "the file has a chat template, but the checkpoint has none"
     else:
-        message = (
-            "the file's chat template is not the checkpoint's: chats are put to the model in another form"
-        )
+        message = "the file's chat template is not the checkpoint's: chats reach the model in another format"
     yield Finding("tokenizer.chat_template", message, _beginning(other), _beginning(one), grave=False)
 
 

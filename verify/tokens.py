@@ -47,7 +47,7 @@ def check_tokens(
     findings = [
         Finding(
             fault.key,
-            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
             fault.expected,
             fault.found,
         )
@@ -85,7 +85,7 @@ def _fewer(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     if len(findings) <= _MOST:
         return tuple(findings)
     rest = findings[_MOST - 1 :]
-    message = f"{len(rest)} more entries of the vocabulary differ"
+    message = f"{len(rest)} more vocabulary entries differ"
     return (*findings[: _MOST - 1], Finding("tokens", message, grave=any(one.grave for one in rest)))
 
 
@@ -126,8 +126,8 @@ def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: 
     reason = explanation(parity, questions, source)
     expected, found, passage = _apart(parity.difference, source)
     message = (
-        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than the "
-        f"checkpoint's tokenizer, first in {shown_text(passage)}"
+        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than "
+        f"the checkpoint's tokenizer, the first being {shown_text(passage)}"
     )
     if reason:
         message = f"{message}; {reason}"

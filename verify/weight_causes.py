@@ -106,16 +106,16 @@ def _not_finite(case: _Case) -> Cause | None:
         return None
     return Cause(
         ("not finite",),
-        f"{count} weights of {{name}} are NaN or infinite, the checkpoint's are not",
-        "{count} tensors hold weights that are NaN or infinite where the checkpoint's are not: {names}",
+        f"{count} weights of {{name}} are NaN or infinite, but not in the checkpoint",
+        "{count} tensors have NaN or infinite weights that are finite in the checkpoint: {names}",
     )
 
 
 def _same_numbers(case: _Case) -> Cause | None:
     if case.found.own is None or case.found.different:
         return None
-    text = "the same numbers in other bytes, so kconv did not write them"
-    return Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
+    text = "the same numbers in other bytes, so they were not written by kconv"
+    return Cause(("same numbers",), f"{{name}} has {text}", f"{{count}} tensors have {text}: {{names}}")
 
 
 def _zeros(case: _Case) -> Cause | None:
@@ -140,7 +140,7 @@ def _not_permuted(case: _Case) -> Cause | None:
     raw = case.where.originals.get(case.pair.info.name)
     if raw is None or raw.shape != case.pair.info.shape or not case.matches(rows_of(raw, case.rows)):
         return None
-    why = "rows are in another order: attention heads not permuted as llama.cpp wants"
+    why = "rows are in another order: attention heads are not permuted as llama.cpp requires"
     return Cause(("order",), f"{{name}}: {why}", f"{{count}} tensors: {why} ({{names}})")
 
 
@@ -165,13 +165,13 @@ def _another_tensor(case: _Case) -> Cause | None:
     for tensor in _alternatives(case):
         if case.matches(rows_of(tensor, case.rows)):
             here, there = block_of(name), block_of(tensor.name)
-            one = f"{{name}} is {tensor.name} of the checkpoint"
+            one = f"{{name}} contains {tensor.name} of the checkpoint"
             if here == there:
                 return Cause(("another", name, tensor.name), one, one)
-            several = "{count} tensors hold the weights of others of the checkpoint: {names}"
+            several = "{count} tensors contain the weights of other tensors of the checkpoint: {names}"
             if here is not None and there is not None:
                 places = [f"layer {place}" if isinstance(place, int) else place for place in (here, there)]
-                several = f"{places[0]} holds weights of {places[1]} of the checkpoint: {{names}}"
+                several = f"{places[0]} contains the weights of {places[1]} of the checkpoint: {{names}}"
             return Cause(("another", here, there), one, several)
     return None
 
@@ -252,7 +252,7 @@ def _reordered(case: _Case) -> Cause | None:
         return _rows_cause(
             case.bad,
             f"is row {place} of the checkpoint",
-            f"are others of the checkpoint (row {row} is {place})",
+            f"are other rows of the checkpoint (row {row} is row {place})",
         )
     return Cause(
         ("reordered",),
@@ -280,11 +280,11 @@ def _unexplained(case: _Case) -> Cause:
         f"{found.different} of {found.weights} weights differ" if found.different else "differs throughout"
     )
     if not case.thorough:
-        return Cause(UNSEARCHED, "{name} differs, too", "{count} tensors differ as well: {names}")
+        return Cause(UNSEARCHED, "{name} also differs", "{count} tensors also differ: {names}")
     return Cause(
         UNEXPLAINED,
-        f"{{name}} is not the checkpoint's: {share} ({error}){first}",
-        "{count} tensors are not the checkpoint's, perhaps of another revision or a fine-tune: {names}",
+        f"{{name}} does not match the checkpoint: {share} ({error}){first}",
+        "{count} tensors do not match the checkpoint, perhaps from another revision or a fine-tune: {names}",
     )
 
 

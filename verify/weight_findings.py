@@ -39,7 +39,7 @@ def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compa
         first, second = places
         text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
         if isinstance(first, str):
-            text = f"{first} and {second} are in each other's place"
+            text = f"{first} and {second} are swapped"
         groups[key] = [(replace(cause, several=text), pair, found) for cause, pair, found in group]
 
 

@@ -86,7 +86,7 @@ def _paired(file: GgufFile, model: Model) -> tuple[list[Pair], list[Finding]]:
         if info is not None and info.shape == tensor.shape:
             pairs.append(Pair(info, tensor, file.format(info)))
         elif info is not None:
-            message = f"{tensor.name} is {list(info.shape)}, the checkpoint's {list(tensor.shape)}"
+            message = f"{tensor.name} is {list(info.shape)}, but {list(tensor.shape)} in the checkpoint"
             findings.append(Finding(tensor.name, message))
         elif not _dispensable(tensor, model):
             message = f"tensor {tensor.name} of the checkpoint is not in the file"
@@ -254,7 +254,7 @@ def _remarks(
         return []
     names = ", ".join(sorted({pair.format.display for pair in loose}))
     message = (
-        f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the format; "
-        "kconv does not encode it anew to tell more, which takes too long"
+        f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the "
+        "format; for a closer check kconv would have to encode it again, which takes too long"
     )
     return [Finding(loose[0].info.name, message, grave=False)]

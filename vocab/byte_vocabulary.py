@@ -86,12 +86,12 @@ def read_byte_vocabulary(checkpoint: Checkpoint, settings: TokenSettings) -> Sou
     if len(tokens) > rows:
         beyond = [text for text in tokens[rows:] if text is not None]
         tokens, added = tokens[:rows], [token for token in added if (token.id or 0) < rows]
-        message = f"{len(beyond)} tokens have no row in the embedding and are left out: {_ends(beyond)}"
+        message = f"{len(beyond)} tokens have no embedding row and are left out: {_ends(beyond)}"
         notes.append(Note("tokens-without-rows", message))
     if _class(checkpoint) != _CLASS:
         message = (
-            f"the folder names {quoted(_class(checkpoint))} but has no file for it, and {_ROWS} rows as ByT5 "
-            "has: read as a vocabulary of bytes"
+            f"the folder names {quoted(_class(checkpoint))} but has no file for it; with {_ROWS} "
+            "embedding rows as in ByT5, it is read as a byte vocabulary"
         )
         notes.append(Note("byte-vocabulary", message, warning=True))
     return _source(tokens, added, settings, tuple(notes))
@@ -109,7 +109,8 @@ def _tokens(
         added[index] = known.pop(index, AddedToken(settings.roles.get(role, text), index, **strips))
     if strange := [index for index in known if index < FIRST_ADDED]:
         raise VocabError(
-            f"{quoted(known[strange[0]].text)} shall have the id {strange[0]}, which is a byte's (3 to 258)"
+            f"{quoted(known[strange[0]].text)} is given the id {strange[0]}, which belongs to a byte "
+            "(3 to 258)"
         )
     added.update((index, token) for index, token in known.items() if index is not None)
     texts = {token.text for token in added.values()}
@@ -126,7 +127,7 @@ def _tokens(
     named = [text for text in tokens if text is not None]
     if len(set(named)) != len(named):
         twice = next(text for text in named if named.count(text) > 1)
-        raise VocabError(f"the token {quoted(twice)} stands twice in the byte vocabulary")
+        raise VocabError(f"the token {quoted(twice)} appears twice in the byte vocabulary")
     return tokens, [added[index] for index in sorted(added)]
 
 

@@ -45,7 +45,7 @@ def expected_model(
         rows = model.tensor(EMBEDDING).rows
     except KeyError as error:
         raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be fitted to it"
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
         ) from error
     found, _ = read_vocab(header.metadata)
     candidate = _candidate(source, found, header, manifest)
@@ -133,7 +133,7 @@ def _with_options(
 
 def _strange_option(name: str, value: object) -> InputError:
     return InputError(
-        f"the manifest says {name} {quoted(value)}, which this kconv does not know",
+        f"the manifest has {name} {quoted(value)}, which this version of kconv does not support",
         hint="use the version that made the file, or pass --ignore-manifest",
     )
 

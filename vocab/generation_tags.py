@@ -36,8 +36,8 @@ def without_generation_tags(vocab: Vocab, context: AdapterContext) -> tuple[Voca
     if replaced is None or replaced == template:
         return vocab, ()
     message = (
-        "the chat template marks what to train on with {% generation %}, a tag of transformers that other "
-        "programs refuse; {% if true %} is written in its place, which renders the same"
+        "the chat template marks training text with {% generation %}, a tag of transformers that "
+        "other programs reject; it is replaced by {% if true %}, which renders the same"
     )
     return replace(vocab, chat_template=replaced), (Note(NAME, message),)
 

@@ -43,7 +43,7 @@ def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tu
         turn = turn_end(vocab)
     except VocabError as error:
         turn = None
-        notes = (Note("chat-template", f"{error.message}; it is carried over unchanged", warning=True),)
+        notes = (Note("chat-template", f"{error.message}; it is copied unchanged", warning=True),)
     told, listed = (each.get("eos_token_id") for each in (context.generation_config, context.config))
     further = [
         each

@@ -80,7 +80,7 @@ class LlamaProbe:
     def _ids(self) -> array[int]:
         (size,) = struct.unpack("<I", self._child.receive(4))
         if size > _MOST_IDS:
-            raise ProbeFailure(f"llama.cpp gave {size} ids for a text")
+            raise ProbeFailure(f"llama.cpp returned {size} ids for a text")
         ids = array("i", bytes(self._child.receive(4 * size)))
         if sys.byteorder == "big":
             ids.byteswap()
@@ -89,10 +89,10 @@ class LlamaProbe:
 
 def _reason(refusal: ChildRefused) -> str:
     if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} for the vocabulary than kconv gives it"
+        how = f"llama.cpp needs more {refusal.limit} for the vocabulary than kconv allows"
     elif refusal.code == protocol.REFUSED:
         how = "llama.cpp refused the vocabulary"
     else:
-        how = "llama.cpp stopped at a check of its own over the vocabulary"
+        how = "llama.cpp failed an internal check while loading the vocabulary"
     telling = [line for line in refusal.words if any(word in line for word in _TELLING)]
-    return f"{how}: {' / '.join((telling or refusal.words[-1:])[-2:]) or 'it said nothing'}"
+    return f"{how}: {' / '.join((telling or refusal.words[-1:])[-2:]) or 'no message'}"

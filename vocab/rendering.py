@@ -54,7 +54,7 @@ def render_all(
     except ChildRefused as refusal:
         amount = f"{MAX_MEMORY >> 20} MiB of memory" if refusal.limit == "memory" else f"{SECONDS:g} seconds"
         raise TemplateLimit(
-            f"the chat template needs more than {amount}{'' if refusal.limit else ' or broke its process'}",
+            f"the chat template needs more than {amount}{'' if refusal.limit else ' or crashed its process'}",
             hint="convert with --chat-template and a template of your own, or with --chat-template none",
         ) from refusal
     if "error" in answer:

@@ -74,10 +74,12 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
             filled.append(f"{role} {shown(vocab, chosen)}")
     notes = []
     if stale:
-        message = f"stale ids in the configuration; the tokenizer's are written: {'; '.join(stale)}"
+        message = f"outdated ids in the configuration; the tokenizer's are written: {'; '.join(stale)}"
         notes.append(Note(NAME, message))
     if filled:
-        message = f"the tokenizer names no such token; taken from the configuration: {'; '.join(filled)}"
+        message = (
+            f"the tokenizer does not define this token; taken from the configuration: {'; '.join(filled)}"
+        )
         notes.append(Note(NAME, message))
     notes += [Note(NAME, message, warning=True) for message in (*warnings, *_dangers(vocab, special))]
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
@@ -146,12 +148,12 @@ def _sensible(
             good.append(ids[0])
         elif ids:
             problems.append(
-                f"{file} says {role} {shown(vocab, ids[0])}, which is no special token; it is not written"
+                f"{file} has {role} {shown(vocab, ids[0])}, which is not a special token; it is not written"
             )
     if len(set(good)) > 1:
         problems.append(
-            f"generation_config.json says {role} {shown(vocab, good[0])}, config.json "
-            f"{shown(vocab, good[1])}, the tokenizer nothing; the former is written"
+            f"generation_config.json has {role} {shown(vocab, good[0])}, config.json "
+            f"{shown(vocab, good[1])}, the tokenizer none; the first is written"
         )
     return (good[0] if good else None), problems
 
@@ -163,12 +165,10 @@ def _dangers(vocab: Vocab, special: Mapping[str, int]) -> list[str]:
     end = defaults.get("eos", -1)
     if "eos" not in special and 0 <= end < vocab.size:
         dangers.append(
-            f"no end-of-text token is named anywhere; llama.cpp will take {shown(vocab, end)} for it, and "
-            "answers may end there or nowhere"
+            f"no end-of-text token is defined anywhere; llama.cpp will use {shown(vocab, end)}, and "
+            "answers may end too early or never"
         )
     begin = defaults.get("bos", -1)
     if "bos" not in special and vocab.add_bos and 0 <= begin < vocab.size:
-        dangers.append(
-            f"BOS is to be added but none is named; llama.cpp will take {shown(vocab, begin)} for it"
-        )
+        dangers.append(f"BOS is to be added but none is defined; llama.cpp will use {shown(vocab, begin)}")
     return dangers

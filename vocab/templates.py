@@ -116,7 +116,7 @@ def resolve_template(name_or_path: str) -> str | None:
     path = Path(name_or_path)
     if not path.exists():
         raise UsageError(
-            f"there is no chat template {name_or_path!r}: neither a name nor a file",
+            f"unknown chat template {name_or_path!r}: neither a known name nor a file",
             hint=f"pass one of {', '.join(template_names())}, or the path of a Jinja file",
         )
     template = _read_template(path)
@@ -128,7 +128,7 @@ def _read_template(path: Path) -> str:
     try:
         file = InputFile(path)
         if file.size > MAX_TEMPLATE:
-            raise VocabError(f"{path}: {file.size} bytes, a chat template has at most {MAX_TEMPLATE}")
+            raise VocabError(f"{path}: {file.size} bytes, expected at most {MAX_TEMPLATE}")
         text = file.read(0, file.size).decode("utf-8")
     except CheckpointError as error:
         raise VocabError(f"chat template: {error.message}") from error
@@ -143,7 +143,7 @@ def check_template(template: str, where: str) -> None:
         render_all(template, [])
     except TemplateFailure as failure:
         raise VocabError(
-            f"{where}: {failure}, expected a Jinja chat template", hint="correct it, or pass another"
+            f"{where}: {failure}, expected a Jinja chat template", hint="correct it or pass another one"
         ) from failure
 
 

@@ -138,7 +138,7 @@ def _added(
         found[text] = _with_id(known, _token_id(value, f"added_tokens.json: {quoted(text)}"))
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise VocabError("tokenizer_config.json: added_tokens_decoder is no object")
+        raise VocabError("tokenizer_config.json: added_tokens_decoder is not an object")
     for key, value in decoder.items():
         where = f"tokenizer_config.json: added_tokens_decoder[{quoted(key)}]"
         token = _token(value, where, _token_id(key, where), special=False)

@@ -56,8 +56,8 @@ def _add_missing(
             )
         if known is None and token.id is not None and token.id in texts:
             raise VocabError(
-                f"{quoted(token.text)} shall have the id {token.id}, which is"
-                f" {quoted(texts[token.id])} in the tokenizer's vocabulary"
+                f"{quoted(token.text)} is given the id {token.id}, which is {quoted(texts[token.id])} "
+                "in the tokenizer's vocabulary"
             )
         flags = {name: getattr(token, name) for name in ("normalized", "lstrip", "rstrip", "single_word")}
         given = process.add(token.text, special=token.special, flags=flags)
@@ -138,7 +138,7 @@ def _bos_eos(
             notes.append(
                 Note(
                     "post-processor",
-                    f"the post-processor adds {texts} where {role} goes; not carried over",
+                    f"the post-processor adds {texts} in place of {role}; this is not copied",
                     True,
                 )
             )
@@ -147,8 +147,8 @@ def _bos_eos(
             notes.append(
                 Note(
                     f"add-{role}",
-                    f"tokenizer_config.json says add_{role}_token {str(told).lower()}, while the tokenizer"
-                    f" {does_text} {role.upper()} by itself; the former is written",
+                    f"tokenizer_config.json sets add_{role}_token {str(told).lower()}, while the tokenizer"
+                    f" {does_text} {role.upper()} by itself; the setting is written",
                 )
             )
         measured.append(does if told is None else told)

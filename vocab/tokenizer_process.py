@@ -32,7 +32,7 @@ _TRYING = 2.0
 _MOST_TEXTS, _MOST_CHARACTERS = 1000, 1 << 18  # in one request, but for a single long text
 _MOST_ANSWER = 1 << 29
 _MOST_THREADS = 8  # each reserves address space
-_HINT = "take the tokenizer files of the model this one was made from, unedited"
+_HINT = "use the original tokenizer files of the base model"
 
 Library = Literal["tokenizers", "sentencepiece"]
 
@@ -109,11 +109,11 @@ class TokenizerProcess:
         if refused:
             index, why = next(iter(refused.items()))
             raise TextsRefused(
-                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, first for"
-                f" {quoted(texts[index][:60])}: {why}",
+                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, the first "
+                f"being {quoted(texts[index][:60])}: {why}",
                 list(refused),
                 found,
-                hint="a tokenizer without an unknown token reads only characters it has",
+                hint="a tokenizer without an unknown token only accepts characters in its vocabulary",
             )
         return found
 
@@ -158,7 +158,7 @@ class TokenizerProcess:
         _send(self._child, request, data)
         sizes = struct.unpack("<II", self._child.receive(8))
         if max(sizes) > _MOST_ANSWER + 8 * len(data):
-            made = f"the {self._library} library makes {sum(sizes)} bytes of {len(data)}"
+            made = f"the {self._library} library turns {len(data)} bytes into {sum(sizes)}"
             raise VocabError(f"{self.where}: {made}", hint=_HINT)
         told = json.loads(self._child.receive(sizes[0]))
         return told, bytes(self._child.receive(sizes[1]))
@@ -166,8 +166,8 @@ class TokenizerProcess:
     def _refused(
         self, refusal: ChildRefused, request: Mapping[str, Any], data: bytes, texts: Sequence[str]
     ) -> VocabError:
-        said = refusal.words[-1] if refusal.words else "it ended without a word"
-        what = f"{self.where} is refused by the {self._library} library: {said}"
+        said = refusal.words[-1] if refusal.words else "it exited without a message"
+        what = f"{self.where} is rejected by the {self._library} library: {said}"
         if refusal.limit is not None:
             limits = _limits(request, data)
             given = f"{limits['seconds']:.0f} s of processor time"

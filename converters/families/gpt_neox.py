@@ -90,8 +90,8 @@ def _facts(settings: Settings) -> NeoxFacts:
         )
     if settings.flag("tie_word_embeddings"):
         raise UnsupportedModel(
-            f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX has a head of its own",
-            hint="compare the file with the one the model was published with",
+            f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX model has an lm_head of its own",
+            hint="compare the file with the published one",
         )
     return NeoxFacts(
         where=settings.where,
@@ -140,7 +140,7 @@ def _keys(facts: NeoxFacts) -> dict[str, MetadataValue]:
 
 
 def _limits_of_llama_cpp(facts: NeoxFacts) -> None:
-    refuse_other_activations(facts, GELU | TANH_GELU, "gptneox graph computes GELU only")
+    refuse_other_activations(facts, GELU | TANH_GELU, "gptneox graph supports only GELU")
     refuse_divided_frequencies(facts, "gptneox")
 
 
@@ -148,8 +148,8 @@ def _remarks_on_llama_cpp(facts: NeoxFacts) -> tuple[Note, ...]:
     if facts.activation not in GELU:
         return ()
     message = (
-        "the model's GELU is the exact one, llama.cpp's the tanh approximation; the difference is far below "
-        "what quantizing costs, and the proof shows it"
+        "the model uses the exact GELU, llama.cpp the tanh approximation; the difference is far "
+        "smaller than the loss of quantization, and the proof measures it"
     )
     return (Note("gelu", message),)
 

@@ -135,7 +135,7 @@ def _flags(facts: GptjFacts, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _limits_of_llama_cpp(facts: GptjFacts) -> None:
-    graph = "phi2 graph, which GPT-J runs as, computes GELU in its tanh form (gelu_new) only"
+    graph = "phi2 graph, which GPT-J runs as, supports only the tanh form of GELU (gelu_new)"
     refuse_other_activations(facts, TANH_GELU, graph, "activation_function")
 
 

@@ -121,7 +121,7 @@ LLAMA = Family(
     keys=decoder_keys,
     rows=ROWS,
     limits={
-        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph computes silu only"),
+        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph supports only silu"),
         "ONNX": refuse_activations_onnx_lacks,
     },
     reference=InTransformers("LlamaForCausalLM"),

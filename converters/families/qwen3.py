@@ -90,8 +90,8 @@ def refuse_attention_bias(settings: Settings) -> None:
     """Raise UnsupportedModel for biases neither the graphs nor any published Qwen3 have."""
     if settings.flag("attention_bias"):
         raise UnsupportedModel(
-            f"{settings.where}: attention_bias is true; no published Qwen3 has these biases, and kconv does "
-            "not know them",
+            f"{settings.where}: attention_bias is true; kconv does not support these biases, which no "
+            "published Qwen3 has",
             hint="open an issue with the model's name if you need it",
         )
 
@@ -100,8 +100,8 @@ def _refuse_window(facts: Qwen3Facts) -> None:
     """Raise UnsupportedModel where layers see a part of the text only, which the graphs do not compute."""
     if facts.window is not None:
         raise UnsupportedModel(
-            f"{facts.where}: use_sliding_window with a window of {facts.window} tokens; the qwen3 graphs let "
-            "every layer see the whole text",
+            f"{facts.where}: use_sliding_window with a window of {facts.window} tokens; in the qwen3 "
+            "graphs every layer attends to the whole text",
             hint="set use_sliding_window to false if texts stay within the window",
         )
 
@@ -109,7 +109,7 @@ def _refuse_window(facts: Qwen3Facts) -> None:
 def limits_of_llama_cpp(facts: Qwen3Facts) -> None:
     """Raises UnsupportedModel for what the graphs qwen3 and qwen3moe do not compute."""
     _refuse_window(facts)
-    refuse_other_activations(facts, SILU, "qwen3 graphs compute silu only")
+    refuse_other_activations(facts, SILU, "qwen3 graphs support only silu")
     refuse_divided_frequencies(facts, "qwen3")
 
 

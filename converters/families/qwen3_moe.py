@@ -73,7 +73,7 @@ def _refuse_dense_layers(settings: Settings) -> None:
     if dense or step != 1:
         raise UnsupportedModel(
             f"{settings.where}: mlp_only_layers is {quoted(dense)} and decoder_sparse_step {step}; "
-            "llama.cpp's qwen3moe graph has experts in every layer",
+            "llama.cpp's qwen3moe graph expects experts in every layer",
             hint="open an issue with the model's name if you need it",
         )
 
@@ -82,9 +82,9 @@ def _limits_of_llama_cpp(facts: Qwen3MoeFacts) -> None:
     limits_of_llama_cpp(facts)
     if not facts.normed:
         raise UnsupportedModel(
-            f"{facts.where}: norm_topk_prob is false; llama.cpp's qwen3moe graph makes the weights of the "
-            "experts chosen add up to 1",
-            hint="compare config.json with the one the model was published with: every Qwen3-MoE says true",
+            f"{facts.where}: norm_topk_prob is false; llama.cpp's qwen3moe graph normalizes the "
+            "weights of the chosen experts to sum to 1",
+            hint="compare config.json with the published one: it is true in every Qwen3-MoE",
         )
 
 

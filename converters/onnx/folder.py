@@ -98,7 +98,7 @@ def parse_layout(text: str) -> Layout:
     """The layout of that name, case ignored. Raises UsageError naming all."""
     layout = LAYOUTS.get(text.strip().lower())
     if layout is None:
-        raise UsageError(f"there is no layout {text!r}", hint=nearest(text, list(LAYOUTS)))
+        raise UsageError(f"unknown layout {text!r}", hint=nearest(text, list(LAYOUTS)))
     return layout
 
 
@@ -148,8 +148,8 @@ def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
     for name in found:
         where = quoted(os.path.realpath(checkpoint.folder / name))
         message = (
-            f"{name} is left out: it is a link to {where}, which is no file of the checkpoint's; put a copy "
-            "in its place, if you know who made the folder and why"
+            f"{name} is left out: it is a link to {where}, which is not a file of this checkpoint; if "
+            "you trust its origin, replace the link by a copy"
         )
         notes.append(Note("foreign-link", message, warning=True))
     return set(found)

@@ -53,7 +53,7 @@ def configurations(
     if front is not None:
         made[front.onnx_file] = as_json(config)
         changed |= front.onnx_config
-        message = f"config.json says T5, since the graphs run as one; see {front.onnx_file}"
+        message = f"config.json declares T5, since the graphs run as one; see {front.onnx_file}"
         notes.append(Note("gbst-config", message))
     made[CONFIG] = as_json(changed)
     if changed == config:
@@ -69,7 +69,7 @@ def _without_code(settings: Mapping[str, Any], notes: list[Note]) -> dict[str, A
     """Without ``auto_map``: code of the checkpoint's own, which is not copied and not needed."""
     if "auto_map" in settings:
         notes.append(
-            Note("custom-code", "auto_map is left out: the folder needs no code of the checkpoint's own")
+            Note("custom-code", "auto_map is left out: the folder does not need the checkpoint's own code")
         )
     return {key: value for key, value in settings.items() if key != "auto_map"}
 
@@ -107,12 +107,16 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
         changed |= _byte_settings(changed, source)
         notes.append(
             Note(
-                "byte-tokenizer", "tokenizer.json is made for the vocabulary of bytes, equal to ByT5Tokenizer"
+                "byte-tokenizer",
+                (
+                    "tokenizer.json was created for the byte vocabulary and gives the same ids as "
+                    "ByT5Tokenizer"
+                ),
             )
         )
     elif not checkpoint.has("tokenizer.json") and checkpoint.has("merges.txt"):
         made["tokenizer.json"] = gpt2_tokenizer_json(source).encode()
-        notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
+        notes.append(Note("made-tokenizer", "tokenizer.json was created from vocab.json and merges.txt"))
     elif not checkpoint.has("tokenizer.json"):
         made |= _of_sentencepiece(source, notes)
     if changed.get("tokenizer_class") == "PreTrainedTokenizerFast":
@@ -130,11 +134,13 @@ def _of_sentencepiece(source: Source, notes: list[Note]) -> Contents:
     text, model = sentencepiece_tokenizer_json(source), source.description.files[0]
     apart = difference(text, source)
     if apart is None:
-        notes.append(Note("made-tokenizer", f"tokenizer.json is made of {model} and gives the same ids"))
+        notes.append(
+            Note("made-tokenizer", (f"tokenizer.json was created from {model} and gives the same ids"))
+        )
         return {"tokenizer.json": text.encode()}
     message = (
-        f"no tokenizer.json is made of {model}, since it would give {apart}; what reads nothing else, as "
-        "Transformers.js, cannot load this folder's tokenizer"
+        f"no tokenizer.json was created from {model}, since it would give {apart}; programs that read "
+        "nothing else, such as Transformers.js, cannot load this folder's tokenizer"
     )
     notes.append(Note("no-tokenizer-json", message, warning=True))
     return {}

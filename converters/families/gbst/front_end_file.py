@@ -28,7 +28,7 @@ from .tensors import ARCH, TABLE, VERSION, file_shapes, fingerprint, settings_ke
 
 _MOST_BYTES = 1 << 30  # of weights; published front ends have some 12 MB
 _MOST_LOOKED_AT = 100  # files beside a body
-_AGAIN = "convert the checkpoint again; it writes body and front end together"
+_AGAIN = "convert the checkpoint again; this writes body and front end together"
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_front_end(path: Path) -> GbstFile:
     weights = _read_weights(path, header)
     found = fingerprint(settings, weights)
     if header.metadata.get(f"{ARCH}.fingerprint") != found:
-        raise GgufError(f"{path}: the weights do not have the fingerprint the file says", hint=_AGAIN)
+        raise GgufError(f"{path}: the weights do not match the fingerprint in the file", hint=_AGAIN)
     try:
         made = front_end(settings, weights)
         return GbstFile(path, found, settings.factor, lambda ids: embed(made, ids).values, made)
@@ -90,14 +90,14 @@ def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | Non
     found = read_front_end(_beside(body, wanted) if chosen is None else chosen)
     if found.fingerprint != wanted:
         raise GgufError(
-            f"{found.path} is the front end of another model than {body}: its fingerprint is "
+            f"{found.path} is the front end of another model, not of {body}: its fingerprint is "
             f"{found.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
-            hint="give the file the conversion wrote beside the body; or " + _AGAIN,
+            hint="give the file written next to the body at conversion; or " + _AGAIN,
         )
     width = metadata.get("t5.embedding_length")
     if found.front_end.settings.width != width:
         raise GgufError(
-            f"{found.path} gives embeddings of width {found.front_end.settings.width}, {body} takes "
+            f"{found.path} produces embeddings of width {found.front_end.settings.width}, but {body} expects "
             f"{quoted(width)}",
             hint=_AGAIN,
         )
@@ -118,21 +118,21 @@ def _beside(body: Path, wanted: str) -> Path:
             others.append(f"{path.name} belongs to another model")
     seen = "; ".join(others) or f"there is no front end {ARCH}-*.gguf"
     raise GgufError(
-        f"{body} is the body of a GBST model and needs its front end, which is not beside it: {seen}",
-        hint=f"put the {ARCH}-….gguf the conversion wrote beside it, or name it with --front-end",
+        f"{body} is the body of a GBST model and needs its front end, which was not found: {seen}",
+        hint=f"put the {ARCH}-….gguf written at conversion next to it, or pass it with --front-end",
     )
 
 
 def _settings(path: Path, header: GgufHeader) -> GbstSettings:
     if header.arch != ARCH:
         raise GgufError(
-            f"{path} is of architecture {quoted(header.arch)}, expected the front end of a GBST model",
-            hint=f"give the {ARCH}-….gguf the conversion wrote beside the body",
+            f"{path} has architecture {quoted(header.arch)}, expected the front end of a GBST model",
+            hint=f"give the {ARCH}-….gguf written next to the body at conversion",
         )
     values = {key.removeprefix(f"{ARCH}."): value for key, value in header.metadata.items()}
     if values.get("version") != VERSION:
         raise GgufError(
-            f"{path} is version {quoted(values.get('version'))} of a GBST front end, this kconv reads "
+            f"{path} is version {quoted(values.get('version'))} of a GBST front end, but this kconv reads "
             f"{VERSION}",
             hint="install a newer kconv, or convert again with this one",
         )
@@ -188,8 +188,8 @@ def _check_tensors(path: Path, settings: GbstSettings, header: GgufHeader) -> No
             raise GgufError(f"{path}: tensor {name} {list(shape)} is missing", hint=_AGAIN)
         if info.shape != shape or info.ggml_type != F32.ggml_type:
             raise GgufError(
-                f"{path}: tensor {name} is {list(info.shape)} of ggml type {info.ggml_type}, the file's keys "
-                f"make it {list(shape)} of type {F32.ggml_type} (f32)",
+                f"{path}: tensor {name} is {list(info.shape)} of ggml type {info.ggml_type}, but by "
+                f"the file's keys it should be {list(shape)} of type {F32.ggml_type} (f32)",
                 hint=_AGAIN,
             )
     if len(found) > len(expected):
@@ -212,7 +212,9 @@ def _read(path: Path, file: BinaryIO, header: GgufHeader, info: TensorInfo) -> F
     values = np.empty(info.shape, "<f4")
     file.seek(header.data_offset + info.offset)
     if file.readinto(values.reshape(-1).view(np.uint8).data) != info.nbytes:  # type: ignore[attr-defined]
-        raise GgufError(f"{path}: ends within tensor {info.name}; it was longer before", hint=_AGAIN)
+        raise GgufError(
+            f"{path}: ends within tensor {info.name}; it was longer when it was opened", hint=_AGAIN
+        )
     if not np.isfinite(values).all():
         raise GgufError(f"{path}: tensor {info.name} has weights that are NaN or infinite", hint=_AGAIN)
     return values.astype(np.float32, copy=False)

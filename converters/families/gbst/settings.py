@@ -113,7 +113,7 @@ def _read_blocks(config: Settings) -> tuple[int, ...]:
             raise CheckpointError(
                 f"{config.where}: subword_blocks is {quoted(listed)} and max_subword_block_size {largest}; "
                 "expected one of the two, the other null",
-                hint="compare the file with the one the model was published with",
+                hint="compare the file with the published one",
             )
         if largest > MOST_BLOCKS:
             raise config.refuse("max_subword_block_size", largest, f"at most {MOST_BLOCKS}")
@@ -140,10 +140,10 @@ def _check_period(settings: GbstSettings, where: str) -> None:
     """Refuse blocks that meet again only after so many positions that no memory would do."""
     if settings.period > LARGEST_PERIOD:
         raise CheckpointError(
-            f"{where}: blocks {settings.blocks} and factor {settings.factor} begin together only every "
+            f"{where}: blocks {settings.blocks} and factor {settings.factor} coincide only every "
             f"{settings.period} positions, to which every text would be padded; at most {LARGEST_PERIOD} "
             "are supported",
-            hint="compare the file with the one the model was published with",
+            hint="compare the file with the published one",
         )
 
 
@@ -160,13 +160,14 @@ def _norm(config: Settings, tensors: Mapping[str, Tensor]) -> bool:
     said = config.flag("gbst_batchnorm")
     if found and not said:
         raise CheckpointError(
-            f"{config.where}: gbst_batchnorm is false, but there is the tensor {quoted(found[0])} of a batch "
-            "norm",
+            f"{config.where}: gbst_batchnorm is false, but the checkpoint has the tensor "
+            f"{quoted(found[0])} of a batch norm",
             hint=_HINT,
         )
     if said and not found:
         raise CheckpointError(
-            f"{config.where}: gbst_batchnorm is true, but there is no tensor {NORM}weight", hint=_HINT
+            f"{config.where}: gbst_batchnorm is true, but the checkpoint has no tensor {NORM}weight",
+            hint=_HINT,
         )
     return said
 
@@ -178,8 +179,8 @@ def _check_kernel(settings: GbstSettings, config: Settings, tensors: Mapping[str
     _, inputs, kernel = tensor.shape
     if inputs != 1:
         raise CheckpointError(
-            f"{config.where}: {tensor.name} is {list(tensor.shape)}: each channel sees {inputs} others; "
-            f"expected a depth-wise convolution, [{settings.width}, 1, {settings.kernel}]",
+            f"{config.where}: {tensor.name} is {list(tensor.shape)}: each channel has {inputs} "
+            f"inputs; expected a depth-wise convolution, [{settings.width}, 1, {settings.kernel}]",
             hint=_HINT,
         )
     if kernel != settings.kernel:
@@ -206,6 +207,6 @@ def _check_shape(
     if held.shape != shape:
         raise CheckpointError(
             f"{config.where}: d_model {settings.width}, vocab_size {settings.rows} and blocks "
-            f"{list(settings.blocks)} make {name} {list(shape)}, but it is {list(held.shape)}",
+            f"{list(settings.blocks)} imply {name} {list(shape)}, but it is {list(held.shape)}",
             hint=_HINT,
         )

@@ -157,6 +157,7 @@ def _refuse_two_embeddings(checkpoint: Checkpoint) -> None:
         other = checkpoint.tensors.get(name)
         if other is not None and other is not own and not same_weights(own, other):
             raise CheckpointError(
-                f"{checkpoint.folder}: {own.name} differs from {name}; in GBST-KEByT5 they are one matrix",
-                hint="check which of them the model was trained with and remove the other",
+                f"{checkpoint.folder}: {own.name} differs from {name}; in GBST-KEByT5 they are the "
+                "same matrix",
+                hint="find out which one the model was trained with and remove the other",
             )
