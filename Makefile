@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	@for room in core vocab quant converters reference runtimes verify flows report cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
-demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, let it write: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
+demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, generate text: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5
 	@$(BIN)/python tools/demo.py demo $(FAMILY)
 
 # Files of tests side by side; JOBS=1 one after the other, TESTS="-k gbst" or a file some of them.
@@ -49,7 +49,7 @@ lint: setup ## ruff, mypy --strict
 
 check: lint test ## ruff, mypy --strict and the tests
 
-bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, tokens a second of ONNX folders
+bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, tokens per second of ONNX folders
 	$(BIN)/python bench/bench.py
 	$(BIN)/python bench/every_type.py
 	$(BIN)/python bench/kernels.py

@@ -27,7 +27,7 @@ from memory import Run, measure
 from bench import KCONV, checked, remove
 from kconv.core.gguf_file import GgufHeader, read_header
 from kconv.flows.plan import plan
-from kconv.quant.imatrix_file import Activations, write_activations
+from kconv.quant.imatrix_file import ActivationSums, write_imatrix
 from kconv.quant.policy import POLICIES
 
 TOGETHER = ("q8_0", "q5_0", "q4_0", "q6_K")
@@ -120,8 +120,8 @@ def main() -> int:
     together = one_read(sources[False].checkpoint)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    told = {"types": [asdict(row) for row in rows], "together": together}
-    (results / "every_type.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    report = {"types": [asdict(row) for row in rows], "together": together}
+    (results / "every_type.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return 0 if all(row.equal for row in rows) else 1
 
 
@@ -137,7 +137,7 @@ def prepared(shape: material.Shape) -> Source:
     arrays, imatrix = f16.with_suffix(".npz"), f16.with_suffix(".imatrix.gguf")
     np.savez(arrays, **ones)  # type: ignore[arg-type]
     counts = {name: np.ones(1, np.int64) for name in ones}
-    write_activations(imatrix, Activations(ones, counts, ("ones",), 1, 1), force=True)
+    write_imatrix(imatrix, ActivationSums(ones, counts, ("ones",), 1, 1), force=True)
     return Source(
         checkpoint,
         f16,
@@ -191,13 +191,13 @@ def watched(command: Sequence[str]) -> Run:
 def same_tensors(one: Path, other: Path) -> bool:
     """Whether two files hold the same tensors with the same bytes, in whatever order."""
     first, second = read_header(one), read_header(other)
-    held = {info.name: info for info in second.tensors}
-    if {info.name for info in first.tensors} != set(held):
+    tensors = {info.name: info for info in second.tensors}
+    if {info.name for info in first.tensors} != set(tensors):
         return False
     data, others = np.memmap(one, np.uint8, "r"), np.memmap(other, np.uint8, "r")
     for info in first.tensors:
         mine, its = place(first, info.name), place(second, info.name)
-        if info.ggml_type != held[info.name].ggml_type or not np.array_equal(data[mine], others[its]):
+        if info.ggml_type != tensors[info.name].ggml_type or not np.array_equal(data[mine], others[its]):
             return False
     return True
 

@@ -127,11 +127,11 @@ def main() -> int:
     shutil.rmtree(out)
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    told = {
+    report = {
         "made": {name: asdict(cost) for name, cost in costs.items()},
         "ran": {name: asdict(each) for name, each in speeds.items()},
     }
-    (results / "onnx_folders.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    (results / "onnx_folders.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     return 0
 
 
@@ -191,10 +191,10 @@ def speed(name: str, command: Sequence[str], repeat: int) -> Speed:
     command = [*command, str(PROMPT), str(MORE)]
     runs = [json.loads(checked(command).stdout) for _ in range(repeat)]
     prompt, answer = (statistics.median(seconds) for seconds in zip(*runs, strict=True))
-    found = Speed(PROMPT / prompt, MORE / answer, checked(command, watched=True).peak_private)
-    cells = f"{found.prompt:.1f} | {found.answer:.1f} | {found.peak_private / 2**20:.0f}"
+    measured = Speed(PROMPT / prompt, MORE / answer, checked(command, watched=True).peak_private)
+    cells = f"{measured.prompt:.1f} | {measured.answer:.1f} | {measured.peak_private / 2**20:.0f}"
     print(f"| {name} | {cells} |", flush=True)
-    return found
+    return measured
 
 
 if __name__ == "__main__":

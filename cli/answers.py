@@ -52,11 +52,11 @@ def show_answer(answer: Answer, *, as_json: bool, verbose: bool) -> None:
         click.echo()
     left = [mask_name(fill.mask) for fill in answer.fills or () if fill.text is None]
     if left:
-        say(f"kconv: warning: the model put nothing in place of {', '.join(left)}", err=True)
-    _tell(answer, verbose=verbose)
+        say(f"kconv: warning: the model filled in nothing for {', '.join(left)}", err=True)
+    _print_summary(answer, verbose=verbose)
 
 
-def _tell(answer: Answer, *, verbose: bool) -> None:
+def _print_summary(answer: Answer, *, verbose: bool) -> None:
     """What matters beside the text: that it was cut off where an end was to be expected, and the speed."""
     prompt = len(answer.prompt_ids)
     if answer.stop_reason == "length" and (answer.chat or answer.fills is not None):

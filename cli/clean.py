@@ -14,7 +14,7 @@ import click
 from ..core.errors import EnvironmentProblem, UsageError
 from .console import emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
-from .progress import in_words
+from .progress import leftovers_text
 
 if TYPE_CHECKING:
     from ..core.leftovers import Leftover
@@ -28,12 +28,12 @@ Examples:
 
 _REMARKS = {
     "left": "",
-    "in use": "in use by a run that goes on",
-    "unknown": "no lock tells, and changed within a day; not removed",
+    "in use": "in use by a run that is still going",
+    "unknown": "changed within the last day, and no lock shows whether it is in use; not removed",
 }
 
 
-@click.command("clean", short_help="Remove what killed runs have left.", epilog=EXAMPLES)
+@click.command("clean", short_help="Remove the unfinished files of killed runs.", epilog=EXAMPLES)
 @click.argument("folders", type=PATH, nargs=-1, metavar="[FOLDER]...")
 @click.option("--yes", is_flag=True, help="Remove without asking.")
 @json_option
@@ -41,17 +41,17 @@ _REMARKS = {
 def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) -> None:
     """Show and remove the unfinished files that runs of kconv have left in each FOLDER.
 
-    Runs that were killed, or that a power cut ended, leave hidden files (.NAME.kconv-....partial) and, in
-    TMPDIR, folders. TMPDIR is always looked at; the default FOLDER is the one you are in. What a run is
-    still at work on is never touched, nor is anything with another name. The next run that writes to a
-    folder does the same there by itself.
+    Runs that were killed or ended by a power cut leave hidden files (.NAME.kconv-....partial) and folders
+    in TMPDIR. TMPDIR is always searched; the default FOLDER is the current one. Files that a run is still
+    using are never touched, nor is anything with another name. The next run that writes to a folder cleans
+    it in the same way.
     """
     from ..core.leftovers import remove, take_back
 
-    found = _found(folders or (Path(),))
-    left = [each for each in found if each.state == "left"]
+    leftovers = _all_leftovers(folders or (Path(),))
+    left = [each for each in leftovers if each.state == "left"]
     if not as_json:
-        _show(found)
+        _show(leftovers)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
         for folder in dict.fromkeys(each.path.parent for each in left):
@@ -66,12 +66,12 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
                 ) from error
             removed += [gone] if gone is not None else []
     if as_json:
-        emit_json(_told(found, removed))
+        emit_json(_as_json(leftovers, removed))
     elif removed:
-        say(f"removed {in_words(removed)}")
+        say(f"removed {leftovers_text(removed)}")
 
 
-def _found(folders: Iterable[Path]) -> list[Leftover]:
+def _all_leftovers(folders: Iterable[Path]) -> list[Leftover]:
     """What lies in these folders and in TMPDIR, each folder once."""
     from ..core.leftovers import find_leftovers
 
@@ -88,28 +88,28 @@ def _found(folders: Iterable[Path]) -> list[Leftover]:
     return list(found.values())
 
 
-def _show(found: Sequence[Leftover]) -> None:
-    if not found:
-        say("nothing of runs that were killed")
+def _show(leftovers: Sequence[Leftover]) -> None:
+    if not leftovers:
+        say("nothing left by killed runs")
         return
-    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in found]
+    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in leftovers]
     say(table(rows, right=(1,)))
 
 
 def _agreed(left: Sequence[Leftover]) -> bool:
     if not sys.stdin.isatty():
-        say(f"{in_words(left)} of runs that were killed; --yes removes them")
+        say(f"{leftovers_text(left)} left by killed runs; --yes removes them")
         return False
-    return click.confirm(f"Remove {printable(in_words(left))}?")
+    return click.confirm(f"Remove {printable(leftovers_text(left))}?")
 
 
-def _told(found: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
+def _as_json(leftovers: Sequence[Leftover], removed: Sequence[Leftover]) -> dict[str, object]:
     gone = {each.path for each in removed}
     return {
         "leftovers": [
             {"path": str(each.path), "bytes": each.bytes, "state": each.state, "removed": each.path in gone}
-            for each in found
+            for each in leftovers
         ],
-        "bytes": sum(each.bytes for each in found if each.state == "left"),
+        "bytes": sum(each.bytes for each in leftovers if each.state == "left"),
         "bytes_removed": sum(each.bytes for each in removed),
     }

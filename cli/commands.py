@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command is answered with those there are."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"no command {args[0]!r}; there are: {', '.join(COMMANDS)}", ctx)
+            raise click.UsageError(f"unknown command {args[0]!r}; commands are: {', '.join(COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -91,23 +91,23 @@ permission), 70 a bug in kconv, 130 interrupted.
     is_eager=True,
     expose_value=False,
     callback=_show_version,
-    help="Show the versions of kconv and of what it builds on, and exit.",
+    help="Show the versions of kconv and its main dependencies, and exit.",
 )
 @click.pass_context
 def cli(ctx: click.Context) -> None:
-    """Turn Korean language-model checkpoints into GGUF and ONNX files, and prove that they say the same."""
+    """Convert Korean language-model checkpoints to GGUF and ONNX, and prove that the files match them."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
-        raise click.UsageError(f"no command given; there are: {', '.join(COMMANDS)}", ctx)
-    from .progress import tell_removals
+        raise click.UsageError(f"no command given; commands are: {', '.join(COMMANDS)}", ctx)
+    from .progress import announce_removals
     from .shortage import check_address_space
 
     check_address_space()
-    tell_removals()
+    announce_removals()
 
 
 def _open_closed_streams() -> None:
-    """Give streams that were closed (``2>&-``) to nobody.
+    """Point streams that were closed (``2>&-``) at /dev/null.
 
     Else the next file opened, maybe the one being written, gets their number and what libraries print there;
     and ``print`` without a standard error writes between the JSON.

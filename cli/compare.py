@@ -36,7 +36,7 @@ Examples:
 
 @click.command("compare", short_help="Measure several types of a checkpoint side by side.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=PATH)
-@types_option("none: name two or more")
+@types_option("none; give at least two")
 @conversion_options
 @click.option(
     "--text",
@@ -44,19 +44,19 @@ Examples:
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="Text to measure on, in UTF-8, not one the importance data come from. Repeatable.  [default: some "
-    "thousand tokens of built-in Korean and English]",
+    help="UTF-8 text to measure on; use other text than for the importance data. Repeatable.  [default: a "
+    "few thousand tokens of built-in Korean and English]",
 )
-@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
-@click.option("--keep", is_flag=True, help="Keep the files that were made, and their manifests.")
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Use at most N tokens of each text.")
+@click.option("--keep", is_flag=True, help="Keep the files and their manifests.")
 @click.option(
     "-o",
     "--output",
     type=PATH,
     metavar="FOLDER",
-    help="Where the files are made, for the time being or to be kept.  [default: this folder]",
+    help="Folder for the files, temporary or kept.  [default: this folder]",
 )
-@click.option("--report", type=PATH, metavar="FILE.html", help="Write table and plot as one HTML file.")
+@click.option("--report", type=PATH, metavar="FILE.html", help="Write the table and a plot to an HTML file.")
 @threads_option
 @force_option
 @json_option
@@ -77,10 +77,10 @@ def command(
 ) -> None:
     """Make several types of CHECKPOINT and measure what each of them loses.
 
-    All files are written from one read of the checkpoint, and their predictions on the same text are held
-    against those of the checkpoint in fp32, which is read once: mean divergence, how often both would say the
-    same token, perplexity. The files are removed again unless they are to be kept. A type beyond its gate is
-    a result like any other; the exit code is 1 where a file gave no logits, 4 where that was not its fault.
+    All files are written in one read of the checkpoint. Their predictions on the same text are compared
+    with those of the checkpoint in fp32: mean divergence, how often both predict the same token, perplexity.
+    The files are removed afterwards unless --keep is given. A type that exceeds its gate is a result like any
+    other; the exit code is 1 if a file gave no logits, 4 if that was not the file's fault.
     """
     if report is not None:
         refuse_report(report, force=force)
@@ -91,7 +91,7 @@ def command(
 
     read = read_texts(texts) if texts else None
     with shown_progress() as progress:
-        found = compare(
+        comparison = compare(
             checkpoint,
             output,
             options=asked(types, options),
@@ -104,32 +104,32 @@ def command(
             announce=announce,
         )
     if not as_json:
-        _tell(found)
+        _print_summary(comparison)
     if report is not None:
         from ..report.comparison import write_comparison
 
         with naming_the_report():
-            write_comparison(found, report, force=force)
+            write_comparison(comparison, report, force=force)
     if as_json:
-        emit_json({**found.to_json(), "report": None if report is None else str(report)})
+        emit_json({**comparison.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
-    without = [each for each in found.types if each.figures is None]
+    without = [each for each in comparison.types if each.figures is None]
     end_unproven((each.proof.verdict, f"{each.type}: {each.proof.cause}") for each in without)
 
 
-def _tell(found: Comparison) -> None:
-    say(f"{found.source}: {found.arch}, {count_text(found.parameters)} weights")
-    say_notes(found.notes)
+def _print_summary(comparison: Comparison) -> None:
+    say(f"{comparison.source}: {comparison.arch}, {count_text(comparison.parameters)} weights")
+    say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
-    say("\n" + table([_row(each) for each in found.types], header=header, right=(1, 2, 3, 4, 5, 6)))
-    say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is the")
-    say("file's over the checkpoint's; what is changed in a recipe of llama-quantize's is said behind it")
-    for each in found.types:
+    say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
+    say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")
+    say("of the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's")
+    for each in comparison.types:
         if each.path is not None:
             say(f"kept: {each.path}")
-    tokens = sum(found.read["windows"])
-    say(f"{plural(len(found.types), 'type')} on {tokens:,} tokens in {seconds_text(found.seconds)}")
+    tokens = sum(comparison.read["windows"])
+    say(f"{plural(len(comparison.types), 'type')} on {tokens:,} tokens in {seconds_text(comparison.seconds)}")
 
 
 def _row(each: ComparedType) -> tuple[str, ...]:

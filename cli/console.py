@@ -107,18 +107,18 @@ def output_row(output: Output) -> tuple[str, ...]:
     return str(output.path), output.type, size_text(output.bytes), bits, formats
 
 
-def tell_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None:
+def print_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None:
     """Which files are the first of several, and which parts an earlier run left, but for the ``sources``."""
     from ..core.gguf_split import other_parts
 
     read = {path.absolute() for path in sources}
     for output in outputs:
         if output.parts:
-            say(f"{output.path.name} is the first of {len(output.parts)} parts; give this one to llama.cpp")
+            say(f"{output.path.name} is the first of {len(output.parts)} parts; pass this one to llama.cpp")
         left = [path for path in other_parts(output.path) if path not in read]
         if left:
             say(
-                f"{plural(len(left), 'part')} of that name from an earlier run still lie there "
+                f"{plural(len(left), 'part')} of that name from an earlier run are still there "
                 f"({left[0].name} …); delete what you do not need"
             )
 

@@ -31,7 +31,7 @@ def types_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
         callback=split_list,
         help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
         "lists them), or auto, which keeps the checkpoint's own float type. Case does not matter. Several -q "
-        "(or a list with commas) make several files from one read. A recipe may be changed for one file: "
+        "(or a list with commas) make several files from one read. A recipe can be adjusted per file: "
         f"q4_k_m:pure, q4_k_m:output=q8_0, q4_k_m:ffn_down=q6_k.  [default: {default}]",
     )
 
@@ -70,15 +70,15 @@ _IMPORTANCE_OPTIONS = (
         "--imatrix",
         type=PATH,
         metavar="FILE",
-        help="Importance data to quantize with: a file of kconv imatrix or of llama.cpp (GGUF or .dat).",
+        help="Importance data to quantize with: a file from kconv imatrix or llama.cpp (GGUF or .dat).",
     ),
     click.option(
         "--calibrate",
         multiple=True,
         type=PATH,
         metavar="FILE",
-        help="Learn importance data from this UTF-8 text first, in the checkpoint itself; of a long one, "
-        "parts. Repeatable.",
+        help="Compute importance data first, by running the checkpoint on this UTF-8 text (on samples of "
+        "it if it is long). Repeatable.",
     ),
 )
 
@@ -86,13 +86,16 @@ _OTHER_OPTIONS = (
     click.option(
         "--keep-wo",
         is_flag=True,
-        help="T5, ByT5: leave the feed-forward output matrices (wo) in the checkpoint's own precision, the "
-        "most delicate part of these models.",
+        help="T5, ByT5: keep the feed-forward output matrices (wo), the most sensitive part of these "
+        "models, in the checkpoint's precision.",
     ),
     click.option(
         "--allow-tokenizer-mismatch",
         is_flag=True,
-        help="Take the best vocabulary even if its tokens differ from the checkpoint's.",
+        help=(
+            "Write the best vocabulary found even if it gives other token ids than the checkpoint's "
+            "tokenizer."
+        ),
     ),
     click.option(
         "--no-adapter",
@@ -100,7 +103,7 @@ _OTHER_OPTIONS = (
         multiple=True,
         metavar="NAME",
         callback=split_list,
-        help="Leave out a vocabulary adapter; the output names those that were used. Repeatable.",
+        help="Do not apply this vocabulary adapter; the output lists those applied. Repeatable.",
     ),
     chat_template_option,
 )

@@ -18,7 +18,9 @@ Examples:
 """
 
 
-@click.command("demo-checkpoint", short_help="Write a small checkpoint to try things on.", epilog=EXAMPLES)
+@click.command(
+    "demo-checkpoint", short_help=("Write a small checkpoint for trying things out."), epilog=EXAMPLES
+)
 @click.argument("family")
 @click.argument("folder", type=PATH, metavar="DIR")
 @force_option
@@ -27,7 +29,7 @@ Examples:
 def command(family: str, folder: Path, force: bool, as_json: bool, verbose: bool) -> None:
     """Write a small checkpoint of FAMILY as the Hugging Face folder DIR.
 
-    Nothing is downloaded. `kconv models` lists the families. A folder that holds anything else is never
+    Nothing is downloaded. `kconv models` lists the families. A folder with any other content is never
     overwritten.
     """
     from ..converters.samples import SAMPLES, write_sample

@@ -28,7 +28,7 @@ def describe(path: Path) -> Description:
         return describe_onnx(path) if is_onnx(path) else describe_checkpoint(path)
     if path.suffix in (".safetensors", ".bin", ".json"):
         raise GgufError(
-            f"{path} is a file of a checkpoint, not a GGUF",
+            f"{path} is part of a checkpoint, not a GGUF file",
             hint=f"give the folder: kconv inspect {path.parent}",
         )
     return describe_gguf(path)
@@ -79,14 +79,17 @@ def _purpose(header: GgufHeader) -> str | None:
         if header.arch == front.kind:
             named = plain(header.metadata.get(f"{front.kind}.fingerprint"))
             return (
-                f"front end of a {front.title} model: makes of bytes what the encoder reads; runs with the "
-                f"bodies of fingerprint {named!s:.16}…, not alone"
+                f"front end of a {front.title} model: turns bytes into the encoder's input; works "
+                f"only together with a body of fingerprint {named!s:.16}…"
             )
     if KIND_KEY not in header.metadata:
         return None
     named = plain(header.metadata.get(FINGERPRINT_KEY))
     kind = plain(header.metadata.get(KIND_KEY))
-    return f"body of a GBST model: needs the {kind}-….gguf of fingerprint {named!s:.16}… beside it"
+    return (
+        f"body of a GBST model: needs its front end, the {kind}-….gguf of fingerprint {named!s:.16}…, "
+        "in the same folder"
+    )
 
 
 def manifest_of(path: Path) -> Mapping[str, Any] | None:
@@ -181,8 +184,8 @@ def _file_type(header: GgufHeader) -> str | None:
     from ..quant.policy import POLICIES
 
     number = header.metadata.get("general.file_type")
-    found = next((policy.name for policy in POLICIES.values() if policy.file_type == number), None)
-    return found if found is not None or not isinstance(number, int) else f"file type {number}"
+    name = next((policy.name for policy in POLICIES.values() if policy.file_type == number), None)
+    return name if name is not None or not isinstance(number, int) else f"file type {number}"
 
 
 def _gguf_vocabulary(metadata: Mapping[str, Any]) -> Description | None:
@@ -252,21 +255,23 @@ def tokenizer(checkpoint: Checkpoint) -> Description:
         source = read_tokenizer(checkpoint)
     except InputError as error:
         return {"error": error.message}
-    said = source.description
+    description = source.description
     return {
-        "kind": said.kind,
-        "files": list(said.files),
-        "model": said.model,
-        "normalizer": said.normalizer,
-        "pre_tokenizer": said.pre_tokenizer,
-        "decoder": said.decoder,
-        "post_processor": said.post_processor,
-        "size": said.size,
-        "added_tokens": said.added,
-        **({"sentinels": said.sentinels} if said.sentinels else {}),
-        "special": {role: {"id": number, "token": text} for role, (number, text) in said.specials.items()},
-        "add_bos_token": said.add_bos,
-        "add_eos_token": said.add_eos,
+        "kind": description.kind,
+        "files": list(description.files),
+        "model": description.model,
+        "normalizer": description.normalizer,
+        "pre_tokenizer": description.pre_tokenizer,
+        "decoder": description.decoder,
+        "post_processor": description.post_processor,
+        "size": description.size,
+        "added_tokens": description.added,
+        **({"sentinels": description.sentinels} if description.sentinels else {}),
+        "special": {
+            role: {"id": number, "token": text} for role, (number, text) in description.specials.items()
+        },
+        "add_bos_token": description.add_bos,
+        "add_eos_token": description.add_eos,
         "notes": [asdict(note) for note in source.notes],
         "chat_template": source.chat_template,
     }

@@ -1,4 +1,4 @@
-"""``kconv doctor``: whether kconv works on this machine, and what mends it where it does not."""
+"""``kconv doctor``: whether kconv works on this machine, and how to fix it if not."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ Examples:
   kconv doctor
   kconv doctor --json
 
-Exit codes: 0 all works, 4 something is broken; the line "what mends it" says what to do.
+Exit codes: 0 all works, 4 something is broken; the line "to fix it" says how.
 """
 _NAMES = 17  # columns
 _MORE = ("numpy", "torch", "transformers", "sentencepiece", "safetensors", "onnx", "onnxruntime")
 
 
-@click.command("doctor", short_help="Tell whether kconv works on this machine.", epilog=EXAMPLES)
+@click.command("doctor", short_help="Check whether kconv works on this machine.", epilog=EXAMPLES)
 @json_option
 @verbose_option
 def command(as_json: bool, verbose: bool) -> None:
-    """Look at processor, compiler, packages, memory and disk, and try llama.cpp, onnxruntime and the kernels.
+    """Check processor, compiler, packages, memory and disk, and try llama.cpp, onnxruntime and the kernels.
 
-    Each is tried in a process of its own, so what crashes is named here and mended by the line below it.
-    Nothing is changed but a file in the user's cache folder that says whether llama.cpp works.
+    Each library is tried in a process of its own, so a crash is reported here, followed by how to fix it.
+    The only thing written is a file in the user's cache folder that records whether llama.cpp works.
     """
     from ..runtimes.examination import examine
 
-    found = []
+    findings = []
     for finding in examine(versions(_MORE)):
-        found.append(finding)
+        findings.append(finding)
         if as_json:
             continue
         mark = "" if finding.level == "ok" else f"{finding.level}: "
         say(f"{finding.name:<{_NAMES}}{mark}{finding.text}")
         if finding.mend:
-            say(f"{'':<{_NAMES}}what mends it: {finding.mend}")
-    broken = [finding.name for finding in found if finding.level == "broken"]
+            say(f"{'':<{_NAMES}}to fix it: {finding.mend}")
+    broken = [finding.name for finding in findings if finding.level == "broken"]
     if as_json:
-        emit_json({"findings": [asdict(finding) for finding in found], "broken": broken})
+        emit_json({"findings": [asdict(finding) for finding in findings], "broken": broken})
     elif broken:
         say(f"\nbroken: {', '.join(broken)}")
     else:

@@ -41,7 +41,7 @@ _struck: list[float] = []  # when signals came that were to end the work
 
 @dataclass(frozen=True)
 class Failure:
-    """What is told of an exception. ``type`` is stable and part of the JSON."""
+    """What is reported of an exception. ``type`` is stable and part of the JSON."""
 
     type: str
     message: str
@@ -60,7 +60,7 @@ def explain(error: BaseException) -> Failure:
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return Failure("Interrupted", "interrupted", None, INTERRUPTED)
     if isinstance(error, BrokenPipeError):
-        return Failure("BrokenPipe", "whoever read the output went away", None, BROKEN_PIPE)
+        return Failure("BrokenPipe", "the reader of the output closed it", None, BROKEN_PIPE)
     lacking = shortage(error)
     where = ""
     if isinstance(error, OSError) and isinstance(error.filename, str | bytes):
@@ -98,8 +98,8 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
             traceback.print_exception(error, file=sys.stderr)
         _print(failure)
         if as_json:
-            told = {"type": failure.type, "message": failure.message, "hint": failure.hint}
-            emit_json({"error": told, "exit_code": failure.exit_code})
+            content = {"type": failure.type, "message": failure.message, "hint": failure.hint}
+            emit_json({"error": content, "exit_code": failure.exit_code})
             sys.stdout.flush()
     except OSError:  # nobody is left to read it
         silence_output()
@@ -115,8 +115,8 @@ def _print(failure: Failure) -> None:
         click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
 
 
-def heed_reader() -> None:
-    """Raise BrokenPipeError where nobody is left to read standard output, before it is written to.
+def check_output_open() -> None:
+    """Raise BrokenPipeError where the reader of standard output is gone, before it is written to.
 
     Reading a long prompt takes minutes in which nothing is written.
     """
@@ -144,7 +144,7 @@ def interruptible() -> Iterator[None]:
     """Treat SIGTERM and SIGHUP like Ctrl-C, so that temporary files are removed on the way out.
 
     Only the first signal counts: a second one, from an impatient hand, would strike while they are removed.
-    One that comes much later counts again, since the first may have been lost; see ``heed_interrupt``.
+    One that comes much later counts again, since the first may have been lost; see ``reraise_interrupt``.
     A signal that is ignored (``nohup``) or handled already stays as it is.
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -158,9 +158,11 @@ def interruptible() -> Iterator[None]:
             _struck.append(now)
             raise KeyboardInterrupt
 
-    def lost(told: Any) -> None:  # what Python says of exceptions it drops; heed_interrupt sees to this one
-        if told.exc_type is not KeyboardInterrupt:
-            told_before(told)
+    def lost(
+        signal_details: Any,
+    ) -> None:  # what Python says of exceptions it drops; reraise_interrupt sees to this one
+        if signal_details.exc_type is not KeyboardInterrupt:
+            told_before(signal_details)
 
     told_before, sys.unraisablehook = sys.unraisablehook, lost
     for number in changed:
@@ -178,7 +180,7 @@ def interruptible() -> Iterator[None]:
         _struck.clear()
 
 
-def heed_interrupt() -> None:
+def reraise_interrupt() -> None:
     """Raise KeyboardInterrupt again where work still goes on after a signal.
 
     Python drops an exception that strikes within a destructor or a callback from C; importing transformers,

@@ -21,7 +21,9 @@ Examples:
 """
 
 
-@click.command("imatrix", short_help="Learn which weights matter, to quantize better.", epilog=EXAMPLES)
+@click.command(
+    "imatrix", short_help=("Measure which weights matter, for better quantization."), epilog=EXAMPLES
+)
 @click.argument("checkpoint", type=PATH)
 @click.option(
     "--text",
@@ -30,8 +32,8 @@ Examples:
     required=True,
     type=PATH,
     metavar="FILE",
-    help="UTF-8 text like what the model will read; for an encoder-decoder also pairs, source<TAB>target a "
-    "line. Repeatable.",
+    help="UTF-8 text similar to what the model will be used on; for an encoder-decoder also pairs, one "
+    "source<TAB>target per line. Repeatable.",
 )
 @click.option(
     "-o",
@@ -46,13 +48,13 @@ Examples:
     default=128,
     show_default=True,
     metavar="N",
-    help="Windows to read at most, spread evenly over the text.",
+    help="Maximum number of windows to read, spread evenly over the text.",
 )
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens of a window.  [default: 512, or the model's context]",
+    help="Tokens per window.  [default: 512, or the model's context]",
 )
 @threads_option
 @force_option
@@ -69,20 +71,20 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Learn from text which weights of the folder CHECKPOINT matter, and write it as an imatrix.
+    """Measure on text which weights of the folder CHECKPOINT matter, and write the result as an imatrix.
 
-    What flows into every matrix is measured while transformers' own model reads the text in fp32, one layer
-    in memory at a time. The file is llama.cpp's imatrix in GGUF: kconv and llama-quantize take it with
-    --imatrix. Works for every family kconv converts, encoder-decoders included.
+    The inputs of every matrix are recorded while transformers runs the model on the text in fp32, with one
+    layer in memory at a time. The file is an imatrix in llama.cpp's GGUF format; kconv and llama-quantize
+    accept it with --imatrix. Works for every family kconv converts, including encoder-decoders.
     """
     begun = time.monotonic()
-    path, told = _made(checkpoint, texts, output, chunks, window, threads, force=force)
+    path, summary = _made(checkpoint, texts, output, chunks, window, threads, force=force)
     seconds = round(time.monotonic() - begun, 3)
     if as_json:
-        emit_json({"path": str(path), **told, "seconds": seconds})
+        emit_json({"path": str(path), **summary, "seconds": seconds})
         return
-    counted = f"{plural(told['tensors'], 'tensor')}, {plural(told['tokens'], 'token')}"
-    say(f"{path}: {counted} in {plural(told['chunks'], 'chunk')}, {seconds_text(seconds)}")
+    counted = f"{plural(summary['tensors'], 'tensor')}, {plural(summary['tokens'], 'token')}"
+    say(f"{path}: {counted} in {plural(summary['chunks'], 'chunk')}, {seconds_text(seconds)}")
     words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
     say(f"\nTo use it:\n  {shlex.join(words)}")
 
@@ -97,21 +99,23 @@ def _made(
     *,
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
-    """The file written, and what to tell of it."""
+    """The file written, and a summary of it."""
     from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
     from ..flows.importance import gather, named_texts
-    from ..quant.imatrix_file import write_activations
+    from ..quant.imatrix_file import write_imatrix
     from .progress import announce, shown_progress
 
     named = named_texts(texts)
     if output is not None and output.suffix != ".gguf":
-        raise UsageError(f"-o {output}: expected a name that ends in .gguf, which imatrix files are now")
+        raise UsageError(
+            f"-o {output}: expected a name that ends in .gguf, the current format of imatrix files"
+        )
     path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
     # opened first, so that a folder one may not write to does not cost the pass
     with shown_progress() as progress, atomic_file(path, force=force) as temporary:
-        found, arch = gather(
+        activations, arch = gather(
             checkpoint,
             named,
             chunks=chunks,
@@ -120,12 +124,12 @@ def _made(
             progress=progress,
             announce=announce,
         )
-        write_activations(temporary, found, arch=arch, force=True)
+        write_imatrix(temporary, activations, arch=arch, force=True)
     return path, {
         "architecture": arch,
-        "tensors": len(found.sums),
-        "datasets": list(found.datasets),
-        "chunks": found.chunks,
-        "chunk_size": found.chunk_size,
-        "tokens": max((int(counts.max()) for counts in found.counts.values()), default=0),
+        "tensors": len(activations.sums),
+        "datasets": list(activations.datasets),
+        "chunks": activations.chunks,
+        "chunk_size": activations.chunk_size,
+        "tokens": max((int(counts.max()) for counts in activations.counts.values()), default=0),
     }

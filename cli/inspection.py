@@ -24,63 +24,71 @@ Examples:
 _LONG = 100  # characters of a metadata value that are shown
 
 
-@click.command("inspect", short_help="Show what a checkpoint, a GGUF or an ONNX folder is.", epilog=EXAMPLES)
+@click.command(
+    "inspect", short_help=("Show what a checkpoint, GGUF file or ONNX folder contains."), epilog=EXAMPLES
+)
 @click.argument("path", type=PATH)
-@click.option("--tensors", "every_tensor", is_flag=True, help="List every tensor, not one line per kind.")
+@click.option(
+    "--tensors", "every_tensor", is_flag=True, help=("List every tensor instead of one line per kind.")
+)
 @json_option
 @verbose_option
 def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
     """Show what PATH is: a checkpoint folder, a GGUF file or an ONNX folder.
 
-    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; of ONNX the graphs, too.
-    Only headers are read, so it takes no longer for a large model. With --json the tensors are always
-    complete.
+    Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; for ONNX also the graphs.
+    Only headers are read, so large models take no longer. With --json every tensor is listed.
     """
     if not path.exists():
-        raise InputError(f"there is no {path}", hint="give a checkpoint, a GGUF or an ONNX folder")
+        raise InputError(f"{path} does not exist", hint="give a checkpoint, a GGUF file or an ONNX folder")
     from .descriptions import describe
 
-    said = describe(path)
+    description = describe(path)
     if as_json:
-        emit_json(said)
+        emit_json(description)
         return
-    _tell(said)
-    _tell_graphs(said.get("graphs", ()))
-    _tell_vocabulary(said["vocabulary"])
-    say(f"\nTensors\n{_tensor_table(said['tensors'], every_tensor=every_tensor)}")
+    _print_summary(description)
+    _print_graphs(description.get("graphs", ()))
+    _print_vocabulary(description["vocabulary"])
+    say(f"\nTensors\n{_tensor_table(description['tensors'], every_tensor=every_tensor)}")
 
 
-def _tell(said: Mapping[str, Any]) -> None:
+def _print_summary(description: Mapping[str, Any]) -> None:
     """Everything above vocabulary and tensors."""
-    bits = said["bits_per_weight"]
+    bits = description["bits_per_weight"]
     facts = {
-        "path": said["path"],
-        "kind": said["kind"],
-        "parts": len(said.get("parts", ())) or None,
-        "name": said["name"],
-        "architecture": said["architecture"],
-        "what it is": said.get("purpose"),
-        "recipe": (said["supported"] or "none: not supported") if said["kind"] == "checkpoint" else None,
-        "licence": said["license"] or "not stated",
-        "parameters": count_text(said["parameters"]),
-        "size": f"{size_text(said['bytes'])} ({said['bytes']:,} bytes)",
-        "type": said.get("file_type"),
+        "path": description["path"],
+        "kind": description["kind"],
+        "parts": len(description.get("parts", ())) or None,
+        "name": description["name"],
+        "architecture": description["architecture"],
+        "what it is": description.get("purpose"),
+        "recipe": (description["supported"] or "none: not supported")
+        if description["kind"] == "checkpoint"
+        else None,
+        "licence": description["license"] or "not stated",
+        "parameters": count_text(description["parameters"]),
+        "size": f"{size_text(description['bytes'])} ({description['bytes']:,} bytes)",
+        "type": description.get("file_type"),
         "bits per weight": None if bits is None else f"{bits:.2f}",
-        "manifest": said.get("manifest"),
-        "proof": _proof_text(said.get("proof")),
+        "manifest": description.get("manifest"),
+        "proof": _proof_text(description.get("proof")),
     }
     say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
     rows = [
         (name, f"{line['tensors']:,}", f"{line['parameters']:,}", size_text(line["bytes"]))
-        for name, line in said["types"].items()
+        for name, line in description["types"].items()
     ]
     say("\n" + table(rows, header=("type", "tensors", "weights", "size"), right=(1, 2, 3)))
-    for title, values in (("Hyper-parameters", said["hyperparameters"]), ("Metadata", said["metadata"])):
+    for title, values in (
+        ("Hyper-parameters", description["hyperparameters"]),
+        ("Metadata", description["metadata"]),
+    ):
         if values:
             say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
 
 
-def _tell_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
+def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
     """Each graph with its operators and what goes in and out, caches of all layers in one line."""
     for graph in graphs:
         versions = ", ".join(f"{domain} {version}" for domain, version in graph["opsets"].items())
@@ -95,7 +103,7 @@ def _tell_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
         say(table(list(rows)))
 
 
-def _tell_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
+def _print_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
     if vocabulary is None:
         say("\nNo vocabulary")
         return
@@ -124,10 +132,10 @@ def _proof_text(proof: Mapping[str, Any] | None) -> str | None:
     if proof is None:
         return None
     scope = f" ({proof['scope']})" if proof["scope"] else ""
-    told = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
+    detail = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
     if proof["cause"]:
-        told = f": {_short(proof['cause'])}"
-    return f"{proof['verdict']}{scope}{told}"
+        detail = f": {_short(proof['cause'])}"
+    return f"{proof['verdict']}{scope}{detail}"
 
 
 def indented(text: str) -> str:

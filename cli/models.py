@@ -19,12 +19,12 @@ Examples:
 """
 
 
-@click.command("models", short_help="Show what is supported, and how.", epilog=EXAMPLES)
+@click.command("models", short_help="Show supported models and types.", epilog=EXAMPLES)
 @click.option("--markdown", is_flag=True, help="Print the table of models in Markdown.")
 @json_option
 @verbose_option
 def command(markdown: bool, as_json: bool, verbose: bool) -> None:
-    """Show which architectures, types, vocabulary adapters and chat templates kconv knows."""
+    """List the architectures, types, vocabulary adapters and chat templates that kconv supports."""
     known = supported()
     if as_json:
         emit_json(known)
@@ -49,7 +49,7 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     say("\nChat templates (--chat-template NAME):")
     say(table([("", item["name"], item["model"]) for item in known["chat_templates"]]))
     say(f"\nSample checkpoints (kconv demo-checkpoint): {', '.join(known['samples'])}")
-    say("\nNot supported, but known of:")
+    say("\nKnown, but not supported:")
     say(table([("", item["hf_class"], item["remark"]) for item in known["unsupported"]]))
 
 
@@ -58,14 +58,14 @@ def _encoders(kernels: Mapping[str, Any]) -> str:
     if not kernels["equal"]:
         return f"libggml: {kernels['why']}"
     plain = [name for name in kernels["equal"] if " " not in name]
-    said = f"kconv's {kernels['name']} kernels ({kernels['why']}), with libggml's bytes: "
-    said += ", ".join(
+    text = f"kconv's {kernels['name']} kernels ({kernels['why']}), byte-identical to libggml: "
+    text += ", ".join(
         name if f"{name} with importance" in kernels["equal"] else f"{name} without importance"
         for name in plain
     )
     if kernels["different"]:
-        said += f"; by libggml, whose bytes these kernels do not make: {', '.join(kernels['different'])}"
-    return said + "; other types by libggml"
+        text += f"; by libggml, since these kernels give other bytes: {', '.join(kernels['different'])}"
+    return text + "; other types by libggml"
 
 
 def supported() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from ..core.errors import KconvError
 from .descriptions import Description, classes, manifest_of, plain, proof_of, summary, tensor_line, tokenizer
 
 if TYPE_CHECKING:
-    from ..runtimes.onnx_model_file import ModelFile, Stored, Value
+    from ..runtimes.onnx_model_file import Initializer, ModelFile, Value
 
 _OF_CHECKPOINTS = ("*.safetensors", "*.bin")
 
@@ -74,21 +74,21 @@ def _tensors(models: Sequence[ModelFile]) -> list[Description]:
     """
     from ..runtimes.onnx_model_file import element_name
 
-    held: dict[str, Stored] = {}
+    initializers: dict[str, Initializer] = {}
     for model in models:
-        held |= model.external or model.initializers
+        initializers |= model.external or model.initializers
     lines = []
-    for name, stored in held.items():
+    for name, stored in initializers.items():
         matrix = name.removesuffix(".blocks")
-        scales = held.get(f"{matrix}.scales") if matrix != name else None
+        scales = initializers.get(f"{matrix}.scales") if matrix != name else None
         if scales is not None:
             lines.append(_in_blocks(matrix, stored, scales))
-        elif not (name.endswith(".scales") and f"{name.removesuffix('.scales')}.blocks" in held):
+        elif not (name.endswith(".scales") and f"{name.removesuffix('.scales')}.blocks" in initializers):
             lines.append(tensor_line(name, stored.shape, element_name(stored.element), stored.nbytes))
     return lines
 
 
-def _in_blocks(name: str, blocks: Stored, scales: Stored) -> Description:
+def _in_blocks(name: str, blocks: Initializer, scales: Initializer) -> Description:
     """A matrix of whole numbers with a scale for each block of 32 (quant/onnx_packing.py)."""
     from ..quant.onnx_packing import BLOCK
 

@@ -15,24 +15,24 @@ json_option = click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON object on standard output and nothing else there; prose goes to standard error.",
+    help="Print a single JSON object on standard output; messages go to standard error.",
 )
 verbose_option = click.option(
-    "--verbose", is_flag=True, help="Say more, keep llama.cpp's log, show tracebacks."
+    "--verbose", is_flag=True, help="Print more details, llama.cpp's log and tracebacks."
 )
-force_option = click.option("--force", is_flag=True, help="Overwrite what is there already.")
+force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),
     metavar="N",
-    help="Threads to work with.  [default: one per core this process may use]",
+    help="Number of threads.  [default: one per core this process may use]",
 )
 
 split_option = click.option(
     "--split-max-size",
     metavar="SIZE",
-    help="Make files of at most so many bytes of weights, NAME-00001-of-00003.gguf and so on: 2G, 500M"
-    " (powers of ten). llama.cpp is given the first.",
+    help="Split into files of at most this many bytes of weights, NAME-00001-of-00003.gguf and so on: 2G, "
+    "500M (powers of ten). Pass the first one to llama.cpp.",
 )
 
 
@@ -50,16 +50,22 @@ def decorated(command: Callable[..., Any], options: tuple[Callable[[Any], Any], 
 
 _TENSOR_TYPE_OPTIONS = (
     click.option(
-        "--pure", is_flag=True, help="One type throughout, instead of llama-quantize's mixture for it."
+        "--pure",
+        is_flag=True,
+        help=("Use a single format for all matrices instead of llama-quantize's mixture."),
     ),
     click.option(
         "--tensor-type",
         "tensor_types",
         multiple=True,
         metavar="PATTERN=TYPE",
-        help="A ggml type for all matrices in whose names the regular expression is found, instead of what "
-        "the recipe says; the first that matches decides. Repeatable.",
+        help="ggml type for all matrices whose names contain a match of the regular expression, "
+        "overriding the recipe; the first match wins. Repeatable.",
     ),
-    click.option("--output-type", metavar="TYPE", help="A ggml type for the matrix that makes the logits."),
-    click.option("--embedding-type", metavar="TYPE", help="A ggml type for the token embedding."),
+    click.option(
+        "--output-type",
+        metavar="TYPE",
+        help=("ggml type for the output matrix (the one that computes the logits)."),
+    ),
+    click.option("--embedding-type", metavar="TYPE", help="ggml type for the token embedding."),
 )

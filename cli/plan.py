@@ -26,12 +26,12 @@ Examples:
 """
 
 
-@click.command("plan", short_help="Show the sizes of all types before converting.", epilog=EXAMPLES)
+@click.command("plan", short_help="Show the size of each type before converting.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=PATH)
 @click.option(
     "-o", "--output", type=PATH, metavar="PATH", help="Where the files would go.  [default: this folder]"
 )
-@types_option("every type there is")
+@types_option("all types")
 @conversion_options
 @split_option
 @threads_option
@@ -46,12 +46,12 @@ def command(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Show what kconv to-gguf with the same options would make of CHECKPOINT; nothing is written.
+    """Show what kconv to-gguf would write for CHECKPOINT with the same options; nothing is written.
 
-    For each type the file's size to the byte, its bits per weight, the tensors that get another format since
-    their rows are no whole blocks, whether llama.cpp insists on importance data, and the divergence others
-    have published for it. Then the memory and the disk a conversion takes. Of the weights only headers are
-    read; the vocabulary is compared with the tokenizer as in a conversion, since it is part of the file.
+    For each type: the exact file size, bits per weight, tensors that get another format because their rows
+    are not whole blocks, whether llama.cpp requires importance data, and the published divergence. Then the
+    memory and disk space a conversion needs. Only the headers of the weight files are read; the vocabulary
+    is compared with the tokenizer as in a conversion, since it is part of the file.
     """
     from ..flows.plan import plan
     from ..quant.policy import POLICIES
@@ -63,13 +63,13 @@ def command(
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
     if as_json:
-        told = planned.to_json()
-        for each in told["types"]:
+        content = planned.to_json()
+        for each in content["types"]:
             band = bands.get(each["type"])
             each["expected_kl"] = None if band is None else band.to_json()
-        emit_json(told)
+        emit_json(content)
     else:
-        _tell(planned, bands)
+        _print_summary(planned, bands)
 
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
@@ -77,15 +77,15 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     from ..verify.published import expected_divergence
 
     most = planned.parameters / 10  # what may be in other formats than in the models that were measured
-    found = {
+    bands = {
         each.type: expected_divergence(each.type)
         for each in planned.types
         if stock and each.fallback_weights < most
     }
-    return {name: band for name, band in found.items() if band is not None}
+    return {name: band for name, band in bands.items() if band is not None}
 
 
-def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
+def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
     say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
@@ -106,16 +106,22 @@ def _tell(planned: Plan, bands: Mapping[str, Band]) -> None:
     say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
     for refused in planned.refused:
         say(f"{refused.type}: not possible, {refused.reason}")
-    for beside in planned.companions:
-        say(f"each needs {beside.path.name} beside it, {size_text(beside.bytes)} ({beside.bytes:,} bytes)")
+    for companion in planned.companions:
+        say(
+            f"each needs {companion.path.name} in the same folder, {size_text(companion.bytes)} "
+            f"({companion.bytes:,} bytes)"
+        )
     if bands:
         say(
-            "expected KL: mean divergence in nats, as llama.cpp's tools/perplexity/README.md has it of models"
+            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md for"
         )
-        say("of 7 and 8 billion weights on English; kconv to-gguf measures that of the file it makes")
+        say(
+            "models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
+            "it writes"
+        )
     if any(each.needs_imatrix for each in planned.types):
-        say("what needs importance data is some dozen bytes larger once --imatrix or --calibrate name them")
-    total = planned.beside + sum(each.bytes for each in planned.types)
+        say("types that need importance data are a few dozen bytes larger with --imatrix or --calibrate")
+    total = planned.companion_bytes + sum(each.bytes for each in planned.types)
     say(f"\ndisk: {size_text(total)} for all of these, {size_text(planned.free)} free in {planned.folder}")
     say(f"memory: about {size_text(planned.memory)}, for the proof {size_text(planned.proof_memory)}")
 
@@ -130,12 +136,12 @@ def _divergence(each: PlannedType, band: Band | None) -> str:
 
 def _remarks(each: PlannedType, planned: Plan) -> str:
     """What is particular about a type, in a few words."""
-    said = ["needs importance data"] if each.needs_imatrix else []
+    remarks = ["needs importance data"] if each.needs_imatrix else []
     fallen = Counter((wanted, given) for _, wanted, given in each.fallbacks)
-    said += [
+    remarks += [
         f"{plural(count, 'tensor')} {given.upper()} instead of {wanted.upper()}"
         for (wanted, given), count in fallen.items()
     ]
-    if each.bytes + planned.beside > planned.free:
-        said.append("does not fit on the disk")
-    return ", ".join(said)
+    if each.bytes + planned.companion_bytes > planned.free:
+        remarks.append("does not fit on the disk")
+    return ", ".join(remarks)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..core import progress as core_progress
 from ..core.progress import Progress
 from .console import plural, say, seconds_text, size_text, verify_command
-from .errors import heed_interrupt
+from .errors import reraise_interrupt
 from .shortage import last_words, shortage
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
     update, close = _bars() if terminal else _lines()
 
     def shown(stage: str, done: int, total: int) -> None:
-        heed_interrupt()
+        reraise_interrupt()
         update(stage, done, total)
 
     try:
@@ -57,8 +57,8 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
-    """Yield what is told which files have been made; what ends the block after that says so first.
+def naming_finished_files(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
+    """Yield a callback for files that are finished; an exception after that is reported with their names.
 
     They are there, if not proven. ``what`` they are: ``the files are``.
     """
@@ -68,9 +68,9 @@ def whole_files_named(what: str, checkpoint: Path) -> Iterator[Callable[[Sequenc
         if made:
             names = ", ".join(str(path) for path in made[:_NAMED]) + (" …" if len(made) > _NAMED else "")
             verify = verify_command(made[0], checkpoint)
-            announce(f"{what} converted and whole, but not proven: {names}\nto prove: {verify}")
+            announce(f"{what} complete, but not proven: {names}\nto prove: {verify}")
             if short:
-                announce("the proof takes more than the conversion; --no-verify leaves it out")
+                announce("the proof needs more memory and disk than the conversion; --no-verify skips it")
 
     last_words.append(tell)
     try:
@@ -94,16 +94,16 @@ def announce(text: str) -> None:
             say(f"kconv: {text}", err=True)
 
 
-def tell_removals() -> None:
+def announce_removals() -> None:
     """From now on, say so when what a killed run has left is removed by the next."""
-    core_progress.on_removal = _tell_removal
+    core_progress.on_removal = _announce_removal
 
 
-def _tell_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    announce(f"removed {in_words(removed)} of a run that was killed, from {folder}")
+def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
+    announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}")
 
 
-def in_words(leftovers: Sequence[Leftover]) -> str:
+def leftovers_text(leftovers: Sequence[Leftover]) -> str:
     """``3 unfinished files (1.20 GiB)``."""
     return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
 
@@ -148,16 +148,16 @@ def _columns() -> dict[str, Any]:
 
 
 def _lines() -> tuple[Progress, Callable[[], None]]:
-    current, begun, told = "", 0.0, 0.0
+    current, begun, reported = "", 0.0, 0.0
 
     def update(stage: str, done: int, total: int) -> None:
-        nonlocal current, begun, told
+        nonlocal current, begun, reported
         now = time.monotonic()
         if stage != current:
-            current, begun, told = stage, now, now - _INTERVAL + _PATIENCE
-        if now - told < _INTERVAL:
+            current, begun, reported = stage, now, now - _INTERVAL + _PATIENCE
+        if now - reported < _INTERVAL:
             return
-        told = now
+        reported = now
         with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop the work
             print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
 

@@ -12,7 +12,7 @@ _MAX_PROMPT = 64 << 20  # bytes from standard input
 def read_prompt(prompt: str | None, fill: str | None = None) -> str:
     """The prompt, or the text with masks, as text; ``-`` is standard input without its last newline."""
     if prompt is not None and fill is not None:
-        raise UsageError("-p and --fill are both given", hint="pass one of them")
+        raise UsageError("-p and --fill cannot be combined", hint="pass one of them")
     given = fill if prompt is None else prompt
     if given is None:
         raise UsageError("no prompt given", hint="pass -p TEXT, or -p - to read standard input")
@@ -21,7 +21,7 @@ def read_prompt(prompt: str | None, fill: str | None = None) -> str:
 
         return checked_text(given, "the prompt")
     if sys.stdin is None:
-        raise UsageError("standard input is closed, and - reads the prompt from there")
+        raise UsageError("standard input is closed, but -p - reads the prompt from it")
     data = sys.stdin.buffer.read(_MAX_PROMPT + 1)
     if len(data) > _MAX_PROMPT:
         raise InputError(

@@ -51,8 +51,8 @@ def proof_text(proof: Proof) -> str:
 def proof_line(proof: Proof) -> str:
     """One line for a file: the verdict, what is wrong if anything is, and the figures if there are any."""
     wrong = proof.cause if proof.verdict != "passed" else None
-    told = [wrong, _logits(proof.logits) if proof.logits.figures else None]
-    text = "; ".join(part for part in told if part)
+    parts = [wrong, _logits(proof.logits) if proof.logits.figures else None]
+    text = "; ".join(part for part in parts if part)
     return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {text}"))
 
 
@@ -100,16 +100,16 @@ def _findings(proof: Proof) -> str:
         return ""
     ranked.sort(key=lambda item: item[:2])
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
-    lines = ["What was found"]
+    lines = ["Findings"]
     for mild, _, name, finding in shown:
         lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding, name)}"))
     if len(ranked) > _FINDINGS:
-        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report has all")
+        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report shows all")
     return "\n".join(lines)
 
 
 def _finding(finding: Finding, part: str) -> str:
-    """One sentence with the place and both values, each said once; the part stands before it."""
+    """One sentence with the place and both values, none repeated, after the name of the part."""
     place = (
         "" if finding.where in (None, "", part) or finding.where in finding.message else f"{finding.where}: "
     )
@@ -149,14 +149,14 @@ def _worst(worst: Sequence[WorstToken]) -> str:
     shown = [token for token in worst[:_WORST] if not token.kl < _NOTHING]  # NaN is shown
     if not shown:
         return ""
-    lines = ["Where the two disagree most"]
+    lines = ["Where file and checkpoint disagree most"]
     for token in shown:
-        right = f"{_percent(token.right.probability)}, for the file {_percent(token.right_file)}"
+        right = f"{_percent(token.right.probability)}, file {_percent(token.right_file)}"
         if token.source:
             lines.append(f"  given: {_start(printable(token.source), 2 * _BEFORE)}")
         lines += [
             f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",
-            f"    the right token: for the checkpoint {right}; KL {_number(token.kl)}",
+            f"    probability of the right token: checkpoint {right}; KL {_number(token.kl)}",
             f"    checkpoint: {_guesses(token.reference)}",
             f"    file:       {_guesses(token.file)}",
         ]
@@ -202,12 +202,12 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
     ]
     rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
     if diagnosis.logits_same_gelu is not None:
-        rows.append(("  logits, with llama.cpp's GELU in fp32 too", "", _number(diagnosis.logits_same_gelu)))
+        rows.append(("  logits, with llama.cpp's GELU in fp32", "", _number(diagnosis.logits_same_gelu)))
     header = ("  NMSE of", "by the weights", "by the runtime")
     lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):
         lines.append(
-            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report has all)"
+            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report shows all)"
         )
     return "\n".join([*lines, printable(f"  {diagnosis.conclusion}")])
 
@@ -223,8 +223,8 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
 
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    told = printable(proof.cause or "the file says what the checkpoint says")
-    return f"verdict: {proof.verdict}{took}: {told}"
+    cause = printable(proof.cause or "the file matches the checkpoint")
+    return f"verdict: {proof.verdict}{took}: {cause}"
 
 
 def _coloured(text: str) -> str:

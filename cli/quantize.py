@@ -16,11 +16,11 @@ from .console import (
     end_unproven,
     output_row,
     plural,
+    print_parts,
     say,
     say_notes,
     seconds_text,
     table,
-    tell_parts,
 )
 from .conversion_options import split_list
 from .options import (
@@ -48,7 +48,7 @@ Examples:
 """
 
 
-@click.command("quantize", short_help="Make GGUF files of other types from a GGUF file.", epilog=EXAMPLES)
+@click.command("quantize", short_help="Convert a GGUF file to other types.", epilog=EXAMPLES)
 @click.argument("source", type=PATH, metavar="IN.gguf")
 @click.option(
     "-o",
@@ -66,7 +66,7 @@ Examples:
     metavar="TYPE",
     callback=split_list,
     help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
-    "lists them), or copy, which leaves them as they are. Several -q (or a list with commas) make several "
+    "lists them), or copy, which keeps them unchanged. Several -q (or a list with commas) make several "
     "files from one read.",
 )
 @tensor_type_options
@@ -79,13 +79,13 @@ Examples:
 @click.option(
     "--allow-requantize",
     is_flag=True,
-    help="Quantize anew what is quantized already, which is worse than from the F32, F16 or BF16 file.",
+    help="Allow a source that is already quantized; the result is worse than from the F32, F16 or BF16 file.",
 )
-@click.option("--allow-nan", is_flag=True, help="Write weights that are NaN or infinite as they are.")
+@click.option("--allow-nan", is_flag=True, help="Write NaN and infinite weights unchanged.")
 @split_option
-@click.option("--keep-split", is_flag=True, help="Make the parts the source has.")
+@click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
-    "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against the checkpoint at once."
+    "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
 )
 @threads_option
 @force_option
@@ -94,10 +94,11 @@ Examples:
 def command(
     source: Path, against: Path | None, as_json: bool, verbose: bool, output: Path | None, **options: Any
 ) -> None:
-    """Write the GGUF file IN.gguf with other types of weights, all else as it is.
+    """Write the GGUF file IN.gguf with other types of weights and everything else unchanged.
 
-    The source is F32, F16 or BF16, in one file or in parts, of which any can be named; the files are the very
-    bytes llama-quantize writes. Beside each (of parts: the first) stands <file>.manifest.json.
+    The source is F32, F16 or BF16, in one file or split into parts (name any of them). The output is
+    byte-identical to that of llama-quantize. Next to each file (or the first part) <file>.manifest.json is
+    written.
     """
     from ..flows.quantize import quantize
     from .progress import shown_progress
@@ -111,7 +112,7 @@ def command(
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
     else:
-        _tell(made, proofs, seconds)
+        _print_summary(made, proofs, seconds)
     end_unproven((proof.verdict, f"{proof.artifact}: {proof.cause}") for proof in proofs)
 
 
@@ -127,7 +128,7 @@ def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
     return proof
 
 
-def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
+def _print_summary(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
@@ -135,10 +136,10 @@ def _tell(made: Requantization, proofs: list[Proof], seconds: float) -> None:
     say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
     say_notes(made.notes)
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
-    tell_parts(made.outputs, made.parts)
+    print_parts(made.outputs, made.parts)
     for proof in proofs:
         click.echo(proof_line(proof))
-    say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}; a manifest stands beside each")
+    say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}, each with a manifest next to it")
     if not proofs:
         name = shlex.quote(str(made.outputs[0].path))
         say(f"to prove it: kconv verify {name} --against CHECKPOINT")

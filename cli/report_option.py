@@ -16,19 +16,19 @@ def refuse_report(report: Path, *, force: bool) -> None:
     if report.suffix.lower() not in (".html", ".htm"):  # so that --force can never strike a model or a text
         raise UsageError(f"--report {report}: expected a file name that ends in .html")
     if report.is_dir():
-        raise InputError(f"{report} is a folder, expected a file", hint="name another --report")
+        raise InputError(f"{report} is a folder, expected a file", hint="choose another --report")
     with naming_the_report():
         refuse_existing(report, force=force)
     above = next(parent for parent in report.absolute().parents if os.path.lexists(parent))
     if not os.access(above, os.W_OK | os.X_OK):
         raise EnvironmentProblem(
-            f"no permission to write {report}", hint="name a --report in a folder you may write to"
+            f"no permission to write {report}", hint="choose a --report in a folder you may write to"
         )
 
 
 @contextlib.contextmanager
 def naming_the_report() -> Iterator[None]:
-    """What is said of files a command makes names -o; the report is named by --report."""
+    """Errors about files a command makes mention -o; for the report they mention --report instead."""
     try:
         yield
     except KconvError as error:

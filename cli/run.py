@@ -13,7 +13,7 @@ from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
 from .console import show_log
-from .errors import heed_reader
+from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import read_prompt
@@ -48,7 +48,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     "--front-end",
     type=PATH,
     metavar="FILE",
-    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
+    help="Front end of a GBST model.  [default: the matching gbst-….gguf next to ARTIFACT]",
 )
 @click.option(
     "-n",
@@ -62,46 +62,52 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 @click.option(
     "--chat/--no-chat",
     default=None,
-    help="Send the prompt as a user's turn through the file's chat template, or complete it as plain text."
-    "  [default: --chat where the file has a template]",
+    help="Send the prompt as a user message through the file's chat template, or complete it as plain "
+    "text.  [default: --chat if the file has a template]",
 )
-@click.option("--system", metavar="TEXT", help="System text of the chat.  [default: the template's own]")
+@click.option("--system", metavar="TEXT", help="System prompt of the chat.  [default: the template's own]")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="Stop before this text. Repeatable.")
-@click.option("--echo", is_flag=True, help="With plain text, print the prompt before its completion.")
+@click.option("--echo", is_flag=True, help="In plain-text mode, print the prompt before the completion.")
 @click.option(
     "--temp",
     "temperature",
     type=click.FloatRange(min=0),
     callback=_finite,
     metavar="T",
-    help="Temperature; 0 always takes the most likely token.",
+    help="Temperature; 0 always picks the most likely token.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(0, 1_000_000), metavar="K", help="Choose among the K likeliest; 0: all."
+    "--top-k",
+    type=click.IntRange(0, 1_000_000),
+    metavar="K",
+    help=("Sample from the K most likely tokens; 0: all."),
 )
 @click.option(
     "--top-p",
     type=click.FloatRange(0, 1),
     callback=_finite,
     metavar="P",
-    help="Choose among the likeliest tokens that together reach P.",
+    help="Sample from the most likely tokens whose probabilities add up to P.",
 )
 @click.option(
     "--min-p",
     type=click.FloatRange(0, 1),
     callback=_finite,
     metavar="P",
-    help="Leave out tokens less likely than P times the likeliest.",
+    help="Exclude tokens less likely than P times the most likely one.",
 )
 @click.option(
     "--repeat-penalty",
     type=click.FloatRange(min=0, min_open=True),
     callback=_finite,
     metavar="R",
-    help="Make the last 64 tokens less likely to return; 1 switches it off.",
+    help="Penalize tokens that occurred among the last 64; 1: off.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0, 2**31 - 1), metavar="N", help="The same seed gives the same text."
+    "--seed",
+    type=click.IntRange(0, 2**31 - 1),
+    metavar="N",
+    help=("Random seed; the same seed gives the same text."),
 )
 @click.option("--greedy", is_flag=True, help="Always the most likely token: --temp 0 --repeat-penalty 1.")
 @click.option(
@@ -109,13 +115,13 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     "context",
     type=click.IntRange(1, 10_000_000),
     metavar="N",
-    help="Context size in tokens (of a GBST encoder: in positions, each a few bytes).  [default: what the "
-    "prompt and -n need]",
+    help="Context size in tokens (GBST: in positions, each a few bytes).  [default: as much as the prompt "
+    "and -n need]",
 )
 @click.option(
     "--kv-type",
     type=click.Choice(KV_TYPES, case_sensitive=False),
-    help="Type of the attention cache in llama.cpp; f32 is closest to the checkpoint.  [default: f16]",
+    help="Type of llama.cpp's attention cache; f32 is closest to the checkpoint.  [default: f16]",
 )
 @threads_option
 @json_option
@@ -130,14 +136,14 @@ def command(
 ) -> None:
     """Generate text with ARTIFACT: a GGUF file through llama.cpp, an ONNX folder through onnxruntime.
 
-    A file with a chat template is asked: the prompt becomes the user's turn, and only the answer is
-    printed. Without a template, or with --no-chat, the prompt is completed as plain text. Sampling is the
-    file's own recommendation where it carries one, else llama.cpp's default; --verbose shows it.
+    If the file has a chat template, the prompt becomes the user's message and only the answer is printed.
+    Without a template, or with --no-chat, the prompt is completed as plain text. Sampling settings are those
+    the file recommends, if any, otherwise llama.cpp's defaults; --verbose shows them.
 
-    An encoder-decoder (T5, KEByT5, GBST-KEByT5) reads the prompt and answers; it takes the likeliest
-    token unless the file or a sampling option says otherwise. With --fill it fills masks: the filled texts
-    are printed, then the whole text. A byte model makes one byte a token, three for a Hangul syllable (-n);
-    bytes that are no text appear as U+FFFD, and the tokens that stand for masks as their ids, such as <258>.
+    An encoder-decoder (T5, KEByT5, GBST-KEByT5) reads the prompt and answers; it picks the most likely token
+    unless the file or a sampling option sets otherwise. With --fill it fills masks: the filled-in texts are
+    printed, then the complete text. Byte models generate one byte per token, three per Hangul syllable (-n);
+    invalid bytes are shown as U+FFFD, and mask tokens as their ids, such as <258>.
     """
     text = read_prompt(prompt, fill)
     from ..flows.generate import generate
@@ -150,7 +156,7 @@ def command(
             show=_nowhere if as_json or fill is not None else show_text,
             announce=partial(show_note, verbose=verbose),
             log=show_log if verbose else None,
-            progress=_heeding(shown),
+            progress=_until_output_closes(shown),
             **options,
         )
     show_answer(answer, as_json=as_json, verbose=verbose)
@@ -160,11 +166,11 @@ def _nowhere(text: str) -> None:
     """Print nothing: JSON and filled masks are read at the end."""
 
 
-def _heeding(progress: Progress) -> Progress:
+def _until_output_closes(progress: Progress) -> Progress:
     """The same, which ends the work where whoever was to read the answer is gone."""
 
-    def told(stage: str, done: int, total: int) -> None:
-        heed_reader()
+    def checked(stage: str, done: int, total: int) -> None:
+        check_output_open()
         progress(stage, done, total)
 
-    return told
+    return checked

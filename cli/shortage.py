@@ -116,17 +116,17 @@ def leave(code: int) -> int:
 
 
 def shortage(error: BaseException) -> Shortage | None:
-    """What the machine lacked, where an exception, or one it came from, tells of such a thing."""
+    """What the machine lacked, if an exception, or one that caused it, is about such a shortage."""
     for each in _chain(error):
         if isinstance(each, MemoryError):
             return _MEMORY
         if isinstance(each, OSError) and each.errno in _BY_NUMBER:
             return _BY_NUMBER[each.errno]
         if isinstance(each, (ImportError, OSError, RuntimeError, SystemError)):
-            said = str(each)[:10_000].lower()
-            for words, found in _BY_WORDS:
-                if words in said:
-                    return found
+            text = str(each)[:10_000].lower()
+            for words, kind in _BY_WORDS:
+                if words in text:
+                    return kind
             if isinstance(each, SystemError) and is_limited():  # C code that got no memory and did not say so
                 return _MEMORY
     return None

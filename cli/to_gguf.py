@@ -19,12 +19,12 @@ from .console import (
     end_unproven,
     output_row,
     plural,
+    print_parts,
     say,
     say_notes,
     seconds_text,
     size_text,
     table,
-    tell_parts,
     verify_command,
 )
 from .conversion_options import conversion_options, types_option
@@ -69,16 +69,16 @@ Examples:
     "--verify",
     "scope",
     type=click.Choice(["quick", "full"], case_sensitive=False),
-    help="How each file is proven: on a few hundred tokens, or on some thousand and weight by weight, as "
-    "kconv verify does.  [default: quick]",
+    help="Scope of the proof: quick compares a few hundred tokens, full a few thousand and every weight, "
+    "as kconv verify does.  [default: quick]",
 )
 @click.option(
     "--no-verify",
     is_flag=True,
-    help="Leave out the comparison of logits with the checkpoint. Tokens are always compared.",
+    help="Skip the comparison of logits with the checkpoint. Tokens are always compared.",
 )
-@click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
-@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile beside each output.")
+@click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
 @threads_option
 @force_option
@@ -111,12 +111,12 @@ def command(
     """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
 
     The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. At the end every
-    file is proven: its logits in llama.cpp on the CPU are held against those of the checkpoint in fp32. A
-    file whose proof fails stays, and the exit code is 1. Beside each file stands <file>.manifest.json:
+    file is proven: its logits in llama.cpp on the CPU are compared with those of the checkpoint in fp32. A
+    file whose proof fails is kept, and the exit code is 1. Next to each file <file>.manifest.json is written:
     source, options, versions, formats, proof.
     """
     if scope is not None and no_verify:
-        raise UsageError("--verify and --no-verify contradict each other", hint="leave one of them out")
+        raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
     options = {
         "types": types or ("auto",),
         "pure": pure,
@@ -144,22 +144,22 @@ def command(
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
     else:
-        _tell(conversion, seconds)
+        _print_summary(conversion, seconds)
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
     if not as_json:
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
-    """The conversion with its progress; what ends it during the proof is told that the files are there."""
+    """The conversion with its progress; errors during the proof mention that the files are there."""
     from ..flows.convert import to_gguf
-    from .progress import announce, shown_progress, whole_files_named
+    from .progress import announce, naming_finished_files, shown_progress
 
-    with whole_files_named("the files are", checkpoint) as made, shown_progress() as progress:
+    with naming_finished_files("the files are", checkpoint) as made, shown_progress() as progress:
         return to_gguf(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
-def _tell(conversion: Conversion, seconds: float) -> None:
+def _print_summary(conversion: Conversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
@@ -172,36 +172,36 @@ def _tell(conversion: Conversion, seconds: float) -> None:
         (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
-    tell_parts(conversion.outputs)
+    print_parts(conversion.outputs)
     for proof in conversion.proofs:
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):
         say(f"note: {remark}")
     if not conversion.proofs:
-        say("not proven, as asked (--no-verify)")
+        say("not proven, as requested (--no-verify)")
     for each in conversion.companions:
-        begin = f"{each.path.name} was there already and" if each.kept else each.path.name
-        say(f"{begin} belongs to these files: keep it in their folder, they do not run without it")
+        begin = f"{each.path.name} already existed and" if each.kept else each.path.name
+        say(f"{begin} belongs to these files: keep it in the same folder, they do not run without it")
     made = plural(len(conversion.outputs), "file")
-    say(f"{made} in {seconds_text(seconds)}; a manifest stands beside each")
+    say(f"{made} in {seconds_text(seconds)}, each with a manifest next to it")
 
 
 def _story(proof: Proof, checkpoint: Path) -> str:
     """Why a file is not proven, and how to learn more."""
     command = verify_command(proof.artifact, checkpoint)
-    then = f"its manifest says that it failed; the whole story: {command} --report proof.html"
+    then = f"and its manifest records the failure; details: {command} --report proof.html"
     if proof.verdict == "not decided":
-        then = f"whole, and its manifest says that nothing is decided; to prove it: {command}"
-    return f"{proof.artifact}: {proof.cause}\n  the file is there, {then}"
+        then = f"complete, and its manifest records that nothing was decided; to prove it: {command}"
+    return f"{proof.artifact}: {proof.cause}\n  the file was kept, {then}"
 
 
 def _parity_text(parity: Parity) -> str:
-    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own ids"
+    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own token ids"
     remark = {
         "exact": "",
-        "leading-space": ", all of them once they begin with a space (see the note)",
-        "extra-spaces": ", all of them but for surplus spaces (see the note)",
-    }.get(parity.verdict, ": THE TOKENS DIFFER, written all the same as asked")
+        "leading-space": ", all of them when given with a leading space (see the note)",
+        "extra-spaces": ", all of them apart from extra spaces (see the note)",
+    }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 

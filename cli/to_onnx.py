@@ -49,7 +49,7 @@ def _folder(context: click.Context, parameter: click.Parameter, output: Path | N
 def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> str:
     if len(names) > 1:
         raise UsageError(
-            f"-q is given {len(names)} times ({', '.join(names)}), and a folder has one type",
+            f"-q was given {len(names)} times ({', '.join(names)}), but a folder has one type",
             hint="run kconv to-onnx once for each type",
         )
     return names[0] if names else "auto"
@@ -63,7 +63,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     type=PATH,
     callback=_folder,
     metavar="DIR",
-    help="The folder to make; it must be free or empty.  [default: <checkpoint>-<TYPE>-ONNX here]",
+    help="Folder to create; it must be new or empty.  [default: <checkpoint>-<TYPE>-ONNX here]",
 )
 @click.option(
     "-q",
@@ -72,33 +72,32 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     multiple=True,
     callback=_one_type,
     metavar="TYPE",
-    help="auto, f32, f16, q8_0 or q4_0; auto keeps what the checkpoint has, F32 or halves (of T5 models F32, "
-    "since they overflow in halves).  [default: auto]",
+    help="auto, f32, f16, q8_0 or q4_0; auto keeps the checkpoint's precision, F32 or F16 (for T5 models "
+    "F32, since they overflow in F16).  [default: auto]",
 )
 @click.option(
     "--layout",
     default="optimum",
     metavar="NAME",
-    help="Whose names the files have: optimum (which onnxruntime's users know) or transformers.js.  "
-    "[default: optimum]",
+    help="File naming: that of optimum (common with onnxruntime) or of transformers.js.  [default: optimum]",
 )
 @click.option(
     "--accuracy-level",
     type=click.IntRange(0, 4),
     default=4,
     metavar="N",
-    help="How onnxruntime multiplies quantized matrices: 4 makes 8-bit numbers of the activations first, as "
-    "llama.cpp does; 0 keeps them in F32, which is more exact and far slower.  [default: 4]",
+    help="How onnxruntime multiplies quantized matrices: 4 quantizes the activations to 8 bits first, as "
+    "llama.cpp does; 0 keeps them in F32, which is more accurate and much slower.  [default: 4]",
 )
 @click.option(
     "--verify",
     "scope",
     type=click.Choice(["quick", "full"], case_sensitive=False),
-    help="How the folder is proven: on a few hundred tokens, or on some thousand.  [default: quick]",
+    help="Scope of the proof: quick compares a few hundred tokens, full a few thousand.  [default: quick]",
 )
-@click.option("--no-verify", is_flag=True, help="Leave out the proof.")
+@click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
-@click.option("--allow-nan", is_flag=True, help="Convert weights that are NaN or infinite as they are.")
+@click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @threads_option
 @force_option
 @json_option
@@ -120,14 +119,14 @@ def command(
 ) -> None:
     """Convert the folder CHECKPOINT to a folder of ONNX files that onnxruntime runs.
 
-    The folder holds the graphs, one file with the weights of all of them, the configuration and the
-    tokenizer, under the names optimum gives them. At the end it is proven: its logits in onnxruntime on the
-    CPU, read at once and token by token through the cache, are held against those of the checkpoint in fp32.
-    A folder whose proof fails stays, and the exit code is 1. kconv.manifest.json in it tells source, options,
-    versions, formats and proof. --force replaces a folder that kconv has made, no other.
+    The folder contains the graphs, one file with their weights, the configuration and the tokenizer, under
+    the names optimum gives them. At the end it is proven: its logits in onnxruntime on the CPU, for the whole
+    text at once and token by token through the cache, are compared with those of the checkpoint in fp32. A
+    folder whose proof fails is kept, and the exit code is 1. Its kconv.manifest.json records source, options,
+    versions, formats and proof. --force only replaces a folder that kconv made.
     """
     if scope is not None and no_verify:
-        raise UsageError("--verify and --no-verify contradict each other", hint="leave one of them out")
+        raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
     options = {
         "type": type_name,
         "layout": layout,
@@ -144,28 +143,28 @@ def command(
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
     else:
-        _tell(conversion, seconds)
+        _print_summary(conversion, seconds)
     if conversion.proof is not None:
         proof = conversion.proof
         command = verify_command(conversion.path, checkpoint)
-        story = f"the whole story: {command} --report proof.html"
+        story = f"details: {command} --report proof.html"
         if proof.verdict == "not decided":
-            story = f"the folder is whole; to prove it: {command}"
+            story = f"the folder is complete; to prove it: {command}"
         end_unproven([(proof.verdict, f"{conversion.path}: {proof.cause}\n  {story}")])
     if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
 
 def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
-    """The conversion with its progress; what ends it during the proof is told that the folder is there."""
+    """The conversion with its progress; errors during the proof mention that the folder is there."""
     from ..flows.to_onnx import to_onnx
-    from .progress import announce, shown_progress, whole_files_named
+    from .progress import announce, naming_finished_files, shown_progress
 
-    with whole_files_named("the folder is", checkpoint) as made, shown_progress() as progress:
+    with naming_finished_files("the folder is", checkpoint) as made, shown_progress() as progress:
         return to_onnx(checkpoint, output, **options, progress=progress, announce=announce, made=made)
 
 
-def _tell(conversion: OnnxConversion, seconds: float) -> None:
+def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
@@ -174,11 +173,11 @@ def _tell(conversion: OnnxConversion, seconds: float) -> None:
     rows = [(name, size_text(size)) for name, size in conversion.files.items()]
     say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")
     if conversion.proof is None:
-        say("not proven, as asked (--no-verify)")
+        say("not proven, as requested (--no-verify)")
     else:
         click.echo(proof_line(conversion.proof))
         for remark in conversion.proof.notes:
             say(f"note: {remark}")
-    bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits a weight"
+    bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits per weight"
     files = plural(len(conversion.files), "file")
     say(f"{conversion.path}: {bits}, {size_text(conversion.bytes)} in {files}, {seconds_text(seconds)}")

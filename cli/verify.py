@@ -21,7 +21,7 @@ Examples:
   kconv verify ./42dot-onnx --against ./42dot_LLM-SFT-1.3B
 
 Exit codes: 0 passed, or passed with warnings; 1 failed; 2 wrong usage; 3 input refused; 4 environment,
-or not decided: a process that was to measure the file died.
+or not decided (a process that measured the file died).
 """
 
 
@@ -36,46 +36,46 @@ or not decided: a process that was to measure the file died.
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="Text to compare on, in UTF-8. Repeatable. An encoder-decoder takes pairs, SOURCE<TAB>TARGET on "
-    "each line; a text without tabs it gets with gaps to fill, as in pre-training.  [default: some thousand "
-    "tokens of built-in Korean and English]",
+    help="UTF-8 text to compare on. Repeatable. For an encoder-decoder: pairs, SOURCE<TAB>TARGET on each "
+    "line; text without tabs is turned into gap-filling pairs, as in pre-training.  [default: a few "
+    "thousand tokens of built-in Korean and English]",
 )
-@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Take at most N tokens of each text.")
+@click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Use at most N tokens of each text.")
 @click.option(
     "--window",
     type=click.IntRange(min=2),
     metavar="N",
-    help="Tokens read at once, from an empty cache (by an encoder, if there is one).  [default: 512, or the "
-    "model's context if smaller]",
+    help="Tokens per window, each read from an empty cache (by the encoder, if there is one).  [default: "
+    "512, or the model's context if smaller]",
 )
 @click.option(
     "--gate",
     "gates",
     multiple=True,
     metavar="[TYPE=]VALUE",
-    help="Another limit for the type, of the mean KL divergence in nats (f32: of the NMSE of the logits). "
-    "Above it is a warning, above three times it a failure. Repeatable.",
+    help="Override the limit for a type: mean KL divergence in nats (f32: NMSE of the logits). Above it "
+    "is a warning, above three times it a failure. Repeatable.",
 )
 @click.option(
     "--diagnose/--no-diagnose",
     default=None,
-    help="Look for the layer that goes wrong, at the cost of two more passes over the weights.  [default: "
-    "where the logits fail]",
+    help="Find the layer that goes wrong, at the cost of two more passes over the weights.  [default: if "
+    "the logits fail]",
 )
 @click.option(
     "--ignore-manifest",
     is_flag=True,
-    help="Go on even if the checkpoint is not the one the manifest of the file or folder names.",
+    help="Continue even if the checkpoint is not the one recorded in the manifest.",
 )
 @click.option(
     "--front-end",
     type=PATH,
     metavar="FILE",
-    help="Front end of a GBST model.  [default: the gbst-….gguf beside ARTIFACT that belongs to it]",
+    help="Front end of a GBST model.  [default: the matching gbst-….gguf next to ARTIFACT]",
 )
-@click.option("--report", type=PATH, metavar="FILE.html", help="Write the whole story as one HTML file.")
+@click.option("--report", type=PATH, metavar="FILE.html", help="Write a detailed report to an HTML file.")
 @threads_option
-@click.option("--force", is_flag=True, help="Overwrite the report if it is there already.")
+@click.option("--force", is_flag=True, help="Overwrite an existing report.")
 @json_option
 @verbose_option
 def command(
@@ -96,13 +96,13 @@ def command(
 ) -> None:
     """Prove ARTIFACT, a GGUF file or an ONNX folder, against the checkpoint it was made from.
 
-    Four parts, cheapest first: the token ids of its vocabulary in llama.cpp, the metadata llama.cpp reads,
-    every tensor, and the logits of the file on the CPU beside those of the checkpoint in fp32. Each part that
-    fails names what is wrong. Files made by other programs can be verified, too.
+    There are four parts, cheapest first: the token ids llama.cpp gives with its vocabulary, the metadata
+    llama.cpp reads, every tensor, and the file's logits on the CPU compared with those of the checkpoint in
+    fp32. Each part that fails reports what is wrong. Files made by other programs can be verified, too.
 
-    Of an ONNX folder the tokenizer, the settings, the weights under the checkpoint's names and the logits in
-    onnxruntime are compared: those of whole windows and, for the sake of cache and mask, of tokens read one
-    by one and of padded batches. Files the folder's kconv.manifest.json does not know as they are only warn.
+    For an ONNX folder the tokenizer, the settings, the weights (by the checkpoint's names) and the logits in
+    onnxruntime are compared: of whole windows and, to test cache and mask, token by token and in padded
+    batches. Files that differ from the folder's kconv.manifest.json only cause warnings.
     """
     if report is not None:
         refuse_report(report, force=force)
@@ -156,6 +156,6 @@ def _refuse_folder(artifact: Path, against: Path) -> None:
         else f"convert it first: kconv to-gguf {artifact}"
     )
     raise InputError(
-        f"{artifact} is a folder without ONNX files, and what is verified is a GGUF file or an ONNX folder",
+        f"{artifact} is a folder without ONNX files; expected a GGUF file or an ONNX folder",
         hint=hint,
     )

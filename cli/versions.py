@@ -19,8 +19,8 @@ _PACKAGES = {
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
     """Name -> version, ``not installed`` where a package is missing; of ``more`` packages, too."""
     packages = {**_PACKAGES, **{name: name for name in more}}
-    found = {name: _version(package) for name, package in packages.items()}
-    return {"kconv": found.pop("kconv"), "libggml": libggml_version(), **found}
+    installed = {name: _version(package) for name, package in packages.items()}
+    return {"kconv": installed.pop("kconv"), "libggml": libggml_version(), **installed}
 
 
 def _version(package: str) -> str:

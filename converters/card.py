@@ -116,8 +116,8 @@ def _texts(value: object) -> list[str]:
 
 def _size_label(checkpoint: Checkpoint) -> str | None:
     """The number of weights as gguf-py abbreviates it: ``1.4B``."""
-    held = checkpoint.tensors.items()
-    total = sum(tensor.elements for name, tensor in held if name not in checkpoint.aliases)
+    tensors = checkpoint.tensors.items()
+    total = sum(tensor.elements for name, tensor in tensors if name not in checkpoint.aliases)
     return str(size_label(total, total, 0, 0)) if total else None
 
 
@@ -126,24 +126,24 @@ def _named_repository(checkpoint: Checkpoint) -> str | None:
 
     Of a fine-tuned model it names the parent instead, which is not the source of these weights.
     """
-    told = checkpoint.config.get("_name_or_path")
-    if not isinstance(told, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", told):
+    name = checkpoint.config.get("_name_or_path")
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         return None
-    own = told.rpartition("/")[2].lower() == checkpoint.folder.resolve().name.lower()
-    return told if own else None
+    own = name.rpartition("/")[2].lower() == checkpoint.folder.resolve().name.lower()
+    return name if own else None
 
 
 def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, MetadataValue]:
     """The licence the card names, else the one its licence file is."""
     names = _texts(card.get("license"))
-    found: dict[str, MetadataValue] = {}
+    keys: dict[str, MetadataValue] = {}
     if names:
-        found[_KEYS.LICENSE] = ", ".join(names)
+        keys[_KEYS.LICENSE] = ", ".join(names)
         for key, field in ((_KEYS.LICENSE_NAME, "license_name"), (_KEYS.LICENSE_LINK, "license_link")):
             text = _text(card.get(field))
             if text is not None:
-                found[key] = text
-        return found
+                keys[key] = text
+        return keys
     for file in _LICENCE_FILES:
         text = read_beginning(checkpoint.folder / file, 1 << 16)
         if not text.strip():
@@ -158,18 +158,18 @@ def _licence(checkpoint: Checkpoint, card: Mapping[str, Any]) -> dict[str, Metad
 
 def _base_models(card: Mapping[str, Any]) -> dict[str, MetadataValue]:
     """``general.base_model.*`` for every ``base_model`` that is a repository's name."""
-    found: dict[str, MetadataValue] = {}
+    keys: dict[str, MetadataValue] = {}
     count = 0
-    for told in _texts(card.get("base_model")):
-        path = urlsplit(told).path.strip("/") if told.startswith("https://huggingface.co/") else told
+    for model in _texts(card.get("base_model")):
+        path = urlsplit(model).path.strip("/") if model.startswith("https://huggingface.co/") else model
         organization, _, name = path.rpartition("/")
         if not re.fullmatch(r"[\w-][\w.-]*", organization) or not re.fullmatch(r"[\w-][\w.-]*", name):
             continue
-        found[_KEYS.BASE_MODEL_NAME.format(id=count)] = name
-        found[_KEYS.BASE_MODEL_ORGANIZATION.format(id=count)] = organization
-        found[_KEYS.BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
+        keys[_KEYS.BASE_MODEL_NAME.format(id=count)] = name
+        keys[_KEYS.BASE_MODEL_ORGANIZATION.format(id=count)] = organization
+        keys[_KEYS.BASE_MODEL_REPO_URL.format(id=count)] = f"https://huggingface.co/{organization}/{name}"
         count += 1
-    return {_KEYS.BASE_MODEL_COUNT: count, **found} if count else {}
+    return {_KEYS.BASE_MODEL_COUNT: count, **keys} if count else {}
 
 
 def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
@@ -185,11 +185,11 @@ def licence_notice(metadata: Mapping[str, MetadataValue]) -> Note | None:
     if _NON_COMMERCIAL.search(words):
         limits.append("no commercial use")
     if _NO_DERIVATIVES.search(words):
-        limits.append("no distribution of changed versions, and a converted file may count as one")
+        limits.append("no distribution of modified versions, which may include converted files")
     custom = licence.lower() in _OF_THEIR_OWN
     if not limits and not custom:
         return None
     shown = quoted(str(name) if licence.lower() == "other" and name else licence)
     where = f" ({link})" if isinstance(link, str) and link else ""
-    said = "; ".join(limits) if limits else "it has terms of its own; read them before you pass the file on"
-    return Note("licence", f"licence {shown}{where}: {said}", warning=True)
+    terms = "; ".join(limits) if limits else "it has its own terms; read them before you distribute the file"
+    return Note("licence", f"licence {shown}{where}: {terms}", warning=True)

@@ -10,7 +10,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import UnsupportedModel
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
-from .activations import NOT_IN_LLAMA_CPP, refuse_unless_in_onnx
+from .activation_names import NOT_IN_LLAMA_CPP, refuse_unless_in_onnx
 from .rope import Rope, read_rope
 from .settings import Settings
 from .transforms import same_weights
@@ -129,7 +129,9 @@ def decoder_notes(facts: DecoderFacts, flags: frozenset[str]) -> tuple[Note, ...
     """What there is to say of positions and of a head that config.json calls tied."""
     notes = facts.rope.notes()
     if HEAD in flags and facts.tied:
-        message = "config.json says tied, but lm_head.weight differs from the embedding: kept as its own"
+        message = (
+            "config.json ties lm_head to the embedding, but lm_head.weight differs: kept as a separate matrix"
+        )
         notes = (*notes, Note("untied-head", message, warning=True))
     return notes
 
@@ -152,8 +154,8 @@ def refuse_divided_frequencies(facts: DecoderFacts, graph: str) -> None:
     """Raise UnsupportedModel for Llama 3.1's scaling where llama.cpp's ``graph`` reads no rope_freqs."""
     if facts.rope.divisors is not None:
         raise UnsupportedModel(
-            f"{facts.where}: rope scaling {facts.rope.scaling!r}, which llama.cpp's {graph} graph does not "
-            "compute",
+            f"{facts.where}: rope scaling {facts.rope.scaling!r}, which llama.cpp's {graph} graph "
+            "does not support",
             hint=NOT_IN_LLAMA_CPP,
         )
 

@@ -76,11 +76,11 @@ class Row:
 
     def named(self, names: Sequence[str], i: int, sizes: Sizes) -> list[str]:
         """``names`` of layer ``i``, those with ``{e}`` once for each expert."""
-        found: list[str] = []
+        resolved: list[str] = []
         for name in names:
             experts = range(sizes[self.experts]) if "{e}" in name else (0,)
-            found += [name.format(i=i, e=e) for e in experts]
-        return found
+            resolved += [name.format(i=i, e=e) for e in experts]
+        return resolved
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Companion:
     """A second file that all files of a conversion need beside them: what llama.cpp has no graph for.
 
     ``model`` goes into it, everything in f32, ``place`` gives its path from the folder and the checkpoint's
-    name, ``keys`` are those by which each body names it. ``lies_at`` tells whether a file is this companion
+    name, ``keys`` are those by which each body names it. ``lies_at`` says whether a file is this companion
     already, as another conversion of the checkpoint has written it.
     """
 

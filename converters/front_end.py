@@ -77,14 +77,14 @@ def front_end_of(
     kind, wanted = metadata.get(KIND_KEY), metadata.get(FINGERPRINT_KEY)
     if kind is None:
         if chosen is not None:
-            raise GgufError(f"{body} needs no front end, but {chosen} was given", hint="leave it out")
+            raise GgufError(f"{body} does not need a front end, but {chosen} was given", hint="leave it out")
         return None
-    found = next((each for each in known if each.kind == kind), None)
-    if found is None or not isinstance(wanted, str):
+    front_end = next((each for each in known if each.kind == kind), None)
+    if front_end is None or not isinstance(wanted, str):
         kinds = " or ".join(each.kind for each in known)
         raise GgufError(
             f"{body}: {KIND_KEY} is {quoted(kind)} with the fingerprint {quoted(wanted)}, expected {kinds} "
             "and 64 hexadecimal digits",
-            hint="the file is damaged, or made by a newer kconv",
+            hint="the file is damaged or was made by a newer kconv",
         )
-    return found.beside(body, metadata, chosen)
+    return front_end.beside(body, metadata, chosen)

@@ -53,10 +53,10 @@ class FilePlan:
     @property
     def weights(self) -> dict[str, int]:
         """How many weights each format has."""
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for info, format in zip(self.tensors, self.formats, strict=True):
-            found[format.name] = found.get(format.name, 0) + math.prod(info.shape)
-        return found
+            counts[format.name] = counts.get(format.name, 0) + math.prod(info.shape)
+        return counts
 
     def layout(self) -> list[tuple[bytes, int]]:
         """For each file what stands before the data, and how many bytes of data follow."""

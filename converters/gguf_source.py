@@ -11,7 +11,7 @@ from ..core.errors import GgufError, InputError
 from ..core.gguf_counts import check_counts
 from ..core.gguf_file import TensorInfo, shown
 from ..core.model import Model, Note
-from ..core.tensor import Array, DType, Reader, Stored, Tensor
+from ..core.tensor import Array, DType, Reader, StoredBytes, Tensor
 from ..quant.formats import BF16, F16, F32, Format, format_of_type
 from ..quant.gguf_weights import GgufFile
 from ..quant.parts import llama_cpp_order
@@ -35,25 +35,25 @@ def gguf_model(file: GgufFile, *, keep_split: bool = False) -> Model:
     header = file.header
     kind = header.metadata.get("general.type", "model")
     if header.arch in ("", *(each.kind for each in FRONT_ENDS)) or kind not in _KINDS or not header.tensors:
-        said = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
+        declared = f"general.architecture {shown(header.arch)}, general.type {shown(kind)}"
         raise GgufError(
-            f"{file.path} holds no model of llama.cpp's ({said}, {len(header.tensors)} tensors)",
-            hint="give the GGUF of a model",
+            f"{file.path} does not contain a llama.cpp model ({declared}, {len(header.tensors)} tensors)",
+            hint="give the GGUF file of a model",
         )
     check_counts(file.path, header)
     infos = [replace(info, shape=_axes(info.shape)) for info in header.tensors]
     for info in infos:
         if not 0 < math.prod(info.shape[1:]) <= _LARGEST_MATRIX or not info.shape[0]:
             raise GgufError(
-                f"{file.path}: tensor {shown(info.name)} of shape {list(info.shape)} holds no weights",
-                hint="the file is damaged, or was made for another program",
+                f"{file.path}: tensor {shown(info.name)} of shape {list(info.shape)} has no weights",
+                hint="the file is damaged or was made for another program",
             )
     infos.sort(key=lambda info: (info.part, info.offset) if keep_split else llama_cpp_order(info.name))
     notes = []
     if FINGERPRINT_KEY in header.metadata:
         place = f"{header.metadata.get(KIND_KEY)}-….gguf of {file.path.absolute().parent}"
         notes.append(
-            Note("front-end", f"what is made does not run without its front end: put {place} beside it")
+            Note("front-end", f"the output does not run without its front end: put {place} next to it")
         )
     tensors = tuple(_tensor(file, info) for info in infos)
     wide = next((family.wide_inputs for family in FAMILIES if family.arch == header.arch), None)
@@ -66,7 +66,7 @@ def _axes(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
-    """Floats as they are, all else as bytes and, where somebody asks for them, as decoded weights."""
+    """Floats as they are, all else as bytes and, on request, as decoded weights."""
     format = format_of_type(info.ggml_type)
     dtype, read_bytes = _FLOATS.get(format) if format else None, file.reader(info)
     read = file.floats_reader(info) if dtype is None else partial(_viewed, read_bytes, info.shape, dtype)
@@ -78,7 +78,7 @@ def _tensor(file: GgufFile, info: TensorInfo) -> Tensor:
         granule=format.block_size if format and len(info.shape) == 1 else 1,
         origin=f"{file.paths[info.part]}: tensor {info.name}",
         computed=info.name == "rope_freqs.weight",
-        stored=Stored(info.ggml_type, read_bytes),
+        stored=StoredBytes(info.ggml_type, read_bytes),
     )
 
 
@@ -109,8 +109,8 @@ def requantizing_notes(file: GgufFile, wanted: Mapping[str, Format], *, allow: b
     example = f"{quantized[0].name} is {file.format(quantized[0]).display}"
     if not allow:
         raise InputError(
-            f"{file.path}: {which} are quantized already ({example}); rounding them once more loses quality",
+            f"{file.path}: {which} are already quantized ({example}); quantizing them again loses quality",
             hint="quantize from the F32, F16 or BF16 file, or pass --allow-requantize",
         )
-    message = f"{which} were quantized already ({example}) and were rounded once more, as allowed"
+    message = f"{which} were already quantized ({example}) and were quantized again, as allowed"
     return (Note("requantized", message, warning=True),)

@@ -29,7 +29,7 @@ from ..quant.formats import BF16, F16, F32, Format
 from ..quant.importance import Importance
 from ..quant.slabs import HALF_MAX, Scratch, Slab, count_nonfinite, has_overflowed
 from .gguf_plan import FilePlan
-from .pieces import Rows, cut, work_through
+from .pieces import Piece, cut, work_through
 
 _PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
 
@@ -66,7 +66,7 @@ class WritePlan:
     importance: Importance | None = None
     allow_nan: bool = False
 
-    def pieces(self) -> list[Rows]:
+    def pieces(self) -> list[Piece]:
         """All there is to write: whichever process writes a piece, and whenever, the bytes are the same."""
         formats = [[model.formats[i] for model in self.models] for i in range(len(self.tensors))]
         slow = {i for i, each in enumerate(formats) if any(format.block_size == 256 for format in each)}
@@ -161,7 +161,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def write_pieces(
-    plan: WritePlan, pieces: Sequence[Rows], *, threads: int | None = None, progress: Progress = silent
+    plan: WritePlan, pieces: Sequence[Piece], *, threads: int | None = None, progress: Progress = silent
 ) -> PiecesWritten:
     """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
 
@@ -176,13 +176,13 @@ def write_pieces(
             for model in plan.models
         ]
 
-        def write(rows: Rows, scratch: Scratch) -> int:
+        def write(rows: Piece, scratch: Scratch) -> int:
             tensor = plan.tensors[rows.index]
             formats = [model.formats[rows.index] for model in plan.models]
             slab = _slab(tensor, rows, formats, plan.importance, scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
                 if not plan.allow_nan or slab.impossible:
-                    raise harmful(slab, tensor, rows)
+                    raise bad_weights_error(slab, tensor, rows)
                 harmed.add(tensor.name)
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
                 info = model.tensors[rows.index]
@@ -197,7 +197,7 @@ def write_pieces(
     return PiecesWritten(frozenset(harmed), native.notes(formats))
 
 
-def _bytes(tensor: Tensor, rows: Rows) -> int:
+def _bytes(tensor: Tensor, rows: Piece) -> int:
     """Of the checkpoint."""
     return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
@@ -208,14 +208,15 @@ def _as_begun(file: BegunFile) -> Iterator[int]:
         size = os.fstat(handle).st_size
         if size != file.size:
             raise EnvironmentProblem(
-                f"{file.path} has {size} bytes, but was begun with {file.size}: it is another file by now",
-                hint="leave the files alone until they are whole",
+                f"{file.path} has {size} bytes, expected {file.size}: it was replaced while it was "
+                "being written",
+                hint="do not touch the files until they are complete",
             )
         yield handle
 
 
 def _slab(
-    tensor: Tensor, rows: Rows, formats: Sequence[Format], importance: Importance | None, scratch: Scratch
+    tensor: Tensor, rows: Piece, formats: Sequence[Format], importance: Importance | None, scratch: Scratch
 ) -> Slab:
     """Rows in each of ``formats``; those a file holds in that format already are copied."""
     stored = None if tensor.stored and tensor.stored.ggml_type in _PASSED_THROUGH else tensor.stored
@@ -280,16 +281,14 @@ def _reread(model: BegunModel) -> int:
 
 
 def _unlike(path: Path) -> EnvironmentProblem:
-    return EnvironmentProblem(
-        f"{path}: what was written does not read back as planned", hint="check the disk"
-    )
+    return EnvironmentProblem(f"{path}: the bytes read back differ from those written", hint="check the disk")
 
 
-def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
+def bad_weights_error(slab: Slab, tensor: Tensor, rows: Piece) -> NonFiniteError:
     """What to raise for a slab with weights that are not finite or do not fit a format."""
     where = tensor.origin or tensor.name
     if not slab.finite:
-        hint = "--allow-nan converts it all the same"
+        hint = "--allow-nan converts it anyway"
         if slab.impossible:
             hint = f"libggml cannot write such weights as {slab.impossible[0].display}"
         nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
@@ -302,7 +301,9 @@ def harmful(slab: Slab, tensor: Tensor, rows: Rows) -> NonFiniteError:
         return NonFiniteError(
             f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales beyond the "
             f"range of {names}",
-            hint="the data have zeros or extreme numbers where the weights matter: make them of more text",
+            hint=(
+                "the data have zeros or extreme values where the weights matter: compute them from more text"
+            ),
         )
     return NonFiniteError(
         f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "

@@ -26,7 +26,7 @@ from ..vocab.parity import Parity
 from .gguf_plan import FilePlan
 from .mapping import parameters
 from .recorded import MADE_FROM
-from .results import Beside, Options, Output
+from .results import CompanionFile, Options, Output
 from .targets import checkpoint_name
 
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
@@ -49,13 +49,13 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
 
     Which instruction set does is of no account: the bytes are the same, and so must manifests be.
     """
-    found = {"kernels": native.LIBGGML if native.chosen().name == native.LIBGGML else "kconv"}
+    used = {"kernels": native.LIBGGML if native.chosen().name == native.LIBGGML else "kconv"}
     for package in (*_PACKAGES, *more):
         try:
-            found[package] = version(package)
+            used[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "missing"
-    return found
+            used[package] = "missing"
+    return used
 
 
 def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
@@ -66,10 +66,10 @@ def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
     """
 
     def check() -> None:
-        check_side_files(checkpoint.folder, checkpoint.beside)
+        check_side_files(checkpoint.folder, checkpoint.side_files)
 
     check()
-    beside = [InputFile(path) for path in checkpoint.beside if path not in checkpoint.weight_files]
+    beside = [InputFile(path) for path in checkpoint.side_files if path not in checkpoint.weight_files]
     return SourceHashes([*beside, *checkpoint.opened], check)
 
 
@@ -133,7 +133,7 @@ def common_part(
     importance: Importance | None,
     model: Model,
     files: Sequence[SourceFile],
-    companions: Sequence[Beside],
+    companions: Sequence[CompanionFile],
 ) -> dict[str, Any]:
     """What the manifests of one conversion share; the last three are known when the files are written."""
     return {
@@ -181,13 +181,13 @@ def requantized_part(
     and of its options those that say what the file holds besides weights stand.
     """
     before = origin or {"source": {"name": files[0].name, "files": [asdict(file) for file in files]}}
-    held = before.get("options", {})
+    earlier = before.get("options", {})
     return {
         "source": before["source"],
         MADE_FROM: [asdict(file) for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": {**options, **{key: held[key] for key in _HELD if key in held}},
+        "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),
@@ -195,7 +195,7 @@ def requantized_part(
     }
 
 
-def _companion(beside: Beside) -> dict[str, Any]:
+def _companion(beside: CompanionFile) -> dict[str, Any]:
     return {
         "file": beside.path.name,
         "architecture": beside.arch,
@@ -225,5 +225,5 @@ def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
 
 
 def manifest_json(content: Mapping[str, Any]) -> str:
-    """The content as it stands in a manifest."""
+    """The content as JSON text, the way manifests are written."""
     return json.dumps(content, ensure_ascii=False, indent=2) + "\n"

@@ -29,8 +29,8 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
     facts, sizes, flags = _read(family, checkpoint)
     if runtime not in family.limits:
         raise UnsupportedModel(
-            f"kconv has no ONNX graph of {family.title} models ({', '.join(family.hf_classes)}) yet",
-            hint="kconv to-gguf converts them",
+            f"kconv cannot write ONNX for {family.title} models ({', '.join(family.hf_classes)}) yet",
+            hint="use kconv to-gguf for GGUF",
         )
     family.limits[runtime](facts)
     tensors: list[Tensor] = []
@@ -64,19 +64,19 @@ def unmapped(family: AnyFamily, checkpoint: Checkpoint, tensors: Mapping[str, Te
     tied head is left out like in the checkpoint. Raises MappingError for tensors missing or misshapen.
     """
     _, sizes, flags = _read(family, checkpoint)
-    found: dict[str, Tensor] = {}
+    restored: dict[str, Tensor] = {}
     gaps: list[str] = []
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         if not row.sources:
             continue
         target = tensors.get(row.target.format(i=i))
         if target is not None:
-            found.update(_unmake(row, i, sizes, target, gaps))
+            restored.update(_unmake(row, i, sizes, target, gaps))
         elif row.when is None or row.when in flags:
             gaps.append(f"missing in the file: {row.target.format(i=i)}")
     if gaps:
         raise _mapping_error(family, checkpoint, gaps)
-    return found
+    return restored
 
 
 def _one_for_each(rows: Sequence[Row], flags: frozenset[str]) -> list[Row]:
@@ -93,7 +93,7 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
     expected = tuple(product(words, sizes) for words in row.shape)
     if sources[0].shape != expected:
         gaps.append(
-            f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json says "
+            f"shape of {row.target.format(i=i)} in the file: {_shape(target.shape)}, but config.json implies "
             f"{_shape(expected)} ({', '.join(row.shape)})"
         )
     names = row.named(row.back_to or row.sources, i, sizes)
@@ -103,12 +103,12 @@ def _unmake(row: Row, i: int, sizes: Sizes, target: Tensor, gaps: list[str]) -> 
 def untransformed(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, Tensor]:
     """By GGUF name the tensors that are transformed on the way, as they lie in the checkpoint."""
     _, sizes, flags = _read(family, checkpoint)
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         names = row.named(row.sources, i, sizes)
         if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
-            found[row.target.format(i=i)] = checkpoint.tensors[names[0]]
-    return found
+            tensors[row.target.format(i=i)] = checkpoint.tensors[names[0]]
+    return tensors
 
 
 def sources_of(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, tuple[str, ...]]:
@@ -138,7 +138,7 @@ def refuse_too_many(
     if max(layers, experts) > there:
         what = f"{layers} layers" if layers > there else f"{experts} experts in all"
         raise error(
-            f"{where} says {what}, but there are {there} tensors",
+            f"{where} specifies {what}, but there are {there} tensors",
             hint="check that config.json belongs to these weight files and that all of them are there",
         )
 
@@ -172,7 +172,7 @@ def _make(
     wrong = [at for at in range(checked) if sources[at].shape != expected]
     if wrong:
         gaps += [
-            f"shape of {names[at]}: {_shape(sources[at].shape)}, but config.json says {_shape(expected)} "
+            f"shape of {names[at]}: {_shape(sources[at].shape)}, but config.json implies {_shape(expected)} "
             f"({', '.join(row.shape)})"
             for at in wrong
         ]
@@ -182,7 +182,7 @@ def _make(
 
 
 def _zeros(name: str, shape: tuple[int, ...]) -> Tensor:
-    origin = "zeros, which the graph asks for"
+    origin = "zeros, which the graph requires"
     return Tensor(name, shape, DType.F32, partial(_read_zeros, shape), origin=origin, computed=True)
 
 
@@ -211,7 +211,7 @@ def product(words: str, sizes: Sizes) -> int:
 
 def _kind(checkpoint: Checkpoint, name: str) -> str:
     kind = checkpoint.dropped.get(name)
-    return f": it is there, but as {kind}" if kind else ""
+    return f": it exists, but as {kind}" if kind else ""
 
 
 def _shape(shape: Sequence[int]) -> str:

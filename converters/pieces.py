@@ -20,7 +20,7 @@ SLAB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Rows:
+class Piece:
     """Rows ``start..stop`` (of the first axis) of the tensor at place ``index`` of a list."""
 
     index: int
@@ -28,7 +28,7 @@ class Rows:
     stop: int
 
 
-def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Rows]:
+def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Piece]:
     """All pieces in the tensors' order, those of ``slow`` tensors spread evenly, so that progress is steady.
 
     Each piece but a tensor's last is a multiple of its granule, of about a million weights.
@@ -39,16 +39,16 @@ def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Rows]:
     return [piece for _, piece in sorted(placed, key=lambda item: item[0])]
 
 
-def _pieces(index: int, tensor: Tensor) -> Iterator[Rows]:
+def _pieces(index: int, tensor: Tensor) -> Iterator[Piece]:
     granules = max(1, SLAB // (tensor.granule * max(1, tensor.row_elements)))
     step = granules * tensor.granule
     for start in range(0, tensor.rows, step):
-        yield Rows(index, start, min(start + step, tensor.rows))
+        yield Piece(index, start, min(start + step, tensor.rows))
 
 
 def work_through(
-    pieces: Sequence[Rows],
-    work: Callable[[Rows, Scratch], int],
+    pieces: Sequence[Piece],
+    work: Callable[[Piece, Scratch], int],
     *,
     threads: int,
     stage: str,

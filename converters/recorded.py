@@ -16,7 +16,7 @@ _LIMIT = 16 << 20  # bytes; the manifest of a model with 300 tensors has 20 kB
 _MAX_CONTAINERS = 100_000
 MADE_FROM = "made_from"
 """The key of a manifest that names the GGUF a file was made from, where it was not the checkpoint."""
-IGNORE = "--ignore-manifest verifies against the checkpoint as it is now"
+IGNORE = "pass --ignore-manifest to verify against the checkpoint as it is now"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def read_manifest(artifact: Path) -> Mapping[str, Any] | None:
     except UnicodeDecodeError as error:
         raise _garbage(path, f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
     if text.count("[") + text.count("{") > _MAX_CONTAINERS:
-        raise _garbage(path, f"holds more than {_MAX_CONTAINERS} arrays and objects")
+        raise _garbage(path, f"contains more than {_MAX_CONTAINERS} arrays and objects")
     try:
         value = json.loads(text)
     except RecursionError as error:
@@ -69,7 +69,7 @@ def _garbage(path: Path, what: str) -> InputError:
 def _check(value: Any, path: Path) -> None:
     """Refuse what a manifest of kconv cannot be."""
     if not isinstance(value, dict):
-        raise _garbage(path, "holds no JSON object, so it is no manifest of kconv")
+        raise _garbage(path, "contains no JSON object, so it is not a kconv manifest")
     for key in ("output", "source", "options", "versions"):
         if not isinstance(value.get(key), dict):
             raise _garbage(path, f"has {quoted(value.get(key))} for {key}, expected an object")
@@ -77,7 +77,7 @@ def _check(value: Any, path: Path) -> None:
     if type(size) is not int or size < 0:
         raise _garbage(path, f"has {quoted(size)} for output.bytes, expected a size in bytes")
     if not all(isinstance(version, str) for version in value["versions"].values()):
-        raise _garbage(path, "has something else than texts in versions")
+        raise _garbage(path, "has values in versions that are not text")
     recorded_files(value, path)
 
 
@@ -97,7 +97,7 @@ def _files(
     files = manifest[key].get("files")
     if not isinstance(files, list) or not files:
         raise _garbage(path, f"has {quoted(files)} for {key}.files, expected a list of files")
-    found = []
+    recorded = []
     for file in files:
         entry: dict[str, Any] = file if isinstance(file, dict) else {}
         name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
@@ -108,5 +108,5 @@ def _files(
             or not (absent or (isinstance(digest, str) and len(digest) == 64))
         ):
             raise _garbage(path, f"has {quoted(file)} in {key}.files, expected name, bytes and sha256")
-        found.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
-    return tuple(found)
+        recorded.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
+    return tuple(recorded)

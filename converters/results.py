@@ -86,7 +86,7 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Beside:
+class CompanionFile:
     """A second file all outputs need; ``kept`` if an earlier conversion had written it already.
 
     ``keys`` are those by which each output names it, ``weights`` how many it holds, all in f32; ``sha256`` is

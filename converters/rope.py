@@ -39,8 +39,8 @@ class Rope:
         In the order of transformers' operations, so that the bits are the same (modeling_rope_utils.py).
         """
         turned = base_frequencies(self.base, self.dimensions) / np.float32(self.factor)
-        found: Array = turned if self.divisors is None else turned / self.divisors
-        return found
+        divided: Array = turned if self.divisors is None else turned / self.divisors
+        return divided
 
     def scaling_keys(self) -> dict[str, MetadataValue]:
         """The GGUF keys of a linear scaling; none for others."""
@@ -68,7 +68,7 @@ class Rope:
         """What there is to say of it."""
         if self.scaling != "dynamic":
             return ()
-        message = "rope scaling 'dynamic' changes nothing within the trained context and is left out"
+        message = "rope scaling 'dynamic' has no effect within the trained context and is left out"
         return (Note("rope-scaling", message, warning=True),)
 
 
@@ -124,7 +124,8 @@ def refuse_partial_rotation(settings: Settings, title: str) -> None:
         factor = None if place is None else place.values.get("partial_rotary_factor")
         if place is not None and factor not in (None, 1, 1.0):
             raise UnsupportedModel(
-                f"{place.where}: partial_rotary_factor is {quoted(factor)}; a {title} rotates whole heads",
+                f"{place.where}: partial_rotary_factor is {quoted(factor)}; {title} models rotate "
+                "whole heads",
                 hint=_HINT,
             )
 
@@ -133,8 +134,8 @@ def base_frequencies(base: float, dimensions: int) -> Array:
     """Radians per position of each pair of dimensions without a scaling, in float32 as transformers has."""
     exponents = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
     powers = np.power(float(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
-    found: Array = np.float32(1) / powers
-    return found
+    frequencies: Array = np.float32(1) / powers
+    return frequencies
 
 
 @np.errstate(all="ignore")  # what overflows is refused at the end

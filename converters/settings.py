@@ -79,8 +79,8 @@ class Settings:
 
     def refuse(self, key: str, value: object, expected: str) -> CheckpointError:
         """The error for a value that cannot be right."""
-        said = "missing" if value is None else quoted(value)
+        actual = "missing" if value is None else quoted(value)
         return CheckpointError(
-            f"{self.where}: {key} is {said}, expected {expected}",
-            hint="compare the file with the one the model was published with",
+            f"{self.where}: {key} is {actual}, expected {expected}",
+            hint="compare the file with the published one",
         )

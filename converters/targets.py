@@ -76,14 +76,12 @@ def different_types(options: Options) -> set[str]:
 
 def _check_importance(options: Options) -> None:
     if options.imatrix is not None and options.calibrate:
-        raise UsageError(
-            "an imatrix was given, and texts to make one of", hint="leave out --imatrix or --calibrate"
-        )
+        raise UsageError("--imatrix and --calibrate cannot be combined", hint="leave one of them out")
     named = ["f16" if name.lower() == "auto" else name for name in options.types]
     weighs = any(policy_of(name, options).quantizes for name in named)
     if (options.imatrix is not None or options.calibrate) and not weighs:
         raise UsageError(
-            "importance data serve quantized types, and none was asked for", hint="add -q q4_k_m, for example"
+            "--imatrix and --calibrate only affect quantized types", hint="add one, for example -q q4_k_m"
         )
 
 
@@ -91,8 +89,8 @@ def refuse_one_file_for_many(output: str | Path | None, types: int) -> None:
     """Raise UsageError where ``output`` is one file and several were asked for."""
     if output is not None and Path(output).suffix == ".gguf" and types > 1:
         raise UsageError(
-            f"-o {output} names one file, but {types} types were asked for",
-            hint="give a folder with -o, or one type",
+            f"-o {output} is the name of one file, but {types} types were requested",
+            hint="give a folder with -o, or a single type",
         )
 
 
@@ -104,7 +102,7 @@ def refuse_same_names(targets: Sequence[Target]) -> None:
         if other is not target:
             raise UsageError(
                 f"{other.type} and {target.type} would both be written to {target.path}",
-                hint="ask for one after the other, with names of their own (-o NAME.gguf)",
+                hint="convert them one at a time, each with its own name (-o NAME.gguf)",
             )
 
 
@@ -188,14 +186,18 @@ def choose_companion_targets(
         kept = there and companion.lies_at(path)
         if there and not kept:
             raise OutputExists(
-                f"{path} exists already and is not that of this checkpoint (another model's, or damaged)",
-                hint="choose another -o; --force overwrites it, and what it belongs to will not run any more",
+                f"{path} already exists and does not belong to this checkpoint (it belongs to another "
+                "model or is damaged)",
+                hint=(
+                    "choose another -o; --force overwrites it, but files that need the old one will no "
+                    "longer run"
+                ),
             )
         if not kept:
             refuse_existing(path, force=force)
         if any(path in target.paths for target in targets):
             raise UsageError(
-                f"-o {path} is the name of a file this model needs besides", hint="choose another -o"
+                f"-o {path} is the name of another file this model needs", hint="choose another -o"
             )
         chosen.append(CompanionTarget(path, companion, kept))
     return chosen

@@ -52,8 +52,8 @@ def halve_rotary(heads: str, rotary: str) -> Transform:
 
     def order(tensor: Tensor, sizes: Sizes) -> Array:
         rotated, head_dim = sizes[rotary], tensor.rows // sizes[heads]
-        found: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
-        return found
+        places: Array = np.r_[0:rotated:2, 1:rotated:2, rotated:head_dim]
+        return places
 
     def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
         (source,) = sources
@@ -110,7 +110,7 @@ def stacked(sources: Sequence[Tensor]) -> Tensor:
     first = sources[0]
     if any(source.dtype is not first.dtype for source in sources):
         raise CheckpointError(
-            f"{first.name}: the {len(sources)} tensors that become one are not all {first.dtype.value}",
+            f"{first.name}: the {len(sources)} tensors to be merged are not all {first.dtype.value}",
             hint="convert them to one type first",
         )
     read = partial(_read_stacked, tuple(sources))
@@ -128,8 +128,8 @@ def _part(stack: Tensor, place: int) -> Tensor:
 
 
 def _read_part(stack: Tensor, place: int, start: int, stop: int) -> Array:
-    found: Array = stack.read(place, place + 1)[0, start:stop]
-    return found
+    rows: Array = stack.read(place, place + 1)[0, start:stop]
+    return rows
 
 
 def concatenated(sources: Sequence[Tensor]) -> Tensor:

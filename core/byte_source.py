@@ -22,12 +22,12 @@ Identity = tuple[int, int, int, int]
 
 
 def identity_of(status: os.stat_result) -> Identity:
-    """What tells a file from another, and from itself after a change."""
+    """What distinguishes a file from others, and from itself after a change."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class ByteSource(Protocol):
-    """Bytes to be read at any offset, from any thread, until nobody holds the source any more.
+    """Bytes to be read at any offset, from any thread, until the last reference to the source is gone.
 
     A source that is pickled is opened anew where it is unpickled: there it gives the same bytes, or
     unpickling raises EnvironmentProblem.
@@ -109,38 +109,39 @@ class LocalFile:
             raise EnvironmentProblem(
                 f"{self.path} was changed, moved or removed since it was opened, so it cannot be sent to "
                 "another process",
-                hint="open it again, and leave the input alone meanwhile",
+                hint="open it again, and do not change the input meanwhile",
             )
-        return _opened_anew, (self.path, *self.identity[2:])
+        return _reopened, (self.path, *self.identity[2:])
 
 
 _ARRIVED: weakref.WeakValueDictionary[tuple[str, int, int], LocalFile] = weakref.WeakValueDictionary()
 _LOCK = threading.Lock()
 
 
-def _opened_anew(path: str, size: int, changed: int) -> LocalFile:
+def _reopened(path: str, size: int, changed: int) -> LocalFile:
     """The file a pickle speaks of; one descriptor serves all tensors that arrive one by one.
 
     Raises EnvironmentProblem where there is none, or another: by its size and time of change, since another
     machine numbers devices and inodes otherwise.
     """
     with _LOCK:
-        held = _ARRIVED.get((path, size, changed))
-        if held is not None and held.is_at_its_path():
-            return held
+        known = _ARRIVED.get((path, size, changed))
+        if known is not None and known.is_at_its_path():
+            return known
         try:
             file = LocalFile(Path(path))
         except (OSError, NotAFile) as error:
             why = error.strerror if isinstance(error, OSError) else f"it is {error}"
             raise EnvironmentProblem(
-                f"{path} was open where this was pickled, and cannot be opened here: {why}",
-                hint="every process has to see the checkpoint under the same path",
+                f"{path} was open in the process that pickled this, but cannot be opened here: {why}",
+                hint="make the checkpoint available under the same path in every process",
             ) from error
         if file.identity[2:] != (size, changed):
             raise EnvironmentProblem(
-                f"{path} is not the file it was where this was pickled: it has {file.size} bytes and was "
-                f"changed at {file.identity[3]} ns, expected {size} bytes and {changed} ns",
-                hint="open the checkpoint again, and leave it alone meanwhile",
+                f"{path} is not the same file as in the process that pickled this: it has {file.size} "
+                f"bytes and was modified at {file.identity[3]} ns, expected {size} bytes and "
+                f"{changed} ns",
+                hint="open the checkpoint again, and do not change it meanwhile",
             )
         _ARRIVED[path, size, changed] = file
         return file

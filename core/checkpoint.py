@@ -10,7 +10,7 @@ from typing import Any
 
 from .byte_source import Identity
 from .input_files import InputFile
-from .side_files import arrived_side_files, check_side_files
+from .side_files import check_side_files, side_files_after_unpickling
 from .tensor import Tensor
 
 
@@ -21,8 +21,8 @@ class Checkpoint:
     ``weight_files`` are the files tensors lie in, in order. ``dropped`` names tensors of types that are
     never weights (bool masks, integer buffers, scalars), with their type; families may still insist on them.
     ``aliases`` names tensors that are the very bytes of an earlier one (tied weights in a PyTorch file);
-    they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``beside`` the other files
-    that matter, each with what it was when the folder was opened (core/side_files.py).
+    they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``side_files`` the other
+    files that matter, each with what it was when the folder was opened (core/side_files.py).
 
     In a pickle a checkpoint travels with absolute paths, sizes and times of change, as its tensors do: where
     it arrives, all files are opened anew, and EnvironmentProblem says which is not what it was.
@@ -35,26 +35,26 @@ class Checkpoint:
     dropped: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=dict)
     opened: tuple[InputFile, ...] = ()
-    beside: Mapping[Path, Identity] = field(default_factory=dict)
+    side_files: Mapping[Path, Identity] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""
         return (self.folder / name).is_file()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.beside:
-            check_side_files(self.folder, self.beside)
+        if self.side_files:
+            check_side_files(self.folder, self.side_files)
         folder = Path(os.path.abspath(self.folder))
         names = [path.name for path in self.weight_files]
-        beside = {path.name: identity[2:] for path, identity in self.beside.items()}
-        held = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
-        return _arrived, (folder, names, beside, *held)
+        side_files = {path.name: identity[2:] for path, identity in self.side_files.items()}
+        content = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
+        return _unpickled, (folder, names, side_files, *content)
 
 
-def _arrived(
+def _unpickled(
     folder: Path,
     names: list[str],
-    beside: Mapping[str, tuple[int, int]],
+    side_files: Mapping[str, tuple[int, int]],
     config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     dropped: Mapping[str, str],
@@ -62,6 +62,6 @@ def _arrived(
     opened: tuple[InputFile, ...],
 ) -> Checkpoint:
     """A checkpoint out of a pickle; its weight files have been checked when they were opened anew."""
-    files = arrived_side_files(folder, beside) if beside else {}
+    files = side_files_after_unpickling(folder, side_files) if side_files else {}
     paths = tuple(folder / name for name in names)
     return Checkpoint(folder, config, tensors, paths, dropped, aliases, opened, files)

@@ -90,10 +90,10 @@ def limit_memory(size: int) -> bool:
         used = _used()
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         again = _memory_found is not None
-        found = _memory_found if _memory_found is not None else soft
-        own = size <= _memory_of_the_machine() and (found == resource.RLIM_INFINITY or used + size < found)
-        resource.setrlimit(resource.RLIMIT_AS, (used + size if own else found, hard))
-        _memory_found = found
+        limit = _memory_found if _memory_found is not None else soft
+        own = size <= _memory_of_the_machine() and (limit == resource.RLIM_INFINITY or used + size < limit)
+        resource.setrlimit(resource.RLIMIT_AS, (used + size if own else limit, hard))
+        _memory_found = limit
     except (ImportError, OSError, ValueError, LookupError):  # not Linux: the limits of time remain
         return False
     if own or again:
@@ -118,11 +118,11 @@ def _meminfo() -> dict[str, int]:
 
 def _memory_of_the_machine() -> int:
     """Bytes it may give out, swap and all; where it promises no more than it has, those not promised yet."""
-    found = _meminfo()
+    meminfo = _meminfo()
     with open("/proc/sys/vm/overcommit_memory", encoding="ascii") as policy:
         if policy.read().strip() == "2":
-            return found["CommitLimit"] - found["Committed_AS"]
-    return found["MemTotal"] + found["SwapTotal"]
+            return meminfo["CommitLimit"] - meminfo["Committed_AS"]
+    return meminfo["MemTotal"] + meminfo["SwapTotal"]
 
 
 def limit_to_free_memory() -> None:
@@ -134,8 +134,8 @@ def limit_to_free_memory() -> None:
     try:
         import resource
 
-        found = _meminfo()
-        free = found.get("MemAvailable", 0) + found.get("SwapFree", 0)
+        meminfo = _meminfo()
+        free = meminfo.get("MemAvailable", 0) + meminfo.get("SwapFree", 0)
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = _used() + free + _RESERVED
         if free and (soft == resource.RLIM_INFINITY or most < soft):

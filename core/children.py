@@ -1,13 +1,13 @@
 """Processes of their own for libraries that a stranger's file may crash, hang or fill the memory of.
 
-``Child`` starts one (``core/child.py`` is its side) and tells what its end means. Two kinds must never be
+``Child`` starts one (``core/child.py`` is its side) and interprets how it ended. Two kinds must never be
 taken for each other:
 
 - **ChildRefused**: the child, or its library, ended itself over what it was given: an exit code of its
   protocol, an abort at one of the library's own checks, or a limit of time or memory that kconv had set for
   one input. This is a finding about the input; whoever asked puts it in words.
 - **ChildDied**: it was killed, crashed, gave no answer in a generous time, or could not start. Nothing is
-  known about the input. ``twice`` tries once more; then it is an EnvironmentProblem, exit code 4.
+  known about the input. ``retry_once`` tries once more; then it is an EnvironmentProblem, exit code 4.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ChildRefused(Exception):
         self.code, self.words, self.limit = code, tuple(words), limit
 
 
-def twice(attempt: Callable[[], _Result]) -> _Result:
+def retry_once(attempt: Callable[[], _Result]) -> _Result:
     """What ``attempt`` gives; where a child died, it is made once more. Raises the second ChildDied."""
     try:
         return attempt()
@@ -82,7 +82,7 @@ class Child:
     """A process that runs ``module`` of kconv (``kconv.vocab.llama_probe``); a context manager.
 
     ``library`` is what it is there for, as messages call it, ``hint`` what to do where that crashes,
-    ``install`` how to come by it. ``environment`` is the child's, by default ours. ``patience`` may be
+    ``install`` how to get it. ``environment`` is the child's, by default ours. ``patience`` may be
     changed from request to request. Its answers are taken with ``fill`` and ``receive``; no size in memory
     comes from the child unchecked. Raises ChildDied where it cannot start.
     """
@@ -149,7 +149,7 @@ class Child:
                 view = view[self._requests.write(view) :]
         except OSError as error:
             if error.errno != errno.EPIPE:
-                raise self._died(f"cannot be asked: {error.strerror or error}") from error
+                raise self._died(f"cannot be reached: {error.strerror or error}") from error
             raise self.ended() from None
 
     def receive(self, count: int) -> bytearray:
@@ -163,9 +163,9 @@ class Child:
         view = memoryview(target).cast("B")
         while view:
             if self.closed:
-                raise self._died("was ended before it had answered")
+                raise self._died("was ended before it answered")
             if not self._poll.poll(self.patience * 1000):
-                raise self._died(f"gave no answer for {self.patience / 60:.0f} minutes")
+                raise self._died(f"did not answer for {self.patience / 60:.0f} minutes")
             count = self._answers.readinto(view)
             if not count:
                 raise self.ended()
@@ -184,18 +184,18 @@ class Child:
         """Lines of the end of the log, fit for a terminal whatever a file made the library say."""
         self._log.seek(max(self._log.seek(0, os.SEEK_END) - _LOG_END, 0))
         lines = self._log.read().decode("utf-8", "replace").splitlines()
-        found = (" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in lines)
-        return [line[:_LINE] for line in found if line]
+        printable = (" ".join("".join(c if c.isprintable() else " " for c in line).split()) for line in lines)
+        return [line[:_LINE] for line in printable if line]
 
     def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
         if code == protocol.NOT_INSTALLED:
             hint = f"install it again: {self._install}"
-            return self._died(f"cannot work: {' / '.join(words[-1:])}", hint=hint)
-        if code == protocol.OUT_OF_MEMORY or (code and _telling(words, _NO_MEMORY)):
+            return self._died(f"does not work: {' / '.join(words[-1:])}", hint=hint)
+        if code == protocol.OUT_OF_MEMORY or (code and _about(words, _NO_MEMORY)):
             return ChildRefused(code, words, "memory") if own else self._no_memory(words)
         if code in (0, 1, 127, protocol.BUG):  # 1: an exit() of some library's; 127: the dynamic loader's
-            return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'it said nothing'}")
+            return self._died(f"ended with code {code}: {' / '.join(words[-2:]) or 'no output'}")
         return ChildRefused(code, words)
 
     def _by_signal(self, number: int, words: list[str]) -> ChildRefused | ChildDied:
@@ -204,27 +204,29 @@ class Child:
             return ChildRefused(None, words, "time")
         name = signal.Signals(number).name if number in set(signal.Signals) else "of unknown name"
         if number == signal.SIGABRT:
-            if _telling(words, _NO_MEMORY):
+            if _about(words, _NO_MEMORY):
                 return ChildRefused(None, words, "memory") if own else self._no_memory(words)
-            if _telling(words, _OWN_CHECKS):
+            if _about(words, _OWN_CHECKS):
                 return ChildRefused(None, words)
         if number == signal.SIGKILL:
             hint = "close other programs or use a machine with more memory, then run it again"
-            how = f"was killed (signal 9, {name}), most likely for want of memory"
+            how = f"was killed (signal 9, {name}), most likely because memory ran out"
             return self._died(how, hint=hint, signal=number)
-        told = f": {' / '.join(words[-2:])}" if words else ""
+        detail = f": {' / '.join(words[-2:])}" if words else ""
         if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
-            return self._died(f"crashed (signal {number}, {name}){told}", signal=number)
-        return self._died(f"was ended by signal {number} ({name}){told}", hint="run it again", signal=number)
+            return self._died(f"crashed (signal {number}, {name}){detail}", signal=number)
+        return self._died(
+            f"was ended by signal {number} ({name}){detail}", hint="run it again", signal=number
+        )
 
     def _no_memory(self, words: Sequence[str]) -> ChildDied:
-        told = next((line for line in reversed(words) if _telling([line], _NO_MEMORY)), "out of memory")
-        return self._died(f"ran out of memory: {told}", hint=MORE_MEMORY)
+        reason = next((line for line in reversed(words) if _about([line], _NO_MEMORY)), "out of memory")
+        return self._died(f"ran out of memory: {reason}", hint=MORE_MEMORY)
 
     def _died(self, how: str, *, hint: str | None = None, signal: int | None = None) -> ChildDied:
         return ChildDied(
             f"the process that runs {self._library} {how}; this says nothing about the input",
-            hint=hint or self._hint or "run it again; kconv doctor tells whether this machine is at fault",
+            hint=hint or self._hint or "run it again; kconv doctor shows whether this machine is at fault",
             signal=signal,
         )
 
@@ -232,11 +234,11 @@ class Child:
 def _without_marker(words: Sequence[str]) -> tuple[list[str], bool]:
     """The lines of a log without those that say whose limit of memory held, and whether it was ours."""
     markers = (protocol.MACHINES_MEMORY_LIMIT.decode(), protocol.OWN_MEMORY_LIMIT.decode())
-    told = [line for line in words if line in markers]
-    return [line for line in words if line not in markers], told[-1:] == [markers[1]]
+    markers_seen = [line for line in words if line in markers]
+    return [line for line in words if line not in markers], markers_seen[-1:] == [markers[1]]
 
 
-def _telling(words: Sequence[str], signs: Sequence[str]) -> bool:
+def _about(words: Sequence[str], signs: Sequence[str]) -> bool:
     return any(sign in line for line in words for sign in signs)
 
 

@@ -1,4 +1,4 @@
-"""Temporary files and folders that show whether somebody is still at work on them.
+"""Temporary files and folders that show, by a lock, whether a process is still working on them.
 
 Whoever makes one holds a lock on it (flock) until it is gone or has its final name. The system lets go of the
 lock however the process ends, so a file nobody holds is what a killed run has left (``core/leftovers.py``).
@@ -36,18 +36,18 @@ def _here() -> tuple[str, str]:
 
 
 def new_mark() -> str:
-    """What nobody else's name has; it says, too, which machine it is of."""
+    """A unique mark for names of temporary files; it also identifies this machine."""
     return "".join(_here()) + os.urandom(4).hex()
 
 
 def is_of_this_machine(mark: str) -> bool:
-    """Whether a lock tells about it; on disks that machines share one may not see another's locks."""
+    """Whether its lock can be relied on; machines that share a disk may not see each other's locks."""
     boot, node = _here()
     return mark[:4] == boot or mark[4:8] == node
 
 
 def temporary_beside(path: Path, end: str = "partial", *, mark: str | None = None) -> Path:
-    """A name nobody has, in the folder of ``path``, for what is to take that name."""
+    """An unused name in the folder of ``path``, for the file that will be renamed to it."""
     start = os.fsdecode(os.fsencode(path.name)[:_HELD_NAME])
     if mark is None or is_shortened(path.name):  # two shortened names may be the same
         mark = new_mark()
@@ -108,8 +108,8 @@ def claimed_folder(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a lock on a folder that is there, where that is possible, so that nobody takes it for left."""
+def locked_folder(path: Path) -> Iterator[None]:
+    """Hold a lock on an existing folder, if possible, so that no other run takes it for a leftover."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

@@ -101,7 +101,7 @@ def no_temporary_folder(error: OSError) -> EnvironmentProblem:
     """What to raise where TMPDIR takes no file."""
     return EnvironmentProblem(
         f"no folder for temporary files: {error.strerror or error}",
-        hint="free some space there, or name another folder in TMPDIR",
+        hint="free some space there, or set TMPDIR to another folder",
     )
 
 

@@ -27,7 +27,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         return
     if not force:
         raise OutputExists(
-            f"{path} exists already", hint="choose another -o, or pass --force to overwrite it"
+            f"{path} already exists", hint="choose another -o, or pass --force to overwrite it"
         )
     if path.is_dir():
         raise OutputExists(f"{path} is a folder, expected a file", hint="choose another -o")
@@ -53,7 +53,7 @@ def _explanation(error: OSError, path: Path, elsewhere: str) -> EnvironmentProbl
         if about.parent not in named.parents and named not in about.parents:
             return EnvironmentProblem(
                 f"{error.strerror or error}: {named}",
-                hint="leave the folders of the input and output alone"
+                hint="do not change the input and output folders during the run"
                 if isinstance(error, FileNotFoundError)
                 else None,
             )
@@ -72,8 +72,8 @@ def _explanation(error: OSError, path: Path, elsewhere: str) -> EnvironmentProbl
     elif number in (errno.ENOMEM, errno.EAGAIN):
         message, hint = f"out of memory while writing {path}", MORE_MEMORY
     elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
-        message = f"{path.parent} is not there (any more) to write {path.name} to"
-        hint = "run it again, and leave the folder alone meanwhile"
+        message = f"{path.parent} does not exist (any more); it is needed to write {path.name} to"
+        hint = "run it again, and do not change the folder meanwhile"
     elif isinstance(error, PermissionError) or number == errno.EROFS:
         message, hint = f"no permission to write {path}", "choose a folder you may write to with -o"
     else:
@@ -169,7 +169,7 @@ def _publish(temporary: Path, path: Path, *, force: bool) -> None:
         if force:
             os.replace(temporary, path)
             return
-        raise OutputExists(f"{path} exists already", hint="pass --force to overwrite it") from error
+        raise OutputExists(f"{path} already exists", hint="pass --force to overwrite it") from error
     except OSError:  # a file system without hard links
         refuse_existing(path, force=force)
         os.rename(temporary, path)

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from .claims import claimed_folder, held, temporary_beside
+from .claims import claimed_folder, locked_folder, temporary_beside
 from .errors import OutputExists
 from .files import explained, synced
 from .leftovers import sweep
@@ -30,7 +30,7 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
         filled = any(path.iterdir())
     if where:  # a folder that appears whole takes a name, it does not move into another
         raise OutputExists(
-            f"{path} is {where}, which no other can replace", hint="choose a folder in it with -o"
+            f"{path} is {where}, which cannot be replaced", hint="choose a folder inside it with -o"
         )
     if filled and not force:
         raise OutputExists(
@@ -38,7 +38,7 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
         )
     if filled and not (path / mark).is_file():
         raise OutputExists(
-            f"{path} is not empty and has no {mark}: kconv has not made it and does not replace it",
+            f"{path} is not empty and has no {mark}: kconv did not make it and will not replace it",
             hint="choose another -o, or empty the folder",
         )
 
@@ -75,7 +75,7 @@ def atomic_folder(path: Path, *, mark: str, force: bool = False) -> Iterator[Pat
 
 def _take_name(temporary: Path, path: Path, old: Path) -> None:
     """Rename ``temporary`` to ``path``; what stood there goes, unless that fails."""
-    with held(path):
+    with locked_folder(path):
         try:
             if path.exists():
                 os.rename(path, old)

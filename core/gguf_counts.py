@@ -23,10 +23,10 @@ _HEADS = {"attn_q.weight": "attention.head_count", "attn_k.weight": "attention.h
 
 def check_counts(path: Path, header: GgufHeader) -> None:
     """Raises GgufError, which names every number that cannot be right."""
-    found = list(contradictions(header))
-    if found:
+    faults = list(contradictions(header))
+    if faults:
         raise GgufError(
-            f"{path}: the header contradicts itself: {'; '.join(found)}",
+            f"{path}: the header contradicts itself: {'; '.join(faults)}",
             hint="the file is damaged; download it or convert the checkpoint again",
         )
 
@@ -51,16 +51,18 @@ def contradictions(header: GgufHeader) -> Iterator[str]:
 
 def _layers(own: Mapping[str, Any], layers: Sequence[re.Match[str]]) -> Iterator[str]:
     """block_count counts an encoder's layers, and those of its decoder that has no key of its own."""
-    said = {stack: own.get("block_count") for stack in ("blk", "enc.blk", "dec.blk")}
-    said["dec.blk"] = own.get("decoder_block_count", said["dec.blk"])
-    for stack, count in said.items():
+    stated = {stack: own.get("block_count") for stack in ("blk", "enc.blk", "dec.blk")}
+    stated["dec.blk"] = own.get("decoder_block_count", stated["dec.blk"])
+    for stack, count in stated.items():
         numbers = {int(match["number"]) for match in layers if match["stack"] == stack}
         if not numbers or count is None:
             continue
         most = max(numbers) + 1
         if type(count) is not int or not (count == most or _explained(own, count, most)):
             decoder = "decoder_" if stack == "dec.blk" and "decoder_block_count" in own else ""
-            yield f"{decoder}block_count says {shown(count)} layers, its tensors ({stack}.N) show {most:,}"
+            yield (
+                f"{decoder}block_count says {shown(count)} layers, but its tensors ({stack}.N) show {most:,}"
+            )
 
 
 def _explained(own: Mapping[str, Any], count: int, shown_layers: int) -> bool:
@@ -74,14 +76,14 @@ def _explained(own: Mapping[str, Any], count: int, shown_layers: int) -> bool:
 
 def _heads(own: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> Iterator[str]:
     """A layer that has such a matrix has at least one head."""
-    told = set()
+    reported = set()
     for info in tensors:
         match = _LAYER.fullmatch(info.name)
         key = _HEADS.get(match["part"]) if match else None
-        if match is None or key is None or key not in own or key in told:
+        if match is None or key is None or key not in own or key in reported:
             continue
         value, number = own[key], int(match["number"])
         count = value[number] if isinstance(value, tuple) and number < len(value) else value
         if type(count) is not int or not 0 < count <= _LARGEST:
-            told.add(key)
-            yield f"{key} is {shown(count)}, and there is a tensor {info.name}"
+            reported.add(key)
+            yield f"{key} is {shown(count)}, but there is a tensor {info.name}"

@@ -1,7 +1,7 @@
 """The GGUF container: writing its header, and reading it with every length checked.
 
 Layout (ggml/docs/gguf.md): magic, version, counts, key-value pairs, tensor table, then the data, each
-tensor at a multiple of ``general.alignment`` (32 unless said otherwise) from the start of the data.
+tensor at a multiple of ``general.alignment`` (32 by default) from the start of the data.
 
 gguf-py is not used: its reader maps the file, trusts its lengths, and takes seconds for a vocabulary of
 128,000 tokens; its writer cannot pass on pairs as the bytes they were.
@@ -84,7 +84,7 @@ class GgufHeader:
 
 
 def shown(value: object) -> str:
-    """A name or value of a header as it stands in a message, cut where it is long."""
+    """A name or value of a header for a message, cut where it is long."""
     return _QUOTING.repr(value)
 
 
@@ -97,7 +97,7 @@ def tensor_bytes(shape: Sequence[int], ggml_type: int) -> int:
     """Bytes of a tensor; ValueError where its rows are no whole number of blocks."""
     block, block_bytes = BLOCKS[ggml_type]
     if shape and shape[-1] % block:
-        raise ValueError(f"rows of {shape[-1]} weights are no multiple of {block}")
+        raise ValueError(f"rows of {shape[-1]} weights are not a multiple of {block}")
     return math.prod(shape) // block * block_bytes
 
 
@@ -224,7 +224,7 @@ def _counts(cursor: _Cursor) -> tuple[int, int, int]:
     if cursor.size < 24 or cursor.take(4) != _MAGIC:
         if cursor.path.suffix == ".onnx":
             raise GgufError(
-                f"{cursor.path} is an ONNX graph, whose weights and tokenizer lie in other files",
+                f"{cursor.path} is an ONNX graph, whose weights and tokenizer are in other files",
                 hint="kconv run, verify and inspect take the whole folder",
             )
         raise cursor.fail("not a GGUF file (it does not begin with 'GGUF')")
@@ -243,7 +243,7 @@ def _pairs(cursor: _Cursor, count: int) -> Iterator[tuple[str, Any, bytes]]:
     for _ in range(count):
         begin, key = cursor.position, cursor.string()
         if key in seen:
-            raise cursor.fail(f"key {shown(key)} stands twice")
+            raise cursor.fail(f"key {shown(key)} appears twice")
         seen.add(key)
         yield key, cursor.value(cursor.unpack("I")), cursor.since(begin)
 
@@ -270,7 +270,7 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
     shape = tuple(reversed([cursor.unpack("Q") for _ in range(dimensions)]))
     ggml_type, offset = cursor.unpack("I"), cursor.unpack("Q")
     if ggml_type not in BLOCKS:
-        raise cursor.fail(f"tensor {shown(name)} has the unknown ggml type {ggml_type}")
+        raise cursor.fail(f"tensor {shown(name)} has unknown ggml type {ggml_type}")
     try:
         nbytes = tensor_bytes(shape, ggml_type)
     except ValueError as error:
@@ -280,12 +280,12 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
 
 def _check_layout(cursor: _Cursor, tensors: Sequence[TensorInfo], data_offset: int, alignment: int) -> None:
     if len({info.name for info in tensors}) != len(tensors):
-        raise cursor.fail("a tensor name stands twice")
+        raise cursor.fail("a tensor name appears twice")
     end = 0
     for info in sorted(tensors, key=lambda info: info.offset):
         if info.offset % alignment:
             raise cursor.fail(
-                f"tensor {shown(info.name)} begins at {info.offset}, no multiple of {alignment}"
+                f"tensor {shown(info.name)} begins at {info.offset}, which is not a multiple of {alignment}"
             )
         if info.offset < end:
             raise cursor.fail(f"tensor {shown(info.name)} overlaps the one before it")

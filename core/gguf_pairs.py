@@ -1,4 +1,4 @@
-"""Key-value pairs of a GGUF file as bytes, as they stand in its header (ggml/docs/gguf.md)."""
+"""Key-value pairs of a GGUF file as the bytes of its header (ggml/docs/gguf.md)."""
 
 from __future__ import annotations
 

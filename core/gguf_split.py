@@ -26,7 +26,7 @@ _NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", 
 _MOST = 0xFFFF  # split.count is a uint16
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _SHOWN = 3
-_HINT = "put all parts into one folder, under the names they were made with; download those that are missing"
+_HINT = "put all parts into one folder under their original names; download the missing ones"
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,19 @@ class GgufModel:
 
 def parse_split_size(text: str) -> int:
     """Bytes of ``2G``, ``500M`` (powers of ten, as llama-gguf-split has them), ``64K``. Raises UsageError."""
-    found = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
-    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    match = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
+    size = int(match[1]) * _UNITS[match[2]] if match else 0
     if not size:
-        raise UsageError(f"the size of a part is {shown(text)}", hint="write it as 2G or 500M")
+        raise UsageError(f"invalid part size {shown(text)}", hint="write it as 2G or 500M")
     return size
 
 
 def part_path(path: Path, part: int, count: int) -> Path:
     """``x.gguf`` -> ``x-00001-of-00003.gguf`` for part 0 of 3; a model of one file keeps its name."""
-    return path if count == 1 else path.with_name(f"{whole_name(path)}-{part + 1:05d}-of-{count:05d}.gguf")
+    return path if count == 1 else path.with_name(f"{base_name(path)}-{part + 1:05d}-of-{count:05d}.gguf")
 
 
-def whole_name(path: Path) -> str:
+def base_name(path: Path) -> str:
     """The name of a file without ``.gguf``, and without the number of a part."""
     found = _NAME.fullmatch(path.name)
     return found["stem"] if found else path.stem
@@ -64,16 +64,16 @@ def whole_name(path: Path) -> str:
 
 def other_parts(path: Path) -> list[Path]:
     """Files beside ``path`` that are parts of a model of the same name in another number of parts."""
-    own, found = _NAME.fullmatch(path.name), []
+    own, others = _NAME.fullmatch(path.name), []
     try:
         there = list(path.absolute().parent.iterdir())
     except PermissionError:  # a folder may take files and show none
         return []
     for each in there:
         other = _NAME.fullmatch(each.name)
-        if other and other["stem"] == whole_name(path) and not (own and other["count"] == own["count"]):
-            found.append(each)
-    return sorted(found)
+        if other and other["stem"] == base_name(path) and not (own and other["count"] == own["count"]):
+            others.append(each)
+    return sorted(others)
 
 
 def split_pairs(part: int, count: int, tensors: int, keys: Sequence[str] = BY_SIZE) -> list[bytes]:
@@ -95,7 +95,7 @@ def placed(
     llama-gguf-split; without a limit the parts stay as they are. One larger than that has a part to itself.
     Raises UsageError for more parts than a file can name.
     """
-    found: list[TensorInfo] = []
+    infos: list[TensorInfo] = []
     part = offset = 0
     for info in tensors:
         size = aligned(info.nbytes, alignment)
@@ -103,14 +103,15 @@ def placed(
             part, offset = info.part, 0
         elif limit is not None and 0 < offset > limit - size:
             part, offset = part + 1, 0
-        found.append(replace(info, offset=offset, part=part))
+        infos.append(replace(info, offset=offset, part=part))
         offset += size
     if part >= _MOST:
         raise UsageError(
-            f"parts of at most {limit} bytes would be {part + 1} files, llama.cpp reads {_MOST} at most",
+            f"parts of at most {limit} bytes would make {part + 1} files; llama.cpp reads at most "
+            f"{_MOST} at most",
             hint="allow larger parts with --split-max-size",
         )
-    return tuple(found)
+    return tuple(infos)
 
 
 def read_model(path: Path, opener: Opener = LocalFile) -> GgufModel:
@@ -134,8 +135,8 @@ def read_model(path: Path, opener: Opener = LocalFile) -> GgufModel:
             hint=_HINT,
         )
     parts = [header if part == path else read_header(part, opener) for part in paths]
-    for index, (each, found) in enumerate(zip(paths, parts, strict=True)):
-        _check_place(each, found, index, count)
+    for index, (each, part_header) in enumerate(zip(paths, parts, strict=True)):
+        _check_place(each, part_header, index, count)
     joined = _joined(parts)
     _check_tensors(paths, parts, joined)
     return GgufModel(tuple(paths), tuple(parts), joined)
@@ -146,27 +147,27 @@ def _number(path: Path, header: GgufHeader, key: str, default: int | None = None
     if type(value) is not int or not 0 <= value <= _MOST:
         raise GgufError(
             f"{path}: {key} is {shown(value)}, expected a number up to {_MOST}",
-            hint="it says that it is a part of a model, but not which: make the parts again",
+            hint="it is marked as a part of a model, but not as which one: make the parts again",
         )
     return value
 
 
 def _paths(path: Path, number: int, count: int) -> list[Path]:
     """The files of all parts, from the name of the one that says it is ``number`` (from 0) of ``count``."""
-    found = _NAME.fullmatch(path.name)
-    if not found or (int(found["number"]), int(found["count"])) != (number + 1, count):
+    match = _NAME.fullmatch(path.name)
+    if not match or (int(match["number"]), int(match["count"])) != (number + 1, count):
         raise GgufError(
-            f"{path} says that it is part {number + 1} of {count}, which its name does not",
-            hint=f"name the parts as they were: NAME-{number + 1:05d}-of-{count:05d}.gguf",
+            f"{path} is marked as part {number + 1} of {count}, but its name is not that of a part",
+            hint=f"give the parts their original names: NAME-{number + 1:05d}-of-{count:05d}.gguf",
         )
     return [part_path(path, part, count) for part in range(count)]
 
 
 def _check_place(path: Path, header: GgufHeader, index: int, count: int) -> None:
-    said = _number(path, header, NUMBER) + 1, _number(path, header, COUNT, count)
-    if said != (index + 1, count):
+    stated = _number(path, header, NUMBER) + 1, _number(path, header, COUNT, count)
+    if stated != (index + 1, count):
         raise GgufError(
-            f"{path} says that it is part {said[0]} of {said[1]}, expected part {index + 1} of {count}",
+            f"{path} is marked as part {stated[0]} of {stated[1]}, expected part {index + 1} of {count}",
             hint=_HINT,
         )
 
@@ -183,8 +184,8 @@ def _check_tensors(paths: Sequence[Path], parts: Sequence[GgufHeader], joined: G
     expected = parts[0].metadata.get(TENSORS)
     if expected != len(joined.tensors):
         raise GgufError(
-            f"the {len(paths)} parts of {paths[0]} have {len(joined.tensors)} tensors together, "
-            f"{shown(expected)} are expected ({TENSORS})",
+            f"the {len(paths)} parts of {paths[0]} have {len(joined.tensors)} tensors in all, "
+            f"{shown(expected)} expected ({TENSORS})",
             hint=_HINT,
         )
 

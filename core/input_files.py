@@ -36,7 +36,7 @@ DOWNLOAD_HINT = "download the checkpoint again, or complete the download"
 class InputFile:
     """A file open for reading at given offsets, from any thread, with a reason where that fails.
 
-    ``opener`` gives the bytes (core/byte_source.py). They stay open as long as somebody holds this, so lazy
+    ``opener`` gives the bytes (core/byte_source.py). They stay open as long as this is referenced, so lazy
     tensors keep their file open and nothing else does. In a pickle it travels as its source does.
     """
 
@@ -78,14 +78,14 @@ class InputFile:
                 ends = f"{self.path} ends after {offset + done} bytes, expected {offset + len(view)}"
                 ends += f" for {what}" if what else ""
                 if offset + len(view) <= self.size:
-                    raise changed_meanwhile(f"{ends}; it had more when it was opened")
+                    raise changed_meanwhile(f"{ends}; it was longer when it was opened")
                 raise CheckpointError(ends, hint=DOWNLOAD_HINT)
             done += got
 
 
 def changed_meanwhile(message: str) -> EnvironmentProblem:
-    """What somebody has done to the input while it was read, which says nothing about the input."""
-    return EnvironmentProblem(message, hint="run it again, and leave the input alone meanwhile")
+    """The error for an input that changed while it was read, which is no verdict on the input."""
+    return EnvironmentProblem(message, hint="run it again, and do not change the input meanwhile")
 
 
 def _refusal(path: Path, error: OSError) -> CheckpointError | EnvironmentProblem:
@@ -178,7 +178,7 @@ def read_json(folder: Path, name: str, *, limit: int = TEXT_LIMIT) -> dict[str, 
         return None
     value = parse_json(text, str(folder / name))
     if not isinstance(value, dict):
-        raise CheckpointError(f"{folder / name} holds a JSON {_kind(value)}, expected an object")
+        raise CheckpointError(f"{folder / name} contains a JSON {_kind(value)}, expected an object")
     return value
 
 
@@ -199,15 +199,15 @@ def parse_json(text: str, where: str, *, allow_repeats: bool = True) -> Any:
         return result
 
     if text.count("[") + text.count("{") > MAX_CONTAINERS:
-        raise CheckpointError(f"{where} holds more than {MAX_CONTAINERS} arrays and objects")
+        raise CheckpointError(f"{where} contains more than {MAX_CONTAINERS} arrays and objects")
     try:
         value = json.loads(text, object_pairs_hook=checked)
         if re.search(r"\\u[dD][89a-fA-F]", text):  # there may be half a surrogate pair, which is no character
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError as error:
-        raise CheckpointError(f"{where} is nested too deeply to be what it should be") from error
+        raise CheckpointError(f"{where} is nested too deeply for a file of this kind") from error
     except UnicodeEncodeError as error:
-        raise CheckpointError(f"{where} holds half a surrogate pair, which is not a character") from error
+        raise CheckpointError(f"{where} contains half a surrogate pair, which is not a character") from error
     except ValueError as error:  # JSONDecodeError, and integers of thousands of digits
         raise CheckpointError(f"{where} is not valid JSON: {error}", hint=DOWNLOAD_HINT) from error
     return value
@@ -234,7 +234,7 @@ def file_sha256(
 ) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces of 4 MiB with the interpreter's lock released.
 
-    Tells ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
+    Calls ``progress("hash", bytes done, bytes in all)``. ``stopped`` is asked before each piece; once it says
     yes, InterruptedError is raised. Raises EnvironmentProblem if the file is changed meanwhile.
     """
     file = source if isinstance(source, InputFile) else InputFile(source)

@@ -1,9 +1,9 @@
 """What runs of kconv that were killed have left: unfinished files and temporary folders.
 
-They are told from those of a run that goes on by the lock that holds these (``core/claims.py``). Every run
+A lock distinguishes them from those of a run at work (``core/claims.py``). Every run
 takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Some file systems
-have no locks, and one machine may not see those of another that shares the disk: there only age tells. So it
-does for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
+have no locks, and one machine may not see those of another that shares the disk: there only age decides,
+as for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Leftover:
     """A temporary file or folder of kconv's.
 
     ``bytes`` are those its removal frees. It is ``left`` by a run that is gone, ``in use``, or ``unknown``:
-    without a lock that tells, and changed within a day.
+    without a reliable lock, and changed within a day.
     """
 
     path: Path
@@ -52,12 +52,12 @@ def find_leftovers(folder: Path) -> list[Leftover]:
 
     Only those of this user's. Raises OSError where the folder cannot be listed.
     """
-    found = []
+    leftovers = []
     for path in _candidates(folder, unlocked=True):
-        with _taken(path) as state:
+        with _locked(path) as state:
             if state is not None:
-                found.append(Leftover(path, _size(path), state))
-    return found
+                leftovers.append(Leftover(path, _size(path), state))
+    return leftovers
 
 
 def remove(path: Path) -> Leftover | None:
@@ -65,7 +65,7 @@ def remove(path: Path) -> Leftover | None:
 
     A folder that was about to be replaced gets its name back, if nothing has taken that meanwhile.
     """
-    with _taken(path) as state:
+    with _locked(path) as state:
         if state != "left":
             return None
         known = Leftover(path, _size(path), state)
@@ -85,7 +85,7 @@ def remove(path: Path) -> Leftover | None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs have left in ``folder``, as far as possible, and tell ``on_removal``."""
+    """Remove what killed runs have left in ``folder``, as far as possible, and call ``on_removal``."""
     removed = []
     take_back(folder)
     with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ def _take_back(group: dict[str, dict[Path, Path]]) -> None:
     """
     with contextlib.ExitStack() as stack:
         for path in group["partial"]:
-            if stack.enter_context(_taken(path)) != "left":
+            if stack.enter_context(_locked(path)) != "left":
                 return
         ours = [final for path, final in group["partial"].items() if _is_one(path, final)]
         if len(ours) == len(group["partial"]):  # all have their names
@@ -155,8 +155,8 @@ def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _taken(path: Path) -> Iterator[State | None]:
-    """Hold what lies there, if nobody else does; None where it is gone, no file or folder, not ours."""
+def _locked(path: Path) -> Iterator[State | None]:
+    """Lock what is at a path, if no other process does; None if gone, no file or folder, or not ours."""
     try:
         # O_NONBLOCK: opening a named pipe would wait; a lock over NFS needs a file open for writing.
         handle = os.open(path, _flags(path) | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -46,13 +46,13 @@ class Memory:
 
 def processor(source: Path = CPUINFO) -> Processor:
     """The first processor of ``source``; a machine with many is not asked for all."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     with contextlib.suppress(OSError), source.open("rb") as file:
         for line in file.read(1 << 14).decode("utf-8", "replace").splitlines():
             name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    flags = found.get("flags") or found.get("Features") or ""
-    model = found.get("model name") or platform.processor() or platform.machine() or "unknown"
+            fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags") or fields.get("Features") or ""
+    model = fields.get("model name") or platform.processor() or platform.machine() or "unknown"
     return Processor(model, frozenset(flags.split()))
 
 
@@ -70,7 +70,7 @@ def memory(system: Path = Path("/")) -> Memory:
 
 def _container_limit(system: Path, total: int | None) -> int | None:
     """The lowest ``memory.max`` (version 1: limit_in_bytes) from this process's control group upwards."""
-    found: list[int] = []
+    seen: list[int] = []
     with contextlib.suppress(OSError):
         for line in (system / "proc/self/cgroup").read_text("utf-8", "replace").splitlines():
             _, controllers, path = line.split(":", 2) if line.count(":") > 1 else ("", "-", "")
@@ -82,8 +82,8 @@ def _container_limit(system: Path, total: int | None) -> int | None:
             for folder in (group, *group.parents):
                 if root == folder or root in folder.parents:
                     with contextlib.suppress(OSError, ValueError):
-                        found.append(int((folder / name).read_text("ascii")))
-    limits = [limit for limit in found if total is None or limit < total]  # version 1 says "none" as 2 ** 63
+                        seen.append(int((folder / name).read_text("ascii")))
+    limits = [limit for limit in seen if total is None or limit < total]  # version 1 says "none" as 2 ** 63
     return min(limits, default=None)
 
 

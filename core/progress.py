@@ -1,4 +1,4 @@
-"""How long work tells that it goes on, and what else it does meanwhile that its user may want to know."""
+"""How long work reports its progress, and what else it does meanwhile that users may want to know."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 def ignore(folder: Path, removed: list[Leftover]) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 on_removal: Callable[[Path, list[Leftover]], None] = ignore

@@ -60,25 +60,25 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
-    held: dict[str, str] = {}
+    file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
         opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
         files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):
-            if tensor in held:
+            if tensor in file_of:
                 raise CheckpointError(
-                    f"{folder}: tensor {quoted(tensor)} is in both {held[tensor]} and {name}",
+                    f"{folder}: tensor {quoted(tensor)} is in both {file_of[tensor]} and {name}",
                     hint="the files are of different versions; download the checkpoint again",
                 )
-            held[tensor] = name
+            file_of[tensor] = name
         tensors.update(opened.tensors)
         dropped.update(opened.dropped)
         aliases.update(opened.aliases)
-    check_index(folder, weights, held)
+    check_index(folder, weights, file_of)
     _refuse_quantized(folder, config, dropped)
     if not tensors:
-        raise CheckpointError(f"{folder}: the weight files hold no weights: {', '.join(weights.files)}")
+        raise CheckpointError(f"{folder}: the weight files contain no weights: {', '.join(weights.files)}")
     paths = tuple(folder / name for name in weights.files)
     return Checkpoint(folder, config, tensors, paths, dropped, aliases, tuple(files), beside)
 
@@ -90,10 +90,10 @@ def _folder(source: Path) -> Path:
         except OSError as error:
             raise EnvironmentProblem(f"cannot list {source}: {error.strerror}") from error
         if "snapshots" in names and "config.json" not in names:
-            found = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
+            snapshots = sorted(path for path in (source / "snapshots").glob("*") if path.is_dir())
             raise CheckpointError(
-                f"{source} is the Hub's cache of all revisions of a model, expected one of them",
-                hint=f"pass {found[0]}" if found else DOWNLOAD_HINT,
+                f"{source} is the Hub cache of all revisions of a model, expected one revision",
+                hint=f"pass {snapshots[0]}" if snapshots else DOWNLOAD_HINT,
             )
         return source
     if source.is_file():
@@ -114,7 +114,7 @@ def _folder(source: Path) -> Path:
 def _no_config(folder: Path) -> CheckpointError:
     if (folder / "adapter_config.json").exists():
         return CheckpointError(
-            f"{folder} holds a LoRA adapter, not a whole model; expected config.json and weights",
+            f"{folder} contains a LoRA adapter, not a whole model; expected config.json and weights",
             hint="merge it into its base model and save that",
         )
     if (folder / "params.json").exists():
@@ -124,26 +124,26 @@ def _no_config(folder: Path) -> CheckpointError:
         )
     return CheckpointError(
         f"{folder} has no config.json, expected a Hugging Face folder with config.json and weights",
-        hint="give the folder save_pretrained() or `hf download` wrote, or complete the download",
+        hint="give the folder written by save_pretrained() or `hf download`, or complete the download",
     )
 
 
 def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mapping[str, str]) -> None:
-    """Integer tensors under a weight's name mean that somebody has quantized the checkpoint already."""
+    """Integer tensors under a weight's name mean that the checkpoint is already quantized."""
     packed = [name for name in dropped if name.endswith((".weight", ".qweight", ".weight_packed"))]
     if packed:
         settings = config.get("quantization_config")
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         by = f" ({quoted(method)})" if method else ""
         raise CheckpointError(
-            f"{folder} is quantized already{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
+            f"{folder} is already quantized{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
             "kconv reads F32, F16 and BF16",
-            hint="start from the checkpoint it was made from",
+            hint="use the unquantized checkpoint it was made from",
         )
 
 
 def hub_origin(folder: Path) -> tuple[str | None, str | None]:
-    """The repository (``org/name``) and commit a folder came from on the Hub, as far as the folder tells.
+    """The repository (``org/name``) and commit a folder came from on the Hub, as far as recorded.
 
     Knows the layouts huggingface_hub writes: its cache (``models--org--name/snapshots/<commit>``), and
     ``--local-dir``, which keeps the commit alone (``.cache/huggingface/download/config.json.metadata``).

@@ -15,7 +15,7 @@ from typing import Any
 from .byte_source import LocalFile, Opener
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, parse_json, quoted, refuse_lfs_pointer
-from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
+from .weight_file import ITEM_SIZES, TensorPlace, WeightFile, check_name, check_shape, collect
 
 HEADER_LIMIT = 100_000_000
 SUB_BYTE = ("F4", "F6_E2M3", "F6_E3M2")
@@ -39,8 +39,8 @@ def _header(file: InputFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     if length > HEADER_LIMIT:
         raise CheckpointError(
-            f"{file.path} is not a safetensors file, or damaged: its header would have {length} bytes, more "
-            f"than the format's limit of {HEADER_LIMIT}",
+            f"{file.path} is not a safetensors file or is damaged: its header would have {length} "
+            f"bytes, more than the format's limit of {HEADER_LIMIT}",
             hint=DOWNLOAD_HINT,
         )
     if 8 + length > file.size:
@@ -56,14 +56,14 @@ def _header(file: InputFile) -> tuple[dict[str, Any], int]:
         raise CheckpointError(f"{where} is not UTF-8: {error.reason} at byte {error.start}") from error
     header = parse_json(text, where, allow_repeats=False) if text.startswith("{") else None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{where} is not a JSON object, as safetensors demands", hint=DOWNLOAD_HINT)
+        raise CheckpointError(f"{where} is not a JSON object, as safetensors requires", hint=DOWNLOAD_HINT)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"{where} has a __metadata__ that is not an object of strings")
     return header, 8 + length
 
 
-def _entry(file: InputFile, name: str, entry: object, data_start: int) -> Stored:
+def _entry(file: InputFile, name: str, entry: object, data_start: int) -> TensorPlace:
     where = f"{file.path}: tensor {quoted(check_name(name, file.path))}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise CheckpointError(
@@ -75,7 +75,7 @@ def _entry(file: InputFile, name: str, entry: object, data_start: int) -> Stored
             raise CheckpointError(
                 f"{where} is {dtype}; kconv reads F32, F16 and BF16", hint="dequantize it to BF16 first"
             )
-        raise CheckpointError(f"{where} is of the unknown type {quoted(dtype)}")
+        raise CheckpointError(f"{where} has unknown type {quoted(dtype)}")
     shape = check_shape(entry["shape"], where)
     if not (isinstance(offsets, list) and len(offsets) == 2 and all(type(place) is int for place in offsets)):
         raise CheckpointError(f"{where} has the offsets {quoted(offsets)}, expected two integers")
@@ -93,21 +93,21 @@ def _entry(file: InputFile, name: str, entry: object, data_start: int) -> Stored
         raise CheckpointError(
             f"{where} has {end - begin} bytes, but {dtype} of shape {list(shape)} needs {need}"
         )
-    return Stored(name, dtype, shape, data_start + begin)
+    return TensorPlace(name, dtype, shape, data_start + begin)
 
 
-def _check_cover(file: InputFile, stored: list[Stored], data_start: int) -> None:
+def _check_cover(file: InputFile, stored: list[TensorPlace], data_start: int) -> None:
     reached, before = data_start, ""
     for item in sorted(stored, key=lambda item: (item.offset, math.prod(item.shape))):
         if item.offset < reached:
             raise CheckpointError(f"{file.path}: tensors {quoted(before)} and {quoted(item.name)} overlap")
         if item.offset > reached:
             raise CheckpointError(
-                f"{file.path}: the {item.offset - reached} bytes before tensor {quoted(item.name)} belong to "
-                "no tensor"
+                f"{file.path}: the {item.offset - reached} bytes before tensor {quoted(item.name)} do "
+                "not belong to any tensor"
             )
         reached, before = item.offset + math.prod(item.shape) * ITEM_SIZES[item.dtype], item.name
     if reached != file.size:
         raise CheckpointError(
-            f"{file.path}: {file.size - reached} bytes after the last tensor belong to none"
+            f"{file.path}: {file.size - reached} bytes after the last tensor do not belong to any tensor"
         )

@@ -20,7 +20,7 @@ _NAMES = re.compile(
 
 def side_files(folder: Path) -> dict[Path, Identity]:
     """Those there are, by name, each with what it is at this moment. Raises OSError."""
-    found = {}
+    identities = {}
     for name in sorted(os.listdir(folder)):
         if _NAMES.fullmatch(name):
             try:
@@ -28,8 +28,8 @@ def side_files(folder: Path) -> dict[Path, Identity]:
             except OSError:  # a link that leads nowhere
                 continue
             if stat.S_ISREG(status.st_mode):
-                found[folder / name] = identity_of(status)
-    return found
+                identities[folder / name] = identity_of(status)
+    return identities
 
 
 def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
@@ -41,7 +41,7 @@ def check_side_files(folder: Path, before: Mapping[Path, Identity]) -> None:
     _refuse_differences(before, now, "while the checkpoint was read")
 
 
-def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
+def side_files_after_unpickling(folder: Path, before: Mapping[str, tuple[int, int]]) -> dict[Path, Identity]:
     """Those there are in a process a checkpoint was sent to.
 
     ``before`` are sizes in bytes and times of change in ns, by name, where it was sent from. Raises
@@ -51,8 +51,9 @@ def arrived_side_files(folder: Path, before: Mapping[str, tuple[int, int]]) -> d
         now = side_files(folder)
     except OSError as error:
         raise EnvironmentProblem(
-            f"{folder} was open where this was pickled, and cannot be listed here: {error.strerror}",
-            hint="every process has to see the checkpoint under the same path",
+            f"{folder} was open in the process that pickled this, but cannot be listed here: "
+            f"{error.strerror}",
+            hint="make the checkpoint available under the same path in every process",
         ) from error
     _refuse_differences(
         {folder / name: identity for name, identity in before.items()},

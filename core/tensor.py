@@ -34,7 +34,7 @@ class DType(Enum):
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredBytes:
     """A tensor's bytes as a GGUF file holds them: ``ggml_type``, and rows ``start..stop`` as bytes."""
 
     ggml_type: int
@@ -61,7 +61,7 @@ class Tensor:
     granule: int = 1
     origin: str = ""
     computed: bool = False
-    stored: Stored | None = None
+    stored: StoredBytes | None = None
 
     @property
     def rows(self) -> int:

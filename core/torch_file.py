@@ -22,7 +22,7 @@ from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, InputFile, quoted, refuse_lfs_pointer
 from .torch_pickle import MAX_INSTRUCTIONS, MOST_INSTRUCTIONS, read_pickle
 from .torch_values import PickledTensor, Storage
-from .weight_file import ITEM_SIZES, Stored, WeightFile, check_name, check_shape, collect
+from .weight_file import ITEM_SIZES, TensorPlace, WeightFile, check_name, check_shape, collect
 
 TABLE_LIMIT = 16 << 20
 """Largest pickle and largest zip directory read, in bytes; 100 to 200 bytes a tensor is usual."""
@@ -53,9 +53,10 @@ def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
         value, place = _open_legacy(file)
     else:
         raise CheckpointError(
-            f"{path} is not a PyTorch weight file: neither a zip archive nor a pickle", hint=DOWNLOAD_HINT
+            f"{path} is not a PyTorch weight file: it is neither a zip archive nor a pickle",
+            hint=DOWNLOAD_HINT,
         )
-    stored: list[Stored] = []
+    stored: list[TensorPlace] = []
     others: dict[str, str] = {}
     for key, item in _state_dict(value, path).items():
         name = check_name(key, path)
@@ -63,13 +64,13 @@ def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
             stored.append(_stored(file, name, item, place))
         elif isinstance(item, dict) and any(isinstance(inner, PickledTensor) for inner in item.values()):
             raise CheckpointError(
-                f"{path} holds dicts of tensors in a dict, such as {quoted(name)}; expected one state dict",
+                f"{path} contains nested dicts of tensors, such as {quoted(name)}; expected one state dict",
                 hint="save the model's state_dict() alone",
             )
         else:
             others[name] = "not a tensor"
-    found = collect(file, stored)
-    return WeightFile(found.tensors, {**found.dropped, **others}, found.aliases, file)
+    weights = collect(file, stored)
+    return WeightFile(weights.tensors, {**weights.dropped, **others}, weights.aliases, file)
 
 
 def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
@@ -78,12 +79,12 @@ def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:
         value = inner[0] if len(inner) == 1 else value
     if not isinstance(value, dict):
         raise CheckpointError(
-            f"{path} holds a {type(value).__name__}, expected a state dict: tensors by name"
+            f"{path} contains a {type(value).__name__}, expected a state dict (tensors by name)"
         )
     return value
 
 
-def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) -> Stored:
+def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) -> TensorPlace:
     """Check one tensor's view against its storage."""
     where = f"{file.path}: tensor {quoted(name)}"
     shape, size = check_shape(tensor.shape, where), ITEM_SIZES[tensor.dtype]
@@ -92,26 +93,29 @@ def _stored(file: InputFile, name: str, tensor: PickledTensor, place: Places) ->
         raise CheckpointError(f"{where} has the strides {quoted(strides)}, expected integers of 0 or more")
     if len(strides) != len(shape) or type(tensor.offset) is not int or tensor.offset < 0:
         raise CheckpointError(
-            f"{where} has strides {quoted(strides)}, offset {quoted(tensor.offset)}: no valid view"
+            f"{where} has strides {quoted(strides)}, offset {quoted(tensor.offset)}, which is not a "
+            "valid view"
         )
     start = place(tensor.storage)
     elements = math.prod(shape)
-    held = tensor.storage.count * ITEM_SIZES[tensor.storage.dtype] // size
+    count = tensor.storage.count * ITEM_SIZES[tensor.storage.dtype] // size
     reach = 1 + sum((length - 1) * step for length, step in zip(shape, strides, strict=True))
-    if elements and (tensor.offset + reach > held or elements > held):
-        raise CheckpointError(f"{where} of shape {list(shape)} reaches beyond its storage of {held} elements")
+    if elements and (tensor.offset + reach > count or elements > count):
+        raise CheckpointError(
+            f"{where} of shape {list(shape)} reaches beyond its storage of {count} elements"
+        )
     offset = start + tensor.offset * size if elements else start
     axes = [(length, step) for length, step in zip(shape, strides, strict=True) if length > 1]
     if elements == 0 or all(
         step == math.prod(length for length, _ in axes[axis + 1 :]) for axis, (_, step) in enumerate(axes)
     ):
-        return Stored(name, tensor.dtype, shape, offset)
+        return TensorPlace(name, tensor.dtype, shape, offset)
     if min(step for _, step in axes) != 1:
         raise CheckpointError(
-            f"{where} has the strides {quoted(strides)}, no two elements side by side",
+            f"{where} has the strides {quoted(strides)}, so no two elements are adjacent",
             hint="save it again after .contiguous()",
         )
-    return Stored(name, tensor.dtype, shape, offset, strides)
+    return TensorPlace(name, tensor.dtype, shape, offset, strides)
 
 
 def _open_zip(file: InputFile) -> tuple[Any, Places]:
@@ -190,7 +194,7 @@ def _directory(file: InputFile) -> dict[str, zipfile.ZipInfo]:
         ) from error
     records = {entry.filename: entry for entry in entries}
     if len(records) != len(entries):
-        raise CheckpointError(f"{file.path} holds two records of one name")
+        raise CheckpointError(f"{file.path} contains two records with the same name")
     return records
 
 
@@ -213,9 +217,9 @@ def _record(file: InputFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
     offset = entry.header_offset + 30 + name_length + extra_length
     encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"
     if local[:4] != b"PK\x03\x04" or offset + entry.file_size > file.size:
-        raise CheckpointError(f"{where} does not lie where the directory says", hint=DOWNLOAD_HINT)
+        raise CheckpointError(f"{where} is not where the zip directory says it is", hint=DOWNLOAD_HINT)
     if file.read(entry.header_offset + 30, name_length) != entry.orig_filename.encode(encoding):
-        raise CheckpointError(f"{where} has another name in its own header", hint=DOWNLOAD_HINT)
+        raise CheckpointError(f"{where} has a different name in its own header", hint=DOWNLOAD_HINT)
     return offset, entry.file_size
 
 
@@ -257,12 +261,12 @@ def _open_legacy(file: InputFile) -> tuple[Any, Places]:
     stream = io.BytesIO(file.read(0, min(file.size, TABLE_LIMIT)))
     if read_pickle(stream, path) != LEGACY_MAGIC:
         raise CheckpointError(
-            f"{path} is a pickle, but not one PyTorch wrote",
+            f"{path} is a pickle, but not one written by PyTorch",
             hint="save it again with torch.save or as safetensors",
         )
     protocol, system = read_pickle(stream, path), read_pickle(stream, path)
     if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
-        raise CheckpointError(f"{path} is of an unknown PyTorch version, or saved on a big-endian machine")
+        raise CheckpointError(f"{path} was saved by an unknown PyTorch version or on a big-endian machine")
     seen: dict[str, Storage] = {}
     allowed = _instructions(file.size // _BYTES_BEFORE_1_6)
     value = read_pickle(stream, path, seen, instructions=allowed)
@@ -275,7 +279,7 @@ def _open_legacy(file: InputFile) -> tuple[Any, Places]:
         storage = seen.get(key) if isinstance(key, str) else None
         if storage is None or key in places:
             raise CheckpointError(
-                f"{path}: the list of storages names {quoted(key)}, which is no storage or twice"
+                f"{path}: the list of storages names {quoted(key)}, which is not a storage or appears twice"
             )
         need = storage.count * ITEM_SIZES[storage.dtype]
         if need > file.size - offset - 8:
@@ -285,7 +289,7 @@ def _open_legacy(file: InputFile) -> tuple[Any, Places]:
             )
         if int.from_bytes(file.read(offset, 8), "little") != storage.count:
             raise CheckpointError(
-                f"{path}: the storage {quoted(key)} has another length than its pickle says"
+                f"{path}: the storage {quoted(key)} does not have the length its pickle gives"
             )
         places[key] = offset + 8
         offset += 8 + need

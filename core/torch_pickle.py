@@ -70,8 +70,8 @@ def _run(machine: _Machine, stream: IO[bytes], instructions: int) -> Any:
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
         if count > instructions:
             raise CheckpointError(
-                f"{machine.where}: the pickle has more than {instructions} instructions, too many for the "
-                "weights that are there",
+                f"{machine.where}: the pickle has more than {instructions} instructions, too many for "
+                "the weights in the file",
                 hint="save the model's state_dict() alone, best as safetensors",
             )
         if isinstance(argument, int) and argument.bit_length() > _INTEGER_BITS:
@@ -107,13 +107,13 @@ def _name(machine: _Machine, module: str, name: str) -> None:
     )
     if not known and module == "torch._utils" and name.startswith("_rebuild_"):
         raise CheckpointError(
-            f"{machine.where} holds tensors of a kind kconv does not read ({quoted(f'{module}.{name}')})",
+            f"{machine.where} contains tensors of a kind kconv does not read ({quoted(f'{module}.{name}')})",
             hint="save the model with plain F32, F16 or BF16 tensors",
         )
     if not known:
         raise CheckpointError(
-            f"{machine.where}: the pickle asks for {quoted(f'{module}.{name}')}, which is no part of a state "
-            "dict and could run code; nothing was executed",
+            f"{machine.where}: the pickle asks for {quoted(f'{module}.{name}')}, which does not "
+            "belong in a state dict and could run code; nothing was executed",
             hint=_UNSAFE_HINT,
         )
     machine.stack.append(Name(module, name))
@@ -148,7 +148,7 @@ def _build(machine: _Machine, argument: object) -> None:
     # The state is attributes, such as the versions in a state dict's _metadata: nothing of weights.
     machine.stack.pop()
     if not isinstance(machine.stack[-1], dict | PickledTensor):
-        raise Malformed("attributes for something that has none")
+        raise Malformed("attributes for something that has no attributes")
 
 
 def _persistent(machine: _Machine, argument: object) -> None:
@@ -164,7 +164,7 @@ def _persistent(machine: _Machine, argument: object) -> None:
         ) if kind in STORAGES and count >= 0:
             storage = Storage(key, STORAGES[kind], count)
             if machine.storages.setdefault(key, storage) != storage:
-                raise Malformed(f"two storages of one key, {quoted(key)}")
+                raise Malformed(f"two storages with the same key, {quoted(key)}")
             machine.stack.append(storage)
         case other:
             raise Malformed(f"a reference to a {type(other).__name__}, expected a storage")
@@ -181,7 +181,7 @@ def _set_items(machine: _Machine, items: list[Any]) -> None:
         if type(key) is int and key.bit_length() > _KEY_BITS:
             raise Malformed(f"a dict key of {key.bit_length()} bits")
         if key in target:
-            raise CheckpointError(f"{machine.where}: the pickle holds {quoted(key)} twice in one dict")
+            raise CheckpointError(f"{machine.where}: the pickle contains {quoted(key)} twice in one dict")
         target[key] = value
 
 
@@ -205,7 +205,7 @@ def _collect(machine: _Machine, make: Callable[[list[Any]], Any]) -> None:
 
 def _tuple_of(machine: _Machine, count: int) -> None:
     if len(machine.stack) < count:
-        raise Malformed("a tuple of more than there is")
+        raise Malformed("a tuple of more items than there are")
     machine.stack[-count:] = [tuple(machine.stack[-count:])]
 
 
@@ -216,7 +216,7 @@ def _mark(machine: _Machine, argument: object) -> None:
 
 def _put(machine: _Machine, argument: Any) -> None:
     if argument is not None and not 0 <= argument < 1 << 32:
-        raise Malformed(f"a place {argument} in the memo")
+        raise Malformed(f"a memo index of {argument}")
     machine.memo[len(machine.memo) if argument is None else argument] = machine.stack[-1]
 
 

@@ -48,7 +48,7 @@ class PickledTensor:
 
 @dataclass(frozen=True)
 class Name:
-    """A name the pickle may mention. It stands for itself; nothing is imported."""
+    """A name the pickle may mention, kept as a name; nothing is imported."""
 
     module: str
     name: str
@@ -88,7 +88,7 @@ def _parameter(arguments: tuple[Any, ...]) -> PickledTensor:
 
 
 def _tensor_with_attributes(arguments: tuple[Any, ...]) -> PickledTensor:
-    """_rebuild_from_type_v2(function, type, arguments, state): a tensor somebody has set attributes on."""
+    """_rebuild_from_type_v2(function, type, arguments, state): a tensor with attributes of its own."""
     match arguments:
         case (Name() as function, Name() as kind, tuple(inner), _) if (
             kind.module,
@@ -97,7 +97,7 @@ def _tensor_with_attributes(arguments: tuple[Any, ...]) -> PickledTensor:
             make = CONSTRUCTORS.get((function.module, function.name))
             if make in (_tensor, _tensor_of_dtype, _parameter):
                 return make(inner)
-    raise Malformed("a tensor of a class of its own")
+    raise Malformed("a tensor of a custom class")
 
 
 def _only_value(arguments: tuple[Any, ...]) -> Any:

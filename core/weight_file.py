@@ -28,7 +28,7 @@ MAX_ELEMENTS = 1 << 48
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorPlace:
     """Where one tensor lies: ``offset`` bytes into the file, ``strides`` in elements (None: C order)."""
 
     name: str
@@ -58,7 +58,7 @@ def check_shape(shape: object, where: str) -> tuple[int, ...]:
     if len(shape) > MAX_AXES:
         raise CheckpointError(f"{where} has {len(shape)} axes, expected at most {MAX_AXES}")
     if math.prod(axis or 1 for axis in shape) > MAX_ELEMENTS:
-        raise CheckpointError(f"{where} has the shape {quoted(shape)}, which no file can hold")
+        raise CheckpointError(f"{where} has the shape {quoted(shape)}, too large for any file")
     return tuple(shape)
 
 
@@ -69,7 +69,7 @@ def check_name(name: object, path: object) -> str:
     return name
 
 
-def collect(file: InputFile, stored: Iterable[Stored]) -> WeightFile:
+def collect(file: InputFile, stored: Iterable[TensorPlace]) -> WeightFile:
     """Sort what a file holds into weights, by place in the file, and things that are never weights.
 
     Scalars, masks and integer buffers are dropped. Raises CheckpointError for types kconv does not read.
@@ -92,21 +92,21 @@ def collect(file: InputFile, stored: Iterable[Stored]) -> WeightFile:
     return WeightFile(tensors, dropped, aliases, file)
 
 
-def _unsupported(file: InputFile, item: Stored) -> CheckpointError:
+def _unsupported(file: InputFile, item: TensorPlace) -> CheckpointError:
     message = f"{file.path}: tensor {quoted(item.name)} is {item.dtype}; kconv reads F32, F16 and BF16"
     if item.dtype.startswith("F8_"):
         return CheckpointError(f"{message}, not F8 checkpoints", hint="dequantize it to BF16 first")
     return CheckpointError(message, hint="convert it to F32 first")
 
 
-def _lazy(file: InputFile, item: Stored) -> Tensor:
+def _lazy(file: InputFile, item: TensorPlace) -> Tensor:
     dtype = DType(item.dtype)
     origin = f"{file.path.name}: {item.name}"
     read = partial(_read_rows, file, item, dtype, origin)
     return Tensor(item.name, item.shape, dtype, read, origin=origin)
 
 
-def _read_rows(file: InputFile, item: Stored, dtype: DType, origin: str, start: int, stop: int) -> Array:
+def _read_rows(file: InputFile, item: TensorPlace, dtype: DType, origin: str, start: int, stop: int) -> Array:
     if not 0 <= start <= stop <= item.shape[0]:
         raise ValueError(f"rows {start} to {stop} of {origin}, which has {item.shape[0]}")
     rows = np.empty((stop - start, *item.shape[1:]), dtype.storage)

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and whether an index tells the truth about them."""
+"""Which files of a folder hold its weights, and whether an index agrees with them."""
 
 from __future__ import annotations
 
@@ -55,13 +55,17 @@ UNREADABLE = (
         "Flax weights",
         "save the model as safetensors with transformers before version 5",
     ),
-    ("*.gguf", "a GGUF file already", "run or quantize that file; a checkpoint is what it was made from"),
+    (
+        "*.gguf",
+        "a GGUF file",
+        ("use that file with kconv run or kconv quantize, or get the checkpoint it was made from"),
+    ),
     ("*.onnx", "an ONNX model", "get the checkpoint it was exported from"),
     ("rust_model.ot", "rust-bert weights", "get the PyTorch version of the model"),
     ("*.npz", "NumPy or MLX weights", "get the Hugging Face version of the model"),
     ("*.ckpt*", "a training checkpoint", "save the model with save_pretrained()"),
-    ("*.pt", "PyTorch weights of unknown content", "save the model with save_pretrained()"),
-    ("*.pth", "PyTorch weights of unknown content", "save the model with save_pretrained()"),
+    ("*.pt", "PyTorch weights with unknown contents", "save the model with save_pretrained()"),
+    ("*.pth", "PyTorch weights with unknown contents", "save the model with save_pretrained()"),
 )
 
 
@@ -87,9 +91,9 @@ def find_weights(folder: Path) -> WeightList:
         if candidates:
             return WeightList(_only(folder, candidates))
     for pattern, what, hint in UNREADABLE:
-        if found := fnmatch.filter(names, pattern):
-            raise CheckpointError(f"{folder / found[0]} is {what}; expected {EXPECTED}", hint=hint)
-    raise CheckpointError(f"{folder} holds no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
+        if matches := fnmatch.filter(names, pattern):
+            raise CheckpointError(f"{folder / matches[0]} is {what}; expected {EXPECTED}", hint=hint)
+    raise CheckpointError(f"{folder} contains no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -104,8 +108,9 @@ def _only(folder: Path, candidates: list[str]) -> tuple[str, ...]:
     models = {(match["stem"], match["parts"], match["kind"]) for match in parts}
     if len(parts) != len(candidates) or len(models) != 1:
         raise CheckpointError(
-            f"{folder} holds several weight files and no index says which are its own: {_some(candidates)}",
-            hint="leave only the model's own files, or add its index",
+            f"{folder} contains several weight files and no index that names those of the model: "
+            f"{_some(candidates)}",
+            hint="keep only the model's own files, or add its index",
         )
     stem, count, kind = models.pop()
     wanted = [f"{stem}-{part:05}-of-{count}.{kind}" for part in range(1, int(count) + 1)]
@@ -115,7 +120,9 @@ def _only(folder: Path, candidates: list[str]) -> tuple[str, ...]:
             hint=DOWNLOAD_HINT,
         )
     if extra := sorted(set(candidates) - set(wanted)):
-        raise CheckpointError(f"{folder}: {_some(extra)} is beyond the last of {len(wanted)} weight files")
+        raise CheckpointError(
+            f"{folder}: {_some(extra)} is numbered beyond the last of {len(wanted)} weight files"
+        )
     return tuple(wanted)
 
 
@@ -140,24 +147,24 @@ def _read_index(folder: Path, name: str) -> WeightList:
     return WeightList(files, name, where)
 
 
-def check_index(folder: Path, weights: WeightList, held: Mapping[str, str]) -> None:
+def check_index(folder: Path, weights: WeightList, file_of: Mapping[str, str]) -> None:
     """Compare the index with ``held``, the file each tensor is in. Raises CheckpointError if they differ."""
     if weights.where is None:
         return
     path = folder / str(weights.index)
-    if absent := [name for name in weights.where if name not in held]:
+    if absent := [name for name in weights.where if name not in file_of]:
         raise CheckpointError(
-            f"{path} names {len(absent)} tensors which no weight file holds: {_some(absent)}",
+            f"{path} names {len(absent)} tensors that are in no weight file: {_some(absent)}",
             hint=DOWNLOAD_HINT,
         )
-    if unnamed := [name for name in held if name not in weights.where]:
+    if unnamed := [name for name in file_of if name not in weights.where]:
         raise CheckpointError(
-            f"{path} does not name {len(unnamed)} tensors that the weight files hold: {_some(unnamed)}",
+            f"{path} does not name {len(unnamed)} tensors that are in the weight files: {_some(unnamed)}",
             hint="the index and the files are of different versions; download the checkpoint again",
         )
-    if moved := [name for name, file in weights.where.items() if held[name] != file]:
+    if moved := [name for name, file in weights.where.items() if file_of[name] != file]:
         raise CheckpointError(
-            f"{path} places {len(moved)} tensors in other files than they are in: {_some(moved)}",
+            f"{path} places {len(moved)} tensors in the wrong files: {_some(moved)}",
             hint="the index and the files are of different versions; download the checkpoint again",
         )
 

@@ -46,7 +46,7 @@ def cut(
     if room < 1 or size < 2:
         raise InputError(
             f"windows of {size} token{'' if size == 1 else 's'} leave nothing to predict",
-            hint="take longer windows; a model of such a context cannot be measured",
+            hint="use longer windows; a model with such a short context cannot be measured",
         )
     windows: list[Window] = []
     for index, text in enumerate(texts):
@@ -61,7 +61,7 @@ def cut(
         if not made:
             amount = "1 token" if len(text) == 1 else f"{len(text)} tokens"
             raise InputError(
-                f"text {index + 1} has {amount}, too few to predict one from another",
+                f"text {index + 1} has {amount}, too few to predict any",
                 hint="give a longer text",
             )
         windows += made

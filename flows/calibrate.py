@@ -12,9 +12,9 @@ from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.importance import Importance, importance_of
 from ..reference.reading import Reading
-from ..verify.comparison import How, Subject, proof_windows
+from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
-from .importance import count_activations, named_texts
+from .importance import measure_activations, named_texts
 from .results import Run
 
 
@@ -22,7 +22,8 @@ from .results import Run
 class Calibration:
     """The importance, and the checkpoint's reading of the ``windows`` the proof will ask for.
 
-    Both come from one pass over the weights, however long the texts are. A proof too long to be kept in memory reads for itself: ``windows`` are none then.
+    Both come from one pass over the weights, however long the texts are. A proof too long to be kept in
+    memory reads for itself: ``windows`` are none then.
     """
 
     importance: Importance
@@ -31,7 +32,7 @@ class Calibration:
 
 
 def calibrate(
-    subject: Subject,
+    expected: Expected,
     texts: Sequence[Path],
     *,
     scope: Scope,
@@ -41,11 +42,13 @@ def calibrate(
 
     Raises InputError for texts that cannot be read or are too short.
     """
-    how = How(threads=run.threads or available_cores(), progress=run.progress, announce=run.announce)
+    options = VerifyOptions(
+        threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
+    )
     named = named_texts(texts)
-    windows = proof_windows(subject, scope, run.proof_texts, run.proof_tokens)
+    windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
-    activations, reading = count_activations(subject, named, windows, how)
+    activations, reading = measure_activations(expected, named, windows, options)
     digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
     return Calibration(importance_of(activations, sha256=digest), windows, reading)

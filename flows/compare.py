@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.results import Beside, Options, Output
+from ..converters.results import CompanionFile, Options, Output
 from ..converters.targets import different_types
 from ..core.errors import UsageError
 from ..core.model import Note
@@ -91,7 +91,7 @@ class Comparison:
     arch: str
     parameters: int
     types: tuple[ComparedType, ...]
-    companions: tuple[Beside, ...]
+    companions: tuple[CompanionFile, ...]
     importance: str | None
     read: dict[str, Any]
     notes: tuple[Note, ...]
@@ -133,9 +133,9 @@ def compare(
     """
     begun = time.monotonic()
     if output is not None and Path(output).suffix == ".gguf":
-        raise UsageError(f"-o {output} names one file, and several are made", hint="give a folder")
+        raise UsageError(f"-o {output} is the name of one file, but several are made", hint="give a folder")
     if len(different_types(options)) < 2:
-        raise UsageError("a comparison takes two types or more", hint="name them with -q q4_0,q4_k_m,q8_0")
+        raise UsageError("a comparison needs at least two types", hint="give them with -q q4_0,q4_k_m,q8_0")
     options = replace(options, verify="quick")
     run = Run(
         force,

@@ -13,7 +13,7 @@ from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
-from ..converters.results import Beside, Options, Output, Scope, scope_of
+from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
     Target,
     check_request,
@@ -29,14 +29,14 @@ from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
-from ..verify.comparison import Subject
+from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
-from ..vocab.settle import settle_vocab
+from ..vocab.selection import select_vocab
 from ..vocab.sources import Source
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
@@ -79,9 +79,10 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
     some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is told
-    which files are whole, then ``announce`` what the proof will take. Raises KconvError of all kinds; no file
-    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
+    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
+    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -107,7 +108,7 @@ def to_gguf(
 def convert(
     source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
 ) -> Conversion:
-    """The flow: open, map, settle the vocabulary, choose formats, plan, write, prove."""
+    """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     checkpoint = open_checkpoint(source)
@@ -121,7 +122,7 @@ def convert(
     beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
     tokenizer = read_tokenizer(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
-    expected = Subject(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
+    expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
@@ -136,7 +137,7 @@ def convert(
         checkpoint_hashes(checkpoint),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
-        modelfile=partial(ollama_modelfile, template=settled(model).chat_template, sampling=sampling),
+        modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
         run=run,
@@ -146,7 +147,7 @@ def convert(
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
-def _calibrate(expected: Subject | None, options: Options, run: Run) -> Calibration | None:
+def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
     """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
     if expected is None or not options.calibrate:
         return None
@@ -161,7 +162,7 @@ def with_vocab(
     metadata = general_metadata(checkpoint)
     notice = licence_notice(metadata)
     model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
-    model, parity = settle_vocab(
+    model, parity = select_vocab(
         model,
         checkpoint,
         tokenizer,
@@ -170,7 +171,7 @@ def with_vocab(
         allow_mismatch=options.allow_tokenizer_mismatch,
         progress=progress,
     )
-    vocab = settled(model)
+    vocab = vocab_of(model)
     context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
@@ -181,7 +182,7 @@ def with_vocab(
     return replace(model, metadata=metadata), parity, sampling
 
 
-def settled(model: Model) -> Vocab:
+def vocab_of(model: Model) -> Vocab:
     """The vocabulary, of a model that has been through the vocabulary stage."""
     assert model.vocab is not None
     return model.vocab
@@ -207,7 +208,7 @@ def plan_files(
 
 
 def _prove(
-    expected: Subject | None,
+    expected: Expected | None,
     model: Model,
     outputs: Sequence[Output],
     options: Options,
@@ -240,7 +241,7 @@ def _conversion(
     checkpoint: Checkpoint,
     model: Model,
     outputs: Sequence[Output],
-    companions: Sequence[Beside],
+    companions: Sequence[CompanionFile],
     parity: Parity,
     proofs: Sequence[Proof],
 ) -> Conversion:
@@ -252,7 +253,7 @@ def _conversion(
         tuple(outputs),
         parity,
         model.notes,
-        settled(model).chat_template,
+        vocab_of(model).chat_template,
         licence if isinstance(licence, str) else None,
         tuple(proofs),
         tuple(companions),

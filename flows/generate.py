@@ -150,8 +150,8 @@ def generate(
     }
     kv_type = _checked_options({**wishes, "tokens": tokens, "context": context, "threads": threads}, kv_type)
     if fill and stops:
-        raise UsageError("--stop does not go with --fill, whose output is read by masks")
-    found = open_artifact(
+        raise UsageError("--stop cannot be combined with --fill, whose output is split at the masks")
+    loaded = open_artifact(
         Path(artifact),
         front_end=None if front_end is None else Path(front_end),
         context=context,
@@ -160,8 +160,8 @@ def generate(
         log=log,
     )
     asked = question(
-        found.path,
-        found.metadata,
+        loaded.path,
+        loaded.metadata,
         checked_text(prompt, "the prompt"),
         fill=fill,
         chat=chat,
@@ -169,9 +169,9 @@ def generate(
         echo=echo,
         announce=announce,
     )
-    sampling = _sampling(found.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
-    with found.start(progress) as runtime:
-        ids, count = _prompt_ids(runtime, asked, tokens, context, found.factor, announce)
+    sampling = _sampling(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
+    with loaded.start(progress) as runtime:
+        ids, count = _prompt_ids(runtime, asked, tokens, context, loaded.factor, announce)
         announce(Note("sampling", str(sampling)))
         announce(Note("prompt", f"the prompt has {len(ids)} tokens: {asked.text!r}"))
         if echo and asked.template is None:
@@ -184,7 +184,7 @@ def generate(
             ends=() if asked.masks is None else ending_sentinels(asked.masks, asked.sentinels),
             names=asked.sentinels.names,
         )
-        return _answer(found.path, asked, ids, sampling, done, runtime)
+        return _answer(loaded.path, asked, ids, sampling, done, runtime)
 
 
 def _checked_options(numbers: Mapping[str, float | None], kv_type: str | None) -> str | None:
@@ -209,12 +209,14 @@ def _sampling(
 ) -> Sampling:
     """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.
 
-    transformers, too, samples with an encoder-decoder only where it is told to.
+    transformers, too, samples with an encoder-decoder only if asked to.
     """
     wished = dict(wishes)
     if greedy:
         if wished["temperature"] or wished["repeat_penalty"] not in (None, 1):
-            raise UsageError("--greedy means --temp 0 --repeat-penalty 1, but another value is given too")
+            raise UsageError(
+                "--greedy means --temp 0 --repeat-penalty 1, which contradicts the other values given"
+            )
         wished |= {"temperature": 0.0, "repeat_penalty": 1.0}
     recommended = sampling_in_file(metadata)
     randomness = ("temperature", "top_k", "top_p", "min_p", "seed")

@@ -23,16 +23,16 @@ from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..core.windows import Window
-from ..quant.imatrix_file import Activations
+from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reference
 from ..reference.reading import Reading
 from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
-from ..verify.comparison import How, Subject, text_windows
 from ..verify.cost import estimated_time
+from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..verify.texts import read_text
-from ..vocab.settle import settle_vocab
+from ..vocab.selection import select_vocab
 
 CHUNKS = 128
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
@@ -44,11 +44,11 @@ FEW = 1024
 
 def named_texts(paths: Sequence[Path]) -> dict[str, str]:
     """The texts of UTF-8 files by the files' names; of equal names the later get a number."""
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for path in paths:
-        name = path.name if path.name not in found else f"{path.name} ({len(found) + 1})"
-        found[name] = read_text(path)
-    return found
+        name = path.name if path.name not in named else f"{path.name} ({len(named) + 1})"
+        named[name] = read_text(path)
+    return named
 
 
 def gather(
@@ -60,7 +60,7 @@ def gather(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
-) -> tuple[Activations, str]:
+) -> tuple[ActivationSums, str]:
     """The activations of a checkpoint over ``texts`` (name -> text), and its GGUF architecture.
 
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
@@ -69,35 +69,35 @@ def gather(
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
-    model, _ = settle_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
-    subject = Subject(checkpoint, family, model, tokenizer)
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    found, _ = count_activations(subject, texts, (), how, chunks=chunks, window=window)
-    return found, model.arch
+    model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
+    expected = Expected(checkpoint, family, model, tokenizer)
+    options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    activations, _ = measure_activations(expected, texts, (), options, chunks=chunks, window=window)
+    return activations, model.arch
 
 
-def count_activations(
-    subject: Subject,
+def measure_activations(
+    expected: Expected,
     texts: Mapping[str, str],
     windows: Sequence[Window],
-    how: How,
+    options: VerifyOptions,
     *,
     chunks: int = CHUNKS,
     window: int | None = None,
-) -> tuple[Activations, Reading]:
+) -> tuple[ActivationSums, Reading]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
-    every = text_windows(subject, list(texts.values()), tokens=None, window=window)
+    every = text_windows(expected, list(texts.values()), tokens=None, window=window)
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
-    how.announce(_cost(subject, chosen, len(every)))
-    modules = _modules(subject)
+    options.announce(_cost(expected, chosen, len(every)))
+    modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
 
     def finished(name: str) -> None:
         learned[name] = gathered.finish(name)
 
     watch = Watch(tuple(chosen), frozenset(modules), gathered.add, finished)
-    reading = Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, watch=watch, by_layer=True, progress=how.progress
+    reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
+        windows, watch=watch, by_layer=True, progress=options.progress
     )
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(learned, modules, tuple(texts), len(chosen), size), reading
@@ -112,19 +112,19 @@ class _Place:
     experts: int = 1
 
 
-def _modules(subject: Subject) -> dict[str, tuple[_Place, ...]]:
+def _modules(expected: Expected) -> dict[str, tuple[_Place, ...]]:
     """By the name of a module of transformers' model, the matrices of the file its input flows into."""
-    shapes = {tensor.name: tensor.shape for tensor in subject.model.tensors}
-    found: dict[str, tuple[_Place, ...]] = {}
-    for target, sources in sources_of(subject.family, subject.checkpoint).items():
+    shapes = {tensor.name: tensor.shape for tensor in expected.model.tensors}
+    modules: dict[str, tuple[_Place, ...]] = {}
+    for target, sources in sources_of(expected.family, expected.checkpoint).items():
         if len(shapes[target]) not in (2, 3) or not sources[0].endswith(".weight") or target in SPARED:
             continue
         # of matrices that are joined the first will do: what flows into them is the same
         experts = len(sources) if len(shapes[target]) == 3 else 1
         for expert, source in enumerate(sources[:experts]):
-            module = subject.family.reference.module(source)
-            found[module] = (*found.get(module, ()), _Place(target, expert, experts))
-    return found
+            module = expected.family.reference.module(source)
+            modules[module] = (*modules.get(module, ()), _Place(target, expert, experts))
+    return modules
 
 
 def _activations(
@@ -133,7 +133,7 @@ def _activations(
     datasets: tuple[str, ...],
     chunks: int,
     size: int,
-) -> Activations:
+) -> ActivationSums:
     """Under the names of the file; what nothing ever flowed into says nothing and is left out.
 
     Experts lie one after the other, each with the number of tokens it saw (llama.cpp, tools/imatrix).
@@ -144,8 +144,8 @@ def _activations(
         values = squared.sums
         if not np.isfinite(values).all() or values.max() > np.finfo(np.float32).max:
             raise InputError(
-                f"what flows into {name} is NaN or infinite in places: nothing can be learned from it",
-                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf says where",
+                f"the inputs of {name} are partly NaN or infinite: no importance data can be computed",
+                hint="the checkpoint is damaged, or its training diverged; kconv to-gguf shows where",
             )
         if not values.any():
             continue
@@ -154,13 +154,13 @@ def _activations(
             whole[place.expert * len(values) : (place.expert + 1) * len(values)] = values
             seen = counts.setdefault(place.target, np.zeros(place.experts, np.int64))
             seen[place.expert] = squared.count
-    return Activations(squares, counts, datasets, chunks, size)
+    return ActivationSums(squares, counts, datasets, chunks, size)
 
 
-def _cost(subject: Subject, windows: Sequence[Window], there: int) -> str:
+def _cost(expected: Expected, windows: Sequence[Window], there: int) -> str:
     tokens = sum(window.tokens for window in windows)
-    about = estimated_time(subject.model, windows, 0)
+    about = estimated_time(expected.model, windows, 0)
     chunks = "1 chunk" if len(windows) == 1 else f"{len(windows):,} chunks"
     part = "" if there == len(windows) else f" (of {there:,} in the text)"
-    few = "; so little text says little, give some thousand tokens or more" if tokens < FEW else ""
+    few = "; this is little text, give a few thousand tokens or more" if tokens < FEW else ""
     return f"importance: {tokens:,} tokens in {chunks}{part} in fp32, about {about}{few}"

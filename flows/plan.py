@@ -1,6 +1,6 @@
 """What a conversion would write, before any weight is read: sizes to the byte, fallbacks, memory, disk.
 
-The vocabulary is settled as in a conversion, in llama.cpp, since it is part of the file and decides which of
+The vocabulary is chosen as in a conversion, in llama.cpp, since it is part of the file and decides which of
 several candidates goes in; of the weights only names and shapes are looked at.
 """
 
@@ -33,7 +33,7 @@ from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
-from .convert import plan_files, settled, with_vocab
+from .convert import plan_files, vocab_of, with_vocab
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class RefusedType:
 
 
 @dataclass(frozen=True)
-class PlannedBeside:
+class PlannedCompanion:
     """A second file all types need beside them, written once."""
 
     path: Path
@@ -110,7 +110,7 @@ class Plan:
     parameters: int
     types: tuple[PlannedType, ...]
     refused: tuple[RefusedType, ...]
-    companions: tuple[PlannedBeside, ...]
+    companions: tuple[PlannedCompanion, ...]
     folder: Path
     free: int
     memory: int
@@ -119,7 +119,7 @@ class Plan:
     notes: tuple[Note, ...]
 
     @property
-    def beside(self) -> int:
+    def companion_bytes(self) -> int:
         """Bytes of the files written besides those of the types."""
         return sum(companion.bytes for companion in self.companions)
 
@@ -130,7 +130,7 @@ class Plan:
             "architecture": self.arch,
             "parameters": self.parameters,
             "types": [
-                {**each.to_json(), "fits_on_disk": each.bytes + self.beside <= self.free}
+                {**each.to_json(), "fits_on_disk": each.bytes + self.companion_bytes <= self.free}
                 for each in self.types
             ],
             "refused": [asdict(each) for each in self.refused],
@@ -138,7 +138,7 @@ class Plan:
             "disk": {
                 "folder": str(self.folder),
                 "free_bytes": self.free,
-                "needed_bytes": self.beside + sum(each.bytes for each in self.types),
+                "needed_bytes": self.companion_bytes + sum(each.bytes for each in self.types),
             },
             "memory_bytes": self.memory,
             "proof_memory_bytes": self.proof_memory,
@@ -170,7 +170,7 @@ def plan(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
-    bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(settled(model)))
+    bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(vocab_of(model)))
     folder = targets[0].path.absolute().parent
     types, refused = [], []
     for target in targets:
@@ -186,7 +186,7 @@ def plan(
         parameters=parameters(model),
         types=tuple(types),
         refused=tuple(refused),
-        companions=tuple(_beside(companion, folder, checkpoint) for companion in companions),
+        companions=tuple(_planned_companion(companion, folder, checkpoint) for companion in companions),
         folder=folder,
         free=_free(folder),
         memory=conversion_memory(model, threads or available_cores()),
@@ -237,9 +237,9 @@ def _file_bytes(planned: FilePlan, vocabulary: Sequence[bytes] = ()) -> int:
     return sum(len(head) + data for head, data in layout)
 
 
-def _beside(companion: Companion, folder: Path, checkpoint: Checkpoint) -> PlannedBeside:
+def _planned_companion(companion: Companion, folder: Path, checkpoint: Checkpoint) -> PlannedCompanion:
     path = companion.place(folder, checkpoint_name(checkpoint))
-    return PlannedBeside(path, _file_bytes(plan_companion(path, companion.model)))
+    return PlannedCompanion(path, _file_bytes(plan_companion(path, companion.model)))
 
 
 def _free(folder: Path) -> int:

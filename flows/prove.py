@@ -12,8 +12,8 @@ from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
 from ..reference.reading import Reading
-from ..verify.comparison import How, Subject, cost, proof_windows, read_reference
 from ..verify.gguf_artifact import NewGgufArtifact
+from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.parity import Parity
@@ -22,7 +22,7 @@ from .results import Run
 
 
 def prove_new_files(
-    expected: Subject,
+    expected: Expected,
     files: Sequence[Path],
     parity: Parity,
     *,
@@ -38,7 +38,7 @@ def prove_new_files(
     were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
     the checkpoint fails.
     """
-    how = How(
+    options = VerifyOptions(
         threads=run.threads or available_cores(),
         progress=run.progress,
         announce=run.announce,
@@ -50,12 +50,12 @@ def prove_new_files(
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
         known = calibration is not None and calibration.windows == asked
-        return calibration.reading if calibration and known else read_reference(expected, how, asked)
+        return calibration.reading if calibration and known else read_reference(expected, options, asked)
 
     proofs = []
     for path in files:
         with open_gguf(path) as file:
             artifact = NewGgufArtifact(file, parity=parity, scope=scope, importance=importance)
-            proof = prove(expected, artifact, windows, how, texts=run.proof_texts, scope=scope, read=read)
+            proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
             proofs.append(proof)
     return tuple(proofs)

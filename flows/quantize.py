@@ -28,7 +28,7 @@ from ..converters.targets import (
 from ..core.errors import InputError, UsageError
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
 from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import AS_BEFORE, BY_SIZE, placed, whole_name
+from ..core.gguf_split import AS_BEFORE, BY_SIZE, base_name, placed
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..quant.formats import F32, Format
@@ -153,21 +153,21 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     """By the names of the types. Refuses what makes no sense whatever the source."""
     options = request.options
     if request.keep_split and options.split_max_size is not None:
-        raise UsageError("--keep-split and --split-max-size contradict each other", hint="leave one out")
+        raise UsageError("--keep-split and --split-max-size cannot be combined", hint="leave one out")
     others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
     if not others.types and _changes(options):
         raise UsageError(
-            f"{COPY} leaves all weights as they are, and other types were asked for some of them",
+            f"{COPY} keeps all weights unchanged, but other types were requested for some of them",
             hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
         )
-    found = {type_of(name, options): policy_of(name, options) for name in others.types}
+    policies = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
-        found[COPY] = _AS_IT_IS
-    if not found:
-        raise UsageError("no type was asked for", hint="give one with -q, for example -q q4_k_m")
-    refuse_one_file_for_many(output, len(found))
+        policies[COPY] = _AS_IT_IS
+    if not policies:
+        raise UsageError("no type given", hint="give one with -q, for example -q q4_k_m")
+    refuse_one_file_for_many(output, len(policies))
     check_request(output, others)
-    return found
+    return policies
 
 
 def _changes(options: Options) -> bool:
@@ -178,7 +178,7 @@ def _targets(
     file: GgufFile, output: str | Path | None, policies: Mapping[str, Policy], options: Options
 ) -> list[Target]:
     """One a type. ``model-F16.gguf`` becomes ``model-Q4_K_M.gguf``."""
-    place, name = Path(output) if output is not None else Path(), whole_name(file.path)
+    place, name = Path(output) if output is not None else Path(), base_name(file.path)
     begin, dash, end = name.rpartition("-")
     known = {policy.display for policy in POLICIES.values()}
     stem = begin if dash and end.upper() in known else name
@@ -257,7 +257,7 @@ def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tup
 def _refuse_source(file: GgufFile, targets: Sequence[Target]) -> None:
     for path in (path for target in targets for path in target.paths):
         if path.exists() and any(path.samefile(part) for part in file.paths):
-            raise UsageError(f"{path} is what is to be read", hint="choose another -o")
+            raise UsageError(f"{path} is the input itself", hint="choose another -o")
 
 
 def _origin(file: GgufFile) -> Mapping[str, Any] | None:

@@ -1,4 +1,4 @@
-"""How a conversion goes about it, and what it gives back: files, notes, proofs."""
+"""How a conversion runs, and what it returns: files, notes, proofs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converters.results import Beside, Output
+from ..converters.results import CompanionFile, Output
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
@@ -16,10 +16,10 @@ from ..vocab.parity import Parity
 
 @dataclass(frozen=True)
 class Run:
-    """How to go about it; nothing of this shows in the files.
+    """How to run a conversion; none of this changes the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
-    ``made`` is told which files are whole, before they are proven.
+    ``made`` is called with the finished files, before they are proven.
     """
 
     force: bool = False
@@ -48,7 +48,7 @@ class Conversion:
     chat_template: str | None
     license: str | None
     proofs: tuple[Proof, ...] = ()
-    companions: tuple[Beside, ...] = ()
+    companions: tuple[CompanionFile, ...] = ()
 
     @property
     def verdict(self) -> Verdict:

@@ -20,7 +20,7 @@ from ..converters.manifest import (
     versions,
 )
 from ..converters.mapping import build, parameters
-from ..converters.onnx.folder import FilesBeside, files_beside, parse_layout
+from ..converters.onnx.folder import SideFiles, collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
 from ..converters.onnx.graph import OPSET, Graph
 from ..converters.onnx.graphs import graphs_of
@@ -38,7 +38,7 @@ from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..runtimes.onnx_folder import open_onnx
-from ..verify.comparison import How, Subject, cost, proof_windows
+from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
@@ -87,7 +87,7 @@ def to_onnx(
     graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
     tokenizer = read_tokenizer(checkpoint)
-    beside = files_beside(
+    beside = collect_side_files(
         checkpoint, tokenizer, model, options.layout, dict.fromkeys(names, 1), chat_template
     )
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
@@ -98,8 +98,8 @@ def to_onnx(
     made([folder])
     if expected is None or scope == "off":
         return written
-    how = How(threads=threads or available_cores(), progress=progress, announce=announce)
-    return replace(written, proof=_prove(expected, folder, scope, how))
+    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    return replace(written, proof=_prove(expected, folder, scope, verify_options))
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
@@ -110,10 +110,12 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
         from onnx import __version__ as version
         from onnx.defs import onnx_opset_version
     except ImportError as error:
-        raise EnvironmentProblem("the onnx package is missing, which writes ONNX", hint=_INSTALL) from error
+        raise EnvironmentProblem(
+            "the onnx package is not installed; it is needed to write ONNX", hint=_INSTALL
+        ) from error
     if onnx_opset_version() < OPSET:
-        found = f"it knows opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
-        raise EnvironmentProblem(f"onnx {version} is too old: {found}", hint=_INSTALL)
+        problem = f"it supports opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+        raise EnvironmentProblem(f"onnx {version} is too old: {problem}", hint=_INSTALL)
     if proven:
         from ..runtimes.onnx_folder import check_onnxruntime
 
@@ -125,7 +127,7 @@ def _write(
     model: Model,
     chosen: OnnxFormats,
     graphs: Mapping[str, Graph],
-    beside: FilesBeside,
+    beside: SideFiles,
     folder: Path,
     options: OnnxOptions,
     threads: int | None,
@@ -225,11 +227,11 @@ def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str
     return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
-def _prove(expected: Subject, path: Path, scope: Literal["quick", "full"], how: How) -> Proof:
+def _prove(expected: Expected, path: Path, scope: Literal["quick", "full"], options: VerifyOptions) -> Proof:
     """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
     begun = time.monotonic()
     artifact, windows = OnnxArtifact(open_onnx(path)), proof_windows(expected, scope)
-    how.announce(cost(expected, windows, 1, passes=artifact.passes(expected, how)))
-    proof = prove(expected, artifact, windows, how, scope=scope)
+    options.announce(cost(expected, windows, 1, passes=artifact.passes(expected, options)))
+    proof = prove(expected, artifact, windows, options, scope=scope)
     record_proof(path / MANIFEST, proof.to_manifest())
     return replace(proof, seconds=time.monotonic() - begun)

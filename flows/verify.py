@@ -1,4 +1,4 @@
-"""``verify``: a file or folder, made here or elsewhere, against the checkpoint it is said to come from."""
+"""``verify``: a file or folder, made here or elsewhere, against the checkpoint it was made from."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..runtimes.onnx_folder import OnnxFolder, open_onnx
-from ..verify.comparison import How, Subject, built_in_windows, cost, text_windows
 from ..verify.gguf_artifact import GgufArtifact
+from ..verify.inputs import Expected, VerifyOptions, built_in_windows, cost, text_windows
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
@@ -32,8 +32,8 @@ from ..vocab.expected import expected_model
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What to read, as ``verify`` is told; ``options`` is all of it, as it stands in the provenance."""
+class _Request:
+    """What to read; ``options`` are all of verify's arguments, as the provenance records them."""
 
     texts: Sequence[str] | None
     tokens: int | None
@@ -76,15 +76,15 @@ def verify(
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
-    asked = _Asked(texts, tokens, window, ignore_manifest, options, second)
-    how = How(gates or {}, diagnose, threads or available_cores(), progress, announce)
+    asked = _Request(texts, tokens, window, ignore_manifest, options, second)
+    verify_options = VerifyOptions(gates or {}, diagnose, threads or available_cores(), progress, announce)
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
-            raise UsageError("a diagnosis and a front end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, how)
+            raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
+        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, verify_options)
     else:
         with open_gguf(Path(artifact)) as file:
-            proof = _prove_file(file, Path(against), asked, how)
+            proof = _prove_file(file, Path(against), asked, verify_options)
     return replace(proof, seconds=time.monotonic() - begun)
 
 
@@ -107,54 +107,60 @@ def _options(
     }
 
 
-def _prove_file(file: GgufFile, against: Path, asked: _Asked, how: How) -> Proof:
+def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
     expected = _expected_of_file(file, checkpoint, manifest)
-    return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, how)
+    return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
 
 
-def _prove_folder(folder: OnnxFolder, checkpoint: Checkpoint, asked: _Asked, how: How) -> Proof:
+def _prove_folder(
+    folder: OnnxFolder, checkpoint: Checkpoint, asked: _Request, options: VerifyOptions
+) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(folder.path)
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
     expected = _expected_of_folder(folder, checkpoint)
-    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, how)
+    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
 
 
-def _prove(expected: Subject, artifact: Artifact, hashes: CheckpointHashes, asked: _Asked, how: How) -> Proof:
-    """The proof, once it is clear that the two can be compared, and told what it will take."""
-    passes = artifact.passes(expected, how)  # nonsense is refused before any work
+def _prove(
+    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Request, options: VerifyOptions
+) -> Proof:
+    """The proof, once it is clear that the two can be compared; announces what it will take."""
+    passes = artifact.passes(expected, options)  # nonsense is refused before any work
     if asked.texts is None:
         windows = built_in_windows(expected, LONG, tokens=asked.tokens, window=asked.window)
     else:
         windows = text_windows(expected, asked.texts, tokens=asked.tokens, window=asked.window)
-    how.announce(cost(expected, windows, 1, passes=passes))
-    return prove(expected, artifact, windows, how, texts=asked.texts, hashes=hashes, options=asked.options)
+    options.announce(cost(expected, windows, 1, passes=passes))
+    return prove(
+        expected, artifact, windows, options, texts=asked.texts, hashes=hashes, recorded=asked.options
+    )
 
 
-def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Subject:
+def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Expected:
     """The checkpoint as it should be in the file; refuses a file of another model before any work."""
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
     source = read_tokenizer(checkpoint)
     model = expected_model(model, checkpoint, source, file.header, manifest)
-    return Subject(checkpoint, family, model, source)
+    return Expected(checkpoint, family, model, source)
 
 
-def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Subject:
+def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
     """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
     family = family_for(checkpoint.config)
     if family.encoder_decoder != (folder.encoder is not None):
         kinds = ("has no encoder", "has an encoder")
         own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]
         raise InputError(
-            f"{folder.path} {own}, {checkpoint.folder} ({family.title}) {given}",
-            hint="give the checkpoint the folder was made from with --against",
+            f"{folder.path} {own}, but {checkpoint.folder} ({family.title}) {given}",
+            hint="pass the checkpoint the folder was made from with --against",
         )
     return expected_of_folder(
         checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)

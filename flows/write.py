@@ -11,7 +11,7 @@ from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.gguf_writer import write_files
 from ..converters.manifest import SourceFile, SourceHashes, manifest_text
 from ..converters.mapping import parameters
-from ..converters.results import Beside, Output
+from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
 from ..core.files import atomic_files
 from ..core.gguf_file import read_header
@@ -20,7 +20,7 @@ from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
 
-Describe = Callable[[Model, Sequence[SourceFile], Sequence[Beside]], Mapping[str, Any]]
+Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
 """What the manifests have in common, of the model with its last notes, the source's files, the companions."""
 
 
@@ -36,7 +36,7 @@ def write_targets(
     allow_nan: bool = False,
     importance: Importance | None = None,
     run: Run,
-) -> tuple[list[Output], list[Beside], Model]:
+) -> tuple[list[Output], list[CompanionFile], Model]:
     """All files of all targets, their companions, manifests and Modelfiles, from one read of the weights.
 
     ``source`` hashes meanwhile what is read; ``modelfile`` makes an Ollama Modelfile for the file of that
@@ -71,7 +71,7 @@ def write_targets(
     return outputs, beside, model
 
 
-def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
+def _write_companion(target: CompanionTarget, temporary: Path | None) -> CompanionFile:
     """A companion, written unless it is there already."""
     model = target.companion.model
     if temporary is None:
@@ -81,4 +81,4 @@ def _write_companion(target: CompanionTarget, temporary: Path | None) -> Beside:
         size = write_files(model.tensors, [plan], [temporary]).sizes[0]
     digest = file_sha256(temporary or target.path)
     keys = target.companion.keys
-    return Beside(target.path, model.arch, size, digest, parameters(model), keys, target.kept)
+    return CompanionFile(target.path, model.arch, size, digest, parameters(model), keys, target.kept)

@@ -45,10 +45,10 @@ batch: ## convert many: MODELS="dir1 dir2" QUANTS="q8_0 q4_0" OUT=dist; only wha
 ifneq ($(strip $(MODELS)),)
 
 $(foreach character,$(batch_refused),$(if $(findstring $(character),$(MODELS) $(QUANTS) $(OUT)),\
-  $(error make batch: the character $(character) in MODELS, QUANTS or OUT means something to make; use a link with a plainer name)))
-$(if $(strip $(OUT)),,$(error make batch: OUT is empty; name a folder, or . for this one))
-$(if $(word 2,$(OUT)),$(error make batch: OUT=$(OUT) has a space; name one folder without spaces))
-$(if $(strip $(QUANTS)),,$(error make batch: QUANTS is empty; say for example QUANTS="q8_0 q4_0"))
+  $(error make batch: the character $(character) in MODELS, QUANTS or OUT has a special meaning in make; use a link with a simpler name)))
+$(if $(strip $(OUT)),,$(error make batch: OUT is empty; give a folder, or . for this one))
+$(if $(word 2,$(OUT)),$(error make batch: OUT=$(OUT) has a space; give one folder without spaces))
+$(if $(strip $(QUANTS)),,$(error make batch: QUANTS is empty; set it, for example QUANTS="q8_0 q4_0"))
 
 $(if $(filter quick full no,$(VERIFY)),,$(error make batch: VERIFY=$(VERIFY), expected quick, full or no))
 batch_proof := $(if $(filter no,$(VERIFY)),--no-verify,--verify $(VERIFY))
@@ -58,7 +58,7 @@ batch_names := $(notdir $(batch_models))
 batch_types := $(sort $(call batch_upper,$(QUANTS)))
 
 $(foreach name,$(batch_names),$(if $(filter-out . ..,$(name)),,\
-  $(error make batch: MODELS="$(MODELS)": name each folder; $(name) alone gives the files no name)))
+  $(error make batch: MODELS="$(MODELS)": give each folder by name; $(name) alone gives no file name)))
 $(foreach name,$(sort $(batch_names)),$(if $(word 2,$(filter $(name),$(batch_names))),\
   $(error make batch: several MODELS are called $(name): $(filter $(name) %/$(name),$(batch_models)); \
   their files would have the same name; rename or link one, or give each its own OUT)))

@@ -49,15 +49,15 @@ if not TYPE_CHECKING:  # a type checker shall report names that are not there
             from importlib import import_module
 
             module, function = _FUNCTIONS[name]
-            found = getattr(import_module(f".flows.{module}", __name__), function)
+            value = getattr(import_module(f".flows.{module}", __name__), function)
         elif name == "__version__":
             from importlib.metadata import version
 
-            found = version("kconv")
+            value = version("kconv")
         else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = found
-        return found
+        globals()[name] = value
+        return value
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})

@@ -45,7 +45,8 @@ class Format:
         """Bytes of a row of ``columns`` weights. Raises UsageError if they are not whole blocks."""
         if not self.fits(columns):
             raise UsageError(
-                f"a row of {columns} weights cannot be {self.display}: its blocks hold {self.block_size}"
+                f"a row of {columns} weights cannot be stored as {self.display}, whose blocks have "
+                f"{self.block_size}"
             )
         return columns // self.block_size * self.block_bytes
 
@@ -113,7 +114,7 @@ def parse_format(text: str) -> Format:
 
 
 def nearest(text: str, names: Sequence[str]) -> str:
-    """Advice for somebody who wrote ``text`` instead of one of ``names``: the one meant, perhaps, and all."""
+    """A hint for a misspelt name: the one of ``names`` closest to ``text``, if any, and all of them."""
     by_lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(text.strip().lower(), by_lower, n=1, cutoff=0.5)
     guess = f"did you mean {by_lower[close[0]]}? " if close else ""

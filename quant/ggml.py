@@ -58,7 +58,7 @@ def to_float32(source: Array, dtype: DType, out: Floats, *, finite: bool = False
     _expect(source, dtype.storage, "source")
     _expect(out, np.dtype(np.float32), "out")
     if source.size != out.size:
-        raise UsageError(f"{source.size} weights cannot be written to {out.size} places")
+        raise UsageError(f"{source.size} weights do not fit into {out.size} places")
     flat = source.reshape(-1)
     if dtype is DType.F32:
         np.copyto(out.reshape(-1), flat)
@@ -138,7 +138,7 @@ def encode(
     elif format in NEEDS_IMPORTANCE:  # libggml would abort
         raise UsageError(f"{format.display} cannot be encoded without importance data")
     if format in GRIDS and not can_encode(format, float(np.abs(rows).max(initial=0)), importance):
-        raise UsageError(f"weights or importance are too large, or NaN, for {format.display}")
+        raise UsageError(f"weights or importance values are NaN or too large for {format.display}")
     chunk = library().ggml_quantize_chunk
     if rows.size and not (kernels and native.encode(format, rows, out, importance, chunk, finite=finite)):
         weighed = None if importance is None else importance.ctypes.data
@@ -188,9 +188,9 @@ def _traits(format: Format) -> _TypeTraits:
 
 
 def _expect(array: Array, dtype: np.dtype[np.generic], what: str) -> None:
-    """C reads and writes where it is told: refuse what it would misread."""
+    """Refuse arrays that C code would misread."""
     if array.dtype != dtype or not array.flags.c_contiguous or not array.flags.aligned:
-        raise UsageError(f"{what} must be a contiguous array of {dtype}, not of {array.dtype}")
+        raise UsageError(f"{what} must be a contiguous array of {dtype}, not {array.dtype}")
 
 
 _ENCODABLE = frozenset(ENCODABLE)
@@ -206,7 +206,7 @@ def library() -> ctypes.CDLL:
     Raises EnvironmentProblem if it is missing or does not have the formats kconv knows.
     """
     if sys.byteorder != "little":
-        raise EnvironmentProblem("kconv writes GGUF files on little-endian machines only")
+        raise EnvironmentProblem("kconv supports little-endian machines only")
     path = library_path()
     try:
         loaded = ctypes.CDLL(str(path))
@@ -214,14 +214,15 @@ def library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise EnvironmentProblem(f"cannot use {path}: {error}", hint=_REINSTALL) from error
     for format in ENCODABLE:
-        found = (
+        candidates = (
             loaded.ggml_type_name(format.ggml_type),
             loaded.ggml_blck_size(format.ggml_type),
             loaded.ggml_type_size(format.ggml_type),
         )
-        if found != (format.name.encode(), format.block_size, format.block_bytes):
+        if candidates != (format.name.encode(), format.block_size, format.block_bytes):
             raise EnvironmentProblem(
-                f"{path} has no format {format.name} as kconv knows it (it says {found})", hint=_REINSTALL
+                f"{path} does not have the format {format.name} as kconv knows it (found: {candidates})",
+                hint=_REINSTALL,
             )
     return loaded
 

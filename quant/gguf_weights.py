@@ -23,7 +23,10 @@ from ..core.tensor import Array, DType, Reader, Tensor
 from .formats import Format, format_of_type
 from .ggml import Bytes, can_dequantize, dequantize
 
-_AGAIN = "do not touch the file while it is read; if nothing did, the disk or the network is at fault"
+_AGAIN = (
+    "do not change the file while it is being read; if nothing changed it, the disk or the network is at "
+    "fault"
+)
 
 
 class GgufFile:
@@ -132,7 +135,7 @@ def _format(path: Path, info: TensorInfo) -> Format:
         raise GgufError(
             f"{path}: tensor {info.name} {list(info.shape)} has the type {kind}, "
             "which ggml cannot turn into weights",
-            hint="the file is damaged, or was made for another program",
+            hint="the file is damaged or was made for another program",
         )
     return format
 
@@ -140,7 +143,7 @@ def _format(path: Path, info: TensorInfo) -> Format:
 def _place(info: TensorInfo, row: int) -> int:
     """Where a row of the first axis begins, in bytes from the tensor's start."""
     if not 0 <= row <= info.shape[0]:
-        raise UsageError(f"tensor {info.name} has {info.shape[0]} rows, no row {row}")
+        raise UsageError(f"tensor {info.name} has {info.shape[0]} rows, so there is no row {row}")
     block, size = BLOCKS[info.ggml_type]
     weights = row * math.prod(info.shape[1:])
     if weights % block and row != info.shape[0]:

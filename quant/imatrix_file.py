@@ -35,7 +35,7 @@ _AGAIN = "make it again with kconv imatrix or llama-imatrix"
 
 
 @dataclass(frozen=True)
-class Activations:
+class ActivationSums:
     """What was counted, by GGUF name of the matrix.
 
     ``sums`` of squares are float32 ``(columns,)``, for a stack of experts ``(experts * columns,)``;
@@ -50,7 +50,7 @@ class Activations:
     chunk_size: int
 
 
-def read_activations(path: Path) -> Activations:
+def read_imatrix(path: Path) -> ActivationSums:
     """What an imatrix file of either format holds.
 
     Raises InputError for what is no such file, is truncated, or holds numbers that cannot be sums of squares
@@ -70,7 +70,7 @@ def read_activations(path: Path) -> Activations:
     return read
 
 
-def write_activations(path: Path, activations: Activations, *, arch: str = "", force: bool = False) -> None:
+def write_imatrix(path: Path, activations: ActivationSums, *, arch: str = "", force: bool = False) -> None:
     """Write the GGUF format, tensors in order of their names; ``arch`` says what model they are of.
 
     Raises OutputExists and EnvironmentProblem.
@@ -95,12 +95,12 @@ def write_activations(path: Path, activations: Activations, *, arch: str = "", f
                 out.write(data.ljust(aligned(len(data)), b"\0"))
 
 
-def _of_gguf(file: InputFile) -> Activations:
+def _of_gguf(file: InputFile) -> ActivationSums:
     header = read_header(file.path)
     by_name = {info.name: info for info in header.tensors}
     names = [name.removesuffix(_SUMS) for name in by_name if name.endswith(_SUMS)]
     if not names:
-        raise _refused(file.path, f"holds no activations (tensors named *{_SUMS}): it is no imatrix")
+        raise _refused(file.path, f"contains no activations (tensors named *{_SUMS}): it is not an imatrix")
     lacking = [name + _COUNTS for name in names if name + _COUNTS not in by_name]
     lacking += [key for key in (DATASETS, CHUNKS, CHUNK_SIZE) if key not in header.metadata]
     if lacking:
@@ -110,13 +110,13 @@ def _of_gguf(file: InputFile) -> Activations:
         sums[name] = _floats(file, header, by_name[name + _SUMS])
         rounded = np.floor(_floats(file, header, by_name[name + _COUNTS]).astype(np.float64) + 0.5)
         if not ((rounded >= 0) & (rounded <= _MOST_COUNTED)).all():
-            raise _refused(file.path, f"{shown(name + _COUNTS)} is no number of tokens")
+            raise _refused(file.path, f"{shown(name + _COUNTS)} is not a number of tokens")
         counts[name] = rounded.astype(np.int64)
     datasets = header.metadata[DATASETS]
     if not isinstance(datasets, tuple) or not all(isinstance(text, str) for text in datasets):
         raise _refused(file.path, f"{DATASETS} is {shown(datasets)}, expected a list of names")
     numbers = (_number(file.path, header, CHUNKS), _number(file.path, header, CHUNK_SIZE))
-    return Activations(sums, counts, datasets, *numbers)
+    return ActivationSums(sums, counts, datasets, *numbers)
 
 
 def _number(path: Path, header: GgufHeader, key: str) -> int:
@@ -134,7 +134,7 @@ def _floats(file: InputFile, header: GgufHeader, info: TensorInfo) -> Floats:
     return values
 
 
-def _of_legacy(path: Path, data: bytes) -> Activations:
+def _of_legacy(path: Path, data: bytes) -> ActivationSums:
     """The older format: numbers of four bytes, a name, values; then chunks and the text's name, if at all."""
     reader = _Reader(path, data)
     entries = reader.number("the number of entries", 1, min(_MOST_ENTRIES, len(data) // 16))
@@ -145,7 +145,7 @@ def _of_legacy(path: Path, data: bytes) -> Activations:
         calls = reader.number(f"the chunks of {where}", 0, (1 << 31) - 1)
         values = reader.number(f"the number of values of {where}", 1, reader.left // 4)
         if name in sums:
-            raise _refused(path, f"{shown(name)} stands twice")
+            raise _refused(path, f"{shown(name)} appears twice")
         sums[name] = np.frombuffer(reader.take(4 * values), "<f4")
         counts[name] = np.array([max(1, calls)], np.int64)
     chunks, datasets = 0, []
@@ -153,7 +153,7 @@ def _of_legacy(path: Path, data: bytes) -> Activations:
         chunks = reader.number("the number of chunks", 0, (1 << 31) - 1)
         if reader.left:
             datasets = [reader.text("the length of the text's name", 0, reader.left)]
-    return Activations(sums, counts, tuple(name for name in datasets if name), chunks, 0)
+    return ActivationSums(sums, counts, tuple(name for name in datasets if name), chunks, 0)
 
 
 class _Reader:
@@ -181,7 +181,7 @@ class _Reader:
             raise _refused(
                 self._path,
                 f"{what} (at byte {self._position - 4}) is {value}, expected {least} to {most}: it is "
-                "neither a GGUF nor an imatrix of the older format, or damaged",
+                "neither a GGUF nor an imatrix in the older format, or it is damaged",
             )
         return int(value)
 
@@ -192,13 +192,13 @@ class _Reader:
 
 def _check(path: Path, name: str, sums: Floats, counts: Counts) -> None:
     if not np.isfinite(sums).all():
-        raise _refused(path, f"{shown(name)} holds values that are NaN or infinite")
+        raise _refused(path, f"{shown(name)} contains NaN or infinite values")
     if (sums < 0).any():
-        raise _refused(path, f"{shown(name)} holds negative values, expected sums of squares")
+        raise _refused(path, f"{shown(name)} contains negative values, expected sums of squares")
     if not len(sums) or not len(counts) or len(sums) % len(counts):
         raise _refused(path, f"{shown(name)} has {len(sums)} values and {len(counts)} counts")
     if not sums.any() and counts.any():
-        raise _refused(path, f"{shown(name)} holds nothing but zeros: no weight of it would matter")
+        raise _refused(path, f"{shown(name)} contains only zeros, so none of its weights would matter")
 
 
 def _refused(path: Path, what: str) -> InputError:

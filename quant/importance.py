@@ -1,7 +1,7 @@
 """Importance: how strongly each input channel of a matrix is driven, so that rounding spares what matters.
 
 The numbers are mean squared activations; ggml's quantizers weigh with them the error they make small. They
-come from a pass over the checkpoint (kconv.verify.activations) or from a file (imatrix_file.py).
+come from a pass over the checkpoint (flows/importance.py) or from a file (imatrix_file.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..core.input_files import file_sha256
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Tensor
 from .formats import Format
-from .imatrix_file import Activations, read_activations
+from .imatrix_file import ActivationSums, read_imatrix
 
 Floats = npt.NDArray[np.float32]
 
@@ -58,14 +58,14 @@ class Importance:
 
         ``columns`` are those of all experts together. Raises InputError where the width is not the matrix's.
         """
-        found = self.values.get(name)
-        if found is None or found.size == columns:
-            return found
+        values = self.values.get(name)
+        if values is None or values.size == columns:
+            return values
         if name == SPARED[0]:
             return None
         raise InputError(
-            f"{self.where} has {found.size} values for {shown(name)}, which has {columns} columns here: "
-            "it is of another model",
+            f"{self.where} has {values.size} values for {shown(name)}, which has {columns} columns "
+            "here: it belongs to another model",
             hint=_MAKE,
         )
 
@@ -82,10 +82,10 @@ def read_importance(path: str | Path) -> Importance:
     EnvironmentProblem where the machine refuses.
     """
     path = Path(path)
-    return importance_of(read_activations(path), path.name, file_sha256(path))
+    return importance_of(read_imatrix(path), path.name, file_sha256(path))
 
 
-def importance_of(activations: Activations, source: str = "", sha256: str = "") -> Importance:
+def importance_of(activations: ActivationSums, source: str = "", sha256: str = "") -> Importance:
     """Means of what was counted; of experts no token came by, ones (tools/quantize/quantize.cpp)."""
     means = {}
     for name, sums in activations.sums.items():
@@ -94,8 +94,8 @@ def importance_of(activations: Activations, source: str = "", sha256: str = "") 
         divided = np.divide(by_expert, counts, out=np.ones_like(by_expert), where=counts > 0)
         if divided.max() > _LARGEST:
             raise InputError(
-                f"the imatrix {source}: {shown(name)} holds a mean of squares of {divided.max():.3g}, "
-                f"expected at most {_LARGEST:.0e}, beyond which ggml's arithmetic overflows",
+                f"the imatrix {source}: {shown(name)} contains a mean of squares of {divided.max():.3g}, "
+                f"expected at most {_LARGEST:.0e}, above which ggml's arithmetic overflows",
                 hint=_MAKE,
             )
         means[name] = divided.reshape(-1)
@@ -126,7 +126,7 @@ def refuse_other_model(importance: Importance, tensors: Sequence[Tensor]) -> Non
     strange = [name for name in importance.values if name not in names]
     if strange:
         raise InputError(
-            f"{importance.where} is of another model: {_counted(strange)} not in this one",
+            f"{importance.where} belongs to another model: {_counted(strange)} not in this model",
             hint=_MAKE,
         )
     for tensor in tensors:
@@ -145,20 +145,23 @@ def importance_notes(
     weighed = [tensor for tensor in quantized if formats[tensor.name].name not in _IGNORING]
     if quantized and not weighed:
         message = (
-            f"{importance.where} changes nothing in the {policy} file: it is rounded without, as by llama.cpp"
+            f"{importance.where} has no effect on the {policy} file: its formats do not use "
+            "importance data, as in llama.cpp"
         )
         return [Note("unused-importance", message)]
     notes = []
     values = {tensor.name: values_of(tensor, importance) for tensor in weighed}
     lacking = [name for name, known in values.items() if known is None and name not in SPARED]
     if lacking:
-        message = f"{importance.where} lacks {_counted(lacking)} quantized without, as llama.cpp does"
+        message = (
+            f"{importance.where} lacks {_counted(lacking)} quantized without importance data, as in llama.cpp"
+        )
         notes.append(Note("missing-importance", message, warning=True))
     idle = [name for name, known in values.items() if known is not None and _has_idle_block(known)]
     if idle:
         message = (
-            f"{importance.where} has nothing but zeros for {_BLOCK} neighbouring columns or more of "
-            f"{_counted(idle)} quantized as if these never mattered: learn from more text"
+            f"{importance.where} has only zeros for {_BLOCK} or more adjacent columns of "
+            f"{_counted(idle)} quantized as if these columns did not matter: calibrate on more text"
         )
         notes.append(Note("idle-columns", message, warning=True))
     return notes

@@ -123,7 +123,7 @@ class Policy:
 
     @property
     def display(self) -> str:
-        """The name as it stands in file names: ``Q4_K_M``."""
+        """The name as used in file names: ``Q4_K_M``."""
         return self.name.upper()
 
     @property

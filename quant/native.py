@@ -61,9 +61,9 @@ def chosen() -> Chosen:
     """What encodes in this process. Raises EnvironmentProblem if ``KCONV_KERNELS`` asks for what is not."""
     available, wanted = available_sets(), os.environ.get(VARIABLE)
     if wanted == LIBGGML:
-        return Chosen(LIBGGML, f"{VARIABLE} says so")
+        return Chosen(LIBGGML, f"chosen by {VARIABLE}")
     if wanted in available:
-        return Chosen(wanted, f"{VARIABLE} says so")
+        return Chosen(wanted, f"chosen by {VARIABLE}")
     if wanted:
         known = "does not run here" if wanted in SETS else "is not known"
         raise EnvironmentProblem(
@@ -74,8 +74,8 @@ def chosen() -> Chosen:
         return Chosen(available[-1], "the widest instruction set that runs here")
     return Chosen(
         LIBGGML,
-        "kconv's kernels were not built, or not for this system and version; "
-        "installing kconv again with a C compiler builds them",
+        "kconv's kernels were not built, or not for this system and version; to build them, install "
+        "kconv again with a C compiler present",
     )
 
 
@@ -177,21 +177,24 @@ def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
     if not wrong:
         return ()
     listed = ", ".join(starmap(_title, wrong))
-    message = f"libggml encoded {listed}: kconv's {chosen().name} kernels do not make this libggml's bytes"
+    message = (
+        f"libggml encoded {listed}: kconv's {chosen().name} kernels do not produce the same bytes as this "
+        "libggml"
+    )
     return (Note("kernel-differs", message, warning=True),)
 
 
 def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
     """The formats with kernels whose bytes on random weights are ``equal`` to libggml's, or ``different``."""
     name = chosen().name
-    found: dict[bool, list[str]] = {True: [], False: []}
+    results: dict[bool, list[str]] = {True: [], False: []}
     rows = np.random.default_rng(0).standard_normal((64, 2048), np.float32)
     for format in ENCODABLE if name != LIBGGML else ():
         for weights in (None, np.square(rows[0])):
             if has_kernel(name, format, weighed=weights is not None):
                 title = _title(format.name, weights is not None)
-                found[_agrees(name, format, rows, weights, ggml)].append(title)
-    return {"equal": tuple(found[True]), "different": tuple(found[False])}
+                results[_agrees(name, format, rows, weights, ggml)].append(title)
+    return {"equal": tuple(results[True]), "different": tuple(results[False])}
 
 
 def _title(name: str, weighed: bool) -> str:

@@ -51,7 +51,9 @@ class PackedShapes:
 def bits(format: Format) -> int:
     """Bits of one weight. Raises UsageError for a format that has no packing."""
     if format not in _BITS:
-        raise UsageError(f"ONNX has no {format.display}, only {' and '.join(f.display for f in PACKED)}")
+        raise UsageError(
+            f"{format.display} is not available for ONNX, only {' and '.join(f.display for f in PACKED)}"
+        )
     return _BITS[format]
 
 
@@ -93,7 +95,9 @@ def pack(format: Format, data: Array, columns: int) -> Packed:
     raw = np.require(data, requirements=["C", "A"]).reshape(-1).view(np.uint8)
     row_bytes = format.row_bytes(columns)
     if row_bytes == 0 or raw.size % row_bytes:
-        raise UsageError(f"{raw.size} bytes are no rows of {columns} weights in {format.display}")
+        raise UsageError(
+            f"{raw.size} bytes are not a whole number of rows of {columns} weights in {format.display}"
+        )
     blocks = raw.view("<u2").reshape(raw.size // row_bytes, columns // BLOCK, format.block_bytes // 2)
     numbers = _neighbours(blocks[..., 1:]) if width == 4 else blocks[..., 1:] ^ np.uint16(0x8080)
     scales = np.ascontiguousarray(blocks[..., 0]).view("<f2").astype(np.float32)

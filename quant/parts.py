@@ -105,13 +105,13 @@ def llama_cpp_order(name: str) -> tuple[int, str]:
     So T5's ``dec.blk.10`` comes before ``dec.blk.2``, and all of the decoder before the encoder
     (src/llama-model-loader.h, weight_name_comparer).
     """
-    found = _layer(name)
-    return (-1 if found is None else found), name
+    layer = _layer(name)
+    return (-1 if layer is None else layer), name
 
 
 def _layer(name: str) -> int | None:
-    found = re.match(r"blk\.(\d+)\.", name)
-    return int(found[1]) if found else None
+    match = re.match(r"blk\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)

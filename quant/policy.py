@@ -95,14 +95,15 @@ def _parse_override(text: str) -> tuple[str, Format]:
     pattern, equals, format = text.rpartition("=")
     if not (pattern and equals and format):
         raise UsageError(
-            f"{text!r} is no PATTERN=TYPE", hint="for example ffn_down=q6_K; after a colon of -q also pure"
+            f"{text!r} is not of the form PATTERN=TYPE",
+            hint="for example ffn_down=q6_K; after a colon of -q also pure",
         )
     try:
         with warnings.catch_warnings(action="error"):  # [[:digit:]], which Python does not know
             re.compile(pattern.lower())
     except (re.error, RecursionError, OverflowError, Warning) as error:
         raise UsageError(
-            f"{shown(pattern)} is no regular expression of Python's: {error}",
+            f"{shown(pattern)} is not a valid Python regular expression: {error}",
             hint="for example --tensor-type 'blk\\.[0-3]\\.ffn_down=q6_K'",
         ) from error
     return pattern.lower(), parse_format(format)
@@ -118,7 +119,7 @@ def quantization_metadata(policy: Policy, importance: Importance | None = None) 
 
 
 def choose_formats(model: Model, policy: Policy, importance: Importance | None = None) -> FormatChoice:
-    """The format of each tensor of ``model`` under ``policy``; notes tell where one does not fit.
+    """The format of each tensor of ``model`` under ``policy``, with notes where one does not fit.
 
     Raises InputError where llama.cpp refuses too: a format that needs importance data and has none, data of
     another model, or rows that nothing fits; UsageError for a pattern that matches nothing.
@@ -224,7 +225,7 @@ def _check_asked(model: Model, policy: Policy) -> None:
             some = ", ".join(sorted({re.sub(r"\d+", "0", name) for name in names})[:12])
             raise UsageError(
                 f"--tensor-type {pattern}={format.name} matches no matrix of this model",
-                hint=f"matrices here have names such as {some}",
+                hint=f"matrices of this model have names such as {some}",
             )
 
 
@@ -233,16 +234,16 @@ def _fallback_note(wanted: Format, given: Format, names: Sequence[str], policy: 
     verb = "has" if len(names) == 1 else "have"
     return Note(
         "format-fallback",
-        f"{which} {verb} rows that are not whole blocks of {wanted.block_size} weights: "
-        f"{given.display} instead of {wanted.display} in the {policy.display} file, as llama.cpp does",
+        f"{which} {verb} rows that are not a multiple of {wanted.block_size} weights long: stored as "
+        f"{given.display} instead of {wanted.display} in the {policy.display} file, as in llama.cpp",
         warning=True,
     )
 
 
 _NO_EXPERTS = Note(
     "no-experts",
-    "MXFP4_MOE makes MXFP4 of matrices of experts only; this model has none and becomes Q8_0 (--pure makes "
-    "all of it MXFP4)",
+    "MXFP4_MOE stores only expert matrices as MXFP4; this model has none, so it becomes Q8_0 (use "
+    "--pure to store everything as MXFP4)",
     warning=True,
 )
 
@@ -250,9 +251,9 @@ _NO_EXPERTS = Note(
 def _spared_note(names: Sequence[str], policy: Policy) -> Note:
     which = names[0] if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …)"
     why = (
-        "in the checkpoint's precision, as asked"
+        "in the checkpoint's precision, as requested"
         if policy.keep_wo
-        else f"in F32 in the {policy.display} file: what flows into them may exceed half precision"
+        else f"in F32 in the {policy.display} file: their inputs may exceed the range of half precision"
     )
     return Note("feed-forward-wo", f"the feed-forward output matrices of T5, {which}, are written {why}")
 

@@ -42,9 +42,9 @@ def fitting(wanted: Format, columns: int, name: str = "a tensor") -> Format:
     smaller = _SMALLER_BLOCKS.get(wanted.name)
     if smaller is None and wanted.block_size > 32:
         raise InputError(
-            f"{name} has rows of {columns} weights, no whole blocks of {wanted.block_size} as "
-            f"{wanted.display} needs, and llama.cpp has no format to take instead",
-            hint="choose another type, or another one for this tensor with --tensor-type",
+            f"{name} has rows of {columns} weights, not a multiple of the block size "
+            f"{wanted.block_size} of {wanted.display}, and llama.cpp has no fallback format for it",
+            hint="choose another type, or set one for this tensor with --tensor-type",
         )
     return FORMATS[smaller] if smaller and FORMATS[smaller].fits(columns) else F16
 
@@ -67,9 +67,9 @@ def check_importance(tensor: Tensor, format: Format, policy: Policy, importance:
     spared = is_embedding(tensor.name) or tensor.name == HEAD
     refused = format.name in _REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
     if format in NEEDS_IMPORTANCE or (refused and not spared):
-        which = "has nothing on it" if importance else "none was given"
+        which = "the data given do not cover it" if importance else "none was given"
         raise InputError(
-            f"{policy.display} makes {tensor.name} {format.display}, which needs importance data, and "
+            f"{policy.display} stores {tensor.name} as {format.display}, which needs importance data, but "
             f"{which}",
             hint="make some with kconv imatrix and pass --imatrix FILE, or pass --calibrate TEXT",
         )

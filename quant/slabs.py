@@ -95,10 +95,10 @@ class Scratch:
 
     def output(self, format: Format, count: int) -> ggml.Bytes:
         """Room for ``count`` bytes of ``format``."""
-        held = self._outputs.get(format)
-        if held is None or held.size < count:
-            held = self._outputs[format] = np.empty(count, np.uint8)
-        return held[:count]
+        buffer = self._outputs.get(format)
+        if buffer is None or buffer.size < count:
+            buffer = self._outputs[format] = np.empty(count, np.uint8)
+        return buffer[:count]
 
 
 def convert_slab(

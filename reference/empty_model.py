@@ -68,9 +68,9 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
         )
     # null stands for the class's default but where the family knows better; transformers 5 refuses most of
     # them
-    told = reference.config(config)
-    said = {key: value for key, value in told.items() if value is not None or key in reference.nulls}
-    described = {key: value for key, value in said.items() if key not in _NOT_THE_MODEL}
+    adapted = reference.config(config)
+    given = {key: value for key, value in adapted.items() if value is not None or key in reference.nulls}
+    described = {key: value for key, value in given.items() if key not in _NOT_THE_MODEL}
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
@@ -84,7 +84,7 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
 def _without_memory() -> Iterator[None]:
     """Let the parameters of modules made meanwhile have no memory, and equal buffers be one tensor.
 
-    ``torch.device("meta")`` would take the buffers along, whose values nobody could compute any more. GPT-J
+    ``torch.device("meta")`` would take the buffers along, whose values could not be recomputed. GPT-J
     makes its table of sines and cosines anew for every layer.
     """
     import torch
@@ -108,7 +108,7 @@ def _without_memory() -> Iterator[None]:
         yield
 
 
-def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:
+def vocabulary_matrices(model: Any, tensors: Mapping[str, Tensor], where: str) -> tuple[Head, Tensor]:
     """The head and the embedding of ``model`` as they lie in the checkpoint.
 
     A head that is there counts, whatever config.json says of tying: transformers 5 says tied of every T5.
@@ -117,40 +117,42 @@ def vocabulary_matrices(model: Any, held: Mapping[str, Tensor], where: str) -> t
 
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if type(head) is not torch.nn.Linear or not isinstance(embedding, torch.nn.Embedding):
-        raise CheckpointError(f"{where}: {type(model).__name__} has no plain embedding and output matrix")
+        raise CheckpointError(f"{where}: {type(model).__name__} has no ordinary embedding and output matrix")
     lookups = embeddings(model)  # the shared one, which an encoder-decoder's stacks repeat, comes first
     shared = tuple(name for lookup in lookups for name in _names(model, lookup, "weight"))
-    table = fitting_weight(held, shared, embedding.weight, where)
+    table = fitting_weight(tensors, shared, embedding.weight, where)
     names = _names(model, head, "weight")
-    if model.config.tie_word_embeddings and not any(name in held for name in names):
+    if model.config.tie_word_embeddings and not any(name in tensors for name in names):
         names = shared
-    matrix = fitting_weight(held, names, head.weight, where)
-    bias = None if head.bias is None else fitting_weight(held, _names(model, head, "bias"), head.bias, where)
+    matrix = fitting_weight(tensors, names, head.weight, where)
+    bias = (
+        None if head.bias is None else fitting_weight(tensors, _names(model, head, "bias"), head.bias, where)
+    )
     return Head(matrix, bias), table
 
 
 def _names(model: Any, module: Any, key: str) -> tuple[str, ...]:
-    """Every name a module's parameter goes by."""
+    """Every name a module's parameter has (tied parameters have several)."""
     modules = model.named_modules(remove_duplicate=False)
     return tuple(f"{name}.{key}" for name, other in modules if other is module)
 
 
-def fitting_weight(held: Mapping[str, Tensor], names: Sequence[str], like: Any, where: str) -> Tensor:
+def fitting_weight(tensors: Mapping[str, Tensor], names: Sequence[str], like: Any, where: str) -> Tensor:
     """The weight by the first of ``names`` there is, in the shape of the parameter ``like``."""
-    found = next((held[name] for name in names if name in held), None)
-    if found is not None and found.shape == tuple(like.shape):
-        return found
-    problem = f"{names[0]} is missing" if found is None else f"{names[0]} is {list(found.shape)}"
+    weight = next((tensors[name] for name in names if name in tensors), None)
+    if weight is not None and weight.shape == tuple(like.shape):
+        return weight
+    problem = f"{names[0]} is missing" if weight is None else f"{names[0]} is {list(weight.shape)}"
     raise CheckpointError(
-        f"{where}: {problem}, but the model transformers makes of it needs one of {list(like.shape)}",
+        f"{where}: {problem}, but the model transformers builds from it needs shape {list(like.shape)}",
         hint="check that config.json belongs to these weight files",
     )
 
 
 def refusal(where: str, verb: str, name: str, error: Exception) -> CheckpointError:
-    said = str(error).strip().partition("\n")[0] or "no reason given"
+    reason = str(error).strip().partition("\n")[0] or "no reason given"
     kind = type(error).__name__
     return CheckpointError(
-        f"{where}: transformers cannot {verb} the {name} it describes: {kind}: {quoted(said)}",
-        hint="compare the file with the one the model was published with",
+        f"{where}: transformers cannot {verb} the {name} it describes: {kind}: {quoted(reason)}",
+        hint="compare the file with the published one",
     )

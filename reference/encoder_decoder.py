@@ -29,11 +29,11 @@ def embeddings(model: Any) -> list[Any]:
     encoder's.
     """
     shared = model.get_input_embeddings()
-    found = [shared]
+    modules = [shared]
     for stack in (model.encoder, model.decoder) if has_encoder(model) else ():
         lookup = getattr(stack.embed_tokens, "embeds", stack.embed_tokens)
-        found += [] if any(lookup is other for other in found) else [lookup]
-    return found
+        modules += [] if any(lookup is other for other in modules) else [lookup]
+    return modules
 
 
 def layer_stacks(model: Any, layers: int) -> list[Sequence[Any]]:

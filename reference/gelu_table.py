@@ -20,10 +20,10 @@ _ENDS = 10.0
 
 def take_llama_cpps_gelu(model: Any) -> int:
     """Let every tanh GELU of transformers' model go through the table; how many there are."""
-    found = [module for module in model.modules() if type(module).__name__ in TANH_FORMS]
-    for module in found:
+    modules = [module for module in model.modules() if type(module).__name__ in TANH_FORMS]
+    for module in modules:
         module.forward = through_table
-    return len(found)
+    return len(modules)
 
 
 def through_table(values: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 transformers' own model code computes, on parameters that are read from the checkpoint module by module
 (reference/streamed.py); nothing of the checkpoint is executed. The two matrices of vocabulary size are never
 in memory whole: of the embedding the rows needed are read, and the output matrix is multiplied in slices
-after the pass, for the positions somebody asks about.
+after the pass, for the positions that are asked for.
 
 Windows are computed together, padded on the right to the longest: no position sees what follows it, and each
 window's positions count from zero. One window alone, or several of one length, give the very bits that
@@ -36,7 +36,7 @@ from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, la
 from .gelu_table import take_llama_cpps_gelu
 from .reading import OutputMatrix, Reading
 from .streamed import StreamedModules, WeightReader, stream_embedding
-from .watching import Watch, Watching, outputs_kept
+from .watching import Watch, Watching, captured_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ LookingOn = Callable[[int], contextlib.AbstractContextManager[None]]
 class Reference:
     """A checkpoint ready to be read with in fp32; no weight is in memory yet.
 
-    ``weights`` stand in for the checkpoint's own, under the same names: those of a converted file after
+    ``weights`` replace the checkpoint's own, under the same names: those of a converted file after
     ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
     ``gelus`` is how many of them do. ``vocabulary`` is the number of rows of the output matrix,
     ``encoder_layers`` how many of the layers an encoder has (0 in decoder-only models). Raises
@@ -64,12 +64,12 @@ class Reference:
         llama_cpps_gelu: bool = False,
         threads: int | None = None,
     ) -> None:
-        held = checkpoint.tensors if weights is None else weights
+        tensors = checkpoint.tensors if weights is None else weights
         self._where = f"{checkpoint.folder}/config.json"
         sizes = family.read(checkpoint.config).sizes
         self._layers = sizes["layers"]
         # before a model of millions of layers is made
-        refuse_too_many(family, sizes, len(held), self._where, CheckpointError)
+        refuse_too_many(family, sizes, len(tensors), self._where, CheckpointError)
         self._threads = threads or available_cores()
         self.reader = WeightReader(self._threads)
         with computing(self._threads):
@@ -77,13 +77,13 @@ class Reference:
             self._factor, front = 1, family.front_end
             if front is not None:
                 self._factor = front.join(self._model, checkpoint)
-                held = front.weights(held, checkpoint)
-            held = family.reference.tensors(held, sizes)
-            head, self._embedding = vocabulary_matrices(self._model, held, self._where)
+                tensors = front.weights(tensors, checkpoint)
+            tensors = family.reference.tensors(tensors, sizes)
+            head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
             self.output = OutputMatrix(head, self.reader, self._threads)
             self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
-            self._modules = self._attach(held)
+            self._modules = self._attach(tensors)
         self.vocabulary = head.matrix.rows
         self.encoder_layers = encoder_layers(self._model)
 
@@ -130,7 +130,7 @@ class Reference:
             with contextlib.ExitStack() as stack:
                 if followed in batch:
                     every = [layer for each in layer_stacks(self._model, self._layers) for layer in each]
-                    stack.enter_context(outputs_kept(every, batch.index(followed), layers))
+                    stack.enter_context(captured_outputs(every, batch.index(followed), layers))
                 if watching is not None:
                     sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
                     stack.enter_context(watching.along(self._model, batch, sizes))
@@ -204,7 +204,7 @@ class Reference:
         return batches_of(sizes, self._model.config.num_attention_heads, largest)
 
     def _report(self, progress: Progress, total: int) -> None:
-        """From now on tell of every module that has run."""
+        """From now on report every module that has run."""
         done = itertools.count(1)
         self._step = lambda: progress("reference", next(done), total)
         progress("reference", 0, total)
@@ -228,7 +228,7 @@ class Reference:
         except Exception as error:
             raise refusal(self._where, "compute with", type(self._model).__name__, error) from error
 
-    def _attach(self, held: Mapping[str, Tensor]) -> StreamedModules:
+    def _attach(self, tensors: Mapping[str, Tensor]) -> StreamedModules:
         """Let every module read its weights when it runs."""
         import torch
 
@@ -239,14 +239,14 @@ class Reference:
             own = {key: value for key, value in module._parameters.items() if value is not None}
             if any(module is lookup for lookup in lookups):
                 table = self._embedding
-                if f"{name}.weight" in held:
-                    table = fitting_weight(held, (f"{name}.weight",), module.weight, self._where)
+                if f"{name}.weight" in tensors:
+                    table = fitting_weight(tensors, (f"{name}.weight",), module.weight, self._where)
                 stream_embedding(module, table, self.reader)
                 continue
             if not own:
                 continue
             weights = {
-                key: fitting_weight(held, (f"{name}.{key}",), value, self._where)
+                key: fitting_weight(tensors, (f"{name}.{key}",), value, self._where)
                 for key, value in own.items()
             }
             streamed.add(module, weights)
@@ -256,8 +256,8 @@ class Reference:
         rows, encoder = self._embedding.rows, has_encoder(self._model)
         for window in windows:
             if bool(window.source) is not encoder:
-                said = "needs a source text" if encoder else "has no encoder to read a source text"
-                raise ValueError(f"{type(self._model).__name__} {said}")
+                problem = "needs a source text" if encoder else "has no encoder to read a source text"
+                raise ValueError(f"{type(self._model).__name__} {problem}")
             ids = (*window.source, *window.ids)
             if not window.ids or min(ids) < 0 or max(ids) >= rows:
                 raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the checkpoint's embedding")

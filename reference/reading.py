@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from .empty_model import Head, computing
-from .streamed import Rows, WeightReader
+from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +48,11 @@ class OutputMatrix:
         with computing(self._threads):
             for row in range(0, matrix.rows, step):
                 end = min(row + step, matrix.rows)
-                parts = [Rows(part, row, end) for part in (matrix, bias) if part is not None]
+                parts = [RowRange(part, row, end) for part in (matrix, bias) if part is not None]
                 with self._reader.reading(parts) as weights:
                     made = torch.nn.functional.linear(entering, *weights)
                 if missing is not None and minimums is not None:
-                    with self._reader.reading([Rows(minimums, row, end)]) as least:
+                    with self._reader.reading([RowRange(minimums, row, end)]) as least:
                         made += torch.nn.functional.linear(missing, *least)
                 values[..., row:end] = made.numpy()
         return values

@@ -34,7 +34,7 @@ from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
 from .recomputed_experts import Experts
-from .streamed import Rows
+from .streamed import RowRange
 from .watching import is_experts
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Run:
 
         if self._missing is None or matrix.minimums is None:
             return output
-        with self._reference.reader.reading([Rows(matrix.minimums, 0, matrix.minimums.rows)]) as minimums:
+        with self._reference.reader.reading([RowRange(matrix.minimums, 0, matrix.minimums.rows)]) as minimums:
             return output + torch.nn.functional.linear(self._missing, *minimums)
 
     def synchronize(self, name: str, values: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .ggml_rounding import rounded
-from .streamed import Rows, WeightReader
+from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +86,7 @@ class Experts:
         if matrix.minimums is None:
             yield None
             return
-        with self._reader.reading([Rows(matrix.minimums, expert, expert + 1)]) as (rows,):
+        with self._reader.reading([RowRange(matrix.minimums, expert, expert + 1)]) as (rows,):
             yield rows[0]
 
     def _product(

@@ -40,7 +40,7 @@ class Statistic(Protocol[T_co]):
 
 
 class Gathered(Generic[T]):
-    """A statistic for each module anything flows into; its ``add`` is what ``Watch.tell`` needs."""
+    """A statistic for each module anything flows into; its ``add`` is what ``Watch.observe`` needs."""
 
     def __init__(self, make: Callable[[], Statistic[T]]) -> None:
         """``make`` begins the statistic of a module."""
@@ -80,10 +80,10 @@ class SumOfSquares:
 
     def add(self, values: Floats) -> None:
         """See ``Statistic.add``."""
-        found = np.einsum("pc,pc->c", values, values, dtype=np.float64)
+        sums = np.einsum("pc,pc->c", values, values, dtype=np.float64)
         if self._sums is not None:
-            found += self._sums
-        self._sums = found
+            sums += self._sums
+        self._sums = sums
         self._count += len(values)
 
     def finish(self) -> Squares:

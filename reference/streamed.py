@@ -32,7 +32,7 @@ _ALIGNMENT = 16  # floats: a cache line, where torch's own weights begin, too
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowRange:
     """Rows ``start`` to ``stop`` of a tensor."""
 
     tensor: Tensor
@@ -70,7 +70,7 @@ class WeightReader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="kconv-weights")
         self._free: list[torch.Tensor] = []
 
-    def begin(self, wanted: Sequence[Rows]) -> Lease:
+    def begin(self, wanted: Sequence[RowRange]) -> Lease:
         """Begin to read each of ``wanted`` into a tensor of ``(stop - start, *shape[1:])``."""
         places = [0]
         for rows in wanted:
@@ -84,7 +84,7 @@ class WeightReader:
             jobs += [self._pool.submit(job) for job in _slabs(rows, flat.numpy())]
         return Lease(tuple(made), room, jobs)
 
-    def read(self, wanted: Sequence[Rows]) -> Lease:
+    def read(self, wanted: Sequence[RowRange]) -> Lease:
         """The same, and wait for it."""
         return self.begin(wanted).wait()
 
@@ -116,7 +116,7 @@ class WeightReader:
         return torch.empty(count)
 
 
-def _slabs(rows: Rows, out: Floats) -> Iterator[Callable[[], None]]:
+def _slabs(rows: RowRange, out: Floats) -> Iterator[Callable[[], None]]:
     tensor = rows.tensor
     width = tensor.row_elements
     step = max(1, _SLAB // max(1, width) // tensor.granule) * tensor.granule
@@ -142,7 +142,7 @@ class StreamedModules:
         """``done`` is called whenever a module has run."""
         self._reader = reader
         self._done = done
-        self._wanted: list[list[Rows]] = []
+        self._wanted: list[list[RowRange]] = []
         self._ahead: dict[int, Lease] = {}
         self._left: dict[int, None] = {}
         self._holding = self._quiet = False
@@ -160,23 +160,23 @@ class StreamedModules:
         import torch
 
         number, empty = len(self._wanted), dict(module._parameters)
-        held: list[Lease] = []
-        self._wanted.append([Rows(tensor, 0, tensor.rows) for tensor in weights.values()])
+        leases: list[Lease] = []
+        self._wanted.append([RowRange(tensor, 0, tensor.rows) for tensor in weights.values()])
 
         def fill(module: torch.nn.Module, args: Any) -> None:
-            if held or rests(module):
+            if leases or rests(module):
                 return
             if self._holding:
                 self._held.append(partial(let_go, module))
             lease = self._take(number)
-            held.append(lease)
+            leases.append(lease)
             for key, value in zip(weights, lease.tensors, strict=True):
                 module._parameters[key] = torch.nn.Parameter(value, requires_grad=False)
 
         def let_go(module: torch.nn.Module) -> None:
             module._parameters.update(empty)
-            while held:
-                self._reader.release(held.pop())
+            while leases:
+                self._reader.release(leases.pop())
 
         def drop(module: torch.nn.Module, args: Any, output: Any) -> None:
             if rests(module):
@@ -242,7 +242,7 @@ def stream_embedding(embedding: torch.nn.Embedding, table: Tensor, reader: Weigh
         if rests(module):
             return None
         needed, renumbered = torch.unique(args[0], return_inverse=True)
-        lease = reader.read([Rows(table, first, last) for first, last in _runs(needed.tolist())])
+        lease = reader.read([RowRange(table, first, last) for first, last in _runs(needed.tolist())])
         rows = torch.cat(lease.tensors)
         reader.release(lease)
         module._parameters["weight"] = torch.nn.Parameter(rows, requires_grad=False)

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
-Tell = Callable[[str, int, Floats], None]
-"""Is told the name of a module, the number of a window and what flows in, ``(positions, columns)``."""
+Observe = Callable[[str, int, Floats], None]
+"""Called with the name of a module, the number of a window and what flows in, ``(positions, columns)``."""
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Windows to read for what flows into the modules of those ``names``; ``tell`` counts from the first one.
+    """Windows to read for what flows into the modules of those ``names``.
 
-    The array ``tell`` is given holds during the call only. ``finished`` gets the name of each module that
-    ``tell`` was told of, as soon as all windows have gone through it.
+    ``observe`` counts windows from the first of ``windows``; its array is valid during the call only.
+    ``finished`` gets the name of each observed module as soon as all windows have gone through it.
     """
 
     windows: tuple[Window, ...]
     names: frozenset[str]
-    tell: Tell
+    observe: Observe
     finished: Callable[[str], None] = lambda name: None
 
 
@@ -48,14 +48,14 @@ class Watching:
     def along(
         self, model: torch.nn.Module, batch: Sequence[int], sizes: Sequence[tuple[int, int]]
     ) -> contextlib.AbstractContextManager[None]:
-        """Watch while windows of those numbers are computed together; ``sizes`` as of ``inputs_told``."""
+        """Watch while windows of those numbers are computed together; ``sizes`` as of ``observed_inputs``."""
 
-        def tell(name: str, row: int, values: Floats) -> None:
+        def observe(name: str, row: int, values: Floats) -> None:
             if batch[row] >= self._first:
                 self._told[name] = None
-                self._watch.tell(name, batch[row] - self._first, values)
+                self._watch.observe(name, batch[row] - self._first, values)
 
-        return inputs_told(model, self._watch.names, sizes, tell)
+        return observed_inputs(model, self._watch.names, sizes, observe)
 
     def finish(self, within: str = "") -> None:
         """All windows have gone through the modules whose names begin so."""
@@ -65,8 +65,8 @@ class Watching:
 
 
 @contextlib.contextmanager
-def inputs_told(
-    model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], tell: Tell
+def observed_inputs(
+    model: torch.nn.Module, names: Collection[str], sizes: Sequence[tuple[int, int]], observe: Observe
 ) -> Iterator[None]:
     """Tell what flows into the linear modules of those ``names``, row by row of a batch, without the padding.
 
@@ -79,12 +79,12 @@ def inputs_told(
         if rests(module):
             return
         for row, (source, target) in enumerate(sizes):
-            tell(name, row, args[0][row, : source if reads_source(name) else target].numpy())
+            observe(name, row, args[0][row, : source if reads_source(name) else target].numpy())
 
     def experts_hook(place: str, module: torch.nn.Module, args: Any) -> None:
         for row, name, values in _into_experts(place, module, args, [target for _, target in sizes]):
             if name in names:
-                tell(name, row, values)
+                observe(name, row, values)
 
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
@@ -128,7 +128,7 @@ def _into_experts(
 
 
 @contextlib.contextmanager
-def outputs_kept(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats]) -> Iterator[None]:
+def captured_outputs(modules: Sequence[torch.nn.Module], row: int, kept: list[Floats]) -> Iterator[None]:
     """Append to ``kept`` what leaves each of the modules for that row of the batch, padding included."""
 
     def hook(module: torch.nn.Module, args: Any, output: Any) -> None:

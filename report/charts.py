@@ -40,7 +40,7 @@ _SIGNS: dict[Verdict, str] = {
 
 
 def sign(verdict: Verdict) -> Markup:
-    """The verdict's sign: tick, triangle, octagon, dash, question mark; told apart without colour."""
+    """The verdict's sign: tick, triangle, octagon, dash, question mark; distinguishable without colour."""
     return Markup('<svg class="sign" viewBox="0 0 24 24" aria-hidden="true">{}</svg>').format(
         Markup(_SIGNS[verdict])
     )
@@ -83,8 +83,8 @@ def _published_marks(
     """Ticks with names, one line each so that none lies on another, and the height they need."""
     parts: list[Markup] = []
     height = 90.0
-    for row, (name, found) in enumerate(sorted(published, key=lambda item: -item[1])):
-        x, words = scale.at(found), f"{plain(name, 40)} {number(found, exact=True)}"
+    for row, (name, value) in enumerate(sorted(published, key=lambda item: -item[1])):
+        x, words = scale.at(value), f"{plain(name, 40)} {number(value, exact=True)}"
         y = 104 + 18 * row
         parts.append(line(x, bottom, x, y, "published"))
         room = _GATE_WIDTH - text_width(words)  # to the right of the tick, else left of it, else below
@@ -133,7 +133,7 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
         if layer.layer == diagnosis.first:
             side = "end" if x > end - 180 else "start"
             parts += [line(x, top - 16, x, bottom, "first")]
-            words = f"first to depart: {layer_name(layer.layer, diagnosis.encoder_layers)}"
+            words = f"first to differ: {layer_name(layer.layer, diagnosis.encoder_layers)}"
             parts += [text(x + (-7 if side == "end" else 7), top - 8, words, "strong", side)]
     for at, (name, marker) in enumerate((("weights", "round"), ("runtime", "square"))):
         points = [(x, scale.at(row[at])) for x, row in zip(x_of, rows, strict=True)]
@@ -160,7 +160,7 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
     )
     first = "no layer stands out"
     if diagnosis.first is not None:
-        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} departs first"
+        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} differs first"
     return figure(bottom + 46, f"Error by layer over {count(len(layers), 'layer')}: {first}", parts)
 
 

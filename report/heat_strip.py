@@ -63,10 +63,10 @@ def heat_strip(tensors: Sequence[TensorError]) -> Markup:
 
 def _kinds(tensors: Sequence[TensorError]) -> list[str]:
     """Kinds in the order of the computation, those unknown after them as they come."""
-    found = list(dict.fromkeys(kind_of(tensor.name) for tensor in tensors))
+    kinds = list(dict.fromkeys(kind_of(tensor.name) for tensor in tensors))
     rank = {name: at for at, name in enumerate(_ORDER)}
-    found.sort(key=lambda kind: rank.get(kind.removesuffix(".bias"), len(_ORDER)))
-    return found[:_MOST_KINDS]
+    kinds.sort(key=lambda kind: rank.get(kind.removesuffix(".bias"), len(_ORDER)))
+    return kinds[:_MOST_KINDS]
 
 
 def _clipped(kind: str) -> str:

@@ -111,8 +111,8 @@ def _summary(proofs: Sequence[Proof]) -> str:
     verdicts = [proof.verdict for proof in proofs]
     every: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not run")
     counts = {verdict: verdicts.count(verdict) for verdict in every}
-    said = [f"{amount} {verdict}" for verdict, amount in counts.items() if amount]
-    return f"Of {report_text.count(len(proofs), 'file')}: {', '.join(said)}."
+    counted = [f"{amount} {verdict}" for verdict, amount in counts.items() if amount]
+    return f"Of {report_text.count(len(proofs), 'file')}: {', '.join(counted)}."
 
 
 def _view(proof: Proof) -> View:
@@ -162,19 +162,19 @@ def _farthest(tensors: Sequence[TensorError]) -> list[TensorError]:
 
 def _difference(proof: Proof) -> DifferenceView | None:
     parity = proof.tokens.parity
-    found = None if parity is None else parity.difference
-    if found is None:
+    difference = None if parity is None else parity.difference
+    if difference is None:
         return None
-    alike = _alike(found)
-    expected, got = found.expected_pieces, found.got_pieces
-    if _byte_level(found):
+    alike = _alike(difference)
+    expected, got = difference.expected_pieces, difference.got_pieces
+    if _byte_level(difference):
         expected, got = (tuple(_spelled(piece) for piece in pieces) for pieces in (expected, got))
     return DifferenceView(
-        found.text,
-        found.parse_special,
-        found.add_special,
-        _cut(expected, found.expected, alike),
-        _cut(got, found.got, alike),
+        difference.text,
+        difference.parse_special,
+        difference.add_special,
+        _cut(expected, difference.expected, alike),
+        _cut(got, difference.got, alike),
     )
 
 

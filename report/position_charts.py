@@ -113,10 +113,10 @@ def _columns(
     ranges, middles = [], []
     for at in range(0, len(group), size):
         column = group[at : at + size]
-        held = sorted(values[i] for i in column)
+        sorted_values = sorted(values[i] for i in column)
         x = x_of[column[len(column) // 2]]
-        ranges.append(f"M{short(x)} {short(scale.at(held[0]))}V{short(scale.at(held[-1]))}")
-        middles.append((x, scale.at(median(held))))
+        ranges.append(f"M{short(x)} {short(scale.at(sorted_values[0]))}V{short(scale.at(sorted_values[-1]))}")
+        middles.append((x, scale.at(median(sorted_values))))
     return [Markup('<path class="range" d="{}"/>').format("".join(ranges)), path(middles, "median")]
 
 
@@ -159,7 +159,7 @@ def dp_histogram(dp: Sequence[float], figures: Figures) -> Markup:
             early = share == 5
             x = _dp_place(value, span)
             parts.append(line(x, top - 18, x, bottom, "limit"))
-            words = "5 % lie left of here" if early else "5 % lie right of here"
+            words = "5 % are to the left" if early else "5 % are to the right"
             left = x - LEFT > text_width(words) if early else RIGHT - x < text_width(words)
             parts.append(text(x + (-6 if left else 6), top - 9, words, "small", "end" if left else "start"))
     label = f"Histogram of the change of the right token's probability at {count(len(good), 'position')}: "
@@ -199,5 +199,5 @@ def _dp_axis(span: float, bottom: float) -> list[Markup]:
         line(LEFT, bottom, RIGHT, bottom, "axis"),
         *ticks,
         text(LEFT, bottom + 38, "← the file is less sure of the right token", "small"),
-        text(RIGHT, bottom + 38, "the file is surer of it →", "small", "end"),
+        text(RIGHT, bottom + 38, "the file is more sure of it →", "small", "end"),
     ]

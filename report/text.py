@@ -28,7 +28,7 @@ _MANY_MARKS = 3  # combining characters on one letter; more would climb over the
 def number(value: float, digits: int = 3, *, exact: bool = False) -> str:
     """``0.00123``, ``12,345``, ``1.20 × 10⁻⁷``; ``digits`` are significant ones, zeros at the end as well.
 
-    ``exact``: no zeros at the end, for numbers somebody chose (``0.005``).
+    ``exact``: no zeros at the end, for numbers people chose (``0.005``).
     """
     if math.isnan(value):
         return "not a number"

@@ -12,40 +12,40 @@ from .text import count, number, percent, plain, small_percent, with_error
 
 _USE: dict[Verdict, str] = {
     "passed": "Fit for use in place of the checkpoint{loss}.",
-    "warned": "It runs, but let somebody who knows the model read the findings before it is given out.",
-    "failed": "Do not use this file and do not give it out. Convert again, or see below what to repair.",
+    "warned": "It runs, but someone who knows the model should read the findings before it is distributed.",
+    "failed": "Do not use or distribute this file. Convert it again, or see below what to fix.",
     "not run": "Nothing can be said about this file yet.",
-    "not decided": "Nothing is known against this file, but the check could not be finished: run it again.",
+    "not decided": "No fault was found in this file, but the check could not be finished: run it again.",
 }
 _WHOLE = ("f32", "f64", "bf16", "f16")  # types whose loss nobody notices
 _PARTS = {
-    "tokens": ("Tokens", "Is text read the same way?"),
-    "metadata": ("Metadata", "Are the settings those of the original?"),
-    "weights": ("Weights", "Are the numbers inside the original's?"),
+    "tokens": ("Tokens", "Is text tokenized the same way?"),
+    "metadata": ("Metadata", "Are the settings the same as in the original?"),
+    "weights": ("Weights", "Are the weights those of the original?"),
     "logits": ("Predictions", "Does it predict what the original predicts?"),
 }
 _STATES = {
-    "identical": "as encoding the original gives",
+    "identical": "exactly as encoding the original gives",
     "within": "within the format's error",
     "differs": "wrong",
 }
 # Figure (as in measurements.Figures), its title, how it is shown, what it says.
 _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("kl_mean", "KL divergence, mean", lambda f: with_error(f.kl_mean, f.kl_mean_error),
-     "how far the predictions are apart, in nats; 0 is equal"),
-    ("kl_median", "KL divergence, median", lambda f: number(f.kl_median), "at the ordinary position"),
-    ("kl_99", "KL divergence, 99\u00a0%", lambda f: number(f.kl_99), "one position in a hundred is beyond"),
+     "how far apart the predictions are, in nats; 0 is equal"),
+    ("kl_median", "KL divergence, median", lambda f: number(f.kl_median), "at a typical position"),
+    ("kl_99", "KL divergence, 99\u00a0%", lambda f: number(f.kl_99), "one position in a hundred is above"),
     ("kl_999", "KL divergence, 99.9\u00a0%", lambda f: number(f.kl_999), "one in a thousand"),
     ("kl_max", "KL divergence, largest", lambda f: number(f.kl_max), "the worst position of all"),
     ("same_top1", "Same first choice", lambda f: f"{percent(f.same_top1)} ± {percent(f.same_top1_error)}",
-     "both would say the same next token"),
+     "both predict the same next token"),
     ("other_top1", "Another first choice",
      lambda f: f"{count(f.other_top1)}, lead ≤ {number(f.other_top1_lead)}" if f.other_top1 else "",
-     "positions, and how many logits the checkpoint's choice was ahead there at most; in a tie next to none"),
-    ("top5_overlap", "Overlap of the five likeliest", lambda f: percent(f.top5_overlap),
-     "share of the five both have"),
+     "positions, and by how many logits the checkpoint's choice led there at most; almost none in a tie"),
+    ("top5_overlap", "Overlap of the five most likely", lambda f: percent(f.top5_overlap),
+     "share of the five that both have"),
     ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms),
-     "change of the right token's probability"),
+     "change in the right token's probability"),
     ("dp_mean", "Δp, mean", lambda f: small_percent(f.dp_mean, sign=True), "below zero: less sure"),
     ("perplexity", "Perplexity, checkpoint → file",
      lambda f: f"{number(f.perplexity_reference, 5)} → {number(f.perplexity_file, 5)}",
@@ -59,7 +59,7 @@ _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("nmse", "Logits, NMSE", lambda f: number(f.nmse), "squared difference over the checkpoint's variance"),
     ("nmse_same_gelu", "Logits, NMSE, same GELU",
      lambda f: "" if f.nmse_same_gelu is None else number(f.nmse_same_gelu),
-     "the same with llama.cpp's 16-bit table of GELU in fp32, too: what is left is not the table's"),
+     "the same when llama.cpp's 16-bit GELU table is computed in fp32: what is left is not due to the table"),
     ("logit_rms", "Logits, RMS difference", lambda f: number(f.logit_rms), "in logits"),
     ("logit_max", "Logits, largest difference", lambda f: number(f.logit_max),
      "in logits, over all tokens and positions"),
@@ -88,18 +88,18 @@ def headline(proof: Proof) -> str:
     if proof.verdict == "not run":
         return "Nothing has been checked."
     if proof.verdict == "passed":
-        said = "What was checked agrees with the original checkpoint"
+        text = "Everything checked matches the original checkpoint"
         if proof.logits.verdict == "passed":
-            said = "The file answers like the original checkpoint"
-            said += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
-        return f"{said}." if not skipped else f"{said}; not checked: {', '.join(skipped)}."
+            text = "The file answers like the original checkpoint"
+            text += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
+        return f"{text}." if not skipped else f"{text}; not checked: {', '.join(skipped)}."
     if proof.cause is None:
         return f"The verdict on {', '.join(n for n, p in proof.parts.items() if p.verdict == proof.verdict)}."
     part, _, why = proof.cause.partition(": ")
-    said = sentence(f"{_PARTS[part][0]}: {why}")
+    text = sentence(f"{_PARTS[part][0]}: {why}")
     others = sum(len(each.findings) for each in proof.parts.values()) - 1
     more = f" There {'is' if others == 1 else 'are'} {count(others, 'more finding')}."
-    return said + (more if others else "")
+    return text + (more if others else "")
 
 
 def sentence(text: str) -> str:
@@ -118,20 +118,20 @@ def _type(proof: Proof) -> str:
 
 
 def in_plain_figures(figures: Figures) -> str:
-    """The closeness as one would tell it aloud."""
+    """How close the file is, in a plain sentence."""
     if not figures.positions:
-        return "Nowhere in the text could its predictions be compared."
-    said = f"It would choose the same next word piece as the original at {percent(figures.same_top1, 1)} of "
-    said += f"{count(figures.positions, 'place')} in the text"
+        return "Its predictions could not be compared anywhere in the text."
+    text = f"It predicts the same next token as the original at {percent(figures.same_top1, 1)} of "
+    text += f"{count(figures.positions, 'place')} in the text"
     change = math.expm1(figures.log_ratio) if figures.log_ratio < 700 else math.inf
     if not math.isfinite(change):
-        return f"{said}."
-    said += "; its perplexity (how surprised it is by the text) is"
+        return f"{text}."
+    text += "; its perplexity (how surprised it is by the text) is"
     if abs(change) < 5e-4:
-        return f"{said} the original's to within {percent(5e-4)}."
+        return f"{text} the original's to within {percent(5e-4)}."
     if change > 2:
-        return f"{said} {number(1 + change)} times the original's."
-    return f"{said} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
+        return f"{text} {number(1 + change)} times the original's."
+    return f"{text} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
 
 
 def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str:
@@ -149,7 +149,7 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
     if part.figures is None:
         return "The runtime gave no predictions to compare."
     if not part.figures.positions:
-        return "At no position could predictions be compared."
+        return "Predictions could not be compared at any position."
     if part.gate is None:
         return f"mean KL {number(part.figures.kl_mean)}"
     measured = f"{gate_name(part.gate)} {number(gate_value(part.figures, part.gate))}"
@@ -164,7 +164,7 @@ def gate_name(gate: Gate) -> str:
 def gelu_words(figures: Figures) -> str:
     """What is left of the NMSE without llama.cpp's table of GELU; nothing where that was not measured."""
     left = figures.nmse_same_gelu
-    return "" if left is None else f"; {number(left)} with llama.cpp's GELU in fp32, too"
+    return "" if left is None else f"; {number(left)} with llama.cpp's GELU in fp32"
 
 
 def _tokens_line(part: TokensPart) -> str:
@@ -173,7 +173,7 @@ def _tokens_line(part: TokensPart) -> str:
     if parity is None:
         return entries or "No texts were compared."
     if parity.error:
-        return "llama.cpp could not be asked."
+        return "llama.cpp could not be run."
     share = f"{count(parity.exact)} of {count(parity.texts, 'text')} read alike"
     return f"{share}; {entries}" if entries else share
 
@@ -190,9 +190,9 @@ def _weights_line(part: WeightsPart) -> str:
     total = count(len(part.tensors), "tensor")
     amounts = {state: sum(tensor.state == state for tensor in part.tensors) for state in _STATES}
     if amounts["identical"] == len(part.tensors):
-        return f"{total}, all as encoding the original gives"
-    found = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
-    return f"{total}: {', '.join(found)}"
+        return f"{total}, all exactly as encoding the original gives"
+    states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
+    return f"{total}: {', '.join(states)}"
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:

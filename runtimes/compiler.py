@@ -101,7 +101,7 @@ def flags_for(processor: Processor, environment: Mapping[str, str] | None = None
     return {name: f"{given.get(name, '')} {WITHOUT_AMX}".strip() for name in ("CFLAGS", "CXXFLAGS")}
 
 
-def mending(processor: Processor, version: str) -> str:
+def rebuild_command(processor: Processor, version: str) -> str:
     """The command line that builds llama-cpp-python anew so that it runs here."""
     flags = [f"{name}={shlex.quote(value)}" for name, value in flags_for(processor, {}).items()]
     install = [sys.executable, "-m", "pip", "install", *PAST_THE_CACHE, f"{PACKAGE}=={version}"]

@@ -15,7 +15,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, KconvError
 from ..core.machine import processor
 from . import compiler, resources, self_test
@@ -51,55 +51,59 @@ def _guarded(name: str, look: Callable[[], Finding]) -> Finding:
     except KconvError as error:
         return Finding(name, f"could not be tried: {error.message}", "broken", error.hint)
     except Exception as error:
-        return Finding(name, f"cannot be looked at: {type(error).__name__}: {error}", "broken")
+        return Finding(name, f"cannot be examined: {type(error).__name__}: {error}", "broken")
 
 
 def _processor() -> Finding:
-    found = processor()
-    features = [title for flag, title in _FEATURES.items() if flag in found.flags]
-    figures = {"model": found.model, "flags": sorted(found.flags), "cores": os.cpu_count()}
-    return Finding("processor", f"{found.model}, {os.cpu_count()} cores: {', '.join(features) or 'plain'}",
+    cpu = processor()
+    features = [title for flag, title in _FEATURES.items() if flag in cpu.flags]
+    figures = {"model": cpu.model, "flags": sorted(cpu.flags), "cores": os.cpu_count()}
+    return Finding("processor", f"{cpu.model}, {os.cpu_count()} cores: {', '.join(features) or 'plain'}",
                    figures=figures)  # fmt: skip
 
 
 def _compiler() -> Finding:
     """Only building needs one; whether it breaks llama.cpp's AMX code matters where the processor has AMX."""
-    found = compiler.compiler()
-    if found is None:
-        return Finding("compiler", "none for C++, which only installing needs", figures={"version": None})
-    breaks = compiler.breaks_tiles(found) if processor().amx else None
-    said = f"{found.version}; it breaks llama.cpp's AMX code" if breaks else found.version
-    figures = {"command": list(found.command), "version": found.version, "breaks_amx": breaks}
-    return Finding("compiler", said, figures=figures)
+    installed = compiler.compiler()
+    if installed is None:
+        return Finding("compiler", "no C++ compiler (only needed for installing)", figures={"version": None})
+    breaks = compiler.breaks_tiles(installed) if processor().amx else None
+    description = f"{installed.version}; it breaks llama.cpp's AMX code" if breaks else installed.version
+    figures = {"command": list(installed.command), "version": installed.version, "breaks_amx": breaks}
+    return Finding("compiler", description, figures=figures)
 
 
 def _versions(versions: Mapping[str, str]) -> Finding:
-    told = {"Python": sys.version.split()[0], **versions}
-    said = ", ".join(f"{name} {version}" for name, version in told.items())
+    shown = {"Python": sys.version.split()[0], **versions}
+    description = ", ".join(f"{name} {version}" for name, version in shown.items())
     own = ("kconv", compiler.PACKAGE, "onnx", "onnxruntime")  # told of elsewhere, or not needed by all
     missing = [name for name, version in versions.items() if version == "not installed" and name not in own]
     if missing:
         mend = f"{sys.executable} -m pip install {' '.join(missing)}"
-        return Finding("versions", said, "broken", mend, told)
-    return Finding("versions", said, figures=told)
+        return Finding("versions", description, "broken", mend, shown)
+    return Finding("versions", description, figures=shown)
 
 
 def _kernels() -> Finding:
     """Which of kconv's kernels encode here, with libggml's bytes; libggml itself runs in it, too."""
     try:
-        told = twice(_kernels_of_child)
+        answer = retry_once(_kernels_of_child)
     except ChildRefused as refusal:
-        said, *rest = refusal.words or ("they cannot be used",)
-        return Finding("kernels", said, "broken", rest[0].removeprefix("what to do: ") if rest else None)
+        description, *rest = refusal.words or ("cannot be used",)
+        return Finding(
+            "kernels", description, "broken", rest[0].removeprefix("what to do: ") if rest else None
+        )
     except ChildDied as death:
         return _died("kernels", death)
-    figures = {name: told[name] for name in ("name", "why", "equal", "different")}
-    if not told["equal"]:
-        return Finding("kernels", f"libggml encodes: {told['why']}", figures=figures)
-    said = f"{told['name']} ({told['why']}), with libggml's bytes in {len(told['equal'])} formats"
-    if told["different"]:
-        said += f"; by libggml, whose bytes they do not make: {', '.join(told['different'])}"
-    return Finding("kernels", said, "warning" if told["different"] else "ok", figures=figures)
+    figures = {name: answer[name] for name in ("name", "why", "equal", "different")}
+    if not answer["equal"]:
+        return Finding("kernels", f"libggml encodes: {answer['why']}", figures=figures)
+    description = (
+        f"{answer['name']} ({answer['why']}), byte-identical to libggml in {len(answer['equal'])} formats"
+    )
+    if answer["different"]:
+        description += f"; by libggml, since the kernels give other bytes: {', '.join(answer['different'])}"
+    return Finding("kernels", description, "warning" if answer["different"] else "ok", figures=figures)
 
 
 def _kernels_of_child() -> Any:
@@ -112,39 +116,44 @@ def _llama_cpp() -> Finding:
     if find_spec("llama_cpp") is None:
         mend = f"{sys.executable} -m pip install {compiler.PACKAGE}=={self_test.TRIED}"
         return Finding("llama.cpp", f"{compiler.PACKAGE} is not installed", "broken", mend)
-    found = self_test.examine()
-    figures = {"state": found.state, "format": found.format, "extra_buffers": found.state == "works"}
+    result = self_test.examine()
+    figures = {"state": result.state, "format": result.format, "extra_buffers": result.state == "works"}
     version = metadata.version(compiler.PACKAGE)
-    if found.state == "works":
+    if result.state == "works":
         if version == self_test.TRIED:
-            return Finding("llama.cpp", found.said, figures=figures)
-        said = (
-            f"{found.said}; but this is {compiler.PACKAGE} {version}: kconv was tried with {self_test.TRIED}"
+            return Finding("llama.cpp", result.description, figures=figures)
+        description = (
+            f"{result.description}; but this is {compiler.PACKAGE} {version}: "
+            f"kconv was tried with {self_test.TRIED}"
         )
         mend = f"{sys.executable} -m pip install {compiler.PACKAGE}=={self_test.TRIED}"
-        return Finding("llama.cpp", said, "warning", mend, figures)
-    if found.state == "unknown":
-        return Finding("llama.cpp", f"could not be tried: {found.words}", "broken", found.hint, figures)
-    said = found.said
-    if found.state != "broken":
-        said += "; kconv loads models without them, more slowly"
+        return Finding("llama.cpp", description, "warning", mend, figures)
+    if result.state == "unknown":
+        return Finding("llama.cpp", f"could not be tried: {result.words}", "broken", result.hint, figures)
+    description = result.description
+    if result.state != "broken":
+        description += "; kconv loads models without them, more slowly"
     if self_test.LIBRARY_VARIABLE in os.environ:
-        said += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
-        return Finding("llama.cpp", said, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)
-    return Finding("llama.cpp", said, "broken", compiler.mending(processor(), self_test.TRIED), figures)
+        description += f" ({self_test.LIBRARY_VARIABLE}={os.environ[self_test.LIBRARY_VARIABLE]})"
+        return Finding("llama.cpp", description, "broken", f"unset {self_test.LIBRARY_VARIABLE}", figures)
+    return Finding(
+        "llama.cpp", description, "broken", compiler.rebuild_command(processor(), self_test.TRIED), figures
+    )
 
 
 def _onnxruntime() -> Finding:
     """Missing is no fault: only ONNX folders need it."""
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
-        said = f"{' and '.join(missing)} not installed; only ONNX folders need it: pip install 'kconv[onnx]'"
-        return Finding("onnxruntime", said, figures={"installed": False})
+        description = (
+            f"{' and '.join(missing)} not installed; only ONNX folders need it: pip install 'kconv[onnx]'"
+        )
+        return Finding("onnxruntime", description, figures={"installed": False})
     try:
-        twice(_square_of_child)
+        retry_once(_square_of_child)
     except ChildRefused as refusal:
-        said = f"fails: {' / '.join(refusal.words[-2:]) or f'a limit of {refusal.limit}'}"
-        return Finding("onnxruntime", said, "broken", _anew("onnxruntime"), {"installed": True})
+        description = f"fails: {' / '.join(refusal.words[-2:]) or f'a limit of {refusal.limit}'}"
+        return Finding("onnxruntime", description, "broken", _anew("onnxruntime"), {"installed": True})
     except ChildDied as death:
         return _died("onnxruntime", death)
     return Finding("onnxruntime", "works", figures={"installed": True})
@@ -156,14 +165,14 @@ def _square_of_child() -> None:
 
 
 def _died(name: str, death: ChildDied) -> Finding:
-    """Of a crash the library is to blame, of another death the hint tells what is."""
+    """A crash is the library's fault; for other deaths the hint names the cause."""
     if death.signal not in (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT):
         return Finding(name, f"could not be tried: {death.message}", "broken", death.hint)
     crash = f"crashes (signal {death.signal}, {signal.Signals(death.signal).name})"
     if name == "onnxruntime":
         return Finding(name, crash, "broken", _anew(name), {"installed": True})
     return Finding(name, f"libggml or they {crash.replace('crashes', 'crash')}", "broken",
-                   compiler.mending(processor(), self_test.TRIED))  # fmt: skip
+                   compiler.rebuild_command(processor(), self_test.TRIED))  # fmt: skip
 
 
 def _anew(package: str) -> str:

@@ -18,11 +18,11 @@ def sampling_in_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a GGUF's own metadata recommends, by the names of Sampling's fields; senseless values left out."""
     from ..vocab.sampling import sampling_in_metadata
 
-    found: dict[str, Any] = dict(sampling_in_metadata(metadata))
+    sampling: dict[str, Any] = dict(sampling_in_metadata(metadata))
     last = metadata.get("general.sampling.penalty_last_n")
     if isinstance(last, int) and not isinstance(last, bool) and 0 <= last <= 1_000_000:
-        found["repeat_last_n"] = last
-    return found
+        sampling["repeat_last_n"] = last
+    return sampling
 
 
 def choose_sampling(recommended: Mapping[str, Any], wished: Mapping[str, Any]) -> Sampling:

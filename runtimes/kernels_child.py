@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         tried = native.tried(ggml.library().ggml_quantize_chunk)
     except (KconvError, OSError, ImportError) as error:
         raise child.Stop(FAILED, str(error)) from error
-    told = json.dumps({"name": chosen.name, "why": chosen.why, **tried}).encode()
-    child.write(struct.pack("<I", len(told)) + told)
+    answer = json.dumps({"name": chosen.name, "why": chosen.why, **tried}).encode()
+    child.write(struct.pack("<I", len(answer)) + answer)
     child.take(1)  # until the parent is done
     return 0

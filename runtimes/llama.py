@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, GgufError
 from ..core.model import Note
 from ..core.progress import Progress, silent
@@ -27,7 +27,7 @@ _MOST_BYTES = 1 << 30  # of an answer
 _WITHOUT_BUFFERS = Note(
     "extra-buffers",
     "llama.cpp's own buffers for weights do not work on this machine, so the model is loaded without them, "
-    "which is slower; kconv doctor says what mends it",
+    "which is slower; kconv doctor shows how to fix it",
     warning=True,
 )
 _Result = TypeVar("_Result")
@@ -109,7 +109,7 @@ class LlamaRuntime:
     @property
     def context_length(self) -> int:
         """Tokens the model was trained to see at once."""
-        return self._told().context_length
+        return self._file_facts().context_length
 
     def tokenize(self, *parts: str | int) -> list[int]:
         """Ids of the texts in ``parts``, and between them the numbers, which are ids already.
@@ -117,14 +117,14 @@ class LlamaRuntime:
         BOS in front if the file asks for it and the text does not begin with one; likewise, for an encoder
         only, EOS at the end: a decoder would take the text for finished.
         """
-        found = [token for part in parts for token in self._ids(part)]
-        told = self._told()
+        ids = [token for part in parts for token in self._ids(part)]
+        facts = self._file_facts()
         # a chat template often writes the BOS itself; a second one spoils the answer
-        if told.add_bos and told.bos >= 0 and found[:1] != [told.bos]:
-            found.insert(0, told.bos)
-        if told.encoder and told.add_eos and told.eos >= 0 and found[-1:] != [told.eos]:
-            found.append(told.eos)  # as ByT5Tokenizer, which adds no second one
-        return found
+        if facts.add_bos and facts.bos >= 0 and ids[:1] != [facts.bos]:
+            ids.insert(0, facts.bos)
+        if facts.encoder and facts.add_eos and facts.eos >= 0 and ids[-1:] != [facts.eos]:
+            ids.append(facts.eos)  # as ByT5Tokenizer, which adds no second one
+        return ids
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; nothing for control tokens."""
@@ -157,7 +157,7 @@ class LlamaRuntime:
         except ChildDied as death:
             after = f"{given} token{'' if given == 1 else 's'}"
             raise ChildDied(
-                f"{death.message}; the answer broke off after {after}", hint=death.hint
+                f"{death.message}; the answer was cut off after {after}", hint=death.hint
             ) from death
         finally:
             if not whole and child is self._child:
@@ -178,28 +178,28 @@ class LlamaRuntime:
 
     def _learn(self, data: bytearray) -> list[int]:
         """The tokens of an answer; what it says of them is kept for ``piece`` and ``is_end``."""
-        found, place = [], 0
+        pieces, place = [], 0
         while place < len(data):
             token, end, length = protocol.TOKEN.unpack_from(data, place)
             place += protocol.TOKEN.size
             self._known[token] = end, bytes(data[place : place + length])
             place += length
-            found.append(token)
-        return found
+            pieces.append(token)
+        return pieces
 
     def _request(self, prompt: Sequence[int], sampling: Sampling, count: int) -> bytes:
         """What the child is asked for. Raises GgufError where the front end does not fit the model."""
-        told = self._told()
-        embedded = told.encoder and self._front is not None
+        facts = self._file_facts()
+        embedded = facts.encoder and self._front is not None
         source: bytes = struct.pack(f"<{len(prompt)}i", *prompt)
         positions = len(prompt)
         if embedded:
             rows = self._embedded(prompt)
             source, positions = rows.astype("<f4", order="C", copy=False).tobytes(), len(rows)
         # an encoder reads its text at once, and its positions take none of the decoder's
-        needed = max(positions, count) if told.encoder else positions + count
+        needed = max(positions, count) if facts.encoder else positions + count
         size = self._context or needed
-        batch = positions if told.encoder else _BATCH
+        batch = positions if facts.encoder else _BATCH
         settings = protocol.SETTINGS.pack(count, size, batch, KV_TYPES.index(self._kv_type), embedded)
         data = settings + sampling.packed() + source
         return protocol.REQUEST.pack(protocol.GENERATE, len(data)) + data
@@ -207,20 +207,20 @@ class LlamaRuntime:
     def _embedded(self, prompt: Sequence[int]) -> Any:
         """What the front end makes of the prompt, float32 ``(positions, width)``. Raises GgufError."""
         assert self._front is not None
-        values, width = self._front(prompt), self._told().width
+        values, width = self._front(prompt), self._file_facts().width
         if values.ndim != 2 or values.shape[1] != width or not 0 < len(values) <= len(prompt):
             raise GgufError(
-                f"the front end makes {values.shape} of {len(prompt)} tokens, the model is {width} wide",
-                hint="give the front end of this model",
+                f"the front end gives {values.shape} for {len(prompt)} tokens, but the model is {width} wide",
+                hint="use the front end of this model",
             )
         if not abs(values).max() < math.inf:
             raise GgufError(
-                "the front end makes numbers of this text that are NaN or infinite",
+                "the front end gives NaN or infinite values for this text",
                 hint="prove the file against its checkpoint: kconv verify",
             )
         return values
 
-    def _told(self) -> _Facts:
+    def _file_facts(self) -> _Facts:
         assert self._facts is not None
         return self._facts
 
@@ -237,7 +237,7 @@ class LlamaRuntime:
                 self.close()
                 raise
 
-        return twice(once)
+        return retry_once(once)
 
     def _running(self) -> Child:
         """A process that has loaded the file and waits to be asked."""
@@ -300,10 +300,14 @@ class LlamaRuntime:
         llama.cpp's programs take the BOS where the file names no start. Such a vocabulary rarely has one, and
         llama.cpp then guesses, which spoils the answer.
         """
-        told = self._told()
-        if told.encoder and not 0 <= told.start < told.tokens:
+        facts = self._file_facts()
+        if facts.encoder and not 0 <= facts.start < facts.tokens:
             raise GgufError(
                 f"{self._path}: the decoder's start token (decoder_start_token_id) is "
-                + ("missing" if told.start == _NO_TOKEN else f"{told.start}, which is not in the vocabulary"),
+                + (
+                    "missing"
+                    if facts.start == _NO_TOKEN
+                    else f"{facts.start}, which is not in the vocabulary"
+                ),
                 hint="convert the checkpoint again, with a decoder_start_token_id in its config.json",
             )

@@ -176,11 +176,11 @@ def _run(
 
 def _send_logits(model: Model, context: Any, skip: int, rows: int) -> None:
     """``rows`` rows of the last decode's output, the first ``skip`` left out, straight from its buffer."""
-    found = model.library.llama_get_logits(context)
-    if not found:
+    logits = model.library.llama_get_logits(context)
+    if not logits:
         raise Stop(NOT_DECODED, "llama.cpp gave no logits")
     row = 4 * model.vocabulary
-    address = ctypes.cast(found, ctypes.c_void_p).value or 0
+    address = ctypes.cast(logits, ctypes.c_void_p).value or 0
     child.write((ctypes.c_char * (rows * row)).from_address(address + skip * row))
 
 
@@ -188,7 +188,8 @@ def _send_layers(model: Model, captured: Captured, layers: range, start: int, ro
     """What left ``layers``; llama.cpp counts those of encoder and decoder from zero each."""
     if sorted(captured) != list(range(len(layers))):
         raise Stop(
-            NOT_DECODED, f"llama.cpp names the output of {len(captured)} layers, the file has {len(layers)}"
+            NOT_DECODED,
+            (f"llama.cpp reports the output of {len(captured)} layers, but the file has {len(layers)}"),
         )
     for at, layer in enumerate(layers):
         data = captured.pop(at)
@@ -212,7 +213,7 @@ def _load(library: Any, path: str, threads: int) -> Model:
     if not handle:
         raise Stop(REFUSED)
     if not library.llama_model_has_decoder(handle):
-        raise Stop(NOT_SUPPORTED, "it has no decoder, so no logits come out of it")
+        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
     hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
     encoder = 0
@@ -224,8 +225,8 @@ def _load(library: Any, path: str, threads: int) -> Model:
 def _decoder_layers(library: Any, handle: Any, encoder: int) -> int:
     """As many as the encoder's unless the file says otherwise (src/models/t5.cpp)."""
     arch = _metadata(library, handle, "general.architecture")
-    said = _metadata(library, handle, f"{arch}.decoder_block_count")
-    return int(said) if said.isdecimal() else encoder
+    count = _metadata(library, handle, f"{arch}.decoder_block_count")
+    return int(count) if count.isdecimal() else encoder
 
 
 def _metadata(library: Any, handle: Any, key: str) -> str:

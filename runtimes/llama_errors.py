@@ -19,16 +19,16 @@ def refused(path: Path, refusal: ChildRefused) -> KconvError:
     """What it means that a process that runs ``path`` ended itself over it."""
     if refusal.code == protocol.NO_DECODER:
         return UnsupportedModel(
-            f"{path} holds an encoder only, which generates nothing",
-            hint="give a decoder-only model or an encoder-decoder",
+            f"{path} contains only an encoder, which cannot generate text",
+            hint="use a decoder-only model or an encoder-decoder",
         )
-    words = [NOISE.sub("", line) for line in refusal.words] or ["it gave no reason"]
+    words = [NOISE.sub("", line) for line in refusal.words] or ["no reason given"]
     # the first error names the cause, the others pass it on; an abort comes last and has words of its own
     reason = next((line for line in words if any(sign in line for sign in _TELLING)), words[0])
     if refusal.code == protocol.STUCK:
-        said = ": ".join(dict.fromkeys((refusal.words[-1], reason)))
-        return EnvironmentProblem(f"llama.cpp cannot go on ({said})", hint="pass a smaller --ctx")
-    how = "refuses" if refusal.code == protocol.REFUSED else "stops at a check of its own over"
+        reasons = ": ".join(dict.fromkeys((refusal.words[-1], reason)))
+        return EnvironmentProblem(f"llama.cpp cannot continue ({reasons})", hint="pass a smaller --ctx")
+    how = "refuses" if refusal.code == protocol.REFUSED else "fails an internal check on"
     return GgufError(
         f"llama.cpp {how} {path}: {reason}",
         hint="convert the checkpoint again, or use a newer llama-cpp-python",
@@ -37,7 +37,7 @@ def refused(path: Path, refusal: ChildRefused) -> KconvError:
 
 def no_context(size: int, words: Sequence[str]) -> EnvironmentProblem:
     """That there is no room for so many tokens; ``words`` are the child's last ones."""
-    reason = NOISE.sub("", words[-1]) if words else "it gave no reason"
+    reason = NOISE.sub("", words[-1]) if words else "no reason given"
     return EnvironmentProblem(
         f"llama.cpp cannot set up a context of {size:,} tokens: {reason}",
         hint="pass a smaller --ctx or -n, or free some memory",

@@ -81,7 +81,7 @@ class Model:
                 return bytes(memoryview(buffer).cast("B")[: 4 * count])
             room = -count
 
-    def told(self, token: int) -> bytes:
+    def encoded_token(self, token: int) -> bytes:
         """A token, whether it ends the text, and its bytes, none for control tokens."""
         end = bool(0 <= token < self.size and self.library.llama_vocab_is_eog(self.vocab, token))
         room, count = 64, 0
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         if what == TEXT:
             child.write(_answer(IDS, 0, 0, model.ids(data)))
         elif what == PIECE:
-            child.write(_answer(TOKENS, data=model.told(*int32s(data))))
+            child.write(_answer(TOKENS, data=model.encoded_token(*int32s(data))))
         else:
             _generate(model, data)
 
@@ -132,13 +132,13 @@ def _load(library: Any, path: str, threads: int, *, extra: bool) -> Model:
     library.llama_backend_init()
     parameters = library.llama_model_default_params()
     parameters.use_extra_bufts = extra
-    told = -1
+    reported = -1
 
     def on_progress(fraction: float, _: Any) -> bool:
-        nonlocal told
-        if round(fraction * 1000) > told:
-            told = round(fraction * 1000)
-            child.write(_answer(PROGRESS, told, 1000))
+        nonlocal reported
+        if round(fraction * 1000) > reported:
+            reported = round(fraction * 1000)
+            child.write(_answer(PROGRESS, reported, 1000))
         return True
 
     parameters.progress_callback = library.llama_progress_callback(on_progress)
@@ -171,17 +171,17 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
     ids = (ctypes.c_int32 * 1)()
     batch = library.llama_batch_get_one(ids, 1)
     answers: dict[int, tuple[bytes, bool]] = {}  # what takes 10 µs is done once for a token
-    held, sent = bytearray(), 0.0
+    pending, sent = bytearray(), 0.0
     for position in range(count):
         token = library.llama_sampler_sample(sampler, model.context, -1)
         if token not in answers:
-            answers[token] = model.told(token), bool(library.llama_vocab_is_eog(model.vocab, token))
+            answers[token] = model.encoded_token(token), bool(library.llama_vocab_is_eog(model.vocab, token))
         answer, end = answers[token]
-        held += answer
+        pending += answer
         last = end or position + 1 == count
         if last or time.monotonic() - sent > _TOGETHER:
-            child.write(_answer(TOKENS, data=held))
-            held.clear()
+            child.write(_answer(TOKENS, data=pending))
+            pending.clear()
             sent = time.monotonic()
         if last:
             break

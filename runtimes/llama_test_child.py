@@ -132,29 +132,29 @@ def _logits(library: Any, path: str, *, extra: bool) -> list[float]:
     context = library.llama_init_from_model(handle, settings)
     if not context:
         raise child.Stop(REFUSED, "llama.cpp made no context for the model of the self-test")
-    found: list[float] = []
+    logits: list[float] = []
     # not in this thread: processors ask each thread for itself whether it may use their tiles
-    worker = threading.Thread(target=_read, args=(library, context, found))
+    worker = threading.Thread(target=_read, args=(library, context, logits))
     worker.start()
     worker.join()
-    if len(found) != 2 * _WORDS:
+    if len(logits) != 2 * _WORDS:
         raise child.Stop(REFUSED, "llama.cpp did not read the prompt of the self-test")
     library.llama_free(context)
     library.llama_model_free(handle)
-    return found
+    return logits
 
 
-def _read(library: Any, context: Any, found: list[float]) -> None:
+def _read(library: Any, context: Any, logits: list[float]) -> None:
     """Add the logits after a prompt and after one token more, as far as llama.cpp reads them."""
     for ids in (range(_PROMPT), range(1)):
         tokens = (ctypes.c_int32 * len(ids))(*ids)
         if library.llama_decode(context, library.llama_batch_get_one(tokens, len(ids))):
             return
-        found += library.llama_get_logits_ith(context, -1)[:_WORDS]
+        logits += library.llama_get_logits_ith(context, -1)[:_WORDS]
 
 
 def _difference(plain: Sequence[float], other: Sequence[float]) -> float:
-    """Squared difference over spread; NaN where either is not finite, as is where nothing is said."""
+    """Squared difference over spread; NaN where either is not finite, as where there are no logits."""
     mean = sum(plain) / len(plain)
     spread = sum((value - mean) ** 2 for value in plain)
     return sum((a - b) ** 2 for a, b in zip(plain, other, strict=True)) / spread if spread else float("nan")

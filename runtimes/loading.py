@@ -66,7 +66,7 @@ def _gguf(
     model = read_model(artifact)
     path, header = model.paths[0], model.header
     if not header.tensors:
-        raise GgufError(f"{path} holds a vocabulary but no weights", hint="give a converted model")
+        raise GgufError(f"{path} contains a vocabulary but no weights", hint="use a converted model")
     check_counts(path, header)
     front = _front_end(path, header.metadata, front_end)
 
@@ -93,8 +93,8 @@ def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None)
 
     if metadata.get("general.architecture") in [each.kind for each in FRONT_ENDS]:
         raise GgufError(
-            f"{artifact} is the front end of a GBST model, which runs together with its body",
-            hint=f"give the body, with --front-end {artifact} if that is in another folder",
+            f"{artifact} is the front end of a GBST model, which only runs together with its body",
+            hint=f"pass the body, with --front-end {artifact} if that is in another folder",
         )
     if chosen is None and "kconv.front_end" not in metadata:
         return None
@@ -108,13 +108,13 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
 
     if not holds_onnx(artifact):
         raise InputError(
-            f"{artifact} is a folder without ONNX files, and what runs is a GGUF file or an ONNX folder",
+            f"{artifact} is a folder without ONNX files; expected a GGUF file or an ONNX folder",
             hint=f"convert it first: kconv to-gguf {artifact}",
         )
     for option, given in (("--front-end", front_end), ("--kv-type", kv_type)):
         if given is not None:
             raise UsageError(
-                f"{option} is for GGUF files; an ONNX folder has its own", hint=f"leave out {option}"
+                f"{option} is for GGUF files; an ONNX folder contains its own", hint=f"leave out {option}"
             )
     from .onnx import OnnxRuntime, read_onnx_model
 

@@ -29,7 +29,7 @@ _NO_TEXT = 11  # bytes 0xFF down to 0xF5 never occur in UTF-8 (RFC 3629), 0xF4 d
 class Sentinels:
     """The tokens of a vocabulary that stand for masks: ``ids`` by number of the mask.
 
-    ``bytewise`` tells a byte vocabulary, whose sentinels have no spelling. ``names`` are how sentinels are
+    ``bytewise`` marks a byte vocabulary, whose sentinels have no spelling. ``names`` are how sentinels are
     shown where a model writes them into ordinary text: by id (``<258>``) with a byte vocabulary, where
     ``<extra_id_0>`` might be either kind.
     """
@@ -69,7 +69,9 @@ def masked_text(text: str) -> MaskedText:
     pieces = _MASK.split(text)
     numbers = pieces[1::2]
     if not numbers:
-        raise UsageError("--fill: the text holds no mask", hint="write masks as <extra_id_0>, <extra_id_1> …")
+        raise UsageError(
+            "--fill: the text contains no mask", hint="write masks as <extra_id_0>, <extra_id_1> …"
+        )
     for place, number in enumerate(numbers):
         if number != str(place):
             raise UsageError(
@@ -87,8 +89,8 @@ def sentinels_of(metadata: Mapping[str, Any]) -> Sentinels:
     spelled: dict[int, int] = {}
     for place, token in enumerate(tokens):
         # the vocabulary of mT5 holds them as pieces that begin a word
-        if "<extra_id_" in str(token) and (found := _MASK.fullmatch(str(token).removeprefix("▁"))):
-            spelled.setdefault(int(found[1]), place)
+        if "<extra_id_" in str(token) and (match := _MASK.fullmatch(str(token).removeprefix("▁"))):
+            spelled.setdefault(int(match[1]), place)
     if _is_bytewise(tokens):
         ids = range(_LAST_BYTE, _LAST_BYTE - _NO_TEXT, -1)
         return Sentinels(tuple(ids), True, {token: f"<{token}>" for token in (*ids, *spelled.values())})
@@ -101,13 +103,14 @@ def check_masks(masks: MaskedText, sentinels: Sentinels) -> None:
     """Raises InputError where the vocabulary has fewer sentinels than the text has masks."""
     if not sentinels.ids:
         raise InputError(
-            "--fill: the file's vocabulary has no tokens that stand for masks",
-            hint="give a T5, ByT5 or KEByT5 model",
+            "--fill: the file's vocabulary has no mask tokens",
+            hint="use a T5, ByT5 or KEByT5 model",
         )
     if masks.count > len(sentinels.ids):
-        why = ", the bytes that no UTF-8 text holds" if sentinels.bytewise else ""
+        why = ", the bytes that never occur in UTF-8 text" if sentinels.bytewise else ""
         raise InputError(
-            f"--fill: the text has {masks.count:,} masks, the vocabulary {len(sentinels.ids)} for them{why}",
+            f"--fill: the text has {masks.count:,} masks, but the vocabulary has only "
+            f"{len(sentinels.ids)} mask tokens{why}",
             hint="fill the text in parts",
         )
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import llama_inputs as protocol
-from .candidate import CandidateFailure, Floats
+from .reader import Floats, RuntimeFailure
 
 _MOST_NAME = 64  # ggml.h, GGML_MAX_NAME
 _MOST_BYTES = 1 << 32  # of one input
@@ -30,7 +30,7 @@ class MatrixInput:
 def read_inputs(take: Callable[[memoryview], None]) -> dict[str, MatrixInput]:
     """All inputs of what was decoded at once; ``take`` fills a buffer with what comes next.
 
-    Raises CandidateFailure where that is nothing llama_inputs sends.
+    Raises RuntimeFailure where that is nothing llama_inputs sends.
     """
     found: dict[str, MatrixInput] = {}
     while True:
@@ -41,7 +41,7 @@ def read_inputs(take: Callable[[memoryview], None]) -> dict[str, MatrixInput]:
             return found
         size = 4 * columns * slots * tokens
         if kind not in (protocol.INPUT, protocol.SAME) or length > _MOST_NAME or size > _MOST_BYTES:
-            raise CandidateFailure(f"the process that runs llama.cpp answered {kind}, which is no input")
+            raise RuntimeFailure(f"the process that runs llama.cpp answered {kind}, which is no input")
         name = _text(take, length)
         if kind == protocol.SAME:
             found[name] = found[_text(take, min(columns, _MOST_NAME))]

@@ -23,9 +23,9 @@ from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
 from ..vocab.tokenizer import Source
-from .candidate import CandidateFailure, Floats
 from .onnx_folder import OnnxFolder, open_onnx
 from .onnx_process import OnnxProcess
+from .reader import Floats, RuntimeFailure
 from .sampler import Sampler
 from .sampling import Sampling
 
@@ -129,15 +129,15 @@ class OnnxRuntime:
 
     def tokenize(self, *parts: str | int) -> list[int]:
         """Ids of the texts in ``parts``, and between them the numbers, which are ids already."""
-        found: list[int] = []
+        ids: list[int] = []
         for part in parts:
-            found += [part] if isinstance(part, int) else self._model.source.encode(part, True)
+            ids += [part] if isinstance(part, int) else self._model.source.encode(part, True)
         bos, eos = self._model.add
-        if bos is not None and found[:1] != [bos]:  # a chat template often writes the BOS itself
-            found.insert(0, bos)
-        if eos is not None and found[-1:] != [eos]:  # as ByT5Tokenizer, which adds no second one
-            found.append(eos)
-        return found
+        if bos is not None and ids[:1] != [bos]:  # a chat template often writes the BOS itself
+            ids.insert(0, bos)
+        if eos is not None and ids[-1:] != [eos]:  # as ByT5Tokenizer, which adds no second one
+            ids.append(eos)
+        return ids
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; nothing for control tokens and rows without a token."""
@@ -173,17 +173,17 @@ class OnnxRuntime:
         """The logits of a token, unless samplers could not choose among them."""
         if len(logits) == columns and math.isfinite(logits.max(initial=-math.inf)):
             return logits
-        said = "logits that are no numbers"
+        problem = "logits that are not finite numbers"
         if len(logits) != columns:
-            said = f"{columns} logits, then {len(logits)}"
-        hint = "hold it against its checkpoint: kconv verify"
-        raise InputError(f"{self._model.folder.path} gives {said}", hint=hint)
+            problem = f"{columns} logits, then {len(logits)}"
+        hint = "check it against its checkpoint: kconv verify"
+        raise InputError(f"{self._model.folder.path} gives {problem}", hint=hint)
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except CandidateFailure as failure:
+        except RuntimeFailure as failure:
             raise InputError(
                 f"{self._model.folder.path}: {quoted(str(failure))[1:-1]}",
                 hint="make the folder again with kconv to-onnx, or use a newer onnxruntime",

@@ -69,12 +69,12 @@ class Model:
         session = self.cached if self.past else self.decoder
         feeds = {each.name: self._fed(each, ids) for each in session.get_inputs()}
         names = [each.name for each in session.get_outputs()]
-        found = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
-        logits = found["logits"].numpy()
+        outputs = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+        logits = outputs["logits"].numpy()
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise Stop(NOT_COMPUTED, f"the logits of {ids.shape} tokens have the shape {logits.shape}")
         going_on = bool(self.past)
-        for name, value in found.items():
+        for name, value in outputs.items():
             # what a decoder made of the encoder's output stays as it is; a merged one repeats it empty
             if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
                 self.past[_PAST + name.removeprefix(_PRESENT)] = value
@@ -87,11 +87,11 @@ class Model:
             raise Stop(NOT_SUPPORTED, f"the encoder has an input {name!r}")
         return _value(np.maximum(ids, 0) if name == "input_ids" else _mask(ids))
 
-    def _fed(self, told: Any, ids: Any) -> Any:
+    def _fed(self, value: Any, ids: Any) -> Any:
         """What an input of a decoder is given."""
         import numpy as np
 
-        name = told.name
+        name = value.name
         if name == "input_ids":
             return _value(np.maximum(ids, 0))
         if name == "attention_mask":
@@ -105,7 +105,7 @@ class Model:
         if name == "use_cache_branch":
             return _value(np.array([bool(self.past)]))
         if name.startswith(_PAST):
-            return self.past[name] if name in self.past else _nothing_read(told, len(ids))
+            return self.past[name] if name in self.past else _nothing_read(value, len(ids))
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
 
 
@@ -137,18 +137,23 @@ def _value(array: Any) -> Any:
     return OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
 
 
-def _nothing_read(told: Any, batch: int) -> Any:
+def _nothing_read(declared: Any, batch: int) -> Any:
     """An empty cache of the input's own heads and width."""
     import numpy as np
     from onnxruntime import OrtValue
 
     types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-    if told.type not in types or len(told.shape) != 4:
-        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} is a {told.type} of shape {told.shape}")
-    _, heads, _, width = told.shape
+    if declared.type not in types or len(declared.shape) != 4:
+        raise Stop(
+            NOT_SUPPORTED, f"the input {declared.name!r} is a {declared.type} of shape {declared.shape}"
+        )
+    _, heads, _, width = declared.shape
     if not isinstance(heads, int) or not isinstance(width, int):
-        raise Stop(NOT_SUPPORTED, f"the input {told.name!r} does not say its heads and width: {told.shape}")
-    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[told.type]))
+        raise Stop(
+            NOT_SUPPORTED,
+            (f"the input {declared.name!r} does not declare its heads and width: {declared.shape}"),
+        )
+    return OrtValue.ortvalue_from_numpy(np.zeros((batch, heads, 0, width), types[declared.type]))
 
 
 def _answer(model: Model) -> None:

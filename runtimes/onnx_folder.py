@@ -60,14 +60,14 @@ def check_onnxruntime() -> str:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-        found = re.match(r"(\d+)\.(\d+)", version)
-        if found is None or (int(found[1]), int(found[2])) < LEAST:
+        match = re.match(r"(\d+)\.(\d+)", version)
+        if match is None or (int(match[1]), int(match[2])) < LEAST:
             raise EnvironmentProblem(
                 f"onnxruntime {version} is too old, expected {LEAST[0]}.{LEAST[1]} or newer for opset 23",
                 hint=f"pip install --upgrade {package}",
             )
         return version
-    raise EnvironmentProblem("onnxruntime is not installed, which ONNX folders need", hint=INSTALL)
+    raise EnvironmentProblem("onnxruntime is not installed; ONNX folders need it", hint=INSTALL)
 
 
 def holds_onnx(folder: Path) -> bool:
@@ -89,7 +89,8 @@ def open_onnx(folder: Path, *, runs: bool = True) -> OnnxFolder:
         raise InputError(error.message, hint=error.hint) from error
     if config is None:
         raise InputError(
-            f"{folder} has no config.json, expected one beside the ONNX files", hint="copy the checkpoint's"
+            f"{folder} has no config.json, expected one next to the ONNX files",
+            hint=("copy the one of the checkpoint"),
         )
     place = folder / "onnx" if (folder / "onnx").is_dir() else folder
     encoder, decoder, cached = _files(folder, place)
@@ -114,7 +115,7 @@ def _files(folder: Path, place: Path) -> tuple[Path | None, Path, Path]:
     )
     if encoder is None or decoder is None or cached is None:
         raise InputError(
-            f"{folder} holds neither model.onnx nor encoder_model.onnx with decoder_model.onnx and "
+            f"{folder} contains neither model.onnx nor encoder_model.onnx with decoder_model.onnx and "
             "decoder_with_past_model.onnx",
             hint="make a folder with kconv to-onnx, or complete this one",
         )

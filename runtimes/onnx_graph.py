@@ -19,7 +19,7 @@ _MOST_ELEMENTS = 1 << 63
 MOST_NODES = 200_000  # with every function written out; the largest models have some ten thousand
 _MOST_LAYERS = 4  # weights over one another in a file; tied ones lie at one place, too
 _AGAIN = "make the folder again with kconv to-onnx"
-_STRANGER = "do not use this folder, unless you know who made it and why"
+_STRANGER = "do not use this folder unless you trust its origin"
 
 _Name = tuple[str, str, str]  # of a function: domain, name, overload
 
@@ -48,8 +48,8 @@ def elements(shape: Sequence[int], where: str) -> int:
     for length in shape:
         count *= length
     if count >= _MOST_ELEMENTS:
-        said = f"{where} have the shape {quoted(list(shape))}, expected fewer than 2^63 numbers"
-        raise InputError(said, hint=_STRANGER)
+        message = f"{where} have the shape {quoted(list(shape))}, expected fewer than 2^63 numbers"
+        raise InputError(message, hint=_STRANGER)
     return count
 
 
@@ -60,8 +60,8 @@ def refuse_functions(path: Path, model: Any) -> None:
     total = sum(sizes.get(_name(node), 1) for node in _nodes(model.graph)) if calls else 0
     if total > MOST_NODES:
         raise InputError(
-            f"{path} comes to more than {MOST_NODES:,} nodes with its functions written out, far beyond any "
-            "language model's",
+            f"{path} has more than {MOST_NODES:,} nodes with its functions expanded, far more than "
+            "any language model",
             hint=_STRANGER,
         )
 
@@ -72,18 +72,18 @@ def refuse_message(path: Path, kind: str, nodes: int) -> None:
     A few bytes of a sparse tensor make a tensor of any size.
     """
     if kind == "SparseTensorProto":
-        raise InputError(f"{path} holds sparse tensors, which no language model has", hint=_STRANGER)
+        raise InputError(f"{path} contains sparse tensors, which no language model has", hint=_STRANGER)
     if nodes > MOST_NODES:
-        said = f"{path} has more than {MOST_NODES:,} nodes, far beyond any language model's"
-        raise InputError(said, hint=_STRANGER)
+        message_text = f"{path} has more than {MOST_NODES:,} nodes, far more than any language model"
+        raise InputError(message_text, hint=_STRANGER)
 
 
 def refuse_overlap(path: Path, external: int, sizes: Mapping[Path, int]) -> None:
     """Raises InputError where weights of ``external`` bytes lie over one another in their files."""
-    held = sum(sizes.values())
-    if external > _MOST_LAYERS * held:
+    total = sum(sizes.values())
+    if external > _MOST_LAYERS * total:
         raise InputError(
-            f"{path} names weights of {external:,} bytes in files of {held:,}, so they lie over one another",
+            f"{path} names weights of {external:,} bytes in files of {total:,}, so they overlap",
             hint=_STRANGER,
         )
 
@@ -100,20 +100,20 @@ def _name(message: Any) -> _Name:
 
 def _sizes(path: Path, calls: Mapping[_Name, Sequence[_Name]]) -> dict[_Name, int]:
     """How many nodes each function comes to, at most one more than there may be."""
-    found: dict[_Name, int] = {}
+    sizes: dict[_Name, int] = {}
     open_: set[_Name] = set()
     waiting = list(calls)
     while waiting:
         name = waiting[-1]
-        if name in found:
+        if name in sizes:
             waiting.pop()
             continue
-        missing = {each for each in calls[name] if each in calls and each not in found}
+        missing = {each for each in calls[name] if each in calls and each not in sizes}
         if not missing:
-            found[name] = min(1 + sum(found.get(each, 1) for each in calls[name]), MOST_NODES + 1)
+            sizes[name] = min(1 + sum(sizes.get(each, 1) for each in calls[name]), MOST_NODES + 1)
         elif name in open_ or open_.intersection(missing):
             raise InputError(f"{path} has a function {quoted(name[1])} that calls itself", hint=_STRANGER)
         else:
             open_.add(name)
             waiting += missing
-    return found
+    return sizes

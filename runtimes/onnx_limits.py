@@ -63,14 +63,14 @@ def limits_of(folder: OnnxFolder, threads: int) -> Limits:
 
 def _of_the_context(folder: OnnxFolder) -> int:
     """Bytes for as many tokens as the model was trained to see at once."""
-    told = folder.config.get("max_position_embeddings")
+    context = folder.config.get("max_position_embeddings")
     least, most = _CONTEXTS
-    tokens = min(max(told if isinstance(told, int) else least, least), most)
+    tokens = min(max(context if isinstance(context, int) else least, least), most)
     most_a_token = folder.bytes // _SMALLEST_WIDTH
     cache = max(map(_cache_of_a_token, folder.models), default=0)
     return tokens * (min(3 * cache, most_a_token) + min(_SCORES, most_a_token))
 
 
 def _cache_of_a_token(model: ModelFile) -> int:
-    held = (value.shape for value in model.inputs if value.name.startswith("past_key_values."))
-    return sum(4 * math.prod(size for size in shape if isinstance(size, int)) for shape in held)
+    shapes = (value.shape for value in model.inputs if value.name.startswith("past_key_values."))
+    return sum(4 * math.prod(size for size in shape if isinstance(size, int)) for shape in shapes)

@@ -25,7 +25,7 @@ _LARGEST = (1 << 31) - 1  # protobuf's own limit
 _CROWD = 1_500_000  # fields of messages; a graph of ten thousand nodes has some hundred thousand
 _KNOWN_DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
 _AGAIN = "make the folder again with kconv to-onnx"
-_STRANGER = "do not use this folder, unless you know who made it and why"
+_STRANGER = "do not use this folder unless you trust its origin"
 _MATRICES = {1: "f32", 10: "f16"}
 # Bits of an element by ONNX's number of its type (onnx.proto, TensorProto.DataType); texts have no size.
 _BITS = (
@@ -40,7 +40,7 @@ _MOST_IN_ONE = 8  # elements in a number of such a field
 
 
 @dataclass(frozen=True)
-class Stored:
+class Initializer:
     """An initializer, whose bytes lie in the file ``path`` at ``offset`` (None: in the graph's own file).
 
     ``element`` is ONNX's number of its type.
@@ -78,12 +78,12 @@ class ModelFile:
     operators: Mapping[str, int]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    initializers: Mapping[str, Stored]
+    initializers: Mapping[str, Initializer]
     weights: Counter[str]
     data: tuple[Path, ...]
 
     @property
-    def external(self) -> dict[str, Stored]:
+    def external(self) -> dict[str, Initializer]:
         """Initializers that lie outside of the graph's own file."""
         return {name: stored for name, stored in self.initializers.items() if stored.offset is not None}
 
@@ -106,29 +106,29 @@ def read_model_file(path: Path) -> ModelFile:
         nodes += kind == "NodeProto"
         refuse_message(path, kind, nodes)
         if kind == "TensorProto":
-            found = _place(path, message, sizes)
-            external += found.nbytes if found.offset is not None else 0
-            if found.element in _MATRICES and len(found.shape) > 1:
-                weights[_MATRICES[found.element]] += math.prod(found.shape)
+            initializer = _place(path, message, sizes)
+            external += initializer.nbytes if initializer.offset is not None else 0
+            if initializer.element in _MATRICES and len(initializer.shape) > 1:
+                weights[_MATRICES[initializer.element]] += math.prod(initializer.shape)
         elif kind == "NodeProto":
             if message.domain not in domains:
                 name = quoted(f"{message.domain}.{message.op_type}")
-                raise InputError(f"{path} holds the operator {name}, which is nobody's we know", hint=_AGAIN)
+                raise InputError(f"{path} uses the unknown operator {name}", hint=_AGAIN)
             operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
             if message.op_type == "MatMulNBits":
                 weights += _blocks(path, message)
     graph = model.graph
     initializers = {tensor.name: _place(path, tensor, sizes) for tensor in graph.initializer}
     if len(initializers) < len(graph.initializer):
-        raise InputError(f"{path} holds several weights under one name", hint=_STRANGER)
+        raise InputError(f"{path} contains several weights with the same name", hint=_STRANGER)
     refuse_overlap(path, external, sizes)
     return ModelFile(
         path,
         model.producer_name,
         {each.domain: each.version for each in model.opset_import},
         dict(operators),
-        tuple(_value(path, told) for told in graph.input),
-        tuple(_value(path, told) for told in graph.output),
+        tuple(_value(path, declared) for declared in graph.input),
+        tuple(_value(path, declared) for declared in graph.output),
         initializers,
         weights,
         tuple(sizes),
@@ -140,7 +140,7 @@ def size_of(path: Path) -> int:
     try:
         return InputFile(path).size
     except CheckpointError as error:  # it speaks of files of a checkpoint
-        raise InputError(error.message, hint="complete the folder, or make it again") from error
+        raise InputError(error.message, hint="complete the folder or make it again") from error
 
 
 def element_name(element: int) -> str:
@@ -155,7 +155,7 @@ def _parsed(path: Path) -> Any:
     try:
         import onnx
     except ImportError as error:
-        raise EnvironmentProblem("onnx is not installed, which ONNX folders need", hint=INSTALL) from error
+        raise EnvironmentProblem("onnx is not installed; ONNX folders need it", hint=INSTALL) from error
     size = size_of(path)
     if size > _LARGEST:
         raise InputError(f"{path} has {size:,} bytes, more than an ONNX file can have (2 GiB)")
@@ -165,48 +165,54 @@ def _parsed(path: Path) -> Any:
     except CheckpointError as error:
         raise InputError(error.message, hint=error.hint) from error
     if size > _CROWD and more_parts_than(data, onnx.ModelProto.DESCRIPTOR, _CROWD):
-        raise InputError(f"{path} holds millions of parts, far beyond any language model's", hint=_STRANGER)
+        raise InputError(
+            f"{path} contains millions of parts, far more than any language model", hint=_STRANGER
+        )
     try:
         model = onnx.ModelProto.FromString(data)
     except Exception as error:  # protobuf's classes differ from version to version
-        raise InputError(f"{path} is no ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
+        raise InputError(f"{path} is not an ONNX file: {quoted(str(error))}", hint=_AGAIN) from error
     if not model.graph.node:
-        raise InputError(f"{path} holds no graph, expected a model of ONNX", hint=_AGAIN)
+        raise InputError(f"{path} contains no graph, expected an ONNX model", hint=_AGAIN)
     return model
 
 
-def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Stored:
+def _place(path: Path, tensor: Any, sizes: dict[Path, int]) -> Initializer:
     """Where a tensor lies; adds the size of that file. Raises InputError unless it can lie there."""
     where, shape = f"{path}: the weights of {quoted(tensor.name)}", tuple(tensor.dims)
     count = elements(shape, where)
-    found = Stored(path, None, tensor.data_type, shape)
+    initializer = Initializer(path, None, tensor.data_type, shape)
     if not tensor.external_data and not tensor.data_location:
-        held = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
-        held += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
-        if count > held:
-            said = f"{where} have the shape {quoted(list(shape))}, more than the file holds of them"
-            raise InputError(said, hint=_AGAIN)
-        return found
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    data = _data_file(path, where, told.get("location", ""))
+        size = 8 * len(tensor.raw_data) // _BITS.get(tensor.data_type, 8)
+        size += _MOST_IN_ONE * sum(len(getattr(tensor, field)) for field in _FIELDS)
+        if count > size:
+            problem = f"{where} have the shape {quoted(list(shape))}, more numbers than the file contains"
+            raise InputError(problem, hint=_AGAIN)
+        return initializer
+    location = {entry.key: entry.value for entry in tensor.external_data}
+    data = _data_file(path, where, location.get("location", ""))
     if data not in sizes:
         sizes[data] = size_of(data)
-    offset, length = (told.get(key, default) for key, default in (("offset", "0"), ("length", "")))
-    if len(told) < len(tensor.external_data) or not all(
+    offset, length = (location.get(key, default) for key, default in (("offset", "0"), ("length", "")))
+    if len(location) < len(tensor.external_data) or not all(
         re.fullmatch(r"[0-9]{1,18}", number) for number in (offset, length or "0")
     ):
-        said = quoted([offset, length])
-        raise InputError(f"{where} have the place {said}, expected two whole numbers", hint=_STRANGER)
-    if tensor.data_type not in _BITS or (length and int(length) != found.nbytes):
-        said = f"{where} have {quoted(length)} bytes, expected {found.nbytes:,} for their type and shape"
-        raise InputError(said, hint=_AGAIN)
-    end = int(offset) + found.nbytes
+        problem = quoted([offset, length])
+        raise InputError(
+            f"{where} have offset and length {problem}, expected two whole numbers", hint=_STRANGER
+        )
+    if tensor.data_type not in _BITS or (length and int(length) != initializer.nbytes):
+        problem = (
+            f"{where} have {quoted(length)} bytes, expected {initializer.nbytes:,} for their type and shape"
+        )
+        raise InputError(problem, hint=_AGAIN)
+    end = int(offset) + initializer.nbytes
     if end > sizes[data]:
         raise InputError(
             f"{where} end at byte {end:,} of {data}, which has {sizes[data]:,}",
-            hint="complete the download, or make the folder again",
+            hint="complete the download or make the folder again",
         )
-    return Stored(data, int(offset), tensor.data_type, shape)
+    return Initializer(data, int(offset), tensor.data_type, shape)
 
 
 def _data_file(path: Path, where: str, location: str) -> Path:
@@ -215,27 +221,31 @@ def _data_file(path: Path, where: str, location: str) -> Path:
     """
     if not is_plain_name(location):
         raise InputError(
-            f"{where} are said to lie in {quoted(location)}, expected the name of a file beside the model",
+            f"{where} are located in {quoted(location)}, expected the name of a file in the model's folder",
             hint=_STRANGER,
         )
     data = path.with_name(location)
     if not stays_with(data, path):
         raise InputError(
-            f"{data} is a link to {quoted(str(data.resolve()))}, expected a file beside the model",
-            hint="put a copy of the file in its place, if you know who made the folder and why",
+            f"{data} is a link to {quoted(str(data.resolve()))}, expected a file in the model's folder",
+            hint="if you trust the folder's origin, replace the link by a copy of the file",
         )
     return data
 
 
 def _blocks(path: Path, node: Any) -> Counter[str]:
     """The weights of a matrix in blocks of whole numbers."""
-    told = {attribute.name: attribute.i for attribute in node.attribute}
-    count = elements([told.get("N", 0), told.get("K", 0)], f"{path}: the weights of {quoted(node.name)}")
-    return Counter({"q8_0" if told.get("bits", 4) == 8 else "q4_0": count})
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    count = elements(
+        [attributes.get("N", 0), attributes.get("K", 0)], f"{path}: the weights of {quoted(node.name)}"
+    )
+    return Counter({"q8_0" if attributes.get("bits", 4) == 8 else "q4_0": count})
 
 
-def _value(path: Path, told: Any) -> Value:
-    tensor = told.type.tensor_type
-    elements([max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(told.name)}")
+def _value(path: Path, declared: Any) -> Value:
+    tensor = declared.type.tensor_type
+    elements(
+        [max(each.dim_value, 1) for each in tensor.shape.dim], f"{path}: values of {quoted(declared.name)}"
+    )
     shape = (each.dim_value if each.HasField("dim_value") else each.dim_param for each in tensor.shape.dim)
-    return Value(told.name, element_name(tensor.elem_type), tuple(shape))
+    return Value(declared.name, element_name(tensor.elem_type), tuple(shape))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import onnx_child as protocol
-from .candidate import CandidateFailure, Floats, Ids
 from .onnx_folder import OnnxFolder
 from .onnx_limits import limits_of
 from .onnx_model_file import INSTALL
+from .reader import Floats, Ids, RuntimeFailure
 
 MODULE = "kconv.runtimes.onnx_child"
 PATIENCE = 600.0
@@ -34,7 +34,7 @@ class OnnxProcess:
     ``begin`` comes first, then ``read`` as often as wanted: each goes on after what has been read. Both take
     a text, or a batch: a matrix with a row for each text, PADDING where it has no token.
 
-    Every method raises CandidateFailure, also where a graph takes more time or memory than it may
+    Every method raises RuntimeFailure, also where a graph takes more time or memory than it may
     (onnx_limits.py), after which the next ``begin`` starts anew; and ChildDied, which says nothing about the
     folder. A child that dies is replaced, once between two ``begin``, and reads again what was read.
     """
@@ -47,7 +47,7 @@ class OnnxProcess:
         self._replaced = False
 
     def __enter__(self) -> OnnxProcess:
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -65,11 +65,11 @@ class OnnxProcess:
 
         ``(batch, rows, vocabulary)`` of a batch.
         """
-        found = self._ask(protocol.READ, ids, rows)
-        return found[0] if np.ndim(ids) == 1 else found
+        logits = self._ask(protocol.READ, ids, rows)
+        return logits[0] if np.ndim(ids) == 1 else logits
 
     def _start(self) -> Child:
-        """A child that has loaded the models. Raises CandidateFailure, ChildDied."""
+        """A child that has loaded the models. Raises RuntimeFailure, ChildDied."""
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
         mapped, limits = int(self._folder.type == "f32"), self._limits
         numbers = map(str, (self._threads, mapped, limits.loading, limits.memory))
@@ -96,9 +96,9 @@ class OnnxProcess:
     def _ask(self, wanted: int, ids: Sequence[int] | Ids, rows: int) -> Floats:
         given = np.atleast_2d(np.array(ids, "<i8"))
         if wanted == protocol.READ and not self._read:
-            raise RuntimeError("begin first: nothing goes on after a failure")
+            raise RuntimeError("start the process first: it does not continue after a failure")
         try:
-            found = self._asked(wanted, given, rows)
+            logits = self._asked(wanted, given, rows)
         except ChildDied:
             before, self._read = self._read, []
             if self._replaced:
@@ -107,9 +107,9 @@ class OnnxProcess:
             for request in before:
                 self._asked(*request, 0)
             self._read = before
-            found = self._asked(wanted, given, rows)
+            logits = self._asked(wanted, given, rows)
         self._read.append((wanted, given))
-        return found
+        return logits
 
     def _asked(self, wanted: int, given: Ids, rows: int) -> Floats:
         child = self._running()
@@ -118,11 +118,11 @@ class OnnxProcess:
         child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
         try:
             child.send(protocol.REQUEST.pack(wanted, batch, length, rows, seconds) + given.tobytes())
-            found, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
-            if found != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
-                said = f"{found} × {columns} logits for {batch * rows} tokens"
-                raise CandidateFailure(f"onnxruntime gave {said}")
-            logits = child.receive(4 * found * columns)
+            count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+            if count != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
+                problem = f"{count} × {columns} logits for {batch * rows} tokens"
+                raise RuntimeFailure(f"onnxruntime gave {problem}")
+            logits = child.receive(4 * count * columns)
         except ChildRefused as refusal:
             child.close()
             self._read = []
@@ -139,13 +139,13 @@ class OnnxProcess:
             self._child = self._start()
         return self._child
 
-    def _failure(self, refusal: ChildRefused, doing: str, seconds: float) -> CandidateFailure:
+    def _failure(self, refusal: ChildRefused, doing: str, seconds: float) -> RuntimeFailure:
         """What the child's end says of the folder, with its last words."""
         if refusal.limit is not None:
             took = f"{seconds:.0f} s of processor time"
             if refusal.limit == "memory":
                 took = f"{self._limits.memory / 2**30:.1f} GiB of memory"
-            return CandidateFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
-        said = " ".join(refusal.words[-4:])[:_SAID]
-        ending = _ENDINGS.get(refusal.code, "onnxruntime stopped at a check of its own")
-        return CandidateFailure(f"{ending}: {said}" if said else ending)
+            return RuntimeFailure(f"{doing} takes more than {took}, kconv's limit for files of this size")
+        reason = " ".join(refusal.words[-4:])[:_SAID]
+        ending = _ENDINGS.get(refusal.code, "onnxruntime failed an internal check")
+        return RuntimeFailure(f"{ending}: {reason}" if reason else ending)

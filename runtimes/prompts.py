@@ -13,12 +13,12 @@ from ..core.model import Note
 from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
 
 _THROUGH_TEMPLATE = Note(
-    "chat-template", "asking through the file's chat template; --no-chat completes plain text"
+    "chat-template", "using the file's chat template; pass --no-chat to complete plain text"
 )
 _MASK_NAMES = Note(
     "mask-names",
-    "with -p, <extra_id_0> is the token of that name, which byte models do not know as a mask from "
-    "pre-training; --fill writes masks as they do",
+    "with -p, <extra_id_0> is the token of that name, which byte models did not see as a mask in "
+    "pre-training; use --fill for masks",
 )
 
 
@@ -65,8 +65,8 @@ def question(
         return _source(metadata, text, masks, announce)
     if masks is not None:
         raise InputError(
-            f"{artifact} continues texts and cannot fill masks (its architecture is {arch})",
-            hint="give an encoder-decoder such as KEByT5, or ask with -p",
+            f"{artifact} completes text and cannot fill masks (its architecture is {arch})",
+            hint="use an encoder-decoder such as KEByT5, or pass the text with -p",
         )
     template = _chosen_template(artifact, metadata, chat=chat, system=system)
     if template is not None and chat is None:
@@ -98,8 +98,8 @@ def _refuse_deep_decoder(artifact: Path, arch: str, metadata: Mapping[str, Any])
     decoder_layers = metadata.get(f"{arch}.decoder_block_count", layers)
     if isinstance(layers, int) and isinstance(decoder_layers, int) and decoder_layers > layers:
         raise GgufError(
-            f"{artifact}: the decoder has {decoder_layers} layers and the encoder {layers}; llama.cpp has "
-            "room for as many as the encoder has",
+            f"{artifact}: the decoder has {decoder_layers} layers and the encoder {layers}; llama.cpp "
+            "supports at most as many as the encoder has",
             hint="this model cannot run on stock llama.cpp",
         )
 
@@ -123,11 +123,11 @@ def _chosen_template(
     template = metadata.get("tokenizer.chat_template")
     if chat is False or (chat is None and not template):
         if system is not None:
-            raise UsageError("--system belongs to a chat, and this prompt is completed as plain text")
+            raise UsageError("--system is for chats, but this prompt is completed as plain text")
         return None
     if not isinstance(template, str) or not template:
         raise InputError(
-            f"{artifact} carries no chat template",
+            f"{artifact} has no chat template",
             hint="leave out --chat, or convert again with --chat-template",
         )
     if _has_surrogates(template):
@@ -183,8 +183,8 @@ def _refuse_turns(artifact: Path, *, chat: bool | None, system: str | None, echo
     given = [option for option, is_given in options.items() if is_given]
     if given:
         raise UsageError(
-            f"{' and '.join(given)} given, but {artifact} is an encoder-decoder: it reads the prompt and "
-            "answers, without turns and without continuing the text",
+            f"{' and '.join(given)} given, but {artifact} is an encoder-decoder: it reads the prompt "
+            "and answers, with neither chat turns nor text completion",
             hint=f"leave out {' and '.join(given)}",
         )
 
@@ -206,19 +206,19 @@ def token_room(
     ``announce`` gets a note on a context larger than the model was trained with.
     """
     if prompt == 0:
-        raise UsageError("the prompt is empty, and this file adds no token to it")
+        raise UsageError("the prompt is empty, and this model adds no tokens of its own")
     limit = context or trained
     taken, read = 0 if encoder_decoder else prompt, -(-prompt // factor)
     if read > limit or taken == limit:
-        behind = f", {read:,} positions behind the front end" if factor > 1 else ""
+        behind = f", {read:,} positions after the front end" if factor > 1 else ""
         raise InputError(
-            f"the prompt has {prompt:,} tokens{behind}, the context holds {limit:,}"
-            + ("" if encoder_decoder else " and one must be left"),
+            f"the prompt has {prompt:,} tokens{behind}, but the context has room for {limit:,}"
+            + ("" if encoder_decoder else " including at least one to generate"),
             hint="shorten the prompt"
             if context is None and not encoder_decoder
             else "shorten the prompt or pass a larger --ctx",
         )
     if limit > trained:
-        message = f"the model was trained with {trained:,} tokens, --ctx asks for {limit:,}"
+        message = f"the model was trained with {trained:,} tokens, but --ctx sets {limit:,}"
         announce(Note("context", message, warning=True))
     return limit - taken if wanted < 0 else min(wanted, limit - taken)

@@ -23,21 +23,21 @@ def _gib(size: int) -> str:
 
 def memory() -> Finding:
     """Memory of the machine, of the container and of a process."""
-    found = machine.memory()
-    limits = {"container": "the container may have", "address_space": "a process may have (ulimit -v)"}
-    said = [f"{_gib(found.available)} free" if found.available is not None else "unknown"]
-    if found.total is not None:
-        said[0] += f" of {_gib(found.total)}"
+    available = machine.memory()
+    limits = {"container": "allowed in the container", "address_space": "allowed per process (ulimit -v)"}
+    texts = [f"{_gib(available.available)} free" if available.available is not None else "unknown"]
+    if available.total is not None:
+        texts[0] += f" of {_gib(available.total)}"
     for name, words in limits.items():
-        size = getattr(found, name)
-        said += [f"{words} {_gib(size)}"] if size is not None else []
-    little = found.most is not None and found.most < _LITTLE_MEMORY
-    figures = {"total": found.total, "available": found.available}
-    figures |= {"container": found.container, "address_space": found.address_space}
+        size = getattr(available, name)
+        texts += [f"{words} {_gib(size)}"] if size is not None else []
+    little = available.most is not None and available.most < _LITTLE_MEMORY
+    figures = {"total": available.total, "available": available.available}
+    figures |= {"container": available.container, "address_space": available.address_space}
     if not little:
-        return Finding("memory", "; ".join(said), figures=figures)
-    mend = "raise the limit, or pass --no-verify where a proof does not fit"
-    return Finding("memory", "; ".join(said), "warning", mend, figures)
+        return Finding("memory", "; ".join(texts), figures=figures)
+    mend = "raise the limit, or pass --no-verify if the proof does not fit"
+    return Finding("memory", "; ".join(texts), "warning", mend, figures)
 
 
 def limits() -> Finding:
@@ -49,12 +49,12 @@ def limits() -> Finding:
     size, count = (resource.getrlimit(n)[0] for n in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE))
     figures = {"open_files": count}
     few = 0 <= count < _FEW_FILES
-    said = f"{count} open files"
+    text = f"{count} open files"
     if size != resource.RLIM_INFINITY:
         figures["file_size"] = size
-        said += f"; no file larger than {_gib(size)} (ulimit -f)"
-        return Finding("limits", said, "warning", "ulimit -f unlimited", figures)
-    return Finding("limits", said, "warning" if few else "ok", "ulimit -n 1024" if few else None, figures)
+        text += f"; no file larger than {_gib(size)} (ulimit -f)"
+        return Finding("limits", text, "warning", "ulimit -f unlimited", figures)
+    return Finding("limits", text, "warning" if few else "ok", "ulimit -n 1024" if few else None, figures)
 
 
 def working_folder() -> Finding:
@@ -62,37 +62,37 @@ def working_folder() -> Finding:
     try:
         folder = os.getcwd()
     except OSError:
-        return Finding("disk", "the folder kconv was started in is gone", "broken", 'cd "$HOME"')
+        return Finding("disk", "the current folder no longer exists", "broken", 'cd "$HOME"')
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "writable": os.access(folder, os.W_OK)}
-    said = f"{_gib(free)} free in {folder}"
+    text = f"{_gib(free)} free in {folder}"
     if not figures["writable"]:
-        said += ", which is not writable"
-        return Finding("disk", said, "warning", "name another folder with -o", figures)
+        text += ", which is not writable"
+        return Finding("disk", text, "warning", "choose another folder with -o", figures)
     if free < _LITTLE_DISK:
-        return Finding("disk", said, "warning", "name a folder on another disk with -o", figures)
-    return Finding("disk", said, figures=figures)
+        return Finding("disk", text, "warning", "choose a folder on another disk with -o", figures)
+    return Finding("disk", text, figures=figures)
 
 
 def temporary_folder() -> Finding:
     """The folder for temporary files: whether it takes some bytes."""
     named = os.environ.get("TMPDIR")
-    mend = "export TMPDIR=/some/folder with space that you may write to"
+    mend = "export TMPDIR=/some/folder (writable, with free space)"
     try:
         with tempfile.TemporaryFile() as file:
             file.write(bytes(1 << 16))
             file.flush()
         folder = tempfile.gettempdir()
     except OSError as error:
-        said = f"no temporary file can be written: {error.strerror or error}"
-        return Finding("temporary files", said, "broken", mend, {"named": named})
+        text = f"temporary files cannot be written: {error.strerror or error}"
+        return Finding("temporary files", text, "broken", mend, {"named": named})
     free = shutil.disk_usage(folder).free
     figures = {"folder": folder, "free": free, "named": named}
-    said = f"{_gib(free)} free in {folder}"
+    text = f"{_gib(free)} free in {folder}"
     if named and os.path.realpath(named) != os.path.realpath(folder):
-        said = f"TMPDIR={named} cannot be written; {said}"
-        return Finding("temporary files", said, "warning", mend, figures)
-    return Finding("temporary files", said, figures=figures)
+        text = f"TMPDIR={named} cannot be written; {text}"
+        return Finding("temporary files", text, "warning", mend, figures)
+    return Finding("temporary files", text, figures=figures)
 
 
 def hub_cache() -> Finding:
@@ -103,11 +103,11 @@ def hub_cache() -> Finding:
     folder = Path(os.path.expandvars(os.path.expanduser(named or os.path.join(home, "hub"))))
     figures: dict[str, Any] = {"folder": str(folder), "exists": folder.is_dir()}
     if not folder.is_dir():
-        return Finding("Hub cache", f"{folder} (not there)", figures=figures)
+        return Finding("Hub cache", f"{folder} (does not exist)", figures=figures)
     models = sum(entry.name.startswith("models--") for entry in os.scandir(folder))
     free = shutil.disk_usage(folder).free
     figures |= {"models": models, "free": free}
-    said = f"{folder}: {models} model{'' if models == 1 else 's'}, {_gib(free)} free"
+    text = f"{folder}: {models} model{'' if models == 1 else 's'}, {_gib(free)} free"
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        said, figures["offline"] = f"{said}; offline (HF_HUB_OFFLINE)", True
-    return Finding("Hub cache", said, figures=figures)
+        text, figures["offline"] = f"{text}; offline (HF_HUB_OFFLINE)", True
+    return Finding("Hub cache", text, figures=figures)

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import llama_sampling as protocol
 from .sampling import Sampling
@@ -35,7 +35,7 @@ class Sampler:
     def choose(self, logits: Any) -> int:
         """The next token; ``logits`` is a float32 vector of the vocabulary's size. Raises ChildDied."""
         data = logits.astype("<f4", order="C", copy=False).tobytes()
-        token = self._ask(data) if self._chosen else twice(lambda: self._ask(data))
+        token = self._ask(data) if self._chosen else retry_once(lambda: self._ask(data))
         self._chosen += 1
         return token
 
@@ -49,7 +49,7 @@ class Sampler:
             (token,) = struct.unpack("<i", self._child.receive(4))
         except ChildRefused as refusal:  # it is given no file: nothing of the input can be at fault
             self._close()
-            raise ChildDied(f"llama.cpp's samplers ended: {' / '.join(refusal.words[-1:])}") from refusal
+            raise ChildDied(f"llama.cpp's samplers failed: {' / '.join(refusal.words[-1:])}") from refusal
         except ChildDied:
             self._close()
             raise

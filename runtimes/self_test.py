@@ -42,7 +42,7 @@ _PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class SelfTest:
-    """How llama.cpp fared.
+    """The result of trying llama.cpp.
 
     ``works``: with and without its own buffers. ``dies``: with them only. ``differs``: with them it computes
     something else. ``broken``: even without them. ``unknown``: it could not be tried, or not twice with one
@@ -55,36 +55,36 @@ class SelfTest:
     hint: str | None = None
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """What happened, to which weights: the rest of a sentence about llama.cpp."""
         if self.state == "works":
-            return "works, with its own buffers for weights and without"
+            return "works, both with and without its own weight buffers"
         if self.state == "unknown" or self.format is None:
             return self.words
-        said = f"{self.words} over {self.format} weights"
-        return said if self.state == "broken" else f"{said} in its own buffers"
+        description = f"{self.words} on {self.format} weights"
+        return description if self.state == "broken" else f"{description} in its own buffers"
 
 
 def extra_buffers() -> bool:
     """Whether models may be loaded with llama.cpp's extra buffers; False where that is not known."""
     key = _key()
-    found = _kept(key)
-    return (found or examine()).state == "works"
+    kept = _kept(key)
+    return (kept or examine()).state == "works"
 
 
 def examine() -> SelfTest:
     """Try llama.cpp now, at most twice, and keep the answer. Never raises over what it finds."""
     key = _key()
-    found = _attempt()
-    if found.state != "works":
+    result = _attempt()
+    if result.state != "works":
         again = _attempt()
-        if found.state == "unknown":
-            found = again
-        elif again.state != found.state:
-            found = replace(found, state="unknown", words=f"{found.words}; at the second try it did not")
-    if found.state in ("works", "dies", "differs"):
-        _keep(key, found)
-    return found
+        if result.state == "unknown":
+            result = again
+        elif again.state != result.state:
+            result = replace(result, state="unknown", words=f"{result.words}; not on the second try")
+    if result.state in ("works", "dies", "differs"):
+        _keep(key, result)
+    return result
 
 
 def library_files() -> list[Path]:
@@ -120,7 +120,7 @@ def _attempt() -> SelfTest:
                     how = "other logits than" if math.isfinite(difference) else "no numbers, unlike"
                     return SelfTest("differs", name, f"gives {how} without them (NMSE {difference:.2g})")
     except ChildRefused as refusal:
-        words = " / ".join(refusal.words[-2:]) or f"runs into a limit of {refusal.limit}"
+        words = " / ".join(refusal.words[-2:]) or f"hits a limit of {refusal.limit}"
         if refusal.code == protocol.CANNOT_LOAD:
             return SelfTest("broken", None, f"cannot be loaded: {words}")
         return SelfTest("dies" if plain else "broken", name, f"stops: {words}")
@@ -156,15 +156,15 @@ def _kept(key: Sequence[object]) -> SelfTest | None:
     """The answer in the cache folder; None where there is none that can be read."""
     place = _place(key)
     try:
-        told = json.loads(place.read_bytes()) if place else {}
-        if told["key"] != key or told["state"] not in get_args(State):
+        content = json.loads(place.read_bytes()) if place else {}
+        if content["key"] != key or content["state"] not in get_args(State):
             return None
-        return SelfTest(told["state"], told["format"], told["words"], told["hint"])
+        return SelfTest(content["state"], content["format"], content["words"], content["hint"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
-def _keep(key: Sequence[object], found: SelfTest) -> None:
+def _keep(key: Sequence[object], result: SelfTest) -> None:
     """Keep an answer for later, in one step; where that cannot be, it is asked for again."""
     place = _place(key)
     if place is None:
@@ -173,7 +173,7 @@ def _keep(key: Sequence[object], found: SelfTest) -> None:
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(json.dumps({"key": key, **asdict(found)}), "ascii")
+            temporary.write_text(json.dumps({"key": key, **asdict(result)}), "ascii")
             os.replace(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ def kconv(
 ) -> subprocess.CompletedProcess[Any]:
     """``kconv WORDS``, as subprocess.run tells it; ``text`` says whether streams are text or bytes."""
     arguments = [os.fsdecode(word) if isinstance(word, bytes) else str(word) for word in words]
-    code, *said = _servers[-1].run_with(
+    code, *rest = _servers[-1].run_with(
         arguments,
         given=input.encode("utf-8") if isinstance(input, str) else input,
         environment=os.environ if env is None else env,
@@ -50,8 +50,8 @@ def kconv(
         seconds=timeout,
     )
     if code is None:
-        raise subprocess.TimeoutExpired(["kconv", *arguments], timeout, *said)
-    out, err = (each.decode("utf-8").replace("\r\n", "\n") if text else each for each in said)
+        raise subprocess.TimeoutExpired(["kconv", *arguments], timeout, *rest)
+    out, err = (each.decode("utf-8").replace("\r\n", "\n") if text else each for each in rest)
     return subprocess.CompletedProcess(["kconv", *arguments], code, out, err)
 
 

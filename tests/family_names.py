@@ -285,32 +285,32 @@ class _Reader:
 
     def _strings(self, node: ast.AST, scope: Scope, seen: frozenset[int] = frozenset()) -> Iterator[str]:
         """The strings an expression is or holds (of dictionaries: the keys), also by names of constants."""
-        held: list[ast.expr] = []
+        strings: list[ast.expr] = []
         match node:
             case ast.Constant(str(text)):
                 yield text
             case ast.JoinedStr([ast.Constant(str(text)), *_]):
                 yield text
-            case ast.Tuple(held) | ast.List(held) | ast.Set(held) | ast.BoolOp(values=held):
+            case ast.Tuple(strings) | ast.List(strings) | ast.Set(strings) | ast.BoolOp(values=strings):
                 pass
             case ast.Dict(keys, values):
-                held = [value if key is None else key for key, value in zip(keys, values, strict=True)]
+                strings = [value if key is None else key for key, value in zip(keys, values, strict=True)]
             case ast.BinOp(left, _, right) | ast.IfExp(_, left, right):
-                held = [left, right]
+                strings = [left, right]
             case ast.Starred(value) | ast.NamedExpr(_, value) | ast.ListComp(value) | ast.SetComp(value):
-                held = [value]
+                strings = [value]
             case ast.GeneratorExp(value) | ast.DictComp(value):
-                held = [value]
+                strings = [value]
             case ast.Call(_, arguments, keywords) if _called(node) in _COLLECTIONS:
                 yield from (each.arg for each in keywords if each.arg is not None)
-                held = [*arguments, *(each.value for each in keywords if each.arg is None)]
+                strings = [*arguments, *(each.value for each in keywords if each.arg is None)]
             case ast.Call(ast.Attribute(value, called)) if called in _SAME:
-                held = [value]
+                strings = [value]
             case ast.Name(name):
                 yield from self._named(name, self._module, scope, seen)
             case ast.Attribute(value, name):
                 yield from self._attribute(value, name, seen)
-        for each in held:
+        for each in strings:
             yield from self._strings(each, scope, seen)
 
     def _named(self, name: str, module: Module, scope: Scope | None, seen: frozenset[int]) -> Iterator[str]:

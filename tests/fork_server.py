@@ -112,7 +112,7 @@ class Kconv:
         """The same with standard input and an environment of its own: code, output and errors in bytes."""
         request = {"words": list(words), "cwd": cwd, "seconds": seconds, "environment": dict(environment)}
         done = Done(**self.ask({**request, "given": given.decode("utf-8", "surrogateescape")}))
-        out, err = (said.encode("utf-8", "surrogateescape") for said in (done.out, done.err))
+        out, err = (text.encode("utf-8", "surrogateescape") for text in (done.out, done.err))
         return done.code, out, err
 
     @contextlib.contextmanager
@@ -128,9 +128,9 @@ class Kconv:
         self.ask({})
 
 
-def _readable(said: str) -> str:
+def _readable(text: str) -> str:
     """Bytes that are no UTF-8 as the mark for what cannot be shown."""
-    return said.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _prepare(request: Mapping[str, Any], streams: Sequence[int]) -> None:
@@ -243,8 +243,8 @@ def ended(pid: int, streams: Sequence[int], begun: float, seconds: float) -> dic
     """Wait for a fork, at most so long, and tell its end."""
     code: int | None = None
     while True:
-        found, status, usage = os.wait4(pid, os.WNOHANG)
-        if found:
+        ended_pid, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended_pid:
             code = os.waitstatus_to_exitcode(status)
             break
         if time.monotonic() - begun > seconds:
@@ -252,14 +252,14 @@ def ended(pid: int, streams: Sequence[int], begun: float, seconds: float) -> dic
             _, _, usage = os.wait4(pid, 0)
             break
         time.sleep(0.002)
-    said = []
+    lines = []
     for stream in streams:
         size = os.lseek(stream, 0, os.SEEK_END)
         last = os.pread(stream, min(size, 1 << 24), max(0, size - (1 << 24)))
-        said.append(last.decode("utf-8", "surrogateescape"))
+        lines.append(last.decode("utf-8", "surrogateescape"))
         os.close(stream)
     taken = time.monotonic() - begun
-    return {"code": code, "out": said[0], "err": said[1], "seconds": taken, "memory": usage.ru_maxrss << 10}
+    return {"code": code, "out": lines[0], "err": lines[1], "seconds": taken, "memory": usage.ru_maxrss << 10}
 
 
 def _answer(content: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ _SPLIT = {**_GGUF, "quantize": "quantize {x} -q q4_0 -o {o}", "keep": "quantize 
 
 
 @dataclass(frozen=True)
-class Subject:
+class Expected:
     """A file that is damaged: what commands are given it with its folder, or alone, and how it is damaged."""
 
     file: str
@@ -86,11 +86,11 @@ class Subject:
     name: str = "llama"
 
 
-def _folder(name: str, files: dict[str, tuple[str, ...]]) -> list[Subject]:
+def _folder(name: str, files: dict[str, tuple[str, ...]]) -> list[Expected]:
     """Files of a checkpoint, which is proven against files that were made of one with the same weights."""
     made = "llama" if name in ("sharded", "zip", "legacy") else name
     commands = {key: words for key, words in _CHECKPOINT.items() if made in NAMES or "{name}" not in words}
-    return [Subject(f"{name}/{file}", how, commands, name=made) for file, how in files.items()]
+    return [Expected(f"{name}/{file}", how, commands, name=made) for file, how in files.items()]
 
 
 SUBJECTS = [
@@ -115,29 +115,29 @@ SUBJECTS = [
     *_folder("gptj", {"config.json": ("json",), "pytorch_model.bin": ("zip", "bytes")}),
     *_folder("byt5", {"config.json": ("json",), "model.safetensors": ("safetensors",)}),
     *_folder("gbst", {"config.json": ("json", "bytes"), "model.safetensors": ("safetensors",)}),
-    Subject("made/llama.gguf", ("gguf", "gguf", "bytes"), _GGUF, "llama.gguf"),
-    Subject("made/llama-f32.gguf", ("gguf", "bytes"), _GGUF, "llama-f32.gguf"),
-    Subject("made/llama.gguf.manifest.json", ("json", "bytes"), _GGUF, "llama.gguf"),
-    Subject("made/byt5.gguf", ("gguf", "gguf", "bytes"), _GGUF, "byt5.gguf", "byt5"),
-    Subject("made/gbst.gguf", ("gguf", "bytes"), _GGUF, "gbst.gguf", "gbst"),
-    Subject("made/gbst-gbst.gguf", ("gguf", "bytes"), _GGUF, "gbst.gguf", "gbst"),
-    Subject(
+    Expected("made/llama.gguf", ("gguf", "gguf", "bytes"), _GGUF, "llama.gguf"),
+    Expected("made/llama-f32.gguf", ("gguf", "bytes"), _GGUF, "llama-f32.gguf"),
+    Expected("made/llama.gguf.manifest.json", ("json", "bytes"), _GGUF, "llama.gguf"),
+    Expected("made/byt5.gguf", ("gguf", "gguf", "bytes"), _GGUF, "byt5.gguf", "byt5"),
+    Expected("made/gbst.gguf", ("gguf", "bytes"), _GGUF, "gbst.gguf", "gbst"),
+    Expected("made/gbst-gbst.gguf", ("gguf", "bytes"), _GGUF, "gbst.gguf", "gbst"),
+    Expected(
         "split/llama-00001-of-00002.gguf", ("gguf", "gguf", "bytes"), _SPLIT, "llama-00001-of-00002.gguf"
     ),
-    Subject(
+    Expected(
         "split/llama-00002-of-00002.gguf", ("gguf", "gguf", "bytes"), _SPLIT, "llama-00001-of-00002.gguf"
     ),
-    Subject("made/llama-onnx/model.onnx", ("onnx", "onnx", "bytes"), _ONNX),
-    Subject("made/llama-onnx/model.onnx_data", ("bytes",), _ONNX),
-    Subject("made/llama-onnx/config.json", ("json", "bytes"), _ONNX),
-    Subject("made/llama-onnx/tokenizer.json", ("json", "parts", "bytes"), _ONNX),
-    Subject("made/llama-onnx/kconv.manifest.json", ("json", "bytes"), _ONNX),
-    Subject("made/byt5-onnx/decoder_model.onnx", ("onnx", "bytes"), _ONNX, name="byt5"),
-    Subject("imatrix.gguf", ("gguf", "gguf", "bytes"), _IMATRIX, "imatrix.gguf"),
-    Subject("imatrix.dat", ("bytes",), _IMATRIX, "imatrix.dat"),
-    Subject("text.txt", ("bytes",), _TEXT, "text.txt"),
-    Subject("pairs.tsv", ("bytes",), _TEXT, "pairs.tsv"),
-    Subject("template.jinja", ("template",), _TEMPLATE, "template.jinja"),
+    Expected("made/llama-onnx/model.onnx", ("onnx", "onnx", "bytes"), _ONNX),
+    Expected("made/llama-onnx/model.onnx_data", ("bytes",), _ONNX),
+    Expected("made/llama-onnx/config.json", ("json", "bytes"), _ONNX),
+    Expected("made/llama-onnx/tokenizer.json", ("json", "parts", "bytes"), _ONNX),
+    Expected("made/llama-onnx/kconv.manifest.json", ("json", "bytes"), _ONNX),
+    Expected("made/byt5-onnx/decoder_model.onnx", ("onnx", "bytes"), _ONNX, name="byt5"),
+    Expected("imatrix.gguf", ("gguf", "gguf", "bytes"), _IMATRIX, "imatrix.gguf"),
+    Expected("imatrix.dat", ("bytes",), _IMATRIX, "imatrix.dat"),
+    Expected("text.txt", ("bytes",), _TEXT, "text.txt"),
+    Expected("pairs.tsv", ("bytes",), _TEXT, "pairs.tsv"),
+    Expected("template.jinja", ("template",), _TEMPLATE, "template.jinja"),
 ]
 """Mutations that find more stand more than once."""
 
@@ -245,13 +245,13 @@ class Fuzz:
         self.codes[f"{words[0]} {done.code}"] += 1
         self.slowest = max(self.slowest, (done.seconds, recipe))
         self.largest = max(self.largest, (done.memory, recipe))
-        found = wrong(done, sorted(path.name for path in out.rglob("*") if path.is_file()))
+        problems = wrong(done, sorted(path.name for path in out.rglob("*") if path.is_file()))
         if (place / source.name).read_bytes() != content:
-            found.append("the input was changed")
-        return found, done
+            problems.append("the input was changed")
+        return problems, done
 
 
-def _others(subject: Subject, names: list[str]) -> list[str]:
+def _others(subject: Expected, names: list[str]) -> list[str]:
     """Of many files in one folder only those that belong to the subject are needed."""
     if not subject.file.startswith("made/") or "-onnx/" in subject.file:
         return []
@@ -261,27 +261,27 @@ def _others(subject: Subject, names: list[str]) -> list[str]:
 
 def wrong(done: Done, left: list[str]) -> list[str]:
     """What is wrong with the end of a command that was given a damaged file; ``left`` are files it made."""
-    found = []
+    collected = []
     if done.code is None:
-        found.append(f"not done after {done.seconds:.0f} s")
+        collected.append(f"not done after {done.seconds:.0f} s")
     elif done.code not in CODES:
-        found.append(f"exit code {done.code}")
+        collected.append(f"exit code {done.code}")
     if "Traceback" in done.err or "panicked" in done.err:
-        found.append("a traceback")
+        collected.append("a traceback")
     if done.memory > MEMORY:
-        found.append(f"{done.memory >> 20} MiB of memory")
+        collected.append(f"{done.memory >> 20} MiB of memory")
     if done.code in (2, 3, 4) and not re.search(r"kconv: error: \S", done.err):
-        found.append("no error message")
+        collected.append("no error message")
     if not done.err.replace("\n", "").replace("\t", "").replace("\r", "").replace("\x1b", "").isprintable():
-        found.append("unprintable output")
+        collected.append("unprintable output")
     if len(done.err) > 20_000:
-        found.append(f"a message of {len(done.err)} characters")
-    whole = "converted and whole" in done.err
+        collected.append(f"a message of {len(done.err)} characters")
+    whole = "complete, but not proven" in done.err
     if any(name.endswith((".partial", ".old")) for name in left):
-        found.append(f"left behind: {left}")
+        collected.append(f"left behind: {left}")
     elif left and done.code not in (0, 1) and not whole:
-        found.append(f"half done: {left}")
-    return found
+        collected.append(f"half done: {left}")
+    return collected
 
 
 def main(words: list[str]) -> None:
@@ -297,12 +297,12 @@ def main(words: list[str]) -> None:
         for recipe in words or fuzz.recipes(seed):
             if time.monotonic() > until:
                 break
-            found, done = fuzz.try_one(recipe)
+            problems, done = fuzz.try_one(recipe)
             if words:
                 print(done.err, done, sep="\n")
-            if found:
+            if problems:
                 last = [line for line in done.err.splitlines() if line.strip()][-2:]
-                print(f"{recipe} -> {'; '.join(found)} | {' / '.join(last)[:300]}", flush=True)
+                print(f"{recipe} -> {'; '.join(problems)} | {' / '.join(last)[:300]}", flush=True)
         print(f"seed {seed}: {sum(fuzz.tried.values())} damaged files; {dict(sorted(fuzz.codes.items()))}")
         print(f"slowest: {fuzz.slowest}, largest: {fuzz.largest}")
 

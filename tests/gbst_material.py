@@ -21,7 +21,7 @@ from kconv.converters.gguf_writer import write_files
 from kconv.converters.mapping import build
 from kconv.core.reading import open_checkpoint
 from kconv.quant.formats import F32
-from kconv.vocab.settle import settle_vocab
+from kconv.vocab.selection import select_vocab
 
 Floats = npt.NDArray[np.float32]
 
@@ -145,7 +145,7 @@ def random_model(config: Mapping[str, Any], *, alone: bool = False) -> Any:
 def f32_body(folder: Path) -> Path:
     """The f32 body of a random checkpoint, made in ``folder`` with its front end beside it."""
     checkpoint = open_checkpoint(random_gbswt5(folder / "model"))
-    model, parity = settle_vocab(build(GBSWT5, checkpoint), checkpoint)
+    model, parity = select_vocab(build(GBSWT5, checkpoint), checkpoint)
     assert parity.verdict == "exact"
     front = front_end_model(checkpoint)
     path = folder / "model-F32.gguf"

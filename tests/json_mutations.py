@@ -49,16 +49,16 @@ _DIGITS = _Raw("9" * 5000)
 
 def _places(value: Any, limit: int = 4000) -> list[tuple[Any, Any]]:
     """Containers and keys; of long lists (a vocabulary) the beginning and the end."""
-    found: list[tuple[Any, Any]] = []
+    collected: list[tuple[Any, Any]] = []
     waiting = [value]
-    while waiting and len(found) < limit:
+    while waiting and len(collected) < limit:
         holder = waiting.pop()
         keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
         for key in keys if len(keys) < 60 else (*keys[:10], *keys[-10:]):
-            found.append((holder, key))
+            collected.append((holder, key))
             if isinstance(holder[key], dict | list):
                 waiting.append(holder[key])
-    return found
+    return collected
 
 
 def mutated_value(value: Any, choose: random.Random) -> Any:

@@ -152,6 +152,8 @@ def assert_equal(format: Format, rows: Floats, weights: Floats | None, what: str
     """Every instruction set gives libggml's bytes."""
     theirs = libggml(format, rows, weights)
     for set in native.available_sets():
-        found = different(format, kernel(set, format, rows, weights), theirs)
-        first = rows.reshape(-1, format.block_size)[found[0]] if len(found) else None
-        assert not len(found), f"{set}, {what}: {len(found)} blocks differ, first {found[0]}: {first}"
+        differing = different(format, kernel(set, format, rows, weights), theirs)
+        first = rows.reshape(-1, format.block_size)[differing[0]] if len(differing) else None
+        assert not len(differing), (
+            f"{set}, {what}: {len(differing)} blocks differ, first {differing[0]}: {first}"
+        )

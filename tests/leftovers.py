@@ -33,7 +33,7 @@ def _no_process_stays() -> Iterator[None]:
     """Fails a test that leaves a process behind; what fixtures of wider scope started before may stay."""
     before = frozenset(psutil.pids())
     yield
-    _end(before, held=True)
+    _end(before, tokenizers_stay=True)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -44,13 +44,15 @@ def _no_process_stays_at_the_end() -> Iterator[None]:
     _end(before)
 
 
-def _end(before: Set[int], *, held: bool = False) -> None:
-    """``held``: the process of a tokenizer may stay, which ends with what a fixture has read from it."""
-    left = _started(before, held=held)
+def _end(before: Set[int], *, tokenizers_stay: bool = False) -> None:
+    """``tokenizers_stay``: a tokenizer's process may stay, which ends with what a fixture read of it."""
+    left = _started(before, tokenizers_stay=tokenizers_stay)
     if not left:
         return
     begun, collected = time.monotonic(), False
-    while (left := _started(before, held=held)) and time.monotonic() < begun + _PATIENCE:
+    while (
+        left := _started(before, tokenizers_stay=tokenizers_stay)
+    ) and time.monotonic() < begun + _PATIENCE:
         if not collected and time.monotonic() > begun + 0.1:  # most end by themselves, and this takes as long
             gc.collect()  # an object in a cycle may hold it
             collected = True
@@ -66,21 +68,21 @@ def _end(before: Set[int], *, held: bool = False) -> None:
     )
 
 
-def _started(before: Set[int], *, held: bool) -> list[psutil.Process]:
+def _started(before: Set[int], *, tokenizers_stay: bool) -> list[psutil.Process]:
     """Those of the processes that were not there before which this one, or one of its children, started."""
-    found = []
+    processes = []
     for pid in set(psutil.pids()) - before:
         try:
             process = psutil.Process(pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if held and process.ppid() == os.getpid() and _TOKENIZER in process.cmdline():
+            if tokenizers_stay and process.ppid() == os.getpid() and _TOKENIZER in process.cmdline():
                 continue
             if process.ppid() == os.getpid() or process.environ().get(_MARK) == os.environ[_MARK]:
-                found.append(process)
+                processes.append(process)
         except psutil.Error:  # gone meanwhile, or somebody else's
             continue
-    return found
+    return processes
 
 
 def _command(process: psutil.Process) -> str:

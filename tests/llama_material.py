@@ -92,6 +92,6 @@ def llama_cpp_logits(path: Path, ids: list[int]) -> Floats:
     return np.stack(logits)
 
 
-def nmse(found: Floats, expected: Floats) -> float:
+def nmse(actual: Floats, expected: Floats) -> float:
     """Squared error over the squared deviation of the expected values from their mean."""
-    return float(((found - expected) ** 2).mean() / expected.var())
+    return float(((actual - expected) ** 2).mean() / expected.var())

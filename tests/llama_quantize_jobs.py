@@ -65,22 +65,22 @@ def _run() -> None:
     """The child: read jobs from standard input, answer on standard output."""
     import llama_cpp
 
-    said: list[bytes] = []
-    log = llama_cpp.llama_log_callback(lambda level, text, data: said.append(text))
+    lines: list[bytes] = []
+    log = llama_cpp.llama_log_callback(lambda level, text, data: lines.append(text))
     llama_cpp.llama_log_set(log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     answers: list[dict[str, str] | None] = []
     for job in json.load(sys.stdin):
         parameters, kept = _parameters(job)
-        said.clear()
+        lines.clear()
         paths = job["source"].encode(), (job["target"] or "/dev/null").encode()
         code = llama_cpp.llama_model_quantize(*paths, ctypes.byref(parameters))
         del kept
         formats = {}
-        for line in b"".join(said).decode("utf-8", "replace").splitlines():
-            if found := _SAID.match(line):
-                becomes = _BECOMES.search(found[3])
-                formats[found[1]] = (becomes[1] or becomes[2]) if becomes else found[2]
+        for line in b"".join(lines).decode("utf-8", "replace").splitlines():
+            if match := _SAID.match(line):
+                becomes = _BECOMES.search(match[3])
+                formats[match[1]] = (becomes[1] or becomes[2]) if becomes else match[2]
         answers.append(None if code else formats)
     print(json.dumps(answers))
 

@@ -63,8 +63,8 @@ def safetensors_header(content: bytes, choose: random.Random) -> bytes:
     """A safetensors file with another table, the length in front of it mostly right."""
     (length,) = struct.unpack("<Q", content[:8])
     header = json_values(content[8 : 8 + length], choose)
-    said = len(header) if choose.random() < 0.9 else choose.choice((*NUMBERS, *LARGE))
-    return struct.pack("<Q", said) + header + content[8 + length :]
+    stated = len(header) if choose.random() < 0.9 else choose.choice((*NUMBERS, *LARGE))
+    return struct.pack("<Q", stated) + header + content[8 + length :]
 
 
 # --- GGUF ---
@@ -104,9 +104,9 @@ def gguf_numbers(content: bytes) -> Iterator[tuple[int, str, str]]:
             yield from number("Q", "length")
             count = last("Q")
             for each in range(count):
-                found = list(value(item, "item"))
+                pieces = list(value(item, "item"))
                 if each < 4 or each > count - 4:
-                    yield from found
+                    yield from pieces
         else:
             yield from number(_SIZES[kind], what)
 
@@ -216,7 +216,7 @@ def _field(old: Any, choose: random.Random) -> Any:
 
 
 def zip_records(content: bytes, choose: random.Random) -> bytes:
-    """A PyTorch zip archive, whole, with a changed record, one that lacks or one that stands twice."""
+    """A PyTorch zip archive, whole, with a changed record, one that lacks or one that appears twice."""
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(stream, "w") as target:
         names = source.namelist()

@@ -67,19 +67,19 @@ def run(
 
 def in_steps(model: Any, ids: Ids, *steps: int) -> Floats:
     """Logits of all of ``ids``, read so many tokens at a time through the cache."""
-    found, past, place = [], None, 0
+    collected, past, place = [], None, 0
     for step in steps:
         logits, past = run(model, ids[:, place : place + step], past)
-        found.append(logits)
+        collected.append(logits)
         place += step
-    return np.concatenate(found, axis=1)
+    return np.concatenate(collected, axis=1)
 
 
 def greedy(model: Any, ids: Ids, count: int) -> list[int]:
     """The ``count`` likeliest tokens after ``ids`` (1, length)."""
     logits, past = run(model, ids)
-    found = [int(logits[0, -1].argmax())]
-    while len(found) < count:
-        logits, past = run(model, np.array([found[-1:]]), past)
-        found.append(int(logits[0, -1].argmax()))
-    return found
+    tokens = [int(logits[0, -1].argmax())]
+    while len(tokens) < count:
+        logits, past = run(model, np.array([tokens[-1:]]), past)
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens

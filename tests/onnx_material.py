@@ -38,7 +38,7 @@ def write_llama_onnx(
     theta = (config.get("rope_parameters") or config)["rope_theta"]
     kind, element = (np.float16, TensorProto.FLOAT16) if half else (np.float32, TensorProto.FLOAT)
     nodes: list[Any] = []
-    held: list[Any] = []
+    initializers: list[Any] = []
 
     def op(name: str, *inputs: str, outputs: int = 1, **attributes: Any) -> Any:
         made = [f"{name}_{len(nodes)}_{at}" for at in range(outputs)]
@@ -47,7 +47,7 @@ def write_llama_onnx(
 
     def keep(name: str, value: Any) -> str:
         name = f"other.{name}"
-        held.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def linear(x: str, name: str) -> str:
@@ -64,10 +64,10 @@ def write_llama_onnx(
     rows = op("Unsqueeze", op("Range", op("Sub", total, count), total, one), second)
     mask = op("LessOrEqual", op("Unsqueeze", op("Range", zero, total, one), first), rows)
     if not sees_padding:
-        told = op("Cast", "attention_mask", to=TensorProto.BOOL)
-        told = op("Unsqueeze", told, keep("both", np.array([1, 2], np.int64)))
+        reported = op("Cast", "attention_mask", to=TensorProto.BOOL)
+        reported = op("Unsqueeze", reported, keep("both", np.array([1, 2], np.int64)))
         least = keep("least", np.array(np.finfo(kind).min, kind))
-        mask = op("Where", op("And", mask, told), keep("nothing", np.array(0, kind)), least)
+        mask = op("Where", op("And", mask, reported), keep("nothing", np.array(0, kind)), least)
     positions = "position_ids"
     if wrong_positions:
         positions = op("Unsqueeze", op("Range", zero, count, one), first)
@@ -103,7 +103,7 @@ def write_llama_onnx(
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
     nodes.append(helper.make_node("MatMul", [x, keep("head", head.T.astype(kind))], ["logits"]))
 
-    graph = helper.make_graph(nodes, "llama", inputs, outputs, held)
+    graph = helper.make_graph(nodes, "llama", inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11)
     folder.mkdir(parents=True)
     onnx.save_model(

@@ -76,24 +76,24 @@ def step_by_step(run: Sessions, ids: Ids, mask: Ids, target: Ids, *steps: int) -
     """The same with the cache: the first of ``steps`` tokens without one, then so many at a time."""
     first, *others = steps
     logits, cache = _first(run, ids, mask, target[:, :first])
-    found, place = [logits], first
+    actual, place = [logits], first
     for step in others:
         logits, cache = _next(run, mask, target[:, place : place + step], cache)
-        found.append(logits)
+        actual.append(logits)
         place += step
-    return np.concatenate(found, axis=1)
+    return np.concatenate(actual, axis=1)
 
 
 def greedy(run: Sessions, ids: Ids, count: int) -> list[int]:
     """The ``count`` likeliest tokens after the start token 0, of one text, to the end token 1 if it comes."""
     mask, target = np.ones_like(ids), np.zeros((1, 1), np.int64)
     logits, cache = _first(run, ids, mask, target)
-    found: list[int] = []
+    tokens: list[int] = []
     while True:
-        found.append(int(logits[0, -1].argmax()))
-        if len(found) == count or found[-1] == 1:
-            return found
-        logits, cache = _next(run, mask, np.array([found[-1:]]), cache)
+        tokens.append(int(logits[0, -1].argmax()))
+        if len(tokens) == count or tokens[-1] == 1:
+            return tokens
+        logits, cache = _next(run, mask, np.array([tokens[-1:]]), cache)
 
 
 def _first(run: Sessions, ids: Ids, mask: Ids, target: Ids) -> tuple[Floats, dict[str, Floats]]:

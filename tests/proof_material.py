@@ -73,7 +73,7 @@ DIAGNOSIS = Diagnosis(
     logits_runtime=1e-8,
     first=20,
     worst_tensors=("blk.20.attn_q.weight",),
-    conclusion="layer 20 is the first whose output departs: look at blk.20.attn_q.weight",
+    conclusion="layer 20 is the first whose output differs: check blk.20.attn_q.weight",
 )
 
 

@@ -63,18 +63,18 @@ class Family:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor, in an order that is not llama.cpp's."""
-        found = {"token_embd.weight": self._matrix(self.vocabulary, self.hidden)}
+        collected = {"token_embd.weight": self._matrix(self.vocabulary, self.hidden)}
         if not self.tied:
-            found["output.weight"] = self._matrix(self.vocabulary, self.hidden)
+            collected["output.weight"] = self._matrix(self.vocabulary, self.hidden)
         if self.arch == "t5":
             for side, count in (("enc", self.layers), ("dec", self.decoder)):
                 for layer in range(count):
-                    found |= self._t5_block(f"{side}.blk.{layer}.", layer, cross=side == "dec")
-                found[f"{side}.output_norm.weight"] = (self.hidden,)
-            return found
+                    collected |= self._t5_block(f"{side}.blk.{layer}.", layer, cross=side == "dec")
+                collected[f"{side}.output_norm.weight"] = (self.hidden,)
+            return collected
         for layer in range(self.layers):
-            found |= self._block(f"blk.{layer}.")
-        return {**found, "output_norm.weight": (self.hidden,)}
+            collected |= self._block(f"blk.{layer}.")
+        return {**collected, "output_norm.weight": (self.hidden,)}
 
     def _matrix(self, rows: int, columns: int) -> tuple[int, int]:
         return (self.rows or rows, columns)

@@ -52,8 +52,8 @@ def positions(mean: float, windows: Sequence[int], seed: int) -> Positions:
     return Positions(tuple(window), tuple(position), tuple(kl), tuple(dp))
 
 
-def figures(held: Positions, nmse: float) -> Figures:
-    kl, dp = sorted(held.kl), sorted(held.dp)
+def figures(at_positions: Positions, nmse: float) -> Figures:
+    kl, dp = sorted(at_positions.kl), sorted(at_positions.dp)
     n = len(kl)
 
     def at(values: list[float], percent: float) -> float:
@@ -62,7 +62,7 @@ def figures(held: Positions, nmse: float) -> Figures:
     mean = sum(kl) / n
     nll = 2.4512
     return Figures(
-        positions=n, windows=len(set(held.window)), kl_mean=mean, kl_mean_error=mean / math.sqrt(n),
+        positions=n, windows=len(set(at_positions.window)), kl_mean=mean, kl_mean_error=mean / math.sqrt(n),
         kl_median=at(kl, 50), kl_99=at(kl, 99), kl_999=at(kl, 99.9), kl_max=kl[-1],
         same_top1=max(1 - 0.6 * math.sqrt(mean), 0.02), same_top1_error=0.0031,
         top5_overlap=max(1 - 0.9 * math.sqrt(mean), 0.05),
@@ -128,16 +128,16 @@ def guesses(texts: Sequence[str], first: int, factor: float = 1.0) -> tuple[Gues
     )
 
 
-def worst(held: Positions, how_many: int = 12) -> tuple[WorstToken, ...]:
-    order = sorted(range(len(held.kl)), key=lambda i: -held.kl[i])[:how_many]
-    found = []
+def worst(at_positions: Positions, how_many: int = 12) -> tuple[WorstToken, ...]:
+    order = sorted(range(len(at_positions.kl)), key=lambda i: -at_positions.kl[i])[:how_many]
+    tokens = []
     for at, i in enumerate(order):
         before, right, reference, file = STORIES[at % len(STORIES)]
         next_token = Guess(4711 + at, right, 0.71)
-        said, said_by_file = guesses(reference, 100), guesses(file, 200, 0.8)
-        place = (held.window[i], held.position[i], held.kl[i])
-        found.append(WorstToken(*place, before, next_token, 0.13, said, said_by_file))
-    return tuple(found)
+        by_reference, said_by_file = guesses(reference, 100), guesses(file, 200, 0.8)
+        place = (at_positions.window[i], at_positions.position[i], at_positions.kl[i])
+        tokens.append(WorstToken(*place, before, next_token, 0.13, by_reference, said_by_file))
+    return tuple(tokens)
 
 
 def parity(texts: int = 5213, difference: Difference | None = None) -> Parity:
@@ -181,18 +181,18 @@ def proof(kind: str, logits: LogitsPart, weights: WeightsPart, **parts: object) 
 
 def passed(kind: str = "q8_0", layers: int = 32, windows: Sequence[int] = (511, 511, 511, 463)) -> Proof:
     mean = {"f32": 2e-9, "q8_0": 0.0011, "q4_0": 0.06}[kind]
-    held = positions(mean, windows, 1)
+    at = positions(mean, windows, 1)
     nmse = {"f32": 3.1e-10, "q8_0": 2.4e-4, "q4_0": 0.011}[kind]
-    logits = LogitsPart("passed", figures(held, nmse), gate_for(kind), (), held, worst(held))
+    logits = LogitsPart("passed", figures(at, nmse), gate_for(kind), (), at, worst(at))
     return proof(kind, logits, WeightsPart("passed", tensors(kind, layers)))
 
 
 def warned() -> Proof:
-    held = positions(0.2, (255, 159), 2)
-    found = figures(held, 0.031)
-    findings = (Finding("logits", f"mean KL divergence {found.kl_mean:.3g} is above the gate of q4_0, 0.15",
-                        "at most 0.15", f"{found.kl_mean:.3g}", grave=False),)  # fmt: skip
-    logits = LogitsPart("warned", found, gate_for("q4_0"), findings, held, worst(held))
+    at_positions = positions(0.2, (255, 159), 2)
+    figs = figures(at_positions, 0.031)
+    findings = (Finding("logits", f"mean KL divergence {figs.kl_mean:.3g} is above the gate of q4_0, 0.15",
+                        "at most 0.15", f"{figs.kl_mean:.3g}", grave=False),)  # fmt: skip
+    logits = LogitsPart("warned", figs, gate_for("q4_0"), findings, at_positions, worst(at_positions))
     notes = ("No manifest stands beside the file, so its weights are held to the format's error.",)
     return proof("q4_0", logits, WeightsPart("passed", tensors("q4_0", 24, elsewhere=True)), notes=notes)
 
@@ -202,9 +202,9 @@ def diagnosis(layers: int = 32, first: int | None = 7) -> Diagnosis:
         LayerError(i, (1e-9 if first is None or i < first else 0.8) * (1 + i / 9), 2e-11 * (1 + i))
         for i in range(layers)
     )
-    said = "no layer stands out" if first is None else (
-        f"layer {first} is the first whose output departs (NMSE 0.8): by the file's weights, "
-        f"not by how llama.cpp computes; look at blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
+    conclusion = "no layer stands out" if first is None else (
+        f"layer {first} is the first whose output differs (NMSE 0.8): the cause is the file's weights, "
+        f"not llama.cpp's computation; check blk.{first}.attn_q.weight, blk.{first}.attn_k.weight"
     )  # fmt: skip
     return Diagnosis(
         rows,
@@ -212,14 +212,14 @@ def diagnosis(layers: int = 32, first: int | None = 7) -> Diagnosis:
         3e-10,
         first,
         () if first is None else (f"blk.{first}.attn_q.weight", f"blk.{first}.attn_k.weight"),
-        said,
+        conclusion,
     )
 
 
 def failed() -> Proof:
     """A Q/K permutation missing in layer 7, a wrong rope base, tokens that differ; strings are hostile."""
-    held = positions(6.0, (200,), 3)
-    found = figures(held, 0.8)
+    at_positions = positions(6.0, (200,), 3)
+    measured = figures(at_positions, 0.8)
     damaged = ("blk.7.attn_q.weight", "blk.7.attn_k.weight")
     difference = Difference(
         text="안녕하세요\u00a0세계! ᄒ\u1161\u11ab글\r\n\t" + HOSTILE,
@@ -249,9 +249,9 @@ def failed() -> Proof:
         Finding(name, "the heads were not permuted for llama.cpp's rotation", "error 0", "error 1.4")
         for name in damaged
     ))  # fmt: skip
-    logits = LogitsPart("failed", found, gate_for("f32"), (
+    logits = LogitsPart("failed", measured, gate_for("f32"), (
         Finding("logits", "the file predicts something else: NMSE 0.8", "at most 1e-06", "0.8"),
-    ), held, worst(held), diagnosis())  # fmt: skip
+    ), at_positions, worst(at_positions), diagnosis())  # fmt: skip
     return proof(
         "f32", logits, weights, tokens=tokens, metadata=metadata, notes=(HOSTILE,),
         artifact=Path("/models/out") / "evil\u202e<b>.gguf",
@@ -286,8 +286,8 @@ def refused() -> Proof:
 
 def quick() -> Proof:
     """The proof a conversion ends with: weights not looked at again, one short text."""
-    held = positions(0.0009, (159, 95), 5)
-    logits = LogitsPart("passed", figures(held, 2e-4), gate_for("q8_0"), (), held)
+    at_positions = positions(0.0009, (159, 95), 5)
+    logits = LogitsPart("passed", figures(at_positions, 2e-4), gate_for("q8_0"), (), at_positions)
     return proof("q8_0", logits, WeightsPart("not run"), scope="quick", provenance={})
 
 

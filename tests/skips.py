@@ -34,7 +34,7 @@ def strict() -> bool:
 
 def _refused(report: Any, reason: str) -> None:
     """Make a failure of a skip that CI does not allow; an expected failure is none."""
-    if not report.skipped or hasattr(report, "wasxfail") or any(told in reason for told in ALLOWED):
+    if not report.skipped or hasattr(report, "wasxfail") or any(reported in reason for reported in ALLOWED):
         return
     report.outcome = "failed"
     report.longrepr = (

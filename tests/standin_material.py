@@ -139,8 +139,8 @@ def _layout() -> tuple[int, int]:
     )
     environment = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_LIB_PATH"}
     command = [sys.executable, "-c", code]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    size, offset = map(int, told.split())
+    listing = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    size, offset = map(int, listing.split())
     return size, offset
 
 

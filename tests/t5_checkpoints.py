@@ -49,30 +49,32 @@ def t5_weights(config: Mapping[str, Any], seed: int = 0, *, head: bool = True) -
         return torch.randn(*shape, generator=generator) * scale
 
     hidden, inner, ffn = config["d_model"], config["d_kv"] * config["num_heads"], config["d_ff"]
-    found: dict[str, Any] = {"shared.weight": random(config["vocab_size"], hidden, scale=1.0)}
+    weights: dict[str, Any] = {"shared.weight": random(config["vocab_size"], hidden, scale=1.0)}
     if head:
-        found["lm_head.weight"] = random(config["vocab_size"], hidden, scale=hidden**-0.5)
+        weights["lm_head.weight"] = random(config["vocab_size"], hidden, scale=hidden**-0.5)
     gated = config["feed_forward_proj"].startswith("gated")
     depth = config["num_layers"]
     for side, layers in (("encoder", depth), ("decoder", config.get("num_decoder_layers", depth))):
-        found[f"{side}.final_layer_norm.weight"] = 1 + random(hidden, scale=0.1)
+        weights[f"{side}.final_layer_norm.weight"] = 1 + random(hidden, scale=0.1)
         for block in range(layers):
             attentions = ["SelfAttention"] + (["EncDecAttention"] if side == "decoder" else [])
             for place, name in enumerate(attentions):
                 layer = f"{side}.block.{block}.layer.{place}"
-                found[f"{layer}.layer_norm.weight"] = 1 + random(hidden, scale=0.1)
+                weights[f"{layer}.layer_norm.weight"] = 1 + random(hidden, scale=0.1)
                 for letter in "qkv":
-                    found[f"{layer}.{name}.{letter}.weight"] = random(inner, hidden, scale=0.6 * hidden**-0.5)
-                found[f"{layer}.{name}.o.weight"] = random(hidden, inner, scale=inner**-0.5)
+                    weights[f"{layer}.{name}.{letter}.weight"] = random(
+                        inner, hidden, scale=0.6 * hidden**-0.5
+                    )
+                weights[f"{layer}.{name}.o.weight"] = random(hidden, inner, scale=inner**-0.5)
             layer = f"{side}.block.{block}.layer.{len(attentions)}"
-            found[f"{layer}.layer_norm.weight"] = 1 + random(hidden, scale=0.1)
+            weights[f"{layer}.layer_norm.weight"] = 1 + random(hidden, scale=0.1)
             for name in ("wi_0", "wi_1") if gated else ("wi",):
-                found[f"{layer}.DenseReluDense.{name}.weight"] = random(ffn, hidden, scale=hidden**-0.5)
-            found[f"{layer}.DenseReluDense.wo.weight"] = random(hidden, ffn, scale=ffn**-0.5)
+                weights[f"{layer}.DenseReluDense.{name}.weight"] = random(ffn, hidden, scale=hidden**-0.5)
+            weights[f"{layer}.DenseReluDense.wo.weight"] = random(hidden, ffn, scale=ffn**-0.5)
         buckets = config["relative_attention_num_buckets"]
         name = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        found[name] = random(buckets, config["num_heads"], scale=0.5)
-    return found
+        weights[name] = random(buckets, config["num_heads"], scale=0.5)
+    return weights
 
 
 def write_t5(
@@ -95,8 +97,8 @@ def reference_logits(folder: Path, source: Sequence[int], target: Sequence[int])
 
     model: Any = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        found = model.eval()(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]))
-    logits: Floats = found.logits[0].numpy()
+        outputs = model.eval()(input_ids=torch.tensor([source]), decoder_input_ids=torch.tensor([target]))
+    logits: Floats = outputs.logits[0].numpy()
     return logits
 
 
@@ -132,10 +134,10 @@ def t5_logits(path: Path, source: Sequence[int], target: Sequence[int]) -> Float
         llama_cpp.llama_model_free(model)
 
 
-def nmse(found: Floats, right: Floats) -> float:
+def nmse(actual: Floats, right: Floats) -> float:
     """Mean square of the difference by the variance of the right logits within each position."""
     spread = right - right.mean(-1, keepdims=True)
-    return float(((found - right) ** 2).mean() / (spread**2).mean())
+    return float(((actual - right) ** 2).mean() / (spread**2).mean())
 
 
 def byte_ids(text: str, *, end: bool = True) -> list[int]:

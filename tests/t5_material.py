@@ -97,8 +97,8 @@ def transformers_greedy(folder: Path, ids: Sequence[int], count: int) -> list[in
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         made = model.generate(torch.tensor([list(ids)]), max_new_tokens=count, do_sample=False, num_beams=1)
-    found: list[int] = made[0].tolist()
-    return found[1:]
+    tokens: list[int] = made[0].tolist()
+    return tokens[1:]
 
 
 def _byt5(**config: Any) -> Any:

@@ -217,19 +217,19 @@ def test_eagle_has_one_token_for_both_ends(where: str) -> None:
 
 def test_eagle_starting_with_eos_is_said() -> None:
     eagle = sentencepiece(special={"unknown": 0, "bos": 2, "eos": 2, "padding": 0}, add_bos=True)
-    told = AdapterContext(rows=320, tokenizer_config={"add_bos_token": True})
-    vocab, notes = adapt(eagle, told)
+    context = AdapterContext(rows=320, tokenizer_config={"add_bos_token": True})
+    vocab, notes = adapt(eagle, context)
     assert vocab == eagle
     assert names_of(notes) == ["unify-bos-eos"]
     assert (
-        "as tokenizer_config.json has it, llama.cpp will begin every text with 2 '</s>'" in notes[0].message
+        "as set by tokenizer_config.json, llama.cpp will begin every text with 2 '</s>'" in notes[0].message
     )
 
 
 def test_without_bos_llama_cpp_must_not_take_an_ordinary_token() -> None:
     vocab, notes = adapt(byte_level(300, ("<|end|>",), special={"eos": 300}), AdapterContext(rows=301))
     assert vocab.special["bos"] == 300
-    assert "would take 11 ','" in notes[0].message
+    assert "would use 11 ','" in notes[0].message
 
 
 def test_unknown_is_no_padding_where_it_can_occur() -> None:
@@ -328,8 +328,8 @@ def test_config_ids_only_where_sensible() -> None:
     for note in notes:
         texts[note.warning].append(note.message)
     assert "bos 300 '<s>'; eos 301 '</s>'; padding 302 '<pad>'" in texts[False][0]
-    assert any("config.json says eos 5 '&', which is no special token" in text for text in texts[True])
-    assert any("config.json says padding 999 (no token)" in text for text in texts[True])
+    assert any("config.json has eos 5 '&', which is not a special token" in text for text in texts[True])
+    assert any("config.json has padding 999 (no token)" in text for text in texts[True])
 
 
 def test_contradicting_configurations_are_warned() -> None:
@@ -339,13 +339,13 @@ def test_contradicting_configurations_are_warned() -> None:
     )
     adapted, notes = adapt(vocab, context)
     assert adapted.special["eos"] == 301
-    assert any(note.warning and "the tokenizer nothing" in note.message for note in notes)
+    assert any(note.warning and "the tokenizer none" in note.message for note in notes)
 
 
 def test_no_end_of_text_is_warned() -> None:
     _, notes = adapt(byte_level(300, ()), AdapterContext(rows=300))
     assert [note.warning for note in notes] == [True]
-    assert "llama.cpp will take 11 ','" in notes[0].message
+    assert "llama.cpp will use 11 ','" in notes[0].message
 
 
 def test_role_texts_that_are_no_tokens_change_nothing() -> None:
@@ -413,7 +413,7 @@ def test_switching_adapters_off() -> None:
     assert vocab.types[50257] is TokenType.USER_DEFINED
     assert vocab.chat_template is None
     assert not {"42dot-specials", "chat-template"} & set(names_of(notes))
-    with pytest.raises(UsageError, match="no adapter 'pad-row'") as caught:
+    with pytest.raises(UsageError, match="unknown adapter 'pad-row'") as caught:
         enabled_adapters(["pad-row"])
     assert caught.value.hint is not None
     assert all(name in caught.value.hint for name in adapter_names())

@@ -94,10 +94,10 @@ def _made(folder: Path, type_: str) -> Path:
     return path
 
 
-def _assert_same_tensors(found: Gguf, expected: Gguf) -> None:
-    assert sorted(found.tensors) == sorted(expected.tensors)
-    different = [name for name in expected.tensors if found.tensors[name] != expected.tensors[name]]
-    described = [(name, found.tensors[name][:2], expected.tensors[name][:2]) for name in different]
+def _assert_same_tensors(ours_read: Gguf, expected: Gguf) -> None:
+    assert sorted(ours_read.tensors) == sorted(expected.tensors)
+    different = [name for name in expected.tensors if ours_read.tensors[name] != expected.tensors[name]]
+    described = [(name, ours_read.tensors[name][:2], expected.tensors[name][:2]) for name in different]
     assert not described, "tensors whose type, shape or bytes differ (ours, llama.cpp's)"
 
 
@@ -106,17 +106,17 @@ def _assert_same_tensors(found: Gguf, expected: Gguf) -> None:
 def test_float_types_equal_the_converter(
     name: str, type_: str, ours: dict[str, Path], converted: dict[tuple[str, str], Path]
 ) -> None:
-    found = read_with_gguf_py(_made(ours[name], type_))
+    ours_read = read_with_gguf_py(_made(ours[name], type_))
     expected = read_with_gguf_py(converted[name, type_])
-    _assert_same_tensors(found, expected)
-    _assert_same_keys(found.keys, expected.keys)
+    _assert_same_tensors(ours_read, expected)
+    _assert_same_keys(ours_read.keys, expected.keys)
 
 
-def _assert_same_keys(found: Mapping[str, tuple[str, Any]], expected: Mapping[str, tuple[str, Any]]) -> None:
-    assert sorted(set(found) - set(expected) - set(ONLY_KCONV)) == []
-    assert sorted(set(expected) - set(found) - set(ONLY_LLAMA_CPP)) == []
-    for key in expected.keys() & found.keys() - DIFFERENT.keys():
-        (kind, value), (expected_kind, expected_value) = found[key], expected[key]
+def _assert_same_keys(actual: Mapping[str, tuple[str, Any]], expected: Mapping[str, tuple[str, Any]]) -> None:
+    assert sorted(set(actual) - set(expected) - set(ONLY_KCONV)) == []
+    assert sorted(set(expected) - set(actual) - set(ONLY_LLAMA_CPP)) == []
+    for key in expected.keys() & actual.keys() - DIFFERENT.keys():
+        (kind, value), (expected_kind, expected_value) = actual[key], expected[key]
         assert kind == expected_kind, key
         if isinstance(value, float):
             assert math.isclose(value, expected_value, rel_tol=1e-7), key
@@ -130,13 +130,13 @@ def _assert_same_keys(found: Mapping[str, tuple[str, Any]], expected: Mapping[st
 def test_quantized_types_equal_llama_quantize(
     variant: Variant, type_: str, pure: bool, ours: dict[str, Path], quantized: dict[tuple[Any, ...], Path]
 ) -> None:
-    found = read_with_gguf_py(_made(ours[variant.name] / "pure" if pure else ours[variant.name], type_))
+    ours_read = read_with_gguf_py(_made(ours[variant.name] / "pure" if pure else ours[variant.name], type_))
     for source in _exact_sources(variant):
         expected = read_with_gguf_py(quantized[variant.name, source, type_, pure])
-        _assert_same_tensors(found, expected)
+        _assert_same_tensors(ours_read, expected)
         for key in ("general.file_type", "general.quantization_version"):
-            assert found.keys[key] == expected.keys[key]
-        assert sorted(found.keys) == sorted(expected.keys)
+            assert ours_read.keys[key] == expected.keys[key]
+        assert sorted(ours_read.keys) == sorted(expected.keys)
 
 
 @pytest.mark.parametrize("name", THREADED)

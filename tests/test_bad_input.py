@@ -60,7 +60,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 
 def refused(
-    folder: Path, out: Path, code: int, *said: str, options: tuple[str, ...] = (), **how: Any
+    folder: Path, out: Path, code: int, *message: str, options: tuple[str, ...] = (), **how: Any
 ) -> None:
     """Convert, and check exit code, message, the output folder and the checkpoint."""
     out.mkdir(exist_ok=True)
@@ -68,7 +68,7 @@ def refused(
     done = kconv("to-gguf", folder, "-q", "q8_0", "-o", out, *options, **how)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
-    for text in said:
+    for text in message:
         assert text in done.stderr
     assert done.stdout == ""
     assert fingerprints(out) == there
@@ -293,9 +293,9 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_refused_with_exit_code_3(case: str, folder: Path, tmp_path: Path) -> None:
-    damage, said = CASES[case]
+    damage, messages = CASES[case]
     damage(folder)
-    refused(folder, tmp_path / "out", 3, *said)
+    refused(folder, tmp_path / "out", 3, *messages)
     assert not (folder / "owned").exists(), "the pickle's code ran"
 
 
@@ -309,9 +309,9 @@ def test_allow_nan_goes_on_and_says_so(folder: Path, tmp_path: Path) -> None:
     done = kconv("to-gguf", folder, "-q", "f32", "--allow-nan", "-o", tmp_path / "out.gguf")
     assert done.returncode == 0, done.stderr
     notes = json.loads((tmp_path / "out.gguf.manifest.json").read_text())["notes"]
-    (said,) = [note["message"] for note in notes if note["name"] == "not-finite"]
-    assert "blk.1.ffn_up.weight" in said
-    assert said in done.stdout
+    (text,) = [note["message"] for note in notes if note["name"] == "not-finite"]
+    assert "blk.1.ffn_up.weight" in text
+    assert text in done.stdout
 
 
 def test_folders_made_for_the_output_go_with_it(folder: Path, tmp_path: Path) -> None:
@@ -462,9 +462,9 @@ def test_interrupt_leaves_nothing(sent: signal.Signals, tmp_path: Path, small_to
     process.send_signal(sent)
     time.sleep(0.005)
     process.send_signal(sent)  # an impatient hand
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "Traceback" not in said
+    _, output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
     assert list(out.iterdir()) == []
 
 

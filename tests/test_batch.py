@@ -142,8 +142,8 @@ def test_folders_of_one_name_are_refused(models: Path, tmp_path: Path) -> None:
     ("models_", "quants", "expected"),
     [
         ("", "q8_0", "MODELS is empty"),
-        (".", "q8_0", "name each folder"),
-        ("some*", "q8_0", "means something to make"),
+        (".", "q8_0", "give each folder"),
+        ("some*", "q8_0", "has a special meaning in make"),
         ("some", "", "QUANTS is empty"),
     ],
 )

@@ -75,16 +75,16 @@ def test_weight_files_are_read_from_any_source(
 ) -> None:
     write(weights(), tmp_path / "file")
     source = Ranges((tmp_path / "file").read_bytes())
-    found = read(Path("far/away/file"), elsewhere({"file": source}))
-    expected = weights() if "a" in found.tensors else {"t": weights()["a"].T}
-    assert set(found.tensors) == set(expected)
-    for name, tensor in found.tensors.items():
+    file = read(Path("far/away/file"), elsewhere({"file": source}))
+    expected = weights() if "a" in file.tensors else {"t": weights()["a"].T}
+    assert set(file.tensors) == set(expected)
+    for name, tensor in file.tensors.items():
         assert tensor.read(0, tensor.rows).tobytes() == bits(expected[name]).tobytes(), name
     before = source.requests
-    found.tensors[next(iter(expected))].read(1, 2)
+    file.tensors[next(iter(expected))].read(1, 2)
     assert source.requests > before
-    found.file.check_unchanged()
-    assert file_sha256(found.file) == file_sha256(tmp_path / "file")
+    file.file.check_unchanged()
+    assert file_sha256(file.file) == file_sha256(tmp_path / "file")
 
 
 def test_gguf_is_read_from_any_source(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_gguf_is_read_from_any_source(tmp_path: Path) -> None:
     with open_gguf(path) as here, open_gguf(far, opener) as there:
         for info in here.header.tensors:
             assert there.read(info, 0, info.shape[0]).tobytes() == here.read(info, 0, info.shape[0]).tobytes()
-            found, expected = (file.tensor(info).read(0, info.shape[0]) for file in (there, here))
-            assert found.tobytes() == expected.tobytes()
+            actual, expected = (file.tensor(info).read(0, info.shape[0]) for file in (there, here))
+            assert actual.tobytes() == expected.tobytes()
         info = here.header.tensors[0]
         source.version = 2
         with pytest.raises(GgufError, match="changed while tensor"):
@@ -117,7 +117,7 @@ def test_what_changes_meanwhile_or_ends_early_is_told() -> None:
     with pytest.raises(EnvironmentProblem, match="far/file was changed while it was read"):
         file.check_unchanged()
     source.data = b"0123"
-    with pytest.raises(EnvironmentProblem, match="it had more when it was opened"):
+    with pytest.raises(EnvironmentProblem, match="it was longer when it was opened"):
         file.read(3, 4)
     with pytest.raises(CheckpointError, match="far/other does not exist"):
         InputFile(Path("far/other"), elsewhere({}))

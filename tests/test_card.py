@@ -49,8 +49,8 @@ def card(folder: Path, text: str) -> None:
 def test_a_card(tmp_path: Path) -> None:
     folder = tmp_path / "42dot_LLM-SFT-1.3B"
     card(folder, CARD)
-    found = general_metadata(checkpoint(folder, _name_or_path="42dot/42dot_LLM-SFT-1.3B"))
-    assert found == {
+    metadata = general_metadata(checkpoint(folder, _name_or_path="42dot/42dot_LLM-SFT-1.3B"))
+    assert metadata == {
         "general.type": "model",
         "general.name": "42dot LLM-SFT",
         "general.size_label": "103M",
@@ -70,9 +70,9 @@ def test_keys_are_those_of_gguf_py(tmp_path: Path) -> None:
     from gguf.constants import Keys
 
     card(tmp_path / "m", CARD.replace("license: cc", "license_name: a\nlicense_link: b\nlicense: cc"))
-    found = general_metadata(checkpoint(tmp_path / "m", _name_or_path="org/M"))
+    metadata = general_metadata(checkpoint(tmp_path / "m", _name_or_path="org/M"))
     known = {value for name, value in vars(Keys.General).items() if not name.startswith("_")}
-    assert {key.replace(".0.", ".{id}.") for key in found} <= known
+    assert {key.replace(".0.", ".{id}.") for key in metadata} <= known
 
 
 def test_llama_cpp_converters_names_agree(tmp_path: Path) -> None:
@@ -81,17 +81,17 @@ def test_llama_cpp_converters_names_agree(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     card(folder, CARD)
     theirs = Metadata.load(None, folder)
-    found = general_metadata(checkpoint(folder))
-    assert found["general.license"] == theirs.license
-    assert list(found["general.languages"]) == theirs.languages  # type: ignore[arg-type]
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.license"] == theirs.license
+    assert list(metadata["general.languages"]) == theirs.languages  # type: ignore[arg-type]
     assert theirs.base_models is not None
-    assert found["general.base_model.0.repo_url"] == theirs.base_models[0]["repo_url"]
+    assert metadata["general.base_model.0.repo_url"] == theirs.base_models[0]["repo_url"]
 
 
 def test_nothing_but_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "eagle-3b-preview"
-    found = general_metadata(checkpoint(folder, (1_439_270_912,), _name_or_path="/home/a/b"))
-    assert found == {
+    metadata = general_metadata(checkpoint(folder, (1_439_270_912,), _name_or_path="/home/a/b"))
+    assert metadata == {
         "general.type": "model",
         "general.name": "eagle-3b-preview",
         "general.size_label": "1.4B",
@@ -99,16 +99,16 @@ def test_nothing_but_a_folder(tmp_path: Path) -> None:
 
 
 def test_the_parent_is_not_the_source(tmp_path: Path) -> None:
-    found = general_metadata(checkpoint(tmp_path / "AOG", _name_or_path="beomi/Llama-3-Open-Ko-8B"))
-    assert not {"general.source.repo_url", "general.organization"} & set(found)
+    metadata = general_metadata(checkpoint(tmp_path / "AOG", _name_or_path="beomi/Llama-3-Open-Ko-8B"))
+    assert not {"general.source.repo_url", "general.organization"} & set(metadata)
 
 
 def test_the_hub_cache_tells_the_source(tmp_path: Path) -> None:
     folder = tmp_path / "models--etri-lirs--eagle-3b-preview" / "snapshots" / ("0123456789" * 4)
-    found = general_metadata(checkpoint(folder))
-    assert found["general.name"] == "eagle-3b-preview"
-    assert found["general.organization"] == "etri-lirs"
-    assert found["general.source.repo_url"] == "https://huggingface.co/etri-lirs/eagle-3b-preview"
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.name"] == "eagle-3b-preview"
+    assert metadata["general.organization"] == "etri-lirs"
+    assert metadata["general.source.repo_url"] == "https://huggingface.co/etri-lirs/eagle-3b-preview"
 
 
 @pytest.mark.parametrize(
@@ -133,19 +133,19 @@ def test_an_unknown_licence_file(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     card(folder, "")
     (folder / "LICENSE").write_text("\n  우리 회사 사용권\n무엇이든 …", encoding="utf-8")
-    found = general_metadata(checkpoint(folder))
-    assert found["general.license"] == "other"
-    assert found["general.license.name"] == "우리 회사 사용권"
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.license"] == "other"
+    assert metadata["general.license.name"] == "우리 회사 사용권"
 
 
 def test_the_card_goes_before_the_licence_file(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     card(folder, "---\nlicense: other\nlicense_name: llama3\nlicense_link: https://x.y/z\n---\n")
     (folder / "LICENSE").write_text("MIT License")
-    found = general_metadata(checkpoint(folder))
-    assert found["general.license"] == "other"
-    assert found["general.license.name"] == "llama3"
-    assert found["general.license.link"] == "https://x.y/z"
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.license"] == "other"
+    assert metadata["general.license.name"] == "llama3"
+    assert metadata["general.license.link"] == "https://x.y/z"
 
 
 @pytest.mark.parametrize(
@@ -167,20 +167,20 @@ def test_the_card_goes_before_the_licence_file(tmp_path: Path) -> None:
 def test_hostile_front_matter(tmp_path: Path, text: str) -> None:
     folder = tmp_path / "m"
     card(folder, text)
-    found = general_metadata(checkpoint(folder))
-    assert found["general.name"] == "m"
-    assert all(isinstance(value, str | tuple | int) for value in found.values())
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.name"] == "m"
+    assert all(isinstance(value, str | tuple | int) for value in metadata.values())
     assert not (Path.cwd() / "pwned").exists()
-    assert "general.base_model.count" not in found
+    assert "general.base_model.count" not in metadata
 
 
 def test_texts_that_cannot_be_written_as_they_are(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     card(folder, '---\nlicense: "m\\uD800i\\nt\\0"\nmodel_name: "' + "x" * 9999 + '"\n---\n')
-    found = general_metadata(checkpoint(folder))
-    assert found["general.license"] == "mi t"
-    assert len(str(found["general.name"])) == 500
-    write_header(tmp_path / "a.gguf", "llama", found, [])
+    metadata = general_metadata(checkpoint(folder))
+    assert metadata["general.license"] == "mi t"
+    assert len(str(metadata["general.name"])) == 500
+    write_header(tmp_path / "a.gguf", "llama", metadata, [])
     assert read_header(tmp_path / "a.gguf").metadata["general.license"] == "mi t"
 
 
@@ -195,13 +195,16 @@ def test_a_card_that_cannot_be_read(tmp_path: Path) -> None:
     ("metadata", "says"),
     [
         ({"general.license": "cc-by-nc-4.0"}, "no commercial use"),
-        ({"general.license": "cc-by-nc-nd-4.0"}, "no commercial use; no distribution of changed versions"),
+        ({"general.license": "cc-by-nc-nd-4.0"}, "no commercial use; no distribution of modified versions"),
         (
             {"general.license": "other", "general.license.name": "kakao_non-commercial"},
             "no commercial use",
         ),
-        ({"general.license": "other"}, "terms of its own"),
-        ({"general.license": "llama3", "general.license.link": "https://x"}, r"\(https://x\): it has terms"),
+        ({"general.license": "other"}, "its own terms"),
+        (
+            {"general.license": "llama3", "general.license.link": "https://x"},
+            r"\(https://x\): it has its own terms",
+        ),
         ({"general.license": "cc-by-4.0"}, None),
         ({"general.license": "apache-2.0"}, None),
         ({"general.license": "mit"}, None),

@@ -182,11 +182,11 @@ def test_a_hub_cache_of_links(tmp_path: Path) -> None:
 
 
 def test_a_downloaded_folder_tells_its_commit(tmp_path: Path) -> None:
-    told = tmp_path / ".cache" / "huggingface" / "download" / "config.json.metadata"
-    told.parent.mkdir(parents=True)
-    told.write_text(f"{COMMIT}\nabcdef\n1700000000.0\n")
+    metadata = tmp_path / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    metadata.parent.mkdir(parents=True)
+    metadata.write_text(f"{COMMIT}\nabcdef\n1700000000.0\n")
     assert hub_origin(tmp_path) == (None, COMMIT)
-    told.write_bytes(b"\xff\xfe")
+    metadata.write_bytes(b"\xff\xfe")
     assert hub_origin(tmp_path) == (None, None)
 
 
@@ -313,9 +313,9 @@ def test_sha256(tmp_path: Path) -> None:
     data = random.Random(2).randbytes((4 << 20) + 12345)
     path = tmp_path / "file"
     path.write_bytes(data)
-    told: list[tuple[str, int, int]] = []
-    assert file_sha256(path, lambda *what: told.append(what)) == hashlib.sha256(data).hexdigest()
-    assert told == [("hash", 4 << 20, len(data)), ("hash", len(data), len(data))]
+    progress_calls: list[tuple[str, int, int]] = []
+    assert file_sha256(path, lambda *what: progress_calls.append(what)) == hashlib.sha256(data).hexdigest()
+    assert progress_calls == [("hash", 4 << 20, len(data)), ("hash", len(data), len(data))]
     path.write_bytes(b"")
     assert file_sha256(path) == hashlib.sha256(b"").hexdigest()
     path.write_bytes(data)

@@ -68,13 +68,13 @@ FLOODS = {
     "lists": (b"\x80\x02]" + b"]" * 3_900_000 + b".", "more than 400"),
     "lists in a list": (b"\x80\x02](" + b"]" * 3_900_000 + b"e.", "more than 400"),
     "marks": (b"\x80\x02" + b"(" * 3_900_000 + b".", "more than 400"),
-    "nested": (b"\x80\x02)" + b"\x85" * 390_000 + b".", "holds a tuple"),
+    "nested": (b"\x80\x02)" + b"\x85" * 390_000 + b".", "contains a tuple"),
     "nested as a shape": (one_tensor(shape=b")" + b"\x85" * 390_000), "has the shape"),
     "doubled": (one_tensor(shape=b")" + b"q\x00h\x00\x86" * 90_000), "has the shape"),
     "memo": (b"\x80\x04N" + b"\x94" * 3_900_000 + b".", "more than 400"),
     "memo far off": (b"\x80\x02Nr\xff\xff\xff\xff0.", "the instruction POP"),
-    "memo beyond": (b"\x80\x02Np4294967296\n.", "a place 4294967296 in the memo"),
-    "memo before": (b"\x80\x02Np-1\n.", "a place -1 in the memo"),
+    "memo beyond": (b"\x80\x02Np4294967296\n.", "a memo index of 4294967296"),
+    "memo before": (b"\x80\x02Np-1\n.", "a memo index of -1"),
     "a long name": (
         one_tensor().replace(b"X\x01\x00\x00\x00a", b"X\x00\x00\x40\x00" + b"a" * (4 << 20)),
         "tensor named",
@@ -138,4 +138,4 @@ def test_sizes_that_only_the_directory_knows(claimed: int, tmp_path: Path) -> No
     size = struct.unpack_from("<I", data, end + 12)[0]
     struct.pack_into("<I", changed, end + len(extra) + 12, size + len(extra))
     path.write_bytes(changed)
-    refusal(tmp_path, "does not lie where the directory says")
+    refusal(tmp_path, "is not where the zip directory says")

@@ -59,10 +59,10 @@ def damaged(content: bytes, spots: range, seed: int) -> Iterator[bytes]:
         yield bytes(data)
 
 
-def read_all(found: WeightFile) -> dict[str, bytes]:
+def read_all(weights: WeightFile) -> dict[str, bytes]:
     """Every tensor's bytes. Real sizes are a few dozen; more than the file means a check is missing."""
-    assert sum(tensor.nbytes for tensor in found.tensors.values()) < 10_000
-    return {name: tensor.read(0, tensor.rows).tobytes() for name, tensor in found.tensors.items()}
+    assert sum(tensor.nbytes for tensor in weights.tensors.values()) < 10_000
+    return {name: tensor.read(0, tensor.rows).tobytes() for name, tensor in weights.tensors.items()}
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -99,7 +99,7 @@ def test_code_does_not_run(
         (b"(ccollections\nOrderedDict\no.", "the instruction OBJ"),
         (b"(icollections\nOrderedDict\n.", "an instance of collections OrderedDict"),
         (b"\x80\x02\x82\x01.", "the instruction EXT1"),
-        (b"\x80\x02ccollections\nOrderedDict\n}b.", "attributes for something that has none"),
+        (b"\x80\x02ccollections\nOrderedDict\n}b.", "attributes for something that has no attributes"),
         (b"\x80\x02ccollections\nOrderedDict\n(cos\nsystem\ntR.", "'os.system'"),
         (b"\x80\x02X\x01\x00\x00\x00a)R.", "not a constructor"),
         (b"\x80\x02ctorch\nFloatStorage\n)R.", "not a constructor"),
@@ -134,18 +134,18 @@ def tensor_pickle(
     [
         (tensor_pickle(shape=b"K\x02K\x04\x86"), "reaches beyond its storage of 6 elements"),
         (tensor_pickle(offset=b"K\x01"), "reaches beyond its storage"),
-        (tensor_pickle(offset=b"J\xff\xff\xff\xff"), "no valid view"),
-        (tensor_pickle(offset=b"N"), "no valid view"),
+        (tensor_pickle(offset=b"J\xff\xff\xff\xff"), "not a valid view"),
+        (tensor_pickle(offset=b"N"), "not a valid view"),
         (tensor_pickle(strides=b"K\x04K\x01\x86"), "reaches beyond its storage"),
         (tensor_pickle(strides=b"J\xff\xff\xff\xffK\x01\x86"), "has the strides"),
-        (tensor_pickle(strides=b"K\x03\x85"), "no valid view"),
+        (tensor_pickle(strides=b"K\x03\x85"), "not a valid view"),
         (tensor_pickle(strides=b"]"), "has the strides"),
         (tensor_pickle(strides=b"K\x00K\x01\x86", shape=b"K\x63K\x03\x86"), "reaches beyond its storage"),
-        (tensor_pickle(strides=b"K\x02\x85", shape=b"K\x03\x85"), "no two elements side by side"),
+        (tensor_pickle(strides=b"K\x02\x85", shape=b"K\x03\x85"), "no two elements are adjacent"),
         (tensor_pickle(shape=b"J\xff\xff\xff\xffK\x03\x86"), "has the shape"),
         (tensor_pickle(shape=b"\x88K\x03\x86"), "has the shape"),
         (tensor_pickle(shape=b"N"), "has the shape"),
-        (tensor_pickle(shape=b"\x8a\x08" + b"\xff" * 7 + b"\x7fK\x03\x86"), "which no file can hold"),
+        (tensor_pickle(shape=b"\x8a\x08" + b"\xff" * 7 + b"\x7fK\x03\x86"), "too large for any file"),
         (tensor_pickle().replace(b"FloatStorage", b"HalfStorage\x20"), "HalfStorage "),
         (tensor_pickle().replace(b"FloatStorage", b"DoubleStorage"), "has 24 bytes, expected 48"),
         (tensor_pickle().replace(b"K\x06tQ", b"K\x07tQ"), "has 24 bytes, expected 28"),
@@ -153,7 +153,7 @@ def tensor_pickle(
         (tensor_pickle().replace(b"\x00\x00\x000X", b"\x00\x00\x009X"), "storage '9' is missing"),
         (tensor_pickle().replace(b"K\x06tQ", b"K\x06)tQ"), "expected a storage"),
         (tensor_pickle().replace(b"K\x06tQ", b"K\x06t0"), "the instruction POP"),
-        (b"\x80\x02].", "holds a list, expected a state dict"),
+        (b"\x80\x02].", "contains a list, expected a state dict"),
         (b"\x80\x02}K\x01" + tensor_pickle()[9:], "tensor named 1, expected printable text"),
         (b"\x80\x02}X\x03\x00\x00\x00a\x1bb" + tensor_pickle()[9:], "expected printable text"),
         (b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.", "a dict key of type tuple"),
@@ -182,7 +182,7 @@ def test_pickles_that_describe_no_weights(tmp_path: Path, program: bytes, words:
 def test_a_name_twice_in_a_pickle(tmp_path: Path) -> None:
     twice = tensor_pickle()[:-1] + b"X\x01\x00\x00\x00aNs."
     write(tmp_path, rezipped(saved({"a": torch.arange(6.0)}), {"data.pkl": twice}))
-    refusal(tmp_path, "pytorch_model.bin", "holds 'a' twice in one dict")
+    refusal(tmp_path, "pytorch_model.bin", "contains 'a' twice in one dict")
 
 
 def test_a_pickle_too_large_to_be_one(tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_a_pickle_too_large_to_be_one(tmp_path: Path) -> None:
     ("value", "words"),
     [
         (torch.nn.Linear(2, 2), "'torch.nn.modules.linear.Linear'"),
-        (torch.ones(2), "holds a PickledTensor, expected a state dict"),
-        ([torch.ones(2)], "holds a list, expected a state dict"),
-        ({"model": {"a": torch.ones(2)}, "b": torch.ones(2)}, "dicts of tensors in a dict, such as 'model'"),
+        (torch.ones(2), "contains a PickledTensor, expected a state dict"),
+        ([torch.ones(2)], "contains a list, expected a state dict"),
+        ({"model": {"a": torch.ones(2)}, "b": torch.ones(2)}, "nested dicts of tensors, such as 'model'"),
         ({"a": torch.ones(2).to(torch.float8_e4m3fn)}, "tensor 'a' is F8_E4M3"),
         ({"a": torch.ones(2).to(torch.float8_e5m2)}, "tensor 'a' is F8_E5M2"),
         ({"a": torch.ones(2).double()}, "tensor 'a' is F64"),
@@ -206,13 +206,13 @@ def test_a_pickle_too_large_to_be_one(tmp_path: Path) -> None:
             {"a": torch.eye(3).to_sparse()},
             "of a kind kconv does not read ('torch._utils._rebuild_sparse_tensor')",
         ),
-        ({"a": torch.ones(6)[::2]}, "no two elements side by side"),
-        ({}, "hold no weights"),
+        ({"a": torch.ones(6)[::2]}, "no two elements are adjacent"),
+        ({}, "contain no weights"),
         (
             {"a": torch.ones(2, dtype=torch.int8), "lm_head.weight": torch.ones(2, dtype=torch.int8)},
-            "quantized already",
+            "already quantized",
         ),
-        ({"epoch": 3}, "hold no weights"),
+        ({"epoch": 3}, "contain no weights"),
         ({"optimizer": {"state": {0: 1}}, "args": Path("x")}, "'pathlib."),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -253,14 +253,14 @@ def test_a_compressed_archive(tmp_path: Path) -> None:
 def test_a_record_named_twice(tmp_path: Path) -> None:
     content = rezipped(saved({"a": torch.ones(2), "b": torch.ones(2)}))
     write(tmp_path, content.replace(b"archive/data/1", b"archive/data/0"))
-    refusal(tmp_path, "pytorch_model.bin holds two records of one name")
+    refusal(tmp_path, "pytorch_model.bin contains two records with the same name")
 
 
 def test_a_directory_that_lies(tmp_path: Path) -> None:
     content = rezipped(saved({"a": torch.ones(2), "b": torch.ones(2)}))
     local = content.index(b"archive/data/0")
     write(tmp_path, content[:local] + b"archive/data/9" + content[local + 14 :])
-    refusal(tmp_path, "'archive/data/0' has another name in its own header")
+    refusal(tmp_path, "'archive/data/0' has a different name in its own header")
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before 1.6"])
@@ -275,10 +275,10 @@ def test_truncated_files(tmp_path: Path, legacy: bool) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        (b"l\xfc\x9cF\xf9 j\xa8P\x19", b"l\xfc\x9cF\xf9 j\xa8P\x18", "not one PyTorch wrote"),
+        (b"l\xfc\x9cF\xf9 j\xa8P\x19", b"l\xfc\x9cF\xf9 j\xa8P\x18", "not one written by PyTorch"),
         (b"\x80\x02M\xe9\x03.", b"\x80\x02M\xe8\x03.", "unknown PyTorch version"),
         (b"little_endian\x94\x88", b"little_endian\x94\x89", "big-endian"),
-        (struct.pack("<q", 400), struct.pack("<q", 399), "another length than its pickle says"),
+        (struct.pack("<q", 400), struct.pack("<q", 399), "does not have the length its pickle gives"),
     ],
 )
 def test_files_before_1_6(tmp_path: Path, old: bytes, new: bytes, words: str) -> None:

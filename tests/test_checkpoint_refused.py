@@ -110,11 +110,11 @@ def test_no_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ((), "holds no weights"),
-        (("tokenizer.json", "README.md"), "holds no weights"),
+        ((), "contains no weights"),
+        (("tokenizer.json", "README.md"), "contains no weights"),
         (("tf_model.h5",), "TensorFlow"),
         (("flax_model.msgpack",), "Flax"),
-        (("model-q4_0.gguf",), "a GGUF file already"),
+        (("model-q4_0.gguf",), "a GGUF file"),
         (("adapter_model.safetensors",), "LoRA adapter"),
         (("adapter_model.bin",), "LoRA adapter"),
         (("consolidated.00.pth", "consolidated.01.pth"), "Meta's"),
@@ -128,7 +128,7 @@ def test_no_permission(tmp_path: Path) -> None:
         (("model-00001-of-00001.safetensors", "x.safetensors"), "several weight files"),
         (("model-00001-of-00001.bin", "model-00002-of-00001.bin"), "beyond the last"),
         (("model-99999-of-99999.bin",), "99998 of 99999 weight files are missing"),
-        (("training_args.bin", "optimizer.bin"), "holds no weights"),
+        (("training_args.bin", "optimizer.bin"), "contains no weights"),
     ],
 )
 def test_folders_without_readable_weights(tmp_path: Path, files: tuple[str, ...], words: str) -> None:
@@ -151,12 +151,12 @@ def shards(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"d": "model-00001-of-00002.safetensors"}, "names 1 tensors which no weight file holds: d"),
+        ({"d": "model-00001-of-00002.safetensors"}, "names 1 tensors that are in no weight file: d"),
         (
             {"d": "model-00003-of-00003.safetensors"},
             "of which 1 are missing: model-00003-of-00003.safetensors",
         ),
-        ({"c": "model-00001-of-00002.safetensors"}, "no weight file holds: c"),
+        ({"c": "model-00001-of-00002.safetensors"}, "in no weight file: c"),
         ({"b": None}, "expected the plain name"),
         ({"b": 3}, "expected the plain name"),
         ({"b": "../model-00001-of-00002.safetensors"}, "places tensor 'b' in '../model-00001"),
@@ -167,7 +167,7 @@ def shards(folder: Path) -> dict[str, str]:
         ({"b": "pytorch_model.bin"}, "expected the plain name of a .safetensors file"),
         ({"b": "x\n.safetensors"}, "expected the plain name"),
         ({"b": "x" * 300 + ".safetensors"}, "expected the plain name"),
-        ({"b": "model-00002-of-00002.safetensors"}, "in other files than they are in: b"),
+        ({"b": "model-00002-of-00002.safetensors"}, "in the wrong files: b"),
     ],
 )
 def test_an_index_that_lies(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -180,7 +180,7 @@ def test_an_index_that_forgets(tmp_path: Path) -> None:
     where = shards(tmp_path)
     del where["b"]
     (tmp_path / "model.safetensors.index.json").write_text(index(where))
-    refusal(tmp_path, "model.safetensors.index.json does not name 1 tensors that the weight files hold: b")
+    refusal(tmp_path, "model.safetensors.index.json does not name 1 tensors that are in the weight files: b")
 
 
 @pytest.mark.parametrize(

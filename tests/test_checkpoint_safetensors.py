@@ -43,7 +43,7 @@ BAD_FILES: tuple[tuple[bytes, str], ...] = (
     (raw_safetensors(b'{"a": \xff}'), "not UTF-8"),
     (raw_safetensors(b'{"a": }'), "not valid JSON"),
     (raw_safetensors(b'{"a":' * 50_000 + b"1" + b"}" * 50_000), "nested too deeply"),
-    (raw_safetensors({}), "hold no weights"),
+    (raw_safetensors({}), "contain no weights"),
     (raw_safetensors({"__metadata__": {"a": 1}, "x": GOOD}, DATA), "__metadata__"),
     (raw_safetensors({"__metadata__": [], "x": GOOD}, DATA), "__metadata__"),
     (raw_safetensors({"x": GOOD}, DATA[:-1]), "truncated, or the offsets are wrong"),
@@ -61,9 +61,9 @@ BAD_FILES: tuple[tuple[bytes, str], ...] = (
     (raw_safetensors({"x": {**GOOD, "shape": [2, True, 3]}}, DATA), "has the shape"),
     (raw_safetensors({"x": {**GOOD, "shape": "23"}}, DATA), "has the shape"),
     (raw_safetensors({"x": {**GOOD, "shape": [1] * 9}}, DATA), "has 9 axes"),
-    (raw_safetensors({"x": {**GOOD, "shape": [1 << 40, 1 << 40]}}, DATA), "which no file can hold"),
-    (raw_safetensors({"x": {**GOOD, "shape": [0, 1 << 62]}}, DATA), "which no file can hold"),
-    (raw_safetensors({"x": {**GOOD, "shape": [1 << 10000]}}, DATA), "which no file can hold"),
+    (raw_safetensors({"x": {**GOOD, "shape": [1 << 40, 1 << 40]}}, DATA), "too large for any file"),
+    (raw_safetensors({"x": {**GOOD, "shape": [0, 1 << 62]}}, DATA), "too large for any file"),
+    (raw_safetensors({"x": {**GOOD, "shape": [1 << 10000]}}, DATA), "too large for any file"),
     (
         raw_safetensors({"x": {**GOOD, "shape": [2, 4]}}, DATA),
         "24 bytes, but F32 of shape [2, 4] needs 32",
@@ -130,7 +130,7 @@ def test_a_file_that_shrinks_after_it_was_opened(tmp_path: Path, form: str) -> N
     os.truncate(path, 250_000)
     assert tensor.read(0, 50).all()
     with pytest.raises(
-        EnvironmentProblem, match=r"ends after 250000 bytes.* for .*: a; it had more"
+        EnvironmentProblem, match=r"ends after 250000 bytes.* for .*: a; it was longer"
     ) as caught:
         tensor.read(50, 100)
     assert str(path) in caught.value.message
@@ -140,7 +140,7 @@ def test_weights_that_are_quantized_already(tmp_path: Path) -> None:
     folder = folder_with_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
     state = {"model.norm.weight": torch.ones(4), "model.q_proj.qweight": torch.ones(4, 4, dtype=torch.int32)}
     save_file(state, folder / "model.safetensors")
-    refusal(folder, "quantized already ('gptq')", "'model.q_proj.qweight' is I32")
+    refusal(folder, "already quantized ('gptq')", "'model.q_proj.qweight' is I32")
 
 
 def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kconv.core.children import Child, ChildRefused, twice
+from kconv.core.children import Child, ChildRefused, retry_once
 from kconv.core.errors import ChildDied
 
 # The module of each test's child: what it does with one byte that says what.
@@ -85,26 +85,26 @@ def test_requests_and_answers(start: Starter) -> None:
 
 
 def test_its_own_exit_code_is_a_finding(start: Starter) -> None:
-    found = end_of(start(), b"c")
-    assert isinstance(found, ChildRefused)
-    assert (found.code, found.words, found.limit) == (9, ("no such thing",), None)
+    ending = end_of(start(), b"c")
+    assert isinstance(ending, ChildRefused)
+    assert (ending.code, ending.words, ending.limit) == (9, ("no such thing",), None)
 
 
 def test_a_check_of_the_library_is_a_finding(start: Starter) -> None:
-    found = end_of(start(), b"g")
-    assert isinstance(found, ChildRefused)
-    assert (found.code, found.words) == (None, ("x.c:1: GGML_ASSERT(n > 0) failed",))
+    ending = end_of(start(), b"g")
+    assert isinstance(ending, ChildRefused)
+    assert (ending.code, ending.words) == (None, ("x.c:1: GGML_ASSERT(n > 0) failed",))
 
 
 @pytest.mark.parametrize(
     "number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGILL, signal.SIGXCPU]
 )
 def test_a_signal_is_no_finding(start: Starter, number: signal.Signals) -> None:
-    found = end_of(start(str(int(number))), b"k")
-    assert isinstance(found, ChildDied)
-    assert f"signal {int(number)}" in found.message
-    assert number.name in found.message
-    assert found.exit_code == 4
+    ending = end_of(start(str(int(number))), b"k")
+    assert isinstance(ending, ChildDied)
+    assert f"signal {int(number)}" in ending.message
+    assert number.name in ending.message
+    assert ending.exit_code == 4
 
 
 @pytest.mark.parametrize("what", [b"q", b"b", b"i"])
@@ -113,16 +113,16 @@ def test_nor_is_a_silent_abort_or_a_bug_or_a_missing_package(start: Starter, wha
 
 
 def test_processor_time_that_kconv_gave_is_a_finding(start: Starter) -> None:
-    found = end_of(start(), b"t")
-    assert isinstance(found, ChildRefused)
-    assert found.limit == "time"
+    ending = end_of(start(), b"t")
+    assert isinstance(ending, ChildRefused)
+    assert ending.limit == "time"
 
 
 def test_memory_that_kconv_gave_is_a_finding(start: Starter) -> None:
-    found = end_of(start(), b"m")
-    assert isinstance(found, ChildRefused)
-    assert found.limit == "memory"
-    assert found.words == ("out of memory",)
+    ending = end_of(start(), b"m")
+    assert isinstance(ending, ChildRefused)
+    assert ending.limit == "memory"
+    assert ending.words == ("out of memory",)
 
 
 def test_memory_that_the_machine_lacks_is_none(start: Starter, tmp_path: Path) -> None:
@@ -134,14 +134,14 @@ def test_memory_that_the_machine_lacks_is_none(start: Starter, tmp_path: Path) -
         "child.send(b'm')\n"
         "try:\n    child.receive(1)\nexcept Exception as error:\n    print(type(error).__name__)\n"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["ChildDied"]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["ChildDied"]
 
 
 def test_a_wall_clock_is_none(start: Starter) -> None:
     with start(patience=0.2) as child:
         child.send(b"s")
-        with pytest.raises(ChildDied, match="no answer"):
+        with pytest.raises(ChildDied, match="did not answer"):
             child.receive(1)
 
 
@@ -154,7 +154,7 @@ def test_a_second_try(start: Starter) -> None:
             child.send(tries[-1] + b"word")
             return bytes(child.receive(10))
 
-    assert twice(attempt) == b"answerword"
+    assert retry_once(attempt) == b"answerword"
     tries.clear()
 
     def hopeless() -> None:
@@ -163,7 +163,7 @@ def test_a_second_try(start: Starter) -> None:
         raise end
 
     with pytest.raises(ChildDied):
-        twice(hopeless)
+        retry_once(hopeless)
     assert len(tries) == 2
 
 

@@ -20,7 +20,7 @@ from kconv.quant.policy import POLICIES
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
-def told(*arguments: object, **how: Any) -> dict[str, Any]:
+def json_of(*arguments: object, **how: Any) -> dict[str, Any]:
     """The object of a `--json` command that must succeed."""
     done = kconv(*arguments, "--json", **how)
     assert done.returncode == 0, done.stderr
@@ -37,20 +37,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def converted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("out")
     types = ["-q", "Q4_0,q8_0", "-q", "F32"]
-    return out, told("to-gguf", checkpoint, *types, "-o", out, "--modelfile", "--no-verify")
+    return out, json_of("to-gguf", checkpoint, *types, "-o", out, "--modelfile", "--no-verify")
 
 
 # --- to-gguf ---
 
 
 def test_several_types_in_any_case_make_several_files(converted: tuple[Path, dict[str, Any]]) -> None:
-    out, said = converted
-    names = [Path(output["path"]).name for output in said["outputs"]]
+    out, conversion = converted
+    names = [Path(output["path"]).name for output in conversion["outputs"]]
     assert names == [f"작은_42dot-{kind}.gguf" for kind in ("Q4_0", "Q8_0", "F32")]
-    for output in said["outputs"]:
+    for output in conversion["outputs"]:
         assert Path(output["path"]).stat().st_size == output["bytes"]
         assert json.loads(Path(output["manifest"]).read_text())["output"]["bytes"] == output["bytes"]
-    assert said["tokens"]["equal"] == said["tokens"]["texts"] > 2000
+    assert conversion["tokens"]["equal"] == conversion["tokens"]["texts"] > 2000
     assert {path.name for path in out.iterdir()} == {
         name
         for gguf in names
@@ -59,8 +59,8 @@ def test_several_types_in_any_case_make_several_files(converted: tuple[Path, dic
 
 
 def test_modelfile_names_the_file_and_its_sampling(converted: tuple[Path, dict[str, Any]]) -> None:
-    _, said = converted
-    text = Path(said["modelfiles"][0]).read_text(encoding="utf-8")
+    _, conversion = converted
+    text = Path(conversion["modelfiles"][0]).read_text(encoding="utf-8")
     assert text.startswith("FROM ./작은_42dot-Q4_0.gguf\n")
     assert "PARAMETER temperature 0.5\n" in text
     assert "PARAMETER top_k 20\n" in text
@@ -71,7 +71,7 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
     mine.write_text("mine")
     done = kconv("to-gguf", checkpoint, "-o", tmp_path / "x.gguf", "--modelfile")
     assert done.returncode == 3
-    assert "x.Modelfile exists already" in done.stderr
+    assert "x.Modelfile already exists" in done.stderr
     assert mine.read_text() == "mine"
     assert list(tmp_path.iterdir()) == [mine], "refused before anything was written"
 
@@ -79,7 +79,7 @@ def test_a_modelfile_of_the_user_is_kept(checkpoint: Path, tmp_path: Path) -> No
 def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
     done = kconv_here("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x y.gguf", "--modelfile")
     assert done.returncode == 0, done.stderr
-    assert "give the checkpoint's own ids" in done.stdout
+    assert "give the checkpoint's own token ids" in done.stdout
     assert "note (" in done.stdout
     assert "bits per weight" in done.stdout
     last = done.stdout.splitlines()[-3:]
@@ -90,7 +90,7 @@ def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_the_name_of_the_default_output(checkpoint: Path, tmp_path: Path) -> None:
-    (output,) = told("to-gguf", checkpoint, "--no-verify", cwd=tmp_path)["outputs"]
+    (output,) = json_of("to-gguf", checkpoint, "--no-verify", cwd=tmp_path)["outputs"]
     assert output["path"] == "작은_42dot-F16.gguf"  # auto keeps the checkpoint's own type
     assert (tmp_path / output["path"]).is_file()
 
@@ -123,7 +123,7 @@ def test_wrong_usage_of_to_gguf(options: tuple[str, ...], checkpoint: Path, tmp_
 
 def test_adapters_can_be_left_out_and_templates_chosen(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.gguf"
-    said = told(
+    shown = json_of(
         "to-gguf",
         checkpoint,
         "-o",
@@ -134,10 +134,10 @@ def test_adapters_can_be_left_out_and_templates_chosen(checkpoint: Path, tmp_pat
         "--chat-template",
         "42dot",
     )
-    assert "<human>:" in said["chat_template"]
-    assert "unify-bos-eos" not in [note["name"] for note in said["notes"]]
+    assert "<human>:" in shown["chat_template"]
+    assert "unify-bos-eos" not in [note["name"] for note in shown["notes"]]
     options = ["--chat-template", "none", "--force", "--no-verify"]
-    none = told("to-gguf", checkpoint, "-o", target, *options)
+    none = json_of("to-gguf", checkpoint, "-o", target, *options)
     assert none["chat_template"] is None
 
 
@@ -147,35 +147,35 @@ def test_adapters_can_be_left_out_and_templates_chosen(checkpoint: Path, tmp_pat
 def test_inspect_tells_the_same_of_a_file_as_its_conversion(converted: tuple[Path, dict[str, Any]]) -> None:
     _, conversion = converted
     output = conversion["outputs"][0]
-    said = told("inspect", output["path"])
-    assert said["kind"] == "gguf"
-    assert said["architecture"] == conversion["architecture"] == "llama"
-    assert said["parameters"] == conversion["parameters"]
-    assert said["bytes"] == output["bytes"]
-    assert said["file_type"] == "q4_0"
-    assert {name: line["parameters"] for name, line in said["types"].items()} == output["formats"]
-    assert said["manifest"] == output["manifest"]
-    assert said["license"] == conversion["license"]
+    shown = json_of("inspect", output["path"])
+    assert shown["kind"] == "gguf"
+    assert shown["architecture"] == conversion["architecture"] == "llama"
+    assert shown["parameters"] == conversion["parameters"]
+    assert shown["bytes"] == output["bytes"]
+    assert shown["file_type"] == "q4_0"
+    assert {name: line["parameters"] for name, line in shown["types"].items()} == output["formats"]
+    assert shown["manifest"] == output["manifest"]
+    assert shown["license"] == conversion["license"]
 
 
 def test_inspect_reads_a_gguf_as_gguf_py_does(converted: tuple[Path, dict[str, Any]]) -> None:
     import gguf
 
     path = converted[1]["outputs"][0]["path"]
-    said, reader = told("inspect", path), gguf.GGUFReader(path)
-    assert [(t["name"], t["shape"], t["type"].upper(), t["bytes"]) for t in said["tensors"]] == [
+    shown, reader = json_of("inspect", path), gguf.GGUFReader(path)
+    assert [(t["name"], t["shape"], t["type"].upper(), t["bytes"]) for t in shown["tensors"]] == [
         (t.name, [int(n) for n in t.shape[::-1]], t.tensor_type.name, t.n_bytes) for t in reader.tensors
     ]
     field = reader.fields["tokenizer.ggml.eos_token_id"]
-    assert said["vocabulary"]["special"]["eos"] == {"id": field.contents(), "token": "<|endoftext|>"}
+    assert shown["vocabulary"]["special"]["eos"] == {"id": field.contents(), "token": "<|endoftext|>"}
 
 
 def test_inspect_of_a_checkpoint_reports_its_tokenizer(checkpoint: Path) -> None:
-    said = told("inspect", checkpoint)
-    assert said["kind"] == "checkpoint"
-    assert said["supported"] == "Llama"
-    assert said["vocabulary"]["kind"] == "byte-level bpe"
-    assert said["vocabulary"]["special"]["eos"]["token"] == "<|endoftext|>"
+    shown = json_of("inspect", checkpoint)
+    assert shown["kind"] == "checkpoint"
+    assert shown["supported"] == "Llama"
+    assert shown["vocabulary"]["kind"] == "byte-level bpe"
+    assert shown["vocabulary"]["special"]["eos"]["token"] == "<|endoftext|>"
     prose = kconv("inspect", checkpoint).stdout
     for word in ("normalizer", "pre tokenizer", "decoder", "× 3", "licence", "<||bos||>"):
         assert word in prose
@@ -187,10 +187,10 @@ def test_inspect_of_a_checkpoint_without_a_tokenizer_still_tells_the_rest(
 ) -> None:
     folder = tmp_path / "x"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("vocab.json", "merges.txt"))
-    said = told("inspect", folder)
-    assert said["parameters"] > 1_000_000
-    assert "error" in said["vocabulary"]
-    assert "holds no tokenizer" in kconv("inspect", folder).stdout
+    shown = json_of("inspect", folder)
+    assert shown["parameters"] > 1_000_000
+    assert "error" in shown["vocabulary"]
+    assert "contains no tokenizer" in kconv("inspect", folder).stdout
 
 
 def test_inspect_shows_hostile_names_escaped(tmp_path: Path) -> None:
@@ -213,8 +213,8 @@ def test_inspect_shows_hostile_names_escaped(tmp_path: Path) -> None:
     assert "\x1b" not in done.stdout
     assert "\x07" not in done.stdout
     assert "evil\\x1b[2J" in done.stdout
-    said = told("inspect", path)
-    assert said["vocabulary"]["special"] == {
+    shown = json_of("inspect", path)
+    assert shown["vocabulary"]["special"] == {
         "eos": {"id": 7, "token": None},
         "bos": {"id": "one", "token": None},
     }
@@ -230,10 +230,10 @@ def test_inspect_of_one_weight_file_says_to_give_the_folder(checkpoint: Path) ->
 
 
 def test_models_lists_what_the_tables_hold() -> None:
-    said = told("models")
-    assert [model["title"] for model in said["architectures"]] == [family.title for family in FAMILIES]
-    assert said["types"] == list(POLICIES)
-    assert said["samples"] == sorted(SAMPLES)
+    shown = json_of("models")
+    assert [model["title"] for model in shown["architectures"]] == [family.title for family in FAMILIES]
+    assert shown["types"] == list(POLICIES)
+    assert shown["samples"] == sorted(SAMPLES)
     assert "LlamaForCausalLM" in kconv("models").stdout
     markdown = kconv("models", "--markdown").stdout
     assert markdown.splitlines()[1] == "| --- | --- | --- |"
@@ -243,9 +243,9 @@ def test_models_lists_what_the_tables_hold() -> None:
 @pytest.mark.parametrize("family", sorted(SAMPLES))
 def test_demo_checkpoints_are_written_whole_and_never_over_anything(family: str, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
-    said = told("demo-checkpoint", family.upper(), folder)
-    assert said["family"] == family
-    assert set(said["files"]) == {path.name for path in folder.iterdir()}
+    shown = json_of("demo-checkpoint", family.upper(), folder)
+    assert shown["family"] == family
+    assert set(shown["files"]) == {path.name for path in folder.iterdir()}
     assert kconv("demo-checkpoint", family, folder).returncode == 3
     (folder / "notes.txt").write_text("mine")
     assert kconv("demo-checkpoint", family, folder, "--force").returncode == 3

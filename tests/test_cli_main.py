@@ -90,16 +90,16 @@ def test_every_type_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["to-gguf", "--help"]) == 0
     assert "kconv models" in capsys.readouterr().out
     assert main(["models"]) == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in POLICIES)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in POLICIES)
 
 
 def test_version_names_what_decides_the_output() -> None:
     done = kconv("--version")
-    said = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
-    assert said["kconv"] == version("kconv")
-    assert said["llama-cpp-python"] == version("llama-cpp-python")
-    assert {"libggml", "gguf", "tokenizers"} <= set(said)
+    versions = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert versions["kconv"] == version("kconv")
+    assert versions["llama-cpp-python"] == version("llama-cpp-python")
+    assert {"libggml", "gguf", "tokenizers"} <= set(versions)
 
 
 def test_version_of_libggml_is_what_the_library_says() -> None:
@@ -161,9 +161,9 @@ def test_wrong_usage_is_2(words: list[str], as_json: bool, tmp_path: Path) -> No
     assert "kconv: error: " in done.stderr
     assert "Traceback" not in done.stderr
     if as_json:
-        said = the_object(done)
-        assert said["exit_code"] == 2
-        assert said["error"]["type"] == "UsageError"
+        output = the_object(done)
+        assert output["exit_code"] == 2
+        assert output["error"]["type"] == "UsageError"
     else:
         assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
@@ -173,7 +173,7 @@ def test_wrong_usage_is_2(words: list[str], as_json: bool, tmp_path: Path) -> No
 
 
 def all_subclasses(kind: type[core_errors.KconvError]) -> list[type[core_errors.KconvError]]:
-    return [kind, *(found for child in kind.__subclasses__() for found in all_subclasses(child))]
+    return [kind, *(subclass for child in kind.__subclasses__() for subclass in all_subclasses(child))]
 
 
 @pytest.mark.parametrize("kind", all_subclasses(core_errors.KconvError), ids=lambda kind: str(kind.__name__))
@@ -181,11 +181,11 @@ def test_every_kconv_error_keeps_type_message_hint_and_code(
     kind: type[core_errors.KconvError], capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = errors.report(kind("한글\x1b[2J\nsecond", hint="do this"), as_json=True, verbose=False)
-    said = capsys.readouterr()
-    told = json.loads(said.out)
-    assert code == told["exit_code"] == kind.exit_code
-    assert told["error"] == {"type": kind.__name__, "message": "한글\x1b[2J\nsecond", "hint": "do this"}
-    assert said.err == "kconv: error: 한글\\x1b[2J\nsecond\n  what to do: do this\n"
+    printed = capsys.readouterr()
+    output = json.loads(printed.out)
+    assert code == output["exit_code"] == kind.exit_code
+    assert output["error"] == {"type": kind.__name__, "message": "한글\x1b[2J\nsecond", "hint": "do this"}
+    assert printed.err == "kconv: error: 한글\\x1b[2J\nsecond\n  what to do: do this\n"
 
 
 @pytest.mark.parametrize(
@@ -206,9 +206,9 @@ def test_other_errors_have_a_code_too(
     error: BaseException, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert errors.report(error, as_json=True, verbose=False) == code
-    said = capsys.readouterr()
-    assert json.loads(said.out)["exit_code"] == code
-    assert "Traceback" not in said.err
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["exit_code"] == code
+    assert "Traceback" not in printed.err
 
 
 def test_verbose_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
@@ -411,8 +411,8 @@ def test_a_sentence_nobody_reads_is_no_error() -> None:
 
 def test_json_has_no_word_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     emit_json({"kl": float("inf"), "more": [(float("nan"), 1.5)], "deep": {"x": -float("inf")}})
-    told = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
-    assert told == {"kl": None, "more": [[None, 1.5]], "deep": {"x": None}}
+    printed = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert printed == {"kl": None, "more": [[None, 1.5]], "deep": {"x": None}}
 
 
 def test_progress_lines() -> None:

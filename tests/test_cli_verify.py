@@ -44,8 +44,8 @@ def kconv(capsys: pytest.CaptureFixture[str]) -> Kconv:
     def run(*arguments: object) -> Done:
         capsys.readouterr()
         code = main([str(word) for word in arguments])
-        said = capsys.readouterr()
-        return Done(code, said.out, said.err)
+        printed = capsys.readouterr()
+        return Done(code, printed.out, printed.err)
 
     return run
 
@@ -123,10 +123,10 @@ def test_a_damaged_file_fails_with_1_and_its_cause(
     assert proof["cause"] in done.stderr
     assert "Traceback" not in done.stderr
     assert "failed" in report.read_text("utf-8"), "a failed proof is reported, too"
-    told = kconv(*words, "--force")
-    assert told.returncode == 1
-    assert "What was found" in told.stdout
-    assert told.stdout.splitlines()[-2].startswith("verdict: failed")
+    again = kconv(*words, "--force")
+    assert again.returncode == 1
+    assert "Findings" in again.stdout
+    assert again.stdout.splitlines()[-2].startswith("verdict: failed")
 
 
 def test_a_tight_gate_fails_and_the_layers_are_looked_at(
@@ -236,12 +236,12 @@ TEXTS = {
 def test_texts_that_cannot_be_read_are_refused_with_3(
     kconv: Kconv, case: str, good: Path, checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
-    make, said = TEXTS[case]
+    make, message = TEXTS[case]
     path = tmp_path / "text"
     make(path)
     done = kconv("verify", good, "--against", checkpoint, "--text", text, "--text", path, "--json")
     assert done.returncode == 3, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stderr.count("kconv: error") == 1
     assert "Traceback" not in done.stderr
     assert json.loads(done.stdout)["exit_code"] == 3
@@ -390,15 +390,15 @@ def test_a_conversion_proves_every_file(kconv: Kconv, checkpoint: Path, tmp_path
 
 def test_json_of_a_conversion_holds_the_proofs(kconv: Kconv, checkpoint: Path, tmp_path: Path) -> None:
     words = ["to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "x.gguf", "--json"]
-    said = json.loads(kconv(*words, "--verify", "full").stdout)
-    assert said["verdict"] == "passed"
-    (proof,) = said["proofs"]
+    output = json.loads(kconv(*words, "--verify", "full").stdout)
+    assert output["verdict"] == "passed"
+    (proof,) = output["proofs"]
     assert proof["scope"] == "full"
     assert proof["weights"]["verdict"] == "passed"
-    said = json.loads(kconv(*words, "--no-verify", "--force").stdout)
-    assert (said["verdict"], said["proofs"]) == ("not run", [])
+    output = json.loads(kconv(*words, "--no-verify", "--force").stdout)
+    assert (output["verdict"], output["proofs"]) == ("not run", [])
     assert (
-        json.loads(Path(said["outputs"][0]["manifest"]).read_text("utf-8"))["proof"]["verdict"] == "not run"
+        json.loads(Path(output["outputs"][0]["manifest"]).read_text("utf-8"))["proof"]["verdict"] == "not run"
     )
 
 
@@ -435,8 +435,8 @@ def test_a_conversion_whose_proof_fails_leaves_the_file_and_says_so(
     assert manifest["proof"]["verdict"] == "failed"
     done = kconv(*words, "--force", "--json")
     assert done.returncode == 1
-    said = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert said["verdict"] == "failed"
+    output = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert output["verdict"] == "failed"
 
 
 def test_nothing_is_called_converted_while_importance_is_learned(
@@ -453,9 +453,9 @@ def test_nothing_is_called_converted_while_importance_is_learned(
     target = tmp_path / "out.gguf"
     done = kconv("to-gguf", broken, "-q", "q4_0", "--calibrate", tmp_path / "text.txt", "-o", target)
     assert done.returncode == 3, done.stderr
-    assert "so little text" in done.stderr
+    assert "little text" in done.stderr
     assert "NaN" in done.stderr
-    assert "converted and whole" not in done.stderr
+    assert "complete, but not proven" not in done.stderr
     assert not target.exists()
 
 
@@ -463,14 +463,14 @@ def test_interrupting_the_proof_leaves_the_files(checkpoint: Path, tmp_path: Pat
     words = [*KCONV, "to-gguf", str(checkpoint), "-q", "q8_0", "-o", str(tmp_path / "x.gguf")]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert child.stderr is not None
-    said = ""
-    while "proof: " not in said and child.poll() is None:
-        said += child.stderr.readline()
+    log = ""
+    while "proof: " not in log and child.poll() is None:
+        log += child.stderr.readline()
     time.sleep(0.05)
     child.send_signal(signal.SIGINT)
     _, rest = child.communicate(timeout=60)
-    assert child.returncode == 130, said + rest
-    assert "converted and whole, but not proven" in rest
+    assert child.returncode == 130, log + rest
+    assert "complete, but not proven" in rest
     assert "Traceback" not in rest
     manifest = json.loads((tmp_path / "x.gguf.manifest.json").read_text("utf-8"))
     assert manifest["proof"]["verdict"] == "not run"

@@ -41,7 +41,7 @@ def stages() -> list[tuple[str, int, int]]:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path, stages: list[tuple[str, int, int]]) -> Comparison:
+def comparison(folder: Path, stages: list[tuple[str, int, int]]) -> Comparison:
     return compare(
         folder,
         folder.parent / "kept",
@@ -53,8 +53,8 @@ def found(folder: Path, stages: list[tuple[str, int, int]]) -> Comparison:
     )
 
 
-def test_the_figures_are_those_of_verify(found: Comparison, folder: Path) -> None:
-    for each in (found.types[0], found.types[3]):
+def test_the_figures_are_those_of_verify(comparison: Comparison, folder: Path) -> None:
+    for each in (comparison.types[0], comparison.types[3]):
         assert each.path is not None
         assert each.figures is not None
         alone = verify(each.path, folder, texts=[TEXT], threads=2).logits.figures
@@ -66,28 +66,30 @@ def test_the_figures_are_those_of_verify(found: Comparison, folder: Path) -> Non
 
 
 def test_the_checkpoint_is_read_once_for_all_types(
-    found: Comparison, stages: list[tuple[str, int, int]]
+    comparison: Comparison, stages: list[tuple[str, int, int]]
 ) -> None:
     assert sum(stage == "reference" and done == 0 for stage, done, _ in stages) == 1
     assert len({total for stage, _, total in stages if stage == "write"}) == 1
     assert sum(stage == "write" and done == total for stage, done, total in stages) == 1
-    assert len(found.types) == len(TYPES)
+    assert len(comparison.types) == len(TYPES)
 
 
-def test_sizes_are_the_plans_and_files_lie_where_they_were_asked(found: Comparison, folder: Path) -> None:
+def test_sizes_are_the_plans_and_files_lie_where_they_were_asked(
+    comparison: Comparison, folder: Path
+) -> None:
     planned = plan(folder, options=Options(TYPES))
-    assert [(each.type, each.bytes) for each in found.types] == [
+    assert [(each.type, each.bytes) for each in comparison.types] == [
         (each.type, each.bytes) for each in planned.types
     ]
-    for each in found.types:
+    for each in comparison.types:
         assert each.path is not None
         assert each.path.parent == folder.parent / "kept"
         assert each.path.stat().st_size == each.bytes
 
 
-def test_stock_recipes_are_told_from_changed_ones(found: Comparison, folder: Path) -> None:
-    assert [each.type for each in found.types if not each.stock] == ["q4_K_M:pure"]
-    assert {each.type: each.published is not None for each in found.types} == {
+def test_stock_recipes_are_told_from_changed_ones(comparison: Comparison, folder: Path) -> None:
+    assert [each.type for each in comparison.types if not each.stock] == ["q4_K_M:pure"]
+    assert {each.type: each.published is not None for each in comparison.types} == {
         "q3_K_M": True,
         "q4_0": True,
         "q4_K_M": True,
@@ -101,8 +103,8 @@ def kl(each: ComparedType) -> float:
     return each.figures.kl_mean
 
 
-def test_finer_types_are_nearer(found: Comparison) -> None:
-    by_type = {each.type: kl(each) for each in found.types}
+def test_finer_types_are_nearer(comparison: Comparison) -> None:
+    by_type = {each.type: kl(each) for each in comparison.types}
     assert by_type["q3_K_M"] > by_type["q4_K_M"] > by_type["q8_0"]
 
 
@@ -127,19 +129,19 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_holds_every_type_and_marks_what_was_changed(found: Comparison) -> None:
-    page = Page(comparison_html(found))
+def test_the_page_holds_every_type_and_marks_what_was_changed(comparison: Comparison) -> None:
+    page = Page(comparison_html(comparison))
     assert not {"script", "link", "img", "iframe"} & set(page.tags)
     assert (page.discs, page.squares) == (4, 2)  # one square in the legend
-    for each in found.types:
+    for each in comparison.types:
         assert each.type in page.text
         assert f"{each.type}: {each.bytes:,} bytes, mean KL" in page.text
-    assert comparison_html(found) == comparison_html(found)
+    assert comparison_html(comparison) == comparison_html(comparison)
 
 
-def test_names_in_a_crowd_stand_clear_of_each_other_and_of_the_marks(found: Comparison) -> None:
+def test_names_in_a_crowd_stand_clear_of_each_other_and_of_the_marks(comparison: Comparison) -> None:
     """As many as there are recipes, close together; the room of letters as the drawing estimates it."""
-    first = found.types[0]
+    first = comparison.types[0]
     assert first.figures is not None
     many = []
     for at, name in enumerate(POLICIES):
@@ -165,11 +167,11 @@ def test_names_in_a_crowd_stand_clear_of_each_other_and_of_the_marks(found: Comp
             assert left >= other[2] or right <= other[0] or top >= other[3] or bottom <= other[1], names[at]
 
 
-def test_a_page_is_not_overwritten(found: Comparison, tmp_path: Path) -> None:
-    write_comparison(found, tmp_path / "a.html")
+def test_a_page_is_not_overwritten(comparison: Comparison, tmp_path: Path) -> None:
+    write_comparison(comparison, tmp_path / "a.html")
     with pytest.raises(OutputExists):
-        write_comparison(found, tmp_path / "a.html")
-    write_comparison(found, tmp_path / "a.html", force=True)
+        write_comparison(comparison, tmp_path / "a.html")
+    write_comparison(comparison, tmp_path / "a.html", force=True)
 
 
 def test_importance_data_are_told_and_make_small_types(folder: Path, tmp_path: Path) -> None:
@@ -178,17 +180,17 @@ def test_importance_data_are_told_and_make_small_types(folder: Path, tmp_path: P
     with pytest.raises(InputError, match="importance"):
         compare(folder, tmp_path, options=Options(("q2_k_s", "q4_0")), texts=[TEXT], tokens=8)
     options = Options(("q2_k_s", "q4_0"), calibrate=(str(text),))
-    found = compare(folder, tmp_path, options=options, texts=[TEXT], tokens=32)
-    assert found.importance == "글.txt"
-    assert all(np.isfinite(kl(each)) for each in found.types)
-    assert "글.txt" in Page(comparison_html(found)).text
+    comparison = compare(folder, tmp_path, options=options, texts=[TEXT], tokens=32)
+    assert comparison.importance == "글.txt"
+    assert all(np.isfinite(kl(each)) for each in comparison.types)
+    assert "글.txt" in Page(comparison_html(comparison)).text
 
 
 def test_a_model_with_a_companion(tmp_path: Path) -> None:
     folder = random_gbswt5(tmp_path / "model")
-    found = compare(folder, tmp_path / "new", options=Options(("f32", "q8_0")), tokens=32, threads=1)
-    assert kl(found.types[0]) < 1e-6 < kl(found.types[1])
-    assert not found.companions
+    comparison = compare(folder, tmp_path / "new", options=Options(("f32", "q8_0")), tokens=32, threads=1)
+    assert kl(comparison.types[0]) < 1e-6 < kl(comparison.types[1])
+    assert not comparison.companions
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
@@ -200,15 +202,15 @@ def test_the_command_leaves_nothing_but_the_report(folder: Path, tmp_path: Path)
     (tmp_path / "text.txt").write_text(TEXT, "utf-8")
     words = (folder, "-q", "q4_0,q8_0", "-o", tmp_path, "--text", tmp_path / "text.txt", "--tokens", "40")
     done = run(*words, "--json", "--report", tmp_path / "types.html")
-    told = json.loads(done.stdout)
+    output = json.loads(done.stdout)
     assert done.returncode == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["text.txt", "types.html"]
-    assert [(each["type"], each["path"], each["stock"]) for each in told["types"]] == [
+    assert [(each["type"], each["path"], each["stock"]) for each in output["types"]] == [
         ("q4_0", None, True),
         ("q8_0", None, True),
     ]
-    assert told["types"][0]["kl_mean"] > told["types"][1]["kl_mean"] > 0
-    assert sum(told["read"]["windows"]) >= 40
+    assert output["types"][0]["kl_mean"] > output["types"][1]["kl_mean"] > 0
+    assert sum(output["read"]["windows"]) >= 40
     again = run(*words, "--report", tmp_path / "types.html")
     assert again.returncode == 3  # the report is there already
 

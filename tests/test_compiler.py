@@ -25,10 +25,10 @@ PLAIN = Processor("EPYC", frozenset({"avx512f"}))
     ids=["keeps the stores", "drops them", "knows no AMX"],
 )
 def test_a_compiler_is_told_by_its_code(writes: str, amx: str, breaks: bool | None, tmp_path: Path) -> None:
-    found = compiler.compiler({"CXX": str(standin_compiler(tmp_path, writes=writes, amx=amx))})
-    assert found is not None
-    assert found.version == "standin 1.0"
-    assert compiler.breaks_tiles(found) is breaks
+    installed = compiler.compiler({"CXX": str(standin_compiler(tmp_path, writes=writes, amx=amx))})
+    assert installed is not None
+    assert installed.version == "standin 1.0"
+    assert compiler.breaks_tiles(installed) is breaks
 
 
 def test_the_compilers_here() -> None:
@@ -43,12 +43,12 @@ def test_the_compilers_here() -> None:
     ]
     here = [name for name in named if shutil.which(name)]
     for name in here:
-        found = compiler.compiler({"CXX": name})
-        assert found is not None
-        breaks, gcc = compiler.breaks_tiles(found), re.search(r"\) (\d+)\.", found.version)
-        assert compiler.breaks_tiles(found, {"CXXFLAGS": "--no-such-option"}) is None
-        assert compiler.breaks_tiles(found, {"CXXFLAGS": "'"}) is None
-        if "clang" in found.version:
+        installed = compiler.compiler({"CXX": name})
+        assert installed is not None
+        breaks, gcc = compiler.breaks_tiles(installed), re.search(r"\) (\d+)\.", installed.version)
+        assert compiler.breaks_tiles(installed, {"CXXFLAGS": "--no-such-option"}) is None
+        assert compiler.breaks_tiles(installed, {"CXXFLAGS": "'"}) is None
+        if "clang" in installed.version:
             assert breaks is False
         elif gcc and gcc[1] in ("11", "12"):
             assert breaks is True
@@ -77,9 +77,9 @@ def test_flags_are_added_to_those_of_the_user() -> None:
 
 
 def test_the_command_that_mends_it() -> None:
-    words = shlex.split(compiler.mending(AMX, "0.3.36"))
+    words = shlex.split(compiler.rebuild_command(AMX, "0.3.36"))
     assert words[:2] == [f"{name}={compiler.WITHOUT_AMX}" for name in ("CFLAGS", "CXXFLAGS")]
     assert words[2:6] == [sys.executable, "-m", "pip", "install"]
     assert words[-1] == "llama-cpp-python==0.3.36"
     assert {"--no-cache-dir", "--force-reinstall", "--no-binary", "--no-deps"} < set(words)
-    assert shlex.split(compiler.mending(PLAIN, "0.3.36")) == words[2:]
+    assert shlex.split(compiler.rebuild_command(PLAIN, "0.3.36")) == words[2:]

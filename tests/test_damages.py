@@ -21,7 +21,7 @@ from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.core.windows import Window
 from kconv.reference.model import Reading
-from kconv.verify.comparison import How, Subject, read_reference
+from kconv.verify.inputs import Expected, VerifyOptions, read_reference
 
 TYPES = ("f32", "q8_0", "q4_0")
 
@@ -71,7 +71,7 @@ def _the_checkpoint_is_read_once(
 ) -> None:
     """It is the same for all these files; reading it is what takes time."""
 
-    def once(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
+    def once(subject: Expected, how: VerifyOptions, windows: Sequence[Window]) -> Reading:
         if tuple(windows) not in readings:
             readings[tuple(windows)] = read_reference(subject, how, windows)
         return readings[tuple(windows)]

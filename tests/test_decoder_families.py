@@ -82,8 +82,8 @@ def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
         return
     model = session(write(folder, tmp_path / "onnx"))
     ids = np.array([IDS], np.int64)
-    found, _ = run(model, ids)
-    assert nmse(found[0], expected) < 1e-9
+    logits, _ = run(model, ids)
+    assert nmse(logits[0], expected) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_where_mistral_has_a_window(changes: dict[str, Any], window: int | None)
     [
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, expected at most num_experts 8"),
         ({"mlp_only_layers": [1]}, "experts in every layer"),
-        ({"norm_topk_prob": False}, "add up to 1"),
-        ({"use_sliding_window": True}, "see the whole text"),
+        ({"norm_topk_prob": False}, "sum to 1"),
+        ({"use_sliding_window": True}, "attends to the whole text"),
         ({"num_experts": 100_000}, "experts in all, but there are"),
     ],
 )

@@ -43,12 +43,12 @@ def shown(*words: str) -> str:
 def anchors(name: str) -> frozenset[str]:
     """The names GitHub gives a page's headings."""
     prose = re.sub(r"```.*?```", "", text_of(name), flags=re.DOTALL)
-    found = set()
+    collected = set()
     for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE):
         plain = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()
         kept = [c for c in plain if c in "-_ " or unicodedata.category(c)[0] in "LNM"]
-        found.add("".join(kept).replace(" ", "-"))
-    return frozenset(found)
+        collected.add("".join(kept).replace(" ", "-"))
+    return frozenset(collected)
 
 
 @pytest.mark.parametrize("name", READMES)
@@ -118,9 +118,9 @@ def test_files_named_exist(name: str) -> None:
     for span in spans(text_of(name)):
         path = re.fullmatch(r"([\w.-]+)/([\w./*-]*)", span)
         if path is not None and path[1] in folders and "NAME" not in span and path[1] != "dist":
-            found = list(ROOT.glob(span)) if "*" in span else [ROOT / span]
-            assert found, f"{name}: {span}"
-            assert all(each.exists() for each in found), f"{name}: {span}"
+            files = list(ROOT.glob(span)) if "*" in span else [ROOT / span]
+            assert files, f"{name}: {span}"
+            assert all(each.exists() for each in files), f"{name}: {span}"
 
 
 def test_every_page_is_in_both_languages_and_in_both_readmes() -> None:

@@ -38,10 +38,10 @@ def model(folder: Path, dying_llama: Path) -> Path:
     """The small trained 42dot as q8_0, made and proven with the dying library."""
     write_sample("42dot", folder / "checkpoint")
     words = ["to-gguf", folder / "checkpoint", "-q", "q8_0", "-o", folder, "--json"]
-    told = json.loads(kconv(*words, library=dying_llama, folder=folder).stdout)
-    assert told["verdict"] == "passed"
-    assert told["proofs"][0]["logits"]["figures"]["kl_mean"] < 0.01
-    return Path(told["outputs"][0]["path"])
+    output = json.loads(kconv(*words, library=dying_llama, folder=folder).stdout)
+    assert output["verdict"] == "passed"
+    assert output["proofs"][0]["logits"]["figures"]["kl_mean"] < 0.01
+    return Path(output["outputs"][0]["path"])
 
 
 def test_generation_goes_on_without_them_and_says_so_once(

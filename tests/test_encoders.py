@@ -36,20 +36,20 @@ def test_some_rows_of_a_stack_are_weighed_by_what_flows_into_them(format: Format
     encoder = Encoder([format], IMPORTANCE)
     assert encoder.encode(stack, DType.F32, Scratch()).data[0].tobytes() == b"".join(alone)
     for first, last in ((0, 1), (1, 2), (3, 4), (1, 4)):
-        found = encoder.encode(stack[first:last], DType.F32, Scratch(), first)
-        assert found.data[0].tobytes() == b"".join(alone[first:last]), (first, last)
+        ids = encoder.encode(stack[first:last], DType.F32, Scratch(), first)
+        assert ids.data[0].tobytes() == b"".join(alone[first:last]), (first, last)
     rows = stack.reshape(12, 512)  # of a matrix all rows are weighed alike
     matrix = Encoder([F32, format], IMPORTANCE[:512], kernels=False)
     whole = convert_slab(rows, DType.F32, [format], Scratch(), IMPORTANCE[:512]).data[0]
-    found = matrix.encode(rows[5:], DType.F32, Scratch(), 5)
-    assert found.data[0].tobytes() == rows[5:].tobytes()
-    assert found.data[1].tobytes() == whole.reshape(12, -1)[5:].tobytes()
+    ids = matrix.encode(rows[5:], DType.F32, Scratch(), 5)
+    assert ids.data[0].tobytes() == rows[5:].tobytes()
+    assert ids.data[1].tobytes() == whole.reshape(12, -1)[5:].tobytes()
 
 
 def test_statistics_of_another_model_are_refused() -> None:
     tensor = Tensor("blk.0.attn_q.weight", (4, 64), DType.F32, lambda start, stop: np.zeros((4, 64)))
     other = Importance({tensor.name: np.ones(32, np.float32)}, "some.gguf", (), 1, 1)
-    with pytest.raises(InputError, match="it is of another model"):
+    with pytest.raises(InputError, match="it belongs to another model"):
         encoder_of(tensor, [FORMATS["q8_0"]], other)
     assert encoder_of(tensor, [FORMATS["q8_0"]], None).statistics is None
 

@@ -39,7 +39,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("converters/families/__init__.py", "NEAR"): "the registry says what is known of those without a family",
     ("converters/samples/__init__.py", "TRAINED"): _SAMPLE,
     ("converters/samples/__init__.py", "SAMPLES"): _SAMPLE,
-    ("runtimes/llama_candidate.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",
+    ("runtimes/llama_reader.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",
     ("runtimes/llama_test_child.py", "_NUMBERS"): "the keys of the self-test's own file",
     ("verify/gate_table.py", "_PERPLEXITY"): _PUBLISHED,
     ("verify/published.py", "['Llama-3-8B with importance data ']"): _PUBLISHED,

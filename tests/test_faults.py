@@ -214,8 +214,8 @@ class Trials:
     def again(self, run: Callable[[Fault], Done], none: Fault, after: dict[str, str], what: str) -> None:
         """The command given once more makes what it always makes, whatever the first left behind."""
         done = run(none)
-        told = "exists already" in done.err or "is not empty" in done.err
-        assert done.code == 0 or (after == self.made and done.code == 3 and told), f"{what}, then {done}"
+        refused = "already exists" in done.err or "is not empty" in done.err
+        assert done.code == 0 or (after == self.made and done.code == 3 and refused), f"{what}, then {done}"
         assert contents(self.out) == self.made, what
         if done.code == 0:
             assert not unfinished(self.out), what

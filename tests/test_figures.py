@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kconv.converters import to_gguf
 from kconv.core.windows import Window
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.figures import PERCENTILES, Measure, percentile
 from kconv.verify.gates import gate_for, judge
 from kconv.verify.measurements import Figures, NotFinite
@@ -39,15 +39,15 @@ def logits(
     reference = generator.standard_normal((positions, vocabulary), np.float32) * np.float32(3)
     # every position has a level of its own: the variance must not be taken position by position
     reference += np.linspace(-20, 60, positions, dtype=np.float32)[:, None]
-    found = reference + generator.standard_normal(reference.shape, np.float32) * np.float32(noise)
-    return reference, found, generator.integers(0, vocabulary, positions).tolist()
+    actual = reference + generator.standard_normal(reference.shape, np.float32) * np.float32(noise)
+    return reference, actual, generator.integers(0, vocabulary, positions).tolist()
 
 
-def measured(reference: Floats, found: Floats, right: Sequence[int], blocks: Sequence[int] = ()) -> Measure:
+def measured(reference: Floats, actual: Floats, right: Sequence[int], blocks: Sequence[int] = ()) -> Measure:
     """Both read in blocks that end at ``blocks``."""
     measure = Measure([window(len(right))])
     for start, stop in zip([0, *blocks], [*blocks, len(right)], strict=True):
-        measure.add(0, start, reference[start:stop], found[start:stop], right[start:stop])
+        measure.add(0, start, reference[start:stop], actual[start:stop], right[start:stop])
     return measure
 
 
@@ -55,17 +55,17 @@ def measured(reference: Floats, found: Floats, right: Sequence[int], blocks: Seq
 def test_figures_are_those_of_torch_in_float64(vocabulary: int, noise: float) -> None:
     import torch
 
-    reference, found, right = logits(150, vocabulary, noise=noise)
-    figures = measured(reference, found, right, [1, 64]).figures()
+    reference, actual, right = logits(150, vocabulary, noise=noise)
+    figures = measured(reference, actual, right, [1, 64]).figures()
 
-    ours, theirs = (torch.log_softmax(torch.from_numpy(x).double(), 1) for x in (found, reference))
+    ours, theirs = (torch.log_softmax(torch.from_numpy(x).double(), 1) for x in (actual, reference))
     kl = torch.nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(1)
     index = torch.tensor(right)[:, None]
     nll_file, nll_reference = (-x.gather(1, index)[:, 0] for x in (ours, theirs))
     dp = (-nll_file).exp() - (-nll_reference).exp()
     tops = [x.topk(min(5, vocabulary), 1).indices for x in (ours, theirs)]
     common = [len(set(a.tolist()) & set(b.tolist())) / len(a) for a, b in zip(*tops, strict=True)]
-    difference = torch.from_numpy(found).double() - torch.from_numpy(reference)
+    difference = torch.from_numpy(actual).double() - torch.from_numpy(reference)
     ratio = nll_file - nll_reference
 
     def error(values: torch.Tensor) -> float:
@@ -73,7 +73,7 @@ def test_figures_are_those_of_torch_in_float64(vocabulary: int, noise: float) ->
 
     same = float((ours.argmax(1) == theirs.argmax(1)).double().mean())
     first = torch.from_numpy(reference).double()
-    lead = first.max(1).values - first.gather(1, torch.from_numpy(found).argmax(1)[:, None])[:, 0]
+    lead = first.max(1).values - first.gather(1, torch.from_numpy(actual).argmax(1)[:, None])[:, 0]
     expected = {
         "positions": 150,
         "other_top1": (ours.argmax(1) != theirs.argmax(1)).sum(),
@@ -112,11 +112,11 @@ def test_figures_are_those_of_torch_in_float64(vocabulary: int, noise: float) ->
 
 def test_small_divergences_are_not_lost_in_rounding() -> None:
     """An f32 file is about 1e-11 nats away, where sums in float32 give 1e-7 of either sign."""
-    reference, found, right = logits(40, 5000, noise=1e-5)
-    positions = measured(reference, found, right).positions()
+    reference, actual, right = logits(40, 5000, noise=1e-5)
+    positions = measured(reference, actual, right).positions()
     p = np.exp(reference.astype(np.float64) - reference.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    difference = reference.astype(np.float64) - found
+    difference = reference.astype(np.float64) - actual
     second_order = ((difference**2 * p).sum(1) - (difference * p).sum(1) ** 2) / 2
     assert max(positions.kl) < 1e-9
     assert positions.kl == pytest.approx(second_order, rel=1e-3)
@@ -161,22 +161,22 @@ def _material(draw: st.DrawFn) -> tuple[Floats, Floats, list[int], list[int]]:
 def test_blocks_do_not_change_a_bit_and_nothing_warns(
     material: tuple[Floats, Floats, list[int], list[int]],
 ) -> None:
-    reference, found, right, cuts = material
+    reference, actual, right, cuts = material
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        whole = measured(reference, found, right)
+        whole = measured(reference, actual, right)
         pieces = Measure([window(len(right))])
         spans = list(zip([0, *cuts], [*cuts, len(right)], strict=True))
         for start, stop in reversed(spans):
             # other memory, other alignment: the runtime's buffer is where it is
-            shifted = np.empty(found[start:stop].size + 1, np.float32)[1:].reshape(found[start:stop].shape)
-            shifted[:] = found[start:stop]
+            shifted = np.empty(actual[start:stop].size + 1, np.float32)[1:].reshape(actual[start:stop].shape)
+            shifted[:] = actual[start:stop]
             pieces.add(0, start, reference[start:stop], shifted, right[start:stop])
         assert pieces.figures() == whole.figures()
     assert pieces.positions() == whole.positions()
     assert pieces.worst(7) == whole.worst(7)
-    said = asdict(whole.figures())
-    assert json.loads(json.dumps(said, allow_nan=False))["positions"] == len(right)
+    figures = asdict(whole.figures())
+    assert json.loads(json.dumps(figures, allow_nan=False))["positions"] == len(right)
     assert min(whole.positions().kl) >= 0
     assert whole.figures().top5_overlap <= 1
 
@@ -186,9 +186,9 @@ def test_top_five_are_those_of_a_stable_sort(vocabulary: int) -> None:
     generator = np.random.default_rng(vocabulary)
     for distinct in (2, 7, 10000):
         reference = generator.integers(0, distinct, (4, vocabulary)).astype(np.float32)
-        found = generator.integers(0, distinct, (4, vocabulary)).astype(np.float32)
-        for guess in measured(reference, found, [0, 1, 0, 1]).worst(4):
-            for row, got in ((reference, guess.reference), (found, guess.file)):
+        actual = generator.integers(0, distinct, (4, vocabulary)).astype(np.float32)
+        for guess in measured(reference, actual, [0, 1, 0, 1]).worst(4):
+            for row, got in ((reference, guess.reference), (actual, guess.file)):
                 row = row[guess.position].astype(np.float64)
                 order = np.argsort(-row, kind="stable")[:5]
                 chances = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
@@ -199,14 +199,14 @@ def test_top_five_are_those_of_a_stable_sort(vocabulary: int) -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_logits_that_are_not_finite_are_counted_and_left_out(bad: float) -> None:
-    reference, found, right = logits(20, 300, noise=0.1)
-    without = measured(reference[5:], found[5:], right[5:]).figures()
-    found[2, 7] = found[4, 299] = bad
+    reference, actual, right = logits(20, 300, noise=0.1)
+    without = measured(reference[5:], actual[5:], right[5:]).figures()
+    actual[2, 7] = actual[4, 299] = bad
     reference[0], reference[4, 0] = bad, bad
-    found[1] = found[3] = bad
+    actual[1] = actual[3] = bad
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure = measured(reference, found, right, [3, 4])
+        measure = measured(reference, actual, right, [3, 4])
         figures = measure.figures()
     assert figures.not_finite == NotFinite(5, 0, 0, checkpoint=True, file=True)
     assert asdict(figures) == {**asdict(without), "not_finite": asdict(figures.not_finite)}
@@ -215,31 +215,31 @@ def test_logits_that_are_not_finite_are_counted_and_left_out(bad: float) -> None
 
 
 def test_the_first_position_that_is_not_finite_is_named_whatever_the_order() -> None:
-    reference, found, right = logits(6, 10, noise=0.1)
-    found[2:, 1] = math.nan
+    reference, actual, right = logits(6, 10, noise=0.1)
+    actual[2:, 1] = math.nan
     measure = Measure([window(6), window(6, before=3)])
     measure.add(1, 3, reference, reference, right)
     for start in (3, 0):
         measure.add(
-            0, start, reference[start : start + 3], found[start : start + 3], right[start : start + 3]
+            0, start, reference[start : start + 3], actual[start : start + 3], right[start : start + 3]
         )
     assert measure.figures().not_finite == NotFinite(4, 0, 2, checkpoint=False, file=True)
 
 
 def test_another_first_choice_and_how_far_it_was_ahead() -> None:
     """Rounding swaps the two likeliest of a tie; a swap against a clear lead is told with that lead."""
-    reference, found, right = logits(300, 500, noise=1e-3)
+    reference, actual, right = logits(300, 500, noise=1e-3)
     reference[:, 7] = reference.max(1) + np.float32(1)  # a clear first choice everywhere
-    found[:, 7] = reference[:, 7]
+    actual[:, 7] = reference[:, 7]
     reference[5, 9] = reference[5, 7] - np.float32(1e-3)  # a tie
-    found[5, 9] = found[5, 7] + np.float32(1e-3)
-    figures = measured(reference, found, right, [1, 64]).figures()
+    actual[5, 9] = actual[5, 7] + np.float32(1e-3)
+    figures = measured(reference, actual, right, [1, 64]).figures()
     assert figures.other_top1 == 1
     assert figures.other_top1_lead == pytest.approx(1e-3, rel=0.01)
     gate = gate_for("f32", gelu=True)
     assert judge(figures, gate) == ()
-    found[40, 8] = found[40, 7] + np.float32(1e-3)  # no tie, and too little for the mean of the squares
-    figures = measured(reference, found, right).figures()
+    actual[40, 8] = actual[40, 7] + np.float32(1e-3)  # no tie, and too little for the mean of the squares
+    figures = measured(reference, actual, right).figures()
     assert (figures.other_top1, figures.nmse < gate.warns) == (2, True)
     (finding,) = judge(figures, gate)
     assert finding.grave
@@ -248,8 +248,8 @@ def test_another_first_choice_and_how_far_it_was_ahead() -> None:
 
 
 def test_nothing_measured_is_all_zero_and_valid_json() -> None:
-    reference, found, right = logits(3, 10, noise=0.1)
-    figures = measured(reference * np.float32(math.nan), found, right).figures()
+    reference, actual, right = logits(3, 10, noise=0.1)
+    figures = measured(reference * np.float32(math.nan), actual, right).figures()
     assert figures.positions == 0
     assert figures.not_finite == NotFinite(3, 0, 0, checkpoint=True, file=False)
     assert Measure([window(3)]).figures() == Figures(**{**asdict(figures), "not_finite": None})
@@ -259,9 +259,9 @@ def test_nothing_measured_is_all_zero_and_valid_json() -> None:
 def test_hopeless_files_have_finite_figures() -> None:
     """A perplexity above the largest float, and a checkpoint whose logits are all the same."""
     reference = np.zeros((2, 40), np.float32)
-    found = np.zeros((2, 40), np.float32)
-    found[:, 0] = 1e30
-    figures = measured(reference, found, [1, 2]).figures()
+    actual = np.zeros((2, 40), np.float32)
+    actual[:, 0] = 1e30
+    figures = measured(reference, actual, [1, 2]).figures()
     assert figures.nll_file == pytest.approx(1e30)
     assert figures.kl_mean == pytest.approx(1e30 * 39 / 40)
     assert figures.perplexity_file == figures.nmse == np.finfo(np.float64).max
@@ -274,8 +274,8 @@ def test_worst_positions_are_the_largest_and_no_neighbours_while_there_are_other
     noise = generator.uniform(0.01, 0.5, count).astype(np.float32)
     noise[100:140] = 3  # a stretch where the model has gone astray
     noise[300] = 4
-    found = reference + noise[:, None] * generator.standard_normal(reference.shape, np.float32)
-    measure = measured(reference, found, [0] * count)
+    actual = reference + noise[:, None] * generator.standard_normal(reference.shape, np.float32)
+    measure = measured(reference, actual, [0] * count)
     kl = np.array(measure.positions().kl)
     worst = measure.worst(6)
     places = [each.position for each in worst]
@@ -284,31 +284,31 @@ def test_worst_positions_are_the_largest_and_no_neighbours_while_there_are_other
     assert min(abs(a - b) for a in places for b in places if a != b) >= 8
     assert 300 in places
     # with no others left, neighbours come too, and never more than there are
-    few = measured(reference[:5], found[:5], [0] * 5)
+    few = measured(reference[:5], actual[:5], [0] * 5)
     assert sorted(each.position for each in few.worst(9)) == [0, 1, 2, 3, 4]
     assert [each.kl for each in few.worst(2)] == sorted(few.positions().kl, reverse=True)[:2]
 
 
 def test_worst_has_the_chances_of_the_right_token() -> None:
-    reference, found, _ = logits(1, 20, noise=1)
-    (worst,) = measured(reference, found, [3]).worst(1)
+    reference, actual, _ = logits(1, 20, noise=1)
+    (worst,) = measured(reference, actual, [3]).worst(1)
     chances = [
-        np.exp(x[0].astype(np.float64)) / np.exp(x[0].astype(np.float64)).sum() for x in (reference, found)
+        np.exp(x[0].astype(np.float64)) / np.exp(x[0].astype(np.float64)).sum() for x in (reference, actual)
     ]
     assert (worst.window, worst.position, worst.right) == (0, 0, 3)
     assert (worst.right_reference, worst.right_file) == pytest.approx((chances[0][3], chances[1][3]))
 
 
 def test_blocks_that_do_not_fit_are_refused() -> None:
-    reference, found, right = logits(4, 20, noise=1)
+    reference, actual, right = logits(4, 20, noise=1)
     measure = Measure([window(4, before=2)])
     with pytest.raises(ValueError, match=r"logits of shape \(4, 20\) and \(4, 19\)"):
-        measure.add(0, 2, reference, found[:, :19], right)
+        measure.add(0, 2, reference, actual[:, :19], right)
     with pytest.raises(ValueError, match="for 3 positions"):
-        measure.add(0, 2, reference, found, right[:3])
+        measure.add(0, 2, reference, actual, right[:3])
     for start in (0, 1, 3):
         with pytest.raises(ValueError, match="do not count"):
-            measure.add(0, start, reference, found, right)
+            measure.add(0, start, reference, actual, right)
 
 
 # What llama.cpp's own tool prints (tools/perplexity, as in llama-cpp-python 0.3.36) for stories260K in types
@@ -363,10 +363,10 @@ def stories(real: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[
     ]
     logits: dict[str, list[Floats]] = {}
     for name, path in paths.items():
-        with LlamaCandidate(path, threads=1) as candidate:
-            blocks = [(block.window, block.logits.copy()) for block in candidate.logits(windows)]
+        with LlamaReader(path, threads=1) as reader:
+            blocks = [(block.window, block.logits.copy()) for block in reader.logits(windows)]
         logits[name] = [
-            np.concatenate([found for index, found in blocks if index == place])
+            np.concatenate([actual for index, actual in blocks if index == place])
             for place in range(len(windows))
         ]
     return windows, logits
@@ -385,6 +385,6 @@ def test_figures_are_those_of_llama_cpps_own_tool(
     assert (figures.windows, figures.positions) == (7, 889)
     for field, printed in PRINTED[name].items():
         assert getattr(figures, field) == pytest.approx(printed, rel=_PROCESSOR, abs=_STORED), field
-    found = dict(figures.dp_percentiles)
+    actual = dict(figures.dp_percentiles)
     for percent, printed in PRINTED_DP[name].items():
-        assert found[percent] == pytest.approx(printed, rel=_PROCESSOR, abs=_STORED), percent
+        assert actual[percent] == pytest.approx(printed, rel=_PROCESSOR, abs=_STORED), percent

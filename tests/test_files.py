@@ -38,7 +38,7 @@ def test_one_failure_takes_all(tmp_path: Path) -> None:
                 temporary.write_bytes(b"whole")
             paths[1].write_bytes(b"somebody else's")  # meanwhile
 
-    with pytest.raises(OutputExists, match="two exists already"):
+    with pytest.raises(OutputExists, match="two already exists"):
         write()
     assert [entry.name for entry in tmp_path.iterdir()] == ["two"]
     assert paths[1].read_bytes() == b"somebody else's"
@@ -73,8 +73,8 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_headers_of_pipes_and_folders_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for place, said in ((tmp_path / "pipe", "not a regular file"), (tmp_path, "a folder")):
-        with pytest.raises(GgufError, match=said):
+    for place, message in ((tmp_path / "pipe", "not a regular file"), (tmp_path, "a folder")):
+        with pytest.raises(GgufError, match=message):
             read_header(place)
 
 

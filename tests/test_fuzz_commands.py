@@ -32,8 +32,8 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fuzz]:
 
 @pytest.mark.parametrize("recipe", CORPUS)
 def test_what_once_went_wrong(recipe: str, fuzz: Fuzz) -> None:
-    found, done = fuzz.try_one(recipe)
-    assert not found, done
+    problems, done = fuzz.try_one(recipe)
+    assert not problems, done
 
 
 def test_mutated_files(fuzz: Fuzz) -> None:
@@ -43,9 +43,9 @@ def test_mutated_files(fuzz: Fuzz) -> None:
         tried = sum(fuzz.tried.values())
         if tried >= LEAST and time.monotonic() - begun > BUDGET:
             break
-        found, done = fuzz.try_one(recipe)
-        if found:
-            wrong[recipe] = (found, done)
+        problems, done = fuzz.try_one(recipe)
+        if problems:
+            wrong[recipe] = (problems, done)
     assert not wrong
     assert len(fuzz.tried) > 5  # commands
     refused = sum(count for end, count in fuzz.codes.items() if end.endswith(" 3"))

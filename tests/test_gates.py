@@ -115,7 +115,7 @@ def test_gates_given_for_a_run() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, True])
 def test_gates_that_are_no_limit_are_wrong_usage(value: float) -> None:
-    with pytest.raises(UsageError, match="no limit"):
+    with pytest.raises(UsageError, match="invalid gate"):
         gate_for("q4_0", overrides={"q8_0": value})
 
 
@@ -133,11 +133,12 @@ def test_gates_from_the_command_line() -> None:
     assert parse_gates([]) == {}
     assert parse_gates(["0.2"]) == {"": 0.2}
     assert parse_gates(["q4_0=0.2", " Q4_k_M = 1e-1", "=0.3"][:2]) == {"q4_0": 0.2, "q4_K_M": 0.1}
-    for text, said in {
-        "": "no limit", "q4_0": "no limit", "q4_0=": "no limit", "0,2": "no limit", "q4_0=nan": "no limit",
-        "q4_0=-1": "no limit", "inf": "no limit", "=0.3": "no gate for the type", "a=b=1": "no gate",
+    for text, message in {
+        "": "invalid gate", "q4_0": "invalid gate", "q4_0=": "invalid gate", "0,2": "invalid gate",
+        "q4_0=nan": "invalid gate",
+        "q4_0=-1": "invalid gate", "inf": "invalid gate", "=0.3": "no gate for the type", "a=b=1": "no gate",
     }.items():  # fmt: skip
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             parse_gates([text])
     for texts in (["0.1", "0.2"], ["q4_0=1", "Q4_0=1"]):
         with pytest.raises(UsageError, match="two gates"):
@@ -281,13 +282,13 @@ def test_numbers_of_types_are_llama_cpps() -> None:
 def test_a_file_that_says_it_is_coarser_is_held_to_what_it_holds() -> None:
     lie = layered({"q8_0": 900, "q2_K": 100}, says=NUMBERS["q2_K"])
     assert file_type(lie) == "q8_0"
-    found = mislabelled(lie)
-    assert found is not None
-    assert not found.grave
-    assert found.message == (
-        "the file says it is q2_K, but the weights of its layers are q8_0; it is held to the gate of q8_0"
+    finding = mislabelled(lie)
+    assert finding is not None
+    assert not finding.grave
+    assert finding.message == (
+        "the file is labelled q2_K, but the weights of its layers are q8_0; the gate of q8_0 is applied"
     )
-    assert (found.where, found.expected, found.found) == ("general.file_type", "q2_K", "q8_0")
+    assert (finding.where, finding.expected, finding.found) == ("general.file_type", "q2_K", "q8_0")
 
 
 def test_a_file_that_says_it_is_finer_is_held_to_its_word() -> None:

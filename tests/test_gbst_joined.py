@@ -179,7 +179,7 @@ def test_the_torch_front_end_can_be_streamed() -> None:
     ids, mask = torch.tensor([byte_ids("한국")]), torch.ones(1, 7)
     with torch.device("meta"):
         empty = GbstEmbedding(settings).eval()
-    held = {
+    stored = {
         name: Tensor(name, w.shape, DType.F32, lambda start, stop, w=w: w[start:stop])  # type: ignore[misc]
         for name, w in weights.items()
     }
@@ -187,13 +187,13 @@ def test_the_torch_front_end_can_be_streamed() -> None:
     streamed = StreamedModules(reader, lambda: None)
     for name, module in empty.named_modules():
         own = {
-            key: held[f"{PREFIX}{name}.{key}"]
+            key: stored[f"{PREFIX}{name}.{key}"]
             for key, value in module._parameters.items()
             if value is not None
         }
         if own and module is not empty.embeds:
             streamed.add(module, own)
-    stream_embedding(empty.embeds, held[EMBEDDING], reader)
+    stream_embedding(empty.embeds, stored[EMBEDDING], reader)
     streamed.start()
     with torch.inference_mode():
         expected, _ = torch_front_end(settings, weights)(ids, mask)

@@ -96,21 +96,21 @@ def test_one_conversion_writes_all_bodies_and_one_front_end(made: Conversion) ->
     bodies = {"model-F32.gguf", "model-Q8_0.gguf"}
     assert names == {"gbst-model.gguf", *bodies, *(f"{name}.manifest.json" for name in bodies)}
     (beside,) = made.companions
-    held = read_front_end(beside.path)
+    front_end = read_front_end(beside.path)
     assert beside.bytes == beside.path.stat().st_size
     assert beside.sha256 == hashlib.sha256(beside.path.read_bytes()).hexdigest()
-    assert beside.weights == sum(np.prod(shape) for shape in held.front_end.settings.shapes().values())
+    assert beside.weights == sum(np.prod(shape) for shape in front_end.front_end.settings.shapes().values())
     assert not beside.kept
     for output in made.outputs:
         metadata = read_header(output.path).metadata
         assert metadata[KIND_KEY] == "gbst"
-        assert metadata[FINGERPRINT_KEY] == held.fingerprint
-        (told,) = json.loads(output.manifest.read_text("utf-8"))["companions"]
-        assert (told["file"], told["sha256"]) == ("gbst-model.gguf", beside.sha256)
-        assert told["keys"][FINGERPRINT_KEY] == held.fingerprint
-    (told,) = made.to_json()["companions"]
-    assert told["path"] == str(beside.path)
-    assert told["architecture"] == "gbst"
+        assert metadata[FINGERPRINT_KEY] == front_end.fingerprint
+        (companion,) = json.loads(output.manifest.read_text("utf-8"))["companions"]
+        assert (companion["file"], companion["sha256"]) == ("gbst-model.gguf", beside.sha256)
+        assert companion["keys"][FINGERPRINT_KEY] == front_end.fingerprint
+    (companion,) = made.to_json()["companions"]
+    assert companion["path"] == str(beside.path)
+    assert companion["architecture"] == "gbst"
 
 
 def test_the_proof_of_a_conversion_passes(made: Conversion) -> None:
@@ -145,7 +145,9 @@ def test_what_is_in_the_front_ends_place_is_refused(
         place.write_bytes(made.companions[0].path.read_bytes()[:-40])  # of which 28 are padding
     else:
         place.mkdir()
-    words = "is a folder|exists already" if damage == "folder" else "exists already and is not that of this"
+    words = (
+        "is a folder|already exists" if damage == "folder" else "already exists and does not belong to this"
+    )
     with pytest.raises(OutputExists, match=rf"gbst-model\.gguf ({words})"):
         to_gguf(folder, tmp_path, types=["f32"], verify=False)
     assert [path.name for path in tmp_path.iterdir()] == ["gbst-model.gguf"]
@@ -177,8 +179,8 @@ def test_people_are_told_of_the_front_end(folder: Path, tmp_path: Path) -> None:
     done = run("to-gguf", folder, "-o", tmp_path, "-q", "f32", "--no-verify")
     assert done.returncode == 0, done.stderr
     assert "gbst-model.gguf belongs to these files" in done.stdout
-    told = json.loads(run("to-gguf", folder, "-o", tmp_path, "-q", "f16", "--no-verify", "--json").stdout)
-    assert told["companions"][0]["kept"] is True
+    output = json.loads(run("to-gguf", folder, "-o", tmp_path, "-q", "f16", "--no-verify", "--json").stdout)
+    assert output["companions"][0]["kept"] is True
 
 
 # The proof
@@ -200,12 +202,12 @@ def test_verify_holds_both_files_against_the_checkpoint(
     assert proof.weights.verdict == proof.metadata.verdict == "passed"
     assert proof.logits.figures is not None
     assert proof.logits.figures.nmse < 1e-4
-    found = proof.logits.diagnosis
-    assert found is not None
-    assert len(found.layers) == CONFIG["num_layers"] + CONFIG["num_decoder_layers"]
-    assert found.logits_weights == 0
-    assert found.logits_same_gelu is not None
-    assert found.logits_same_gelu < found.logits_runtime
+    diagnosis = proof.logits.diagnosis
+    assert diagnosis is not None
+    assert len(diagnosis.layers) == CONFIG["num_layers"] + CONFIG["num_decoder_layers"]
+    assert diagnosis.logits_weights == 0
+    assert diagnosis.logits_same_gelu is not None
+    assert diagnosis.logits_same_gelu < diagnosis.logits_runtime
     front = body.parent / "gbst-model.gguf"
     assert proof.provenance["front_end"] == {
         "file": front.name,
@@ -221,10 +223,12 @@ def test_inspect_says_what_each_of_the_two_files_is(body: Path, capsys: pytest.C
     named = read_front_end(front).fingerprint[:16]
     assert main(["inspect", str(front)]) == 0
     out = capsys.readouterr().out
-    assert "front end of a GBST model: makes of bytes what the encoder reads" in out
+    assert "front end of a GBST model: turns bytes into the encoder's input" in out
     assert f"fingerprint {named}…" in out
     assert main(["inspect", str(body)]) == 0
-    assert f"body of a GBST model: needs the gbst-….gguf of fingerprint {named}…" in capsys.readouterr().out
+    assert (
+        f"body of a GBST model: needs its front end, the gbst-….gguf of fingerprint {named}…"
+    ) in capsys.readouterr().out
 
 
 def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Path) -> None:
@@ -235,9 +239,9 @@ def test_the_encoder_of_a_quantized_body_reads_the_exact_embedding(tmp_path: Pat
     output = to_gguf(folder, tmp_path, types=["q8_0"], verify=False).outputs[0]
     proof = verify(output.path, folder, tokens=100, diagnose=True, threads=1)
     assert proof.verdict == "passed", proof.cause
-    found = proof.logits.diagnosis
-    assert found is not None
-    assert all(0 < layer.weights < 1e-3 for layer in found.layers)
+    diagnosis = proof.logits.diagnosis
+    assert diagnosis is not None
+    assert all(0 < layer.weights < 1e-3 for layer in diagnosis.layers)
 
 
 def test_the_reference_is_the_whole_model_whatever_goes_together(folder: Path) -> None:
@@ -259,8 +263,8 @@ def test_the_reference_is_the_whole_model_whatever_goes_together(folder: Path) -
                 attention_mask=torch.ones(1, len(window.source), dtype=torch.long),
                 decoder_input_ids=torch.tensor([window.ids]),
             ).logits[0]
-        found = reading.logits(i, 0, len(window.ids))
-        np.testing.assert_allclose(found, right.numpy(), atol=1e-4, rtol=1e-4)
+        actual = reading.logits(i, 0, len(window.ids))
+        np.testing.assert_allclose(actual, right.numpy(), atol=1e-4, rtol=1e-4)
     assert [len(layer) for layer in reading.layers] == [-(-len(windows[0].source) // 3)] * 3 + [6] * 2
 
 
@@ -312,9 +316,9 @@ def test_greedy_text_equals_that_of_transformers(body: Path) -> None:
     for prompt in (KOREAN, "a", ""):
         done = run("run", body, "-p", prompt, "-n", 128, "--greedy", "--kv-type", "f32", "--json")
         assert done.returncode == 0, done.stderr
-        told = json.loads(done.stdout)
+        output = json.loads(done.stdout)
         ids = byte_ids(prompt)
-        assert told["prompt_ids"] == ids
+        assert output["prompt_ids"] == ids
         with torch.no_grad():
             right = whole.generate(
                 torch.tensor([ids]),
@@ -323,8 +327,8 @@ def test_greedy_text_equals_that_of_transformers(body: Path) -> None:
                 do_sample=False,
                 num_beams=1,
             )
-        assert told["ids"] == right[0].tolist()[1:]
-        assert len(set(told["ids"])) > 5
+        assert output["ids"] == right[0].tolist()[1:]
+        assert len(set(output["ids"])) > 5
 
 
 def test_masks_go_through_the_front_end(body: Path) -> None:
@@ -379,4 +383,4 @@ def test_a_model_without_a_front_end_takes_none(body: Path, made: Conversion, tm
     plain = with_keys(body, tmp_path / "plain.gguf", {KIND_KEY: None, FINGERPRINT_KEY: None})
     done = run("run", plain, "-p", "a", "--front-end", made.companions[0].path)
     assert done.returncode == 3
-    assert "needs no front end" in done.stderr
+    assert "does not need a front end" in done.stderr

@@ -38,9 +38,9 @@ def tensors(settings: GbstSettings = EXPECTED, **changes: tuple[int, ...] | None
     return {name: tensor(name, shape) for name, shape in shapes.items() if shape is not None}
 
 
-def read(held: dict[str, Tensor] | None = None, **changes: Any) -> GbstSettings:
+def read(stored: dict[str, Tensor] | None = None, **changes: Any) -> GbstSettings:
     config = {key: value for key, value in {**CONFIG, **changes}.items() if value != "missing"}
-    return read_settings(Settings(config, "config.json"), tensors() if held is None else held)
+    return read_settings(Settings(config, "config.json"), tensors() if stored is None else stored)
 
 
 def test_published_settings_are_read() -> None:
@@ -67,8 +67,8 @@ def test_a_checkpoint_older_than_the_option_has_no_batch_norm() -> None:
 
 @pytest.mark.parametrize("name", SHARED)
 def test_the_embedding_may_stand_under_the_shared_name(name: str) -> None:
-    held = tensors(**{EMBEDDING: None, name: (384, 64)})
-    assert read(held) == EXPECTED
+    stored = tensors(**{EMBEDDING: None, name: (384, 64)})
+    assert read(stored) == EXPECTED
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_blocks_that_hardly_ever_meet_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "held", "words"),
+    ("changes", "changed", "words"),
     [
         ({"subword_blocks": [[1, 0], [2, 0]], "downsample_factor": 2}, {},
          ["largest block of subword_blocks [1, 2] is 2", "convol.weight is [64, 1, 9]"]),
@@ -147,10 +147,10 @@ def test_blocks_that_hardly_ever_meet_are_refused() -> None:
     ],
 )  # fmt: skip
 def test_a_config_that_contradicts_the_tensors_is_refused_naming_both(
-    changes: dict[str, Any], held: dict[str, Any], words: list[str]
+    changes: dict[str, Any], changed: dict[str, Any], words: list[str]
 ) -> None:
     with pytest.raises(CheckpointError) as caught:
-        read(tensors(**held), **changes)
+        read(tensors(**changed), **changes)
     for word in words:
         assert word in caught.value.message
     assert caught.value.hint

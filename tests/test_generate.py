@@ -55,9 +55,9 @@ def test_a_gguf_is_asked_as_by_the_command(model: Path) -> None:
     assert answer.prompt.startswith("짧게 답한다.")
     assert answer.text == "".join(pieces)
     assert len([piece for piece in pieces if piece]) > 1
-    told = answered(model, "-p", "안녕", "--system", "짧게 답한다.", "-n", 24, "--seed", 5)
-    assert timeless(answer.to_json()) == timeless(told)
-    assert list(answer.to_json()) == list(told)
+    reported = answered(model, "-p", "안녕", "--system", "짧게 답한다.", "-n", 24, "--seed", 5)
+    assert timeless(answer.to_json()) == timeless(reported)
+    assert list(answer.to_json()) == list(reported)
 
 
 def test_a_prompt_is_continued(model: Path) -> None:
@@ -78,8 +78,8 @@ def test_a_prompt_is_continued(model: Path) -> None:
 
 def test_an_onnx_folder_is_asked_as_by_the_command(folder: Path) -> None:
     answer = kconv.generate(folder, PROMPT, tokens=24, seed=3, temperature=1.5, top_k=0, threads=1)
-    told = answered(folder, "-p", PROMPT, "-n", 24, "--seed", 3, "--temp", 1.5, "--top-k", 0)
-    assert timeless(answer.to_json()) == timeless(told)
+    reported = answered(folder, "-p", PROMPT, "-n", 24, "--seed", 3, "--temp", 1.5, "--top-k", 0)
+    assert timeless(answer.to_json()) == timeless(reported)
     assert answer.text
 
 
@@ -88,9 +88,9 @@ def test_masks_are_filled(tmp_path: Path) -> None:
     (made,) = kconv.to_gguf(checkpoint, tmp_path, types=["q8_0"], verify=False).outputs
     text = "한국의 수도는 <extra_id_0>이다."
     answer = kconv.generate(made.path, text, fill=True, tokens=90, threads=1)
-    told = answered(made.path, "--fill", text, "-n", 90)
+    reported = answered(made.path, "--fill", text, "-n", 90)
     given = timeless(answer.to_json())
-    assert given | {"sampling": {}} == timeless(told) | {"sampling": {}}
+    assert given | {"sampling": {}} == timeless(reported) | {"sampling": {}}
     assert answer.fills is not None
     assert answer.completed is not None
     assert answer.completed.startswith("한국의 수도는 ")
@@ -120,10 +120,10 @@ def test_what_comes_up_is_announced_in_its_order(model: Path) -> None:
         ({"top_p": 1.5}, "top_p is 1.5, expected a number from 0 to 1"),
         ({"repeat_penalty": 0}, "repeat_penalty is 0, expected a number above 0"),
         ({"kv_type": "q4_0"}, "kv_type is 'q4_0', expected one of f16, f32, q8_0"),
-        ({"greedy": True, "temperature": 1}, "another value is given too"),
-        ({"chat": False, "system": "a"}, "--system belongs to a chat"),
+        ({"greedy": True, "temperature": 1}, "which contradicts the other values"),
+        ({"chat": False, "system": "a"}, "--system is for chats"),
         ({"fill": True}, "no mask"),
-        ({"fill": True, "stops": ["a"]}, "does not go with --fill"),
+        ({"fill": True, "stops": ["a"]}, "cannot be combined with --fill"),
     ],
     ids=str,
 )
@@ -135,7 +135,7 @@ def test_options_that_make_no_sense_are_refused(model: Path, options: dict[str, 
 def test_what_cannot_be_asked_is_refused(model: Path, folder: Path, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="the prompt is not UTF-8"):
         kconv.generate(model, "\ud800")
-    with pytest.raises(InputError, match="the context holds"):
+    with pytest.raises(InputError, match="the context has room for"):
         kconv.generate(model, "아주 긴 이야기 " * 2000, threads=1)
     with pytest.raises(InputError, match="a folder without ONNX files"):
         kconv.generate(checkpoint, "a")

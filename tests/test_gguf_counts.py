@@ -25,9 +25,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
-        ("block_count", 1_000_000, "block_count says 1000000 layers, its tensors (blk.N) show 3"),
+        ("block_count", 1_000_000, "block_count says 1000000 layers, but its tensors (blk.N) show 3"),
         ("block_count", 4, "block_count says 4 layers"),
         ("block_count", 2, "block_count says 2 layers"),
         ("block_count", 0, "block_count says 0 layers"),
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_damaged_numbers_are_refused_before_llama_cpp_is_asked(
-    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, said: str
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], key: str, value: Any, message: str
 ) -> None:
     bad = with_metadata(model, tmp_path / "bad.gguf", **{f"llama__{key}": value})
     for words in (
@@ -50,7 +50,7 @@ def test_damaged_numbers_are_refused_before_llama_cpp_is_asked(
         ["quantize", str(bad), "-q", "q8_0", "-o", str(tmp_path / "made")],
     ):
         assert main(words) == 3
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
     assert main(["inspect", str(bad)]) == 0
 

@@ -55,8 +55,8 @@ def test_round_trip(sample: Path) -> None:
 def test_gguf_py_reads_the_same(sample: Path) -> None:
     reader = gguf.GGUFReader(sample)
     for key, value in KEYS.items():
-        found = reader.fields[key].contents()
-        assert tuple(found) == value if isinstance(value, tuple) else found == value
+        read = reader.fields[key].contents()
+        assert tuple(read) == value if isinstance(value, tuple) else read == value
     shapes = [
         (t.name, tuple(int(n) for n in reversed(t.shape)), int(t.tensor_type), t.n_bytes)
         for t in reader.tensors

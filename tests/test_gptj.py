@@ -27,7 +27,7 @@ from kconv.core.tensor import DType, Tensor
 from kconv.core.windows import Window
 from kconv.reference.empty_model import empty_model
 from kconv.reference.model import Reference
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify import verify
 from kconv.vocab.sources import read_source
 
@@ -93,16 +93,16 @@ def window(folder: Path, count: int = 200) -> Window:
 
 def llama_logits(path: Path, text: Window) -> Floats:
     """Logits of all positions but the last."""
-    with LlamaCandidate(path, threads=2) as candidate:
-        return np.concatenate([block.logits.copy() for block in candidate.logits([text])])
+    with LlamaReader(path, threads=2) as reader:
+        return np.concatenate([block.logits.copy() for block in reader.logits([text])])
 
 
-def ties_apart(found: Floats, expected: Floats) -> int:
+def ties_apart(actual: Floats, expected: Floats) -> int:
     """Positions with another argmax, but those where the two logits are nearer than the error."""
-    left, right = found.argmax(1), expected.argmax(1)
+    left, right = actual.argmax(1), expected.argmax(1)
     rows = np.arange(len(expected))
     gap = expected[rows, right] - expected[rows, left]
-    return int((gap > 2 * np.abs(found - expected).max()).sum())
+    return int((gap > 2 * np.abs(actual - expected).max()).sum())
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -112,10 +112,10 @@ def test_f32_is_what_transformers_computes(
     checkpoint, text = open_checkpoint(folders[name]), window(folders[name])
     reference = Reference(checkpoint, family_for(checkpoint.config), threads=2)
     expected = reference.read([text]).logits(0, 0, len(text.ids) - 1)
-    found = llama_logits(files[name], text)[:, : expected.shape[1]]
+    logits = llama_logits(files[name], text)[:, : expected.shape[1]]
     assert expected.std() > 0.5
-    assert nmse(found, expected) < EXACT
-    assert ties_apart(found, expected) == 0
+    assert nmse(logits, expected) < EXACT
+    assert ties_apart(logits, expected) == 0
     if name == "eleuther":  # a folder transformers opens by itself
         own = transformers_logits(folders[name], list(text.ids))[:-1]
         assert np.abs(own - expected).max() < 1e-4
@@ -148,12 +148,12 @@ def test_most_of_the_error_is_llama_cpps_table_of_gelu(
             return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, rounded))
 
     checkpoint, text = open_checkpoint(folders["kogpt"]), window(folders["kogpt"])
-    found = llama_logits(files["kogpt"], text)
-    exact = Reference(checkpoint, GPTJ, threads=2).read([text]).logits(0, 0, len(found))
+    logits = llama_logits(files["kogpt"], text)
+    exact = Reference(checkpoint, GPTJ, threads=2).read([text]).logits(0, 0, len(logits))
     same = Reference(checkpoint, GPTJ, threads=2)
     for block in same._model.transformer.h:
         block.mlp.act = Table()
-    assert nmse(found, exact) > 10 * nmse(found, same.read([text]).logits(0, 0, len(found)))
+    assert nmse(logits, exact) > 10 * nmse(logits, same.read([text]).logits(0, 0, len(logits)))
 
 
 @pytest.mark.parametrize("name", ["kogpt", "tied"])
@@ -171,9 +171,9 @@ def test_greedy_generation_is_that_of_transformers(
         expected = model.generate(torch.tensor([ids]), **limits)[0, len(ids) :].tolist()
     words = ["run", files[name], "-p", prompt, "-n", "128", "--greedy", "--kv-type", "f32", "--json"]
     done = kconv(*words)
-    said = json.loads(done.stdout)
-    assert said["prompt_ids"] == ids
-    assert said["ids"] == expected
+    answer = json.loads(done.stdout)
+    assert answer["prompt_ids"] == ids
+    assert answer["ids"] == expected
     assert len(expected) == 128 or expected[-1] == 1
 
 
@@ -257,8 +257,8 @@ def test_float_masks_are_dropped_too(folders: dict[str, Path], tmp_path: Path) -
 def test_a_head_that_differs_counts_whatever_is_said_of_tying(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    said = {**open_checkpoint(folders["eleuther"]).config, "tie_word_embeddings": True}
-    (tmp_path / "config.json").write_text(json.dumps(said))
+    config = {**open_checkpoint(folders["eleuther"]).config, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folders["eleuther"] / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
     model = build(GPTJ, checkpoint)
@@ -294,7 +294,7 @@ REFUSED: Mapping[str, tuple[Mapping[str, Any], str]] = {
 def test_configurations_that_contradict_are_refused(
     case: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    changes, said = REFUSED[case]
+    changes, message = REFUSED[case]
     for file in folders["kogpt"].iterdir():
         (tmp_path / file.name).symlink_to(file)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -303,13 +303,15 @@ def test_configurations_that_contradict_are_refused(
     with pytest.raises(KconvError) as caught:
         to_gguf(tmp_path, tmp_path / "out", types=("q8_0",), verify=False)
     assert caught.value.exit_code == 3
-    assert said in caught.value.message
+    assert message in caught.value.message
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize(("change", "said"), [("lm_head.bias", "missing: lm_head.bias"), ("", "unexpected")])
+@pytest.mark.parametrize(
+    ("change", "message"), [("lm_head.bias", "missing: lm_head.bias"), ("", "unexpected")]
+)
 def test_tensors_that_do_not_fit_are_named(
-    change: str, said: str, folders: dict[str, Path], tmp_path: Path
+    change: str, message: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -320,7 +322,7 @@ def test_tensors_that_do_not_fit_are_named(
         state["transformer.h.0.attn.q_proj.bias"] = state["transformer.ln_f.bias"].clone()
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((folders["eleuther"] / "config.json").read_bytes())
-    with pytest.raises(KconvError, match=said):
+    with pytest.raises(KconvError, match=message):
         build(GPTJ, open_checkpoint(tmp_path))
 
 
@@ -343,7 +345,7 @@ def test_heads_left_as_they_were_are_found_out(
     proof = verify(bad, folders["kogpt"], tokens=64, threads=2)
     assert (proof.weights.verdict, proof.logits.verdict) == ("failed", "failed")
     (finding,) = proof.weights.findings
-    assert "attention heads not permuted" in finding.message
+    assert "attention heads are not permuted" in finding.message
     assert all(name in finding.message for name in rows)
     assert proof.logits.diagnosis is not None
     assert proof.logits.diagnosis.first == 1

@@ -30,15 +30,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], Con
     """Our files by width and pure, f32 among them."""
     root = tmp_path_factory.mktemp("gptj")
     tokenizer = byte_level_tokenizer(root / "tokenizer")
-    found = {}
+    collected = {}
     for name, settings in WIDTHS.items():
         folder = random_gptj(root / name.replace(" ", "-"), **settings)
         for file in tokenizer.iterdir():
             (folder / file.name).write_bytes(file.read_bytes())
         for pure in (False, True):
             types = QUANTIZED if pure else ("f32", *QUANTIZED)
-            found[name, pure] = to_gguf(folder, folder / f"out-{pure}", types=types, pure=pure, verify=False)
-    return found
+            collected[name, pure] = to_gguf(
+                folder, folder / f"out-{pure}", types=types, pure=pure, verify=False
+            )
+    return collected
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +74,11 @@ def test_bytes_are_those_of_llama_quantize(
     theirs: dict[tuple[str, bool, str], Path],
 ) -> None:
     (output,) = [output for output in made[name, pure].outputs if output.type == type_]
-    found, expected = read_with_gguf_py(output.path), read_with_gguf_py(theirs[name, pure, type_])
-    assert sorted(found.tensors) == sorted(expected.tensors)
-    assert [key for key in expected.tensors if found.tensors[key] != expected.tensors[key]] == []
-    assert sorted(found.keys) == sorted(expected.keys)
-    assert found.keys["general.file_type"] == expected.keys["general.file_type"]
+    ours_read, expected = read_with_gguf_py(output.path), read_with_gguf_py(theirs[name, pure, type_])
+    assert sorted(ours_read.tensors) == sorted(expected.tensors)
+    assert [key for key in expected.tensors if ours_read.tensors[key] != expected.tensors[key]] == []
+    assert sorted(ours_read.keys) == sorted(expected.keys)
+    assert ours_read.keys["general.file_type"] == expected.keys["general.file_type"]
 
 
 def formats(conversion: Conversion, type_: str) -> dict[str, str]:
@@ -85,23 +87,23 @@ def formats(conversion: Conversion, type_: str) -> dict[str, str]:
 
 
 def test_the_head_is_better_and_biases_are_floats(made: dict[tuple[str, bool], Conversion]) -> None:
-    found = formats(made["blocks of 256", False], "q4_0")
-    assert found["output.weight"] == "Q6_K"
-    assert (found["token_embd.weight"], found["blk.1.ffn_down.weight"]) == ("Q4_0", "Q4_0")
-    assert {kind for name, kind in found.items() if not name.endswith(".weight")} == {"F32"}
+    formats_of = formats(made["blocks of 256", False], "q4_0")
+    assert formats_of["output.weight"] == "Q6_K"
+    assert (formats_of["token_embd.weight"], formats_of["blk.1.ffn_down.weight"]) == ("Q4_0", "Q4_0")
+    assert {kind for name, kind in formats_of.items() if not name.endswith(".weight")} == {"F32"}
     assert not [note for note in made["blocks of 256", False].notes if note.name == "format-fallback"]
 
 
 def test_fallbacks_are_planned_told_and_load(made: dict[tuple[str, bool], Conversion]) -> None:
     thin, odd = made["blocks of 32", False], made["no whole blocks", False]
     assert formats(thin, "q4_0")["output.weight"] == "Q8_0"
-    assert "whole blocks of 256 weights: Q8_0 instead of Q6_K in the Q4_0 file" in told(thin)
+    assert "whole blocks of 256 weights: Q8_0 instead of Q6_K in the Q4_0 file" in fallback_notes(thin)
     assert formats(odd, "q4_0")["blk.0.attn_q.weight"] == "F16"
-    assert "F16 instead of Q4_0" in told(odd)
-    assert "F16 instead of Q8_0" in told(odd)
+    assert "F16 instead of Q4_0" in fallback_notes(odd)
+    assert "F16 instead of Q8_0" in fallback_notes(odd)
 
 
-def told(conversion: Conversion) -> str:
+def fallback_notes(conversion: Conversion) -> str:
     return " ".join(note.message for note in conversion.notes if note.name == "format-fallback")
 
 
@@ -111,18 +113,18 @@ def test_every_type_runs_in_llama_cpp(name: str, made: dict[tuple[str, bool], Co
     outputs = {output.type: output.path for output in made[name, False].outputs}
     exact = llama_cpp_logits(outputs["f32"], ids)
     for type_ in QUANTIZED:
-        found = llama_cpp_logits(outputs[type_], ids)
-        assert np.isfinite(found).all()
-        assert np.corrcoef(found.ravel(), exact.ravel())[0, 1] > (0.98 if type_ == "q8_0" else 0.6), type_
+        logits = llama_cpp_logits(outputs[type_], ids)
+        assert np.isfinite(logits).all()
+        assert np.corrcoef(logits.ravel(), exact.ravel())[0, 1] > (0.98 if type_ == "q8_0" else 0.6), type_
 
 
 def test_a_checkpoint_of_halves_stays_in_halves_by_itself(tmp_path: Path) -> None:
     folder = byte_level_tokenizer(random_gptj(tmp_path / "kogpt", dtype="float16", n_layer=1))
     conversion = to_gguf(folder, tmp_path / "out", verify=False)
     (output,) = conversion.outputs
-    found = read_with_gguf_py(output.path).tensors
+    tensors = read_with_gguf_py(output.path).tensors
     assert output.type == "f16"
-    assert {found[f"blk.0.{name}.weight"][0] for name in ("attn_q", "ffn_up", "attn_output")} == {"F16"}
-    assert found["blk.0.attn_output.bias"] == ("F32", (128,), bytes(512))
-    said = json.loads(output.manifest.read_text("utf-8"))
-    assert "phi2" in json.dumps(said)
+    assert {tensors[f"blk.0.{name}.weight"][0] for name in ("attn_q", "ffn_up", "attn_output")} == {"F16"}
+    assert tensors["blk.0.attn_output.bias"] == ("F32", (128,), bytes(512))
+    manifest = json.loads(output.manifest.read_text("utf-8"))
+    assert "phi2" in json.dumps(manifest)

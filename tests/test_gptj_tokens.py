@@ -60,8 +60,8 @@ def edit(path: Path, **changes: Any) -> None:
 
 def special_ids(path: Path) -> dict[str, int]:
     keys = read_header(path).metadata
-    found = {role: keys.get(f"tokenizer.ggml.{role}_token_id") for role in ROLES}
-    return {role: value for role, value in found.items() if isinstance(value, int)}
+    ids = {role: keys.get(f"tokenizer.ggml.{role}_token_id") for role in ROLES}
+    return {role: value for role, value in ids.items() if isinstance(value, int)}
 
 
 def test_byte_level_is_exact_and_rows_without_a_token_are_padded(
@@ -198,7 +198,7 @@ def test_a_bpe_over_characters_is_refused_with_the_reason(kind: str, model: Path
     with pytest.raises(VocabError) as caught:
         to_gguf(folder, tmp_path / "out", types=("f32",), verify=False)
     assert caught.value.exit_code == 3
-    assert "over characters without byte tokens" in caught.value.message
+    assert "character BPE without byte tokens" in caught.value.message
     assert "raw BPE" in caught.value.message
     assert "--allow-tokenizer-mismatch" in str(caught.value.hint)
     assert not list((tmp_path / "out").glob("*"))
@@ -221,8 +221,8 @@ def test_the_nearest_to_a_bpe_over_characters_loads_and_reads_what_it_knows(
     space = " " if kind == "metaspace" else ""  # which the tokenizer adds where there is none
     with LlamaProbe(path) as probe:
         asked = [Request(text if text[:1] in (" ", "\u2581") else space + text) for text in texts]
-        found = probe.encode(asked)
-    assert found == [array("i", source.encode(text, True)) for text in texts]
+        ids = probe.encode(asked)
+    assert ids == [array("i", source.encode(text, True)) for text in texts]
     proof = verify(path, folder, tokens=40)
     assert (proof.verdict, proof.tokens.verdict) == ("warned", "warned")
 
@@ -240,4 +240,4 @@ def test_bytes_the_vocabulary_lacks_are_told(model: Path, byte_level: Path, tmp_
     (folder / "tokenizer.json").write_text(json.dumps(spec), "utf-8")
     with pytest.raises(TokenMismatch) as caught:
         to_gguf(folder, tmp_path / "out", types=("f32",), verify=False)
-    assert "characters the vocabulary does not have" in str(caught.value.hint)
+    assert "characters outside the vocabulary" in str(caught.value.hint)

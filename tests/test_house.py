@@ -119,11 +119,11 @@ def _build(kind: str, source: Path, target: Path, **environment: str) -> Path:
 
 
 def test_wheel_holds_every_file_and_only_kconv(built: dict[str, Any]) -> None:
-    held = {name for name in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in name}
-    kernels = {name for name in held if name.startswith("kconv/quant/_kernels.")}
+    packed = {name for name in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in name}
+    kernels = {name for name in packed if name.startswith("kconv/quant/_kernels.")}
     assert len(kernels) == (shutil.which("cc") is not None)
     rooms = [name for name in built["tracked"] if name.split("/")[0] in ROOMS]
-    assert held - kernels == {
+    assert packed - kernels == {
         *(f"kconv/{name}" for name in rooms if not name.startswith(KERNELS)),
         *(f"kconv/{name}" for name in ("__init__.py", "__main__.py", "py.typed")),
     }
@@ -166,7 +166,7 @@ def test_kconv_is_imported_wherever_it_is_started(
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    loaded, files, functions, version, told = json.loads(done.stdout)
+    loaded, files, functions, version, shown = json.loads(done.stdout)
     assert set(loaded) <= {"kconv", "__future__"}
     if kind == "wheel":
         expected = ("kconv/__init__.py", "kconv/core/errors.py", "kconv/converters/families/gbst/__init__.py")
@@ -178,7 +178,7 @@ def test_kconv_is_imported_wherever_it_is_started(
         f"kconv.flows.{name}" for name in ("generate", "plan", "verify", "quantize", "convert", "to_onnx")
     ]
     assert version == PROJECT["project"]["version"]
-    assert told == f"kconv {version}"
+    assert shown == f"kconv {version}"
 
 
 def test_the_build_knows_every_file_of_the_kernels() -> None:

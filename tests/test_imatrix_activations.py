@@ -22,11 +22,11 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType, Tensor
-from kconv.flows.importance import count_activations, gather, named_texts
+from kconv.flows.importance import gather, measure_activations, named_texts
 from kconv.quant.gguf_weights import open_gguf
 from kconv.quant.importance import importance_of
-from kconv.verify.comparison import How, Subject, read_reference, text_windows
-from kconv.vocab.settle import settle_vocab
+from kconv.verify.inputs import Expected, VerifyOptions, read_reference, text_windows
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.sources import read_source
 
 _TEXT = KOREAN * 2
@@ -46,22 +46,22 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
 
 
 @pytest.fixture(scope="module")
-def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Subject]:
+def subject_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Expected]:
     """Makes a family's checkpoint and settles its vocabulary, once for all tests."""
 
     @functools.cache
-    def make(sample: str) -> Subject:
+    def make(sample: str) -> Expected:
         checkpoint = open_checkpoint(_CHECKPOINTS[sample](tmp_path_factory.mktemp(sample) / "checkpoint"))
         family = family_for(checkpoint.config)
-        model, _ = settle_vocab(build(family, checkpoint), checkpoint)
-        return Subject(checkpoint, family, model, read_source(checkpoint))
+        model, _ = select_vocab(build(family, checkpoint), checkpoint)
+        return Expected(checkpoint, family, model, read_source(checkpoint))
 
     return make
 
 
 @pytest.mark.parametrize("family", _CHECKPOINTS)
 def test_activations_are_llama_cpps(
-    tmp_path: Path, subject_of: Callable[[str], Subject], family: str
+    tmp_path: Path, subject_of: Callable[[str], Expected], family: str
 ) -> None:
     """Every matrix of the file but the output matrix: to a thousandth, and each channel as well.
 
@@ -70,7 +70,7 @@ def test_activations_are_llama_cpps(
     subject = subject_of(family)
     folder = subject.checkpoint.folder
     (made,) = to_gguf(folder, tmp_path / "out", types=("f32",), verify=False, threads=2).outputs
-    counted, _ = count_activations(subject, {"text": _TEXT}, (), How(threads=2), window=_WINDOW)
+    counted, _ = measure_activations(subject, {"text": _TEXT}, (), VerifyOptions(threads=2), window=_WINDOW)
     windows = text_windows(subject, [_TEXT], tokens=None, window=_WINDOW)
     assert len({len(window.ids) for window in windows}) > 1
     embedded = []
@@ -81,11 +81,11 @@ def test_activations_are_llama_cpps(
     expected = llama_cpp_activations(
         made.path, [(window.ids, window.source) for window in windows], tmp_path, embedded
     )
-    found = importance_of(counted).values
+    ours = importance_of(counted).values
     routers = {name for name in expected if "ffn_gate_inp" in name}  # never quantized
-    assert set(found) == set(expected) - {"output.weight", "token_embd.weight"} - routers
+    assert set(ours) == set(expected) - {"output.weight", "token_embd.weight"} - routers
     relative, absolute = (3e-3, 1e-6) if subject.family.gelu else (1e-4, 0.0)  # measured: 7e-6
-    for name, values in found.items():
+    for name, values in ours.items():
         assert np.linalg.norm(values - expected[name]) < 1e-3 * np.linalg.norm(expected[name]), name
         floor = absolute * expected[name].max()
         np.testing.assert_allclose(values, expected[name], rtol=relative, atol=floor, err_msg=name)
@@ -111,27 +111,31 @@ def test_no_family_moves_columns(family: Family) -> None:
         assert (values / values[:, :1] == columns).all(), row.target
 
 
-def test_chunks_are_spread_over_the_text(subject_of: Callable[[str], Subject]) -> None:
+def test_chunks_are_spread_over_the_text(subject_of: Callable[[str], Expected]) -> None:
     """Half of the windows of a text in two unlike halves: from both of them."""
     subject = subject_of("kogpt")
     texts = {"a": KOREAN * 6, "b": "The quick brown fox jumps over the lazy dog. " * 12}
     windows = text_windows(subject, list(texts.values()), tokens=None, window=32)
     chosen = len(windows) // 2
-    counted, _ = count_activations(subject, texts, (), How(threads=2), chunks=chosen, window=32)
+    counted, _ = measure_activations(subject, texts, (), VerifyOptions(threads=2), chunks=chosen, window=32)
     assert (counted.chunks, counted.chunk_size, counted.datasets) == (chosen, 32, ("a", "b"))
     expected = sum(len(windows[at * len(windows) // chosen].ids) for at in range(chosen))
     assert {int(count[0]) for count in counted.counts.values()} == {expected}
 
 
-def test_the_proofs_windows_are_read_on_the_way(subject_of: Callable[[str], Subject]) -> None:
+def test_the_proofs_windows_are_read_on_the_way(subject_of: Callable[[str], Expected]) -> None:
     """They come out as they do alone, and what flows into matrices for them is not counted."""
     subject = subject_of("kebyt5")
     others = tuple(text_windows(subject, ["우리는 그 이야기를 기억한다. " * 4], tokens=None, window=48))
-    alone, nothing = count_activations(subject, {"text": _TEXT}, (), How(threads=2), window=_WINDOW)
-    counted, reading = count_activations(subject, {"text": _TEXT}, others, How(threads=2), window=_WINDOW)
+    alone, nothing = measure_activations(
+        subject, {"text": _TEXT}, (), VerifyOptions(threads=2), window=_WINDOW
+    )
+    counted, reading = measure_activations(
+        subject, {"text": _TEXT}, others, VerifyOptions(threads=2), window=_WINDOW
+    )
     assert nothing.hidden == []
     assert [len(values) for values in reading.hidden] == [len(window.ids) for window in others]
-    expected = read_reference(subject, How(threads=2), others)
+    expected = read_reference(subject, VerifyOptions(threads=2), others)
     for one, other in zip(reading.hidden, expected.hidden, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)  # padded to other lengths
     for name, sums in alone.sums.items():

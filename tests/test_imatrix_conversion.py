@@ -43,15 +43,15 @@ def test_importance_lowers_divergence_on_unseen_text(folder: Path, imatrix: Path
     """The stories of held_out.txt were never trained on and are not what the importance was learned from."""
     types, unseen = ("q4_k_m", "q2_k"), [(TEXTS / "held_out.txt").read_text("utf-8")]
     for name in types:
-        found = []
+        divergences = []
         for given in (None, imatrix):
             target = tmp_path / f"{name}-{given is not None}.gguf"
             to_gguf(folder, target, types=(name,), imatrix=given, verify=False, threads=2)
             proof = verify(target, folder, texts=unseen, threads=2)
             assert proof.weights.verdict == "passed"
             assert proof.logits.figures is not None
-            found.append(proof.logits.figures.kl_mean)
-        assert found[1] < found[0], (name, found)
+            divergences.append(proof.logits.figures.kl_mean)
+        assert divergences[1] < divergences[0], (name, divergences)
 
 
 def test_files_say_what_they_were_made_with(folder: Path, imatrix: Path, tmp_path: Path) -> None:
@@ -61,12 +61,12 @@ def test_files_say_what_they_were_made_with(folder: Path, imatrix: Path, tmp_pat
     header = read_header(imatrix)
     matrices = sum(info.name.endswith(".in_sum2") for info in header.tensors)
     chunks = header.metadata["imatrix.chunk_count"]
-    said = {"file": "학습.gguf", "dataset": "facts.txt", "entries_count": matrices, "chunks_count": chunks}
-    assert _importance_keys(quantized) == said
+    entries = {"file": "학습.gguf", "dataset": "facts.txt", "entries_count": matrices, "chunks_count": chunks}
+    assert _importance_keys(quantized) == entries
     assert _importance_keys(halves) == {}
     asked = {"types": ("f16",), "tensor_types": ["ffn_down=q4_k"]}
     (mixed,) = to_gguf(folder, tmp_path / "mixed", **asked, imatrix=imatrix, verify=False, threads=2).outputs
-    assert _importance_keys(mixed.path) == said
+    assert _importance_keys(mixed.path) == entries
     assert verify(mixed.path, folder, tokens=16, threads=2).weights.verdict == "passed"
     manifest = json.loads(made.outputs[0].manifest.read_text("utf-8"))
     assert manifest["options"]["imatrix"] == "학습.gguf"
@@ -118,10 +118,10 @@ def test_low_types_need_importance(
 ) -> None:
     words = ["to-gguf", str(folder), "-q", "iq2_xs", "--no-verify", "-o", str(tmp_path / "low.gguf")]
     assert main(words) == 3
-    said = capsys.readouterr().err
-    assert "needs importance data" in said
-    assert "kconv imatrix" in said
-    assert "--calibrate" in said
+    printed = capsys.readouterr().err
+    assert "needs importance data" in printed
+    assert "kconv imatrix" in printed
+    assert "--calibrate" in printed
     assert main([*words, "--imatrix", str(imatrix)]) == 0
 
 
@@ -148,16 +148,16 @@ def test_wrong_requests_are_refused(
             2,
             "--calibrate",
         ),
-        (["--imatrix", str(imatrix)], 2, "none was asked for"),
+        (["--imatrix", str(imatrix)], 2, "only affect quantized types"),
         (["-q", "q4_0", "--imatrix", str(tmp_path / "missing.gguf")], 3, "does not exist"),
         (["-q", "q4_0", "--imatrix", str(folder / "config.json")], 3, "neither a GGUF nor an imatrix"),
         (["-q", "q4_0", "--imatrix", str(_wrong(of_width, layers, 96))], 3, "96 values"),
         (["-q", "q4_0", "--imatrix", str(_wrong(of_layers, ["blk.99.ffn_up.weight"], 128))], 3, "blk.99"),
         (["-q", "q4_0", "--calibrate", str(tmp_path / "missing.txt")], 3, "missing.txt does not exist"),
     ]
-    for words, code, said in cases:
+    for words, code, message in cases:
         assert main([*start, *words]) == code, words
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (tmp_path / "out.gguf").exists()
 
 
@@ -174,10 +174,10 @@ def test_the_command_tells_what_it_made(
 ) -> None:
     words = ["imatrix", str(folder), "--text", str(TEXTS / "facts.txt"), "--chunks", "2", "--window", "64"]
     assert main([*words, "-o", str(tmp_path / "a.gguf"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["chunks"], told["chunk_size"], told["tokens"]) == (2, 64, 128)
-    assert told["architecture"] == "phi2"
-    assert told["datasets"] == ["facts.txt"]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["chunks"], printed["chunk_size"], printed["tokens"]) == (2, 64, 128)
+    assert printed["architecture"] == "phi2"
+    assert printed["datasets"] == ["facts.txt"]
     assert main([*words, "-o", str(tmp_path / "a.gguf")]) == 3
     assert "--force" in capsys.readouterr().err
     assert main([*words, "-o", str(tmp_path / "a.dat")]) == 2

@@ -15,7 +15,7 @@ from kconv.core.errors import InputError, KconvError, OutputExists
 from kconv.core.tensor import DType, Tensor
 from kconv.quant.formats import FORMATS
 from kconv.quant.ggml import dequantize, encode, library_path
-from kconv.quant.imatrix_file import Activations, read_activations, write_activations
+from kconv.quant.imatrix_file import ActivationSums, read_imatrix, write_imatrix
 from kconv.quant.importance import (
     importance_metadata,
     importance_notes,
@@ -46,10 +46,10 @@ def test_sums_are_divided_by_counts(tmp_path: Path) -> None:
     tensors = _pair(_A, _floats(3, 6, 0)[None], _floats(3)[None])
     tensors |= _pair("blk.0.ffn_up_exps.weight", _floats(2, 4, 0, 0).reshape(2, 2), _floats(4, 0)[:, None])
     path = write_with_gguf_py(tmp_path / "made.gguf", tensors)
-    found = read_importance(path)
-    assert found.values[_A].tolist() == [1, 2, 0]
-    assert found.values["blk.0.ffn_up_exps.weight"].tolist() == [0.5, 1, 1, 1]
-    assert (found.source, found.datasets, found.chunks, found.chunk_size) == (
+    importance = read_importance(path)
+    assert importance.values[_A].tolist() == [1, 2, 0]
+    assert importance.values["blk.0.ffn_up_exps.weight"].tolist() == [0.5, 1, 1, 1]
+    assert (importance.source, importance.datasets, importance.chunks, importance.chunk_size) == (
         "made.gguf",
         ("가.txt",),
         3,
@@ -61,11 +61,11 @@ def test_sums_are_divided_by_counts(tmp_path: Path) -> None:
 def test_the_older_format(tmp_path: Path, *, tail: bool) -> None:
     data = legacy_bytes({_A: (4, (4.0, 10.0)), _B: (0, (3.0,))}, 7 if tail else None, "/data/가.txt")
     (tmp_path / "old.dat").write_bytes(data)
-    found = read_importance(tmp_path / "old.dat")
-    assert found.values[_A].tolist() == [1.0, 2.5]
-    assert found.values[_B].tolist() == [3.0]
-    assert found.datasets == (("/data/가.txt",) if tail else ())
-    keys = importance_metadata(found)
+    importance = read_importance(tmp_path / "old.dat")
+    assert importance.values[_A].tolist() == [1.0, 2.5]
+    assert importance.values[_B].tolist() == [3.0]
+    assert importance.datasets == (("/data/가.txt",) if tail else ())
+    keys = importance_metadata(importance)
     assert keys["quantize.imatrix.file"] == "old.dat"
     assert keys.get("quantize.imatrix.dataset") == ("가.txt" if tail else None)
     assert keys["quantize.imatrix.entries_count"] == 2
@@ -77,14 +77,14 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
     import gguf
 
     sums, counts = {_A: _floats(0.5, 7), _B: _floats(1, 2, 3)}, {_A: 9, _B: 9}
-    written = Activations(
+    written = ActivationSums(
         sums, {name: np.array([count]) for name, count in counts.items()}, ("가.txt", "b.txt"), 5, 512
     )
     path = tmp_path / "imatrix.gguf"
-    write_activations(path, written, arch="llama")
+    write_imatrix(path, written, arch="llama")
     reader = gguf.GGUFReader(path)
-    held = {tensor.name: (tensor.shape.tolist(), tensor.data.ravel().tolist()) for tensor in reader.tensors}
-    assert held == {
+    stored = {tensor.name: (tensor.shape.tolist(), tensor.data.ravel().tolist()) for tensor in reader.tensors}
+    assert stored == {
         f"{_B}.in_sum2": ([3, 1], [1, 2, 3]),
         f"{_B}.counts": ([1, 1], [9]),
         f"{_A}.in_sum2": ([2, 1], [0.5, 7]),
@@ -99,7 +99,7 @@ def test_gguf_py_reads_what_is_written(tmp_path: Path) -> None:
         name: values.tobytes() for name, values in own.values.items()
     }
     with pytest.raises(OutputExists):
-        write_activations(path, written)
+        write_imatrix(path, written)
 
 
 def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
         _fields_ = (("no_alloc", ctypes.c_bool), ("context", ctypes.POINTER(ctypes.c_void_p)))
 
     sums, counts = {_A: np.arange(300, dtype=np.float32)}, {_A: np.array([70000])}
-    write_activations(tmp_path / "a.gguf", Activations(sums, counts, ("가.txt",), 5, 512), arch="llama")
+    write_imatrix(tmp_path / "a.gguf", ActivationSums(sums, counts, ("가.txt",), 5, 512), arch="llama")
     ggml, context = ctypes.CDLL(str(library_path())), ctypes.c_void_p()
     ggml.gguf_init_from_file.argtypes = (ctypes.c_char_p, Parameters)
     ggml.ggml_get_tensor.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
@@ -125,7 +125,7 @@ def test_ggmls_own_reader_reads_what_is_written(tmp_path: Path) -> None:
 
 _GOOD = _pair(_A, _floats(1, 2)[None], _floats(2)[None])
 _WRONG_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "a model": ({"blk.0.attn_q.weight": _floats(1, 2)}, {}, "no imatrix"),
+    "a model": ({"blk.0.attn_q.weight": _floats(1, 2)}, {}, "not an imatrix"),
     "no counts": ({f"{_A}.in_sum2": _floats(1, 2)[None]}, {}, "counts' is missing"),
     "no chunks": (_GOOD, {"imatrix.chunk_count": None}, "chunk_count' is missing"),
     "a word for chunks": (_GOOD, {"imatrix.chunk_count": "viele"}, "expected a whole number"),
@@ -134,9 +134,9 @@ _WRONG_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "NaN": (_pair(_A, _floats(1, np.nan)[None], _floats(2)[None]), {}, "NaN or infinite"),
     "infinite": (_pair(_A, _floats(1, np.inf)[None], _floats(2)[None]), {}, "NaN or infinite"),
     "negative": (_pair(_A, _floats(1, -1)[None], _floats(2)[None]), {}, "negative"),
-    "all zeros": (_pair(_A, _floats(0, 0)[None], _floats(2)[None]), {}, "nothing but zeros"),
-    "a NaN count": (_pair(_A, _floats(1, 2)[None], _floats(np.nan)[None]), {}, "no number of tokens"),
-    "a negative count": (_pair(_A, _floats(1, 2)[None], _floats(-3)[None]), {}, "no number of tokens"),
+    "all zeros": (_pair(_A, _floats(0, 0)[None], _floats(2)[None]), {}, "only zeros"),
+    "a NaN count": (_pair(_A, _floats(1, 2)[None], _floats(np.nan)[None]), {}, "not a number of tokens"),
+    "a negative count": (_pair(_A, _floats(1, 2)[None], _floats(-3)[None]), {}, "not a number of tokens"),
     "three counts": (_pair(_A, _floats(1, 2)[None], _floats(1, 1, 1)[None]), {}, "2 values and 3 counts"),
     "beyond arithmetic": (_pair(_A, _floats(1, 3e30)[None], _floats(1)[None]), {}, "at most 1e"),
 }
@@ -144,9 +144,9 @@ _WRONG_GGUF: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 @pytest.mark.parametrize("case", _WRONG_GGUF)
 def test_wrong_gguf_files(tmp_path: Path, case: str) -> None:
-    tensors, keys, said = _WRONG_GGUF[case]
+    tensors, keys, message = _WRONG_GGUF[case]
     path = write_with_gguf_py(tmp_path / "wrong.gguf", tensors, keys)
-    with pytest.raises(InputError, match=said) as refused:
+    with pytest.raises(InputError, match=message) as refused:
         read_importance(path)
     assert "wrong.gguf" in refused.value.message
     assert refused.value.hint
@@ -170,9 +170,9 @@ _WRONG_LEGACY = {
 
 @pytest.mark.parametrize("case", _WRONG_LEGACY)
 def test_wrong_files_of_the_older_format(tmp_path: Path, case: str) -> None:
-    data, said = _WRONG_LEGACY[case]
+    data, message = _WRONG_LEGACY[case]
     (tmp_path / "wrong.dat").write_bytes(data)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         read_importance(tmp_path / "wrong.dat")
 
 
@@ -199,19 +199,21 @@ def test_damaged_files_are_read_or_refused(tmp_path: Path, kind: str) -> None:
         for content in (data[:at], bytes(changed)):
             damaged.write_bytes(content)
             try:
-                found = read_importance(damaged)
+                importance = read_importance(damaged)
             except KconvError:
                 continue
-            assert all(np.isfinite(values).all() and (values >= 0).all() for values in found.values.values())
+            assert all(
+                np.isfinite(values).all() and (values >= 0).all() for values in importance.values.values()
+            )
 
 
 def test_another_models_data_is_refused(tmp_path: Path) -> None:
-    found = read_importance(write_with_gguf_py(tmp_path / "small.gguf", _GOOD))
-    refuse_other_model(found, [_matrix(_A, 3, 2), _matrix(_B, 2, 3)])
-    with pytest.raises(InputError, match=r"another model: 'blk[^,]*', which is not in this one"):
-        refuse_other_model(found, [_matrix(_B, 2, 3)])
+    importance = read_importance(write_with_gguf_py(tmp_path / "small.gguf", _GOOD))
+    refuse_other_model(importance, [_matrix(_A, 3, 2), _matrix(_B, 2, 3)])
+    with pytest.raises(InputError, match=r"another model: 'blk[^,]*', which is not in this model"):
+        refuse_other_model(importance, [_matrix(_B, 2, 3)])
     with pytest.raises(InputError, match=r"2 values for 'blk[^,]*', which has 4 columns"):
-        refuse_other_model(found, [_matrix(_A, 3, 4)])
+        refuse_other_model(importance, [_matrix(_A, 3, 4)])
 
 
 def test_an_embedding_of_another_width_goes_without(tmp_path: Path) -> None:
@@ -223,19 +225,19 @@ def test_an_embedding_of_another_width_goes_without(tmp_path: Path) -> None:
 
 
 def test_tensors_without_data_are_named_once(tmp_path: Path) -> None:
-    found = read_importance(write_with_gguf_py(tmp_path / "part.gguf", _GOOD))
+    importance = read_importance(write_with_gguf_py(tmp_path / "part.gguf", _GOOD))
     tensors = [_matrix(name, 256, 2) for name in ("token_embd.weight", _A, _B, "output.weight")]
     formats = {tensor.name: FORMATS["q4_K"] for tensor in tensors}
-    (note,) = importance_notes(found, tensors, formats, "Q4_K")
+    (note,) = importance_notes(importance, tensors, formats, "Q4_K")
     assert note.warning
     assert "part.gguf" in note.message
     assert _B in note.message
     assert _A not in note.message
     rounded = {tensor.name: FORMATS["q8_0"] for tensor in tensors}
-    (note,) = importance_notes(found, tensors, rounded, "Q8_0")
-    assert "part.gguf changes nothing in the Q8_0 file" in note.message
-    assert not importance_notes(found, tensors, {**rounded, _A: FORMATS["q4_K"]}, "Q8_0")
-    assert not importance_notes(found, tensors, dict.fromkeys(rounded, FORMATS["f16"]), "F16")
+    (note,) = importance_notes(importance, tensors, rounded, "Q8_0")
+    assert "part.gguf has no effect on the Q8_0 file" in note.message
+    assert not importance_notes(importance, tensors, {**rounded, _A: FORMATS["q4_K"]}, "Q8_0")
+    assert not importance_notes(importance, tensors, dict.fromkeys(rounded, FORMATS["f16"]), "F16")
 
 
 @pytest.mark.parametrize(("first", "idle"), [(0, True), (1e-20, True), (1e-9, False)])
@@ -243,8 +245,8 @@ def test_blocks_that_nothing_flows_into_are_told_of(tmp_path: Path, first: float
     """Ggml makes of such a block whatever it likes: half of the columns without importance ruin a model."""
     values = np.where(np.arange(256) // 32 == 5, first, 1).astype(np.float32)
     path = write_with_gguf_py(tmp_path / "a.gguf", _pair(_A, values[None], _floats(1)[None]))
-    found, tensors = read_importance(path), [_matrix(_A, 2, 256)]
-    notes = importance_notes(found, tensors, {_A: FORMATS["q4_K"]}, "Q4_K")
+    importance, tensors = read_importance(path), [_matrix(_A, 2, 256)]
+    notes = importance_notes(importance, tensors, {_A: FORMATS["q4_K"]}, "Q4_K")
     assert [note.name for note in notes] == ["idle-columns"] * idle
 
 
@@ -258,12 +260,12 @@ def test_the_largest_values_allowed_do_no_harm(tmp_path: Path, name: str) -> Non
     importance = read_importance(path).of(_A, 512)
     out = np.empty(4 * format.row_bytes(512), np.uint8)
     encode(format, weights, out, importance)
-    found = dequantize(format, out, (4, 512))
-    assert np.isfinite(found).all()
-    assert np.square(found - weights).mean() < 0.4 * np.square(weights).mean()
+    stored = dequantize(format, out, (4, 512))
+    assert np.isfinite(stored).all()
+    assert np.square(stored - weights).mean() < 0.4 * np.square(weights).mean()
 
 
 def test_reading_gives_counts_as_they_are(tmp_path: Path) -> None:
     """std::lround in common/imatrix-loader.cpp."""
     path = write_with_gguf_py(tmp_path / "a.gguf", _pair(_A, _floats(1, 2)[None], _floats(2.5)[None]))
-    assert read_activations(path).counts[_A].tolist() == [3]
+    assert read_imatrix(path).counts[_A].tolist() == [3]

@@ -113,31 +113,31 @@ def builds(folder: Path) -> list[str]:
 def test_a_sound_one_is_built_once_and_then_only_tried(
     setup: Setup, tmp_path: Path, sound_llama: Path
 ) -> None:
-    code, said = setup("venv", "plain", broken=sound_llama)
+    code, output = setup("venv", "plain", broken=sound_llama)
     assert code == 0
-    assert "llama.cpp is compiled, which takes" in said
+    assert "llama.cpp is compiled, which takes" in output
     assert builds(tmp_path) == ["-DUSERS"]
     assert setup("venv", "plain") == (0, "")
     assert builds(tmp_path) == ["-DUSERS"]
 
 
 def test_a_compiler_that_breaks_amx_builds_without_it_at_once(setup: Setup, tmp_path: Path) -> None:
-    code, said = setup("venv", "amx", writes="ldtilecfg")
+    code, output = setup("venv", "amx", writes="ldtilecfg")
     assert code == 0
-    assert "standin 1.0 breaks llama.cpp's AMX code" in said
+    assert "standin 1.0 breaks llama.cpp's AMX code" in output
     assert builds(tmp_path) == [f"-DUSERS {WITHOUT_AMX}"]
     assert not list((tmp_path / "pip").rglob("*.whl"))  # other projects shall not find it there
 
 
 def test_one_that_dies_is_built_anew_past_the_cache(setup: Setup, tmp_path: Path) -> None:
-    code, said = setup("first", "amx")  # this compiler keeps the stores, and yet it dies
+    code, output = setup("first", "amx")  # this compiler keeps the stores, and yet it dies
     assert code == 0
-    assert "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers: it is built anew" in said
+    assert "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers: it is built anew" in output
     assert builds(tmp_path) == ["-DUSERS", f"-DUSERS {WITHOUT_AMX}"]
     assert setup("first", "amx") == (0, "")
     (cached,) = (tmp_path / "pip").rglob("*.whl")
     before = cached.read_bytes()
-    code, said = setup("second", "amx")  # pip has kept the broken one, which now costs no build
+    code, output = setup("second", "amx")  # pip has kept the broken one, which now costs no build
     assert code == 0
     assert builds(tmp_path)[2:] == [f"-DUSERS {WITHOUT_AMX}"]
     assert setup("third", "amx", writes="ldtilecfg")[0] == 0  # known to be broken: not taken from there
@@ -147,24 +147,24 @@ def test_one_that_dies_is_built_anew_past_the_cache(setup: Setup, tmp_path: Path
 
 def test_where_nothing_helps(setup: Setup, tmp_path: Path) -> None:
     standin_library(tmp_path / "lib")
-    code, said = setup("venv", "plain", broken=tmp_path / "lib")
+    code, output = setup("venv", "plain", broken=tmp_path / "lib")
     assert code == 0  # kconv works without those buffers
     assert builds(tmp_path) == ["-DUSERS", "-DUSERS"]
-    assert "kconv loads models without those buffers" in said
-    assert "kconv doctor" in said
+    assert "kconv loads models without those buffers" in output
+    assert "kconv doctor" in output
     shutil.rmtree(tmp_path / "lib")
     standin_library(tmp_path / "lib", when="1")  # what the next build brings works in no way
-    code, said = setup("venv", "plain")
+    code, output = setup("venv", "plain")
     assert code == 4
-    assert "kconv cannot work with it" in said
-    assert "kconv doctor" in said
+    assert "kconv cannot work with it" in output
+    assert "kconv doctor" in output
 
 
 def test_where_pip_fails(setup: Setup, tmp_path: Path) -> None:
     (tmp_path / "dist").mkdir()
-    code, said = setup("venv", "plain")
+    code, output = setup("venv", "plain")
     assert code == 1
-    assert "pip could not install llama-cpp-python" in said
+    assert "pip could not install llama-cpp-python" in output
 
 
 def test_here_it_costs_little_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,8 +143,8 @@ def test_at_any_moment_of_a_run() -> None:
         )
         time.sleep(hundredths / 100)
         child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=60)
-        if "kconv/cli" not in said and "kconv: " not in said and child.returncode in (1, -2):
+        _, output = child.communicate(timeout=60)
+        if "kconv/cli" not in output and "kconv: " not in output and child.returncode in (1, -2):
             continue
-        assert child.returncode in (0, 130), said
-        assert "Traceback" not in said
+        assert child.returncode in (0, 130), output
+        assert "Traceback" not in output

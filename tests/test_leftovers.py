@@ -93,10 +93,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Leftover]:
-    found: list[Leftover] = []
-    monkeypatch.setattr(progress, "on_removal", lambda folder, removed: found.extend(removed))
-    return found
+def removals(monkeypatch: pytest.MonkeyPatch) -> list[Leftover]:
+    leftovers: list[Leftover] = []
+    monkeypatch.setattr(progress, "on_removal", lambda folder, removed: leftovers.extend(removed))
+    return leftovers
 
 
 def killed(process: Started) -> None:
@@ -110,7 +110,7 @@ def hidden(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(("code", "count"), [(FILES, 2), (FOLDER, 1), (SCRATCH, 1)])
 def test_the_next_run_removes_what_a_killed_one_left(
-    code: str, count: int, start: Callable[[str], Started], told: list[Leftover], tmp_path: Path
+    code: str, count: int, start: Callable[[str], Started], removals: list[Leftover], tmp_path: Path
 ) -> None:
     killed(start(code))
     assert len(hidden(tmp_path)) == count
@@ -124,13 +124,13 @@ def test_the_next_run_removes_what_a_killed_one_left(
         with atomic_folder(tmp_path / "other", mark="mark") as made:
             assert hidden(tmp_path) == [made.name]
     assert hidden(tmp_path) == []
-    assert len(told) == count
-    assert 1 << 20 <= sum(each.bytes for each in told) < 1.2 * (1 << 20)
+    assert len(removals) == count
+    assert 1 << 20 <= sum(each.bytes for each in removals) < 1.2 * (1 << 20)
 
 
 @pytest.mark.parametrize("code", [FILES, FOLDER, SCRATCH])
 def test_what_a_living_run_is_at_work_on_is_not_touched(
-    code: str, start: Callable[[str], Started], told: list[Leftover], tmp_path: Path
+    code: str, start: Callable[[str], Started], removals: list[Leftover], tmp_path: Path
 ) -> None:
     running = start(code)
     before = hidden(tmp_path)
@@ -144,11 +144,11 @@ def test_what_a_living_run_is_at_work_on_is_not_touched(
     running.communicate("go on\n")
     assert running.returncode == 0
     assert hidden(tmp_path) == []
-    assert told == []
+    assert removals == []
 
 
 def test_a_folder_that_was_about_to_be_replaced_gets_its_name_back(
-    start: Callable[[str], Started], told: list[Leftover], tmp_path: Path
+    start: Callable[[str], Started], removals: list[Leftover], tmp_path: Path
 ) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mark").write_bytes(b"old")
@@ -164,7 +164,7 @@ def test_a_folder_that_was_about_to_be_replaced_gets_its_name_back(
     assert hidden(tmp_path) == []
 
 
-def test_what_is_not_kconv_s_stays(tmp_path: Path, told: list[Leftover]) -> None:
+def test_what_is_not_kconv_s_stays(tmp_path: Path, removals: list[Leftover]) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_bytes(b"kept")
@@ -193,7 +193,7 @@ def test_what_is_not_kconv_s_stays(tmp_path: Path, told: list[Leftover]) -> None
     assert main(["clean", str(place), "--yes"]) == 0
     assert sorted(place.rglob("*")) == before
     assert (outside / "kept").read_bytes() == b"kept"
-    assert told == []
+    assert removals == []
 
 
 def test_making_and_clearing_up_at_once(tmp_path: Path) -> None:
@@ -226,26 +226,26 @@ def test_clean_shows_then_removes(
     killed(start(FILES))
     left = hidden(tmp_path)
     assert main(["clean", str(tmp_path)]) == 0  # nobody is there to be asked
-    said = capsys.readouterr().out
-    assert all(name in said for name in left)
-    assert "2 unfinished files (1.0" in said
-    assert "--yes" in said
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in left)
+    assert "2 unfinished files (1.0" in printed
+    assert "--yes" in printed
     assert hidden(tmp_path) == left
     assert main(["clean", str(tmp_path), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [each["state"] for each in told["leftovers"]] == ["left", "left"]
-    assert told["bytes_removed"] == 0
+    output = json.loads(capsys.readouterr().out)
+    assert [each["state"] for each in output["leftovers"]] == ["left", "left"]
+    assert output["bytes_removed"] == 0
     assert hidden(tmp_path) == left
     assert main(["clean", str(tmp_path), "--json", "--yes"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert all(each["removed"] for each in told["leftovers"])
-    assert told["bytes_removed"] == told["bytes"] >= 1 << 20
+    output = json.loads(capsys.readouterr().out)
+    assert all(each["removed"] for each in output["leftovers"])
+    assert output["bytes_removed"] == output["bytes"] >= 1 << 20
     assert hidden(tmp_path) == []
     assert main(["clean", str(tmp_path)]) == 0
-    assert "nothing of runs that were killed" in capsys.readouterr().out
+    assert "nothing left by killed runs" in capsys.readouterr().out
 
 
-def test_files_of_versions_without_locks_go_by_their_age(tmp_path: Path, told: list[Leftover]) -> None:
+def test_files_of_versions_without_locks_go_by_their_age(tmp_path: Path, removals: list[Leftover]) -> None:
     fresh, old = tmp_path / ".a.gguf.0123456789abcdef.partial", tmp_path / ".b.gguf.0123456789abcdef.partial"
     folder = tmp_path / "kconv-vocab-abcd_123"
     folder.mkdir()
@@ -255,14 +255,14 @@ def test_files_of_versions_without_locks_go_by_their_age(tmp_path: Path, told: l
     for path in (old, folder):  # the folder's file is fresh
         os.utime(path, (ages, ages))
     sweep(tmp_path)
-    assert told == []
+    assert removals == []
     assert main(["clean", str(tmp_path), "--yes"]) == 0
     assert fresh.exists()
     assert folder.exists()
     assert not old.exists()
 
 
-def test_another_machine_s_files_go_by_their_age(tmp_path: Path, told: list[Leftover]) -> None:
+def test_another_machine_s_files_go_by_their_age(tmp_path: Path, removals: list[Leftover]) -> None:
     """On a disk that machines share, one may not see the locks of another."""
     own = temporary_beside(tmp_path / "x")
     mark = own.name.split("-")[-1].partition(".")[0]
@@ -276,7 +276,7 @@ def test_another_machine_s_files_go_by_their_age(tmp_path: Path, told: list[Left
     os.utime(theirs, (0, 0))
     sweep(tmp_path)
     assert hidden(tmp_path) == []
-    assert len(told) == 4
+    assert len(removals) == 4
 
 
 def test_clean_refuses_what_is_no_folder(tmp_path: Path) -> None:

@@ -31,8 +31,8 @@ def test_the_licence_is_printed_and_written(
     folder, out = make(tmp_path / family), tmp_path / "out"
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     assert main(["to-gguf", str(folder), "-o", str(out), "-q", "q8_0", "--no-verify"]) == 0
-    said = capsys.readouterr().out
-    assert f"warning (licence): licence 'cc-by-nc-nd-4.0': {LIMITS}" in said.replace('"', "'")
+    printed = capsys.readouterr().out
+    assert f"warning (licence): licence 'cc-by-nc-nd-4.0': {LIMITS}" in printed.replace('"', "'")
     files = {path.name: path for path in out.glob("*.gguf")}
     assert set(files) == names
     for path in files.values():
@@ -40,7 +40,7 @@ def test_the_licence_is_printed_and_written(
         assert main(["inspect", str(path)]) == 0
         assert "cc-by-nc-nd-4.0" in capsys.readouterr().out
     (manifest,) = out.glob("*.manifest.json")
-    told = json.loads(manifest.read_text("utf-8"))
-    assert told["source"]["license"] == "cc-by-nc-nd-4.0"
-    (note,) = [note for note in told["notes"] if note["name"] == "licence"]
+    content = json.loads(manifest.read_text("utf-8"))
+    assert content["source"]["license"] == "cc-by-nc-nd-4.0"
+    (note,) = [note for note in content["notes"] if note["name"] == "licence"]
     assert LIMITS in note["message"]

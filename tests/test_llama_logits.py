@@ -40,10 +40,10 @@ def test_logits_equal_transformers(feature: str, tmp_path: Path, small_tokenizer
     folder = random_llama(tmp_path / "checkpoint", small_tokenizer, **FEATURES[feature])
     (made,) = to_gguf(folder, tmp_path / "out.gguf", verify=False).outputs
     expected = transformers_logits(folder, IDS)
-    found = llama_cpp_logits(made.path, IDS)
+    logits = llama_cpp_logits(made.path, IDS)
     # llama.cpp's only approximation here is the order of sums; one head permuted wrongly gives 0.01 and more.
-    assert nmse(found, expected) < 1e-9
-    assert (found.argmax(1) == expected.argmax(1)).all()
+    assert nmse(logits, expected) < 1e-9
+    assert (logits.argmax(1) == expected.argmax(1)).all()
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float16", 1e-5), ("bfloat16", 1e-5)])

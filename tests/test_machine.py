@@ -13,19 +13,19 @@ from kconv.core import machine
 
 
 def test_the_processor_here() -> None:
-    found = machine.processor()
-    assert found.model
+    cpu = machine.processor()
+    assert cpu.model
     if "flags" in machine.CPUINFO.read_text("utf-8"):
-        assert "sse2" in found.flags
+        assert "sse2" in cpu.flags
 
 
 def test_the_first_processor_of_a_list(tmp_path: Path) -> None:
     source = tmp_path / "cpuinfo"
     source.write_text(CPUINFO)
-    found = machine.processor(source)
-    assert found.model == "Intel(R) Xeon(R) Platinum 8481C"
-    assert found.amx
-    assert not machine.Processor("x", found.flags - {"amx_tile"}).amx
+    cpu = machine.processor(source)
+    assert cpu.model == "Intel(R) Xeon(R) Platinum 8481C"
+    assert cpu.amx
+    assert not machine.Processor("x", cpu.flags - {"amx_tile"}).amx
 
 
 def test_an_arm_processor_and_none(tmp_path: Path) -> None:
@@ -70,16 +70,16 @@ def system(folder: Path, cgroup: str, limits: dict[str, str]) -> Path:
 def test_memory_of_control_groups(
     cgroup: str, limits: dict[str, str], expected: int | None, tmp_path: Path
 ) -> None:
-    found = machine.memory(system(tmp_path, cgroup, limits))
-    assert (found.total, found.available) == (8 << 30, 4 << 30)
-    assert found.container == expected
-    bounds = [found.total, expected, found.address_space]
-    assert found.most == min(bound for bound in bounds if bound is not None)
+    measured = machine.memory(system(tmp_path, cgroup, limits))
+    assert (measured.total, measured.available) == (8 << 30, 4 << 30)
+    assert measured.container == expected
+    bounds = [measured.total, expected, measured.address_space]
+    assert measured.most == min(bound for bound in bounds if bound is not None)
 
 
 def test_memory_of_a_system_that_says_nothing(tmp_path: Path) -> None:
-    found = machine.memory(tmp_path)
-    assert (found.total, found.available, found.container) == (None, None, None)
+    measured = machine.memory(tmp_path)
+    assert (measured.total, measured.available, measured.container) == (None, None, None)
 
 
 def test_the_cache_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

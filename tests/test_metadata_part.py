@@ -65,35 +65,47 @@ def test_damages_fail(
 # Key, new value (None: left out), words of the message; all are grave.
 WRONG: tuple[tuple[str, Any, str], ...] = (
     ("general.architecture", "qwen2", "computes another model"),
-    (L + "block_count", 1, "layers are left out"),
-    (L + "context_length", 4096, "context_length 4096, the checkpoint 8192"),
+    (L + "block_count", 1, "layers are skipped"),
+    (L + "context_length", 4096, "context_length is 4096 in the file, but 8192 in the checkpoint"),
     (L + "embedding_length", 512, "refuses"),
     (L + "feed_forward_length", 895, "refuses"),
     (L + "attention.head_count", 4, "attention heads"),
     (L + "attention.head_count_kv", 8, "attention heads"),
     (L + "attention.key_length", 16, "attention heads"),
     (L + "attention.value_length", 16, "attention heads"),
-    (L + "attention.layer_norm_rms_epsilon", 1e-6, "epsilon 1e-06, the checkpoint 1e-05"),
+    (
+        L + "attention.layer_norm_rms_epsilon",
+        1e-6,
+        "epsilon is 1e-06 in the file, but 1e-05 in the checkpoint",
+    ),
     (L + "rope.dimension_count", 16, "wrong dimensions"),
-    (L + "rope.freq_base", 10000.0, "rope.freq_base 10000, the checkpoint 500000: .* long texts fall apart"),
+    (
+        L + "rope.freq_base",
+        10000.0,
+        "rope.freq_base is 10000 in the file, but 500000 in the checkpoint: .* breaking long texts",
+    ),
     (L + "vocab_size", 2055, "number of tokens"),
     # missing, where llama.cpp's own choice is another, or there is none
-    (L + "block_count", None, "lacks block_count"),
-    (L + "context_length", None, "lacks context_length"),
-    (L + "embedding_length", None, "lacks embedding_length"),
-    (L + "attention.layer_norm_rms_epsilon", None, "lacks attention.layer_norm_rms_epsilon"),
-    (L + "attention.head_count_kv", None, "takes for 8; the checkpoint says 2"),
-    (L + "attention.head_count", None, "takes for 0"),
-    (L + "rope.freq_base", None, "takes for 10000; the checkpoint says 500000"),
+    (L + "block_count", None, "block_count is missing in the file"),
+    (L + "context_length", None, "context_length is missing in the file"),
+    (L + "embedding_length", None, "embedding_length is missing in the file"),
+    (L + "attention.layer_norm_rms_epsilon", None, "attention.layer_norm_rms_epsilon is missing in the file"),
+    (L + "attention.head_count_kv", None, "uses 8; in the checkpoint it is 2"),
+    (L + "attention.head_count", None, "uses 0"),
+    (L + "rope.freq_base", None, "uses 10000; in the checkpoint it is 500000"),
     # too many
     (L + "rope.scaling.type", "yarn", "scaling of positions is yarn"),
-    (L + "rope.scaling.factor", 4.0, "scaling of positions is linear by 4, the checkpoint's none"),
+    (
+        L + "rope.scaling.factor",
+        4.0,
+        "scaling of positions is linear by 4 in the file, but none in the checkpoint",
+    ),
     (L + "rope.scale_linear", 2.0, "scaling of positions is linear by 2"),
-    (L + "rope.scaling.attn_factor", 1.2, "attention is scaled"),
-    (L + "expert_count", 8, "no experts"),
+    (L + "rope.scaling.attn_factor", 1.2, "attention is not scaled"),
+    (L + "expert_count", 8, "experts are missing"),
     (L + "nextn_predict_layers", 1, "last layers"),
-    (L + "attention.causal", False, "see those after it"),
-    (L + "pooling_type", 1, "embeddings"),
+    (L + "attention.causal", False, "attend to later ones"),
+    (L + "pooling_type", 1, "embedding model"),
     # the vocabulary's
     (T + "model", "llama", "other rules|by other rules"),
     (T + "add_bos_token", False, "BOS would not be put before texts"),
@@ -101,8 +113,8 @@ WRONG: tuple[tuple[str, Any, str], ...] = (
     (T + "bos_token_id", 5, "begin with the wrong token: bos is 5 '&' instead of 1800"),
     (T + "eos_token_id", 0, "stop at the wrong token: eos is 0 '!' instead of 1801 '<|end_of_text|>'"),
     (T + "eos_token_id", None, r"eos is missing \(so 11 ','\) instead of 1801"),
-    (T + "eot_token_id", 77, "would stop at 77 'n', which ends no answer"),
-    (T + "eom_token_id", 78, "would stop at 78 'o', which ends no answer"),
+    (T + "eot_token_id", 77, "would stop at 77 'n', which does not end answers"),
+    (T + "eom_token_id", 78, "would stop at 78 'o', which does not end answers"),
     (T + "padding_token_id", 9, "wrong token: padding is 9"),
 )
 
@@ -115,11 +127,11 @@ def test_a_wrong_key_is_named(
     bad = edited(good.file, tmp_path / "bad.gguf", metadata={key: value})
     part = good.metadata(bad)
     assert part.verdict == "failed"
-    said = [finding for finding in graves(part) if re.search(words, finding.message)]
-    assert said, part.findings
+    findings = [finding for finding in graves(part) if re.search(words, finding.message)]
+    assert findings, part.findings
     if key != L + "rope.scale_linear":
-        assert said[0].where == key
-    assert said[0].message.isprintable()
+        assert findings[0].where == key
+    assert findings[0].message.isprintable()
 
 
 def test_missing_keys_that_change_nothing(made: dict[str, Made], tmp_path: Path) -> None:
@@ -201,7 +213,7 @@ def test_wrong_types_are_findings(made: dict[str, Made], tmp_path: Path) -> None
                 assert part.verdict == "failed", (key, value)
     for key in [key for key in header.metadata if key.startswith(L)]:
         part = check_metadata(replace(header, metadata={**header.metadata, key: "text"}), expected)
-        assert "where llama.cpp reads" in only(part, key).message
+        assert "but llama.cpp expects" in only(part, key).message
     part = check_metadata(replace(header, metadata={}), expected)
     assert part.verdict == "failed"
 

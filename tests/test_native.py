@@ -58,8 +58,8 @@ def models(**how: Any) -> dict[str, Any]:
     """What ``kconv models`` says of the kernels."""
     done = kconv("models", "--json", **how)
     assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)["kernels"]
-    return said
+    kernels: dict[str, Any] = json.loads(done.stdout)["kernels"]
+    return kernels
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +83,10 @@ def test_each_instruction_set_can_be_forced(
     assert files == by_libggml
     assert {manifest["versions"]["kernels"] for manifest in manifests} == {"kconv"}
     assert not any(note["name"] == "kernel-differs" for made in manifests for note in made["notes"])
-    said = models(kernels=name)
-    assert said["name"] == name
-    assert {"q8_0", "q4_K", "q4_K with importance", "q6_K"} <= set(said["equal"])
-    assert not said["different"]
+    shown = models(kernels=name)
+    assert shown["name"] == name
+    assert {"q8_0", "q4_K", "q4_K with importance", "q6_K"} <= set(shown["equal"])
+    assert not shown["different"]
 
 
 @needs_kernels
@@ -118,9 +118,9 @@ def test_without_built_kernels_libggml_encodes(
     files, manifests = converted(checkpoint, tmp_path, path=own_copy)
     assert files == by_libggml
     assert {manifest["versions"]["kernels"] for manifest in manifests} == {"libggml"}
-    said = models(path=own_copy)
-    assert said["name"] == "libggml"
-    assert "not built" in said["why"]
+    shown = models(path=own_copy)
+    assert shown["name"] == "libggml"
+    assert "not built" in shown["why"]
     assert "KCONV_KERNELS=avx2 does not run here" in kconv("models", kernels="avx2", path=own_copy).stderr
 
 
@@ -150,9 +150,9 @@ def altered(own_copy: Path, folder: Path, right: str, wrong: str, file: str = "q
 
 def test_kernels_of_another_version_are_not_used(own_copy: Path, tmp_path: Path) -> None:
     copy = altered(own_copy, tmp_path, "return 1; }", "return 0; }", "module.c")
-    said = models(path=copy)
-    assert said["name"] == "libggml"
-    assert "not for this system and version" in said["why"]
+    shown = models(path=copy)
+    assert shown["name"] == "libggml"
+    assert "not for this system and version" in shown["why"]
 
 
 def test_a_proof_does_not_rest_on_kernels(
@@ -177,9 +177,9 @@ def test_a_wrong_kernel_is_not_used(
     own_copy: Path, checkpoint: Path, by_libggml: dict[str, bytes], tmp_path: Path
 ) -> None:
     copy = altered(own_copy, tmp_path, "127.0f", "127.01f")
-    said = models(path=copy)
-    assert said["equal"] == []
-    assert said["different"] == ["q8_0", "q8_0 with importance"]
+    shown = models(path=copy)
+    assert shown["equal"] == []
+    assert shown["different"] == ["q8_0", "q8_0 with importance"]
     files, manifests = converted(checkpoint, tmp_path / "out", path=copy)
     assert files == by_libggml
     notes = [note for made in manifests for note in made["notes"] if note["name"] == "kernel-differs"]

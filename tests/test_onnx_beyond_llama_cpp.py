@@ -55,7 +55,7 @@ def test_a_tokenizer_llama_cpp_has_no_pre_tokenizer_for(
     def few(source: Source) -> Iterator[Candidate]:
         return itertools.islice(candidates(source), 4)  # all of them fail, which takes a minute
 
-    monkeypatch.setattr("kconv.vocab.settle.candidates", few)
+    monkeypatch.setattr("kconv.vocab.selection.candidates", few)
     source = with_splits(random_llama(tmp_path / "checkpoint", small_tokenizer), "[aeiou가-깋]")
     with pytest.raises(TokenMismatch):
         to_gguf(source, tmp_path / "out.gguf", verify=False)
@@ -95,6 +95,6 @@ def test_a_checkpoint_without_a_tokenizer(tmp_path: Path, small_tokenizer: Path)
     source = random_llama(tmp_path / "checkpoint", small_tokenizer)
     for path in source.glob("tokenizer*"):
         path.unlink()
-    with pytest.raises(VocabError, match="holds no tokenizer"):
+    with pytest.raises(VocabError, match="contains no tokenizer"):
         to_onnx(source, tmp_path / "onnx", verify=False)
     assert not (tmp_path / "onnx").exists()

@@ -93,8 +93,8 @@ def test_a_padded_batch_gives_what_each_text_gives(model: Any, right: Floats, le
     ids, mask, positions = padded(lengths, left=left)
     logits, _ = run(model, ids, mask=mask, positions=positions)
     assert np.isfinite(logits).all()
-    for row, length, held in zip(logits, lengths, mask.astype(bool), strict=True):
-        assert far(row[held], right[:length]) < CLOSE
+    for row, length, places in zip(logits, lengths, mask.astype(bool), strict=True):
+        assert far(row[places], right[:length]) < CLOSE
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
@@ -119,9 +119,9 @@ def test_onnx_finds_the_files_sound(made: tuple[Path, Path]) -> None:
 
 
 def test_every_tensor_of_the_checkpoint_is_an_initializer_of_its_name(made: tuple[Path, Path]) -> None:
-    held = {each.name for each in onnx.load_model(made[1], load_external_data=False).graph.initializer}
+    names = {each.name for each in onnx.load_model(made[1], load_external_data=False).graph.initializer}
     tensors = described(made[0]).tensors
-    assert {name for name in held if not name.startswith("constant_")} == set(tensors)
+    assert {name for name in names if not name.startswith("constant_")} == set(tensors)
 
 
 def test_names_are_those_of_optimum(model: Any) -> None:
@@ -143,8 +143,8 @@ def test_128_greedy_tokens_of_a_sample_are_those_of_transformers(family: str, tm
     settings = {"do_sample": False, "max_new_tokens": 128, "min_new_tokens": 128, "eos_token_id": None}
     given = torch.from_numpy(prompt)
     expected = reference.generate(given, attention_mask=torch.ones_like(given), pad_token_id=0, **settings)
-    found = greedy(session(write(checkpoint, tmp_path / "onnx")), prompt, 128)
-    assert found == expected[0, 4:].tolist()
+    tokens = greedy(session(write(checkpoint, tmp_path / "onnx")), prompt, 128)
+    assert tokens == expected[0, 4:].tolist()
 
 
 def test_a_layer_of_full_width(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -174,9 +174,9 @@ def test_a_tied_matrix_in_blocks_embeds_and_makes_the_logits(
     path = write(checkpoint, tmp_path / "onnx", {"model.embed_tokens.weight": FORMATS[name]})
     model = session(path)
     assert far(run(model, IDS)[0][0], right) < CLOSE
-    held = {each.name for each in onnx.load_model(path, load_external_data=False).graph.initializer}
+    names = {each.name for each in onnx.load_model(path, load_external_data=False).graph.initializer}
     stored = {"model.embed_tokens.weight.blocks", "model.embed_tokens.weight.scales"}
-    assert {each for each in held if "embed_tokens" in each} == stored
+    assert {each for each in names if "embed_tokens" in each} == stored
 
 
 def padded(lengths: Any, *, left: bool) -> tuple[Ids, Ids, Ids]:
@@ -189,6 +189,6 @@ def padded(lengths: Any, *, left: bool) -> tuple[Ids, Ids, Ids]:
     return ids, mask, np.maximum(mask.cumsum(axis=1) - 1, 0)
 
 
-def far(found: Floats, right: Floats) -> float:
+def far(actual: Floats, right: Floats) -> float:
     """The largest difference, relative to the spread of what is right."""
-    return float(np.abs(found - right).max() / right.std())
+    return float(np.abs(actual - right).max() / right.std())

@@ -77,18 +77,18 @@ def test_masks_are_filled_as_in_llama_cpp(made: Make, family: str) -> None:
 
 
 def test_a_gbst_encoder_reads_more_bytes_than_its_context_has_positions(made: Make) -> None:
-    said = answered(made("gbst-kebyt5", "f32"), "-p", "가" * 800, "-n", 2)  # three bytes each
-    assert len(said["prompt_ids"]) == 2401
+    answer = answered(made("gbst-kebyt5", "f32"), "-p", "가" * 800, "-n", 2)  # three bytes each
+    assert len(answer["prompt_ids"]) == 2401
 
 
 def test_an_encoder_decoder_says_what_transformers_makes_it_say(made: Make) -> None:
     folder = made("kebyt5", "f32")
-    said = answered(folder, "-p", "호랑이가 소금 장수를 만나", "-n", 64)
+    answer = answered(folder, "-p", "호랑이가 소금 장수를 만나", "-n", 64)
     model = T5ForConditionalGeneration.from_pretrained(checkpoint_of(folder), dtype=torch.float32).eval()
     with torch.no_grad():
-        ids = torch.tensor([said["prompt_ids"]])
+        ids = torch.tensor([answer["prompt_ids"]])
         right = model.generate(ids, max_new_tokens=64, do_sample=False, num_beams=1)[0, 1:].tolist()
-    assert said["ids"] == right
+    assert answer["ids"] == right
 
 
 def test_each_graph_of_transformers_js_is_held_against_the_checkpoint(made: Make, tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_one_other_number_is_found_by_name(made: Make, tmp_path: Path, kind: str
     name = "model.layers.1.mlp.up_proj.weight"
     model = onnx.load_model(folder / "model.onnx", load_external_data=False)
     tensor = next(each for each in model.graph.initializer if each.name == name + part)
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    place = int(told["offset"]) + 3 * int(told["length"]) // tensor.dims[0]  # the first number of row 3
-    data = np.memmap(folder / told["location"], np.uint8, "r+")
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    place = int(entries["offset"]) + 3 * int(entries["length"]) // tensor.dims[0]  # the first number of row 3
+    data = np.memmap(folder / entries["location"], np.uint8, "r+")
     data[place + (1 if part != ".blocks" else 0)] ^= 1
     data.flush()
     weights = verify(folder, checkpoint_of(made("42dot", kind)), tokens=8, threads=1).weights

@@ -13,7 +13,7 @@ from test_t5_bytes import texts
 
 from kconv.converters.families import family_for
 from kconv.converters.mapping import build
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside, parse_layout
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files, parse_layout
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
 from kconv.core.reading import open_checkpoint
@@ -23,15 +23,15 @@ OPTIMUM, JAVASCRIPT = LAYOUTS["optimum"], LAYOUTS["transformers.js"]
 JSON = dict[str, Any]
 
 
-def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> FilesBeside:
+def beside(folder: Path, layout: str = "optimum", graphs: Mapping[str, int] | None = None) -> SideFiles:
     checkpoint = open_checkpoint(folder)
     model = build(family_for(checkpoint.config), checkpoint)
-    return files_beside(checkpoint, read_source(checkpoint), model, LAYOUTS[layout], graphs or {})
+    return collect_side_files(checkpoint, read_source(checkpoint), model, LAYOUTS[layout], graphs or {})
 
 
-def written(found: FilesBeside, folder: Path) -> Path:
+def written(side_files: SideFiles, folder: Path) -> Path:
     folder.mkdir()
-    for name, content in found.contents.items():
+    for name, content in side_files.contents.items():
         (folder / name).write_bytes(content)
     return folder
 
@@ -51,7 +51,7 @@ def test_names_of_graphs_and_weights() -> None:
     ]  # fmt: skip
     assert JAVASCRIPT.data_path("encoder_model.onnx", "q4_0") == "onnx/encoder_model_q4.onnx_data"
     assert parse_layout("Transformers.js") is JAVASCRIPT
-    with pytest.raises(UsageError, match="no layout 'optimun'") as caught:
+    with pytest.raises(UsageError, match="unknown layout 'optimun'") as caught:
         parse_layout("optimun")
     assert "did you mean optimum" in (caught.value.hint or "")
 
@@ -62,12 +62,12 @@ def test_files_that_need_no_change_are_copied(tmp_path: Path) -> None:
         '{ "bos_token_id": 2001, "eos_token_id": 2000,  "pad_token_id": 2002 }'
     )
     (folder / "LICENSE").write_text("free")
-    found = beside(folder)
+    side_files = beside(folder)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json", "LICENSE"):
-        assert found.contents[name] == (folder / name).read_bytes()
-    kept = {path.name for path in folder.iterdir()} - set(found.contents)
+        assert side_files.contents[name] == (folder / name).read_bytes()
+    kept = {path.name for path in folder.iterdir()} - set(side_files.contents)
     assert not [name for name in kept if not name.endswith((".safetensors", ".bin", "README.md"))]
-    assert [note.name for note in found.notes] == ["chat-template", "made-tokenizer"]
+    assert [note.name for note in side_files.notes] == ["chat-template", "made-tokenizer"]
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_links_to_files_of_this_machine_are_left_out(name: str, tmp_path: Path) 
     secret.write_text('{"secret": "of this machine"}')
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(secret)
-    found = beside(folder)
-    assert name not in found.contents
-    assert not [each for each, content in found.contents.items() if b"of this machine" in content]
-    (said,) = [note.message for note in found.notes if note.name == "foreign-link" and note.warning]
-    assert said.startswith(f"{name} is left out: it is a link to {str(secret)!r}")
+    side_files = beside(folder)
+    assert name not in side_files.contents
+    assert not [each for each, content in side_files.contents.items() if b"of this machine" in content]
+    (text,) = [note.message for note in side_files.notes if note.name == "foreign-link" and note.warning]
+    assert text.startswith(f"{name} is left out: it is a link to {str(secret)!r}")
 
 
 def test_links_as_in_the_hubs_cache_are_copied(tmp_path: Path) -> None:
@@ -106,11 +106,11 @@ def test_code_of_the_checkpoint_is_left_out(tmp_path: Path) -> None:
     folder = write_sample("42dot", tmp_path / "model")
     for name in ("config.json", "tokenizer_config.json"):
         edited(folder / name, auto_map={"AutoModel": "evil.Model"})
-    found = beside(folder)
+    side_files = beside(folder)
     for name in ("config.json", "tokenizer_config.json"):
-        content, before = json.loads(found.contents[name]), json.loads((folder / name).read_text())
+        content, before = json.loads(side_files.contents[name]), json.loads((folder / name).read_text())
         assert content == {key: value for key, value in before.items() if key != "auto_map"}
-    assert [note.name for note in found.notes] == ["chat-template", "custom-code", "made-tokenizer"]
+    assert [note.name for note in side_files.notes] == ["chat-template", "custom-code", "made-tokenizer"]
 
 
 @pytest.mark.parametrize("family", ["kogpt", "eagle"])
@@ -148,11 +148,11 @@ def test_what_transformers_takes_for_granted_is_said(tmp_path: Path) -> None:
 
 def test_transformers_js_is_told_of_the_files_of_weights(tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "model")
-    found = beside(
+    side_files = beside(
         folder, "transformers.js", {"onnx/encoder_model_q4.onnx": 1, "onnx/decoder_model_merged_q4.onnx": 2}
     )
-    said = json.loads(found.contents["config.json"])["transformers.js_config"]
-    assert said == {
+    output = json.loads(side_files.contents["config.json"])["transformers.js_config"]
+    assert output == {
         "use_external_data_format": {"encoder_model_q4.onnx": 1, "decoder_model_merged_q4.onnx": 2}
     }
 
@@ -166,9 +166,9 @@ def test_a_byte_tokenizer_in_both_forms(settings: JSON | None, tmp_path: Path) -
     if settings is not None:
         edited(folder / "tokenizer_config.json", **settings)
     place = written(beside(folder), tmp_path / "onnx")
-    said = json.loads((place / "tokenizer_config.json").read_text())
-    assert said.items() >= (settings or {"tokenizer_class": "ByT5Tokenizer"}).items()
-    assert (said["pad_token"], said["eos_token"], said["unk_token"]) == ("<pad>", "</s>", "<unk>")
+    content = json.loads((place / "tokenizer_config.json").read_text())
+    assert content.items() >= (settings or {"tokenizer_class": "ByT5Tokenizer"}).items()
+    assert (content["pad_token"], content["eos_token"], content["unk_token"]) == ("<pad>", "</s>", "<unk>")
     asked = texts()[:400]
     right = [ByT5Tokenizer()(text)["input_ids"] for text in asked]
     for tokenizer in (

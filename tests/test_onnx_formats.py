@@ -39,11 +39,11 @@ def in_gguf(folder: Path, path: Path) -> dict[str, Format]:
     """The formats in a file, by the checkpoint's names."""
     checkpoint = open_checkpoint(folder)
     sources = sources_of(family_for(checkpoint.config), checkpoint)
-    found: dict[str, Any] = {}
+    collected: dict[str, Any] = {}
     for tensor in read_header(path).tensors:
         for source in sources.get(tensor.name, ()):
-            found[source] = format_of_type(tensor.ggml_type)
-    return found
+            collected[source] = format_of_type(tensor.ggml_type)
+    return collected
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -108,7 +108,9 @@ def test_rows_that_are_no_whole_blocks_stay_f32(tmp_path: Path) -> None:
     assert (name, FORMATS["q4_0"], F32) in made.fallbacks
     (note,) = made.notes
     assert note.warning
-    assert note.message.endswith("rows that are not whole blocks of 32 weights: F32 in the Q4_0 folder")
+    assert note.message.endswith(
+        "rows that are not a multiple of 32 weights long: stored as F32 in the Q4_0 folder"
+    )
 
 
 def test_types_there_are_not(samples: dict[str, Path]) -> None:

@@ -70,9 +70,9 @@ def padded() -> Ids:
     return mask
 
 
-def assert_close(found: Floats, right: Floats) -> None:
-    assert found.shape == right.shape
-    assert np.abs(found - right).max() < 1e-4 * right.std()
+def assert_close(actual: Floats, right: Floats) -> None:
+    assert actual.shape == right.shape
+    assert np.abs(actual - right).max() < 1e-4 * right.std()
 
 
 def test_logits_are_those_of_the_reference(made: tuple[Any, Sessions]) -> None:
@@ -98,11 +98,11 @@ def test_short_texts(made: tuple[Any, Sessions]) -> None:
 
 def test_128_greedy_tokens_are_those_of_the_reference(made: tuple[Any, Sessions]) -> None:
     (model, run), ids = made, IDS[:1, :97]
-    found = greedy(run, ids, 128)
-    target = np.array([[0, *found[:-1]]])  # if each token is the likeliest after those before, all are
-    assert right_logits(model, ids, np.ones_like(ids), target)[0].argmax(-1).tolist() == found
-    assert len(found) == 128
-    assert len(set(found)) > 5
+    tokens = greedy(run, ids, 128)
+    target = np.array([[0, *tokens[:-1]]])  # if each token is the likeliest after those before, all are
+    assert right_logits(model, ids, np.ones_like(ids), target)[0].argmax(-1).tolist() == tokens
+    assert len(tokens) == 128
+    assert len(set(tokens)) > 5
 
 
 def test_lengths_follow_from_their_names(made: tuple[Any, Sessions]) -> None:

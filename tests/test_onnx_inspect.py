@@ -47,17 +47,23 @@ def inspect(*words: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_is_said_is_what_the_onnx_package_reads(checkpoint: Path, folder: Path) -> None:
-    said = json.loads(inspect(folder, "--json").stdout)
+    description = json.loads(inspect(folder, "--json").stdout)
     opened = open_checkpoint(checkpoint)
     own = {tensor.name: list(tensor.shape) for tensor in opened.tensors.values()}
-    names = {line["name"]: line["shape"] for line in said["tensors"]}
+    names = {line["name"]: line["shape"] for line in description["tensors"]}
     assert names == {name: shape for name, shape in own.items() if name in names}
     assert all("embed_tokens" in name for name in own.keys() - names.keys())
-    assert said["parameters"] == sum(map(math.prod, names.values()))
-    assert (said["kind"], said["file_type"], said["license"]) == ("onnx", "q4_0", "apache-2.0")
-    assert {role: each["id"] for role, each in said["vocabulary"]["special"].items()}["eos"] == 1
-    assert said["bytes"] == sum(path.stat().st_size for path in folder.iterdir() if ".onnx" in path.name)
-    for graph in said["graphs"]:
+    assert description["parameters"] == sum(map(math.prod, names.values()))
+    assert (description["kind"], description["file_type"], description["license"]) == (
+        "onnx",
+        "q4_0",
+        "apache-2.0",
+    )
+    assert {role: each["id"] for role, each in description["vocabulary"]["special"].items()}["eos"] == 1
+    assert description["bytes"] == sum(
+        path.stat().st_size for path in folder.iterdir() if ".onnx" in path.name
+    )
+    for graph in description["graphs"]:
         model = onnx.load_model(folder / graph["file"], load_external_data=False)
         assert graph["operators"] == Counter(
             f"{node.domain}.{node.op_type}".removeprefix(".") for node in model.graph.node
@@ -68,10 +74,10 @@ def test_what_is_said_is_what_the_onnx_package_reads(checkpoint: Path, folder: P
 
 
 def test_the_text_names_graphs_and_licence(folder: Path) -> None:
-    told = inspect(folder).stdout
-    assert "licence          apache-2.0" in told
-    assert "Graph decoder_with_past_model.onnx (opset ai.onnx 23, com.microsoft 1)" in told
-    assert "past_key_values.N.encoder.value" in told
+    text = inspect(folder).stdout
+    assert "licence          apache-2.0" in text
+    assert "Graph decoder_with_past_model.onnx (opset ai.onnx 23, com.microsoft 1)" in text
+    assert "past_key_values.N.encoder.value" in text
 
 
 def changed(folder: Path, edit: Callable[[Any], object], name: str = "decoder_model.onnx") -> None:
@@ -114,7 +120,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "huge shape inline": (
         lambda f: changed(f, lambda m: m.graph.initializer[0].dims.extend([1 << 40])),
-        "more than the file holds",
+        "more numbers than the file contains",
     ),
     "negative shape": (lambda f: changed(f, lambda m: last(m).dims.__setitem__(0, -1)), "have the shape"),
     "length that does not fit": (
@@ -132,16 +138,16 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "in a function": (lambda f: changed(f, in_function), "expected the name of a file"),
     "operator of a library": (
-        lambda f: changed(f, lambda m: setattr(m.graph.node[3], "domain", "evil.ops")), "nobody's we know"
+        lambda f: changed(f, lambda m: setattr(m.graph.node[3], "domain", "evil.ops")), "unknown operator"
     ),
     "one name twice": (
-        lambda f: changed(f, lambda m: m.graph.initializer.append(last(m))), "several weights under one name"
+        lambda f: changed(f, lambda m: m.graph.initializer.append(last(m))), "with the same name"
     ),
     "cut off": (
         lambda f: (f / "decoder_model.onnx").write_bytes((f / "decoder_model.onnx").read_bytes()[:5000]),
-        "is no ONNX file",
+        "is not an ONNX file",
     ),
-    "empty": (lambda f: (f / "decoder_model.onnx").write_bytes(b""), "holds no graph"),
+    "empty": (lambda f: (f / "decoder_model.onnx").write_bytes(b""), "contains no graph"),
     "Git LFS": (
         lambda f: (f / "decoder_model.onnx").write_bytes(b"version https://git-lfs.github.com/spec/v1\n"),
         "Git LFS pointer",
@@ -151,9 +157,9 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files_are_refused_in_a_sentence(name: str, copy: Path) -> None:
-    damage, said = HOSTILE[name]
+    damage, message = HOSTILE[name]
     damage(copy)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_onnx(copy, runs=False)
     done = inspect(copy)
     assert (done.returncode, "Traceback" in done.stderr) == (3, False)

@@ -16,11 +16,11 @@ from kconv.cli.main import main
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.runtimes import onnx_graph, onnx_limits, onnx_model_file
-from kconv.runtimes.candidate import CandidateFailure
 from kconv.runtimes.onnx_folder import open_onnx
 from kconv.runtimes.onnx_limits import limits_of
 from kconv.runtimes.onnx_process import OnnxProcess
 from kconv.runtimes.onnx_wire import more_parts_than
+from kconv.runtimes.reader import RuntimeFailure
 
 Edit = Callable[[Any], object]
 IDS = list(range(3, 30))
@@ -117,7 +117,7 @@ def read(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "message"),
     [
         (endless, r"reading 27 tokens takes more than \d s of processor time, kconv's limit"),
         (filling, r"takes more than 1\.\d GiB of memory, kconv's limit for files of this size"),
@@ -125,26 +125,26 @@ def read(folder: Path) -> Any:
     ],
 )
 def test_kconvs_own_limits_are_findings(
-    edit: Edit, said: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+    edit: Edit, message: str, copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small_limits(monkeypatch, _REQUEST=0.3 if edit is endless else 100.0)
-    with pytest.raises(CandidateFailure, match=said):
+    with pytest.raises(RuntimeFailure, match=message):
         read(changed(copy, edit))
 
 
 def test_loading_has_a_limit_of_its_own(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small_limits(monkeypatch, _LOADING=0.1, _NODE=0.0, _SLOW_LOADING=1e15)
     process = OnnxProcess(open_onnx(changed(copy, folding)), threads=1)
-    with pytest.raises(CandidateFailure, match="loading the folder takes more"), process:
+    with pytest.raises(RuntimeFailure, match="loading the folder takes more"), process:
         pytest.fail("the folder has loaded")
 
 
 def test_the_exit_code_is_that_of_a_finding(copy: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     small_limits(monkeypatch)
     assert main(["run", str(changed(copy, endless)), "-p", "hi"]) == 3
-    said = capfd.readouterr().err
-    assert "kconv's limit for files of this size" in said
-    assert "Traceback" not in said
+    printed = capfd.readouterr().err
+    assert "kconv's limit for files of this size" in printed
+    assert "Traceback" not in printed
 
 
 def test_limits_are_far_beyond_what_is_needed(folder: Path) -> None:
@@ -189,17 +189,17 @@ def sparse(model: Any) -> None:
 
 
 def aliased(model: Any) -> None:
-    held = [each for each in model.graph.initializer if each.external_data]
-    largest = max(held, key=lambda each: int(each.external_data[2].value))
+    external = [each for each in model.graph.initializer if each.external_data]
+    largest = max(external, key=lambda each: int(each.external_data[2].value))
     for at in range(100):
         model.graph.initializer.add().CopyFrom(largest)
         model.graph.initializer[-1].name = f"again.{at}"
 
 
-def external(**told: str) -> Any:
+def external(**location: str) -> Any:
     return {
         "data_location": TensorProto.EXTERNAL,
-        "external_data": [StringStringEntryProto(key=key, value=value) for key, value in told.items()],
+        "external_data": [StringStringEntryProto(key=key, value=value) for key, value in location.items()],
     }
 
 
@@ -231,7 +231,7 @@ BOMBS: dict[str, tuple[Edit, str]] = {
     "blocks": (blocks, "have the shape"),
     "functions": (
         with_functions(*(function(f"F{i}", f"F{i + 1}", f"F{i + 1}") for i in range(25)), function("F25")),
-        "more than 200,000 nodes with its functions written out",
+        "more than 200,000 nodes with its functions expanded",
     ),
     "a function of itself": (with_functions(function("F0", "F0")), "'F0' that calls itself"),
     "functions of each other": (
@@ -239,15 +239,15 @@ BOMBS: dict[str, tuple[Edit, str]] = {
         "calls itself",
     ),
     "sparse": (sparse, "sparse tensors"),
-    "over one another": (aliased, "so they lie over one another"),
+    "over one another": (aliased, "so they overlap"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_in_a_sentence(name: str, copy: Path, capfd: Any) -> None:
-    edit, said = BOMBS[name]
+    edit, message = BOMBS[name]
     changed(copy, edit)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_onnx(copy)
     assert main(["inspect", str(copy)]) == 3
 
@@ -269,7 +269,7 @@ def test_nodes_are_counted_within_subgraphs(copy: Path, monkeypatch: pytest.Monk
 
 def test_deep_nesting_is_refused(copy: Path) -> None:
     (copy / "model.onnx").write_bytes(_nested(3000))
-    with pytest.raises(InputError, match="is no ONNX file"):
+    with pytest.raises(InputError, match="is not an ONNX file"):
         open_onnx(copy)
 
 

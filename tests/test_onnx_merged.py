@@ -33,15 +33,15 @@ def merged_steps(folder: Path, heads: int, placeholder: int) -> Floats:
     (states,) = encoder.run(None, {"input_ids": IDS, "attention_mask": MASK})
     names = [each.name for each in decoder.get_inputs() if each.name.startswith("past")]
     cache = {name: np.full((2, heads, placeholder, SIZE), 7, np.float32) for name in names}
-    found = []
+    steps = []
     for place in range(TARGET.shape[1]):
         given: dict[str, Any] = {"input_ids": TARGET[:, place : place + 1], "encoder_attention_mask": MASK}
         given |= {"use_cache_branch": np.array([place > 0]), "encoder_hidden_states": states}
         results = decoder.run(None, given | cache)
         made = dict(zip([each.name for each in decoder.get_outputs()], results, strict=True))
-        found.append(made.pop("logits"))
+        steps.append(made.pop("logits"))
         cache = {name.replace("present", "past_key_values"): each for name, each in made.items()}
-    return np.concatenate(found, axis=1)
+    return np.concatenate(steps, axis=1)
 
 
 def stored(checkpoint: Path, format: Format) -> dict[str, Format]:

@@ -126,12 +126,12 @@ def test_a_block_by_hand() -> None:
 
 @pytest.mark.parametrize("format", [F32, F16, BF16, FORMATS["q6_K"], FORMATS["q4_1"]], ids=lambda f: f.name)
 def test_formats_onnx_has_no_operator_for_are_refused(format: Format) -> None:
-    with pytest.raises(UsageError, match=f"no {format.display}, only Q4_0 and Q8_0"):
+    with pytest.raises(UsageError, match=f"{format.display} is not available for ONNX, only Q4_0 and Q8_0"):
         matmul_attributes(format, (ROWS, COLUMNS))
 
 
 def test_bytes_and_columns_that_are_no_blocks_are_refused() -> None:
-    with pytest.raises(UsageError, match="row of 33 weights cannot be Q4_0"):
+    with pytest.raises(UsageError, match="row of 33 weights cannot be stored as Q4_0"):
         packed_shapes(FORMATS["q4_0"], (2, 33))
-    with pytest.raises(UsageError, match="19 bytes are no rows of 32 weights in Q4_0"):
+    with pytest.raises(UsageError, match="19 bytes are not a whole number of rows of 32 weights in Q4_0"):
         pack(FORMATS["q4_0"], np.zeros(19, np.uint8), 32)

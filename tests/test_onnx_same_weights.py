@@ -59,7 +59,7 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
     for file in graphs:
         for each in onnx.load(folder / file).graph.initializer:
             arrays[each.name] = numpy_helper.to_array(each)
-    found = {}
+    tensors = {}
     for weight in (weight for graph in graphs.values() for weight in graph.weights.values()):
         parts = [arrays[part.name] for part in weight.parts]
         if weight.format in PACKED:
@@ -67,8 +67,8 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
             weights = unpacked(weight.format, Packed(blocks, parts[1]))
         else:
             weights = parts[0].astype(np.float32)
-        found[weight.tensor.name] = weight.format, weights
-    return found
+        tensors[weight.tensor.name] = weight.format, weights
+    return tensors
 
 
 @pytest.mark.parametrize(
@@ -86,11 +86,11 @@ def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:
         place = tmp_path / f"{type} onnx"
         place.mkdir()
         write_onnx(graphs, place)
-        right, found = in_gguf(checkpoint, file.path), in_onnx(place, graphs)
-        shared = [name for name in found if name in right and found[name][0].ggml_type == right[name][0]]
+        right, actual = in_gguf(checkpoint, file.path), in_onnx(place, graphs)
+        shared = [name for name in actual if name in right and actual[name][0].ggml_type == right[name][0]]
         for name in shared:
-            assert np.array_equal(found[name][1], right[name][1]), (type, name)
-        other = sorted(set(found) - set(shared))
+            assert np.array_equal(actual[name][1], right[name][1]), (type, name)
+        other = sorted(set(actual) - set(shared))
         own = [name for name in other if name not in right]
         assert all(name.startswith("encoder.embed_tokens.") for name in own)  # a front end's, in its own file
         different = {name for name in other if name in right}
@@ -100,4 +100,4 @@ def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:
         expected |= {"shared.weight"} if sample == "gbst-kebyt5" else set()  # the front end's, F32 here
         assert different == expected
         if type == "q4_0":
-            assert found[head][0] == Q8_0
+            assert actual[head][0] == Q8_0

@@ -11,7 +11,7 @@ from llama_material import random_llama
 from vocab_material import checkpoint, dot42_like, eagle_like, llama3_like, model
 
 from kconv.converters import to_onnx
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files
 from kconv.core.errors import UsageError, VocabError
 from kconv.verify import verify
 from kconv.vocab.sources import read_source
@@ -31,16 +31,16 @@ def edited(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
 
 
-def written(folder: Path, rows: int, template: str | None = None, **config: Any) -> tuple[Path, FilesBeside]:
+def written(folder: Path, rows: int, template: str | None = None, **config: Any) -> tuple[Path, SideFiles]:
     """The files made of a tokenizer's folder, and where they lie."""
     edited(folder / "config.json", **LLAMA, vocab_size=rows, **config)
     read = checkpoint(folder, **json.loads((folder / "config.json").read_text("utf-8")))
-    found = files_beside(read, read_source(read), model(rows), LAYOUTS["optimum"], {}, template)
+    side_files = collect_side_files(read, read_source(read), model(rows), LAYOUTS["optimum"], {}, template)
     place = folder.parent / "onnx"
     place.mkdir()
-    for name, content in found.contents.items():
+    for name, content in side_files.contents.items():
         (place / name).write_bytes(content)
-    return place, found
+    return place, side_files
 
 
 def ids(settings: Any) -> tuple[Any, ...]:
@@ -54,16 +54,16 @@ def test_stale_ids_of_llama_3_ko(tmp_path: Path) -> None:
     rows = llama3_like(tmp_path / "model")
     edited(tmp_path / "model" / "generation_config.json", **STALE, do_sample=True, temperature=0.7)
     edited(tmp_path / "model" / "special_tokens_map.json", pad_token="<|end_of_text|>")
-    place, found = written(tmp_path / "model", rows, **STALE, max_position_embeddings=99)
+    place, side_files = written(tmp_path / "model", rows, **STALE, max_position_embeddings=99)
     begin = rows - 32
     assert ids(AutoConfig.from_pretrained(place)) == (begin, begin + 1, begin + 1)
     assert AutoConfig.from_pretrained(place).max_position_embeddings == 99
     generating = GenerationConfig.from_pretrained(place)
     assert ids(generating) == (begin, begin + 1, begin + 1)
     assert (generating.do_sample, generating.temperature) == (True, 0.7)
-    said = [note.message for note in found.notes if note.name == "special-ids"]
-    assert [message.partition(":")[0] for message in said] == ["config.json", "generation_config.json"]
-    assert f"eos_token_id 2 is now {begin + 1} '<|end_of_text|>'" in said[1]
+    notes = [note.message for note in side_files.notes if note.name == "special-ids"]
+    assert [message.partition(":")[0] for message in notes] == ["config.json", "generation_config.json"]
+    assert f"eos_token_id 2 is now {begin + 1} '<|end_of_text|>'" in notes[1]
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -85,10 +85,10 @@ def test_lists_that_say_the_same_stay(tmp_path: Path) -> None:
     begin = rows - 32
     listed = {"bos_token_id": begin, "eos_token_id": [begin + 4, begin + 1]}
     edited(tmp_path / "model" / "generation_config.json", **listed)
-    place, found = written(tmp_path / "model", rows, **listed)
+    place, side_files = written(tmp_path / "model", rows, **listed)
     for name in ("config.json", "generation_config.json"):
         assert (place / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
-    assert found.notes == ()
+    assert side_files.notes == ()
 
 
 def test_eagle_has_one_token_for_both_ends_and_another_for_padding(tmp_path: Path) -> None:
@@ -100,9 +100,11 @@ def test_eagle_has_one_token_for_both_ends_and_another_for_padding(tmp_path: Pat
 
 def test_an_id_no_token_has_is_none(tmp_path: Path) -> None:
     rows = llama3_like(tmp_path / "model")
-    place, found = written(tmp_path / "model", rows, bos_token_id=rows - 32, eos_token_id=2, pad_token_id=-1)
+    place, side_files = written(
+        tmp_path / "model", rows, bos_token_id=rows - 32, eos_token_id=2, pad_token_id=-1
+    )
     assert json.loads((place / "config.json").read_text())["pad_token_id"] is None
-    assert "pad_token_id -1 is now null" in found.notes[0].message
+    assert "pad_token_id -1 is now null" in side_files.notes[0].message
 
 
 @pytest.mark.parametrize("jinja", [True, False])
@@ -115,14 +117,14 @@ def test_a_chat_template_that_is_asked_for(jinja: bool, tmp_path: Path) -> None:
         (tmp_path / "model" / "chat_template.jinja").write_text("{{ messages }}")
     else:
         edited(tmp_path / "model" / "tokenizer_config.json", chat_template="{{ messages }}")
-    place, found = written(tmp_path / "model", rows, "42dot")
+    place, side_files = written(tmp_path / "model", rows, "42dot")
     named = format_named("42dot")
     assert named is not None
     assert json.loads((place / "tokenizer_config.json").read_text())["chat_template"] == named.template
     tokens = {"bos_token": "<||bos||>", "eos_token": "<|endoftext|>"}
     rendered = AutoTokenizer.from_pretrained(place).apply_chat_template(CHAT, tokenize=False)
     assert rendered == render_chat(named.template, CHAT, add_generation_prompt=False, **tokens)
-    assert "chat template '42dot', as asked" in str([note.message for note in found.notes])
+    assert "chat template '42dot', as requested" in str([note.message for note in side_files.notes])
 
 
 def test_no_chat_template_where_none_is_wanted(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_the_proof_expects_what_is_written(template: str | None, tmp_path: Path)
 
 def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
     rows = llama3_like(tmp_path / "model")
-    with pytest.raises(UsageError, match="no chat template 'chatml'"):
+    with pytest.raises(UsageError, match="unknown chat template 'chatml'"):
         written(tmp_path / "model", rows, "chatml")
     with pytest.raises(VocabError, match=r"tokens, the embedding only"):
         written(tmp_path / "model", rows - 1)

@@ -72,10 +72,10 @@ def transformers_model(checkpoint: Path) -> Any:
     return loaded.eval()
 
 
-def assert_close(found: Floats, right: Floats, bound: float = 1e-5) -> None:
+def assert_close(actual: Floats, right: Floats, bound: float = 1e-5) -> None:
     """Within ``bound`` of the logits' spread."""
-    assert found.shape == right.shape
-    assert np.abs(found - right).max() < bound * right.std()
+    assert actual.shape == right.shape
+    assert np.abs(actual - right).max() < bound * right.std()
 
 
 def padded() -> Ids:
@@ -172,10 +172,10 @@ def test_128_tokens_are_those_of_transformers(tmp_path: Path) -> None:
     checkpoint = write_t5(tmp_path / "checkpoint", weights)
     run = sessions(write(checkpoint, tmp_path / "onnx"))
     ids = list(range(3, 60))
-    found = greedy(run, np.array([ids]), 128)
-    assert found == transformers_greedy(checkpoint, ids, 128)
-    assert len(found) == 128
-    assert len(set(found)) > 5
+    tokens = greedy(run, np.array([ids]), 128)
+    assert tokens == transformers_greedy(checkpoint, ids, 128)
+    assert len(tokens) == 128
+    assert len(set(tokens)) > 5
 
 
 def test_float16_but_for_what_overflows(tmp_path: Path) -> None:
@@ -206,5 +206,5 @@ def test_encoder_alone(tmp_path: Path) -> None:
         right = (
             transformers_model(checkpoint).encoder(torch.from_numpy(IDS), torch.from_numpy(mask))[0].numpy()
         )
-    found = encode(run, IDS, mask)
-    assert np.abs(found - right)[mask == 1].max() < 1e-5
+    ids = encode(run, IDS, mask)
+    assert np.abs(ids - right)[mask == 1].max() < 1e-5

@@ -63,5 +63,5 @@ def test_logits_are_those_of_the_rounded_weights(kind: str, type: str, bound: fl
     if type != "f16":
         assert np.abs(right - exact).max() > 5 * bound * right.std()
     run = sessions(write(checkpoint, tmp_path / "onnx", formats))
-    for found in (prefill(run, IDS, MASK, TARGET), step_by_step(run, IDS, MASK, TARGET, *[1] * 13)):
-        assert np.abs(found - right).max() < bound * right.std()
+    for actual in (prefill(run, IDS, MASK, TARGET), step_by_step(run, IDS, MASK, TARGET, *[1] * 13)):
+        assert np.abs(actual - right).max() < bound * right.std()

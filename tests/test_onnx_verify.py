@@ -23,8 +23,8 @@ from transformers import AutoModelForCausalLM
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, InputError, UsageError
 from kconv.core.windows import Window
-from kconv.runtimes.onnx_candidate import OnnxCandidate, stepped
 from kconv.runtimes.onnx_folder import check_onnxruntime, holds_onnx, open_onnx
+from kconv.runtimes.onnx_reader import OnnxReader, stepped
 from kconv.verify import Proof, verify
 
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -57,15 +57,15 @@ def test_logits_are_those_of_transformers(folder: Path, checkpoint: Path, stepwi
     ids = tuple(int(token) for token in np.random.default_rng(7).integers(3, 900, 40))
     windows = [Window(0, ids, scored_from=9), Window(1, ids[5:12]), Window(2, ids[:1])]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    found: dict[int, list[Any]] = {}
-    with OnnxCandidate(open_onnx(folder), threads=1, stepwise=stepwise) as candidate:
-        for block in candidate.logits(windows):
+    collected: dict[int, list[Any]] = {}
+    with OnnxReader(open_onnx(folder), threads=1, stepwise=stepwise) as reader:
+        for block in reader.logits(windows):
             assert block.start == windows[block.window].scored_from + sum(
-                len(each) for each in found.get(block.window, [])
+                len(each) for each in collected.get(block.window, [])
             )
-            found.setdefault(block.window, []).append(block.logits)
-    assert sorted(found) == [0, 1]
-    for index, blocks in found.items():
+            collected.setdefault(block.window, []).append(block.logits)
+    assert sorted(collected) == [0, 1]
+    for index, blocks in collected.items():
         window = windows[index]
         with torch.no_grad():
             right = model(torch.tensor([window.ids])).logits[0, window.scored_from : -1].numpy()
@@ -119,8 +119,8 @@ def test_one_wrong_matrix_fails(copy: Path, checkpoint: Path) -> None:
     data = copy / "model.onnx_data"
     model = onnx.load_model(copy / "model.onnx", load_external_data=False)
     tensor = next(each for each in model.graph.initializer if each.name.endswith("1.self_attn.o_proj.weight"))
-    told = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
-    values = np.memmap(data, "<f4", "r+", told["offset"], (told["length"] // 4,))
+    entries = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
+    values = np.memmap(data, "<f4", "r+", entries["offset"], (entries["length"] // 4,))
     values *= 1.1
     values.flush()
     proof = proven(copy, checkpoint)
@@ -182,20 +182,20 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "beyond": (lambda folder: edited(folder, offset="99999999999"), "end at byte"),
     "negative": (lambda folder: edited(folder, offset="-4096"), "expected two whole numbers"),
     "short": (lambda folder: os.truncate(folder / "model.onnx_data", 4096), "end at byte"),
-    "garbage": (lambda folder: (folder / "model.onnx").write_bytes(b"\xff" * 100), "is no ONNX file"),
+    "garbage": (lambda folder: (folder / "model.onnx").write_bytes(b"\xff" * 100), "is not an ONNX file"),
     "config": (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
     "lone encoder": (
         lambda folder: (folder / "model.onnx").rename(folder / "encoder_model.onnx"),
-        "holds neither model.onnx nor",
+        "contains neither model.onnx nor",
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_folders_are_refused_before_onnxruntime_sees_them(name: str, copy: Path) -> None:
-    damage, said = BAD[name]
+    damage, message = BAD[name]
     damage(copy)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         open_onnx(copy)
 
 
@@ -209,7 +209,7 @@ def test_places_within_subgraphs_are_looked_at(copy: Path) -> None:
     branch = onnx.helper.make_graph([], "branch", [], [], [hidden])
     model.graph.node.append(onnx.helper.make_node("If", ["other.zero"], ["x"], then_branch=branch))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=r"'hidden' are said to lie in '../../secret'"):
+    with pytest.raises(InputError, match=r"'hidden' are located in '../../secret'"):
         open_onnx(copy)
 
 

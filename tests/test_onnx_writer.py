@@ -39,17 +39,17 @@ def test_onnx_reads_every_weight_back(tmp_path: Path) -> None:
     tensors = {"one": lazy("one", one), "two": lazy("two", two)}
     written = write_onnx({"model.onnx": multiplying(tensors, {"two": F16})}, tmp_path)
     model = onnx.load_model(tmp_path / "model.onnx")
-    held = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
-    assert np.array_equal(held["one"], one)
-    assert np.array_equal(held["two"], two.astype(np.float16))
+    weights = {each.name: numpy_helper.to_array(each) for each in model.graph.initializer}
+    assert np.array_equal(weights["one"], one)
+    assert np.array_equal(weights["two"], two.astype(np.float16))
     assert written.sizes == tuple((tmp_path / name).stat().st_size for name in ("model.onnx", DATA_NAME))
 
 
 def test_bfloat16_is_widened(tmp_path: Path) -> None:
     bits = NUMBERS.integers(0x3F00, 0x4000, (40, 64)).astype(np.uint16)
     write_onnx({"model.onnx": multiplying({"w": lazy("w", bits, DType.BF16)}, {})}, tmp_path)
-    (held,) = onnx.load_model(tmp_path / "model.onnx").graph.initializer
-    assert np.array_equal(numpy_helper.to_array(held), (bits.astype(np.uint32) << 16).view(np.float32))
+    (weight,) = onnx.load_model(tmp_path / "model.onnx").graph.initializer
+    assert np.array_equal(numpy_helper.to_array(weight), (bits.astype(np.uint32) << 16).view(np.float32))
 
 
 @pytest.mark.parametrize("name", ["f32", "f16", "q8_0", "q4_0"])

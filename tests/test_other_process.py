@@ -55,8 +55,8 @@ sys.stdout.buffer.write(pickle.dumps(digests(tensors)))
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     space: dict[str, Any] = {}
     exec("import hashlib\n" + _DIGESTS, space)
-    found: dict[str, str] = space["digests"](tensors)
-    return found
+    digests_of: dict[str, str] = space["digests"](tensors)
+    return digests_of
 
 
 def read_elsewhere(sent: Checkpoint | Mapping[str, Tensor], folder: Path) -> dict[str, str]:
@@ -69,8 +69,8 @@ def read_elsewhere(sent: Checkpoint | Mapping[str, Tensor], folder: Path) -> dic
         input=pickle.dumps(sent), capture_output=True, check=False, cwd=folder / "somewhere",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    found: dict[str, str] = pickle.loads(done.stdout)
-    return found
+    digests: dict[str, str] = pickle.loads(done.stdout)
+    return digests
 
 
 def sharded(folder: Path) -> Path:
@@ -189,7 +189,7 @@ def test_a_file_that_changed_is_refused_where_it_arrives(tmp_path: Path, folder:
     weights = folder / "model.safetensors"
     kept = shutil.copy2(weights, tmp_path / "kept")
     changed(weights)
-    with pytest.raises(EnvironmentProblem, match="is not the file it was where this was pickled"):
+    with pytest.raises(EnvironmentProblem, match="is not the same file as in the process that pickled this"):
         pickle.loads(sent)
     weights.unlink()
     with pytest.raises(EnvironmentProblem, match="cannot be opened here: No such file or directory"):
@@ -205,11 +205,11 @@ def test_a_file_that_changed_is_refused_where_it_arrives(tmp_path: Path, folder:
 def test_a_file_that_changes_after_it_arrived_is_refused_the_next_time(folder: Path) -> None:
     opened = open_checkpoint(folder)
     sent = pickle.dumps(opened)
-    held = pickle.loads(sent)
+    arrived = pickle.loads(sent)
     changed(folder / "model.safetensors")
-    with pytest.raises(EnvironmentProblem, match="is not the file it was"):
+    with pytest.raises(EnvironmentProblem, match="is not the same file as"):
         pickle.loads(sent)
-    del held
+    del arrived
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
@@ -260,8 +260,8 @@ def write_elsewhere(sent: object, folder: Path) -> tuple[int, Any]:
     words = [sys.executable, str(folder / "two.py"), str(folder / "plan"), str(folder / "answer")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found: tuple[int, Any] = pickle.loads((folder / "answer").read_bytes())
-    return found
+    answer: tuple[int, Any] = pickle.loads((folder / "answer").read_bytes())
+    return answer
 
 
 def planned(
@@ -313,9 +313,9 @@ def test_two_processes_write_what_one_writes(
     assert process != os.getpid()
     assert (written.not_finite, written.kernels) == (frozenset(), ())
     assert any(one.read_bytes() != other.read_bytes() for one, other in zip(whole, halves, strict=True))
-    told: list[tuple[str, int, int]] = []
-    write_pieces(begun, every[1::2], progress=lambda *step: told.append(step))
-    assert 0 < told[-1][2] < sum(tensor.nbytes for tensor in model.tensors)
+    progress_calls: list[tuple[str, int, int]] = []
+    write_pieces(begun, every[1::2], progress=lambda *step: progress_calls.append(step))
+    assert 0 < progress_calls[-1][2] < sum(tensor.nbytes for tensor in model.tensors)
     write_pieces(begun, every[:10])  # once more, as after a death: nothing changes
     sizes = finish_files(begun)
     assert sum(sizes) == sum(path.stat().st_size for path in halves)
@@ -356,5 +356,5 @@ def test_what_is_wrong_with_a_piece_is_told(tmp_path: Path, folder: Path) -> Non
     assert write_pieces(allowed, begun.pieces()).not_finite == {model.tensors[index].name}
     with path.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(EnvironmentProblem, match="it is another file by now"):
+    with pytest.raises(EnvironmentProblem, match="it was replaced while it was being written"):
         write_pieces(begun, others)

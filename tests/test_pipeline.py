@@ -57,8 +57,8 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
     else:
         logits = {output.type: llama_cpp_logits(output.path, ids) for output in made.outputs}
     spread = logits["f32"].std()
-    for name, found in logits.items():
-        error = np.sqrt(((found - logits["f32"]) ** 2).mean()) / spread
+    for name, values in logits.items():
+        error = np.sqrt(((values - logits["f32"]) ** 2).mean()) / spread
         # random weights, which nothing is learnt from, are gone at two bits and less
         coarse = POLICIES[name].default.block_bytes * 8 < 3 * POLICIES[name].default.block_size
         limit = 1.6 if coarse else 0.9
@@ -204,11 +204,11 @@ def test_one_error_lists_every_gap(tmp_path: Path, small_tokenizer: Path) -> Non
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(MappingError) as caught:
         to_gguf(folder, tmp_path / "out.gguf", verify=False)
-    for said in (
+    for gap in (
         "4 tensors",
         "missing: model.layers.1.mlp.up_proj.weight (for blk.1.ffn_up.weight)",
         "unexpected: model.layers.0.self_attn.q_proj.bias [64]",
         "unexpected: extra.weight [2, 2]",
-        "shape of model.norm.weight: [63], but config.json says [64] (hidden)",
+        "shape of model.norm.weight: [63], but config.json implies [64] (hidden)",
     ):
-        assert said in str(caught.value)
+        assert gap in str(caught.value)

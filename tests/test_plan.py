@@ -103,9 +103,9 @@ def check(planned: Plan, folder: Path, out: Path, options: dict[str, Any]) -> No
     for each, output in zip(planned.types, made.outputs, strict=True):
         assert (each.type, each.bytes) == (output.type, output.path.stat().st_size)
         assert (each.formats, each.bits_per_weight) == (output.formats, output.bits_per_weight)
-        held = {info.name: info.ggml_type for info in read_header(output.path).tensors}
+        tensors = {info.name: info.ggml_type for info in read_header(output.path).tensors}
         numbers = {value.name.lower(): int(value) for value in gguf.GGMLQuantizationType}
-        assert all(held[name] == numbers[given.lower()] for name, _, given in each.fallbacks)
+        assert all(tensors[name] == numbers[given.lower()] for name, _, given in each.fallbacks)
     assert [(each.path.name, each.bytes) for each in planned.companions] == [
         (each.path.name, each.path.stat().st_size) for each in made.companions
     ]
@@ -261,22 +261,22 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_command(tmp_path: Path, small_tokenizer: Path) -> None:
     folder = llama(tmp_path / "model", small_tokenizer)
     done = run("plan", folder, "--json", "-o", tmp_path)
-    told = json.loads(done.stdout)
+    output = json.loads(done.stdout)
     assert done.returncode == 0
-    assert [each["type"] for each in told["types"]] == list(POLICIES)
-    by_type = {each["type"]: each for each in told["types"]}
+    assert [each["type"] for each in output["types"]] == list(POLICIES)
+    by_type = {each["type"]: each for each in output["types"]}
     assert by_type["q4_K_M"]["expected_kl"] == {
         "low": 0.012686,
         "high": 0.031273,
         "published": ["Llama-2-7B q4_K_M", "Llama-3-8B with importance data q4_K_M", "Llama-3-8B q4_K_M"],
     }
     assert {name for name, each in by_type.items() if each["lossless"]} == {"bf16", "f32"}
-    assert told["disk"]["folder"] == str(tmp_path)
-    assert told["disk"]["needed_bytes"] == sum(each["bytes"] for each in told["types"])
-    said = run("plan", folder, "-q", "q4_0,iq2_xs").stdout
-    assert f"{by_type['q4_0']['bytes']:,}" in said
-    assert "needs importance data" in said
-    assert "no-experts" not in said
+    assert output["disk"]["folder"] == str(tmp_path)
+    assert output["disk"]["needed_bytes"] == sum(each["bytes"] for each in output["types"])
+    text = run("plan", folder, "-q", "q4_0,iq2_xs").stdout
+    assert f"{by_type['q4_0']['bytes']:,}" in text
+    assert "needs importance data" in text
+    assert "no-experts" not in text
     assert "warning (no-experts)" in run("plan", folder, "-q", "mxfp4_moe,q4_0").stdout
     pure = json.loads(run("plan", folder, "-q", "q4_0", "--pure", "--json").stdout)
     assert pure["types"][0]["expected_kl"] is None  # nobody has measured that
@@ -306,7 +306,7 @@ def test_a_disk_without_room_is_told(
 ) -> None:
     folder = llama(tmp_path / "model", small_tokenizer)
     sizes = [each.bytes for each in plan(folder, options=Options(("q4_0", "f32"))).types]
-    told = plan(folder, Path("/proc"), options=Options(("q4_0", "f32"))).to_json()
-    assert told["disk"]["free_bytes"] == 0  # a file system without room
-    assert [each["fits_on_disk"] for each in told["types"]] == [False, False]
+    content = plan(folder, Path("/proc"), options=Options(("q4_0", "f32"))).to_json()
+    assert content["disk"]["free_bytes"] == 0  # a file system without room
+    assert [each["fits_on_disk"] for each in content["types"]] == [False, False]
     assert all(size > 0 for size in sizes)

@@ -41,7 +41,8 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, boo
                 jobs.append(Job(source, policy.file_type, target, imatrix=imatrix, threads=1 + imatrix))
     done = quantize(jobs)
     return {
-        case: None if said is None else job.target for case, job, said in zip(cases, jobs, done, strict=True)
+        case: None if converted is None else job.target
+        for case, job, converted in zip(cases, jobs, done, strict=True)
     }
 
 
@@ -82,14 +83,14 @@ def test_importance_reaches_every_matrix(tmp_path: Path) -> None:
     model, importance = as_model(family, arrays), random_importance(family)
     choice = choose_formats(model, POLICIES["q5_K_S"])
     plan = plan_file(tmp_path / "x.gguf", model, [choice[tensor.name] for tensor in model.tensors], {})
-    found = {}
+    differing = {}
     for name, given in (("none", None), ("some", importance), ("partly", partly(importance))):
         write_with_kconv(model, [plan], given)
-        found[name] = contents(plan.path)
-    for tensor, plain in found["none"].items():
+        differing[name] = contents(plan.path)
+    for tensor, plain in differing["none"].items():
         weighed = len(arrays[tensor].shape) > 1 and tensor != "token_embd.weight"
-        assert (found["some"][tensor] != plain) == weighed, tensor
-        assert (found["partly"][tensor] != plain) == (weighed and "ffn" in tensor), tensor
+        assert (differing["some"][tensor] != plain) == weighed, tensor
+        assert (differing["partly"][tensor] != plain) == (weighed and "ffn" in tensor), tensor
 
 
 def partly(importance: Importance) -> Importance:

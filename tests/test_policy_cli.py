@@ -20,8 +20,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, small_tokenizer: Path) -> P
 
 
 def formats(path: Path) -> dict[str, str]:
-    found = {info.name: format_of_type(info.ggml_type) for info in read_header(path).tensors}
-    return {name: format.name for name, format in found.items() if format is not None}
+    by_name = {info.name: format_of_type(info.ggml_type) for info in read_header(path).tensors}
+    return {name: format.name for name, format in by_name.items() if format is not None}
 
 
 def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) -> None:
@@ -48,25 +48,30 @@ def test_requests_reach_the_file_and_its_manifest(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["-q", "q4_k_mm"], 2, "did you mean q4_K_M?"),
         (["-q", "q4_k_m", "--tensor-type", "zzz=q8_0"], 2, "zzz=q8_0 matches no matrix of this model"),
-        (["-q", "q4_k_m", "--tensor-type", "ffn_down"], 2, "is no PATTERN=TYPE"),
+        (["-q", "q4_k_m", "--tensor-type", "ffn_down"], 2, "is not of the form PATTERN=TYPE"),
         (["-q", "q4_k_m", "--output-type", "q8_K"], 2, "unknown format 'q8_K'"),
         (
             ["-q", "q8_0", "-q", "iq2_xs"],
             3,
-            "IQ2_XS makes blk.0.attn_q.weight IQ2_XS, which needs importance",
+            "IQ2_XS stores blk.0.attn_q.weight as IQ2_XS, which needs importance",
         ),
         (["-q", "q2_k_s"], 3, "kconv imatrix"),
     ],
 )
 def test_refused(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], code: int, said: str
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    code: int,
+    message: str,
 ) -> None:
     assert main(["to-gguf", str(folder), *words, "-o", str(tmp_path / "out"), "--no-verify"]) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.gguf"))
 
 

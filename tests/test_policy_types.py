@@ -111,7 +111,7 @@ def test_what_is_asked_for_by_name(asked: str, tmp_path: Path) -> None:
 def test_without_importance_data_the_first_tensor_is_named() -> None:
     model = as_model(NARROW["llama"])
     with pytest.raises(
-        InputError, match=r"IQ2_M makes blk\.0\.attn_q\.weight IQ2_S.*none was given"
+        InputError, match=r"IQ2_M stores blk\.0\.attn_q\.weight as IQ2_S.*none was given"
     ) as caught:
         choose_formats(model, POLICIES["iq2_m"])
     assert "kconv imatrix" in str(caught.value)
@@ -123,14 +123,16 @@ def test_without_importance_data_the_first_tensor_is_named() -> None:
         1,
         1,
     )
-    with pytest.raises(InputError, match=r"Q2_K_S makes blk\.0\.attn_k\.weight Q2_K.*has nothing on it"):
+    with pytest.raises(
+        InputError, match=r"Q2_K_S stores blk\.0\.attn_k\.weight as Q2_K.*the data given do not cover it"
+    ):
         choose_formats(model, POLICIES["q2_K_S"], partly)
 
 
 def test_an_embedding_that_cannot_be_encoded_without_importance_data_is_refused() -> None:
     """llama.cpp does not ask there and would abort in libggml."""
     policy = parse_policy("q4_K_M", embedding_type="iq2_xs")
-    with pytest.raises(InputError, match=r"token_embd\.weight IQ2_XS"):
+    with pytest.raises(InputError, match=r"token_embd\.weight as IQ2_XS"):
         choose_formats(as_model(NARROW["llama"]), policy)
 
 

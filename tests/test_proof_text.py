@@ -83,7 +83,7 @@ def test_a_dozen_findings_are_shown_of_every_part_and_the_rest_counted() -> None
 
 def test_a_failed_proof_says_which_layer_goes_wrong() -> None:
     text = proof_text(failed())
-    assert "layer 20 is the first whose output departs" in text
+    assert "layer 20 is the first whose output differs" in text
     rows = re.findall(r"^  layer (\d+) ", text, re.MULTILINE)
     assert "20" in rows
     assert len(rows) <= 13  # the conclusion begins so, too
@@ -91,8 +91,8 @@ def test_a_failed_proof_says_which_layer_goes_wrong() -> None:
 
 def test_nothing_in_a_proof_steers_the_terminal() -> None:
     for proof in (passed(), warned(), failed()):
-        told = proof_text(proof) + proof_line(proof)
-        assert all(char.isprintable() or char == "\n" for char in told)
+        text = proof_text(proof) + proof_line(proof)
+        assert all(char.isprintable() or char == "\n" for char in text)
     assert "사십이닷\\x1b[2J" in proof_text(warned())
 
 

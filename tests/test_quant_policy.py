@@ -9,7 +9,7 @@ import pytest
 
 from kconv.core.errors import InputError, UsageError
 from kconv.core.model import Model
-from kconv.core.tensor import DType, Stored, Tensor
+from kconv.core.tensor import DType, StoredBytes, Tensor
 from kconv.quant.formats import BF16, F16, F32, FORMATS, Q6_K, Q8_0
 from kconv.quant.policy import POLICIES, choose_formats, parse_policy, quantization_metadata
 from kconv.quant.requirements import fitting
@@ -55,18 +55,18 @@ def test_llama_quantizes_other_names() -> None:
 
 
 def test_requests_that_make_no_sense() -> None:
-    for text, said in {
-        "ffn_down": "is no PATTERN=TYPE",
-        "=q8_0": "is no PATTERN=TYPE",
-        "ffn=": "is no PATTERN=TYPE",
-        "ffn(=q8_0": "is no regular expression",
-        "blk.{99999999999}=q8_0": "is no regular expression",
-        "(" * 3000 + ")" * 3000 + "=q8_0": "is no regular expression",
-        "[[:digit:]].ffn=q8_0": "is no regular expression",  # llama-quantize knows it, Python does not
+    for text, message in {
+        "ffn_down": "is not of the form PATTERN=TYPE",
+        "=q8_0": "is not of the form PATTERN=TYPE",
+        "ffn=": "is not of the form PATTERN=TYPE",
+        "ffn(=q8_0": "is not a valid Python regular expression",
+        "blk.{99999999999}=q8_0": "is not a valid Python regular expression",
+        "(" * 3000 + ")" * 3000 + "=q8_0": "is not a valid Python regular expression",
+        "[[:digit:]].ffn=q8_0": "is not a valid Python regular expression",  # but of llama-quantize
         "ffn=q8_K": "unknown format 'q8_K'",
         "ffn=i32": "unknown format 'i32'",
     }.items():
-        with pytest.raises(UsageError, match=said):
+        with pytest.raises(UsageError, match=message):
             parse_policy("q4_0", tensor_types=[text])
     assert parse_policy("q4_0", tensor_types=["(?=blk).*_q=f16"]).overrides == (("(?=blk).*_q", F16),)
     with pytest.raises(UsageError, match="did you mean q5_K"):
@@ -95,12 +95,12 @@ def test_requests_hold_for_float_files_too() -> None:
 
 
 def test_what_is_not_quantized_stays_as_a_gguf_has_it() -> None:
-    def held(name: str, shape: tuple[int, ...]) -> Tensor:
-        stored = Stored(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
+    def stored_types(name: str, shape: tuple[int, ...]) -> Tensor:
+        stored = StoredBytes(F16.ggml_type, lambda start, stop: np.empty(0, np.uint8))
         return Tensor(name, shape, DType.F16, lambda start, stop: np.empty(0, np.float16), stored=stored)
 
     names = ("position_embd.weight", "blk.0.attn_norm.weight", "blk.0.attn_q.weight")
-    tensors = tuple(held(name, (256,) if "norm" in name else (8, 256)) for name in names)
+    tensors = tuple(stored_types(name, (256,) if "norm" in name else (8, 256)) for name in names)
     for name, expected in {"q4_0": ["f16", "f16", "q4_0"], "f32": ["f16", "f16", "f32"]}.items():
         made = choose_formats(Model("bert", {}, tensors), POLICIES[name])
         assert [format.name for format in made.formats.values()] == expected
@@ -151,7 +151,7 @@ def test_fallbacks_are_told() -> None:
     )
     notes = choose_formats(narrow, parse_policy("q4_0")).notes
     assert [(note.name, note.warning) for note in notes] == [("format-fallback", True)] * 2
-    assert "token_embd.weight has rows that are not whole blocks of 256" in notes[0].message
+    assert "token_embd.weight has rows that are not a multiple of 256" in notes[0].message
     assert "Q8_0 instead of Q6_K" in notes[0].message
     assert "F16 instead of Q4_0" in notes[1].message
     assert choose_formats(narrow, parse_policy("f16")).notes == ()
@@ -160,7 +160,7 @@ def test_fallbacks_are_told() -> None:
 def test_mxfp4_says_that_it_is_for_experts() -> None:
     dense = model(token_embd__weight=(100, 256), blk__0__attn_q__weight=(256, 256))
     (note,) = choose_formats(dense, POLICIES["mxfp4_moe"]).notes
-    assert "this model has none and becomes Q8_0" in note.message
+    assert "this model has none, so it becomes Q8_0" in note.message
     pure = choose_formats(dense, parse_policy("mxfp4_moe", pure=True))
     assert (pure.notes, pure["blk.0.attn_q.weight"].name) == ((), "mxfp4")
 
@@ -172,7 +172,9 @@ def test_fitting() -> None:
     assert fitting(FORMATS["q4_0"], 1) == F16
     assert fitting(FORMATS["iq1_s"], 32) == FORMATS["iq4_nl"]
     assert fitting(FORMATS["q2_0"], 96) == FORMATS["q4_0"]
-    with pytest.raises(InputError, match="has rows of 64 weights, no whole blocks of 128 as Q1_0 needs"):
+    with pytest.raises(
+        InputError, match="has rows of 64 weights, not a multiple of the block size 128 of Q1_0"
+    ):
         fitting(FORMATS["q1_0"], 64)
 
 

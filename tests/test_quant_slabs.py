@@ -144,7 +144,7 @@ def test_layouts_of_the_source() -> None:
 def test_wrong_storage_is_refused() -> None:
     with pytest.raises(UsageError, match="BF16 travel as uint16"):
         convert_slab(np.zeros((2, 32), np.float32), DType.BF16, [F32], Scratch())
-    with pytest.raises(UsageError, match="row of 40 weights cannot be Q4_0"):
+    with pytest.raises(UsageError, match="row of 40 weights cannot be stored as Q4_0"):
         convert_slab(np.zeros((2, 40), np.float32), DType.F32, [FORMATS["q4_0"]], Scratch())
 
 
@@ -170,16 +170,16 @@ def test_what_libggml_calls_invalid_has_overflowed(format: Format) -> None:
     validate.argtypes, validate.restype = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t), ctypes.c_bool
     rows = np.random.default_rng(3).standard_normal((2, 512), np.float32)
     whole = convert_slab(rows, DType.F32, [format], Scratch(), np.ones(512, np.float32)).data[0]
-    found = set()
+    collected = set()
     spoiled = np.tile(np.array([0xFF, 0x7F], np.uint8), 4 if format.name == "iq1_m" else 1)
     for place in range(whole.size - len(spoiled) + 1):
         data = whole.copy()
         data[place : place + len(spoiled)] = spoiled
         valid = validate(format.ggml_type, data.ctypes.data, data.size)
-        found.add(valid)
+        collected.add(valid)
         if format is not F32:
             assert has_overflowed(format, data) == (not valid), place
-    assert (False in found) == (format.name != "nvfp4")
+    assert (False in collected) == (format.name != "nvfp4")
 
 
 @pytest.mark.parametrize("format", ENCODABLE, ids=lambda format: format.name)

@@ -112,10 +112,10 @@ def test_importance_equals_llama_quantize(sources: dict[str, Path], tmp_path: Pa
         expected = tmp_path / "theirs.gguf"
         assert theirs(source, expected, parse_policy(name).file_type, importance=values)
         ours, header = read_pairs(output.path), read_header(output.path)
-        told = [key for key in ours if key.startswith("quantize.imatrix")]
-        assert told[0] == "quantize.imatrix.file"
+        keys = [key for key in ours if key.startswith("quantize.imatrix")]
+        assert keys[0] == "quantize.imatrix.file"
         assert header.metadata["quantize.imatrix.entries_count"] == len(values)
-        bare = header_bytes([pair for key, pair in ours.items() if key not in told], header.tensors)
+        bare = header_bytes([pair for key, pair in ours.items() if key not in keys], header.tensors)
         assert bare + output.path.read_bytes()[header.data_offset :] == expected.read_bytes(), name
 
 
@@ -146,9 +146,9 @@ def test_an_unusual_alignment_is_kept(tmp_path: Path) -> None:
     for made, expected in zip(
         sorted(tmp_path.glob("made-*.gguf")), sorted(tmp_path.glob("expected-*.gguf")), strict=True
     ):
-        found = gguf.GGUFReader(made)
-        assert found.alignment == 64
-        for one, other in zip(found.tensors, gguf.GGUFReader(expected).tensors, strict=True):
+        ours_read = gguf.GGUFReader(made)
+        assert ours_read.alignment == 64
+        for one, other in zip(ours_read.tensors, gguf.GGUFReader(expected).tensors, strict=True):
             assert (one.name, one.data.tobytes()) == (other.name, other.data.tobytes())
 
 
@@ -198,8 +198,8 @@ def test_names_and_manifest(sources: dict[str, Path], tmp_path: Path) -> None:
         "bytes": output.path.stat().st_size,
     }
     assert manifest["options"]["types"] == ["Q4_K_M"]
-    found = {name: FORMATS[kind].ggml_type for name, kind in manifest["tensors"].items()}
-    assert found == {info.name: info.ggml_type for info in read_header(output.path).tensors}
+    types = {name: FORMATS[kind].ggml_type for name, kind in manifest["tensors"].items()}
+    assert types == {info.name: info.ggml_type for info in read_header(output.path).tensors}
 
 
 @pytest.mark.parametrize("harm", [np.nan, np.inf, 1e6])

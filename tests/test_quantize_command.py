@@ -37,15 +37,15 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_object_of_json(source: Path, tmp_path: Path) -> None:
     done = run(tmp_path, source, "-q", "q4_k_m,Q8_0", "--split-max-size", "200K", "--json", "--threads", "1")
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert [output["type"] for output in said["outputs"]] == ["q4_K_M", "q8_0"]
-    for output in said["outputs"]:
+    answer = json.loads(done.stdout)
+    assert [output["type"] for output in answer["outputs"]] == ["q4_K_M", "q8_0"]
+    for output in answer["outputs"]:
         assert output["path"] == output["parts"][0]
         assert output["bytes"] == sum((tmp_path / part).stat().st_size for part in output["parts"])
-    assert said["proofs"] == []
-    assert said["architecture"] == "llama"
-    made = {part for output in said["outputs"] for part in output["parts"]}
-    manifests = {f"{output['path']}.manifest.json" for output in said["outputs"]}
+    assert answer["proofs"] == []
+    assert answer["architecture"] == "llama"
+    made = {part for output in answer["outputs"] for part in output["parts"]}
+    manifests = {f"{output['path']}.manifest.json" for output in answer["outputs"]}
     assert {path.name for path in tmp_path.iterdir()} == made | manifests
 
 
@@ -81,13 +81,17 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
     "no type": (lambda s, t: [s], 2, "--type"),
     "an empty type": (lambda s, t: [s, "-q", ""], 2, "empty"),
     "an unknown type": (lambda s, t: [s, "-q", "q4_k_n"], 2, "q4_K_M"),
-    "one file for two types": (lambda s, t: [s, "-q", "q8_0,q4_0", "-o", "x.gguf"], 2, "names one file"),
+    "one file for two types": (
+        lambda s, t: [s, "-q", "q8_0,q4_0", "-o", "x.gguf"],
+        2,
+        "is the name of one file",
+    ),
     "two types of one name": (
         lambda s, t: [s, "-q", "q8_0:attn[_]v=q4_0,q8_0:attn(_)v=q4_0", "--force"],
         2,
         "would both be written to",
     ),
-    "a copy with other weights": (lambda s, t: [s, "-q", "copy", "--pure"], 2, "leaves all weights"),
+    "a copy with other weights": (lambda s, t: [s, "-q", "copy", "--pure"], 2, "keeps all weights"),
     "a pattern that matches nothing": (
         lambda s, t: [s, "-q", "q8_0", "--tensor-type", "nothing=q4_0"],
         2,
@@ -96,13 +100,13 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
     "both ways to split": (
         lambda s, t: [s, "-q", "q8_0", "--keep-split", "--split-max-size", "1M"],
         2,
-        "contradict",
+        "cannot be combined",
     ),
-    "the source as output": (lambda s, t: [s, "-q", "q8_0", "-o", s, "--force"], 2, "what is to be read"),
+    "the source as output": (lambda s, t: [s, "-q", "q8_0", "-o", s, "--force"], 2, "is the input itself"),
     "what is there already": (
         lambda s, t: [s, "-q", "q8_0", "-o", llama_file(t / "there.gguf")],
         3,
-        "exists already",
+        "already exists",
     ),
     "no such file": (lambda s, t: [t / "none.gguf", "-q", "q8_0"], 3, "cannot read"),
     "a folder": (lambda s, t: [t, "-q", "q8_0"], 3, "is a folder"),
@@ -125,12 +129,12 @@ REFUSED: dict[str, tuple[Words, int, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(source: Path, tmp_path: Path, case: str) -> None:
-    words, code, said = REFUSED[case]
+    words, code, message = REFUSED[case]
     given = words(source, tmp_path)
     before = {path.name for path in tmp_path.iterdir()}, source.read_bytes()
     done = run(tmp_path, *given)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert message in done.stderr
     assert done.stdout == ""
     assert ({path.name for path in tmp_path.iterdir()}, source.read_bytes()) == before
 
@@ -170,8 +174,8 @@ def test_proof_at_once_and_afterwards(tmp_path: Path) -> None:
     words = ("small-F32.gguf", "-q", "q8_0", "--against", "small", "--json", "--threads", "1")
     done = kconv_here("quantize", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert [proof["verdict"] for proof in said["proofs"]] == ["passed"]
+    output = json.loads(done.stdout)
+    assert [proof["verdict"] for proof in output["proofs"]] == ["passed"]
     manifest = json.loads((tmp_path / "small-Q8_0.gguf.manifest.json").read_text("utf-8"))
     assert {file["name"] for file in manifest["source"]["files"]} >= {"model.safetensors", "config.json"}
     assert [file["name"] for file in manifest["made_from"]] == ["small-F32.gguf"]
@@ -205,5 +209,5 @@ def test_shapes_no_weights_have_are_refused(tmp_path: Path, shape: tuple[int, in
     path.write_bytes(head)
     with path.open("r+b") as file:
         file.truncate(len(head) + info.nbytes)  # a hole takes no room
-    with pytest.raises(GgufError, match="holds no weights"):
+    with pytest.raises(GgufError, match="has no weights"):
         quantize(path, tmp_path / "made.gguf", types=["q8_0"])

@@ -20,7 +20,7 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError, UsageError
 from kconv.core.gguf_file import TensorInfo, header_bytes, read_header, read_pairs
 from kconv.core.gguf_pairs import INT32, UINT16, encode_pair
-from kconv.core.gguf_split import parse_split_size, part_path, placed, read_model, whole_name
+from kconv.core.gguf_split import base_name, parse_split_size, part_path, placed, read_model
 from kconv.flows.quantize import quantize
 from kconv.quant.policy import parse_policy
 from kconv.verify import verify
@@ -77,7 +77,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "0G", "-1G", "2GB", "1.5G", "2T", "G", "٣G", "9999999999G"])
 def test_sizes_that_are_none(source: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="size of a part"):
+    with pytest.raises(UsageError, match="invalid part size"):
         quantize(source, types=["q8_0"], split_max_size=text)
 
 
@@ -89,7 +89,7 @@ def test_names() -> None:
     assert str(path) == buffer.value.decode()
     assert llama_cpp.llama_split_prefix(buffer, 100, str(path).encode(), 1, 12)
     assert buffer.value == b"/a/x-Q4_0"
-    assert whole_name(path) == "x-Q4_0"
+    assert base_name(path) == "x-Q4_0"
     assert part_path(path, 2, 12).name == "x-Q4_0-00003-of-00012.gguf"
     assert part_path(Path("x.gguf"), 0, 1) == Path("x.gguf")
 
@@ -111,19 +111,19 @@ def test_parts_hold_the_file(source: Path, tmp_path: Path) -> None:
     assert split.path == split.parts[0] == tmp_path / f"x-00001-of-{len(split.parts):05d}.gguf"
     assert split.manifest.name == f"{split.path.name}.manifest.json"
     assert split.bytes == sum(part.stat().st_size for part in split.parts)
-    found = read_parts(split.parts)
-    assert [each for part in found for each in part] == read_parts([whole.path])[0]
-    for part, after in zip(found, [*found[1:], []], strict=True):
+    ours_read = read_parts(split.parts)
+    assert [each for part in ours_read for each in part] == read_parts([whole.path])[0]
+    for part, after in zip(ours_read, [*ours_read[1:], []], strict=True):
         filled = sum(-(-len(data) // 32) * 32 for _, _, data in part)
         assert filled <= 100_000 or len(part) == 1
         assert not after or filled + len(after[0][2]) > 100_000
     before = read_pairs(whole.path)
     for number, path in enumerate(split.parts):
         keys = read_pairs(path)
-        told = [keys.pop(key) for key in ("split.no", "split.tensors.count", "split.count")]
-        assert told[0][-6:] == struct.pack("<IH", UINT16, number)
-        assert told[1][-8:] == struct.pack("<Ii", INT32, len(read_header(whole.path).tensors))
-        assert told[2][-6:] == struct.pack("<IH", UINT16, len(split.parts))
+        split_keys = [keys.pop(key) for key in ("split.no", "split.tensors.count", "split.count")]
+        assert split_keys[0][-6:] == struct.pack("<IH", UINT16, number)
+        assert split_keys[1][-8:] == struct.pack("<Ii", INT32, len(read_header(whole.path).tensors))
+        assert split_keys[2][-6:] == struct.pack("<IH", UINT16, len(split.parts))
         assert keys == ({} if number else before)
 
 
@@ -153,8 +153,8 @@ def test_parts_of_an_earlier_run_are_told_of(
     left: dict[str, int] = {}
     for size in ("300K", "500K", "1G"):
         assert main([*words, "--split-max-size", size]) == 0
-        told = capsys.readouterr().out
-        assert (f"{sum(left.values())} parts of that name from an earlier run" in told) == bool(left)
+        printed = capsys.readouterr().out
+        assert (f"{sum(left.values())} parts of that name from an earlier run" in printed) == bool(left)
         left[size] = len(list(tmp_path.glob("x-*.gguf"))) - sum(left.values())
     assert list(left.values())[1:] == [3, 0]
     first = tmp_path / f"x-00001-of-{left['300K']:05d}.gguf"
@@ -170,8 +170,8 @@ def test_conversion_in_parts(tmp_path: Path) -> None:
     (output,) = conversion.outputs
     assert conversion.verdict == "passed"
     assert len(output.parts) == 2
-    found = read_parts(output.parts)
-    assert [each for part in found for each in part] == read_parts([whole.outputs[0].path])[0]
+    ours_read = read_parts(output.parts)
+    assert [each for part in ours_read for each in part] == read_parts([whole.outputs[0].path])[0]
     proof = verify(output.parts[1], checkpoint, tokens=64, threads=1)
     assert (proof.verdict, proof.artifact) == ("passed", output.path)
     digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in output.parts}
@@ -216,9 +216,9 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
             p[2].rename(p[1]),
             p[1].with_suffix(".x").rename(p[2]),
         ),
-        "says that it is part 3 of",
+        "is marked as part 3 of",
     ),
-    "a part stands twice": (lambda p: shutil.copy(p[1], p[2]), "says that it is part 2 of"),
+    "a part appears twice": (lambda p: shutil.copy(p[1], p[2]), "is marked as part 2 of"),
     "a copy says it is the next": (
         lambda p: (shutil.copy(p[1], p[2]), rewritten(p[2], split_no=2)),
         "is in .*-00002-of.* and in .*-00003-of",
@@ -227,19 +227,25 @@ DAMAGES: dict[str, tuple[Callable[[list[Path]], object], str]] = {
     "a negative number": (lambda p: rewritten(p[1], split_no=-1), "split.no is -1"),
     "a part of another set": (lambda p: rewritten(p[1], split_count=9), "part 2 of 9"),
     "a huge count": (lambda p: rewritten(p[0], split_count=2**30), "split.count is 1073741824"),
-    "another count than in the name": (lambda p: rewritten(p[0], split_count=9), "which its name does not"),
-    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 are expected"),
-    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None are expected"),
-    "the first is not the first": (lambda p: rewritten(p[0], split_no=1), "which its name does not"),
+    "another count than in the name": (
+        lambda p: rewritten(p[0], split_count=9),
+        "but its name is not that of a part",
+    ),
+    "another number of tensors": (lambda p: rewritten(p[0], tensors=7), "7 expected"),
+    "no number of tensors": (lambda p: rewritten(p[0], tensors=None), "None expected"),
+    "the first is not the first": (
+        lambda p: rewritten(p[0], split_no=1),
+        "but its name is not that of a part",
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_sets_are_refused(parts: list[Path], tmp_path: Path, damage: str) -> None:
     copies = [Path(shutil.copy(path, tmp_path)) for path in parts]
-    change, said = DAMAGES[damage]
+    change, message = DAMAGES[damage]
     change(copies)
-    with pytest.raises(GgufError, match=said) as refused:
+    with pytest.raises(GgufError, match=message) as refused:
         quantize(copies[0], tmp_path / "made.gguf", types=["q8_0"])
     assert refused.value.hint
     assert not (tmp_path / "made.gguf").exists()
@@ -248,5 +254,5 @@ def test_damaged_sets_are_refused(parts: list[Path], tmp_path: Path, damage: str
 def test_a_renamed_part_is_refused(parts: list[Path], tmp_path: Path) -> None:
     for path in parts:
         shutil.copy(path, tmp_path / path.name.replace("parts-", "parts_"))
-    with pytest.raises(GgufError, match="which its name does not"):
+    with pytest.raises(GgufError, match="but its name is not that of a part"):
         read_model(tmp_path / parts[0].name.replace("parts-", "parts_"))

@@ -72,7 +72,7 @@ def difference(folder: Path, *windows: Window) -> float:
         (reading.logits(index, 0, len(each.ids)), transformers_logits(folder, list(each.ids)))
         for index, each in enumerate(windows)
     ]
-    return max(float(np.abs(found - expected).max()) for found, expected in pairs)
+    return max(float(np.abs(actual - expected).max()) for actual, expected in pairs)
 
 
 # What is left where windows of several lengths are computed together: zeros added to a sum (padding) may
@@ -110,13 +110,15 @@ def test_windows_of_any_length(plain: Path) -> None:
 
 
 def test_more_windows_than_go_together(plain: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    progress_calls: list[tuple[str, int, int]] = []
     windows = [window(length, seed=length) for length in (200, 256, 130, 256, 256, 256, 256, 256, 256, 256)]
-    reading = read(plain, *windows, progress=lambda *step: told.append(step))
+    reading = read(plain, *windows, progress=lambda *step: progress_calls.append(step))
     for index in (0, 2, 9):
         expected = transformers_logits(plain, list(windows[index].ids))
         assert np.abs(reading.logits(index, 0, len(windows[index].ids)) - expected).max() < ROUNDING
-    assert told == [("reference", done, told[-1][2]) for done in range(told[-1][2] + 1)]
+    assert progress_calls == [
+        ("reference", done, progress_calls[-1][2]) for done in range(progress_calls[-1][2] + 1)
+    ]
 
 
 def test_any_positions_may_be_asked_for(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,8 +130,8 @@ def test_any_positions_may_be_asked_for(plain: Path, monkeypatch: pytest.MonkeyP
     expected = [transformers_logits(plain, list(each.ids)) for each in windows]
     for index, start, stop in ((0, 0, 24), (0, 24, 48), (1, 3, 4), (0, 40, 230), (1, 179, 180), (1, 0, 180)):
         assert np.abs(reading.logits(index, start, stop) - expected[index][start:stop]).max() < ROUNDING
-    held = reading.logits(0, 0, 10)
-    held[:] = 0  # what is given out is the caller's own
+    kept = reading.logits(0, 0, 10)
+    kept[:] = 0  # what is given out is the caller's own
     assert reading.logits(0, 0, 10).any()
     with pytest.raises(ValueError, match="positions 200 to 231 of 230"):
         reading.logits(0, 200, 231)
@@ -248,8 +250,8 @@ def test_unmapped_is_the_inverse_of_build(case: str, tmp_path: Path, small_token
     }
     assert all(name == tensor.name for name, tensor in back.items())
     expected = bits(checkpoint.tensors)
-    for name, found in bits(back).items():
-        assert found.tobytes() == expected[name].tobytes(), name
+    for name, actual in bits(back).items():
+        assert actual.tobytes() == expected[name].tobytes(), name
     # Any rows may be asked for, not only whole heads.
     key = "model.layers.1.self_attn.k_proj.weight"
     assert back[key].read(5, 23).tobytes() == expected[key][5:23].tobytes()
@@ -261,25 +263,25 @@ def test_weights_of_a_gguf_stand_in(tmp_path: Path, small_tokenizer: Path) -> No
 
     folder = random_llama(tmp_path / "checkpoint", small_tokenizer, num_key_value_heads=2)
     (made,) = to_gguf(folder, tmp_path / "out.gguf", types=["f32"], verify=False).outputs
-    held = {}
+    stored = {}
     for tensor in GGUFReader(made.path).tensors:
         data = np.asarray(tensor.data, np.float32)
-        held[tensor.name] = Tensor(
+        stored[tensor.name] = Tensor(
             tensor.name, data.shape, DType.F32, lambda start, stop, data=data: data[start:stop].copy()
         )
     checkpoint = open_checkpoint(folder)
-    weights = unmapped(LLAMA, checkpoint, held)
+    weights = unmapped(LLAMA, checkpoint, stored)
     for name, tensor in checkpoint.tensors.items():
         assert (weights[name].read(0, tensor.rows) == tensor.read(0, tensor.rows)).all(), name
     reading = Reference(checkpoint, LLAMA, weights=weights, threads=2).read([window(100)])
     assert (reading.logits(0, 0, 100) == transformers_logits(folder, list(window(100).ids))).all()
 
-    del held["blk.1.ffn_up.weight"]
-    held["blk.0.attn_q.weight"] = held["blk.0.attn_k.weight"]
+    del stored["blk.1.ffn_up.weight"]
+    stored["blk.0.attn_q.weight"] = stored["blk.0.attn_k.weight"]
     with pytest.raises(MappingError) as caught:
-        unmapped(LLAMA, checkpoint, held)
+        unmapped(LLAMA, checkpoint, stored)
     assert "missing in the file: blk.1.ffn_up.weight" in str(caught.value)
-    assert "shape of blk.0.attn_q.weight in the file: [32, 64], but config.json says [64, 64]" in str(
+    assert "shape of blk.0.attn_q.weight in the file: [32, 64], but config.json implies [64, 64]" in str(
         caught.value
     )
 
@@ -307,8 +309,8 @@ def test_nothing_of_the_checkpoint_runs(plain: Path, tmp_path: Path) -> None:
         return_dict=False,
     )
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    found = read(folder, window(80)).logits(0, 0, 80)
-    assert (found == transformers_logits(plain, list(window(80).ids))).all()
+    logits = read(folder, window(80)).logits(0, 0, 80)
+    assert (logits == transformers_logits(plain, list(window(80).ids))).all()
     assert not (tmp_path / "ran").exists()
 
 
@@ -345,7 +347,7 @@ def test_damaged_weights_are_named(plain: Path, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     with open(folder / "model.safetensors", "r+b") as file:
         file.truncate(100_000)
-    with pytest.raises(EnvironmentProblem, match="it had more when it was opened"):
+    with pytest.raises(EnvironmentProblem, match="it was longer when it was opened"):
         Reference(checkpoint, LLAMA).read([window(40)])
 
 

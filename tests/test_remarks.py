@@ -13,15 +13,15 @@ from kconv.verify.remarks import FEW, remarks
 
 @pytest.mark.parametrize(("positions", "word"), [(1, "only 1 position was"), (2, "only 2 positions were")])
 def test_few_positions(positions: int, word: str) -> None:
-    (said,) = remarks(LogitsPart("passed", replace(FIGURES, positions=positions)), 10**6)
-    assert said.startswith(word)
+    (note,) = remarks(LogitsPart("passed", replace(FIGURES, positions=positions)), 10**6)
+    assert note.startswith(word)
 
 
 def test_a_checkpoint_that_knows_nothing() -> None:
     """A perplexity of the size of the vocabulary is that of a die with so many sides."""
     figures = replace(FIGURES, positions=FEW, perplexity_reference=89_338.0)
-    (said,) = remarks(LogitsPart("passed", figures), 50_304)
-    assert "89,338 with 50,304 tokens" in said
+    (note,) = remarks(LogitsPart("passed", figures), 50_304)
+    assert "89,338 with 50,304 tokens" in note
     assert remarks(LogitsPart("passed", replace(figures, perplexity_reference=50_304.0)), 50_304) == ()
 
 

@@ -166,7 +166,7 @@ def test_figures_gate_and_published_figures_are_there() -> None:
 def test_a_failed_proof_says_what_where_and_what_to_do() -> None:
     page = report_html([material.failed()])
     text = "".join(Page(page).text)
-    assert "Do not use this file" in text
+    assert "Do not use or distribute this file" in text
     for words in (
         "llama.rope.freq_base",
         "500000.0",
@@ -176,7 +176,7 @@ def test_a_failed_proof_says_what_where_and_what_to_do() -> None:
     ):
         assert words in text
     assert page.count('class="cross"') == 3  # two tensors and the legend
-    assert "first to depart: layer 7" in text
+    assert "first to differ: layer 7" in text
     assert text.index("Where it goes wrong") < text.index("Predictions, in figures")
 
 
@@ -189,14 +189,18 @@ def test_byte_level_pieces_are_shown_as_text() -> None:
         )
 
     expected = ("<s>", symbols("요일"), symbols(" 질문"), symbols("가")[:2], symbols("가")[2:])
-    found = Difference("요일 질문가", True, True, (1, 2, 3, 4, 5), (1, 2, 9), expected, (*expected[:2], "Ġ"))
-    page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, found)))])
+    difference = Difference(
+        "요일 질문가", True, True, (1, 2, 3, 4, 5), (1, 2, 9), expected, (*expected[:2], "Ġ")
+    )
+    page = report_html(
+        [replace(material.failed(), tokens=TokensPart("failed", material.parity(9, difference)))]
+    )
     text = "".join(Page(page).text)
     assert "요일 2" in text
     assert "␣질문 3" in text
     assert "\\xea\\xb0 4" in text
     assert "Ġ" not in text
-    other = replace(found, text="something else")
+    other = replace(difference, text="something else")
     page = report_html([replace(material.failed(), tokens=TokensPart("failed", material.parity(9, other)))])
     assert symbols(" 질문") in page
 
@@ -252,8 +256,8 @@ def test_nothing_measured_is_no_zero() -> None:
     none = replace(figures, **dict.fromkeys(names, 0))  # type: ignore[arg-type]
     logits = LogitsPart("failed", none, gate, (Finding("logits", "all are NaN"),))
     page = report_html([replace(proof, logits=logits), proof])
-    assert "At no position could predictions be compared." in page
-    assert page.count("The figure the gate judges") == 1
+    assert "Predictions could not be compared at any position." in page
+    assert page.count("The figure that the gate applies to") == 1
     assert {row.value for row in figure_rows(none, gate)} == {"–"}
 
 

@@ -52,10 +52,10 @@ def child_of(kconv: subprocess.Popen[bytes], *, known: psutil.Process | None = N
     """The process llama.cpp has, as soon as it is there; another one than ``known``."""
     end = time.monotonic() + 60
     while time.monotonic() < end and kconv.poll() is None:
-        for found in psutil.Process(kconv.pid).children():
+        for child in psutil.Process(kconv.pid).children():
             with contextlib.suppress(psutil.Error):
-                if found != known and "kconv.runtimes.llama_generate" in found.cmdline():
-                    return found
+                if child != known and "kconv.runtimes.llama_generate" in child.cmdline():
+                    return child
         time.sleep(0.005)
     raise AssertionError("no child process")
 
@@ -96,7 +96,7 @@ def test_what_is_asked_meanwhile_is_no_answer_to_something_else(model: Path) -> 
         tokens = runtime.generate(prompt, GREEDY, 1000)
         next(tokens)
         assert runtime.tokenize(PROMPT) == prompt
-        with pytest.raises(ChildDied, match="broke off"):
+        with pytest.raises(ChildDied, match="was cut off"):
             list(tokens)
 
 
@@ -191,10 +191,10 @@ def test_a_child_that_is_killed_twice_is_told(model: Path) -> None:
         child_of(kconv, known=first).kill()
         out, err = kconv.communicate(timeout=60)
         assert kconv.returncode == 4, err
-        told = json.loads(out)["error"]
-        assert told["type"] == "ChildDied"
-        assert "was killed (signal 9, SIGKILL)" in told["message"]
-        assert "memory" in told["hint"]
+        error = json.loads(out)["error"]
+        assert error["type"] == "ChildDied"
+        assert "was killed (signal 9, SIGKILL)" in error["message"]
+        assert "memory" in error["hint"]
         assert b"Traceback" not in err
 
 
@@ -207,7 +207,7 @@ def test_a_child_that_is_killed_amid_an_answer_is_told_and_nothing_is_repeated(m
         out, err = kconv.communicate(timeout=60)
         assert kconv.returncode == 4, err
         assert shown + out
-        assert b"the answer broke off after" in err
+        assert b"the answer was cut off after" in err
         assert b"Traceback" not in err
 
 
@@ -222,8 +222,8 @@ def illegal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_crash_of_the_library_is_no_verdict_on_the_file(model: Path, illegal: Path) -> None:
     words = [*KCONV, "run", str(model), "-p", PROMPT, "-n", "4", "--threads", "1"]
-    told = {**os.environ, "LD_PRELOAD": str(illegal)}
-    done = subprocess.run(words, env=told, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, "LD_PRELOAD": str(illegal)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (4, "")
     assert "SIGILL" in done.stderr
     assert "kconv doctor" in done.stderr
@@ -231,13 +231,13 @@ def test_a_crash_of_the_library_is_no_verdict_on_the_file(model: Path, illegal: 
 
 
 def test_a_library_whose_own_buffers_die_still_runs(model: Path, dying_llama: Path, tmp_path: Path) -> None:
-    told = {**os.environ, "LLAMA_CPP_LIB_PATH": str(dying_llama), "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(dying_llama), "XDG_CACHE_HOME": str(tmp_path)}
     words = [*KCONV, "run", str(model), "-p", PROMPT, "-n", "4", "--greedy", "--threads", "1", "--json"]
-    done = subprocess.run(words, env=told, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert len(said["ids"]) == 4
-    assert [note["name"] for note in said["notes"]] == ["extra-buffers"]
+    output = json.loads(done.stdout)
+    assert len(output["ids"]) == 4
+    assert [note["name"] for note in output["notes"]] == ["extra-buffers"]
     assert done.stderr.count("without them") == 1
 
 
@@ -259,7 +259,7 @@ def test_a_check_of_llama_cpps_own_is_told_in_its_words(model: Path, tmp_path: P
     words = [*KCONV, "run", str(bad), "-p", "a"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (3, "")
-    assert "check of its own" in done.stderr
+    assert "internal check" in done.stderr
     assert "GGML_ASSERT" in done.stderr
     assert len(done.stderr) < 800  # no debugger's backtrace
 

@@ -44,17 +44,17 @@ def greedy(ids: list[int], count: int) -> list[int]:
             torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
             max_new_tokens=count, do_sample=False, num_beams=1, decoder_start_token_id=0, eos_token_id=1,
         )  # fmt: skip
-    found: list[int] = made[0].tolist()
-    return found[1:]
+    tokens: list[int] = made[0].tolist()
+    return tokens[1:]
 
 
 @pytest.mark.parametrize("prompt", ["한국의 수도는 서울이다.", "a", ""])
 def test_greedy_text_equals_that_of_the_whole_model(body: Path, prompt: str) -> None:
     done = run(body, "-p", prompt, "-n", 128, "--kv-type", "f32", "--json")
     assert done.returncode == 0, done.stderr
-    said: dict[str, Any] = json.loads(done.stdout)
-    assert said["prompt_ids"] == byte_ids(prompt)
-    assert said["ids"] == greedy(said["prompt_ids"], 128)
+    output: dict[str, Any] = json.loads(done.stdout)
+    assert output["prompt_ids"] == byte_ids(prompt)
+    assert output["ids"] == greedy(output["prompt_ids"], 128)
 
 
 def test_masks_go_through_the_front_end_as_sentinels(body: Path) -> None:
@@ -81,13 +81,13 @@ def test_what_is_no_front_end_of_the_model_is_refused(body: Path, tmp_path: Path
     assert "another model" in done.stderr
     done = run(tmp_path / "gbst-other.gguf", "-p", "a")
     assert done.returncode == 3
-    assert "give the body" in done.stderr
+    assert "pass the body" in done.stderr
 
 
 def test_a_front_end_beyond_all_numbers_is_refused(body: Path) -> None:
-    found = front_end_of(FRONT_ENDS, body, read_header(body).metadata)
-    assert found is not None
-    large = replace(found.front_end, embedding=np.full_like(found.front_end.embedding, 3e38))
+    front_end = front_end_of(FRONT_ENDS, body, read_header(body).metadata)
+    assert front_end is not None
+    large = replace(front_end.front_end, embedding=np.full_like(front_end.front_end.embedding, 3e38))
     with (
         LlamaRuntime(body, threads=1, front=lambda ids: embed(large, ids).values) as runtime,
         pytest.raises(GgufError, match="NaN or infinite"),
@@ -100,7 +100,9 @@ def test_the_context_counts_positions_behind_the_front_end(body: Path) -> None:
     assert run(body, "-p", "a" * 3071, "-n", 2).returncode == 0
     done = run(body, "-p", "a" * 3072, "-n", 2)
     assert done.returncode == 3
-    assert "3,073 tokens, 1,025 positions behind the front end, the context holds 1,024" in done.stderr
+    assert (
+        "3,073 tokens, 1,025 positions after the front end, but the context has room for 1,024" in done.stderr
+    )
     short = run(body, "-p", "a" * 119, "-n", -1, "--ctx", 40, "--json")
     assert short.returncode == 0, short.stderr
     assert len(json.loads(short.stdout)["ids"]) <= 40  # what is generated is bytes
@@ -108,12 +110,12 @@ def test_the_context_counts_positions_behind_the_front_end(body: Path) -> None:
 
 
 def test_verify_reads_sources_as_long_as_the_encoder_does(body: Path) -> None:
-    folder, told = body.parent / "model", "가" * 20
-    proof = verify(body, folder, texts=["a" * 3071 + "\t" + told], threads=1)
+    folder, source = body.parent / "model", "가" * 20
+    proof = verify(body, folder, texts=["a" * 3071 + "\t" + source], threads=1)
     assert proof.logits.figures is not None
     assert proof.logits.figures.nmse < 1e-4
     with pytest.raises(InputError, match="the source has 3072 tokens, expected at most 3071"):
-        verify(body, folder, texts=["a" * 3072 + "\t" + told], threads=1)
+        verify(body, folder, texts=["a" * 3072 + "\t" + source], threads=1)
     with pytest.raises(InputError, match="the target has 1026 tokens, expected at most 1023"):
         verify(body, folder, texts=["a\t" + "가" * 342], threads=1)
     with pytest.raises(InputError, match=r"windows of 3073 tokens .* context of 3072"):

@@ -30,13 +30,13 @@ def folder(checkpoint: Path) -> Path:
 
 
 def test_greedy_tokens_are_those_of_transformers(checkpoint: Path, folder: Path) -> None:
-    said = answered(folder, "-p", PROMPT, "-n", 128, "--greedy")
+    answer = answered(folder, "-p", PROMPT, "-n", 128, "--greedy")
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    ids = torch.tensor([said["prompt_ids"]])
+    ids = torch.tensor([answer["prompt_ids"]])
     with torch.no_grad():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=128, do_sample=False)
     right = made[0, ids.shape[1] :].tolist()
-    assert said["ids"] == right
+    assert answer["ids"] == right
     assert len(right) > 40
 
 
@@ -86,5 +86,5 @@ def test_logits_that_are_no_numbers_are_refused(folder: Path, tmp_path: Path, op
     data[:] = np.nan
     data.flush()
     done = run(tmp_path, "-p", "x", *options)
-    assert (done.returncode, "gives logits that are no numbers" in done.stderr) == (3, True)
+    assert (done.returncode, "gives logits that are not finite numbers" in done.stderr) == (3, True)
     assert "Traceback" not in done.stderr

@@ -63,11 +63,11 @@ def pieces(folder: Path, real: Path) -> Path:
 
 def test_greedy_text_equals_that_of_transformers(model: Path, checkpoint: Path) -> None:
     for prompt in (KOREAN, "a", ""):
-        said = answered(model, "-p", prompt, "-n", 128, "--greedy", "--kv-type", "f32")
-        assert said["prompt_ids"] == byte_ids(prompt)
-        assert len(said["ids"]) > 20
-        assert said["ids"] == transformers_greedy(checkpoint, said["prompt_ids"], 128)
-        assert said["chat"] is False
+        answer = answered(model, "-p", prompt, "-n", 128, "--greedy", "--kv-type", "f32")
+        assert answer["prompt_ids"] == byte_ids(prompt)
+        assert len(answer["ids"]) > 20
+        assert answer["ids"] == transformers_greedy(checkpoint, answer["prompt_ids"], 128)
+        assert answer["chat"] is False
 
 
 def test_greedy_text_of_another_depth_start_and_vocabulary(folder: Path) -> None:
@@ -75,16 +75,16 @@ def test_greedy_text_of_another_depth_start_and_vocabulary(folder: Path) -> None
     settings = {"num_layers": 2, "num_decoder_layers": 1, "vocab_size": 392, "decoder_start_token_id": 259}
     checkpoint = random_byt5(folder / "other", **settings)
     to_gguf(checkpoint, folder / "other.gguf", types=["f32"], verify=False)
-    said = answered(folder / "other.gguf", "-p", "안녕", "-n", 128, "--kv-type", "f32")
-    assert said["ids"] == transformers_greedy(checkpoint, said["prompt_ids"], 128)
+    answer = answered(folder / "other.gguf", "-p", "안녕", "-n", 128, "--kv-type", "f32")
+    assert answer["ids"] == transformers_greedy(checkpoint, answer["prompt_ids"], 128)
 
 
 def test_greedy_text_with_a_sentencepiece_vocabulary(pieces: Path, real: Path) -> None:
     prompt = "translate English to German: The house is wonderful."
-    said = answered(pieces, "-p", prompt, "-n", 128, "--kv-type", "f32")
-    assert said["prompt_ids"][-1] == 1
-    assert said["ids"] == transformers_greedy(real / "hf_t5x_tiny", said["prompt_ids"], 128)
-    assert not said["text"].startswith(" ")
+    answer = answered(pieces, "-p", prompt, "-n", 128, "--kv-type", "f32")
+    assert answer["prompt_ids"][-1] == 1
+    assert answer["ids"] == transformers_greedy(real / "hf_t5x_tiny", answer["prompt_ids"], 128)
+    assert not answer["text"].startswith(" ")
 
 
 def test_the_likeliest_token_is_taken_unless_something_is_wished(model: Path, tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_the_likeliest_token_is_taken_unless_something_is_wished(model: Path, tm
     assert temperature(model) == 0
     assert temperature(model, "--repeat-penalty", 1.2) == 0
     assert temperature(model, "--top-k", 5) == temperature(model, "--seed", 5) == 0.8
-    told = with_metadata(model, tmp_path / "told.gguf", general__sampling__temp=0.5)
-    assert temperature(told) == 0.5
-    assert temperature(told, "--temp", 0.25) == 0.25
+    recommending = with_metadata(model, tmp_path / "told.gguf", general__sampling__temp=0.5)
+    assert temperature(recommending) == 0.5
+    assert temperature(recommending, "--temp", 0.25) == 0.25
 
 
 def test_seeds_repeat(model: Path) -> None:
@@ -118,8 +118,8 @@ def test_a_penalty_counts_what_was_generated_and_not_the_prompt(model: Path, che
 
 
 def test_a_known_answer_is_streamed_in_whole_characters(known: Path) -> None:
-    said = run(known, "-p", "한국")
-    assert said.stdout == "서울 😀 값\n", said.stderr
+    done = run(known, "-p", "한국")
+    assert done.stdout == "서울 😀 값\n", done.stderr
     options = ["-p", "한국", "--threads", "1"]
     shown = []
     reading, writing = os.pipe2(os.O_DIRECT)  # a read gives what one write gave, however late it comes
@@ -131,27 +131,27 @@ def test_a_known_answer_is_streamed_in_whole_characters(known: Path) -> None:
     assert len(shown) > 1
     for end in range(1, len(shown)):  # never half a syllable
         b"".join(shown[:end]).decode("utf-8")
-    assert b"".join(shown).decode("utf-8") == said.stdout
+    assert b"".join(shown).decode("utf-8") == done.stdout
 
 
 def test_bytes_that_are_no_text_and_sentinels_are_shown(known: Path) -> None:
-    said = answered(known, "-p", "깨진")
-    assert said["text"] == "가\ufffd나<258><261>\ufffd"
-    assert said["ids"] == KNOWN[-1][1]
-    assert said["stop_reason"] == "end"
+    answer = answered(known, "-p", "깨진")
+    assert answer["text"] == "가\ufffd나<258><261>\ufffd"
+    assert answer["ids"] == KNOWN[-1][1]
+    assert answer["stop_reason"] == "end"
     assert answered(known, "-p", "깨진", "--stop", "<258>")["text"] == "가\ufffd나"
 
 
 def test_a_text_cut_off_within_a_character_ends_before_it(known: Path) -> None:
     for count in range(1, 7):
-        said = answered(known, "-p", "한국", "-n", count)
-        assert said["text"] == "서울"[: count // 3]
-        assert len(said["ids"]) == count
+        answer = answered(known, "-p", "한국", "-n", count)
+        assert answer["text"] == "서울"[: count // 3]
+        assert len(answer["ids"]) == count
 
 
 def test_stop_strings_end_the_text(known: Path) -> None:
-    said = answered(known, "-p", "한국", "--stop", "😀")
-    assert (said["text"], said["stop_reason"]) == ("서울 ", "stop")
+    answer = answered(known, "-p", "한국", "--stop", "😀")
+    assert (answer["text"], answer["stop_reason"]) == ("서울 ", "stop")
 
 
 def test_the_prompt_may_come_from_standard_input(known: Path) -> None:
@@ -172,17 +172,17 @@ def test_masks_are_filled(known: Path) -> None:
 
 
 def test_masks_go_in_and_come_out_as_the_sentinels_of_pretraining(known: Path) -> None:
-    said = answered(known, "--fill", "<extra_id_0>의 수도는 <extra_id_1>이다.")
-    assert said["prompt_ids"] == KNOWN[2][0]
-    assert said["ids"] == KNOWN[2][1][:-1]  # ends with the first sentinel that is none of the text's
-    assert said["fills"] == [
+    answer = answered(known, "--fill", "<extra_id_0>의 수도는 <extra_id_1>이다.")
+    assert answer["prompt_ids"] == KNOWN[2][0]
+    assert answer["ids"] == KNOWN[2][1][:-1]  # ends with the first sentinel that is none of the text's
+    assert answer["fills"] == [
         {"mask": 0, "sentinel": 258, "ids": byte_ids("한국")[:-1], "text": "한국"},
         {"mask": 1, "sentinel": 257, "ids": byte_ids("서울")[:-1], "text": "서울"},
     ]
-    assert said["completed"] == "한국의 수도는 서울이다."
-    assert said["prompt"] == "<extra_id_0>의 수도는 <extra_id_1>이다."
-    assert said["stop_reason"] == "end"
-    assert said["sampling"]["temperature"] == 0
+    assert answer["completed"] == "한국의 수도는 서울이다."
+    assert answer["prompt"] == "<extra_id_0>의 수도는 <extra_id_1>이다."
+    assert answer["stop_reason"] == "end"
+    assert answer["sampling"]["temperature"] == 0
 
 
 def test_a_mask_the_model_leaves_out_stays(known: Path) -> None:
@@ -190,23 +190,23 @@ def test_a_mask_the_model_leaves_out_stays(known: Path) -> None:
     assert done.returncode == 0
     assert done.stdout == "<extra_id_1>: 부산\n두 도시: <extra_id_0>, 부산\n"
     assert "put nothing in place of <extra_id_0>" in done.stderr
-    said = answered(known, "--fill", "두 도시: <extra_id_0>, <extra_id_1>")
-    assert said["fills"][0] == {"mask": 0, "sentinel": 258, "ids": [], "text": None}
+    answer = answered(known, "--fill", "두 도시: <extra_id_0>, <extra_id_1>")
+    assert answer["fills"][0] == {"mask": 0, "sentinel": 258, "ids": [], "text": None}
 
 
 def test_names_of_masks_in_a_prompt_are_the_tokens_of_these_names(known: Path) -> None:
     done = run(known, "-p", "가<extra_id_0>나", "-n", 1)
     assert "--fill" in done.stderr
-    said = answered(known, "-p", "가<extra_id_0>나</s>", "-n", 1)
-    assert said["prompt_ids"] == byte_ids("가", 259, "나")  # no second end
+    answer = answered(known, "-p", "가<extra_id_0>나</s>", "-n", 1)
+    assert answer["prompt_ids"] == byte_ids("가", 259, "나")  # no second end
 
 
 def test_masks_with_a_sentencepiece_vocabulary(pieces: Path) -> None:
-    said = answered(pieces, "--fill", "The <extra_id_0> is <extra_id_1>.", "-n", 8)
-    ids = [fill["sentinel"] for fill in said["fills"]]
+    answer = answered(pieces, "--fill", "The <extra_id_0> is <extra_id_1>.", "-n", 8)
+    ids = [fill["sentinel"] for fill in answer["fills"]]
     tokens = read_header(pieces).metadata["tokenizer.ggml.tokens"]
     assert [tokens[token] for token in ids] == ["<extra_id_0>", "<extra_id_1>"]
-    assert [token for token in said["prompt_ids"] if token in ids] == ids
+    assert [token for token in answer["prompt_ids"] if token in ids] == ids
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,11 @@ def test_masks_with_a_sentencepiece_vocabulary(pieces: Path) -> None:
         ("<extra_id_0> <extra_id_2>", 2, "expected <extra_id_1>"),
         ("<extra_id_0> <extra_id_0>", 2, "expected <extra_id_1>"),
         ("<extra_id_00>", 2, "expected <extra_id_0>"),
-        ("".join(f"가<extra_id_{number}>" for number in range(12)), 3, "12 masks, the vocabulary 11"),
+        (
+            "".join(f"가<extra_id_{number}>" for number in range(12)),
+            3,
+            "12 masks, but the vocabulary has only 11",
+        ),
     ],
 )
 def test_masks_that_cannot_be_are_refused(known: Path, text: str, code: int, words: str) -> None:
@@ -250,9 +254,9 @@ def test_prompts_and_texts_may_each_fill_the_context(model: Path, tmp_path: Path
     short = with_metadata(model, tmp_path / "short.gguf", t5__context_length=64)
     done = run(short, "-p", "a" * 64, "-n", 1)
     assert done.returncode == 3
-    assert "the prompt has 65 tokens, the context holds 64" in done.stderr
-    said = answered(short, "-p", "a" * 63, "-n", -1)
-    assert len(said["prompt_ids"]) == len(said["ids"]) == 64
+    assert "the prompt has 65 tokens, but the context has room for 64" in done.stderr
+    answer = answered(short, "-p", "a" * 63, "-n", -1)
+    assert len(answer["prompt_ids"]) == len(answer["ids"]) == 64
     done = run(short, "-p", "a" * 700, "-n", 300, "--ctx", 800)
     assert done.returncode == 0
     assert "warning" in done.stderr

@@ -217,10 +217,10 @@ def tokenizer_of(family: str, samples: dict[str, Path]) -> Any:
 def test_the_model_says_what_its_card_says(
     family: str, samples: dict[str, Path], models: dict[str, Any], tools: dict[str, ModuleType]
 ) -> None:
-    said = tools[family].show(models[family], tokenizer_of(family, samples))
-    assert f"> {said}\n" in (samples[family] / "README.md").read_text("utf-8")
-    assert "\ufffd" not in said
-    assert sum("가" <= letter <= "힣" for letter in said) > len(said) / 3
+    answers = tools[family].show(models[family], tokenizer_of(family, samples))
+    assert f"> {answers}\n" in (samples[family] / "README.md").read_text("utf-8")
+    assert "\ufffd" not in answers
+    assert sum("가" <= letter <= "힣" for letter in answers) > len(answers) / 3
 
 
 @pytest.mark.parametrize("family", MASKED)

@@ -29,14 +29,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_llama_cpp_here_works_and_the_answer_is_kept(cache: Path) -> None:
-    found = self_test.examine()
-    if found.state in ("dies", "differs"):
-        pytest.skip(f"llama.cpp {found.said}: the tests of the stand-in say what follows")
-    assert found == self_test.SelfTest("works")
+    result = self_test.examine()
+    if result.state in ("dies", "differs"):
+        pytest.skip(f"llama.cpp {result.description}: the tests of the stand-in say what follows")
+    assert result == self_test.SelfTest("works")
     (kept,) = cache.iterdir()
     assert self_test.extra_buffers()
-    told = json.loads(kept.read_text())
-    kept.write_text(json.dumps({**told, "state": "dies"}))
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**content, "state": "dies"}))
     assert not self_test.extra_buffers()  # the file was asked, not the library
 
 
@@ -47,9 +47,9 @@ def test_a_library_that_dies_is_not_used_and_that_is_kept(
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(dying_llama))
     assert not self_test.extra_buffers()
     assert len(list(cache.iterdir())) == 2  # one for each library
-    found = self_test.examine()
-    assert (found.state, found.format) == ("dies", "Q8_0")
-    assert found.said == "crashes (signal 4, SIGILL) over Q8_0 weights in its own buffers"
+    result = self_test.examine()
+    assert (result.state, result.format) == ("dies", "Q8_0")
+    assert result.description == "crashes (signal 4, SIGILL) on Q8_0 weights in its own buffers"
 
 
 @pytest.mark.parametrize(
@@ -65,9 +65,9 @@ def test_other_ways_to_fail(
     how: str, state: str, words: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(standin_library(tmp_path / "lib", how)))
-    found = self_test.examine()
-    assert found.state == state
-    assert words in found.said
+    result = self_test.examine()
+    assert result.state == state
+    assert words in result.description
     assert not self_test.extra_buffers()
     assert len(list(cache.iterdir())) == 1
 
@@ -84,18 +84,18 @@ def test_what_dies_without_those_buffers_says_nothing_of_them(
 def test_a_library_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "libllama.so").write_bytes(b"\x7fELF and no more")
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
-    found = self_test.examine()
-    assert found.state == "broken"
-    assert found.said.startswith("cannot be loaded: ")
+    result = self_test.examine()
+    assert result.state == "broken"
+    assert result.description.startswith("cannot be loaded: ")
 
 
 def test_a_test_that_is_killed_is_no_answer(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(standin_library(tmp_path / "lib", IS_KILLED)))
-    found = self_test.examine()
-    assert found.state == "unknown"
-    assert "signal 9" in found.said
+    result = self_test.examine()
+    assert result.state == "unknown"
+    assert "signal 9" in result.description
     assert not self_test.extra_buffers()  # the safe choice, until it is known
     assert not cache.exists()
 
@@ -193,9 +193,9 @@ def test_many_at_once(cache: Path) -> None:
     code = "from kconv.runtimes import self_test; print(self_test.extra_buffers())"
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    said = {process.communicate()[0] for process in started}
+    description = {process.communicate()[0] for process in started}
     assert {process.returncode for process in started} == {0}
-    assert len(said) == 1
+    assert len(description) == 1
     assert len(list(cache.iterdir())) == 1
 
 

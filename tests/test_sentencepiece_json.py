@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vocab_material import checkpoint, model, sentencepiece_like
 
-from kconv.converters.onnx.folder import LAYOUTS, FilesBeside, files_beside
+from kconv.converters.onnx.folder import LAYOUTS, SideFiles, collect_side_files
 from kconv.converters.tokenizer import read_tokenizer
 from kconv.vocab.parity import exam
 from kconv.vocab.sentencepiece_json import sentencepiece_tokenizer_json
@@ -32,11 +32,11 @@ KINDS: Mapping[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def beside(folder: Path, source: Source, model_type: str = "llama") -> FilesBeside:
+def beside(folder: Path, source: Source, model_type: str = "llama") -> SideFiles:
     names = {"llama": "LlamaForCausalLM", "t5": "T5ForConditionalGeneration"}
     config = {"architectures": [names[model_type]], "model_type": model_type}
     read = checkpoint(folder, **config)
-    return files_beside(read, read_source(read), model(source.size), LAYOUTS["optimum"], {})
+    return collect_side_files(read, read_source(read), model(source.size), LAYOUTS["optimum"], {})
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -49,9 +49,9 @@ def test_ids_and_texts_are_those_of_sentencepiece(name: str, tmp_path: Path) -> 
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **changes}))
     source = read_source(checkpoint(tmp_path))
-    found = beside(tmp_path, source)
-    assert "made-tokenizer" in [note.name for note in found.notes]
-    copy = Tokenizer.from_buffer(found.contents["tokenizer.json"])
+    side_files = beside(tmp_path, source)
+    assert "made-tokenizer" in [note.name for note in side_files.notes]
+    copy = Tokenizer.from_buffer(side_files.contents["tokenizer.json"])
     original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "tokenizer.model"))
     # what spells special tokens is cut by transformers' code, not by SentencePiece
     texts = [text for text in exam(source).texts if not any(each.text in text for each in source.added)]
@@ -79,10 +79,10 @@ def test_special_tokens_are_found_and_added(tmp_path: Path) -> None:
 def test_one_that_would_differ_is_not_made(tmp_path: Path) -> None:
     """Compiled normalization of letters with several marks is what the tokenizers library does otherwise."""
     sentencepiece_like(tmp_path, normalization_rule_name="nmt_nfkc")
-    found = beside(tmp_path, read_source(checkpoint(tmp_path)))
-    assert "tokenizer.json" not in found.contents
-    assert found.contents["tokenizer.model"] == (tmp_path / "tokenizer.model").read_bytes()
-    (note,) = (note for note in found.notes if note.name == "no-tokenizer-json")
+    side_files = beside(tmp_path, read_source(checkpoint(tmp_path)))
+    assert "tokenizer.json" not in side_files.contents
+    assert side_files.contents["tokenizer.model"] == (tmp_path / "tokenizer.model").read_bytes()
+    (note,) = (note for note in side_files.notes if note.name == "no-tokenizer-json")
     assert note.warning
     assert "other ids for" in note.message
 

@@ -52,20 +52,20 @@ def limited(kind: int, limit: int, *words: object, command: list[str] = KCONV) -
 
 @pytest.mark.parametrize("size", [50, 80, 120], ids="{} MB".format)
 def test_too_little_memory_to_begin_with(size: int, checkpoint: Path) -> None:
-    code, said = limited(resource.RLIMIT_AS, size << 20, "inspect", checkpoint)
-    assert code == 4, said
-    assert "kconv: error: out of memory\n  what to do: close other programs, raise the limit" in said
+    code, output = limited(resource.RLIMIT_AS, size << 20, "inspect", checkpoint)
+    assert code == 4, output
+    assert "kconv: error: out of memory\n  what to do: close other programs, raise the limit" in output
 
 
 def test_memory_that_ends_in_the_proof_keeps_the_file(checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.gguf"
-    code, said = limited(
+    code, text = limited(
         resource.RLIMIT_AS, 700 << 20, "to-gguf", checkpoint, "-q", "q8_0", "--threads", 1, "-o", output
     )
-    assert code == 4, said
-    assert "kconv: error: out of memory" in said
-    assert f"converted and whole, but not proven: {output}" in said
-    assert "--no-verify" in said
+    assert code == 4, text
+    assert "kconv: error: out of memory" in text
+    assert f"complete, but not proven: {output}" in text
+    assert "--no-verify" in text
     assert sorted(os.listdir(tmp_path)) == ["x.gguf", "x.gguf.manifest.json"]
 
 
@@ -80,23 +80,23 @@ def test_a_library_that_exits_is_no_failed_proof() -> None:
 def test_a_library_that_exits_in_the_proof_keeps_the_file_named() -> None:
     code = (
         "import ctypes\nfrom pathlib import Path\n"
-        "from kconv.cli.progress import whole_files_named\nfrom kconv.cli.shortage import guard_exit\n"
+        "from kconv.cli.progress import naming_finished_files\nfrom kconv.cli.shortage import guard_exit\n"
         "guard_exit()\n"
-        "with whole_files_named('the file is', Path('c')) as made:\n"
+        "with naming_finished_files('the file is', Path('c')) as made:\n"
         "    made([Path('x.gguf')])\n    ctypes.CDLL(None).exit(1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 4
-    assert "converted and whole, but not proven: x.gguf" in done.stderr
+    assert "complete, but not proven: x.gguf" in done.stderr
     assert "--no-verify" in done.stderr
     assert "kconv: error: out of memory" in done.stderr
 
 
 @pytest.mark.parametrize(("words", "code"), [(["--help"], 0), (["inspect", "/nowhere"], 3), (["what"], 2)])
 def test_an_exit_that_is_guarded_is_an_exit(words: list[str], code: int) -> None:
-    found, said = limited(resource.RLIMIT_AS, 1 << 36, *words)
-    assert found == code
-    assert said.endswith("\n")
+    exit_code, output = limited(resource.RLIMIT_AS, 1 << 36, *words)
+    assert exit_code == code
+    assert output.endswith("\n")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_an_exit_that_is_guarded_is_an_exit(words: list[str], code: int) -> None
         (0, "no folder for temporary files"),
         (
             4 << 10,
-            f"vocab.gguf{LARGER}name another folder in TMPDIR",
+            f"vocab.gguf{LARGER}set TMPDIR to another folder",
         ),
         (
             1 << 20,
@@ -115,9 +115,9 @@ def test_an_exit_that_is_guarded_is_an_exit(words: list[str], code: int) -> None
 )
 def test_files_that_may_not_be_large(size: int, words: str, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.gguf"
-    code, said = limited(resource.RLIMIT_FSIZE, size, "to-gguf", checkpoint, "-q", "q8_0", "-o", output)
-    assert code == 4, said
-    assert words in said
+    code, text = limited(resource.RLIMIT_FSIZE, size, "to-gguf", checkpoint, "-q", "q8_0", "-o", output)
+    assert code == 4, text
+    assert words in text
     assert os.listdir(tmp_path) == []
 
 
@@ -125,9 +125,9 @@ def test_files_that_may_not_be_large(size: int, words: str, checkpoint: Path, tm
 def test_too_few_descriptors(count: int, checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "x.gguf"
     words = ["to-gguf", checkpoint, "-q", "q8_0", "-q", "q4_0", "--no-verify", "-o", output.parent]
-    code, said = limited(resource.RLIMIT_NOFILE, count, *words)
-    assert code == 4, said
-    assert "oo many" in said
+    code, text = limited(resource.RLIMIT_NOFILE, count, *words)
+    assert code == 4, text
+    assert "oo many" in text
     assert os.listdir(tmp_path) == []
 
 

@@ -44,8 +44,8 @@ def sha256(path: Path) -> str:
 
 
 def recorded(manifest: Path, part: str = "source") -> dict[str, str]:
-    found = json.loads(manifest.read_text("utf-8"))[part]
-    return {each["name"]: each["sha256"] for each in (found["files"] if part == "source" else found)}
+    content = json.loads(manifest.read_text("utf-8"))[part]
+    return {each["name"]: each["sha256"] for each in (content["files"] if part == "source" else content)}
 
 
 def converted(checkpoint: Path, stage: str, change: Callable[[], None]) -> Path:
@@ -87,7 +87,7 @@ def swapped(path: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "weights rewritten": (rewritten, "model.safetensors", "was changed while it was read"),
-    "weights cut": (cut, "model.safetensors", "it had more when it was opened|was changed while"),
+    "weights cut": (cut, "model.safetensors", "it was longer when it was opened|was changed while"),
     "a side file rewritten": (rewritten, "tokenizer_config.json", "was changed while"),
     "a side file swapped": (swapped, "config.json", "was changed while the checkpoint"),
     "a side file removed": (Path.unlink, "merges.txt", "was removed while the checkpoint"),
@@ -125,4 +125,4 @@ def test_a_gguf_that_is_replaced(checkpoint: Path, tmp_path: Path) -> None:
 def test_an_output_folder_that_is_removed(checkpoint: Path) -> None:
     with pytest.raises(EnvironmentProblem) as caught:
         converted(checkpoint, "write", lambda: shutil.rmtree(checkpoint.parent / "out"))
-    assert "out is not there (any more) to write x.gguf to" in caught.value.message
+    assert "out does not exist (any more); it is needed to write x.gguf to" in caught.value.message

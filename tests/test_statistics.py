@@ -45,16 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def inputs_in_transformers(folder: Path) -> dict[str, list[npt.NDArray[np.float64]]]:
     """What flows into the modules, window by window, in transformers' own model."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    found: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in MODULES}
+    inputs: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in MODULES}
     for name in MODULES:
-        kept = found[name]
+        kept = inputs[name]
         model.get_submodule(name).register_forward_pre_hook(
             lambda module, args, kept=kept: kept.append(args[0][0].double().numpy())
         )
     with torch.no_grad():
         for window in WINDOWS:
             model(torch.tensor([window.ids]))
-    return found
+    return inputs
 
 
 @pytest.mark.parametrize("by_layer", [False, True])
@@ -65,29 +65,32 @@ def test_statistics_are_of_what_flows_into_the_modules(
     monkeypatch.setattr("kconv.reference.batches._TOKENS", 60)  # each window goes alone
     checkpoint = open_checkpoint(folder)
     squares, products = Gathered(SumOfSquares), Gathered(Products)
-    found: dict[str, Squares] = {}
+    statistic: dict[str, Squares] = {}
     whole: dict[str, npt.NDArray[np.float64]] = {}
     most = 0
 
-    def tell(name: str, window: int, values: Floats) -> None:
+    def observe(name: str, window: int, values: Floats) -> None:
         nonlocal most
         squares.add(name, window, values)
         products.add(name, window, values)
         most = max(most, len(products.names()))
 
     def finished(name: str) -> None:
-        found[name] = squares.finish(name)
+        statistic[name] = squares.finish(name)
         whole[name] = products.finish(name)
 
     reference = Reference(checkpoint, family_for(checkpoint.config), threads=2)
-    watch = Watch(WINDOWS, MODULES, tell, finished)
+    watch = Watch(WINDOWS, MODULES, observe, finished)
     reference.read((), watch=watch, by_layer=by_layer)
     assert most == (1 if by_layer else 2)
-    assert list(found) == ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]  # as they run
+    assert list(statistic) == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.down_proj",
+    ]  # as they run
     for name, inputs in inputs_in_transformers(folder).items():
         rows = np.concatenate(inputs)
         atol = 1e-5 * np.abs(whole[name]).max()
         np.testing.assert_allclose(whole[name], rows.T @ rows, rtol=0, atol=atol)
-        assert found[name].count == sum(len(window.ids) for window in WINDOWS)
-        np.testing.assert_allclose(found[name].sums, np.diag(whole[name]), rtol=1e-6)
+        assert statistic[name].count == sum(len(window.ids) for window in WINDOWS)
+        np.testing.assert_allclose(statistic[name].sums, np.diag(whole[name]), rtol=1e-6)
     assert squares.names() == products.names() == ()  # what is finished is let go of

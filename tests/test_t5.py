@@ -57,12 +57,12 @@ def assert_same_model(one: Path, other: Path) -> None:
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     folder = write_t5(tmp_path / name, **VARIANTS[name])
     (path,) = converted(folder)
-    found, right = t5_logits(path, SOURCE, TARGET), reference_logits(folder, SOURCE, TARGET)
-    error = nmse(found, right)
+    logits, right = t5_logits(path, SOURCE, TARGET), reference_logits(folder, SOURCE, TARGET)
+    error = nmse(logits, right)
     print(f"{name}: NMSE {error:.2e}")
     assert error < 1e-4
-    assert (found.argmax(-1) == right.argmax(-1)).all()
-    assert np.abs(found - right).max() < 0.02 * right.std()
+    assert (logits.argmax(-1) == right.argmax(-1)).all()
+    assert np.abs(logits - right).max() < 0.02 * right.std()
 
 
 def test_a_t5_with_a_unigram_vocabulary_converts(real: Path, tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ def test_a_t5_with_a_unigram_vocabulary_converts(real: Path, tmp_path: Path) -> 
     assert (made.parity.verdict, made.parity.candidate) == ("exact", "unigram, surplus spaces removed")
     source, target = [*range(3, 200, 3), 1], [0, *range(500, 1500, 50)]
     right = reference_logits(real / "hf_t5x_tiny", source, target)
-    found = t5_logits(made.outputs[0].path, source, target)
-    assert nmse(found, right) < 1e-4
-    assert (found.argmax(-1) == right.argmax(-1)).all()
+    logits = t5_logits(made.outputs[0].path, source, target)
+    assert nmse(logits, right) < 1e-4
+    assert (logits.argmax(-1) == right.argmax(-1)).all()
 
 
 def test_keys_are_those_llama_cpp_reads(tmp_path: Path) -> None:
@@ -183,15 +183,15 @@ def test_the_inverse_gives_the_checkpoint_again(name: str, tmp_path: Path) -> No
     (path,) = converted(folder)
     checkpoint = open_checkpoint(folder)
     file = open_gguf(path)
-    held = {info.name: file.tensor(info) for info in file.header.tensors}
-    found = unmapped(family_for(checkpoint.config), checkpoint, held)
+    stored = {info.name: file.tensor(info) for info in file.header.tensors}
+    restored = unmapped(family_for(checkpoint.config), checkpoint, stored)
     expected = dict(checkpoint.tensors)
     if name == "relu-tied":  # the file has a head, which may be rounded otherwise than the embedding
         expected["lm_head.weight"] = checkpoint.tensors["shared.weight"]
-    assert set(found) == set(expected)
+    assert set(restored) == set(expected)
     for key, tensor in expected.items():
         wide = np.empty(tensor.shape, np.float32)
-        to_float32(found[key].read(0, tensor.rows), found[key].dtype, wide)
+        to_float32(restored[key].read(0, tensor.rows), restored[key].dtype, wide)
         close = 1e-6 if key == "lm_head.weight" else 0.0
         np.testing.assert_allclose(wide, tensor.read(0, tensor.rows), rtol=close, atol=0)
 
@@ -200,8 +200,8 @@ def test_an_own_head_that_is_said_to_be_tied_is_scaled_as_transformers_does(tmp_
     folder = write_t5(tmp_path / "model", tie_word_embeddings=True)
     made = to_gguf(folder, tmp_path / "out", types=("f32",), verify=False)
     assert [note.name for note in made.notes if note.warning] == ["untied-head"]
-    found = t5_logits(made.outputs[0].path, SOURCE, TARGET)
-    assert nmse(found, reference_logits(folder, SOURCE, TARGET)) < 1e-4
+    logits = t5_logits(made.outputs[0].path, SOURCE, TARGET)
+    assert nmse(logits, reference_logits(folder, SOURCE, TARGET)) < 1e-4
 
 
 def test_without_a_start_token_the_decoder_begins_with_padding(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from kconv.vocab.candidates import candidates
 from kconv.vocab.context import read_context
 from kconv.vocab.parity import declared, exam, grade, write_vocab_only
 from kconv.vocab.probe import LlamaProbe, Request
-from kconv.vocab.settle import adapted
+from kconv.vocab.selection import adapted
 from kconv.vocab.sources import read_source
 from kconv.vocab.texts import built_in
 
@@ -64,8 +64,8 @@ def texts() -> list[str]:
         "\ufeff가",
     ]
     forms = [unicodedata.normalize("NFD", text) for text in known[:600]]
-    found = [*spelled, *odd, *forms, *known[600:1800], *(random_text(chance) for _ in range(1300))]
-    return [text for text in found if not any(special in text for special in ("<pad>", "</s>", "<unk>"))][
+    all_texts = [*spelled, *odd, *forms, *known[600:1800], *(random_text(chance) for _ in range(1300))]
+    return [text for text in all_texts if not any(special in text for special in ("<pad>", "</s>", "<unk>"))][
         :3000
     ]
 
@@ -218,7 +218,7 @@ def test_a_t5_folder_without_any_tokenizer_is_refused(
 ) -> None:
     folder = write_t5(tmp_path / "model", tokenizer_class=None)
     assert main(["to-gguf", str(folder), "-o", str(tmp_path / "out")]) == 3
-    assert "holds no tokenizer" in capsys.readouterr().err
+    assert "contains no tokenizer" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -228,10 +228,10 @@ def test_a_t5_folder_without_any_tokenizer_is_refused(
         ({"extra_ids": -1}, "extra_ids is -1"),
         ({"extra_ids": "all"}, "extra_ids is 'all'"),
         ({"extra_ids": 10**12}, "extra_ids is 1000000000000"),
-        ({"added_tokens_decoder": {"70": {"content": "<x>"}}}, "shall have the id 70, which is a byte's"),
-        ({"added_tokens_decoder": {"259": {"content": "A"}}}, "'A' stands twice"),
-        ({"added_tokens_decoder": {"259": {"content": "</s>"}}}, "stands twice"),
-        ({"eos_token": "<pad>"}, "'<pad>' stands twice"),
+        ({"added_tokens_decoder": {"70": {"content": "<x>"}}}, "is given the id 70, which belongs to a byte"),
+        ({"added_tokens_decoder": {"259": {"content": "A"}}}, "'A' appears twice"),
+        ({"added_tokens_decoder": {"259": {"content": "</s>"}}}, "appears twice"),
+        ({"eos_token": "<pad>"}, "'<pad>' appears twice"),
     ],
 )
 def test_contradictions_are_refused(config: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -245,6 +245,6 @@ def test_inspect_shows_the_sentinels_by_id(tmp_path: Path, capsys: pytest.Captur
     (path,) = (output.path for output in to_gguf(folder, tmp_path / "out", verify=False).outputs)
     for shown in (folder, path):
         assert main(["inspect", str(shown)]) == 0
-        told = capsys.readouterr().out
-        assert "258, 257, 256" in told
-        assert "<extra_id_0> is 259, <extra_id_124> is 383" in told
+        printed = capsys.readouterr().out
+        assert "258, 257, 256" in printed
+        assert "<extra_id_0> is 259, <extra_id_124> is 383" in printed

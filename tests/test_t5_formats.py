@@ -43,8 +43,8 @@ for job in sys.argv[2:]:
 
 
 def formats_of(header: GgufHeader) -> dict[str, str]:
-    found = {info.name: format_of_type(info.ggml_type) for info in header.tensors}
-    return {name: format.name for name, format in found.items() if format is not None}
+    formats = {info.name: format_of_type(info.ggml_type) for info in header.tensors}
+    return {name: format.name for name, format in formats.items() if format is not None}
 
 
 def data_of(path: Path, header: GgufHeader) -> dict[str, bytes]:
@@ -60,15 +60,17 @@ def wo(header: GgufHeader) -> set[str]:
 def fallen(log: str, file_type: int) -> int:
     """How many tensors of the file llama_model_quantize says it gave another type than the recipe's."""
     (own,) = (part for part in log.split("file ")[1:] if part.startswith(f"{file_type}\n"))
-    found = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", own)
-    return int(found[1]) if found else 0
+    match = re.search(r"(\d+) of \d+ tensor\(s\) required fallback", own)
+    return int(match[1]) if match else 0
 
 
 def tensors_told_of(made: Conversion, display: str) -> int:
     """How many tensors the notes on fallbacks count for the file of that type."""
     notes = [note.message for note in made.notes if note.name == "format-fallback"]
-    found = [re.match(r"(?:(\d+) tensors|\S+) ", note) for note in notes if f"in the {display} file" in note]
-    return sum(int(match[1] or 1) for match in found if match)
+    matches = [
+        re.match(r"(?:(\d+) tensors|\S+) ", note) for note in notes if f"in the {display} file" in note
+    ]
+    return sum(int(match[1] or 1) for match in matches if match)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -90,12 +92,12 @@ def test_quantized_files_are_llama_quantizes(width: str, tmp_path: Path) -> None
         assert {formats_of(theirs)[tensor] for tensor in spared} <= {"f16"}
         assert {formats_of(ours)[tensor] for tensor in spared} <= {"f32"}
         assert formats_of(ours)["enc.blk.0.attn_rel_b.weight"] == "f32"
-        told = tensors_told_of(made, POLICIES[name].display)
-        assert told + len(spared) == fallen(done.stderr, POLICIES[name].file_type)
-        found = t5_logits(paths[name], SOURCE, TARGET)  # whatever fell back: it loads and runs
-        error = nmse(found, full)
+        noted = tensors_told_of(made, POLICIES[name].display)
+        assert noted + len(spared) == fallen(done.stderr, POLICIES[name].file_type)
+        logits = t5_logits(paths[name], SOURCE, TARGET)  # whatever fell back: it loads and runs
+        error = nmse(logits, full)
         print(f"{width}, {name}: NMSE {error:.2e}")
-        assert np.isfinite(found).all()
+        assert np.isfinite(logits).all()
         assert error < (0.02 if name == "q8_0" else 0.6)
     fallbacks = [note for note in made.notes if note.name == "format-fallback"]
     assert bool(fallbacks) == (width != "of 256")
@@ -144,9 +146,9 @@ def test_activations_beyond_half_precision_stay_finite(tmp_path: Path) -> None:
     folder = write_t5(tmp_path / "model", weights)
     made = to_gguf(folder, tmp_path / "out", types=("f32", "f16", "q8_0"), verify=False)
     full, *others = (t5_logits(output.path, SOURCE, TARGET) for output in made.outputs)
-    for found in others:
-        assert np.isfinite(found).all()
-        assert nmse(found, full) < 0.02
+    for logits in others:
+        assert np.isfinite(logits).all()
+        assert nmse(logits, full) < 0.02
 
 
 def test_keep_wo_is_an_option_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

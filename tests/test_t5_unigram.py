@@ -19,7 +19,7 @@ from kconv.core.vocabulary import TokenType, Vocab, gguf_keys
 from kconv.verify.tokenizer_keys import check_tokenizer_keys
 from kconv.vocab.in_gguf import read_vocab
 from kconv.vocab.parity import Parity
-from kconv.vocab.settle import settle_vocab
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.unigram import equally_good
 
 T5 = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -62,7 +62,7 @@ def checkpoint(folder: Path, rows: int) -> Checkpoint:
 
 def settled(folder: Path, rows: int) -> tuple[Model, Parity]:
     read = checkpoint(folder, rows)
-    return settle_vocab(material.model(rows), read, read_tokenizer(read))
+    return select_vocab(material.model(rows), read, read_tokenizer(read))
 
 
 def test_a_spiece_model_is_exact_with_its_sentinels(folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_sentinels_only_where_the_embedding_has_rows_for_them(folder: Path) -> N
 
 def test_bytes_that_llama_cpp_cannot_spell_are_named_as_the_reason(tmp_path: Path) -> None:
     size = t5_like(tmp_path, byte_fallback=True)
-    with pytest.raises(TokenMismatch, match="spells in bytes"):
+    with pytest.raises(TokenMismatch, match="encodes as bytes"):
         settled(tmp_path, size + 100)
 
 
@@ -172,8 +172,8 @@ def test_a_damaged_normalization_ends_nothing_but_the_conversion(damage: bytes, 
 DAMAGES = {
     "add_space_prefix": (False, "no space before a text"),
     "add_space_prefix missing": (None, "no space before a text"),
-    "remove_extra_whitespaces": (False, "would keep surplus spaces"),
-    "remove_extra_whitespaces missing": (None, "would keep surplus spaces"),
+    "remove_extra_whitespaces": (False, "would keep extra spaces"),
+    "remove_extra_whitespaces missing": (None, "would keep extra spaces"),
     "precompiled_charsmap": (bytes(64), "compiled normalization"),
     "precompiled_charsmap missing": (None, "compiled normalization"),
 }

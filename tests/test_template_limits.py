@@ -11,7 +11,7 @@ from signals_material import killing
 
 from kconv.core.errors import ChildDied, InputError, VocabError
 from kconv.core.vocabulary import TokenType, Vocab
-from kconv.vocab import rendering, settle, templates
+from kconv.vocab import rendering, selection, templates
 from kconv.vocab.context import AdapterContext
 from kconv.vocab.end_of_turn import end_of_turn, turn_end
 from kconv.vocab.generation_tags import replaced_tags, without_generation_tags
@@ -53,8 +53,10 @@ def test_a_limit_ends_the_conversion_instead_of_a_file_without_end_of_turn(
     rows = material.llama3_like(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(ENDLESS)
     with pytest.raises(TemplateLimit):
-        settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path))
-    model, _ = settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path), chat_template="none")
+        selection.select_vocab(material.model(rows), material.checkpoint(tmp_path))
+    model, _ = selection.select_vocab(
+        material.model(rows), material.checkpoint(tmp_path), chat_template="none"
+    )
     assert model.vocab is not None
     assert model.vocab.chat_template is None
 
@@ -89,12 +91,12 @@ def test_a_killed_process_is_no_finding_and_is_not_remembered() -> None:
 
 
 def test_neither_the_day_nor_chance_decides() -> None:
-    told = "{{ strftime_now('%Y-%m-%d %H:%M') }}{{ range(99999) | random }}"
-    once = render_chat(told, MESSAGES, moment=SOME_DAY)
+    template = "{{ strftime_now('%Y-%m-%d %H:%M') }}{{ range(99999) | random }}"
+    once = render_chat(template, MESSAGES, moment=SOME_DAY)
     templates._render.cache_clear()
-    assert render_chat(told, MESSAGES, moment=SOME_DAY) == once
+    assert render_chat(template, MESSAGES, moment=SOME_DAY) == once
     assert once.startswith("2023-11-14 22:13")
-    assert time.strftime("%Y") in render_chat(told, MESSAGES) or time.strftime("%m-%d") == "01-01"
+    assert time.strftime("%Y") in render_chat(template, MESSAGES) or time.strftime("%m-%d") == "01-01"
     by_day = CHAT.replace("<|end|>", "{{ '<|end|>' if strftime_now('%Y') == '2023' else '<|stop|>' }}")
     assert turn_end(vocab(by_day)) == 1
 

@@ -132,9 +132,9 @@ def test_unknown_roles_are_refused(name: str) -> None:
 
 
 def test_formats_carry_the_system_text_of_their_template() -> None:
-    for found in FORMATS:
-        assert f"'{found.system}'" in found.template
-        assert format_of_template(found.template) is found
+    for prompt_format in FORMATS:
+        assert f"'{prompt_format.system}'" in prompt_format.template
+        assert format_of_template(prompt_format.template) is prompt_format
     assert format_of_template("{{ messages }}") is None
 
 
@@ -145,7 +145,7 @@ def test_templates_by_name_and_file(tmp_path: Path) -> None:
     file = tmp_path / "my.jinja"
     file.write_bytes("\ufeff{{ bos_token }}\r\n질문\n".encode())
     assert resolve_template(str(file)) == "{{ bos_token }}\n질문"
-    with pytest.raises(UsageError, match="no chat template '43dot'") as caught:
+    with pytest.raises(UsageError, match="unknown chat template '43dot'") as caught:
         resolve_template("43dot")
     assert caught.value.hint is not None
     assert "42dot, aog, none" in caught.value.hint
@@ -240,10 +240,10 @@ def test_the_checkpoints_own_sampling_wins() -> None:
         "min_p": "0.1",
     }
     context = AdapterContext(rows=4, generation_config=generation)
-    found = recommended_sampling(context, tokens(*DOT42_TOKENS))
-    assert found is not None
-    assert (found.temperature, found.top_k, found.top_p, found.min_p) == (0.7, 20, 0.95, None)
-    assert found.source.startswith("generation_config.json")
+    sampling = recommended_sampling(context, tokens(*DOT42_TOKENS))
+    assert sampling is not None
+    assert (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p) == (0.7, 20, 0.95, None)
+    assert sampling.source.startswith("generation_config.json")
     greedy = AdapterContext(rows=1, generation_config={"do_sample": False, "temperature": 0.7})
     assert recommended_sampling(greedy, tokens("a")) is None
 
@@ -251,9 +251,9 @@ def test_the_checkpoints_own_sampling_wins() -> None:
 def test_stops_come_with_the_prompt_format() -> None:
     template = resolve_template("aog")
     vocab = Vocab("gpt2", ("a",), (TokenType.NORMAL,), chat_template=template)
-    found = recommended_sampling(AdapterContext(rows=1), vocab)
-    assert found is not None
-    assert found.stop == ("### Question:",)
+    sampling = recommended_sampling(AdapterContext(rows=1), vocab)
+    assert sampling is not None
+    assert sampling.stop == ("### Question:",)
 
 
 def test_modelfiles() -> None:

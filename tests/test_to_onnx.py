@@ -40,8 +40,8 @@ def test_a_conversion_ends_with_its_proof(family: str, tmp_path: Path) -> None:
     done = to_onnx(write_sample(family, tmp_path / "checkpoint"), tmp_path / "out", type="f32")
     assert done.proof is not None
     assert done.proof.verdict == "passed", done.proof.cause
-    told = json.loads((tmp_path / "out" / MARK).read_text("utf-8"))["proof"]
-    assert (told["verdict"], told["scope"]) == ("passed", "quick")
+    recorded = json.loads((tmp_path / "out" / MARK).read_text("utf-8"))["proof"]
+    assert (recorded["verdict"], recorded["scope"]) == ("passed", "quick")
 
 
 @pytest.mark.parametrize(("name", "bits"), [("f16", 16), ("q8_0", 9), ("q4_0", 5)])
@@ -136,7 +136,7 @@ def test_a_folder_that_is_not_empty_is_refused(checkpoint: Path, tmp_path: Path)
 def test_force_never_replaces_what_kconv_has_not_made(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "letter").write_text("dear")
-    with pytest.raises(OutputExists, match="has not made it"):
+    with pytest.raises(OutputExists, match="did not make it"):
         converted(checkpoint, tmp_path / "letters", force=True)
     assert (tmp_path / "letters" / "letter").read_text() == "dear"
 
@@ -192,21 +192,21 @@ def test_command_prints_one_json_object(checkpoint: Path, tmp_path: Path) -> Non
         command, [str(checkpoint), "-o", str(tmp_path / "out"), "--json", "--no-verify"]
     )
     assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert (told["type"], told["verdict"], told["path"]) == ("f16", "not run", str(tmp_path / "out"))
-    assert set(told["files"]) | {MARK} == set(os.listdir(tmp_path / "out"))
+    output = json.loads(done.stdout)
+    assert (output["type"], output["verdict"], output["path"]) == ("f16", "not run", str(tmp_path / "out"))
+    assert set(output["files"]) | {MARK} == set(os.listdir(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["-q", "q4_0", "-q", "f32"], "-q is given 2 times (q4_0, f32), and a folder has one type"),
+        (["-q", "q4_0", "-q", "f32"], "-q was given 2 times (q4_0, f32), but a folder has one type"),
         (["-o", "model.onnx"], "-o model.onnx is the name of a file, expected a folder"),
     ],
 )
 def test_command_refuses_several_types_and_names_of_files(
     options: list[str],
-    said: str,
+    message: str,
     checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -214,7 +214,7 @@ def test_command_refuses_several_types_and_names_of_files(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(command, [str(checkpoint), "--no-verify", *options], standalone_mode=False)
     assert isinstance(done.exception, UsageError)
-    assert said in str(done.exception)
+    assert message in str(done.exception)
     assert not os.listdir(tmp_path)
 
 
@@ -251,10 +251,10 @@ def test_the_folder_one_is_in_is_not_replaced(
 @pytest.mark.parametrize(
     ("surroundings", "message"),
     [
-        ("sys.modules['onnx'] = None", "the onnx package is missing"),
+        ("sys.modules['onnx'] = None", "the onnx package is not installed"),
         (
             "import onnx.defs; onnx.defs.onnx_opset_version = lambda: 21",
-            "too old: it knows opset 21, expected 23",
+            "too old: it supports opset 21, expected 23",
         ),
     ],
 )

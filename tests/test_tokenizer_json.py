@@ -107,7 +107,7 @@ def test_other_vocabularies_are_refused(tmp_path: Path) -> None:
 
     Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(tmp_path / "tokenizer.json"))
     source = read_source(folder_of(tmp_path, {}))
-    with pytest.raises(VocabError, match="no vocabulary of bytes"):
+    with pytest.raises(VocabError, match="not a byte vocabulary"):
         byte_tokenizer_json(source)
     with pytest.raises(VocabError, match=r"has no vocab\.json and merges\.txt"):
         gpt2_tokenizer_json(source)

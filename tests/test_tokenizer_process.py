@@ -61,9 +61,9 @@ def edited(llama3: Path, folder: Path, **changes: Any) -> Path:
         (split("("), "of its pre-tokenizer"),
         (
             {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b"]}},
-            "refused by the tokenizers library",
+            "rejected by the tokenizers library",
         ),
-        ({"post_processor": {"type": "TemplateProcessing"}}, "refused by the tokenizers library"),
+        ({"post_processor": {"type": "TemplateProcessing"}}, "rejected by the tokenizers library"),
     ],
 )
 def test_what_the_library_cannot_take_is_refused(
@@ -109,8 +109,8 @@ def test_damaged_sentencepiece_models_end_in_one_error_or_are_read(
 
 def tokenizer_child() -> psutil.Process:
     """The one child a tokenizer runs in."""
-    (found,) = [c for c in psutil.Process().children() if "kconv.vocab.tokenizer_child" in c.cmdline()]
-    return found
+    (child,) = [c for c in psutil.Process().children() if "kconv.vocab.tokenizer_child" in c.cmdline()]
+    return child
 
 
 @pytest.mark.parametrize("make", [material.llama3_like, material.eagle_like, material.sentencepiece_like])
@@ -165,10 +165,10 @@ def test_the_parent_loads_neither_library(llama3: Path, tmp_path: Path) -> None:
         "print({'tokenizers', 'sentencepiece'} & set(sys.modules))\n"
     )
     arguments = [str(Path(__file__).parent), str(llama3), str(tmp_path)]
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "set()"
+    assert done.stdout.strip() == "set()"
 
 
 def test_ctrl_c_ends_it_at_once(llama3: Path, tmp_path: Path) -> None:
@@ -188,8 +188,8 @@ def test_ctrl_c_ends_it_at_once(llama3: Path, tmp_path: Path) -> None:
         (child,) = psutil.Process(run.pid).children()
         time.sleep(0.2)
         run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=20)
-    assert "KeyboardInterrupt" in said
+        _, output = run.communicate(timeout=20)
+    assert "KeyboardInterrupt" in output
     assert not child.is_running()
 
 
@@ -204,10 +204,10 @@ def unigram(folder: Path, unknown: int | None) -> Source:
 
 def test_a_unigram_model_without_an_unknown_token_works_on_what_it_can_read(tmp_path: Path) -> None:
     source = unigram(tmp_path, None)
-    with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, first for '漢字'") as caught:
+    with pytest.raises(TextsRefused, match="no token ids for 1 of 3 texts, the first being '漢字'") as caught:
         source.encode_batch(["하나", "漢字", "b"], True)
     assert caught.value.indices == (1,)
-    answers = parity.answered(source, ["하나", "漢字", "b"], True)
+    answers = parity.reference_ids(source, ["하나", "漢字", "b"], True)
     assert {text: list(ids) for text, ids in answers.items()} == {
         text: source.encode(text, True) for text in ("하나", "b")
     }

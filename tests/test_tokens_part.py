@@ -67,7 +67,7 @@ def test_stories_passes_with_the_remark_of_the_conversion(stories: Made) -> None
     part = stories.tokens(stories.file)
     assert part.verdict == "warned"
     assert not graves(part)
-    assert "drops spaces" in only(part, "spaces").message
+    assert "removes spaces" in only(part, "spaces").message
 
 
 @pytest.mark.parametrize("damage", [name for name, it in DAMAGES.items() if it.part == "tokens"])
@@ -89,8 +89,8 @@ def test_tokens_no_text_reaches(made: dict[str, Made], tmp_path: Path) -> None:
         part = good.tokens(bad, of_manifest=of_manifest)
         assert part.verdict == "failed"
         message = (
-            f"tokens {one} '<|reserved_special_token_40|>' and {two} '<|reserved_special_token_41|>' are in "
-            "each other's place"
+            f"tokens {one} '<|reserved_special_token_40|>' and {two} '<|reserved_special_token_41|>' are "
+            "swapped"
         )
         assert part.findings[0].message == message
 
@@ -104,8 +104,8 @@ def test_every_single_token_counts(made: dict[str, Made]) -> None:
         metadata = read_header(good.file).metadata
         for index in range(0, source.size, 37):
             tokens = replaced(index, "changed")(list(metadata[T + "tokens"]))
-            found, _ = read_vocab({**metadata, T + "tokens": tuple(tokens)})
-            findings = compare_entries(found, expected, source)
+            vocab, _ = read_vocab({**metadata, T + "tokens": tuple(tokens)})
+            findings = compare_entries(vocab, expected, source)
             assert any(finding.grave and finding.where == f"token {index}" for finding in findings)
 
 
@@ -114,7 +114,7 @@ def test_shifted_tokens_are_one_finding(made: dict[str, Made], tmp_path: Path) -
     bad = with_list(good, tmp_path / "bad.gguf", "tokens", lambda t: [*t[:300], "new", *t[300:-1]])
     part = good.tokens(bad)
     assert part.verdict == "failed"
-    assert "from token 300 on, texts stand 1 place late" in only(part, "token 300").message
+    assert "from token 300 on, texts are 1 place late" in only(part, "token 300").message
 
 
 def test_many_findings_are_counted(made: dict[str, Made], tmp_path: Path) -> None:
@@ -128,14 +128,14 @@ def test_many_findings_are_counted(made: dict[str, Made], tmp_path: Path) -> Non
     part = good.tokens(bad)
     assert part.verdict == "failed"
     assert len(part.findings) == 8
-    assert only(part, "tokens").message == "34 more entries of the vocabulary differ"
+    assert only(part, "tokens").message == "34 more vocabulary entries differ"
 
 
 TYPES = (
     (TokenType.CONTROL, "missing from answers"),
     (TokenType.UNUSED, "missing from answers"),
-    (TokenType.USER_DEFINED, "as it stands in the vocabulary"),
-    (TokenType.BYTE, "read and shown in another way"),
+    (TokenType.USER_DEFINED, "as spelled in the vocabulary"),
+    (TokenType.BYTE, "read and shown differently"),
 )
 
 
@@ -146,9 +146,9 @@ def test_a_wrong_type(type_: TokenType, words: str, made: dict[str, Made], tmp_p
     for of_manifest in (True, False):
         part = good.tokens(bad, of_manifest=of_manifest)
         assert part.verdict == "failed"
-        found = only(part, "token 1024")
-        assert words in found.message
-        assert (found.expected, found.found) == ("normal", type_.name.lower().replace("_", " "))
+        finding = only(part, "token 1024")
+        assert words in finding.message
+        assert (finding.expected, finding.found) == ("normal", type_.name.lower().replace("_", " "))
 
 
 def test_a_special_token_typed_normal(made: dict[str, Made], tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_shuffled_scores(stories: Made, tmp_path: Path) -> None:
     bad = with_list(stories, tmp_path / "bad.gguf", "scores", lambda s: [*s[:260], *reversed(s[260:])])
     part = stories.tokens(bad, of_manifest=False)
     assert part.verdict == "failed"
-    assert "joined in another order" in only(part, T + "scores").message
+    assert "merged in another order" in only(part, T + "scores").message
 
 
 def test_two_scores_swapped(made: dict[str, Made], stories: Made, tmp_path: Path) -> None:
@@ -185,9 +185,9 @@ def test_scores_in_the_same_order_are_as_good(made: dict[str, Made], tmp_path: P
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (swapped(5, 900), "2 merges stand at another rank, first at rank 5"),
-        (lambda merges: merges[:700] + merges[701:], "1 of the merges missing, 0 not the checkpoint's"),
-        (replaced(3, "Ġ kconv"), "1 of the merges missing, 1 not the checkpoint's, first at rank 3"),
+        (swapped(5, 900), "2 merges have another rank, first at rank 5"),
+        (lambda merges: merges[:700] + merges[701:], "1 merges missing, 0 not in the checkpoint"),
+        (replaced(3, "Ġ kconv"), "1 merges missing, 1 not in the checkpoint, first at rank 3"),
     ],
 )
 def test_wrong_merges(change: Change, words: str, made: dict[str, Made], tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_what_llama_cpp_dies_of(made: dict[str, Made], tmp_path: Path) -> None:
     assert part.verdict == "failed"
     assert part.parity is not None
     assert part.parity.error
-    assert "stopped at a check of its own" in only(part, "vocabulary").message
+    assert "failed an internal check" in only(part, "vocabulary").message
     assert any("have the same text" in finding.message for finding in part.findings)
     bad = edited(good.file, tmp_path / "bad.gguf", metadata={T + "pre": "nobody's"})
     assert "unknown pre-tokenizer type" in only(good.tokens(bad), "vocabulary").message
@@ -291,10 +291,10 @@ def test_texts_of_the_user(made: dict[str, Made], tmp_path: Path) -> None:
     assert plain is not None
     assert part.parity.texts > plain.texts + 10
     bad = edited(good.file, tmp_path / "bad.gguf", metadata={T + "pre": "llama-bpe"})
-    found = only(good.tokens(bad, ["x" * 100_000 + " 1234567 " + "y" * 100_000]), "texts")
-    assert len(found.message) < 400
-    assert found.expected is not None
-    assert len(found.expected) < 400
+    finding = only(good.tokens(bad, ["x" * 100_000 + " 1234567 " + "y" * 100_000]), "texts")
+    assert len(finding.message) < 400
+    assert finding.expected is not None
+    assert len(finding.expected) < 400
 
 
 def test_an_allowed_mismatch_warns(made: dict[str, Made], tmp_path: Path) -> None:
@@ -328,5 +328,5 @@ def test_the_space_before_a_text_is_a_remark(tmp_path: Path) -> None:
         assert part.verdict == "passed"
         assert part.parity is not None
         assert part.parity.verdict == "leading-space"
-        assert "begin it with a space yourself" in only(part, "spaces").message
+        assert "add the space yourself" in only(part, "spaces").message
         assert good.metadata(good.file, of_manifest=of_manifest).findings == ()

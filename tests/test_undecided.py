@@ -18,7 +18,7 @@ from kconv.converters import to_gguf, to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import ChildDied
 from kconv.report.html import report_html
-from kconv.runtimes import llama_candidate, onnx_process
+from kconv.runtimes import llama_reader, onnx_process
 from kconv.runtimes.onnx_folder import open_onnx
 from kconv.runtimes.onnx_process import OnnxProcess
 from kconv.verify import verify
@@ -48,7 +48,7 @@ def stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kill:
     monkeypatch.syspath_prepend(str(place))
 
     def put(process: Any, does: str, *, patience: float = 600.0) -> None:
-        real = "llama_child" if process is llama_candidate else "onnx_child"
+        real = "llama_child" if process is llama_reader else "onnx_child"
         (place / f"stand_in_{real}.py").write_text(STAND_IN.format(real=real, does=does))
         monkeypatch.setattr(process, "MODULE", f"stand_in_{real}")
         monkeypatch.setattr(process, "PATIENCE", patience)
@@ -75,7 +75,7 @@ def folder(checkpoint: Path) -> Path:
 def test_verify_decides_nothing(
     file: Path, checkpoint: Path, stands_in: Kill, tmp_path: Path, capfd: Any
 ) -> None:
-    stands_in(llama_candidate, AT_ONCE)
+    stands_in(llama_reader, AT_ONCE)
     proof = verify(file, checkpoint, tokens=40, threads=1)
     parts = {name: part.verdict for name, part in proof.parts.items()}
     assert parts == {"tokens": "passed", "metadata": "passed", "weights": "passed", "logits": "not decided"}
@@ -84,16 +84,16 @@ def test_verify_decides_nothing(
     assert "killed (signal 9, SIGKILL)" in proof.cause
     page = report_html([proof])
     assert "says nothing about the file" in page
-    assert "Nothing is known against this file" in page
+    assert "No fault was found in this file" in page
     asked = ["verify", str(file), "--against", str(checkpoint), "--tokens", "40", "--threads", "1"]
     assert main([*asked, "--json"]) == 4
-    said = capfd.readouterr()
-    assert json.loads(said.out)["verdict"] == "not decided"
-    assert "the proof could not be finished: " in said.err
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["verdict"] == "not decided"
+    assert "the proof could not be finished: " in printed.err
     assert main([*asked, "--report", str(tmp_path / "proof.html")]) == 4
-    said = capfd.readouterr()
-    assert "verdict: not decided" in said.out
-    assert "Traceback" not in said.err
+    printed = capfd.readouterr()
+    assert "verdict: not decided" in printed.out
+    assert "Traceback" not in printed.err
     assert (tmp_path / "proof.html").exists()
 
 
@@ -101,41 +101,41 @@ def test_what_was_found_before_still_counts(
     file: Path, checkpoint: Path, stands_in: Kill, tmp_path: Path
 ) -> None:
     bad = edited(file, tmp_path / "bad.gguf", metadata={"llama.rope.freq_base": 7.0})
-    stands_in(llama_candidate, AT_ONCE)
+    stands_in(llama_reader, AT_ONCE)
     proof = verify(bad, checkpoint, tokens=40, threads=1)
     assert proof.verdict == "failed"
     assert (proof.cause or "").startswith("metadata: ")
 
 
 def test_a_conversion_keeps_its_files(checkpoint: Path, stands_in: Kill, tmp_path: Path, capfd: Any) -> None:
-    stands_in(llama_candidate, AT_ONCE)
+    stands_in(llama_reader, AT_ONCE)
     asked = ["to-gguf", str(checkpoint), "-q", "f16,q8_0", "-o", str(tmp_path / "made"), "--threads", "1"]
     assert main(asked) == 4
-    said = capfd.readouterr()
+    printed = capfd.readouterr()
     made = sorted((tmp_path / "made").glob("*.gguf"))
     assert len(made) == 2
     for path in made:
         proof = json.loads(Path(f"{path}.manifest.json").read_text())["proof"]
         assert proof["verdict"] == proof["logits"]["verdict"] == "not decided"
-        assert f"the proof could not be finished: {path}: logits: " in said.err
-        assert f"to prove it: kconv verify {path} --against {checkpoint}" in said.err
-    assert said.err.count("nothing is decided") == 2
-    assert "To run it" not in said.out
+        assert f"the proof could not be finished: {path}: logits: " in printed.err
+        assert f"to prove it: kconv verify {path} --against {checkpoint}" in printed.err
+    assert printed.err.count("nothing was decided") == 2
+    assert "To run it" not in printed.out
     assert main(["inspect", str(made[0])]) == 0
     assert "not decided (quick)" in capfd.readouterr().out
 
 
 def test_so_does_compare(checkpoint: Path, stands_in: Kill, capfd: Any, tmp_path: Path) -> None:
-    stands_in(llama_candidate, AT_ONCE)
+    stands_in(llama_reader, AT_ONCE)
     words = ["compare", str(checkpoint), "-q", "q8_0,f16", "--tokens", "30", "-o", str(tmp_path), "--json"]
     assert main(words) == 4
-    said = capfd.readouterr()
-    assert [each["verdict"] for each in json.loads(said.out)["types"]] == ["not decided"] * 2
-    assert said.err.count("could not be finished") == 2
+    printed = capfd.readouterr()
+    assert [each["verdict"] for each in json.loads(printed.out)["types"]] == ["not decided"] * 2
+    assert printed.err.count("could not be finished") == 2
 
 
 def test_a_death_in_the_diagnosis_leaves_the_verdict(file: Path, checkpoint: Path, stands_in: Kill) -> None:
-    stands_in(llama_candidate, "real._send_layers = die")
+    stands_in(llama_reader, "real._send_layers = die")
     proof = verify(file, checkpoint, tokens=40, threads=1, diagnose=True)
     assert (proof.verdict, proof.logits.verdict, proof.logits.diagnosis) == ("passed", "passed", None)
     (finding,) = proof.logits.findings
@@ -151,23 +151,23 @@ def test_a_folder_is_kept_and_not_decided(
     stands_in(onnx_process, AT_ONCE)
     made = tmp_path / "made"
     assert main(["to-onnx", str(checkpoint), "-q", "q8_0", "-o", str(made), "--threads", "1"]) == 4
-    said = capfd.readouterr().err
-    assert f"the folder is whole; to prove it: kconv verify {made}" in said
+    printed = capfd.readouterr().err
+    assert f"the folder is complete; to prove it: kconv verify {made}" in printed
     assert json.loads((made / "kconv.manifest.json").read_text())["proof"]["verdict"] == "not decided"
 
 
 @pytest.mark.parametrize(
-    ("does", "said"),
+    ("does", "message"),
     [
-        (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely for want of memory"),
+        (AT_ONCE, "onnxruntime was killed (signal 9, SIGKILL), most likely because memory ran out"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "onnxruntime crashed (signal 11, SIGSEGV)"),
-        ("time.sleep(60)", "onnxruntime gave no answer"),
+        ("time.sleep(60)", "onnxruntime did not answer"),
         ("import onnxruntime; resource.setrlimit(resource.RLIMIT_AS, (1 << 26,) * 2)", "ran out of memory"),
-        ("import no_such_package", "cannot work: No module named"),
+        ("import no_such_package", "does not work: No module named"),
     ],
 )
 def test_run_says_what_befell_its_process(
-    does: str, said: str, folder: Path, stands_in: Kill, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    does: str, message: str, folder: Path, stands_in: Kill, monkeypatch: pytest.MonkeyPatch, capfd: Any
 ) -> None:
     from kconv.runtimes import onnx_limits
 
@@ -176,36 +176,36 @@ def test_run_says_what_befell_its_process(
         monkeypatch.setattr(onnx_limits, "_LOADING", 0.0)
     stands_in(onnx_process, does, patience=1.0 if sleeps else 600.0)
     assert main(["run", str(folder), "-p", "가", "-n", "3", "--threads", "1"]) == 4
-    found = capfd.readouterr().err
-    assert said in found
-    assert "this says nothing about the input" in found
-    assert "pip install 'kconv[onnx]'" in found or "no_such" not in does
-    assert "Traceback" not in found
+    printed = capfd.readouterr().err
+    assert message in printed
+    assert "this says nothing about the input" in printed
+    assert "pip install 'kconv[onnx]'" in printed or "no_such" not in does
+    assert "Traceback" not in printed
 
 
 def test_a_text_goes_on_in_a_new_process(folder: Path) -> None:
     def generated(killed: set[int]) -> list[Any]:
         with OnnxProcess(open_onnx(folder), threads=1) as process:
             process.begin()
-            found = [process.read([3, 7, 11, 15], 2)]
+            logits = [process.read([3, 7, 11, 15], 2)]
             for at in range(6):
                 if at in killed:
                     assert process._child
                     os.kill(process._child.pid, signal.SIGKILL)
-                found.append(process.read([20 + at]))
-        return found
+                logits.append(process.read([20 + at]))
+        return logits
 
     right = generated(set())
     for killed in ({0}, {5}):
-        for found, expected in zip(generated(killed), right, strict=True):
-            assert np.array_equal(found, expected)
+        for actual, expected in zip(generated(killed), right, strict=True):
+            assert np.array_equal(actual, expected)
     with pytest.raises(ChildDied, match="killed"):
         generated({1, 4})
 
 
 def test_after_a_death_nothing_goes_on_from_nothing(folder: Path) -> None:
     with OnnxProcess(open_onnx(folder), threads=1) as process:
-        with pytest.raises(RuntimeError, match="begin first"):
+        with pytest.raises(RuntimeError, match="start the process first"):
             process.read([3])
         process.begin()
         right = process.read([3, 7])
@@ -217,7 +217,7 @@ def test_after_a_death_nothing_goes_on_from_nothing(folder: Path) -> None:
                     process.read([9])
             else:
                 process.read([9])
-        with pytest.raises(RuntimeError, match="begin first"):
+        with pytest.raises(RuntimeError, match="start the process first"):
             process.read([9])
         process.begin()
         assert np.array_equal(process.read([3, 7]), right)

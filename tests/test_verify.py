@@ -127,7 +127,7 @@ def test_each_part_can_fail_alone(files: dict[str, Path], demo: Path, tmp_path: 
     weights = verify(scaled(files["q4_0"], tmp_path / "weights.gguf"), demo, tokens=32)
     logits = verify(files["q4_0"], demo, tokens=32, gates={"q4_0": 1e-5})
     for name, proof in {"tokens": tokens, "metadata": metadata, "weights": weights, "logits": logits}.items():
-        failed = [part for part, found in proof.parts.items() if found.verdict == "failed"]
+        failed = [part for part, part_proof in proof.parts.items() if part_proof.verdict == "failed"]
         assert failed == [name], proof.cause
         assert proof.cause is not None
         assert proof.cause.startswith(name)
@@ -192,10 +192,10 @@ def test_the_diagnosis_separates_weights_from_runtime(
 
 
 def test_a_conversion_ends_with_its_proof(demo: Path, tmp_path: Path) -> None:
-    told: list[str] = []
-    made = to_gguf(demo, tmp_path, types=("q8_0", "q4_0"), announce=told.append)
+    progress_calls: list[str] = []
+    made = to_gguf(demo, tmp_path, types=("q8_0", "q4_0"), announce=progress_calls.append)
     assert made.verdict == "passed"
-    (cost,) = told
+    (cost,) = progress_calls
     assert cost.startswith("proof: 256 tokens through 3,016,448 weights in fp32 and through 2 files, about ")
     for output, proof in zip(made.outputs, made.proofs, strict=True):
         manifest = json.loads(output.manifest.read_text("utf-8"))

@@ -28,8 +28,8 @@ from kconv.core.windows import Window
 from kconv.quant.gguf_weights import open_gguf
 from kconv.reference.model import Reading, Reference
 from kconv.report.html import report_html
-from kconv.runtimes.candidate import CandidateFailure
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
+from kconv.runtimes.reader import RuntimeFailure
 from kconv.verify import verify
 from kconv.verify.byte_text import shown, shown_next
 from kconv.verify.gaps import gaps_of, with_gaps
@@ -78,16 +78,16 @@ def truth(folder: Path, window: Window) -> Floats:
     import torch
 
     with torch.no_grad():
-        found = loaded(folder)(
+        outputs = loaded(folder)(
             input_ids=torch.tensor([window.source]), decoder_input_ids=torch.tensor([window.ids])
         )
-    logits: Floats = found.logits[0].numpy()
+    logits: Floats = outputs.logits[0].numpy()
     return logits
 
 
-def off(found: Floats, expected: Floats) -> float:
+def off(actual: Floats, expected: Floats) -> float:
     """The largest difference as a part of the largest value."""
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
 def reference(folder: Path, **options: Any) -> Reference:
@@ -101,11 +101,11 @@ def whole(reading: Reading, index: int, window: Window) -> Floats:
 
 def read(path: Path, *windows: Window, **options: Any) -> list[Floats]:
     """llama.cpp's logits per window."""
-    found: list[list[Floats]] = [[] for _ in windows]
-    with LlamaCandidate(path, threads=2, **options) as candidate:
-        for block in candidate.logits(windows):
-            found[block.window].append(block.logits.copy())
-    return [np.concatenate(blocks) for blocks in found]
+    collected: list[list[Floats]] = [[] for _ in windows]
+    with LlamaReader(path, threads=2, **options) as reader:
+        for block in reader.logits(windows):
+            collected[block.window].append(block.logits.copy())
+    return [np.concatenate(blocks) for blocks in collected]
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +147,10 @@ def test_a_files_weights_give_the_same_logits(name: str, tmp_path: Path) -> None
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False).outputs[0].path
     checkpoint, window = open_checkpoint(folder), pair(60, 70)
     with open_gguf(made) as opened:
-        held = {info.name: opened.tensor(info) for info in opened.header.tensors}
-        weights = unmapped(family_for(checkpoint.config), checkpoint, held)
-        found = whole(reference(folder, weights=weights).read([window]), 0, window)
-    assert off(found, truth(folder, window)) < ROUNDING
+        tensors = {info.name: opened.tensor(info) for info in opened.header.tensors}
+        weights = unmapped(family_for(checkpoint.config), checkpoint, tensors)
+        actual = whole(reference(folder, weights=weights).read([window]), 0, window)
+    assert off(actual, truth(folder, window)) < ROUNDING
 
 
 def test_what_says_nothing_of_the_model_changes_nothing(byt5: Path, tmp_path: Path) -> None:
@@ -198,15 +198,17 @@ def test_layers_are_the_encoders_then_the_decoders(byt5: Path) -> None:
 
 
 def test_more_pairs_than_go_together(byt5: Path) -> None:
-    told: list[tuple[str, int, int]] = []
+    progress_calls: list[tuple[str, int, int]] = []
     windows = [pair(400, 300, seed) for seed in range(7)] + [pair(3, 200, 9)]
-    reading = reference(byt5).read(windows, progress=lambda *step: told.append(step))
+    reading = reference(byt5).read(windows, progress=lambda *step: progress_calls.append(step))
     for index in (0, 6, 7):
         expected = truth(byt5, windows[index])
         assert off(whole(reading, index, windows[index]), expected) < ROUNDING
-    assert told == [("reference", done, told[-1][2]) for done in range(told[-1][2] + 1)]
+    assert progress_calls == [
+        ("reference", done, progress_calls[-1][2]) for done in range(progress_calls[-1][2] + 1)
+    ]
     modules = len(reference(byt5)._modules)
-    assert told[-1][2] == 4 * modules  # two pairs of 701 tokens go together, not three
+    assert progress_calls[-1][2] == 4 * modules  # two pairs of 701 tokens go together, not three
 
 
 def test_windows_without_a_source_and_tokens_without_a_row_are_refused(byt5: Path) -> None:
@@ -229,9 +231,9 @@ def test_a_head_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_the_child_gives_what_llama_cpp_gives(file: Path) -> None:
     windows = [pair(200, 120), pair(7, 40, 1), pair(90, 3, 2)]
     together = read(file, *windows)
-    for window, found in zip(windows, together, strict=True):
+    for window, actual in zip(windows, together, strict=True):
         expected = t5_logits(file, window.source, window.ids)[:-1]
-        assert np.abs(found - expected).max() < 1e-5
+        assert np.abs(actual - expected).max() < 1e-5
     (alone,) = read(file, windows[0])
     assert np.array_equal(alone, t5_logits(file, windows[0].source, windows[0].ids[:-1]))
 
@@ -247,43 +249,43 @@ def test_pieces_and_scored_positions(file: Path) -> None:
 
 def test_layers_are_those_of_the_reference(file: Path, byt5: Path) -> None:
     window = pair(70, 40)
-    with LlamaCandidate(file, threads=2, batch=16) as candidate:
-        found = candidate.layers(window)
-        again = candidate.layers(window)
-        (logits,) = [np.concatenate([block.logits.copy() for block in candidate.logits([window])])]
+    with LlamaReader(file, threads=2, batch=16) as reader:
+        actual = reader.layers(window)
+        again = reader.layers(window)
+        (logits,) = [np.concatenate([block.logits.copy() for block in reader.logits([window])])]
     expected = reference(byt5).read([], layers_of=window).layers
-    assert [layer.shape for layer in found] == [layer.shape for layer in expected]
-    assert max(nmse(a, b) for a, b in zip(found, expected, strict=True)) < 1e-5
-    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
+    assert [layer.shape for layer in actual] == [layer.shape for layer in expected]
+    assert max(nmse(a, b) for a, b in zip(actual, expected, strict=True)) < 1e-5
+    assert all(np.array_equal(a, b) for a, b in zip(actual, again, strict=True))
     assert nmse(logits, truth(byt5, window)[:-1]) < 1e-4
 
 
 def test_what_cannot_be_read_is_told(file: Path, tmp_path: Path) -> None:
-    with LlamaCandidate(file, threads=1) as candidate:
+    with LlamaReader(file, threads=1) as reader:
         for window in (
             Window(0, (0, 5, 6)),
             replace(pair(4, 4), source=(400,)),
             Window(0, (0, 999, 1), 0, (5,)),
         ):
-            with pytest.raises(CandidateFailure):
-                list(candidate.logits([window]))
-        assert len(list(candidate.logits([pair(4, 4)]))) == 1
+            with pytest.raises(RuntimeFailure):
+                list(reader.logits([window]))
+        assert len(list(reader.logits([pair(4, 4)]))) == 1
     huge = edited(file, tmp_path / "huge.gguf", metadata={"t5.context_length": 2**31 - 1})
-    with LlamaCandidate(huge, threads=1) as candidate, pytest.raises(ChildDied, match="out of memory"):
-        list(candidate.logits([pair(4, 4)]))
+    with LlamaReader(huge, threads=1) as reader, pytest.raises(ChildDied, match="out of memory"):
+        list(reader.logits([pair(4, 4)]))
 
 
 def test_the_childs_memory_is_bounded(tmp_path: Path) -> None:
     """Thirty pairs take no more than three: nothing is kept from window to window."""
     folder = write_t5(tmp_path / "checkpoint", vocab_size=30000)
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False, allow_tokenizer_mismatch=True)
-    with LlamaCandidate(made.outputs[0].path, threads=2) as candidate:
-        assert candidate._loaded
-        status = Path(f"/proc/{candidate._loaded.pid}/status")
+    with LlamaReader(made.outputs[0].path, threads=2) as reader:
+        assert reader._loaded
+        status = Path(f"/proc/{reader._loaded.pid}/status")
         peaks = []
         for count in (3, 30):
             windows = [pair(200, 120, seed) for seed in range(count)]
-            assert sum(len(block.logits) for block in candidate.logits(windows)) == 120 * count
+            assert sum(len(block.logits) for block in reader.logits(windows)) == 120 * count
             (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
             peaks.append(int(peak))
     assert peaks[1] - peaks[0] < 8 << 10
@@ -297,11 +299,11 @@ def test_most_of_the_error_is_llama_cpps_table_of_gelu(name: str, tmp_path: Path
     folder = write_t5(tmp_path / "checkpoint", d_model=256, d_ff=640, num_heads=6, d_kv=64, **HEADS[name])
     made = to_gguf(folder, tmp_path / "made.gguf", types=["f32"], verify=False).outputs[0].path
     window = pair(300, 200)
-    (found,) = read(made, window)
+    (actual,) = read(made, window)
     errors = {}
     for table in (False, True):
         reading = reference(folder, llama_cpps_gelu=table).read([window])
-        errors[table] = nmse(found, whole(reading, 0, window)[:-1])
+        errors[table] = nmse(actual, whole(reading, 0, window)[:-1])
     print(f"{name}: NMSE {errors[False]:.2e}, with the same GELU {errors[True]:.2e}")
     assert errors[False] < 1e-4
     assert errors[True] < errors[False] / 5
@@ -419,7 +421,7 @@ def test_bad_pairs_are_refused(source: Source, text: str) -> None:
 
 
 def test_too_few_tokens_for_a_pair(source: Source) -> None:
-    with pytest.raises(InputError, match="leave none of 5"):
+    with pytest.raises(InputError, match="use up all 5"):
         text_pairs(reader(source), ["long source\ttarget"], tokens=5)
 
 
@@ -479,13 +481,13 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
     "encoder layers swapped": (
         lambda path, out: swapped(path, out, "enc.blk.1.", "enc.blk.2."),
         "weights",
-        "encoder layer 1 and encoder layer 2 are in each other's place",
+        "encoder layer 1 and encoder layer 2 are swapped",
         True,
     ),
     "decoder layers swapped": (
         lambda path, out: swapped(path, out, "dec.blk.0.", "dec.blk.1."),
         "weights",
-        "decoder layer 0 and decoder layer 1 are in each other's place",
+        "decoder layer 0 and decoder layer 1 are swapped",
         True,
     ),
     "self- and cross-attention swapped": (
@@ -498,7 +500,7 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
             },
         ),
         "weights",
-        "dec.blk.1.attn_q.weight and dec.blk.1.cross_attn_q.weight are in each other's place",
+        "dec.blk.1.attn_q.weight and dec.blk.1.cross_attn_q.weight are swapped",
         True,
     ),
     "relative bias zeroed": (
@@ -517,7 +519,7 @@ DAMAGES: Mapping[str, tuple[Callable[[Path, Path], Path], str, str, bool]] = {
             },
         ),
         "weights",
-        "encoder layer 0 and decoder layer 0 are in each other's place",
+        "encoder layer 0 and decoder layer 0 are swapped",
         True,
     ),
     "head not scaled": (unscaled_head, "weights", "output.weight", True),
@@ -620,12 +622,12 @@ def test_where_it_goes_wrong(byt5: Path, file: Path, tmp_path: Path) -> None:
     """The diagnosis names the side and the layer, and tells weights from metadata."""
     louder = {"dec.blk.1.ffn_up.weight": lambda rows: rows * np.float32(1.5)}
     worse = edited(file, tmp_path / "weights.gguf", tensors=louder)
-    found = verify(worse, byt5, texts=["한국의 수도는 서울이다. " * 20], threads=2).logits
-    assert found.verdict == "failed"
-    assert found.diagnosis is not None
-    assert (found.diagnosis.encoder_layers, found.diagnosis.first) == (3, 4)
-    assert "decoder layer 1 is the first whose output departs" in found.diagnosis.conclusion
-    assert "dec.blk.1.ffn_up.weight" in found.diagnosis.conclusion
+    actual = verify(worse, byt5, texts=["한국의 수도는 서울이다. " * 20], threads=2).logits
+    assert actual.verdict == "failed"
+    assert actual.diagnosis is not None
+    assert (actual.diagnosis.encoder_layers, actual.diagnosis.first) == (3, 4)
+    assert "decoder layer 1 is the first whose output differs" in actual.diagnosis.conclusion
+    assert "dec.blk.1.ffn_up.weight" in actual.diagnosis.conclusion
     other = edited(
         file, tmp_path / "metadata.gguf", metadata={"t5.attention.layer_norm_rms_epsilon": lambda old: 0.1}
     )
@@ -633,26 +635,26 @@ def test_where_it_goes_wrong(byt5: Path, file: Path, tmp_path: Path) -> None:
     assert proof.metadata.verdict == "failed"
     assert proof.logits.diagnosis is not None
     assert "encoder layer 0 is the first" in proof.logits.diagnosis.conclusion
-    assert "look at the metadata" in proof.logits.diagnosis.conclusion
+    assert "check the metadata" in proof.logits.diagnosis.conclusion
     shown_ = proof_text(proof)
     assert "encoder layer 2" in shown_
     assert "given: 한국의 수도는" in shown_
-    assert "llama.cpp's GELU in fp32 too" in shown_
+    assert "llama.cpp's GELU in fp32" in shown_
 
 
 def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
     proof = verify(file, byt5, texts=["질문은 무엇인가?\t답은 이것이다."], diagnose=True, threads=2)
-    found = proof.logits.diagnosis
+    diagnosis = proof.logits.diagnosis
     assert proof.verdict == "passed"
-    assert found is not None
-    assert found.logits_same_gelu is not None
-    assert found.logits_same_gelu < found.logits_runtime / 5
+    assert diagnosis is not None
+    assert diagnosis.logits_same_gelu is not None
+    assert diagnosis.logits_same_gelu < diagnosis.logits_runtime / 5
     figures = proof.logits.figures
     assert figures is not None
     assert figures.nmse_same_gelu is not None
     assert figures.nmse_same_gelu < figures.nmse / 5
     assert proof.to_json()["logits"]["figures"]["nmse_same_gelu"] == figures.nmse_same_gelu
-    assert "with llama.cpp's GELU in fp32, too)" in proof_text(proof)
+    assert "with llama.cpp's GELU in fp32)" in proof_text(proof)
     assert "Logits, NMSE, same GELU" in report_html([proof])
     assert proof.logits.figures is not None
     assert proof.logits.figures.positions == len("답은 이것이다.".encode()) + 1

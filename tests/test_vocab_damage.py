@@ -13,7 +13,7 @@ from signals_material import killing
 
 from kconv.core.errors import ChildDied, TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType, Vocab
-from kconv.vocab import parity, settle
+from kconv.vocab import parity, selection
 from kconv.vocab.candidates import Candidate, candidates
 from kconv.vocab.probe import LlamaProbe, ProbeFailure, Request
 from kconv.vocab.sources import read_source
@@ -119,7 +119,7 @@ def test_an_aborting_vocabulary_kills_only_the_child(tmp_path: Path, llama3: tup
     )  # llama.cpp asserts that texts differ
     result = graded(tmp_path, source, twice)
     assert (result.verdict, result.exact) == ("mismatch", 0)
-    assert "a check of its own" in str(result.error)
+    assert "an internal check" in str(result.error)
     assert "GGML_ASSERT" in str(result.error)
     assert not list(Path.cwd().glob("core*.dump"))
 
@@ -135,7 +135,7 @@ def test_a_vocabulary_without_bytes_dies_of_the_first_unknown_character(tmp_path
     vocab = Vocab("llama", ("<unk>", "a"), (TokenType.UNKNOWN, TokenType.NORMAL), scores=(0.0, 0.0))
     path = tmp_path / "bytes.gguf"
     parity.write_vocab_only(path, "llama", vocab)
-    with LlamaProbe(path) as child, pytest.raises(ProbeFailure, match="a check of its own"):
+    with LlamaProbe(path) as child, pytest.raises(ProbeFailure, match="an internal check"):
         child.encode([Request("가")])
 
 
@@ -145,7 +145,7 @@ def test_a_killed_child_is_asked_again(tmp_path: Path, make: Callable[[Path], in
     rows = make(tmp_path)
     source = read_source(material.checkpoint(tmp_path))
     killer = killing("kconv.vocab.llama_probe", 1)
-    _, result = settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path))
+    _, result = selection.select_vocab(material.model(rows), material.checkpoint(tmp_path))
     killer.join()
     assert len(list(candidates(source))) > 1
     assert (result.candidate, result.verdict) == (next(iter(candidates(source))).name, "exact")
@@ -156,7 +156,7 @@ def test_one_that_is_killed_twice_is_no_verdict(tmp_path: Path, llama3: tuple[So
     _, vocab = llama3
     killer = killing("kconv.vocab.llama_probe", 2)
     with pytest.raises(ChildDied, match="signal 9") as caught:
-        settle.settle_vocab(
+        selection.select_vocab(
             material.model(vocab.size),
             material.checkpoint(tmp_path / "llama3"),
             disabled_adapters=("end-of-turn",),
@@ -172,8 +172,8 @@ def test_one_dying_candidate_does_not_hide_the_next(
     _, vocab = llama3
     twice = replace(vocab, tokens=(*vocab.tokens[:-1], vocab.tokens[0]))
     both = [Candidate("bad", twice), Candidate("good", vocab)]
-    monkeypatch.setattr(settle, "candidates", lambda source: iter(both))
-    _, result = settle.settle_vocab(
+    monkeypatch.setattr(selection, "candidates", lambda source: iter(both))
+    _, result = selection.select_vocab(
         material.model(vocab.size),
         material.checkpoint(tmp_path / "llama3"),
         disabled_adapters=("end-of-turn",),
@@ -187,9 +187,9 @@ def test_what_llama_cpp_dies_of_is_never_allowed(
 ) -> None:
     _, vocab = llama3
     twice = replace(vocab, tokens=(*vocab.tokens[:-1], vocab.tokens[0]))
-    monkeypatch.setattr(settle, "candidates", lambda source: iter([Candidate("bad", twice)]))
+    monkeypatch.setattr(selection, "candidates", lambda source: iter([Candidate("bad", twice)]))
     with pytest.raises(TokenMismatch, match="GGML_ASSERT"):
-        settle.settle_vocab(
+        selection.select_vocab(
             material.model(vocab.size), material.checkpoint(tmp_path / "llama3"), allow_mismatch=True
         )
 
@@ -199,9 +199,9 @@ def test_the_error_shows_text_and_both_token_lists(
 ) -> None:
     _, vocab = llama3
     rows, folder = vocab.size, material.checkpoint(tmp_path / "llama3")
-    monkeypatch.setattr(settle, "candidates", lambda source: iter([Candidate("wrong", _wrong_pre(vocab))]))
+    monkeypatch.setattr(selection, "candidates", lambda source: iter([Candidate("wrong", _wrong_pre(vocab))]))
     with pytest.raises(TokenMismatch) as caught:
-        settle.settle_vocab(material.model(rows), folder)
+        selection.select_vocab(material.model(rows), folder)
     message = str(caught.value)
     assert caught.value.exit_code == 1
     assert "best of 1: wrong, " in message
@@ -212,7 +212,7 @@ def test_the_error_shows_text_and_both_token_lists(
     )
     assert ours.split(":", 1)[1] != theirs.split(":", 1)[1]
     assert "--allow-tokenizer-mismatch" in message
-    model, result = settle.settle_vocab(material.model(rows), folder, allow_mismatch=True)
+    model, result = selection.select_vocab(material.model(rows), folder, allow_mismatch=True)
     assert result.verdict == "mismatch"
     assert model.vocab is not None
     assert [note.warning for note in model.notes if note.name == "tokenizer-mismatch"] == [True]
@@ -221,7 +221,7 @@ def test_the_error_shows_text_and_both_token_lists(
 def test_more_tokens_than_rows_is_refused(tmp_path: Path) -> None:
     rows = material.dot42_like(tmp_path)
     with pytest.raises(VocabError, match="rows"):
-        settle.settle_vocab(material.model(rows - 100), material.checkpoint(tmp_path))
+        selection.select_vocab(material.model(rows - 100), material.checkpoint(tmp_path))
 
 
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +230,6 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     rows = material.dot42_like(tmp_path / "checkpoint")
     before = sorted(os.listdir(tmp_path / "checkpoint"))
-    settle.settle_vocab(material.model(rows), material.checkpoint(tmp_path / "checkpoint"))
+    selection.select_vocab(material.model(rows), material.checkpoint(tmp_path / "checkpoint"))
     assert sorted(os.listdir(tmp_path / "checkpoint")) == before
     assert list(temporary.iterdir()) == []

@@ -13,14 +13,14 @@ from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType
 from kconv.vocab import parity
 from kconv.vocab.candidates import candidates
-from kconv.vocab.settle import settle_vocab
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.sources import read_source
 from kconv.vocab.texts import built_in
 
 
 def settled(folder: Path, rows: int) -> tuple[Any, parity.Parity]:
     """Settle the folder's vocabulary and print the count, which is what a run of the tests is read for."""
-    model, result = settle_vocab(material.model(rows), material.checkpoint(folder))
+    model, result = select_vocab(material.model(rows), material.checkpoint(folder))
     print(f"{folder.name}: {result.verdict}, {result.exact}/{result.texts}, {result.candidate}")
     assert model.vocab is not None
     assert model.vocab.size == rows
@@ -145,13 +145,13 @@ def test_a_unigram_model_without_bytes_is_exact_if_it_drops_surplus_spaces(tmp_p
 def test_a_unigram_model_that_keeps_spaces_is_refused(tmp_path: Path) -> None:
     rows = material.sentencepiece_like(tmp_path, model_type="unigram", byte_fallback=False)
     with pytest.raises(TokenMismatch, match="unigram, spaces kept"):
-        settle_vocab(material.model(rows), material.checkpoint(tmp_path))
+        select_vocab(material.model(rows), material.checkpoint(tmp_path))
 
 
 def test_a_bpe_model_without_bytes_is_refused(tmp_path: Path) -> None:
     rows = material.sentencepiece_like(tmp_path, model_type="bpe", byte_fallback=False)
     with pytest.raises(VocabError, match="no token for every byte"):
-        settle_vocab(material.model(rows), material.checkpoint(tmp_path))
+        select_vocab(material.model(rows), material.checkpoint(tmp_path))
 
 
 def test_texts_of_the_caller_are_measured_too(tmp_path: Path) -> None:
@@ -178,11 +178,11 @@ def test_phi_2_is_exact(real: Path) -> None:
 
 def test_pythia_differs_only_where_it_normalizes(real: Path) -> None:
     with pytest.raises(TokenMismatch) as caught:
-        settle_vocab(material.model(50304), material.checkpoint(real / "tokenizers" / "pythia"))
+        select_vocab(material.model(50304), material.checkpoint(real / "tokenizers" / "pythia"))
     assert "NFC" in str(caught.value)
     assert "tokenizer.json:" in str(caught.value)
     assert "llama.cpp     :" in str(caught.value)
-    model, result = settle_vocab(
+    model, result = select_vocab(
         material.model(50304), material.checkpoint(real / "tokenizers" / "pythia"), allow_mismatch=True
     )
     print(f"pythia: {result.exact}/{result.texts}")
@@ -192,7 +192,7 @@ def test_pythia_differs_only_where_it_normalizes(real: Path) -> None:
 def test_stories260k_is_exact_but_for_spaces_its_model_drops(real: Path) -> None:
     folder = real / "hf_stories260K"
     config = json.loads((folder / "config.json").read_text())
-    model, result = settle_vocab(material.model(512), material.checkpoint(folder, **config))
+    model, result = select_vocab(material.model(512), material.checkpoint(folder, **config))
     print(f"stories260K: {result.verdict}, {result.exact}/{result.texts}")
     assert result.verdict == "extra-spaces"
     assert model.vocab.special == {"bos": 1, "eos": 2, "unknown": 0}
@@ -202,4 +202,4 @@ def test_stories260k_is_exact_but_for_spaces_its_model_drops(real: Path) -> None
 def test_a_real_bpe_model_without_bytes_is_refused(real: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").symlink_to(real / "tokenizers" / "kortok_sp-32k.model")
     with pytest.raises(VocabError, match="no token for every byte"):
-        settle_vocab(material.model(70000), material.checkpoint(tmp_path))
+        select_vocab(material.model(70000), material.checkpoint(tmp_path))

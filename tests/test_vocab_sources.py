@@ -16,8 +16,8 @@ from tokenizers import Tokenizer
 
 from kconv.core.errors import CheckpointError, VocabError
 from kconv.core.vocabulary import TokenType
+from kconv.vocab.selection import select_vocab
 from kconv.vocab.sentencepiece_model import parse_model
-from kconv.vocab.settle import settle_vocab
 from kconv.vocab.sources import Source, read_source
 from kconv.vocab.texts import built_in
 
@@ -127,7 +127,7 @@ def test_tokens_other_files_add_keep_their_ids(tmp_path: Path) -> None:
     assert source.types[rows + 2] is TokenType.CONTROL
     assert source.types[rows + 5] is TokenType.USER_DEFINED
     assert source.encode("a<|tool|>한국어단어", True)[1:] == [rows + 2, rows + 5]
-    _, result = settle_vocab(material.model(rows + 8), material.checkpoint(tmp_path))
+    _, result = select_vocab(material.model(rows + 8), material.checkpoint(tmp_path))
     assert result.verdict == "exact"
 
 
@@ -158,13 +158,13 @@ def test_chat_templates_as_text_list_and_file(tmp_path: Path) -> None:
 
 def test_the_description_names_the_parts(tmp_path: Path) -> None:
     material.eagle_like(tmp_path)
-    said = read(tmp_path).description
-    assert said.kind == "byte-fallback bpe"
-    assert said.files == ("tokenizer.json", "tokenizer_config.json")
-    assert "byte_fallback" in said.model
-    assert said.normalizer.startswith("Sequence(Prepend(")
-    assert "Digits(individual_digits=true)" in said.pre_tokenizer
-    assert said.specials["eos"] == (said.specials["bos"][0], "</s>")
+    description = read(tmp_path).description
+    assert description.kind == "byte-fallback bpe"
+    assert description.files == ("tokenizer.json", "tokenizer_config.json")
+    assert "byte_fallback" in description.model
+    assert description.normalizer.startswith("Sequence(Prepend(")
+    assert "Digits(individual_digits=true)" in description.pre_tokenizer
+    assert description.specials["eos"] == (description.specials["bos"][0], "</s>")
 
 
 def _no_merges(folder: Path) -> None:

@@ -50,10 +50,10 @@ def encoded(format: Format, rows: Floats, importance: Importance | None = None) 
 
 
 def verdict(format: Format, rows: Floats, data: Bytes) -> str:
-    found = compared(format, rows, data)
+    actual = compared(format, rows, data)
     info = TensorInfo("w", rows.shape, format.ggml_type, data.size)
     tensor = Tensor("w", rows.shape, DType.F32, lambda start, stop: rows[start:stop])
-    return judge(Pair(info, tensor, format), found, strict=False)
+    return judge(Pair(info, tensor, format), actual, strict=False)
 
 
 def compared(format: Format, rows: Floats, data: Bytes) -> Compared:
@@ -78,7 +78,7 @@ def test_formats_that_are_not_encoded_anew(name: str) -> None:
     for sigma in (0, 1):
         data = encoded(format, rows, Importance(sigma))
         assert verdict(format, rows, data) == "within"
-        assert compared(format, rows, data).found.error < typical_error(format) * 1.1
+        assert compared(format, rows, data).stored.error < typical_error(format) * 1.1
         data.reshape(32, -1)[7] = encoded(format, np.zeros((1, 512), np.float32), Importance(0))
         assert verdict(format, rows, data) == "differs"
 
@@ -149,13 +149,13 @@ def test_rows_of_zeros_and_rows_of_next_to_nothing() -> None:
 def test_sums_are_those_of_float64() -> None:
     rows = weights("heavy tails", (64, 4096))
     data = encoded(FORMATS["q4_0"], rows * np.float32(1.05))
-    found = dequantize(FORMATS["q4_0"], data, rows.shape).astype(np.float64)
+    stored = dequantize(FORMATS["q4_0"], data, rows.shape).astype(np.float64)
     exact = rows.astype(np.float64)
     measured = compared(FORMATS["q4_0"], rows, data)
-    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert measured.found.error == pytest.approx(error, rel=1e-5)
-    assert measured.found.slope == pytest.approx((found * exact).sum() / (exact**2).sum(), rel=1e-5)
-    by_row = np.linalg.norm(found - exact, axis=1) / np.linalg.norm(exact, axis=1)
+    error = np.linalg.norm(stored - exact) / np.linalg.norm(exact)
+    assert measured.stored.error == pytest.approx(error, rel=1e-5)
+    assert measured.stored.slope == pytest.approx((stored * exact).sum() / (exact**2).sum(), rel=1e-5)
+    by_row = np.linalg.norm(stored - exact, axis=1) / np.linalg.norm(exact, axis=1)
     assert (measured.worst_row, measured.worst_row_error) == (
         by_row.argmax(),
         pytest.approx(by_row.max(), 1e-5),
@@ -166,7 +166,7 @@ def test_huge_weights_do_not_overflow() -> None:
     """bfloat16 goes to 3e38; the squares of such weights are beyond float32."""
     rows = weights("normal", (4, 256)) * np.float32(1e30)
     format = FORMATS["bf16"]
-    found = compared(format, rows, encoded(format, rows))
-    assert found.same
-    assert found.not_finite == 0
-    assert found.found.error == pytest.approx(0.0017, rel=0.2)
+    actual = compared(format, rows, encoded(format, rows))
+    assert actual.same
+    assert actual.not_finite == 0
+    assert actual.stored.error == pytest.approx(0.0017, rel=0.2)

@@ -37,7 +37,7 @@ TYPES = ("f32", "q8_0", "q4_0")
 
 # What the finding on each damage says.
 SAID: Mapping[str, str] = {
-    "q and k not permuted": "another order: attention heads not permuted",
+    "q and k not permuted": "another order: attention heads are not permuted",
     "two layers swapped": "layers 0 and 1 are swapped",
     "a tensor scaled by 1.01": "blk.1.ffn_up.weight is scaled by 1.0100",
     "a row zeroed": "row 17 of blk.0.ffn_down.weight is all zeros",
@@ -78,7 +78,7 @@ def check(path: Path, model: Model, *, strict: bool = False, **rest: Any) -> Wei
         return check_weights(file, model, strict=strict, threads=2, **rest)
 
 
-def said(part: WeightsPart) -> str:
+def messages(part: WeightsPart) -> str:
     return "\n".join(finding.message for finding in part.findings)
 
 
@@ -107,10 +107,10 @@ def test_figures_do_not_depend_on_threads(good: dict[str, Path], model: Model, t
 
 
 def test_progress_is_told(good: dict[str, Path], model: Model) -> None:
-    told: list[tuple[str, int, int]] = []
-    check(good["q8_0"], model, strict=True, progress=lambda *step: told.append(step))
+    progress_calls: list[tuple[str, int, int]] = []
+    check(good["q8_0"], model, strict=True, progress=lambda *step: progress_calls.append(step))
     size = sum(info.nbytes for info in read_header(good["q8_0"]).tensors)
-    assert told[-1] == ("weights", size, size)
+    assert progress_calls[-1] == ("weights", size, size)
 
 
 # What is wrong
@@ -131,7 +131,7 @@ def test_every_damage_is_named(
     bad = DAMAGES[damage].make(good[type_name], tmp_path / "bad.gguf")
     part = check(bad, model, strict=strict, originals=raw)
     assert part.verdict == "failed"
-    assert SAID[damage] in said(part)
+    assert SAID[damage] in messages(part)
     assert len(part.findings) == 1
     wrong = {tensor.name for tensor in part.tensors if tensor.state == "differs"}
     assert part.findings[0].where in wrong
@@ -146,7 +146,7 @@ def test_another_order_is_seen_without_the_raw_tensors(
 ) -> None:
     part = check(not_permuted(good["q4_0"], tmp_path / "bad.gguf", layers=[1]), model)
     assert part.verdict == "failed"
-    assert "the rows of 2 of 30 tensors are in another order: blk.1.attn_q" in said(part)
+    assert "the rows of 2 of 30 tensors are in another order: blk.1.attn_q" in messages(part)
 
 
 def test_causes_beyond_the_closely_searched_are_not_invented(
@@ -154,8 +154,8 @@ def test_causes_beyond_the_closely_searched_are_not_invented(
 ) -> None:
     monkeypatch.setattr("kconv.verify.weight_findings._SEARCHED", 2)
     part = check(not_permuted(good["q4_0"], tmp_path / "bad.gguf"), model)
-    assert "the rows of 2 of 30 tensors are in another order: blk.0.attn_q" in said(part)
-    assert "4 of 30 tensors differ as well: blk.1.attn_q" in said(part)
+    assert "the rows of 2 of 30 tensors are in another order: blk.0.attn_q" in messages(part)
+    assert "4 of 30 tensors also differ: blk.1.attn_q" in messages(part)
 
 
 def in_row(number: int, change: Any) -> Any:
@@ -173,7 +173,7 @@ OTHER_DAMAGES: Mapping[str, tuple[Any, str]] = {
     "negated": (lambda rows: -rows, "scaled by -1.0000"),
     "noise": (
         lambda rows: np.random.default_rng(0).standard_normal(rows.shape) * rows.std(),
-        "blk.0.attn_v.weight is not the checkpoint's: 65536 of 65536 weights differ",
+        "blk.0.attn_v.weight does not match the checkpoint: 65536 of 65536 weights differ",
     ),
     "a noisy row": (in_row(3, lambda row: np.sin(np.arange(256))), "row 3 of blk.0.attn_v.weight differs"),
     "rows zeroed": (lambda rows: rows * (np.arange(256) > 5)[:, None], "6 rows of blk.0.attn_v.weight, from"),
@@ -188,7 +188,7 @@ def test_other_damages_are_named_too(
     bad = edited(good["f32"], tmp_path / "bad.gguf", tensors={"blk.0.attn_v.weight": change})
     part = check(bad, model, strict=damage != "noise")
     assert part.verdict == "failed"
-    assert words in said(part)
+    assert words in messages(part)
 
 
 def test_two_tensors_of_a_layer_in_each_others_place(
@@ -196,13 +196,15 @@ def test_two_tensors_of_a_layer_in_each_others_place(
 ) -> None:
     one, other = "blk.0.attn_k.weight", "blk.0.attn_v.weight"
     bad = edited(good["q4_0"], tmp_path / "bad.gguf", renamed={one: other, other: one})
-    assert said(check(bad, model)) == f"{one} and {other} are in each other's place"
+    assert messages(check(bad, model)) == f"{one} and {other} are swapped"
     with open_gguf(good["f32"]) as file:
         info = next(info for info in file.header.tensors if info.name == "blk.1.ffn_up.weight")
         rows = file.tensor(info).read(0, info.shape[0])
     copied = {"blk.1.ffn_gate.weight": lambda _: rows}
     bad = edited(good["f32"], tmp_path / "bad.gguf", tensors=copied)
-    assert said(check(bad, model)) == "blk.1.ffn_gate.weight is blk.1.ffn_up.weight of the checkpoint"
+    assert (
+        messages(check(bad, model)) == "blk.1.ffn_gate.weight contains blk.1.ffn_up.weight of the checkpoint"
+    )
 
 
 def test_weights_of_another_training_are_told_once(
@@ -217,7 +219,7 @@ def test_weights_of_another_training_are_told_once(
     part = check(edited(good["q8_0"], tmp_path / "bad.gguf", tensors=tensors), model)
     assert part.verdict == "failed"
     assert len(part.findings) == 1
-    assert "30 of 30 tensors are not the checkpoint's, perhaps of another revision" in said(part)
+    assert "30 of 30 tensors do not match the checkpoint, perhaps from another revision" in messages(part)
 
 
 @pytest.mark.parametrize("type_name", TYPES)
@@ -233,7 +235,7 @@ def test_one_flipped_bit_fails_a_file_of_our_own(
     part = check(bad, model, strict=True)
     assert part.verdict == "failed"
     assert [finding.where for finding in part.findings] == ["blk.1.attn_v.weight"]
-    assert "row 128 of blk.1.attn_v.weight differs" in said(part)
+    assert "row 128 of blk.1.attn_v.weight differs" in messages(part)
 
 
 def test_zeros_of_the_other_sign_pass_unless_the_file_is_ours(
@@ -248,7 +250,7 @@ def test_zeros_of_the_other_sign_pass_unless_the_file_is_ours(
     assert check(zeros, changed, strict=True).verdict == "passed"
     other = edited(zeros, tmp_path / "1.gguf", tensors={name: lambda rows: -rows})
     assert check(other, changed, strict=False).verdict == "passed"
-    assert "the same numbers in other bytes" in said(check(other, changed, strict=True))
+    assert "the same numbers in other bytes" in messages(check(other, changed, strict=True))
 
 
 def test_rounding_on_the_way_is_recognized(good: dict[str, Path], model: Model, tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_rounding_on_the_way_is_recognized(good: dict[str, Path], model: Model, 
         path = edited(good["f32"], tmp_path / "bad.gguf", tensors={name: lambda rows, new=rounded: new})
         part = check(path, changed)
         assert part.verdict == "failed"
-        assert f"the weights of {name} were rounded to {short} on the way" in said(part)
+        assert f"the weights of {name} were rounded to {short} on the way" in messages(part)
 
 
 # Tensors only one side has
@@ -275,9 +277,11 @@ def test_missing_and_extra_tensors(good: dict[str, Path], model: Model, tmp_path
     bad = edited(good["q8_0"], tmp_path / "bad.gguf", tensors={"blk.1.ffn_norm.weight": None}, added=extra)
     part = check(bad, model, strict=True)
     assert part.verdict == "failed"
-    assert "tensor blk.1.ffn_norm.weight of the checkpoint is not in the file" in said(part)
-    assert "the file has a tensor blk.0.more.weight [2, 4] that the checkpoint does not have" in said(part)
-    assert "the file has a tensor rope_freqs.weight [16]" in said(part)
+    assert "tensor blk.1.ffn_norm.weight of the checkpoint is not in the file" in messages(part)
+    assert "the file has a tensor blk.0.more.weight [2, 4] that the checkpoint does not have" in messages(
+        part
+    )
+    assert "the file has a tensor rope_freqs.weight [16]" in messages(part)
 
 
 def test_what_changes_nothing_may_be_written_or_left_out(
@@ -295,7 +299,7 @@ def test_what_changes_nothing_may_be_written_or_left_out(
     without = edited(good["f32"], tmp_path / "tied.gguf", tensors={"output.weight": None}, added=added)
     assert check(without, tied).verdict == "passed"
     assert check(without, both).verdict == "passed"
-    assert "output.weight of the checkpoint is not in the file" in said(check(without, model))
+    assert "output.weight of the checkpoint is not in the file" in messages(check(without, model))
     assert check(good["f32"], tied).verdict == "failed"
     rows = embedding.read(0, embedding.rows)
     values = (rows.astype(np.uint32) << 16).view(np.float32) if embedding.dtype is DType.BF16 else rows
@@ -331,7 +335,7 @@ def test_formats_without_a_second_encoding_are_passed_with_a_remark(
     quantize_elsewhere(good["f32"], {path: ("IQ3_S", None)})
     part = check(path, model)
     assert part.verdict == "warned"
-    assert "22 tensors in IQ3_S differ from the checkpoint no more than is usual" in said(part)
+    assert "22 tensors in IQ3_S differ from the checkpoint no more than is usual" in messages(part)
 
 
 @pytest.fixture(scope="module")
@@ -431,18 +435,18 @@ def test_rows_are_read_from_several_threads(good: dict[str, Path], model: Model)
         tensor = file.tensor(info)
         assert (tensor.dtype, tensor.shape, tensor.granule) == (DType.F32, info.shape, 1)
         whole = tensor.read(0, tensor.rows)
-        found: dict[int, Any] = {}
+        collected: dict[int, Any] = {}
 
         def read(row: int) -> None:
-            found[row] = tensor.read(row, row + 1)
+            collected[row] = tensor.read(row, row + 1)
 
         threads = [threading.Thread(target=read, args=(row,)) for row in range(0, 2048, 64)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-    assert len(found) == 32
-    assert all(np.array_equal(rows[0], whole[row]) for row, rows in found.items())
+    assert len(collected) == 32
+    assert all(np.array_equal(rows[0], whole[row]) for row, rows in collected.items())
     with pytest.raises(UsageError), open_gguf(good["f32"]) as file:
         file.read(info, 0, 2049)
 

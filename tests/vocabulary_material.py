@@ -88,9 +88,9 @@ def graves(part: MetadataPart | TokensPart) -> list[Finding]:
 
 def only(part: MetadataPart | TokensPart, where: str) -> Finding:
     """The one finding at ``where``."""
-    found = [finding for finding in part.findings if finding.where == where]
-    assert len(found) == 1, part.findings
-    return found[0]
+    matching = [finding for finding in part.findings if finding.where == where]
+    assert len(matching) == 1, part.findings
+    return matching[0]
 
 
 # llama.cpp's converter knows pre-tokenizers by a hash of what they do to a text; samples are told the name.

@@ -73,7 +73,7 @@ LONG = (
     "gptj_quant",
     "reference",
     "quant_parity",
-    "llama_candidate",
+    "llama_reader",
     "onnx_beyond_llama_cpp",
     "leading_space",
     "full_width",
@@ -113,21 +113,21 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def cores() -> int:
     """Processors this process may use: its affinity and the quota of its container."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = (_CGROUP / "cpu.max").read_text("ascii").split()
-        found = min(found, round(int(quota) / int(period)))
-    return max(found, 1)
+        count = min(count, round(int(quota) / int(period)))
+    return max(count, 1)
 
 
 def memory() -> int:
     """Bytes that are free here: on the machine and in its container."""
-    found: int = psutil.virtual_memory().available
+    free: int = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError, KeyError):
         limit, used = (int((_CGROUP / f"memory.{end}").read_text("ascii")) for end in ("max", "current"))
         kept = dict(line.split() for line in (_CGROUP / "memory.stat").read_text("ascii").splitlines())
-        found = min(found, limit - used + int(kept["inactive_file"]))  # files the kernel lets go at once
-    return found
+        free = min(free, limit - used + int(kept["inactive_file"]))  # files the kernel lets go at once
+    return free
 
 
 @pytest.hookimpl(optionalhook=True)

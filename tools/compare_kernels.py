@@ -48,15 +48,15 @@ def compare(format: Format, batch: int) -> Compared:
     weighed = batch % 2 == 1 and native.has_kernel("baseline", format, weighed=True)
     weights = importance(str(rng.choice([*IMPORTANCE])), rng, columns) if weighed else None
     theirs = libggml(format, rows, weights)
-    found = []
+    results = []
     for name in native.available_sets():
         if native.has_kernel(name, format, weighed=weighed):
             places = different(format, kernel(name, format, rows, weights), theirs)
             if len(places):
-                found.append(
+                results.append(
                     f"DIFFERENT {format.name} {name}: batch {batch}, {len(places)} blocks, first {places[0]}"
                 )
-    return Compared(rows.size // format.block_size, weighed, tuple(found))
+    return Compared(rows.size // format.block_size, weighed, tuple(results))
 
 
 def progress(log: Path | None, format: Format) -> tuple[int, int, int]:

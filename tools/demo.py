@@ -84,7 +84,7 @@ def empty(folder: Path) -> None:
     checkpoints = tuple(f"{family}-demo" for family in FAMILIES)
     ours = (*checkpoints, *(f"gbst-{name}" for name in checkpoints), REPORT)
     if folder.exists() and any(not path.name.startswith(ours) for path in folder.iterdir()):
-        sys.exit(f"{folder} holds files that are not the demo's; name another folder")
+        sys.exit(f"{folder} contains files that are not part of the demo; choose another folder")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 
@@ -93,7 +93,7 @@ def main(folder: Path, family: str) -> None:
     """Make ``folder`` anew with the family's checkpoint, the three files, their manifests and a report."""
     words = FAMILIES.get(family)
     if words is None:
-        sys.exit(f"no demo of {family!r}; FAMILY is one of {', '.join(FAMILIES)}")
+        sys.exit(f"unknown family {family!r}; FAMILY is one of {', '.join(FAMILIES)}")
     empty(folder)
     checkpoint = folder / f"{family}-demo"
     kconv("demo-checkpoint", family, str(checkpoint))
@@ -109,7 +109,7 @@ def main(folder: Path, family: str) -> None:
             print(f"{kconv('run', output['path'], words.how, text, *words.options).strip()}\n")
     smallest, report = result["outputs"][-1]["path"], str(folder / REPORT)
     print(kconv("verify", smallest, "--against", str(checkpoint), "--report", report))
-    print(f"The files are in {folder}/, each with its manifest beside it; the proof of the last one, with")
+    print(f"The files are in {folder}/, each with its manifest next to it; the proof of the last one, with")
     print(f"pictures, is {report}: open it in a browser. Try a file with your own words:")
     print(f"  {KCONV} run {result['outputs'][1]['path']} {words.how} '{words.texts[0]}'")
 

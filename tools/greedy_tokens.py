@@ -27,8 +27,8 @@ def compare(asked: Sequence[Question], command: Sequence[str | Path], cwd: Path 
         command, cwd=cwd, input=questions, stdout=subprocess.PIPE, text=True, check=True
     )
     wrong = 0
-    for (words, _, right), found in zip(asked, json.loads(answered.stdout), strict=True):
-        different = sum(one != other for one, other in zip(right, found, strict=True))
+    for (words, _, right), ours in zip(asked, json.loads(answered.stdout), strict=True):
+        different = sum(one != other for one, other in zip(right, ours, strict=True))
         wrong += different > 0
         outcome = f"{different} of {len(right)} differ" if different else "all equal"
         print(f"{words}: {outcome}", flush=True)

@@ -47,8 +47,8 @@ def say(text: str) -> None:
 
 def wanted(constraints: Path) -> str:
     """The version that ``constraints`` name."""
-    found = re.search(r"^llama[-_]cpp[-_]python==(\S+)", constraints.read_text("utf-8"), re.MULTILINE)
-    return found[1] if found else self_test.TRIED
+    match = re.search(r"^llama[-_]cpp[-_]python==(\S+)", constraints.read_text("utf-8"), re.MULTILINE)
+    return match[1] if match else self_test.TRIED
 
 
 def installed() -> str | None:
@@ -75,10 +75,10 @@ def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -
 
 def compiler_breaks_tiles() -> bool:
     """Whether llama.cpp has to be built without AMX here: only asked where the processor has it."""
-    found = compiler() if CPU.amx else None
-    if found is None or not breaks_tiles(found):
+    installed = compiler() if CPU.amx else None
+    if installed is None or not breaks_tiles(installed):
         return False
-    say(f"{found.version} breaks llama.cpp's AMX code, which this processor would run: built without AMX")
+    say(f"{installed.version} breaks llama.cpp's AMX code, which this processor would run: built without AMX")
     return True
 
 
@@ -88,18 +88,18 @@ def main() -> int:
     version = wanted(constraints)
     if installed() != version:
         install(version, constraints, anew=False, without_amx=compiler_breaks_tiles())
-    found = self_test.examine()
-    if found.state in ("dies", "differs", "broken") and self_test.LIBRARY_VARIABLE not in os.environ:
-        say(f"llama.cpp {found.said}: it is built anew")
+    result = self_test.examine()
+    if result.state in ("dies", "differs", "broken") and self_test.LIBRARY_VARIABLE not in os.environ:
+        say(f"llama.cpp {result.description}: it is built anew")
         install(version, constraints, anew=True, without_amx=CPU.amx)
-        found = self_test.examine()
-    if found.state == "works":
+        result = self_test.examine()
+    if result.state == "works":
         return 0
-    if found.state == "unknown":
-        say(f"llama.cpp could not be tried: {found.said}; .venv/bin/kconv doctor tries again")
+    if result.state == "unknown":
+        say(f"llama.cpp could not be tried: {result.description}; .venv/bin/kconv doctor tries again")
         return 0
-    say(f"llama.cpp {found.said}")
-    if found.state == "broken":
+    say(f"llama.cpp {result.description}")
+    if result.state == "broken":
         say("kconv cannot work with it; .venv/bin/kconv doctor says more once kconv is installed")
         return 4
     say("kconv loads models without those buffers, more slowly; .venv/bin/kconv doctor says what mends it")

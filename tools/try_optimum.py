@@ -63,8 +63,8 @@ def generations(
     yield f"{name}: {COUNT} greedy tokens", {**asked, "prompts": PROMPTS[:1], "count": COUNT}, right[:1]
     yield f"{name}: a padded batch", {**asked, "prompts": PROMPTS, "count": COUNT}, right
     command = [KCONV, "run", str(made), "-p", PROMPTS[0], "-n", "128", "--greedy", "--no-chat", "--json"]
-    said = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    yield f"{name}: an answer to its end", {**asked, "prompts": PROMPTS[:1], "count": None}, [said["ids"]]
+    answers = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    yield f"{name}: an answer to its end", {**asked, "prompts": PROMPTS[:1], "count": None}, [answers["ids"]]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a proof will take, said before it begins."""
+"""How long a proof will take, estimated before it begins."""
 
 from __future__ import annotations
 

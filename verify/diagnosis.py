@@ -17,7 +17,7 @@ from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.model import Reference
 from ..reference.reading import Reading
-from ..runtimes.candidate import Candidate, Floats
+from ..runtimes.reader import Floats, WindowReader
 from .proof import Diagnosis, LayerError, TensorError, layer_name
 
 _TOKENS = 128
@@ -37,7 +37,7 @@ def diagnose(
     checkpoint: Checkpoint,
     family: AnyFamily,
     file: GgufFile,
-    candidate: Candidate,
+    reader: WindowReader,
     window: Window,
     tensors: Sequence[TensorError],
     *,
@@ -48,28 +48,28 @@ def diagnose(
 
     The second differs from the first by the weights alone and from the third by the runtime alone. Families
     with a GELU are read a fourth time, the file's weights in fp32 with llama.cpp's GELU. Raises
-    CandidateFailure, ChildDied.
+    RuntimeFailure, ChildDied.
     """
     window = replace(window, ids=window.ids[:_TOKENS], scored_from=0)
     original = Reference(checkpoint, family, threads=threads)
     truth = original.read([window], layers_of=window, progress=progress)
-    held = {info.name: file.tensor(info) for info in file.header.tensors}
-    weights = unmapped(family, checkpoint, held)
+    stored = {info.name: file.tensor(info) for info in file.header.tensors}
+    weights = unmapped(family, checkpoint, stored)
     same = Reference(checkpoint, family, weights=weights, threads=threads)
     dequantized = same.read([window], layers_of=window, progress=progress)
-    found = candidate.layers(window)
+    outputs = reader.layers(window)
     layers = tuple(
         LayerError(i, nmse(with_weights, expected), nmse(got, with_weights))
         for i, (expected, with_weights, got) in enumerate(
-            zip(truth.layers, dequantized.layers, found, strict=True)
+            zip(truth.layers, dequantized.layers, outputs, strict=True)
         )
     )
-    by_weights, by_runtime = _of_logits(truth, dequantized, candidate, window)
+    by_weights, by_runtime = _of_logits(truth, dequantized, reader, window)
     same_gelu = None
     if family.gelu:
         rounded = Reference(checkpoint, family, weights=weights, llama_cpps_gelu=True, threads=threads)
         alike = rounded.read([window], progress=progress)
-        same_gelu = _of_logits(alike, alike, candidate, window)[1]
+        same_gelu = _of_logits(alike, alike, reader, window)[1]
     floor, arithmetic = _expected(tensors, gelu=family.gelu)
     first = _first(layers, floor, arithmetic)
     worst = tuple(tensor.name for tensor in _farthest(tensors))
@@ -85,23 +85,23 @@ def diagnose(
     )
 
 
-@np.errstate(all="ignore")  # what is not finite is told
-def nmse(found: Floats, expected: Floats) -> float:
+@np.errstate(all="ignore")  # what is not finite is reported
+def nmse(actual: Floats, expected: Floats) -> float:
     """Mean squared difference over the variance of what is expected; the largest number if not finite."""
-    if found.shape != expected.shape:
+    if actual.shape != expected.shape:
         return _LARGEST
-    difference = found.astype(np.float64) - expected
+    difference = actual.astype(np.float64) - expected
     value = float(np.mean(difference * difference) / max(float(np.var(expected, dtype=np.float64)), 1e-30))
     return value if math.isfinite(value) else _LARGEST
 
 
 def _of_logits(
-    truth: Reading, dequantized: Reading, candidate: Candidate, window: Window
+    truth: Reading, dequantized: Reading, reader: WindowReader, window: Window
 ) -> tuple[float, float]:
     """NMSE of the logits of a window by the weights and by the runtime."""
     weights = runtime = 0.0
     blocks = 0
-    for block in candidate.logits([window]):
+    for block in reader.logits([window]):
         stop = block.start + len(block.logits)
         middle = dequantized.logits(0, block.start, stop)
         weights += nmse(middle, truth.logits(0, block.start, stop)) * len(block.logits)
@@ -154,18 +154,18 @@ def _conclusion(
         layer = layers[first]
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
         error = max(layer.weights, layer.runtime)
-        size = f"NMSE {error:.2g}" if error < _LARGEST else "beyond all numbers"
-        place = f"{layer_name(first, encoder_layers)} is the first whose output departs ({size})"
+        size = f"NMSE {error:.2g}" if error < _LARGEST else "too large for a number"
+        place = f"{layer_name(first, encoder_layers)} is the first whose output differs ({size})"
         if weights:
-            named = f"; look at {', '.join(worst[:3])}" if worst else ""
-            return f"{place}: by the file's weights, not by how llama.cpp computes{named}"
-        return f"{place}: llama.cpp computes something else with the same weights, so look at the metadata"
+            named = f"; check {', '.join(worst[:3])}" if worst else ""
+            return f"{place}: the cause is the file's weights, not llama.cpp's computation{named}"
+        return f"{place}: llama.cpp computes something else from the same weights, so check the metadata"
     if by_weights > _JUMP * floor and by_weights >= by_runtime:
-        return "the layers agree, the logits do not: look at the output matrix, its norm, and the embedding"
+        return "the layers agree, but the logits do not: check the output matrix, its norm, and the embedding"
     if by_runtime > _JUMP * arithmetic:
-        return "the layers agree, but llama.cpp makes other logits of them: look at the metadata"
+        return "the layers agree, but llama.cpp computes other logits from them: check the metadata"
     share = by_weights / max(by_weights + by_runtime, 1e-30)
     return (
-        f"no layer stands out: {share:.0%} of the error comes from the rounding of the weights, "
-        f"the rest from llama.cpp's arithmetic; where that is too much, the type is too coarse for this model"
+        f"no layer stands out: {share:.0%} of the error comes from rounding the weights, the rest "
+        "from llama.cpp's arithmetic; if that is too much, the type is too coarse for this model"
     )

@@ -31,50 +31,51 @@ _UNMATCHED = (TokenType.UNUSED, TokenType.CONTROL)
 _NEAR = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
 
 
-def compare_entries(found: Vocab, expected: Vocab, source: Source, *, strict: bool = False) -> list[Finding]:
+def compare_entries(actual: Vocab, expected: Vocab, source: Source, *, strict: bool = False) -> list[Finding]:
     """All differences, gathered: exchanged and shifted tokens are one finding each.
 
     ``strict`` is for files of this very kconv, which have to be equal in all. In others, rows without a token
     may be called anything, tokens the tokenizer never makes may have their texts, and scores and merges that
     are a matter of choice are left to parity.
     """
-    findings = _duplicates(found)
-    findings += _texts(found, expected, source, strict)
-    findings += _types(found, expected, source, strict)
-    if found.model == expected.model == SPM:
-        findings += _scores(found, expected, source, strict)
-    if SPM not in (found.model, expected.model):
-        findings += _merges(found, expected, source, strict)
+    findings = _duplicates(actual)
+    findings += _texts(actual, expected, source, strict)
+    findings += _types(actual, expected, source, strict)
+    if actual.model == expected.model == SPM:
+        findings += _scores(actual, expected, source, strict)
+    if SPM not in (actual.model, expected.model):
+        findings += _merges(actual, expected, source, strict)
     return findings
 
 
-def check_lengths(found: Vocab, expected: Vocab, rows: int | None) -> list[Finding]:
+def check_lengths(actual: Vocab, expected: Vocab, rows: int | None) -> list[Finding]:
     """Lists as long as the vocabulary, and that as long as the embedding has rows (None: not known)."""
     findings = []
-    if found.size != expected.size and rows in (None, found.size):
-        message = f"the file has {found.size} tokens, the checkpoint {expected.size}"
-        findings.append(Finding(_TOKENS, message, str(expected.size), str(found.size)))
-    if rows is not None and found.size != rows:
-        message = f"the file has {found.size} tokens for {rows} embedding rows: llama.cpp refuses it"
-        findings.append(Finding(_TOKENS, message, str(rows), str(found.size)))
-    for key, values in ((_TYPES, found.types), (_SCORES, found.scores)):
-        if values and len(values) != found.size:
-            short = len(values) < found.size
-            effect = "llama.cpp refuses the file" if short else "llama.cpp leaves the rest out of account"
-            message = f"{key} has {len(values)} entries for {found.size} tokens: {effect}"
-            findings.append(Finding(key, message, str(found.size), str(len(values)), grave=short))
+    if actual.size != expected.size and rows in (None, actual.size):
+        message = f"the file has {actual.size} tokens, but the checkpoint has {expected.size}"
+        findings.append(Finding(_TOKENS, message, str(expected.size), str(actual.size)))
+    if rows is not None and actual.size != rows:
+        message = f"the file has {actual.size} tokens for {rows} embedding rows: llama.cpp refuses it"
+        findings.append(Finding(_TOKENS, message, str(rows), str(actual.size)))
+    for key, values in ((_TYPES, actual.types), (_SCORES, actual.scores)):
+        if values and len(values) != actual.size:
+            short = len(values) < actual.size
+            effect = "llama.cpp refuses the file" if short else "llama.cpp ignores the rest"
+            message = f"{key} has {len(values)} entries for {actual.size} tokens: {effect}"
+            findings.append(Finding(key, message, str(actual.size), str(len(values)), grave=short))
     return findings
 
 
-def _duplicates(found: Vocab) -> list[Finding]:
-    counts = Counter(text for text in found.tokens if text)
+def _duplicates(actual: Vocab) -> list[Finding]:
+    counts = Counter(text for text in actual.tokens if text)
     twice = [text for text, count in counts.items() if count > 1]
     if not twice:
         return []
-    ids = [index for index, text in enumerate(found.tokens) if text == twice[0]][:2]
-    more = f", and {len(twice) - 1} more texts stand twice" if len(twice) > 1 else ""
+    ids = [index for index, text in enumerate(actual.tokens) if text == twice[0]][:2]
+    more = f", and {len(twice) - 1} more texts appear twice" if len(twice) > 1 else ""
     message = (
-        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp dies of it"
+        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp "
+        "aborts on this"
     )
     return [Finding(_TOKENS, message, "every text once", shown_text(twice[0]))]
 
@@ -106,31 +107,31 @@ def shown_text(text: str, limit: int = 80) -> str:
 # Texts
 
 
-def _texts(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
-    pairs = zip(found.tokens, expected.tokens, strict=False)
+def _texts(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+    pairs = zip(actual.tokens, expected.tokens, strict=False)
     different = [index for index, (one, other) in enumerate(pairs) if one != other]
     grave: list[int] = []
     light: list[int] = []
     for index in different:
-        weight = _weight(index, found, expected, source, strict)
+        weight = _weight(index, actual, expected, source, strict)
         if weight is not None:
             (grave if weight else light).append(index)
-    return [*_wrong_texts(grave, found, expected, source), *_other_texts(light, found, expected, source)]
+    return [*_wrong_texts(grave, actual, expected, source), *_other_texts(light, actual, expected, source)]
 
 
-def _weight(index: int, found: Vocab, expected: Vocab, source: Source, strict: bool) -> bool | None:
+def _weight(index: int, actual: Vocab, expected: Vocab, source: Source, strict: bool) -> bool | None:
     """Whether another text is grave; None where it is as good as the expected one."""
-    text, wanted = found.tokens[index], expected.tokens[index]
+    text, wanted = actual.tokens[index], expected.tokens[index]
     own = source.tokens[index] if index < source.size else None
     if strict:
         return True
     if own is None:  # a row without a token: harmless unless some text might be read as it
-        harmless = _type(found, index) in _UNMATCHED or _PLACEHOLDER.fullmatch(text)
+        harmless = _type(actual, index) in _UNMATCHED or _PLACEHOLDER.fullmatch(text)
         return not harmless
     if text.partition("\0")[0] == own.partition("\0")[0]:
         return None  # the tokenizer's own text, where the conversion put another on purpose
     if text.replace(META_SPACE, " ") == wanted.replace(META_SPACE, " "):
-        return _type(found, index) is not TokenType.USER_DEFINED
+        return _type(actual, index) is not TokenType.USER_DEFINED
     return True
 
 
@@ -138,69 +139,71 @@ def _type(vocab: Vocab, index: int) -> TokenType:
     return vocab.types[index] if index < len(vocab.types) else TokenType.NORMAL
 
 
-def _wrong_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Source) -> list[Finding]:
-    shift = _shift(ids, found, expected)
+def _wrong_texts(ids: Sequence[int], actual: Vocab, expected: Vocab, source: Source) -> list[Finding]:
+    shift = _shift(ids, actual, expected)
     if shift:
         way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
-        message = f"from token {ids[0]} on, texts stand {way}: {len(ids)} tokens have the text of another one"
-        return [_text_finding(ids[0], found, expected, source, message)]
+        message = f"from token {ids[0]} on, texts are {way}: {len(ids)} tokens have the text of another one"
+        return [_text_finding(ids[0], actual, expected, source, message)]
     places = {expected.tokens[index]: index for index in ids}
     findings = []
     done: set[int] = set()
     for index in ids:
         if index in done:
             continue
-        partner = places.get(found.tokens[index])
-        has, should = _both(index, found, expected, source)
-        message = f"token {index} has the text {has}, the checkpoint's tokenizer says {should}"
-        if partner is not None and found.tokens[partner] == expected.tokens[index]:
+        partner = places.get(actual.tokens[index])
+        has, should = _both(index, actual, expected, source)
+        message = f"token {index} has the text {has}, but {should} in the checkpoint's tokenizer"
+        if partner is not None and actual.tokens[partner] == expected.tokens[index]:
             done.add(partner)
-            message = f"tokens {index} {should} and {partner} {has} are in each other's place"
-        findings.append(_text_finding(index, found, expected, source, message))
+            message = f"tokens {index} {should} and {partner} {has} are swapped"
+        findings.append(_text_finding(index, actual, expected, source, message))
     return findings
 
 
 def _text_finding(
-    index: int, found: Vocab, expected: Vocab, source: Source, message: str, *, grave: bool = True
+    index: int, actual: Vocab, expected: Vocab, source: Source, message: str, *, grave: bool = True
 ) -> Finding:
-    has, should = _both(index, found, expected, source)
+    has, should = _both(index, actual, expected, source)
     return Finding(f"token {index}", message, should, has, grave=grave)
 
 
-def _both(index: int, found: Vocab, expected: Vocab, source: Source) -> tuple[str, str]:
+def _both(index: int, actual: Vocab, expected: Vocab, source: Source) -> tuple[str, str]:
     """The file's text of a token and the expected one, as they stand where they would look alike."""
-    pieces = (found.tokens[index], expected.tokens[index])
+    pieces = (actual.tokens[index], expected.tokens[index])
     has, should = (readable(piece, byte_level=is_byte_level(source)) for piece in pieces)
     return (has, should) if has != should else (shown_text(pieces[0]), shown_text(pieces[1]))
 
 
-def _shift(ids: Sequence[int], found: Vocab, expected: Vocab) -> int:
+def _shift(ids: Sequence[int], actual: Vocab, expected: Vocab) -> int:
     """By how many places most of many wrong tokens are off, 0 if there is no such number."""
     if len(ids) < _FEW:
         return 0
     for shift in _SHIFTS:
-        pairs = ((found.tokens[index], index - shift) for index in ids)
+        pairs = ((actual.tokens[index], index - shift) for index in ids)
         fitting = sum(0 <= at < expected.size and text == expected.tokens[at] for text, at in pairs)
         if fitting > 0.9 * len(ids):
             return shift
     return 0
 
 
-def _other_texts(ids: Sequence[int], found: Vocab, expected: Vocab, source: Source) -> list[Finding]:
+def _other_texts(ids: Sequence[int], actual: Vocab, expected: Vocab, source: Source) -> list[Finding]:
     if not ids:
         return []
     who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
-    message = f"{who} another name in the file, first token {ids[0]}; no text is read otherwise for it"
-    return [_text_finding(ids[0], found, expected, source, message, grave=False)]
+    message = (
+        f"{who} another name in the file, first token {ids[0]}; this does not affect how any text is read"
+    )
+    return [_text_finding(ids[0], actual, expected, source, message, grave=False)]
 
 
 # Types
 
 
-def _types(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+def _types(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
     grave: dict[tuple[TokenType, TokenType], list[int]] = {}
     light: dict[tuple[TokenType, TokenType], list[int]] = {}
-    for index, (one, other) in enumerate(zip(found.types, expected.types, strict=False)):
+    for index, (one, other) in enumerate(zip(actual.types, expected.types, strict=False)):
         if one is not other:
             heavy = strict or _type_matters(index, one, other, expected, source)
             (grave if heavy else light).setdefault((one, other), []).append(index)
@@ -209,8 +212,8 @@ def _types(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[
         for (one, other), ids in kinds.items():
             is_, should = one.name.lower().replace("_", " "), other.name.lower().replace("_", " ")
             token = f"token {ids[0]} {readable(expected.tokens[ids[0]], byte_level=is_byte_level(source))}"
-            more = f" and {len(ids) - 1} more are" if len(ids) > 1 else " is"
-            message = f"{token}{more} of the type {is_} instead of {should}: {_effect(one, other)}"
+            more = f" and {len(ids) - 1} more have" if len(ids) > 1 else " has"
+            message = f"{token}{more} type {is_} instead of {should}: {_effect(one, other)}"
             findings.append(Finding(f"token {ids[0]}", message, should, is_, grave=heavy))
     return findings
 
@@ -237,21 +240,21 @@ def _effect(one: TokenType, other: TokenType) -> str:
     if one in _UNMATCHED and other is TokenType.NORMAL:  # llama_vocab::impl::token_to_piece
         return "its text would be missing from answers"
     if one is TokenType.USER_DEFINED and other is TokenType.NORMAL:
-        return "it is looked for in texts first, and shown in answers as it stands in the vocabulary"
+        return "it is matched first in texts, and shown in answers as spelled in the vocabulary"
     if other is TokenType.CONTROL and one is TokenType.NORMAL:
-        return "it would show up in answers, and not be found in prompts"
+        return "it would show up in answers, and not be recognized in prompts"
     if other is TokenType.BYTE:
         return "characters without a token of their own could not be written"
-    return "texts that spell it are read and shown in another way"
+    return "texts that contain it are read and shown differently"
 
 
 # Scores and merges
 
 
-def _scores(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+def _scores(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
     """Only the order counts, among pieces that are joined: llm_tokenizer_spm_session."""
-    size = min(found.size, expected.size, len(found.types))
-    mine = np.zeros(size) if not found.scores else np.array(found.scores[:size], np.float32)
+    size = min(actual.size, expected.size, len(actual.types))
+    mine = np.zeros(size) if not actual.scores else np.array(actual.scores[:size], np.float32)
     theirs = np.array(expected.scores[:size], np.float32)
     if len(mine) < size or len(theirs) < size:
         return []  # said by the lengths
@@ -269,15 +272,15 @@ def _scores(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     whose = "the checkpoint's" if own else "those made from its merges"
     token = f"{first} {readable(expected.tokens[first], byte_level=False)}"
     message = (
-        f"scores of {len(places)} tokens are not {whose}, first token {token}: pieces of a word would be "
-        "joined in another order"
+        f"scores of {len(places)} tokens differ from {whose}, first token {token}: pieces of words would "
+        "be merged in another order"
     )
     return [Finding(_SCORES, message, should, has, grave=own or strict)]
 
 
-def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
+def _merges(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> list[Finding]:
     """Their order decides which pieces of a word are joined first."""
-    mine, theirs = found.merges, expected.merges
+    mine, theirs = actual.merges, expected.merges
     if mine == theirs:
         return []
     places: Mapping[str, int] = {merge: rank for rank, merge in enumerate(theirs)}
@@ -291,10 +294,10 @@ def _merges(found: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     has = shown_text(mine[rank]) if rank < len(mine) else "missing"
     should = shown_text(theirs[rank]) if rank < len(theirs) else "missing"
     if missing or extra:
-        what = f"{len(missing)} of the merges missing, {len(extra)} not the checkpoint's"
+        what = f"{len(missing)} merges missing, {len(extra)} not in the checkpoint"
     else:
         moved = sum(one != other for one, other in zip(mine, theirs, strict=False))
-        what = f"{moved} merges stand at another rank"
-    message = f"{what}, first at rank {rank}: pieces of a word would be joined in another order"
+        what = f"{moved} merges have another rank"
+    message = f"{what}, first at rank {rank}: pieces of words would be merged in another order"
     grave = strict or source.kind == "byte-level bpe"  # elsewhere the list is a matter of choice
     return [Finding(f"{_MERGES}[{rank}]", message, should, has, grave=grave)]

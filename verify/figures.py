@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.windows import Window
-from ..runtimes.candidate import Floats
+from ..runtimes.reader import Floats
 from .measurements import Figures, NotFinite, Positions
 
 Doubles = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ _GROUPS = 64
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A position where the two models differ, and what each would have said.
+    """A position where the two models differ, and what each predicts.
 
     ``right`` is the token that follows in the text; ``reference`` and ``file`` are the five likeliest tokens
     of each with their probabilities, likeliest first.
@@ -86,15 +86,15 @@ class Measure:
         self._not_finite: NotFinite | None = None
         self._same_gelu: list[float] = []
 
-    def add(self, window: int, start: int, reference: Floats, found: Floats, right: Sequence[int]) -> None:
+    def add(self, window: int, start: int, reference: Floats, actual: Floats, right: Sequence[int]) -> None:
         """Take in the positions ``start`` and after of the window of that index.
 
         ``reference`` and ``found`` are the logits (positions, vocabulary) of checkpoint and file, ``right``
         the tokens that follow. Raises ValueError where shapes differ or positions are not of the window.
         """
-        if reference.shape != found.shape or reference.shape[:1] != (len(right),):
+        if reference.shape != actual.shape or reference.shape[:1] != (len(right),):
             raise ValueError(
-                f"logits of shape {reference.shape} and {found.shape} for {len(right)} positions"
+                f"logits of shape {reference.shape} and {actual.shape} for {len(right)} positions"
             )
         scored = self._windows[window].scored
         if len(right) and not (start in scored and start + len(right) - 1 in scored):
@@ -103,20 +103,20 @@ class Measure:
         scratch = np.empty((3, self._vocabulary))
         with np.errstate(all="ignore"):  # what is not finite is counted, exp(-1000) may be zero
             for place, token in enumerate(right):
-                self._add(window, start + place, reference[place], found[place], int(token), scratch)
+                self._add(window, start + place, reference[place], actual[place], int(token), scratch)
 
     def _add(
-        self, window: int, position: int, reference: Floats, found: Floats, right: int, scratch: Doubles
+        self, window: int, position: int, reference: Floats, actual: Floats, right: int, scratch: Doubles
     ) -> None:
         # The largest and the smallest say whether all are finite: NaN passes through both.
-        bounds = [float(value) for row in (reference, found) for value in (row.max(), row.min())]
+        bounds = [float(value) for row in (reference, actual) for value in (row.max(), row.min())]
         finite = [math.isfinite(high) and math.isfinite(low) for high, low in (bounds[:2], bounds[2:])]
         if not all(finite):
             self._refuse(window, position, checkpoint=not finite[0], file=not finite[1])
             return
-        kl, logs, rest = _compared(reference, found, bounds[0], bounds[2], scratch)
-        nll_reference, nll_file = logs[0] - float(reference[right]), logs[1] - float(found[right])
-        tops = [_likeliest(row) for row in (reference, found)]
+        kl, logs, rest = _compared(reference, actual, bounds[0], bounds[2], scratch)
+        nll_reference, nll_file = logs[0] - float(reference[right]), logs[1] - float(actual[right])
+        tops = [_likeliest(row) for row in (reference, actual)]
         same = float(tops[0][0] == tops[1][0])
         overlap = len(set(tops[0]) & set(tops[1])) / len(tops[0])
         lead = bounds[0] - float(reference[tops[1][0]])
@@ -125,15 +125,15 @@ class Measure:
         if kl > 0 and (len(self._heap) < _CANDIDATES or (kl, -window, -position) > self._heap[0][:3]):
             guesses = [
                 tuple((token, math.exp(float(row[token]) - log)) for token in top)
-                for row, top, log in zip((reference, found), tops, logs, strict=True)
+                for row, top, log in zip((reference, actual), tops, logs, strict=True)
             ]
             chances = math.exp(-nll_reference), math.exp(-nll_file)
             self._remember(Disagreement(window, position, kl, right, *chances, guesses[0], guesses[1]))
 
-    def add_same_gelu(self, reference: Floats, found: Floats) -> None:
+    def add_same_gelu(self, reference: Floats, actual: Floats) -> None:
         """Take in the same positions, once each, where the reference computes GELU as llama.cpp does."""
         with np.errstate(all="ignore"):
-            self._same_gelu.append(float(np.square(found - reference, dtype=np.float64).sum()))
+            self._same_gelu.append(float(np.square(actual - reference, dtype=np.float64).sum()))
 
     def _refuse(self, window: int, position: int, *, checkpoint: bool, file: bool) -> None:
         before = self._not_finite
@@ -149,8 +149,8 @@ class Measure:
             )
         self._not_finite = here
 
-    def _remember(self, found: Disagreement) -> None:
-        item = (found.kl, -found.window, -found.position, found)
+    def _remember(self, position: Disagreement) -> None:
+        item = (position.kl, -position.window, -position.position, position)
         if len(self._heap) < _CANDIDATES:
             heapq.heappush(self._heap, item)
         else:
@@ -234,7 +234,7 @@ class Measure:
 
 
 def _compared(
-    reference: Floats, found: Floats, high: float, high_found: float, scratch: Doubles
+    reference: Floats, actual: Floats, high: float, high_found: float, scratch: Doubles
 ) -> tuple[float, tuple[float, float], tuple[float, float, float, float]]:
     """The divergence, the logarithms of both sums of exponentials, and the last four of ``_Position``.
 
@@ -242,7 +242,7 @@ def _compared(
     of the two and for what comes of them: a vocabulary of 128,000 then stays in the cache of a core.
     """
     one, other, work = scratch
-    np.subtract(found, high_found, out=other, dtype=np.float64)
+    np.subtract(actual, high_found, out=other, dtype=np.float64)
     log_found = math.log(float(np.exp(other, out=work).sum()))
     np.subtract(reference, high, out=one, dtype=np.float64)
     total = float(np.exp(one, out=work).sum())

@@ -13,7 +13,7 @@ from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, FrontEndFil
 from ..core.checkpoint import Checkpoint
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import file_sha256, quoted
-from ..runtimes.candidate import CandidateFailure
+from ..runtimes.reader import RuntimeFailure
 from .proof import Finding, MetadataPart, verdict_of
 
 
@@ -25,55 +25,55 @@ def tokens_a_position(family: AnyFamily, checkpoint: Checkpoint) -> int:
     return 1 if family.front_end is None else family.front_end.factor(checkpoint)
 
 
-def embed_of(found: FrontEndFile | None, family: AnyFamily) -> Embed | None:
+def embed_of(front: FrontEndFile | None, family: AnyFamily) -> Embed | None:
     """What the front end ``found`` for a body makes of a text; None for models without one.
 
-    Raises CandidateFailure where the body does not say which it needs.
+    Raises RuntimeFailure where the body does not say which it needs.
     """
-    if found is not None:
-        return found.embed
+    if front is not None:
+        return front.embed
     if family.front_end is not None:
-        raise CandidateFailure(
-            f"the file does not name its front end ({KIND_KEY}), without which it reads nothing"
+        raise RuntimeFailure(
+            f"the file does not name its front end ({KIND_KEY}), without which it cannot be used"
         )
     return None
 
 
-def named_front_end(found: FrontEndFile) -> dict[str, Any]:
+def named_front_end(front: FrontEndFile) -> dict[str, Any]:
     """Which file the front end was read from, for the provenance."""
-    size = found.path.stat().st_size
-    digest = file_sha256(found.path)
-    return {"file": found.path.name, "bytes": size, "sha256": digest, "fingerprint": found.fingerprint}
+    size = front.path.stat().st_size
+    digest = file_sha256(front.path)
+    return {"file": front.path.name, "bytes": size, "sha256": digest, "fingerprint": front.fingerprint}
 
 
 def with_front_end_findings(
     part: MetadataPart,
     header: GgufHeader,
-    found: FrontEndFile | None,
+    front: FrontEndFile | None,
     family: AnyFamily,
     checkpoint: Checkpoint,
 ) -> MetadataPart:
     """The metadata part and, of a model with a front end, whether the one ``found`` is the checkpoint's."""
-    said = header.metadata.get(FINGERPRINT_KEY)
-    if family.front_end is None and found is None:
+    named = header.metadata.get(FINGERPRINT_KEY)
+    if family.front_end is None and front is None:
         return part
     wanted = None if family.front_end is None else family.front_end.fingerprint(checkpoint)
     findings = part.findings
-    if found is None or found.fingerprint != wanted:
-        findings = (_finding(said, wanted), *findings)
+    if front is None or front.fingerprint != wanted:
+        findings = (_finding(named, wanted), *findings)
     return MetadataPart(verdict_of(findings), part.keys + 1, findings)
 
 
-def _finding(said: object, wanted: str | None) -> Finding:
+def _finding(name: object, wanted: str | None) -> Finding:
     if wanted is None:
-        message = "the file wants a front end before its encoder, the checkpoint has none"
-    elif said is None:
+        message = "the file requires a front end before its encoder, but the checkpoint has none"
+    elif name is None:
         message = (
-            "the file does not name its front end: nothing tells a program that text must go through one"
+            "the file does not name its front end, so programs cannot know that text must pass through one"
         )
     else:
         message = (
-            "the front end is not the checkpoint's: its weights or its settings differ, and the encoder "
-            "reads something else than it was trained on"
+            "the front end is not the checkpoint's: its weights or settings differ, so the encoder's "
+            "input is not what it was trained on"
         )
-    return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if said is None else quoted(said))
+    return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if name is None else quoted(name))

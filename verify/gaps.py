@@ -44,10 +44,10 @@ def gaps_of(source: Source) -> Gaps | None:
         sentinels = tuple(OFFSET + byte for byte in NEVER_IN_UTF8)
         return Gaps(sentinels, _BYTES, frozenset(OFFSET + byte for byte in INSIDE_A_CHARACTER))
     places = {text: token for token, text in enumerate(source.tokens) if text is not None}
-    found: list[int] = []
-    while (token := places.get(f"<extra_id_{len(found)}>")) is not None:
-        found.append(token)
-    return Gaps(tuple(found), _PIECES) if len(found) > 1 else None
+    ids: list[int] = []
+    while (token := places.get(f"<extra_id_{len(ids)}>")) is not None:
+        ids.append(token)
+    return Gaps(tuple(ids), _PIECES) if len(ids) > 1 else None
 
 
 def with_gaps(ids: Sequence[int], gaps: Gaps) -> tuple[list[int], list[int]]:

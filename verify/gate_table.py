@@ -18,7 +18,7 @@ _ARITHMETIC = (
     "fp32 sums in another order: measured 1e-13 to 1e-11 on small trained models, more in larger ones"
 )
 _HALF = "about twice what llama.cpp's perplexity tool shows for f16, most of which is its own storage"
-_LIKE_Q8_0 = "no published figure; its blocks are as fine as those of q8_0, whose gate it has"
+_LIKE_Q8_0 = "no published figure; its blocks are as fine as those of q8_0, whose gate is used"
 _SCALED = (
     "no published figure; the gate of q4_0 times the squared error of the format beside q4_0's on normal"
 )

@@ -75,10 +75,10 @@ def published_figure(gate: Gate, figure: str) -> tuple[str, float] | None:
 
 def known_type(name: str) -> str:
     """The type in the spelling of the table, case ignored. Raises UsageError for one it does not hold."""
-    found = _NAMES.get(name.strip().lower())
-    if found is None:
+    known = _NAMES.get(name.strip().lower())
+    if known is None:
         raise UsageError(f"there is no gate for the type {name!r}", hint=f"types are {', '.join(GATES)}")
-    return found
+    return known
 
 
 def parse_gates(texts: Sequence[str]) -> dict[str, float]:
@@ -100,11 +100,11 @@ def parse_gates(texts: Sequence[str]) -> dict[str, float]:
     return gates
 
 
-def _limit(value: float, said: str) -> float:
+def _limit(value: float, text: str) -> float:
     if isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise UsageError(
-            f"the gate {said!r} is no limit" if math.isnan(value) else f"the gate of {value} is no limit",
-            hint="give a positive number, as in q4_0=0.2",
+            f"invalid gate {text if math.isnan(value) else str(value)!r}: expected a positive number",
+            hint="for example 0.2, or q4_0=0.2 for one type",
         )
     return float(value)
 
@@ -114,7 +114,7 @@ def judge(figures: Figures, gate: Gate) -> tuple[Finding, ...]:
     findings = [_not_finite(figures.not_finite)] if figures.not_finite else []
     if not figures.positions:
         if not findings:
-            findings.append(Finding("logits", "no position was measured, so nothing is proven"))
+            findings.append(Finding("logits", "no position was measured, so nothing was proven"))
         return tuple(findings)
     value = getattr(figures, gate.measure)
     failed = gate.fails is not None and value > gate.fails
@@ -130,10 +130,10 @@ def _no_tie(figures: Figures) -> Finding:
     lead, rms, limit = figures.other_top1_lead, figures.logit_rms, _TIE * figures.logit_rms
     count = "1 position" if figures.other_top1 == 1 else f"{figures.other_top1:,} positions"
     message = (
-        f"another token comes first at {count}, and not only in ties: the checkpoint's was ahead by up to "
-        f"{_said(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
+        f"another token comes first at {count}, not only in ties: the checkpoint's choice was ahead by up to "
+        f"{_digits(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
     )
-    return Finding("logits", message, f"at most {_said(limit)}", _said(lead, limit))
+    return Finding("logits", message, f"at most {_digits(limit)}", _digits(lead, limit))
 
 
 def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
@@ -141,24 +141,24 @@ def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
     limit = gate.fails if failed and gate.fails is not None else gate.warns
     times = limit / gate.warns
     above = f"{times:g} × the gate" if times > 1 else "the gate"
-    found = _said(value, limit)
-    message = f"{name} {found} is above {above} of {_said(gate.warns)} for {gate.type}"
+    digits = _digits(value, limit)
+    message = f"{name} {digits} is above {above} of {_digits(gate.warns)} for {gate.type}"
     if not failed and gate.fails is not None:
-        message += f" (it fails above {_said(gate.fails)})"
+        message += f" (it fails above {_digits(gate.fails)})"
     published = published_figure(gate, "kl_mean")
     if published is not None:
-        message += f"; published {published[0]}: {_said(published[1])}"
-    return Finding("logits", message, f"at most {_said(gate.warns)}", found, failed)
+        message += f"; published {published[0]}: {_digits(published[1])}"
+    return Finding("logits", message, f"at most {_digits(gate.warns)}", digits, failed)
 
 
-def _not_finite(found: NotFinite) -> Finding:
+def _not_finite(counted: NotFinite) -> Finding:
     whose = {
         (True, True): "of the checkpoint and of the file",
         (True, False): "of the checkpoint itself",
         (False, True): "of the file",
-    }[found.checkpoint, found.file]
-    where = f"window {found.window + 1}, position {found.position + 1}"
-    places = "1 position" if found.positions == 1 else f"{found.positions:,} positions"
+    }[counted.checkpoint, counted.file]
+    where = f"window {counted.window + 1}, position {counted.position + 1}"
+    places = "1 position" if counted.positions == 1 else f"{counted.positions:,} positions"
     return Finding(
         where,
         f"logits {whose} are NaN or infinite at {places}, first at {where}",
@@ -167,10 +167,10 @@ def _not_finite(found: NotFinite) -> Finding:
     )
 
 
-def _said(value: float, other: float | None = None) -> str:
+def _digits(value: float, other: float | None = None) -> str:
     """Three digits, or as many as it takes to differ from ``other``."""
     texts = [f"{value:.{digits}g}".replace("e-0", "e-") for digits in range(3, 18)]
-    return next((text for text in texts if other is None or text != _said(other)), texts[-1])
+    return next((text for text in texts if other is None or text != _digits(other)), texts[-1])
 
 
 def file_type(header: GgufHeader) -> str:
@@ -180,12 +180,12 @@ def file_type(header: GgufHeader) -> str:
     the one held. What it holds is judged by the matrices of the layers, since embedding and output are often
     kept finer and in a small model outweigh the rest: the coarsest formats that together make up a third.
     """
-    declared, held = _declared(header), _held(header)
-    if declared is None or held is None:
-        return declared or held or "f32"
-    if MIXTURES.get(declared, declared) == held or _limit_of(declared) < _limit_of(held):
+    declared, stored = _declared(header), _layer_format(header)
+    if declared is None or stored is None:
+        return declared or stored or "f32"
+    if MIXTURES.get(declared, declared) == stored or _limit_of(declared) < _limit_of(stored):
         return declared
-    return held
+    return stored
 
 
 def mislabelled(header: GgufHeader) -> Finding | None:
@@ -194,17 +194,17 @@ def mislabelled(header: GgufHeader) -> Finding | None:
     Far is a gate twice as tight or as loose: llama.cpp's own mixtures and the formats it falls back to for
     rows that are not whole blocks stay within that, but for rows no block fits, which it keeps in f16.
     """
-    declared, held = _declared(header), _held(header)
-    if declared is None or held is None:
+    declared, stored = _declared(header), _layer_format(header)
+    if declared is None or stored is None:
         return None
-    said, found = _limit_of(declared), _limit_of(held)
-    if said[0] == found[0] and max(said[1], found[1]) < 2 * min(said[1], found[1]):
+    limit, actual = _limit_of(declared), _limit_of(stored)
+    if limit[0] == actual[0] and max(limit[1], actual[1]) < 2 * min(limit[1], actual[1]):
         return None
     message = (
-        f"the file says it is {declared}, but the weights of its layers are {held}; "
-        f"it is held to the gate of {file_type(header)}"
+        f"the file is labelled {declared}, but the weights of its layers are {stored}; the gate of "
+        f"{file_type(header)} is applied"
     )
-    return Finding("general.file_type", message, declared, held, grave=False)
+    return Finding("general.file_type", message, declared, stored, grave=False)
 
 
 def _declared(header: GgufHeader) -> str | None:
@@ -218,7 +218,7 @@ def _limit_of(name: str) -> tuple[bool, float]:
     return row.measure != "nmse", row.limit
 
 
-def _held(header: GgufHeader) -> str | None:
+def _layer_format(header: GgufHeader) -> str | None:
     """The format the layers' weights are in; of all matrices where there are no layers."""
     layers: Counter[str] = Counter()
     others: Counter[str] = Counter()

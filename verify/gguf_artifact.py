@@ -16,13 +16,13 @@ from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
 from ..reference.model import Reference
-from ..runtimes.candidate import Candidate, CandidateFailure
-from ..runtimes.llama_candidate import LlamaCandidate
+from ..runtimes.llama_reader import LlamaReader
+from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
-from .comparison import How, Subject, compared_with
 from .diagnosis import diagnose
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .metadata import check_metadata
 from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, undecided
@@ -54,21 +54,21 @@ class GgufArtifact:
         """The type whose gate it is held to."""
         return file_type(self.file.header)
 
-    def passes(self, expected: Subject, how: How) -> int:
+    def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
-        gate = self._gate(expected, how)
+        gate = self._gate(expected, options)
         _ = self._front_end  # a missing one is told before anything is read
-        return 1 + _shows_gelu_share(expected, gate, how)
+        return 1 + _shows_gelu_share(expected, gate, options)
 
     @cached_property
     def _front_end(self) -> FrontEndFile | None:
         """Found and read once. Raises what ``front_end_of`` raises."""
         return front_end_of(FRONT_ENDS, self.path, self.file.header.metadata, self.front_end_path)
 
-    def _gate(self, expected: Subject, how: How) -> Gate:
-        return gate_for(self.type, gelu=expected.family.gelu, overrides=how.gates)
+    def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
+        return gate_for(self.type, gelu=expected.family.gelu, overrides=options.gates)
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The vocabulary in llama.cpp; a mismatch the conversion was allowed only warns."""
         manifest = self.manifest
         return check_tokens(
@@ -82,44 +82,44 @@ class GgufArtifact:
             and manifest["options"].get("allow_tokenizer_mismatch") is True,
         )
 
-    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """The keys llama.cpp reads, and which front end they name."""
         header = self.file.header
         part = check_metadata(header, expected.model)
         return with_front_end_findings(part, header, self._front_end, expected.family, expected.checkpoint)
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
-        return _check_weights(self.file, expected, how, strict=strict)
+        return _check_weights(self.file, expected, options, strict=strict, importance=None)
 
     def logits(
         self,
-        expected: Subject,
+        expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: How,
+        options: VerifyOptions,
     ) -> LogitsPart:
-        """The logits in llama.cpp; where they fail, or as ``how`` says, the diagnosis too.
+        """The logits in llama.cpp; where they fail, or as ``options`` say, the diagnosis too.
 
-        The checkpoint is read once llama.cpp has loaded the file, so that a file it refuses is told at once.
+        The checkpoint is read once llama.cpp has loaded the file, so that a refused file is reported at once.
         """
-        file, gate = self.file, self._gate(expected, how)
+        file, gate = self.file, self._gate(expected, options)
         try:
             front = embed_of(self._front_end, expected.family)
-            with LlamaCandidate(file.path, threads=how.threads, front=front) as candidate:
-                shows = _shows_gelu_share(expected, gate, how)
-                alike = _with_llama_cpps_gelu(expected, how) if shows else None
-                measure = compare(read, candidate, windows, how.progress, same_gelu=alike)
+            with LlamaReader(file.path, threads=options.threads, front=front) as reader:
+                shows = _shows_gelu_share(expected, gate, options)
+                alike = _with_llama_cpps_gelu(expected, options) if shows else None
+                measure = compare(read, reader, windows, options.progress, same_gelu=alike)
                 part = judged(measure, gate, windows, expected.source)
-                wanted = part.verdict == "failed" if how.diagnose is None else how.diagnose
-                return _diagnosed(part, file, expected, candidate, windows, tensors, how) if wanted else part
-        except (CandidateFailure, ChildDied) as failure:
+                wanted = part.verdict == "failed" if options.diagnose is None else options.diagnose
+                return _diagnosed(part, file, expected, reader, windows, tensors, options) if wanted else part
+        except (RuntimeFailure, ChildDied) as failure:
             return broken(failure)
 
     def provenance(
-        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+        self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
         front = self._front_end
@@ -132,8 +132,8 @@ class GgufArtifact:
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
         """Remarks on a file that is not what it, or its manifest, says it is."""
         remark = mislabelled(self.file.header)
-        found = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
-        return (*((remark,) if remark else ()), *found)
+        changes = () if self.manifest is None else changed_after_conversion(self.file.header, self.manifest)
+        return (*((remark,) if remark else ()), *changes)
 
 
 @dataclass(frozen=True)
@@ -148,14 +148,14 @@ class NewGgufArtifact(GgufArtifact):
     scope: Literal["quick", "full"] = "quick"
     importance: Importance | None = None
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """As measured before, or measured again; either way a mismatch was allowed, so it only warns."""
         allowed = self.parity.verdict == "mismatch"
         if self.scope == "quick":
             differing = self.parity.texts - self.parity.exact
-            message = f"token ids differ in {differing} of {self.parity.texts} texts, as was allowed"
-            found = [Finding("tokenizer", message, grave=False)] if allowed else []
-            return tokens_part(self.parity, expected.source, found)
+            message = f"token ids differ in {differing} of {self.parity.texts} texts, as allowed"
+            findings = [Finding("tokenizer", message, grave=False)] if allowed else []
+            return tokens_part(self.parity, expected.source, findings)
         part = check_tokens(
             self.path,
             self.file.header,
@@ -170,11 +170,11 @@ class NewGgufArtifact(GgufArtifact):
         # the manifest names the vocabulary, not the file
         return replace(part, parity=replace(part.parity, candidate=self.parity.candidate))
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor, to the byte, or none."""
         if self.scope == "quick":
             return WeightsPart("not run")
-        return _check_weights(self.file, expected, how, strict=True, importance=self.importance)
+        return _check_weights(self.file, expected, options, strict=True, importance=self.importance)
 
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
         """Nothing: the file is as it was written a moment ago."""
@@ -182,7 +182,7 @@ class NewGgufArtifact(GgufArtifact):
 
 
 def _check_weights(
-    file: GgufFile, expected: Subject, how: How, *, strict: bool, importance: Importance | None = None
+    file: GgufFile, expected: Expected, options: VerifyOptions, *, strict: bool, importance: Importance | None
 ) -> WeightsPart:
     return check_weights(
         file,
@@ -190,51 +190,51 @@ def _check_weights(
         strict=strict,
         importance=importance,
         originals=untransformed(expected.family, expected.checkpoint),
-        threads=how.threads,
-        progress=how.progress,
+        threads=options.threads,
+        progress=options.progress,
     )
 
 
-def _shows_gelu_share(expected: Subject, gate: Gate, how: How) -> bool:
-    """Whether a file of that gate is told how much of its error llama.cpp's GELU makes."""
-    return how.gelu_share and expected.family.gelu and gate.measure == "nmse"
+def _shows_gelu_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
+    """Whether to measure how much of the error comes from llama.cpp's GELU, for that gate."""
+    return options.gelu_share and expected.family.gelu and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Subject, how: How) -> Read | None:
+def _with_llama_cpps_gelu(expected: Expected, options: VerifyOptions) -> Read | None:
     """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=how.threads)
-    return partial(reference.read, progress=how.progress) if reference.gelus else None
+    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=options.threads)
+    return partial(reference.read, progress=options.progress) if reference.gelus else None
 
 
 def _diagnosed(
     part: LogitsPart,
     file: GgufFile,
-    expected: Subject,
-    candidate: Candidate,
+    expected: Expected,
+    reader: WindowReader,
     windows: Sequence[Window],
     tensors: Sequence[TensorError],
-    how: How,
+    options: VerifyOptions,
 ) -> LogitsPart:
     """The part with a diagnosis of the window in which the models disagree most.
 
-    What was measured stands; that there is no diagnosis, where there is none, is said beside it.
+    What was measured stays; a finding says so where the diagnosis could not be made.
     """
     window = windows[part.worst[0].window] if part.worst else windows[0]
     try:
-        found = diagnose(
+        diagnosis = diagnose(
             expected.checkpoint,
             expected.family,
             file,
-            candidate,
+            reader,
             window,
             tensors,
-            threads=how.threads,
-            progress=how.progress,
+            threads=options.threads,
+            progress=options.progress,
         )
-    except CandidateFailure as failure:
+    except RuntimeFailure as failure:
         missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
     except ChildDied as death:
         missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
     else:
-        return replace(part, diagnosis=found)
+        return replace(part, diagnosis=diagnosis)
     return replace(part, findings=(*part.findings, missing))

@@ -8,7 +8,7 @@ from ..core.errors import ChildDied
 from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..reference.reading import Reading
-from ..runtimes.candidate import CandidateFailure, LogitsSource
+from ..runtimes.reader import LogitsSource, RuntimeFailure
 from ..vocab.tokenizer import Source
 from .byte_text import shown, shown_next
 from .figures import Disagreement, Measure
@@ -27,7 +27,7 @@ _SOURCE_TOKENS = 384
 
 def compare(
     read: Read,
-    candidate: LogitsSource,
+    reader: LogitsSource,
     windows: Sequence[Window],
     progress: Progress = silent,
     *,
@@ -36,7 +36,7 @@ def compare(
     """Both models' logits of every scored position, block by block; none are kept.
 
     ``same_gelu`` reads the windows once more, with llama.cpp's GELU in fp32. A long text is read and compared
-    a few thousand tokens at a time. Raises CandidateFailure where the runtime refuses the file or answers
+    a few thousand tokens at a time. Raises RuntimeFailure where the runtime refuses the file or answers
     fewer positions than it was asked, ChildDied where its process dies, which is no verdict.
     """
     measure = Measure(windows)
@@ -45,12 +45,12 @@ def compare(
         reading = read(group)
         alike = None if same_gelu is None else same_gelu(group)
         progress("logits", done, total)
-        for block in candidate.logits(group):
+        for block in reader.logits(group):
             stop = block.start + len(block.logits)
             expected = reading.logits(block.window, block.start, stop)
             if expected.shape != block.logits.shape:
-                found, wanted = block.logits.shape[1], expected.shape[1]
-                raise CandidateFailure(f"the file gives {found} logits a token, the checkpoint {wanted}")
+                width, wanted = block.logits.shape[1], expected.shape[1]
+                raise RuntimeFailure(f"the file gives {width} logits per token, expected {wanted}")
             right = group[block.window].ids[block.start + 1 : stop + 1]
             measure.add(first + block.window, block.start, expected, block.logits, right)
             if alike is not None:
@@ -58,7 +58,7 @@ def compare(
             done += len(block.logits)
             progress("logits", done, total)
     if done != total:
-        raise CandidateFailure(f"the runtime answered {done} of {total} positions")
+        raise RuntimeFailure(f"the runtime answered {done} of {total} positions")
     return measure
 
 
@@ -87,7 +87,7 @@ def judged(measure: Measure, gate: Gate, windows: Sequence[Window], source: Sour
     )
 
 
-def broken(failure: CandidateFailure | ChildDied, runtime: str = "llama.cpp") -> LogitsPart:
+def broken(failure: RuntimeFailure | ChildDied, runtime: str = "llama.cpp") -> LogitsPart:
     """What there is to say of a file its runtime refuses; where its process died, nothing is decided."""
     if isinstance(failure, ChildDied):
         return LogitsPart(verdict="not decided", findings=(undecided(failure, runtime),))
@@ -98,8 +98,8 @@ def _worst_token(worst: Disagreement, windows: Sequence[Window], source: Source)
     window = windows[worst.window]
     read = window.ids[max(worst.position + 1 - _CONTEXT_TOKENS, 0) : worst.position + 1]
 
-    def guesses(found: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
-        return tuple(Guess(token, shown_next(source, read, token), chance) for token, chance in found)
+    def guesses(likeliest: Sequence[tuple[int, float]]) -> tuple[Guess, ...]:
+        return tuple(Guess(token, shown_next(source, read, token), chance) for token, chance in likeliest)
 
     return WorstToken(
         window=worst.window,

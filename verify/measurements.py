@@ -77,7 +77,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Guess:
-    """A token a model would have said, its text and its probability."""
+    """A token a model predicts, its text and its probability."""
 
     token: int
     text: str

@@ -35,8 +35,8 @@ def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
     assert expected.vocab is not None
     arch = expected.arch
     file, right = _own(header.metadata, arch), _own(expected.hparams, arch)
-    found, _ = read_vocab(header.metadata)
-    file["tokens"], right["tokens"] = found.size, expected.vocab.size
+    vocab, _ = read_vocab(header.metadata)
+    file["tokens"], right["tokens"] = vocab.size, expected.vocab.size
     findings = list(_general(header, expected))
     count = 2
     for key in _table(right):
@@ -73,15 +73,13 @@ def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:
     arch = header.metadata.get("general.architecture")
     if arch != expected.arch:
         message = (
-            f"the file's architecture is {quoted(arch)}, the checkpoint's {quoted(expected.arch)}: llama.cpp "
-            "computes another model"
+            f"the architecture is {quoted(arch)} in the file, but {quoted(expected.arch)} for the "
+            "checkpoint: llama.cpp computes another model"
         )
         yield Finding("general.architecture", message, expected.arch, quoted(arch))
     alignment = header.metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment % ALIGNMENT:
-        message = (
-            f"tensors are aligned to {quoted(alignment)} bytes; llama.cpp maps files aligned to {ALIGNMENT}"
-        )
+        message = f"tensors are aligned to {quoted(alignment)} bytes; llama.cpp expects {ALIGNMENT}"
         yield Finding("general.alignment", message, str(ALIGNMENT), quoted(alignment), grave=False)
 
 
@@ -92,23 +90,23 @@ def _compared(key: Key, file: Values, right: Values, arch: str) -> Finding | Non
     value = file.get(key.name)
     if value is None:
         if isinstance(key.default, Required):
-            message = f"the file lacks {key.name}, which the checkpoint makes {_shown(wanted)}: {key.harm}"
+            message = f"{key.name} is missing in the file and should be {_shown(wanted)}: {key.harm}"
             return Finding(where, message, _shown(wanted), "missing", grave=key.grave)
         value = _value(key, file)
         if _equal(value, wanted):
             return None
         message = (
-            f"the file leaves out {key.name}, which llama.cpp then takes for {_shown(value)}; the checkpoint "
-            f"says {_shown(wanted)}: {key.harm}"
+            f"{key.name} is missing in the file, so llama.cpp uses {_shown(value)}; in the checkpoint "
+            f"it is {_shown(wanted)}: {key.harm}"
         )
         return Finding(where, message, _shown(wanted), f"missing (so {_shown(value)})", grave=key.grave)
     plain = _one(value, file) if key.layers else value
     if not _fits(key, plain):
-        message = f"the file has {quoted(value)} for {key.name}, where llama.cpp reads {_TYPES[key.kind]}"
+        message = f"{key.name} is {quoted(value)}, but llama.cpp expects {_TYPES[key.kind]}"
         return Finding(where, message, _shown(wanted), quoted(value))
     if _equal(plain, wanted):
         return None
-    message = f"the file says {key.name} {_shown(plain)}, the checkpoint {_shown(wanted)}: {key.harm}"
+    message = f"{key.name} is {_shown(plain)} in the file, but {_shown(wanted)} in the checkpoint: {key.harm}"
     return Finding(where, message, _shown(wanted), _shown(plain), grave=key.grave)
 
 
@@ -157,23 +155,23 @@ def _rope_scaling(file: Values, right: Values, arch: str) -> Iterator[Finding]:
     for name, kind in _SCALING.items():
         if name in file and type(file[name]) is not kind:
             wants = _TYPES["text" if kind is str else "real"]
-            message = f"the file has {quoted(file[name])} for {name}, where llama.cpp reads {wants}"
+            message = f"{name} is {quoted(file[name])}, but llama.cpp expects {wants}"
             yield Finding(f"{arch}.{name}", message, wants, quoted(file[name]))
             return
-    wanted, found = rope_scaling(right), rope_scaling(file)
-    if found[0] == wanted[0] and _equal(found[1], wanted[1]):
+    wanted, actual = rope_scaling(right), rope_scaling(file)
+    if actual[0] == wanted[0] and _equal(actual[1], wanted[1]):
         return
-    told = file.get("rope.scaling.type", "linear")
-    name = "rope.scaling.factor" if told in (wanted[0], "linear") else "rope.scaling.type"
-    said, meant = (
+    scaling = file.get("rope.scaling.type", "linear")
+    name = "rope.scaling.factor" if scaling in (wanted[0], "linear") else "rope.scaling.type"
+    stated, meant = (
         "none" if kind == "none" else f"{quoted(kind)[1:-1]} by {_shown(factor)}"
-        for kind, factor in (found, wanted)
+        for kind, factor in (actual, wanted)
     )
     message = (
-        f"the file's scaling of positions is {said}, the checkpoint's {meant}: positions are scaled as the "
-        "model was not trained, and answers fall apart"
+        f"the scaling of positions is {stated} in the file, but {meant} in the checkpoint: the model "
+        "was not trained with this scaling, and answers become incoherent"
     )
-    yield Finding(f"{arch}.{name}", message, meant, said)
+    yield Finding(f"{arch}.{name}", message, meant, stated)
 
 
 def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
@@ -182,22 +180,22 @@ def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
         if value is None or name in right or any(_equal(value, one) for one in neutral):
             continue
         message = (
-            f"the file says {name} {_shown(value)}, of which the checkpoint knows nothing; llama.cpp does "
+            f"{name} is {_shown(value)} in the file, but not set in the checkpoint; llama.cpp does "
             f"not read it for {arch}, other programs may"
         )
         yield Finding(f"{arch}.{name}", message, "missing", _shown(value), grave=False)
 
 
 def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
-    """What programs heed: sampling the checkpoint's files say otherwise, a space that is not needed."""
+    """Recommendations to programs: sampling that differs from the checkpoint's, a needless space."""
     for key, value in file.items():
         if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
             name, wanted = key.removeprefix("general."), right.get(key)
-            said = "nothing" if wanted is None else _shown(wanted)
-            message = f"the file recommends {name} {_shown(value)}, the checkpoint {said}"
-            yield Finding(key, message, said, _shown(value), grave=False)
+            text = "nothing" if wanted is None else _shown(wanted)
+            message = f"the file recommends {name} {_shown(value)}, but the checkpoint {text}"
+            yield Finding(key, message, text, _shown(value), grave=False)
     if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
-        message = "the file says that text must begin with a space; with this tokenizer it need not"
+        message = "the file requires text to begin with a space; this tokenizer does not need it"
         yield Finding(LEADING_SPACE, message, "missing", "true", grave=False)
 
 

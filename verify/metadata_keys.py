@@ -48,17 +48,17 @@ def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -
     return lambda values: values[name] if name in values else otherwise(values)
 
 
-_HEADS = "attention heads are cut out of the projections at the wrong places, and the model talks nonsense"
-_SHAPE = "the tensors do not have that shape, and llama.cpp refuses the file"
-_EXPERTS = "it has no experts, or chooses others, and llama.cpp refuses the file or computes something else"
+_HEADS = "attention heads are split at the wrong places, and the model generates nonsense"
+_SHAPE = "the tensors do not have this shape, and llama.cpp refuses the file"
+_EXPERTS = "experts are missing or chosen wrongly, and llama.cpp refuses the file or computes something else"
 
 _COMMON = (
-    Key("block_count", "whole", REQUIRED, "layers are left out or missed"),
+    Key("block_count", "whole", REQUIRED, "layers are skipped or missing"),
     Key(
         "context_length",
         "whole",
         REQUIRED,
-        "programs take it for the length of text the model was trained for, and cut or overrun it",
+        "programs use it as the length of text the model was trained for, and stop too early or too late",
     ),
     Key("embedding_length", "whole", REQUIRED, _SHAPE),
     Key("embedding_length_out", "whole", _same_as("embedding_length"), _SHAPE),
@@ -71,21 +71,21 @@ _COMMON = (
         "rope.dimension_count",
         "whole",
         _same_as("attention.key_length", _head_width),
-        "positions are turned into the wrong dimensions",
+        "the wrong dimensions are rotated",
     ),
-    Key("rope.freq_base", "real", 10000.0, "positions turn at the wrong speed, and long texts fall apart"),
-    Key("rope.scaling.attn_factor", "real", 1.0, "attention is scaled as the model was not trained"),
-    Key("rope.scaling.alpha", "real", 0.0, "positions are scaled as the model was not trained"),
+    Key("rope.freq_base", "real", 10000.0, "positions rotate too fast or slowly, breaking long texts"),
+    Key("rope.scaling.attn_factor", "real", 1.0, "attention is not scaled as in training"),
+    Key("rope.scaling.alpha", "real", 0.0, "positions are not scaled as in training"),
     Key(
         "rope.scaling.original_context_length",
         "whole",
         _same_as("context_length"),
-        "it counts for YaRN scaling only",
+        "it only matters for YaRN scaling",
         grave=False,
     ),
-    Key("rope.scaling.finetuned", "flag", False, "it is only shown", grave=False),
-    Key("attention.causal", "flag", True, "a token would see those after it"),
-    Key("pooling_type", "whole", 0, "the model would be taken for one that makes embeddings"),
+    Key("rope.scaling.finetuned", "flag", False, "it is only displayed", grave=False),
+    Key("attention.causal", "flag", True, "tokens would attend to later ones"),
+    Key("pooling_type", "whole", 0, "the model would be treated as an embedding model"),
     Key("nextn_predict_layers", "whole", 0, "the last layers would not be run"),
     Key("expert_count", "whole", 0, _EXPERTS),
     Key("expert_used_count", "whole", 0, _EXPERTS, layers=True),
@@ -93,12 +93,12 @@ _COMMON = (
     Key("expert_group_used_count", "whole", 0, _EXPERTS),
 )
 
-_EPSILON = "every layer norms a little differently, most where activations are small"
+_EPSILON = "every layer normalizes slightly differently, most where activations are small"
 # Keys only some graphs read: they count where the checkpoint's family writes them.
 _SOME = (
     Key("attention.layer_norm_rms_epsilon", "real", REQUIRED, _EPSILON),
     Key("attention.layer_norm_epsilon", "real", REQUIRED, _EPSILON),
-    Key("vocab_size", "whole", _same_as("tokens"), "programs take it for the number of tokens"),
+    Key("vocab_size", "whole", _same_as("tokens"), "programs use it as the number of tokens"),
 )
 
 

@@ -14,15 +14,15 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import ChildDied, MappingError
 from ..core.model import Model
 from ..core.windows import Window
-from ..runtimes.candidate import CandidateFailure
-from ..runtimes.onnx_candidate import OnnxCandidate, stepped
 from ..runtimes.onnx_folder import OnnxFolder
+from ..runtimes.onnx_reader import OnnxReader, stepped
+from ..runtimes.reader import RuntimeFailure
 from ..vocab.context import read_context
 from ..vocab.own_vocabulary import own_vocabulary
-from ..vocab.settle import EMBEDDING
+from ..vocab.selection import EMBEDDING
 from ..vocab.tokenizer import Source
-from .comparison import How, Subject, compared_with
 from .gates import gate_for, judge
+from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Figures
 from .onnx_parts import check_folder_settings, check_folder_tokens
@@ -35,7 +35,7 @@ _BEFORE_STEPS = "token by token, through the cache: "
 _BEFORE_BATCHES = "in a padded batch: "
 
 
-def expected_of_folder(checkpoint: Checkpoint, family: AnyFamily, model: Model, source: Source) -> Subject:
+def expected_of_folder(checkpoint: Checkpoint, family: AnyFamily, model: Model, source: Source) -> Expected:
     """What an ONNX folder is held against: its vocabulary, which is the checkpoint's, too.
 
     ``source`` is the checkpoint's tokenizer; ``model`` has no vocabulary yet. Raises MappingError for a model
@@ -46,7 +46,7 @@ def expected_of_folder(checkpoint: Checkpoint, family: AnyFamily, model: Model, 
     except KeyError as error:
         raise MappingError(f"the model has no tensor {EMBEDDING}") from error
     vocab, _ = own_vocabulary(source, read_context(checkpoint, rows=rows))
-    return Subject(checkpoint, family, replace(model, vocab=vocab), source)
+    return Expected(checkpoint, family, replace(model, vocab=vocab), source)
 
 
 @dataclass(frozen=True)
@@ -66,53 +66,53 @@ class OnnxArtifact:
         """The type whose gate it is held to."""
         return self.folder.type
 
-    def passes(self, expected: Subject, how: How) -> int:
+    def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises UsageError for an impossible gate."""
-        self._gate(how)
+        self._gate(options)
         return 2
 
-    def _gate(self, how: How) -> Gate:
-        return gate_for(self.type, overrides=how.gates)
+    def _gate(self, options: VerifyOptions) -> Gate:
+        return gate_for(self.type, overrides=options.gates)
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The folder's tokenizer as those who load the folder read it."""
         return check_folder_tokens(self.folder, expected.checkpoint, expected.source, texts)
 
-    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """config.json and generation_config.json."""
         return check_folder_settings(self.folder, expected.checkpoint, expected.model)
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """What the folder has under names of the checkpoint."""
         return check_folder_weights(
             self.folder,
             expected.checkpoint,
             expected.family,
-            threads=how.threads,
-            progress=how.progress,
+            threads=options.threads,
+            progress=options.progress,
         )
 
     def logits(
         self,
-        expected: Subject,
+        expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: How,
+        options: VerifyOptions,
     ) -> LogitsPart:
         """The logits of whole windows, and of the beginnings of some, held to the gate in three ways.
 
-        A cache that is wrong shows only where tokens are read one by one, a mask that is only in padded
-        batches.
+        A wrong cache shows only where tokens are read one by one, a wrong mask only in padded batches.
         """
-        gate, few = self._gate(how), stepped(windows)
+        gate, few = self._gate(options), stepped(windows)
         once = functools.cache(read)  # both of the other ways take the same few windows
         try:
-            with OnnxCandidate(self.folder, threads=how.threads) as candidate:
-                part = judged(compare(read, candidate, windows, how.progress), gate, windows, expected.source)
-                stepwise, slow = _otherwise(candidate.token_by_token(), once, few, gate, how, _BEFORE_STEPS)
-                padded, wide = _otherwise(candidate.in_batches(), once, few, gate, how, _BEFORE_BATCHES)
-        except (CandidateFailure, ChildDied) as failure:
+            with OnnxReader(self.folder, threads=options.threads) as reader:
+                measure = compare(read, reader, windows, options.progress)
+                part = judged(measure, gate, windows, expected.source)
+                stepwise, slow = _otherwise(reader.token_by_token(), once, few, gate, options, _BEFORE_STEPS)
+                padded, wide = _otherwise(reader.in_batches(), once, few, gate, options, _BEFORE_BATCHES)
+        except (RuntimeFailure, ChildDied) as failure:
             return broken(failure, "onnxruntime")
         findings = (*part.findings, *slow, *wide)
         return replace(
@@ -120,7 +120,7 @@ class OnnxArtifact:
         )
 
     def provenance(
-        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+        self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
         """What was compared and with what."""
         return {
@@ -134,11 +134,11 @@ class OnnxArtifact:
 
 
 def _otherwise(
-    candidate: OnnxCandidate, read: Read, windows: Sequence[Window], gate: Gate, how: How, before: str
+    reader: OnnxReader, read: Read, windows: Sequence[Window], gate: Gate, options: VerifyOptions, before: str
 ) -> tuple[Figures | None, list[Finding]]:
     """The figures of another way of reading, if it can be done at all, and findings that say which way."""
     try:
-        figures = compare(read, candidate, windows, how.progress).figures()
-    except CandidateFailure as failure:
+        figures = compare(read, reader, windows, options.progress).figures()
+    except RuntimeFailure as failure:
         return None, [Finding("onnxruntime", f"{before}{failure}")]
     return figures, [replace(each, message=before + each.message) for each in judge(figures, gate)]

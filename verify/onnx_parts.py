@@ -1,4 +1,4 @@
-"""What can be said of an ONNX folder before it runs: its tokenizer and its settings."""
+"""What can be checked of an ONNX folder before it runs: its tokenizer and its settings."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def check_folder_tokens(
     if name == _FILE and source.kind == BYTES:
         right = tuple(source.encode_batch([_without_dropped(source, text) for text in asked], True))
     try:
-        found = _encoder(folder)(asked, True)
+        ids = _encoder(folder)(asked, True)
     except InputError as error:
         parity = Parity(name, len(asked), 0, "mismatch", error=error.message)
         return TokensPart("failed", parity, 0, (Finding(name, error.message),))
     wrong = [
         (text, expected, got)
-        for text, expected, got in zip(asked, right, found, strict=True)
+        for text, expected, got in zip(asked, right, ids, strict=True)
         if list(got) != list(expected) and not _as_good(source, got, expected)
     ]
     parity = Parity(name, len(asked), len(asked) - len(wrong), "mismatch" if wrong else "exact")
@@ -71,9 +71,9 @@ def check_folder_tokens(
     text, expected, got = wrong[0]
     same = name == _FILE and read_bytes(folder.path, _FILE) == read_bytes(checkpoint.folder, _FILE)
     message = (
-        f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, first for "
+        f"{name} gives other token ids for {len(wrong)} of {len(asked)} texts, the first being "
         f"{quoted(text[:60])}"
-        + ("; it is the checkpoint's own, which differs from the model it was made from" if same else "")
+        + ("; the file is the checkpoint's own, whose other tokenizer files differ from it" if same else "")
     )
     finding = Finding(name, message, _listed(expected), _listed(got), grave=not same)
     return TokensPart(verdict_of((finding,)), parity, 0, (finding,))
@@ -116,9 +116,9 @@ def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint, model: Mod
     own, generating = _expected(folder, checkpoint, model)
     names = [name for name in own if name not in _FREE]
     findings = [each for name in names for each in _compared(name, own, folder.config, CONFIG)]
-    found = read_json(folder.path, GENERATION) or {}
+    generation = read_json(folder.path, GENERATION) or {}
     ids = [name for name in _IDS if generating.get(name) is not None]
-    findings += [each for name in ids for each in _compared(name, generating, found, GENERATION)]
+    findings += [each for name in ids for each in _compared(name, generating, generation, GENERATION)]
     findings.sort(key=lambda finding: not finding.grave)
     return MetadataPart(verdict_of(tuple(findings)), len(names) + len(ids), tuple(findings))
 
@@ -130,18 +130,18 @@ def _expected(
     context = read_context(checkpoint, rows=model.tensor(EMBEDDING).rows)
     assert model.vocab is not None
     vocab = model.vocab
-    with contextlib.suppress(InputError):  # told where tokens are compared
+    with contextlib.suppress(InputError):  # reported where tokens are compared
         vocab = replace(vocab, chat_template=read_token_settings(folder.without_weights).chat_template)
     written = configurations(checkpoint, model, context, vocab, [])
-    told = written.get(GENERATION)
-    return json.loads(written[CONFIG] or b"{}"), json.loads(told) if told else context.generation_config
+    text = written.get(GENERATION)
+    return json.loads(written[CONFIG] or b"{}"), json.loads(text) if text else context.generation_config
 
 
 def _compared(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> list[Finding]:
     if name in theirs and (theirs[name] == own[name] or (name in _IDS and same_ids(theirs[name], own[name]))):
         return []
     there = name in theirs
-    message = f"{file} {'says another' if there else 'lacks'} {quoted(name)} than the checkpoint's"
+    message = f"{file} has another {quoted(name)} than the checkpoint's"
     if not there:
         message = f"{file} lacks {quoted(name)}, which the checkpoint's has"
     return [Finding(name, message, quoted(own[name]), quoted(theirs.get(name)), grave=there)]

@@ -18,7 +18,7 @@ import numpy as np
 from ..converters.family import AnyFamily
 from ..converters.onnx.graph import PRODUCER
 from ..converters.onnx.graphs import graphs_of
-from ..converters.pieces import Rows, cut, work_through
+from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
 from ..core.progress import Progress, silent
@@ -29,7 +29,7 @@ from ..quant.ggml import Bytes, Floats, dequantize
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
-from ..runtimes.onnx_model_file import Stored
+from ..runtimes.onnx_model_file import Initializer
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
@@ -45,7 +45,7 @@ class _Pair:
 
     tensor: Tensor
     format: Format
-    parts: tuple[Stored, ...]
+    parts: tuple[Initializer, ...]
 
 
 def check_folder_weights(
@@ -62,7 +62,7 @@ def check_folder_weights(
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
     both = [
-        _found(name, tensor, file.external)
+        _counterpart(name, tensor, file.external)
         for file in folder.models
         for name, tensor in checkpoint.tensors.items()
     ]
@@ -73,12 +73,13 @@ def check_folder_weights(
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
-        _error(pair, found) for pair, found in zip(pairs, _compare(pairs, threads, progress), strict=True)
+        _error(pair, compared)
+        for pair, compared in zip(pairs, _compare(pairs, threads, progress), strict=True)
     ]
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
     if len(wrong) > _MOST:
-        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors hold other weights"))
+        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors have other weights"))
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
@@ -87,18 +88,18 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
     merged = folder.encoder is not None and folder.decoder == folder.cached
     graphs = graphs_of(family, checkpoint, {}, merged=merged)
     for file, graph in zip(folder.models, graphs.values(), strict=True):
-        held = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
-        for name in (name for name in graph.weights if name not in held):
+        stored = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
+        for name in (name for name in graph.weights if name not in stored):
             shape = str(list(graph.weights[name].tensor.shape))
             message = f"tensor {name} of the checkpoint is not among the weights of {file.path.name}"
             yield Finding(name, message, shape, "missing")
-        for name in sorted(held - graph.weights.keys()):
+        for name in sorted(stored - graph.weights.keys()):
             shown = quoted(name)[1:-1]
             message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
-            yield Finding(shown, message, "none", "one of that name")
+            yield Finding(shown, message, "none", "a tensor of that name")
 
 
-def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | Finding | None:
+def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
     """The tensor's counterpart, what is wrong with it, or None where the folder has none of that name."""
     whole, blocks, scales = (stored.get(f"{name}{end}") for end in ("", ".blocks", ".scales"))
     if whole is not None:
@@ -117,18 +118,18 @@ def _found(name: str, tensor: Tensor, stored: Mapping[str, Stored]) -> _Pair | F
     return _misshapen(name, tensor, blocks)
 
 
-def _misshapen(name: str, tensor: Tensor, found: Stored) -> Finding:
-    message = f"{name} has another shape or type than fits the checkpoint's"
+def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
+    message = f"{name} does not have the shape or type expected for the checkpoint's"
     return Finding(
-        name, message, str(list(tensor.shape)), f"{list(found.shape)}, element type {found.element}"
+        name, message, str(list(tensor.shape)), f"{list(stored.shape)}, element type {stored.element}"
     )
 
 
 def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[Compared]:
     files = {part.path: InputFile(part.path) for pair in pairs for part in pair.parts}
-    results: dict[Rows, Compared] = {}
+    results: dict[Piece, Compared] = {}
 
-    def work(rows: Rows, scratch: Scratch) -> int:
+    def work(rows: Piece, scratch: Scratch) -> int:
         pair = pairs[rows.index]
         results[rows] = _compare_piece(pair, files, rows, scratch)
         return pair.tensor.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
@@ -137,12 +138,12 @@ def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[C
     size = sum(tensor.nbytes for tensor in tensors)
     work_through(cut(tensors), work, threads=threads, stage="weights", total=size, progress=progress)
     parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
-    for rows, found in results.items():
-        parts[rows.index].append((rows.start, found))
-    return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
+    for rows, compared in results.items():
+        parts[rows.index].append((rows.start, compared))
+    return [total(compared for _, compared in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
-def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scratch: Scratch) -> Compared:
+def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
@@ -151,16 +152,16 @@ def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Rows, scr
     slab = Encoder((F32, format), kernels=False).encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
-    found = _weights(pair, raw, shape)
-    found, right = (np.ascontiguousarray(each, np.float32) for each in (found, right))
-    return measure(weights, _bytes(found), _bytes(right), F32, rows.start if matrix else 0)
+    ours = _weights(pair, raw, shape)
+    ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
+    return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
 
 
 def _bytes(values: Floats) -> Bytes:
     return values.reshape(-1).view(np.uint8)
 
 
-def _read(part: Stored, file: InputFile, count: int, rows: Rows) -> bytes:
+def _read(part: Initializer, file: InputFile, count: int, rows: Piece) -> bytes:
     """The bytes of some of the ``count`` rows of a part."""
     assert part.offset is not None
     size = part.nbytes // max(1, count)
@@ -178,22 +179,22 @@ def _weights(pair: _Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Float
     return unpacked(pair.format, Packed(numbers, scales))
 
 
-def _error(pair: _Pair, found: Compared) -> TensorError:
+def _error(pair: _Pair, compared: Compared) -> TensorError:
     layer = _LAYER.search(pair.tensor.name)
     return TensorError(
         pair.tensor.name,
         pair.format.name,
         int(layer[1]) if layer else None,
-        "identical" if found.same else "differs",
-        found.found.error,
-        found.own.error if found.own is not None else found.found.error,
-        found.worst_row,
-        found.worst_row_error,
-        found.found.slope,
+        "identical" if compared.same else "differs",
+        compared.stored.error,
+        compared.own.error if compared.own is not None else compared.stored.error,
+        compared.worst_row,
+        compared.worst_row_error,
+        compared.stored.slope,
     )
 
 
 def _finding(error: TensorError) -> Finding:
-    message = f"{error.name} holds other weights than the checkpoint's stored as {error.format}"
-    own, found = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
-    return Finding(error.name, message, own, found)
+    message = f"{error.name} differs from the checkpoint's weights stored as {error.format}"
+    own, actual = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
+    return Finding(error.name, message, own, actual)

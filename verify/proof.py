@@ -75,7 +75,7 @@ class TokensPart:
 
 @dataclass(frozen=True)
 class MetadataPart:
-    """Keys llama.cpp reads against those the recipe derives; ``keys`` is how many were compared."""
+    """Keys llama.cpp reads against those the family derives; ``keys`` is how many were compared."""
 
     verdict: Verdict
     keys: int = 0
@@ -236,9 +236,9 @@ class Proof:
         None if all passed.
         """
         parts = {name: part for name, part in self.parts.items() if part.verdict in _TELLING}
-        found = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
-        found.sort(key=lambda item: (not item[2].grave, item[1] != "not decided"))
-        return f"{found[0][0]}: {found[0][2].message}" if found else None
+        causes = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
+        causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided"))
+        return f"{causes[0][0]}: {causes[0][2].message}" if causes else None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; the lists by position are left to the report."""

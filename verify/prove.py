@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from ..converters.mapping import parameters
 from ..core.windows import Window
-from .comparison import How, Subject, read_reference
+from .inputs import Expected, Texts, VerifyOptions, read_reference
 from .logits import Read
 from .proof import (
     Finding,
@@ -45,26 +45,26 @@ class Artifact(Protocol):
         """Its type, as gates know it."""
         ...
 
-    def passes(self, expected: Subject, how: How) -> int:
+    def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """How often the checkpoint will be read in fp32; refuses what makes no sense before any work."""
         ...
 
-    def tokens(self, expected: Subject, texts: Sequence[str]) -> TokensPart:
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """Token ids of built-in texts and of ``texts``, and the vocabulary."""
         ...
 
-    def metadata(self, expected: Subject, how: How) -> MetadataPart:
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """Everything a runtime reads besides weights and vocabulary."""
         ...
 
-    def weights(self, expected: Subject, how: How) -> WeightsPart:
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor."""
         ...
 
     def provenance(
-        self, expected: Subject, windows: Sequence[Window], texts: Sequence[str] | None, how: How
+        self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
     ) -> dict[str, Any]:
-        """What is compared, and with what; ``texts`` None stands for the built-in ones."""
+        """What is compared, and with what; ``texts`` None means the built-in ones."""
         ...
 
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
@@ -73,47 +73,47 @@ class Artifact(Protocol):
 
     def logits(
         self,
-        expected: Subject,
+        expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
-        how: How,
+        options: VerifyOptions,
     ) -> LogitsPart:
         """Its logits against those of ``read``; ``tensors`` are what was found of its weights."""
         ...
 
 
 def prove(
-    expected: Subject,
+    expected: Expected,
     artifact: Artifact,
     windows: Sequence[Window],
-    how: How,
+    options: VerifyOptions,
     *,
-    texts: Sequence[str] | None = None,
+    texts: Texts = None,
     scope: Literal["quick", "full"] = "full",
     read: Read | None = None,
     hashes: CheckpointHashes | None = None,
-    options: Mapping[str, Any] | None = None,
+    recorded: Mapping[str, Any] | None = None,
 ) -> Proof:
     """Hold ``artifact`` against what is ``expected`` of it: tokens, metadata, weights, logits.
 
-    ``windows`` are of ``texts``, or of the built-in ones (None). ``read`` reads the checkpoint in fp32, where
-    somebody has done that already. ``hashes`` go on beside the first parts and end in the provenance with
-    ``options``; without them, as after a conversion, which has hashed all by itself, it has neither. Raises
-    KconvError for what cannot be compared: see the parts.
+    ``windows`` are of ``texts``, or of the built-in ones (None). ``read`` gives the checkpoint's logits where
+    they have been computed already. ``hashes`` are computed during the first parts and go into the provenance
+    with the ``recorded`` options; conversions, which hash by themselves, pass neither. Raises KconvError for
+    what cannot be compared: see the parts.
     """
     begun = time.monotonic()
     with contextlib.nullcontext() if hashes is None else hashes:
         tokens = artifact.tokens(expected, texts or ())
-        metadata = artifact.metadata(expected, how)
-        weights = artifact.weights(expected, how)
-        told = artifact.provenance(expected, windows, texts, how)
+        metadata = artifact.metadata(expected, options)
+        weights = artifact.weights(expected, options)
+        provenance = artifact.provenance(expected, windows, texts, options)
         if hashes is not None:
-            told = evidence(told, hashes, options or {}, how.progress)
+            provenance = evidence(provenance, hashes, recorded or {}, options.progress)
     changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
     findings = (*metadata.findings, *changed)
-    reading = read or partial(read_reference, expected, how)
-    logits = artifact.logits(expected, reading, windows, weights.tensors, how)
+    reading = read or partial(read_reference, expected, options)
+    logits = artifact.logits(expected, reading, windows, weights.tensors, options)
     return Proof(
         artifact=artifact.path,
         checkpoint=expected.checkpoint.folder,
@@ -125,7 +125,7 @@ def prove(
         weights=weights,
         logits=logits,
         scope=scope,
-        provenance=told,
+        provenance=provenance,
         notes=remarks(logits, len(expected.vocab.tokens)),
         seconds=time.monotonic() - begun,
     )

@@ -85,12 +85,12 @@ class CheckpointHashes(threading.Thread):
             raise self._refusal(changed, missing, new)
 
     def _refusal(self, changed: list[str], missing: list[str], new: list[str]) -> InputError:
-        found = ((changed, "changed"), (missing, "missing"), (new, "new"))
-        said = "; ".join(f"{word}: {_listed(names)}" for names, word in found if names)
+        kinds = ((changed, "changed"), (missing, "missing"), (new, "new"))
+        listed = "; ".join(f"{word}: {_listed(names)}" for names, word in kinds if names)
         return InputError(
             f"{self._folder} is not, or no longer, the checkpoint that was converted "
-            f"({self._manifest}): {said}",
-            hint=f"give that checkpoint with --against, restore those files, or convert again; {IGNORE}",
+            f"({self._manifest}): {listed}",
+            hint=f"pass that checkpoint with --against, restore these files, or convert again; {IGNORE}",
         )
 
     def __enter__(self) -> CheckpointHashes:
@@ -159,9 +159,7 @@ def changed_after_conversion(header: GgufHeader, manifest: Mapping[str, Any]) ->
     written = manifest["output"]["bytes"]
     if header.size == written:
         return ()
-    message = (
-        "the file has another size than its manifest says: it was changed, or replaced, after conversion"
-    )
+    message = "the file does not have the size in its manifest: it was changed or replaced after conversion"
     return (Finding("file", message, f"{written} bytes", f"{header.size} bytes", grave=False),)
 
 
@@ -176,18 +174,18 @@ def changed_files(
     for file in written:
         digest = digests.get(file.name)
         if digest is None:
-            message = f"{file.name}, which the manifest names, is not in the folder"
+            message = f"{file.name} is listed in the manifest, but not in the folder"
             findings.append(Finding(file.name, message, f"{file.bytes} bytes", "missing", grave=False))
             continue
         size = (folder / file.name).stat().st_size
         if size != file.bytes:
-            said, expected, found = "another size", f"{file.bytes} bytes", f"{size} bytes"
+            change, expected, actual = "another size", f"{file.bytes} bytes", f"{size} bytes"
         elif file.sha256 not in (None, digest):
-            said, expected, found = "other contents", f"{file.sha256}", digest
+            change, expected, actual = "other contents", f"{file.sha256}", digest
         else:
             continue
-        message = f"{file.name} has {said} than the manifest says: it was changed after conversion"
-        findings.append(Finding(file.name, message, expected, found, grave=False))
+        message = f"{file.name} has {change} than in the manifest: it was changed after conversion"
+        findings.append(Finding(file.name, message, expected, actual, grave=False))
     return tuple(findings)
 
 

@@ -30,12 +30,12 @@ class Band:
 
 
 def expected_divergence(type_name: str) -> Band | None:
-    """The band of a type (``q4_K_M``); None where nobody has published figures of it."""
-    found = {each.whose: each.kl_mean for each in _of_type(type_name)}
+    """The band of a type (``q4_K_M``); None where no figures of it are published."""
+    figures = {each.whose: each.kl_mean for each in _of_type(type_name)}
     if type_name in _WITH_IMPORTANCE:
-        found[f"Llama-3-8B with importance data {type_name}"] = _WITH_IMPORTANCE[type_name]
-    ranked = sorted(found, key=lambda whose: found[whose])
-    return Band(found[ranked[0]], found[ranked[-1]], tuple(ranked)) if ranked else None
+        figures[f"Llama-3-8B with importance data {type_name}"] = _WITH_IMPORTANCE[type_name]
+    ranked = sorted(figures, key=lambda whose: figures[whose])
+    return Band(figures[ranked[0]], figures[ranked[-1]], tuple(ranked)) if ranked else None
 
 
 def _of_type(type_name: str) -> list[Figures]:

@@ -13,14 +13,14 @@ def remarks(part: LogitsPart, vocabulary: int) -> tuple[str, ...]:
     figures = part.figures
     if figures is None or not figures.positions:
         return ()
-    said = []
+    notes = []
     if figures.positions < FEW:
         where = "1 position was" if figures.positions == 1 else f"{figures.positions} positions were"
-        said.append(f"only {where} compared, too few to say much; give a longer text or more tokens")
+        notes.append(f"only {where} compared, too few for a result; give a longer text or more tokens")
     if figures.perplexity_reference > vocabulary:
-        said.append(
-            f"the checkpoint itself predicts this text worse than chance (perplexity "
-            f"{figures.perplexity_reference:,.0f} with {vocabulary:,} tokens): are its weights trained, "
-            f"and is the text of its language?"
+        notes.append(
+            "the checkpoint itself predicts this text worse than chance (perplexity "
+            f"{figures.perplexity_reference:,.0f} with {vocabulary:,} tokens): check that its weights "
+            "are trained and that the text is in its language"
         )
-    return tuple(said)
+    return tuple(notes)

@@ -17,8 +17,8 @@ _LAYER = re.compile(r"(?:^|\.)blk\.(\d+)\.")
 
 def layer_of(name: str) -> int | None:
     """The layer a tensor belongs to by its GGUF name, or None."""
-    found = _LAYER.search(name)
-    return int(found[1]) if found else None
+    match = _LAYER.search(name)
+    return int(match[1]) if match else None
 
 
 def block_of(name: str) -> int | str | None:
@@ -32,32 +32,32 @@ def refuse_other_model(file: GgufFile, model: Model) -> None:
     """Raise InputError, naming all that differs, if the file holds another model than the checkpoint.
 
     Compared are the architecture, the number of layers and of embedding rows, and the shapes of all tensors
-    both have. Missing tensors, extra ones and wrong metadata are for the proof to tell, unless nothing fits.
+    both have. Missing tensors, extra ones and wrong metadata are left to the proof, unless nothing fits.
     """
     _refuse_what_is_no_model(file)
-    found = {info.name: info.shape for info in file.header.tensors}
+    shapes = {info.name: info.shape for info in file.header.tensors}
     differences = [*_architecture(file, model), *_layers(file, model)]
     embedding, misshapen = None, []
     for tensor in model.tensors:
-        shape = found.get(tensor.name)
+        shape = shapes.get(tensor.name)
         if shape is None or shape == tensor.shape:
             continue
         if tensor.name == "token_embd.weight" and shape[1:] == tensor.shape[1:]:
-            embedding = f"the vocabulary has {shape[0]} rows, the checkpoint's {tensor.shape[0]}"
+            embedding = f"the vocabulary has {shape[0]} rows, but {tensor.shape[0]} in the checkpoint"
         else:
             misshapen.append(f"{tensor.name} is {_shape(shape)}, expected {_shape(tensor.shape)}")
     differences += [embedding] if embedding else []
     differences += misshapen[:_SHOWN]
     if len(misshapen) > _SHOWN:
         differences.append(f"… and {len(misshapen) - _SHOWN} more tensors of other shapes")
-    if not differences and not any(tensor.name in found for tensor in model.tensors):
-        first = ", ".join(repr(name[:60]) for name in list(found)[:3])
-        differences.append(f"it has none of the checkpoint's tensors, but {len(found)} others ({first}, …)")
+    if not differences and not any(tensor.name in shapes for tensor in model.tensors):
+        first = ", ".join(repr(name[:60]) for name in list(shapes)[:3])
+        differences.append(f"it has none of the checkpoint's tensors, but {len(shapes)} others ({first}, …)")
     if differences:
         raise InputError(
-            f"{file.path} is a file of another model than the checkpoint:\n"
+            f"{file.path} does not belong to this checkpoint:\n"
             + "\n".join(f"  {line}" for line in differences),
-            hint="give the checkpoint the file was made from with --against",
+            hint="pass the checkpoint the file was made from with --against",
         )
 
 
@@ -65,12 +65,12 @@ def _refuse_what_is_no_model(file: GgufFile) -> None:
     keys = file.header.metadata
     if keys.get("general.type", "model") != "model":
         raise InputError(
-            f"{file.path} holds a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
+            f"{file.path} is a {str(keys['general.type'])[:40]!r} (general.type), expected a model",
             hint="give the GGUF file of the model itself",
         )
     if not file.header.tensors:
         raise InputError(
-            f"{file.path} holds no tensors, only metadata",
+            f"{file.path} contains no tensors, only metadata",
             hint="a vocabulary alone cannot be verified; give the whole model",
         )
 
@@ -83,11 +83,11 @@ def _architecture(file: GgufFile, model: Model) -> list[str]:
 
 def _layers(file: GgufFile, model: Model) -> list[str]:
     """A layer more or less is another model if the metadata agree; if not, it is damage."""
-    found, expected = _count(file.header.tensors), _count(model.tensors)
-    said: Any = file.header.metadata.get(f"{file.header.arch}.block_count")
-    if found == expected or (isinstance(said, int) and said == expected):
+    actual, expected = _count(file.header.tensors), _count(model.tensors)
+    stated: Any = file.header.metadata.get(f"{file.header.arch}.block_count")
+    if actual == expected or (isinstance(stated, int) and stated == expected):
         return []
-    return [f"it has {found} layers, expected {expected}"]
+    return [f"it has {actual} layers, expected {expected}"]
 
 
 def _count(tensors: Sequence[TensorInfo] | Sequence[Any]) -> int:

@@ -1,4 +1,4 @@
-"""What a proof reads where nobody says: the Universal Declaration of Human Rights, Korean and English."""
+"""What a proof reads by default: the Universal Declaration of Human Rights, Korean and English."""
 
 from __future__ import annotations
 

@@ -45,15 +45,15 @@ class PairReader:
 
     def window(self, text: int, pair: Pair) -> Window:
         """The pair as both models read it."""
-        said = (self.start, *pair[1], *self.ending)
-        return Window(text, said, source=(*pair[0], *self.ending))
+        target = (self.start, *pair[1], *self.ending)
+        return Window(text, target, source=(*pair[0], *self.ending))
 
 
 def default_size(most: int, vocabulary: int) -> int:
-    """Tokens of a source if nobody says: ``most``, fewer with a huge vocabulary.
+    """Tokens of a source by default: ``most``, fewer with a huge vocabulary.
 
     llama.cpp's output buffer has a row of the vocabulary for every token an encoder reads (llama-context.cpp,
-    llama_context::encode), though nobody asks for it.
+    llama_context::encode), though it is not asked for.
     """
     return min(most, max(_LEAST, _OUTPUT // (4 * vocabulary)))
 
@@ -94,23 +94,23 @@ def _lines(text: str, at: int) -> list[tuple[int, str, str]] | None:
     """Number, source and target of each line; None for a text without tabs."""
     if "\t" not in text:
         return None
-    found = []
+    lines = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
         parts = line.split("\t")
         if len(parts) != 2:
-            said = "no tab" if len(parts) == 1 else f"{len(parts) - 1} tabs"
+            problem = "no tab" if len(parts) == 1 else f"{len(parts) - 1} tabs"
             raise InputError(
-                f"text {at + 1}, line {number}: {said}, but other lines have tabs; expected "
+                f"text {at + 1}, line {number}: {problem}, but other lines have tabs; expected "
                 "source<TAB>target in every line",
-                hint="write one pair a line; of a text without any tab, pairs are made",
+                hint="write one pair per line; text without any tab is turned into pairs",
             )
         if not all(part.strip() for part in parts):
             side = "source" if not parts[0].strip() else "target"
             raise InputError(f"text {at + 1}, line {number}: the {side} is empty", hint="give both sides")
-        found.append((number, parts[0], parts[1]))
-    return found
+        lines.append((number, parts[0], parts[1]))
+    return lines
 
 
 def _given(
@@ -126,7 +126,7 @@ def _given(
                 raise InputError(
                     f"text {at + 1}, line {number}: the {side} has {len(ids)} tokens, expected at most "
                     f"{limit - 1}, which with EOS fill the model's context",
-                    hint="shorten it, or split the pair in two",
+                    hint="shorten it or split the pair in two",
                 )
         window = reader.window(at, (pair[0], pair[1]))
         if left is not None and window.tokens > left:
@@ -135,8 +135,8 @@ def _given(
                 yield Window(at, window.ids[:kept], source=window.source)
             elif left == tokens:
                 raise InputError(
-                    f"text {at + 1}, line {number}: {len(window.source)} tokens of source leave none of "
-                    f"{tokens} to be said",
+                    f"text {at + 1}, line {number}: {len(window.source)} tokens of source use up all "
+                    f"{tokens} tokens",
                     hint=f"raise --tokens to {window.tokens} or more",
                 )
             return
@@ -148,8 +148,7 @@ def _made(reader: PairReader, at: int, ids: Sequence[int]) -> list[Window]:
     """Pairs of a running text, cut into stretches of about the same length."""
     if len(ids) < 2:
         raise InputError(
-            f"text {at + 1} has {len(ids)} token{'' if len(ids) == 1 else 's'}, too few to predict some from "
-            "others",
+            f"text {at + 1} has {len(ids)} token{'' if len(ids) == 1 else 's'}, too few to predict any",
             hint="give a longer text",
         )
     gaps = gaps_of(reader.source)

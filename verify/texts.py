@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
         if file.size > TEXT_LIMIT:
             raise InputError(
                 f"the text {path} has {file.size:,} bytes, expected at most {TEXT_LIMIT >> 20} MiB",
-                hint="give a part of it; --tokens limits how much of a text is read",
+                hint="pass a part of it; --tokens limits how much of a text is read",
             )
         data = file.read(0, file.size)
     except CheckpointError as error:  # InputFile speaks of files of a checkpoint
@@ -42,11 +42,11 @@ def read_text(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise InputError(
-            f"the text {path} holds NUL characters, as UTF-16 text and binary files do",
+            f"the text {path} contains NUL characters, like UTF-16 text or a binary file",
             hint="give a file of UTF-8 text",
         )
     if not text.strip():
-        blank = "is empty" if not text else "holds nothing but white space"
+        blank = "is empty" if not text else "contains only white space"
         raise InputError(f"the text {path} {blank}", hint="give a text of at least a few sentences")
     return text
 

@@ -1,6 +1,6 @@
 """The ``tokenizer.*`` keys but for the lists of entries: flags, special ids, the chat template.
 
-Compared is what they amount to in llama.cpp (src/llama-vocab.cpp, llama_vocab::impl::load): a key that is
+Compared is their effect in llama.cpp (src/llama-vocab.cpp, llama_vocab::impl::load): a key that is
 missing counts as llama.cpp's own choice, and the tokens that end an answer count together.
 """
 
@@ -24,62 +24,62 @@ _FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
 # What comes of a wrong id, for roles that do not end an answer.
 _HARM = {
     "bos": "texts would begin with the wrong token",
-    "unknown": "what has no token would be read as the wrong one",
-    "padding": "batches would be filled with the wrong token",
+    "unknown": "text without a token would be read as the wrong one",
+    "padding": "batches would be padded with the wrong token",
     "mask": "programs that fill gaps would look for the wrong token",
-    "seperator": "texts would be parted by the wrong token",
+    "seperator": "texts would be separated by the wrong token",
 }
 
 
 def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[list[Finding], int]:
     """The findings, and how many keys were compared. Lists of the wrong type are the tokens part's."""
-    found, faults = read_vocab(metadata)
+    vocab, faults = read_vocab(metadata)
     right, _ = read_vocab(gguf_keys(expected))
     lists = {PREFIX + name for name in ("tokens", "token_type", "scores", "merges")}
     findings = [
         Finding(
             fault.key,
-            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
             fault.expected,
             fault.found,
         )
         for fault in faults
         if fault.key not in lists
     ]
-    findings += _model(metadata, found, right)
-    findings += _flags(metadata, found, right)
-    findings += _unigram(metadata, found, right)
-    findings += _begin(metadata, found, right)
-    findings += _ends(metadata, found, right)
-    findings += _other_roles(metadata, found, right, expected)
-    findings += _suppressed(metadata, found)
-    findings += _template(found, right)
+    findings += _model(metadata, vocab, right)
+    findings += _flags(metadata, vocab, right)
+    findings += _unigram(metadata, vocab, right)
+    findings += _begin(metadata, vocab, right)
+    findings += _ends(metadata, vocab, right)
+    findings += _other_roles(metadata, vocab, right, expected)
+    findings += _suppressed(metadata, vocab)
+    findings += _template(vocab, right)
     compared = len(_COMPARED) + (len(_COMPARED_UNIGRAM) if right.model == UNIGRAM else 0)
     return findings, compared + len(ROLES) + 1
 
 
-def _model(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
-    if found.model != right.model and (found.model, found.pre, right.model) != (GEMMA4, right.pre, BPE):
-        said = f"'{found.model}'" if PREFIX + "model" in metadata else "missing"
+def _model(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
+    if vocab.model != right.model and (vocab.model, vocab.pre, right.model) != (GEMMA4, right.pre, BPE):
+        shown = f"'{vocab.model}'" if PREFIX + "model" in metadata else "missing"
         message = (
-            f"the file's kind of tokenizer is {said}, the checkpoint's has to be {right.model!r}: llama.cpp "
-            "would cut every text by other rules"
+            f"the tokenizer model is {shown} in the file, but must be {right.model!r} for this "
+            "checkpoint: llama.cpp would tokenize every text by other rules"
         )
-        yield Finding(PREFIX + "model", message, right.model, said)
-    elif found.pre != right.pre and right.model == BPE:
+        yield Finding(PREFIX + "model", message, right.model, shown)
+    elif vocab.pre != right.pre and right.model == BPE:
         message = (
-            f"the file names the pre-tokenizer {found.pre!r}, the conversion {right.pre!r}; whether it cuts "
-            "text alike is measured by the tokens part"
+            f"the pre-tokenizer is {vocab.pre!r} in the file, but {right.pre!r} in a conversion; the "
+            "tokens part shows whether they split text alike"
         )
-        yield Finding(PREFIX + "pre", message, right.pre, found.pre, grave=False)
+        yield Finding(PREFIX + "pre", message, right.pre, vocab.pre, grave=False)
 
 
-def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
-    flags = [("bos", "before", found.add_bos, right.add_bos), ("eos", "after", found.add_eos, right.add_eos)]
+def _flags(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
+    flags = [("bos", "before", vocab.add_bos, right.add_bos), ("eos", "after", vocab.add_eos, right.add_eos)]
     for role, place, does, should in flags:
         if does != should:
             name = role.upper()
-            said = (
+            shown = (
                 "missing (so " + str(does).lower() + ")" if _missing(metadata, f"add_{role}_token") else does
             )
             message = (
@@ -87,11 +87,11 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
                 if does
                 else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
             )
-            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(said).lower())
-    if right.model == found.model in (SPM, UNIGRAM) and found.add_space_prefix != right.add_space_prefix:
-        does = found.add_space_prefix
+            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(shown).lower())
+    if right.model == vocab.model in (SPM, UNIGRAM) and vocab.add_space_prefix != right.add_space_prefix:
+        does = vocab.add_space_prefix
         message = (
-            "llama.cpp would put a space before every text, which this vocabulary is not made for"
+            "llama.cpp would put a space before every text, for which this vocabulary is not made"
             if does
             else "llama.cpp would put no space before a text, while the checkpoint's tokenizer does"
         )
@@ -99,35 +99,35 @@ def _flags(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[
         yield Finding(key, message, str(right.add_space_prefix).lower(), str(does).lower())
     leading = metadata.get(LEADING_SPACE)
     if leading is not None and not isinstance(leading, bool):
-        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, where kconv run reads true or false"
+        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, but kconv run expects true or false"
         yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
 
 
-def _unigram(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _unigram(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """What is done to a text before a SentencePiece unigram cuts it."""
-    if not right.model == found.model == UNIGRAM:
+    if not right.model == vocab.model == UNIGRAM:
         return
-    does, should = found.remove_extra_whitespaces, right.remove_extra_whitespaces
+    does, should = vocab.remove_extra_whitespaces, right.remove_extra_whitespaces
     if does != should:
         message = (
-            "llama.cpp would drop surplus spaces of a text; the checkpoint's tokenizer keeps them"
+            "llama.cpp would drop extra spaces in a text; the checkpoint's tokenizer keeps them"
             if does
-            else "llama.cpp would keep surplus spaces of a text; the checkpoint's tokenizer drops them"
+            else "llama.cpp would keep extra spaces in a text; the checkpoint's tokenizer drops them"
         )
         missing = _missing(metadata, "remove_extra_whitespaces")
-        said = "missing (so false)" if missing else str(does).lower()
-        yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), said)
-    if found.charsmap != right.charsmap:
+        shown = "missing (so false)" if missing else str(does).lower()
+        yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), shown)
+    if vocab.charsmap != right.charsmap:
         message = (
-            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would bring text into "
-            "another form before cutting it"
+            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would "
+            "normalize text differently before tokenizing it"
         )
-        meant, said = _octets(right.charsmap), _octets(found.charsmap)
-        yield Finding(PREFIX + "precompiled_charsmap", message, meant, said)
+        meant, shown = _octets(right.charsmap), _octets(vocab.charsmap)
+        yield Finding(PREFIX + "precompiled_charsmap", message, meant, shown)
 
 
 def _octets(value: bytes) -> str:
-    """Bytes for people: how many, and by what two of them are told apart."""
+    """Bytes for people: how many, and a digest to distinguish two of them."""
     return f"{len(value):,} bytes, sha256 {sha256(value).hexdigest()[:16]}…" if value else "missing"
 
 
@@ -143,49 +143,49 @@ def _token(vocab: Vocab, index: int) -> str:
     return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
 
 
-def _said(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
+def _token_and_origin(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
     """The token of a role for people, and where it comes from if not from the file."""
     index = vocab.special.get(role)
     text = "none" if index is None else _token(vocab, index)
-    told = metadata.get(f"{PREFIX}{role}_token_id")
-    if told is None:
+    value = metadata.get(f"{PREFIX}{role}_token_id")
+    if value is None:
         return "missing" if index is None else f"missing (so {text})"
-    return text if told == index else f"{told!r:.20}, which is no token (so {text})"
+    return text if value == index else f"{value!r:.20}, which is not a token (so {text})"
 
 
-def _begin(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _begin(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """BOS: of no weight where the file names none and none is added."""
-    one, other = found.special.get("bos"), right.special.get("bos")
+    one, other = vocab.special.get("bos"), right.special.get("bos")
     if one != other:
-        grave = found.add_bos or not _missing(metadata, "bos_token_id")
-        said, meant = _said(metadata, found, "bos"), _name(right, other)
-        message = f"{_HARM['bos']}: bos is {said} instead of {meant}"
-        yield Finding(PREFIX + "bos_token_id", message, meant, said, grave=grave)
+        grave = vocab.add_bos or not _missing(metadata, "bos_token_id")
+        shown, meant = _token_and_origin(metadata, vocab, "bos"), _name(right, other)
+        message = f"{_HARM['bos']}: bos is {shown} instead of {meant}"
+        yield Finding(PREFIX + "bos_token_id", message, meant, shown, grave=grave)
 
 
 def _name(vocab: Vocab, index: int | None) -> str:
     return "none" if index is None else _token(vocab, index)
 
 
-def _ends(metadata: Mapping[str, Any], found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """EOS by itself, then all tokens that end an answer together."""
-    one, other = found.special.get("eos"), right.special.get("eos")
+    one, other = vocab.special.get("eos"), right.special.get("eos")
     if one != other:
-        said, meant = _said(metadata, found, "eos"), _name(right, other)
-        message = f"generation would stop at the wrong token: eos is {said} instead of {meant}"
-        yield Finding(PREFIX + "eos_token_id", message, meant, said)
-    stops, should = _stops(found), _stops(right)
+        shown, meant = _token_and_origin(metadata, vocab, "eos"), _name(right, other)
+        message = f"generation would stop at the wrong token: eos is {shown} instead of {meant}"
+        yield Finding(PREFIX + "eos_token_id", message, meant, shown)
+    stops, should = _stops(vocab), _stops(right)
     for index in sorted((stops ^ should) - {one, other}):
         roles = [
-            r for r in ("eot", "eom", *_FILLERS) if index in (found.special.get(r), right.special.get(r))
+            r for r in ("eot", "eom", *_FILLERS) if index in (vocab.special.get(r), right.special.get(r))
         ]
         role = roles[0] if roles else "eot"
-        token = _token(right if index < right.size else found, index)
+        token = _token(right if index < right.size else vocab, index)
         ends = index in should
         message = (
             f"generation would not stop at {token}, which ends answers of this model"
             if ends
-            else f"generation would stop at {token}, which ends no answer of this model"
+            else f"generation would stop at {token}, which does not end answers of this model"
         )
         key = f"{PREFIX}{role}_token_id"
         yield Finding(key, message, token if ends else "no end", "no end" if ends else token)
@@ -199,49 +199,47 @@ def _stops(vocab: Vocab) -> set[int]:
 
 
 def _other_roles(
-    metadata: Mapping[str, Any], found: Vocab, right: Vocab, expected: Vocab
+    metadata: Mapping[str, Any], vocab: Vocab, right: Vocab, expected: Vocab
 ) -> Iterator[Finding]:
     """A role both name is grave if they differ; one that only one of them names changes little."""
     for role in ROLES:
-        one, other = found.special.get(role), right.special.get(role)
+        one, other = vocab.special.get(role), right.special.get(role)
         if role in ("bos", "eos") or one == other:
             continue
         both = not _missing(metadata, f"{role}_token_id") and role in expected.special
         ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
-        said, meant = _said(metadata, found, role), _name(right, other)
-        harm = _HARM.get(role, "programs that use the role take another token")
+        shown, meant = _token_and_origin(metadata, vocab, role), _name(right, other)
+        harm = _HARM.get(role, "programs that use the role would use another token")
         message = (
-            f"the file names no token for the role {role}, the conversion {meant}"
+            f"the file has no token for the role {role}; a conversion writes {meant}"
             if one is None
-            else f"{harm}: {role} is {said} instead of {meant}"
+            else f"{harm}: {role} is {shown} instead of {meant}"
         )
-        yield Finding(f"{PREFIX}{role}_token_id", message, meant, said, grave=both and not ending)
+        yield Finding(f"{PREFIX}{role}_token_id", message, meant, shown, grave=both and not ending)
 
 
-def _suppressed(metadata: Mapping[str, Any], found: Vocab) -> Iterator[Finding]:
+def _suppressed(metadata: Mapping[str, Any], vocab: Vocab) -> Iterator[Finding]:
     """``suppress_tokens``: ids that are never to be generated."""
     value = metadata.get(PREFIX + "suppress_tokens")
     ids = value if isinstance(value, tuple) else ()
-    real = [index for index in ids if type(index) is int and 0 <= index < found.size]
+    real = [index for index in ids if type(index) is int and 0 <= index < vocab.size]
     if value is not None and (real or not isinstance(value, tuple)):
-        first = _token(found, real[0]) if real else f"{value!r:.60}"
+        first = _token(vocab, real[0]) if real else f"{value!r:.60}"
         message = f"{len(real) or 'some'} tokens would never be generated, {first} among them"
         yield Finding(PREFIX + "suppress_tokens", message, "missing", first)
 
 
-def _template(found: Vocab, right: Vocab) -> Iterator[Finding]:
+def _template(vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """Not grave: it changes no prediction, and people replace templates on purpose."""
-    one, other = found.chat_template, right.chat_template
+    one, other = vocab.chat_template, right.chat_template
     if one == other:
         return
     if one is None:
-        message = "the file has no chat template, though there is one for the checkpoint"
+        message = "the file has no chat template, but the checkpoint has one"
     elif other is None:
-        message = "the file has a chat template, the checkpoint none"
+        message = "the file has a chat template, but the checkpoint has none"
     else:
-        message = (
-            "the file's chat template is not the checkpoint's: chats are put to the model in another form"
-        )
+        message = "the file's chat template is not the checkpoint's: chats reach the model in another format"
     yield Finding("tokenizer.chat_template", message, _beginning(other), _beginning(one), grave=False)
 
 

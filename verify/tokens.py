@@ -12,7 +12,7 @@ from ..vocab.decoding import token_bytes
 from ..vocab.in_gguf import PREFIX, read_vocab
 from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
-from ..vocab.settle import EMBEDDING, notes_on_spaces
+from ..vocab.selection import EMBEDDING, notes_on_spaces
 from ..vocab.tokenizer import Source
 from .entries import check_lengths, compare_entries, is_byte_level, readable, shown_text
 from .proof import Finding, TokensPart, Verdict, undecided, verdict_of
@@ -43,11 +43,11 @@ def check_tokens(
     token ids only warn. llama.cpp runs in a child: what it refuses is a finding, where the child dies
     nothing is decided.
     """
-    found, faults = read_vocab(header.metadata)
+    vocab, faults = read_vocab(header.metadata)
     findings = [
         Finding(
             fault.key,
-            f"the file has {fault.found} for {fault.key}, where llama.cpp reads {fault.expected}",
+            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
             fault.expected,
             fault.found,
         )
@@ -55,17 +55,17 @@ def check_tokens(
         if fault.key in _LISTS
     ]
     rows = next((info.shape[0] for info in header.tensors if info.name == EMBEDDING and info.shape), None)
-    findings += check_lengths(found, expected, rows)
-    findings += compare_entries(found, expected, source, strict=strict)
+    findings += check_lengths(vocab, expected, rows)
+    findings += compare_entries(vocab, expected, source, strict=strict)
     try:
-        parity, questions = examine(path, found, source, cut(texts))
+        parity, questions = examine(path, vocab, source, cut(texts))
     except ChildDied as death:
         grave = any(finding.grave for finding in findings)
-        told = (*_fewer(findings), undecided(death, "llama.cpp"))
-        return TokensPart("failed" if grave else "not decided", None, 0, told)
+        shown = (*_fewer(findings), undecided(death, "llama.cpp"))
+        return TokensPart("failed" if grave else "not decided", None, 0, shown)
     findings += _of_parity(parity, questions, source, allow_mismatch)
     findings.sort(key=lambda finding: not finding.grave)
-    return tokens_part(parity, source, findings, entries=min(found.size, expected.size))
+    return tokens_part(parity, source, findings, entries=min(vocab.size, expected.size))
 
 
 def tokens_part(
@@ -85,7 +85,7 @@ def _fewer(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     if len(findings) <= _MOST:
         return tuple(findings)
     rest = findings[_MOST - 1 :]
-    message = f"{len(rest)} more entries of the vocabulary differ"
+    message = f"{len(rest)} more vocabulary entries differ"
     return (*findings[: _MOST - 1], Finding("tokens", message, grave=any(one.grave for one in rest)))
 
 
@@ -124,16 +124,16 @@ def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: 
     if parity.verdict != "mismatch" or parity.difference is None:
         return
     reason = explanation(parity, questions, source)
-    expected, found, passage = _apart(parity.difference, source)
+    expected, actual, passage = _apart(parity.difference, source)
     message = (
-        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than the "
-        f"checkpoint's tokenizer, first in {shown_text(passage)}"
+        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than "
+        f"the checkpoint's tokenizer, the first being {shown_text(passage)}"
     )
     if reason:
         message = f"{message}; {reason}"
     if allow_mismatch:
         message = f"{message}; allowed at the conversion"
-    yield Finding("texts", message, expected, found, grave=not allow_mismatch)
+    yield Finding("texts", message, expected, actual, grave=not allow_mismatch)
 
 
 def _apart(difference: Difference, source: Source) -> tuple[str, str, str]:

@@ -12,7 +12,7 @@ from ..core.tensor import Tensor
 from ..quant.ggml import Floats
 from ..quant.gguf_weights import GgufFile
 from .same_model import block_of
-from .weight_errors import Compared, RowsFound, Sums, is_scaled
+from .weight_errors import Compared, MarkedRows, Sums, is_scaled
 from .weight_limits import typical_error
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
 
@@ -38,7 +38,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why one tensor differs; causes of equal ``key`` are told together.
+    """Why one tensor differs; causes of equal ``key`` are reported together.
 
     ``one`` is a sentence with ``{name}``, ``several`` one with ``{names}`` and ``{count}``.
     """
@@ -56,8 +56,8 @@ class _Case:
     """
 
     pair: Pair
-    found: Compared
-    bad: RowsFound
+    compared: Compared
+    bad: MarkedRows
     rows: tuple[int, ...]
     sample: Floats
     original: Floats
@@ -80,19 +80,19 @@ class _Case:
         return alike(self.sample, candidate, self.error)
 
 
-def _case(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> _Case:
-    bad = next((rows for rows in (found.far, found.worse) if rows.count), found.changed)
+def _case(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> _Case:
+    bad = next((rows for rows in (compared.far, compared.worse) if rows.count), compared.changed)
     # Some neighbours and some far apart: a rule that fits only every other row is none.
     near, rest = bad.examples[: _SAMPLE // 2], bad.examples[_SAMPLE // 2 :]
     rows = (*near, *rest[:: -(-len(rest) // (_SAMPLE // 2)) or 1]) or (0,)
-    own = found.own.error if found.own is not None else typical_error(pair.format)
+    own = compared.own.error if compared.own is not None else typical_error(pair.format)
     sample = rows_of(where.file.tensor(pair.info), rows)
-    return _Case(pair, found, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
+    return _Case(pair, compared, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
 
 
-def cause_of(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> Cause:
+def cause_of(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> Cause:
     """The first explanation that fits; ``thorough``: whole tensors may be searched for the rows."""
-    case = _case(pair, found, where, thorough=thorough)
+    case = _case(pair, compared, where, thorough=thorough)
     for explain in _EXPLANATIONS:
         cause = explain(case)
         if cause is not None:
@@ -101,33 +101,33 @@ def cause_of(pair: Pair, found: Compared, where: Search, *, thorough: bool) -> C
 
 
 def _not_finite(case: _Case) -> Cause | None:
-    count = case.found.not_finite
+    count = case.compared.not_finite
     if not count:
         return None
     return Cause(
         ("not finite",),
-        f"{count} weights of {{name}} are NaN or infinite, the checkpoint's are not",
-        "{count} tensors hold weights that are NaN or infinite where the checkpoint's are not: {names}",
+        f"{count} weights of {{name}} are NaN or infinite, but not in the checkpoint",
+        "{count} tensors have NaN or infinite weights that are finite in the checkpoint: {names}",
     )
 
 
 def _same_numbers(case: _Case) -> Cause | None:
-    if case.found.own is None or case.found.different:
+    if case.compared.own is None or case.compared.different:
         return None
-    text = "the same numbers in other bytes, so kconv did not write them"
-    return Cause(("same numbers",), f"{{name}} holds {text}", f"{{count}} tensors hold {text}: {{names}}")
+    text = "the same numbers in other bytes, so they were not written by kconv"
+    return Cause(("same numbers",), f"{{name}} has {text}", f"{{count}} tensors have {text}: {{names}}")
 
 
 def _zeros(case: _Case) -> Cause | None:
-    if case.found.found.found == 0:
+    if case.compared.stored.stored == 0:
         return Cause(("zeros",), "{name} is all zeros", "{count} tensors are all zeros: {names}")
-    zero = case.found.zero
+    zero = case.compared.zero
     if not zero.count or zero.count < case.bad.count:
         return None
     return _rows_cause(zero, "is all zeros", "are all zeros")
 
 
-def _rows_cause(rows: RowsFound, one: str, several: str) -> Cause:
+def _rows_cause(rows: MarkedRows, one: str, several: str) -> Cause:
     """Something about one or some rows of a tensor."""
     if rows.count == 1:
         text = f"row {rows.first} of {{name}} {one}"
@@ -140,18 +140,18 @@ def _not_permuted(case: _Case) -> Cause | None:
     raw = case.where.originals.get(case.pair.info.name)
     if raw is None or raw.shape != case.pair.info.shape or not case.matches(rows_of(raw, case.rows)):
         return None
-    why = "rows are in another order: attention heads not permuted as llama.cpp wants"
+    why = "rows are in another order: attention heads are not permuted as llama.cpp requires"
     return Cause(("order",), f"{{name}}: {why}", f"{{count}} tensors: {why} ({{names}})")
 
 
 def _scaled(case: _Case) -> Cause | None:
-    sums, own = case.found.found, case.found.own or Sums()
-    if not sums.weights or not sums.found or sums.cross == 0:
+    sums, own = case.compared.stored, case.compared.own or Sums()
+    if not sums.weights or not sums.stored or sums.cross == 0:
         return None
-    residue = max(0.0, 1 - sums.cross**2 / (sums.weights * sums.found)) ** 0.5
+    residue = max(0.0, 1 - sums.cross**2 / (sums.weights * sums.stored)) ** 0.5
     factor = sums.slope / (own.slope or 1.0)
-    if is_scaled(case.found) and case.found.against_own is not None:
-        factor = case.found.against_own.slope
+    if is_scaled(case.compared) and case.compared.against_own is not None:
+        factor = case.compared.against_own.slope
     elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < 0.001:
         return None
     text = f"scaled by {factor:.4f}"
@@ -165,13 +165,13 @@ def _another_tensor(case: _Case) -> Cause | None:
     for tensor in _alternatives(case):
         if case.matches(rows_of(tensor, case.rows)):
             here, there = block_of(name), block_of(tensor.name)
-            one = f"{{name}} is {tensor.name} of the checkpoint"
+            one = f"{{name}} contains {tensor.name} of the checkpoint"
             if here == there:
                 return Cause(("another", name, tensor.name), one, one)
-            several = "{count} tensors hold the weights of others of the checkpoint: {names}"
+            several = "{count} tensors contain the weights of other tensors of the checkpoint: {names}"
             if here is not None and there is not None:
                 places = [f"layer {place}" if isinstance(place, int) else place for place in (here, there)]
-                several = f"{places[0]} holds weights of {places[1]} of the checkpoint: {{names}}"
+                several = f"{places[0]} contains the weights of {places[1]} of the checkpoint: {{names}}"
             return Cause(("another", here, there), one, several)
     return None
 
@@ -252,7 +252,7 @@ def _reordered(case: _Case) -> Cause | None:
         return _rows_cause(
             case.bad,
             f"is row {place} of the checkpoint",
-            f"are others of the checkpoint (row {row} is {place})",
+            f"are other rows of the checkpoint (row {row} is row {place})",
         )
     return Cause(
         ("reordered",),
@@ -267,24 +267,22 @@ def _at_places(case: _Case, places: Sequence[int]) -> bool:
 
 
 def _unexplained(case: _Case) -> Cause:
-    found = case.found
+    diff = case.compared
     usual = (
         f", {case.error:.3g} is usual for {case.pair.format.display}" if case.pair.format.quantized else ""
     )
-    error = f"relative error {found.found.error:.3g}{usual}"
+    error = f"relative error {diff.stored.error:.3g}{usual}"
     if case.bad.count and not case.mostly:
         rows = _rows_cause(case.bad, f"differs ({error})", f"differ ({error})")
         return Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")
-    first = "" if found.first is None else f"; the first at row {found.first[0]}, column {found.first[1]}"
-    share = (
-        f"{found.different} of {found.weights} weights differ" if found.different else "differs throughout"
-    )
+    first = "" if diff.first is None else f"; the first at row {diff.first[0]}, column {diff.first[1]}"
+    share = f"{diff.different} of {diff.weights} weights differ" if diff.different else "differs throughout"
     if not case.thorough:
-        return Cause(UNSEARCHED, "{name} differs, too", "{count} tensors differ as well: {names}")
+        return Cause(UNSEARCHED, "{name} also differs", "{count} tensors also differ: {names}")
     return Cause(
         UNEXPLAINED,
-        f"{{name}} is not the checkpoint's: {share} ({error}){first}",
-        "{count} tensors are not the checkpoint's, perhaps of another revision or a fine-tune: {names}",
+        f"{{name}} does not match the checkpoint: {share} ({error}){first}",
+        "{count} tensors do not match the checkpoint, perhaps from another revision or a fine-tune: {names}",
     )
 
 

@@ -34,7 +34,7 @@ class Sums:
     """Sums over weights: Σw² of the checkpoint's, Σŵ² of the file's, Σŵw and Σ(ŵ−w)²."""
 
     weights: float = 0.0
-    found: float = 0.0
+    stored: float = 0.0
     cross: float = 0.0
     difference: float = 0.0
 
@@ -50,7 +50,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class RowsFound:
+class MarkedRows:
     """Rows of a kind: how many, the first, the last, and the first few of each piece."""
 
     count: int = 0
@@ -63,7 +63,7 @@ class RowsFound:
 class Compared:
     """A piece, or all of a tensor, of the file against the checkpoint.
 
-    ``same``: the bytes are those of encoding anew. ``found`` are the file's sums, ``own`` those of encoding
+    ``same``: the bytes are those of encoding anew. ``stored`` are the file's sums, ``own`` those of encoding
     anew (None for formats that are not encoded anew), ``against_own`` those of the file against it.
     ``worst_row`` has the largest error. ``changed`` are rows of other weights than encoding anew gives
     (``different`` such weights, the ``first`` at that row and column), ``worse`` those of them whose error is
@@ -73,15 +73,15 @@ class Compared:
 
     same: bool
     weights: int
-    found: Sums = Sums()
+    stored: Sums = Sums()
     own: Sums | None = None
     against_own: Sums | None = None
     worst_row: int = 0
     worst_row_error: float = 0.0
-    changed: RowsFound = RowsFound()
-    worse: RowsFound = RowsFound()
-    far: RowsFound = RowsFound()
-    zero: RowsFound = RowsFound()
+    changed: MarkedRows = MarkedRows()
+    worse: MarkedRows = MarkedRows()
+    far: MarkedRows = MarkedRows()
+    zero: MarkedRows = MarkedRows()
     not_finite: int = 0
     different: int = 0
     first: tuple[int, int] | None = None
@@ -110,15 +110,15 @@ def _measure_tile(
     weights: Floats, data: Bytes, encoded: Bytes | None, format: Format, first_row: int
 ) -> Compared:
     same = encoded is not None and np.array_equal(data, encoded)
-    found = dequantize(format, data, weights.shape)
-    rows, not_finite = _finite_sums(weights, found)
+    stored = dequantize(format, data, weights.shape)
+    rows, not_finite = _finite_sums(weights, stored)
     errors = _row_errors(rows)
     sums = _summed(rows)
     worst = int(np.argmax(errors)) if len(errors) else 0
     common: dict[str, Any] = {
         "same": same,
         "weights": weights.size,
-        "found": sums,
+        "stored": sums,
         "worst_row": first_row + worst,
         "worst_row_error": float(errors[worst]) if len(errors) else 0.0,
         "not_finite": not_finite,
@@ -132,13 +132,13 @@ def _measure_tile(
     own = dequantize(format, encoded, weights.shape)
     own_rows = _row_sums(*_finite(weights, own))
     own_errors = _row_errors(own_rows)
-    unlike = (found != own) & ~(np.isnan(found) & np.isnan(own))
+    unlike = (stored != own) & ~(np.isnan(stored) & np.isnan(own))
     places = np.argwhere(unlike[unlike.any(axis=1)][:1])
     changed = _rows_where(unlike.any(axis=1), first_row)
     worse = unlike.any(axis=1) & (errors > SAME_WAY * own_errors)
     return Compared(
         own=_summed(own_rows),
-        against_own=_summed(_row_sums(*_finite(own, found))),
+        against_own=_summed(_row_sums(*_finite(own, stored))),
         changed=changed,
         worse=_rows_where(worse, first_row),
         far=_rows_where(errors > row_limit(format, own_errors), first_row),
@@ -154,12 +154,12 @@ def total(parts: Iterable[Compared]) -> Compared:
     worst = max(pieces, key=lambda piece: piece.worst_row_error, default=Compared(True, 0))
     own = [piece.own for piece in pieces]
     # A piece of the same bytes is against its own encoding what that is against itself.
-    against = [piece.against_own or _itself(piece.found) for piece in pieces]
+    against = [piece.against_own or _itself(piece.stored) for piece in pieces]
     firsts = [piece.first for piece in pieces if piece.first is not None]
     return Compared(
         same=all(piece.same for piece in pieces),
         weights=sum(piece.weights for piece in pieces),
-        found=_added([piece.found for piece in pieces]),
+        stored=_added([piece.stored for piece in pieces]),
         own=_added([sums for sums in own if sums is not None]) if None not in own else None,
         against_own=_added(against),
         worst_row=worst.worst_row,
@@ -174,41 +174,41 @@ def total(parts: Iterable[Compared]) -> Compared:
     )
 
 
-def is_scaled(found: Compared) -> bool:
+def is_scaled(compared: Compared) -> bool:
     """Whether the file's weights are those of encoding anew times a factor."""
-    own, against = found.own, found.against_own
-    if own is None or against is None or not against.weights or not against.found:
+    own, against = compared.own, compared.against_own
+    if own is None or against is None or not against.weights or not against.stored:
         return False
-    residue = max(0.0, 1 - against.cross**2 / (against.weights * against.found)) ** 0.5
+    residue = max(0.0, 1 - against.cross**2 / (against.weights * against.stored)) ** 0.5
     return residue < own.error / 4 and abs(against.slope - 1) > 0.002
 
 
-def _row_sums(weights: Floats | Rows, found: Floats | Rows) -> tuple[Rows, Rows, Rows, Rows]:
+def _row_sums(weights: Floats | Rows, w_hat: Floats | Rows) -> tuple[Rows, Rows, Rows, Rows]:
     """Σw², Σŵ², Σŵw and Σ(ŵ−w)² of each row."""
     with np.errstate(all="ignore"):
-        difference = found - weights
+        difference = w_hat - weights
 
         def dots(one: Any, other: Any) -> Rows:
             return np.asarray(np.einsum("ij,ij->i", one, other), np.float64)
 
-        return dots(weights, weights), dots(found, found), dots(found, weights), dots(difference, difference)
+        return dots(weights, weights), dots(w_hat, w_hat), dots(w_hat, weights), dots(difference, difference)
 
 
-def _finite_sums(weights: Floats, found: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
+def _finite_sums(weights: Floats, w_hat: Floats) -> tuple[tuple[Rows, Rows, Rows, Rows], int]:
     """The sums without what is not finite, and how many weights are so only in the file."""
-    rows = _row_sums(weights, found)
+    rows = _row_sums(weights, w_hat)
     if all(np.isfinite(row).all() for row in rows):
         return rows, 0
-    not_finite = int(np.count_nonzero(~np.isfinite(found) & np.isfinite(weights)))
-    return _row_sums(*_finite(weights, found)), not_finite
+    not_finite = int(np.count_nonzero(~np.isfinite(w_hat) & np.isfinite(weights)))
+    return _row_sums(*_finite(weights, w_hat)), not_finite
 
 
-def _finite(weights: Floats, found: Floats) -> tuple[Floats | Rows, Floats | Rows]:
+def _finite(weights: Floats, w_hat: Floats) -> tuple[Floats | Rows, Floats | Rows]:
     """Both with zeros wherever one is not finite; in float64 where squares may be beyond float32."""
-    finite = np.isfinite(weights) & np.isfinite(found)
-    if finite.all() and max(_largest(weights), _largest(found)) < 1e15:
-        return weights, found
-    return np.where(finite, weights, 0.0).astype(np.float64), np.where(finite, found, 0.0).astype(np.float64)
+    finite = np.isfinite(weights) & np.isfinite(w_hat)
+    if finite.all() and max(_largest(weights), _largest(w_hat)) < 1e15:
+        return weights, w_hat
+    return np.where(finite, weights, 0.0).astype(np.float64), np.where(finite, w_hat, 0.0).astype(np.float64)
 
 
 def _largest(values: Floats) -> float:
@@ -229,30 +229,30 @@ def _summed(rows: tuple[Rows, Rows, Rows, Rows]) -> Sums:
 def _added(parts: list[Sums]) -> Sums:
     return Sums(
         math.fsum(part.weights for part in parts),
-        math.fsum(part.found for part in parts),
+        math.fsum(part.stored for part in parts),
         math.fsum(part.cross for part in parts),
         math.fsum(part.difference for part in parts),
     )
 
 
 def _itself(sums: Sums) -> Sums:
-    return Sums(sums.found, sums.found, sums.found, 0.0)
+    return Sums(sums.stored, sums.stored, sums.stored, 0.0)
 
 
-def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> RowsFound:
+def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> MarkedRows:
     places = np.flatnonzero(chosen)
     if not len(places):
-        return RowsFound()
+        return MarkedRows()
     numbers = [first_row + int(place) for place in places[:_EXAMPLES]]
-    return RowsFound(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
+    return MarkedRows(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
 
 
-def _joined(parts: list[RowsFound]) -> RowsFound:
+def _joined(parts: list[MarkedRows]) -> MarkedRows:
     there = [part for part in parts if part.count]
     if not there:
-        return RowsFound()
+        return MarkedRows()
     examples = [number for part in there for number in part.examples]
-    return RowsFound(
+    return MarkedRows(
         sum(part.count for part in there),
         min(part.first for part in there),
         max(part.last for part in there),

@@ -1,4 +1,4 @@
-"""Findings on tensors that differ, those of one cause told together."""
+"""Findings on tensors that differ, those of one cause reported together."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _NAMED = 4
 def findings_of(wrong: Sequence[tuple[Pair, Compared]], where: Search) -> list[Finding]:
     """Findings on the tensors that differ, those of one cause together."""
     groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compared]]] = {}
-    for number, (pair, found) in enumerate(wrong):
-        cause = cause_of(pair, found, where, thorough=number < _SEARCHED)
-        groups.setdefault(cause.key, []).append((cause, pair, found))
+    for number, (pair, compared) in enumerate(wrong):
+        cause = cause_of(pair, compared, where, thorough=number < _SEARCHED)
+        groups.setdefault(cause.key, []).append((cause, pair, compared))
     _join_swapped(groups)
     if UNEXPLAINED in groups:  # what was not looked at closely is most likely the same
         groups[UNEXPLAINED] += groups.pop(UNSEARCHED, [])
@@ -39,15 +39,15 @@ def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compa
         first, second = places
         text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
         if isinstance(first, str):
-            text = f"{first} and {second} are in each other's place"
-        groups[key] = [(replace(cause, several=text), pair, found) for cause, pair, found in group]
+            text = f"{first} and {second} are swapped"
+        groups[key] = [(replace(cause, several=text), pair, compared) for cause, pair, compared in group]
 
 
 def _finding(group: Sequence[tuple[Cause, Pair, Compared]], where: Search) -> Finding:
     cause, pair, _ = group[0]
-    found = max((item[2] for item in group), key=lambda found: found.found.error)
-    error = f"relative error {found.found.error:.4g}"
-    own = None if found.own is None else f"relative error {found.own.error:.4g}"
+    compared = max((item[2] for item in group), key=lambda each: each.stored.error)
+    error = f"relative error {compared.stored.error:.4g}"
+    own = None if compared.own is None else f"relative error {compared.own.error:.4g}"
     if len(group) == 1:
         return Finding(pair.info.name, cause.one.format(name=pair.info.name), expected=own, found=error)
     names = [item[1].info.name for item in group]

@@ -50,11 +50,11 @@ def column(tensor: Tensor, columns: Sequence[int]) -> Floats:
     return np.ascontiguousarray(np.concatenate(parts).T)
 
 
-def alike(found: Floats, candidate: Floats, error: float) -> bool:
+def alike(stored: Floats, candidate: Floats, error: float) -> bool:
     """Whether ``found`` is ``candidate`` within twice the relative error a format makes."""
-    if found.shape != candidate.shape:
+    if stored.shape != candidate.shape:
         return False
-    one, other = found.astype(np.float64), candidate.astype(np.float64)
+    one, other = stored.astype(np.float64), candidate.astype(np.float64)
     norm = np.sqrt((other**2).sum(axis=1))
     difference = np.sqrt(((one - other) ** 2).sum(axis=1))
     limit = min(0.8, 2 * error + 1e-3)

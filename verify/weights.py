@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..converters.pieces import Rows, cut, work_through
+from ..converters.pieces import Piece, cut, work_through
 from ..converters.transforms import same_weights
 from ..core.cores import available_cores
 from ..core.gguf_file import TensorInfo
@@ -64,11 +64,11 @@ def check_weights(
     pairs, findings = _paired(file, model)
     compared = _compare(file, pairs, importance, threads or available_cores(), progress)
     errors, wrong = [], []
-    for pair, found in zip(pairs, compared, strict=True):
-        state = judge(pair, found, strict)
-        errors.append(_tensor_error(pair, found, state))
+    for pair, result in zip(pairs, compared, strict=True):
+        state = judge(pair, result, strict)
+        errors.append(_tensor_error(pair, result, state))
         if state == "differs":
-            wrong.append((pair, found))
+            wrong.append((pair, result))
     findings += findings_of(wrong, Search(file, model, originals or {}, len(pairs)))
     findings += _remarks(pairs, compared, errors)
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
@@ -86,7 +86,7 @@ def _paired(file: GgufFile, model: Model) -> tuple[list[Pair], list[Finding]]:
         if info is not None and info.shape == tensor.shape:
             pairs.append(Pair(info, tensor, file.format(info)))
         elif info is not None:
-            message = f"{tensor.name} is {list(info.shape)}, the checkpoint's {list(tensor.shape)}"
+            message = f"{tensor.name} is {list(info.shape)}, but {list(tensor.shape)} in the checkpoint"
             findings.append(Finding(tensor.name, message))
         elif not _dispensable(tensor, model):
             message = f"tensor {tensor.name} of the checkpoint is not in the file"
@@ -136,11 +136,11 @@ def _compare(
 ) -> list[Compared]:
     tensors = [pair.tensor for pair in pairs]
     slow = {index for index, pair in enumerate(pairs) if pair.format.block_size == 256}
-    results: dict[Rows, Compared | None] = {}
+    results: dict[Piece, Compared | None] = {}
     total_bytes = sum(pair.info.nbytes for pair in pairs)
 
-    def run(pieces: Sequence[Rows], progress: Progress, *, thorough: bool) -> None:
-        def work(rows: Rows, scratch: Scratch) -> int:
+    def run(pieces: Sequence[Piece], progress: Progress, *, thorough: bool) -> None:
+        def work(rows: Piece, scratch: Scratch) -> int:
             pair = pairs[rows.index]
             results[rows] = _compare_piece(file, pair, rows, importance, scratch, thorough=thorough)
             return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
@@ -150,20 +150,20 @@ def _compare(
     pieces = cut(tensors, slow)
     run(pieces, progress, thorough=False)
     # Where part of a tensor differs, the sums of all of it are needed.
-    harmed = {rows.index for rows, found in results.items() if found is not None and not found.same}
+    harmed = {rows.index for rows, result in results.items() if result is not None and not result.same}
     again = [rows for rows in pieces if rows.index in harmed and results[rows] is None]
     run(again, silent, thorough=True)
     parts: list[list[tuple[int, Compared]]] = [[] for _ in pairs]
-    for rows, found in results.items():
+    for rows, result in results.items():
         weights = (rows.stop - rows.start) * tensors[rows.index].row_elements
-        parts[rows.index].append((rows.start, found or Compared(True, weights)))
-    return [total(found for _, found in sorted(part, key=lambda item: item[0])) for part in parts]
+        parts[rows.index].append((rows.start, result or Compared(True, weights)))
+    return [total(result for _, result in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
 def _compare_piece(
     file: GgufFile,
     pair: Pair,
-    rows: Rows,
+    rows: Piece,
     importance: Importance | None,
     scratch: Scratch,
     *,
@@ -191,53 +191,53 @@ def _compare_piece(
 # Judging
 
 
-def judge(pair: Pair, found: Compared, strict: bool) -> TensorState:
-    if found.not_finite:
+def judge(pair: Pair, compared: Compared, strict: bool) -> TensorState:
+    if compared.not_finite:
         return "differs"
-    if found.same:
+    if compared.same:
         return "identical"
     if pair.tensor.name == _COMPUTED and not strict:
-        return "within" if found.found.error < _COMPUTED_ERROR else "differs"
+        return "within" if compared.stored.error < _COMPUTED_ERROR else "differs"
     if (strict and pair.format in RECODABLE) or not pair.format.quantized:
         # Zeros of the other sign are the same numbers.
-        return "within" if found.different == 0 and not strict else "differs"
-    if _few_rows_changed(pair, found) and found.worse.count:
+        return "within" if compared.different == 0 and not strict else "differs"
+    if _few_rows_changed(pair, compared) and compared.worse.count:
         return "differs"
-    return "within" if _within(pair.format, found) else "differs"
+    return "within" if _within(pair.format, compared) else "differs"
 
 
-def _few_rows_changed(pair: Pair, found: Compared) -> bool:
+def _few_rows_changed(pair: Pair, compared: Compared) -> bool:
     """Whether nearly all rows are those of encoding anew, so that no importance data excuse the others."""
-    rows = found.weights // pair.info.shape[-1]
-    return found.own is not None and _FEW * found.changed.count < rows
+    rows = compared.weights // pair.info.shape[-1]
+    return compared.own is not None and _FEW * compared.changed.count < rows
 
 
-def _within(format: Format, found: Compared) -> bool:
+def _within(format: Format, compared: Compared) -> bool:
     """Whether the error is what the format makes of the weights, whatever the importance data."""
-    own = found.own
-    error = found.found.error
-    if found.far.count or error > error_limit(format, None if own is None else own.error):
+    own = compared.own
+    error = compared.stored.error
+    if compared.far.count or error > error_limit(format, None if own is None else own.error):
         return False
     lowest, highest = slope_limits(
-        format, None if own is None else (own.error, own.slope), error, found.weights
+        format, None if own is None else (own.error, own.slope), error, compared.weights
     )
-    return lowest <= found.found.slope <= highest and not is_scaled(found)
+    return lowest <= compared.stored.slope <= highest and not is_scaled(compared)
 
 
-def _tensor_error(pair: Pair, found: Compared, state: TensorState) -> TensorError:
-    own = found.own.error if found.own is not None else found.found.error
-    if found.own is None and not found.same:
+def _tensor_error(pair: Pair, compared: Compared, state: TensorState) -> TensorError:
+    own = compared.own.error if compared.own is not None else compared.stored.error
+    if compared.own is None and not compared.same:
         own = typical_error(pair.format)
     return TensorError(
         pair.info.name,
         pair.format.name,
         layer_of(pair.info.name),
         state,
-        found.found.error,
+        compared.stored.error,
         own,
-        found.worst_row,
-        found.worst_row_error,
-        found.found.slope,
+        compared.worst_row,
+        compared.worst_row_error,
+        compared.stored.slope,
     )
 
 
@@ -247,14 +247,14 @@ def _remarks(
     """What is worth knowing though nothing is wrong."""
     loose = [
         pair
-        for pair, found, error in zip(pairs, compared, errors, strict=True)
-        if error.state == "within" and found.own is None and not found.same
+        for pair, result, error in zip(pairs, compared, errors, strict=True)
+        if error.state == "within" and result.own is None and not result.same
     ]
     if not loose:
         return []
     names = ", ".join(sorted({pair.format.display for pair in loose}))
     message = (
-        f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the format; "
-        "kconv does not encode it anew to tell more, which takes too long"
+        f"{len(loose)} tensors in {names} differ from the checkpoint no more than is usual for the "
+        "format; for a closer check kconv would have to encode it again, which takes too long"
     )
     return [Finding(loose[0].info.name, message, grave=False)]

@@ -1,7 +1,7 @@
 """Small, named corrections between a checkpoint's tokenizer and what llama.cpp needs.
 
 Each adapter is a pure function ``(Vocab, AdapterContext) -> (Vocab, Notes)``. It acts on what the files say,
-tells what it changed, and leaves ordinary models alone. ``adapt`` applies them in the order of ADAPTERS.
+reports what it changed, and leaves ordinary models alone. ``adapt`` applies them in the order of ADAPTERS.
 
 Why special ids are always written: where a key is missing llama.cpp assumes BOS 1, EOS 2, unknown 0 for
 ``llama`` vocabularies and BOS = EOS = 11 for ``gpt2`` ones (src/llama-vocab.cpp), and id 11 of a Korean
@@ -66,10 +66,10 @@ def dot42_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
         if role not in special:
             special[role] = ids[text]
             changes.append(f"{role} is {shown(vocab, ids[text])}")
-    told = context.tokenizer_config.get("add_bos_token")
-    add_bos = told if isinstance(told, bool) else vocab.add_bos
+    configured = context.tokenizer_config.get("add_bos_token")
+    add_bos = configured if isinstance(configured, bool) else vocab.add_bos
     if add_bos != vocab.add_bos:
-        changes.append(f"BOS is {'' if add_bos else 'not '}added, as tokenizer_config.json says")
+        changes.append(f"BOS is {'' if add_bos else 'not '}added, as set in tokenizer_config.json")
     if not changes:
         return vocab, ()
     adapted = replace(vocab, types=tuple(types), special=special, add_bos=add_bos)
@@ -88,9 +88,9 @@ def kogpt_specials(vocab: Vocab, context: AdapterContext) -> Adaptation:
     }
     if len(ids) != len(_KOGPT_ROLES) or not missing:
         return vocab, ()
-    said = "; ".join(f"{role} is {shown(vocab, index)}" for role, index in missing.items())
+    missing_text = "; ".join(f"{role} is {shown(vocab, index)}" for role, index in missing.items())
     adapted = replace(vocab, special={**vocab.special, **missing})
-    return adapted, (Note("kogpt-specials", f"KoGPT's special tokens: {said}"),)
+    return adapted, (Note("kogpt-specials", f"KoGPT's special tokens: {missing_text}"),)
 
 
 def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
@@ -108,8 +108,10 @@ def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
     changes: list[str] = []
     if bos is None:
         default = MISSING_DEFAULTS.get(vocab.model, {}).get("bos", -1)
-        taken = f", where llama.cpp would take {shown(vocab, default)}" if 0 <= default < vocab.size else ""
-        changes.append(f"the tokenizer has no BOS{taken}; EOS {shown(vocab, eos)} is written for both")
+        taken = (
+            (f", for which llama.cpp would use {shown(vocab, default)}") if 0 <= default < vocab.size else ""
+        )
+        changes.append(f"the tokenizer has no BOS{taken}; EOS {shown(vocab, eos)} is written as both")
     unknown = special.get("unknown")
     if "padding" not in special and unknown not in (None, eos) and _BYTE_TOKENS.issubset(vocab.tokens):
         assert unknown is not None
@@ -120,7 +122,7 @@ def unify_bos_eos(vocab: Vocab, context: AdapterContext) -> Adaptation:
         )
     if vocab.add_bos:
         source = "tokenizer_config.json" if "add_bos_token" in context.tokenizer_config else "the tokenizer"
-        changes.append(f"as {source} has it, llama.cpp will begin every text with {shown(vocab, eos)}")
+        changes.append(f"as set by {source}, llama.cpp will begin every text with {shown(vocab, eos)}")
     if not changes:
         return vocab, ()
     return replace(vocab, special=special), (Note("unify-bos-eos", "; ".join(changes)),)
@@ -134,17 +136,19 @@ def chat_template(vocab: Vocab, context: AdapterContext) -> Adaptation:
             return vocab, ()
         action = "without a chat template" if template is None else f"chat template {context.chat_template!r}"
         former = ", instead of the checkpoint's own" if vocab.chat_template is not None else ""
-        return replace(vocab, chat_template=template), (Note("chat-template", f"{action}, as asked{former}"),)
+        return replace(vocab, chat_template=template), (
+            Note("chat-template", (f"{action}, as requested{former}")),
+        )
     if vocab.chat_template is not None:
         return vocab, ()
     recognised = recognise_template(context, vocab)
     if recognised is not None:
-        found, evidence = recognised
+        prompt_format, evidence = recognised
         message = (
-            f"the checkpoint has no chat template; {found.name!r} is written, the prompt format of "
-            f"{found.model}, recognised by its special tokens and its name ({evidence})"
+            f"the checkpoint has no chat template; {prompt_format.name!r} is written instead, the prompt "
+            f"format of {prompt_format.model}, identified by its special tokens and its name ({evidence})"
         )
-        return replace(vocab, chat_template=found.template), (Note("chat-template", message),)
+        return replace(vocab, chat_template=prompt_format.template), (Note("chat-template", message),)
     likely = likely_template(context, vocab)
     if likely is None:
         return vocab, ()
@@ -204,10 +208,11 @@ def rope_theta(vocab: Vocab, context: AdapterContext) -> Adaptation:
     theta = context.config.get("rope_theta", nested)
     if theta is not None and theta != 10000:
         return vocab, ()
-    said = "has no rope_theta (so 10000)" if theta is None else f"says rope_theta {theta:g}"
+    stated = "has no rope_theta (so 10000)" if theta is None else f"has rope_theta {theta:g}"
     message = (
-        f"config.json {said}, but the vocabulary is Llama 3's, which was trained with 500000; converted as "
-        "it stands: compare with the base model's config.json if long or all answers come out broken"
+        f"config.json {stated}, but the vocabulary is Llama 3's, which was trained with 500000; "
+        "converted unchanged: compare with the base model's config.json if answers, or only long "
+        "ones, come out broken"
     )
     return vocab, (Note("rope-theta", message, warning=True),)
 
@@ -215,14 +220,18 @@ def rope_theta(vocab: Vocab, context: AdapterContext) -> Adaptation:
 ADAPTERS: tuple[Adapter, ...] = (
     Adapter("42dot-specials", "42dot's special tokens by their texts", dot42_specials),
     Adapter("kogpt-specials", "KoGPT's special tokens by their texts", kogpt_specials),
-    Adapter("special-ids", "special ids from the tokenizer where config.json is stale", special_ids),
-    Adapter("unify-bos-eos", "one token as BOS and EOS where the tokenizer has it so (EAGLE)", unify_bos_eos),
-    Adapter("chat-template", "the prompt format of a model recognised with certainty", chat_template),
+    Adapter("special-ids", "special token ids from the tokenizer where config.json is outdated", special_ids),
     Adapter(
-        "generation-tags", "transformers' training marks out of the chat template", without_generation_tags
+        "unify-bos-eos", ("one token as both BOS and EOS where the tokenizer does so (EAGLE)"), unify_bos_eos
+    ),
+    Adapter("chat-template", "the prompt format of a model identified with certainty", chat_template),
+    Adapter(
+        "generation-tags",
+        ("removal of transformers' training tags from the chat template"),
+        without_generation_tags,
     ),
     Adapter("end-of-turn", "the token that ends a turn of the chat template", end_of_turn),
-    Adapter("pad-rows", "unused tokens up to the number of embedding rows", pad_rows),
+    Adapter("pad-rows", "unused tokens to match the number of embedding rows", pad_rows),
     Adapter("rope-theta", "a warning for Llama 2's rope_theta on Llama 3's vocabulary", rope_theta),
 )
 
@@ -243,7 +252,7 @@ def _refuse_unknown(names: Collection[str]) -> None:
     unknown = sorted(set(names) - set(adapter_names()))
     if unknown:
         raise UsageError(
-            f"there is no adapter {', '.join(map(repr, unknown))}",
+            f"unknown adapter {', '.join(map(repr, unknown))}",
             hint=f"adapters are {', '.join(adapter_names())}",
         )
 
@@ -251,7 +260,7 @@ def _refuse_unknown(names: Collection[str]) -> None:
 def adapt(
     vocab: Vocab, context: AdapterContext, enabled: Collection[str] | None = None
 ) -> tuple[Vocab, tuple[Note, ...]]:
-    """Apply the adapters named in ``enabled`` (None: all) and tell what they did.
+    """Apply the adapters named in ``enabled`` (None: all); returns notes on what they did.
 
     Raises VocabError where the vocabulary has more tokens than the embedding has rows or a special id lies
     outside it; UsageError for unknown names, or where an adapter that is switched off was needed for a file
@@ -272,12 +281,12 @@ def adapt(
     notes: list[Note] = []
     for adapter in ADAPTERS:
         if adapter.name in chosen:
-            vocab, said = adapter.apply(vocab, context)
-            notes.extend(said)
+            vocab, new_notes = adapter.apply(vocab, context)
+            notes.extend(new_notes)
     if vocab.size != context.rows:
         raise UsageError(
-            f"the tokenizer has {vocab.size} tokens, the embedding {context.rows} rows, and llama.cpp loads "
-            "no model where the two differ",
-            hint="leave the adapter 'pad-rows' on",
+            f"the tokenizer has {vocab.size} tokens, the embedding {context.rows} rows, and llama.cpp "
+            "only loads models where the two are equal",
+            hint="do not switch off the adapter 'pad-rows'",
         )
     return vocab, tuple(notes)

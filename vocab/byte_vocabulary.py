@@ -49,8 +49,8 @@ def is_byte_tokenizer(checkpoint: Checkpoint) -> bool:
     names T5Tokenizer by mistake: believed only where there is a file for it to read, or the number of rows
     is not ByT5's 384. Raises CheckpointError where tokenizer_config.json is malformed.
     """
-    told = _class(checkpoint)
-    return told == _CLASS or (told in _MISNAMED and _looks_misnamed(checkpoint))
+    class_name = _class(checkpoint)
+    return class_name == _CLASS or (class_name in _MISNAMED and _looks_misnamed(checkpoint))
 
 
 def _class(checkpoint: Checkpoint) -> object:
@@ -86,12 +86,12 @@ def read_byte_vocabulary(checkpoint: Checkpoint, settings: TokenSettings) -> Sou
     if len(tokens) > rows:
         beyond = [text for text in tokens[rows:] if text is not None]
         tokens, added = tokens[:rows], [token for token in added if (token.id or 0) < rows]
-        message = f"{len(beyond)} tokens have no row in the embedding and are left out: {_ends(beyond)}"
+        message = f"{len(beyond)} tokens have no embedding row and are left out: {_ends(beyond)}"
         notes.append(Note("tokens-without-rows", message))
     if _class(checkpoint) != _CLASS:
         message = (
-            f"the folder names {quoted(_class(checkpoint))} but has no file for it, and {_ROWS} rows as ByT5 "
-            "has: read as a vocabulary of bytes"
+            f"the folder names {quoted(_class(checkpoint))} but has no file for it; with {_ROWS} "
+            "embedding rows as in ByT5, it is read as a byte vocabulary"
         )
         notes.append(Note("byte-vocabulary", message, warning=True))
     return _source(tokens, added, settings, tuple(notes))
@@ -104,12 +104,13 @@ def _tokens(
     known = {token.id: token for token in settings.added if token.id is not None}
     added: dict[int, AddedToken] = {}
     for index, (role, text, key) in enumerate(_BASE):
-        said = [flags for file in (special_map, raw) if isinstance(flags := file.get(key), dict)]
-        strips = {side: not said or said[0].get(side) is True for side in ("lstrip", "rstrip")}
+        flag_files = [flags for file in (special_map, raw) if isinstance(flags := file.get(key), dict)]
+        strips = {side: not flag_files or flag_files[0].get(side) is True for side in ("lstrip", "rstrip")}
         added[index] = known.pop(index, AddedToken(settings.roles.get(role, text), index, **strips))
     if strange := [index for index in known if index < FIRST_ADDED]:
         raise VocabError(
-            f"{quoted(known[strange[0]].text)} shall have the id {strange[0]}, which is a byte's (3 to 258)"
+            f"{quoted(known[strange[0]].text)} is given the id {strange[0]}, which belongs to a byte "
+            "(3 to 258)"
         )
     added.update((index, token) for index, token in known.items() if index is not None)
     texts = {token.text for token in added.values()}
@@ -126,7 +127,7 @@ def _tokens(
     named = [text for text in tokens if text is not None]
     if len(set(named)) != len(named):
         twice = next(text for text in named if named.count(text) > 1)
-        raise VocabError(f"the token {quoted(twice)} stands twice in the byte vocabulary")
+        raise VocabError(f"the token {quoted(twice)} appears twice in the byte vocabulary")
     return tokens, [added[index] for index in sorted(added)]
 
 
@@ -155,11 +156,11 @@ def _source(
         types[index] = TokenType.CONTROL if control else TokenType.USER_DEFINED
     types[2] = TokenType.UNKNOWN
     # What is cut out of a text in every case is not special; ByT5 keeps its first three flagged otherwise.
-    found = [replace(token, special=token.special or (token.id or 0) < OFFSET) for token in added]
+    all_added = [replace(token, special=token.special or (token.id or 0) < OFFSET) for token in added]
     ids = {text: index for index, text in enumerate(tokens) if text is not None}
     roles = {role: ids[text] for role, text in settings.roles.items() if text in ids}
     special = {**roles, **{role: index for index, (role, _, _) in enumerate(_BASE)}}
-    table = TokenTable(tuple(tokens), tuple(types), tuple(found), special, add_bos=False, add_eos=True)
+    table = TokenTable(tuple(tokens), tuple(types), tuple(all_added), special, add_bos=False, add_eos=True)
     files = settings.files or ("config.json",)
     spec = {"model": {"type": "UTF-8 bytes"}}
     return Source(
@@ -168,7 +169,7 @@ def _source(
         description=describe(
             KIND, files, spec, table, 0, settings.chat_template, sentinels=sentinels(tokens)
         ),
-        encode_batch=_encoder(found),
+        encode_batch=_encoder(all_added),
         chat_template=settings.chat_template,
         notes=notes,
     )
@@ -204,14 +205,14 @@ def _encoder(added: Sequence[AddedToken]) -> Encoder:
         return [one(text, patterns[parse_special]) for text in texts]
 
     def one(text: str, pattern: re.Pattern[str] | None) -> array[int]:
-        found = array("i")
+        tokens = array("i")
         end = 0
         for match in pattern.finditer(text) if pattern else ():
-            found.extend(in_bytes(text[end : match.start()]))
-            found.append(ids[match.group()])
+            tokens.extend(in_bytes(text[end : match.start()]))
+            tokens.append(ids[match.group()])
             end = match.end()
-        found.extend(in_bytes(text[end:]))
-        return found
+        tokens.extend(in_bytes(text[end:]))
+        return tokens
 
     def in_bytes(text: str) -> list[int]:
         return [byte + OFFSET for byte in text.encode("utf-8", "surrogatepass")]

@@ -44,15 +44,15 @@ def candidates(source: Source) -> Iterator[Candidate]:
         return iter([Candidate("raw BPE", raw)])
     if source.kind == "sentencepiece bpe" and sum(kind is TokenType.BYTE for kind in source.types) < 256:
         raise VocabError(
-            f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for such"
-            " vocabularies stops at the first character it does not know",
+            f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for "
+            "such vocabularies aborts at the first unknown character",
             hint="supported are byte-level BPE, byte-fallback BPE, SentencePiece unigram and BPE"
             " (BPE with byte fallback)",
         )
     return _sentencepiece(source, base)
 
 
-def without_home(source: Source) -> str | None:
+def unsupported_reason(source: Source) -> str | None:
     """Why no vocabulary of llama.cpp can be equal to a tokenizer of this kind; None where one may be.
 
     A BPE over characters gives its unknown token for a character it does not have. llama.cpp's BPE leaves
@@ -61,8 +61,8 @@ def without_home(source: Source) -> str | None:
     if source.kind != "character bpe":
         return None
     return (
-        "the tokenizer is a BPE over characters without byte tokens, and llama.cpp has none of that kind: it "
-        "leaves out characters the vocabulary does not have"
+        "the tokenizer is a character BPE without byte tokens, which llama.cpp does not support: it "
+        "would drop characters that are not in the vocabulary"
     )
 
 

@@ -1,7 +1,7 @@
 """What the vocabulary stage may know of a checkpoint besides its tokenizer.
 
 Names matter where files do not say enough: 42dot's PLM and SFT share configuration and vocabulary, so only a
-name tells whether the prompt format of the SFT model applies.
+name decides whether the prompt format of the SFT model applies.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def model_names(checkpoint: Checkpoint) -> dict[str, str]:
         names["Hub cache"] = repository
     else:
         names["folder"] = checkpoint.folder.resolve().name
-    told = checkpoint.config.get("_name_or_path")
-    if isinstance(told, str) and told.strip():
-        names["config.json _name_or_path"] = told.strip()[:500]
+    name = checkpoint.config.get("_name_or_path")
+    if isinstance(name, str) and name.strip():
+        names["config.json _name_or_path"] = name.strip()[:500]
     heading = _HEADING.search(_FRONT_MATTER.sub("", read_card(checkpoint.folder), count=1))
     if heading is not None:
         names["README.md"] = heading.group(1)
@@ -95,5 +95,5 @@ def read_beginning(path: Path, limit: int) -> str:
 
 def front_matter(card: str) -> str:
     """The YAML between the two lines of dashes a card begins with; empty if it has none."""
-    found = _FRONT_MATTER.match(card)
-    return "" if found is None else found.group(1)
+    match = _FRONT_MATTER.match(card)
+    return "" if match is None else match.group(1)

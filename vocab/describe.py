@@ -20,7 +20,7 @@ def describe(
     *,
     sentinels: str = "",
 ) -> Description:
-    """Describe a tokenizer by the parts of its tokenizer.json, or what stands for them."""
+    """Describe a tokenizer by the parts of its tokenizer.json, or their equivalents."""
     model = spec["model"]
     flags = [name for name in ("byte_fallback", "ignore_merges", "fuse_unk") if model.get(name)]
     counts = [f"{sum(text is not None for text in table.tokens)} tokens"]

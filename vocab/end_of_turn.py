@@ -39,7 +39,7 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
         try:
             end = turn_end(vocab)
         except VocabError as error:
-            notes.append(Note(NAME, f"{error.message}; it is carried over unchanged", warning=True))
+            notes.append(Note(NAME, f"{error.message}; it is copied unchanged", warning=True))
             end = None
         known = {index for index, text in enumerate(vocab.tokens) if text in KNOWN_END_OF_TURN}
         if end is not None and not (end == special.get("eos") and known <= {end}):
@@ -49,7 +49,7 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
         role = next((role for role in ("eot", "eom") if role not in special), None)
         if role is None:
             message = (
-                f"generation_config.json also stops at {shown(vocab, index)}, for which GGUF has no key left"
+                f"generation_config.json also stops at {shown(vocab, index)}, for which GGUF has no free key"
             )
             notes.append(Note(NAME, message, warning=True))
             continue
@@ -97,11 +97,11 @@ def _further_stops(vocab: Vocab, context: AdapterContext, special: dict[str, int
     value = context.generation_config.get("eos_token_id")
     stops = value if isinstance(value, list) else [value]
     covered = {special.get(role) for role in ("eos", "eot", "eom")}
-    found: list[int] = []
+    ids: list[int] = []
     for index in stops:
         if not isinstance(index, int) or isinstance(index, bool) or not looks_special(vocab, index):
             continue
         if index not in covered and vocab.tokens[index] not in KNOWN_END_OF_GENERATION:
             covered.add(index)
-            found.append(index)
-    return found
+            ids.append(index)
+    return ids

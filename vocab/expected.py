@@ -23,7 +23,7 @@ from .context import AdapterContext, read_context
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .sampling import recommended_sampling, sampling_metadata
-from .settle import EMBEDDING, adapted
+from .selection import EMBEDDING, adapted
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 
@@ -45,12 +45,12 @@ def expected_model(
         rows = model.tensor(EMBEDDING).rows
     except KeyError as error:
         raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be fitted to it"
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
         ) from error
-    found, _ = read_vocab(header.metadata)
-    candidate = _candidate(source, found, header, manifest)
+    actual, _ = read_vocab(header.metadata)
+    candidate = _candidate(source, actual, header, manifest)
     context = read_context(checkpoint, rows=rows, chat_template=None)
-    vocab = _with_options(candidate, context, found, manifest)
+    vocab = _with_options(candidate, context, actual, manifest)
     metadata = {**model.metadata, **sampling_metadata(recommended_sampling(context, vocab))}
     if _begins_with_space(source, vocab, manifest):
         metadata[LEADING_SPACE] = True
@@ -59,7 +59,7 @@ def expected_model(
 
 
 def _candidate(
-    source: Source, found: Vocab, header: GgufHeader, manifest: Mapping[str, Any] | None
+    source: Source, actual: Vocab, header: GgufHeader, manifest: Mapping[str, Any] | None
 ) -> Candidate:
     """The one the manifest names, else the one most like the file's."""
     able = list(candidates(source))
@@ -67,12 +67,12 @@ def _candidate(
     for candidate in able:
         if candidate.name == named:
             return candidate
-    own = [candidate for candidate in able if candidate.vocab.model == _kind(found)]
+    own = [candidate for candidate in able if candidate.vocab.model == _kind(actual)]
     if not own:
         return able[0]
     if source.kind == "byte-level bpe":  # they differ in nothing else; whether the name is right is measured
-        return Candidate(f"byte-level BPE, {found.pre}", replace(own[0].vocab, pre=found.pre))
-    return min(own, key=lambda candidate: _distance(candidate.vocab, found, header))
+        return Candidate(f"byte-level BPE, {actual.pre}", replace(own[0].vocab, pre=actual.pre))
+    return min(own, key=lambda candidate: _distance(candidate.vocab, actual, header))
 
 
 def _kind(vocab: Vocab) -> str:
@@ -80,11 +80,11 @@ def _kind(vocab: Vocab) -> str:
     return BPE if vocab.model == GEMMA4 else vocab.model
 
 
-def _distance(vocab: Vocab, found: Vocab, header: GgufHeader) -> tuple[bool, bool, int]:
+def _distance(vocab: Vocab, actual: Vocab, header: GgufHeader) -> tuple[bool, bool, int]:
     """A file that adds no leading space counts as meant so only if it says so."""
     spaced = header.metadata.get(LEADING_SPACE) is not True
     wrong_space = vocab.model == SPM and vocab.add_space_prefix != spaced
-    return wrong_space, vocab.pre != found.pre, _unlike(vocab.tokens, found.tokens)
+    return wrong_space, vocab.pre != actual.pre, _unlike(vocab.tokens, actual.tokens)
 
 
 def _unlike(tokens: Sequence[str], others: Sequence[str]) -> int:
@@ -93,17 +93,17 @@ def _unlike(tokens: Sequence[str], others: Sequence[str]) -> int:
 
 def _of_proof(manifest: Mapping[str, Any] | None, key: str) -> Any:
     """What the manifest says of the token parity at the conversion."""
-    found: Any = manifest
+    value: Any = manifest
     for name in ("proof", "tokens", "parity"):
-        inner = found.get(name) if isinstance(found, Mapping) else None
+        inner = value.get(name) if isinstance(value, Mapping) else None
         if name == "parity" and not isinstance(inner, Mapping):  # a conversion without a proof
             break
-        found = inner
-    return found.get(key) if isinstance(found, Mapping) else None
+        value = inner
+    return value.get(key) if isinstance(value, Mapping) else None
 
 
 def _with_options(
-    candidate: Candidate, context: AdapterContext, found: Vocab, manifest: Mapping[str, Any] | None
+    candidate: Candidate, context: AdapterContext, actual: Vocab, manifest: Mapping[str, Any] | None
 ) -> Vocab:
     """The candidate after the adapters, with the options of the conversion.
 
@@ -126,14 +126,14 @@ def _with_options(
         if template.lower() == NO_TEMPLATE or format_named(template) is not None:
             context = replace(context, chat_template=template)
         else:
-            own = replace(candidate.vocab, chat_template=found.chat_template)
+            own = replace(candidate.vocab, chat_template=actual.chat_template)
             candidate = replace(candidate, vocab=own)
     return adapted(candidate, context, enabled)[0]
 
 
 def _strange_option(name: str, value: object) -> InputError:
     return InputError(
-        f"the manifest says {name} {quoted(value)}, which this kconv does not know",
+        f"the manifest has {name} {quoted(value)}, which this version of kconv does not support",
         hint="use the version that made the file, or pass --ignore-manifest",
     )
 

@@ -36,8 +36,8 @@ def without_generation_tags(vocab: Vocab, context: AdapterContext) -> tuple[Voca
     if replaced is None or replaced == template:
         return vocab, ()
     message = (
-        "the chat template marks what to train on with {% generation %}, a tag of transformers that other "
-        "programs refuse; {% if true %} is written in its place, which renders the same"
+        "the chat template marks training text with {% generation %}, a tag of transformers that "
+        "other programs reject; it is replaced by {% if true %}, which renders the same"
     )
     return replace(vocab, chat_template=replaced), (Note(NAME, message),)
 
@@ -80,9 +80,9 @@ def _tags(template: str) -> Iterator[re.Match[str]]:
         if tag := _TAG.match(template, at):
             yield tag
         raw = _RAW.match(template, at)
-        found = (
+        matches = (
             _END_OF_RAW.search(template, raw.end()) if raw else (tag or _CODE[kind].match(template, at + 2))
         )
-        if found is None:
+        if matches is None:
             return
-        at = found.end()
+        at = matches.end()

@@ -68,7 +68,7 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     bad = next((line for line, pair in zip(lines, pairs, strict=True) if len(pair) != 2), None)
     if bad is not None:
         raise VocabError(
-            f"{folder / 'merges.txt'}: {quoted(bad)} is no merge, expected two tokens and a space"
+            f"{folder / 'merges.txt'}: {quoted(bad)} is not a merge, expected two tokens separated by a space"
         )
     # An added token's id may lie beyond a gap; as an entry of the model's vocabulary it keeps it.
     for token in settings.added:
@@ -103,7 +103,7 @@ def _merges(raw: Sequence[Any]) -> tuple[tuple[str, ...], int]:
 
 def _dropped_note(count: int) -> Note:
     return Note(
-        "merges-with-spaces", f"{count} merges of texts that hold a space cannot be written and are left out"
+        "merges-with-spaces", f"{count} merges of texts with spaces cannot be written and are left out"
     )
 
 
@@ -157,7 +157,7 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
     if kind == "Unigram" or (kind is None and "unk_id" in model):
         return "sentencepiece unigram"
     raise VocabError(
-        f"tokenizer.json holds a {kind} model, which kconv does not read",
+        f"tokenizer.json contains a {kind} model, which kconv does not support",
         hint="supported are BPE (byte-level, with byte fallback, over characters) and unigram models",
     )
 

@@ -36,7 +36,7 @@ RAW_PRE = frozenset({"sarvam-moe", *ALWAYS_BOS})
 
 
 @dataclass(frozen=True)
-class Fault:
+class MalformedKey:
     """A key that cannot be read as it has to be: in words what was expected, and what there is."""
 
     key: str
@@ -44,7 +44,7 @@ class Fault:
     found: str
 
 
-def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[Fault, ...]]:
+def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[MalformedKey, ...]]:
     """The vocabulary under ``tokenizer.*``, and every key of a wrong type, which counts as missing.
 
     ``special`` holds the ids llama.cpp arrives at. ``types`` are all NORMAL where the file has none; those
@@ -90,10 +90,10 @@ class _Reader:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
-        self.faults: list[Fault] = []
+        self.faults: list[MalformedKey] = []
 
-    def fault(self, key: str, expected: str, found: object) -> None:
-        self.faults.append(Fault(key, expected, quoted(found)))
+    def fault(self, key: str, expected: str, actual: object) -> None:
+        self.faults.append(MalformedKey(key, expected, quoted(actual)))
 
     def text(self, name: str) -> str | None:
         value = self._metadata.get(PREFIX + name)
@@ -153,9 +153,9 @@ class _Reader:
 
     def special(self, model: str, pre: str, tokens: int) -> dict[str, int]:
         """Ids by role: the file's where it lies within the vocabulary, else llama.cpp's own."""
-        found = {role: index for role, index in MISSING_DEFAULTS.get(model, {}).items() if index < tokens}
+        ids = {role: index for role, index in MISSING_DEFAULTS.get(model, {}).items() if index < tokens}
         if pre in _NO_BOS:
-            found.pop("bos", None)
+            ids.pop("bos", None)
         for name in (*ROLES, *_OLD_ROLES):
             key = f"{PREFIX}{name}_token_id"
             value = self._metadata.get(key)
@@ -164,5 +164,5 @@ class _Reader:
             if type(value) is not int or value < 0:
                 self.fault(key, "a token's id", value)
             elif value < tokens:
-                found[_OLD_ROLES.get(name, name)] = value
-        return found
+                ids[_OLD_ROLES.get(name, name)] = value
+        return ids

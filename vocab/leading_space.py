@@ -17,7 +17,7 @@ _SPACE = "{{ ' ' }}"
 
 
 def with_space_in_template(vocab: Vocab) -> tuple[Vocab, tuple[Note, ...]]:
-    """Let chats begin with the space; where they begin with a special token it has no place, which is said.
+    """Let chats begin with the space; after a special token it has no place, which a note says.
 
     Raises VocabError where the template cannot be rendered.
     """
@@ -35,5 +35,5 @@ def with_space_in_template(vocab: Vocab) -> tuple[Vocab, tuple[Note, ...]]:
     first = next((text for text in control if text and rendered.startswith(text)), None)
     if first is None:
         return replace(vocab, chat_template=_SPACE + vocab.chat_template), ()
-    message = f"the chat begins with {first}, after which the tokenizer puts a space and llama.cpp none"
+    message = f"the chat begins with {first}, after which the tokenizer adds a space and llama.cpp does not"
     return vocab, (Note("leading-space-chat", message, warning=True),)

@@ -47,13 +47,13 @@ def main(arguments: Sequence[str]) -> int:
         flags, length = struct.unpack("<BI", child.take(5))
         text = child.take(length)
         add, parse = bool(flags & ADD_SPECIAL), bool(flags & PARSE_SPECIAL)
-        found = library.llama_tokenize(vocab, text, length, buffer, room, add, parse)
-        if found < 0:
-            room = -found
+        written = library.llama_tokenize(vocab, text, length, buffer, room, add, parse)
+        if written < 0:
+            room = -written
             buffer = (ctypes.c_int32 * room)()
-            found = library.llama_tokenize(vocab, text, length, buffer, room, add, parse)
-        answer += struct.pack("<I", found)
-        answer += memoryview(buffer).cast("B")[: 4 * found]
+            written = library.llama_tokenize(vocab, text, length, buffer, room, add, parse)
+        answer += struct.pack("<I", written)
+        answer += memoryview(buffer).cast("B")[: 4 * written]
         if len(answer) > 1 << 20:
             child.write(answer)
             answer.clear()

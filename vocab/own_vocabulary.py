@@ -13,7 +13,7 @@ from .adapters import enabled_adapters, unify_bos_eos
 from .candidates import Candidate, base_vocab
 from .context import AdapterContext
 from .end_of_turn import turn_end
-from .settle import adapted
+from .selection import adapted
 from .special_ids import looks_special
 from .tokenizer import Source
 
@@ -23,14 +23,14 @@ _NOT_NEEDED = frozenset({"unify-bos-eos", "generation-tags", "end-of-turn"})
 def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
     """Tokens, special ids and chat template of ``source``, adapted; ``model`` is empty, as for no llama.cpp.
 
-    The notes tell of chat templates and of what to beware of. Raises VocabError for more tokens than rows,
+    The notes are about chat templates and known dangers. Raises VocabError for more tokens than rows,
     UsageError for an unknown chat template.
     """
     own = Candidate("the tokenizer itself", base_vocab(source, model=""))
-    vocab, said = adapted(own, context, enabled_adapters(_NOT_NEEDED))
+    vocab, notes = adapted(own, context, enabled_adapters(_NOT_NEEDED))
     if "bos" in vocab.special:
         vocab, _ = unify_bos_eos(vocab, context)  # padding where BOS is EOS
-    return vocab, tuple(note for note in said if note.warning or note.name == "chat-template")
+    return vocab, tuple(note for note in notes if note.warning or note.name == "chat-template")
 
 
 def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tuple[Note, ...]]:
@@ -43,15 +43,15 @@ def stop_ids(vocab: Vocab, context: AdapterContext) -> tuple[tuple[int, ...], tu
         turn = turn_end(vocab)
     except VocabError as error:
         turn = None
-        notes = (Note("chat-template", f"{error.message}; it is carried over unchanged", warning=True),)
-    told, listed = (each.get("eos_token_id") for each in (context.generation_config, context.config))
+        notes = (Note("chat-template", f"{error.message}; it is copied unchanged", warning=True),)
+    configured, listed = (each.get("eos_token_id") for each in (context.generation_config, context.config))
     further = [
         each
         for each in (
-            *(told if isinstance(told, list) else [told]),
+            *(configured if isinstance(configured, list) else [configured]),
             *(listed if isinstance(listed, list) else []),
         )
         if isinstance(each, int) and not isinstance(each, bool) and looks_special(vocab, each)
     ]
-    found = [vocab.special.get("eos"), turn, *further]
-    return tuple(dict.fromkeys(each for each in found if each is not None)), notes
+    stops = [vocab.special.get("eos"), turn, *further]
+    return tuple(dict.fromkeys(each for each in stops if each is not None)), notes

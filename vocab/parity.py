@@ -123,10 +123,10 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     of_vocabulary = (*_every_token(source), *_competing_merges(source))
     asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
     pattern = added_pattern([token for token in source.added if token.special], True)
-    parsed = answered(source, asked, True)
+    parsed = reference_ids(source, asked, True)
     unique = tuple(parsed)
     unspelled = [text for text in unique if text in written and not (pattern and pattern.search(text))]
-    unparsed = answered(source, unspelled, False)
+    unparsed = reference_ids(source, unspelled, False)
     at = {text: index for index, text in enumerate(unique)}
     plain = [at[text] for text in unparsed]
     around = range(0, len(unique), max(len(unique) // _WITH_BOS_EOS, 1))
@@ -142,7 +142,7 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     )
 
 
-def answered(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
+def reference_ids(source: Source, asked: Iterable[str], parse_special: bool) -> dict[str, array[int]]:
     """The ids of each text but those for which the tokenizer itself has none. Raises VocabError for all."""
     texts = list(asked)
     try:
@@ -170,14 +170,14 @@ def _competing_merges(source: Source) -> list[str]:
     by_left: dict[str, list[tuple[int, str]]] = {}
     for rank, (left, right) in enumerate(pairs):
         by_left.setdefault(left, []).append((rank, right))
-    found: list[str] = []
+    texts: list[str] = []
     step = max(len(pairs) // _COMPETING, 1)
     for rank in range(0, len(pairs), step):
         left, right = pairs[rank]
         rivals = by_left.get(right)
         if rivals:
-            found.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
-    return _in_lines(_plain(source, text) for text in found)
+            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
+    return _in_lines(_plain(source, text) for text in texts)
 
 
 def _plain(source: Source, token: str) -> str | None:
@@ -273,13 +273,13 @@ def _wrong(
     before, after = array("i", around.before), array("i", around.after)
     wrong = []
     ties: set[int] = set()
-    for index, found in got.items():
+    for index, ids in got.items():
         question, answer = questions.questions[index], questions.answers[index]
         if question.add_special:
             answer = before + answer + after
-        if found == answer:
+        if ids == answer:
             continue
-        if source.equally_good is not None and source.equally_good(found, answer):
+        if source.equally_good is not None and source.equally_good(ids, answer):
             ties.add(question.text)
         else:
             wrong.append(index)

@@ -195,7 +195,7 @@ def _alternatives(splits: tuple[str, ...]) -> frozenset[str]:
 
 def _top_level(regex: str) -> list[str]:
     """The alternatives of a regular expression outside all brackets."""
-    found, depth, start, position, in_class = [], 0, 0, 0, False
+    alternatives, depth, start, position, in_class = [], 0, 0, 0, False
     while position < len(regex):
         character = regex[position]
         if character == "\\":
@@ -207,7 +207,7 @@ def _top_level(regex: str) -> list[str]:
         elif character in "()":
             depth += 1 if character == "(" else -1
         elif character == "|" and depth == 0:
-            found.append(regex[start:position])
+            alternatives.append(regex[start:position])
             start = position + 1
         position += 1
-    return [*found, regex[start:]]
+    return [*alternatives, regex[start:]]

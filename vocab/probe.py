@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import llama_probe as protocol
 
@@ -38,7 +38,7 @@ class LlamaProbe:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
 
     def _start(self) -> Child:
         return Child(
@@ -62,7 +62,7 @@ class LlamaProbe:
             flags += request.parse_special * protocol.PARSE_SPECIAL
             message.append(struct.pack("<BI", flags, len(text)))
             message.append(text)
-        return twice(lambda: self._ask(b"".join(message), len(requests)))
+        return retry_once(lambda: self._ask(b"".join(message), len(requests)))
 
     def _ask(self, message: bytes, count: int) -> list[array[int]]:
         if self._child.closed:
@@ -80,7 +80,7 @@ class LlamaProbe:
     def _ids(self) -> array[int]:
         (size,) = struct.unpack("<I", self._child.receive(4))
         if size > _MOST_IDS:
-            raise ProbeFailure(f"llama.cpp gave {size} ids for a text")
+            raise ProbeFailure(f"llama.cpp returned {size} ids for a text")
         ids = array("i", bytes(self._child.receive(4 * size)))
         if sys.byteorder == "big":
             ids.byteswap()
@@ -89,10 +89,10 @@ class LlamaProbe:
 
 def _reason(refusal: ChildRefused) -> str:
     if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} for the vocabulary than kconv gives it"
+        how = f"llama.cpp needs more {refusal.limit} for the vocabulary than kconv allows"
     elif refusal.code == protocol.REFUSED:
         how = "llama.cpp refused the vocabulary"
     else:
-        how = "llama.cpp stopped at a check of its own over the vocabulary"
+        how = "llama.cpp failed an internal check while loading the vocabulary"
     telling = [line for line in refusal.words if any(word in line for word in _TELLING)]
-    return f"{how}: {' / '.join((telling or refusal.words[-1:])[-2:]) or 'it said nothing'}"
+    return f"{how}: {' / '.join((telling or refusal.words[-1:])[-2:]) or 'no message'}"

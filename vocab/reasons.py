@@ -23,18 +23,21 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
         known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
         if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
             return (
-                f"all that differs is text not in Unicode form {form}, into which the tokenizer brings text"
-                f" and llama.cpp does not: give it text in {form}"
+                f"only texts not in Unicode form {form} differ, since the tokenizer normalizes to "
+                f"{form} and llama.cpp does not: use text in {form}"
             )
     unknown = source.special.get("unknown")
     if unknown is not None and set(parity.different) <= _texts_with(questions, unknown):
         return (
-            "all that differs is text with characters the vocabulary does not have, of which the tokenizer"
-            f" makes {source.tokens[unknown]} and llama.cpp nothing"
+            "only texts with characters outside the vocabulary differ, since the tokenizer turns "
+            f"these into {source.tokens[unknown]} and llama.cpp drops them"
         )
     pattern = added_pattern(source.added, True)
     if pattern and all(map(pattern.search, texts_apart)):
-        return "all that differs is text that spells special tokens, which the tokenizer finds in its own way"
+        return (
+            "only texts that contain special tokens as text differ, since the tokenizer matches these in "
+            "another way"
+        )
     return None
 
 
@@ -42,15 +45,15 @@ def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
     octets = [token for token, kind in enumerate(source.types) if kind is TokenType.BYTE]
     if octets and set(parity.different) <= set().union(*(_texts_with(questions, byte) for byte in octets)):
         return (
-            "all that differs is text with characters the vocabulary spells in bytes, for which llama.cpp's "
-            "tokenizer of unigram models gives the unknown token"
+            "only texts with characters that the vocabulary encodes as bytes differ, since "
+            "llama.cpp's unigram tokenizer gives the unknown token for these"
         )
     texts_apart = [questions.texts[index] for index in parity.different]
     if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
         return (
-            "all that differs is text with letters in parts or U+0085, which the tokenizers library "
-            "normalizes by its own rules and llama.cpp as SentencePiece does: put the model's spiece.model "
-            "beside tokenizer.json, or give it text in NFC"
+            "only texts with decomposed letters or U+0085 differ, since the tokenizers library "
+            "normalizes these by its own rules and llama.cpp as SentencePiece does: put the model's "
+            "spiece.model next to tokenizer.json, or use text in NFC"
         )
     return None
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import InputError
 
 SECONDS = 10.0  # of processor time; templates in use take a hundredth
@@ -42,7 +42,7 @@ def render_all(
 ) -> tuple[str, ...]:
     """Render a template once for each set of variables (JSON values), all in one child process.
 
-    ``moment`` (seconds since 1970) is the time the template is told, by default that of the clock; with a
+    ``moment`` (seconds since 1970) is the time the template sees, by default that of the clock; with a
     moment chance is fixed, too. No contexts: the template is compiled only. Raises TemplateFailure for what
     is wrong with it, TemplateLimit where it runs into a limit, and ChildDied, which says nothing about it.
     """
@@ -50,11 +50,11 @@ def render_all(
     request = json.dumps({"template": template, "contexts": list(contexts), "moment": moment, **limits})
     most = _ESCAPED * MAX_OUTPUT * max(len(contexts), 1)
     try:
-        answer = twice(lambda: _ask(request.encode(), most))
+        answer = retry_once(lambda: _ask(request.encode(), most))
     except ChildRefused as refusal:
         amount = f"{MAX_MEMORY >> 20} MiB of memory" if refusal.limit == "memory" else f"{SECONDS:g} seconds"
         raise TemplateLimit(
-            f"the chat template needs more than {amount}{'' if refusal.limit else ' or broke its process'}",
+            f"the chat template needs more than {amount}{'' if refusal.limit else ' or crashed its process'}",
             hint="convert with --chat-template and a template of your own, or with --chat-template none",
         ) from refusal
     if "error" in answer:

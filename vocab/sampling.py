@@ -72,15 +72,15 @@ _KINDS = {field.name: int if str(field.type).startswith("int") else float for fi
 def recommended_sampling(context: AdapterContext, vocab: Vocab) -> Sampling | None:
     """What generation_config.json says, and the model's card where it says nothing; None if neither does."""
     card = _of_card(context, vocab)
-    told = _of_file(context.generation_config)
+    recommended = _of_file(context.generation_config)
     prompt_format = format_of_template(vocab.chat_template)
     stop = prompt_format.stop if prompt_format is not None else ()
-    if not told:
+    if not recommended:
         if card is not None:
             return replace(card, stop=stop)
         return Sampling("prompt format", stop=stop) if stop else None
     source = "generation_config.json" + (f" and {card.source}" if card is not None else "")
-    return replace(card or Sampling(""), source=source, stop=stop, **told)
+    return replace(card or Sampling(""), source=source, stop=stop, **recommended)
 
 
 def _of_card(context: AdapterContext, vocab: Vocab) -> Sampling | None:
@@ -96,14 +96,14 @@ def _of_file(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Sensible values of generation_config.json; none where it says not to sample."""
     if generation.get("do_sample") is False:
         return {}
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, theirs, _, low, high in _FIELDS:
         value = generation.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             continue
         if low <= value <= high:
-            found[name] = _KINDS[name](value)
-    return found
+            values[name] = _KINDS[name](value)
+    return values
 
 
 def sampling_metadata(sampling: Sampling | None) -> dict[str, MetadataValue]:
@@ -116,10 +116,10 @@ def sampling_metadata(sampling: Sampling | None) -> dict[str, MetadataValue]:
 
 def sampling_in_metadata(metadata: Mapping[str, Any]) -> dict[str, float | int]:
     """What a GGUF's own keys recommend, by the names of Sampling's fields; senseless values left out."""
-    found: dict[str, float | int] = {}
+    values: dict[str, float | int] = {}
     for name, _, key, low, high in _FIELDS:
         value = metadata.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
             # float32 in the file: 0.95 comes back as 0.949999988...
-            found[name] = _KINDS[name](round(value, 6))
-    return found
+            values[name] = _KINDS[name](round(value, 6))
+    return values

@@ -57,11 +57,11 @@ def difference(text: str, source: Source) -> str | None:
     process = TokenizerProcess("tokenizers", "tokenizer.json")
     try:
         process.open(text.encode("utf-8", "surrogatepass"))
-        found = process.encode(asked)
+        ids = process.encode(asked)
     except VocabError as error:
         return error.message
     same = source.equally_good or (lambda one, other: False)
-    pairs = zip(found, questions.parsed, strict=True)
+    pairs = zip(ids, questions.parsed, strict=True)
     apart = [at for at, (got, right) in enumerate(pairs) if got != right and not same(got, right)]
     if not apart:
         return None

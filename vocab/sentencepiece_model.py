@@ -103,7 +103,7 @@ def _roles(proto: ModelProto) -> dict[str, int]:
 def _with_extra_ids(settings: TokenSettings, pieces: int, checkpoint: Checkpoint) -> TokenSettings:
     """The settings with ids for ``<extra_id_N>``: T5Tokenizer counts them down from the last id.
 
-    There are ``extra_ids`` of them (tokenizer_config.json, 100 if not said), as far as the embedding's rows
+    There are ``extra_ids`` of them (tokenizer_config.json, 100 by default), as far as the embedding's rows
     reach. Those whose ids a file gives keep them.
     """
     config = read_json(checkpoint.folder, "tokenizer_config.json") or {}
@@ -132,7 +132,7 @@ def _table(proto: ModelProto, settings: TokenSettings, path: Path, *, t5: bool) 
     types = [piece.kind for piece in proto.pieces]
     ids = {text: token_id for token_id, text in enumerate(tokens)}
     if len(ids) != len(tokens):
-        raise VocabError(f"{path} holds the same piece twice")
+        raise VocabError(f"{path} contains the same piece twice")
     added: dict[str, AddedToken] = {
         piece.text: AddedToken(piece.text, token_id)
         for token_id, piece in enumerate(proto.pieces)
@@ -149,7 +149,7 @@ def _table(proto: ModelProto, settings: TokenSettings, path: Path, *, t5: bool) 
             )
         if token.text not in ids and token_id < len(tokens) and tokens[token_id] is not None:
             raise VocabError(
-                f"{quoted(token.text)} shall have the id {token_id}, which is {quoted(tokens[token_id])} in"
+                f"{quoted(token.text)} is given the id {token_id}, which is {quoted(tokens[token_id])} in"
                 f" {path.name}"
             )
         grow = token_id + 1 - len(tokens)
@@ -228,7 +228,7 @@ def parse_model(data: bytes, path: Path) -> ModelProto:
     try:
         return _parse(data)
     except (ValueError, struct.error, IndexError, UnicodeDecodeError) as error:
-        raise VocabError(f"{path} is no SentencePiece model: {error}") from error
+        raise VocabError(f"{path} is not a SentencePiece model: {error}") from error
 
 
 def _parse(data: bytes) -> ModelProto:
@@ -245,7 +245,7 @@ def _parse(data: bytes) -> ModelProto:
         if len(pieces) > MAX_TOKENS:
             raise ValueError(f"more than {MAX_TOKENS} pieces")
     if not pieces:
-        raise ValueError("it holds no pieces")
+        raise ValueError("it contains no pieces")
     # Negative ids, written as 64 bits, say that a role has no token.
     numbers = {"unknown": (40, 0), "bos": (41, 1), "eos": (42, 2), "padding": (43, -1)}
     roles = {
@@ -274,7 +274,7 @@ def _piece(fields: dict[int, Any]) -> Piece:
 
 def _message(value: Any) -> dict[int, Any]:
     if not isinstance(value, bytes):
-        raise ValueError("a number stands where a message is expected")
+        raise ValueError("found a number where a message is expected")
     return dict(_fields(value))
 
 

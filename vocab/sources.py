@@ -41,9 +41,9 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "") -> Source:
         if checkpoint.has(name):
             return read_sentencepiece(checkpoint, name, settings)
     raise VocabError(
-        f"{checkpoint.folder} holds no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, nor"
-        " tokenizer.model",
-        hint="download those files of the checkpoint too",
+        f"{checkpoint.folder} contains no tokenizer: neither tokenizer.json, nor vocab.json with "
+        "merges.txt, nor tokenizer.model",
+        hint="download these files of the checkpoint, too",
     )
 
 

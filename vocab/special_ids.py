@@ -52,19 +52,19 @@ def looks_special(vocab: Vocab, index: int) -> bool:
 
 
 def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
-    """Give every role the tokenizer's id, else the configuration's if it is sensible; tell of differences."""
+    """Give every role the tokenizer's id, else the configuration's if sensible; notes on differences."""
     special = dict(vocab.special)
     stale: list[str] = []
     warnings: list[str] = []
     filled: list[str] = []
     for role, field in ROLES.items():
-        told = _tokenizer_id(vocab, context, role, field)
+        tokenizer_id = _tokenizer_id(vocab, context, role, field)
         configured = _configured_ids(context, field)
-        if told is not None:
-            special[role] = told
-            wrong = {file: ids for file, ids in configured.items() if ids and told not in ids}
+        if tokenizer_id is not None:
+            special[role] = tokenizer_id
+            wrong = {file: ids for file, ids in configured.items() if ids and tokenizer_id not in ids}
             if wrong:
-                stale.append(f"{role} {shown(vocab, told)} ({_listed(vocab, wrong)})")
+                stale.append(f"{role} {shown(vocab, tokenizer_id)} ({_listed(vocab, wrong)})")
             continue
         special.pop(role, None)
         chosen, problems = _sensible(vocab, role, configured)
@@ -74,10 +74,12 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
             filled.append(f"{role} {shown(vocab, chosen)}")
     notes = []
     if stale:
-        message = f"stale ids in the configuration; the tokenizer's are written: {'; '.join(stale)}"
+        message = f"outdated ids in the configuration; the tokenizer's are written: {'; '.join(stale)}"
         notes.append(Note(NAME, message))
     if filled:
-        message = f"the tokenizer names no such token; taken from the configuration: {'; '.join(filled)}"
+        message = (
+            f"the tokenizer does not define this token; taken from the configuration: {'; '.join(filled)}"
+        )
         notes.append(Note(NAME, message))
     notes += [Note(NAME, message, warning=True) for message in (*warnings, *_dangers(vocab, special))]
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
@@ -115,13 +117,13 @@ def _find(vocab: Vocab, text: str) -> int | None:
 
 def _configured_ids(context: AdapterContext, field: str) -> dict[str, tuple[int, ...]]:
     """The ids the two configuration files give a role; -1, which some write for none, left out."""
-    found: dict[str, tuple[int, ...]] = {}
+    configured: dict[str, tuple[int, ...]] = {}
     files = (("generation_config.json", context.generation_config), ("config.json", context.config))
     for name, content in files:
         value = content.get(f"{field}_id")
         ids = value if isinstance(value, list) else [value]
-        found[name] = tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
-    return found
+        configured[name] = tuple(i for i in ids if isinstance(i, int) and not isinstance(i, bool) and i >= 0)
+    return configured
 
 
 def _listed(vocab: Vocab, configured: Mapping[str, tuple[int, ...]]) -> str:
@@ -146,12 +148,12 @@ def _sensible(
             good.append(ids[0])
         elif ids:
             problems.append(
-                f"{file} says {role} {shown(vocab, ids[0])}, which is no special token; it is not written"
+                f"{file} has {role} {shown(vocab, ids[0])}, which is not a special token; it is not written"
             )
     if len(set(good)) > 1:
         problems.append(
-            f"generation_config.json says {role} {shown(vocab, good[0])}, config.json "
-            f"{shown(vocab, good[1])}, the tokenizer nothing; the former is written"
+            f"generation_config.json has {role} {shown(vocab, good[0])}, config.json "
+            f"{shown(vocab, good[1])}, the tokenizer none; the first is written"
         )
     return (good[0] if good else None), problems
 
@@ -163,12 +165,10 @@ def _dangers(vocab: Vocab, special: Mapping[str, int]) -> list[str]:
     end = defaults.get("eos", -1)
     if "eos" not in special and 0 <= end < vocab.size:
         dangers.append(
-            f"no end-of-text token is named anywhere; llama.cpp will take {shown(vocab, end)} for it, and "
-            "answers may end there or nowhere"
+            f"no end-of-text token is defined anywhere; llama.cpp will use {shown(vocab, end)}, and "
+            "answers may end too early or never"
         )
     begin = defaults.get("bos", -1)
     if "bos" not in special and vocab.add_bos and 0 <= begin < vocab.size:
-        dangers.append(
-            f"BOS is to be added but none is named; llama.cpp will take {shown(vocab, begin)} for it"
-        )
+        dangers.append(f"BOS is to be added but none is defined; llama.cpp will use {shown(vocab, begin)}")
     return dangers

@@ -38,7 +38,7 @@ class PromptFormat:
     model's name and ``sibling_name`` names of models that share everything but the format. ``system`` is the
     system text of the card, which the template uses where a chat has none. ``stop`` are texts that begin the
     next turn and so end an answer that the end-of-text token did not end. ``hint`` says what to do where the
-    vocabulary fits and no name tells.
+    vocabulary fits and no name decides.
     """
 
     name: str
@@ -86,7 +86,7 @@ FORMATS = (
 
 def format_named(name: str) -> PromptFormat | None:
     """The prompt format of that name, case ignored."""
-    return next((found for found in FORMATS if found.name == name.lower()), None)
+    return next((known for known in FORMATS if known.name == name.lower()), None)
 
 
 def format_of_template(template: str | None) -> PromptFormat | None:
@@ -94,12 +94,12 @@ def format_of_template(template: str | None) -> PromptFormat | None:
 
     Something may stand before it: the space some vocabularies cannot add by themselves.
     """
-    return next((found for found in FORMATS if template and template.endswith(found.template)), None)
+    return next((known for known in FORMATS if template and template.endswith(known.template)), None)
 
 
 def template_names() -> tuple[str, ...]:
     """What ``--chat-template`` takes besides a file."""
-    return (*(found.name for found in FORMATS), NO_TEMPLATE)
+    return (*(known.name for known in FORMATS), NO_TEMPLATE)
 
 
 def resolve_template(name_or_path: str) -> str | None:
@@ -116,7 +116,7 @@ def resolve_template(name_or_path: str) -> str | None:
     path = Path(name_or_path)
     if not path.exists():
         raise UsageError(
-            f"there is no chat template {name_or_path!r}: neither a name nor a file",
+            f"unknown chat template {name_or_path!r}: neither a known name nor a file",
             hint=f"pass one of {', '.join(template_names())}, or the path of a Jinja file",
         )
     template = _read_template(path)
@@ -128,7 +128,7 @@ def _read_template(path: Path) -> str:
     try:
         file = InputFile(path)
         if file.size > MAX_TEMPLATE:
-            raise VocabError(f"{path}: {file.size} bytes, a chat template has at most {MAX_TEMPLATE}")
+            raise VocabError(f"{path}: {file.size} bytes, expected at most {MAX_TEMPLATE}")
         text = file.read(0, file.size).decode("utf-8")
     except CheckpointError as error:
         raise VocabError(f"chat template: {error.message}") from error
@@ -143,7 +143,7 @@ def check_template(template: str, where: str) -> None:
         render_all(template, [])
     except TemplateFailure as failure:
         raise VocabError(
-            f"{where}: {failure}, expected a Jinja chat template", hint="correct it, or pass another"
+            f"{where}: {failure}, expected a Jinja chat template", hint="correct it or pass another one"
         ) from failure
 
 
@@ -159,7 +159,7 @@ def render_chat(
     """The prompt a chat template makes of messages (``role``, ``content``), as transformers would render it.
 
     It holds BOS where the template writes it: tokenize it without adding another. ``moment`` is the time
-    (seconds since 1970) the template is told, by default that of the clock; what decides over a file passes
+    (seconds since 1970) the template sees, by default that of the clock; what decides over a file passes
     ``SOME_DAY``. The template runs in a child process with limits (rendering.py). Raises VocabError
     where it fails, TemplateLimit where it runs into one, ChildDied where nothing is known.
     """
@@ -203,25 +203,25 @@ def recognise_template(context: AdapterContext, vocab: Vocab) -> tuple[PromptFor
     Certain is a vocabulary that has the format's tokens together with a name that says so, and no name that
     says a sibling.
     """
-    for found in FORMATS:
-        if not found.needs.issubset(vocab.tokens):
+    for known in FORMATS:
+        if not known.needs.issubset(vocab.tokens):
             continue
-        said = [(where, name) for where, name in context.names.items() if found.own_name.search(name)]
-        sibling = found.sibling_name is not None and any(
-            found.sibling_name.search(name) for name in context.names.values()
+        names = [(where, name) for where, name in context.names.items() if known.own_name.search(name)]
+        sibling = known.sibling_name is not None and any(
+            known.sibling_name.search(name) for name in context.names.values()
         )
-        if said and not sibling:
-            where, name = said[0]
-            return found, f"{where}: {quoted(name)}"
+        if names and not sibling:
+            where, name = names[0]
+            return known, f"{where}: {quoted(name)}"
     return None
 
 
 def likely_template(context: AdapterContext, vocab: Vocab) -> PromptFormat | None:
     """A format with a hint to give, where only the vocabulary speaks for it and no name speaks against."""
-    for found in FORMATS:
-        sibling = found.sibling_name is not None and any(
-            found.sibling_name.search(name) for name in context.names.values()
+    for known in FORMATS:
+        sibling = known.sibling_name is not None and any(
+            known.sibling_name.search(name) for name in context.names.values()
         )
-        if found.hint and not sibling and found.needs.issubset(vocab.tokens):
-            return found
+        if known.hint and not sibling and known.needs.issubset(vocab.tokens):
+            return known
     return None

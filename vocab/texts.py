@@ -292,10 +292,10 @@ def _composed(fragments: Sequence[str]) -> Iterator[str]:
 
 def with_specials(texts: Sequence[str]) -> tuple[str, ...]:
     """Texts that spell the given tokens: alone, glued to words, beside white space, one after another."""
-    found: list[str] = []
+    texts_with: list[str] = []
     for index, text in enumerate(texts):
         other = texts[(index + 1) % len(texts)]
-        found += [
+        texts_with += [
             text,
             f"{text}{text}",
             f"{text}안녕{other}",
@@ -303,11 +303,11 @@ def with_specials(texts: Sequence[str]) -> tuple[str, ...]:
             f"hello {text} world",
             f" {text}",
         ]
-        found += [
+        texts_with += [
             f"{text} ",
             f"{text}\n{other}\n",
             f"1{text}2 {other}",
             f"{text[:-1]} {text[1:]}",
             f"<{text}>",
         ]
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(texts_with))

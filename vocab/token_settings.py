@@ -128,23 +128,23 @@ def _added(
     config: Mapping[str, Any], special_map: Mapping[str, Any], added_map: Mapping[str, Any]
 ) -> tuple[AddedToken, ...]:
     """Added tokens of all files; of the same text the one with flags and id wins."""
-    found: dict[str, AddedToken] = {}
+    tokens: dict[str, AddedToken] = {}
     for token in _special_tokens(special_map, "special_tokens_map.json"):
-        found[token.text] = token
+        tokens[token.text] = token
     for token in _special_tokens(config, "tokenizer_config.json"):
-        found[token.text] = token
+        tokens[token.text] = token
     for text, value in added_map.items():
-        known = found.get(text, AddedToken(text, special=False, normalized=True))
-        found[text] = _with_id(known, _token_id(value, f"added_tokens.json: {quoted(text)}"))
+        known = tokens.get(text, AddedToken(text, special=False, normalized=True))
+        tokens[text] = _with_id(known, _token_id(value, f"added_tokens.json: {quoted(text)}"))
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, dict):
-        raise VocabError("tokenizer_config.json: added_tokens_decoder is no object")
+        raise VocabError("tokenizer_config.json: added_tokens_decoder is not an object")
     for key, value in decoder.items():
         where = f"tokenizer_config.json: added_tokens_decoder[{quoted(key)}]"
         token = _token(value, where, _token_id(key, where), special=False)
-        found[token.text] = token
-    known_ids = sorted((t for t in found.values() if t.id is not None), key=lambda t: t.id or 0)
-    return (*known_ids, *(t for t in found.values() if t.id is None))
+        tokens[token.text] = token
+    known_ids = sorted((t for t in tokens.values() if t.id is not None), key=lambda t: t.id or 0)
+    return (*known_ids, *(t for t in tokens.values() if t.id is None))
 
 
 def _with_id(token: AddedToken, token_id: int) -> AddedToken:

@@ -56,8 +56,8 @@ def _add_missing(
             )
         if known is None and token.id is not None and token.id in texts:
             raise VocabError(
-                f"{quoted(token.text)} shall have the id {token.id}, which is"
-                f" {quoted(texts[token.id])} in the tokenizer's vocabulary"
+                f"{quoted(token.text)} is given the id {token.id}, which is {quoted(texts[token.id])} "
+                "in the tokenizer's vocabulary"
             )
         flags = {name: getattr(token, name) for name in ("normalized", "lstrip", "rstrip", "single_word")}
         given = process.add(token.text, special=token.special, flags=flags)
@@ -105,8 +105,8 @@ def _special(
     named = dict(roles)
     if unknown is not None:
         named.setdefault("unknown", unknown)
-    found = {role: ids[text] for role, text in named.items() if text in ids}
-    return found, tuple(
+    special = {role: ids[text] for role, text in named.items() if text in ids}
+    return special, tuple(
         Note(
             "missing-special-token", f"the {role} token {quoted(text)} is not in the vocabulary", warning=True
         )
@@ -130,7 +130,7 @@ def _bos_eos(
         special.setdefault("eos", after[0])
     notes = []
     measured = []
-    for role, ids, told in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
+    for role, ids, setting in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
         does = bool(ids) and ids == [special.get(role)]
         if ids and not does:
             spelled = {token_id: text for text, token_id in vocabulary.items() if token_id in ids}
@@ -138,20 +138,20 @@ def _bos_eos(
             notes.append(
                 Note(
                     "post-processor",
-                    f"the post-processor adds {texts} where {role} goes; not carried over",
+                    f"the post-processor adds {texts} in place of {role}; this is not copied",
                     True,
                 )
             )
-        if told is not None and told != does and (does or ids == []):
+        if setting is not None and setting != does and (does or ids == []):
             does_text = "adds" if does else "does not add"
             notes.append(
                 Note(
                     f"add-{role}",
-                    f"tokenizer_config.json says add_{role}_token {str(told).lower()}, while the tokenizer"
-                    f" {does_text} {role.upper()} by itself; the former is written",
+                    f"tokenizer_config.json sets add_{role}_token {str(setting).lower()}, while the tokenizer"
+                    f" {does_text} {role.upper()} by itself; the setting is written",
                 )
             )
-        measured.append(does if told is None else told)
+        measured.append(does if setting is None else setting)
     return measured[0], measured[1], special, tuple(notes)
 
 

@@ -51,25 +51,25 @@ class _Tokenizers:
 
     def vocabulary(self, request: Any, data: bytes) -> Answer:
         """All texts, and their ids."""
-        found = self._whole.get_vocab(with_added_tokens=True)
-        return list(found), _numbers(array("q", found.values()))
+        entries = self._whole.get_vocab(with_added_tokens=True)
+        return list(entries), _numbers(array("q", entries.values()))
 
     def added(self, request: Any, data: bytes) -> Answer:
         """Added tokens as they are found in texts: id, text and flags of each."""
         flags = ("content", "special", "normalized", "lstrip", "rstrip", "single_word")
-        found = sorted(self._whole.get_added_tokens_decoder().items())
-        return [[index, *(getattr(token, flag) for flag in flags)] for index, token in found], b""
+        tokens = sorted(self._whole.get_added_tokens_decoder().items())
+        return [[index, *(getattr(token, flag) for flag in flags)] for index, token in tokens], b""
 
     def around(self, request: Any, data: bytes) -> Answer:
         """Ids of each text, without and with what the post-processor adds; none where it cannot be read."""
-        found: list[list[list[int]]] = []
+        ids: list[list[list[int]]] = []
         for text in request["texts"]:
             try:
                 pair = [self._whole.encode(text, add_special_tokens=added).ids for added in (False, True)]
             except Exception:
                 pair = [[], []]
-            found.append(pair)
-        return found, b""
+            ids.append(pair)
+        return ids, b""
 
     def scores(self, request: Any, data: bytes) -> Answer:
         """Scores of a unigram model by id."""
@@ -90,16 +90,16 @@ class _Tokenizers:
         texts = _texts(data)
         refused: dict[int, str] = {}
         try:
-            found = [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+            ids = [each.ids for each in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         except Exception:
-            found = []
+            ids = []
             for index, text in enumerate(texts):
                 try:
-                    found.append(tokenizer.encode(text, add_special_tokens=False).ids)
+                    ids.append(tokenizer.encode(text, add_special_tokens=False).ids)
                 except Exception as error:
                     refused[index] = str(error)[:300]
-                    found.append([])
-        return refused, _ids(found)
+                    ids.append([])
+        return refused, _ids(ids)
 
     def try_parts(self, request: Any, data: bytes) -> Answer:
         """Encode texts with some parts of a tokenizer.json and a model of one token, saying before each try
@@ -148,9 +148,9 @@ def _texts(data: bytes) -> list[str]:
     return texts
 
 
-def _ids(found: Sequence[Sequence[int]]) -> bytes:
-    counts, ids = array("i", map(len, found)), array("i")
-    for each in found:
+def _ids(lists: Sequence[Sequence[int]]) -> bytes:
+    counts, ids = array("i", map(len, lists)), array("i")
+    for each in lists:
         ids.extend(each)
     return _numbers(counts) + _numbers(ids)
 
@@ -170,13 +170,13 @@ def main(arguments: Sequence[str]) -> int:
         data = child.take(more)
         child.limit_memory(request["memory"])
         child.limit_time(request["seconds"])
-        said, answer = _done(getattr(library, request["do"]), request, data)
+        content, answer = _done(getattr(library, request["do"]), request, data)
         child.limit_time(0)
-        told = json.dumps(said).encode()
-        child.write(struct.pack("<II", len(told), len(answer)))
-        child.write(told)
+        header = json.dumps(content).encode()
+        child.write(struct.pack("<II", len(header), len(answer)))
+        child.write(header)
         child.write(answer)
-        del request, data, said, answer, told
+        del request, data, content, answer, header
 
 
 def _done(what: Callable[[Any, bytes], Answer], request: Any, data: bytes) -> Answer:

@@ -25,7 +25,7 @@ from .tokenizer import Source
 def byte_tokenizer_json(source: Source) -> str:
     """The text of ByT5's tokenizer.json. Raises VocabError where ``source`` is no vocabulary of bytes."""
     if source.kind != KIND:
-        raise VocabError(f"a tokenizer of {source.kind} is no vocabulary of bytes")
+        raise VocabError(f"a {source.kind} tokenizer is not a byte vocabulary")
     bytes_ = _byte_level(use_regex=False)
     # The tokenizers library shows bytes that are no UTF-8 (masks, letters cut short) as U+FFFD.
     nothing = {"type": "Replace", "pattern": {"String": "\ufffd"}, "content": ""}
@@ -36,7 +36,7 @@ def byte_tokenizer_json(source: Source) -> str:
 def gpt2_tokenizer_json(source: Source) -> str:
     """The text of a tokenizer.json for vocab.json and merges.txt. Raises VocabError for other sources."""
     if "merges.txt" not in source.description.files:
-        raise VocabError(f"a tokenizer of {source.kind} has no vocab.json and merges.txt of GPT-2's")
+        raise VocabError(f"a {source.kind} tokenizer has no vocab.json and merges.txt in GPT-2's format")
     split = _byte_level(use_regex=True, add_prefix_space=source.prefix is not None)
     return tokenizer_text(source, bpe_model(source, source.merges), _byte_level(), pre_tokenizer=split)
 

@@ -17,7 +17,7 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.cores import available_cores
 from ..core.errors import ChildDied, VocabError
 from ..core.input_files import quoted
@@ -32,7 +32,7 @@ _TRYING = 2.0
 _MOST_TEXTS, _MOST_CHARACTERS = 1000, 1 << 18  # in one request, but for a single long text
 _MOST_ANSWER = 1 << 29
 _MOST_THREADS = 8  # each reserves address space
-_HINT = "take the tokenizer files of the model this one was made from, unedited"
+_HINT = "use the original tokenizer files of the base model"
 
 Library = Literal["tokenizers", "sentencepiece"]
 
@@ -51,7 +51,7 @@ class TokenizerProcess:
     """One tokenizer in a child process, which ends with the last reference to this.
 
     ``where`` names its file in messages. The process starts at once, so that it loads the library while the
-    file is read; where it is killed another takes its place, is told what the first was told, and goes on.
+    file is read; where it is killed another takes its place, gets the same requests again, and goes on.
     Every method raises VocabError where the library refuses what it is given or runs into a limit, and
     ChildDied where nothing is known.
     """
@@ -60,18 +60,18 @@ class TokenizerProcess:
         self.where = where
         self._library = library
         self._parts: Mapping[str, Any] = {}
-        self._told: list[tuple[Mapping[str, Any], bytes]] = []
+        self._recorded: list[tuple[Mapping[str, Any], bytes]] = []
         self._lock = threading.Lock()
-        self._child = twice(self._start)
+        self._child = retry_once(self._start)
 
     def open(self, data: bytes, *, parts: Mapping[str, Any] | None = None, dropout: bool = False) -> None:
         """Read the bytes of the file. ``parts`` are its normalizer and pre_tokenizer, for messages."""
         self._parts = parts or {}
-        self._tell({"do": "open", "dropout": dropout}, data)
+        self._send_and_record({"do": "open", "dropout": dropout}, data)
 
     def add(self, text: str, *, special: bool, flags: Mapping[str, bool]) -> int | None:
         """Add a token; the id the library gave it."""
-        given, _ = self._tell({"do": "add", "text": text, "special": special, "flags": flags})
+        given, _ = self._send_and_record({"do": "add", "text": text, "special": special, "flags": flags})
         return given if isinstance(given, int) else None
 
     def vocabulary(self) -> dict[str, int]:
@@ -81,13 +81,13 @@ class TokenizerProcess:
 
     def added(self) -> list[tuple[int, str, bool, bool, bool, bool, bool]]:
         """Added tokens by id: id, text, special, normalized, lstrip, rstrip, single_word."""
-        found, _ = self._ask({"do": "added"})
-        return [(int(index), str(text), *map(bool, flags)) for index, text, *flags in found]  # type: ignore[misc]
+        tokens, _ = self._ask({"do": "added"})
+        return [(int(index), str(text), *map(bool, flags)) for index, text, *flags in tokens]  # type: ignore[misc]
 
     def around(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
         """The ids of each text without and with what the post-processor adds."""
-        found, _ = self._ask({"do": "around", "texts": list(texts)}, texts=texts)
-        return [(list(map(int, inner)), list(map(int, full))) for inner, full in found]
+        ids, _ = self._ask({"do": "around", "texts": list(texts)}, texts=texts)
+        return [(list(map(int, inner)), list(map(int, full))) for inner, full in ids]
 
     def scores(self) -> tuple[float, ...]:
         """Scores of a unigram model by id."""
@@ -95,27 +95,27 @@ class TokenizerProcess:
 
     def make_bare(self, stub: bytes) -> None:
         """A second tokenizer of the same model alone, with the splits of the tokenizer.json ``stub``."""
-        self._tell({"do": "make_bare"}, stub)
+        self._send_and_record({"do": "make_bare"}, stub)
 
     def encode(self, texts: Sequence[str], *, which: int = 0, parse_special: bool = True) -> list[array[int]]:
         """Token ids without BOS and EOS; ``which`` is 1 for the second tokenizer. Raises TextsRefused."""
-        found: list[array[int]] = []
+        ids: list[array[int]] = []
         refused: dict[int, str] = {}
         request = {"do": "encode", "which": which, "parse_special": parse_special, "threads": _threads()}
         for batch in _batches(texts):
-            said, data = self._ask(request, _written(batch), texts=batch)
-            refused |= {len(found) + int(index): str(why) for index, why in said.items()}
-            found += _ids(data, len(batch))
+            answer, data = self._ask(request, _written(batch), texts=batch)
+            refused |= {len(ids) + int(index): str(why) for index, why in answer.items()}
+            ids += _ids(data, len(batch))
         if refused:
             index, why = next(iter(refused.items()))
             raise TextsRefused(
-                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, first for"
-                f" {quoted(texts[index][:60])}: {why}",
+                f"{self.where} has no token ids for {len(refused)} of {len(texts)} texts, the first "
+                f"being {quoted(texts[index][:60])}: {why}",
                 list(refused),
-                found,
-                hint="a tokenizer without an unknown token reads only characters it has",
+                ids,
+                hint="a tokenizer without an unknown token only accepts characters in its vocabulary",
             )
-        return found
+        return ids
 
     def _start(self) -> Child:
         kept = {name: value for name, value in os.environ.items() if name != "RUST_BACKTRACE"}
@@ -128,10 +128,10 @@ class TokenizerProcess:
         weakref.finalize(self, child.close)
         return child
 
-    def _tell(self, request: Mapping[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
-        """Ask for something that a process taking this one's place has to be told again."""
+    def _send_and_record(self, request: Mapping[str, Any], data: bytes = b"") -> tuple[Any, bytes]:
+        """Send a request that a replacement process has to receive again."""
         answer = self._ask(request, data)
-        self._told.append((request, data))
+        self._recorded.append((request, data))
         return answer
 
     def _ask(
@@ -140,7 +140,7 @@ class TokenizerProcess:
         def attempt() -> tuple[Any, bytes]:
             if self._child.closed:
                 self._child = self._start()
-                for earlier in self._told:
+                for earlier in self._recorded:
                     self._exchange(*earlier)
             try:
                 return self._exchange(request, data)
@@ -150,7 +150,7 @@ class TokenizerProcess:
 
         with self._lock:
             try:
-                return twice(attempt)
+                return retry_once(attempt)
             except ChildRefused as refusal:
                 raise self._refused(refusal, request, data, texts) from refusal
 
@@ -158,16 +158,16 @@ class TokenizerProcess:
         _send(self._child, request, data)
         sizes = struct.unpack("<II", self._child.receive(8))
         if max(sizes) > _MOST_ANSWER + 8 * len(data):
-            made = f"the {self._library} library makes {sum(sizes)} bytes of {len(data)}"
+            made = f"the {self._library} library turns {len(data)} bytes into {sum(sizes)}"
             raise VocabError(f"{self.where}: {made}", hint=_HINT)
-        told = json.loads(self._child.receive(sizes[0]))
-        return told, bytes(self._child.receive(sizes[1]))
+        answer = json.loads(self._child.receive(sizes[0]))
+        return answer, bytes(self._child.receive(sizes[1]))
 
     def _refused(
         self, refusal: ChildRefused, request: Mapping[str, Any], data: bytes, texts: Sequence[str]
     ) -> VocabError:
-        said = refusal.words[-1] if refusal.words else "it ended without a word"
-        what = f"{self.where} is refused by the {self._library} library: {said}"
+        reason = refusal.words[-1] if refusal.words else "it exited without a message"
+        what = f"{self.where} is rejected by the {self._library} library: {reason}"
         if refusal.limit is not None:
             limits = _limits(request, data)
             given = f"{limits['seconds']:.0f} s of processor time"
@@ -221,8 +221,8 @@ def _limits(request: Mapping[str, Any], data: bytes) -> dict[str, float]:
 
 
 def _send(child: Child, request: Mapping[str, Any], data: bytes) -> None:
-    told = json.dumps({**_limits(request, data), **request}).encode()
-    child.send(struct.pack("<II", len(told), len(data)) + told)
+    header = json.dumps({**_limits(request, data), **request}).encode()
+    child.send(struct.pack("<II", len(header), len(data)) + header)
     child.send(data)
 
 
@@ -244,11 +244,11 @@ def _written(texts: Sequence[str]) -> bytes:
 
 def _ids(data: bytes, texts: int) -> list[array[int]]:
     numbers = _numbers("i", data)
-    counts, at, found = numbers[:texts], texts, []
+    counts, at, ids = numbers[:texts], texts, []
     for count in counts:
-        found.append(numbers[at : at + count])
+        ids.append(numbers[at : at + count])
         at += count
-    return found
+    return ids
 
 
 def _numbers(kind: str, data: bytes) -> array[Any]:

@@ -31,19 +31,20 @@ FAMILIES: tuple[AnyFamily, ...] = (
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
-_LATENT_ATTENTION = "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are no Llama"
+_LATENT_ATTENTION = (
+    "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are not supported"
+)
 
 # Architectures people try that have no family, and what is known of them (checked in llama.cpp's
 # conversion/ and src/models/ as vendored in llama-cpp-python 0.3.36).
 NEAR: Mapping[str, str] = {
-    "UMT5ForConditionalGeneration": "UMT5 (a relative bias in every layer) is not supported; llama.cpp's own "
-    "converter takes it",
-    "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter takes them",
+    "UMT5ForConditionalGeneration": "UMT5 is not supported; llama.cpp's own converter supports it",
+    "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
-    "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's own converter takes it",
-    "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter takes it",
-    "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter takes it",
+    "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
+    "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
+    "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
 
 
@@ -58,8 +59,8 @@ def family_for(config: Mapping[str, Any]) -> AnyFamily:
         matches = any(name in family.hf_classes for name in classes)
         if matches or (not classes and config.get("model_type") == family.name):
             return family
-    said = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
-    raise _unsupported(said, near)
+    class_names = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
+    raise _unsupported(class_names, near)
 
 
 def reads_with_encoder(arch: str) -> bool:
@@ -67,10 +68,10 @@ def reads_with_encoder(arch: str) -> bool:
     return any(family.encoder_decoder for family in FAMILIES if family.arch == arch)
 
 
-def _unsupported(said: str, near: list[str]) -> UnsupportedModel:
+def _unsupported(named: str, near: list[str]) -> UnsupportedModel:
     supported = "; ".join(f"{', '.join(family.hf_classes)} ({family.title})" for family in FAMILIES)
-    known = "".join(f"\n  known of it: {text}" for text in near)
+    known = "".join(f"\n  note: {text}" for text in near)
     return UnsupportedModel(
-        f"kconv does not know the architecture {said[:200]}{known}\n  supported: {supported}",
+        f"unsupported architecture {named[:200]}{known}\n  supported: {supported}",
         hint="`kconv models` shows what is supported and how",
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -97,19 +97,19 @@ def _keys(facts: Exaone4Facts) -> dict[str, MetadataValue]:
 
 
 def _limits_of_llama_cpp(facts: Exaone4Facts) -> None:
-    refuse_other_activations(facts, SILU, "exaone4 graph computes silu only")
+    refuse_other_activations(facts, SILU, "exaone4 graph supports only silu")
     if facts.heads * facts.head_dim != facts.hidden:
         raise UnsupportedModel(
-            f"{facts.where}: {facts.heads} heads of {facts.head_dim} are not hidden_size {facts.hidden}; "
-            "llama.cpp's exaone4 graph wants a square output matrix",
-            hint="kconv to-onnx takes it",
+            f"{facts.where}: {facts.heads} heads of {facts.head_dim} do not add up to hidden_size "
+            f"{facts.hidden}; llama.cpp's exaone4 graph requires a square output matrix",
+            hint="kconv to-onnx supports it",
         )
     if (facts.window is None) != (facts.layers != _WINDOWED_LAYERS):
         what = "no sliding window" if facts.window is None else f"a sliding window of {facts.window}"
         raise UnsupportedModel(
-            f"{facts.where}: {facts.layers} layers with {what}; llama.cpp's exaone4 graph has a window at "
-            f"{_WINDOWED_LAYERS} layers, and only there",
-            hint="kconv to-onnx takes it",
+            f"{facts.where}: {facts.layers} layers with {what}; llama.cpp's exaone4 graph uses a "
+            f"window for models of {_WINDOWED_LAYERS} layers, and only for those",
+            hint="kconv to-onnx supports it",
         )
 
 
@@ -128,10 +128,10 @@ def _describe(graph: Graph, request: GraphRequest[Exaone4Facts]) -> None:
         place = f"model.layers.{layer}"
         given = normed_heads(graph, rows, place, facts)
         turning = heads if local or facts.window is None else replace(heads, rotary=0)
-        found = attention(graph, layer, near if local else everywhere, turning, given)
-        found = linear(graph, found, f"{place}.self_attn.o_proj")
+        attended = attention(graph, layer, near if local else everywhere, turning, given)
+        attended = linear(graph, attended, f"{place}.self_attn.o_proj")
         rows = graph.op(
-            "Add", rows, rms_norm(graph, found, f"{place}.post_attention_layernorm", facts.epsilon)
+            "Add", rows, rms_norm(graph, attended, f"{place}.post_attention_layernorm", facts.epsilon)
         )
         fed = gated_feed_forward(graph, rows, f"{place}.mlp", facts.activation)
         rows = graph.op(

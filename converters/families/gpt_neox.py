@@ -14,7 +14,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
 from ...core.model import MetadataValue, Note
 from ...core.tensor import Tensor
-from ..activations import GELU, TANH_GELU
+from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
     DecoderFacts,
     refuse_activations_onnx_lacks,
@@ -90,8 +90,8 @@ def _facts(settings: Settings) -> NeoxFacts:
         )
     if settings.flag("tie_word_embeddings"):
         raise UnsupportedModel(
-            f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX has a head of its own",
-            hint="compare the file with the one the model was published with",
+            f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX model has an lm_head of its own",
+            hint="compare the file with the published one",
         )
     return NeoxFacts(
         where=settings.where,
@@ -140,7 +140,7 @@ def _keys(facts: NeoxFacts) -> dict[str, MetadataValue]:
 
 
 def _limits_of_llama_cpp(facts: NeoxFacts) -> None:
-    refuse_other_activations(facts, GELU | TANH_GELU, "gptneox graph computes GELU only")
+    refuse_other_activations(facts, GELU | TANH_GELU, "gptneox graph supports only GELU")
     refuse_divided_frequencies(facts, "gptneox")
 
 
@@ -148,14 +148,14 @@ def _remarks_on_llama_cpp(facts: NeoxFacts) -> tuple[Note, ...]:
     if facts.activation not in GELU:
         return ()
     message = (
-        "the model's GELU is the exact one, llama.cpp's the tanh approximation; the difference is far below "
-        "what quantizing costs, and the proof shows it"
+        "the model uses the exact GELU, llama.cpp the tanh approximation; the difference is far "
+        "smaller than the loss of quantization, and the proof measures it"
     )
     return (Note("gelu", message),)
 
 
-def _in_transformers(held: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
-    return {_OTHER_HEAD if name == _HEAD else name: tensor for name, tensor in held.items()}
+def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
+    return {_OTHER_HEAD if name == _HEAD else name: tensor for name, tensor in tensors.items()}
 
 
 def _describe(graph: Graph, request: GraphRequest[NeoxFacts]) -> None:
@@ -166,8 +166,8 @@ def _describe(graph: Graph, request: GraphRequest[NeoxFacts]) -> None:
         place = f"gpt_neox.layers.{layer}"
         inner = layer_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
         given = _by_part(graph, linear(graph, inner, f"{place}.attention.query_key_value"), facts)
-        found = attention(graph, layer, positions, heads, given)
-        attended = graph.op("Add", rows, linear(graph, found, f"{place}.attention.dense"))
+        seen = attention(graph, layer, positions, heads, given)
+        attended = graph.op("Add", rows, linear(graph, seen, f"{place}.attention.dense"))
         before = rows if facts.parallel else attended
         inner = layer_norm(graph, before, f"{place}.post_attention_layernorm", facts.epsilon)
         names = (f"{place}.mlp.dense_h_to_4h", f"{place}.mlp.dense_4h_to_h")

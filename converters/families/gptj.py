@@ -14,7 +14,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.model import MetadataValue
-from ..activations import TANH_GELU
+from ..activation_names import TANH_GELU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -118,9 +118,9 @@ def _facts(settings: Settings) -> GptjFacts:
 
 
 def _rotary(settings: Settings, head_dim: int) -> int:
-    """How many dimensions of a head are rotated: 64 where nothing is said, the whole head for null."""
-    said = "rotary_dim" in settings.values
-    rotary = settings.integer("rotary_dim", head_dim if said else 64)
+    """How many dimensions of a head are rotated: 64 where the key is missing, the whole head for null."""
+    stated = "rotary_dim" in settings.values
+    rotary = settings.integer("rotary_dim", head_dim if stated else 64)
     if rotary % 2 or rotary > head_dim:
         raise settings.refuse(
             "rotary_dim",
@@ -135,7 +135,7 @@ def _flags(facts: GptjFacts, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _limits_of_llama_cpp(facts: GptjFacts) -> None:
-    graph = "phi2 graph, which GPT-J runs as, computes GELU in its tanh form (gelu_new) only"
+    graph = "phi2 graph, which GPT-J runs as, supports only the tanh form of GELU (gelu_new)"
     refuse_other_activations(facts, TANH_GELU, graph, "activation_function")
 
 
@@ -178,8 +178,8 @@ def _described_layer(graph: Graph, layer: int, rows: str, positions: Positions, 
     heads = Heads(facts.heads, facts.heads, facts.head_dim, facts.rope.dimensions, neighbours=True)
     inner = layer_norm(graph, rows, f"{place}.ln_1", facts.epsilon)
     given = {each: graph.linear(inner, f"{place}.attn.{each}_proj.weight") for each in "qkv"}
-    found = attention(graph, layer, positions, heads, given)
-    attended = graph.linear(found, f"{place}.attn.out_proj.weight")
+    seen = attention(graph, layer, positions, heads, given)
+    attended = graph.linear(seen, f"{place}.attn.out_proj.weight")
     fed = feed_forward(graph, inner, f"{place}.mlp.fc_in", f"{place}.mlp.fc_out", facts.activation)
     return graph.op("Add", rows, graph.op("Add", attended, fed))
 

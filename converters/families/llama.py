@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -104,8 +104,8 @@ def described_layer(
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
     inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
     given = {each: linear(graph, inner, f"{place}.self_attn.{each}_proj") for each in "qkv"}
-    found = attention(graph, layer, positions, heads, given)
-    rows = graph.op("Add", rows, linear(graph, found, f"{place}.self_attn.o_proj"))
+    attended = attention(graph, layer, positions, heads, given)
+    rows = graph.op("Add", rows, linear(graph, attended, f"{place}.self_attn.o_proj"))
     inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
     return graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))
 
@@ -121,7 +121,7 @@ LLAMA = Family(
     keys=decoder_keys,
     rows=ROWS,
     limits={
-        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph computes silu only"),
+        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph supports only silu"),
         "ONNX": refuse_activations_onnx_lacks,
     },
     reference=InTransformers("LlamaForCausalLM"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...core.errors import UnsupportedModel
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -55,12 +55,12 @@ def _window(settings: Settings, context: int) -> int | None:
 
 
 def _limits_of_llama_cpp(facts: MistralFacts) -> None:
-    refuse_other_activations(facts, SILU, "llama graph computes silu only")
+    refuse_other_activations(facts, SILU, "llama graph supports only silu")
     if facts.window is not None:
         raise UnsupportedModel(
             f"{facts.where}: {_WINDOW} is {facts.window}, less than max_position_embeddings {facts.context}; "
-            "llama.cpp's llama graph has no window and would see further back than the model was trained to",
-            hint="kconv to-onnx takes it; where a context as long as the window is enough, set "
+            "llama.cpp's llama graph has no window, so it would attend further back than in training",
+            hint="kconv to-onnx supports it; if a context as long as the window is enough, set "
             f"max_position_embeddings to {facts.window} in config.json, and the graph is exact",
         )
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
-from ..activations import SILU
+from ..activation_names import SILU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -90,8 +90,8 @@ def refuse_attention_bias(settings: Settings) -> None:
     """Raise UnsupportedModel for biases neither the graphs nor any published Qwen3 have."""
     if settings.flag("attention_bias"):
         raise UnsupportedModel(
-            f"{settings.where}: attention_bias is true; no published Qwen3 has these biases, and kconv does "
-            "not know them",
+            f"{settings.where}: attention_bias is true; kconv does not support these biases, which no "
+            "published Qwen3 has",
             hint="open an issue with the model's name if you need it",
         )
 
@@ -100,8 +100,8 @@ def _refuse_window(facts: Qwen3Facts) -> None:
     """Raise UnsupportedModel where layers see a part of the text only, which the graphs do not compute."""
     if facts.window is not None:
         raise UnsupportedModel(
-            f"{facts.where}: use_sliding_window with a window of {facts.window} tokens; the qwen3 graphs let "
-            "every layer see the whole text",
+            f"{facts.where}: use_sliding_window with a window of {facts.window} tokens; in the qwen3 "
+            "graphs every layer attends to the whole text",
             hint="set use_sliding_window to false if texts stay within the window",
         )
 
@@ -109,7 +109,7 @@ def _refuse_window(facts: Qwen3Facts) -> None:
 def limits_of_llama_cpp(facts: Qwen3Facts) -> None:
     """Raises UnsupportedModel for what the graphs qwen3 and qwen3moe do not compute."""
     _refuse_window(facts)
-    refuse_other_activations(facts, SILU, "qwen3 graphs compute silu only")
+    refuse_other_activations(facts, SILU, "qwen3 graphs support only silu")
     refuse_divided_frequencies(facts, "qwen3")
 
 
@@ -139,8 +139,8 @@ def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
     for layer in range(facts.layers):
         place = f"model.layers.{layer}"
         inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)
-        found = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
-        rows = graph.op("Add", rows, linear(graph, found, f"{place}.self_attn.o_proj"))
+        attended = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
+        rows = graph.op("Add", rows, linear(graph, attended, f"{place}.self_attn.o_proj"))
         inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
         rows = graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)

@@ -73,7 +73,7 @@ def _refuse_dense_layers(settings: Settings) -> None:
     if dense or step != 1:
         raise UnsupportedModel(
             f"{settings.where}: mlp_only_layers is {quoted(dense)} and decoder_sparse_step {step}; "
-            "llama.cpp's qwen3moe graph has experts in every layer",
+            "llama.cpp's qwen3moe graph expects experts in every layer",
             hint="open an issue with the model's name if you need it",
         )
 
@@ -82,9 +82,9 @@ def _limits_of_llama_cpp(facts: Qwen3MoeFacts) -> None:
     limits_of_llama_cpp(facts)
     if not facts.normed:
         raise UnsupportedModel(
-            f"{facts.where}: norm_topk_prob is false; llama.cpp's qwen3moe graph makes the weights of the "
-            "experts chosen add up to 1",
-            hint="compare config.json with the one the model was published with: every Qwen3-MoE says true",
+            f"{facts.where}: norm_topk_prob is false; llama.cpp's qwen3moe graph normalizes the "
+            "weights of the chosen experts to sum to 1",
+            hint="compare config.json with the published one: it is true in every Qwen3-MoE",
         )
 
 
@@ -102,18 +102,18 @@ def _keys(facts: Qwen3MoeFacts) -> dict[str, MetadataValue]:
     }
 
 
-def _in_transformers(held: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
+def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
     """Experts as transformers 5 has them: ``gate_up_proj (experts, 2 * ffn, hidden)`` and ``down_proj``."""
-    found = dict(held)
-    for place in [match[1] for name in held if (match := _EXPERT.fullmatch(name))]:
+    renamed = dict(tensors)
+    for place in [match[1] for name in tensors if (match := _EXPERT.fullmatch(name))]:
         parts = {
-            each: [found.pop(f"{place}.{e}.{each}_proj.weight") for e in range(sizes["experts"])]
+            each: [renamed.pop(f"{place}.{e}.{each}_proj.weight") for e in range(sizes["experts"])]
             for each in ("gate", "up", "down")
         }
         pairs = zip(parts["gate"], parts["up"], strict=True)
-        found[f"{place}.gate_up_proj"] = stacked([concatenated(pair) for pair in pairs])
-        found[f"{place}.down_proj"] = stacked(parts["down"])
-    return found
+        renamed[f"{place}.gate_up_proj"] = stacked([concatenated(pair) for pair in pairs])
+        renamed[f"{place}.down_proj"] = stacked(parts["down"])
+    return renamed
 
 
 QWEN3_MOE = Family(

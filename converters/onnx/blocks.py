@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from .activation import activated
+from .activation_operators import apply_activation
 from .graph import Graph
 
 
@@ -34,11 +34,11 @@ def layer_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
 
 def gated_feed_forward(graph: Graph, rows: str, place: str, activation: str) -> str:
     """``down_proj(activation(gate_proj(rows)) * up_proj(rows))``, the three under ``place``."""
-    gate = activated(graph, linear(graph, rows, f"{place}.gate_proj"), activation)
+    gate = apply_activation(graph, linear(graph, rows, f"{place}.gate_proj"), activation)
     inner = graph.op("Mul", gate, linear(graph, rows, f"{place}.up_proj"))
     return linear(graph, inner, f"{place}.down_proj")
 
 
 def feed_forward(graph: Graph, rows: str, up: str, down: str, activation: str) -> str:
     """``down(activation(up(rows)))``."""
-    return linear(graph, activated(graph, linear(graph, rows, up), activation), down)
+    return linear(graph, apply_activation(graph, linear(graph, rows, up), activation), down)

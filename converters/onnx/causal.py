@@ -48,13 +48,13 @@ class Positions:
 def begin(graph: Graph, table: str, frequencies: Array) -> tuple[str, Positions]:
     """The inputs, and the embedded tokens as rows; ``frequencies (rotary / 2,)`` are radians per position."""
     ids = graph.input("input_ids", Element.INT64, (BATCH, LENGTH))
-    held = graph.input("attention_mask", Element.INT64, (BATCH, TOTAL))
+    padding = graph.input("attention_mask", Element.INT64, (BATCH, TOTAL))
     places = graph.input("position_ids", Element.INT64, (BATCH, LENGTH))
     shape = graph.op("Shape", ids)
     lengths = graph.op("Concat", shape, graph.integers(-1), axis=0)
     places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
     angles = graph.op("Mul", places, graph.constant(frequencies.astype(np.float32)))
-    mask = _mask(graph, ids, held)
+    mask = _mask(graph, ids, padding)
     positions = Positions(lengths, mask, graph.op("Cos", angles), graph.op("Sin", angles))
     hidden = graph.tensors[table].shape[1]
     rows = graph.op("Reshape", graph.embedding(ids, table), graph.integers(-1, hidden))
@@ -73,15 +73,15 @@ def with_window(graph: Graph, positions: Positions, window: int) -> Positions:
     return replace(positions, mask=graph.op("Where", near, positions.mask, least_float(graph)))
 
 
-def _mask(graph: Graph, ids: str, held: str) -> str:
+def _mask(graph: Graph, ids: str, mask: str) -> str:
     """0.0 where a query may see a key: one of the same text, not after it; else the least float."""
     one, axis = graph.number(1, Element.INT64), graph.integers(1)
     length = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2))
-    total = graph.op("Squeeze", graph.op("Shape", held, start=1, end=2))
+    total = graph.op("Squeeze", graph.op("Shape", mask, start=1, end=2))
     keys = graph.op("Range", graph.number(0, Element.INT64), total, one)
     queries = graph.op("Range", graph.op("Sub", total, length), total, one)
     before = graph.op("LessOrEqual", keys, graph.op("Unsqueeze", queries, axis))
-    text = graph.op("Unsqueeze", graph.cast(held, Element.BOOL), graph.integers(1, 2))
+    text = graph.op("Unsqueeze", graph.cast(mask, Element.BOOL), graph.integers(1, 2))
     seen = graph.op("And", before, text)
     return graph.op("Where", seen, graph.number(0.0), least_float(graph))
 
@@ -96,7 +96,7 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     if heads.rotary:
         query = _rotated(graph, query, positions, heads, heads.queries)
         key = _rotated(graph, key, positions, heads, heads.keys)
-    found, *_ = graph.ops(
+    attended, *_ = graph.ops(
         "Attention",
         query,
         key,
@@ -109,7 +109,7 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     )
     for name in present:
         graph.output(name, Element.FLOAT, (BATCH, heads.keys, TOTAL, heads.size))
-    return graph.op("Reshape", found, graph.integers(-1, heads.queries * heads.size))
+    return graph.op("Reshape", attended, graph.integers(-1, heads.queries * heads.size))
 
 
 def _rotated(graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:

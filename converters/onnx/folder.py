@@ -1,4 +1,4 @@
-"""What stands in an ONNX folder besides graphs and weights, and under which names all of it stands.
+"""What an ONNX folder contains besides graphs and weights, and the names of all its files.
 
 A folder is loaded by others, so names are theirs: optimum's, or Transformers.js's, which looks for graphs
 under ``onnx/``, with the type in their names and the weights of each in a file of its own beside it
@@ -87,7 +87,7 @@ _COPIED = (
 
 
 @dataclass(frozen=True)
-class FilesBeside:
+class SideFiles:
     """``contents`` by file name, all of them in the folder itself."""
 
     contents: Mapping[str, bytes]
@@ -98,18 +98,18 @@ def parse_layout(text: str) -> Layout:
     """The layout of that name, case ignored. Raises UsageError naming all."""
     layout = LAYOUTS.get(text.strip().lower())
     if layout is None:
-        raise UsageError(f"there is no layout {text!r}", hint=nearest(text, list(LAYOUTS)))
+        raise UsageError(f"unknown layout {text!r}", hint=nearest(text, list(LAYOUTS)))
     return layout
 
 
-def files_beside(
+def collect_side_files(
     checkpoint: Checkpoint,
     source: Source,
     model: Model,
     layout: Layout,
     graphs: Mapping[str, int],
     chat_template: str | None = None,
-) -> FilesBeside:
+) -> SideFiles:
     """The configuration, tokenizer and licence files of a folder.
 
     ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
@@ -129,30 +129,30 @@ def files_beside(
         chat_template = chat_template or "none"
     rows = model.tensor(EMBEDDING).rows
     context = read_context(checkpoint, rows=rows, chat_template=chat_template)
-    vocab, said = own_vocabulary(source, context)
-    notes += said
+    vocab, vocab_notes = own_vocabulary(source, context)
+    notes += vocab_notes
     contents |= configurations(checkpoint, model, context, vocab, notes)
     if layout.name == "transformers.js":
-        told = {"use_external_data_format": _by_file_name(graphs)}
+        settings = {"use_external_data_format": _by_file_name(graphs)}
         config = json.loads(contents[CONFIG] or b"")
-        contents[CONFIG] = as_json({**config, "transformers.js_config": told})
+        contents[CONFIG] = as_json({**config, "transformers.js_config": settings})
     contents |= tokenizer_files(checkpoint, source, vocab, notes)
     kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
-    return FilesBeside(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
+    return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 
 
 def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
     """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
     own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
-    found = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
-    for name in found:
+    links = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    for name in links:
         where = quoted(os.path.realpath(checkpoint.folder / name))
         message = (
-            f"{name} is left out: it is a link to {where}, which is no file of the checkpoint's; put a copy "
-            "in its place, if you know who made the folder and why"
+            f"{name} is left out: it is a link to {where}, which is not a file of this checkpoint; if "
+            "you trust its origin, replace the link by a copy"
         )
         notes.append(Note("foreign-link", message, warning=True))
-    return set(found)
+    return set(links)
 
 
 def _by_file_name(graphs: Mapping[str, int]) -> dict[str, int]:

@@ -43,7 +43,7 @@ def parse_type(text: str) -> str:
     """One of TYPES, case ignored. Raises UsageError naming them."""
     wanted = text.strip().lower()
     if wanted not in TYPES:
-        raise UsageError(f"there is no type {text!r} for ONNX", hint=nearest(text, TYPES))
+        raise UsageError(f"unknown type {text!r} for ONNX", hint=nearest(text, TYPES))
     return wanted
 
 
@@ -90,5 +90,7 @@ def _automatic(model: Model) -> str:
 def _fallback_note(fallbacks: list[tuple[str, Format, Format]], type: str) -> Note:
     names = [name for name, _, _ in fallbacks]
     which = f"{names[0]} has" if len(names) == 1 else f"{len(names)} tensors ({names[0]}, …) have"
-    message = f"{which} rows that are not whole blocks of 32 weights: F32 in the {type.upper()} folder"
+    message = (
+        f"{which} rows that are not a multiple of 32 weights long: stored as F32 in the {type.upper()} folder"
+    )
     return Note("format-fallback", message, warning=True)

@@ -199,19 +199,19 @@ class Graph:
         shape = self.tensors[matrix].shape
         packed = packed_shapes(format, shape)
         blocks, scales = self._stored(matrix, self._in_blocks(matrix, packed.weights)).parts
-        held = blocks.name
+        blocks_name = blocks.name
         if blocks.shape != packed.weights:  # a table of embeddings, too
-            held = self.op("Reshape", held, self.integers(*packed.weights))
+            blocks_name = self.op("Reshape", blocks_name, self.integers(*packed.weights))
         attributes = matmul_attributes(format, shape, self.accuracy_level)
-        given = (rows, held, scales.name)
+        given = (rows, blocks_name, scales.name)
         return self.ops("MatMulNBits", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
 
     def embedding(self, ids: str, table: str) -> str:
         """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
         format = self.formats.get(table, F32)
         if format in _OF_FORMAT:
-            found = self.op("Gather", self.weight(table), ids)
-            return self.cast(found, Element.FLOAT) if format == F16 else found
+            embedded = self.op("Gather", self.weight(table), ids)
+            return self.cast(embedded, Element.FLOAT) if format == F16 else embedded
         shape = packed_shapes(format, self.tensors[table].shape).table
         blocks, scales = self._stored(table, self._in_blocks(table, shape)).parts
         given = (blocks.name, ids, scales.name)

@@ -9,8 +9,8 @@ from .graph import Element, Graph
 
 def additive_mask(graph: Graph, mask: str) -> str:
     """``mask (batch, keys)``, 0 for padding, to ``(batch, 1, 1, keys)``: 0.0, for padding the least float."""
-    held = graph.op("Unsqueeze", graph.cast(mask, Element.BOOL), graph.integers(1, 2))
-    return graph.op("Where", held, graph.number(0.0), least_float(graph))
+    kept = graph.op("Unsqueeze", graph.cast(mask, Element.BOOL), graph.integers(1, 2))
+    return graph.op("Where", kept, graph.number(0.0), least_float(graph))
 
 
 def for_queries(graph: Graph, bias: str, queries: str) -> str:

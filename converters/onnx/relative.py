@@ -46,5 +46,5 @@ def relative_buckets(buckets: int, max_distance: int, *, both_ways: bool) -> Arr
     growth = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(single))
     growth = growth / np.float32(math.log(max_distance / single)) * np.float32(one_way - single)
     far = np.minimum(single + growth.astype(np.int64), one_way - 1)
-    found = np.where(away < single, away, far)
-    return (found + one_way * (distances > 0) if both_ways else found).astype(np.int64)
+    numbers = np.where(away < single, away, far)
+    return (numbers + one_way * (distances > 0) if both_ways else numbers).astype(np.int64)

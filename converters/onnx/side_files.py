@@ -43,17 +43,17 @@ def configurations(
     made: Contents = {}
     config, generating = dict(checkpoint.config), dict(context.generation_config)
     ids = {key: vocab.special.get(role) for key, role in _ROLES.items()}
-    stops, found = stop_ids(vocab, context)
-    notes += found
+    stops, stop_notes = stop_ids(vocab, context)
+    notes += stop_notes
     several = {**ids, "eos_token_id": list(stops)} if len(stops) > 1 else ids
     wanted = several if isinstance(config.get("eos_token_id"), list) else ids
-    said = {key: value for key, value in model.granted.items() if config.get(key) is None}
-    changed = _with_ids(CONFIG, _without_code(config, notes) | said, wanted, vocab, notes)
+    granted = {key: value for key, value in model.granted.items() if config.get(key) is None}
+    changed = _with_ids(CONFIG, _without_code(config, notes) | granted, wanted, vocab, notes)
     front = family_for(config).front_end
     if front is not None:
         made[front.onnx_file] = as_json(config)
         changed |= front.onnx_config
-        message = f"config.json says T5, since the graphs run as one; see {front.onnx_file}"
+        message = f"config.json declares T5, since the graphs run as one; see {front.onnx_file}"
         notes.append(Note("gbst-config", message))
     made[CONFIG] = as_json(changed)
     if changed == config:
@@ -69,7 +69,7 @@ def _without_code(settings: Mapping[str, Any], notes: list[Note]) -> dict[str, A
     """Without ``auto_map``: code of the checkpoint's own, which is not copied and not needed."""
     if "auto_map" in settings:
         notes.append(
-            Note("custom-code", "auto_map is left out: the folder needs no code of the checkpoint's own")
+            Note("custom-code", "auto_map is left out: the folder does not need the checkpoint's own code")
         )
     return {key: value for key, value in settings.items() if key != "auto_map"}
 
@@ -80,14 +80,16 @@ def _with_ids(
     """``settings`` with ``ids``, and a note of what they were; the order in a list is the file's own."""
     changes = {key: value for key, value in ids.items() if not same_ids(settings.get(key), value)}
     if changes:
-        said = (f"{key} {quoted(settings.get(key))} is now {_shown(vocab, changes[key])}" for key in changes)
-        notes.append(Note("special-ids", f"{file}: {'; '.join(said)}"))
+        changed = (
+            f"{key} {quoted(settings.get(key))} is now {_shown(vocab, changes[key])}" for key in changes
+        )
+        notes.append(Note("special-ids", f"{file}: {'; '.join(changed)}"))
     return settings | changes
 
 
-def same_ids(found: object, wanted: object) -> bool:
+def same_ids(actual: object, wanted: object) -> bool:
     """Whether two settings are the same, as lists in whatever order."""
-    lists = [each if isinstance(each, list) else [each] for each in (found, wanted)]
+    lists = [each if isinstance(each, list) else [each] for each in (actual, wanted)]
     return len(lists[0]) == len(lists[1]) and all(each in lists[1] for each in lists[0])
 
 
@@ -107,12 +109,16 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
         changed |= _byte_settings(changed, source)
         notes.append(
             Note(
-                "byte-tokenizer", "tokenizer.json is made for the vocabulary of bytes, equal to ByT5Tokenizer"
+                "byte-tokenizer",
+                (
+                    "tokenizer.json was created for the byte vocabulary and gives the same ids as "
+                    "ByT5Tokenizer"
+                ),
             )
         )
     elif not checkpoint.has("tokenizer.json") and checkpoint.has("merges.txt"):
         made["tokenizer.json"] = gpt2_tokenizer_json(source).encode()
-        notes.append(Note("made-tokenizer", "tokenizer.json is made of vocab.json and merges.txt"))
+        notes.append(Note("made-tokenizer", "tokenizer.json was created from vocab.json and merges.txt"))
     elif not checkpoint.has("tokenizer.json"):
         made |= _of_sentencepiece(source, notes)
     if changed.get("tokenizer_class") == "PreTrainedTokenizerFast":
@@ -130,11 +136,13 @@ def _of_sentencepiece(source: Source, notes: list[Note]) -> Contents:
     text, model = sentencepiece_tokenizer_json(source), source.description.files[0]
     apart = difference(text, source)
     if apart is None:
-        notes.append(Note("made-tokenizer", f"tokenizer.json is made of {model} and gives the same ids"))
+        notes.append(
+            Note("made-tokenizer", (f"tokenizer.json was created from {model} and gives the same ids"))
+        )
         return {"tokenizer.json": text.encode()}
     message = (
-        f"no tokenizer.json is made of {model}, since it would give {apart}; what reads nothing else, as "
-        "Transformers.js, cannot load this folder's tokenizer"
+        f"no tokenizer.json was created from {model}, since it would give {apart}; programs that read "
+        "nothing else, such as Transformers.js, cannot load this folder's tokenizer"
     )
     notes.append(Note("no-tokenizer-json", message, warning=True))
     return {}

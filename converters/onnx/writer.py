@@ -23,8 +23,8 @@ from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
-from ..gguf_writer import Written, check_room, harmful, write_at
-from ..pieces import Rows, cut, work_through
+from ..gguf_writer import Written, bad_weights_error, check_room, write_at
+from ..pieces import Piece, cut, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
@@ -48,8 +48,8 @@ def plan_data(graphs: Sequence[Graph]) -> DataPlan:
     weights: dict[str, Weight] = {}
     for graph in graphs:
         for name, weight in graph.weights.items():
-            held = weights.setdefault(name, weight)
-            assert held.parts == weight.parts, f"{name} is stored in two ways"
+            known = weights.setdefault(name, weight)
+            assert known.parts == weight.parts, f"{name} is stored in two ways"
     offsets: dict[str, int] = {}
     end = 0
     for weight in weights.values():
@@ -99,13 +99,13 @@ def _write_data(
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
 
-        def write(rows: Rows, scratch: Scratch) -> int:
+        def write(rows: Piece, scratch: Scratch) -> int:
             weight, tensor = plan.weights[rows.index], tensors[rows.index]
             source = tensor.read(rows.start, rows.stop)
             slab = Encoder([weight.format]).encode(source, tensor.dtype, scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
                 if not allow_nan or slab.impossible:
-                    raise harmful(slab, tensor, rows)
+                    raise bad_weights_error(slab, tensor, rows)
                 harmed.add(tensor.name)
             for part, data in zip(weight.parts, _parts(weight, slab.data[0]), strict=True):
                 offset = plan.offsets[part.name] + part.nbytes * rows.start // tensor.rows

@@ -56,7 +56,7 @@ def write_sample(family: str, folder: Path, *, force: bool = False) -> Path:
     """
     write = SAMPLES.get(family)
     if write is None:
-        raise UsageError(f"no sample family {family!r}, expected one of {', '.join(sorted(SAMPLES))}")
+        raise UsageError(f"unknown sample family {family!r}, expected one of {', '.join(sorted(SAMPLES))}")
     folder = Path(os.path.abspath(folder))
     _refuse_occupied(folder, force=force)
     with explained(folder):
@@ -73,7 +73,7 @@ def _refuse_occupied(folder: Path, *, force: bool) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise OutputExists(f"{folder} exists and is no folder", hint="choose another folder")
+        raise OutputExists(f"{folder} exists and is not a folder", hint="choose another folder")
     if any(folder.iterdir()) and not force:
         raise OutputExists(
             f"{folder} exists and is not empty", hint="choose another folder, or pass --force to overwrite it"
@@ -88,7 +88,7 @@ def _publish(whole: Path, folder: Path, *, aside: Path) -> None:
     strangers = sorted({path.name for path in folder.iterdir()} - {path.name for path in whole.iterdir()})
     if strangers:
         raise OutputExists(
-            f"{folder} holds files that are not the sample's: {', '.join(strangers[:5])}",
+            f"{folder} contains files that do not belong to the sample: {', '.join(strangers[:5])}",
             hint="choose another folder, or remove these first",
         )
     folder.rename(aside)

@@ -199,13 +199,13 @@ def show(model: Any, _: None) -> str:
     ids = torch.tensor([[*source, EOS]])
     # Without a mask GBST would count the zeros it appends as text.
     made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)
-    said: list[str] = []
+    lines: list[str] = []
     for token in made[0].tolist():
         if token > FIRST_SENTINEL - 8:
-            said.append(f"<{token}>")
+            lines.append(f"<{token}>")
         elif token >= BYTE_OFFSET:
-            said.append(chr(token - BYTE_OFFSET))
-    text = "".join(said)
+            lines.append(chr(token - BYTE_OFFSET))
+    text = "".join(lines)
     return f"{PROMPT} -> {text.encode('latin-1').decode('utf-8', 'replace')}"
 
 

@@ -24,9 +24,9 @@ from ..t5.facts import T5Facts
 from ..t5.family import T5
 from ..t5.graphs import t5_graphs
 from ..t5.shape import EMBEDDINGS
-from .front_end_file import front_end_beside, front_end_path, is_front_end
+from .front_end_file import find_front_end, front_end_path, is_front_end
 from .graph import GbstFront
-from .settings import EMBEDDING, SHARED, GbstSettings, held_tensor, read_settings
+from .settings import EMBEDDING, SHARED, GbstSettings, front_end_tensor, read_settings
 from .tensors import (
     ARCH,
     DROPPED,
@@ -77,8 +77,10 @@ def _companions(checkpoint: Checkpoint) -> tuple[Companion, ...]:
     from ...card import general_metadata  # imports gguf-py, which runs and proofs have no use for
 
     model = front_end_model(checkpoint, general_metadata(checkpoint))
-    found = own_fingerprint(model)
-    return (Companion(model, body_keys(found), front_end_path, partial(is_front_end, wanted=found)),)
+    fingerprint = own_fingerprint(model)
+    return (
+        Companion(model, body_keys(fingerprint), front_end_path, partial(is_front_end, wanted=fingerprint)),
+    )
 
 
 def _graphs(request: GraphRequest[T5Facts]) -> dict[str, Graph]:
@@ -106,13 +108,13 @@ def _join(model: Any, checkpoint: Checkpoint) -> int:
 def _weights(body: Mapping[str, Tensor], checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """A body's weights, under the checkpoint's names, and with them the front end's own."""
     own = {name: tensor for name, tensor in checkpoint.tensors.items() if is_front_end_tensor(name)}
-    embedding = held_tensor(checkpoint.tensors, EMBEDDING)
+    embedding = front_end_tensor(checkpoint.tensors, EMBEDDING)
     if embedding is not None:
         own[EMBEDDING] = embedding
-    held = dict(body)
-    if EMBEDDING in held:  # the one name it has in some checkpoints
-        held.setdefault(SHARED[0], held[EMBEDDING])
-    return {**held, **own}
+    weights = dict(body)
+    if EMBEDDING in weights:  # the one name it has in some checkpoints
+        weights.setdefault(SHARED[0], weights[EMBEDDING])
+    return {**weights, **own}
 
 
 GBSWT5 = replace(
@@ -135,7 +137,7 @@ GBSWT5 = replace(
         factor=lambda checkpoint: _settings(checkpoint).factor,
         factor_of=lambda config: Settings(config, "config.gbswt5.json").integer("downsample_factor", 1),
         fingerprint=lambda checkpoint: own_fingerprint(front_end_model(checkpoint)),
-        beside=front_end_beside,
+        beside=find_front_end,
         join=_join,
         weights=_weights,
         onnx_file="config.gbswt5.json",

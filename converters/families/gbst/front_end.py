@@ -69,7 +69,7 @@ class Embedded:
     mask: Bools
 
 
-@np.errstate(all="ignore")  # what is not finite is told by whoever reads the embeddings
+@np.errstate(all="ignore")  # readers of the embeddings report what is not finite
 def front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> FrontEnd:
     """A front end from float32 weights under a checkpoint's names, in the shapes of ``settings.shapes()``.
 
@@ -79,7 +79,7 @@ def front_end(settings: GbstSettings, weights: Mapping[str, Floats]) -> FrontEnd
     if settings.norm:
         variance = weights[NORM + "running_var"]
         if (variance < 0).any():
-            raise InputError(f"{NORM}running_var has negative values, which no variance has")
+            raise InputError(f"{NORM}running_var has negative values, expected variances")
         scale = weights[NORM + "weight"] / np.sqrt(variance + np.float32(NORM_EPSILON))
         shift = weights[NORM + "bias"] - weights[NORM + "running_mean"] * scale
     return FrontEnd(
@@ -128,7 +128,7 @@ def _checked(front: FrontEnd, ids: Sequence[int]) -> npt.NDArray[np.int64]:
     if not len(tokens):
         raise InputError(
             "there are no token ids to embed, expected at least one",
-            hint="byte models end every text, even an empty one, with the end-of-text token",
+            hint="even an empty text needs the end-of-text token, with which byte models end every text",
         )
     if tokens.min() < 0 or tokens.max() >= rows:
         raise InputError(f"token ids must be 0 to {rows - 1}, the rows of the front end's embedding")

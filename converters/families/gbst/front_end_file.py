@@ -28,7 +28,7 @@ from .tensors import ARCH, TABLE, VERSION, file_shapes, fingerprint, settings_ke
 
 _MOST_BYTES = 1 << 30  # of weights; published front ends have some 12 MB
 _MOST_LOOKED_AT = 100  # files beside a body
-_AGAIN = "convert the checkpoint again; it writes body and front end together"
+_AGAIN = "convert the checkpoint again; this writes body and front end together"
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,12 @@ def read_front_end(path: Path) -> GbstFile:
     settings = _settings(path, header)
     _check_tensors(path, settings, header)
     weights = _read_weights(path, header)
-    found = fingerprint(settings, weights)
-    if header.metadata.get(f"{ARCH}.fingerprint") != found:
-        raise GgufError(f"{path}: the weights do not have the fingerprint the file says", hint=_AGAIN)
+    computed = fingerprint(settings, weights)
+    if header.metadata.get(f"{ARCH}.fingerprint") != computed:
+        raise GgufError(f"{path}: the weights do not match the fingerprint in the file", hint=_AGAIN)
     try:
         made = front_end(settings, weights)
-        return GbstFile(path, found, settings.factor, lambda ids: embed(made, ids).values, made)
+        return GbstFile(path, computed, settings.factor, lambda ids: embed(made, ids).values, made)
     except KconvError as error:
         raise GgufError(f"{path}: {error.message}", hint=_AGAIN) from error
 
@@ -79,7 +79,7 @@ def is_front_end(path: Path, wanted: str) -> bool:
         return False
 
 
-def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> GbstFile:
+def find_front_end(body: Path, metadata: Mapping[str, Any], chosen: Path | None = None) -> GbstFile:
     """The front end of the fingerprint the body at ``body`` names; ``metadata`` are the body's keys.
 
     ``chosen`` is the file to take; without it the files ``gbst-*.gguf`` beside the body are looked at. Raises
@@ -87,24 +87,24 @@ def front_end_beside(body: Path, metadata: Mapping[str, Any], chosen: Path | Non
     what ``read_front_end`` raises.
     """
     wanted = str(metadata.get(FINGERPRINT_KEY))
-    found = read_front_end(_beside(body, wanted) if chosen is None else chosen)
+    found = read_front_end(_find_beside(body, wanted) if chosen is None else chosen)
     if found.fingerprint != wanted:
         raise GgufError(
-            f"{found.path} is the front end of another model than {body}: its fingerprint is "
+            f"{found.path} is the front end of another model, not of {body}: its fingerprint is "
             f"{found.fingerprint[:16]}…, the body was made with {quoted(wanted[:16])}…",
-            hint="give the file the conversion wrote beside the body; or " + _AGAIN,
+            hint="give the file written next to the body at conversion; or " + _AGAIN,
         )
     width = metadata.get("t5.embedding_length")
     if found.front_end.settings.width != width:
         raise GgufError(
-            f"{found.path} gives embeddings of width {found.front_end.settings.width}, {body} takes "
+            f"{found.path} produces embeddings of width {found.front_end.settings.width}, but {body} expects "
             f"{quoted(width)}",
             hint=_AGAIN,
         )
     return found
 
 
-def _beside(body: Path, wanted: str) -> Path:
+def _find_beside(body: Path, wanted: str) -> Path:
     others = []
     for path in sorted(body.parent.glob(f"{ARCH}-*.gguf"))[:_MOST_LOOKED_AT]:
         try:
@@ -118,29 +118,29 @@ def _beside(body: Path, wanted: str) -> Path:
             others.append(f"{path.name} belongs to another model")
     seen = "; ".join(others) or f"there is no front end {ARCH}-*.gguf"
     raise GgufError(
-        f"{body} is the body of a GBST model and needs its front end, which is not beside it: {seen}",
-        hint=f"put the {ARCH}-….gguf the conversion wrote beside it, or name it with --front-end",
+        f"{body} is the body of a GBST model and needs its front end, which was not found: {seen}",
+        hint=f"put the {ARCH}-….gguf written at conversion next to it, or pass it with --front-end",
     )
 
 
 def _settings(path: Path, header: GgufHeader) -> GbstSettings:
     if header.arch != ARCH:
         raise GgufError(
-            f"{path} is of architecture {quoted(header.arch)}, expected the front end of a GBST model",
-            hint=f"give the {ARCH}-….gguf the conversion wrote beside the body",
+            f"{path} has architecture {quoted(header.arch)}, expected the front end of a GBST model",
+            hint=f"give the {ARCH}-….gguf written next to the body at conversion",
         )
     values = {key.removeprefix(f"{ARCH}."): value for key, value in header.metadata.items()}
     if values.get("version") != VERSION:
         raise GgufError(
-            f"{path} is version {quoted(values.get('version'))} of a GBST front end, this kconv reads "
+            f"{path} is version {quoted(values.get('version'))} of a GBST front end, but this kconv reads "
             f"{VERSION}",
             hint="install a newer kconv, or convert again with this one",
         )
     blocks = values.get("block_sizes")
     if not isinstance(blocks, tuple) or not blocks or not all(type(size) is int for size in blocks):
-        raise _amiss(path, "block_sizes", blocks, "a list of whole numbers")
+        raise _invalid_key(path, "block_sizes", blocks, "a list of whole numbers")
     if len(blocks) > MOST_BLOCKS or min(blocks) < 1 or max(blocks) > LARGEST_PERIOD:
-        raise _amiss(path, "block_sizes", blocks, f"at most {MOST_BLOCKS} sizes, 1 to {LARGEST_PERIOD}")
+        raise _invalid_key(path, "block_sizes", blocks, f"at most {MOST_BLOCKS} sizes, 1 to {LARGEST_PERIOD}")
     settings = GbstSettings(
         blocks,
         _number(path, values, "downsample_factor", max(blocks)),
@@ -150,50 +150,54 @@ def _settings(path: Path, header: GgufHeader) -> GbstSettings:
         _number(path, values, "vocab_size"),
     )
     if settings.period > LARGEST_PERIOD:
-        raise _amiss(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
+        raise _invalid_key(path, "block_sizes", blocks, f"blocks that meet every {LARGEST_PERIOD} positions")
     for key, value in settings_keys(settings).items():
-        said = values.get(key)
-        if isinstance(value, float) and isinstance(said, float) and np.float32(value) == np.float32(said):
+        setting = values.get(key)
+        if (
+            isinstance(value, float)
+            and isinstance(setting, float)
+            and np.float32(value) == np.float32(setting)
+        ):
             continue
-        if said != value or type(said) is not type(value):
-            raise _amiss(path, key, said, str(value))
+        if setting != value or type(setting) is not type(value):
+            raise _invalid_key(path, key, setting, str(value))
     return settings
 
 
 def _number(path: Path, values: Mapping[str, Any], key: str, most: int = 2**31 - 1) -> int:
     value = values.get(key)
     if type(value) is not int or not 1 <= value <= most:
-        raise _amiss(path, key, value, f"a whole number from 1 to {most}")
+        raise _invalid_key(path, key, value, f"a whole number from 1 to {most}")
     return value
 
 
 def _flag(path: Path, values: Mapping[str, Any], key: str) -> bool:
     value = values.get(key)
     if type(value) is not bool:
-        raise _amiss(path, key, value, "true or false")
+        raise _invalid_key(path, key, value, "true or false")
     return value
 
 
-def _amiss(path: Path, key: str, value: object, expected: str) -> GgufError:
-    said = "missing" if value is None else quoted(value)
-    return GgufError(f"{path}: {ARCH}.{key} is {said}, expected {expected}", hint=_AGAIN)
+def _invalid_key(path: Path, key: str, value: object, expected: str) -> GgufError:
+    actual = "missing" if value is None else quoted(value)
+    return GgufError(f"{path}: {ARCH}.{key} is {actual}, expected {expected}", hint=_AGAIN)
 
 
 def _check_tensors(path: Path, settings: GbstSettings, header: GgufHeader) -> None:
     expected = file_shapes(settings)
-    found = {info.name: info for info in header.tensors}
+    stored = {info.name: info for info in header.tensors}
     for name, shape in expected.items():
-        info = found.get(name)
+        info = stored.get(name)
         if info is None:
             raise GgufError(f"{path}: tensor {name} {list(shape)} is missing", hint=_AGAIN)
         if info.shape != shape or info.ggml_type != F32.ggml_type:
             raise GgufError(
-                f"{path}: tensor {name} is {list(info.shape)} of ggml type {info.ggml_type}, the file's keys "
-                f"make it {list(shape)} of type {F32.ggml_type} (f32)",
+                f"{path}: tensor {name} is {list(info.shape)} of ggml type {info.ggml_type}, but by "
+                f"the file's keys it should be {list(shape)} of type {F32.ggml_type} (f32)",
                 hint=_AGAIN,
             )
-    if len(found) > len(expected):
-        others = sorted(set(found) - set(expected))
+    if len(stored) > len(expected):
+        others = sorted(set(stored) - set(expected))
         raise GgufError(f"{path}: unexpected tensor {quoted(others[0])}", hint=_AGAIN)
     size = sum(info.nbytes for info in header.tensors)
     if size > _MOST_BYTES:
@@ -212,7 +216,9 @@ def _read(path: Path, file: BinaryIO, header: GgufHeader, info: TensorInfo) -> F
     values = np.empty(info.shape, "<f4")
     file.seek(header.data_offset + info.offset)
     if file.readinto(values.reshape(-1).view(np.uint8).data) != info.nbytes:  # type: ignore[attr-defined]
-        raise GgufError(f"{path}: ends within tensor {info.name}; it was longer before", hint=_AGAIN)
+        raise GgufError(
+            f"{path}: ends within tensor {info.name}; it was longer when it was opened", hint=_AGAIN
+        )
     if not np.isfinite(values).all():
         raise GgufError(f"{path}: tensor {info.name} has weights that are NaN or infinite", hint=_AGAIN)
     return values.astype(np.float32, copy=False)

@@ -50,26 +50,26 @@ def embedded(graph: Graph, values: str, mask: str, settings: GbstSettings) -> tu
     ``values (batch, length, width)``, ``mask (batch, length)`` of int64 to values ``(batch, positions,
     width)`` and mask ``(batch, positions)``, for ``ceil(length / factor)`` positions.
     """
-    held = _held(graph, mask)
-    values = graph.op("Mul", graph.op("Transpose", values, perm=(0, 2, 1)), held)
-    values = graph.op("Mul", _convolved(graph, values, settings), held)
-    blocks, scores = _candidates(graph, values, held, settings)
+    attended = _attended(graph, mask)
+    values = graph.op("Mul", graph.op("Transpose", values, perm=(0, 2, 1)), attended)
+    values = graph.op("Mul", _convolved(graph, values, settings), attended)
+    blocks, scores = _candidates(graph, values, attended, settings)
     weights = graph.op("Softmax", graph.op("Concat", *scores, axis=1), axis=1)
     if settings.consensus:
         weights = _consensus(graph, weights, mask)
     parts = graph.ops("Split", weights, outputs=[None] * len(blocks), axis=1, num_outputs=len(blocks))
     mixed = graph.op("Sum", *(graph.op("Mul", *pair) for pair in zip(blocks, parts, strict=True)))
-    means = _means(graph, graph.op("Mul", mixed, held), held, settings.factor)
+    means = _means(graph, graph.op("Mul", mixed, attended), attended, settings.factor)
     return graph.op("Transpose", means, perm=(0, 2, 1)), resized_mask(graph, mask, settings)
 
 
 def resized_mask(graph: Graph, mask: str, settings: GbstSettings) -> str:
     """Mask ``(batch, length)`` of the bytes to that of positions: 1 where any of its bytes is text."""
-    pooled = _pooled(graph, "MaxPool", _held(graph, mask), settings.factor)
+    pooled = _pooled(graph, "MaxPool", _attended(graph, mask), settings.factor)
     return graph.cast(graph.op("Squeeze", pooled, graph.integers(1)), Element.INT64)
 
 
-def _held(graph: Graph, mask: str) -> str:
+def _attended(graph: Graph, mask: str) -> str:
     floats = graph.cast(graph.cast(mask, Element.BOOL), Element.FLOAT)
     return graph.op("Unsqueeze", floats, graph.integers(1))
 
@@ -90,13 +90,15 @@ def _convolved(graph: Graph, values: str, settings: GbstSettings) -> str:
     return graph.op("Conv", values, graph.weight(PROJECTION + "weight"), graph.weight(PROJECTION + "bias"))
 
 
-def _candidates(graph: Graph, values: str, held: str, settings: GbstSettings) -> tuple[list[str], list[str]]:
+def _candidates(
+    graph: Graph, values: str, attended: str, settings: GbstSettings
+) -> tuple[list[str], list[str]]:
     """By size every position's block ``(batch, width, length)`` and its score ``(batch, 1, length)``."""
     length = graph.op("Squeeze", graph.op("Shape", values, start=2))
     positions = graph.op("Range", graph.number(0, Element.INT64), length, graph.number(1, Element.INT64))
     blocks, scores = [], []
     for size in settings.blocks:
-        means = _means(graph, values, held, size)
+        means = _means(graph, values, attended, size)
         score = graph.op("MatMul", graph.weight(SCORE + "weight"), means)
         score = graph.op("Add", score, graph.weight(SCORE + "bias"))
         block = graph.op("Div", positions, graph.number(size, Element.INT64))
@@ -105,12 +107,12 @@ def _candidates(graph: Graph, values: str, held: str, settings: GbstSettings) ->
     return blocks, scores
 
 
-def _means(graph: Graph, values: str, held: str, size: int) -> str:
+def _means(graph: Graph, values: str, attended: str, size: int) -> str:
     """Means over the text among each ``size`` neighbours, 0 where there is none: (batch, width, blocks)."""
     if size == 1:
         return values
     sums = _pooled(graph, "AveragePool", values, size, count_include_pad=1)
-    counts = _pooled(graph, "AveragePool", held, size, count_include_pad=1)
+    counts = _pooled(graph, "AveragePool", attended, size, count_include_pad=1)
     return graph.op("Div", sums, graph.op("Max", counts, graph.number(0.5 / size)))
 
 

@@ -62,7 +62,7 @@ class GbstSettings:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Each tensor of the front end, by its name in a checkpoint, in PyTorch's order of axes."""
         width = self.width
-        held: dict[str, tuple[int, ...]] = {
+        expected: dict[str, tuple[int, ...]] = {
             EMBEDDING: (self.rows, width),
             CONVOLUTION + "weight": (width, 1, self.kernel),
             CONVOLUTION + "bias": (width,),
@@ -72,8 +72,8 @@ class GbstSettings:
             SCORE + "bias": (1,),
         }
         if self.norm:
-            held |= {NORM + key: (width,) for key in ("weight", "bias", "running_mean", "running_var")}
-        return held
+            expected |= {NORM + key: (width,) for key in ("weight", "bias", "running_mean", "running_var")}
+        return expected
 
 
 def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettings:
@@ -100,7 +100,7 @@ def read_settings(config: Settings, tensors: Mapping[str, Tensor]) -> GbstSettin
     _check_period(settings, config.where)
     _check_kernel(settings, config, tensors)
     for name, shape in settings.shapes().items():
-        _check_shape(settings, config, name, shape, held_tensor(tensors, name))
+        _check_shape(settings, config, name, shape, front_end_tensor(tensors, name))
     return settings
 
 
@@ -113,7 +113,7 @@ def _read_blocks(config: Settings) -> tuple[int, ...]:
             raise CheckpointError(
                 f"{config.where}: subword_blocks is {quoted(listed)} and max_subword_block_size {largest}; "
                 "expected one of the two, the other null",
-                hint="compare the file with the one the model was published with",
+                hint="compare the file with the published one",
             )
         if largest > MOST_BLOCKS:
             raise config.refuse("max_subword_block_size", largest, f"at most {MOST_BLOCKS}")
@@ -140,35 +140,36 @@ def _check_period(settings: GbstSettings, where: str) -> None:
     """Refuse blocks that meet again only after so many positions that no memory would do."""
     if settings.period > LARGEST_PERIOD:
         raise CheckpointError(
-            f"{where}: blocks {settings.blocks} and factor {settings.factor} begin together only every "
+            f"{where}: blocks {settings.blocks} and factor {settings.factor} coincide only every "
             f"{settings.period} positions, to which every text would be padded; at most {LARGEST_PERIOD} "
             "are supported",
-            hint="compare the file with the one the model was published with",
+            hint="compare the file with the published one",
         )
 
 
-def held_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+def front_end_tensor(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
     """A front-end tensor; the byte embedding may stand under a name of the shared one alone."""
     names = (name, *SHARED) if name == EMBEDDING else (name,)
     return next((tensors[name] for name in names if name in tensors), None)
 
 
 def _norm(config: Settings, tensors: Mapping[str, Tensor]) -> bool:
-    found = sorted(name for name in tensors if name.startswith(NORM))
+    there = sorted(name for name in tensors if name.startswith(NORM))
     if "gbst_batchnorm" not in config:
-        return bool(found)
-    said = config.flag("gbst_batchnorm")
-    if found and not said:
+        return bool(there)
+    stated = config.flag("gbst_batchnorm")
+    if there and not stated:
         raise CheckpointError(
-            f"{config.where}: gbst_batchnorm is false, but there is the tensor {quoted(found[0])} of a batch "
-            "norm",
+            f"{config.where}: gbst_batchnorm is false, but the checkpoint has the tensor "
+            f"{quoted(there[0])} of a batch norm",
             hint=_HINT,
         )
-    if said and not found:
+    if stated and not there:
         raise CheckpointError(
-            f"{config.where}: gbst_batchnorm is true, but there is no tensor {NORM}weight", hint=_HINT
+            f"{config.where}: gbst_batchnorm is true, but the checkpoint has no tensor {NORM}weight",
+            hint=_HINT,
         )
-    return said
+    return stated
 
 
 def _check_kernel(settings: GbstSettings, config: Settings, tensors: Mapping[str, Tensor]) -> None:
@@ -178,34 +179,34 @@ def _check_kernel(settings: GbstSettings, config: Settings, tensors: Mapping[str
     _, inputs, kernel = tensor.shape
     if inputs != 1:
         raise CheckpointError(
-            f"{config.where}: {tensor.name} is {list(tensor.shape)}: each channel sees {inputs} others; "
-            f"expected a depth-wise convolution, [{settings.width}, 1, {settings.kernel}]",
+            f"{config.where}: {tensor.name} is {list(tensor.shape)}: each channel has {inputs} "
+            f"inputs; expected a depth-wise convolution, [{settings.width}, 1, {settings.kernel}]",
             hint=_HINT,
         )
     if kernel != settings.kernel:
         raise CheckpointError(
-            f"{config.where}: the largest block of {_said(settings, config)} is {settings.kernel}, but "
+            f"{config.where}: the largest block of {_stated(settings, config)} is {settings.kernel}, but "
             f"{tensor.name} is {list(tensor.shape)}, a convolution over {kernel} positions",
             hint=_HINT,
         )
 
 
-def _said(settings: GbstSettings, config: Settings) -> str:
+def _stated(settings: GbstSettings, config: Settings) -> str:
     key = "max_subword_block_size" if "max_subword_block_size" in config else "subword_blocks"
     return f"{key} {list(settings.blocks)}"
 
 
 def _check_shape(
-    settings: GbstSettings, config: Settings, name: str, shape: tuple[int, ...], held: Tensor | None
+    settings: GbstSettings, config: Settings, name: str, shape: tuple[int, ...], tensor: Tensor | None
 ) -> None:
-    if held is None:
+    if tensor is None:
         raise CheckpointError(
             f"{config.where} describes a GBST front end, but its tensor {name} {list(shape)} is missing",
             hint=_HINT,
         )
-    if held.shape != shape:
+    if tensor.shape != shape:
         raise CheckpointError(
             f"{config.where}: d_model {settings.width}, vocab_size {settings.rows} and blocks "
-            f"{list(settings.blocks)} make {name} {list(shape)}, but it is {list(held.shape)}",
+            f"{list(settings.blocks)} imply {name} {list(shape)}, but it is {list(tensor.shape)}",
             hint=_HINT,
         )

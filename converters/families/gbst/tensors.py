@@ -27,7 +27,7 @@ from .settings import (
     SCORE,
     SHARED,
     GbstSettings,
-    held_tensor,
+    front_end_tensor,
     read_settings,
 )
 
@@ -86,9 +86,9 @@ def fingerprint(settings: GbstSettings, weights: Mapping[str, Floats]) -> str:
     return digest.hexdigest()
 
 
-def body_keys(found: str) -> dict[str, MetadataValue]:
+def body_keys(fingerprint: str) -> dict[str, MetadataValue]:
     """The keys by which a body says that it needs the front end of that fingerprint."""
-    return {KIND_KEY: ARCH, FINGERPRINT_KEY: found}
+    return {KIND_KEY: ARCH, FINGERPRINT_KEY: fingerprint}
 
 
 def front_end_model(checkpoint: Checkpoint, metadata: Mapping[str, MetadataValue] | None = None) -> Model:
@@ -103,7 +103,7 @@ def front_end_model(checkpoint: Checkpoint, metadata: Mapping[str, MetadataValue
     _refuse_others(settings, checkpoint)
     _refuse_two_embeddings(checkpoint)
     tensors = tuple(
-        replace(_held(checkpoint, TABLE[name]), name=name, shape=shape)
+        replace(_front_end_tensor(checkpoint, TABLE[name]), name=name, shape=shape)
         for name, shape in file_shapes(settings).items()
     )
     weights = {TABLE[tensor.name]: read_weights(tensor) for tensor in tensors}
@@ -134,8 +134,8 @@ def is_front_end_tensor(name: str) -> bool:
     return name.startswith(PREFIX) and name != PREFIX + "weight"
 
 
-def _held(checkpoint: Checkpoint, name: str) -> Tensor:
-    tensor = held_tensor(checkpoint.tensors, name)
+def _front_end_tensor(checkpoint: Checkpoint, name: str) -> Tensor:
+    tensor = front_end_tensor(checkpoint.tensors, name)
     assert tensor is not None  # read_settings has seen them all
     return tensor
 
@@ -152,11 +152,12 @@ def _refuse_others(settings: GbstSettings, checkpoint: Checkpoint) -> None:
 
 
 def _refuse_two_embeddings(checkpoint: Checkpoint) -> None:
-    own = _held(checkpoint, EMBEDDING)
+    own = _front_end_tensor(checkpoint, EMBEDDING)
     for name in SHARED:
         other = checkpoint.tensors.get(name)
         if other is not None and other is not own and not same_weights(own, other):
             raise CheckpointError(
-                f"{checkpoint.folder}: {own.name} differs from {name}; in GBST-KEByT5 they are one matrix",
-                hint="check which of them the model was trained with and remove the other",
+                f"{checkpoint.folder}: {own.name} differs from {name}; in GBST-KEByT5 they are the "
+                "same matrix",
+                hint="find out which one the model was trained with and remove the other",
             )

@@ -93,8 +93,8 @@ class GbstEmbedding(nn.Module):
         candidates = torch.stack([_repeated_means(values, valid, size) for size in settings.blocks], dim=2)
         scores = self.cand_scoring["0"](candidates).squeeze(-1)
         if valid is not None:
-            held = torch.stack([_repeated_any(valid, size) for size in settings.blocks], dim=2)
-            scores = scores.masked_fill(~held, torch.finfo(scores.dtype).min)
+            covered = torch.stack([_repeated_any(valid, size) for size in settings.blocks], dim=2)
+            scores = scores.masked_fill(~covered, torch.finfo(scores.dtype).min)
         scores = scores.softmax(dim=-1)
         if settings.consensus:
             scores = _consensus(scores, valid)

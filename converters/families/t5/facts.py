@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ....core.errors import UnsupportedModel
 from ....core.input_files import quoted
-from ...activations import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
+from ...activation_names import NOT_IN_LLAMA_CPP, RELU, TANH_GELU, refuse_unless_in_onnx
 from ...settings import Settings
 
 _MAX_DISTANCE = 128  # llama_relative_position_bucket, llama-graph.cpp
@@ -117,7 +117,7 @@ def _feed_forward(settings: Settings, usual: str) -> tuple[bool, str]:
 
 
 def _decoder_start(settings: Settings) -> int:
-    """The token the decoder begins with: padding where nothing is said, as T5 was trained."""
+    """The token the decoder begins with: padding where the key is missing, as T5 was trained."""
     key = "decoder_start_token_id" if "decoder_start_token_id" in settings else "pad_token_id"
     start = settings.integer(key, 0, least=0)
     if start >= settings.integer("vocab_size"):
@@ -130,21 +130,21 @@ def limits_of_llama_cpp(facts: T5Facts) -> None:
     if facts.decoder_layers > facts.layers:
         raise UnsupportedModel(
             f"{facts.where}: the decoder has {facts.decoder_layers} layers, more than the encoder's "
-            f"{facts.layers}; llama.cpp keeps room for as many as the encoder has and ends the process",
+            f"{facts.layers}; llama.cpp supports at most as many as the encoder has and aborts otherwise",
             hint=NOT_IN_LLAMA_CPP,
         )
     if facts.max_distance != _MAX_DISTANCE:
         raise UnsupportedModel(
             f"{facts.where}: relative_attention_max_distance is {facts.max_distance}; llama.cpp's t5 "
-            f"graph has {_MAX_DISTANCE} built in",
+            f"graph only supports {_MAX_DISTANCE}",
             hint=NOT_IN_LLAMA_CPP,
         )
     if facts.activation not in (TANH_GELU if facts.gated else RELU):
         raise UnsupportedModel(
-            f"{facts.where}: the feed-forward layers are {'gated' if facts.gated else 'not gated'} with "
-            f"{quoted(facts.activation)} (feed_forward_proj {quoted(facts.projection)}); "
-            "llama.cpp's t5 graph computes gated ones with the tanh approximation of GELU and ungated ones "
-            "with ReLU",
+            f"{facts.where}: the feed-forward layers are {'gated' if facts.gated else 'not gated'} "
+            f"with {quoted(facts.activation)} (feed_forward_proj {quoted(facts.projection)}); "
+            "llama.cpp's t5 graph supports only gated layers with the tanh approximation of GELU and "
+            "ungated layers with ReLU",
             hint=NOT_IN_LLAMA_CPP,
         )
 

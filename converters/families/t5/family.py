@@ -56,7 +56,7 @@ def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:
     rows = source.read(start, stop)
     wide = np.empty(rows.shape, np.float32)
     to_float32(np.ascontiguousarray(rows), source.dtype, wide)
-    with np.errstate(all="ignore"):  # infinite weights are told of by the writer
+    with np.errstate(all="ignore"):  # the writer reports infinite weights
         wide *= np.float32(factor)
     return wide
 
@@ -178,27 +178,27 @@ def _context(facts: T5Facts, checkpoint: Checkpoint) -> dict[str, MetadataValue]
     the decoder's are not down-sampled.
     """
     length = _BYTE_CONTEXT if is_byte_tokenizer(checkpoint) else _CONTEXT
-    told = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
-    if isinstance(told, int) and not isinstance(told, bool) and 1 <= told <= _SANE_CONTEXT:
-        length = told
+    max_length = (read_json(checkpoint.folder, "tokenizer_config.json") or {}).get("model_max_length")
+    if isinstance(max_length, int) and not isinstance(max_length, bool) and 1 <= max_length <= _SANE_CONTEXT:
+        length = max_length
     return {"context_length": length if facts.positions is None else facts.positions}
 
 
 def _notes(facts: T5Facts, flags: frozenset[str]) -> Sequence[Note]:
     notes = []
     if not facts.start_named:
-        message = f"config.json names no decoder_start_token_id; {facts.start}, the padding, is written"
+        message = f"config.json has no decoder_start_token_id; the padding token, {facts.start}, is written"
         notes.append(Note("decoder-start", message, warning=True))
     if SCALED_HEAD in flags:
         message = (
-            "config.json says that the head is the embedding, but lm_head.weight differs from it: kept as "
-            "its own, scaled by d_model^-0.5 as transformers 5 does with such a configuration"
+            "config.json ties lm_head to the embedding, but lm_head.weight differs: kept as a "
+            "separate matrix, scaled by d_model^-0.5 as in transformers 5 with this configuration"
         )
         notes.append(Note("untied-head", message, warning=True))
     if any(flag.startswith(_SCALED) for flag in flags):
         message = (
-            "the head is the embedding and its logits are scaled by d_model^-0.5; a GGUF, where llama.cpp "
-            "does not scale, gets an output.weight that is the embedding already scaled"
+            "lm_head is tied to the embedding and the logits are scaled by d_model^-0.5; since "
+            "llama.cpp does not scale, the GGUF gets an output.weight that is the scaled embedding"
         )
         notes.append(Note("scaled-head", message))
     return notes

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...onnx.activation import activated
+from ...onnx.activation_operators import apply_activation
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -111,26 +111,28 @@ def _self_attention(
     given = [_by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
     names = (None, *present)
     heads = {"q_num_heads": shape.facts.heads, "kv_num_heads": shape.facts.heads}
-    found, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
-    return graph.linear(_as_rows(graph, found, width), f"{place}.o.weight")
+    attended, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
+    return graph.linear(_as_rows(graph, attended, width), f"{place}.o.weight")
 
 
 def _cross_attention(
     graph: Graph, shape: T5Shape, place: str, rows: str, lengths: str, keys_values: Sequence[str], bias: str
 ) -> str:
     queries = by_head(graph, shape, graph.linear(rows, f"{place}.q.weight"), lengths)
-    found = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
-    found = graph.op("Transpose", found, perm=(0, 2, 1, 3))
-    return graph.linear(_as_rows(graph, found, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight")
+    attended = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
+    attended = graph.op("Transpose", attended, perm=(0, 2, 1, 3))
+    return graph.linear(
+        _as_rows(graph, attended, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight"
+    )
 
 
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
     dense, inner = f"{place}.DenseReluDense", _norm(graph, shape, rows, f"{place}.layer_norm")
     if shape.facts.gated:
-        gate = activated(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.facts.activation)
+        gate = apply_activation(graph, graph.linear(inner, f"{dense}.wi_0.weight"), shape.facts.activation)
         inner = graph.op("Mul", gate, graph.linear(inner, f"{dense}.wi_1.weight"))
     else:
-        inner = activated(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.facts.activation)
+        inner = apply_activation(graph, graph.linear(inner, f"{dense}.wi.weight"), shape.facts.activation)
     return graph.op("Add", rows, graph.linear(inner, f"{dense}.wo.weight"))
 
 

@@ -78,7 +78,8 @@ def embedding_name(checkpoint: Checkpoint) -> str:
             continue
         if not same_weights(checkpoint.tensors[there[0]], checkpoint.tensors[name]):
             raise CheckpointError(
-                f"{checkpoint.folder}: {name} differs from {there[0]}; T5 has one embedding for both sides",
-                hint="check which of them the model was trained with and remove the other",
+                f"{checkpoint.folder}: {name} differs from {there[0]}; T5 shares one embedding "
+                "between encoder and decoder",
+                hint="find out which one the model was trained with and remove the other",
             )
     return there[0] if there else EMBEDDINGS[0]

@@ -15,13 +15,13 @@ RELU2 = frozenset({"relu2"})
 IN_ONNX = SILU | TANH_GELU | GELU | QUICK_GELU | RELU | RELU2
 """All that kconv writes in ONNX."""
 
-NOT_IN_LLAMA_CPP = "this checkpoint cannot run on stock llama.cpp; kconv to-onnx may take it"
+NOT_IN_LLAMA_CPP = "this checkpoint cannot run on stock llama.cpp; try kconv to-onnx"
 
 
 def refuse_unless_in_onnx(name: str, where: str) -> None:
     """Raise UnsupportedModel, with ``where`` naming file and key, for an activation kconv has no graph of."""
     if name not in IN_ONNX:
         raise UnsupportedModel(
-            f"{where} is {quoted(name)}; kconv's ONNX graphs compute {', '.join(sorted(IN_ONNX))}",
+            f"{where} is {quoted(name)}; kconv's ONNX graphs support only {', '.join(sorted(IN_ONNX))}",
             hint="open an issue with the model's name if you need it",
         )

@@ -1,17 +1,17 @@
-"""Activations as operators, by the names of converters/activations.py."""
+"""Activations as operators, by the names of converters/activation_names.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from .. import activations
+from .. import activation_names
 from .graph import Graph
 
 _STEEP = 1.702  # of transformers' QuickGELUActivation
 
 
-def activated(graph: Graph, values: str, name: str) -> str:
-    """``values`` through the activation called ``name``, which is one of ``activations.IN_ONNX``."""
+def apply_activation(graph: Graph, values: str, name: str) -> str:
+    """``values`` through the activation called ``name``, which is one of ``activation_names.IN_ONNX``."""
     return next(make for names, make in _OPERATORS.items() if name in names)(graph, values)
 
 
@@ -30,10 +30,10 @@ def _squared_relu(graph: Graph, values: str) -> str:
 
 
 _OPERATORS: Mapping[frozenset[str], Callable[[Graph, str], str]] = {
-    activations.SILU: _silu,
-    activations.TANH_GELU: lambda graph, values: graph.op("Gelu", values, approximate="tanh"),
-    activations.GELU: lambda graph, values: graph.op("Gelu", values),
-    activations.QUICK_GELU: _quick_gelu,
-    activations.RELU: lambda graph, values: graph.op("Relu", values),
-    activations.RELU2: _squared_relu,
+    activation_names.SILU: _silu,
+    activation_names.TANH_GELU: lambda graph, values: graph.op("Gelu", values, approximate="tanh"),
+    activation_names.GELU: lambda graph, values: graph.op("Gelu", values),
+    activation_names.QUICK_GELU: _quick_gelu,
+    activation_names.RELU: lambda graph, values: graph.op("Relu", values),
+    activation_names.RELU2: _squared_relu,
 }

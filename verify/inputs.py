@@ -1,4 +1,4 @@
-"""What ``verify`` and the proof of a conversion share: what is compared, the text, the logits of a file."""
+"""What ``verify`` and a conversion share: what is expected, options, windows of text, reading in fp32."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ from .sample_text import LONG, QUICK, WINDOW, sample_windows
 from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 
 Announce = Callable[[str], None]
+Texts = Sequence[str] | None
 RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Expected:
     """What files are proven against: a checkpoint, its tokenizer, and the model as a file should have it."""
 
     checkpoint: Checkpoint
@@ -65,8 +66,8 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class How:
-    """How to go about it. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
+class VerifyOptions:
+    """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
 
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
     files that are held to its logits themselves, to tell what the table alone does.
@@ -81,48 +82,48 @@ class How:
 
 
 def built_in_windows(
-    subject: Subject, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
+    expected: Expected, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
 ) -> list[Window]:
     """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
-    if subject.family.encoder_decoder:
-        return built_in_pairs(_reads_pairs(subject, window), amounts, tokens=tokens)
+    if expected.family.encoder_decoder:
+        return built_in_pairs(_reads_pairs(expected, window), amounts, tokens=tokens)
     if tokens is not None:
         amounts = dict.fromkeys(amounts, tokens)
-    size = _window_size(subject, window)
-    return sample_windows(subject.source, amounts, size=size, before=subject.before)
+    size = _window_size(expected, window)
+    return sample_windows(expected.source, amounts, size=size, before=expected.before)
 
 
 def proof_windows(
-    subject: Subject,
+    expected: Expected,
     scope: Literal["off", "quick", "full"],
-    texts: Sequence[str] | None = None,
+    texts: Texts = None,
     tokens: int | None = None,
 ) -> tuple[Window, ...]:
     """What the proof of a conversion reads: built-in texts, or ``texts``, at most ``tokens`` of each."""
     if scope == "off":
         return ()
     if texts:
-        return tuple(text_windows(subject, texts, tokens=tokens, window=None))
-    return tuple(built_in_windows(subject, QUICK if scope == "quick" else LONG, tokens=tokens))
+        return tuple(text_windows(expected, texts, tokens=tokens, window=None))
+    return tuple(built_in_windows(expected, QUICK if scope == "quick" else LONG, tokens=tokens))
 
 
 def text_windows(
-    subject: Subject, texts: Sequence[str], *, tokens: int | None, window: int | None
+    expected: Expected, texts: Sequence[str], *, tokens: int | None, window: int | None
 ) -> list[Window]:
     """The user's texts in windows of ``window`` tokens (default 512, or the model's context).
 
     An encoder-decoder reads pairs: see text_pairs.py. Raises InputError for windows beyond the model's
     context and texts without a token to predict.
     """
-    if subject.family.encoder_decoder:
-        return text_pairs(_reads_pairs(subject, window), texts, tokens=tokens)
-    size = _window_size(subject, window)
-    ids = [subject.source.encode(text, True) for text in texts]
-    return cut(ids, size=size, before=subject.before, tokens=tokens)
+    if expected.family.encoder_decoder:
+        return text_pairs(_reads_pairs(expected, window), texts, tokens=tokens)
+    size = _window_size(expected, window)
+    ids = [expected.source.encode(text, True) for text in texts]
+    return cut(ids, size=size, before=expected.before, tokens=tokens)
 
 
-def _window_size(subject: Subject, window: int | None) -> int:
-    longest = subject.source_context
+def _window_size(expected: Expected, window: int | None) -> int:
+    longest = expected.source_context
     if window is not None and window > longest:
         raise InputError(
             f"windows of {window} tokens are longer than the model's context of {longest}",
@@ -131,50 +132,50 @@ def _window_size(subject: Subject, window: int | None) -> int:
     return min(WINDOW, longest) if window is None else window
 
 
-def _reads_pairs(subject: Subject, window: int | None) -> PairReader:
+def _reads_pairs(expected: Expected, window: int | None) -> PairReader:
     """How an encoder-decoder reads; ``window`` is then how much its encoder is given at once."""
-    start = subject.model.hparams[f"{subject.model.arch}.decoder_start_token_id"]
+    start = expected.model.hparams[f"{expected.model.arch}.decoder_start_token_id"]
     assert isinstance(start, int)
-    eos = subject.vocab.special.get("eos") if subject.vocab.add_eos else None
-    size = _window_size(subject, window)
+    eos = expected.vocab.special.get("eos") if expected.vocab.add_eos else None
+    size = _window_size(expected, window)
     if window is None:
-        size = default_size(size, subject.vocab.size)
-    return PairReader(subject.source, start, eos, size, subject.context, subject.source_context)
+        size = default_size(size, expected.vocab.size)
+    return PairReader(expected.source, start, eos, size, expected.context, expected.source_context)
 
 
-def cost(subject: Subject, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
+def cost(expected: Expected, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
     """What reading the windows will take, in a sentence; ``passes`` are those through the checkpoint."""
     tokens = sum(window.tokens for window in windows)
-    weights = parameters(subject.model)
-    about = estimated_time(subject.model, windows, files, passes=passes)
+    weights = parameters(expected.model)
+    about = estimated_time(expected.model, windows, files, passes=passes)
     through = "the file" if files == 1 else f"{files} files"
     return (
         f"proof: {tokens:,} tokens through {weights:,} weights in fp32 and through {through}, about {about}"
     )
 
 
-def read_reference(subject: Subject, how: How, windows: Sequence[Window]) -> Reading:
+def read_reference(expected: Expected, options: VerifyOptions, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
-    return Reference(subject.checkpoint, subject.family, threads=how.threads).read(
-        windows, progress=how.progress
+    return Reference(expected.checkpoint, expected.family, threads=options.threads).read(
+        windows, progress=options.progress
     )
 
 
 def compared_with(
-    subject: Subject,
+    expected: Expected,
     windows: Sequence[Window],
     texts: Sequence[str] | None,
     runtime: str,
     packages: Sequence[str],
 ) -> dict[str, Any]:
     """What something was compared with: checkpoint, texts, runtime, versions, also of ``packages``."""
-    repository, revision = hub_origin(subject.checkpoint.folder)
+    repository, revision = hub_origin(expected.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
-    if subject.family.encoder_decoder:
-        read += f", in pairs: {way_of_pairing(subject.source)}"
+    if expected.family.encoder_decoder:
+        read += f", in pairs: {way_of_pairing(expected.source)}"
     return {
         "checkpoint": {
-            "name": checkpoint_name(subject.checkpoint),
+            "name": checkpoint_name(expected.checkpoint),
             "repository": repository,
             "revision": revision,
         },

@@ -24,9 +24,9 @@ from kconv.core.errors import ChildDied
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
-from kconv.runtimes import llama_candidate
-from kconv.runtimes.candidate import CandidateFailure
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes import llama_reader
+from kconv.runtimes.llama_reader import LlamaReader
+from kconv.runtimes.reader import RuntimeFailure
 from kconv.vocab.sources import read_source
 
 Floats = npt.NDArray[np.float32]
@@ -53,18 +53,18 @@ def file(files: dict[str, Path]) -> Path:
     return files["f32"]
 
 
-def read(candidate: LlamaCandidate, *windows: Window) -> list[Floats]:
+def read(reader: LlamaReader, *windows: Window) -> list[Floats]:
     """Logits per window, and that the blocks are in order and as many as asked for."""
-    found: list[list[Floats]] = [[] for _ in windows]
+    collected: list[list[Floats]] = [[] for _ in windows]
     last = -1
-    for block in candidate.logits(windows):
+    for block in reader.logits(windows):
         assert block.window >= last
         last = block.window
-        assert block.start == windows[last].scored_from + sum(len(each) for each in found[last])
+        assert block.start == windows[last].scored_from + sum(len(each) for each in collected[last])
         assert block.logits.dtype == np.float32
-        found[last].append(block.logits.copy())
+        collected[last].append(block.logits.copy())
     empty = np.empty((0, 0), np.float32)
-    whole = [np.concatenate(each) if each else empty for each in found]
+    whole = [np.concatenate(each) if each else empty for each in collected]
     assert [len(each) for each in whole] == [len(window.scored) for window in windows]
     return whole
 
@@ -74,10 +74,10 @@ def read(candidate: LlamaCandidate, *windows: Window) -> list[Floats]:
 
 def test_logits_equal_transformers(checkpoint: Path, file: Path) -> None:
     window = Window(0, IDS)
-    with LlamaCandidate(file, threads=2) as candidate:
-        (found,) = read(candidate, window)
-    assert np.abs(found - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
-    assert np.array_equal(found, llama_cpp_logits(file, list(IDS))[:-1])
+    with LlamaReader(file, threads=2) as reader:
+        (actual,) = read(reader, window)
+    assert np.abs(actual - transformers_logits(checkpoint, list(IDS))[:-1]).max() < 2e-4
+    assert np.array_equal(actual, llama_cpp_logits(file, list(IDS))[:-1])
 
 
 def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
@@ -90,31 +90,31 @@ def test_every_window_begins_with_an_empty_cache(file: Path) -> None:
         Window(2, IDS[3:9], scored_from=5),
         Window(3, IDS),
     ]
-    with LlamaCandidate(file, threads=1) as candidate:
-        together = read(candidate, *windows)
-        again = read(candidate, *windows)
+    with LlamaReader(file, threads=1) as reader:
+        together = read(reader, *windows)
+        again = read(reader, *windows)
         assert all(np.array_equal(a, b) for a, b in zip(together, again, strict=True))
-        for window, found in zip(windows, together, strict=True):
-            (alone,) = read(candidate, window)
-            assert np.abs(alone - found).max(initial=0) < 1e-5
-        (whole,) = read(candidate, Window(0, windows[2].ids))
+        for window, actual in zip(windows, together, strict=True):
+            (alone,) = read(reader, window)
+            assert np.abs(alone - actual).max(initial=0) < 1e-5
+        (whole,) = read(reader, Window(0, windows[2].ids))
         assert np.abs(whole[40:] - together[2]).max() < 1e-5
-        assert list(candidate.logits([])) == []
+        assert list(reader.logits([])) == []
 
 
 def test_nothing_depends_on_the_threads_and_little_on_the_batch(files: dict[str, Path]) -> None:
     windows = [Window(0, IDS), Window(0, IDS[100:], scored_from=37)]
     for type_name in ("f32", "q4_0"):
-        path, found = files[type_name], {}
+        path, actual = files[type_name], {}
         for threads, batch in [(1, None), (2, None), (3, 128), (1, 128), (2, 512), (2, 16), (2, 1)]:
-            with LlamaCandidate(path, threads=threads, batch=batch) as candidate:
-                found[threads, batch] = np.concatenate(read(candidate, *windows))
-        assert np.array_equal(found[1, None], found[2, None])
-        assert np.array_equal(found[3, 128], found[1, 128])
+            with LlamaReader(path, threads=threads, batch=batch) as reader:
+                actual[threads, batch] = np.concatenate(read(reader, *windows))
+        assert np.array_equal(actual[1, None], actual[2, None])
+        assert np.array_equal(actual[3, 128], actual[1, 128])
         # one token at a time takes other loops; a quantized file then rounds some activations the other way
-        bound = 2e-4 if type_name == "f32" else 0.02 * found[2, None].std()
-        for logits in found.values():
-            assert np.sqrt(((logits - found[2, None]) ** 2).mean()) < bound
+        bound = 2e-4 if type_name == "f32" else 0.02 * actual[2, None].std()
+        for logits in actual.values():
+            assert np.sqrt(((logits - actual[2, None]) ** 2).mean()) < bound
 
 
 def test_stories260k(real: Path, tmp_path: Path) -> None:
@@ -126,16 +126,16 @@ def test_stories260k(real: Path, tmp_path: Path) -> None:
     texts = [source.encode(story.strip(), False) for story in stories if story.strip()]
     windows = [Window(index, (1, *ids)[:512]) for index, ids in enumerate(texts)]
     losses = []
-    with LlamaCandidate(made.path, threads=2) as candidate:
-        found = read(candidate, *windows)
-    for window, logits in zip(windows, found, strict=True):
+    with LlamaReader(made.path, threads=2) as reader:
+        actual = read(reader, *windows)
+    for window, logits in zip(windows, actual, strict=True):
         exact = logits.astype(np.float64)
         exact -= exact.max(1, keepdims=True)
         chosen = exact[np.arange(len(exact)), window.ids[1:]]
         losses.append(np.log(np.exp(exact).sum(1)) - chosen)
     assert np.concatenate(losses).mean() == pytest.approx(1.266441, abs=2e-6)
     expected = transformers_logits(folder, list(windows[0].ids))[:-1]
-    assert np.abs(found[0] - expected).max() < 5e-4  # of logits up to 20; measured: 3.2e-5
+    assert np.abs(actual[0] - expected).max() < 5e-4  # of logits up to 20; measured: 3.2e-5
 
 
 def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
@@ -144,43 +144,43 @@ def transformers_layers(folder: Path, ids: tuple[int, ...]) -> list[Floats]:
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    found: list[Floats] = []
+    collected: list[Floats] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).reshape(len(ids), -1).numpy())
+        collected.append((output[0] if isinstance(output, tuple) else output).reshape(len(ids), -1).numpy())
 
     for layer in model.model.layers:
         layer.register_forward_hook(keep)
     with torch.no_grad():
         model(torch.tensor([ids]))
-    return found
+    return collected
 
 
 @pytest.mark.parametrize("batch", [None, 64])
 def test_layers_equal_transformers(checkpoint: Path, file: Path, batch: int | None) -> None:
     window = Window(0, IDS, scored_from=150)
-    with LlamaCandidate(file, threads=2, batch=batch) as candidate:
-        (before,) = read(candidate, window)
-        layers = candidate.layers(window)
-        (after,) = read(candidate, window)
+    with LlamaReader(file, threads=2, batch=batch) as reader:
+        (before,) = read(reader, window)
+        layers = reader.layers(window)
+        (after,) = read(reader, window)
     expected = transformers_layers(checkpoint, IDS)
     assert len(layers) == len(expected) == 3
-    for found, right in zip(layers, expected, strict=True):
-        assert found.shape == right.shape
-        assert np.abs(found - right).max() < 1e-4 * right.std()
+    for actual, right in zip(layers, expected, strict=True):
+        assert actual.shape == right.shape
+        assert np.abs(actual - right).max() < 1e-4 * right.std()
     assert np.array_equal(before, after)
 
 
 def test_capturing_layers_changes_nothing(file: Path) -> None:
     """Logits of a request that captures, by the child's own protocol, against one that does not."""
-    protocol = llama_candidate.protocol
+    protocol = llama_reader.protocol
     wanted = protocol.LOGITS_WANTED | protocol.LAYERS_WANTED
-    with LlamaCandidate(file, threads=2) as candidate:
-        (expected,) = read(candidate, Window(0, (*IDS, 2), scored_from=20))
-        child = candidate._loaded
+    with LlamaReader(file, threads=2) as reader:
+        (expected,) = read(reader, Window(0, (*IDS, 2), scored_from=20))
+        child = reader._loaded
         assert child
-        child.send(llama_candidate._request(wanted, 128, [Window(0, IDS, 20)]))
-        found = np.empty((200, child.vocabulary), np.float32)
+        child.send(llama_reader._request(wanted, 128, [Window(0, IDS, 20)]))
+        actual = np.empty((200, child.vocabulary), np.float32)
         layer = np.empty((200, child.hidden), np.float32)
         for start, stop in ((0, 128), (128, 200)):
             for index in range(child.layers):
@@ -188,16 +188,16 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
                 child.fill(layer[start:stop])
             begin = max(start, 20)
             child.expect(protocol.LOGITS, 0, begin, stop - begin)
-            child.fill(found[begin:stop])
-    assert np.abs(found[20:] - expected).max() < 1e-5
+            child.fill(actual[begin:stop])
+    assert np.abs(actual[20:] - expected).max() < 1e-5
 
 
 def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
     bad = edited(file, tmp_path / "nan.gguf", tensors={"blk.1.ffn_down.weight": lambda rows: rows * np.nan})
-    with LlamaCandidate(bad, threads=1) as candidate:
-        (logits,) = read(candidate, Window(0, IDS))
+    with LlamaReader(bad, threads=1) as reader:
+        (logits,) = read(reader, Window(0, IDS))
         assert np.isnan(logits).all()
-        layers = candidate.layers(Window(0, IDS))
+        layers = reader.layers(Window(0, IDS))
     assert np.isfinite(layers[0]).all()
     assert np.isnan(layers[1]).all()
 
@@ -207,9 +207,9 @@ def test_nan_is_passed_on(file: Path, tmp_path: Path) -> None:
 
 def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: None, **ids: Any) -> str:
     """What is said of a file that cannot be read; ``before_reading`` gets the child's process id."""
-    with pytest.raises(CandidateFailure) as caught, LlamaCandidate(path, threads=1) as candidate:  # noqa: PT012
-        before_reading(pid_of(candidate))
-        read(candidate, Window(0, ids.get("ids", IDS)))
+    with pytest.raises(RuntimeFailure) as caught, LlamaReader(path, threads=1) as reader:  # noqa: PT012
+        before_reading(pid_of(reader))
+        read(reader, Window(0, ids.get("ids", IDS)))
     message = str(caught.value)
     assert "\n" not in message
     assert "pip-install" not in message
@@ -217,28 +217,28 @@ def failure(path: Path, before_reading: Callable[[int], object] = lambda pid: No
     return message
 
 
-def pid_of(candidate: LlamaCandidate) -> int:
+def pid_of(reader: LlamaReader) -> int:
     """The process id of a candidate's child."""
-    assert candidate._loaded
-    return candidate._loaded.pid
+    assert reader._loaded
+    return reader._loaded.pid
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "refusal"),
     [
         ("embedding_length", 128, "token_embd.weight' has wrong shape"),
         ("attention.head_count", 3, "attn_q.weight' has wrong shape"),
         ("attention.head_count_kv", 4, "attn_k.weight' has wrong shape"),
         ("block_count", 4, "blk.3.attn_norm.weight' not found"),
         ("block_count", 2, "wrong number of tensors"),
-        ("block_count", 0, "llama.cpp stopped at a check of its own: "),
+        ("block_count", 0, "llama.cpp failed an internal check: "),
         ("attention.layer_norm_rms_epsilon", float("nan"), "GGML_ASSERT(eps >= 0.0f)"),
         ("expert_count", 8, "GGML_ASSERT"),
     ],
 )
-def test_a_header_that_lies(key: str, value: Any, said: str, file: Path, tmp_path: Path) -> None:
+def test_a_header_that_lies(key: str, value: Any, refusal: str, file: Path, tmp_path: Path) -> None:
     message = failure(edited(file, tmp_path / "bad.gguf", metadata={f"llama.{key}": value}))
-    assert said in message
+    assert refusal in message
 
 
 def test_files_that_cannot_be_loaded(file: Path, tmp_path: Path) -> None:
@@ -264,11 +264,11 @@ def test_a_file_cut_while_it_is_mapped(file: Path, tmp_path: Path) -> None:
 
 # What stands in for the child: it sends so much of an answer, or is the real one with a change.
 DEATHS = {
-    "killed (signal 9, SIGKILL), most likely for want of memory": "os.kill(os.getpid(), signal.SIGKILL)",
+    "killed (signal 9, SIGKILL), most likely because memory ran out": "os.kill(os.getpid(), signal.SIGKILL)",
     "crashed (signal 11, SIGSEGV)": "os.kill(os.getpid(), signal.SIGSEGV)",
     "crashed (signal 4, SIGILL)": "os.kill(os.getpid(), signal.SIGILL)",
     "crashed (signal 7, SIGBUS)": "os.kill(os.getpid(), signal.SIGBUS)",
-    "gave no answer": "time.sleep(60)",
+    "did not answer": "time.sleep(60)",
 }
 STAND_IN = """
 import os, resource, signal, struct, time
@@ -286,34 +286,36 @@ def main(arguments):
 
 def children() -> list[psutil.Process]:
     """Of this process, but for the server that forks commands for all tests."""
-    found = psutil.Process().children()
-    return [child for child in found if not any("fork_server" in word for word in child.cmdline())]
+    actual = psutil.Process().children()
+    return [child for child in actual if not any("fork_server" in word for word in child.cmdline())]
 
 
 def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patience: float = 600.0) -> Path:
     """Where it is counted how often the child was started."""
     (folder / "stand_in.py").write_text(STAND_IN.format(does=does))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(llama_candidate, "MODULE", "stand_in")
-    monkeypatch.setattr(llama_candidate, "PATIENCE", patience)
+    monkeypatch.setattr(llama_reader, "MODULE", "stand_in")
+    monkeypatch.setattr(llama_reader, "PATIENCE", patience)
     return folder / "stand_in.py.starts"
 
 
 def death(path: Path, **ids: Any) -> str:
     """What is said of a child that dies twice, which is no verdict on the file."""
-    with pytest.raises(ChildDied) as caught, LlamaCandidate(path, threads=1) as candidate:
-        read(candidate, Window(0, ids.get("ids", IDS)))
+    with pytest.raises(ChildDied) as caught, LlamaReader(path, threads=1) as reader:
+        read(reader, Window(0, ids.get("ids", IDS)))
     assert "says nothing about the input" in caught.value.message
     assert not children()
     return caught.value.message
 
 
-@pytest.mark.parametrize("said", DEATHS)
+@pytest.mark.parametrize("message", DEATHS)
 def test_a_child_that_dies_twice(
-    said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts = stand_in(DEATHS[said], tmp_path, monkeypatch, patience=1.0 if "no answer" in said else 600.0)
-    assert said in death(file)
+    starts = stand_in(
+        DEATHS[message], tmp_path, monkeypatch, patience=1.0 if "did not answer" in message else 600.0
+    )
+    assert message in death(file)
     assert starts.read_text() == "xx"
 
 
@@ -334,7 +336,7 @@ def test_without_llama_cpp_python(file: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "executable", plain)
     lacking = [path for path in sys.path if not (Path(path) / "llama_cpp").exists()]
     monkeypatch.setattr(sys, "path", lacking)  # where a child finds packages
-    assert "cannot work: llama-cpp-python is not installed" in death(file)
+    assert "does not work: llama-cpp-python is not installed" in death(file)
 
 
 def test_a_token_the_file_does_not_have(file: Path) -> None:
@@ -344,56 +346,56 @@ def test_a_token_the_file_does_not_have(file: Path) -> None:
 def test_a_child_killed_in_the_middle(file: Path) -> None:
     """Each position comes once and with the same numbers, whichever child gave it."""
     windows = [Window(0, IDS, scored_from=3), Window(1, IDS[5:7]), Window(2, IDS[20:]), Window(3, IDS[7:90])]
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        right = read(candidate, *windows)
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        right = read(reader, *windows)
         for at in (0, 5, 14, 17):
-            pid, blocks = pid_of(candidate), []
-            for block in candidate.logits(windows):
+            pid, blocks = pid_of(reader), []
+            for block in reader.logits(windows):
                 blocks.append(replace(block, logits=block.logits.copy()))
                 if len(blocks) == at + 1:
                     os.kill(pid, signal.SIGKILL)
             places = [(block.window, block.start) for block in blocks]
             assert places == sorted(set(places))
             for index, expected in enumerate(right):
-                found = np.concatenate([block.logits for block in blocks if block.window == index])
-                assert np.abs(found - expected).max() < 1e-5
+                actual = np.concatenate([block.logits for block in blocks if block.window == index])
+                assert np.abs(actual - expected).max() < 1e-5
 
 
 def test_a_child_killed_before_layers_and_one_that_dies_each_time(file: Path) -> None:
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        right = candidate.layers(Window(0, IDS))
-        os.kill(pid_of(candidate), signal.SIGKILL)
-        found = candidate.layers(Window(0, IDS))
-        assert all(np.array_equal(a, b) for a, b in zip(found, right, strict=True))
-        blocks = candidate.logits([Window(0, IDS)] * 50)
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        right = reader.layers(Window(0, IDS))
+        os.kill(pid_of(reader), signal.SIGKILL)
+        logits = reader.layers(Window(0, IDS))
+        assert all(np.array_equal(a, b) for a, b in zip(logits, right, strict=True))
+        blocks = reader.logits([Window(0, IDS)] * 50)
         next(blocks)
-        os.kill(pid_of(candidate), signal.SIGKILL)
+        os.kill(pid_of(reader), signal.SIGKILL)
         with pytest.raises(ChildDied, match="killed"):  # noqa: PT012
             for _ in blocks:
-                os.kill(pid_of(candidate), signal.SIGKILL)
-        assert len(read(candidate, Window(0, IDS))) == 1  # by a new child
+                os.kill(pid_of(reader), signal.SIGKILL)
+        assert len(read(reader, Window(0, IDS))) == 1  # by a new child
 
 
 def test_a_reading_left_and_another_begun(file: Path) -> None:
     windows = [Window(0, IDS)] * 50
-    with LlamaCandidate(file, threads=1, batch=16) as candidate:
-        (expected,) = read(candidate, windows[0])
-        for _ in candidate.logits(windows):
+    with LlamaReader(file, threads=1, batch=16) as reader:
+        (expected,) = read(reader, windows[0])
+        for _ in reader.logits(windows):
             break
-        assert np.array_equal(read(candidate, windows[0])[0], expected)
-        blocks = candidate.logits(windows)
+        assert np.array_equal(read(reader, windows[0])[0], expected)
+        blocks = reader.logits(windows)
         next(blocks)
-        assert len(candidate.layers(windows[0])) == 3
-        with pytest.raises(RuntimeError, match="another was begun"):
+        assert len(reader.layers(windows[0])) == 3
+        with pytest.raises(RuntimeError, match="another one was started"):
             list(blocks)
-        assert np.array_equal(read(candidate, windows[0])[0], expected)
+        assert np.array_equal(read(reader, windows[0])[0], expected)
     with pytest.raises(RuntimeError, match="enter"):
-        candidate.layers(windows[0])
+        reader.layers(windows[0])
     assert not children()
 
 
 @pytest.mark.parametrize(
-    ("answers", "said"),
+    ("answers", "message"),
     [
         ("ANSWER.pack(LOADED, 1 << 31, 64, 3)", "finds 2147483648 tokens"),
         ("ANSWER.pack(LOADED, 320, 64, 1 << 31)", "2147483648 layers"),
@@ -402,10 +404,10 @@ def test_a_reading_left_and_another_begun(file: Path) -> None:
     ],
 )
 def test_a_child_that_lies(
-    answers: str, said: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    answers: str, message: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch)
-    assert said in failure(file)
+    assert message in failure(file)
 
 
 @pytest.mark.parametrize(
@@ -419,7 +421,7 @@ def test_a_child_that_says_half_of_it(
     answers: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(f"child.write({answers}); time.sleep(60)", tmp_path, monkeypatch, patience=1.0)
-    assert "no answer" in death(file)
+    assert "did not answer" in death(file)
 
 
 # --- processes ---
@@ -427,9 +429,9 @@ def test_a_child_that_says_half_of_it(
 PARENT = """
 import sys, time
 from pathlib import Path
-from kconv.runtimes.llama_candidate import LlamaCandidate
+from kconv.runtimes.llama_reader import LlamaReader
 from kconv.core.windows import Window
-with LlamaCandidate(Path(sys.argv[1]), threads=1, batch=16) as candidate:
+with LlamaReader(Path(sys.argv[1]), threads=1, batch=16) as candidate:
     blocks = candidate.logits([Window(0, tuple(range(2, 202)))] * 100000)
     next(blocks)
     print(candidate._loaded.pid, flush=True)
@@ -487,6 +489,6 @@ def test_an_interrupt_ends_both_quietly(parent: tuple[subprocess.Popen[str], int
 def test_nothing_of_llama_cpp_reaches_the_terminal(file: Path, tmp_path: Path, capfd: Any) -> None:
     bad = edited(file, tmp_path / "bad.gguf", metadata={"llama.block_count": 0})
     failure(bad)
-    with LlamaCandidate(file, threads=1) as candidate:
-        read(candidate, Window(0, IDS))
+    with LlamaReader(file, threads=1) as reader:
+        read(reader, Window(0, IDS))
     assert capfd.readouterr() == ("", "")

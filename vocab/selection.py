@@ -1,4 +1,4 @@
-"""Finding the vocabulary llama.cpp reads exactly as the checkpoint's own tokenizer does."""
+"""Choosing the vocabulary llama.cpp reads exactly as the checkpoint's own tokenizer does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
-from .candidates import Candidate, candidates, without_home
+from .candidates import Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
 from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
@@ -34,7 +34,7 @@ class Trial:
     notes: tuple[Note, ...]
 
 
-def settle_vocab(
+def select_vocab(
     model: Model,
     checkpoint: Checkpoint,
     source: Source | None = None,
@@ -57,7 +57,7 @@ def settle_vocab(
         rows = model.tensor(EMBEDDING).rows
     except KeyError as error:
         raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be fitted to it"
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
         ) from error
     context = read_context(checkpoint, rows=rows, chat_template=chat_template)
     source = source or read_source(checkpoint)
@@ -84,7 +84,7 @@ def _best(
         for candidate in candidates(source):
             vocab, notes = adapted(candidate, context, enabled)
             path = folder / "vocab.gguf"
-            with explained(path, elsewhere="name another folder in TMPDIR"):
+            with explained(path, elsewhere="set TMPDIR to another folder"):
                 write_vocab_only(path, arch, vocab)
             with LlamaProbe(path) as probe:
                 questions = questions or exam(source)  # while the child loads
@@ -96,12 +96,12 @@ def _best(
             if parity.verdict == "exact":
                 break
     assert questions is not None
-    best = max(trials, key=lambda trial: (_worth(trial.parity), trial.parity.exact))
+    best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
     tried = {trial.parity.candidate: trial.parity.exact for trial in trials}
     return replace(best, parity=replace(best.parity, tried=tried)), questions
 
 
-def _worth(parity: Parity) -> int:
+def _rank(parity: Parity) -> int:
     ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "mismatch": 0 if parity.error else 1}
     return ranks[parity.verdict]
 
@@ -109,12 +109,12 @@ def _worth(parity: Parity) -> int:
 def adapted(
     candidate: Candidate, context: AdapterContext, enabled: Collection[str]
 ) -> tuple[Vocab, tuple[Note, ...]]:
-    """The candidate as it would be written; llama.cpp must not be told to add a token nobody names."""
+    """The candidate as it would be written; llama.cpp must not be asked to add an undefined token."""
     vocab, notes = adapt(candidate.vocab, context, enabled)
     for role, wanted in (("bos", vocab.add_bos), ("eos", vocab.add_eos)):
         if wanted and role not in vocab.special:
             vocab = replace(vocab, add_bos=False) if role == "bos" else replace(vocab, add_eos=False)
-            message = f"{role.upper()} should be added to a text, but no token has that role; it is not added"
+            message = f"{role.upper()} should be added to texts, but no token has that role; it is not added"
             notes = (*notes, Note(f"add-{role}", message, warning=True))
     return vocab, notes
 
@@ -123,39 +123,40 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
     """What has to be done to the text where not all are equal as they are."""
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()
-    equal = f"all {parity.texts} texts are then equal"
+    equal = f"all {parity.texts} texts then give the same ids"
     notes: list[Note] = []
     if parity.verdict == "leading-space":
         each = source.prefix is not None and source.prefix.each
         where = "every stretch of text between special tokens" if each else "a text"
         message = (
-            f"the tokenizer puts a space before {where}, which llama.cpp does not with this vocabulary"
-            f" ({parity.candidate}): begin it with a space yourself; {equal}"
+            f"the tokenizer puts a space before {where}, which llama.cpp does not do with this "
+            f"vocabulary ({parity.candidate}): add the space yourself; {equal}"
         )
         notes.append(Note("leading-space", message))
     if source.collapses_spaces or parity.verdict == "extra-spaces":
         does = (
-            "drops spaces at the ends of a text and all but one of several, which llama.cpp does not"
+            "removes spaces at both ends of a text and collapses repeated spaces, which llama.cpp does not do"
             if source.collapses_spaces
             else "adds no space to text that begins with one, while llama.cpp always does"
         )
-        message = f"the tokenizer {does}: give it text without such spaces; {equal}"
+        message = f"the tokenizer {does}: use text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
 
 
 def _left_out(questions: Exam) -> Note:
     message = (
-        f"the tokenizer has no unknown token and reads nothing that holds a character it lacks: "
-        f"{questions.left_out} of {questions.left_out + len(questions.texts)} texts, which are not compared"
+        f"the tokenizer has no unknown token and rejects texts with characters it lacks: "
+        f"{questions.left_out} of {questions.left_out + len(questions.texts)} texts are not compared"
     )
     return Note("unreadable-texts", message, warning=True)
 
 
 def _equally_good(parity: Parity) -> Note:
     message = (
-        f"in {parity.ties} of {parity.texts} texts the tokenizer finds two ways equally good and llama.cpp "
-        "takes the other, since it adds scores with more digits; they count as equal"
+        f"in {parity.ties} of {parity.texts} texts two segmentations have the same score in the "
+        "tokenizer and llama.cpp picks the other one, since it adds scores with higher precision; "
+        "they count as equal"
     )
     return Note("equally-good", message)
 
@@ -163,7 +164,7 @@ def _equally_good(parity: Parity) -> Note:
 def _allowed(parity: Parity) -> Note:
     message = (
         f"token ids differ from the checkpoint's tokenizer in {parity.texts - parity.exact} of {parity.texts}"
-        f" texts ({parity.candidate}); written because a mismatch was allowed"
+        f" texts ({parity.candidate}); written anyway (--allow-tokenizer-mismatch)"
     )
     return Note("tokenizer-mismatch", message, warning=True)
 
@@ -173,19 +174,19 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
 
     VocabError for a kind of tokenizer llama.cpp has no counterpart of, else TokenMismatch.
     """
-    homeless = without_home(source)
+    homeless = unsupported_reason(source)
     lines = [
-        homeless or "no vocabulary makes llama.cpp give the token ids of the checkpoint's own tokenizer",
+        homeless or "llama.cpp does not give the checkpoint's token ids with any candidate vocabulary",
         f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
     ]
     if parity.error:
         lines.append(f"  {parity.error}")
     if parity.difference:
         lines += difference_lines(parity.difference, source.description.files[0])
-    hint = "--allow-tokenizer-mismatch writes the best one all the same, with a warning in the manifest"
+    hint = "--allow-tokenizer-mismatch writes the best one anyway, with a warning in the manifest"
     if parity.error:
         hint = (
-            "look for tokenizer files that belong to another checkpoint, or an edited one; nothing is written"
+            "check for tokenizer files that were edited or belong to another checkpoint; nothing was written"
         )
     reason = explanation(parity, questions, source)
     if reason:

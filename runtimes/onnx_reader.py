@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 
 from ..core.windows import Window
-from .candidate import Block, Ids
 from .onnx_child import PADDING
 from .onnx_folder import OnnxFolder
 from .onnx_process import OnnxProcess
+from .reader import Block, Ids
 
 STEPS = 32
 """Tokens of a window read one by one: each takes a pass over the weights."""
@@ -24,8 +24,8 @@ _LOGITS = 256 << 20  # bytes of logits a reading may give at once
 _COLUMNS = 1 << 18  # tokens of a vocabulary, where config.json does not say
 
 
-class OnnxCandidate:
-    """An ONNX folder in onnxruntime on the CPU; candidate.LogitsSource describes ``logits``.
+class OnnxReader:
+    """An ONNX folder in onnxruntime on the CPU; reader.LogitsSource describes ``logits``.
 
     A window is read at once, from an empty cache; only where its logits would take more than 256 MiB in
     pieces. ``stepwise``: up to its first scored position at once, then token by token, as text is generated.
@@ -35,23 +35,25 @@ class OnnxCandidate:
         self.path = folder.path
         self._process = OnnxProcess(folder, threads=threads)
         self._stepwise, self._batched = stepwise, False
-        told = folder.config.get("vocab_size")
-        self._at_once = max(1, _LOGITS // (4 * (told if isinstance(told, int) and told > 0 else _COLUMNS)))
+        vocabulary = folder.config.get("vocab_size")
+        self._at_once = max(
+            1, _LOGITS // (4 * (vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else _COLUMNS))
+        )
 
-    def __enter__(self) -> OnnxCandidate:
+    def __enter__(self) -> OnnxReader:
         self._process.__enter__()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._process.__exit__(*failure)
 
-    def token_by_token(self) -> OnnxCandidate:
+    def token_by_token(self) -> OnnxReader:
         """The same running models, read stepwise."""
         other = copy.copy(self)
         other._stepwise = True
         return other
 
-    def in_batches(self) -> OnnxCandidate:
+    def in_batches(self) -> OnnxReader:
         """The same running models, reading two windows at once, in two parts through the cache.
 
         They are padded before a decoder's tokens and after an encoder's.
@@ -61,7 +63,7 @@ class OnnxCandidate:
         return other
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
-        """Logits of all scored positions of all windows, in order. Raises CandidateFailure."""
+        """Logits of all scored positions of all windows, in order. Raises RuntimeFailure."""
         if self._batched:
             wanted = [index for index, window in enumerate(windows) if window.scored]
             for at in range(0, len(wanted), 2):
@@ -73,9 +75,9 @@ class OnnxCandidate:
             self._process.begin(window.source)
             for start, stop in self._pieces(window):
                 first = max(start, window.scored_from)
-                found = self._process.read(window.ids[start:stop], max(stop - first, 0))
-                if len(found):
-                    yield Block(index, first, found)
+                rows = self._process.read(window.ids[start:stop], max(stop - first, 0))
+                if len(rows):
+                    yield Block(index, first, rows)
 
     def _together(self, windows: Mapping[int, Window]) -> Iterator[Block]:
         """A batch, read in two parts, the second of which goes on from the cache of the first."""
@@ -89,8 +91,8 @@ class OnnxCandidate:
             ids = _matrix(list(texts.values()), before=True)
             split = ids.shape[1] - (min(map(len, texts.values())) + 1) // 2
         parts = [ids[:, :split], ids[:, split:]]
-        found = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
-        for (index, text), row, own in zip(texts.items(), found, ids >= 0, strict=True):
+        logits = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
+        for (index, text), row, own in zip(texts.items(), logits, ids >= 0, strict=True):
             start = windows[index].scored_from
             yield Block(index, start, row[own][start : len(text)])
 
@@ -108,12 +110,12 @@ def stepped(windows: Sequence[Window]) -> list[Window]:
     is a little shorter than the one before.
     """
     firsts = {window.text: window for window in reversed(windows)}
-    found = []
+    chosen = []
     for at, window in enumerate([firsts[text] for text in sorted(firsts)][:STEPPED_WINDOWS]):
         before = 0 if window.source else min(STEPS, len(window.ids) // 2) - 1
         end = before + STEPS + 1 - at * _SHORTER
-        found.append(replace(window, ids=window.ids[:end], scored_from=max(before, 0)))
-    return found
+        chosen.append(replace(window, ids=window.ids[:end], scored_from=max(before, 0)))
+    return chosen
 
 
 def _matrix(texts: Sequence[Sequence[int]], *, before: bool) -> Ids:

@@ -16,8 +16,8 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
-class CandidateFailure(Exception):
-    """The runtime refused the file, or took more than kconv gives it; the message says how, in a sentence."""
+class RuntimeFailure(Exception):
+    """The runtime refused the file, or took more than kconv gives it; the message explains it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Block:
 
 
 class LogitsSource(Protocol):
-    """What gives logits; methods raise CandidateFailure, and ChildDied, which says nothing about the file."""
+    """What gives logits; methods raise RuntimeFailure, and ChildDied, which says nothing about the file."""
 
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
         """Logits of all scored positions of all windows, in order, in blocks of some dozen megabytes.
@@ -43,15 +43,15 @@ class LogitsSource(Protocol):
         ...
 
 
-class Candidate(LogitsSource, Protocol):
+class WindowReader(LogitsSource, Protocol):
     """A file loaded by its runtime, ready to be read with; a context manager.
 
-    Every method raises CandidateFailure and ChildDied; nothing the file holds can take this process down.
+    Every method raises RuntimeFailure and ChildDied; nothing the file holds can take this process down.
     """
 
     path: Path
 
-    def __enter__(self) -> Candidate: ...
+    def __enter__(self) -> WindowReader: ...
 
     def __exit__(self, *failure: object) -> None: ...
 

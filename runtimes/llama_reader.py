@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.children import Child, ChildRefused, twice
+from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, InputError
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
-from .candidate import Block, CandidateFailure, Floats
 from .llama_errors import NOISE
 from .matrix_inputs import MatrixInput, joined, read_inputs
+from .reader import Block, Floats, RuntimeFailure
 
 MODULE = "kconv.runtimes.llama_child"
 BLOCK_BYTES = 64 << 20
@@ -38,7 +38,7 @@ _ENDINGS: dict[int | None, str] = {
 }
 
 
-class LlamaCandidate:
+class LlamaReader:
     """A GGUF file in llama.cpp on the CPU, in a child process; candidate.Candidate describes the methods.
 
     Weights stay mapped and as the file has them, the key/value cache is f32, flash attention is off.
@@ -63,8 +63,8 @@ class LlamaCandidate:
         self._threads, self._batch, self._front = threads, batch, front
         self._loaded: _Loaded | None = None
 
-    def __enter__(self) -> LlamaCandidate:
-        self._loaded = twice(lambda: _Loaded(self.path, self._threads))
+    def __enter__(self) -> LlamaReader:
+        self._loaded = retry_once(lambda: _Loaded(self.path, self._threads))
         return self
 
     def __exit__(self, *failure: object) -> None:
@@ -75,7 +75,7 @@ class LlamaCandidate:
     def logits(self, windows: Sequence[Window]) -> Iterator[Block]:
         """Logits of all scored positions in order, in blocks; see candidate.Candidate.
 
-        Raises CandidateFailure, and ChildDied, which is no verdict.
+        Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
         asked = [(index, window) for index, window in enumerate(windows) if window.scored]
         if not asked:
@@ -114,9 +114,9 @@ class LlamaCandidate:
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer, before the last norm; see candidate.Candidate.
 
-        Raises CandidateFailure, and ChildDied, which is no verdict.
+        Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
-        return twice(lambda: self._layers(window))
+        return retry_once(lambda: self._layers(window))
 
     def _layers(self, window: Window) -> list[Floats]:
         parts = [replace(window, scored_from=0)]
@@ -125,24 +125,24 @@ class LlamaCandidate:
             encoder, embedded = loaded.encoder_layers, self._embedded(loaded, parts)
             positions = len(window.source) if embedded is None else len(embedded[0])
             lengths = [positions] * encoder + [len(window.ids)] * (loaded.layers - encoder)
-            found: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
+            outputs: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
             loaded.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
-            for layer, rows in enumerate(found[:encoder]):
+            for layer, rows in enumerate(outputs[:encoder]):
                 loaded.expect(protocol.LAYER, layer, 0, len(rows))
                 loaded.fill(rows)
             for start in range(0, len(window.ids), size):
                 stop = min(start + size, len(window.ids))
-                for layer, rows in enumerate(found[encoder:], encoder):
+                for layer, rows in enumerate(outputs[encoder:], encoder):
                     loaded.expect(protocol.LAYER, layer, start, stop - start)
                     loaded.fill(rows[start:stop])
-        return found
+        return outputs
 
     def matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
         """What each matrix of the file is multiplied by, by its name, and the logits of all positions.
 
-        Raises CandidateFailure, and ChildDied, which is no verdict.
+        Raises RuntimeFailure, and ChildDied, which is no verdict.
         """
-        return twice(lambda: self._matrix_inputs(replace(window, scored_from=0)))
+        return retry_once(lambda: self._matrix_inputs(replace(window, scored_from=0)))
 
     def _matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
         with self._reading() as loaded:
@@ -162,7 +162,7 @@ class LlamaCandidate:
     def _reading(self) -> Iterator[_Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
         if self._loaded is None:
-            raise RuntimeError("enter the candidate first: with LlamaCandidate(...) as candidate")
+            raise RuntimeError("enter the reader first: with LlamaReader(...) as reader")
         if self._loaded.busy or self._loaded.closed:
             self._loaded.close()
             self._loaded = _Loaded(self.path, self._threads)
@@ -182,8 +182,8 @@ class LlamaCandidate:
         made = [self._front(part.source) for part in parts]
         if any(values.shape[1:] != (loaded.hidden,) for values in made):
             width = made[0].shape[-1]
-            raise CandidateFailure(
-                f"the front end gives a width of {width}, the file's encoder takes {loaded.hidden}"
+            raise RuntimeFailure(
+                f"the front end gives a width of {width}, but the file's encoder expects {loaded.hidden}"
             )
         return made
 
@@ -215,7 +215,7 @@ class _Loaded:
     """A file in its child. Answers are compared with what was asked; no size is taken from them."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        """Start and load the file. Raises CandidateFailure, ChildDied."""
+        """Start and load the file. Raises RuntimeFailure, ChildDied."""
         self.busy = False
         self._child = Child(
             MODULE,
@@ -230,11 +230,11 @@ class _Loaded:
             self._child.patience += header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._shape(header)
             self.encoder_layers = len(
-                {found[1] for info in header.tensors if (found := _ENCODER.match(info.name))}
+                {match[1] for info in header.tensors if (match := _ENCODER.match(info.name))}
             )
         except InputError as error:
             self.close()
-            raise CandidateFailure(error.message) from error
+            raise RuntimeFailure(error.message) from error
         except BaseException:
             self.close()
             raise
@@ -254,26 +254,24 @@ class _Loaded:
         self._child.close()
 
     def send(self, request: bytes) -> None:
-        """Raises CandidateFailure, ChildDied where the child has ended."""
+        """Raises RuntimeFailure, ChildDied where the child has ended."""
         try:
             self._child.send(request)
         except ChildRefused as refusal:
-            raise CandidateFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(_reason(refusal)) from refusal
 
     def expect(self, kind: int, *numbers: int) -> None:
-        """Take the next answer's head. Raises CandidateFailure where it is another one, ChildDied."""
-        found = self._head()
-        if found != (kind, *numbers):
-            raise CandidateFailure(
-                f"the process that runs llama.cpp answered {found}, not {(kind, *numbers)}"
-            )
+        """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
+        head = self._head()
+        if head != (kind, *numbers):
+            raise RuntimeFailure(f"the process that runs llama.cpp answered {head}, not {(kind, *numbers)}")
 
     def inputs(self) -> dict[str, MatrixInput]:
-        """The inputs of what was decoded at once. Raises CandidateFailure, ChildDied."""
+        """The inputs of what was decoded at once. Raises RuntimeFailure, ChildDied."""
         return read_inputs(self._take)
 
     def fill(self, target: Floats) -> None:
-        """Take the next bytes, as many as the array holds. Raises CandidateFailure, ChildDied."""
+        """Take the next bytes, as many as the array holds. Raises RuntimeFailure, ChildDied."""
         self._take(target.data)
         if sys.byteorder == "big":
             target.byteswap(inplace=True)
@@ -285,11 +283,11 @@ class _Loaded:
 
     def _take(self, target: memoryview) -> None:
         if self._child.closed:
-            raise RuntimeError("this reading was ended: another was begun meanwhile")
+            raise RuntimeError("this reading was ended because another one was started")
         try:
             self._child.fill(target)
         except ChildRefused as refusal:
-            raise CandidateFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(_reason(refusal)) from refusal
 
     def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
@@ -299,22 +297,22 @@ class _Loaded:
             shape == (vocabulary, hidden) and vocabulary * hidden > 0 and 0 < layers <= len(header.tensors)
         )
         if kind != protocol.LOADED or not right:
-            raise CandidateFailure(
-                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the file, "
-                f"its header an embedding of shape {shape}"
+            raise RuntimeFailure(
+                f"llama.cpp finds {vocabulary} tokens, width {hidden} and {layers} layers in the "
+                f"file, but its header has an embedding of shape {shape}"
             )
         return vocabulary, hidden, layers
 
 
 def _reason(refusal: ChildRefused) -> str:
     """What a refusal says of the file, with llama.cpp's own words."""
-    said = [line for word in refusal.words if (line := NOISE.sub("", word))]
+    lines = [line for word in refusal.words if (line := NOISE.sub("", word))]
     if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} than kconv gives it"
+        how = f"llama.cpp needs more {refusal.limit} than kconv allows"
     else:
-        how = _ENDINGS.get(refusal.code, "llama.cpp stopped at a check of its own")
+        how = _ENDINGS.get(refusal.code, "llama.cpp failed an internal check")
     # the first error of a request names the cause, the last one a check
-    words = said[:1] if refusal.code in _ENDINGS else said[-2:]
+    words = lines[:1] if refusal.code in _ENDINGS else lines[-2:]
     return ": ".join([how, *([" / ".join(words)] if words else [])])
 
 
