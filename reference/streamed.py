@@ -89,7 +89,7 @@ class WeightReader:
         return self.begin(wanted).wait()
 
     @contextlib.contextmanager
-    def reading(self, wanted: Sequence[Rows]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def reading(self, wanted: Sequence[RowRange]) -> Iterator[tuple[torch.Tensor, ...]]:
         """The same, in memory meanwhile."""
         lease = self.read(wanted)
         try:

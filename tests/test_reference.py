@@ -123,8 +123,8 @@ def test_more_windows_than_go_together(plain: Path) -> None:
 
 def test_any_positions_may_be_asked_for(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In blocks and out of order, with an output matrix cut into slices, ahead of time or not."""
-    monkeypatch.setattr("kconv.reference.model._LOGITS", 40 * 4 * 320)
-    monkeypatch.setattr("kconv.reference.model._SLICE", 100 * 4 * 64)
+    monkeypatch.setattr("kconv.reference.reading._LOGITS", 40 * 4 * 320)
+    monkeypatch.setattr("kconv.reference.reading._SLICE", 100 * 4 * 64)
     windows = window(230), window(180, seed=1)
     reading = read(plain, *windows)
     expected = [transformers_logits(plain, list(each.ids)) for each in windows]
