@@ -85,8 +85,8 @@ def command(
     if report is not None:
         refuse_report(report, force=force)
 
+    from ..core.text_files import read_texts
     from ..flows.compare import compare
-    from ..verify.texts import read_texts
     from .progress import announce, shown_progress
 
     read = read_texts(texts) if texts else None

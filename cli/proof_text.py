@@ -13,7 +13,17 @@ import click
 
 from ..report.published import published
 from ..report.text import number, percent
-from ..report.words import figure_rows, gate_name, gate_value, gelu_words, part_line
+from ..report.words import (
+    advice,
+    figure_rows,
+    gate_name,
+    gate_value,
+    gelu_words,
+    loss_words,
+    part_line,
+    shares_words,
+    stands_on,
+)
 from ..verify.measurements import Guess, WorstToken
 from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
 from .console import count_text, plural, printable, seconds_text, table, width
@@ -23,6 +33,13 @@ _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
+_RIGHT = {
+    "passed": "right",
+    "warned": "right, with warnings",
+    "not run": "not checked",
+    "not decided": "not decided",
+    "failed": "wrong",
+}
 _COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
 
 
@@ -30,7 +47,7 @@ def proof_text(proof: Proof) -> str:
     """Everything worth reading of ``proof`` on a terminal, the verdict last, where people look."""
     weights = count_text(proof.parameters)
     parts = [
-        (name, part.verdict, _logits(part) if isinstance(part, LogitsPart) else part_line(part))
+        (name, part.verdict, _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part)))
         for name, part in proof.parts.items()
     ]
     sections = [
@@ -49,11 +66,19 @@ def proof_text(proof: Proof) -> str:
 
 
 def proof_line(proof: Proof) -> str:
-    """One line for a file: the verdict, what is wrong if anything is, and the figures if there are any."""
-    wrong = proof.cause if proof.verdict != "passed" else None
-    parts = [wrong, _logits(proof.logits) if proof.logits.figures else None]
-    text = "; ".join(part for part in parts if part)
-    return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {text}"))
+    """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands."""
+    return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {_summary(proof)}"))
+
+
+def _summary(proof: Proof) -> str:
+    """``right; loses little (mean KL 0.003 on 512 tokens of the built-in texts, …)``, with the cause."""
+    parts = [_RIGHT[proof.right]]
+    if proof.verdict != "passed" and proof.cause is not None:
+        parts.append(proof.cause)
+    if proof.logits.figures is not None and proof.logits.figures.positions:
+        parts.append(f"{loss_words(proof.logits)} ({_logits(proof.logits)}; {stands_on(proof)})")
+        parts.append(_plain(advice(proof.logits)))
+    return "; ".join(part for part in parts if part)
 
 
 def _logits(part: LogitsPart) -> str:
@@ -141,6 +166,8 @@ def _figures(part: LogitsPart) -> str:
     lines = [f"Logits at {read}", table(rows, header=header, right=(1, *range(3, len(header))))]
     if part.gate is not None:
         lines.append(printable(f"  the gate: {part.gate.source}"))
+    if part.shares is not None:
+        lines.append(f"  {_plain(shares_words(part.shares))}")
     return "\n".join(lines)
 
 
@@ -223,8 +250,7 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
 
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    cause = printable(proof.cause or "the file matches the checkpoint")
-    return f"verdict: {proof.verdict}{took}: {cause}"
+    return f"verdict: {proof.verdict}{took}: {printable(_summary(proof))}"
 
 
 def _coloured(text: str) -> str:

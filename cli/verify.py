@@ -16,7 +16,7 @@ Examples:
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --report proof.html
   kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --text news.txt --tokens 4096
-  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --gate 0.1 --json
+  kconv verify 42dot-Q4_0.gguf --against ./42dot_LLM-SFT-1.3B --max-kl 0.1 --json
   kconv verify kebyt5-Q8_0.gguf --against ./kebyt5-base-preview --text pairs.tsv
   kconv verify ./42dot-onnx --against ./42dot_LLM-SFT-1.3B
 
@@ -53,14 +53,21 @@ or not decided (a process that measured the file died).
     "gates",
     multiple=True,
     metavar="[TYPE=]VALUE",
-    help="Override the limit for a type: mean KL divergence in nats (f32: NMSE of the logits). Above it "
-    "is a warning, above three times it a failure. Repeatable.",
+    help="Fail if a file of this type loses more: mean KL divergence in nats (f32: NMSE of the logits). "
+    "Repeatable.",
+)
+@click.option("--max-kl", type=float, metavar="X", help="Fail if the mean KL divergence is above X nats.")
+@click.option(
+    "--policy",
+    type=PATH,
+    metavar="FILE",
+    help="TOML file with such limits: max_kl = X, and a table [gates] by type.",
 )
 @click.option(
     "--diagnose/--no-diagnose",
     default=None,
     help="Find the layer that goes wrong, at the cost of two more passes over the weights.  [default: if "
-    "the logits fail]",
+    "the file is wrong]",
 )
 @click.option(
     "--ignore-manifest",
@@ -85,6 +92,8 @@ def command(
     tokens: int | None,
     window: int | None,
     gates: tuple[str, ...],
+    max_kl: float | None,
+    policy: Path | None,
     diagnose: bool | None,
     ignore_manifest: bool,
     front_end: Path | None,
@@ -96,9 +105,11 @@ def command(
 ) -> None:
     """Prove ARTIFACT, a GGUF file or an ONNX folder, against the checkpoint it was made from.
 
-    There are four parts, cheapest first: the token ids llama.cpp gives with its vocabulary, the metadata
-    llama.cpp reads, every tensor, and the file's logits on the CPU compared with those of the checkpoint in
-    fp32. Each part that fails reports what is wrong. Files made by other programs can be verified, too.
+    Two questions are answered. Is the file right? Its vocabulary gives the checkpoint's token ids, its
+    metadata and every tensor are as they should be, and llama.cpp computes what the file contains (recomputed
+    matrix by matrix, with the file's own weights). And how much does it lose? Its logits on the CPU are
+    compared with the checkpoint's in fp32; a loss only fails above a limit you give. Files made by other
+    programs can be verified, too.
 
     For an ONNX folder the tokenizer, the settings, the weights (by the checkpoint's names) and the logits in
     onnxruntime are compared: of whole windows and, to test cache and mask, token by token and in padded
@@ -108,13 +119,16 @@ def command(
         refuse_report(report, force=force)
     _refuse_folder(artifact, against)
 
+    from ..core.text_files import read_texts
     from ..flows.verify import verify
-    from ..verify.gates import parse_gates
-    from ..verify.texts import read_texts
+    from ..verify.gates import parse_gates, positive
+    from .policy import read_policy
     from .progress import announce, shown_progress
     from .proof_text import proof_text
 
-    limits = parse_gates(gates)
+    limits, most = ({}, None) if policy is None else read_policy(policy)
+    limits.update(parse_gates(gates))
+    most = most if max_kl is None else positive(max_kl, f"--max-kl {max_kl}")
     read = read_texts(texts) if texts else None
     with shown_progress() as progress:
         proof = verify(
@@ -124,6 +138,7 @@ def command(
             tokens=tokens,
             window=window,
             gates=limits,
+            max_kl=most,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             front_end=front_end,

@@ -22,6 +22,7 @@ from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..core.text_files import read_text
 from ..core.windows import Window
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
@@ -31,7 +32,6 @@ from ..reference.statistics import Gathered, Squares, SumOfSquares
 from ..reference.watching import Watch
 from ..verify.cost import estimated_time
 from ..verify.inputs import Expected, VerifyOptions, text_windows
-from ..verify.texts import read_text
 from ..vocab.selection import select_vocab
 
 CHUNKS = 128

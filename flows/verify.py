@@ -27,8 +27,8 @@ from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
 from ..verify.provenance import CheckpointHashes
 from ..verify.same_model import refuse_other_model
-from ..verify.sample_text import LONG
 from ..vocab.expected import expected_model
+from ..vocab.sample_text import LONG
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def verify(
     tokens: int | None = None,
     window: int | None = None,
     gates: Mapping[str, float] | None = None,
+    max_kl: float | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
@@ -64,8 +65,9 @@ def verify(
     ``front_end`` (UsageError).
 
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
-    tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to another limit.
-    ``diagnose`` looks for the first layer that departs; None: only where the logits fail. ``announce`` is
+    tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to the loss above
+    which a file fails, ``max_kl`` is that of any type, in nats.
+    ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
     a damaged header, another model, a body without its front end, a checkpoint that has changed since the
@@ -73,11 +75,15 @@ def verify(
     """
     begun = time.monotonic()
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
+    if max_kl is not None:
+        options["max_kl"] = max_kl
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
     asked = _Request(texts, tokens, window, ignore_manifest, options, second)
-    verify_options = VerifyOptions(gates or {}, diagnose, threads or available_cores(), progress, announce)
+    verify_options = VerifyOptions(
+        gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
+    )
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")

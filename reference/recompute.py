@@ -44,6 +44,8 @@ Floats = npt.NDArray[np.float32]
 COPIES = 3
 """Of the window: with llama.cpp's own inputs, with the file's weights alone, and with rounded inputs, too."""
 SYNCHRONIZED, WEIGHTS_ONLY, ROUNDED = range(COPIES)
+LOGITS = "logits"
+"""Stands for the output in the place of a matrix."""
 _LARGEST = sys.float_info.max  # JSON knows no infinity
 
 
@@ -62,8 +64,8 @@ class MatrixInput(Protocol):
 
 
 @dataclass(frozen=True)
-class InputError:
-    """NMSE of what llama.cpp multiplied ``matrix`` by (a tensor of the file), or of its ``logits``."""
+class MatrixError:
+    """NMSE of what llama.cpp multiplied ``matrix`` by, a tensor of the file, or of its ``LOGITS``."""
 
     matrix: str
     nmse: float
@@ -77,7 +79,7 @@ class Recomputed:
     ``unused`` are matrices llama.cpp multiplied nothing by.
     """
 
-    errors: tuple[InputError, ...]
+    errors: tuple[MatrixError, ...]
     weights_only: Floats
     rounded: Floats
     unused: tuple[str, ...]
@@ -150,7 +152,7 @@ class _Run:
         self._matrices, self._head = recomputation.matrices, recomputation.head
         self._reference = recomputation.reference
         self._inputs = inputs
-        self._errors: list[InputError] = []
+        self._errors: list[MatrixError] = []
         self._unused: dict[str, None] = {}
         self._missing: torch.Tensor | None = None
 
@@ -209,14 +211,14 @@ class _Run:
 
     def add(self, name: str, theirs: Floats, expected: Floats) -> None:
         """Compare what llama.cpp multiplied a matrix by with what that should have been."""
-        self._errors.append(InputError(name, nmse(theirs, expected)))
+        self._errors.append(MatrixError(name, nmse(theirs, expected)))
 
     def result(self, entering: torch.Tensor, logits: Floats) -> Recomputed:
         """What was found, the output matrix included."""
         values = self.synchronize(self._head.name, entering)
         made, missing = round_copies(values, self._head.rounding)
         out = self._reference.output.multiply(made, missing, self._head.minimums)
-        self._errors.append(InputError("logits", nmse(logits, out[SYNCHRONIZED])))
+        self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))
         return Recomputed(tuple(self._errors), out[WEIGHTS_ONLY], out[ROUNDED], tuple(self._unused))
 
 

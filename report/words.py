@@ -6,8 +6,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..verify.measurements import Figures
-from ..verify.proof import Gate, LogitsPart, MetadataPart, Proof, TokensPart, Verdict, WeightsPart
+from ..verify.loss import FACTOR
+from ..verify.measurements import Figures, Shares
+from ..verify.proof import (
+    Gate,
+    LogitsPart,
+    MetadataPart,
+    Part,
+    Proof,
+    RuntimePart,
+    TokensPart,
+    Verdict,
+    WeightsPart,
+)
 from .text import count, number, percent, plain, small_percent, with_error
 
 _USE: dict[Verdict, str] = {
@@ -22,6 +33,7 @@ _PARTS = {
     "tokens": ("Tokens", "Is text tokenized the same way?"),
     "metadata": ("Metadata", "Are the settings the same as in the original?"),
     "weights": ("Weights", "Are the weights those of the original?"),
+    "runtime": ("Computation", "Does llama.cpp compute what the file contains?"),
     "logits": ("Predictions", "Does it predict what the original predicts?"),
 }
 _STATES = {
@@ -29,6 +41,7 @@ _STATES = {
     "within": "within the format's error",
     "differs": "wrong",
 }
+_LOSSES = {"nothing": "next to nothing", "little": "little", "some": "some accuracy", "much": "much"}
 # Figure (as in measurements.Figures), its title, how it is shown, what it says.
 _ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
     ("kl_mean", "KL divergence, mean", lambda f: with_error(f.kl_mean, f.kl_mean_error),
@@ -134,7 +147,7 @@ def in_plain_figures(figures: Figures) -> str:
     return f"{text} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
 
 
-def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str:
+def part_line(part: Part) -> str:
     """What a part looked at and what came of it, in a line."""
     if part.verdict == "not run" and not part.findings:
         return "Not checked in this run."
@@ -146,6 +159,8 @@ def part_line(part: TokensPart | MetadataPart | WeightsPart | LogitsPart) -> str
         return _metadata_line(part)
     if isinstance(part, WeightsPart):
         return _weights_line(part)
+    if isinstance(part, RuntimePart):
+        return _runtime_line(part)
     if part.figures is None:
         return "The runtime gave no predictions to compare."
     if not part.figures.positions:
@@ -193,6 +208,48 @@ def _weights_line(part: WeightsPart) -> str:
         return f"{total}, all exactly as encoding the original gives"
     states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
     return f"{total}: {', '.join(states)}"
+
+
+def _runtime_line(part: RuntimePart) -> str:
+    if not part.worst:
+        return "llama.cpp could not be run."
+    largest = max(part.worst, key=lambda each: each.nmse / each.limit)
+    found = f"NMSE at most {number(largest.nmse)} (limit {number(largest.limit, exact=True)})"
+    inputs = count(part.matrices, "matrix input")
+    return f"{inputs} recomputed at {count(part.positions, 'position')}, {found}"
+
+
+def loss_words(part: LogitsPart) -> str:
+    """``loses much``; nothing where no loss was measured."""
+    if part.loss is None:
+        return ""
+    return f"loses {_LOSSES[part.loss.grade]}"
+
+
+def shares_words(shares: Shares) -> str:
+    """What the loss consists of, in a sentence."""
+    steps = (shares.weights, shares.inputs - shares.weights, shares.runtime - shares.inputs)
+    weights, inputs, runtime = (number(value) for value in steps)
+    return (
+        f"of the loss at the first {count(shares.positions, 'position')}, mean KL {number(shares.runtime)}, "
+        f"the weights make {weights}, rounding what they are multiplied by {inputs}, the runtime {runtime}"
+    )
+
+
+def stands_on(proof: Proof) -> str:
+    """``512 tokens of the built-in texts``: what the figures of the logits stand on."""
+    figures, texts = proof.logits.figures, proof.provenance.get("texts", ())
+    tokens = count(0 if figures is None else figures.positions, "token")
+    own = any("sha256" in str(text) for text in texts)
+    return f"{tokens} of {count(len(texts), 'text') + ' given' if own else 'the built-in texts'}"
+
+
+def advice(part: LogitsPart) -> str:
+    """Which type would lose less, with the error of the estimate; nothing where nobody needs another."""
+    if part.loss is None or part.loss.type is None or part.loss.estimate is None:
+        return ""
+    name = plain(part.loss.type, 20)
+    return f"{name} would lose about {number(part.loss.estimate)} (estimated, within a factor of {FACTOR:g})"
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:

@@ -36,16 +36,14 @@ def figures(**values: Any) -> Figures:
 
 
 def test_gates_are_those_agreed_on() -> None:
-    """Issue 3: what warns; three times that fails, below q3_K nothing does."""
+    """What warns: a loss is no failure, unless somebody says where it becomes one; f32 loses nothing."""
     agreed = {
         "f16": 1e-3, "bf16": 1e-3, "q8_0": 5e-3, "q6_K": 0.015, "q5_K": 0.03, "q5_0": 0.05, "q5_1": 0.05,
         "q4_K": 0.08, "iq4_nl": 0.08, "iq4_xs": 0.08, "q4_0": 0.15, "q4_1": 0.15, "q3_K": 0.25,
     }  # fmt: skip
     for name, limit in agreed.items():
         gate = gate_for(name)
-        assert (gate.type, gate.measure, gate.warns, gate.fails) == (
-            name, "kl_mean", limit, pytest.approx(3 * limit),
-        )  # fmt: skip
+        assert (gate.type, gate.measure, gate.warns, gate.fails) == (name, "kl_mean", limit, None)
         assert gate.source
     assert gate_for("f32").fails == gate_for("f32").warns == 1e-6
     assert gate_for("f32", gelu=True).fails == 1e-4
@@ -99,7 +97,7 @@ def test_published_figures_stand_beside_the_gate_those_of_the_very_type_first() 
 
 def test_gates_given_for_a_run() -> None:
     assert gate_for("q4_0", overrides={"q4_0": 0.2}).warns == 0.2
-    assert gate_for("q4_0", overrides={"q4_0": 0.2}).fails == 0.6
+    assert gate_for("q4_0", overrides={"q4_0": 0.2}).fails == 0.2
     assert gate_for("q4_0", overrides={"": 0.3, "q8_0": 1}).warns == 0.3
     assert gate_for("q4_0", overrides={"": 0.3, "Q4_0": 0.2}).warns == 0.2
     assert gate_for("q4_K_M", overrides={"q4_k": 0.2}).warns == 0.2
@@ -108,7 +106,7 @@ def test_gates_given_for_a_run() -> None:
     assert gate_for("q4_0", overrides={"q8_0": 1}) == gate_for("q4_0")
     assert gate_for("f32", gelu=True, overrides={"f32": 1e-3}).fails == 1e-3
     # a limit somebody asked for is meant, also where the table only warns
-    assert gate_for("q2_K", overrides={"": 0.5}).fails == 1.5
+    assert gate_for("q2_K", overrides={"": 0.5}).fails == 0.5
     assert gate_for("q4_0", overrides={"": 0.3}).published == gate_for("q4_0").published
     assert "given" in gate_for("q4_0", overrides={"": 0.3}).source
 
@@ -157,22 +155,31 @@ def test_what_is_parsed_is_the_gate(value: float, name: str) -> None:
 # Verdicts
 
 
-def test_warns_above_the_gate_and_fails_above_three_times() -> None:
+def test_a_loss_above_the_gate_warns_however_large_and_fails_above_a_given_limit() -> None:
     gate = gate_for("q4_0")
     assert judge(figures(kl_mean=0.15), gate) == ()
     (warning,) = judge(figures(kl_mean=0.2), gate)
     assert not warning.grave
     assert warning.message == (
-        "mean KL divergence 0.2 is above the gate of 0.15 for q4_0 (it fails above 0.45); "
-        "published Llama-3-8B q4_0: 0.0719"
+        "mean KL divergence 0.2 is above the gate of 0.15 for q4_0; published Llama-3-8B q4_0: 0.0719"
     )
     assert (warning.expected, warning.found) == ("at most 0.15", "0.2")
-    assert not judge(figures(kl_mean=0.45), gate)[0].grave
-    (failure,) = judge(figures(kl_mean=0.512345), gate)
+    assert not judge(figures(kl_mean=1e9), gate)[0].grave
+    given = gate_for("q4_0", overrides={"": 0.3})
+    assert judge(figures(kl_mean=0.3), given) == ()
+    (failure,) = judge(figures(kl_mean=0.512345), given)
     assert failure.grave
     assert failure.message == (
-        "mean KL divergence 0.512 is above 3 × the gate of 0.15 for q4_0; published Llama-3-8B q4_0: 0.0719"
+        "mean KL divergence 0.512 is above the limit of 0.3 for q4_0; published Llama-3-8B q4_0: 0.0719"
     )
+
+
+def test_max_kl_holds_for_every_type() -> None:
+    for name in ("f32", "q8_0", "q2_K"):
+        assert judge(figures(kl_mean=0.001), gate_for(name), max_kl=0.001) == ()
+        (failure,) = judge(figures(kl_mean=0.002), gate_for(name), max_kl=0.001)
+        assert failure.grave
+        assert failure.message == "mean KL divergence 0.002 is above the limit of 0.001 given for this run"
 
 
 def test_f32_fails_at_its_gate() -> None:
@@ -180,7 +187,7 @@ def test_f32_fails_at_its_gate() -> None:
     (failure,) = judge(figures(nmse=3.14e-5), gate_for("f32"))
     assert failure.grave
     assert failure.message == (
-        "normalized squared error of the logits 3.14e-5 is above the gate of 1e-6 for f32"
+        "normalized squared error of the logits 3.14e-5 is above the limit of 1e-6 for f32"
     )
     assert judge(figures(nmse=3.14e-5), gate_for("f32", gelu=True)) == ()
 

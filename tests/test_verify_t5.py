@@ -31,10 +31,10 @@ from kconv.report.html import report_html
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.runtimes.reader import RuntimeFailure
 from kconv.verify import verify
-from kconv.verify.byte_text import shown, shown_next
-from kconv.verify.gaps import gaps_of, with_gaps
-from kconv.verify.text_pairs import PairReader, built_in_pairs, default_size, text_pairs
+from kconv.vocab.byte_text import shown, shown_next
+from kconv.vocab.gaps import gaps_of, with_gaps
 from kconv.vocab.sources import read_source
+from kconv.vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pairs
 from kconv.vocab.tokenizer import Source
 
 Floats = npt.NDArray[np.float32]
@@ -384,7 +384,7 @@ def test_built_in_pairs(source: Source) -> None:
 def test_without_sentinels_the_second_half_is_said_after_the_first(
     source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kconv.verify.text_pairs.gaps_of", lambda source: None)
+    monkeypatch.setattr("kconv.vocab.text_pairs.gaps_of", lambda source: None)
     (window,) = text_pairs(reader(source), ["abcdefgh"])
     assert (shown(source, window.source), shown(source, window.ids[1:])) == ("abcd</s>", "efgh</s>")
 

@@ -55,12 +55,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """The gate of a format. ``fails`` is false for what only warns."""
+    """The gate of a format."""
 
     limit: float
     source: str = _TWICE
     published: tuple[Published, ...] = ()
-    fails: bool = True
     measure: Literal["nmse", "kl_mean"] = "kl_mean"
 
 
@@ -135,7 +134,6 @@ GATES: Mapping[str, Row] = MappingProxyType(
         "iq3_xxs": Row(
             0.4,
             published=(Published("iq3_xxs", 0.183625, 0.13836, 1.2268, None, _WITH_IMATRIX),),
-            fails=False,
         ),
         "iq2_s": Row(
             0.9,
@@ -143,7 +141,6 @@ GATES: Mapping[str, Row] = MappingProxyType(
                 Published("iq2_s", 0.439197, 0.21491, 3.4191, None, _WITH_IMATRIX),
                 Published("iq2_m", 0.325989, 0.18519, 2.3692, None, _WITH_IMATRIX),
             ),
-            fails=False,
         ),
         "q2_K": Row(
             0.9,
@@ -152,31 +149,26 @@ GATES: Mapping[str, Row] = MappingProxyType(
                 Published("q2_K", 0.108903, 0.09762, 0.6256, 0.85584, _LLAMA_2),
                 Published("q2_K_S", 0.403360, 0.20050, 3.0921, None, _WITH_IMATRIX),
             ),
-            fails=False,
         ),
-        "q2_0": Row(0.9, _TERNARY, fails=False),
-        "tq2_0": Row(0.9, _TERNARY, fails=False),
-        "tq1_0": Row(0.9, _TERNARY, fails=False),
-        "q1_0": Row(0.9, _TERNARY, fails=False),
+        "q2_0": Row(0.9, _TERNARY),
+        "tq2_0": Row(0.9, _TERNARY),
+        "tq1_0": Row(0.9, _TERNARY),
+        "q1_0": Row(0.9, _TERNARY),
         "iq2_xs": Row(
             1.1,
             published=(Published("iq2_xs", 0.546290, 0.23872, 4.5298, None, _WITH_IMATRIX),),
-            fails=False,
         ),
         "iq2_xxs": Row(
             1.6,
             published=(Published("iq2_xxs", 0.812022, 0.28576, 7.8601, None, _WITH_IMATRIX),),
-            fails=False,
         ),
         "iq1_m": Row(
             2.8,
             published=(Published("iq1_m", 1.393084, 0.38287, 19.2621, None, _WITH_IMATRIX),),
-            fails=False,
         ),
         "iq1_s": Row(
             4.5,
             published=(Published("iq1_s", 2.254554, 0.46271, 54.4630, None, _WITH_IMATRIX),),
-            fails=False,
         ),
     }
 )

@@ -16,6 +16,7 @@ from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
 from ..reference.model import Reference
+from ..reference.reading import Reading
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
@@ -24,9 +25,21 @@ from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
+from .measurements import Shares
 from .metadata import check_metadata
-from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, undecided
+from .proof import (
+    Finding,
+    Gate,
+    LogitsPart,
+    MetadataPart,
+    RuntimePart,
+    TensorError,
+    TokensPart,
+    WeightsPart,
+    undecided,
+)
 from .provenance import changed_after_conversion, same_tools, same_vocabulary_tools
+from .recomputed import QUICK, Sample, check_runtime, shares_of
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
 
@@ -93,30 +106,62 @@ class GgufArtifact:
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
         return _check_weights(self.file, expected, options, strict=strict, importance=None)
 
-    def logits(
+    def computed(
         self,
         expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
         options: VerifyOptions,
-    ) -> LogitsPart:
-        """The logits in llama.cpp; where they fail, or as ``options`` say, the diagnosis too.
+    ) -> tuple[RuntimePart, LogitsPart]:
+        """What llama.cpp computes; where the logits fail, or as ``options`` say, the diagnosis too.
 
         The checkpoint is read once llama.cpp has loaded the file, so that a refused file is reported at once.
         """
-        file, gate = self.file, self._gate(expected, options)
+        runtime = RuntimePart("not run")
         try:
             front = embed_of(self._front_end, expected.family)
-            with LlamaReader(file.path, threads=options.threads, front=front) as reader:
-                shows = _shows_gelu_share(expected, gate, options)
-                alike = _with_llama_cpps_gelu(expected, options) if shows else None
-                measure = compare(read, reader, windows, options.progress, same_gelu=alike)
-                part = judged(measure, gate, windows, expected.source)
-                wanted = part.verdict == "failed" if options.diagnose is None else options.diagnose
-                return _diagnosed(part, file, expected, reader, windows, tensors, options) if wanted else part
+            with LlamaReader(self.path, threads=options.threads, front=front) as reader:
+                runtime, sample = check_runtime(
+                    self.file, expected, reader, windows[0], options, self._recomputed_positions
+                )
+                part = self._logits(reader, sample, expected, read, windows, options)
+                wrong = "failed" in (runtime.verdict, part.verdict) or any(
+                    tensor.state == "differs" for tensor in tensors
+                )
+                if wrong if options.diagnose is None else options.diagnose:
+                    part = _diagnosed(part, self.file, expected, reader, windows, tensors, options)
+                return runtime, part
         except (RuntimeFailure, ChildDied) as failure:
-            return broken(failure)
+            part = broken(failure)
+            return (runtime if runtime.positions else RuntimePart(part.verdict)), part
+
+    def _logits(
+        self,
+        reader: LlamaReader,
+        sample: Sample | None,
+        expected: Expected,
+        read: Read,
+        windows: Sequence[Window],
+        options: VerifyOptions,
+    ) -> LogitsPart:
+        """Its logits against the checkpoint's; of those at ``sample``, what their difference consists of."""
+        gate = self._gate(expected, options)
+        shares: list[Shares] = []
+
+        def seen(reading: Reading) -> None:
+            if sample is not None:
+                shares.append(shares_of(sample, reading))
+
+        shows = _shows_gelu_share(expected, gate, options)
+        alike = _with_llama_cpps_gelu(expected, options) if shows else None
+        measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
+        part = judged(measure, gate, windows, expected.source, options.max_kl)
+        return replace(part, shares=shares[0] if shares else None)
+
+    @property
+    def _recomputed_positions(self) -> int | None:
+        return None
 
     def provenance(
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions
@@ -175,6 +220,10 @@ class NewGgufArtifact(GgufArtifact):
         if self.scope == "quick":
             return WeightsPart("not run")
         return _check_weights(self.file, expected, options, strict=True, importance=self.importance)
+
+    @property
+    def _recomputed_positions(self) -> int | None:
+        return QUICK if self.scope == "quick" else None
 
     def changed(self, digests: Mapping[str, str]) -> tuple[Finding, ...]:
         """Nothing: the file is as it was written a moment ago."""

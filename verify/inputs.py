@@ -21,11 +21,11 @@ from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..vocab.sample_text import LONG, QUICK, WINDOW, sample_windows
+from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position
-from .sample_text import LONG, QUICK, WINDOW, sample_windows
-from .text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
@@ -67,13 +67,16 @@ class Expected:
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: where logits fail.
+    """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: of wrong files.
+
+    Above ``max_kl``, a mean divergence in nats, a file of any type fails (None: none).
 
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
     files that are held to its logits themselves, to tell what the table alone does.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
+    max_kl: float | None = None
     diagnose: bool | None = None
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent

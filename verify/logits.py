@@ -9,8 +9,8 @@ from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..reference.reading import Reading
 from ..runtimes.reader import LogitsSource, RuntimeFailure
+from ..vocab.byte_text import shown, shown_next
 from ..vocab.tokenizer import Source
-from .byte_text import shown, shown_next
 from .figures import Disagreement, Measure
 from .gates import judge
 from .measurements import Guess, WorstToken
@@ -32,17 +32,21 @@ def compare(
     progress: Progress = silent,
     *,
     same_gelu: Read | None = None,
+    seen: Callable[[Reading], None] = lambda reading: None,
 ) -> Measure:
     """Both models' logits of every scored position, block by block; none are kept.
 
     ``same_gelu`` reads the windows once more, with llama.cpp's GELU in fp32. A long text is read and compared
-    a few thousand tokens at a time. Raises RuntimeFailure where the runtime refuses the file or answers
+    a few thousand tokens at a time; ``seen`` is given the first reading, whose first window is that of
+    ``windows``. Raises RuntimeFailure where the runtime refuses the file or answers
     fewer positions than it was asked, ChildDied where its process dies, which is no verdict.
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0
     for first, group in _groups(windows):
         reading = read(group)
+        if not first:
+            seen(reading)
         alike = None if same_gelu is None else same_gelu(group)
         progress("logits", done, total)
         for block in reader.logits(group):
@@ -73,10 +77,12 @@ def _groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]
     yield first, tuple(windows[first:])
 
 
-def judged(measure: Measure, gate: Gate, windows: Sequence[Window], source: Source) -> LogitsPart:
+def judged(
+    measure: Measure, gate: Gate, windows: Sequence[Window], source: Source, max_kl: float | None = None
+) -> LogitsPart:
     """The figures against the gate, and the positions that are farthest off, in their context."""
     figures = measure.figures()
-    findings = judge(figures, gate)
+    findings = judge(figures, gate, max_kl)
     return LogitsPart(
         verdict=verdict_of(findings),
         figures=figures,

@@ -102,3 +102,26 @@ class WorstToken:
     reference: tuple[Guess, ...]
     file: tuple[Guess, ...]
     source: str = ""
+
+
+@dataclass(frozen=True)
+class MatrixInputError:
+    """NMSE of what llama.cpp multiplied ``matrix`` by against the same computed again, and its limit."""
+
+    matrix: str
+    nmse: float
+    limit: float
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What makes up the divergence: mean KL in nats at the first ``positions`` of the first text.
+
+    ``weights``: with the file's weights and fp32 arithmetic; ``inputs``: with the inputs of matrices rounded
+    as the runtime rounds them, too; ``runtime``: in the runtime itself.
+    """
+
+    positions: int
+    weights: float
+    inputs: float
+    runtime: float

@@ -27,7 +27,17 @@ from .logits import Read, broken, compare, judged
 from .measurements import Figures
 from .onnx_parts import check_folder_settings, check_folder_tokens
 from .onnx_weights import check_folder_weights
-from .proof import Finding, Gate, LogitsPart, MetadataPart, TensorError, TokensPart, WeightsPart, verdict_of
+from .proof import (
+    Finding,
+    Gate,
+    LogitsPart,
+    MetadataPart,
+    RuntimePart,
+    TensorError,
+    TokensPart,
+    WeightsPart,
+    verdict_of,
+)
 from .provenance import changed_files
 
 RUNTIME = "onnxruntime on the CPU: windows at once, token by token through the cache, and in padded batches"
@@ -92,14 +102,14 @@ class OnnxArtifact:
             progress=options.progress,
         )
 
-    def logits(
+    def computed(
         self,
         expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
         options: VerifyOptions,
-    ) -> LogitsPart:
+    ) -> tuple[RuntimePart, LogitsPart]:
         """The logits of whole windows, and of the beginnings of some, held to the gate in three ways.
 
         A wrong cache shows only where tokens are read one by one, a wrong mask only in padded batches.
@@ -109,15 +119,16 @@ class OnnxArtifact:
         try:
             with OnnxReader(self.folder, threads=options.threads) as reader:
                 measure = compare(read, reader, windows, options.progress)
-                part = judged(measure, gate, windows, expected.source)
+                part = judged(measure, gate, windows, expected.source, options.max_kl)
                 stepwise, slow = _otherwise(reader.token_by_token(), once, few, gate, options, _BEFORE_STEPS)
                 padded, wide = _otherwise(reader.in_batches(), once, few, gate, options, _BEFORE_BATCHES)
         except (RuntimeFailure, ChildDied) as failure:
-            return broken(failure, "onnxruntime")
+            return RuntimePart("not run"), broken(failure, "onnxruntime")
         findings = (*part.findings, *slow, *wide)
-        return replace(
+        part = replace(
             part, verdict=verdict_of(findings), findings=findings, stepwise=stepwise, padded=padded
         )
+        return RuntimePart("not run"), part
 
     def provenance(
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ..core.errors import ChildDied
 from ..vocab.parity import Parity
-from .measurements import Figures, Positions, WorstToken
+from .loss import Loss, loss_of
+from .measurements import Figures, MatrixInputError, Positions, Shares, WorstToken
 
 Verdict = Literal["passed", "warned", "failed", "not run", "not decided"]
 """``not decided``: the process that was to measure it died, which says nothing about the file."""
@@ -117,6 +118,21 @@ class WeightsPart:
 
 
 @dataclass(frozen=True)
+class RuntimePart:
+    """Whether the runtime computes what the file contains, at the first ``positions`` of the first text.
+
+    ``matrices`` is how many inputs were compared, the logits among them, ``worst`` those closest to their
+    limit or farthest beyond it.
+    """
+
+    verdict: Verdict
+    positions: int = 0
+    matrices: int = 0
+    worst: tuple[MatrixInputError, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
 class Gate:
     """The limit for a type: ``measure`` warns above ``warns`` and fails above ``fails``.
 
@@ -178,7 +194,8 @@ class LogitsPart:
     """The file's CPU logits against fp32.
 
     ``stepwise`` are the figures where the tokens were read one by one, through the cache, ``padded`` those of
-    batches with padding, as an ONNX folder's are (None: not done).
+    batches with padding, as an ONNX folder's are (None: not done). ``shares`` say
+    what the divergence consists of.
     """
 
     verdict: Verdict
@@ -190,6 +207,17 @@ class LogitsPart:
     diagnosis: Diagnosis | None = None
     stepwise: Figures | None = None
     padded: Figures | None = None
+    shares: Shares | None = None
+
+    @property
+    def loss(self) -> Loss | None:
+        """How much that is, in words; None where nothing was measured."""
+        figures, gate = self.figures, self.gate
+        measured = figures is not None and figures.positions and gate is not None
+        return loss_of(figures.kl_mean, gate.type) if measured and figures and gate else None
+
+
+Part = TokensPart | MetadataPart | WeightsPart | RuntimePart | LogitsPart
 
 
 @dataclass(frozen=True)
@@ -209,6 +237,7 @@ class Proof:
     metadata: MetadataPart
     weights: WeightsPart
     logits: LogitsPart
+    runtime: RuntimePart = field(default_factory=lambda: RuntimePart("not run"))
     scope: Literal["quick", "full"] = "full"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -220,12 +249,18 @@ class Proof:
         return worst([part.verdict for part in self.parts.values()])
 
     @property
-    def parts(self) -> dict[str, TokensPart | MetadataPart | WeightsPart | LogitsPart]:
-        """The four parts by name, cheapest first."""
+    def right(self) -> Verdict:
+        """Whether the file is right, however much is lost: the gravest of all parts but the logits."""
+        return worst([part.verdict for name, part in self.parts.items() if name != "logits"])
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts by name, cheapest first."""
         return {
             "tokens": self.tokens,
             "metadata": self.metadata,
             "weights": self.weights,
+            "runtime": self.runtime,
             "logits": self.logits,
         }
 
@@ -247,7 +282,11 @@ class Proof:
         parity = self.tokens.parity
         values["tokens"]["parity"] = None if parity is None else parity.to_json()
         del values["logits"]["positions"]
-        plain: dict[str, Any] = _plain({"verdict": self.verdict, "cause": self.cause, **values})
+        loss = self.logits.loss
+        values["logits"]["loss"] = None if loss is None else asdict(loss)
+        plain: dict[str, Any] = _plain(
+            {"verdict": self.verdict, "right": self.right, "cause": self.cause, **values}
+        )
         return plain
 
     def to_manifest(self) -> dict[str, Any]:
@@ -258,6 +297,6 @@ class Proof:
         values = self.to_json()
         for key in ("artifact", "checkpoint", "seconds", "arch", "parameters"):
             del values[key]
-        del values["logits"]["worst"]
+        del values["logits"]["worst"], values["logits"]["shares"], values["runtime"]["worst"]
         rounded: dict[str, Any] = _plain(values, 4)
         return rounded

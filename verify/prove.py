@@ -19,6 +19,7 @@ from .proof import (
     LogitsPart,
     MetadataPart,
     Proof,
+    RuntimePart,
     TensorError,
     TokensPart,
     WeightsPart,
@@ -71,15 +72,18 @@ class Artifact(Protocol):
         """Remarks on what is not as it was written; ``digests`` are SHA-256 by name, where they are known."""
         ...
 
-    def logits(
+    def computed(
         self,
         expected: Expected,
         read: Read,
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
         options: VerifyOptions,
-    ) -> LogitsPart:
-        """Its logits against those of ``read``; ``tensors`` are what was found of its weights."""
+    ) -> tuple[RuntimePart, LogitsPart]:
+        """What its runtime computes of its own weights, and its logits against those of ``read``.
+
+        ``tensors`` are what was found of its weights.
+        """
         ...
 
 
@@ -95,7 +99,7 @@ def prove(
     hashes: CheckpointHashes | None = None,
     recorded: Mapping[str, Any] | None = None,
 ) -> Proof:
-    """Hold ``artifact`` against what is ``expected`` of it: tokens, metadata, weights, logits.
+    """Hold ``artifact`` against what is ``expected`` of it: tokens, metadata, weights, runtime, logits.
 
     ``windows`` are of ``texts``, or of the built-in ones (None). ``read`` gives the checkpoint's logits where
     they have been computed already. ``hashes`` are computed during the first parts and go into the provenance
@@ -113,7 +117,7 @@ def prove(
     changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
     findings = (*metadata.findings, *changed)
     reading = read or partial(read_reference, expected, options)
-    logits = artifact.logits(expected, reading, windows, weights.tensors, options)
+    runtime, logits = artifact.computed(expected, reading, windows, weights.tensors, options)
     return Proof(
         artifact=artifact.path,
         checkpoint=expected.checkpoint.folder,
@@ -124,6 +128,7 @@ def prove(
         metadata=replace(metadata, verdict=verdict_of(findings), findings=findings),
         weights=weights,
         logits=logits,
+        runtime=runtime,
         scope=scope,
         provenance=provenance,
         notes=remarks(logits, len(expected.vocab.tokens)),

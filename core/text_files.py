@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..core.errors import CheckpointError, InputError
-from ..core.input_files import InputFile
+from .errors import CheckpointError, InputError
+from .input_files import InputFile
 
 TEXT_LIMIT = 64 << 20
 """Largest text read, in bytes: some twenty million tokens, far more than anybody waits for."""

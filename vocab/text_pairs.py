@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from ..core.errors import InputError
 from ..core.windows import Window
-from ..vocab.texts import udhr
-from ..vocab.tokenizer import Source
 from .gaps import Gaps, gaps_of, whole, with_gaps
+from .texts import udhr
+from .tokenizer import Source
 
 Pair = tuple[list[int], list[int]]
 _MORE = 3  # times as much built-in text as decoders read, since only what fills the gaps is measured

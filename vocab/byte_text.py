@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..vocab.byte_vocabulary import KIND, OFFSET
-from ..vocab.decoding import decoded, token_bytes
-from ..vocab.tokenizer import Source
+from .byte_vocabulary import KIND, OFFSET
+from .decoding import decoded, token_bytes
+from .tokenizer import Source
 
 NEVER_IN_UTF8 = range(0xFF, 0xF4, -1)
 INSIDE_A_CHARACTER = range(0x80, 0xC0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..core.windows import Window, cut
-from ..vocab.texts import udhr
-from ..vocab.tokenizer import Source
+from .texts import udhr
+from .tokenizer import Source
 
 # Tokens of each language: a conversion reads a few hundred, a verification some thousand.
 QUICK = {"kor": 160, "eng": 96}

@@ -21,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..vocab.byte_vocabulary import KIND, OFFSET
-from ..vocab.tokenizer import Source
 from .byte_text import INSIDE_A_CHARACTER, NEVER_IN_UTF8
+from .byte_vocabulary import KIND, OFFSET
+from .tokenizer import Source
 
 SHARE = 0.15
 _PIECES, _BYTES = 3, 20
