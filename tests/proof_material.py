@@ -104,7 +104,7 @@ def failed(proof: Proof | None = None, findings: int = 1) -> Proof:
         Finding(f"blk.{at}.attn_q.weight", f"blk.{at}.attn_q.weight is scaled by 1.01", "1", "1.01")
         for at in range(findings)
     )
-    logits = Finding("mean KL", "the mean KL divergence is above three times the gate", "0.45", "2.1")
+    logits = Finding("mean KL", "the mean KL divergence is above the limit", "0.45", "2.1")
     figures = replace(FIGURES, kl_mean=2.1, kl_max=math.inf, logit_max=math.nan)
     broken = replace(proof.logits, verdict="failed", figures=figures, findings=(logits,), diagnosis=DIAGNOSIS)
     return replace(proof, weights=replace(proof.weights, verdict="failed", findings=bad), logits=broken)

@@ -33,7 +33,7 @@ def test_figures_stand_beside_the_gate_and_what_others_measured() -> None:
     (line,) = [line for line in proof_text(passed()).splitlines() if "KL divergence, mean" in line]
     assert "0.0341" in line
     assert "0.15" in line
-    assert "0.45" in line
+    assert "0.0719" in line
 
 
 def test_no_figures_are_shown_where_nothing_could_be_measured() -> None:
@@ -111,11 +111,11 @@ def test_differences_of_arithmetic_are_not_worth_a_token() -> None:
 
 
 def test_one_line_for_a_file() -> None:
-    line = proof_line(passed())
-    assert (
-        line
-        == "Q4_0: passed: mean KL 0.0341 (gate 0.15), same top token 93.1 %, perplexity 8.310 against 8.020"
+    assert proof_line(passed()) == (
+        "Q4_0: passed: right; loses some accuracy (mean KL 0.0341 (gate 0.15), same top token 93.1 %, "
+        "perplexity 8.310 against 8.020; 510 tokens of the built-in texts)"
     )
+    assert proof_line(failed()).startswith("Q4_0: failed: wrong; weights: ")
     assert "scaled by 1.01" in proof_line(failed())
     exact = replace(FIGURES, same_top1=0.99996)
     proof = passed()
@@ -137,3 +137,11 @@ def test_verdicts_have_colours_unless_nobody_wants_them(monkeypatch: pytest.Monk
     monkeypatch.delenv("NO_COLOR")
     assert "\x1b[31m" in proof_text(failed())
     assert "\x1b[32m" in proof_text(passed())
+
+
+def test_a_heavy_loss_names_the_smallest_type_that_would_lose_less_and_nothing_fails() -> None:
+    proof = passed()
+    heavy = replace(proof.logits, figures=replace(FIGURES, kl_mean=0.457), verdict="warned")
+    line = proof_line(replace(proof, logits=heavy))
+    assert line.startswith("Q4_0: warned: right; loses much (mean KL 0.457")
+    assert line.endswith("; q4_K_M would lose about 0.200 (estimated, within a factor of 2)")
