@@ -30,6 +30,7 @@ _STAGES = {
     "tokens": ("comparing tokens", "texts"),
     "weights": ("comparing weights", "bytes"),
     "reference": ("reading the checkpoint in fp32", "modules"),
+    "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
     "loading": ("loading", ""),
     "reading the prompt": ("reading the prompt", ""),

@@ -161,10 +161,11 @@ class Reference:
     ) -> torch.Tensor:
         """What enters the output matrix for windows of one length, ``(windows, positions, hidden)``.
 
-        ``attached`` is given transformers' model and may change meanwhile what its modules compute.
+        ``attached`` is given transformers' model and may change meanwhile what its modules compute. Tells
+        ``progress("runtime", done, total)`` in modules.
         """
         self._check_tokens(windows)
-        self._report(progress, len(self._modules))
+        self._report(progress, len(self._modules), "runtime")
         self._modules.start()
         with computing(self._threads), attached(self._model), self._refused():
             return self._model(**inputs(windows), use_cache=False).logits  # type: ignore[no-any-return]
@@ -203,11 +204,11 @@ class Reference:
         largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
         return batches_of(sizes, self._model.config.num_attention_heads, largest)
 
-    def _report(self, progress: Progress, total: int) -> None:
+    def _report(self, progress: Progress, total: int, stage: str = "reference") -> None:
         """From now on report every module that has run."""
         done = itertools.count(1)
-        self._step = lambda: progress("reference", next(done), total)
-        progress("reference", 0, total)
+        self._step = lambda: progress(stage, next(done), total)
+        progress(stage, 0, total)
 
     def _encoded(self, window: Window) -> int:
         """Positions the encoder computes of a window."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from damage_material import DAMAGES
+from damage_material import DAMAGES, edited
 
 from kconv.cli.main import main
 from kconv.converters import to_gguf
@@ -144,13 +144,37 @@ def test_a_tight_gate_fails_and_the_layers_are_looked_at(
     assert json.loads(quick.stdout)["logits"]["diagnosis"] is None
 
 
-def test_a_warning_is_said_and_ends_with_0(kconv: Kconv, good: Path, checkpoint: Path, text: Path) -> None:
-    words = ["verify", good, "--against", checkpoint, "--text", text]
-    mean = json.loads(kconv(*words, "--json").stdout)["logits"]["figures"]["kl_mean"]
-    done = kconv(*words, "--gate", mean * 0.7)
+def test_a_warning_is_said_and_ends_with_0(
+    kconv: Kconv, good: Path, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    labelled = edited(good, tmp_path / "labelled.gguf", metadata={"general.file_type": 7})
+    done = kconv("verify", labelled, "--against", checkpoint, "--text", text)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1].startswith("verdict: warned")
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("verdict: warned")
+    assert "right, with warnings" in last
     assert "(warning)" in done.stdout
+
+
+def test_a_loss_fails_only_above_a_limit_that_was_given(
+    kconv: Kconv, good: Path, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    words = ["verify", good, "--against", checkpoint, "--text", text]
+    logits = json.loads(kconv(*words, "--json").stdout)["logits"]
+    mean = logits["figures"]["kl_mean"]
+    assert logits["loss"]["grade"] in ("some", "little")
+    assert kconv(*words, "--max-kl", mean * 1.1).returncode == 0
+    failed = kconv(*words, "--max-kl", mean * 0.9)
+    assert failed.returncode == 1
+    assert "right; logits: mean KL divergence" in failed.stdout.splitlines()[-1]
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"max_kl = 5.0\n[gates]\nq4_0 = {mean * 0.9}\n")
+    assert kconv(*words, "--policy", policy).returncode == 1
+    assert kconv(*words, "--policy", policy, "--gate", f"q4_0={mean * 1.1}").returncode == 0
+    policy.write_text("max_kl = 'much'")
+    refused = kconv(*words, "--policy", policy)
+    assert refused.returncode == 3
+    assert "max_kl is 'much', expected a positive number" in refused.stderr
 
 
 def test_a_file_without_a_manifest_is_verified_too(
@@ -172,6 +196,7 @@ def test_a_file_without_a_manifest_is_verified_too(
         ("--gate", "-1"),
         ("--gate", "nan"),
         ("--gate", "q9_9=0.1"),
+        ("--max-kl", "0"),
         ("--gate", "=0.1"),
         ("--gate", "q4_0=0.1", "--gate", "Q4_0=0.2"),
         ("--tokens", "1"),
