@@ -31,7 +31,7 @@ def sample(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def recomputed(path: Path, checkpoint: Path, ids: tuple[int, ...] = IDS, **reading: int) -> Recomputed:
     """A file's inputs and logits in llama.cpp, computed again."""
     opened = open_checkpoint(checkpoint)
-    family = family_for(opened)
+    family = family_for(opened.config)
     window = Window(0, ids, source=IDS if family.encoder_decoder else ())
     with open_gguf(path) as file, LlamaReader(path, **{"threads": 2, **reading}) as reader:
         inputs, logits = reader.matrix_inputs(window)
@@ -39,7 +39,7 @@ def recomputed(path: Path, checkpoint: Path, ids: tuple[int, ...] = IDS, **readi
 
 
 def test_every_type_of_every_family_is_computed_to_the_last_digits(sample: Path, tmp_path: Path) -> None:
-    family = family_for(open_checkpoint(sample))
+    family = family_for(open_checkpoint(sample).config)
     for made in to_gguf(sample, tmp_path, types=TYPES, verify=False).outputs:
         found = recomputed(made.path, sample)
         assert not found.unused
@@ -47,12 +47,11 @@ def test_every_type_of_every_family_is_computed_to_the_last_digits(sample: Path,
             assert each.nmse < limit_of(each.matrix, gelu=family.gelu) / 20, (made.type, each)
 
 
-@pytest.mark.parametrize("batch", [1, 7, 8, 512])
-@pytest.mark.parametrize("threads", [1, 3, 4])
+@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (7, 4), (8, 3), (512, 1)])
 def test_and_with_other_threads_and_batches(
     batch: int, threads: int, demo: Path, files: dict[str, Path]
 ) -> None:
-    for type_ in ("f16", "q4_k_m", "q4_0"):
+    for type_ in ("f16", "q4_k_m"):
         found = recomputed(files[type_], demo, threads=threads, batch=batch)
         assert max(each.nmse for each in found.errors) < LIMIT / 20
 
@@ -68,13 +67,12 @@ def files(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {type_: output.path for type_, output in zip(TYPES, made, strict=True)}
 
 
-@pytest.mark.parametrize("type_", ["f32", "f16", "q8_0", "q4_k_m", "q4_0", "iq4_xs", "q2_k"])
+@pytest.mark.parametrize("type_", ["f32", "f16", "q4_k_m", "q4_0", "iq4_xs"])
 @pytest.mark.parametrize(
     ("damage", "first"),
     [
         ("wrong norm epsilon", "blk.0.attn_q.weight"),
         ("wrong rope theta", "blk.0.attn_output.weight"),
-        ("q and k not permuted", "blk.0.attn_output.weight"),
         ("wrong head split", "blk.0.attn_output.weight"),
     ],
 )
