@@ -1,4 +1,4 @@
-"""make test-real: a real trained model, SmolLM2-135M-Instruct, in every type: each file right, whatever it loses.
+"""make test-real: SmolLM2-135M-Instruct, a real model, in every type: each file right, whatever it loses.
 
 Prints a table of what was measured, and ends with 1 if a file is not right or the estimate of what another
 type would lose was off by more than it says. Importance data are computed first, for the types that need it.
