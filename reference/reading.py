@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from .empty_model import Head, computing
+from .magnitudes import Magnitudes, Peak
 from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ class Reading:
     """What a Reference read.
 
     ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
-    each layer (the residual stream), as much for the window asked for, else empty.
+    each layer (the residual stream), as much for the window asked for, else empty. ``magnitudes`` are how
+    large what flows gets; out of the output matrix, as far as logits have been asked for.
     """
 
     def __init__(
@@ -83,10 +86,14 @@ class Reading:
         hidden: list[Floats],
         layers: list[Floats],
         output: OutputMatrix,
+        magnitudes: Magnitudes,
     ) -> None:
         self.hidden = hidden
         self.layers = layers
         self._output = output
+        self.magnitudes = magnitudes
+        for window, values in enumerate(hidden):
+            magnitudes.note_head(_peak(values, window, 0), out=False)
         self._ahead: _Logits | None = None
 
     def logits(self, window: int, start: int, stop: int) -> Floats:
@@ -109,4 +116,16 @@ class Reading:
         last = count if count - last < _LEAST_ROWS else last
         first = max(0, min(start, last - _LEAST_ROWS))
         entering = torch.from_numpy(self.hidden[window][first:last])
-        return _Logits(window, first, self._output.multiply(entering))
+        made = _Logits(window, first, self._output.multiply(entering))
+        self.magnitudes.note_head(_peak(made.values, window, first), out=True)
+        return made
+
+
+def _peak(values: Floats, window: int, start: int) -> Peak:
+    """The peak of values ``(positions, columns)``, of which the first position is ``start``."""
+    if not values.size:
+        return Peak(0.0, window, start)
+    largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
+    at = int(np.nan_to_num(largest, nan=np.inf).argmax())
+    value = float(largest[at])
+    return Peak(value if math.isfinite(value) else math.inf, window, start + at)

@@ -15,7 +15,9 @@ from ..core.errors import ChildDied
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
+from ..reference.magnitudes import Flow
 from ..reference.model import Reference
+from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
@@ -117,6 +119,11 @@ class GgufArtifact:
                 return _diagnosed(part, file, expected, reader, windows, tensors, options) if wanted else part
         except (RuntimeFailure, ChildDied) as failure:
             return broken(failure)
+
+    def halves(self, expected: Expected, flows: Mapping[str, Flow]) -> HalfPrecision | None:
+        """What its F16 matrices are multiplied by."""
+        modules = halves_of_gguf(self.file.header, expected.family, expected.checkpoint)
+        return flowing(modules, flows, out=False)
 
     def provenance(
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions

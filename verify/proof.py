@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import ChildDied
+from ..runtimes.half_precision import HalfPrecision
 from ..vocab.parity import Parity
 from .measurements import Figures, Positions, WorstToken
 
@@ -178,7 +179,8 @@ class LogitsPart:
     """The file's CPU logits against fp32.
 
     ``stepwise`` are the figures where the tokens were read one by one, through the cache, ``padded`` those of
-    batches with padding, as an ONNX folder's are (None: not done).
+    batches with padding, as an ONNX folder's are (None: not done). ``half_precision`` says how large what is
+    computed in it gets.
     """
 
     verdict: Verdict
@@ -190,6 +192,7 @@ class LogitsPart:
     diagnosis: Diagnosis | None = None
     stepwise: Figures | None = None
     padded: Figures | None = None
+    half_precision: HalfPrecision | None = None
 
 
 @dataclass(frozen=True)
