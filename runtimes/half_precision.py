@@ -58,7 +58,7 @@ class Extreme:
         where = f"(window {self.window + 1}, position {self.position + 1})"
         if self.fits:
             return f"{place}: {what} {where}, not far from 65,504, where half precision ends"
-        told = f"{place}: {what} {where}, but half precision, in which the file computes it, ends at 65,504"
+        told = f"{place}: {what} {where}, but half precision, in which it is computed, ends at 65,504"
         if not hides:
             return told
         return f"{told}; onnxruntime on x86 hides it, GPUs, browsers and ARM processors give NaN"
@@ -103,16 +103,27 @@ def halves_of_folder(folder: OnnxFolder, family: AnyFamily, checkpoint: Checkpoi
     """
     stored = {name: each.element for model in folder.models for name, each in model.initializers.items()}
     values = [value for model in folder.models for value in (*model.inputs, *model.outputs)]
-    sources, module = sources_of(family, checkpoint), family.reference.module
-    head = [name for name in sources.get(HEAD, ()) if name in checkpoint.tensors] or sources[EMBEDDING]
-    names = {source: module(source) for each in sources.values() for source in each}
-    names |= dict.fromkeys(head, magnitudes.HEAD)
-    names |= {of: names[alias] for alias, of in checkpoint.aliases.items() if alias in head}
+    names = _by_source(family, checkpoint)
     own = {name for name in names if stored.get(name) == _FLOAT16}
     everywhere = any(value.type == F16.name.lower() for value in values)
     everywhere |= not own and any(model.weights["f16"] for model in folder.models)
     wanted = {name for name in names if name not in stored} | own if everywhere else own
     return {name: (names[name],) for name in names if name in wanted}
+
+
+def halves_by_source(names: Iterable[str], family: AnyFamily, checkpoint: Checkpoint) -> Modules:
+    """Those of the checkpoint's names that are multiplied."""
+    modules = _by_source(family, checkpoint)
+    return {name: (modules[name],) for name in names if name in modules}
+
+
+def _by_source(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, str]:
+    """By the checkpoint's names the modules of the reference; a tied embedding's is the output matrix."""
+    sources, module = sources_of(family, checkpoint), family.reference.module
+    head = [name for name in sources.get(HEAD, ()) if name in checkpoint.tensors] or sources[EMBEDDING]
+    names = {source: module(source) for each in sources.values() for source in each}
+    names |= dict.fromkeys(head, magnitudes.HEAD)
+    return names | {of: names[alias] for alias, of in checkpoint.aliases.items() if alias in head}
 
 
 def flowing(modules: Modules, flows: Mapping[str, Flow], *, out: bool) -> HalfPrecision | None:
