@@ -74,8 +74,8 @@ def to_onnx(
 
     ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here), which must be free or empty; with
     ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
-    the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
-    the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
+    the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
+    names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
     ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
     proof raises nothing.

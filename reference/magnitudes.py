@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from .encoder_decoder import reads_source
 from .expert_products import observed_products
 from .stand_ins import rests
@@ -21,6 +24,8 @@ from .watching import is_experts
 
 if TYPE_CHECKING:
     import torch
+
+Floats = npt.NDArray[np.float32]
 
 HEAD = ""
 """The name of the output matrix among the modules, whatever transformers calls it."""
@@ -103,10 +108,11 @@ class Magnitudes:
             yield
         self._last = None
 
-    def note_head(self, peak: Peak, *, out: bool) -> None:
-        """Take in a peak of the output matrix."""
-        if peak.value > self._value(HEAD, out):
-            self._peaks[HEAD, out] = peak
+    def note_head(self, values: Floats, window: int, start: int, *, out: bool) -> None:
+        """Take in what flows into or out of the output matrix from position ``start`` of a window on."""
+        value = _peak(values)
+        if value > self._value(HEAD, out):
+            self._peaks[HEAD, out] = Peak(value, window, start + _highest_position(values))
 
     def _hook(
         self,
@@ -127,7 +133,7 @@ class Magnitudes:
         self, name: str, out: bool, batch: Sequence[int], lengths: Sequence[int], values: torch.Tensor
     ) -> None:
         """Take in what flowed, ``(windows, positions, columns)`` or the same without the first axis."""
-        rows = values.reshape(len(batch), -1, values.shape[-1])
+        rows = values.reshape(len(batch), -1, values.shape[-1]).numpy()
         if out or self._last is None or self._last[0]() is not values:
             peaks = [_peak(row[:length]) for row, length in zip(rows, lengths, strict=True)]
             if not out:
@@ -136,8 +142,7 @@ class Magnitudes:
             peaks = self._last[1]
         for number, row, length, value in zip(batch, rows, lengths, peaks, strict=True):
             if number < self._windows and value > self._value(name, out):
-                position = int(row[:length].abs().amax(-1).argmax())
-                self._peaks[name, out] = Peak(value, number, position)
+                self._peaks[name, out] = Peak(value, number, _highest_position(row[:length]))
 
     def _note_experts(
         self, place: str, batch: Sequence[int], matrix: str, out: bool, row: int, position: int, value: float
@@ -160,11 +165,18 @@ def _is_matrix(module: torch.nn.Module) -> bool:
     return weight is not None and weight.ndim == 2 and not isinstance(module, torch.nn.Embedding)
 
 
-def _peak(values: torch.Tensor) -> float:
-    """The largest magnitude, infinite where anything is NaN; 0 of nothing."""
-    import torch
+def _peak(values: Floats) -> float:
+    """The largest magnitude, infinite where anything is NaN; 0 of nothing.
 
-    if not values.numel():
+    In one thread: many short calls in several would wait for each other longer than they compute.
+    """
+    if not values.size:
         return 0.0
-    least, most = (float(end) for end in torch.aminmax(values))
-    return max(-least, most) if math.isfinite(least) and math.isfinite(most) else math.inf
+    most = max(float(values.max()), -float(values.min()))
+    return most if math.isfinite(most) else math.inf
+
+
+def _highest_position(values: Floats) -> int:
+    """The row of ``(positions, columns)`` in which the largest magnitude is, or the first NaN."""
+    largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
+    return int(np.where(np.isfinite(largest), largest, np.inf).argmax())

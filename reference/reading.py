@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from .empty_model import Head, computing
-from .magnitudes import Magnitudes, Peak
+from .magnitudes import Magnitudes
 from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ class Reading:
         self._output = output
         self.magnitudes = magnitudes
         for window, values in enumerate(hidden):
-            magnitudes.note_head(_peak(values, window, 0), out=False)
+            magnitudes.note_head(values, window, 0, out=False)
         self._ahead: _Logits | None = None
 
     def logits(self, window: int, start: int, stop: int) -> Floats:
@@ -117,15 +116,5 @@ class Reading:
         first = max(0, min(start, last - _LEAST_ROWS))
         entering = torch.from_numpy(self.hidden[window][first:last])
         made = _Logits(window, first, self._output.multiply(entering))
-        self.magnitudes.note_head(_peak(made.values, window, first), out=True)
+        self.magnitudes.note_head(made.values, window, first, out=True)
         return made
-
-
-def _peak(values: Floats, window: int, start: int) -> Peak:
-    """The peak of values ``(positions, columns)``, of which the first position is ``start``."""
-    if not values.size:
-        return Peak(0.0, window, start)
-    largest = np.maximum(values.max(axis=-1), -values.min(axis=-1))
-    at = int(np.nan_to_num(largest, nan=np.inf).argmax())
-    value = float(largest[at])
-    return Peak(value if math.isfinite(value) else math.inf, window, start + at)

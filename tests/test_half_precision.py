@@ -208,7 +208,8 @@ def test_products_count_in_onnx_alone(plain: Path, tmp_path: Path) -> None:
     made = to_onnx(folder, tmp_path / "onnx", type="f16")
     assert made.proof is not None
     halves = made.proof.logits.half_precision
-    assert halves is not None and halves.out is not None
+    assert halves is not None
+    assert halves.out is not None
     assert halves.out.value > LARGEST > NEAR > halves.into.value
     first = made.proof.logits.findings[0]
     assert first.where == "model.layers.0.mlp.up_proj.weight"
