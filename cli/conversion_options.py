@@ -30,8 +30,9 @@ def types_option(default: str) -> Callable[[Callable[..., Any]], Callable[..., A
         metavar="TYPE",
         callback=split_list,
         help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
-        "lists them), or auto, which keeps the checkpoint's own float type. Case does not matter. Several -q "
-        "(or a list with commas) make several files from one read. A recipe can be adjusted per file: "
+        "lists them), or auto, which keeps the checkpoint's own float type (F32 if F16 would overflow). Case "
+        "does not matter. Several -q (or a list with commas) make several files from one read. A recipe can "
+        "be adjusted per file: "
         f"q4_k_m:pure, q4_k_m:output=q8_0, q4_k_m:ffn_down=q6_k.  [default: {default}]",
     )
 

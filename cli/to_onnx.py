@@ -72,8 +72,8 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     multiple=True,
     callback=_one_type,
     metavar="TYPE",
-    help="auto, f32, f16, q8_0 or q4_0; auto keeps the checkpoint's precision, F32 or F16 (for T5 models "
-    "F32, since they overflow in F16).  [default: auto]",
+    help="auto, f32, f16, q8_0 or q4_0; auto keeps the checkpoint's precision, F32 or F16 (F32 for T5 "
+    "and other models that would overflow in F16).  [default: auto]",
 )
 @click.option(
     "--layout",

@@ -116,7 +116,7 @@ def choose_targets(
     force: bool,
 ) -> list[Target]:
     """One target a type; OutputExists before any work is done. The request has been checked."""
-    names = [own_type(model) if name.lower() == "auto" else name for name in options.types]
+    names = with_auto(options.types, own_type(model))
     policies = {type_of(name, options): policy_of(name, options) for name in names}
     place = Path(output) if output is not None else Path()
     targets = []
@@ -131,6 +131,11 @@ def choose_targets(
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
+
+
+def with_auto(names: Sequence[str], type_name: str) -> tuple[str, ...]:
+    """The names of types with ``type_name`` in place of ``auto``."""
+    return tuple(type_name if name.lower() == "auto" else name for name in names)
 
 
 def split_size(options: Options) -> int | None:

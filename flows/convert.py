@@ -15,10 +15,12 @@ from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
+    CompanionTarget,
     Target,
     check_request,
     choose_companion_targets,
     choose_targets,
+    with_auto,
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
@@ -38,6 +40,7 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import select_vocab
 from ..vocab.sources import Source
+from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
@@ -118,12 +121,19 @@ def convert(
         raise UsageError(
             f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
         )
-    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
-    beside = choose_companion_targets(checkpoint, companions, targets, force=run.force)
+    choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
+    targets, beside = choose(options)
     tokenizer = read_tokenizer(checkpoint)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
+    known: Known = {}
+    if expected is not None and options.verify != "off" and wants_halves(model, options):
+        known = read_first(expected, options.verify, run)
+        note = too_wide(halves_of_types(model, expected, options), known, out=False)
+        if note is not None:
+            model = replace(model, notes=(*model.notes, note))
+            targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
     if options.calibrate:  # what would be refused afterwards is refused before the long pass
         plan_files(model, targets, companions, importance_to_be(model.tensors))
     calibration = _calibrate(expected, options, run)
@@ -143,8 +153,25 @@ def convert(
         run=run,
     )
     run.made([output.path for output in outputs])
-    proofs = _prove(expected, model, outputs, options, parity, importance, calibration, run)
+    if calibration is not None:
+        known = {**known, calibration.windows: calibration.reading}
+    proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
+
+
+def _choose_targets(
+    checkpoint: Checkpoint,
+    model: Model,
+    companions: Sequence[Companion],
+    output: str | Path | None,
+    options: Options,
+    *,
+    modelfile: bool,
+    run: Run,
+) -> tuple[list[Target], list[CompanionTarget]]:
+    """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 
 def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
@@ -214,7 +241,7 @@ def _prove(
     options: Options,
     parity: Parity,
     importance: Importance | None,
-    calibration: Calibration | None,
+    known: Known,
     run: Run,
 ) -> Sequence[Proof]:
     """Hold the files against the checkpoint and write what was found into their manifests.
@@ -230,7 +257,7 @@ def _prove(
         scope=options.verify,
         run=run,
         importance=importance,
-        calibration=calibration,
+        known=known,
     )
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from ..core.cores import available_cores
@@ -17,7 +18,7 @@ from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_r
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.parity import Parity
-from .calibrate import Calibration
+from .automatic import Known
 from .results import Run
 
 
@@ -29,14 +30,14 @@ def prove_new_files(
     scope: Literal["quick", "full"],
     run: Run,
     importance: Importance | None = None,
-    calibration: Calibration | None = None,
+    known: Known = MappingProxyType({}),
 ) -> tuple[Proof, ...]:
     """Hold files just made against their checkpoint; ``expected`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
-    were quantized with; ``calibration`` may have read the windows already. Raises KconvError where reading
-    the checkpoint fails.
+    were quantized with; ``known`` is what has been read already. Raises KconvError where reading the
+    checkpoint fails.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(),
@@ -49,8 +50,7 @@ def prove_new_files(
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
-        known = calibration is not None and calibration.windows == asked
-        return calibration.reading if calibration and known else read_reference(expected, options, asked)
+        return known[asked] if asked in known else read_reference(expected, options, asked)
 
     proofs = []
     for path in files:

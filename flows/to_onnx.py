@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.families import family_for
+from ..converters.family import AnyFamily
 from ..converters.manifest import (
     SourceFile,
     checkpoint_hashes,
@@ -37,12 +39,17 @@ from ..core.input_files import file_sha256
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..core.windows import Window
+from ..quant.formats import F16
+from ..reference.reading import Reading
+from ..runtimes.half_precision import halves_by_source
 from ..runtimes.onnx_folder import open_onnx
-from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows
+from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
-from .results import OnnxConversion
+from .automatic import Known, read_first, too_wide
+from .results import OnnxConversion, Run
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
@@ -67,8 +74,8 @@ def to_onnx(
 
     ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here), which must be free or empty; with
     ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
-    the checkpoint has, F32 or halves (F32 in T5 models, which overflow in halves). ``layout`` is whose names
-    the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
+    the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
+    names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
     ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
     proof raises nothing.
@@ -79,27 +86,60 @@ def to_onnx(
     checkpoint = open_checkpoint(source)
     family = family_for(checkpoint.config)
     model = build(family, checkpoint, "ONNX")
-    chosen = choose_onnx_formats(family, checkpoint, model, options.type)
+    plan = partial(_plan, checkpoint, family, model, options, output, force=force)
+    planned = plan(options.type)
+    tokenizer = read_tokenizer(checkpoint)
+    beside = partial(collect_side_files, checkpoint, tokenizer, model, options.layout)
+    files = beside(planned.graph_files, chat_template)
+    expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
+    known: Known = {}
+    if expected is not None and scope != "off" and (options.type, planned.chosen.type) == (AUTO, "f16"):
+        known = read_first(expected, scope, Run(threads=threads, progress=progress, announce=announce))
+        halves = [name for name, format in planned.chosen.formats.items() if format == F16]
+        note = too_wide(halves_by_source(halves, family, checkpoint), known, out=True)
+        if note is not None:
+            model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
+            files = beside(planned.graph_files, chat_template)
+    del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
+    with atomic_folder(planned.folder, mark=MANIFEST, force=force) as temporary:
+        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress)
+    written = replace(written, path=planned.folder)
+    made([planned.folder])
+    if expected is None or scope == "off":
+        return written
+    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    return replace(written, proof=_prove(expected, planned.folder, scope, verify_options, known))
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """What is to be written and where; ``graph_files`` are names and how many files of weights each has."""
+
+    chosen: OnnxFormats
+    folder: Path
+    graphs: Mapping[str, Graph]
+    graph_files: Mapping[str, int]
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    family: AnyFamily,
+    model: Model,
+    options: OnnxOptions,
+    output: str | Path | None,
+    type: str,
+    *,
+    force: bool,
+) -> _Planned:
+    """The folder of that type, which must be free."""
+    chosen = choose_onnx_formats(family, checkpoint, model, type)
     name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
     folder = Path(name if output is None else output)
     refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
     merged = options.layout.merged
-    graphs = graphs_of(family, checkpoint, chosen.formats, accuracy_level, merged=merged)
+    graphs = graphs_of(family, checkpoint, chosen.formats, options.accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
-    tokenizer = read_tokenizer(checkpoint)
-    beside = collect_side_files(
-        checkpoint, tokenizer, model, options.layout, dict.fromkeys(names, 1), chat_template
-    )
-    expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
-    del tokenizer  # its process ends before the weights are read, if nothing is to be proven
-    with atomic_folder(folder, mark=MANIFEST, force=force) as temporary:
-        written = _write(checkpoint, model, chosen, graphs, beside, temporary, options, threads, progress)
-    written = replace(written, path=folder)
-    made([folder])
-    if expected is None or scope == "off":
-        return written
-    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
-    return replace(written, proof=_prove(expected, folder, scope, verify_options))
+    return _Planned(chosen, folder, graphs, dict.fromkeys(names, 1))
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
@@ -125,8 +165,7 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
 def _write(
     checkpoint: Checkpoint,
     model: Model,
-    chosen: OnnxFormats,
-    graphs: Mapping[str, Graph],
+    planned: _Planned,
     beside: SideFiles,
     folder: Path,
     options: OnnxOptions,
@@ -134,6 +173,7 @@ def _write(
     progress: Progress,
 ) -> OnnxConversion:
     """Everything but the proof, into an empty folder."""
+    chosen, graphs = planned.chosen, planned.graphs
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
@@ -227,11 +267,17 @@ def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str
     return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
 
-def _prove(expected: Expected, path: Path, scope: Literal["quick", "full"], options: VerifyOptions) -> Proof:
+def _prove(
+    expected: Expected, path: Path, scope: Literal["quick", "full"], options: VerifyOptions, known: Known
+) -> Proof:
     """Hold the folder against the checkpoint; the files have their names already, whatever comes of it."""
     begun = time.monotonic()
     artifact, windows = OnnxArtifact(open_onnx(path)), proof_windows(expected, scope)
     options.announce(cost(expected, windows, 1, passes=artifact.passes(expected, options)))
-    proof = prove(expected, artifact, windows, options, scope=scope)
+
+    def read(asked: tuple[Window, ...]) -> Reading:
+        return known[asked] if asked in known else read_reference(expected, options, asked)
+
+    proof = prove(expected, artifact, windows, options, scope=scope, read=read)
     record_proof(path / MANIFEST, proof.to_manifest())
     return replace(proof, seconds=time.monotonic() - begun)

@@ -34,6 +34,7 @@ from .by_layer import BetweenLayers, LayerByLayer
 from .empty_model import computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_stacks
 from .gelu_table import take_llama_cpps_gelu
+from .magnitudes import Magnitudes
 from .reading import OutputMatrix, Reading
 from .streamed import StreamedModules, WeightReader, stream_embedding
 from .watching import Watch, Watching, captured_outputs
@@ -122,17 +123,19 @@ class Reference:
         layers: list[Floats] = []
         batches = self._batches(asked)
         watching = None if watch is None else Watching(watch, kept)
+        magnitudes = Magnitudes(len(windows))
         self._report(progress, len(batches) * len(self._modules))
 
         @contextlib.contextmanager
         def looking_on(number: int) -> Iterator[None]:
             batch = batches[number]
+            sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
             with contextlib.ExitStack() as stack:
+                stack.enter_context(magnitudes.along(self._model, batch, sizes))
                 if followed in batch:
                     every = [layer for each in layer_stacks(self._model, self._layers) for layer in each]
                     stack.enter_context(captured_outputs(every, batch.index(followed), layers))
                 if watching is not None:
-                    sizes = [(self._encoded(asked[index]), len(asked[index].ids)) for index in batch]
                     stack.enter_context(watching.along(self._model, batch, sizes))
                 yield
 
@@ -151,7 +154,7 @@ class Reference:
             lengths = [self._encoded(layers_of)] * self.encoder_layers
             lengths += [len(layers_of.ids)] * (len(layers) - len(lengths))
             layers = [layer[:length].copy() for layer, length in zip(layers, lengths, strict=True)]
-        return Reading(hidden[: len(windows)], layers, self.output)
+        return Reading(hidden[: len(windows)], layers, self.output, magnitudes)
 
     def entering_head(
         self,

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from .empty_model import Head, computing
+from .magnitudes import Magnitudes
 from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ class Reading:
     """What a Reference read.
 
     ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
-    each layer (the residual stream), as much for the window asked for, else empty.
+    each layer (the residual stream), as much for the window asked for, else empty. ``magnitudes`` are how
+    large what flows gets; out of the output matrix, as far as logits have been asked for.
     """
 
     def __init__(
@@ -83,10 +85,14 @@ class Reading:
         hidden: list[Floats],
         layers: list[Floats],
         output: OutputMatrix,
+        magnitudes: Magnitudes,
     ) -> None:
         self.hidden = hidden
         self.layers = layers
         self._output = output
+        self.magnitudes = magnitudes
+        for window, values in enumerate(hidden):
+            magnitudes.note_head(values, window, 0, out=False)
         self._ahead: _Logits | None = None
 
     def logits(self, window: int, start: int, stop: int) -> Floats:
@@ -109,4 +115,6 @@ class Reading:
         last = count if count - last < _LEAST_ROWS else last
         first = max(0, min(start, last - _LEAST_ROWS))
         entering = torch.from_numpy(self.hidden[window][first:last])
-        return _Logits(window, first, self._output.multiply(entering))
+        made = _Logits(window, first, self._output.multiply(entering))
+        self.magnitudes.note_head(made.values, window, first, out=True)
+        return made

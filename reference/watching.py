@@ -82,7 +82,7 @@ def observed_inputs(
             observe(name, row, args[0][row, : source if reads_source(name) else target].numpy())
 
     def experts_hook(place: str, module: torch.nn.Module, args: Any) -> None:
-        for row, name, values in _into_experts(place, module, args, [target for _, target in sizes]):
+        for row, name, values in into_experts(place, module, args, [target for _, target in sizes]):
             if name in names:
                 observe(name, row, values)
 
@@ -101,7 +101,7 @@ def is_experts(module: torch.nn.Module) -> bool:
     return all(getattr(weight, "ndim", 0) == 3 for weight in fused)
 
 
-def _into_experts(
+def into_experts(
     place: str, module: Any, args: Any, lengths: Sequence[int]
 ) -> Iterator[tuple[int, str, Floats]]:
     """What flows into each matrix of each expert: row of the batch, the matrix's name, ``(tokens, columns)``.

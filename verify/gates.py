@@ -16,7 +16,7 @@ from ..core.gguf_file import GgufHeader
 from ..quant.formats import format_of_type
 from .gate_table import FILE_TYPES, GATES, MIXTURES, Row
 from .measurements import Figures, NotFinite
-from .proof import Finding, Gate
+from .proof import LIMIT, Finding, Gate
 
 _GELU_NMSE = 1e-4
 _TIE = 6 * math.sqrt(2)  # times the RMS difference: six standard deviations of what two logits differ by
@@ -119,7 +119,7 @@ def judge(figures: Figures, gate: Gate, max_kl: float | None = None) -> tuple[Fi
     if max_kl is not None and not figures.kl_mean <= max_kl:
         limit, digits = _digits(max_kl), _digits(figures.kl_mean, max_kl)
         message = f"mean KL divergence {digits} is above the limit of {limit} given for this run"
-        findings.append(Finding("logits", message, f"at most {limit}", digits))
+        findings.append(Finding(LIMIT, message, f"at most {limit}", digits))
     value = getattr(figures, gate.measure)
     failed = gate.fails is not None and value > gate.fails
     if failed or value > gate.warns:
@@ -150,7 +150,8 @@ def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
     published = published_figure(gate, "kl_mean")
     if published is not None:
         message += f"; published {published[0]}: {_digits(published[1])}"
-    return Finding("logits", message, f"at most {_digits(limit)}", digits, failed)
+    where = LIMIT if failed and gate.measure == "kl_mean" else "logits"
+    return Finding(where, message, f"at most {_digits(limit)}", digits, failed)
 
 
 def _not_finite(counted: NotFinite) -> Finding:

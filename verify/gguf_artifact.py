@@ -15,8 +15,10 @@ from ..core.errors import ChildDied
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
+from ..reference.magnitudes import Flow
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
@@ -162,6 +164,11 @@ class GgufArtifact:
     @property
     def _recomputed_positions(self) -> int | None:
         return None
+
+    def halves(self, expected: Expected, flows: Mapping[str, Flow]) -> HalfPrecision | None:
+        """What its F16 matrices are multiplied by."""
+        modules = halves_of_gguf(self.file.header, expected.family, expected.checkpoint)
+        return flowing(modules, flows, out=False)
 
     def provenance(
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions

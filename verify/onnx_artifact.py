@@ -14,6 +14,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import ChildDied, MappingError
 from ..core.model import Model
 from ..core.windows import Window
+from ..reference.magnitudes import Flow
+from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_folder
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_reader import OnnxReader, stepped
 from ..runtimes.reader import RuntimeFailure
@@ -129,6 +131,10 @@ class OnnxArtifact:
             part, verdict=verdict_of(findings), findings=findings, stepwise=stepwise, padded=padded
         )
         return RuntimePart("not run"), part
+
+    def halves(self, expected: Expected, flows: Mapping[str, Flow]) -> HalfPrecision | None:
+        """What flows into and out of what it computes in FLOAT16."""
+        return flowing(halves_of_folder(self.folder, expected.family, expected.checkpoint), flows, out=True)
 
     def provenance(
         self, expected: Expected, windows: Sequence[Window], texts: Texts, options: VerifyOptions

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import ChildDied
+from ..runtimes.half_precision import HalfPrecision
 from ..vocab.parity import Parity
 from .loss import Loss, loss_of
 from .measurements import Figures, MatrixInputError, Positions, Shares, WorstToken
@@ -16,6 +17,8 @@ from .measurements import Figures, MatrixInputError, Positions, Shares, WorstTok
 Verdict = Literal["passed", "warned", "failed", "not run", "not decided"]
 """``not decided``: the process that was to measure it died, which says nothing about the file."""
 _ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "not decided": 3, "failed": 4}
+LIMIT = "limit"
+"""Where a finding lies that is about a limit given for the run."""
 _TELLING = ("warned", "not decided", "failed")
 
 
@@ -194,8 +197,8 @@ class LogitsPart:
     """The file's CPU logits against fp32.
 
     ``stepwise`` are the figures where the tokens were read one by one, through the cache, ``padded`` those of
-    batches with padding, as an ONNX folder's are (None: not done). ``shares`` say
-    what the divergence consists of.
+    batches with padding, as an ONNX folder's are (None: not done). ``half_precision`` says how large what is
+    computed in it gets, ``shares`` what the divergence consists of.
     """
 
     verdict: Verdict
@@ -207,6 +210,7 @@ class LogitsPart:
     diagnosis: Diagnosis | None = None
     stepwise: Figures | None = None
     padded: Figures | None = None
+    half_precision: HalfPrecision | None = None
     shares: Shares | None = None
 
     @property
@@ -250,8 +254,10 @@ class Proof:
 
     @property
     def right(self) -> Verdict:
-        """Whether the file is right, however much is lost: the gravest of all parts but the logits."""
-        return worst([part.verdict for name, part in self.parts.items() if name != "logits"])
+        """Whether the file is right, however much it loses: a loss above a given limit does not count."""
+        verdicts = [part.verdict for part in self.parts.values() if part is not self.logits]
+        grave = [finding for finding in self.logits.findings if finding.grave and finding.where != LIMIT]
+        return worst([*verdicts, "failed" if grave else "not run"])
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -12,6 +12,10 @@ from typing import Any, Literal, Protocol
 
 from ..converters.mapping import parameters
 from ..core.windows import Window
+from ..reference.magnitudes import Flow
+from ..reference.noted import NotedReads
+from ..runtimes.half_precision import HalfPrecision
+from .half_precision import with_half_precision
 from .inputs import Expected, Texts, VerifyOptions, read_reference
 from .logits import Read
 from .proof import (
@@ -86,6 +90,10 @@ class Artifact(Protocol):
         """
         ...
 
+    def halves(self, expected: Expected, flows: Mapping[str, Flow]) -> HalfPrecision | None:
+        """How large what it computes in half precision gets, by the reference's ``flows``."""
+        ...
+
 
 def prove(
     expected: Expected,
@@ -116,8 +124,9 @@ def prove(
             provenance = evidence(provenance, hashes, recorded or {}, options.progress)
     changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
     findings = (*metadata.findings, *changed)
-    reading = read or partial(read_reference, expected, options)
+    reading = NotedReads(read or partial(read_reference, expected, options), windows)
     runtime, logits = artifact.computed(expected, reading, windows, weights.tensors, options)
+    logits = with_half_precision(logits, artifact.halves(expected, reading.flows), artifact.path.is_dir())
     return Proof(
         artifact=artifact.path,
         checkpoint=expected.checkpoint.folder,
