@@ -334,6 +334,42 @@ def another_head_split(path: Path, out: Path) -> Path:
     )
 
 
+def scaled_positions(path: Path, out: Path) -> Path:
+    """Positions divided by four, as for a model that was trained on longer texts that way."""
+    start = f"{read_header(path).arch}.rope.scaling."
+    return edited(path, out, metadata={f"{start}type": "linear", f"{start}factor": 4.0})
+
+
+def norm_of_ones(path: Path, out: Path, name: str = "blk.1.ffn_norm.weight") -> Path:
+    """A norm's weights as they were before training."""
+    return edited(path, out, tensors={name: np.ones_like})
+
+
+def another_window(path: Path, out: Path) -> Path:
+    """Half the window, for models whose layers have one; of the samples none has, so it is no entry below."""
+    return _hparam(path, out, attention__sliding_window=lambda old: old // 2)
+
+
+def merged_adapter(
+    path: Path, out: Path, names: Sequence[str] | None = None, *, rank: int = 8, size: float = 0.05
+) -> Path:
+    """Matrices changed by products of thin ones, of ``size`` times their norm: a LoRA adapter merged.
+
+    Without names, those of the attention, which is where adapters mostly are.
+    """
+    random = np.random.default_rng(1)
+
+    def change(rows: Floats) -> Floats:
+        thin, flat = (random.standard_normal(shape) for shape in ((len(rows), rank), (rank, rows.shape[1])))
+        update = thin @ flat
+        factor = size * np.linalg.norm(rows) / np.linalg.norm(update)
+        return np.asarray(rows + factor * update, np.float32)
+
+    kinds = ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_output.weight")
+    chosen = names or [info.name for info in read_header(path).tensors if info.name.endswith(kinds)]
+    return edited(path, out, tensors=dict.fromkeys(chosen, change))
+
+
 # Each of these files loads in llama.cpp and runs.
 DAMAGES: Mapping[str, Damage] = {
     "q and k not permuted": Damage("weights", not_permuted),
@@ -351,4 +387,6 @@ DAMAGES: Mapping[str, Damage] = {
     "wrong rope theta": Damage("metadata", another_rope_base),
     "wrong norm epsilon": Damage("metadata", another_epsilon),
     "wrong head split": Damage("metadata", another_head_split),
+    "rope scaling added": Damage("metadata", scaled_positions),
+    "a norm's weights replaced by ones": Damage("weights", norm_of_ones),
 }

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ..core.vocabulary import SPM, TokenType, Vocab
 from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
-from ..vocab.in_gguf import PREFIX
+from ..vocab.in_gguf import PREFIX, MalformedKey
 from ..vocab.parity import byte_symbols
 from ..vocab.tokenizer import META_SPACE, Source
 from .proof import Finding
@@ -29,6 +29,20 @@ _UNMATCHED = (TokenType.UNUSED, TokenType.CONTROL)
 
 # Types between which nothing changes but how text that spells the token is read and shown.
 _NEAR = frozenset({TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN})
+
+
+def malformed(faults: Iterable[MalformedKey], *, lists: bool) -> list[Finding]:
+    """Keys of a wrong type: those of the lists of entries, which are the tokens part's, or all others."""
+    return [
+        Finding(
+            fault.key,
+            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
+            fault.expected,
+            fault.found,
+        )
+        for fault in faults
+        if lists == (fault.key in (_TOKENS, _TYPES, _SCORES, _MERGES))
+    ]
 
 
 def compare_entries(actual: Vocab, expected: Vocab, source: Source, *, strict: bool = False) -> list[Finding]:

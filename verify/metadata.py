@@ -9,9 +9,9 @@ from typing import Any
 from ..core.gguf_file import ALIGNMENT, GgufHeader
 from ..core.input_files import quoted
 from ..core.model import Model
+from ..runtimes.llama_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
 from ..vocab.in_gguf import read_vocab
 from ..vocab.leading_space import LEADING_SPACE
-from .metadata_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
 from .proof import Finding, MetadataPart, verdict_of
 from .tokenizer_keys import check_tokenizer_keys
 
@@ -90,8 +90,8 @@ def _compared(key: Key, file: Values, right: Values, arch: str) -> Finding | Non
     value = file.get(key.name)
     if value is None:
         if isinstance(key.default, Required):
-            message = f"{key.name} is missing in the file and should be {_shown(wanted)}: {key.harm}"
-            return Finding(where, message, _shown(wanted), "missing", grave=key.grave)
+            message = f"{key.name} is missing in the file (should be {_shown(wanted)}): llama.cpp refuses it"
+            return Finding(where, message, _shown(wanted), "missing")
         value = _value(key, file)
         if _equal(value, wanted):
             return None

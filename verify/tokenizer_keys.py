@@ -14,38 +14,28 @@ from ..core.vocabulary import BPE, GEMMA4, SPM, UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
-from .entries import readable
+from .entries import malformed, readable
 from .proof import Finding
 
 _COMPARED = ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix", "suppress_tokens")
 _COMPARED_UNIGRAM = ("remove_extra_whitespaces", "precompiled_charsmap")
 _FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
 
-# What comes of a wrong id, for roles that do not end an answer.
+# What comes of a wrong id that llama.cpp reads and that ends no answer; only a unigram reads the unknown one.
+_GAPS = ("fim_pre", "fim_suf", "fim_mid")
 _HARM = {
     "bos": "texts would begin with the wrong token",
     "unknown": "text without a token would be read as the wrong one",
-    "padding": "batches would be padded with the wrong token",
-    "mask": "programs that fill gaps would look for the wrong token",
-    "seperator": "texts would be separated by the wrong token",
+    **dict.fromkeys(_GAPS, "programs that fill gaps would ask for it with the wrong token"),
 }
+_UNREAD = "no answer changes, but programs may show this id or use it"
 
 
 def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[list[Finding], int]:
     """The findings, and how many keys were compared. Lists of the wrong type are the tokens part's."""
     vocab, faults = read_vocab(metadata)
     right, _ = read_vocab(gguf_keys(expected))
-    lists = {PREFIX + name for name in ("tokens", "token_type", "scores", "merges")}
-    findings = [
-        Finding(
-            fault.key,
-            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
-            fault.expected,
-            fault.found,
-        )
-        for fault in faults
-        if fault.key not in lists
-    ]
+    findings = malformed(faults, lists=False)
     findings += _model(metadata, vocab, right)
     findings += _flags(metadata, vocab, right)
     findings += _unigram(metadata, vocab, right)
@@ -154,12 +144,13 @@ def _token_and_origin(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> s
 
 
 def _begin(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
-    """BOS: of no weight where the file names none and none is added."""
+    """BOS: of no weight where neither texts nor chats begin with it."""
     one, other = vocab.special.get("bos"), right.special.get("bos")
     if one != other:
-        grave = vocab.add_bos or not _missing(metadata, "bos_token_id")
+        grave = vocab.add_bos or "bos_token" in (vocab.chat_template or "")
         shown, meant = _token_and_origin(metadata, vocab, "bos"), _name(right, other)
-        message = f"{_HARM['bos']}: bos is {shown} instead of {meant}"
+        harm = _HARM["bos"] if grave else _UNREAD
+        message = f"{harm}: bos is {shown} instead of {meant}"
         yield Finding(PREFIX + "bos_token_id", message, meant, shown, grave=grave)
 
 
@@ -170,11 +161,15 @@ def _name(vocab: Vocab, index: int | None) -> str:
 def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     """EOS by itself, then all tokens that end an answer together."""
     one, other = vocab.special.get("eos"), right.special.get("eos")
-    if one != other:
-        shown, meant = _token_and_origin(metadata, vocab, "eos"), _name(right, other)
-        message = f"generation would stop at the wrong token: eos is {shown} instead of {meant}"
-        yield Finding(PREFIX + "eos_token_id", message, meant, shown)
     stops, should = _stops(vocab), _stops(right)
+    if one != other:
+        written = vocab.add_eos or "eos_token" in (vocab.chat_template or "")
+        grave = written or one not in should or other not in stops
+        shown, meant = _token_and_origin(metadata, vocab, "eos"), _name(right, other)
+        harm = "generation would stop at the wrong token" if grave else _UNREAD
+        yield Finding(
+            PREFIX + "eos_token_id", f"{harm}: eos is {shown} instead of {meant}", meant, shown, grave
+        )
     for index in sorted((stops ^ should) - {one, other}):
         roles = [
             r for r in ("eot", "eom", *_FILLERS) if index in (vocab.special.get(r), right.special.get(r))
@@ -201,21 +196,20 @@ def _stops(vocab: Vocab) -> set[int]:
 def _other_roles(
     metadata: Mapping[str, Any], vocab: Vocab, right: Vocab, expected: Vocab
 ) -> Iterator[Finding]:
-    """A role both name is grave if they differ; one that only one of them names changes little."""
+    """A role llama.cpp reads is grave where both name it and they differ; ends have been compared."""
     for role in ROLES:
         one, other = vocab.special.get(role), right.special.get(role)
         if role in ("bos", "eos") or one == other:
             continue
-        both = not _missing(metadata, f"{role}_token_id") and role in expected.special
-        ending = role in ("eot", "eom", *_FILLERS)  # which tokens end answers has been compared
+        read = role in _GAPS or (role == "unknown" and right.model == UNIGRAM)
+        grave = read and role in expected.special and not _missing(metadata, f"{role}_token_id")
         shown, meant = _token_and_origin(metadata, vocab, role), _name(right, other)
-        harm = _HARM.get(role, "programs that use the role would use another token")
         message = (
             f"the file has no token for the role {role}; a conversion writes {meant}"
             if one is None
-            else f"{harm}: {role} is {shown} instead of {meant}"
+            else f"{_HARM[role] if grave else _UNREAD}: {role} is {shown} instead of {meant}"
         )
-        yield Finding(f"{PREFIX}{role}_token_id", message, meant, shown, grave=both and not ending)
+        yield Finding(f"{PREFIX}{role}_token_id", message, meant, shown, grave=grave)
 
 
 def _suppressed(metadata: Mapping[str, Any], vocab: Vocab) -> Iterator[Finding]:

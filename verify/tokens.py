@@ -9,15 +9,14 @@ from ..core.errors import ChildDied
 from ..core.gguf_file import GgufHeader
 from ..core.vocabulary import Vocab
 from ..vocab.decoding import token_bytes
-from ..vocab.in_gguf import PREFIX, read_vocab
+from ..vocab.in_gguf import read_vocab
 from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
 from ..vocab.selection import EMBEDDING, notes_on_spaces
 from ..vocab.tokenizer import Source
-from .entries import check_lengths, compare_entries, is_byte_level, readable, shown_text
+from .entries import check_lengths, compare_entries, is_byte_level, malformed, readable, shown_text
 from .proof import Finding, TokensPart, Verdict, undecided, verdict_of
 
-_LISTS = tuple(PREFIX + name for name in ("tokens", "token_type", "scores", "merges"))
 _MOST = 8  # findings
 _PIECE = 400  # characters of the user's text read at a time, so that a difference can be shown
 _READ = 2_000_000  # characters of the user's texts in all
@@ -44,16 +43,7 @@ def check_tokens(
     nothing is decided.
     """
     vocab, faults = read_vocab(header.metadata)
-    findings = [
-        Finding(
-            fault.key,
-            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
-            fault.expected,
-            fault.found,
-        )
-        for fault in faults
-        if fault.key in _LISTS
-    ]
+    findings = malformed(faults, lists=True)
     rows = next((info.shape[0] for info in header.tensors if info.name == EMBEDDING and info.shape), None)
     findings += check_lengths(vocab, expected, rows)
     findings += compare_entries(vocab, expected, source, strict=strict)

@@ -11,6 +11,7 @@ from ..core.model import Model
 from ..core.tensor import Tensor
 from ..quant.ggml import Floats
 from ..quant.gguf_weights import GgufFile
+from ..quant.low_rank import ROWS, rank_of_update
 from .same_model import block_of
 from .weight_errors import Compared, MarkedRows, Sums, is_scaled
 from .weight_limits import typical_error
@@ -286,6 +287,18 @@ def _unexplained(case: _Case) -> Cause:
     )
 
 
+def _adapted(case: _Case) -> Cause | None:
+    """Changed by a product of two thin matrices."""
+    if not (case.mostly and case.thorough and len(case.pair.info.shape) == 2):
+        return None
+    rows = range(0, case.count, max(1, case.count // ROWS))
+    stored = rows_of(case.where.file.tensor(case.pair.info), rows)
+    rank = rank_of_update(stored, rows_of(case.pair.tensor, rows), case.error)
+    why = "changed by an update of low rank, as merging a LoRA adapter does"
+    one, several = f"{{name}} is {why} (rank {rank})", f"{{count}} tensors are {why}: {{names}}"
+    return None if rank is None else Cause(("low rank",), one, several)
+
+
 _EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (
     _not_finite,
     _same_numbers,
@@ -298,4 +311,5 @@ _EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (
     _another_tensor,
     _transposed,
     _reordered,
+    _adapted,
 )

@@ -27,7 +27,8 @@ class Key:
     """``default`` is what llama.cpp takes where the key is missing, possibly from other keys.
 
     ``harm`` continues "the file says … where the checkpoint says …: ". ``layers``: may be a list, one value a
-    layer. ``grave`` is false for keys that change nothing llama.cpp computes.
+    layer. ``grave`` is false for keys that change nothing llama.cpp computes or says: programs show them, or
+    limit texts by them. docs/en/prove.md has the table for people.
     """
 
     name: str
@@ -44,6 +45,11 @@ def _head_width(values: Values) -> Any:
     return width // heads if type(width) is int and type(heads) is int and heads > 0 else 0
 
 
+def _expert_width(values: Values) -> Any:
+    width, used = values.get("feed_forward_length"), values.get("expert_used_count")
+    return width // used if type(width) is int and type(used) is int and used > 0 else 0
+
+
 def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -> Callable[[Values], Any]:
     return lambda values: values[name] if name in values else otherwise(values)
 
@@ -58,7 +64,8 @@ _COMMON = (
         "context_length",
         "whole",
         REQUIRED,
-        "programs use it as the length of text the model was trained for, and stop too early or too late",
+        "every token is computed as before, but programs end texts earlier or later than in training",
+        grave=False,
     ),
     Key("embedding_length", "whole", REQUIRED, _SHAPE),
     Key("embedding_length_out", "whole", _same_as("embedding_length"), _SHAPE),
@@ -75,17 +82,8 @@ _COMMON = (
     ),
     Key("rope.freq_base", "real", 10000.0, "positions rotate too fast or slowly, breaking long texts"),
     Key("rope.scaling.attn_factor", "real", 1.0, "attention is not scaled as in training"),
-    Key("rope.scaling.alpha", "real", 0.0, "positions are not scaled as in training"),
-    Key(
-        "rope.scaling.original_context_length",
-        "whole",
-        _same_as("context_length"),
-        "it only matters for YaRN scaling",
-        grave=False,
-    ),
-    Key("rope.scaling.finetuned", "flag", False, "it is only displayed", grave=False),
     Key("attention.causal", "flag", True, "tokens would attend to later ones"),
-    Key("pooling_type", "whole", 0, "the model would be treated as an embedding model"),
+    Key("pooling_type", "whole", 0, "it only matters to programs that ask for embeddings", grave=False),
     Key("nextn_predict_layers", "whole", 0, "the last layers would not be run"),
     Key("expert_count", "whole", 0, _EXPERTS),
     Key("expert_used_count", "whole", 0, _EXPERTS, layers=True),
@@ -93,18 +91,35 @@ _COMMON = (
     Key("expert_group_used_count", "whole", 0, _EXPERTS),
 )
 
+_RMS, _LAYER_NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 _EPSILON = "every layer normalizes slightly differently, most where activations are small"
+_WINDOW = "layers see further back, or less far, than in training"
+
+
+def _every_fourth(values: Values) -> tuple[bool, ...]:
+    layers = values.get("block_count")
+    return tuple((at + 1) % 4 != 0 for at in range(layers)) if type(layers) is int and layers < 1024 else ()
+
+
 # Keys only some graphs read: they count where the checkpoint's family writes them.
 _SOME = (
-    Key("attention.layer_norm_rms_epsilon", "real", REQUIRED, _EPSILON),
-    Key("attention.layer_norm_epsilon", "real", REQUIRED, _EPSILON),
-    Key("vocab_size", "whole", _same_as("tokens"), "programs use it as the number of tokens"),
+    Key(_RMS, "real", REQUIRED, _EPSILON),
+    Key(_LAYER_NORM, "real", REQUIRED, _EPSILON),
+    Key("vocab_size", "whole", _same_as("tokens"), "it is only displayed", grave=False),
+    Key("attention.sliding_window", "whole", 4096, _WINDOW),
+    Key("attention.sliding_window_pattern", "list", _every_fourth, _WINDOW),
+    Key("expert_feed_forward_length", "whole", _expert_width, _SHAPE, layers=True),
+    Key("decoder_block_count", "whole", _same_as("block_count"), "layers are skipped or missing"),
+    Key("decoder_start_token_id", "whole", -1, "answers begin with the wrong token"),
 )
+# Other keys that T5 files have, which their graph does not read.
+_BESIDE_RMS = (Key(_LAYER_NORM, "real", _same_as(_RMS), "it is only displayed", grave=False),)
 
 
 def keys_of(right: Values) -> tuple[Key, ...]:
     """The keys llama.cpp reads for an architecture whose right values are those."""
-    return (*_COMMON, *(key for key in _SOME if key.name in right))
+    some = (*_SOME, *_BESIDE_RMS) if _RMS in right else _SOME
+    return (*_COMMON, *{key.name: key for key in some if key.name in right}.values())
 
 
 # Keys llama.cpp knows but does not read for these graphs, with the values that mean nothing. Other programs,
@@ -124,6 +139,9 @@ UNREAD: Mapping[str, tuple[Any, ...]] = {
     "residual_scale": (0.0, 1.0),
     "use_parallel_residual": (False,),
     "expert_weights_scale": (0.0, 1.0),
+    "rope.scaling.alpha": (0.0,),
+    "rope.scaling.finetuned": (False,),
+    "rope.scaling.original_context_length": (),
     "rope.scaling.yarn_ext_factor": (-1.0, 0.0),
     "rope.scaling.yarn_attn_factor": (1.0,),
     "rope.scaling.yarn_log_multiplier": (0.0,),
