@@ -27,6 +27,7 @@ _PARTS = {
 _STATES = {
     "identical": "exactly as encoding the original gives",
     "within": "within the format's error",
+    "not compared": "within the format's error, not compared byte by byte",
     "differs": "wrong",
 }
 # Figure (as in measurements.Figures), its title, how it is shown, what it says.
