@@ -9,6 +9,7 @@ from ..core.tensor import Array, DType, Tensor
 from .formats import Format
 from .ggml import Floats
 from .importance import Importance, values_of
+from .native import Kernels
 from .slabs import Scratch, Slab, convert_slab
 
 
@@ -18,13 +19,13 @@ class Encoder:
 
     ``statistics`` say what flows into the tensor, float32 ``(columns,)`` mean squares, for a stack of
     matrices ``(matrices * columns,)``: they weigh the columns in every quantized format. What else an encoder
-    may want to know of its inputs (X^T X, say) would stand here, too. Without ``kernels`` libggml alone
-    encodes, as a proof should not rest on what it proves.
+    may want to know of its inputs (X^T X, say) would stand here, too. ``kernels``: this machine's, those of
+    another instruction set, or none, where a proof should not rest on what it proves.
     """
 
     formats: Sequence[Format]
     statistics: Floats | None = None
-    kernels: bool = True
+    kernels: Kernels = "chosen"
 
     def encode(self, rows: Array, dtype: DType, scratch: Scratch, first: int = 0) -> Slab:
         """``rows`` (rows, …, columns) of the tensor from row ``first`` on, in ``dtype.storage``, encoded.
@@ -33,10 +34,10 @@ class Encoder:
         are not whole blocks of a format.
         """
         return convert_slab(
-            rows, dtype, self.formats, scratch, self._weights(rows, first), kernels=self.kernels
+            rows, dtype, self.formats, scratch, self.importance_of(rows, first), kernels=self.kernels
         )
 
-    def _weights(self, rows: Array, first: int) -> Floats | None:
+    def importance_of(self, rows: Array, first: int) -> Floats | None:
         """The statistics of these rows: of a stack those of its matrices ``first`` and following."""
         if self.statistics is None or rows.ndim != 3:
             return self.statistics
@@ -45,7 +46,7 @@ class Encoder:
 
 
 def encoder_of(
-    tensor: Tensor, formats: Sequence[Format], importance: Importance | None, *, kernels: bool = True
+    tensor: Tensor, formats: Sequence[Format], importance: Importance | None, *, kernels: Kernels = "chosen"
 ) -> Encoder:
     """The encoder of a tensor, with what is known of it; InputError where that is of another model."""
     return Encoder(formats, values_of(tensor, importance), kernels)

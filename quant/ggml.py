@@ -112,14 +112,14 @@ def encode(
     importance: Floats | None = None,
     *,
     finite: bool = False,
-    kernels: bool = True,
+    kernels: native.Kernels = "chosen",
 ) -> None:
     """Write ``rows`` (rows, columns) to ``out``, as many bytes as ``format.row_bytes(columns) * rows``.
 
     ``importance`` (columns,) weighs the error of each column. The bytes are those of ggml_quantize_chunk,
     which is what llama-quantize calls, and do not depend on how a tensor is cut; kconv's own kernels make
-    them where there is one for the format and ``kernels`` allows it. ``finite`` says that the caller has seen
-    that all weights are finite, which saves looking. Raises UsageError.
+    them where there is one for the format, of the set that ``kernels`` says. ``finite`` says that the caller
+    has seen that all weights are finite, which saves looking. Raises UsageError.
     """
     if format not in _ENCODABLE:
         raise UsageError(f"kconv does not encode {format.display}")
@@ -140,7 +140,7 @@ def encode(
     if format in GRIDS and not can_encode(format, float(np.abs(rows).max(initial=0)), importance):
         raise UsageError(f"weights or importance values are NaN or too large for {format.display}")
     chunk = library().ggml_quantize_chunk
-    if rows.size and not (kernels and native.encode(format, rows, out, importance, chunk, finite=finite)):
+    if rows.size and not native.encode(format, rows, out, importance, chunk, finite=finite, kernels=kernels):
         weighed = None if importance is None else importance.ctypes.data
         chunk(format.ggml_type, rows.ctypes.data, out.ctypes.data, 0, count, columns, weighed)
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from itertools import starmap
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,9 @@ Bytes = npt.NDArray[np.uint8]
 SETS = ("baseline", "avx2", "avx512")
 LIBGGML = "libggml"
 VARIABLE = "KCONV_KERNELS"
+
+Kernels = Literal["chosen", "other", "none"]
+"""Whose bytes: the kernels of this machine, those of another instruction set that runs here, or libggml's."""
 
 # Blocks that libggml encodes too before a kernel is trusted: some milliseconds.
 _CHECKED_BLOCKS = 512
@@ -79,6 +82,14 @@ def chosen() -> Chosen:
     )
 
 
+@functools.cache
+def other() -> str:
+    """The widest instruction set that runs here but the chosen one; libggml where there is none."""
+    name = chosen().name
+    rest = [each for each in available_sets() if each != name]
+    return rest[-1] if rest and name != LIBGGML else LIBGGML
+
+
 def available_sets() -> tuple[str, ...]:
     """The instruction sets with kernels that this processor runs, the widest last."""
     library = _library()
@@ -92,14 +103,23 @@ def has_kernel(set: str, format: Format, *, weighed: bool) -> bool:
 
 
 def encode(
-    format: Format, rows: Floats, out: Bytes, importance: Floats | None, ggml: Any, *, finite: bool
+    format: Format,
+    rows: Floats,
+    out: Bytes,
+    importance: Floats | None,
+    ggml: Any,
+    *,
+    finite: bool,
+    kernels: Kernels = "chosen",
 ) -> bool:
     """Encode as ggml.encode does, and return True; False if libggml has to.
 
     ``ggml`` is its ggml_quantize_chunk. ``finite`` says that all weights are known to be: the others are
     libggml's.
     """
-    name = chosen().name
+    if kernels == "none":
+        return False
+    name = chosen().name if kernels == "chosen" else other()
     if name == LIBGGML or not has_kernel(name, format, weighed=importance is not None):
         return False
     if not finite and (widen(rows, DType.F32, None) or 0) >= INFINITY:
@@ -134,8 +154,8 @@ def widen(source: Array, dtype: DType, out: Floats | None) -> int | None:
     return int(library.kconv_widen(SETS.index(name), _KINDS[dtype], source.ctypes.data, to, source.size))
 
 
-# Blocks of a format, without or with importance, that a kernel and libggml made the same of in this process.
-_checks: dict[tuple[str, bool], int] = {}
+# Blocks that a set's kernel for a format, without or with importance, and libggml made the same of so far.
+_checks: dict[tuple[str, str, bool], int] = {}
 _DIFFER = -1
 _lock = threading.Lock()
 
@@ -145,7 +165,7 @@ def _trusted(name: str, format: Format, rows: Floats, importance: Floats | None,
 
     Of small tensors all blocks are compared, until there were enough.
     """
-    key = format.name, importance is not None
+    key = name, format.name, importance is not None
     if _checks.get(key, 0) >= _CHECKED_BLOCKS:
         return True
     with _lock:
@@ -171,16 +191,14 @@ def _agrees(name: str, format: Format, rows: Floats, importance: Floats | None, 
 
 def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
     """What there is to say of kernels for ``formats`` that differed from libggml in this process."""
-    names = {format.name for format in formats}
+    set, names = chosen().name, {format.name for format in formats}
     with _lock:
-        wrong = sorted(key for key, seen in _checks.items() if seen == _DIFFER and key[0] in names)
+        differ = [key for key, seen in _checks.items() if seen == _DIFFER]
+    wrong = sorted(key[1:] for key in differ if key[0] == set and key[1] in names)
     if not wrong:
         return ()
     listed = ", ".join(starmap(_title, wrong))
-    message = (
-        f"libggml encoded {listed}: kconv's {chosen().name} kernels do not produce the same bytes as this "
-        "libggml"
-    )
+    message = f"libggml encoded {listed}: kconv's {set} kernels do not produce the same bytes as this libggml"
     return (Note("kernel-differs", message, warning=True),)
 
 

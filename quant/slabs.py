@@ -17,7 +17,7 @@ from ..core.errors import UsageError
 from ..core.tensor import Array, DType
 from . import ggml, native
 from .formats import BF16, F16, F32, Format
-from .native import INFINITY
+from .native import INFINITY, Kernels
 
 # Weights in a tile. Measured: encoding is slower than the last-level cache at any size, but threads that meet
 # at the interpreter's lock between calls lose all they gain below some 100 microseconds a call.
@@ -108,13 +108,13 @@ def convert_slab(
     scratch: Scratch,
     importance: ggml.Floats | None = None,
     *,
-    kernels: bool = True,
+    kernels: Kernels = "chosen",
 ) -> Slab:
     """Encode ``source`` (rows, …, columns), in ``dtype.storage``, in each of ``formats``.
 
     ``importance`` (columns,) weighs the columns of all rows, or (experts * columns,) those of each expert of
     a source (experts, rows, columns). A slab that is F32, F16 or BF16 already is passed through bit by bit,
-    without a copy. Without ``kernels`` none of ours are used, as a proof should not rest on what it proves.
+    without a copy. ``kernels`` that are not the chosen ones serve proofs; see Encoder.
     Raises UsageError for columns that are not whole blocks of a format.
     """
     if source.dtype != dtype.storage:
@@ -146,7 +146,7 @@ def _encode_tiles(
     outputs: Mapping[Format, ggml.Bytes],
     scratch: Scratch,
     importance: ggml.Floats | None,
-    kernels: bool,
+    kernels: Kernels,
 ) -> tuple[float, list[Format]]:
     """Fill ``outputs`` from ``rows`` (rows, columns); the largest magnitude, and which were impossible."""
     columns = rows.shape[1]
@@ -180,14 +180,14 @@ def _tiles(rows: int, columns: int, experts: int) -> Iterator[tuple[int, int, in
             yield expert, start, min(start + step, (expert + 1) * each)
 
 
-def _widen(source: Array, dtype: DType, out: ggml.Floats | None, kernels: bool = True) -> int:
+def _widen(source: Array, dtype: DType, out: ggml.Floats | None, kernels: Kernels = "chosen") -> int:
     """The float32 bits, sign aside, of the largest magnitude; ``source`` is written to ``out``, if given.
 
     Magnitudes are ordered as their bits.
     """
     if source.size == 0:
         return 0
-    bits = native.widen(source, dtype, out) if kernels else None
+    bits = native.widen(source, dtype, out) if kernels == "chosen" else None
     if bits is not None:
         return bits
     bits = _largest_bits(source, dtype)

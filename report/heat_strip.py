@@ -55,9 +55,11 @@ def heat_strip(tensors: Sequence[TensorError]) -> Markup:
     parts += more
     states = {
         state: sum(tensor.state == state for tensor in tensors)
-        for state in ("identical", "within", "differs")
+        for state in ("identical", "within", "not compared", "differs")
     }
-    words = ", ".join(f"{amount} {state}" for state, amount in states.items())
+    words = ", ".join(
+        f"{amount} {state}" for state, amount in states.items() if amount or state != "not compared"
+    )
     return figure(y, f"Error of {count(len(tensors), 'tensor')} by layer and kind: {words}", parts)
 
 
@@ -141,7 +143,7 @@ class _Shades:
             cross = f"M{short(middle - half)} {y + 4:g}L{short(middle + half)} {bottom - 4:g}"
             cross += f"M{short(middle + half)} {y + 4:g}L{short(middle - half)} {bottom - 4:g}"
             parts.append(Markup('<path class="cross" d="{}"/>').format(cross))
-        elif tensor.state == "within":
+        elif tensor.state in ("within", "not compared"):
             radius = short(min(2.4, (width - 1) / 3))
             dot = '<circle class="other-bytes{}" cx="{}" cy="{}" r="{}"/>'
             dark = " on-dark" if self.shade(tensor.error) >= 4 else ""

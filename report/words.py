@@ -39,6 +39,7 @@ _PARTS = {
 _STATES = {
     "identical": "exactly as encoding the original gives",
     "within": "within the format's error",
+    "not compared": "within the format's error, not compared byte by byte",
     "differs": "wrong",
 }
 _LOSSES = {"nothing": "next to nothing", "little": "little", "some": "some accuracy", "much": "much"}

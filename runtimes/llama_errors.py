@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..core.children import ChildRefused
 from ..core.errors import EnvironmentProblem, GgufError, KconvError, UnsupportedModel
+from . import llama_child
 from . import llama_generate as protocol
 
 _TELLING = ("GGML_ASSERT", "GGML_ABORT", "what():")
@@ -42,3 +43,23 @@ def no_context(size: int, words: Sequence[str]) -> EnvironmentProblem:
         f"llama.cpp cannot set up a context of {size:,} tokens: {reason}",
         hint="pass a smaller --ctx or -n, or free some memory",
     )
+
+
+_ENDINGS: dict[int | None, str] = {
+    llama_child.REFUSED: "llama.cpp refuses the file",
+    llama_child.NO_CONTEXT: "llama.cpp cannot set up a context of this size",
+    llama_child.NOT_DECODED: "llama.cpp cannot read the text with this file",
+    llama_child.NOT_SUPPORTED: "kconv cannot measure this kind of model in llama.cpp",
+}
+
+
+def reason_of(refusal: ChildRefused) -> str:
+    """What a refusal says of the file, with llama.cpp's own words."""
+    lines = [line for word in refusal.words if (line := NOISE.sub("", word))]
+    if refusal.limit is not None:
+        how = f"llama.cpp needs more {refusal.limit} than kconv allows"
+    else:
+        how = _ENDINGS.get(refusal.code, "llama.cpp failed an internal check")
+    # the first error of a request names the cause, the last one a check
+    words = lines[:1] if refusal.code in _ENDINGS else lines[-2:]
+    return ": ".join([how, *([" / ".join(words)] if words else [])])

@@ -18,7 +18,7 @@ from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
-from .llama_errors import NOISE
+from .llama_errors import reason_of
 from .matrix_inputs import MatrixInput, joined, read_inputs
 from .reader import Block, Floats, RuntimeFailure
 
@@ -30,12 +30,6 @@ PATIENCE = 600.0
 """Seconds without a byte from the child after which it is given up, besides those for reading the file."""
 _SLOW_DISK = 20e6  # bytes a second; a file that does not fit in memory is read again for every piece
 _ENCODER = re.compile(r"enc\.blk\.(\d+)\.")
-_ENDINGS: dict[int | None, str] = {
-    protocol.REFUSED: "llama.cpp refuses the file",
-    protocol.NO_CONTEXT: "llama.cpp cannot set up a context of this size",
-    protocol.NOT_DECODED: "llama.cpp cannot read the text with this file",
-    protocol.NOT_SUPPORTED: "kconv cannot measure this kind of model in llama.cpp",
-}
 
 
 class LlamaReader:
@@ -258,7 +252,7 @@ class _Loaded:
         try:
             self._child.send(request)
         except ChildRefused as refusal:
-            raise RuntimeFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(reason_of(refusal)) from refusal
 
     def expect(self, kind: int, *numbers: int) -> None:
         """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
@@ -287,7 +281,7 @@ class _Loaded:
         try:
             self._child.fill(target)
         except ChildRefused as refusal:
-            raise RuntimeFailure(_reason(refusal)) from refusal
+            raise RuntimeFailure(reason_of(refusal)) from refusal
 
     def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
@@ -302,18 +296,6 @@ class _Loaded:
                 f"file, but its header has an embedding of shape {shape}"
             )
         return vocabulary, hidden, layers
-
-
-def _reason(refusal: ChildRefused) -> str:
-    """What a refusal says of the file, with llama.cpp's own words."""
-    lines = [line for word in refusal.words if (line := NOISE.sub("", word))]
-    if refusal.limit is not None:
-        how = f"llama.cpp needs more {refusal.limit} than kconv allows"
-    else:
-        how = _ENDINGS.get(refusal.code, "llama.cpp failed an internal check")
-    # the first error of a request names the cause, the last one a check
-    words = lines[:1] if refusal.code in _ENDINGS else lines[-2:]
-    return ": ".join([how, *([" / ".join(words)] if words else [])])
 
 
 def _environment() -> dict[str, str]:

@@ -39,7 +39,7 @@ def test_some_rows_of_a_stack_are_weighed_by_what_flows_into_them(format: Format
         ids = encoder.encode(stack[first:last], DType.F32, Scratch(), first)
         assert ids.data[0].tobytes() == b"".join(alone[first:last]), (first, last)
     rows = stack.reshape(12, 512)  # of a matrix all rows are weighed alike
-    matrix = Encoder([F32, format], IMPORTANCE[:512], kernels=False)
+    matrix = Encoder([F32, format], IMPORTANCE[:512], kernels="none")
     whole = convert_slab(rows, DType.F32, [format], Scratch(), IMPORTANCE[:512]).data[0]
     ids = matrix.encode(rows[5:], DType.F32, Scratch(), 5)
     assert ids.data[0].tobytes() == rows[5:].tobytes()

@@ -173,6 +173,45 @@ def test_a_proof_does_not_rest_on_kernels(
     assert json.loads(proof.stdout)["weights"]["verdict"] == "failed"
 
 
+LARGE = """
+import json
+import numpy as np
+from kconv.core.tensor import DType, Tensor
+from kconv.quant.encoders import Encoder
+from kconv.quant.formats import Q8_0
+from kconv.quant.second_look import SecondLook
+from kconv.quant.slabs import Scratch
+pieces, rng = [np.empty((256, 4096), np.float32)] * 96, np.random.default_rng(15)
+tensor = Tensor("large", (96 * 256, 4096), DType.F32, lambda start, stop: None)
+look = SecondLook([(Q8_0, tensor.elements)], None, exact=True)
+scratch, wrong, found, accused = Scratch(), 0, 0, 0
+for at, source in enumerate(pieces):
+    rng.standard_normal(dtype=np.float32, out=source)
+    encoders = [Encoder((Q8_0,), kernels=each) for each in ("chosen", "none")]
+    ours, right = (each.encode(source, DType.F32, Scratch()).data[0] for each in encoders)
+    def unlike(stored):
+        (part,) = look.encode(tensor, Q8_0, source, stored, scratch, 256 * at)
+        return int((part.encoded != part.stored).reshape(-1, Q8_0.block_bytes).any(axis=1).sum())
+    wrong += int((ours != right).reshape(-1, Q8_0.block_bytes).any(axis=1).sum())
+    found, accused = found + unlike(ours), accused + unlike(right)
+print(json.dumps([wrong, found, accused]))
+"""
+
+
+def test_a_kernel_wrong_once_in_100000_blocks_is_found_in_a_sample(own_copy: Path, tmp_path: Path) -> None:
+    """In all instruction sets alike, in 3 million blocks; and it never accuses a file that is right."""
+    wrong = "127.0f * choose(less(floats(5.11f), largest), floats(1.01f), floats(1));"
+    copy = altered(own_copy, tmp_path, "127.0f;", wrong)
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    words = [sys.executable, "-c", LARGE]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    blocks, found, accused = json.loads(done.stdout)
+    assert 10 < blocks < 60
+    assert 1 <= found < blocks / 2  # 22 % of the blocks were drawn
+    assert accused == 0
+
+
 def test_a_wrong_kernel_is_not_used(
     own_copy: Path, checkpoint: Path, by_libggml: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -219,14 +258,14 @@ def test_first_uses_from_several_threads_agree() -> None:
         thread.join()
     for number, name in enumerate(names):
         np.testing.assert_array_equal(made[number], libggml(FORMATS[name], rows))
-    assert native._checks.keys() == {(name, False) for name in names}
+    assert native._checks.keys() == {(native.chosen().name, name, False) for name in names}
     assert min(native._checks.values()) >= 512
 
 
 @needs_kernels
 def test_small_tensors_are_compared_until_there_were_enough() -> None:
     native._checks.clear()
-    key, format = ("q6_K", True), FORMATS["q6_K"]
+    key, format = (native.chosen().name, "q6_K", True), FORMATS["q6_K"]
     seen = []
     for count in (3, 200, 400, 5):
         rows = mixture(np.random.default_rng(count), count, 256)

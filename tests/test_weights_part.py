@@ -222,16 +222,20 @@ def test_weights_of_another_training_are_told_once(
     assert "30 of 30 tensors do not match the checkpoint, perhaps from another revision" in messages(part)
 
 
+def flipped(path: Path, to: Path, name: str) -> Path:
+    """A copy with another bit in the middle of a tensor."""
+    data, header = bytearray(path.read_bytes()), read_header(path)
+    info = next(info for info in header.tensors if info.name == name)
+    data[header.data_offset + info.offset + info.nbytes // 2 + 2] ^= 1
+    to.write_bytes(data)
+    return to
+
+
 @pytest.mark.parametrize("type_name", TYPES)
 def test_one_flipped_bit_fails_a_file_of_our_own(
     good: dict[str, Path], model: Model, tmp_path: Path, type_name: str
 ) -> None:
-    bad = tmp_path / "bad.gguf"
-    data = bytearray(good[type_name].read_bytes())
-    header = read_header(good[type_name])
-    info = next(info for info in header.tensors if info.name == "blk.1.attn_v.weight")
-    data[header.data_offset + info.offset + info.nbytes // 2 + 2] ^= 1
-    bad.write_bytes(data)
+    bad = flipped(good[type_name], tmp_path / "bad.gguf", "blk.1.attn_v.weight")
     part = check(bad, model, strict=True)
     assert part.verdict == "failed"
     assert [finding.where for finding in part.findings] == ["blk.1.attn_v.weight"]
@@ -335,7 +339,23 @@ def test_formats_without_a_second_encoding_are_passed_with_a_remark(
     quantize_elsewhere(good["f32"], {path: ("IQ3_S", None)})
     part = check(path, model)
     assert part.verdict == "warned"
-    assert "22 tensors in IQ3_S differ from the checkpoint no more than is usual" in messages(part)
+    assert "22 tensors in IQ3_S were not compared byte by byte" in messages(part)
+    assert "they differ from the checkpoint no more than is usual" in messages(part)
+    assert [tensor.format for tensor in part.tensors if tensor.state == "not compared"] == ["iq3_s"] * 22
+    assert part.not_compared == 22
+
+
+def test_files_of_our_own_are_compared_in_formats_on_grids_too(
+    folder: Path, model: Model, tmp_path: Path
+) -> None:
+    made = to_gguf(folder, tmp_path, types=("iq3_s",), verify=False)
+    part = check(made.outputs[0].path, model, strict=True)
+    assert (part.verdict, part.findings, part.not_compared) == ("passed", (), 0)
+    assert {tensor.state for tensor in part.tensors} == {"identical"}
+    assert "iq3_s" in {tensor.format for tensor in part.tensors}
+    bad = flipped(made.outputs[0].path, tmp_path / "bad.gguf", "blk.1.ffn_up.weight")
+    part = check(bad, model, strict=True)
+    assert [finding.where for finding in part.findings] == ["blk.1.ffn_up.weight"]
 
 
 @pytest.fixture(scope="module")

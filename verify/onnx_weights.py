@@ -149,7 +149,7 @@ def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, sc
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     raw = [_read(part, files[part.path], tensor.rows, rows) for part in pair.parts]
     source = tensor.read(rows.start, rows.stop)
-    slab = Encoder((F32, format), kernels=False).encode(source, tensor.dtype, scratch)
+    slab = Encoder((F32, format), kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
     ours = _weights(pair, raw, shape)

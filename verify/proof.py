@@ -86,7 +86,7 @@ class MetadataPart:
     findings: tuple[Finding, ...] = ()
 
 
-TensorState = Literal["identical", "within", "differs"]
+TensorState = Literal["identical", "within", "not compared", "differs"]
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ class TensorError:
     """One tensor of the file against the checkpoint's weights, mapped.
 
     ``state``: ``identical`` bytes to encoding the original anew; ``within`` the format's error, though other
-    bytes; ``differs``. ``error`` is ‖ŵ − w‖ / ‖w‖ over the whole tensor, ``own_error`` that of encoding it
-    anew (the part of it that is the format's), ``worst_row`` the row with the largest relative error and
-    ``worst_row_error`` that error, ``slope`` the least-squares factor of ŵ on w (1.01: scaled by 1.01).
+    bytes; ``not compared`` byte by byte, but within that error; ``differs``. ``error`` is ‖ŵ − w‖ / ‖w‖ over
+    the whole tensor, ``own_error`` that of encoding it anew (the part of it that is the format's),
+    ``worst_row`` the row with the largest relative error and ``worst_row_error`` that error, ``slope`` the
+    least-squares factor of ŵ on w (1.01: scaled by 1.01).
     ``layer`` is None outside the layers.
     """
 
@@ -113,11 +114,12 @@ class TensorError:
 
 @dataclass(frozen=True)
 class WeightsPart:
-    """Every tensor of the file."""
+    """Every tensor of the file; ``not_compared`` counts those whose bytes were not all encoded anew."""
 
     verdict: Verdict
     tensors: tuple[TensorError, ...] = ()
     findings: tuple[Finding, ...] = ()
+    not_compared: int = 0
 
 
 @dataclass(frozen=True)
