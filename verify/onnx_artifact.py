@@ -84,7 +84,7 @@ class OnnxArtifact:
         return 2
 
     def _gate(self, options: VerifyOptions) -> Gate:
-        return gate_for(self.type, overrides=options.gates)
+        return gate_for(self.type, overrides=options.gates, recomputed=False)
 
     def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
         """The folder's tokenizer as those who load the folder read it."""
