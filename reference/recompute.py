@@ -46,6 +46,7 @@ COPIES = 3
 SYNCHRONIZED, WEIGHTS_ONLY, ROUNDED = range(COPIES)
 LOGITS = "logits"
 """Stands for the output in the place of a matrix."""
+_NEARLY = 1e-3
 _LARGEST = sys.float_info.max  # JSON knows no infinity
 
 
@@ -213,13 +214,31 @@ class _Run:
         """Compare what llama.cpp multiplied a matrix by with what that should have been."""
         self._errors.append(MatrixError(name, nmse(theirs, expected)))
 
+    def _scale(self, entering: torch.Tensor) -> float:
+        given = self._inputs.get(self._head.name)
+        return 1.0 if given is None else _fitting(given.values, entering[SYNCHRONIZED].numpy())
+
     def result(self, entering: torch.Tensor, logits: Floats) -> Recomputed:
-        """What was found, the output matrix included."""
-        values = self.synchronize(self._head.name, entering)
+        """What was found, the output matrix included.
+
+        A T5 whose head is tied scales what enters it; in the file the matrix is scaled instead.
+        """
+        scale = self._scale(entering)
+        values = self.synchronize(self._head.name, entering / scale)
         made, missing = round_copies(values, self._head.rounding)
-        out = self._reference.output.multiply(made, missing, self._head.minimums)
+        missing = None if missing is None else missing * scale
+        out = self._reference.output.multiply(made * scale, missing, self._head.minimums)
         self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))
         return Recomputed(tuple(self._errors), out[WEIGHTS_ONLY], out[ROUNDED], tuple(self._unused))
+
+
+def _fitting(found: Floats, expected: Floats) -> float:
+    """The factor by which ``found`` fits ``expected`` best; 1 where it nearly is, and where none does."""
+    if found.shape != expected.shape:
+        return 1.0
+    one, two = found.astype(np.float64).ravel(), expected.astype(np.float64).ravel()
+    factor = float(one @ two) / max(float(one @ one), 1e-300)
+    return factor if math.isfinite(factor) and factor > 0 and abs(factor - 1) > _NEARLY else 1.0
 
 
 def round_copies(values: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor, torch.Tensor | None]:

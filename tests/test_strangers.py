@@ -94,7 +94,7 @@ def test_unsloth(name: str, subjects: dict[str, Subject], tmp_path: Path, verifi
     changes = {"tokenizer.chat_template": "{{ messages[0].content }}", T + "padding_token_id": 7}
     path = rewritten(bare, tmp_path / "Demo-UD-Q4_K_XL.gguf", {**UNSLOTH, **changes})
     formats = {info.name: info.ggml_type for info in read_header(path).tensors}
-    assert (formats["blk.0.ffn_down.weight"], formats["blk.1.ffn_up.weight"]) == (Q6_K, IQ4_NL)
+    assert (formats["blk.0.attn_v.weight"], formats["blk.1.ffn_up.weight"]) == (Q8_0, IQ4_NL)
     code, proof = verified(path, subject)
     assert code == 0
     assert said(proof, grave=True) == {}

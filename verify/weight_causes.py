@@ -13,14 +13,13 @@ from ..quant.ggml import Floats
 from ..quant.gguf_weights import GgufFile
 from ..quant.low_rank import ROWS, rank_of_update
 from .same_model import block_of
-from .weight_errors import Compared, MarkedRows, Sums, is_scaled
-from .weight_limits import typical_error
+from .weight_errors import Compared, MarkedRows, is_scaled
+from .weight_limits import typical_error, typical_slope
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
 
 # Rows looked at, and how far a row is looked for in the neighbourhood of its place.
 _SAMPLE = 8
 _NEAR = 32
-
 
 # Keys of what is left: differing throughout without a cause that is known, and not looked at so closely.
 UNEXPLAINED = ("unexplained",)
@@ -128,6 +127,11 @@ def _zeros(case: _Case) -> Cause | None:
     return _rows_cause(zero, "is all zeros", "are all zeros")
 
 
+def _ones(case: _Case) -> Cause | None:
+    same = case.mostly and (case.sample == 1).all()
+    return Cause(("ones",), "{name} is all ones", "{count} tensors are all ones: {names}") if same else None
+
+
 def _rows_cause(rows: MarkedRows, one: str, several: str) -> Cause:
     """Something about one or some rows of a tensor."""
     if rows.count == 1:
@@ -146,14 +150,15 @@ def _not_permuted(case: _Case) -> Cause | None:
 
 
 def _scaled(case: _Case) -> Cause | None:
-    sums, own = case.compared.stored, case.compared.own or Sums()
+    sums, own = case.compared.stored, case.compared.own
     if not sums.weights or not sums.stored or sums.cross == 0:
         return None
     residue = max(0.0, 1 - sums.cross**2 / (sums.weights * sums.stored)) ** 0.5
-    factor = sums.slope / (own.slope or 1.0)
+    usual, slack = (typical_slope(case.pair.format), 0.02) if own is None else (own.slope, 0.001)
+    factor = sums.slope / (usual or 1.0)
     if is_scaled(case.compared) and case.compared.against_own is not None:
         factor = case.compared.against_own.slope
-    elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < 0.001:
+    elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < slack:
         return None
     text = f"scaled by {factor:.4f}"
     return Cause((text,), f"{{name}} is {text}", f"{{count}} tensors are {text}: {{names}}")
@@ -288,7 +293,6 @@ def _unexplained(case: _Case) -> Cause:
 
 
 def _adapted(case: _Case) -> Cause | None:
-    """Changed by a product of two thin matrices."""
     if not (case.mostly and case.thorough and len(case.pair.info.shape) == 2):
         return None
     rows = range(0, case.count, max(1, case.count // ROWS))
@@ -303,6 +307,7 @@ _EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (
     _not_finite,
     _same_numbers,
     _zeros,
+    _ones,
     _not_permuted,
     _scaled,
     _rounded,

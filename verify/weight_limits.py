@@ -54,6 +54,11 @@ def typical_error(format: Format) -> float:
     return 1.25 * _TYPICAL.get(format.name, (0.5, 1.0))[0]
 
 
+def typical_slope(format: Format) -> float:
+    """The slope of the weights on the checkpoint's to expect of a format that is not encoded anew."""
+    return _TYPICAL.get(format.name, (0.5, 1.0))[1]
+
+
 def row_limit(format: Format, own: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """The largest relative error a row may have, given those of encoding it anew."""
     allowed = 1.5 * own if format.name in _ONE_RESULT else np.clip(6 * own, 0.3, _NOTHING_LEFT)
@@ -76,7 +81,7 @@ def slope_limits(
     """
     slack = 0.003
     if own is None:
-        own, slack = (typical_error(format), _TYPICAL.get(format.name, (0.5, 1.0))[1]), 0.02
+        own, slack = (typical_error(format), typical_slope(format)), 0.02
     own_error, own_slope = own
     chance = 3 * own_error / math.sqrt(max(weights, 1))
     highest = own_slope + slack + chance
