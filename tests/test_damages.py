@@ -26,7 +26,7 @@ from kconv.reference.model import Reading
 from kconv.verify.inputs import Expected, VerifyOptions, read_reference
 
 TYPES = ("f32", "q8_0", "q4_0")
-MORE = ("f16", "q4_k", "iq4_xs", "iq2_m")
+MORE = ("f16", "q4_K_M", "iq4_xs", "iq2_m")
 EVERY = (*TYPES, *(pytest.param(type_, marks=pytest.mark.long) for type_ in MORE))
 
 # What the cause must say, and for which types the runtime part alone would have told. It computes with the

@@ -45,6 +45,7 @@ SAID: Mapping[str, str] = {
     "an embedding row taken from its neighbour": "row 40 of token_embd.weight is row 41 of the checkpoint",
     "an embedding row rolled": "row 40 of token_embd.weight is shifted by 1 column",
     "the last shard's tensors zeroed": "tensors are all zeros",
+    "a norm's weights replaced by ones": "blk.1.ffn_norm.weight is all ones",
 }
 
 
