@@ -221,7 +221,7 @@ def test_the_full_proof_looks_at_everything(demo: Path, tmp_path: Path) -> None:
     (proof,) = to_gguf(demo, tmp_path, types=["q4_0"], verify="full").proofs
     assert isinstance(proof, Proof)
     assert {name: part.verdict for name, part in proof.parts.items()} == dict.fromkeys(
-        ("tokens", "metadata", "weights", "logits"), "passed"
+        ("tokens", "metadata", "weights", "runtime", "logits"), "passed"
     )
     assert all(tensor.state == "identical" for tensor in proof.weights.tensors)
     assert proof.logits.figures is not None
