@@ -189,10 +189,11 @@ def _weights_line(part: WeightsPart) -> str:
         return "No tensors were compared."
     total = count(len(part.tensors), "tensor")
     amounts = {state: sum(tensor.state == state for tensor in part.tensors) for state in _STATES}
+    left = f"; {len(part.not_compared)} not compared" if part.not_compared else ""
     if amounts["identical"] == len(part.tensors):
-        return f"{total}, all exactly as encoding the original gives"
+        return f"{total}, all exactly as encoding the original gives{left}"
     states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
-    return f"{total}: {', '.join(states)}"
+    return f"{total}: {', '.join(states)}{left}"
 
 
 def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:

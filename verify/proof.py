@@ -109,11 +109,12 @@ class TensorError:
 
 @dataclass(frozen=True)
 class WeightsPart:
-    """Every tensor of the file."""
+    """Every tensor of the file; without those ``not_compared`` nothing is decided but what is wrong."""
 
     verdict: Verdict
     tensors: tuple[TensorError, ...] = ()
     findings: tuple[Finding, ...] = ()
+    not_compared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ class Proof:
         """
         parts = {name: part for name, part in self.parts.items() if part.verdict in _TELLING}
         causes = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
-        causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided"))
+        first = "weights" if self.weights.not_compared else ""
+        causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided", item[0] != first))
         return f"{causes[0][0]}: {causes[0][2].message}" if causes else None
 
     def to_json(self) -> dict[str, Any]:
