@@ -98,7 +98,9 @@ def command(
 
     There are four parts, cheapest first: the token ids llama.cpp gives with its vocabulary, the metadata
     llama.cpp reads, every tensor, and the file's logits on the CPU compared with those of the checkpoint in
-    fp32. Each part that fails reports what is wrong. Files made by other programs can be verified, too.
+    fp32. Each part that fails reports what is wrong. Files made by other programs can be verified, too, and
+    files of decoders kconv cannot convert, if transformers has a class for them: what names do not tell is
+    then "not compared".
 
     For an ONNX folder the tokenizer, the settings, the weights (by the checkpoint's names) and the logits in
     onnxruntime are compared: of whole windows and, to test cache and mask, token by token and in padded

@@ -28,13 +28,19 @@ _OF_HEADS = {
 }
 _REAL = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
-    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
+    "attention.scale": ("attention_multiplier",),
+    "embedding_scale": ("embedding_multiplier",),
+    "residual_scale": ("residual_multiplier",),
+    "logit_scale": ("logits_scaling", "logit_scale"),
 }
 _LATENT, _TURNING_PART = "kv_lora_rank", "qk_rope_head_dim"
 # llama.cpp refuses a file whose tensors do not have the shapes these say.
-_HELD_BY_SHAPES = frozenset({"feed_forward_length", "expert_feed_forward_length", "vocab_size"})
+_HELD_BY_SHAPES = frozenset(
+    {"feed_forward_length", "expert_feed_forward_length", "expert_shared_feed_forward_length", "vocab_size"}
+)
 # llama.cpp refuses a file without them, or takes something else, which then has to be right.
 _COUNT_IF_MISSING = frozenset(
     {"block_count", "context_length", "embedding_length", "attention.head_count_kv", "attention.key_length"}
@@ -75,6 +81,9 @@ def _numbers(settings: Any) -> dict[str, MetadataValue]:
     turning = _turning(settings)
     if isinstance(turning.get("rope_theta"), int | float):
         found["rope.freq_base"] = float(turning["rope_theta"])
+    near = _turning(settings, "sliding_attention").get("rope_theta")
+    if isinstance(near, int | float):
+        found["rope.freq_base_swa"] = float(near)
     width, part = _turning_width(settings, latent), turning.get("partial_rotary_factor", 1.0)
     if turning and width and isinstance(part, int | float):
         found["rope.dimension_count"] = int(width * part)
@@ -95,11 +104,14 @@ def _value(settings: Any, names: tuple[str, ...]) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _turning(settings: Any) -> Mapping[str, Any]:
-    """What the class says of rotary positions; nothing where that depends on the layer."""
+def _turning(settings: Any, layers: str = "full_attention") -> Mapping[str, Any]:
+    """What the class says of rotary positions; of those ``layers`` where that depends on their kind."""
     turning = getattr(settings, "rope_parameters", None)
-    whole = isinstance(turning, Mapping) and not any(isinstance(value, Mapping) for value in turning.values())
-    return turning if whole and isinstance(turning, Mapping) else {}
+    if not isinstance(turning, Mapping):
+        return {}
+    if any(isinstance(value, Mapping) for value in turning.values()):
+        turning = turning.get(layers)
+    return turning if isinstance(turning, Mapping) else {}
 
 
 def _scaling(settings: Any) -> dict[str, MetadataValue] | None:

@@ -9,7 +9,7 @@ where it does not is wrong. Where none comes near anywhere, nothing is claimed o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -34,7 +34,8 @@ _AS_THEY_ARE = (EMBEDDING, HEAD)
 @dataclass(frozen=True)
 class Told:
     """``rows``, as of a family; ``untold`` tensors of the file and ``left`` ones of the checkpoint no row
-    has."""
+    has.
+    """
 
     rows: tuple[Row, ...]
     untold: tuple[str, ...]
@@ -52,7 +53,7 @@ class _Case:
 
 @dataclass
 class _Sorted:
-    """The file's tensors by kind, rows there is nothing to choose about, and what goes into one that is joined."""
+    """The file's tensors by kind, and rows there is nothing to choose about."""
 
     kinds: dict[str, list[_Case]] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
@@ -171,16 +172,20 @@ def _chosen(cases: Sequence[_Case], sizes: Sizes) -> _Way | None:
     A damaged layer does not decide it, nor layers that are in each other's places.
     """
     tried = cases[:: -(-len(cases) // _LAYERS_TRIED)]
-    errors: list[tuple[float, int, _Way]] = []
+    votes: list[tuple[int, float, int, _Way]] = []
     for place, way in enumerate(_ways(cases[0].sources, sizes)):
-        each = sorted(_error(case.stored, case.sources, way, sizes) for case in tried)
-        if each[0] > _NEAR:  # perhaps another layer's
-            others = [case for case in tried if case is not tried[0]]
-            each = sorted(_error(tried[0].stored, other.sources, way, sizes) for other in others) or each
-        usual = each[0] if each[0] <= _NEAR < each[-1] else each[(len(each) - 1) // 2]
-        errors.append((usual, place, way))
-    near = [item for item in errors if item[0] <= _NEAR]
-    return min(near, key=lambda item: item[:2])[2] if near else None
+        near = _near([(case.stored, case.sources) for case in tried], way, sizes)
+        # perhaps it is another layer's
+        found = near or _near([(tried[0].stored, case.sources) for case in tried[1:]], way, sizes)
+        if found:
+            votes.append((-len(near), sorted(found)[(len(found) - 1) // 2], place, way))
+    return min(votes, key=lambda vote: vote[:3])[3] if votes else None
+
+
+def _near(pairs: Iterable[tuple[Tensor, Sequence[Tensor]]], way: _Way, sizes: Sizes) -> list[float]:
+    """The errors of those pairs of a tensor and its sources that are the same weights."""
+    errors = (_error(stored, sources, way, sizes) for stored, sources in pairs)
+    return [error for error in errors if error <= _NEAR]
 
 
 @np.errstate(all="ignore")

@@ -1,4 +1,4 @@
-"""llama.cpp's own names for a checkpoint's tensors: the tables its converter goes by, from the gguf package."""
+"""llama.cpp's own names for a checkpoint's tensors: its converter's tables, from the gguf package."""
 
 from __future__ import annotations
 

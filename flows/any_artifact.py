@@ -1,4 +1,4 @@
-"""A GGUF file of a model without a family as something to prove: what cannot be compared is said, in every part.
+"""A GGUF file of a model without a family as something to prove; each part says what it cannot compare.
 
 Where a weight could not be read under transformers' names, nothing says that the file is right. Then the
 logits alone decide, and only against it: float types must give the checkpoint's, and a quantized file must
@@ -31,7 +31,7 @@ from ..verify.proof import (
 from ..verify.weights import check_weights
 from .any_model import NotCompared
 
-_SHOWN = 6
+_SHOWN, _KEYS_SHOWN = 4, 16
 _HALVES_TIMES = 10.0
 
 
@@ -55,7 +55,7 @@ class AnyGgufArtifact(GgufArtifact):
             return part
         message = (
             f"{_counted(keys, 'key is', 'keys are')} not compared, since config.json does not tell what they "
-            f"should be: {_named(keys)}"
+            f"should be: {_named(keys, _KEYS_SHOWN)}"
         )
         findings = (*part.findings, Finding("metadata", message, grave=False))
         return replace(part, keys=max(0, part.keys - len(keys)), findings=findings)
@@ -85,13 +85,13 @@ class AnyGgufArtifact(GgufArtifact):
             if names
         ]
         message = (
-            "whether the file is right is not decided: no name tells what was made of what for "
-            f"{' and '.join(left)}, so these are not compared"
+            f"whether the file is right is not decided: {' and '.join(left)} are not compared, since no name "
+            "tells what they are made of"
         )
         return Finding("weights", message, grave=False)
 
     def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
-        """The usual one where all weights could be read, or where one was given; else the one that decides."""
+        """The usual one where all weights can be read or one was given; else the one that decides."""
         usual = super()._gate(expected, options)
         if self.left.all_weights_read or options.gates:
             return usual
@@ -105,7 +105,7 @@ class AnyGgufArtifact(GgufArtifact):
         tensors: Sequence[TensorError],
         options: VerifyOptions,
     ) -> LogitsPart:
-        """The logits in llama.cpp; no layers are diagnosed where the reference cannot take the file's weights."""
+        """The logits in llama.cpp; layers are diagnosed where the reference can take the file's weights."""
         if self.left.all_weights_read:
             return super().logits(expected, read, windows, tensors, options)
         part = super().logits(expected, read, windows, tensors, replace(options, diagnose=False))
@@ -166,6 +166,6 @@ def _counted(names: Sequence[str], one: str, several: str) -> str:
     return f"1 {one}" if len(names) == 1 else f"{len(names)} {several}"
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(name[:80] for name in names[:_SHOWN]) + more
+def _named(names: Sequence[str], most: int = _SHOWN) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:80] for name in names[:most]) + more

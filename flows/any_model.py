@@ -150,7 +150,7 @@ def _with_vocabulary(
 
 def _other_model(file: GgufFile, checkpoint: Checkpoint, arch: str) -> InputError:
     return InputError(
-        f"{file.path}: llama.cpp's names for a model of the architecture {arch[:40]!r} do not fit the tensors "
-        f"of {checkpoint.folder}, not even the embedding",
+        f"{file.path}: llama.cpp's names for the architecture {arch[:40]!r} fit none of the tensors of "
+        f"{checkpoint.folder}, not even the embedding",
         hint="pass the checkpoint the file was made from with --against",
     )

@@ -115,7 +115,9 @@ def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyO
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
-        return _prove(expected, AnyGgufArtifact(file, manifest, left=left), hashes, asked, options)
+        return _prove(
+            expected, AnyGgufArtifact(file, manifest, asked.front_end, left=left), hashes, asked, options
+        )
     expected = _expected_of_file(file, checkpoint, manifest)
     return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
 

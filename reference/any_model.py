@@ -1,4 +1,4 @@
-"""transformers' class for a config.json no family is for, and the checkpoint's weights as that class has them.
+"""transformers' class for a config.json no family is for, and the weights as that class has them.
 
 The renaming and merging of weights is transformers' own list (its conversion_mapping), carried out lazily.
 Code that a checkpoint brings along is never run.
@@ -35,8 +35,8 @@ class AnyModel:
 def any_model(config: Mapping[str, Any], where: str, threads: int) -> AnyModel:
     """What transformers has for a config.json that no family is for.
 
-    Raises UnsupportedModel where it has no class that generates text, CheckpointError where it cannot make the
-    model described.
+    Raises UnsupportedModel where it has no class that generates text, CheckpointError where it cannot make
+    the model described.
     """
     name = class_for(config, where)
     nulls = frozenset(key for key, value in config.items() if value is None)
@@ -121,7 +121,7 @@ class _Names:
 
 
 def _changes(model: Any) -> tuple[list[Any], list[Any]]:
-    """Renamings, all of which apply, and merges, of which one does; none in a transformers without the list."""
+    """Renamings, all of which apply, and merges, of which one does; none in older transformers."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter
@@ -144,7 +144,7 @@ def _merged(converter: Any, parts: Sequence[Sequence[Tensor]], target: str) -> T
     if way is None:
         done = ", ".join(name for name, _ in operations)
         raise UnsupportedModel(
-            f"transformers makes {target} of the checkpoint's weights by {done}, which kconv cannot do lazily",
+            f"transformers makes {target} of the checkpoint's weights by {done}, which kconv cannot do",
             hint=_OPEN_AN_ISSUE,
         )
     return way()

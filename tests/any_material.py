@@ -1,4 +1,4 @@
-"""Tiny checkpoints of architectures kconv has no family for, and the files llama.cpp's converter makes of them."""
+"""Tiny checkpoints of architectures kconv has no family for, and llama.cpp's own conversions of them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def any_checkpoints(factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: root / kind for kind in KINDS}
 
 
-def any_files(factory: pytest.TempPathFactory, types: tuple[str, ...] = ("f32", "f16", "q8_0")) -> Path:
+def any_files(factory: pytest.TempPathFactory, types: tuple[str, ...] = ("f32", "q8_0")) -> Path:
     """A folder with ``KIND-TYPE.gguf``, made by llama.cpp's converter, or skip."""
     tool = fetch_tool()
     try:
