@@ -36,6 +36,7 @@ from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, la
 from .gelu_table import take_llama_cpps_gelu
 from .reading import OutputMatrix, Reading
 from .streamed import RowRange, StreamedModules, WeightReader, stream_embedding
+from .streamed_experts import stream_experts
 from .tail import Tail
 from .watching import Watch, Watching, captured_outputs
 
@@ -249,7 +250,9 @@ class Reference:
                 key: fitting_weight(tensors, (f"{name}.{key}",), value, self._where)
                 for key, value in own.items()
             }
-            streamed.add(module, weights)
+            whole = stream_experts(module, weights, self.reader)
+            if whole:
+                streamed.add(module, whole)
         return streamed
 
     def _fill_buffers(self, name: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
