@@ -180,7 +180,9 @@ def all_subclasses(kind: type[core_errors.KconvError]) -> list[type[core_errors.
 def test_every_kconv_error_keeps_type_message_hint_and_code(
     kind: type[core_errors.KconvError], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = errors.report(kind("한글\x1b[2J\nsecond", hint="do this"), as_json=True, verbose=False)
+    error = kind.__new__(kind)
+    core_errors.KconvError.__init__(error, "한글\x1b[2J\nsecond", hint="do this")
+    code = errors.report(error, as_json=True, verbose=False)
     printed = capsys.readouterr()
     output = json.loads(printed.out)
     assert code == output["exit_code"] == kind.exit_code

@@ -243,7 +243,7 @@ def test_another_first_choice_and_how_far_it_was_ahead() -> None:
     assert (figures.other_top1, figures.nmse < gate.warns) == (2, True)
     (finding,) = judge(figures, gate)
     assert finding.grave
-    assert "another token comes first at 2 positions, and not only in ties" in finding.message
+    assert "another token comes first at 2 positions, not only in ties" in finding.message
     assert judge(figures, gate_for("q4_0")) == ()
 
 

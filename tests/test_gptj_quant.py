@@ -97,7 +97,10 @@ def test_the_head_is_better_and_biases_are_floats(made: dict[tuple[str, bool], C
 def test_fallbacks_are_planned_told_and_load(made: dict[tuple[str, bool], Conversion]) -> None:
     thin, odd = made["blocks of 32", False], made["no whole blocks", False]
     assert formats(thin, "q4_0")["output.weight"] == "Q8_0"
-    assert "whole blocks of 256 weights: Q8_0 instead of Q6_K in the Q4_0 file" in fallback_notes(thin)
+    assert (
+        "not a multiple of 256 weights long: stored as Q8_0 instead of Q6_K in the Q4_0 file"
+        in fallback_notes(thin)
+    )
     assert formats(odd, "q4_0")["blk.0.attn_q.weight"] == "F16"
     assert "F16 instead of Q4_0" in fallback_notes(odd)
     assert "F16 instead of Q8_0" in fallback_notes(odd)

@@ -15,7 +15,7 @@ from kconv.cli.main import main
 from kconv.core.gguf_file import read_header
 
 CARD = "---\nlanguage: ko\nlicense: cc-by-nc-nd-4.0\n---\n# 모델\n"
-LIMITS = "no commercial use; no distribution of changed versions"
+LIMITS = "no commercial use; no distribution of modified versions"
 MADE: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "kogpt": (lambda folder: byte_level_tokenizer(random_gptj(folder, n_layer=1)), {"kogpt-Q8_0.gguf"}),
     "kebyt5": (random_byt5, {"kebyt5-Q8_0.gguf"}),

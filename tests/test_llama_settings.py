@@ -93,7 +93,7 @@ def test_senseless_scaling_is_refused_or_finite(factor: float, good: Path, tmp_p
 
 
 def test_millions_of_layers_are_one_line(good: Path, tmp_path: Path) -> None:
-    with pytest.raises(MappingError, match=r"config\.json says 2147483647 layers, but there are"):
+    with pytest.raises(MappingError, match=r"config\.json specifies 2147483647 layers, but there are"):
         built(good, tmp_path / "model", num_hidden_layers=2**31 - 1)
 
 

@@ -114,6 +114,6 @@ def test_rows_that_are_no_whole_blocks_stay_f32(tmp_path: Path) -> None:
 
 
 def test_types_there_are_not(samples: dict[str, Path]) -> None:
-    with pytest.raises(UsageError, match="no type 'q4_k_m' for ONNX") as caught:
+    with pytest.raises(UsageError, match="unknown type 'q4_k_m' for ONNX") as caught:
         chosen(samples["42dot"], "q4_k_m")
     assert "choose one of auto, f32, f16, q8_0, q4_0" in (caught.value.hint or "")

@@ -124,8 +124,8 @@ def test_a_checkpoint_is_opened_anew(
     assert arrived.folder == tmp_path / "checkpoint"
     assert (arrived.config, list(arrived.tensors)) == (opened.config, list(opened.tensors))
     assert [path.name for path in arrived.weight_files] == [path.name for path in opened.weight_files]
-    assert {path.name: at for path, at in arrived.beside.items()} == {
-        path.name: at for path, at in opened.beside.items()
+    assert {path.name: at for path, at in arrived.side_files.items()} == {
+        path.name: at for path, at in opened.side_files.items()
     }
     assert len(pickle.dumps(opened)) < 300 * len(opened.tensors) + 5_000
 

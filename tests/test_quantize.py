@@ -156,7 +156,7 @@ def test_quantized_sources(sources: dict[str, Path], tmp_path: Path) -> None:
     """Refused unless asked for; what is in the wanted format already is copied."""
     for first, second in (("q8_0", "q4_0"), ("q4_k_m", "q6_k"), ("q6_k", "q8_0"), ("q4_0", "f16")):
         (source,) = quantize(sources["plain, bf16"], tmp_path, types=[first], force=True).outputs
-        with pytest.raises(InputError, match="quantized already") as refused:
+        with pytest.raises(InputError, match="already quantized") as refused:
             quantize(source.path, tmp_path / "made.gguf", types=[second], force=True)
         assert "--allow-requantize" in (refused.value.hint or "")
         (made,) = quantize(

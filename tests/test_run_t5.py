@@ -189,7 +189,7 @@ def test_a_mask_the_model_leaves_out_stays(known: Path) -> None:
     done = run(known, "--fill", "두 도시: <extra_id_0>, <extra_id_1>")
     assert done.returncode == 0
     assert done.stdout == "<extra_id_1>: 부산\n두 도시: <extra_id_0>, 부산\n"
-    assert "put nothing in place of <extra_id_0>" in done.stderr
+    assert "the model filled in nothing for <extra_id_0>" in done.stderr
     answer = answered(known, "--fill", "두 도시: <extra_id_0>, <extra_id_1>")
     assert answer["fills"][0] == {"mask": 0, "sentinel": 258, "ids": [], "text": None}
 

@@ -112,7 +112,7 @@ def test_ke_t5_is_exact(real: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_json_alone_is_measured_as_it_is(real: Path, tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).symlink_to(real / "hf_t5x_tiny" / name)
-    with pytest.raises(TokenMismatch, match=r"put the model's spiece\.model beside") as caught:
+    with pytest.raises(TokenMismatch, match=r"put the model's spiece\.model next to") as caught:
         settled(tmp_path, 32128)
     counted = re.search(r"unigram, surplus spaces removed, (\d+) of (\d+) equal", caught.value.message)
     assert counted is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -207,7 +208,7 @@ def test_the_error_shows_text_and_both_token_lists(
     assert "best of 1: wrong, " in message
     lines = message.splitlines()
     ours, theirs = (
-        next(line for line in lines if line.strip().startswith(name))
+        next(line for line in lines if re.match(rf"\s+{name}\s*:", line))
         for name in ("tokenizer.json", "llama.cpp")
     )
     assert ours.split(":", 1)[1] != theirs.split(":", 1)[1]

@@ -379,7 +379,7 @@ def test_another_model_is_refused(good: dict[str, Path], model: Model, tmp_path:
 
     for family in ("eagle", "llama-3-ko"):
         other, _ = mapped(write_sample(family, tmp_path / family))
-        refused(good["q8_0"], other, "another model", "the vocabulary has 2048 rows")
+        refused(good["q8_0"], other, "does not belong to this checkpoint", "the vocabulary has 2048 rows")
     copy = tmp_path / "copy.gguf"
     refused(edited(good["q8_0"], copy, arch="phi2"), model, "architecture is 'phi2', expected 'llama'")
     fewer = {info.name: None for info in read_header(good["q8_0"]).tensors if "blk.2." in info.name}
