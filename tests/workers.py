@@ -21,6 +21,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_
 """Variables that libraries ask how many threads to start."""
 LONG = (
     "damages",
+    "any_model",
     "t5_unigram",
     "policy_bytes",
     "run_child",
