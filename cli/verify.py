@@ -109,7 +109,8 @@ def command(
     metadata and every tensor are as they should be, and llama.cpp computes what the file contains (recomputed
     matrix by matrix, with the file's own weights). And how much does it lose? Its logits on the CPU are
     compared with the checkpoint's in fp32; a loss only fails above a limit you give. Files made by other
-    programs can be verified, too.
+    programs can be verified, too, and files of decoders kconv cannot convert, if transformers has a class for
+    them: what names do not tell is then "not compared".
 
     For an ONNX folder the tokenizer, the settings, the weights (by the checkpoint's names) and the logits in
     onnxruntime are compared: of whole windows and, to test cache and mask, token by token and in padded

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.families import family_for
+from ..converters.families import family_for, has_family
 from ..converters.mapping import build
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
@@ -29,6 +29,8 @@ from ..verify.provenance import CheckpointHashes
 from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG
+from .any_artifact import AnyGgufArtifact
+from .any_model import expected_of_any
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,11 @@ def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyO
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    if not has_family(checkpoint.config):
+        expected, left = expected_of_any(file, checkpoint, manifest)
+        return _prove(
+            expected, AnyGgufArtifact(file, manifest, asked.front_end, left=left), hashes, asked, options
+        )
     expected = _expected_of_file(file, checkpoint, manifest)
     return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
 

@@ -6,9 +6,10 @@ process.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +51,13 @@ class GgufFile:
     def close(self) -> None:
         """Let go of the file, which is open as long as tensors that were asked for before are held."""
         self._parts.clear()
+
+    def only(self, names: Collection[str]) -> GgufFile:
+        """The same file, as if it held no other tensors than those."""
+        narrowed = copy.copy(self)
+        kept = tuple(info for info in self.header.tensors if info.name in names)
+        narrowed.header = replace(self.header, tensors=kept)
+        return narrowed
 
     def opened(self) -> list[InputFile]:
         """Its files as they are read."""

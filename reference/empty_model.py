@@ -74,6 +74,8 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     try:
         settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
+        if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
+            settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
         with _without_memory():
             return made(settings).eval()
     except Exception as error:  # anything may come of a configuration made up by somebody

@@ -36,7 +36,9 @@ from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, la
 from .gelu_table import take_llama_cpps_gelu
 from .magnitudes import Magnitudes
 from .reading import OutputMatrix, Reading
-from .streamed import StreamedModules, WeightReader, stream_embedding
+from .streamed import RowRange, StreamedModules, WeightReader, stream_embedding
+from .streamed_experts import stream_experts
+from .tail import Tail
 from .watching import Watch, Watching, captured_outputs
 
 if TYPE_CHECKING:
@@ -81,7 +83,8 @@ class Reference:
                 tensors = front.weights(tensors, checkpoint)
             tensors = family.reference.tensors(tensors, sizes)
             head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
-            self.output = OutputMatrix(head, self.reader, self._threads)
+            self._tail = Tail(self._model)
+            self.output = OutputMatrix(head, self.reader, self._threads, self._changed_logits())
             self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(tensors)
@@ -171,7 +174,7 @@ class Reference:
         self._report(progress, len(self._modules), "runtime")
         self._modules.start()
         with computing(self._threads), attached(self._model), self._refused():
-            return self._model(**inputs(windows), use_cache=False).logits  # type: ignore[no-any-return]
+            return self._tail.entering(**inputs(windows))
 
     def _by_batch(
         self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
@@ -218,7 +221,7 @@ class Reference:
         return -(-len(window.source) // self._factor)
 
     def _forward(self, windows: Sequence[Window]) -> list[Floats]:
-        entering = self._model(**inputs(windows), use_cache=False).logits  # the head is an identity now
+        entering = self._tail.entering(**inputs(windows))
         pairs = zip(entering, windows, strict=True)
         return [values[: len(window.ids)].numpy() for values, window in pairs]
 
@@ -234,13 +237,11 @@ class Reference:
 
     def _attach(self, tensors: Mapping[str, Tensor]) -> StreamedModules:
         """Let every module read its weights when it runs."""
-        import torch
-
-        self._model.set_output_embeddings(torch.nn.Identity())
         lookups = embeddings(self._model)
         streamed = StreamedModules(self.reader, lambda: self._step())
         for name, module in self._model.named_modules():
             own = {key: value for key, value in module._parameters.items() if value is not None}
+            self._fill_buffers(name, module, tensors)
             if any(module is lookup for lookup in lookups):
                 table = self._embedding
                 if f"{name}.weight" in tensors:
@@ -253,8 +254,25 @@ class Reference:
                 key: fitting_weight(tensors, (f"{name}.{key}",), value, self._where)
                 for key, value in own.items()
             }
-            streamed.add(module, weights)
+            whole = stream_experts(module, weights, self.reader)
+            if whole:
+                streamed.add(module, whole)
         return streamed
+
+    def _fill_buffers(self, name: str, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        """Read what the class learns and keeps beside its parameters, such as the biases of a router."""
+        for key, value in module._buffers.items():
+            place = f"{name}.{key}"
+            if value is None or key in module._non_persistent_buffers_set or place not in tensors:
+                continue
+            weight = fitting_weight(tensors, (place,), value, self._where)
+            with self.reader.reading([RowRange(weight, 0, weight.rows)]) as (values,):
+                module._buffers[key] = values.clone()
+
+    def _changed_logits(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What the class does to logits, None where it leaves them alone."""
+        with self._refused():
+            return self._tail.behind if self._tail.changes_logits() else None
 
     def _check_tokens(self, windows: Sequence[Window]) -> None:
         rows, encoder = self._embedding.rows, has_encoder(self._model)

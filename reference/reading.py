@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,16 @@ _LEAST_ROWS = 64  # MKL multiplies fewer than about 30 rows by other code, which
 
 
 class OutputMatrix:
-    """The matrix that makes the logits, read in slices."""
+    """The matrix that makes the logits, read in slices; ``behind`` is what the model's class does to them."""
 
-    def __init__(self, head: Head, reader: WeightReader, threads: int) -> None:
-        self._head, self._reader, self._threads = head, reader, threads
+    def __init__(
+        self,
+        head: Head,
+        reader: WeightReader,
+        threads: int,
+        behind: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self._head, self._reader, self._threads, self._behind = head, reader, threads, behind
 
     @property
     def rows(self) -> int:
@@ -56,6 +63,8 @@ class OutputMatrix:
                     with self._reader.reading([RowRange(minimums, row, end)]) as least:
                         made += torch.nn.functional.linear(missing, *least)
                 values[..., row:end] = made.numpy()
+            if self._behind is not None:
+                values = self._behind(torch.from_numpy(values)).numpy()
         return values
 
 

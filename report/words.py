@@ -205,10 +205,12 @@ def _weights_line(part: WeightsPart) -> str:
         return "No tensors were compared."
     total = count(len(part.tensors), "tensor")
     amounts = {state: sum(tensor.state == state for tensor in part.tensors) for state in _STATES}
+    missing = part.not_compared + len(part.untold)
+    left = f"; {count(missing)} not compared" if missing else ""
     if amounts["identical"] == len(part.tensors):
-        return f"{total}, all exactly as encoding the original gives"
+        return f"{total}, all exactly as encoding the original gives{left}"
     states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
-    return f"{total}: {', '.join(states)}"
+    return f"{total}: {', '.join(states)}{left}"
 
 
 def _runtime_line(part: RuntimePart) -> str:

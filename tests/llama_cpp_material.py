@@ -118,8 +118,11 @@ def write_variant(folder: Path, variant: Variant, tokenizer_model: Path) -> Path
     return folder
 
 
-def train_sentencepiece(path: Path, *, vocab_size: int = 800) -> Path:
-    """Train a byte-fallback BPE model with sentencepiece on the package's own text, set up as Llama 2's."""
+def train_sentencepiece(path: Path, *, vocab_size: int = 800, dummy_prefix: bool = True) -> Path:
+    """Train a byte-fallback BPE model with sentencepiece on the package's own text, set up as Llama 2's.
+
+    Without a ``dummy_prefix`` no space comes before a text, as in Gemma's.
+    """
     import io
 
     import sentencepiece
@@ -135,6 +138,7 @@ def train_sentencepiece(path: Path, *, vocab_size: int = 800) -> Path:
         allow_whitespace_only_pieces=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
+        add_dummy_prefix=dummy_prefix,
         character_coverage=0.99,
         num_threads=1,
         minloglevel=2,
@@ -147,6 +151,9 @@ _CONVERTER = """
 import json, os, runpy, sys
 script = sys.argv[1]
 sys.path.insert(0, os.path.dirname(script))
+from conversion.deepseek import DeepseekV2Model
+# it asks the hub which tokenizer of the byte-level kind it has; ours is a SentencePiece model
+DeepseekV2Model.set_vocab = DeepseekV2Model._set_vocab_sentencepiece
 for source, target, outtype in json.loads(sys.argv[2]):
     sys.argv = [script, source, "--outfile", target, "--outtype", outtype]
     runpy.run_path(script, run_name="__main__")

@@ -22,6 +22,7 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_
 LONG = (
     "damages",
     "strangers",
+    "any_model",
     "t5_unigram",
     "policy_bytes",
     "run_child",

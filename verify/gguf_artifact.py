@@ -124,9 +124,7 @@ class GgufArtifact:
         try:
             front = embed_of(self._front_end, expected.family)
             with LlamaReader(self.path, threads=options.threads, front=front) as reader:
-                runtime, sample = check_runtime(
-                    self.file, expected, reader, windows[0], options, self._recomputed_positions
-                )
+                runtime, sample = self._runtime(reader, expected, windows[0], options)
                 part = self._logits(reader, sample, expected, read, windows, options)
                 wrong = "failed" in (runtime.verdict, part.verdict) or any(
                     tensor.state == "differs" for tensor in tensors
@@ -160,6 +158,11 @@ class GgufArtifact:
         measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
         part = judged(measure, gate, windows, expected.source, options.max_kl)
         return replace(part, shares=shares[0] if shares else None)
+
+    def _runtime(
+        self, reader: LlamaReader, expected: Expected, window: Window, options: VerifyOptions
+    ) -> tuple[RuntimePart, Sample | None]:
+        return check_runtime(self.file, expected, reader, window, options, self._recomputed_positions)
 
     @property
     def _recomputed_positions(self) -> int | None:

@@ -114,12 +114,17 @@ class TensorError:
 
 @dataclass(frozen=True)
 class WeightsPart:
-    """Every tensor of the file; ``not_compared`` counts those whose bytes were not all encoded anew."""
+    """Every tensor of the file; ``not_compared`` counts those whose bytes were not all encoded anew.
+
+    Of those ``untold`` nobody can say what they are made of, so without them nothing is decided but what is
+    wrong.
+    """
 
     verdict: Verdict
     tensors: tuple[TensorError, ...] = ()
     findings: tuple[Finding, ...] = ()
     not_compared: int = 0
+    untold: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -280,7 +285,8 @@ class Proof:
         """
         parts = {name: part for name, part in self.parts.items() if part.verdict in _TELLING}
         causes = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
-        causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided"))
+        first = "weights" if self.weights.untold else ""
+        causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided", item[0] != first))
         return f"{causes[0][0]}: {causes[0][2].message}" if causes else None
 
     def to_json(self) -> dict[str, Any]:

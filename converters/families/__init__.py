@@ -50,17 +50,34 @@ NEAR: Mapping[str, str] = {
 
 def family_for(config: Mapping[str, Any]) -> AnyFamily:
     """The family of a checkpoint's ``config.json``; UnsupportedModel lists what there is."""
+    classes, near = _classes_of(config)
+    family = _known(config)
+    if family is not None:
+        return family
+    class_names = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
+    raise _unsupported(class_names, near)
+
+
+def has_family(config: Mapping[str, Any]) -> bool:
+    """Whether ``family_for`` finds one."""
+    return _known(config) is not None
+
+
+def _classes_of(config: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The classes a config.json names, and what is known of those without a family."""
     named = config.get("architectures")
     classes = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
-    near = [NEAR[name] for name in classes if name in NEAR]
-    if config.get("kv_lora_rank") is not None:
-        near = [_LATENT_ATTENTION]
+    latent = config.get("kv_lora_rank") is not None
+    return classes, [_LATENT_ATTENTION] if latent else [NEAR[name] for name in classes if name in NEAR]
+
+
+def _known(config: Mapping[str, Any]) -> AnyFamily | None:
+    classes, near = _classes_of(config)
     for family in FAMILIES if not near else ():
         matches = any(name in family.hf_classes for name in classes)
         if matches or (not classes and config.get("model_type") == family.name):
             return family
-    class_names = ", ".join(classes) or f"none in architectures (model_type {config.get('model_type')!r})"
-    raise _unsupported(class_names, near)
+    return None
 
 
 def reads_with_encoder(arch: str) -> bool:

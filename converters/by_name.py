@@ -1,0 +1,277 @@
+"""Rows for a model without a family: told by llama.cpp's own names, and by the weights themselves.
+
+Names say which tensors belong together, not what a converter did with them on the way. So every transform
+known of llama.cpp's converters that fits the shapes is tried on a part of a few layers, and the one that
+makes the file's weights of the checkpoint's is that of the whole kind (``attn_q`` of all layers): a layer
+where it does not is wrong. Where none comes near anywhere, nothing is claimed of that kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from ..core.tensor import Array, DType, Tensor
+from ..quant.ggml import to_float32
+from .family import Row, Sizes, Transform
+from .gguf_names import names_in_gguf
+from .transforms import as_a_copy, concatenated, interleave_heads, stack
+
+_LAYER = re.compile(r"blk\.\d+\.")
+_NEAR = 0.9  # relative error; of weights that have nothing to do with each other it is 1.4
+_LAYERS_TRIED = 8
+_ROWS_TRIED = 256
+_JOINED = re.compile(r"(blk\.\d+\.)attn_qkv(\.weight|\.bias)")
+EMBEDDING, HEAD = "token_embd.weight", "output.weight"
+_AS_THEY_ARE = (EMBEDDING, HEAD)
+"""Rows of a vocabulary are nobody's to change."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """``rows``, as of a family; ``untold`` tensors of the file and ``left`` ones of the checkpoint no row
+    has.
+    """
+
+    rows: tuple[Row, ...]
+    untold: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A tensor of the file, and those of the checkpoint its name says it is made of."""
+
+    target: str
+    stored: Tensor
+    sources: tuple[Tensor, ...]
+
+
+@dataclass
+class _Sorted:
+    """The file's tensors by kind, and rows there is nothing to choose about."""
+
+    kinds: dict[str, list[_Case]] = field(default_factory=dict)
+    rows: dict[str, Row] = field(default_factory=dict)
+
+
+def rows_by_name(
+    arch: str, layers: int, checkpoint: Mapping[str, Tensor], file: Mapping[str, Tensor], sizes: Sizes
+) -> Told:
+    """Rows from a checkpoint's tensors to those of a GGUF ``file`` of the architecture, by their names.
+
+    ``sizes`` holds heads and kv_heads. Reads some rows of either. Raises what reading them raises.
+    """
+    groups: dict[str, list[str]] = {}
+    told = names_in_gguf(arch, layers, checkpoint)
+    for name in sorted(told, key=natural):
+        groups.setdefault(told[name], []).append(name)
+    found = _sorted(groups, checkpoint, file)
+    rows = dict(found.rows)
+    for cases in found.kinds.values():
+        transform = _chosen(cases, sizes)
+        if transform is not None:
+            rows |= {case.target: _row(case.target, case.sources, transform.how) for case in cases}
+    if HEAD in file and HEAD not in groups and EMBEDDING in rows:  # a tied head, written out
+        (table,) = rows[EMBEDDING].sources
+        rows[HEAD] = _row(HEAD, (checkpoint[table],), as_a_copy(), ("lm_head.weight",))
+    used = {source for row in rows.values() for source in row.sources}
+    ordered = [name for name in file if name in rows] + [name for name in rows if name not in file]
+    return Told(
+        tuple(rows[name] for name in ordered),
+        tuple(name for name in file if name not in rows),
+        tuple(name for name in checkpoint if name not in used),
+    )
+
+
+def natural(name: str) -> tuple[tuple[int, int, str], ...]:
+    """A key that sorts expert 10 behind expert 9."""
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in name.split("."))
+
+
+def _sorted(
+    groups: Mapping[str, Sequence[str]], checkpoint: Mapping[str, Tensor], file: Mapping[str, Tensor]
+) -> _Sorted:
+    found = _Sorted()
+    joined: set[str] = set()
+    for target, stored in file.items():
+        names: Sequence[str] = groups.get(target, ())
+        match = _JOINED.fullmatch(target)
+        if not names and match is not None:
+            parts = [f"{match[1]}attn_{part}{match[2]}" for part in "qkv"]
+            joined |= set(parts)
+            names = [name for part in parts for name in groups.get(part, ())]
+        if names:
+            case = _Case(target, stored, tuple(checkpoint[name] for name in names))
+            if target in _AS_THEY_ARE and len(names) == 1:
+                found.rows[target] = _row(target, case.sources, None)
+            else:
+                found.kinds.setdefault(_LAYER.sub("", target), []).append(case)
+    for target, names in groups.items():
+        vector = len(names) == 1 and len(checkpoint[names[0]].shape) == 1
+        if target not in file and target not in joined and (vector or target in _AS_THEY_ARE):
+            found.rows[target] = _row(target, [checkpoint[name] for name in names], None)
+    return found
+
+
+def _row(
+    target: str, sources: Sequence[Tensor], transform: Transform | None, back_to: tuple[str, ...] = ()
+) -> Row:
+    shape = tuple(str(length) for length in sources[0].shape)
+    names = tuple(source.name for source in sources)
+    return Row(target, names, shape, transform=transform, back_to=back_to)
+
+
+def numbers(rows: Sequence[Row]) -> dict[str, int]:
+    """The words of the shapes of such rows, which are numbers, for the sizes of a family."""
+    return {word: int(word) for row in rows for word in row.shape}
+
+
+# What may have been done
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way from sources to a target; ``how`` None: as it is."""
+
+    how: Transform | None
+
+    def of(self, sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        """The target."""
+        return sources[0] if self.how is None else self.how.apply(sources, sizes)
+
+
+def _ways(sources: Sequence[Tensor], sizes: Sizes) -> list[_Way]:
+    """All there are for sources of those shapes, the likeliest first."""
+    first = sources[0]
+    if len(sources) > 1:
+        if any(source.dtype is not first.dtype for source in sources):
+            return []
+        alike = len(first.shape) == 2 and all(source.shape == first.shape for source in sources)
+        return [*([_Way(stack())] if alike else []), _Way(_join(sources))]
+    ways = [_Way(None)]
+    if len(first.shape) == 1:
+        ways += [_Way(_shift(1.0))]
+        ways += [_Way(_shift(1.0, half=True))] if first.dtype is DType.F16 else []
+    if len(first.shape) == 2:
+        ways.append(_Way(Transform(_turned_apply, _turned_undo)))
+    if len(first.shape) < 3:
+        words = ("heads", "kv_heads")
+        fitting = [each for each in words if sizes[each] and first.rows % (2 * sizes[each]) == 0]
+        ways += [_Way(interleave_heads(each)) for each in fitting]
+    return ways
+
+
+def _chosen(cases: Sequence[_Case], sizes: Sizes) -> _Way | None:
+    """What was done with the tensors of a kind, None where that cannot be told.
+
+    A damaged layer does not decide it, nor layers that are in each other's places.
+    """
+    tried = cases[:: -(-len(cases) // _LAYERS_TRIED)]
+    votes: list[tuple[int, float, int, _Way]] = []
+    for place, way in enumerate(_ways(cases[0].sources, sizes)):
+        near = _near([(case.stored, case.sources) for case in tried], way, sizes)
+        # perhaps it is another layer's
+        found = near or _near([(tried[0].stored, case.sources) for case in tried[1:]], way, sizes)
+        if found:
+            votes.append((-len(near), sorted(found)[(len(found) - 1) // 2], place, way))
+    return min(votes, key=lambda vote: vote[:3])[3] if votes else None
+
+
+def _near(pairs: Iterable[tuple[Tensor, Sequence[Tensor]]], way: _Way, sizes: Sizes) -> list[float]:
+    """The errors of those pairs of a tensor and its sources that are the same weights."""
+    errors = (_error(stored, sources, way, sizes) for stored, sources in pairs)
+    return [error for error in errors if error <= _NEAR]
+
+
+@np.errstate(all="ignore")
+def _error(stored: Tensor, sources: Sequence[Tensor], way: _Way, sizes: Sizes) -> float:
+    """‖ŵ − w‖ / ‖w‖ over the first rows, 9 where the shapes do not fit."""
+    made = way.of(sources, sizes)
+    if made.shape != stored.shape:
+        return 9.0
+    rows = min(made.rows, 1 if len(made.shape) > 2 else _ROWS_TRIED if len(made.shape) > 1 else made.rows)
+    expected = _floats(made, rows)
+    difference, norm = _floats(stored, rows) - expected, float(np.linalg.norm(expected))
+    error = float(np.linalg.norm(difference)) / (norm or 1.0)
+    return error if np.isfinite(error) else 9.0
+
+
+def _floats(tensor: Tensor, rows: int) -> Array:
+    data = np.ascontiguousarray(tensor.read(0, rows))
+    out = np.empty(data.shape, np.float32)
+    to_float32(data, tensor.dtype, out)
+    return out
+
+
+# Transforms families do not have
+
+
+def _shift(amount: float, *, half: bool = False) -> Transform:
+    """A number added to every weight, as converters do where a model multiplies by 1 + w."""
+
+    def moved(source: Tensor, by: float) -> Tensor:
+        if half:
+            return Tensor(source.name, source.shape, DType.F16, partial(_read_half, source, by))
+        return Tensor(source.name, source.shape, DType.F32, partial(_read_moved, source, by))
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        return (Tensor(target.name, target.shape, DType.F32, partial(_read_moved, target, -amount)),)
+
+    return Transform(lambda sources, sizes: moved(sources[0], amount), undo)
+
+
+def _read_moved(source: Tensor, by: float, start: int, stop: int) -> Array:
+    data = np.ascontiguousarray(source.read(start, stop))
+    out = np.empty(data.shape, np.float32)
+    to_float32(data, source.dtype, out)
+    moved: Array = out + np.float32(by)
+    return moved
+
+
+def _read_half(source: Tensor, by: float, start: int, stop: int) -> Array:
+    moved: Array = source.read(start, stop) + np.float16(by)
+    return moved
+
+
+def _turned_apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    return _turned(sources[0])
+
+
+def _turned_undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+    return (_turned(target),)
+
+
+def _turned(source: Tensor) -> Tensor:
+    """A matrix with rows for columns; reads all of it."""
+    return Tensor(source.name, source.shape[::-1], source.dtype, partial(_read_turned, source), source.rows)
+
+
+def _read_turned(source: Tensor, start: int, stop: int) -> Array:
+    turned: Array = np.ascontiguousarray(source.read(0, source.rows).T[start:stop])
+    return turned
+
+
+def _join(sources: Sequence[Tensor]) -> Transform:
+    """Matrices one above the other."""
+    ends = np.cumsum([source.rows for source in sources]).tolist()
+
+    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+        pairs = zip([0, *ends[:-1]], ends, strict=True)
+        return [rows_of(target, start, stop) for start, stop in pairs]
+
+    return Transform(lambda sources, sizes: concatenated(sources), undo)
+
+
+def rows_of(source: Tensor, start: int, stop: int) -> Tensor:
+    """Rows ``start`` to ``stop`` as a tensor of its own."""
+    shape = (stop - start, *source.shape[1:])
+    return Tensor(source.name, shape, source.dtype, partial(_read_from, source, start), origin=source.origin)
+
+
+def _read_from(source: Tensor, first: int, start: int, stop: int) -> Array:
+    return source.read(first + start, first + stop)

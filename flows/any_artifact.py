@@ -1,0 +1,181 @@
+"""A GGUF file of a model without a family as something to prove; each part says what it cannot compare.
+
+Where a weight could not be read under transformers' names, nothing says that the file is right. Then the
+logits alone decide, and only against it: float types must give the checkpoint's, and a quantized file must
+not lose more than anyone measured for a smaller type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from ..converters.mapping import untransformed
+from ..core.windows import Window
+from ..quant.formats import FORMATS
+from ..runtimes.llama_reader import LlamaReader
+from ..verify.gate_table import GATES, MIXTURES
+from ..verify.gates import gate_for
+from ..verify.gguf_artifact import GgufArtifact
+from ..verify.inputs import Expected, VerifyOptions
+from ..verify.logits import Read
+from ..verify.proof import (
+    Finding,
+    Gate,
+    LogitsPart,
+    MetadataPart,
+    RuntimePart,
+    TensorError,
+    TokensPart,
+    WeightsPart,
+    verdict_of,
+)
+from ..verify.recomputed import Sample
+from ..verify.weights import check_weights
+from .any_model import NotCompared
+
+_SHOWN, _KEYS_SHOWN = 4, 16
+_HALVES_TIMES = 10.0
+
+
+@dataclass(frozen=True)
+class AnyGgufArtifact(GgufArtifact):
+    """See ``GgufArtifact``; ``left`` is what could not be compared."""
+
+    left: NotCompared = field(kw_only=True)
+
+    def tokens(self, expected: Expected, texts: Sequence[str]) -> TokensPart:
+        """The vocabulary in llama.cpp, where the checkpoint's tokenizer has a counterpart there."""
+        if not self.left.vocabulary:
+            return super().tokens(expected, texts)
+        message = f"the vocabulary is not compared: {self.left.vocabulary}"
+        return TokensPart("warned", findings=(Finding("tokenizer", message, grave=False),))
+
+    def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
+        """The keys config.json tells; the others are named."""
+        part, keys = super().metadata(expected, options), self.left.keys
+        if not keys:
+            return part
+        message = (
+            f"{_counted(keys, 'key is', 'keys are')} not compared, since config.json does not tell what they "
+            f"should be: {_named(keys, _KEYS_SHOWN)}"
+        )
+        findings = (*part.findings, Finding("metadata", message, grave=False))
+        return replace(part, keys=max(0, part.keys - len(keys)), findings=findings)
+
+    def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
+        """Every tensor whose name tells what it is made of; the others are named."""
+        names = {row.target for row in expected.family.rows}
+        part = check_weights(
+            self.file.only(names),
+            expected.model,
+            strict=False,
+            originals=untransformed(expected.family, expected.checkpoint),
+            threads=options.threads,
+            progress=options.progress,
+        )
+        if self.left.all_weights_read:
+            return part
+        findings = (self._unread(), *part.findings)
+        left = (*self.left.tensors, *self.left.weights)
+        return replace(part, verdict=verdict_of(findings), findings=findings, untold=left)
+
+    def _unread(self) -> Finding:
+        both = ((self.left.tensors, "the file"), (self.left.weights, "the checkpoint"))
+        left = [
+            f"{_counted(names, f'tensor of {whose}', f'tensors of {whose}')} ({_named(names)})"
+            for names, whose in both
+            if names
+        ]
+        message = (
+            f"whether the file is right is not decided: {' and '.join(left)} are not compared, since no name "
+            "tells what they are made of"
+        )
+        return Finding("weights", message, grave=False)
+
+    def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
+        """The usual one where all weights can be read or one was given; else the one that decides."""
+        gelu = expected.family.gelu
+        usual = gate_for(self.type, gelu=gelu, overrides=options.gates, recomputed=False)
+        if self.left.all_weights_read or options.gates:
+            return usual
+        return deciding_gate(self.type, gelu=expected.family.gelu)
+
+    def _runtime(
+        self, reader: LlamaReader, expected: Expected, window: Window, options: VerifyOptions
+    ) -> tuple[RuntimePart, Sample | None]:
+        """Not recomputed: which module multiplies by which tensor only a family knows for sure."""
+        return RuntimePart("not run"), None
+
+    def computed(
+        self,
+        expected: Expected,
+        read: Read,
+        windows: Sequence[Window],
+        tensors: Sequence[TensorError],
+        options: VerifyOptions,
+    ) -> tuple[RuntimePart, LogitsPart]:
+        """The logits in llama.cpp; layers are diagnosed where the reference can take the file's weights."""
+        if self.left.all_weights_read:
+            return super().computed(expected, read, windows, tensors, options)
+        runtime, part = super().computed(expected, read, windows, tensors, replace(options, diagnose=False))
+        gate, figures = part.gate, part.figures
+        if gate is None or figures is None or not figures.positions or options.gates:
+            return runtime, part
+        value = getattr(figures, gate.measure)
+        kept = tuple(each for each in part.findings if each.where != "logits")
+        findings = kept if gate.fails is None or value <= gate.fails else (_beyond(value, gate), *kept)
+        return runtime, replace(part, findings=findings, verdict=verdict_of(findings))
+
+
+def deciding_gate(type_: str, *, gelu: bool) -> Gate:
+    """The gate of a type where the logits alone decide whether the file is wrong.
+
+    f32 must meet its NMSE, f16 and bf16 ten times the published loss, a quantized type the worst figure
+    published for the next smaller one that loses more than itself; the smallest have none.
+    """
+    usual = gate_for(type_, gelu=gelu)
+    if usual.measure == "nmse":
+        return usual
+    name = MIXTURES.get(usual.type, usual.type)
+    own = _worst_published(name)
+    if not FORMATS[name].quantized:
+        limit: float | None = _HALVES_TIMES * own
+        source = f"ten times the published loss of {name}"
+    else:
+        limit, source = _of_smaller(name, own)
+    return replace(usual, warns=limit or usual.warns, fails=limit, source=source)
+
+
+def _of_smaller(name: str, own: float) -> tuple[float | None, str]:
+    bits = {each: FORMATS[each].block_bytes / FORMATS[each].block_size for each in GATES if each in FORMATS}
+    smaller = [each for each in bits if bits[each] < bits[name] and _worst_published(each) > own]
+    if not smaller:
+        return None, "no smaller type has published figures"
+    largest = max(bits[each] for each in smaller)
+    other = max((each for each in smaller if bits[each] == largest), key=_worst_published)
+    return _worst_published(other), f"the worst published figure of {other}, the next smaller type"
+
+
+def _worst_published(name: str) -> float:
+    return max((each.kl_mean for each in GATES[name].published), default=0.0)
+
+
+def _beyond(value: float, gate: Gate) -> Finding:
+    measured = "normalized squared error of the logits" if gate.measure == "nmse" else "mean KL divergence"
+    limit = f"{gate.fails:.3g}"
+    if gate.measure == "nmse" or "ten times" in gate.source:
+        verdict = "the file is wrong"
+    else:
+        verdict = "the file is wrong or very lossy: which of the two cannot be told"
+    message = f"{verdict}; {measured} {value:.3g} is above {limit} ({gate.source})"
+    return Finding("logits", message, f"at most {limit}", f"{value:.3g}")
+
+
+def _counted(names: Sequence[str], one: str, several: str) -> str:
+    return f"1 {one}" if len(names) == 1 else f"{len(names)} {several}"
+
+
+def _named(names: Sequence[str], most: int = _SHOWN) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name[:80] for name in names[:most]) + more
