@@ -243,6 +243,8 @@ def environment() -> jinja2.Environment:
         *(charts.sign, charts.bar),
         *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_title),
         *(report_words.part_line, report_words.gate_words, report_words.sentence),
+        *(report_words.right_words, report_words.loss_words, report_words.advice),
+        *(report_words.stands_on, report_words.shares_words),
     )
     made.filters |= {function.__name__: function for function in functions}
     made.filters |= {"scalar": _scalar, "tone": _tone, "items": _items}

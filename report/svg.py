@@ -17,6 +17,7 @@ from .text import power
 
 WIDTH = 960
 LEFT, RIGHT = 64, WIDTH - 14  # where the field of a chart with a vertical scale begins and ends
+_HIGHEST = 6  # the power of ten a logarithmic scale ends at, however large its numbers
 _CHARACTER = 7.0  # about the width of one in the charts' 13 pixel type; wide ones count twice
 
 
@@ -120,8 +121,9 @@ def log_scale(values: Iterable[float], start: float, end: float, *, decades: int
     good = [value for value in values if math.isfinite(value) and value > 1e-30]
     if not good:
         return LogScale(-6, 0, start, end)
-    high = math.ceil(math.log10(max(good)) + 0.02)
-    low = max(math.floor(math.log10(min(good))), high - decades)
+    # what stands for infinity, where JSON allows none, is drawn at the end of the scale
+    high = min(math.ceil(math.log10(max(good)) + 0.02), _HIGHEST)
+    low = max(min(math.floor(math.log10(min(good))), high - 1), high - decades)
     return LogScale(min(low, high - 1), high, start, end)
 
 

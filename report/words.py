@@ -239,6 +239,20 @@ def shares_words(shares: Shares) -> str:
     )
 
 
+_RIGHT = {
+    "passed": "yes",
+    "warned": "yes, with warnings",
+    "not run": "not checked",
+    "not decided": "not decided",
+    "failed": "no",
+}
+
+
+def right_words(proof: Proof) -> str:
+    """Whether the file is right, in a word or three."""
+    return _RIGHT[proof.right]
+
+
 def stands_on(proof: Proof) -> str:
     """``512 tokens of the built-in texts``: what the figures of the logits stand on."""
     figures, texts = proof.logits.figures, proof.provenance.get("texts", ())
