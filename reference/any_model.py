@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from ..converters.by_name import natural
@@ -26,7 +27,7 @@ _EXPERTS = re.compile(r"(.*\.experts\.)(\d+)\.")
 
 @dataclass(frozen=True)
 class AnyModel:
-    """A class of transformers: how it has the weights, and its ``settings`` as it reads them."""
+    """A class of transformers: how it has the weights, and the ``settings`` it reads, by their names."""
 
     reference: InTransformers
     settings: Any
@@ -48,7 +49,13 @@ def any_model(config: Mapping[str, Any], where: str, threads: int) -> AnyModel:
             model = empty_model(InTransformers(name), config, where)
     names = _Names(model)
     reference = InTransformers(name, nulls=nulls, tensors=names.tensors, module=names.module)
-    return AnyModel(reference, model.config)
+    return AnyModel(reference, _declared(model.config))
+
+
+def _declared(settings: Any) -> SimpleNamespace:
+    """The settings the class has a default of; what else stands in a config.json it never reads."""
+    names = {*vars(type(settings)()), *settings.attribute_map}
+    return SimpleNamespace(**{name: getattr(settings, name) for name in names if hasattr(settings, name)})
 
 
 def class_for(config: Mapping[str, Any], where: str) -> str:

@@ -22,6 +22,7 @@ from damage_material import (
 )
 from llama_material import transformers_logits
 
+from kconv.converters.by_config import keys_by_config
 from kconv.converters.by_name import rows_by_name
 from kconv.converters.gguf_names import names_in_gguf
 from kconv.converters.samples.weights import write_json
@@ -141,6 +142,15 @@ def test_large_experts_are_in_memory_one_at_a_time(
         for window in range(2):
             one, other = (each.logits(window, 0, 20) for each in (together, reading))
             assert np.abs(one - other).max() < 1e-5 * np.abs(one).max()
+
+
+def test_what_a_class_does_not_read_tells_nothing(checkpoints: Mapping[str, Path]) -> None:
+    config = open_checkpoint(checkpoints["mixtral"]).config
+    found = any_model({**config, "final_logit_softcapping": 3.0}, "config.json", 2)
+    keys, unknown = keys_by_config(found.settings, {"final_logit_softcapping": 5.0})
+    assert keys["final_logit_softcapping"] == 5.0
+    assert unknown == ("final_logit_softcapping",)
+    assert keys["attention.head_count_kv"] == 2
 
 
 def test_code_of_a_checkpoints_own_is_never_run(checkpoints: Mapping[str, Path], tmp_path: Path) -> None:
