@@ -104,7 +104,9 @@ class AnyGgufArtifact(GgufArtifact):
     def _runtime(
         self, reader: LlamaReader, expected: Expected, window: Window, options: VerifyOptions
     ) -> tuple[RuntimePart, Sample | None]:
-        """Not recomputed: which module multiplies by which tensor only a family knows for sure."""
+        """Recomputed where all weights can be read under transformers' names."""
+        if self.left.all_weights_read:
+            return super()._runtime(reader, expected, window, options)
         return RuntimePart("not run"), None
 
     def computed(

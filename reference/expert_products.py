@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .stand_ins import rests
+from .streamed_experts import OneByOne
 from .watching import into_experts
 
 if TYPE_CHECKING:
@@ -69,16 +70,15 @@ def _products(module: Any, chosen: torch.Tensor, lengths: Sequence[int], note: N
 
         def _alone(self, entering: Any, weight: Any, made: Any) -> None:
             for stack, names in _matrices(module):
-                size = stack.stride(0) * stack.element_size()
-                expert, rest = divmod(weight.data_ptr() - stack.data_ptr(), size)
-                if rest or not 0 <= expert < len(stack) or weight.shape != stack.shape[1:]:
+                expert = _expert_of(stack, weight)
+                if expert is None:
                     continue
                 tokens = torch.where((chosen == expert).T)[1]
                 self._tell(torch.full_like(tokens, expert), tokens, names, entering, made)
 
         def _together(self, entering: Any, weight: Any, made: Any) -> None:
             for stack, names in _matrices(module):
-                if weight.data_ptr() == stack.data_ptr():
+                if not isinstance(stack, OneByOne) and weight.data_ptr() == stack.data_ptr():
                     experts, order = torch.sort(chosen.reshape(-1))
                     self._tell(experts, order // chosen.shape[-1], names, entering, made)
 
@@ -91,6 +91,15 @@ def _products(module: Any, chosen: torch.Tensor, lengths: Sequence[int], note: N
                     _tell_largest(experts, tokens, values, each, lengths, name, out, note)
 
     return Products()
+
+
+def _expert_of(stack: Any, weight: Any) -> int | None:
+    """Whose matrix of the stack ``weight`` is, None for another matrix."""
+    if isinstance(stack, OneByOne):
+        return stack.expert_of(weight)
+    size = stack.stride(0) * stack.element_size()
+    expert, rest = divmod(weight.data_ptr() - stack.data_ptr(), size)
+    return None if rest or not 0 <= expert < len(stack) or weight.shape != stack.shape[1:] else expert
 
 
 def _matrices(module: Any) -> tuple[tuple[Any, tuple[str, ...]], ...]:

@@ -28,6 +28,7 @@ class OneByOne:
     def __init__(self, stack: Tensor, reader: WeightReader) -> None:
         self._stack, self._reader = stack, reader
         self._lease: Lease | None = None
+        self._number = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,9 +38,14 @@ class OneByOne:
     def __getitem__(self, expert: Any) -> torch.Tensor:
         """The matrix of an expert, ``(rows, columns)``."""
         self.release()
-        number = int(expert)
-        self._lease = self._reader.read([RowRange(self._stack, number, number + 1)])
+        self._number = int(expert)
+        self._lease = self._reader.read([RowRange(self._stack, self._number, self._number + 1)])
         return self._lease.tensors[0][0]
+
+    def expert_of(self, matrix: torch.Tensor) -> int | None:
+        """Whose matrix it is; None for any but the last one asked for."""
+        last = None if self._lease is None else self._lease.tensors[0]
+        return None if last is None or matrix.data_ptr() != last.data_ptr() else self._number
 
     def release(self) -> None:
         """Give back the memory of the last matrix."""
