@@ -77,7 +77,7 @@ def test_formats_that_are_not_encoded_anew(name: str) -> None:
     format, rows = FORMATS[name], weights("normal", (32, 512))
     for sigma in (0, 1):
         data = encoded(format, rows, Importance(sigma))
-        assert verdict(format, rows, data) == "within"
+        assert verdict(format, rows, data) == ("within" if name.startswith("iq4") else "not compared")
         assert compared(format, rows, data).stored.error < typical_error(format) * 1.1
         data.reshape(32, -1)[7] = encoded(format, np.zeros((1, 512), np.float32), Importance(0))
         assert verdict(format, rows, data) == "differs"

@@ -18,7 +18,6 @@ Grade = Literal["nothing", "little", "some", "much"]
 _GRADES: tuple[tuple[float, Grade], ...] = ((1e-3, "nothing"), (0.02, "little"), (0.1, "some"))
 _BY_SIZE = ("q2_K", "q3_K_S", "q3_K_M", "q3_K_L", "q4_K_S", "q4_K_M", "q5_K_S", "q5_K_M", "q6_K", "q8_0")
 """Types that need no importance data, the smallest first."""
-_MODEL = "Llama-3-8B"
 _LESS = 0.5
 FACTOR = 2.0
 """What the estimate may be off by, either way."""
@@ -51,10 +50,9 @@ def loss_of(divergence: float, type_name: str) -> Loss:
 
 
 def _published() -> dict[str, float]:
-    """Mean divergences by type; those without importance data where there are both."""
+    """Mean divergences by type: Llama-3-8B's, without importance data where there are such."""
     figures: dict[str, float] = {}
     for name, row in GATES.items():
         for each in row.published:
-            if each.model.startswith(_MODEL):
-                figures.setdefault(each.type or name, each.kl_mean)
+            figures.setdefault(each.type or name, each.kl_mean)
     return figures
