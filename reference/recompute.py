@@ -142,8 +142,11 @@ class Recomputation:
         ``(positions, vocabulary)`` what it gave. Raises CheckpointError, GgufError.
         """
         run = _Run(self, inputs)
-        entering = self.reference.entering_head([window] * COPIES, run.attached, progress)
-        return run.result(entering, logits)
+        try:
+            entering = self.reference.entering_head([window] * COPIES, run.attached, progress)
+            return run.result(entering, logits)
+        finally:
+            self.reference.reader.forget()  # what is read next would come on top of it
 
 
 class _Run:
