@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
+from .copies import COPIES, ROUNDED, SYNCHRONIZED, WEIGHTS_ONLY, Matrix, MatrixInput
 from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
@@ -41,27 +42,10 @@ if TYPE_CHECKING:
     import torch
 
 Floats = npt.NDArray[np.float32]
-COPIES = 3
-"""Of the window: with llama.cpp's own inputs, with the file's weights alone, and with rounded inputs, too."""
-SYNCHRONIZED, WEIGHTS_ONLY, ROUNDED = range(COPIES)
 LOGITS = "logits"
 """Stands for the output in the place of a matrix."""
 _NEARLY = 1e-3
 _LARGEST = sys.float_info.max  # JSON knows no infinity
-
-
-class MatrixInput(Protocol):
-    """What llama.cpp multiplied a matrix by (runtimes/matrix_inputs.py)."""
-
-    @property
-    def values(self) -> Floats:
-        """``(positions, columns)``, of experts' matrices ``(positions, slots, columns)``."""
-        ...
-
-    @property
-    def experts(self) -> npt.NDArray[np.int32] | None:
-        """The experts chosen for each position, ``(positions, experts)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -86,15 +70,6 @@ class Recomputed:
     unused: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Matrix:
-    """A matrix of the file, how its inputs are rounded, and the minimums of its blocks where they matter."""
-
-    name: str
-    rounding: Rounding
-    minimums: Tensor | None
-
-
 class Recomputation:
     """A file ready to be computed again, by the checkpoint's config.json; no weight is in memory yet.
 
@@ -114,18 +89,19 @@ class Recomputation:
         }
         weights = unmapped(family, checkpoint, tensors)
         self.reference = Reference(checkpoint, family, weights=weights, threads=threads)
-        sizes = family.read(checkpoint.config).sizes
-        spread = unmapped(family, checkpoint, {**tensors, **minimums})
-        in_modules = family.reference.tensors(spread, sizes)
+        in_modules: Mapping[str, Tensor] = {}
+        if minimums:
+            spread = unmapped(family, checkpoint, {**tensors, **minimums})
+            in_modules = family.reference.tensors(spread, family.read(checkpoint.config).sizes)
         self.matrices: dict[str, Matrix] = {}
         for target, sources in sources_of(family, checkpoint).items():
             rounding = roundings.get(target)
             for source in sources if rounding is not None else ():
                 module = family.reference.module(source)
                 names = (f"{module}.weight", _fused(module))
-                least = next((in_modules[name] for name in names if name in in_modules), None)
-                needed = least if rounding == "q8_1" else None
-                self.matrices[module] = Matrix(target, rounding or "none", needed)
+                found = (in_modules[name] for name in names if name in in_modules)
+                least = next(found, None) if rounding == "q8_1" else None
+                self.matrices[module] = Matrix(target, rounding or "none", least)
         head = "output.weight" if "output.weight" in infos else "token_embd.weight"
         self.head = Matrix(head, roundings[head] or "none", minimums.get(head))
 

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .copies import COPIES, WEIGHTS_ONLY, Matrix, MatrixInput
 from .ggml_rounding import rounded
 from .streamed import RowRange, WeightReader
 
 if TYPE_CHECKING:
     import torch
 
-    from .recompute import MatrixInput
     from .streamed import Floats
 
 Synchronize = Callable[[str, "torch.Tensor"], "torch.Tensor"]
-_COPIES = 3
-_WEIGHTS_ONLY = 1
 
 
 class Experts:
@@ -32,7 +30,7 @@ class Experts:
     def __init__(
         self,
         module: Any,
-        matrices: Sequence[Any],
+        matrices: Sequence[Matrix],
         inputs: Mapping[str, MatrixInput],
         synchronize: Synchronize,
         add: Callable[[str, Floats, Floats], None],
@@ -46,7 +44,7 @@ class Experts:
         """What the experts make of ``(copies * positions, hidden)``; ``chosen`` and ``weights`` as there."""
         import torch
 
-        values = self._synchronize(self._gate.name, hidden.reshape(_COPIES, -1, hidden.shape[-1]))
+        values = self._synchronize(self._gate.name, hidden.reshape(COPIES, -1, hidden.shape[-1]))
         flat = values.reshape(hidden.shape)
         count = values.shape[1]
         given = self._inputs.get(self._down.name)
@@ -60,7 +58,7 @@ class Experts:
         total = torch.zeros_like(hidden)
         for expert in torch.unique(chosen).tolist():
             tokens, places = torch.where(chosen == expert)
-            free = (tokens >= count * _WEIGHTS_ONLY) & (tokens < count * (_WEIGHTS_ONLY + 1))
+            free = (tokens >= count * WEIGHTS_ONLY) & (tokens < count * (WEIGHTS_ONLY + 1))
             gate, up = self._module.gate_up_proj[expert].chunk(2)
             with self._minimums(self._gate, expert) as least:
                 halves = (None, None) if least is None else least.chunk(2)
@@ -82,7 +80,7 @@ class Experts:
         return total
 
     @contextlib.contextmanager
-    def _minimums(self, matrix: Any, expert: int) -> Any:
+    def _minimums(self, matrix: Matrix, expert: int) -> Any:
         if matrix.minimums is None:
             yield None
             return

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from ..converters.family import AnyFamily
 from ..converters.mapping import unmapped
 from ..core.checkpoint import Checkpoint
@@ -17,7 +15,8 @@ from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.model import Reference
 from ..reference.reading import Reading
-from ..runtimes.reader import Floats, WindowReader
+from ..reference.recompute import nmse
+from ..runtimes.reader import WindowReader
 from .proof import Diagnosis, LayerError, TensorError, layer_name
 
 _TOKENS = 128
@@ -83,16 +82,6 @@ def diagnose(
         original.encoder_layers,
         same_gelu,
     )
-
-
-@np.errstate(all="ignore")  # what is not finite is reported
-def nmse(actual: Floats, expected: Floats) -> float:
-    """Mean squared difference over the variance of what is expected; the largest number if not finite."""
-    if actual.shape != expected.shape:
-        return _LARGEST
-    difference = actual.astype(np.float64) - expected
-    value = float(np.mean(difference * difference) / max(float(np.var(expected, dtype=np.float64)), 1e-30))
-    return value if math.isfinite(value) else _LARGEST
 
 
 def _of_logits(

@@ -223,9 +223,9 @@ class LogitsPart:
     @property
     def loss(self) -> Loss | None:
         """How much that is, in words; None where nothing was measured."""
-        figures, gate = self.figures, self.gate
-        measured = figures is not None and figures.positions and gate is not None
-        return loss_of(figures.kl_mean, gate.type) if measured and figures and gate else None
+        if self.figures is None or not self.figures.positions or self.gate is None:
+            return None
+        return loss_of(self.figures.kl_mean, self.gate.type)
 
 
 Part = TokensPart | MetadataPart | WeightsPart | RuntimePart | LogitsPart
