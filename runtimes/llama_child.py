@@ -32,7 +32,7 @@ from typing import Any
 
 from ..core import child
 from ..core.child import Stop
-from .llama_inputs import Inputs
+from .llama_inputs import Inputs, copier
 
 LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED = 1, 2, 4, 8
 LOADED, LOGITS, LAYER = 1, 2, 3
@@ -264,17 +264,12 @@ def _capture(library: Any, captured: Captured) -> Any:
     """
     ggml = library._lib  # finds the symbols of the libraries it is linked with, too
     name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
-    size_of = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
-    copy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(
-        ("ggml_backend_tensor_get", ggml)
-    )
+    copied = copier(library)
 
     def on_node(tensor: int, asked: bool, _: Any) -> bool:
         match = _LAYER_NAME.fullmatch(name_of(tensor))
         if match and not asked:
-            data = ctypes.create_string_buffer(size_of(tensor))
-            copy(tensor, data, 0, len(data))
-            captured[int(match[1]) if match[1] else len(captured)] = data
+            captured[int(match[1]) if match[1] else len(captured)] = copied(tensor)
         return bool(match) or not asked
 
     callback = library.ggml_backend_sched_eval_callback(on_node)

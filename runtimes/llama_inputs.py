@@ -24,6 +24,22 @@ _F32, _I32 = 0, 26  # ggml.h, enum ggml_type
 _MOST_OPERATIONS = 64  # of enum ggml_op, until both products are found
 
 
+def copier(library: Any) -> Callable[[int], ctypes.Array[ctypes.c_char]]:
+    """A function that copies the bytes of the tensor at an address, wherever its back end has them."""
+    ggml = library._lib  # finds the symbols of the libraries it is linked with, too
+    size_of = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
+    copy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)(
+        ("ggml_backend_tensor_get", ggml)
+    )
+
+    def copied(tensor: int) -> ctypes.Array[ctypes.c_char]:
+        data = ctypes.create_string_buffer(size_of(tensor))
+        copy(tensor, data, 0, len(data))
+        return data
+
+    return copied
+
+
 class _Tensor(ctypes.Structure):
     """struct ggml_tensor of ggml.h; ``right`` tells whether this llama.cpp has it so."""
 
@@ -52,10 +68,7 @@ class Inputs:
     def __init__(self, library: Any, write: Callable[[Any], None]) -> None:
         ggml = library._lib  # finds the symbols of the libraries it is linked with, too
         self._name_of = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("ggml_get_name", ggml))
-        self._size_of = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p)(("ggml_nbytes", ggml))
-        self._copy = ctypes.CFUNCTYPE(
-            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t
-        )(("ggml_backend_tensor_get", ggml))
+        self._copied = copier(library)
         name = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_int)(("ggml_op_name", ggml))
         self._products = {number for number in range(_MOST_OPERATIONS) if name(number) in _PRODUCTS}
         self._write = write
@@ -104,8 +117,7 @@ class Inputs:
 
     def _rows(self, place: int, tensor: _Tensor) -> Iterator[Any]:
         """The bytes of a tensor of numbers of 4 bytes, row after row."""
-        data = ctypes.create_string_buffer(self._size_of(place))
-        self._copy(place, data, 0, len(data))
+        data = self._copied(place)
         row = 4 * tensor.ne[0]
         if tensor.nb[1] == row and tensor.nb[2] == row * tensor.ne[1]:
             yield data
