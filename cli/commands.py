@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from ..core.language import LANGUAGES, chosen, speak, speaking
 from .errors import interruptible, report
 
 # Command name -> module of this room; each module has one click command called `command`.
@@ -46,6 +47,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = import_module(f".{COMMANDS[cmd_name]}", __package__).command
+        if not any(parameter.name == _LANG.name for parameter in command.params):
+            command.params.append(_LANG)
         return command
 
     def resolve_command(
@@ -64,6 +67,21 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
         click.echo("\n".join(f"{name} {version}" for name, version in versions().items()))
         ctx.exit()
 
+
+def _choose_language(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        speak(value)
+
+
+_LANG = click.Option(
+    ["--lang"],
+    type=click.Choice(LANGUAGES),
+    is_eager=True,
+    expose_value=False,
+    callback=_choose_language,
+    help="Language of verdicts and reports.  [default: KCONV_LANG, else by locale]",
+)
+"""The same before and behind the name of a command."""
 
 EPILOG = """\b
 Examples:
@@ -106,6 +124,9 @@ def cli(ctx: click.Context) -> None:
     announce_removals()
 
 
+cli.params.append(_LANG)
+
+
 def _open_closed_streams() -> None:
     """Point streams that were closed (``2>&-``) at /dev/null.
 
@@ -145,7 +166,7 @@ def run(arguments: Sequence[str]) -> int:
 
         return shell_complete(cli, {}, "kconv", COMPLETION, os.environ[COMPLETION])
     try:
-        with interruptible():
+        with interruptible(), speaking(chosen()):
             # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
             with cli.make_context("kconv", words) as context:
                 cli.invoke(context)

@@ -115,7 +115,9 @@ def command(
     elif report is not None:
         say(f"report: {report}")
     without = [each for each in comparison.types if each.figures is None]
-    end_unproven((each.proof.verdict, f"{each.type}: {each.proof.cause}") for each in without)
+    from ..report.words import cause
+
+    end_unproven((each.proof.verdict, f"{each.type}: {cause(each.proof)}") for each in without)
 
 
 def _print_summary(comparison: Comparison) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import EnvironmentProblem, ProofError
+from ..core.language import _, phrase, template
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -64,9 +65,11 @@ def count_text(count: int) -> str:
 def seconds_text(seconds: float) -> str:
     """A duration: ``0.8 s``, ``12 s``, ``3 min 05 s``."""
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return _("{seconds} s", seconds=f"{seconds:.1f}")
     whole = round(seconds)
-    return f"{whole} s" if whole < 60 else f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 60:
+        return _("{seconds} s", seconds=whole)
+    return _("{minutes} min {seconds} s", minutes=whole // 60, seconds=f"{whole % 60:02d}")
 
 
 def plural(count: int, word: str) -> str:
@@ -169,7 +172,10 @@ def verify_command(artifact: Path, checkpoint: Path) -> str:
     return shlex.join(["kconv", "verify", str(artifact), "--against", str(checkpoint)])
 
 
-_UNPROVEN = {"failed": "the proof failed", "not decided": "the proof could not be finished"}
+_UNPROVEN = {
+    "failed": phrase("kconv: the proof failed: {line}"),
+    "not decided": phrase("kconv: the proof could not be finished: {line}"),
+}
 
 
 def end_unproven(proofs: Iterable[tuple[str, str]], *, silently: bool = False) -> None:
@@ -181,7 +187,7 @@ def end_unproven(proofs: Iterable[tuple[str, str]], *, silently: bool = False) -
     if not bad:
         return
     for verdict, line in [] if silently else bad:
-        say(f"kconv: {_UNPROVEN[verdict]}: {line}", err=True)
+        say(template(_UNPROVEN[verdict]).format(line=line), err=True)
     sys.stdout.flush()  # here, where a full disk or a reader that went away is still told
     failed = any(verdict == "failed" for verdict, _ in bad)
     raise click.exceptions.Exit(ProofError.exit_code if failed else EnvironmentProblem.exit_code)

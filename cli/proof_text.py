@@ -11,55 +11,44 @@ from collections.abc import Sequence
 
 import click
 
+from ..core.language import _, ngettext, translated
+from ..report.figure_words import figure_rows, gate_name, gate_value, gelu_words
+from ..report.names import VERDICTS, is_right, part_name, verdict_word
 from ..report.published import published
-from ..report.text import number, percent
-from ..report.words import (
-    advice,
-    figure_rows,
-    gate_name,
-    gate_value,
-    gelu_words,
-    loss_words,
-    part_line,
-    shares_words,
-    stands_on,
-)
+from ..report.text import large, number, percent
+from ..report.words import advice, cause, loss_words, part_line, shares_words, stands_on
 from ..verify.measurements import Guess, WorstToken
 from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
-from .console import count_text, plural, printable, seconds_text, table, width
+from .console import printable, seconds_text, table, width
 
 _FINDINGS = 12
 _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
-_RIGHT = {
-    "passed": "right",
-    "warned": "right, with warnings",
-    "not run": "not checked",
-    "not decided": "not decided",
-    "failed": "wrong",
-}
 _COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
 
 
 def proof_text(proof: Proof) -> str:
     """Everything worth reading of ``proof`` on a terminal, the verdict last, where people look."""
-    weights = count_text(proof.parameters)
     parts = [
-        (name, part.verdict, _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part)))
+        (
+            part_name(name),
+            verdict_word(part.verdict),
+            _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part)),
+        )
         for name, part in proof.parts.items()
     ]
     sections = [
-        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {weights} weights")
+        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {_weights(proof.parameters)}")
         + "\n"
-        + printable(f"against {proof.checkpoint}"),
+        + printable(_("against {checkpoint}", checkpoint=proof.checkpoint)),
         table(parts),
         _findings(proof),
         _figures(proof.logits),
         _worst(proof.logits.worst),
         _diagnosis(proof.logits.diagnosis),
-        "\n".join(printable(f"note: {note}") for note in proof.notes),
+        "\n".join(printable(_("note: {note}", note=note)) for note in proof.notes),
         _verdict(proof),
     ]
     return _coloured("\n\n".join(section for section in sections if section))
@@ -67,14 +56,22 @@ def proof_text(proof: Proof) -> str:
 
 def proof_line(proof: Proof) -> str:
     """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands."""
-    return _coloured(printable(f"{proof.type.upper()}: {proof.verdict}: {_summary(proof)}"))
+    return _coloured(printable(f"{proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"))
+
+
+def _weights(amount: int) -> str:
+    """``1.44 billion (1,439,270,912) weights``."""
+    short, exact = large(amount), f"{amount:,}"
+    if short == exact:
+        return ngettext("{number} weight", "{number} weights", amount, number=exact)
+    return _("{short} ({exact}) weights", short=short, exact=exact)
 
 
 def _summary(proof: Proof) -> str:
     """``right; loses little (mean KL 0.003 on 512 tokens of the built-in texts, …)``, with the cause."""
-    parts = [_RIGHT[proof.right]]
-    if proof.verdict != "passed" and proof.cause is not None:
-        parts.append(proof.cause)
+    parts = [is_right(proof.right)]
+    if proof.verdict != "passed":
+        parts.append(cause(proof))
     if proof.logits.figures is not None and proof.logits.figures.positions:
         parts.append(f"{loss_words(proof.logits)} ({_logits(proof.logits)}; {stands_on(proof)})")
         parts.append(_plain(advice(proof.logits)))
@@ -85,19 +82,28 @@ def _logits(part: LogitsPart) -> str:
     """What most people want to know of the logits."""
     figures, gate = part.figures, part.gate
     if figures is None or not figures.positions:
-        return part.findings[0].message if part.findings else part_line(part)
-    measured = f"mean KL {_number(figures.kl_mean)}"
+        return translated(part.findings[0].message) if part.findings else part_line(part)
+    measured = _("mean KL {value}", value=_number(figures.kl_mean))
     if gate is not None:
         value, gelu = _number(gate_value(figures, gate)), _plain(gelu_words(figures))
-        more = "".join(
-            f"; {way} {_number(gate_value(figures, gate))}"
-            for way, figures in (("token by token", part.stepwise), ("padded", part.padded))
-            if figures is not None
+        more = ""
+        if part.stepwise is not None:
+            more += _("; token by token {value}", value=_number(gate_value(part.stepwise, gate)))
+        if part.padded is not None:
+            more += _("; padded {value}", value=_number(gate_value(part.padded, gate)))
+        measured = _(
+            "{figure} {value} (gate {limit}{more})",
+            figure=gate_name(gate),
+            value=value,
+            limit=f"{gate.warns:g}",
+            more=gelu + more,
         )
-        measured = f"{gate_name(gate)} {value} (gate {gate.warns:g}{gelu}{more})"
-    return (
-        f"{measured}, same top token {_percent(figures.same_top1)}, perplexity "
-        f"{_number(figures.perplexity_file, 4)} against {_number(figures.perplexity_reference, 4)}"
+    return _(
+        "{measured}, same top token {share}, perplexity {file} against {checkpoint}",
+        measured=measured,
+        share=_percent(figures.same_top1),
+        file=_number(figures.perplexity_file, 4),
+        checkpoint=_number(figures.perplexity_reference, 4),
     )
 
 
@@ -125,25 +131,30 @@ def _findings(proof: Proof) -> str:
         return ""
     ranked.sort(key=lambda item: item[:2])
     shown = sorted(ranked[:_FINDINGS], key=lambda item: (item[0], list(proof.parts).index(item[2])))
-    lines = ["Findings"]
-    for mild, _, name, finding in shown:
-        lines.append(printable(f"  {name}{' (warning)' if mild else ''}: {_finding(finding, name)}"))
+    lines = [_("Findings")]
+    for mild, _rank, name, finding in shown:
+        what = _finding(finding, name)
+        line = f"{part_name(name)}: {what}"
+        if mild:
+            line = _("{part} (warning): {finding}", part=part_name(name), finding=what)
+        lines.append("  " + printable(line))
     if len(ranked) > _FINDINGS:
-        lines.append(f"  … and {len(ranked) - _FINDINGS:,} more; --json or --report shows all")
+        more = f"{len(ranked) - _FINDINGS:,}"
+        lines.append("  " + _("… and {count} more; --json or --report shows all", count=more))
     return "\n".join(lines)
 
 
 def _finding(finding: Finding, part: str) -> str:
     """One sentence with the place and both values, none repeated, after the name of the part."""
-    place = (
-        "" if finding.where in (None, "", part) or finding.where in finding.message else f"{finding.where}: "
-    )
-    values = [
-        f"{word} {value}"
-        for word, value in (("expected", finding.expected), ("found", finding.found))
-        if value is not None and value not in finding.message
-    ]
-    return f"{place}{finding.message}" + (f" ({', '.join(values)})" if values else "")
+    message = translated(finding.message)
+    named = finding.where in (None, "", part) or finding.where in finding.message
+    place = "" if named else f"{translated(finding.where)}: "
+    values = []
+    if finding.expected is not None and finding.expected not in finding.message:
+        values.append(_("expected {value}", value=finding.expected))
+    if finding.found is not None and finding.found not in finding.message:
+        values.append(_("found {value}", value=finding.found))
+    return f"{place}{message}" + (f" ({', '.join(values)})" if values else "")
 
 
 def _figures(part: LogitsPart) -> str:
@@ -151,7 +162,7 @@ def _figures(part: LogitsPart) -> str:
     if part.figures is None or not part.figures.positions:
         return ""
     others = published(part.gate)
-    header = ("  figure", "this file", "gate", *others.columns)
+    header = ("  " + _("figure"), _("this file"), _("gate"), *others.columns)
     rows = [
         [
             f"  {row.name}",
@@ -162,10 +173,14 @@ def _figures(part: LogitsPart) -> str:
         for row in figure_rows(part.figures, part.gate)
     ]
     rows = [[_plain(cell) for cell in row] for row in rows]
-    read = f"{plural(part.figures.positions, 'position')} of {plural(part.figures.windows, 'window')}"
-    lines = [f"Logits at {read}", table(rows, header=header, right=(1, *range(3, len(header))))]
+    read = _(
+        "Logits at {positions} of {windows}",
+        positions=ngettext("{count} position", "{count} positions", part.figures.positions),
+        windows=ngettext("{count} window", "{count} windows", part.figures.windows),
+    )
+    lines = [read, table(rows, header=header, right=(1, *range(3, len(header))))]
     if part.gate is not None:
-        lines.append(printable(f"  the gate: {part.gate.source}"))
+        lines.append("  " + printable(_("the gate: {source}", source=part.gate.source)))
     if part.shares is not None:
         lines.append(f"  {_plain(shares_words(part.shares))}")
     return "\n".join(lines)
@@ -176,16 +191,21 @@ def _worst(worst: Sequence[WorstToken]) -> str:
     shown = [token for token in worst[:_WORST] if not token.kl < _NOTHING]  # NaN is shown
     if not shown:
         return ""
-    lines = ["Where file and checkpoint disagree most"]
+    lines = [_("Where file and checkpoint disagree most")]
     for token in shown:
-        right = f"{_percent(token.right.probability)}, file {_percent(token.right_file)}"
         if token.source:
-            lines.append(f"  given: {_start(printable(token.source), 2 * _BEFORE)}")
+            lines.append("  " + _("given: {text}", text=_start(printable(token.source), 2 * _BEFORE)))
+        chances = _(
+            "probability of the right token: checkpoint {checkpoint}, file {file}; KL {kl}",
+            checkpoint=_percent(token.right.probability),
+            file=_percent(token.right_file),
+            kl=_number(token.kl),
+        )
         lines += [
             f"  {_end(printable(token.before), _BEFORE)} → {_quoted(token.right)}",
-            f"    probability of the right token: checkpoint {right}; KL {_number(token.kl)}",
-            f"    checkpoint: {_guesses(token.reference)}",
-            f"    file:       {_guesses(token.file)}",
+            f"    {chances}",
+            "    " + _("checkpoint: {guesses}", guesses=_guesses(token.reference)),
+            "    " + _("file:       {guesses}", guesses=_guesses(token.file)),
         ]
     return "\n".join(lines)
 
@@ -198,7 +218,7 @@ def _quoted(guess: Guess) -> str:
     """The text of a token; of one that has none, or only a part of a syllable, the number."""
     text = printable(guess.text)
     if not text or "\ufffd" in text:
-        return f"token {guess.token}"
+        return _("token {number}", number=guess.token)
     return f'"{_start(text, _TOKEN)}"'
 
 
@@ -224,19 +244,21 @@ def _diagnosis(diagnosis: Diagnosis | None) -> str:
     layers = _nearby(diagnosis.layers, diagnosis.first)
     encoder = diagnosis.encoder_layers
     rows = [
-        (f"  {layer_name(layer.layer, encoder)}", _number(layer.weights), _number(layer.runtime))
+        (f"  {translated(layer_name(layer.layer, encoder))}", _number(layer.weights), _number(layer.runtime))
         for layer in layers
     ]
-    rows.append(("  logits", _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
+    rows.append(("  " + _("logits"), _number(diagnosis.logits_weights), _number(diagnosis.logits_runtime)))
     if diagnosis.logits_same_gelu is not None:
-        rows.append(("  logits, with llama.cpp's GELU in fp32", "", _number(diagnosis.logits_same_gelu)))
-    header = ("  NMSE of", "by the weights", "by the runtime")
-    lines = ["Layer by layer", table(rows, header=header, right=(1, 2))]
+        same = _("logits, with llama.cpp's GELU in fp32")
+        rows.append((f"  {same}", "", _number(diagnosis.logits_same_gelu)))
+    header = ("  " + _("NMSE of"), _("by the weights"), _("by the runtime"))
+    lines = [_("Layer by layer"), table(rows, header=header, right=(1, 2))]
     if len(layers) < len(diagnosis.layers):
+        total = ngettext("{count} layer", "{count} layers", len(diagnosis.layers))
         lines.append(
-            f"  ({len(layers)} of {plural(len(diagnosis.layers), 'layer')}; --json or --report shows all)"
+            "  " + _("({shown} of {layers}; --json or --report shows all)", shown=len(layers), layers=total)
         )
-    return "\n".join([*lines, printable(f"  {diagnosis.conclusion}")])
+    return "\n".join([*lines, "  " + printable(translated(diagnosis.conclusion))])
 
 
 def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]:
@@ -250,7 +272,14 @@ def _nearby(layers: Sequence[LayerError], first: int | None) -> list[LayerError]
 
 def _verdict(proof: Proof) -> str:
     took = f" ({seconds_text(proof.seconds)})" if proof.seconds else ""
-    return f"verdict: {proof.verdict}{took}: {printable(_summary(proof))}"
+    return printable(
+        _(
+            "verdict: {verdict}{took}: {summary}",
+            verdict=verdict_word(proof.verdict),
+            took=took,
+            summary=_summary(proof),
+        )
+    )
 
 
 def _coloured(text: str) -> str:
@@ -258,7 +287,9 @@ def _coloured(text: str) -> str:
     if os.environ.get("NO_COLOR"):
         return text
 
-    def styled(match: re.Match[str]) -> str:
-        return f"{match[1]}{click.style(match[2], fg=_COLOURS[match[2]], bold=True)}"
+    colours = {verdict_word(verdict): _COLOURS[verdict] for verdict in VERDICTS if verdict in _COLOURS}
 
-    return re.sub(r"^(\S+ +)(passed|warned|not decided|failed)\b", styled, text, flags=re.MULTILINE)
+    def styled(match: re.Match[str]) -> str:
+        return f"{match[1]}{click.style(match[2], fg=colours[match[2]], bold=True)}"
+
+    return re.sub(rf"^(\S+ +)({'|'.join(colours)})\b", styled, text, flags=re.MULTILINE)

@@ -113,7 +113,9 @@ def command(
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
     else:
         _print_summary(made, proofs, seconds)
-    end_unproven((proof.verdict, f"{proof.artifact}: {proof.cause}") for proof in proofs)
+    from ..report.words import cause
+
+    end_unproven((proof.verdict, f"{proof.artifact}: {cause(proof)}") for proof in proofs)
 
 
 def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
+from ..core.language import _
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -188,11 +189,20 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
 
 def _story(proof: Proof, checkpoint: Path) -> str:
     """Why a file is not proven, and how to learn more."""
+    from ..report.words import cause
+
     command = verify_command(proof.artifact, checkpoint)
-    then = f"and its manifest records the failure; details: {command} --report proof.html"
+    kept = _(
+        "the file was kept, and its manifest records the failure; details: {command} --report proof.html",
+        command=command,
+    )
     if proof.verdict == "not decided":
-        then = f"complete, and its manifest records that nothing was decided; to prove it: {command}"
-    return f"{proof.artifact}: {proof.cause}\n  the file was kept, {then}"
+        kept = _(
+            "the file was kept, complete, and its manifest records that nothing was decided; to prove it: "
+            "{command}",
+            command=command,
+        )
+    return f"{proof.artifact}: {cause(proof)}\n  {kept}"
 
 
 def _parity_text(parity: Parity) -> str:

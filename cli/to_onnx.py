@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import UsageError
+from ..core.language import _
 from .console import (
     count_text,
     emit_json,
@@ -147,10 +148,12 @@ def command(
     if conversion.proof is not None:
         proof = conversion.proof
         command = verify_command(conversion.path, checkpoint)
-        story = f"details: {command} --report proof.html"
+        story = _("details: {command} --report proof.html", command=command)
         if proof.verdict == "not decided":
-            story = f"the folder is complete; to prove it: {command}"
-        end_unproven([(proof.verdict, f"{conversion.path}: {proof.cause}\n  {story}")])
+            story = _("the folder is complete; to prove it: {command}", command=command)
+        from ..report.words import cause
+
+        end_unproven([(proof.verdict, f"{conversion.path}: {cause(proof)}\n  {story}")])
     if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
@@ -177,7 +180,7 @@ def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     else:
         click.echo(proof_line(conversion.proof))
         for remark in conversion.proof.notes:
-            say(f"note: {remark}")
+            say(_("note: {note}", note=remark))
     bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits per weight"
     files = plural(len(conversion.files), "file")
     say(f"{conversion.path}: {bits}, {size_text(conversion.bytes)} in {files}, {seconds_text(seconds)}")

@@ -158,7 +158,9 @@ def command(
         emit_json({**proof.to_json(), "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
-    end_unproven([(proof.verdict, f"{artifact}: {proof.cause}")], silently=not as_json)
+    from ..report.words import cause
+
+    end_unproven([(proof.verdict, f"{artifact}: {cause(proof)}")], silently=not as_json)
 
 
 def _refuse_folder(artifact: Path, against: Path) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from ..core.language import _, ngettext
 from ..verify.proof import Diagnosis, Gate, Verdict, layer_name
+from .figure_words import gate_words
 from .svg import (
     LEFT,
     RIGHT,
@@ -23,7 +25,7 @@ from .svg import (
     text,
     text_width,
 )
-from .text import count, number, plain
+from .text import number, plain
 
 _GATE_WIDTH = 480
 _BOLD = 1.15  # as wide as plain type
@@ -62,7 +64,7 @@ def gate_chart(value: float, gate: Gate, published: Sequence[tuple[str, float]],
     scale = log_scale([*known, *limits, limits[-1] * 3, limits[0] / 10], 10, _GATE_WIDTH - 10, decades=7)
     at = scale.at(value)
     top, bottom = 38, 66
-    words = f"this file: {name} {number(value)}"
+    words = _("this file: {figure} {value}", figure=name, value=number(value))
     half = text_width(words) * _BOLD / 2
     parts = _zones(scale, gate, at, top, bottom - top)
     parts += [
@@ -72,8 +74,12 @@ def gate_chart(value: float, gate: Gate, published: Sequence[tuple[str, float]],
     ]
     parts += [text(x, 84, label, "small", "middle") for x, label in scale.ticks()[1:-1]]
     below, height = _published_marks(published, scale, bottom)
-    label = f"{name} {number(value)} on the scale of the gate: warns above {number(gate.warns, exact=True)}"
-    label += "" if gate.fails is None else f", fails above {number(gate.fails, exact=True)}"
+    label = _(
+        "{figure} {value} on the scale of the gate: {limits}",
+        figure=name,
+        value=number(value),
+        limits=gate_words(gate),
+    )
     return figure(height, label, parts + below, width=_GATE_WIDTH, style="gate")
 
 
@@ -100,13 +106,16 @@ def _published_marks(
 
 def _zones(scale: LogScale, gate: Gate, needle: float, top: float, height: float) -> list[Markup]:
     """Bands of the gate with their words; those too narrow for the words go without."""
-    edges: list[tuple[str, str, float]] = [("passes", "zone-passed", scale.at(gate.warns))]
+    edges: list[tuple[str, str, float]] = [(_("passes"), "zone-passed", scale.at(gate.warns))]
     if gate.fails is None:
-        edges.append(("warns", "zone-warned", scale.end))
+        edges.append((_("warns"), "zone-warned", scale.end))
     elif gate.fails > gate.warns:
-        edges += [("warns", "zone-warned", scale.at(gate.fails)), ("fails", "zone-failed", scale.end)]
+        edges += [
+            (_("warns"), "zone-warned", scale.at(gate.fails)),
+            (_("fails"), "zone-failed", scale.end),
+        ]
     else:
-        edges.append(("fails", "zone-failed", scale.end))
+        edges.append((_("fails"), "zone-failed", scale.end))
     parts: list[Markup] = []
     begin = scale.start
     for words, style, end in edges:
@@ -133,35 +142,44 @@ def layer_chart(diagnosis: Diagnosis) -> Markup:
         if layer.layer == diagnosis.first:
             side = "end" if x > end - 180 else "start"
             parts += [line(x, top - 16, x, bottom, "first")]
-            words = f"first to differ: {layer_name(layer.layer, diagnosis.encoder_layers)}"
+            words = _("first to differ: {layer}", layer=layer_name(layer.layer, diagnosis.encoder_layers))
             parts += [text(x + (-7 if side == "end" else 7), top - 8, words, "strong", side)]
     for at, (name, marker) in enumerate((("weights", "round"), ("runtime", "square"))):
         points = [(x, scale.at(row[at])) for x, row in zip(x_of, rows, strict=True)]
         parts.append(path(points, f"series-{name}"))
         last = (end + 45 + 14 * at, scale.at(logits[at]))
         titles = [
-            f"{layer_name(layer.layer, diagnosis.encoder_layers)}, by {name}: NMSE {number(row[at])}"
+            _by(name, layer_name(layer.layer, diagnosis.encoder_layers), row[at])
             for layer, row in zip(layers, rows, strict=True)
         ]
-        for point, words in zip(
-            (*points, last), (*titles, f"logits, by {name}: NMSE {number(logits[at])}"), strict=True
-        ):
+        for point, words in zip((*points, last), (*titles, _by(name, _("logits"), logits[at])), strict=True):
             parts.append(_marker(point, marker, f"point-{name}", words))
     parts.append(line(end + 10, top - 6, end + 10, bottom, "grid"))
-    parts.append(text(end + 52, bottom + 18, "logits", "small", "middle"))
+    parts.append(text(end + 52, bottom + 18, _("logits"), "small", "middle"))
     step = max(1, math.ceil(len(layers) / 24))
     parts += [
         text(x, bottom + 18, str(layer.layer), "small", "middle")
         for x, layer in list(zip(x_of, layers, strict=True))[::step]
     ]
-    parts.append(text((LEFT + end) / 2, bottom + 36, "output of layer", "small", "middle"))
-    parts += legend(
-        LEFT, 16, [("series-weights", "by the file's weights (●)"), ("series-runtime", "by the runtime (■)")]
-    )
-    first = "no layer stands out"
+    parts.append(text((LEFT + end) / 2, bottom + 36, _("output of layer"), "small", "middle"))
+    by_weights, by_runtime = _("by the file's weights (●)"), _("by the runtime (■)")
+    parts += legend(LEFT, 16, [("series-weights", by_weights), ("series-runtime", by_runtime)])
+    first = _("no layer stands out")
     if diagnosis.first is not None:
-        first = f"{layer_name(diagnosis.first, diagnosis.encoder_layers)} differs first"
-    return figure(bottom + 46, f"Error by layer over {count(len(layers), 'layer')}: {first}", parts)
+        first = _("{layer} differs first", layer=layer_name(diagnosis.first, diagnosis.encoder_layers))
+    label = ngettext(
+        "Error by layer over {count} layer: {first}",
+        "Error by layer over {count} layers: {first}",
+        len(layers),
+        first=first,
+    )
+    return figure(bottom + 46, label, parts)
+
+
+def _by(cause: str, what: str, error: float) -> str:
+    if cause == "weights":
+        return _("{what}, by weights: NMSE {value}", what=what, value=number(error))
+    return _("{what}, by runtime: NMSE {value}", what=what, value=number(error))
 
 
 def _marker(point: tuple[float, float], shape: str, style: str, title: str) -> Markup:

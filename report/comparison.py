@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..core.files import atomic_file
 from ..flows.compare import Comparison
+from ..core.language import ngettext, spoken
 from .html import environment, style
 from .size_chart import size_chart
 
@@ -19,10 +20,18 @@ def write_comparison(comparison: Comparison, path: Path, *, force: bool = False)
 def comparison_html(comparison: Comparison) -> str:
     """The page as text."""
     name = comparison.source.resolve().name
+    heading = ngettext(
+        "{count} type of {checkpoint}",
+        "{count} types of {checkpoint}",
+        len(comparison.types),
+        checkpoint=name,
+    )
     return environment().get_template("comparison.html.jinja").render(
         comparison=comparison,
         chart=size_chart(comparison.types),
-        title=f"{len(comparison.types)} types of {name} (kconv compare)",
-        heading=f"{len(comparison.types)} types of {name}",
+        title=f"{heading} (kconv compare)",
+        heading=heading,
+        circumstances=comparison.types[0].proof.circumstances,
+        language=spoken(),
         css=style(),
     )  # fmt: skip

@@ -9,9 +9,11 @@ from statistics import median
 
 from markupsafe import Markup
 
+from ..core.language import _, ngettext
 from ..verify.proof import TensorError
+from .names import state_word
 from .svg import WIDTH, figure, line, rect, short, text, text_width
-from .text import count, number, percent, plain
+from .text import number, percent, plain
 
 SHADES = 8  # .shade-0 (exact) to .shade-7 in report.css
 _LAYER = re.compile(r"(^|\.)blk\.\d+\.")
@@ -58,9 +60,17 @@ def heat_strip(tensors: Sequence[TensorError]) -> Markup:
         for state in ("identical", "within", "not compared", "differs")
     }
     words = ", ".join(
-        f"{amount} {state}" for state, amount in states.items() if amount or state != "not compared"
+        _("{count} {state}", count=amount, state=state_word(state))
+        for state, amount in states.items()
+        if amount or state != "not compared"
     )
-    return figure(y, f"Error of {count(len(tensors), 'tensor')} by layer and kind: {words}", parts)
+    label = ngettext(
+        "Error of {count} tensor by layer and kind: {states}",
+        "Error of {count} tensors by layer and kind: {states}",
+        len(tensors),
+        states=words,
+    )
+    return figure(y, label, parts)
 
 
 def _kinds(tensors: Sequence[TensorError]) -> list[str]:
@@ -83,7 +93,7 @@ def _cell_width(layers: int) -> float:
 def _layer_numbers(layers: Sequence[int], y: float) -> list[Markup]:
     width = _cell_width(len(layers))
     step = max(1, math.ceil(text_width(str(max(layers)) + " ") / width))
-    parts = [text(_LEFT - 8, y, "layer", "small faint", "end")]
+    parts = [text(_LEFT - 8, y, _("layer"), "small faint", "end")]
     for at in range(0, len(layers), step):
         parts.append(text(_LEFT + width * (at + 0.5), y, str(layers[at]), "small faint", "middle"))
     return parts
@@ -103,9 +113,8 @@ def _beside(tensors: Sequence[TensorError], scale: _Shades, y: float) -> tuple[l
         x += needed
     if len(tensors) > _MOST_OTHERS:
         y += _ROW + 6
-        parts.append(
-            text(_LEFT, y + 14, f"and {len(tensors) - _MOST_OTHERS} more outside the layers", "small")
-        )
+        more = _("and {count} more outside the layers", count=len(tensors) - _MOST_OTHERS)
+        parts.append(text(_LEFT, y + 14, more, "small"))
     return parts, y + (_ROW + 8 if tensors else 0)
 
 
@@ -152,8 +161,8 @@ class _Shades:
 
     def legend(self, y: float) -> list[Markup]:
         """Shades with the errors at their ends, the formats' own errors on them, and the marks."""
-        parts = [text(_LEFT - 8, y + 2, "error ‖ŵ−w‖/‖w‖", "small", "end")]
-        parts += [rect(_LEFT, y - 9, 30, 14, "cell shade-0"), text(_LEFT + 36, y + 2, "exact", "small")]
+        parts = [text(_LEFT - 8, y + 2, _("error ‖ŵ−w‖/‖w‖"), "small", "end")]
+        parts += [rect(_LEFT, y - 9, 30, 14, "cell shade-0"), text(_LEFT + 36, y + 2, _("exact"), "small")]
         x, width = _LEFT + 86.0, 30
         if not self.empty:
             low = number(self.low, 2)
@@ -168,7 +177,7 @@ class _Shades:
                     place = x + reach * share
                     parts.append(line(place, y - 12, place, y + 9, "needle"))
                     anchor = "end" if share > 0.5 else "start"
-                    words = f"{plain(name, 12)} itself {number(own, 2)}"
+                    words = _("{format} itself {error}", format=plain(name, 12), error=number(own, 2))
                     parts.append(text(place, y + 21, words, "small", anchor))
                     break
             x += reach + 8
@@ -181,23 +190,33 @@ class _Shades:
         parts.append(
             Markup('<circle class="other-bytes" cx="{}" cy="{}" r="2.4"/>').format(short(x + 12), y - 2)
         )
-        parts.append(text(x + 30, y + 2, "within, other bytes", "small"))
-        x += 30 + text_width("within, other bytes") + 16
+        within = _("within, other bytes")
+        parts.append(text(x + 30, y + 2, within, "small"))
+        x += 30 + text_width(within) + 16
         parts += [rect(x, y - 9, 24, 14, "cell differs")]
         cross = f"M{short(x + 7)} {y - 6:g}l10 8m0 -8l-10 8"
         parts.append(Markup('<path class="cross" d="{}"/>').format(cross))
-        parts.append(text(x + 30, y + 2, "differs", "small"))
+        parts.append(text(x + 30, y + 2, state_word("differs"), "small"))
         return parts
 
 
 def _described(tensor: TensorError) -> str:
-    words = (
-        f"{plain(tensor.name, 80)} ({plain(tensor.format, 20)}): {tensor.state}, error {number(tensor.error)}"
-    )
+    name = plain(tensor.format, 20)
+    parts = [
+        _(
+            "{tensor} ({format}): {state}, error {error}",
+            tensor=plain(tensor.name, 80),
+            format=name,
+            state=state_word(tensor.state),
+            error=number(tensor.error),
+        )
+    ]
     if tensor.own_error > 0:
-        words += f" ({plain(tensor.format, 20)} itself {number(tensor.own_error)})"
+        parts[0] += " (" + _("{format} itself {error}", format=name, error=number(tensor.own_error)) + ")"
     if tensor.error > 0:
-        words += f", worst row {tensor.worst_row} with {number(tensor.worst_row_error)}"
+        error = number(tensor.worst_row_error)
+        parts.append(_("worst row {row} with {error}", row=tensor.worst_row, error=error))
     if tensor.state == "differs":
-        words += f", slope {number(tensor.slope, 4)}, {percent(tensor.error)} off"
-    return words
+        slope = number(tensor.slope, 4)
+        parts.append(_("slope {slope}, {share} off", slope=slope, share=percent(tensor.error)))
+    return ", ".join(parts)

@@ -2,13 +2,14 @@
 
 Everything in it that comes from files is escaped by the template (data/report.html.jinja), made visible by
 ``report/text.py`` and cut to a length, so the page is safe to open and bounded in size. Equal proofs give
-equal bytes; of the clock only ``Proof.seconds`` is shown.
+equal bytes, in the same language.
 """
 
 from __future__ import annotations
 
 import shlex
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,9 +21,10 @@ from markupsafe import Markup
 
 from ..core.errors import UsageError
 from ..core.files import atomic_file
+from ..core.language import ngettext, spoken, template, translated
 from ..verify.proof import Proof, TensorError, Verdict, worst
 from ..vocab.parity import Difference, byte_symbols
-from . import charts, position_charts
+from . import charts, facts, figure_words, names, position_charts
 from . import text as report_text
 from . import words as report_words
 from .heat_strip import heat_strip
@@ -58,7 +60,7 @@ class View:
     """A proof and all that is drawn or worked out from it; charts are None where there is nothing to show."""
 
     proof: Proof
-    rows: Sequence[report_words.FigureRow]
+    rows: Sequence[figure_words.FigureRow]
     percentiles: Sequence[tuple[str, str]]
     published: Published
     gate_chart: Markup | None
@@ -89,10 +91,11 @@ def report_html(proofs: Sequence[Proof]) -> str:
     heading = proofs[0].artifact.name if len(proofs) == 1 else _common_name(proofs)
     return environment().get_template("report.html.jinja").render(
         views=[_view(proof) for proof in proofs],
-        title=f"{overall}: {heading} (kconv verify)",
+        title=f"{names.verdict_word(overall)}: {heading} (kconv verify)",
         heading=heading,
         overall=overall,
-        summary=_summary(proofs),
+        summary=names.counted_files(Counter(proof.verdict for proof in proofs)),
+        language=spoken(),
         css=style(),
         most_rows=_MOST_ROWS,
         most_worst=_MOST_WORST,
@@ -101,18 +104,15 @@ def report_html(proofs: Sequence[Proof]) -> str:
 
 
 def _common_name(proofs: Sequence[Proof]) -> str:
-    names = {proof.checkpoint.name or str(proof.checkpoint) for proof in proofs}
-    files = report_text.count(len(proofs), "file")
-    return f"{files} made from {names.pop()}" if len(names) == 1 else files
-
-
-def _summary(proofs: Sequence[Proof]) -> str:
-    """``2 of 3 files passed, 1 failed.``"""
-    verdicts = [proof.verdict for proof in proofs]
-    every: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not run")
-    counts = {verdict: verdicts.count(verdict) for verdict in every}
-    counted = [f"{amount} {verdict}" for verdict, amount in counts.items() if amount]
-    return f"Of {report_text.count(len(proofs), 'file')}: {', '.join(counted)}."
+    sources = {proof.checkpoint.name or str(proof.checkpoint) for proof in proofs}
+    if len(sources) > 1:
+        return ngettext("{count} file", "{count} files", len(proofs))
+    return ngettext(
+        "{count} file made from {checkpoint}",
+        "{count} files made from {checkpoint}",
+        len(proofs),
+        checkpoint=sources.pop(),
+    )
 
 
 def _view(proof: Proof) -> View:
@@ -122,13 +122,13 @@ def _view(proof: Proof) -> View:
     marked = [(each.window, each.position, each.kl) for each in logits.worst[:_MOST_WORST]]
     gate_chart = None
     if figures is not None and figures.positions and gate is not None:
-        value, name = report_words.gate_value(figures, gate), report_words.gate_name(gate)
+        value, name = figure_words.gate_value(figures, gate), figure_words.gate_name(gate)
         gate_chart = charts.gate_chart(value, gate, known.of(gate.measure), name)
     diagnosis = logits.diagnosis
     return View(
         proof=proof,
-        rows=[] if figures is None else report_words.figure_rows(figures, gate),
-        percentiles=[] if figures is None else report_words.percentile_rows(figures),
+        rows=[] if figures is None else figure_words.figure_rows(figures, gate),
+        percentiles=[] if figures is None else figure_words.percentile_rows(figures),
         published=known,
         gate_chart=gate_chart,
         kl_chart=position_charts.kl_by_position(positions, marked, gate) if positions.kl else None,
@@ -146,7 +146,7 @@ def _command(proof: Proof) -> str:
     options = proof.provenance.get("options", {})
     words = ["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]
     words += ["--text", "FILE"] * options.get("texts", 0)
-    for name in ("tokens", "window", "front_end"):
+    for name in ("tokens", "window", "front_end", "max_kl"):
         given = options.get(name)
         words += [f"--{name.replace('_', '-')}", str(given)] if given is not None else []
     for gate in options.get("gates", ()):
@@ -216,7 +216,8 @@ def _scalar(value: Any) -> Markup:
         return Markup('<span class="faint">–</span>') if value is None else Markup(str(value).lower())
     if isinstance(value, int):
         return Markup('<span class="limit">{}</span>').format(report_text.count(value))
-    return report_text.visible(report_text.number(value) if isinstance(value, float) else value, 500)
+    shown = report_text.number(value) if isinstance(value, float) else translated(str(value))
+    return report_text.visible(shown, 500)
 
 
 def _tone(verdict: Verdict) -> str:
@@ -241,14 +242,31 @@ def environment() -> jinja2.Environment:
         *(report_text.number, report_text.percent, report_text.count, report_text.weights),
         *(report_text.seconds, report_text.plain, report_text.visible, report_text.with_error),
         *(charts.sign, charts.bar),
-        *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_title),
-        *(report_words.part_line, report_words.gate_words, report_words.sentence),
-        *(report_words.right_words, report_words.loss_words, report_words.advice),
-        *(report_words.stands_on, report_words.shares_words),
+        *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_line),
+        *(report_words.sentence, report_words.cause, report_words.rightness, report_words.loss_short),
+        *(report_words.measured_loss, report_words.shares_words, figure_words.gate_words),
+        *(names.part_title, names.verdict_word, names.right_words, names.state_word),
+        *(facts.excluded, facts.provenance_name, facts.windows, facts.date, facts.machine),
+        translated,
     )
     made.filters |= {function.__name__: function for function in functions}
     made.filters |= {"scalar": _scalar, "tone": _tone, "items": _items}
+    made.globals |= {"_": _markup, "ngettext": ngettext, "mark": _mark, "identifier": _identifier}
     return made
+
+
+def _markup(text: str, /, **values: Any) -> Markup:
+    """A message of a template: it may hold markup, its values are escaped."""
+    values = {name: translated(value) if isinstance(value, str) else value for name, value in values.items()}
+    return Markup(template(text)).format(**values) if values else Markup(template(text))
+
+
+def _mark(sign: str) -> Markup:
+    return Markup('<span class="mark">{}</span>').format(sign)
+
+
+def _identifier(token: int) -> Markup:
+    return Markup('<span class="id">{}</span>').format(token)
 
 
 def style() -> Markup:

@@ -9,6 +9,7 @@ from statistics import fmean, median
 
 from markupsafe import Markup
 
+from ..core.language import _, ngettext
 from ..verify.measurements import Figures, Positions
 from ..verify.proof import Gate
 from .svg import (
@@ -66,17 +67,24 @@ def kl_by_position(
         for tick in nice_ticks(len(values))
     ]
     parts.append(
-        text((LEFT + RIGHT) / 2, bottom + 36, "scored positions, in reading order", "small", "middle")
+        text((LEFT + RIGHT) / 2, bottom + 36, _("scored positions, in reading order"), "small", "middle")
     )
-    entries = [("dots dot", "a position")] if per_column == 1 else [
-        ("range", f"range of {per_column} positions"), ("median", "their median")
+    entries = [("dots dot", _("a position"))] if per_column == 1 else [
+        ("range", _("range of {count} positions", count=per_column)), ("median", _("their median"))
     ]  # fmt: skip
-    entries += [("mean", "mean of the window")] if len(groups) <= _LABELLED_WINDOWS else []
-    entries += [("limit", f"gate for the mean, {number(gates[0], exact=True)}")] if gates else []
-    entries += [("dots ring", "worst tokens")] if marked else []
+    entries += [("mean", _("mean of the window"))] if len(groups) <= _LABELLED_WINDOWS else []
+    entries += (
+        [("limit", _("gate for the mean, {limit}", limit=number(gates[0], exact=True)))] if gates else []
+    )
+    entries += [("dots ring", _("worst tokens"))] if marked else []
     parts += legend(LEFT, 16, entries)
-    label = f"KL divergence at {count(len(values), 'position')} in {count(len(groups), 'window')}: "
-    label += f"median {number(median(values))}, largest {number(max(values))}"
+    label = _(
+        "KL divergence at {positions} in {windows}: median {median}, largest {largest}",
+        positions=ngettext("{count} position", "{count} positions", len(values)),
+        windows=ngettext("{count} window", "{count} windows", len(groups)),
+        median=number(median(values)),
+        largest=number(max(values)),
+    )
     return figure(bottom + 46, label, parts)
 
 
@@ -97,7 +105,8 @@ def _window_bands(
         if at % 2 == 0:
             parts.append(rect(left, top - 20, right - left, bottom - top + 20, "band"))
         name = str(positions.window[group[0]] + 1)
-        words = f"window {name}" if right - left > text_width(f"window {name}") + 10 else name
+        full = _("window {number}", number=name)
+        words = full if right - left > text_width(full) + 10 else name
         if right - left > text_width(words) + 4:
             parts.append(text((left + right) / 2, top - 7, words, "small faint", "middle"))
     return parts
@@ -128,7 +137,13 @@ def _rings(
         Markup('<circle class="ring" cx="{}" cy="{}" r="5"><title>{}</title></circle>').format(
             short(x_of[where[window, position]]),
             short(scale.at(kl)),
-            f"worst token {rank}: window {window + 1}, position {position + 1}, KL {number(kl)}",
+            _(
+                "worst token {rank}: window {window}, position {position}, KL {kl}",
+                rank=rank,
+                window=window + 1,
+                position=position + 1,
+                kl=number(kl),
+            ),
         )
         for rank, (window, position, kl) in enumerate(marked, 1)
         if (window, position) in where
@@ -145,7 +160,7 @@ def dp_histogram(dp: Sequence[float], figures: Figures) -> Markup:
         bins[min(int((value + span) / (2 * span) * _BINS), _BINS - 1)] += 1
     top, bottom = 50, 232
     scale = LogScale(0, max(1, math.ceil(math.log10(max(*bins, 1)))), bottom - 14, top)
-    parts = [text(LEFT, 16, "positions (logarithmic)", "small")]
+    parts = [text(LEFT, 16, _("positions (logarithmic)"), "small")]
     for decade in range(scale.high + 1):
         y = scale.at(10**decade)
         parts += [
@@ -159,11 +174,16 @@ def dp_histogram(dp: Sequence[float], figures: Figures) -> Markup:
             early = share == 5
             x = _dp_place(value, span)
             parts.append(line(x, top - 18, x, bottom, "limit"))
-            words = "5 % are to the left" if early else "5 % are to the right"
+            words = _("5 % are to the left") if early else _("5 % are to the right")
             left = x - LEFT > text_width(words) if early else RIGHT - x < text_width(words)
             parts.append(text(x + (-6 if left else 6), top - 9, words, "small", "end" if left else "start"))
-    label = f"Histogram of the change of the right token's probability at {count(len(good), 'position')}: "
-    return figure(bottom + 48, f"{label}root mean square {small_percent(figures.dp_rms)}", parts)
+    label = ngettext(
+        "Histogram of the change of the right token's probability at {count} position: root mean square {rms}",
+        "Histogram of the change of the right token's probability at {count} positions: root mean square {rms}",
+        len(good),
+        rms=small_percent(figures.dp_rms),
+    )
+    return figure(bottom + 48, label, parts)
 
 
 def _dp_place(value: float, span: float) -> float:
@@ -178,7 +198,13 @@ def _bars(bins: Sequence[int], span: float, scale: LogScale, bottom: float) -> l
         style = "loss" if high < 0 else "gain" if low > 0 else "even"
         if amount:
             y = scale.at(amount)
-            words = f"{count(amount, 'position')}: Δp {small_percent(low)} to {small_percent(high)}"
+            words = ngettext(
+                "{count} position: Δp {low} to {high}",
+                "{count} positions: Δp {low} to {high}",
+                amount,
+                low=small_percent(low),
+                high=small_percent(high),
+            )
             parts.append(rect(LEFT + at * width + 0.8, y, width - 1.6, bottom - y, style, words))
     return parts
 
@@ -198,6 +224,6 @@ def _dp_axis(span: float, bottom: float) -> list[Markup]:
     return [
         line(LEFT, bottom, RIGHT, bottom, "axis"),
         *ticks,
-        text(LEFT, bottom + 38, "← the file is less sure of the right token", "small"),
-        text(RIGHT, bottom + 38, "the file is more sure of it →", "small", "end"),
+        text(LEFT, bottom + 38, _("← the file is less sure of the right token"), "small"),
+        text(RIGHT, bottom + 38, _("the file is more sure of it →"), "small", "end"),
     ]

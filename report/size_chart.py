@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from markupsafe import Markup
 
+from ..core.language import _
 from ..flows.compare import ComparedType
 from .svg import (
     LEFT,
@@ -46,21 +47,24 @@ def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     measured = [(each, each.figures.kl_mean) for each in types if each.figures is not None]
     if not measured:
         return None
-    scale = log_scale([kl for _, kl in measured], _BOTTOM, _TOP, decades=_DECADES)
-    x_of = _size_scale([each.bytes for each, _ in measured])
+    scale = log_scale([kl for each, kl in measured], _BOTTOM, _TOP, decades=_DECADES)
+    x_of = _size_scale([each.bytes for each, kl in measured])
     points = [(x_of(each.bytes), scale.at(kl), each) for each, kl in measured]
     parts = level_lines(scale, LEFT, RIGHT) + _size_axis(x_of)
-    parts.append(path(_front([(x, y) for x, y, _ in points]), "front"))
+    parts.append(path(_front([(x, y) for x, y, each in points]), "front"))
     leaders, names = _names(points)
     parts += [*leaders, *(_mark(x, y, each) for x, y, each in points), *names]
-    entries = [("dots stock", "stock recipe of llama-quantize")]
-    entries += [] if all(each.stock for each, _ in measured) else [("area variant", "changed recipe")]
-    parts += legend(LEFT, 16, [*entries, ("front", "nearest for its size")])
-    parts.append(text(LEFT, _TOP - 14, "mean KL divergence, nats", "small"))
-    label = (
-        f"Size against mean KL divergence of {len(measured)} files, {number(min(kl for _, kl in measured))}"
+    entries = [("dots stock", _("stock recipe of llama-quantize"))]
+    entries += [] if all(each.stock for each, kl in measured) else [("area variant", _("changed recipe"))]
+    parts += legend(LEFT, 16, [*entries, ("front", _("nearest for its size"))])
+    parts.append(text(LEFT, _TOP - 14, _("mean KL divergence, nats"), "small"))
+    label = _(
+        "Size against mean KL divergence of {count} files, {least} to {most}",
+        count=len(measured),
+        least=number(min(kl for each, kl in measured)),
+        most=number(max(kl for each, kl in measured)),
     )
-    return figure(_BOTTOM + 44, f"{label} to {number(max(kl for _, kl in measured))}", parts)
+    return figure(_BOTTOM + 44, label, parts)
 
 
 def _size_scale(sizes: Sequence[int]) -> Callable[[float], float]:
@@ -74,9 +78,8 @@ def _size_scale(sizes: Sequence[int]) -> Callable[[float], float]:
 def _size_axis(x_of: Callable[[float], float]) -> list[Markup]:
     """Round sizes, as far as there is room, and the unit most of them have."""
     unit, name = next(each for each in _UNITS if x_of(each[0]) < (LEFT + RIGHT) / 2)
-    parts = [
-        text((LEFT + RIGHT) / 2, _BOTTOM + 38, f"size of the file, {name} (logarithmic)", "small", "middle")
-    ]
+    words = _("size of the file, {unit} (logarithmic)", unit=name)
+    parts = [text((LEFT + RIGHT) / 2, _BOTTOM + 38, words, "small", "middle")]
     last = -math.inf
     for tick in (factor * 10.0**power for power in range(-3, 5) for factor in _ROUND):
         x = x_of(tick * unit)
@@ -98,7 +101,12 @@ def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _mark(x: float, y: float, each: ComparedType) -> Markup:
     assert each.figures is not None
-    words = f"{plain(each.type, 60)}: {each.bytes:,} bytes, mean KL {number(each.figures.kl_mean)}"
+    words = _(
+        "{type}: {bytes} bytes, mean KL {kl}",
+        type=plain(each.type, 60),
+        bytes=f"{each.bytes:,}",
+        kl=number(each.figures.kl_mean),
+    )
     if not each.stock:
         return rect(x - 4, y - 4, 8, 8, "variant", words)
     return Markup('<circle class="stock" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>').format(
@@ -127,7 +135,7 @@ def _names(points: Sequence[tuple[float, float, ComparedType]]) -> tuple[list[Ma
 
 def _name(x: float, box: Box, words: str, style: str) -> Markup:
     """A name in its box, at the end that is next to the point."""
-    left, _, right, bottom = box
+    left, right, bottom = box[0], box[2], box[3]
     if right <= x:
         return text(right, bottom - 3, words, style, "end")
     if left >= x:

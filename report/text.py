@@ -15,6 +15,8 @@ from itertools import groupby, islice
 
 from markupsafe import Markup, escape
 
+from ..core.language import _, ngettext, spoken
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SYMBOLS = {"\n": "↵", "\t": "⇥", "\r": "\\r", " ": "␣"}
 _HALF = re.compile(r"\\x[89a-f][0-9a-f]")  # how vocab.decoding writes bytes that make no character
@@ -22,6 +24,10 @@ _HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\ua960-\ua97f\uac00-\ud7ff]")
 _HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK = "\u115f\u1160\u3164\uffa0\u2800"  # letters without ink
 _MOST_MARKS = 60  # in one text
+_SCALES = {
+    "en": ((10**12, " trillion"), (10**9, " billion"), (10**6, " million")),
+    "ko": ((10**12, "조"), (10**8, "억"), (10**4, "만")),
+}
 _MANY_MARKS = 3  # combining characters on one letter; more would climb over the lines around
 
 
@@ -31,7 +37,7 @@ def number(value: float, digits: int = 3, *, exact: bool = False) -> str:
     ``exact``: no zeros at the end, for numbers people chose (``0.005``).
     """
     if math.isnan(value):
-        return "not a number"
+        return _("not a number")
     if abs(value) >= sys.float_info.max:  # what stands for infinity where JSON allows none
         return "∞" if value > 0 else "−∞"
     if value == 0:
@@ -80,27 +86,33 @@ def small_percent(share: float, *, sign: bool = False) -> str:
     return f"{plus}{number(100 * share)}\u00a0%"
 
 
-def count(amount: int, word: str = "") -> str:
-    """``1,200``, or ``1,200 tensors``, ``1 tensor``."""
-    if not word:
-        return f"{amount:,}"
-    plural = f"{word[:-1]}ies" if word.endswith("try") else f"{word}s"
-    return f"{amount:,} {word if amount == 1 else plural}"
+def count(amount: int) -> str:
+    """``1,200``."""
+    return f"{amount:,}"
+
+
+def large(amount: int) -> str:
+    """A large number as people say it: ``1.44 billion``, ``14.4억``."""
+    for step, word in _SCALES[spoken()]:
+        if amount >= step:
+            value = amount / step
+            return f"{value:.3g}{word}" if value < 1000 else f"{value:,.0f}{word}"
+    return count(amount)
 
 
 def weights(amount: int) -> str:
     """A number of weights as people say it: ``1.44 billion weights``."""
-    for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
-        if amount >= step:
-            return f"{amount / step:.3g} {word} weights"
-    return count(amount, "weight")
+    return ngettext("{number} weight", "{number} weights", amount, number=large(amount))
 
 
 def seconds(value: float) -> str:
     """``0.8 s``, ``12 s``, ``3 min 05 s``, with hard spaces."""
     whole = round(value)
-    text = f"{value:.1f} s" if value < 10 else f"{whole} s"
-    return (text if whole < 60 else f"{whole // 60} min {whole % 60:02d} s").replace(" ", "\u00a0")
+    if whole >= 60:
+        text = _("{minutes} min {seconds} s", minutes=whole // 60, seconds=f"{whole % 60:02d}")
+    else:
+        text = _("{seconds} s", seconds=f"{value:.1f}" if value < 10 else whole)
+    return text.replace(" ", "\u00a0")
 
 
 def plain(text: str, limit: int = 200) -> str:
@@ -120,12 +132,14 @@ def visible(text: object, limit: int = 400, *, spaces: bool = False, tail: bool 
     kept = full if cut <= 0 else full[-limit:] if tail else full[:limit]
     parts, last = [], 0
     for half in islice(_HALF.finditer(kept), _MOST_MARKS):
-        parts += [_marked(kept[last : half.start()], spaces), _span(half.group(), "half a character")]
+        parts += [_marked(kept[last : half.start()], spaces), _span(half.group(), _("half a character"))]
         last = half.end()
     parts.append(_marked(kept[last:], spaces))
     if cut > 0:
-        words = "…" if limit < 100 else f"… {count(cut, 'character')} more"
-        left_out = Markup('<i class="cut" title="{} more">{}</i>').format(count(cut, "character"), words)
+        more = ngettext("{count} character more", "{count} characters more", cut)
+        left_out = Markup('<i class="cut" title="{}">{}</i>').format(
+            more, "…" if limit < 100 else f"… {more}"
+        )
         parts = [left_out, Markup(" "), *parts] if tail else [*parts, Markup(" "), left_out]
     language = Markup(' lang="ko"') if _HANGUL.search(kept) else Markup("")
     return Markup("<bdi{}>{}</bdi>").format(language, Markup("").join(parts))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
+from ..core.language import _, ngettext, phrase, translated
 from ..verify.loss import FACTOR
 from ..verify.measurements import Figures, Shares
 from ..verify.proof import (
-    Gate,
     LogitsPart,
     MetadataPart,
     Part,
@@ -19,101 +17,55 @@ from ..verify.proof import (
     Verdict,
     WeightsPart,
 )
-from .text import count, number, percent, plain, small_percent, with_error
+from .figure_words import gate_name, gate_value, gelu_words
+from .names import loses, loss_answer, part_name, part_title, unchecked
+from .text import count, number, percent, plain
 
-_USE: dict[Verdict, str] = {
-    "passed": "Fit for use in place of the checkpoint{loss}.",
-    "warned": "It runs, but someone who knows the model should read the findings before it is distributed.",
-    "failed": "Do not use or distribute this file. Convert it again, or see below what to fix.",
-    "not run": "Nothing can be said about this file yet.",
-    "not decided": "No fault was found in this file, but the check could not be finished: run it again.",
+_USE = {
+    "warned": phrase(
+        "It runs, but someone who knows the model should read the findings before it is distributed."
+    ),
+    "failed": phrase("Do not use or distribute this file. Convert it again, or see below what to fix."),
+    "not run": phrase("Nothing can be said about this file yet."),
+    "not decided": phrase(
+        "No fault was found in this file, but the check could not be finished: run it again."
+    ),
 }
 _WHOLE = ("f32", "f64", "bf16", "f16")  # types whose loss nobody notices
-_PARTS = {
-    "tokens": ("Tokens", "Is text tokenized the same way?"),
-    "metadata": ("Metadata", "Are the settings the same as in the original?"),
-    "weights": ("Weights", "Are the weights those of the original?"),
-    "runtime": ("Computation", "Does llama.cpp compute what the file contains?"),
-    "logits": ("Predictions", "Does it predict what the original predicts?"),
-}
-_STATES = {
-    "identical": "exactly as encoding the original gives",
-    "within": "within the format's error",
-    "not compared": "within the format's error, not compared byte by byte",
-    "differs": "wrong",
-}
-_LOSSES = {"nothing": "next to nothing", "little": "little", "some": "some accuracy", "much": "much"}
-# Figure (as in measurements.Figures), its title, how it is shown, what it says.
-_ROWS: tuple[tuple[str, str, Callable[[Figures], str], str], ...] = (
-    ("kl_mean", "KL divergence, mean", lambda f: with_error(f.kl_mean, f.kl_mean_error),
-     "how far apart the predictions are, in nats; 0 is equal"),
-    ("kl_median", "KL divergence, median", lambda f: number(f.kl_median), "at a typical position"),
-    ("kl_99", "KL divergence, 99\u00a0%", lambda f: number(f.kl_99), "one position in a hundred is above"),
-    ("kl_999", "KL divergence, 99.9\u00a0%", lambda f: number(f.kl_999), "one in a thousand"),
-    ("kl_max", "KL divergence, largest", lambda f: number(f.kl_max), "the worst position of all"),
-    ("same_top1", "Same first choice", lambda f: f"{percent(f.same_top1)} ± {percent(f.same_top1_error)}",
-     "both predict the same next token"),
-    ("other_top1", "Another first choice",
-     lambda f: f"{count(f.other_top1)}, lead ≤ {number(f.other_top1_lead)}" if f.other_top1 else "",
-     "positions, and by how many logits the checkpoint's choice led there at most; almost none in a tie"),
-    ("top5_overlap", "Overlap of the five most likely", lambda f: percent(f.top5_overlap),
-     "share of the five that both have"),
-    ("dp_rms", "Δp, root mean square", lambda f: small_percent(f.dp_rms),
-     "change in the right token's probability"),
-    ("dp_mean", "Δp, mean", lambda f: small_percent(f.dp_mean, sign=True), "below zero: less sure"),
-    ("perplexity", "Perplexity, checkpoint → file",
-     lambda f: f"{number(f.perplexity_reference, 5)} → {number(f.perplexity_file, 5)}",
-     "how surprised each is by the text"),
-    ("perplexity_increase", "Perplexity, increase",
-     lambda f: number(f.perplexity_file - f.perplexity_reference), "file minus checkpoint; varies by text"),
-    ("log_ratio", "Perplexity, ln(file / checkpoint)", lambda f: with_error(f.log_ratio, f.log_ratio_error),
-     "0 is equal"),
-    ("nll", "NLL per token, checkpoint → file",
-     lambda f: f"{number(f.nll_reference, 7)} → {number(f.nll_file, 7)}", "the same in nats"),
-    ("nmse", "Logits, NMSE", lambda f: number(f.nmse), "squared difference over the checkpoint's variance"),
-    ("nmse_same_gelu", "Logits, NMSE, same GELU",
-     lambda f: "" if f.nmse_same_gelu is None else number(f.nmse_same_gelu),
-     "the same when llama.cpp's 16-bit GELU table is computed in fp32: what is left is not due to the table"),
-    ("logit_rms", "Logits, RMS difference", lambda f: number(f.logit_rms), "in logits"),
-    ("logit_max", "Logits, largest difference", lambda f: number(f.logit_max),
-     "in logits, over all tokens and positions"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FigureRow:
-    """A line of the table of figures; ``gate`` is empty where the gate does not look at it."""
-
-    key: str
-    name: str
-    value: str
-    gate: str
-    meaning: str
-
-
-def part_title(name: str) -> tuple[str, str]:
-    """The part's name and the question it answers."""
-    return _PARTS[name]
 
 
 def headline(proof: Proof) -> str:
     """Why, in one plain sentence."""
-    skipped = [_PARTS[name][0].lower() for name, part in proof.parts.items() if part.verdict == "not run"]
     if proof.verdict == "not run":
-        return "Nothing has been checked."
+        return _("Nothing has been checked.")
     if proof.verdict == "passed":
-        text = "Everything checked matches the original checkpoint"
-        if proof.logits.verdict == "passed":
-            text = "The file answers like the original checkpoint"
-            text += "" if proof.type in _WHOLE else f", as closely as is usual for {_type(proof)}"
-        return f"{text}." if not skipped else f"{text}; not checked: {', '.join(skipped)}."
-    if proof.cause is None:
-        return f"The verdict on {', '.join(n for n, p in proof.parts.items() if p.verdict == proof.verdict)}."
-    part, _, why = proof.cause.partition(": ")
-    text = sentence(f"{_PARTS[part][0]}: {why}")
+        return _matches(proof)
+    found = proof.telling
+    if found is None:
+        names = ", ".join(
+            part_title(name)[0] for name, part in proof.parts.items() if part.verdict == proof.verdict
+        )
+        return _("The verdict on {parts}.", parts=names)
+    name, finding = found
+    text = sentence(_("{part}: {why}", part=part_title(name)[0], why=finding.message))
     others = sum(len(each.findings) for each in proof.parts.values()) - 1
-    more = f" There {'is' if others == 1 else 'are'} {count(others, 'more finding')}."
-    return text + (more if others else "")
+    if not others:
+        return text
+    return f"{text} " + ngettext("There is {count} more finding.", "There are {count} more findings.", others)
+
+
+def _matches(proof: Proof) -> str:
+    if proof.logits.verdict != "passed":
+        text = _("Everything checked matches the original checkpoint.")
+    elif proof.type in _WHOLE:
+        text = _("The file answers like the original checkpoint.")
+    else:
+        text = _(
+            "The file answers like the original checkpoint, as closely as is usual for {type}.",
+            type=_type(proof),
+        )
+    skipped = [part_title(name)[0] for name, part in proof.parts.items() if part.verdict == "not run"]
+    return f"{text} " + _("Not checked: {parts}.", parts=", ".join(skipped)) if skipped else text
 
 
 def sentence(text: str) -> str:
@@ -123,8 +75,13 @@ def sentence(text: str) -> str:
 
 def use(proof: Proof) -> str:
     """What follows for who wants to use the file."""
-    loss = "" if proof.type in _WHOLE else f", with the loss that comes with {_type(proof)}"
-    return _USE[proof.verdict].format(loss=loss)
+    if proof.verdict != "passed":
+        return translated(_USE[proof.verdict])
+    if proof.type in _WHOLE:
+        return _("Fit for use in place of the checkpoint.")
+    return _(
+        "Fit for use in place of the checkpoint, with the loss that comes with {type}.", type=_type(proof)
+    )
 
 
 def _type(proof: Proof) -> str:
@@ -134,26 +91,81 @@ def _type(proof: Proof) -> str:
 def in_plain_figures(figures: Figures) -> str:
     """How close the file is, in a plain sentence."""
     if not figures.positions:
-        return "Its predictions could not be compared anywhere in the text."
-    text = f"It predicts the same next token as the original at {percent(figures.same_top1, 1)} of "
-    text += f"{count(figures.positions, 'place')} in the text"
+        return _("Its predictions could not be compared anywhere in the text.")
+    places = ngettext(
+        "It predicts the same next token as the original at {share} of {count} place in the text",
+        "It predicts the same next token as the original at {share} of {count} places in the text",
+        figures.positions,
+        share=percent(figures.same_top1, 1),
+    )
     change = math.expm1(figures.log_ratio) if figures.log_ratio < 700 else math.inf
     if not math.isfinite(change):
-        return f"{text}."
-    text += "; its perplexity (how surprised it is by the text) is"
+        return sentence(places)
     if abs(change) < 5e-4:
-        return f"{text} the original's to within {percent(5e-4)}."
+        return _(
+            "{places}; its perplexity (how surprised it is by the text) is the original's to within {share}.",
+            places=places,
+            share=percent(5e-4),
+        )
     if change > 2:
-        return f"{text} {number(1 + change)} times the original's."
-    return f"{text} {percent(abs(change), 1)} {'higher' if change > 0 else 'lower'}."
+        return _(
+            "{places}; its perplexity (how surprised it is by the text) is {times} times the original's.",
+            places=places,
+            times=number(1 + change),
+        )
+    share = percent(abs(change), 1)
+    if change > 0:
+        return _(
+            "{places}; its perplexity (how surprised it is by the text) is {share} higher.",
+            places=places,
+            share=share,
+        )
+    return _(
+        "{places}; its perplexity (how surprised it is by the text) is {share} lower.",
+        places=places,
+        share=share,
+    )
+
+
+def cause(proof: Proof) -> str:
+    """``weights: tensor … is not in the file``: the finding that tells most; nothing where there is none."""
+    if proof.telling is None:
+        return ""
+    name, finding = proof.telling
+    return _("{part}: {why}", part=part_name(name), why=finding.message)
+
+
+def rightness(proof: Proof) -> str:
+    """What the answer whether the file is right consists of, part by part."""
+    parts: dict[Verdict, list[str]] = {}
+    for name, part in proof.parts.items():
+        if name != "logits":
+            parts.setdefault(part.verdict, []).append(part_title(name)[0])
+    if proof.right == "failed" and "failed" not in parts:
+        parts["failed"] = [part_title("logits")[0]]
+    said = {
+        "failed": lambda names: _("Wrong: {parts}.", parts=names),
+        "not decided": lambda names: _("Not decided: {parts}.", parts=names),
+        "warned": lambda names: _("With warnings: {parts}.", parts=names),
+        "passed": lambda names: _("As it should be: {parts}.", parts=names),
+        "not run": lambda names: _("Not checked: {parts}.", parts=names),
+    }
+    return " ".join(say(", ".join(parts[verdict])) for verdict, say in said.items() if verdict in parts)
+
+
+def measured_loss(proof: Proof) -> str:
+    """The loss in figures, the text it was measured on, and which type would lose less."""
+    if proof.logits.figures is None:
+        return ""
+    text = _("mean KL {value}, on {text}", value=number(proof.logits.figures.kl_mean), text=stands_on(proof))
+    return "; ".join(each for each in (text, advice(proof.logits)) if each)
 
 
 def part_line(part: Part) -> str:
     """What a part looked at and what came of it, in a line."""
-    if part.verdict == "not run" and not part.findings:
-        return "Not checked in this run."
-    if part.verdict == "not decided":
-        return "Not decided: the check could not be finished on this machine."
+    nothing = unchecked(part)
+    if nothing is not None:
+        return nothing
     if isinstance(part, TokensPart):
         return _tokens_line(part)
     if isinstance(part, MetadataPart):
@@ -162,142 +174,133 @@ def part_line(part: Part) -> str:
         return _weights_line(part)
     if isinstance(part, RuntimePart):
         return _runtime_line(part)
+    return _logits_line(part)
+
+
+def _logits_line(part: LogitsPart) -> str:
     if part.figures is None:
-        return "The runtime gave no predictions to compare."
+        return _("The runtime gave no predictions to compare.")
     if not part.figures.positions:
-        return "Predictions could not be compared at any position."
+        return _("Predictions could not be compared at any position.")
     if part.gate is None:
-        return f"mean KL {number(part.figures.kl_mean)}"
-    measured = f"{gate_name(part.gate)} {number(gate_value(part.figures, part.gate))}"
-    return f"{measured}, gate {number(part.gate.warns, exact=True)}{gelu_words(part.figures)}"
-
-
-def gate_name(gate: Gate) -> str:
-    """What people call the figure the gate judges."""
-    return "NMSE" if gate.measure == "nmse" else "mean KL"
-
-
-def gelu_words(figures: Figures) -> str:
-    """What is left of the NMSE without llama.cpp's table of GELU; nothing where that was not measured."""
-    left = figures.nmse_same_gelu
-    return "" if left is None else f"; {number(left)} with llama.cpp's GELU in fp32"
+        return _("mean KL {value}", value=number(part.figures.kl_mean))
+    return _(
+        "{figure} {value}, gate {limit}{gelu}",
+        figure=gate_name(part.gate),
+        value=number(gate_value(part.figures, part.gate)),
+        limit=number(part.gate.warns, exact=True),
+        gelu=gelu_words(part.figures),
+    )
 
 
 def _tokens_line(part: TokensPart) -> str:
-    entries = f"{count(part.entries, 'vocabulary entry')} compared" if part.entries else ""
+    entries = ""
+    if part.entries:
+        entries = ngettext(
+            "{count} vocabulary entry compared", "{count} vocabulary entries compared", part.entries
+        )
     parity = part.parity
     if parity is None:
-        return entries or "No texts were compared."
+        return entries or _("No texts were compared.")
     if parity.error:
-        return "llama.cpp could not be run."
-    share = f"{count(parity.exact)} of {count(parity.texts, 'text')} read alike"
+        return _("llama.cpp could not be run.")
+    share = ngettext(
+        "{exact} of {count} text read alike",
+        "{exact} of {count} texts read alike",
+        parity.texts,
+        exact=count(parity.exact),
+    )
     return f"{share}; {entries}" if entries else share
 
 
 def _metadata_line(part: MetadataPart) -> str:
+    keys = ngettext("{count} key compared", "{count} keys compared", part.keys)
     wrong = sum(finding.grave for finding in part.findings)
-    remarks = count(len(part.findings), "remark") if part.findings else "all as they should be"
-    return f"{count(part.keys, 'key')} compared, {f'{wrong} wrong' if wrong else remarks}"
+    if wrong:
+        return _("{keys}, {count} wrong", keys=keys, count=wrong)
+    if part.findings:
+        remarks = ngettext("{count} remark", "{count} remarks", len(part.findings))
+        return _("{keys}, {remarks}", keys=keys, remarks=remarks)
+    return _("{keys}, all as they should be", keys=keys)
 
 
 def _weights_line(part: WeightsPart) -> str:
     if not part.tensors:
-        return "No tensors were compared."
-    total = count(len(part.tensors), "tensor")
-    amounts = {state: sum(tensor.state == state for tensor in part.tensors) for state in _STATES}
+        return _("No tensors were compared.")
+    total = ngettext("{count} tensor", "{count} tensors", len(part.tensors))
+    amounts = {
+        state: sum(tensor.state == state for tensor in part.tensors)
+        for state in ("identical", "within", "not compared", "differs")
+    }
     missing = part.not_compared + len(part.untold)
-    left = f"; {count(missing)} not compared" if missing else ""
+    left = _("; {count} not compared", count=count(missing)) if missing else ""
     if amounts["identical"] == len(part.tensors):
-        return f"{total}, all exactly as encoding the original gives{left}"
-    states = [f"{count(amount)} {_STATES[state]}" for state, amount in amounts.items() if amount]
-    return f"{total}: {', '.join(states)}{left}"
+        return _("{tensors}, all exactly as encoding the original gives", tensors=total) + left
+    said = {
+        "identical": lambda n: _("{count} exactly as encoding the original gives", count=n),
+        "within": lambda n: _("{count} within the format's error", count=n),
+        "not compared": lambda n: _("{count} within the format's error, not compared byte by byte", count=n),
+        "differs": lambda n: _("{count} wrong", count=n),
+    }
+    states = ", ".join(said[state](count(amount)) for state, amount in amounts.items() if amount)
+    return _("{tensors}: {states}", tensors=total, states=states) + left
 
 
 def _runtime_line(part: RuntimePart) -> str:
     if not part.worst:
-        return "llama.cpp could not be run."
+        return _("llama.cpp could not be run.")
     largest = max(part.worst, key=lambda each: each.nmse / each.limit)
-    found = f"NMSE at most {number(largest.nmse)} (limit {number(largest.limit, exact=True)})"
-    inputs = count(part.matrices, "matrix input")
-    return f"{inputs} recomputed at {count(part.positions, 'position')}, {found}"
+    return _(
+        "{inputs} recomputed at {positions}, NMSE at most {nmse} (limit {limit})",
+        inputs=ngettext("{count} matrix input", "{count} matrix inputs", part.matrices),
+        positions=ngettext("{count} position", "{count} positions", part.positions),
+        nmse=number(largest.nmse),
+        limit=number(largest.limit, exact=True),
+    )
 
 
 def loss_words(part: LogitsPart) -> str:
     """``loses much``; nothing where no loss was measured."""
-    if part.loss is None:
-        return ""
-    return f"loses {_LOSSES[part.loss.grade]}"
+    return "" if part.loss is None else loses(part.loss.grade)
+
+
+def loss_short(part: LogitsPart) -> str:
+    """The same as an answer: ``much``."""
+    return _("not measured") if part.loss is None else loss_answer(part.loss.grade)
 
 
 def shares_words(shares: Shares) -> str:
     """What the loss consists of, in a sentence."""
     steps = (shares.weights, shares.inputs - shares.weights, shares.runtime - shares.inputs)
     weights, inputs, runtime = (number(value) for value in steps)
-    return (
-        f"of the loss at the first {count(shares.positions, 'position')}, mean KL {number(shares.runtime)}, "
-        f"the weights make {weights}, rounding what they are multiplied by {inputs}, the runtime {runtime}"
+    return _(
+        "of the loss at the first {positions}, mean KL {total}, the weights make {weights}, rounding what "
+        "they are multiplied by {inputs}, the runtime {runtime}",
+        positions=ngettext("{count} position", "{count} positions", shares.positions),
+        total=number(shares.runtime),
+        weights=weights,
+        inputs=inputs,
+        runtime=runtime,
     )
-
-
-_RIGHT = {
-    "passed": "yes",
-    "warned": "yes, with warnings",
-    "not run": "not checked",
-    "not decided": "not decided",
-    "failed": "no",
-}
-
-
-def right_words(proof: Proof) -> str:
-    """Whether the file is right, in a word or three."""
-    return _RIGHT[proof.right]
 
 
 def stands_on(proof: Proof) -> str:
     """``512 tokens of the built-in texts``: what the figures of the logits stand on."""
     figures, texts = proof.logits.figures, proof.provenance.get("texts", ())
-    tokens = count(0 if figures is None else figures.positions, "token")
-    own = any("sha256" in str(text) for text in texts)
-    return f"{tokens} of {count(len(texts), 'text') + ' given' if own else 'the built-in texts'}"
+    tokens = ngettext("{count} token", "{count} tokens", 0 if figures is None else figures.positions)
+    if not any("sha256" in str(text) for text in texts):
+        return _("{tokens} of the built-in texts", tokens=tokens)
+    given = ngettext("{count} text given", "{count} texts given", len(texts))
+    return _("{tokens} of {texts}", tokens=tokens, texts=given)
 
 
 def advice(part: LogitsPart) -> str:
     """Which type would lose less, with the error of the estimate; nothing where nobody needs another."""
     if part.loss is None or part.loss.type is None or part.loss.estimate is None:
         return ""
-    name = plain(part.loss.type, 20)
-    return f"{name} would lose about {number(part.loss.estimate)} (estimated, within a factor of {FACTOR:g})"
-
-
-def figure_rows(figures: Figures, gate: Gate | None) -> list[FigureRow]:
-    """The figures there are as rows, the gate beside the one it judges; dashes where nothing was measured."""
-    measure, limits = (None, "") if gate is None else (gate.measure, gate_words(gate))
-    return [
-        FigureRow(
-            key, name, shown(figures) if figures.positions else "–", limits if key == measure else "", meaning
-        )
-        for key, name, shown, meaning in _ROWS
-        if shown(figures)
-    ]
-
-
-def gate_words(gate: Gate) -> str:
-    """``warns above 0.15, fails above 0.45``."""
-    warns = f"warns above {number(gate.warns, exact=True)}"
-    if gate.fails is None:
-        return warns
-    fails = f"fails above {number(gate.fails, exact=True)}"
-    return f"{warns}, {fails}" if gate.fails > gate.warns else fails
-
-
-def gate_value(figures: Figures, gate: Gate) -> float:
-    """The figure the gate judges."""
-    return figures.nmse if gate.measure == "nmse" else figures.kl_mean
-
-
-def percentile_rows(figures: Figures) -> list[tuple[str, str]]:
-    """Percentiles of Δp with their values."""
-    return [
-        (f"{number(share, exact=True)}\u00a0%", small_percent(value, sign=True))
-        for share, value in figures.dp_percentiles
-    ]
+    return _(
+        "{type} would lose about {estimate} (estimated, within a factor of {factor})",
+        type=plain(part.loss.type, 20),
+        estimate=number(part.loss.estimate),
+        factor=f"{FACTOR:g}",
+    )

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import ChildDied
+from ..core.language import Phrase, phrase
 from ..runtimes.half_precision import HalfPrecision
 from ..vocab.parity import Parity
+from .circumstances import Circumstances
 from .loss import Loss, loss_of
 from .measurements import Figures, MatrixInputError, Positions, Shares, WorstToken
 
@@ -172,12 +174,13 @@ class LayerError:
     runtime: float
 
 
-def layer_name(layer: int, encoder_layers: int) -> str:
+def layer_name(layer: int, encoder_layers: int) -> Phrase:
     """A layer of a LayerError in words, as the file's tensors count it."""
     if not encoder_layers:
-        return f"layer {layer}"
-    encoder = layer < encoder_layers
-    return f"encoder layer {layer}" if encoder else f"decoder layer {layer - encoder_layers}"
+        return phrase("layer {layer}", layer=layer)
+    if layer < encoder_layers:
+        return phrase("encoder layer {layer}", layer=layer)
+    return phrase("decoder layer {layer}", layer=layer - encoder_layers)
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,7 @@ class Proof:
     """The verdict on one file. ``type`` is the file's (``q4_0``), ``scope`` how much was looked at.
 
     ``provenance`` says what was compared and with what: files with SHA-256, versions, texts. ``notes`` are
-    remarks for people. Nothing here depends on the clock but ``seconds``, which stays out of manifests.
+    remarks for people. ``circumstances`` and ``seconds`` depend on clock and machine, and stay out of manifests.
     """
 
     artifact: Path
@@ -253,6 +256,7 @@ class Proof:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+    circumstances: Circumstances = field(default_factory=Circumstances)
 
     @property
     def verdict(self) -> Verdict:
@@ -279,15 +283,17 @@ class Proof:
 
     @property
     def cause(self) -> str | None:
-        """``part: sentence``, of the first grave finding, else of what is not decided, else of what warns.
+        """``part: sentence``, of the telling finding; None if all passed."""
+        return None if self.telling is None else f"{self.telling[0]}: {self.telling[1].message}"
 
-        None if all passed.
-        """
+    @property
+    def telling(self) -> tuple[str, Finding] | None:
+        """Part and finding: the first grave one, else of what is not decided, else of what warns."""
         parts = {name: part for name, part in self.parts.items() if part.verdict in _TELLING}
         causes = [(name, part.verdict, finding) for name, part in parts.items() for finding in part.findings]
         first = "weights" if self.weights.untold else ""
         causes.sort(key=lambda item: (not item[2].grave, item[1] != "not decided", item[0] != first))
-        return f"{causes[0][0]}: {causes[0][2].message}" if causes else None
+        return (causes[0][0], causes[0][2]) if causes else None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values; the lists by position are left to the report."""
@@ -309,7 +315,7 @@ class Proof:
         The last digits of a sum depend on the number of threads, and what is below four proves nothing.
         """
         values = self.to_json()
-        for key in ("artifact", "checkpoint", "seconds", "arch", "parameters"):
+        for key in ("artifact", "checkpoint", "seconds", "circumstances", "arch", "parameters"):
             del values[key]
         del values["logits"]["worst"], values["logits"]["shares"], values["runtime"]["worst"]
         rounded: dict[str, Any] = _plain(values, 4)

@@ -15,6 +15,7 @@ from ..core.windows import Window
 from ..reference.magnitudes import Flow
 from ..reference.noted import NotedReads
 from ..runtimes.half_precision import HalfPrecision
+from .circumstances import circumstances
 from .half_precision import with_half_precision
 from .inputs import Expected, Texts, VerifyOptions, read_reference
 from .logits import Read
@@ -127,6 +128,7 @@ def prove(
     reading = NotedReads(read or partial(read_reference, expected, options), windows)
     runtime, logits = artifact.computed(expected, reading, windows, weights.tensors, options)
     logits = with_half_precision(logits, artifact.halves(expected, reading.flows), artifact.path.is_dir())
+    ran = logits.figures is not None and not artifact.path.is_dir()
     return Proof(
         artifact=artifact.path,
         checkpoint=expected.checkpoint.folder,
@@ -142,4 +144,5 @@ def prove(
         provenance=provenance,
         notes=remarks(logits, len(expected.vocab.tokens)),
         seconds=time.monotonic() - begun,
+        circumstances=circumstances(expected.checkpoint, llama_cpp=ran),
     )

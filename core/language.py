@@ -1,0 +1,127 @@
+"""In which language kconv speaks: gettext catalogues, and messages that can be said in another one later.
+
+A message is written where it arises, whole, in English, with names for its values:
+
+    phrase("the file has {found} tokens, but the checkpoint has {expected}", found=3, expected=4)
+
+That is a ``str``, the English sentence, for everything programs read (``--json``, manifests); it also
+remembers its template, and ``translated`` says it in the language people chose. Where text is shown at once,
+``_`` does both. Catalogues are ``data/locale/LANGUAGE/LC_MESSAGES/kconv.mo``, compiled from the ``.po``
+beside it (tools/catalogue.py); a message that is not in them is said in English.
+
+As a library kconv speaks English; the command chooses by ``--lang``, ``KCONV_LANG`` or the locale.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gettext import NullTranslations
+
+LANGUAGES = ("en", "ko")
+VARIABLE = "KCONV_LANG"
+_LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")  # POSIX: the first that is set decides
+_KOREAN = ("ko", "kor", "korean")
+
+_spoken = "en"
+
+
+class Phrase(str):
+    """An English sentence that remembers the template and the values it was made of."""
+
+    template: tuple[str, ...]
+    values: Mapping[str, Any]
+
+    def __new__(
+        cls, text: str, template: tuple[str, ...] = (), values: Mapping[str, Any] | None = None
+    ) -> Phrase:
+        """``text`` in English; ``template`` is what catalogues list: one form, or singular and plural."""
+        made = super().__new__(cls, text)
+        made.template, made.values = template, values or {}
+        return made
+
+
+def phrase(template: str, /, **values: Any) -> Phrase:
+    """The English message; other languages are found by ``template``, so it has to be a literal."""
+    return Phrase(template.format(**values) if values else template, (template,), values)
+
+
+def phrases(one: str, many: str, count: int, /, **values: Any) -> Phrase:
+    """The message for ``count`` things, which is ``{count}`` in it (``1,200``)."""
+    values = {"count": f"{count:,}", "": count, **values}
+    return Phrase((one if count == 1 else many).format(**values), (one, many), values)
+
+
+def translated(text: str) -> str:
+    """``text`` in the language spoken now: a phrase by its template, with its values; all else unchanged."""
+    if _spoken == "en" or not isinstance(text, Phrase):
+        return text
+    if len(text.template) > 1:
+        found = _catalogue(_spoken).ngettext(*text.template, text.values[""])
+    else:
+        found = _catalogue(_spoken).gettext(text.template[0])
+    values = {name: translated(value) if name else value for name, value in text.values.items()}
+    return found.format(**values) if values else found
+
+
+def template(text: str, /) -> str:
+    """The template of that name in the language spoken now, for those who fill it in themselves."""
+    return text if _spoken == "en" else _catalogue(_spoken).gettext(text)
+
+
+def _(text: str, /, **values: Any) -> str:
+    """The message in the language spoken now."""
+    return translated(phrase(text, **values))
+
+
+def ngettext(one: str, many: str, count: int, /, **values: Any) -> str:
+    """The message for ``count`` things in the language spoken now."""
+    return translated(phrases(one, many, count, **values))
+
+
+def spoken() -> str:
+    """The language spoken now: ``en`` or ``ko``."""
+    return _spoken
+
+
+def speak(language: str) -> None:
+    """Speak ``language`` from now on, one of ``LANGUAGES``."""
+    global _spoken
+    assert language in LANGUAGES
+    _spoken = language
+
+
+@contextmanager
+def speaking(language: str) -> Iterator[None]:
+    """Speak ``language`` for a while."""
+    before = _spoken
+    speak(language)
+    try:
+        yield
+    finally:
+        speak(before)
+
+
+def chosen(environment: Mapping[str, str] = os.environ) -> str:
+    """The language the user's surroundings ask for: ``KCONV_LANG``, else the locale; English if neither."""
+    for name in (VARIABLE, *_LOCALE):
+        value = environment.get(name, "")
+        if value:
+            return "ko" if re.split(r"[_.@-]", value)[0].lower() in _KOREAN else "en"
+    return "en"
+
+
+@cache
+def _catalogue(language: str) -> NullTranslations:
+    from gettext import GNUTranslations
+    from importlib import resources
+
+    place = resources.files(__package__) / "data" / "locale" / language / "LC_MESSAGES" / "kconv.mo"
+    with place.open("rb") as file:
+        return GNUTranslations(file)

@@ -1,0 +1,126 @@
+"""What verdicts, parts, states and grades are called, in the language spoken."""
+
+from __future__ import annotations
+
+from ..core.language import _, ngettext, phrase, translated
+from ..verify.proof import Part, Verdict
+
+VERDICTS: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not run")
+_VERDICTS = {
+    "passed": phrase("passed"),
+    "warned": phrase("warned"),
+    "failed": phrase("failed"),
+    "not decided": phrase("not decided"),
+    "not run": phrase("not run"),
+}
+_ROWS = {
+    "tokens": phrase("tokens"),
+    "metadata": phrase("metadata"),
+    "weights": phrase("weights"),
+    "runtime": phrase("runtime"),
+    "logits": phrase("logits"),
+}
+_PARTS = {
+    "tokens": (phrase("Tokens"), phrase("Is text tokenized the same way?")),
+    "metadata": (phrase("Metadata"), phrase("Are the settings the same as in the original?")),
+    "weights": (phrase("Weights"), phrase("Are the weights those of the original?")),
+    "runtime": (phrase("Computation"), phrase("Does llama.cpp compute what the file contains?")),
+    "logits": (phrase("Predictions"), phrase("Does it predict what the original predicts?")),
+}
+_RIGHT = {
+    "passed": phrase("yes"),
+    "warned": phrase("yes, with warnings"),
+    "not run": phrase("not checked"),
+    "not decided": phrase("not decided"),
+    "failed": phrase("no"),
+}
+_IS_RIGHT = {
+    "passed": phrase("right"),
+    "warned": phrase("right, with warnings"),
+    "not run": phrase("not checked"),
+    "not decided": phrase("not decided"),
+    "failed": phrase("wrong"),
+}
+_LOSES = {
+    "nothing": phrase("loses next to nothing"),
+    "little": phrase("loses little"),
+    "some": phrase("loses some accuracy"),
+    "much": phrase("loses much"),
+}
+_LOSSES = {
+    "nothing": phrase("next to nothing"),
+    "little": phrase("little"),
+    "some": phrase("some accuracy"),
+    "much": phrase("much"),
+}
+_STATES = {
+    "identical": phrase("identical"),
+    "within": phrase("within"),
+    "not compared": phrase("not compared"),
+    "differs": phrase("differs"),
+}
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """``passed``, as people read it; programs read the verdict itself."""
+    return translated(_VERDICTS[verdict])
+
+
+def part_name(name: str) -> str:
+    """A part in a terminal's columns: ``tokens``."""
+    return translated(_ROWS[name])
+
+
+def part_title(name: str) -> tuple[str, str]:
+    """The part's name and the question it answers."""
+    title, question = _PARTS[name]
+    return translated(title), translated(question)
+
+
+def right_words(right: Verdict) -> str:
+    """Whether the file is right, as an answer: ``yes``."""
+    return translated(_RIGHT[right])
+
+
+def is_right(right: Verdict) -> str:
+    """Whether the file is right, said of it: ``wrong``."""
+    return translated(_IS_RIGHT[right])
+
+
+def loses(grade: str) -> str:
+    """``loses much``."""
+    return translated(_LOSES[grade])
+
+
+def loss_answer(grade: str) -> str:
+    """What it loses, as an answer: ``much``."""
+    return translated(_LOSSES[grade])
+
+
+def state_word(state: str) -> str:
+    """The state of a tensor: ``differs``."""
+    return translated(_STATES[state])
+
+
+def counted_files(counts: dict[Verdict, int]) -> str:
+    """``Of 3 files: 2 passed, 1 failed.``"""
+    each = {
+        "passed": lambda n: _("{count} passed", count=n),
+        "warned": lambda n: _("{count} warned", count=n),
+        "failed": lambda n: _("{count} failed", count=n),
+        "not decided": lambda n: _("{count} not decided", count=n),
+        "not run": lambda n: _("{count} not run", count=n),
+    }
+    words = ", ".join(each[verdict](counts[verdict]) for verdict in VERDICTS if counts.get(verdict))
+    return ngettext(
+        "Of {count} file: {words}.", "Of {count} files: {words}.", sum(counts.values()), words=words
+    )
+
+
+def unchecked(part: Part) -> str | None:
+    """What is said of a part that looked at nothing; None for all others."""
+    if part.verdict == "not run" and not part.findings:
+        return _("Not checked in this run.")
+    if part.verdict == "not decided":
+        return _("Not decided: the check could not be finished on this machine.")
+    return None
