@@ -2,7 +2,7 @@
 
 A message is written where it arises, whole, in English, with names for its values:
 
-    phrase("the file has {found} tokens, but the checkpoint has {expected}", found=3, expected=4)
+    phrase("the file has {found} tokens, but the checkpoint has {expected}").of(found=3, expected=4)
 
 That is a ``str``, the English sentence, for everything programs read (``--json``, manifests); it also
 remembers its template, and ``translated`` says it in the language people chose. Where text is shown at once,
@@ -46,16 +46,26 @@ class Phrase(str):
         made.template, made.values = template, values or {}
         return made
 
+    def of(self, **values: Any) -> Phrase:
+        """With these values in their places, and those it has; places without a value stay as they are."""
+        values = {**self.values, **values}
+        form = self.template[len(self.template) > 1 and values[""] != 1]
+        return Phrase(form.format_map(_Values(values)), self.template, values)
 
-def phrase(template: str, /, **values: Any) -> Phrase:
+
+class _Values(dict[str, Any]):
+    def __missing__(self, name: str) -> str:
+        return f"{{{name}}}"
+
+
+def phrase(template: str, /) -> Phrase:
     """The English message; other languages are found by ``template``, so it has to be a literal."""
-    return Phrase(template.format(**values) if values else template, (template,), values)
+    return Phrase(template, (template,))
 
 
-def phrases(one: str, many: str, count: int, /, **values: Any) -> Phrase:
+def phrases(one: str, many: str, count: int, /) -> Phrase:
     """The message for ``count`` things, which is ``{count}`` in it (``1,200``)."""
-    values = {"count": f"{count:,}", "": count, **values}
-    return Phrase((one if count == 1 else many).format(**values), (one, many), values)
+    return Phrase(one, (one, many), {"": count}).of(count=f"{count:,}")
 
 
 def translated(text: str) -> str:
@@ -63,11 +73,12 @@ def translated(text: str) -> str:
     if _spoken == "en" or not isinstance(text, Phrase):
         return text
     if len(text.template) > 1:
-        found = _catalogue(_spoken).ngettext(*text.template, text.values[""])
+        one, many = text.template
+        found = _catalogue(_spoken).ngettext(one, many, text.values[""])
     else:
         found = _catalogue(_spoken).gettext(text.template[0])
     values = {name: translated(value) if name else value for name, value in text.values.items()}
-    return found.format(**values) if values else found
+    return found.format_map(_Values(values)) if values else found
 
 
 def template(text: str, /) -> str:
@@ -77,12 +88,12 @@ def template(text: str, /) -> str:
 
 def _(text: str, /, **values: Any) -> str:
     """The message in the language spoken now."""
-    return translated(phrase(text, **values))
+    return translated(phrase(text).of(**values) if values else phrase(text))
 
 
 def ngettext(one: str, many: str, count: int, /, **values: Any) -> str:
     """The message for ``count`` things in the language spoken now."""
-    return translated(phrases(one, many, count, **values))
+    return translated(phrases(one, many, count).of(**values))
 
 
 def spoken() -> str:

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ..converters.mapping import untransformed
+from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
 from ..runtimes.llama_reader import LlamaReader
 from ..verify.gate_table import GATES, MIXTURES
-from ..verify.gates import gate_for
+from ..verify.gates import MEASURES, gate_for
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions
 from ..verify.logits import Read
@@ -48,7 +49,7 @@ class AnyGgufArtifact(GgufArtifact):
         """The vocabulary in llama.cpp, where the checkpoint's tokenizer has a counterpart there."""
         if not self.left.vocabulary:
             return super().tokens(expected, texts)
-        message = f"the vocabulary is not compared: {self.left.vocabulary}"
+        message = phrase("the vocabulary is not compared: {vocabulary}").of(vocabulary=self.left.vocabulary)
         return TokensPart("warned", findings=(Finding("tokenizer", message, grave=False),))
 
     def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
@@ -56,10 +57,11 @@ class AnyGgufArtifact(GgufArtifact):
         part, keys = super().metadata(expected, options), self.left.keys
         if not keys:
             return part
-        message = (
-            f"{_counted(keys, 'key is', 'keys are')} not compared, since config.json does not tell what they "
-            f"should be: {_named(keys, _KEYS_SHOWN)}"
-        )
+        message = phrases(
+            "{count} key is not compared, since config.json does not tell what it should be: {names}",
+            "{count} keys are not compared, since config.json does not tell what they should be: {names}",
+            len(keys),
+        ).of(names=_named(keys, _KEYS_SHOWN))
         findings = (*part.findings, Finding("metadata", message, grave=False))
         return replace(part, keys=max(0, part.keys - len(keys)), findings=findings)
 
@@ -81,16 +83,22 @@ class AnyGgufArtifact(GgufArtifact):
         return replace(part, verdict=verdict_of(findings), findings=findings, untold=left)
 
     def _unread(self) -> Finding:
-        both = ((self.left.tensors, "the file"), (self.left.weights, "the checkpoint"))
-        left = [
-            f"{_counted(names, f'tensor of {whose}', f'tensors of {whose}')} ({_named(names)})"
-            for names, whose in both
-            if names
-        ]
-        message = (
-            f"whether the file is right is not decided: {' and '.join(left)} are not compared, since no name "
-            "tells what they are made of"
-        )
+        tensors, weights = self.left.tensors, self.left.weights
+        of_file = phrases(
+            "{count} tensor of the file ({names})", "{count} tensors of the file ({names})", len(tensors)
+        ).of(names=_named(tensors))
+        of_checkpoint = phrases(
+            "{count} tensor of the checkpoint ({names})",
+            "{count} tensors of the checkpoint ({names})",
+            len(weights),
+        ).of(names=_named(weights))
+        left = of_file if tensors else of_checkpoint
+        if tensors and weights:
+            left = phrase("{one} and {other}").of(one=of_file, other=of_checkpoint)
+        message = phrase(
+            "whether the file is right is not decided: {left} are not compared, since no name tells "
+            "what they are made of"
+        ).of(left=left)
         return Finding("weights", message, grave=False)
 
     def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
@@ -143,7 +151,7 @@ def deciding_gate(type_: str, *, gelu: bool) -> Gate:
     own = _worst_published(name)
     if not FORMATS[name].quantized:
         limit: float | None = _HALVES_TIMES * own
-        source = f"ten times the published loss of {name}"
+        source: str = phrase("ten times the published loss of {type}").of(type=name)
     else:
         limit, source = _of_smaller(name, own)
     return replace(usual, warns=limit or usual.warns, fails=limit, source=source)
@@ -153,10 +161,11 @@ def _of_smaller(name: str, own: float) -> tuple[float | None, str]:
     bits = {each: FORMATS[each].block_bytes / FORMATS[each].block_size for each in GATES if each in FORMATS}
     smaller = [each for each in bits if bits[each] < bits[name] and _worst_published(each) > own]
     if not smaller:
-        return None, "no smaller type has published figures"
+        return None, phrase("no smaller type has published figures")
     largest = max(bits[each] for each in smaller)
     other = max((each for each in smaller if bits[each] == largest), key=_worst_published)
-    return _worst_published(other), f"the worst published figure of {other}, the next smaller type"
+    source = phrase("the worst published figure of {type}, the next smaller type").of(type=other)
+    return _worst_published(other), source
 
 
 def _worst_published(name: str) -> float:
@@ -164,20 +173,17 @@ def _worst_published(name: str) -> float:
 
 
 def _beyond(value: float, gate: Gate) -> Finding:
-    measured = "normalized squared error of the logits" if gate.measure == "nmse" else "mean KL divergence"
     limit = f"{gate.fails:.3g}"
     if gate.measure == "nmse" or "ten times" in gate.source:
-        verdict = "the file is wrong"
+        verdict = phrase("the file is wrong")
     else:
-        verdict = "the file is wrong or very lossy: which of the two cannot be told"
-    message = f"{verdict}; {measured} {value:.3g} is above {limit} ({gate.source})"
-    return Finding("logits", message, f"at most {limit}", f"{value:.3g}")
-
-
-def _counted(names: Sequence[str], one: str, several: str) -> str:
-    return f"1 {one}" if len(names) == 1 else f"{len(names)} {several}"
+        verdict = phrase("the file is wrong or very lossy: which of the two cannot be told")
+    message = phrase("{verdict}; {measured} {value:.3g} is above {limit} ({source})").of(
+        verdict=verdict, measured=MEASURES[gate.measure], value=value, limit=limit, source=gate.source
+    )
+    return Finding("logits", message, phrase("at most {limit}").of(limit=limit), f"{value:.3g}")
 
 
 def _named(names: Sequence[str], most: int = _SHOWN) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name[:80] for name in names[:most]) + more
+    shown, more = ", ".join(name[:80] for name in names[:most]), len(names) - most
+    return phrase("{names} and {count} more").of(names=shown, count=more) if more > 0 else shown

@@ -25,7 +25,8 @@ from ..verify.inputs import Expected, VerifyOptions, built_in_windows, cost, tex
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
-from ..verify.provenance import CheckpointHashes
+from ..converters.checkpoint_hashes import CheckpointHashes
+
 from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.files import atomic_file
-from ..flows.compare import Comparison
 from ..core.language import ngettext, spoken
+from ..flows.compare import Comparison
 from .html import environment, style
 from .size_chart import size_chart
 

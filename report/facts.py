@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..converters.circumstances import Circumstances
 from ..core.language import _, ngettext, phrase, translated
-from ..verify.circumstances import Circumstances
 from ..verify.measurements import NotFinite
 
 _NAMES = {
@@ -59,8 +59,10 @@ def excluded(counted: NotFinite) -> str:
     """How many positions were left out since a logit there is no number, and where the first is."""
     first = {"window": counted.window + 1, "position": counted.position + 1}
     text = ngettext(
-        "{count} position excluded: a logit there is NaN or infinite, first in window {window} at position {position}",
-        "{count} positions excluded: a logit there is NaN or infinite, first in window {window} at position {position}",
+        "{count} position excluded: a logit there is NaN or infinite, first in window {window} at position "
+        "{position}",
+        "{count} positions excluded: a logit there is NaN or infinite, first in window {window} at position "
+        "{position}",
         counted.positions,
         **first,
     )

@@ -33,7 +33,8 @@ _ROWS: tuple[tuple[str, Phrase, Callable[[Figures], str], Phrase], ...] = (
      lambda f: f"{percent(f.same_top1)} ± {percent(f.same_top1_error)}",
      phrase("both predict the same next token")),
     ("other_top1", phrase("Another first choice"), _other_first,
-     phrase("positions, and by how many logits the checkpoint's choice led there at most; almost none in a tie")),
+     phrase("positions, and by how many logits the checkpoint's choice led there at most; almost none in a "
+            "tie")),
     ("top5_overlap", phrase("Overlap of the five most likely"), lambda f: percent(f.top5_overlap),
      phrase("share of the five that both have")),
     ("dp_rms", phrase("Δp, root mean square"), lambda f: small_percent(f.dp_rms),
@@ -54,7 +55,8 @@ _ROWS: tuple[tuple[str, Phrase, Callable[[Figures], str], Phrase], ...] = (
      phrase("squared difference over the checkpoint's variance")),
     ("nmse_same_gelu", phrase("Logits, NMSE, same GELU"),
      lambda f: "" if f.nmse_same_gelu is None else number(f.nmse_same_gelu),
-     phrase("the same when llama.cpp's 16-bit GELU table is computed in fp32: what is left is not due to the table")),
+     phrase("the same when llama.cpp's 16-bit GELU table is computed in fp32: what is left is not due to "
+            "the table")),
     ("logit_rms", phrase("Logits, RMS difference"), lambda f: number(f.logit_rms), phrase("in logits")),
     ("logit_max", phrase("Logits, largest difference"), lambda f: number(f.logit_max),
      phrase("in logits, over all tokens and positions")),

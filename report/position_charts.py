@@ -178,8 +178,10 @@ def dp_histogram(dp: Sequence[float], figures: Figures) -> Markup:
             left = x - LEFT > text_width(words) if early else RIGHT - x < text_width(words)
             parts.append(text(x + (-6 if left else 6), top - 9, words, "small", "end" if left else "start"))
     label = ngettext(
-        "Histogram of the change of the right token's probability at {count} position: root mean square {rms}",
-        "Histogram of the change of the right token's probability at {count} positions: root mean square {rms}",
+        "Histogram of the change of the right token's probability at {count} position: root mean square "
+        "{rms}",
+        "Histogram of the change of the right token's probability at {count} positions: root mean square "
+        "{rms}",
         len(good),
         rms=small_percent(figures.dp_rms),
     )

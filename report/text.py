@@ -44,7 +44,7 @@ def number(value: float, digits: int = 3, *, exact: bool = False) -> str:
         return "0"
     size = math.floor(math.log10(abs(value)))
     if size < -4 or size > 8:
-        mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         mantissa = _no_zeros(mantissa) if exact else mantissa
         return f"{mantissa}\u00a0×\u00a0{power(int(exponent))}".replace("-", "−")
     text = f"{value:,.{min(max(digits - 1 - size, 0), 12)}f}".replace("-", "−")

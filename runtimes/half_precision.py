@@ -15,6 +15,7 @@ from ..converters.family import AnyFamily
 from ..converters.mapping import sources_of
 from ..core.checkpoint import Checkpoint
 from ..core.gguf_file import GgufHeader
+from ..core.language import phrase
 from ..quant.formats import F16, format_of_type
 from ..quant.parts import EMBEDDING, HEAD
 from ..reference import magnitudes
@@ -27,7 +28,9 @@ NEAR = LARGEST / 4
 """From here on another text may well go beyond."""
 
 _LAYER = re.compile(r"(?:^|\.)(?:blk|layers|block|h)\.(\d+)\.")
-_SIDES = {"enc": "encoder ", "encoder": "encoder ", "dec": "decoder ", "decoder": "decoder "}
+_ENCODER = phrase("encoder layer {layer}, {matrix}")
+_DECODER = phrase("decoder layer {layer}, {matrix}")
+_SIDES = {"enc": _ENCODER, "encoder": _ENCODER, "dec": _DECODER, "decoder": _DECODER}
 _FLOAT16 = 10  # onnx.proto, TensorProto.DataType
 
 Modules = Mapping[str, Sequence[str]]
@@ -52,16 +55,26 @@ class Extreme:
     def told(self, hides: bool) -> str:
         """In a sentence; ``hides`` where the runtime here computes in float32 what others do in halves."""
         layer = _LAYER.search(self.matrix)
-        side = _SIDES.get(self.matrix.partition(".")[0], "")
-        place = f"{side}layer {layer[1]}, {self.matrix}" if layer else self.matrix
-        what = f"what flows {self.way} it reaches {self.value:,.0f}"
-        where = f"(window {self.window + 1}, position {self.position + 1})"
+        side = _SIDES.get(self.matrix.partition(".")[0], phrase("layer {layer}, {matrix}"))
+        place = side.of(layer=layer[1], matrix=self.matrix) if layer else self.matrix
+        what = phrase("what flows into it reaches {value}")
+        if self.way != "into":
+            what = phrase("what flows out of it reaches {value}")
+        what = what.of(value=f"{self.value:,.0f}")
+        where = phrase("(window {window}, position {position})")
+        where = where.of(window=self.window + 1, position=self.position + 1)
         if self.fits:
-            return f"{place}: {what} {where}, not far from 65,504, where half precision ends"
-        told = f"{place}: {what} {where}, but half precision, in which it is computed, ends at 65,504"
+            return phrase("{place}: {what} {where}, not far from 65,504, where half precision ends").of(
+                place=place, what=what, where=where
+            )
+        told = phrase(
+            "{place}: {what} {where}, but half precision, in which it is computed, ends at 65,504"
+        ).of(place=place, what=what, where=where)
         if not hides:
             return told
-        return f"{told}; onnxruntime on x86 hides it, GPUs, browsers and ARM processors give NaN"
+        return phrase("{told}; onnxruntime on x86 hides it, GPUs, browsers and ARM processors give NaN").of(
+            told=told
+        )
 
 
 @dataclass(frozen=True)

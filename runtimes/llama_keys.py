@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..core.language import phrase
+
 Kind = Literal["whole", "real", "flag", "text", "list"]
 Values = Mapping[str, Any]
 
@@ -54,17 +56,19 @@ def _same_as(name: str, otherwise: Callable[[Values], Any] = lambda values: 0) -
     return lambda values: values[name] if name in values else otherwise(values)
 
 
-_HEADS = "attention heads are split at the wrong places, and the model generates nonsense"
-_SHAPE = "the tensors do not have this shape, and llama.cpp refuses the file"
-_EXPERTS = "experts are missing or chosen wrongly, and llama.cpp refuses the file or computes something else"
+_HEADS = phrase("attention heads are split at the wrong places, and the model generates nonsense")
+_SHAPE = phrase("the tensors do not have this shape, and llama.cpp refuses the file")
+_EXPERTS = phrase(
+    "experts are missing or chosen wrongly, and llama.cpp refuses the file or computes something else"
+)
 
 _COMMON = (
-    Key("block_count", "whole", REQUIRED, "layers are skipped or missing"),
+    Key("block_count", "whole", REQUIRED, phrase("layers are skipped or missing")),
     Key(
         "context_length",
         "whole",
         REQUIRED,
-        "every token is computed as before, but programs end texts earlier or later than in training",
+        phrase("every token is computed as before, but programs end texts earlier or later than in training"),
         grave=False,
     ),
     Key("embedding_length", "whole", REQUIRED, _SHAPE),
@@ -78,13 +82,17 @@ _COMMON = (
         "rope.dimension_count",
         "whole",
         _same_as("attention.key_length", _head_width),
-        "the wrong dimensions are rotated",
+        phrase("the wrong dimensions are rotated"),
     ),
-    Key("rope.freq_base", "real", 10000.0, "positions rotate too fast or slowly, breaking long texts"),
-    Key("rope.scaling.attn_factor", "real", 1.0, "attention is not scaled as in training"),
-    Key("attention.causal", "flag", True, "tokens would attend to later ones"),
-    Key("pooling_type", "whole", 0, "it only matters to programs that ask for embeddings", grave=False),
-    Key("nextn_predict_layers", "whole", 0, "the last layers would not be run"),
+    Key(
+        "rope.freq_base", "real", 10000.0, phrase("positions rotate too fast or slowly, breaking long texts")
+    ),
+    Key("rope.scaling.attn_factor", "real", 1.0, phrase("attention is not scaled as in training")),
+    Key("attention.causal", "flag", True, phrase("tokens would attend to later ones")),
+    Key(
+        "pooling_type", "whole", 0, phrase("it only matters to programs that ask for embeddings"), grave=False
+    ),
+    Key("nextn_predict_layers", "whole", 0, phrase("the last layers would not be run")),
     Key("expert_count", "whole", 0, _EXPERTS),
     Key("expert_used_count", "whole", 0, _EXPERTS, layers=True),
     Key("expert_group_count", "whole", 0, _EXPERTS),
@@ -92,8 +100,8 @@ _COMMON = (
 )
 
 _RMS, _LAYER_NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
-_EPSILON = "every layer normalizes slightly differently, most where activations are small"
-_WINDOW = "layers see further back, or less far, than in training"
+_EPSILON = phrase("every layer normalizes slightly differently, most where activations are small")
+_WINDOW = phrase("layers see further back, or less far, than in training")
 
 
 def _every_fourth(values: Values) -> tuple[bool, ...]:
@@ -105,15 +113,15 @@ def _every_fourth(values: Values) -> tuple[bool, ...]:
 _SOME = (
     Key(_RMS, "real", REQUIRED, _EPSILON),
     Key(_LAYER_NORM, "real", REQUIRED, _EPSILON),
-    Key("vocab_size", "whole", _same_as("tokens"), "it is only displayed", grave=False),
+    Key("vocab_size", "whole", _same_as("tokens"), phrase("it is only displayed"), grave=False),
     Key("attention.sliding_window", "whole", 4096, _WINDOW),
     Key("attention.sliding_window_pattern", "list", _every_fourth, _WINDOW),
     Key("expert_feed_forward_length", "whole", _expert_width, _SHAPE, layers=True),
-    Key("decoder_block_count", "whole", _same_as("block_count"), "layers are skipped or missing"),
-    Key("decoder_start_token_id", "whole", -1, "answers begin with the wrong token"),
+    Key("decoder_block_count", "whole", _same_as("block_count"), phrase("layers are skipped or missing")),
+    Key("decoder_start_token_id", "whole", -1, phrase("answers begin with the wrong token")),
 )
 # Other keys that T5 files have, which their graph does not read.
-_BESIDE_RMS = (Key(_LAYER_NORM, "real", _same_as(_RMS), "it is only displayed", grave=False),)
+_BESIDE_RMS = (Key(_LAYER_NORM, "real", _same_as(_RMS), phrase("it is only displayed"), grave=False),)
 
 
 def keys_of(right: Values) -> tuple[Key, ...]:

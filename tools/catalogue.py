@@ -131,7 +131,7 @@ def _field(name: str, text: str) -> str:
 
 
 def compiled(catalogue: Catalogue, language: str) -> bytes:
-    """The .mo file: a table of sorted originals and one of translations (GNU gettext's format, revision 0)."""
+    """The .mo file: tables of sorted originals and of translations (GNU gettext's format, revision 0)."""
     texts = {"": HEADER[language]}
     texts |= {"\0".join(each): "\0".join(said) for each, said in catalogue.entries.items() if all(said)}
     pairs = sorted((key.encode(), value.encode()) for key, value in texts.items())

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..converters.family import AnyFamily
 from ..converters.mapping import unmapped
 from ..core.checkpoint import Checkpoint
+from ..core.language import phrase
 from ..core.progress import Progress, silent
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
@@ -143,18 +144,25 @@ def _conclusion(
         layer = layers[first]
         weights = layer.weights > _JUMP * floor and layer.weights >= layer.runtime
         error = max(layer.weights, layer.runtime)
-        size = f"NMSE {error:.2g}" if error < _LARGEST else "too large for a number"
-        place = f"{layer_name(first, encoder_layers)} is the first whose output differs ({size})"
+        size = f"NMSE {error:.2g}" if error < _LARGEST else phrase("too large for a number")
+        place = phrase("{layer} is the first whose output differs ({size})")
+        place = place.of(layer=layer_name(first, encoder_layers), size=size)
         if weights:
-            named = f"; check {', '.join(worst[:3])}" if worst else ""
-            return f"{place}: the cause is the file's weights, not llama.cpp's computation{named}"
-        return f"{place}: llama.cpp computes something else from the same weights, so check the metadata"
+            named = phrase("; check {tensors}").of(tensors=", ".join(worst[:3])) if worst else ""
+            return phrase("{place}: the cause is the file's weights, not llama.cpp's computation{named}").of(
+                place=place, named=named
+            )
+        return phrase(
+            "{place}: llama.cpp computes something else from the same weights, so check the metadata"
+        ).of(place=place)
     if by_weights > _JUMP * floor and by_weights >= by_runtime:
-        return "the layers agree, but the logits do not: check the output matrix, its norm, and the embedding"
+        return phrase(
+            "the layers agree, but the logits do not: check the output matrix, its norm, and the embedding"
+        )
     if by_runtime > _JUMP * arithmetic:
-        return "the layers agree, but llama.cpp computes other logits from them: check the metadata"
+        return phrase("the layers agree, but llama.cpp computes other logits from them: check the metadata")
     share = by_weights / max(by_weights + by_runtime, 1e-30)
-    return (
-        f"no layer stands out: {share:.0%} of the error comes from rounding the weights, the rest "
+    return phrase(
+        "no layer stands out: {share:.0%} of the error comes from rounding the weights, the rest "
         "from llama.cpp's arithmetic; if that is too much, the type is too coarse for this model"
-    )
+    ).of(share=share)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from ..core.language import phrase, phrases
 from ..core.vocabulary import SPM, TokenType, Vocab
 from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
@@ -36,7 +37,9 @@ def malformed(faults: Iterable[MalformedKey], *, lists: bool) -> list[Finding]:
     return [
         Finding(
             fault.key,
-            f"the file has {fault.found} for {fault.key}, but llama.cpp expects {fault.expected}",
+            phrase("the file has {found} for {key}, but llama.cpp expects {expected}").of(
+                found=fault.found, key=fault.key, expected=fault.expected
+            ),
             fault.expected,
             fault.found,
         )
@@ -66,16 +69,22 @@ def check_lengths(actual: Vocab, expected: Vocab, rows: int | None) -> list[Find
     """Lists as long as the vocabulary, and that as long as the embedding has rows (None: not known)."""
     findings = []
     if actual.size != expected.size and rows in (None, actual.size):
-        message = f"the file has {actual.size} tokens, but the checkpoint has {expected.size}"
+        message = phrase("the file has {found} tokens, but the checkpoint has {expected}").of(
+            found=actual.size, expected=expected.size
+        )
         findings.append(Finding(_TOKENS, message, str(expected.size), str(actual.size)))
     if rows is not None and actual.size != rows:
-        message = f"the file has {actual.size} tokens for {rows} embedding rows: llama.cpp refuses it"
+        message = phrase("the file has {found} tokens for {rows} embedding rows: llama.cpp refuses it").of(
+            found=actual.size, rows=rows
+        )
         findings.append(Finding(_TOKENS, message, str(rows), str(actual.size)))
     for key, values in ((_TYPES, actual.types), (_SCORES, actual.scores)):
         if values and len(values) != actual.size:
             short = len(values) < actual.size
-            effect = "llama.cpp refuses the file" if short else "llama.cpp ignores the rest"
-            message = f"{key} has {len(values)} entries for {actual.size} tokens: {effect}"
+            effect = phrase("llama.cpp refuses the file") if short else phrase("llama.cpp ignores the rest")
+            message = phrase("{key} has {count} entries for {found} tokens: {effect}").of(
+                key=key, count=len(values), found=actual.size, effect=effect
+            )
             findings.append(Finding(key, message, str(actual.size), str(len(values)), grave=short))
     return findings
 
@@ -86,12 +95,11 @@ def _duplicates(actual: Vocab) -> list[Finding]:
     if not twice:
         return []
     ids = [index for index, text in enumerate(actual.tokens) if text == twice[0]][:2]
-    more = f", and {len(twice) - 1} more texts appear twice" if len(twice) > 1 else ""
-    message = (
-        f"tokens {ids[0]} and {ids[1]} have the same text {shown_text(twice[0])}{more}: llama.cpp "
-        "aborts on this"
-    )
-    return [Finding(_TOKENS, message, "every text once", shown_text(twice[0]))]
+    more = phrase(", and {count} more texts appear twice").of(count=len(twice) - 1) if len(twice) > 1 else ""
+    message = phrase(
+        "tokens {first} and {second} have the same text {text}{more}: llama.cpp aborts on this"
+    ).of(first=ids[0], second=ids[1], text=shown_text(twice[0]), more=more)
+    return [Finding(_TOKENS, message, phrase("every text once"), shown_text(twice[0]))]
 
 
 def readable(piece: str, *, byte_level: bool) -> str:
@@ -156,8 +164,11 @@ def _type(vocab: Vocab, index: int) -> TokenType:
 def _wrong_texts(ids: Sequence[int], actual: Vocab, expected: Vocab, source: Source) -> list[Finding]:
     shift = _shift(ids, actual, expected)
     if shift:
-        way = f"{abs(shift)} {'place' if abs(shift) == 1 else 'places'} {'late' if shift > 0 else 'early'}"
-        message = f"from token {ids[0]} on, texts are {way}: {len(ids)} tokens have the text of another one"
+        late = phrases("{count} place late", "{count} places late", abs(shift))
+        way = late if shift > 0 else phrases("{count} place early", "{count} places early", abs(shift))
+        message = phrase(
+            "from token {first} on, texts are {way}: {count} tokens have the text of another one"
+        ).of(first=ids[0], way=way, count=len(ids))
         return [_text_finding(ids[0], actual, expected, source, message)]
     places = {expected.tokens[index]: index for index in ids}
     findings = []
@@ -167,10 +178,14 @@ def _wrong_texts(ids: Sequence[int], actual: Vocab, expected: Vocab, source: Sou
             continue
         partner = places.get(actual.tokens[index])
         has, should = _both(index, actual, expected, source)
-        message = f"token {index} has the text {has}, but {should} in the checkpoint's tokenizer"
+        message = phrase("token {index} has the text {has}, but {should} in the checkpoint's tokenizer").of(
+            index=index, has=has, should=should
+        )
         if partner is not None and actual.tokens[partner] == expected.tokens[index]:
             done.add(partner)
-            message = f"tokens {index} {should} and {partner} {has} are swapped"
+            message = phrase("tokens {index} {should} and {partner} {has} are swapped").of(
+                index=index, should=should, partner=partner, has=has
+            )
         findings.append(_text_finding(index, actual, expected, source, message))
     return findings
 
@@ -179,7 +194,7 @@ def _text_finding(
     index: int, actual: Vocab, expected: Vocab, source: Source, message: str, *, grave: bool = True
 ) -> Finding:
     has, should = _both(index, actual, expected, source)
-    return Finding(f"token {index}", message, should, has, grave=grave)
+    return Finding(phrase("token {number}").of(number=index), message, should, has, grave=grave)
 
 
 def _both(index: int, actual: Vocab, expected: Vocab, source: Source) -> tuple[str, str]:
@@ -204,10 +219,10 @@ def _shift(ids: Sequence[int], actual: Vocab, expected: Vocab) -> int:
 def _other_texts(ids: Sequence[int], actual: Vocab, expected: Vocab, source: Source) -> list[Finding]:
     if not ids:
         return []
-    who = "1 token has" if len(ids) == 1 else f"{len(ids)} tokens have"
-    message = (
-        f"{who} another name in the file, first token {ids[0]}; this does not affect how any text is read"
-    )
+    who = phrases("{count} token has", "{count} tokens have", len(ids))
+    message = phrase(
+        "{who} another name in the file, first token {first}; this does not affect how any text is read"
+    ).of(who=who, first=ids[0])
     return [_text_finding(ids[0], actual, expected, source, message, grave=False)]
 
 
@@ -225,10 +240,15 @@ def _types(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> list
     for kinds, heavy in ((grave, True), (light, False)):
         for (one, other), ids in kinds.items():
             is_, should = one.name.lower().replace("_", " "), other.name.lower().replace("_", " ")
-            token = f"token {ids[0]} {readable(expected.tokens[ids[0]], byte_level=is_byte_level(source))}"
-            more = f" and {len(ids) - 1} more have" if len(ids) > 1 else " has"
-            message = f"{token}{more} type {is_} instead of {should}: {_effect(one, other)}"
-            findings.append(Finding(f"token {ids[0]}", message, should, is_, grave=heavy))
+            token = f"{ids[0]} {readable(expected.tokens[ids[0]], byte_level=is_byte_level(source))}"
+            more = len(ids) - 1
+            who = phrase("token {token} has").of(token=token)
+            who = phrase("token {token} and {count} more have").of(token=token, count=more) if more else who
+            message = phrase("{who} type {given} instead of {should}: {effect}").of(
+                who=who, given=is_, should=should, effect=_effect(one, other)
+            )
+            where = phrase("token {number}").of(number=ids[0])
+            findings.append(Finding(where, message, should, is_, grave=heavy))
     return findings
 
 
@@ -252,14 +272,14 @@ def _type_matters(index: int, one: TokenType, other: TokenType, expected: Vocab,
 
 def _effect(one: TokenType, other: TokenType) -> str:
     if one in _UNMATCHED and other is TokenType.NORMAL:  # llama_vocab::impl::token_to_piece
-        return "its text would be missing from answers"
+        return phrase("its text would be missing from answers")
     if one is TokenType.USER_DEFINED and other is TokenType.NORMAL:
-        return "it is matched first in texts, and shown in answers as spelled in the vocabulary"
+        return phrase("it is matched first in texts, and shown in answers as spelled in the vocabulary")
     if other is TokenType.CONTROL and one is TokenType.NORMAL:
-        return "it would show up in answers, and not be recognized in prompts"
+        return phrase("it would show up in answers, and not be recognized in prompts")
     if other is TokenType.BYTE:
-        return "characters without a token of their own could not be written"
-    return "texts that contain it are read and shown differently"
+        return phrase("characters without a token of their own could not be written")
+    return phrase("texts that contain it are read and shown differently")
 
 
 # Scores and merges
@@ -283,12 +303,12 @@ def _scores(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> lis
     places = np.flatnonzero(one != other)
     first = normal[int(places[0])]
     has, should = f"{float(mine[first]):g}", f"{float(theirs[first]):g}"
-    whose = "the checkpoint's" if own else "those made from its merges"
+    whose = phrase("the checkpoint's") if own else phrase("those made from its merges")
     token = f"{first} {readable(expected.tokens[first], byte_level=False)}"
-    message = (
-        f"scores of {len(places)} tokens differ from {whose}, first token {token}: pieces of words would "
+    message = phrase(
+        "scores of {count} tokens differ from {whose}, first token {token}: pieces of words would "
         "be merged in another order"
-    )
+    ).of(count=len(places), whose=whose, token=token)
     return [Finding(_SCORES, message, should, has, grave=own or strict)]
 
 
@@ -305,13 +325,16 @@ def _merges(actual: Vocab, expected: Vocab, source: Source, strict: bool) -> lis
         (at for at, (one, other) in enumerate(zip(mine, theirs, strict=False)) if one != other),
         min(len(mine), len(theirs)),
     )
-    has = shown_text(mine[rank]) if rank < len(mine) else "missing"
-    should = shown_text(theirs[rank]) if rank < len(theirs) else "missing"
+    has = shown_text(mine[rank]) if rank < len(mine) else phrase("missing")
+    should = shown_text(theirs[rank]) if rank < len(theirs) else phrase("missing")
     if missing or extra:
-        what = f"{len(missing)} merges missing, {len(extra)} not in the checkpoint"
+        what = phrase("{missing} merges missing, {extra} not in the checkpoint")
+        what = what.of(missing=len(missing), extra=len(extra))
     else:
         moved = sum(one != other for one, other in zip(mine, theirs, strict=False))
-        what = f"{moved} merges have another rank"
-    message = f"{what}, first at rank {rank}: pieces of words would be merged in another order"
+        what = phrase("{count} merges have another rank").of(count=moved)
+    message = phrase("{what}, first at rank {rank}: pieces of words would be merged in another order").of(
+        what=what, rank=rank
+    )
     grave = strict or source.kind == "byte-level bpe"  # elsewhere the list is a matter of choice
     return [Finding(f"{_MERGES}[{rank}]", message, should, has, grave=grave)]

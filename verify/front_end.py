@@ -13,6 +13,7 @@ from ..converters.front_end import FINGERPRINT_KEY, KIND_KEY, Embed, FrontEndFil
 from ..core.checkpoint import Checkpoint
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import file_sha256, quoted
+from ..core.language import phrase
 from ..runtimes.reader import RuntimeFailure
 from .proof import Finding, MetadataPart, verdict_of
 
@@ -66,14 +67,19 @@ def with_front_end_findings(
 
 def _finding(name: object, wanted: str | None) -> Finding:
     if wanted is None:
-        message = "the file requires a front end before its encoder, but the checkpoint has none"
+        message = phrase("the file requires a front end before its encoder, but the checkpoint has none")
     elif name is None:
-        message = (
+        message = phrase(
             "the file does not name its front end, so programs cannot know that text must pass through one"
         )
     else:
-        message = (
+        message = phrase(
             "the front end is not the checkpoint's: its weights or settings differ, so the encoder's "
             "input is not what it was trained on"
         )
-    return Finding(FINGERPRINT_KEY, message, wanted or "missing", "missing" if name is None else quoted(name))
+    return Finding(
+        FINGERPRINT_KEY,
+        message,
+        wanted or phrase("missing"),
+        phrase("missing") if name is None else quoted(name),
+    )

@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-_TWICE = "about twice the published Llama-3-8B figure (llama.cpp, tools/perplexity/README.md)"
-_ARITHMETIC = (
+from ..core.language import phrase
+
+_TWICE = phrase("about twice the published Llama-3-8B figure (llama.cpp, tools/perplexity/README.md)")
+_ARITHMETIC = phrase(
     "fp32 sums in another order: measured 1e-13 to 1e-11 on small trained models, more in larger ones"
 )
-_HALF = "about twice what llama.cpp's perplexity tool shows for f16, most of which is its own storage"
-_LIKE_Q8_0 = "no published figure; its blocks are as fine as those of q8_0, whose gate is used"
-_SCALED = (
-    "no published figure; the gate of q4_0 times the squared error of the format beside q4_0's on normal"
+_HALF = phrase("about twice what llama.cpp's perplexity tool shows for f16, most of which is its own storage")
+_LIKE_Q8_0 = phrase("no published figure; its blocks are as fine as those of q8_0, whose gate is used")
+_SCALED = phrase(
+    "no published figure; the gate of q4_0 times the squared error of the format beside q4_0's on normal "
+    "weights ({error} and 0.086)"
 )
-_TERNARY = "no published figure; meant for models trained with such weights, it warns like q2_K"
+_TERNARY = phrase("no published figure; meant for models trained with such weights, it warns like q2_K")
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ GATES: Mapping[str, Row] = MappingProxyType(
         "bf16": Row(1e-3, _HALF, (Published("", 0.000025, 0.00150, 0.0025, 0.99739, _F16_BF16),)),
         "q8_0": Row(
             5e-3,
-            "about four times the published Llama-3-8B figure (llama.cpp, tools/perplexity/README.md)",
+            phrase(
+                "about four times the published Llama-3-8B figure (llama.cpp, tools/perplexity/README.md)"
+            ),
             (
                 Published("q8_0", 0.001355, 0.01198, 0.0027, 0.97674),
                 Published("q8_0", 0.000369, 0.00618, 0.0040, 0.98846, _LLAMA_2),
@@ -113,8 +118,8 @@ GATES: Mapping[str, Row] = MappingProxyType(
         "iq4_xs": Row(0.08, published=(Published("iq4_xs", 0.036334, 0.06044, 0.2281, None, _WITH_IMATRIX),)),
         "q4_1": Row(0.15, published=(Published("q4_1", 0.071683, 0.08512, 0.4511),)),
         "q4_0": Row(0.15, published=(Published("q4_0", 0.071940, 0.08434, 0.4685),)),
-        "nvfp4": Row(0.2, f"{_SCALED} weights (0.103 and 0.086)"),
-        "mxfp4": Row(0.25, f"{_SCALED} weights (0.114 and 0.086)"),
+        "nvfp4": Row(0.2, _SCALED.of(error="0.103")),
+        "mxfp4": Row(0.25, _SCALED.of(error="0.114")),
         "q3_K": Row(
             0.25,
             published=(

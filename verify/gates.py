@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from ..core.errors import UsageError
 from ..core.gguf_file import GgufHeader
+from ..core.language import phrase, phrases
 from ..quant.formats import format_of_type
 from .gate_table import FILE_TYPES, GATES, MIXTURES, Row
 from .measurements import Figures, NotFinite
@@ -22,8 +23,12 @@ from .proof import LIMIT, Finding, Gate
 _UNSEEN = 3.0  # times the gate
 _GELU_NMSE = 1e-4
 _TIE = 6 * math.sqrt(2)  # times the RMS difference: six standard deviations of what two logits differ by
-_GELU = "llama.cpp computes GELU through a table of 16-bit numbers"
+_GELU = phrase("llama.cpp computes GELU through a table of 16-bit numbers")
 
+MEASURES = {
+    "kl_mean": phrase("mean KL divergence"),
+    "nmse": phrase("normalized squared error of the logits"),
+}
 _NAMES = {name.lower(): name for name in (*GATES, *MIXTURES)}
 
 _LAYER = re.compile(r"(^|\.)blk\.\d+\.")
@@ -47,7 +52,7 @@ def gate_for(
     published = _published(row, name)
     for key in (name, MIXTURES.get(name, name), ""):
         if key in own:
-            return _gate(name, row, own[key], "given for this run", published, fails=True)
+            return _gate(name, row, own[key], phrase("given for this run"), published, fails=True)
     if row.measure == "nmse" and gelu:
         return _gate(name, row, _GELU_NMSE, _GELU, published, fails=True)
     gate = _gate(name, row, row.limit, row.source, published, fails=row.measure == "nmse")
@@ -123,12 +128,14 @@ def judge(figures: Figures, gate: Gate, max_kl: float | None = None) -> tuple[Fi
     findings = [_not_finite(figures.not_finite)] if figures.not_finite else []
     if not figures.positions:
         if not findings:
-            findings.append(Finding("logits", "no position was measured, so nothing was proven"))
+            findings.append(Finding("logits", phrase("no position was measured, so nothing was proven")))
         return tuple(findings)
     if max_kl is not None and not figures.kl_mean <= max_kl:
         limit, digits = _digits(max_kl), _digits(figures.kl_mean, max_kl)
-        message = f"mean KL divergence {digits} is above the limit of {limit} given for this run"
-        findings.append(Finding(LIMIT, message, f"at most {limit}", digits))
+        message = phrase("mean KL divergence {digits} is above the limit of {limit} given for this run").of(
+            digits=digits, limit=limit
+        )
+        findings.append(Finding(LIMIT, message, phrase("at most {limit}").of(limit=limit), digits))
     value = getattr(figures, gate.measure)
     failed = gate.fails is not None and value > gate.fails
     if failed or value > gate.warns:
@@ -141,41 +148,55 @@ def judge(figures: Figures, gate: Gate, max_kl: float | None = None) -> tuple[Fi
 def _no_tie(figures: Figures) -> Finding:
     """Rounding swaps two tokens that are about equally likely, and no others."""
     lead, rms, limit = figures.other_top1_lead, figures.logit_rms, _TIE * figures.logit_rms
-    count = "1 position" if figures.other_top1 == 1 else f"{figures.other_top1:,} positions"
-    message = (
-        f"another token comes first at {count}, not only in ties: the checkpoint's choice was ahead by up to "
-        f"{_digits(lead, limit)} logits, {lead / rms:.0f} times the RMS difference of all logits"
+    count = phrases("{count} position", "{count} positions", figures.other_top1)
+    message = phrase(
+        "another token comes first at {count}, not only in ties: the checkpoint's choice was ahead "
+        "by up to {lead} logits, {times:.0f} times the RMS difference of all logits"
+    ).of(count=count, lead=_digits(lead, limit), times=lead / rms)
+    return Finding(
+        "logits", message, phrase("at most {limit}").of(limit=_digits(limit)), _digits(lead, limit)
     )
-    return Finding("logits", message, f"at most {_digits(limit)}", _digits(lead, limit))
 
 
 def _beyond(value: float, gate: Gate, *, failed: bool) -> Finding:
-    name = "mean KL divergence" if gate.measure == "kl_mean" else "normalized squared error of the logits"
+    name = MEASURES[gate.measure]
     limit = gate.fails if failed and gate.fails is not None else gate.warns
     digits = _digits(value, limit)
-    message = (
-        f"{name} {digits} is above the {'limit' if failed else 'gate'} of {_digits(limit)} for {gate.type}"
-    )
+    message = phrase("{name} {digits} is above the gate of {limit} for {type}")
+    if failed:
+        message = phrase("{name} {digits} is above the limit of {limit} for {type}")
+    message = message.of(name=name, digits=digits, limit=_digits(limit), type=gate.type)
     published = published_figure(gate, "kl_mean")
     if published is not None:
-        message += f"; published {published[0]}: {_digits(published[1])}"
+        message = phrase("{message}; published {whose}: {value}").of(
+            message=message, whose=published[0], value=_digits(published[1])
+        )
     given = failed and gate.measure == "kl_mean" and gate.fails == gate.warns
-    return Finding(LIMIT if given else "logits", message, f"at most {_digits(limit)}", digits, failed)
+    return Finding(
+        LIMIT if given else "logits",
+        message,
+        phrase("at most {limit}").of(limit=_digits(limit)),
+        digits,
+        failed,
+    )
 
 
 def _not_finite(counted: NotFinite) -> Finding:
     whose = {
-        (True, True): "of the checkpoint and of the file",
-        (True, False): "of the checkpoint itself",
-        (False, True): "of the file",
+        (True, True): phrase("of the checkpoint and of the file"),
+        (True, False): phrase("of the checkpoint itself"),
+        (False, True): phrase("of the file"),
     }[counted.checkpoint, counted.file]
-    where = f"window {counted.window + 1}, position {counted.position + 1}"
-    places = "1 position" if counted.positions == 1 else f"{counted.positions:,} positions"
+    where = phrase("window {window}, position {position}")
+    where = where.of(window=counted.window + 1, position=counted.position + 1)
+    places = phrases("{count} position", "{count} positions", counted.positions)
     return Finding(
         where,
-        f"logits {whose} are NaN or infinite at {places}, first at {where}",
-        "numbers",
-        "NaN or infinite",
+        phrase("logits {whose} are NaN or infinite at {places}, first at {where}").of(
+            whose=whose, places=places, where=where
+        ),
+        phrase("numbers"),
+        phrase("NaN or infinite"),
     )
 
 
@@ -212,10 +233,10 @@ def mislabelled(header: GgufHeader) -> Finding | None:
     limit, actual = _limit_of(declared), _limit_of(stored)
     if limit[0] == actual[0] and max(limit[1], actual[1]) < 2 * min(limit[1], actual[1]):
         return None
-    message = (
-        f"the file is labelled {declared}, but the weights of its layers are {stored}; the gate of "
-        f"{file_type(header)} is applied"
-    )
+    message = phrase(
+        "the file is labelled {declared}, but the weights of its layers are {stored}; the gate of "
+        "{type} is applied"
+    ).of(declared=declared, stored=stored, type=file_type(header))
     return Finding("general.file_type", message, declared, stored, grave=False)
 
 

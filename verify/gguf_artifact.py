@@ -12,6 +12,7 @@ from ..converters.families import FRONT_ENDS
 from ..converters.front_end import FrontEndFile, front_end_of
 from ..converters.mapping import untransformed
 from ..core.errors import ChildDied
+from ..core.language import phrase
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance, made_with_importance
@@ -208,7 +209,9 @@ class NewGgufArtifact(GgufArtifact):
         allowed = self.parity.verdict == "mismatch"
         if self.scope == "quick":
             differing = self.parity.texts - self.parity.exact
-            message = f"token ids differ in {differing} of {self.parity.texts} texts, as allowed"
+            message = phrase("token ids differ in {differing} of {texts} texts, as allowed").of(
+                differing=differing, texts=self.parity.texts
+            )
             findings = [Finding("tokenizer", message, grave=False)] if allowed else []
             return tokens_part(self.parity, expected.source, findings)
         part = check_tokens(
@@ -291,7 +294,7 @@ def _diagnosed(
             progress=options.progress,
         )
     except RuntimeFailure as failure:
-        missing = Finding("diagnosis", f"no diagnosis: {failure}", grave=False)
+        missing = Finding("diagnosis", phrase("no diagnosis: {failure}").of(failure=failure), grave=False)
     except ChildDied as death:
         missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
     else:

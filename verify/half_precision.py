@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..core.language import phrase
 from ..runtimes.half_precision import HalfPrecision
 from .proof import Finding, LogitsPart, verdict_of, worst
 
@@ -17,6 +18,10 @@ def with_half_precision(part: LogitsPart, halves: HalfPrecision | None, hidden: 
     found = [Finding(each.matrix, each.told(hidden), grave=not each.fits) for each in halves.near[:_MOST]]
     if more := halves.near[_MOST:]:
         grave = any(not each.fits for each in more)
-        found.append(Finding("half precision", f"{len(more)} more places like these", grave=grave))
+        found.append(
+            Finding(
+                "half precision", phrase("{count} more places like these").of(count=len(more)), grave=grave
+            )
+        )
     verdict = worst([part.verdict, *([verdict_of(tuple(found))] if found else [])])
     return replace(part, verdict=verdict, findings=(*found, *part.findings), half_precision=halves)

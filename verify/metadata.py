@@ -8,6 +8,7 @@ from typing import Any
 
 from ..core.gguf_file import ALIGNMENT, GgufHeader
 from ..core.input_files import quoted
+from ..core.language import phrase
 from ..core.model import Model
 from ..runtimes.llama_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
 from ..vocab.in_gguf import read_vocab
@@ -16,11 +17,11 @@ from .proof import Finding, MetadataPart, verdict_of
 from .tokenizer_keys import check_tokenizer_keys
 
 _TYPES = {
-    "whole": "a whole number",
-    "real": "a real number",
-    "flag": "true or false",
-    "text": "a text",
-    "list": "a list",
+    "whole": phrase("a whole number"),
+    "real": phrase("a real number"),
+    "flag": phrase("true or false"),
+    "text": phrase("a text"),
+    "list": phrase("a list"),
 }
 _SCALING = {"rope.scaling.type": str, "rope.scaling.factor": float, "rope.scale_linear": float}
 _SAMPLING = "general.sampling."
@@ -66,20 +67,22 @@ def _table(right: Values) -> Iterator[Key]:
         if name not in {key.name for key in known} and name not in ("tokens", *_SCALING):
             kind = kinds.get(type(value))
             if kind is not None:
-                yield Key(name, kind, REQUIRED, "the checkpoint makes it another")  # type: ignore[arg-type]
+                yield Key(name, kind, REQUIRED, phrase("the checkpoint makes it another"))  # type: ignore[arg-type]
 
 
 def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:
     arch = header.metadata.get("general.architecture")
     if arch != expected.arch:
-        message = (
-            f"the architecture is {quoted(arch)} in the file, but {quoted(expected.arch)} for the "
-            "checkpoint: llama.cpp computes another model"
-        )
+        message = phrase(
+            "the architecture is {found} in the file, but {expected} for the checkpoint: llama.cpp "
+            "computes another model"
+        ).of(found=quoted(arch), expected=quoted(expected.arch))
         yield Finding("general.architecture", message, expected.arch, quoted(arch))
     alignment = header.metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or alignment % ALIGNMENT:
-        message = f"tensors are aligned to {quoted(alignment)} bytes; llama.cpp expects {ALIGNMENT}"
+        message = phrase("tensors are aligned to {alignment} bytes; llama.cpp expects {usual}").of(
+            alignment=quoted(alignment), usual=ALIGNMENT
+        )
         yield Finding("general.alignment", message, str(ALIGNMENT), quoted(alignment), grave=False)
 
 
@@ -90,23 +93,35 @@ def _compared(key: Key, file: Values, right: Values, arch: str) -> Finding | Non
     value = file.get(key.name)
     if value is None:
         if isinstance(key.default, Required):
-            message = f"{key.name} is missing in the file (should be {_shown(wanted)}): llama.cpp refuses it"
+            message = phrase("{name} is missing in the file (should be {wanted}): llama.cpp refuses it").of(
+                name=key.name, wanted=_shown(wanted)
+            )
             return Finding(where, message, _shown(wanted), "missing")
         value = _value(key, file)
         if _equal(value, wanted):
             return None
-        message = (
-            f"{key.name} is missing in the file, so llama.cpp uses {_shown(value)}; in the checkpoint "
-            f"it is {_shown(wanted)}: {key.harm}"
+        message = phrase(
+            "{name} is missing in the file, so llama.cpp uses {value}; in the checkpoint it is "
+            "{wanted}: {harm}"
+        ).of(name=key.name, value=_shown(value), wanted=_shown(wanted), harm=key.harm)
+        return Finding(
+            where,
+            message,
+            _shown(wanted),
+            phrase("missing (so {value})").of(value=_shown(value)),
+            grave=key.grave,
         )
-        return Finding(where, message, _shown(wanted), f"missing (so {_shown(value)})", grave=key.grave)
     plain = _one(value, file) if key.layers else value
     if not _fits(key, plain):
-        message = f"{key.name} is {quoted(value)}, but llama.cpp expects {_TYPES[key.kind]}"
+        message = phrase("{name} is {value}, but llama.cpp expects {TYPES}").of(
+            name=key.name, value=quoted(value), TYPES=_TYPES[key.kind]
+        )
         return Finding(where, message, _shown(wanted), quoted(value))
     if _equal(plain, wanted):
         return None
-    message = f"{key.name} is {_shown(plain)} in the file, but {_shown(wanted)} in the checkpoint: {key.harm}"
+    message = phrase("{name} is {plain} in the file, but {wanted} in the checkpoint: {harm}").of(
+        name=key.name, plain=_shown(plain), wanted=_shown(wanted), harm=key.harm
+    )
     return Finding(where, message, _shown(wanted), _shown(plain), grave=key.grave)
 
 
@@ -155,7 +170,9 @@ def _rope_scaling(file: Values, right: Values, arch: str) -> Iterator[Finding]:
     for name, kind in _SCALING.items():
         if name in file and type(file[name]) is not kind:
             wants = _TYPES["text" if kind is str else "real"]
-            message = f"{name} is {quoted(file[name])}, but llama.cpp expects {wants}"
+            message = phrase("{name} is {file}, but llama.cpp expects {wants}").of(
+                name=name, file=quoted(file[name]), wants=wants
+            )
             yield Finding(f"{arch}.{name}", message, wants, quoted(file[name]))
             return
     wanted, actual = rope_scaling(right), rope_scaling(file)
@@ -164,13 +181,15 @@ def _rope_scaling(file: Values, right: Values, arch: str) -> Iterator[Finding]:
     scaling = file.get("rope.scaling.type", "linear")
     name = "rope.scaling.factor" if scaling in (wanted[0], "linear") else "rope.scaling.type"
     stated, meant = (
-        "none" if kind == "none" else f"{quoted(kind)[1:-1]} by {_shown(factor)}"
+        phrase("none")
+        if kind == "none"
+        else phrase("{kind} by {factor}").of(kind=quoted(kind)[1:-1], factor=_shown(factor))
         for kind, factor in (actual, wanted)
     )
-    message = (
-        f"the scaling of positions is {stated} in the file, but {meant} in the checkpoint: the model "
-        "was not trained with this scaling, and answers become incoherent"
-    )
+    message = phrase(
+        "the scaling of positions is {stated} in the file, but {meant} in the checkpoint: the model"
+        " was not trained with this scaling, and answers become incoherent"
+    ).of(stated=stated, meant=meant)
     yield Finding(f"{arch}.{name}", message, meant, stated)
 
 
@@ -179,11 +198,11 @@ def _unread(file: Values, right: Values, arch: str) -> Iterator[Finding]:
         value = file.get(name)
         if value is None or name in right or any(_equal(value, one) for one in neutral):
             continue
-        message = (
-            f"{name} is {_shown(value)} in the file, but not set in the checkpoint; llama.cpp does "
-            f"not read it for {arch}, other programs may"
-        )
-        yield Finding(f"{arch}.{name}", message, "missing", _shown(value), grave=False)
+        message = phrase(
+            "{name} is {value} in the file, but not set in the checkpoint; llama.cpp does not read it "
+            "for {arch}, other programs may"
+        ).of(name=name, value=_shown(value), arch=arch)
+        yield Finding(f"{arch}.{name}", message, phrase("missing"), _shown(value), grave=False)
 
 
 def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
@@ -191,12 +210,14 @@ def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[
     for key, value in file.items():
         if key.startswith(_SAMPLING) and not _alike(value, right.get(key)):
             name, wanted = key.removeprefix("general."), right.get(key)
-            text = "nothing" if wanted is None else _shown(wanted)
-            message = f"the file recommends {name} {_shown(value)}, but the checkpoint {text}"
+            text = phrase("nothing") if wanted is None else _shown(wanted)
+            message = phrase("the file recommends {name} {value}, but the checkpoint {text}").of(
+                name=name, value=_shown(value), text=text
+            )
             yield Finding(key, message, text, _shown(value), grave=False)
     if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
-        message = "the file requires text to begin with a space; this tokenizer does not need it"
-        yield Finding(LEADING_SPACE, message, "missing", "true", grave=False)
+        message = phrase("the file requires text to begin with a space; this tokenizer does not need it")
+        yield Finding(LEADING_SPACE, message, phrase("missing"), "true", grave=False)
 
 
 def _alike(one: Any, other: Any) -> bool:

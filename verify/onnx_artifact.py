@@ -12,6 +12,7 @@ from ..converters.family import AnyFamily
 from ..converters.recorded import RecordedFile
 from ..core.checkpoint import Checkpoint
 from ..core.errors import ChildDied, MappingError
+from ..core.language import Phrase, phrase
 from ..core.model import Model
 from ..core.windows import Window
 from ..reference.magnitudes import Flow
@@ -43,8 +44,8 @@ from .proof import (
 from .provenance import changed_files
 
 RUNTIME = "onnxruntime on the CPU: windows at once, token by token through the cache, and in padded batches"
-_BEFORE_STEPS = "token by token, through the cache: "
-_BEFORE_BATCHES = "in a padded batch: "
+_BEFORE_STEPS = phrase("token by token, through the cache: {finding}")
+_BEFORE_BATCHES = phrase("in a padded batch: {finding}")
 
 
 def expected_of_folder(checkpoint: Checkpoint, family: AnyFamily, model: Model, source: Source) -> Expected:
@@ -151,11 +152,16 @@ class OnnxArtifact:
 
 
 def _otherwise(
-    reader: OnnxReader, read: Read, windows: Sequence[Window], gate: Gate, options: VerifyOptions, before: str
+    reader: OnnxReader,
+    read: Read,
+    windows: Sequence[Window],
+    gate: Gate,
+    options: VerifyOptions,
+    before: Phrase,
 ) -> tuple[Figures | None, list[Finding]]:
     """The figures of another way of reading, if it can be done at all, and findings that say which way."""
     try:
         figures = compare(read, reader, windows, options.progress).figures()
     except RuntimeFailure as failure:
-        return None, [Finding("onnxruntime", f"{before}{failure}")]
-    return figures, [replace(each, message=before + each.message) for each in judge(figures, gate)]
+        return None, [Finding("onnxruntime", before.of(finding=str(failure)))]
+    return figures, [replace(each, message=before.of(finding=each.message)) for each in judge(figures, gate)]

@@ -14,6 +14,7 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import quoted, read_bytes, read_json
+from ..core.language import phrase
 from ..core.model import Model
 from ..quant.parts import EMBEDDING
 from ..runtimes.onnx_folder import OnnxFolder
@@ -141,7 +142,7 @@ def _compared(name: str, own: Mapping[str, Any], theirs: Mapping[str, Any], file
     if name in theirs and (theirs[name] == own[name] or (name in _IDS and same_ids(theirs[name], own[name]))):
         return []
     there = name in theirs
-    message = f"{file} has another {quoted(name)} than the checkpoint's"
+    message = phrase("{file} has another {name} than the checkpoint's").of(file=file, name=quoted(name))
     if not there:
-        message = f"{file} lacks {quoted(name)}, which the checkpoint's has"
+        message = phrase("{file} lacks {name}, which the checkpoint's has").of(file=file, name=quoted(name))
     return [Finding(name, message, quoted(own[name]), quoted(theirs.get(name)), grave=there)]

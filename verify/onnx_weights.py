@@ -21,6 +21,7 @@ from ..converters.onnx.graphs import graphs_of
 from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
+from ..core.language import phrase
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..quant.encoders import Encoder
@@ -79,7 +80,9 @@ def check_folder_weights(
     wrong = [error for error in errors if error.state == "differs"]
     findings += [_finding(error) for error in wrong[:_MOST]]
     if len(wrong) > _MOST:
-        findings.append(Finding("weights", f"{len(wrong) - _MOST} more tensors have other weights"))
+        findings.append(
+            Finding("weights", phrase("{count} more tensors have other weights").of(count=len(wrong) - _MOST))
+        )
     return WeightsPart(verdict_of(tuple(findings)), tuple(errors), tuple(findings))
 
 
@@ -91,12 +94,16 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
         stored = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
         for name in (name for name in graph.weights if name not in stored):
             shape = str(list(graph.weights[name].tensor.shape))
-            message = f"tensor {name} of the checkpoint is not among the weights of {file.path.name}"
+            message = phrase("tensor {name} of the checkpoint is not among the weights of {file}").of(
+                name=name, file=file.path.name
+            )
             yield Finding(name, message, shape, "missing")
         for name in sorted(stored - graph.weights.keys()):
             shown = quoted(name)[1:-1]
-            message = f"{file.path.name} has a tensor {shown} that the checkpoint does not have there"
-            yield Finding(shown, message, "none", "a tensor of that name")
+            message = phrase("{file} has a tensor {shown} that the checkpoint does not have there").of(
+                file=file.path.name, shown=shown
+            )
+            yield Finding(shown, message, "none", phrase("a tensor of that name"))
 
 
 def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
@@ -119,7 +126,7 @@ def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -
 
 
 def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
-    message = f"{name} does not have the shape or type expected for the checkpoint's"
+    message = phrase("{name} does not have the shape or type expected for the checkpoint's").of(name=name)
     return Finding(
         name, message, str(list(tensor.shape)), f"{list(stored.shape)}, element type {stored.element}"
     )
@@ -195,6 +202,10 @@ def _error(pair: _Pair, compared: Compared) -> TensorError:
 
 
 def _finding(error: TensorError) -> Finding:
-    message = f"{error.name} differs from the checkpoint's weights stored as {error.format}"
-    own, actual = (f"relative error {value:.4g}" for value in (error.own_error, error.error))
+    message = phrase("{name} differs from the checkpoint's weights stored as {format}").of(
+        name=error.name, format=error.format
+    )
+    own, actual = (
+        phrase("relative error {error:.4g}").of(error=value) for value in (error.own_error, error.error)
+    )
     return Finding(error.name, message, own, actual)

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..converters.circumstances import Circumstances
 from ..core.errors import ChildDied
 from ..core.language import Phrase, phrase
 from ..runtimes.half_precision import HalfPrecision
 from ..vocab.parity import Parity
-from .circumstances import Circumstances
 from .loss import Loss, loss_of
 from .measurements import Figures, MatrixInputError, Positions, Shares, WorstToken
 
@@ -177,10 +177,10 @@ class LayerError:
 def layer_name(layer: int, encoder_layers: int) -> Phrase:
     """A layer of a LayerError in words, as the file's tensors count it."""
     if not encoder_layers:
-        return phrase("layer {layer}", layer=layer)
+        return phrase("layer {layer}").of(layer=layer)
     if layer < encoder_layers:
-        return phrase("encoder layer {layer}", layer=layer)
-    return phrase("decoder layer {layer}", layer=layer - encoder_layers)
+        return phrase("encoder layer {layer}").of(layer=layer)
+    return phrase("decoder layer {layer}").of(layer=layer - encoder_layers)
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,7 @@ class Proof:
     """The verdict on one file. ``type`` is the file's (``q4_0``), ``scope`` how much was looked at.
 
     ``provenance`` says what was compared and with what: files with SHA-256, versions, texts. ``notes`` are
-    remarks for people. ``circumstances`` and ``seconds`` depend on clock and machine, and stay out of manifests.
+    remarks for people. ``circumstances`` and ``seconds`` depend on clock and machine; manifests lack them.
     """
 
     artifact: Path

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..converters.circumstances import circumstances
 from ..converters.mapping import parameters
 from ..core.windows import Window
 from ..reference.magnitudes import Flow
 from ..reference.noted import NotedReads
 from ..runtimes.half_precision import HalfPrecision
-from .circumstances import circumstances
 from .half_precision import with_half_precision
 from .inputs import Expected, Texts, VerifyOptions, read_reference
 from .logits import Read
@@ -30,7 +30,8 @@ from .proof import (
     WeightsPart,
     verdict_of,
 )
-from .provenance import CheckpointHashes, evidence
+from ..converters.checkpoint_hashes import CheckpointHashes
+from .provenance import evidence
 from .remarks import remarks
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..core import errors
+from ..core.language import phrase
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.reading import Reading
@@ -107,7 +108,10 @@ def runtime_part(computed: Recomputed, positions: int, *, gelu: bool) -> Runtime
         MatrixInputError(each.matrix, each.nmse, limit_of(each.matrix, gelu=gelu)) for each in computed.errors
     ]
     wrong = [each for each in errors if not each.nmse <= each.limit]
-    findings = [Finding(name, f"llama.cpp does not use {name}") for name in computed.unused[:_WORST]]
+    findings = [
+        Finding(name, phrase("llama.cpp does not use {name}").of(name=name))
+        for name in computed.unused[:_WORST]
+    ]
     findings += [_finding(wrong)] if wrong else []
     worst = sorted(errors, key=lambda each: each.nmse / each.limit, reverse=True)[:_WORST]
     verdict = verdict_of(tuple(findings))
@@ -117,10 +121,14 @@ def runtime_part(computed: Recomputed, positions: int, *, gelu: bool) -> Runtime
 def _finding(wrong: Sequence[MatrixInputError]) -> Finding:
     """What comes after the first departure may differ for that reason alone."""
     first = wrong[0]
-    place = "its logits" if first.matrix == LOGITS else f"what enters {first.matrix}"
-    size = f"NMSE {first.nmse:.2g}" if first.nmse < sys.float_info.max else "beyond all numbers"
-    message = (
-        f"llama.cpp does not compute the checkpoint's architecture with the file's weights: {place} is the "
-        f"first to differ ({size}, limit {first.limit:g}); check the metadata"
+    place = phrase("its logits")
+    if first.matrix != LOGITS:
+        place = phrase("what enters {matrix}").of(matrix=first.matrix)
+    size = f"NMSE {first.nmse:.2g}" if first.nmse < sys.float_info.max else phrase("beyond all numbers")
+    message = phrase(
+        "llama.cpp does not compute the checkpoint's architecture with the file's weights: {place} "
+        "is the first to differ ({size}, limit {limit:g}); check the metadata"
+    ).of(place=place, size=size, limit=first.limit)
+    return Finding(
+        first.matrix, message, phrase("at most {limit}").of(limit=f"{first.limit:g}"), f"{first.nmse:.3g}"
     )
-    return Finding(first.matrix, message, f"at most {first.limit:g}", f"{first.nmse:.3g}")

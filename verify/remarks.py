@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..core.language import phrase, phrases
 from .proof import LogitsPart
 
 FEW = 100
@@ -15,12 +16,18 @@ def remarks(part: LogitsPart, vocabulary: int) -> tuple[str, ...]:
         return ()
     notes = []
     if figures.positions < FEW:
-        where = "1 position was" if figures.positions == 1 else f"{figures.positions} positions were"
-        notes.append(f"only {where} compared, too few for a result; give a longer text or more tokens")
+        where = phrases("{count} position was", "{count} positions were", figures.positions)
+        notes.append(
+            phrase("only {where} compared, too few for a result; give a longer text or more tokens").of(
+                where=where
+            )
+        )
     if figures.perplexity_reference > vocabulary:
         notes.append(
-            "the checkpoint itself predicts this text worse than chance (perplexity "
-            f"{figures.perplexity_reference:,.0f} with {vocabulary:,} tokens): check that its weights "
-            "are trained and that the text is in its language"
+            phrase(
+                "the checkpoint itself predicts this text worse than chance (perplexity {perplexity:,.0f} "
+                "with {vocabulary:,} tokens): check that its weights are trained and that the text is in "
+                "its language"
+            ).of(perplexity=figures.perplexity_reference, vocabulary=vocabulary)
         )
     return tuple(notes)

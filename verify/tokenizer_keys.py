@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
+from ..core.language import phrase
 from ..core.vocabulary import BPE, GEMMA4, SPM, UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
@@ -24,11 +25,17 @@ _FILLERS = ("fim_pad", "fim_rep", "fim_sep")  # these end an answer, too
 # What comes of a wrong id that llama.cpp reads and that ends no answer; only a unigram reads the unknown one.
 _GAPS = ("fim_pre", "fim_suf", "fim_mid")
 _HARM = {
-    "bos": "texts would begin with the wrong token",
-    "unknown": "text without a token would be read as the wrong one",
-    **dict.fromkeys(_GAPS, "programs that fill gaps would ask for it with the wrong token"),
+    "bos": phrase("texts would begin with the wrong token"),
+    "unknown": phrase("text without a token would be read as the wrong one"),
+    **dict.fromkeys(_GAPS, phrase("programs that fill gaps would ask for it with the wrong token")),
 }
-_UNREAD = "no answer changes, but programs may show this id or use it"
+_ADDED = {
+    ("bos", True): phrase("BOS would be put before every text; the checkpoint's tokenizer does not"),
+    ("bos", False): phrase("BOS would not be put before texts; the checkpoint's tokenizer does"),
+    ("eos", True): phrase("EOS would be put after every text; the checkpoint's tokenizer does not"),
+    ("eos", False): phrase("EOS would not be put after texts; the checkpoint's tokenizer does"),
+}
+_UNREAD = phrase("no answer changes, but programs may show this id or use it")
 
 
 def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[list[Finding], int]:
@@ -50,46 +57,43 @@ def check_tokenizer_keys(metadata: Mapping[str, Any], expected: Vocab) -> tuple[
 
 def _model(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     if vocab.model != right.model and (vocab.model, vocab.pre, right.model) != (GEMMA4, right.pre, BPE):
-        shown = f"'{vocab.model}'" if PREFIX + "model" in metadata else "missing"
-        message = (
-            f"the tokenizer model is {shown} in the file, but must be {right.model!r} for this "
-            "checkpoint: llama.cpp would tokenize every text by other rules"
-        )
+        shown = f"'{vocab.model}'" if PREFIX + "model" in metadata else phrase("missing")
+        message = phrase(
+            "the tokenizer model is {shown} in the file, but must be {model!r} for this checkpoint: "
+            "llama.cpp would tokenize every text by other rules"
+        ).of(shown=shown, model=right.model)
         yield Finding(PREFIX + "model", message, right.model, shown)
     elif vocab.pre != right.pre and right.model == BPE:
-        message = (
-            f"the pre-tokenizer is {vocab.pre!r} in the file, but {right.pre!r} in a conversion; the "
-            "tokens part shows whether they split text alike"
-        )
+        message = phrase(
+            "the pre-tokenizer is {found!r} in the file, but {expected!r} in a conversion; the tokens "
+            "part shows whether they split text alike"
+        ).of(found=vocab.pre, expected=right.pre)
         yield Finding(PREFIX + "pre", message, right.pre, vocab.pre, grave=False)
 
 
 def _flags(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
-    flags = [("bos", "before", vocab.add_bos, right.add_bos), ("eos", "after", vocab.add_eos, right.add_eos)]
-    for role, place, does, should in flags:
+    flags = [("bos", vocab.add_bos, right.add_bos), ("eos", vocab.add_eos, right.add_eos)]
+    for role, does, should in flags:
         if does != should:
-            name = role.upper()
-            shown = (
-                "missing (so " + str(does).lower() + ")" if _missing(metadata, f"add_{role}_token") else does
-            )
-            message = (
-                f"{name} would be put {place} every text; the checkpoint's tokenizer does not"
-                if does
-                else f"{name} would not be put {place} texts; the checkpoint's tokenizer does"
-            )
-            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), str(shown).lower())
+            shown = str(does).lower()
+            if _missing(metadata, f"add_{role}_token"):
+                shown = phrase("missing (so {value})").of(value=shown)
+            message = _ADDED[role, does]
+            yield Finding(f"{PREFIX}add_{role}_token", message, str(should).lower(), shown)
     if right.model == vocab.model in (SPM, UNIGRAM) and vocab.add_space_prefix != right.add_space_prefix:
         does = vocab.add_space_prefix
         message = (
-            "llama.cpp would put a space before every text, for which this vocabulary is not made"
+            phrase("llama.cpp would put a space before every text, for which this vocabulary is not made")
             if does
-            else "llama.cpp would put no space before a text, while the checkpoint's tokenizer does"
+            else phrase("llama.cpp would put no space before a text, while the checkpoint's tokenizer does")
         )
         key = PREFIX + "add_space_prefix"
         yield Finding(key, message, str(right.add_space_prefix).lower(), str(does).lower())
     leading = metadata.get(LEADING_SPACE)
     if leading is not None and not isinstance(leading, bool):
-        message = f"the file has {leading!r:.60} for {LEADING_SPACE}, but kconv run expects true or false"
+        message = phrase("the file has {leading!r:.60} for {key}, but kconv run expects true or false").of(
+            leading=leading, key=LEADING_SPACE
+        )
         yield Finding(LEADING_SPACE, message, "true or false", f"{leading!r:.60}", grave=False)
 
 
@@ -100,17 +104,17 @@ def _unigram(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterato
     does, should = vocab.remove_extra_whitespaces, right.remove_extra_whitespaces
     if does != should:
         message = (
-            "llama.cpp would drop extra spaces in a text; the checkpoint's tokenizer keeps them"
+            phrase("llama.cpp would drop extra spaces in a text; the checkpoint's tokenizer keeps them")
             if does
-            else "llama.cpp would keep extra spaces in a text; the checkpoint's tokenizer drops them"
+            else phrase("llama.cpp would keep extra spaces in a text; the checkpoint's tokenizer drops them")
         )
         missing = _missing(metadata, "remove_extra_whitespaces")
-        shown = "missing (so false)" if missing else str(does).lower()
+        shown = phrase("missing (so {value})").of(value="false") if missing else str(does).lower()
         yield Finding(PREFIX + "remove_extra_whitespaces", message, str(should).lower(), shown)
     if vocab.charsmap != right.charsmap:
-        message = (
-            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would "
-            "normalize text differently before tokenizing it"
+        message = phrase(
+            "SentencePiece's compiled normalization is not the checkpoint's: llama.cpp would normalize "
+            "text differently before tokenizing it"
         )
         meant, shown = _octets(right.charsmap), _octets(vocab.charsmap)
         yield Finding(PREFIX + "precompiled_charsmap", message, meant, shown)
@@ -118,7 +122,7 @@ def _unigram(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterato
 
 def _octets(value: bytes) -> str:
     """Bytes for people: how many, and a digest to distinguish two of them."""
-    return f"{len(value):,} bytes, sha256 {sha256(value).hexdigest()[:16]}…" if value else "missing"
+    return f"{len(value):,} bytes, sha256 {sha256(value).hexdigest()[:16]}…" if value else phrase("missing")
 
 
 def _missing(metadata: Mapping[str, Any], name: str) -> bool:
@@ -128,7 +132,7 @@ def _missing(metadata: Mapping[str, Any], name: str) -> bool:
 def _token(vocab: Vocab, index: int) -> str:
     """A token for people: ``2 '</s>'``."""
     if not 0 <= index < vocab.size:
-        return f"{index} (no token)"
+        return phrase("{index} (no token)").of(index=index)
     byte_level = vocab.model == BPE and vocab.pre not in RAW_PRE
     return f"{index} {readable(vocab.tokens[index], byte_level=byte_level)}"
 
@@ -136,10 +140,10 @@ def _token(vocab: Vocab, index: int) -> str:
 def _token_and_origin(metadata: Mapping[str, Any], vocab: Vocab, role: str) -> str:
     """The token of a role for people, and where it comes from if not from the file."""
     index = vocab.special.get(role)
-    text = "none" if index is None else _token(vocab, index)
+    text = phrase("none") if index is None else _token(vocab, index)
     value = metadata.get(f"{PREFIX}{role}_token_id")
     if value is None:
-        return "missing" if index is None else f"missing (so {text})"
+        return phrase("missing") if index is None else phrase("missing (so {value})").of(value=text)
     return text if value == index else f"{value!r:.20}, which is not a token (so {text})"
 
 
@@ -150,12 +154,12 @@ def _begin(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[
         grave = vocab.add_bos or "bos_token" in (vocab.chat_template or "")
         shown, meant = _token_and_origin(metadata, vocab, "bos"), _name(right, other)
         harm = _HARM["bos"] if grave else _UNREAD
-        message = f"{harm}: bos is {shown} instead of {meant}"
+        message = phrase("{harm}: bos is {shown} instead of {meant}").of(harm=harm, shown=shown, meant=meant)
         yield Finding(PREFIX + "bos_token_id", message, meant, shown, grave=grave)
 
 
 def _name(vocab: Vocab, index: int | None) -> str:
-    return "none" if index is None else _token(vocab, index)
+    return phrase("none") if index is None else _token(vocab, index)
 
 
 def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[Finding]:
@@ -166,9 +170,13 @@ def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[F
         written = vocab.add_eos or "eos_token" in (vocab.chat_template or "")
         grave = written or one not in should or other not in stops
         shown, meant = _token_and_origin(metadata, vocab, "eos"), _name(right, other)
-        harm = "generation would stop at the wrong token" if grave else _UNREAD
+        harm = phrase("generation would stop at the wrong token") if grave else _UNREAD
         yield Finding(
-            PREFIX + "eos_token_id", f"{harm}: eos is {shown} instead of {meant}", meant, shown, grave
+            PREFIX + "eos_token_id",
+            phrase("{harm}: eos is {shown} instead of {meant}").of(harm=harm, shown=shown, meant=meant),
+            meant,
+            shown,
+            grave,
         )
     for index in sorted((stops ^ should) - {one, other}):
         roles = [
@@ -178,12 +186,14 @@ def _ends(metadata: Mapping[str, Any], vocab: Vocab, right: Vocab) -> Iterator[F
         token = _token(right if index < right.size else vocab, index)
         ends = index in should
         message = (
-            f"generation would not stop at {token}, which ends answers of this model"
+            phrase("generation would not stop at {token}, which ends answers of this model").of(token=token)
             if ends
-            else f"generation would stop at {token}, which does not end answers of this model"
+            else phrase("generation would stop at {token}, which does not end answers of this model").of(
+                token=token
+            )
         )
         key = f"{PREFIX}{role}_token_id"
-        yield Finding(key, message, token if ends else "no end", "no end" if ends else token)
+        yield Finding(key, message, token if ends else phrase("no end"), phrase("no end") if ends else token)
 
 
 def _stops(vocab: Vocab) -> set[int]:
@@ -205,9 +215,13 @@ def _other_roles(
         grave = read and role in expected.special and not _missing(metadata, f"{role}_token_id")
         shown, meant = _token_and_origin(metadata, vocab, role), _name(right, other)
         message = (
-            f"the file has no token for the role {role}; a conversion writes {meant}"
+            phrase("the file has no token for the role {role}; a conversion writes {meant}").of(
+                role=role, meant=meant
+            )
             if one is None
-            else f"{_HARM[role] if grave else _UNREAD}: {role} is {shown} instead of {meant}"
+            else phrase("{harm}: {role} is {shown} instead of {meant}").of(
+                harm=_HARM[role] if grave else _UNREAD, role=role, shown=shown, meant=meant
+            )
         )
         yield Finding(f"{PREFIX}{role}_token_id", message, meant, shown, grave=grave)
 
@@ -219,8 +233,10 @@ def _suppressed(metadata: Mapping[str, Any], vocab: Vocab) -> Iterator[Finding]:
     real = [index for index in ids if type(index) is int and 0 <= index < vocab.size]
     if value is not None and (real or not isinstance(value, tuple)):
         first = _token(vocab, real[0]) if real else f"{value!r:.60}"
-        message = f"{len(real) or 'some'} tokens would never be generated, {first} among them"
-        yield Finding(PREFIX + "suppress_tokens", message, "missing", first)
+        message = phrase("{count} tokens would never be generated, {first} among them").of(
+            count=len(real) or phrase("some"), first=first
+        )
+        yield Finding(PREFIX + "suppress_tokens", message, phrase("missing"), first)
 
 
 def _template(vocab: Vocab, right: Vocab) -> Iterator[Finding]:
@@ -229,13 +245,15 @@ def _template(vocab: Vocab, right: Vocab) -> Iterator[Finding]:
     if one == other:
         return
     if one is None:
-        message = "the file has no chat template, but the checkpoint has one"
+        message = phrase("the file has no chat template, but the checkpoint has one")
     elif other is None:
-        message = "the file has a chat template, but the checkpoint has none"
+        message = phrase("the file has a chat template, but the checkpoint has none")
     else:
-        message = "the file's chat template is not the checkpoint's: chats reach the model in another format"
+        message = phrase(
+            "the file's chat template is not the checkpoint's: chats reach the model in another format"
+        )
     yield Finding("tokenizer.chat_template", message, _beginning(other), _beginning(one), grave=False)
 
 
 def _beginning(template: str | None) -> str:
-    return "missing" if template is None else f"{len(template)} characters, {template[:60]!r} …"
+    return phrase("missing") if template is None else f"{len(template)} characters, {template[:60]!r} …"

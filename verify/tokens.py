@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..core.errors import ChildDied
 from ..core.gguf_file import GgufHeader
+from ..core.language import phrase
 from ..core.vocabulary import Vocab
 from ..vocab.decoding import token_bytes
 from ..vocab.in_gguf import read_vocab
@@ -75,7 +76,7 @@ def _fewer(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     if len(findings) <= _MOST:
         return tuple(findings)
     rest = findings[_MOST - 1 :]
-    message = f"{len(rest)} more vocabulary entries differ"
+    message = phrase("{count} more vocabulary entries differ").of(count=len(rest))
     return (*findings[: _MOST - 1], Finding("tokens", message, grave=any(one.grave for one in rest)))
 
 
@@ -108,21 +109,21 @@ def _pieces(text: str) -> Iterator[str]:
 
 def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: bool) -> Iterator[Finding]:
     if parity.error:
-        message = f"llama.cpp cannot use the vocabulary: {parity.error}"
+        message = phrase("llama.cpp cannot use the vocabulary: {error}").of(error=parity.error)
         yield Finding("vocabulary", message, "token ids", parity.error)
         return
     if parity.verdict != "mismatch" or parity.difference is None:
         return
     reason = explanation(parity, questions, source)
     expected, actual, passage = _apart(parity.difference, source)
-    message = (
-        f"llama.cpp reads {parity.texts - parity.exact} of {parity.texts} texts as other tokens than "
-        f"the checkpoint's tokenizer, the first being {shown_text(passage)}"
-    )
+    message = phrase(
+        "llama.cpp reads {differing} of {texts} texts as other tokens than the checkpoint's "
+        "tokenizer, the first being {passage}"
+    ).of(differing=parity.texts - parity.exact, texts=parity.texts, passage=shown_text(passage))
     if reason:
-        message = f"{message}; {reason}"
+        message = phrase("{message}; {reason}").of(message=message, reason=reason)
     if allow_mismatch:
-        message = f"{message}; allowed at the conversion"
+        message = phrase("{message}; allowed at the conversion").of(message=message)
     yield Finding("texts", message, expected, actual, grave=not allow_mismatch)
 
 

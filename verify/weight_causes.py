@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ..core.language import Phrase, phrase, phrases
 from ..core.model import Model
 from ..core.tensor import Tensor
 from ..quant.ggml import Floats
@@ -44,8 +45,8 @@ class Cause:
     """
 
     key: tuple[object, ...]
-    one: str
-    several: str
+    one: Phrase
+    several: Phrase
 
 
 @dataclass(frozen=True)
@@ -106,47 +107,60 @@ def _not_finite(case: _Case) -> Cause | None:
         return None
     return Cause(
         ("not finite",),
-        f"{count} weights of {{name}} are NaN or infinite, but not in the checkpoint",
-        "{count} tensors have NaN or infinite weights that are finite in the checkpoint: {names}",
+        phrase("{weights} weights of {name} are NaN or infinite, but not in the checkpoint").of(
+            weights=count
+        ),
+        phrase("{count} tensors have NaN or infinite weights that are finite in the checkpoint: {names}"),
     )
 
 
 def _same_numbers(case: _Case) -> Cause | None:
     if case.compared.own is None or case.compared.different:
         return None
-    text = "the same numbers in other bytes, so they were not written by kconv"
-    return Cause(("same numbers",), f"{{name}} has {text}", f"{{count}} tensors have {text}: {{names}}")
+    return Cause(
+        ("same numbers",),
+        phrase("{name} has the same numbers in other bytes, so they were not written by kconv"),
+        phrase(
+            "{count} tensors have the same numbers in other bytes, so they were not written by kconv: {names}"
+        ),
+    )
 
 
 def _zeros(case: _Case) -> Cause | None:
     if case.compared.stored.stored == 0:
-        return Cause(("zeros",), "{name} is all zeros", "{count} tensors are all zeros: {names}")
+        return Cause(
+            ("zeros",), phrase("{name} is all zeros"), phrase("{count} tensors are all zeros: {names}")
+        )
     zero = case.compared.zero
     if not zero.count or zero.count < case.bad.count:
         return None
-    return _rows_cause(zero, "is all zeros", "are all zeros")
+    return _rows_cause(
+        zero,
+        phrase("row {first} of {name} is all zeros"),
+        phrase("{rows} rows of {name}, from row {first} to {last}, are all zeros"),
+        phrase("rows of {count} tensors are all zeros: {names}"),
+    )
 
 
 def _ones(case: _Case) -> Cause | None:
     same = case.mostly and (case.sample == 1).all()
-    return Cause(("ones",), "{name} is all ones", "{count} tensors are all ones: {names}") if same else None
+    one, several = phrase("{name} is all ones"), phrase("{count} tensors are all ones: {names}")
+    return Cause(("ones",), one, several) if same else None
 
 
-def _rows_cause(rows: MarkedRows, one: str, several: str) -> Cause:
-    """Something about one or some rows of a tensor."""
-    if rows.count == 1:
-        text = f"row {rows.first} of {{name}} {one}"
-    else:
-        text = f"{rows.count} rows of {{name}}, from row {rows.first} to {rows.last}, {several}"
-    return Cause((several, rows.first, rows.last), text, f"rows of {{count}} tensors {several}: {{names}}")
+def _rows_cause(rows: MarkedRows, one: Phrase, some: Phrase, several: Phrase) -> Cause:
+    """Something about one or some rows of a tensor, or of several tensors."""
+    text = (one if rows.count == 1 else some).of(rows=rows.count, first=rows.first, last=rows.last)
+    return Cause((several, rows.first, rows.last), text, several)
 
 
 def _not_permuted(case: _Case) -> Cause | None:
     raw = case.where.originals.get(case.pair.info.name)
     if raw is None or raw.shape != case.pair.info.shape or not case.matches(rows_of(raw, case.rows)):
         return None
-    why = "rows are in another order: attention heads are not permuted as llama.cpp requires"
-    return Cause(("order",), f"{{name}}: {why}", f"{{count}} tensors: {why} ({{names}})")
+    why = phrase("rows are in another order: attention heads are not permuted as llama.cpp requires")
+    several = phrase("{count} tensors: {why} ({names})").of(why=why)
+    return Cause(("order",), phrase("{name}: {why}").of(why=why), several)
 
 
 def _scaled(case: _Case) -> Cause | None:
@@ -160,8 +174,9 @@ def _scaled(case: _Case) -> Cause | None:
         factor = case.compared.against_own.slope
     elif residue > 1.5 * case.error + 1e-4 or abs(factor - 1) < slack:
         return None
-    text = f"scaled by {factor:.4f}"
-    return Cause((text,), f"{{name}} is {text}", f"{{count}} tensors are {text}: {{names}}")
+    by = f"{factor:.4f}"
+    several = phrase("{count} tensors are scaled by {factor}: {names}").of(factor=by)
+    return Cause(("scaled", by), phrase("{name} is scaled by {factor}").of(factor=by), several)
 
 
 def _another_tensor(case: _Case) -> Cause | None:
@@ -171,13 +186,19 @@ def _another_tensor(case: _Case) -> Cause | None:
     for tensor in _alternatives(case):
         if case.matches(rows_of(tensor, case.rows)):
             here, there = block_of(name), block_of(tensor.name)
-            one = f"{{name}} contains {tensor.name} of the checkpoint"
+            one = phrase("{name} contains {other} of the checkpoint").of(other=tensor.name)
             if here == there:
                 return Cause(("another", name, tensor.name), one, one)
-            several = "{count} tensors contain the weights of other tensors of the checkpoint: {names}"
+            several = phrase(
+                "{count} tensors contain the weights of other tensors of the checkpoint: {names}"
+            )
             if here is not None and there is not None:
-                places = [f"layer {place}" if isinstance(place, int) else place for place in (here, there)]
-                several = f"{places[0]} contains the weights of {places[1]} of the checkpoint: {{names}}"
+                places = [
+                    phrase("layer {layer}").of(layer=place) if isinstance(place, int) else place
+                    for place in (here, there)
+                ]
+                several = phrase("{here} contains the weights of {there} of the checkpoint: {names}")
+                several = several.of(here=places[0], there=places[1])
             return Cause(("another", here, there), one, several)
     return None
 
@@ -196,9 +217,9 @@ def _rounded(case: _Case) -> Cause | None:
         return None
     for short in ("f16", "bf16"):
         if np.array_equal(case.sample, as_stored(case.original, short, case.pair.format.name)):
-            text = f"rounded to {short.upper()} on the way"
-            one = f"the weights of {{name}} were {text}"
-            return Cause((text,), one, f"the weights of {{count}} tensors were {text}: {{names}}")
+            one = phrase("the weights of {name} were rounded to {format} on the way")
+            several = phrase("the weights of {count} tensors were rounded to {format} on the way: {names}")
+            return Cause(("rounded", short), one.of(format=short.upper()), several.of(format=short.upper()))
     return None
 
 
@@ -213,23 +234,36 @@ def _shifted(case: _Case) -> Cause | None:
         if case.matches(rows_of(case.pair.tensor, places)):
             first = case.bad.first
             if case.bad.count == 1:
-                text = f"row {first} of {{name}} is row {first - shift} of the checkpoint"
+                text = phrase("row {first} of {name} is row {row} of the checkpoint").of(row=first - shift)
             else:
-                end = "on" if case.bad.last == case.count - 1 else f"to {case.bad.last}"
-                distance = "one" if abs(shift) == 1 else str(abs(shift))
-                text = (
-                    f"the rows of {{name}} are shifted by {distance} from row {first} {end} "
-                    f"(row {case.rows[0]} is row {places[0]} of the checkpoint)"
+                text = phrase(
+                    "the rows of {name} are shifted by {distance} from row {first} to {last} "
+                    "(row {row} is row {place} of the checkpoint)"
                 )
-            return Cause(("shifted", first, shift), text, "the rows of {count} tensors are shifted: {names}")
+                if case.bad.last == case.count - 1:
+                    text = phrase(
+                        "the rows of {name} are shifted by {distance} from row {first} on "
+                        "(row {row} is row {place} of the checkpoint)"
+                    )
+                distance = phrase("one") if abs(shift) == 1 else str(abs(shift))
+                text = text.of(distance=distance, last=case.bad.last, row=case.rows[0], place=places[0])
+            several = phrase("the rows of {count} tensors are shifted: {names}")
+            return Cause(("shifted", first, shift), text.of(first=first), several)
     return None
 
 
 def _rolled(case: _Case) -> Cause | None:
     for shift in sorted(range(-_SAMPLE, _SAMPLE + 1), key=abs):
         if shift and case.matches(np.roll(case.original, shift, axis=1)):
-            text = f"shifted by {abs(shift)} column{'s' if abs(shift) > 1 else ''}"
-            return _rows_cause(case.bad, f"is {text}", f"are {text}")
+            by = phrases("{count} column", "{count} columns", abs(shift))
+            return _rows_cause(
+                case.bad,
+                phrase("row {first} of {name} is shifted by {columns}").of(columns=by),
+                phrase("{rows} rows of {name}, from row {first} to {last}, are shifted by {columns}").of(
+                    columns=by
+                ),
+                phrase("rows of {count} tensors are shifted by {columns}: {names}").of(columns=by),
+            )
     return None
 
 
@@ -239,7 +273,9 @@ def _transposed(case: _Case) -> Cause | None:
         return None
     if not case.matches(column(case.pair.tensor, case.rows)):
         return None
-    return Cause(("transposed",), "{name} is transposed", "{count} tensors are transposed: {names}")
+    return Cause(
+        ("transposed",), phrase("{name} is transposed"), phrase("{count} tensors are transposed: {names}")
+    )
 
 
 def _reordered(case: _Case) -> Cause | None:
@@ -257,13 +293,19 @@ def _reordered(case: _Case) -> Cause | None:
     if case.bad.count <= _SAMPLE:
         return _rows_cause(
             case.bad,
-            f"is row {place} of the checkpoint",
-            f"are other rows of the checkpoint (row {row} is row {place})",
+            phrase("row {first} of {name} is row {row} of the checkpoint").of(row=place),
+            phrase(
+                "{rows} rows of {name}, from row {first} to {last}, are other rows of the checkpoint "
+                "(row {row} is row {place})"
+            ).of(row=row, place=place),
+            phrase("rows of {count} tensors are other rows of the checkpoint: {names}"),
         )
     return Cause(
         ("reordered",),
-        f"the rows of {{name}} are in another order (row {row} is row {place} of the checkpoint)",
-        "the rows of {count} tensors are in another order: {names}",
+        phrase("the rows of {name} are in another order (row {row} is row {place} of the checkpoint)").of(
+            row=row, place=place
+        ),
+        phrase("the rows of {count} tensors are in another order: {names}"),
     )
 
 
@@ -274,21 +316,36 @@ def _at_places(case: _Case, places: Sequence[int]) -> bool:
 
 def _unexplained(case: _Case) -> Cause:
     diff = case.compared
-    usual = (
-        f", {case.error:.3g} is usual for {case.pair.format.display}" if case.pair.format.quantized else ""
-    )
-    error = f"relative error {diff.stored.error:.3g}{usual}"
+    error = phrase("relative error {error:.3g}")
+    if case.pair.format.quantized:
+        error = phrase("relative error {error:.3g}, {usual:.3g} is usual for {format}")
+    error = error.of(error=diff.stored.error, usual=case.error, format=case.pair.format.display)
     if case.bad.count and not case.mostly:
-        rows = _rows_cause(case.bad, f"differs ({error})", f"differ ({error})")
-        return Cause(("some rows",), rows.one, "some rows of {count} tensors differ: {names}")
-    first = "" if diff.first is None else f"; the first at row {diff.first[0]}, column {diff.first[1]}"
-    share = f"{diff.different} of {diff.weights} weights differ" if diff.different else "differs throughout"
+        one = phrase("row {first} of {name} differs ({error})").of(error=error)
+        some = phrase("{rows} rows of {name}, from row {first} to {last}, differ ({error})").of(error=error)
+        rows = _rows_cause(case.bad, one, some, phrase("some rows of {count} tensors differ: {names}"))
+        return replace(rows, key=("some rows",))
     if not case.thorough:
-        return Cause(UNSEARCHED, "{name} also differs", "{count} tensors also differ: {names}")
+        return Cause(
+            UNSEARCHED, phrase("{name} also differs"), phrase("{count} tensors also differ: {names}")
+        )
+    share = phrase("differs throughout")
+    if diff.different:
+        share = phrase("{different} of {weights} weights differ")
+        share = share.of(different=diff.different, weights=diff.weights)
+    first = ""
+    if diff.first is not None:
+        first = phrase("; the first at row {row}, column {column}")
+        first = first.of(row=diff.first[0], column=diff.first[1])
     return Cause(
         UNEXPLAINED,
-        f"{{name}} does not match the checkpoint: {share} ({error}){first}",
-        "{count} tensors do not match the checkpoint, perhaps from another revision or a fine-tune: {names}",
+        phrase("{name} does not match the checkpoint: {share} ({error}){first}").of(
+            share=share, error=error, first=first
+        ),
+        phrase(
+            "{count} tensors do not match the checkpoint, perhaps from another revision or a fine-tune: "
+            "{names}"
+        ),
     )
 
 
@@ -298,9 +355,11 @@ def _adapted(case: _Case) -> Cause | None:
     rows = range(0, case.count, max(1, case.count // ROWS))
     stored = rows_of(case.where.file.tensor(case.pair.info), rows)
     rank = rank_of_update(stored, rows_of(case.pair.tensor, rows), case.error)
-    why = "changed by an update of low rank, as merging a LoRA adapter does"
-    one, several = f"{{name}} is {why} (rank {rank})", f"{{count}} tensors are {why}: {{names}}"
-    return None if rank is None else Cause(("low rank",), one, several)
+    one = phrase("{name} is changed by an update of low rank, as merging a LoRA adapter does (rank {rank})")
+    several = phrase(
+        "{count} tensors are changed by an update of low rank, as merging a LoRA adapter does: {names}"
+    )
+    return None if rank is None else Cause(("low rank",), one.of(rank=rank), several)
 
 
 _EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ..core.language import phrase
 from .proof import Finding
 from .weight_causes import UNEXPLAINED, UNSEARCHED, Cause, Search, cause_of
 from .weight_errors import Compared
@@ -37,20 +38,26 @@ def _join_swapped(groups: dict[tuple[object, ...], list[tuple[Cause, Pair, Compa
             continue
         group = groups[key] + groups.pop(back)
         first, second = places
-        text = f"layers {first} and {second} are swapped ({{count}} tensors: {{names}})"
+        text = phrase("layers {first} and {second} are swapped ({count} tensors: {names})")
         if isinstance(first, str):
-            text = f"{first} and {second} are swapped"
-        groups[key] = [(replace(cause, several=text), pair, compared) for cause, pair, compared in group]
+            text = phrase("{first} and {second} are swapped")
+        groups[key] = [
+            (replace(cause, several=text.of(first=first, second=second)), pair, compared)
+            for cause, pair, compared in group
+        ]
 
 
 def _finding(group: Sequence[tuple[Cause, Pair, Compared]], where: Search) -> Finding:
     cause, pair, _ = group[0]
     compared = max((item[2] for item in group), key=lambda each: each.stored.error)
-    error = f"relative error {compared.stored.error:.4g}"
-    own = None if compared.own is None else f"relative error {compared.own.error:.4g}"
+    relative = phrase("relative error {error:.4g}")
+    error = relative.of(error=compared.stored.error)
+    own = None if compared.own is None else relative.of(error=compared.own.error)
     if len(group) == 1:
-        return Finding(pair.info.name, cause.one.format(name=pair.info.name), expected=own, found=error)
+        return Finding(pair.info.name, cause.one.of(name=pair.info.name), expected=own, found=error)
     names = [item[1].info.name for item in group]
-    shown = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-    count = f"{len(names)} of {where.tensors}"
-    return Finding(names[0], cause.several.format(names=shown, count=count), expected=own, found=error)
+    shown = ", ".join(names[:_NAMED])
+    if more := names[_NAMED:]:
+        shown = phrase("{names} and {count} more").of(names=shown, count=len(more))
+    count = phrase("{some} of {all}").of(some=len(names), all=where.tensors)
+    return Finding(names[0], cause.several.of(names=shown, count=count), expected=own, found=error)

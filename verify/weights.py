@@ -17,6 +17,7 @@ from ..converters.pieces import Piece, cut, work_through
 from ..converters.transforms import same_weights
 from ..core.cores import available_cores
 from ..core.gguf_file import TensorInfo
+from ..core.language import phrase
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
@@ -94,18 +95,24 @@ def _paired(file: GgufFile, model: Model) -> tuple[list[Pair], list[Finding]]:
         if info is not None and info.shape == tensor.shape:
             pairs.append(Pair(info, tensor, file.format(info)))
         elif info is not None:
-            message = f"{tensor.name} is {list(info.shape)}, but {list(tensor.shape)} in the checkpoint"
+            message = phrase("{name} is {found}, but {expected} in the checkpoint").of(
+                name=tensor.name, found=list(info.shape), expected=list(tensor.shape)
+            )
             findings.append(Finding(tensor.name, message))
         elif not _dispensable(tensor, model):
-            message = f"tensor {tensor.name} of the checkpoint is not in the file"
-            findings.append(Finding(tensor.name, message, expected=str(list(tensor.shape)), found="missing"))
+            message = phrase("tensor {name} of the checkpoint is not in the file").of(name=tensor.name)
+            findings.append(
+                Finding(tensor.name, message, expected=str(list(tensor.shape)), found=phrase("missing"))
+            )
     for name, info in infos.items():
         stand_in = _tied_head(info, model)
         if stand_in is not None:
             pairs.append(Pair(info, stand_in, file.format(info)))
         elif not _harmless(file, info):
             shown = name[:80] if name.isprintable() else repr(name[:80])
-            message = f"the file has a tensor {shown} {list(info.shape)} that the checkpoint does not have"
+            message = phrase("the file has a tensor {shown} {found} that the checkpoint does not have").of(
+                shown=shown, found=list(info.shape)
+            )
             findings.append(Finding(shown, message, expected="none", found=str(list(info.shape))))
     return pairs, findings
 
@@ -254,8 +261,8 @@ def _remarks(loose: Sequence[TensorError]) -> list[Finding]:
     if not loose:
         return []
     names = ", ".join(sorted({FORMATS[error.format].display for error in loose}))
-    message = (
-        f"{len(loose)} tensors in {names} were not compared byte by byte, since encoding them anew takes too "
-        "long; they differ from the checkpoint no more than is usual for the format"
-    )
+    message = phrase(
+        "{count} tensors in {names} were not compared byte by byte, since encoding them anew takes "
+        "too long; they differ from the checkpoint no more than is usual for the format"
+    ).of(count=len(loose), names=names)
     return [Finding(loose[0].name, message, grave=False)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from typing import Literal
 
+from ..core.language import phrase
 from ..core.vocabulary import TokenType
 from .parity import Exam, Parity
 from .tokenizer import Source, added_pattern
@@ -22,19 +23,19 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
     for form in _FORMS:
         known = any(form.lower() in name.lower().split("_") for name in source.normalizers)
         if known and all(unicodedata.normalize(form, text) != text for text in texts_apart):
-            return (
-                f"only texts not in Unicode form {form} differ, since the tokenizer normalizes to "
-                f"{form} and llama.cpp does not: use text in {form}"
-            )
+            return phrase(
+                "only texts not in Unicode form {form} differ, since the tokenizer normalizes to "
+                "{form} and llama.cpp does not: use text in {form}"
+            ).of(form=form)
     unknown = source.special.get("unknown")
     if unknown is not None and set(parity.different) <= _texts_with(questions, unknown):
-        return (
+        return phrase(
             "only texts with characters outside the vocabulary differ, since the tokenizer turns "
-            f"these into {source.tokens[unknown]} and llama.cpp drops them"
-        )
+            "these into {token} and llama.cpp drops them"
+        ).of(token=source.tokens[unknown])
     pattern = added_pattern(source.added, True)
     if pattern and all(map(pattern.search, texts_apart)):
-        return (
+        return phrase(
             "only texts that contain special tokens as text differ, since the tokenizer matches these in "
             "another way"
         )
@@ -44,13 +45,13 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
 def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
     octets = [token for token, kind in enumerate(source.types) if kind is TokenType.BYTE]
     if octets and set(parity.different) <= set().union(*(_texts_with(questions, byte) for byte in octets)):
-        return (
+        return phrase(
             "only texts with characters that the vocabulary encodes as bytes differ, since "
             "llama.cpp's unigram tokenizer gives the unknown token for these"
         )
     texts_apart = [questions.texts[index] for index in parity.different]
     if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
-        return (
+        return phrase(
             "only texts with decomposed letters or U+0085 differ, since the tokenizers library "
             "normalizes these by its own rules and llama.cpp as SentencePiece does: put the model's "
             "spiece.model next to tokenizer.json, or use text in NFC"

@@ -1,4 +1,4 @@
-"""When and where something was proven, and under which licence the model is: for people, not for manifests."""
+"""When and where something was proven, and the model's licence: for people, not for manifests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from ..converters.card import general_metadata
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import KconvError
 from ..core.machine import memory, processor
 from ..quant.cpu_features import cpu_features
+from .card import general_metadata
 
 
 @dataclass(frozen=True)
