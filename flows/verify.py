@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..converters.checkpoint_hashes import CheckpointHashes
 from ..converters.families import family_for, has_family
 from ..converters.mapping import build
 from ..converters.recorded import read_manifest, written_files
@@ -25,8 +26,6 @@ from ..verify.inputs import Expected, VerifyOptions, built_in_windows, cost, tex
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
-from ..converters.checkpoint_hashes import CheckpointHashes
-
 from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG

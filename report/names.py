@@ -13,6 +13,13 @@ _VERDICTS = {
     "not decided": phrase("not decided"),
     "not run": phrase("not run"),
 }
+_COUNTED = {
+    "passed": phrase("{count} passed"),
+    "warned": phrase("{count} warned"),
+    "failed": phrase("{count} failed"),
+    "not decided": phrase("{count} not decided"),
+    "not run": phrase("{count} not run"),
+}
 _ROWS = {
     "tokens": phrase("tokens"),
     "metadata": phrase("metadata"),
@@ -104,14 +111,9 @@ def state_word(state: str) -> str:
 
 def counted_files(counts: dict[Verdict, int]) -> str:
     """``Of 3 files: 2 passed, 1 failed.``"""
-    each = {
-        "passed": lambda n: _("{count} passed", count=n),
-        "warned": lambda n: _("{count} warned", count=n),
-        "failed": lambda n: _("{count} failed", count=n),
-        "not decided": lambda n: _("{count} not decided", count=n),
-        "not run": lambda n: _("{count} not run", count=n),
-    }
-    words = ", ".join(each[verdict](counts[verdict]) for verdict in VERDICTS if counts.get(verdict))
+    words = ", ".join(
+        translated(_COUNTED[verdict].of(count=counts[verdict])) for verdict in VERDICTS if counts.get(verdict)
+    )
     return ngettext(
         "Of {count} file: {words}.", "Of {count} files: {words}.", sum(counts.values()), words=words
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..core.language import _, ngettext, phrase, translated
+from ..core.language import Phrase, _, ngettext, phrase, translated
 from ..verify.loss import FACTOR
 from ..verify.measurements import Figures, Shares
 from ..verify.proof import (
@@ -30,6 +30,19 @@ _USE = {
     "not decided": phrase(
         "No fault was found in this file, but the check could not be finished: run it again."
     ),
+}
+_RIGHTNESS: dict[Verdict, Phrase] = {
+    "failed": phrase("Wrong: {parts}."),
+    "not decided": phrase("Not decided: {parts}."),
+    "warned": phrase("With warnings: {parts}."),
+    "passed": phrase("As it should be: {parts}."),
+    "not run": phrase("Not checked: {parts}."),
+}
+_STATES = {
+    "identical": phrase("{count} exactly as encoding the original gives"),
+    "within": phrase("{count} within the format's error"),
+    "not compared": phrase("{count} within the format's error, not compared byte by byte"),
+    "differs": phrase("{count} wrong"),
 }
 _WHOLE = ("f32", "f64", "bf16", "f16")  # types whose loss nobody notices
 
@@ -143,14 +156,11 @@ def rightness(proof: Proof) -> str:
             parts.setdefault(part.verdict, []).append(part_title(name)[0])
     if proof.right == "failed" and "failed" not in parts:
         parts["failed"] = [part_title("logits")[0]]
-    said = {
-        "failed": lambda names: _("Wrong: {parts}.", parts=names),
-        "not decided": lambda names: _("Not decided: {parts}.", parts=names),
-        "warned": lambda names: _("With warnings: {parts}.", parts=names),
-        "passed": lambda names: _("As it should be: {parts}.", parts=names),
-        "not run": lambda names: _("Not checked: {parts}.", parts=names),
-    }
-    return " ".join(say(", ".join(parts[verdict])) for verdict, say in said.items() if verdict in parts)
+    return " ".join(
+        translated(say.of(parts=", ".join(parts[verdict])))
+        for verdict, say in _RIGHTNESS.items()
+        if verdict in parts
+    )
 
 
 def measured_loss(proof: Proof) -> str:
@@ -236,13 +246,9 @@ def _weights_line(part: WeightsPart) -> str:
     left = _("; {count} not compared", count=count(missing)) if missing else ""
     if amounts["identical"] == len(part.tensors):
         return _("{tensors}, all exactly as encoding the original gives", tensors=total) + left
-    said = {
-        "identical": lambda n: _("{count} exactly as encoding the original gives", count=n),
-        "within": lambda n: _("{count} within the format's error", count=n),
-        "not compared": lambda n: _("{count} within the format's error, not compared byte by byte", count=n),
-        "differs": lambda n: _("{count} wrong", count=n),
-    }
-    states = ", ".join(said[state](count(amount)) for state, amount in amounts.items() if amount)
+    states = ", ".join(
+        translated(_STATES[state].of(count=count(amount))) for state, amount in amounts.items() if amount
+    )
     return _("{tensors}: {states}", tensors=total, states=states) + left
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# What kconv says is compared in English, whatever the locale here; tests/test_language.py takes this away.
+os.environ["KCONV_LANG"] = "en"
+
 pytest_plugins = ["workers", "skips", "leftovers", "signals_material", "command_material"]
 
 KOREAN = (

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from vocabulary_material import Made, sample
 
+from kconv.converters.checkpoint_hashes import CheckpointHashes
 from kconv.converters.recorded import read_manifest
 from kconv.core.errors import InputError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.verify.provenance import (
-    CheckpointHashes,
     changed_after_conversion,
     same_tools,
     same_vocabulary_tools,

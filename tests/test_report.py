@@ -17,9 +17,9 @@ import pytest
 import report_material as material
 
 from kconv.core.errors import OutputExists, UsageError
+from kconv.report.figure_words import figure_rows
 from kconv.report.html import report_html, write_report
 from kconv.report.text import number, percent, plain, small_percent, visible, with_error
-from kconv.report.words import figure_rows
 from kconv.verify.measurements import Positions
 from kconv.verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, TokensPart, WeightsPart
 from kconv.vocab.parity import Difference
@@ -206,7 +206,7 @@ def test_byte_level_pieces_are_shown_as_text() -> None:
 
 def test_what_was_not_run_is_said() -> None:
     text = "".join(Page(report_html([material.quick()])).text)
-    assert "not checked: weights" in text
+    assert "Not checked: Weights" in text
     assert "Not checked in this run." in text
     text = "".join(Page(report_html([material.nothing()])).text)
     assert "Nothing has been checked." in text

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ..converters.checkpoint_hashes import CheckpointHashes
 from ..converters.circumstances import circumstances
 from ..converters.mapping import parameters
 from ..core.windows import Window
@@ -30,7 +31,6 @@ from .proof import (
     WeightsPart,
     verdict_of,
 )
-from ..converters.checkpoint_hashes import CheckpointHashes
 from .provenance import evidence
 from .remarks import remarks
 
