@@ -45,7 +45,7 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
     hparams = family.hparams(facts, checkpoint)
     tensors += family.extra(facts)
     remarks = family.remarks.get(runtime)
-    notes = (*family.notes(facts, flags), *(remarks(facts) if remarks else ()))
+    notes = (*checkpoint.notes, *family.notes(facts, flags), *(remarks(facts) if remarks else ()))
     return Model(
         family.arch,
         hparams,
