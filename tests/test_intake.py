@@ -56,6 +56,8 @@ def weights_of(folder: Path) -> Weights:
     held: Weights = {}
     for file in sorted(folder.glob("*.safetensors")):
         held |= load_file(file)
+    for file in sorted(folder.glob("*.bin")):
+        held |= torch.load(file, weights_only=True)
     return held
 
 
@@ -68,7 +70,7 @@ def changed(
     **config: Any,
 ) -> Path:
     """The sound folder with other weights, in one file or (``sharded``) two, and other keys."""
-    shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
+    shutil.copytree(sound, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.bin", "*.index.json"))
     held = {name: tensor.contiguous().clone() for name, tensor in weights.items()}
     if kind == "bin":
         torch.save(held, folder / "pytorch_model.bin")
@@ -121,7 +123,8 @@ def refused(folder: Path, *words: str, error: type[InputError] = CheckpointError
         model_of(folder)
     said = str(caught.value)
     assert type(caught.value) is error
-    assert caught.value.message.isprintable() and len(caught.value.message) < 700, said
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 700, said
     assert caught.value.hint
     for word in words:
         assert word in said, said
@@ -364,7 +367,7 @@ def _scaled(tensor: torch.Tensor, way: str) -> tuple[torch.Tensor, torch.Tensor,
     scale = (torch.rand(grid) + 0.5) / 100
     whole = scale.repeat_interleave(size[0], 0)[:rows].repeat_interleave(size[1], 1)[:, :columns]
     codes = (weight / whole).to(torch.float8_e4m3fn)
-    shaped = {"tensor": scale.reshape(1), "scalar": scale.reshape(())}.get(way, scale)
+    shaped = scale.reshape({"tensor": (1,), "scalar": ()}.get(way, grid))
     return codes, shaped, codes.float() * whole
 
 
@@ -654,7 +657,7 @@ def test_every_command_reads_what_is_meant(samples: Callable[[str], Path], tmp_p
     assert verify(tmp_path / "onnx", folder, tokens=64).verdict == "passed"
     assert names <= {note.name for note in plan(folder).notes}
     sums, _ = gather(folder, {"text": "맑은 하늘 아래에서 책을 읽습니다. " * 40}, chunks=1)
-    assert sums.squares
+    assert sums.sums
     described = describe(folder)
     assert names <= {note["name"] for note in described["notes"]}
     assert described["supported"]
