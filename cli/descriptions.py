@@ -119,11 +119,16 @@ def proof_of(manifest: Mapping[str, Any] | None, size: int) -> Description | Non
 def describe_checkpoint(folder: Path) -> Description:
     """A checkpoint folder, from config.json, the headers of its weights and its tokenizer."""
     from ..converters.card import general_metadata
+    from ..converters.intake import prepared
     from ..core.reading import open_checkpoint
 
-    checkpoint = open_checkpoint(folder)
+    checkpoint, problem = open_checkpoint(folder), None
+    try:
+        checkpoint = prepared(checkpoint)
+    except InputError as error:
+        problem = error.message
     tensors = [
-        tensor_line(tensor.name, tensor.shape, tensor.dtype.value.lower(), tensor.nbytes)
+        tensor_line(tensor.name, tensor.shape, (tensor.held_as or tensor.dtype.value).lower(), tensor.nbytes)
         for tensor in checkpoint.tensors.values()
         if tensor.name not in checkpoint.aliases
     ]
@@ -136,7 +141,9 @@ def describe_checkpoint(folder: Path) -> Description:
         "license": plain(general.get("general.license")),
         "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
         **summary(tensors),
-        "supported": _support(checkpoint.config),
+        "supported": None if problem else _support(checkpoint.config),
+        "problem": problem,
+        "notes": [asdict(note) for note in checkpoint.notes],
         "hyperparameters": {
             str(key): plain(value) for key, value in checkpoint.config.items() if key != "architectures"
         },

@@ -66,6 +66,7 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         "recipe": (description["supported"] or "none: not supported")
         if description["kind"] == "checkpoint"
         else None,
+        "problem": description.get("problem"),
         "licence": description["license"] or "not stated",
         "parameters": count_text(description["parameters"]),
         "size": f"{size_text(description['bytes'])} ({description['bytes']:,} bytes)",
@@ -75,6 +76,8 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         "proof": _proof_text(description.get("proof")),
     }
     say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
+    for note in description.get("notes", ()):
+        say(f"{'warning' if note['warning'] else 'note'} ({note['name']}): {printable(note['message'])}")
     rows = [
         (name, f"{line['tensors']:,}", f"{line['parameters']:,}", size_text(line["bytes"]))
         for name, line in description["types"].items()

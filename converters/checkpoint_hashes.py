@@ -51,7 +51,7 @@ class CheckpointHashes(threading.Thread):
         self._parts = {os.path.relpath(part, place): part for part in parts or (artifact,)}
         self.artifact_sha256: dict[str, str] = {}
         self._recorded: dict[str, RecordedFile] = {}
-        weights = {path.name for path in checkpoint.weight_files}
+        weights = {path.relative_to(self._folder).as_posix() for path in checkpoint.weight_files}
         names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
         if manifest is not None:
             files = recorded_files(manifest, manifest_path(artifact))

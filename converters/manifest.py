@@ -70,19 +70,25 @@ def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
 
     check()
     beside = [InputFile(path) for path in checkpoint.side_files if path not in checkpoint.weight_files]
-    return SourceHashes([*beside, *checkpoint.opened], check)
+    return SourceHashes([*beside, *checkpoint.opened], check, checkpoint.folder)
 
 
 class SourceHashes(threading.Thread):
     """Hashes the source's files in the background, while their tensors are converted.
 
     Used as a context manager; leaving it early (a failure elsewhere) stops the hashing. ``check`` is called
-    in the end and raises if what was read may not have been what was hashed.
+    in the end and raises if what was read may not have been what was hashed. Files are named by their paths
+    from ``folder``, or where there is none by their names.
     """
 
-    def __init__(self, sources: Sequence[InputFile], check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        sources: Sequence[InputFile],
+        check: Callable[[], None] = lambda: None,
+        folder: Path | None = None,
+    ) -> None:
         super().__init__(name="kconv-sha256", daemon=True)
-        self._sources, self._check = tuple(sources), check
+        self._sources, self._check, self._folder = tuple(sources), check, folder
         self._before = self._done = 0  # bytes
         self._files: list[SourceFile] = []
         self._failure: BaseException | None = None
@@ -101,7 +107,9 @@ class SourceHashes(threading.Thread):
         try:
             for file in self._sources:
                 digest = file_sha256(file, self._count, stopped=self._stopped.is_set)
-                self._files.append(SourceFile(file.path.name, file.size, digest))
+                path = file.path if self._folder is None else file.path.relative_to(self._folder)
+                name = file.path.name if self._folder is None else path.as_posix()
+                self._files.append(SourceFile(name, file.size, digest))
                 self._before = self._done
         except BaseException as error:  # handed to the thread that waits
             self._failure = error

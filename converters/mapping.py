@@ -17,7 +17,8 @@ from ..core.model import Model
 from ..core.tensor import Array, DType, Tensor
 from .family import AnyFamily, Facts, Row, Runtime, Sizes
 
-_GAPS_SHOWN = 40
+_GAPS_SHOWN = 12
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.cpp") -> Model:
@@ -45,7 +46,7 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
     hparams = family.hparams(facts, checkpoint)
     tensors += family.extra(facts)
     remarks = family.remarks.get(runtime)
-    notes = (*family.notes(facts, flags), *(remarks(facts) if remarks else ()))
+    notes = (*checkpoint.notes, *family.notes(facts, flags), *(remarks(facts) if remarks else ()))
     return Model(
         family.arch,
         hparams,
@@ -209,6 +210,14 @@ def product(words: str, sizes: Sizes) -> int:
     return math.prod(sizes[word] for word in words.split(" * "))
 
 
+def _by_kind(gaps: Sequence[str]) -> list[str]:
+    """The gaps of all layers in one line, ``#`` standing for the number."""
+    kinds: dict[str, list[str]] = {}
+    for gap in gaps:
+        kinds.setdefault(_NUMBER.sub("#", gap), []).append(gap)
+    return [each[0] if len(each) == 1 else f"{kind}: {len(each)} of them" for kind, each in kinds.items()]
+
+
 def _kind(checkpoint: Checkpoint, name: str) -> str:
     kind = checkpoint.dropped.get(name)
     return f": it exists, but as {kind}" if kind else ""
@@ -219,9 +228,10 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _mapping_error(family: AnyFamily, checkpoint: Checkpoint, gaps: Sequence[str]) -> MappingError:
-    shown = [f"  {gap}" for gap in gaps[:_GAPS_SHOWN]]
-    if len(gaps) > len(shown):
-        shown.append(f"  … and {len(gaps) - len(shown)} more")
+    lines = list(gaps) if len(gaps) <= _GAPS_SHOWN else _by_kind(gaps)
+    shown = [f"  {line}" for line in lines[:_GAPS_SHOWN]]
+    if len(lines) > len(shown):
+        shown.append(f"  … and {len(lines) - len(shown)} more{'' if lines == list(gaps) else ' kinds'}")
     count = "1 tensor does" if len(gaps) == 1 else f"{len(gaps)} tensors do"
     return MappingError(
         f"{checkpoint.folder}: {count} not fit the family {family.title}:\n" + "\n".join(shown),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,17 +83,15 @@ def _check(value: Any, path: Path) -> None:
 
 def recorded_files(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
     """The files a manifest names; ``path`` is its own, for messages. Raises InputError."""
-    return _files(manifest, "source", is_plain_name, path)
+    return _files(manifest, "source", path)
 
 
 def written_files(manifest: Mapping[str, Any], path: Path) -> tuple[RecordedFile, ...]:
     """The files of a folder as they were written, named by their paths in it; as ``recorded_files``."""
-    return _files(manifest, "output", lambda name: all(map(is_plain_name, str(name).split("/"))), path)
+    return _files(manifest, "output", path)
 
 
-def _files(
-    manifest: Mapping[str, Any], key: str, accepts: Callable[[object], bool], path: Path
-) -> tuple[RecordedFile, ...]:
+def _files(manifest: Mapping[str, Any], key: str, path: Path) -> tuple[RecordedFile, ...]:
     files = manifest[key].get("files")
     if not isinstance(files, list) or not files:
         raise _garbage(path, f"has {quoted(files)} for {key}.files, expected a list of files")
@@ -103,7 +101,7 @@ def _files(
         name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
         absent = key == "output" and "sha256" not in entry
         if (
-            not (isinstance(name, str) and accepts(name))
+            not (isinstance(name, str) and all(map(is_plain_name, name.split("/"))))
             or not (isinstance(size, int) and size >= 0)
             or not (absent or (isinstance(digest, str) and len(digest) == 64))
         ):

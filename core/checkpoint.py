@@ -10,6 +10,7 @@ from typing import Any
 
 from .byte_source import Identity
 from .input_files import InputFile
+from .model import Note
 from .side_files import check_side_files, side_files_after_unpickling
 from .tensor import Tensor
 
@@ -22,7 +23,9 @@ class Checkpoint:
     never weights (bool masks, integer buffers, scalars), with their type; families may still insist on them.
     ``aliases`` names tensors that are the very bytes of an earlier one (tied weights in a PyTorch file);
     they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``side_files`` the other
-    files that matter, each with what it was when the folder was opened (core/side_files.py).
+    files that matter, each with what it was when the folder was opened (core/side_files.py). ``scalars`` are
+    the numbers among the dropped, of the shape (1,). ``unindexed`` lie in the weight files, but the index
+    does not name them. ``notes`` say what was found odd about the folder, and what was made of it.
 
     In a pickle a checkpoint travels with absolute paths, sizes and times of change, as its tensors do: where
     it arrives, all files are opened anew, and EnvironmentProblem says which is not what it was.
@@ -36,6 +39,9 @@ class Checkpoint:
     aliases: Mapping[str, str] = field(default_factory=dict)
     opened: tuple[InputFile, ...] = ()
     side_files: Mapping[Path, Identity] = field(default_factory=dict)
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    unindexed: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""
@@ -45,10 +51,11 @@ class Checkpoint:
         if self.side_files:
             check_side_files(self.folder, self.side_files)
         folder = Path(os.path.abspath(self.folder))
-        names = [path.name for path in self.weight_files]
+        names = [path.relative_to(self.folder).as_posix() for path in self.weight_files]
         side_files = {path.name: identity[2:] for path, identity in self.side_files.items()}
         content = (self.config, self.tensors, self.dropped, self.aliases, self.opened)
-        return _unpickled, (folder, names, side_files, *content)
+        found = (self.scalars, self.unindexed, self.notes)
+        return _unpickled, (folder, names, side_files, *content, *found)
 
 
 def _unpickled(
@@ -60,8 +67,12 @@ def _unpickled(
     dropped: Mapping[str, str],
     aliases: Mapping[str, str],
     opened: tuple[InputFile, ...],
+    scalars: Mapping[str, Tensor],
+    unindexed: Mapping[str, Tensor],
+    notes: tuple[Note, ...],
 ) -> Checkpoint:
     """A checkpoint out of a pickle; its weight files have been checked when they were opened anew."""
     files = side_files_after_unpickling(folder, side_files) if side_files else {}
     paths = tuple(folder / name for name in names)
-    return Checkpoint(folder, config, tensors, paths, dropped, aliases, opened, files)
+    found = (config, tensors, paths, dropped, aliases, opened, files)
+    return Checkpoint(folder, *found, scalars, unindexed, notes)

@@ -20,6 +20,7 @@ from .input_files import (
     read_json,
     read_text,
 )
+from .no_weights import weights_below
 from .safetensors_file import open_safetensors
 from .side_files import side_files
 from .tensor import Tensor
@@ -47,7 +48,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """Open a Hugging Face folder: read config.json and the headers of its weight files.
 
     Weights are safetensors or PyTorch files, one or several with their index; safetensors are preferred.
-    Files may be links (the Hub's cache). Tensors come in the order of files, and of places within each.
+    Files may be links (the Hub's cache). What is odd and harmless
+    (a stale index) becomes a note. Tensors come in the order of files, and of places within each.
     Nothing in the folder is executed. Raises CheckpointError, and EnvironmentProblem where permission is
     missing.
     """
@@ -60,6 +62,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
+    scalars: dict[str, Tensor] = {}
     file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
@@ -75,12 +78,16 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tensors.update(opened.tensors)
         dropped.update(opened.dropped)
         aliases.update(opened.aliases)
-    check_index(folder, weights, file_of)
+        scalars.update(opened.scalars)
+    notes, unnamed = check_index(weights, file_of)
+    unindexed = {name: tensors.pop(name) for name in unnamed & tensors.keys()}
+    aliases = {name: other for name, other in aliases.items() if name in tensors and other in tensors}
     _refuse_quantized(folder, config, dropped)
     if not tensors:
         raise CheckpointError(f"{folder}: the weight files contain no weights: {', '.join(weights.files)}")
     paths = tuple(folder / name for name in weights.files)
-    return Checkpoint(folder, config, tensors, paths, dropped, aliases, tuple(files), beside)
+    found = (config, tensors, paths, dropped, aliases, tuple(files), beside)
+    return Checkpoint(folder, *found, scalars, unindexed, (*weights.notes, *notes))
 
 
 def _folder(source: Path) -> Path:
@@ -115,8 +122,10 @@ def _no_config(folder: Path) -> CheckpointError:
     if (folder / "adapter_config.json").exists():
         return CheckpointError(
             f"{folder} contains a LoRA adapter, not a whole model; expected config.json and weights",
-            hint="merge it into its base model and save that",
+            hint="merge it into its base model (`merge_and_unload()` of peft) and save that",
         )
+    if (below := weights_below(folder, sorted(os.listdir(folder)))) is not None:
+        return below
     if (folder / "params.json").exists():
         return CheckpointError(
             f"{folder} is in Meta's or Mistral's own layout; expected config.json and weights",
@@ -128,17 +137,28 @@ def _no_config(folder: Path) -> CheckpointError:
     )
 
 
+_WAYS_OUT = {
+    "bitsandbytes": "load it with transformers, call `model.dequantize()` and save that, or use the "
+    "unquantized checkpoint it was made from",
+    "gptq": "use the unquantized checkpoint it was made from: kconv quantizes that itself (-q q4_k_m)",
+    "awq": "use the unquantized checkpoint it was made from: kconv quantizes that itself (-q q4_k_m)",
+}
+_UNQUANTIZED = "use the unquantized checkpoint it was made from"
+_PACKED = (".weight", ".qweight", ".weight_packed", "_blocks")
+
+
 def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mapping[str, str]) -> None:
     """Integer tensors under a weight's name mean that the checkpoint is already quantized."""
-    packed = [name for name in dropped if name.endswith((".weight", ".qweight", ".weight_packed"))]
+    integers = ("I", "U")
+    packed = [name for name in dropped if name.endswith(_PACKED) and dropped[name].startswith(integers)]
     if packed:
         settings = config.get("quantization_config")
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         by = f" ({quoted(method)})" if method else ""
         raise CheckpointError(
             f"{folder} is already quantized{by}: {quoted(packed[0])} is {dropped[packed[0]]}; "
-            "kconv reads F32, F16 and BF16",
-            hint="use the unquantized checkpoint it was made from",
+            "kconv reads F32, F16, BF16 and F8",
+            hint=_WAYS_OUT.get(method, _UNQUANTIZED) if isinstance(method, str) else _UNQUANTIZED,
         )
 
 

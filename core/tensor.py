@@ -51,7 +51,8 @@ class Tensor:
     call from several threads. Slabs whose bounds are multiples of ``granule`` rows are read without
     waste. ``origin`` says where the data lies, for error messages; ``computed`` that it lies in no file of
     the checkpoint but follows from the configuration. ``stored`` is there where the weights are decoded
-    from what a file holds; in the same format they are copied.
+    from what a file holds; in the same format they are copied. ``held_as`` is the 8-bit float the weights
+    lie in the checkpoint as (``F8_E4M3``), where ``read`` has widened them to F32; else empty.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Tensor:
     origin: str = ""
     computed: bool = False
     stored: StoredBytes | None = None
+    held_as: str = ""
 
     @property
     def rows(self) -> int:
@@ -81,4 +83,4 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes in the checkpoint."""
-        return self.elements * self.dtype.itemsize
+        return self.elements * (1 if self.held_as else self.dtype.itemsize)

@@ -70,7 +70,7 @@ def open_torch(path: Path, opener: Opener = LocalFile) -> WeightFile:
         else:
             others[name] = "not a tensor"
     weights = collect(file, stored)
-    return WeightFile(weights.tensors, {**weights.dropped, **others}, weights.aliases, file)
+    return WeightFile(weights.tensors, {**weights.dropped, **others}, weights.aliases, file, weights.scalars)
 
 
 def _state_dict(value: object, path: Path) -> Mapping[Any, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
+from typing import Any
 
 import numpy as np
 
 from .errors import CheckpointError
 from .input_files import InputFile, quoted
+from .small_floats import FLOAT8, widened
 from .tensor import Array, DType, Tensor
 
 # Names and sizes are those of the safetensors format.
@@ -43,12 +45,14 @@ class WeightFile:
     """What ``file`` holds: weights to read, names of what is never a weight (with its type), and aliases.
 
     ``aliases`` names tensors that are the same bytes as an earlier one (tied weights in a PyTorch file).
+    ``scalars`` are the numbers among the dropped, as tensors of the shape (1,).
     """
 
     tensors: Mapping[str, Tensor]
     dropped: Mapping[str, str]
     aliases: Mapping[str, str]
     file: InputFile
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def check_shape(shape: object, where: str) -> tuple[int, ...]:
@@ -72,50 +76,63 @@ def check_name(name: object, path: object) -> str:
 def collect(file: InputFile, stored: Iterable[TensorPlace]) -> WeightFile:
     """Sort what a file holds into weights, by place in the file, and things that are never weights.
 
-    Scalars, masks and integer buffers are dropped. Raises CheckpointError for types kconv does not read.
+    Scalars, masks and integer buffers are dropped. Weights of 8 bits are widened to F32 when they are read.
+    Raises CheckpointError for types kconv does not read.
     """
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
+    scalars: dict[str, Tensor] = {}
     first: dict[tuple[object, ...], str] = {}
     for item in sorted(stored, key=lambda item: item.offset):
         if item.dtype in NEVER_WEIGHTS or not item.shape:
             dropped[item.name] = item.dtype if item.shape else f"{item.dtype} scalar"
+            if item.dtype in WEIGHTS or item.dtype in FLOAT8:
+                scalars[item.name] = _lazy(file, replace(item, shape=(1,), strides=None))
             continue
-        if item.dtype not in WEIGHTS:
+        if item.dtype not in WEIGHTS and item.dtype not in FLOAT8:
             raise _unsupported(file, item)
         tensors[item.name] = _lazy(file, item)
         if math.prod(item.shape):
             same = first.setdefault((item.offset, item.dtype, item.shape, item.strides), item.name)
             if same != item.name:
                 aliases[item.name] = same
-    return WeightFile(tensors, dropped, aliases, file)
+    return WeightFile(tensors, dropped, aliases, file, scalars)
 
 
 def _unsupported(file: InputFile, item: TensorPlace) -> CheckpointError:
-    message = f"{file.path}: tensor {quoted(item.name)} is {item.dtype}; kconv reads F32, F16 and BF16"
-    if item.dtype.startswith("F8_"):
-        return CheckpointError(f"{message}, not F8 checkpoints", hint="dequantize it to BF16 first")
-    return CheckpointError(message, hint="convert it to F32 first")
+    return CheckpointError(
+        f"{file.path}: tensor {quoted(item.name)} is {item.dtype}; kconv reads F32, F16, BF16 and F8",
+        hint="convert it to F32 first",
+    )
 
 
 def _lazy(file: InputFile, item: TensorPlace) -> Tensor:
-    dtype = DType(item.dtype)
     origin = f"{file.path.name}: {item.name}"
-    read = partial(_read_rows, file, item, dtype, origin)
+    if item.dtype in FLOAT8:
+        read = partial(_read_float8, file, item, origin)
+        return Tensor(item.name, item.shape, DType.F32, read, origin=origin, held_as=item.dtype)
+    dtype = DType(item.dtype)
+    read = partial(_read_rows, file, item, dtype.storage, origin)
     return Tensor(item.name, item.shape, dtype, read, origin=origin)
 
 
-def _read_rows(file: InputFile, item: TensorPlace, dtype: DType, origin: str, start: int, stop: int) -> Array:
+def _read_float8(file: InputFile, item: TensorPlace, origin: str, start: int, stop: int) -> Array:
+    return widened(_read_rows(file, item, np.dtype(np.uint8), origin, start, stop), item.dtype)
+
+
+def _read_rows(
+    file: InputFile, item: TensorPlace, storage: np.dtype[Any], origin: str, start: int, stop: int
+) -> Array:
     if not 0 <= start <= stop <= item.shape[0]:
         raise ValueError(f"rows {start} to {stop} of {origin}, which has {item.shape[0]}")
-    rows = np.empty((stop - start, *item.shape[1:]), dtype.storage)
+    rows = np.empty((stop - start, *item.shape[1:]), storage)
     if rows.size == 0:
         return rows
     if item.strides is None:
         file.read_into(rows, item.offset + start * rows[0].nbytes, origin)
     else:
-        _gather(file, rows, item.offset + start * item.strides[0] * dtype.itemsize, item.strides, origin)
+        _gather(file, rows, item.offset + start * item.strides[0] * storage.itemsize, item.strides, origin)
     return rows
 
 

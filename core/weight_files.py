@@ -6,15 +6,13 @@ import fnmatch
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .errors import CheckpointError
 from .input_files import DOWNLOAD_HINT, is_plain_name, quoted, read_json
-
-EXPECTED = (
-    "model.safetensors, model.safetensors.index.json, pytorch_model.bin or pytorch_model.bin.index.json"
-)
+from .model import Note
+from .no_weights import no_weights
 
 # In the order they are looked for. transformers, too, prefers safetensors and one file to several.
 STANDARD = (
@@ -38,44 +36,15 @@ NOT_THE_MODEL = (
     "random_states*",
 )
 
-UNREADABLE = (
-    ("adapter_model.*", "a LoRA adapter, not a whole model", "merge it into its base model and save that"),
-    (
-        "consolidated*",
-        "weights in Meta's or Mistral's own layout",
-        "get the Hugging Face version of the model",
-    ),
-    (
-        "tf_model*.h5",
-        "TensorFlow weights",
-        "save the model as safetensors with transformers before version 5",
-    ),
-    (
-        "flax_model*.msgpack",
-        "Flax weights",
-        "save the model as safetensors with transformers before version 5",
-    ),
-    (
-        "*.gguf",
-        "a GGUF file",
-        ("use that file with kconv run or kconv quantize, or get the checkpoint it was made from"),
-    ),
-    ("*.onnx", "an ONNX model", "get the checkpoint it was exported from"),
-    ("rust_model.ot", "rust-bert weights", "get the PyTorch version of the model"),
-    ("*.npz", "NumPy or MLX weights", "get the Hugging Face version of the model"),
-    ("*.ckpt*", "a training checkpoint", "save the model with save_pretrained()"),
-    ("*.pt", "PyTorch weights with unknown contents", "save the model with save_pretrained()"),
-    ("*.pth", "PyTorch weights with unknown contents", "save the model with save_pretrained()"),
-)
-
 
 @dataclass(frozen=True)
 class WeightList:
-    """Names of the weight files in ``folder``, in order; what the index says is where, if there is one."""
+    """Paths of the weight files from ``folder``, in order; what the index says is where, if there is one."""
 
     files: tuple[str, ...]
     index: str | None = None
     where: Mapping[str, str] | None = None
+    notes: tuple[Note, ...] = ()
 
 
 def find_weights(folder: Path) -> WeightList:
@@ -83,17 +52,32 @@ def find_weights(folder: Path) -> WeightList:
     names = sorted(os.listdir(folder))
     for name in STANDARD:
         if name in names:
-            return _read_index(folder, name) if name.endswith(".json") else WeightList((name,))
+            if (folder / name).is_dir() and folder.name not in STANDARD:
+                return _inside(folder, name)
+            return _read_index(folder, name, names) if name.endswith(".json") else WeightList((name,))
     for kind in ("safetensors", "bin"):
-        candidates = [
-            name for name in names if name.endswith(f".{kind}") and not _matches(name, NOT_THE_MODEL)
-        ]
-        if candidates:
+        if candidates := _candidates(names, kind):
             return WeightList(_only(folder, candidates))
-    for pattern, what, hint in UNREADABLE:
-        if matches := fnmatch.filter(names, pattern):
-            raise CheckpointError(f"{folder / matches[0]} is {what}; expected {EXPECTED}", hint=hint)
-    raise CheckpointError(f"{folder} contains no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
+    raise no_weights(folder, names)
+
+
+def _inside(folder: Path, name: str) -> WeightList:
+    """The weights in a folder of a weight file's name, as DeepSpeed's zero_to_fp32.py makes one."""
+    if not any((folder / name).glob("*.*")):
+        raise CheckpointError(f"{folder / name} is an empty folder, expected a file", hint=DOWNLOAD_HINT)
+    found = find_weights(folder / name)
+    where = found.where and {tensor: f"{name}/{file}" for tensor, file in found.where.items()}
+    message = f"{name} is a folder (as zero_to_fp32.py makes it); the weight files in it are read"
+    return WeightList(
+        tuple(f"{name}/{file}" for file in found.files),
+        found.index and f"{name}/{found.index}",
+        where,
+        (Note("weights-in-folder", message), *found.notes),
+    )
+
+
+def _candidates(names: Sequence[str], kind: str) -> list[str]:
+    return [name for name in names if name.endswith(f".{kind}") and not _matches(name, NOT_THE_MODEL)]
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -109,24 +93,24 @@ def _only(folder: Path, candidates: list[str]) -> tuple[str, ...]:
     if len(parts) != len(candidates) or len(models) != 1:
         raise CheckpointError(
             f"{folder} contains several weight files and no index that names those of the model: "
-            f"{_some(candidates)}",
+            f"{some(candidates)}",
             hint="keep only the model's own files, or add its index",
         )
     stem, count, kind = models.pop()
     wanted = [f"{stem}-{part:05}-of-{count}.{kind}" for part in range(1, int(count) + 1)]
     if missing := sorted(set(wanted) - set(candidates)):
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(wanted)} weight files are missing: {_some(missing)}",
+            f"{folder}: {len(missing)} of {len(wanted)} weight files are missing: {some(missing)}",
             hint=DOWNLOAD_HINT,
         )
     if extra := sorted(set(candidates) - set(wanted)):
         raise CheckpointError(
-            f"{folder}: {_some(extra)} is numbered beyond the last of {len(wanted)} weight files"
+            f"{folder}: {some(extra)} is numbered beyond the last of {len(wanted)} weight files"
         )
     return tuple(wanted)
 
 
-def _read_index(folder: Path, name: str) -> WeightList:
+def _read_index(folder: Path, name: str, names: Sequence[str]) -> WeightList:
     where = (read_json(folder, name) or {}).get("weight_map")
     if not isinstance(where, dict) or not where:
         raise CheckpointError(f"{folder / name} has no weight_map of tensor names to files")
@@ -138,37 +122,71 @@ def _read_index(folder: Path, name: str) -> WeightList:
                 f"of a {ending} file in the same folder"
             )
     files = tuple(sorted(set(where.values())))
-    if missing := [file for file in files if not os.path.lexists(folder / file)]:
+    missing = [file for file in files if not os.path.lexists(folder / file)]
+    whole = _without_index(folder, name, names)
+    if whole is not None and (missing or set(files) < set(whole.files)):
+        if both := [file for file in files if file not in missing and file not in whole.files]:
+            raise CheckpointError(
+                f"{folder / name} names {len(missing)} files that are missing, and beside {some(both)}, "
+                f"which it names, {some(whole.files)} hold a whole model",
+                hint="keep the files of one of the two models, and its index or none",
+            )
+        named = f"names {some(missing)}, which are not here" if missing else f"names only {some(files)}"
+        message = f"{name} is stale and ignored: it {named}, while {some(whole.files)} hold a whole model"
+        return replace(whole, notes=(Note("stale-index", message, warning=True), *whole.notes))
+    if missing:
         raise CheckpointError(
             f"{folder / name} names {len(files)} weight files, of which {len(missing)} are missing: "
-            f"{_some(missing)}",
+            f"{some(missing)}",
             hint=DOWNLOAD_HINT,
         )
     return WeightList(files, name, where)
 
 
-def check_index(folder: Path, weights: WeightList, file_of: Mapping[str, str]) -> None:
-    """Compare the index with ``held``, the file each tensor is in. Raises CheckpointError if they differ."""
+def _without_index(folder: Path, index: str, names: Sequence[str]) -> WeightList | None:
+    """The weights that are whole without that index, if there are any: the same kind of files come first."""
+    for kind in ("safetensors", "bin") if "safetensors" in index else ("bin",):
+        numbered = [name for name in _candidates(names, kind) if NUMBERED.fullmatch(name)]
+        groups: dict[tuple[str, str], list[str]] = {}
+        for name in numbered:
+            match = NUMBERED.fullmatch(name)
+            assert match is not None
+            groups.setdefault((match["stem"], match["parts"]), []).append(name)
+        whole = [sorted(group) for (_, parts), group in groups.items() if _complete(group, int(parts))]
+        if len(whole) == 1:
+            return WeightList(tuple(whole[0]))
+    others = [name for name in names if name in STANDARD[STANDARD.index(index) + 1 :]]
+    if others and not others[0].endswith(".json"):
+        return WeightList((others[0],))
+    return None
+
+
+def _complete(names: Sequence[str], parts: int) -> bool:
+    numbers = {int(match["part"]) for name in names if (match := NUMBERED.fullmatch(name))}
+    return len(numbers) == parts == len(names) and numbers == set(range(1, parts + 1))
+
+
+def check_index(weights: WeightList, file_of: Mapping[str, str]) -> tuple[tuple[Note, ...], frozenset[str]]:
+    """Compare the index with ``file_of``, the file each tensor is in: notes, and tensors it does not name.
+
+    The files say what they hold, so an index that differs is no reason to refuse them. Whether what it does
+    not name is needed, only the model tells.
+    """
     if weights.where is None:
-        return
-    path = folder / str(weights.index)
+        return (), frozenset()
+    notes = []
     if absent := [name for name in weights.where if name not in file_of]:
-        raise CheckpointError(
-            f"{path} names {len(absent)} tensors that are in no weight file: {_some(absent)}",
-            hint=DOWNLOAD_HINT,
+        message = f"{weights.index} names tensors that are in no weight file: {some(absent)}"
+        notes.append(Note("index-beyond-files", message))
+    if moved := [name for name, file in weights.where.items() if file_of.get(name, file) != file]:
+        message = (
+            f"{weights.index} is stale: it places {len(moved)} tensors in the wrong files, {some(moved)}"
         )
-    if unnamed := [name for name in file_of if name not in weights.where]:
-        raise CheckpointError(
-            f"{path} does not name {len(unnamed)} tensors that are in the weight files: {_some(unnamed)}",
-            hint="the index and the files are of different versions; download the checkpoint again",
-        )
-    if moved := [name for name, file in weights.where.items() if file_of[name] != file]:
-        raise CheckpointError(
-            f"{path} places {len(moved)} tensors in the wrong files: {_some(moved)}",
-            hint="the index and the files are of different versions; download the checkpoint again",
-        )
+        notes.append(Note("stale-index", message, warning=True))
+    return tuple(notes), frozenset(name for name in file_of if name not in weights.where)
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """Names out of a file, the first five of them."""
     shown = ", ".join(quoted(name)[1:-1] for name in names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from ..converters.card import general_metadata, licence_notice
-from ..converters.families import family_for
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.intake import open_model
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
@@ -27,7 +27,6 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.reading import open_checkpoint
 from ..core.vocabulary import Vocab
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
@@ -114,8 +113,7 @@ def convert(
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
-    checkpoint = open_checkpoint(source)
-    family = family_for(checkpoint.config)
+    checkpoint, family = open_model(source)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..converters.families import family_for
+from ..converters.intake import open_model
 from ..converters.mapping import build, sources_of
 from ..converters.tokenizer import read_tokenizer
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
-from ..core.reading import open_checkpoint
 from ..core.text_files import read_text
 from ..core.windows import Window
 from ..quant.imatrix_file import ActivationSums
@@ -66,8 +65,7 @@ def gather(
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
     opening the checkpoint raises, and InputError for texts too short.
     """
-    checkpoint = open_checkpoint(source)
-    family = family_for(checkpoint.config)
+    checkpoint, family = open_model(source)
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     expected = Expected(checkpoint, family, model, tokenizer)

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.families import family_for
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_companion
+from ..converters.intake import open_model
 from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.results import Options
@@ -27,7 +27,6 @@ from ..core.files import explained
 from ..core.gguf_pairs import encode_pairs
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
-from ..core.reading import open_checkpoint
 from ..core.vocabulary import gguf_keys
 from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
@@ -162,8 +161,7 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
-    checkpoint = open_checkpoint(source)
-    family = family_for(checkpoint.config)
+    checkpoint, family = open_model(source)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
     model, parity, _ = with_vocab(model, checkpoint, read_tokenizer(checkpoint), options, progress)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.card import general_metadata, licence_notice
-from ..converters.families import family_for
 from ..converters.family import AnyFamily
+from ..converters.intake import open_model
 from ..converters.manifest import (
     SourceFile,
     checkpoint_hashes,
@@ -38,7 +38,6 @@ from ..core.folders import atomic_folder, refuse_filled
 from ..core.input_files import file_sha256
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
-from ..core.reading import open_checkpoint
 from ..core.windows import Window
 from ..quant.formats import F16
 from ..reference.reading import Reading
@@ -83,8 +82,7 @@ def to_onnx(
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
-    checkpoint = open_checkpoint(source)
-    family = family_for(checkpoint.config)
+    checkpoint, family = open_model(source)
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, force=force)
     planned = plan(options.type)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..converters.checkpoint_hashes import CheckpointHashes
 from ..converters.families import family_for, has_family
+from ..converters.intake import prepared
 from ..converters.mapping import build
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
@@ -119,6 +120,7 @@ def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyO
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    checkpoint = prepared(checkpoint)
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
         return _prove(
@@ -136,6 +138,7 @@ def _prove_folder(
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
+    checkpoint = prepared(checkpoint)
     expected = _expected_of_folder(folder, checkpoint)
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
 

@@ -56,7 +56,7 @@ def configurations(
         message = f"config.json declares T5, since the graphs run as one; see {front.onnx_file}"
         notes.append(Note("gbst-config", message))
     made[CONFIG] = as_json(changed)
-    if changed == config:
+    if changed == read_json(checkpoint.folder, CONFIG):
         made[CONFIG] = read_bytes(checkpoint.folder, CONFIG) or made[CONFIG]
     if checkpoint.has(GENERATION) or len(stops) > 1:
         changed = _with_ids(GENERATION, generating, several, vocab, notes)
