@@ -72,7 +72,8 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     given = {key: value for key, value in adapted.items() if value is not None or key in reference.nulls}
     described = {key: value for key, value in given.items() if key not in _NOT_THE_MODEL}
     try:
-        settings = made.config_class.from_dict(described)
+        with _heads_of_their_own_size(made.config_class, described):
+            settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
         if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
             settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
@@ -80,6 +81,26 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
             return made(settings).eval()
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
+
+
+@contextlib.contextmanager
+def _heads_of_their_own_size(config_class: Any, described: Mapping[str, Any]) -> Iterator[None]:
+    """Let ``head_dim`` count where the hidden size is no multiple of the heads (Kanana 2.1B: 24 of 128, 1792).
+
+    transformers 5 checks the multiple in several classes although the size of a head is given
+    (transformers PR 46211).
+    """
+    hidden, heads = described.get("hidden_size"), described.get("num_attention_heads")
+    checks = getattr(config_class, "__class_validators__", None)
+    sound = isinstance(hidden, int) and isinstance(heads, int) and heads > 0
+    if checks is None or described.get("head_dim") is None or not sound or hidden % heads == 0:
+        yield
+        return
+    config_class.__class_validators__ = [each for each in checks if each.__name__ != "validate_architecture"]
+    try:
+        yield
+    finally:
+        config_class.__class_validators__ = checks
 
 
 @contextlib.contextmanager
