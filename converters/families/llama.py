@@ -74,7 +74,7 @@ class LlamaFacts(DecoderFacts):
 
 
 def _facts(settings: Settings) -> LlamaFacts:
-    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-6))
+    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-6, stretched=True))
     refuse_partial_rotation(settings, "Llama")
     biases = {"attention_bias": settings.flag(_ATTENTION), "mlp_bias": settings.flag(_MLP)}
     return LlamaFacts(**{**fields, **biases})
@@ -90,7 +90,7 @@ def _describe(graph: Graph, request: GraphRequest[LlamaFacts]) -> None:
     changes its place.
     """
     facts = request.facts
-    rows, positions = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, positions = begin(graph, EMBEDDING, facts.rope)
     for layer in range(facts.layers):
         rows = described_layer(graph, f"model.layers.{layer}", layer, rows, positions, facts)
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)
