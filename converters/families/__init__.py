@@ -7,6 +7,7 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ..family import AnyFamily
+from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
 from .gpt_neox import GPT_NEOX
@@ -27,6 +28,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     QWEN3,
     QWEN3_MOE,
     GPT_NEOX,
+    EXAONE,
     EXAONE4,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
@@ -44,7 +46,6 @@ NEAR: Mapping[str, str] = {
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
     "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
-    "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
 
 
