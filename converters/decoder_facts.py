@@ -154,6 +154,17 @@ def refuse_other_activations(
         )
 
 
+def refuse_biases(settings: Settings, *keys: str) -> None:
+    """Raise UnsupportedModel where one of ``keys`` is true: biases no published model of the class has."""
+    for key in keys:
+        if settings.flag(key):
+            raise UnsupportedModel(
+                f"{settings.where}: {key} is true; kconv does not support these biases, which no published "
+                "model of this class has",
+                hint="open an issue with the model's name if you need it",
+            )
+
+
 def refuse_divided_frequencies(facts: DecoderFacts, graph: str) -> None:
     """Raise UnsupportedModel for scalings whose frequencies are given one by one, where ``graph`` reads none.
 

@@ -12,6 +12,7 @@ from .exaone4 import EXAONE4
 from .gbst import GBSWT5
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
+from .hyperclovax import HYPERCLOVAX
 from .llama import LLAMA
 from .mistral import MISTRAL
 from .qwen3 import QWEN3
@@ -30,6 +31,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     GPT_NEOX,
     EXAONE,
     EXAONE4,
+    HYPERCLOVAX,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
@@ -77,7 +79,7 @@ def _known(config: Mapping[str, Any]) -> AnyFamily | None:
     for family in FAMILIES if not near else ():
         matches = any(name in family.hf_classes for name in classes)
         if matches or (not classes and config.get("model_type") == family.name):
-            return family
+            return family.instead(config) or family
     return None
 
 

@@ -85,6 +85,11 @@ def _flags(facts: LlamaFacts, checkpoint: Checkpoint) -> frozenset[str]:
     return head_flags(facts, checkpoint, EMBEDDING, OWN_HEAD) | biases
 
 
+def limits_of_llama_cpp(facts: DecoderFacts) -> None:
+    """Raises UnsupportedModel for what the llama graph does not compute."""
+    refuse_other_activations(facts, SILU, "llama graph supports only silu")
+
+
 def _describe(graph: Graph, request: GraphRequest[LlamaFacts]) -> None:
     """Rotary embedding turns the first half of a head with the second, as the checkpoint has them, so no row
     changes its place.
@@ -121,7 +126,7 @@ LLAMA = Family(
     keys=decoder_keys,
     rows=ROWS,
     limits={
-        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph supports only silu"),
+        "llama.cpp": limits_of_llama_cpp,
         "ONNX": refuse_activations_onnx_lacks,
     },
     reference=InTransformers("LlamaForCausalLM"),

@@ -1,4 +1,4 @@
-"""Small random checkpoints of Llama's relatives: Kanana, EXAONE 3."""
+"""Small random checkpoints of Llama's relatives: Kanana, EXAONE 3, HyperCLOVA X."""
 
 from __future__ import annotations
 
@@ -74,3 +74,19 @@ def _exaone_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         if config["tie_word_embeddings"]
         else {**shapes, "lm_head.weight": (config["vocab_size"], hidden)}
     )
+
+
+def write_hyperclovax(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
+    """Write a HyperCLOVA X like SEED Think: norms behind attention and feed-forward, four scalars."""
+    config = {**_common("HyperCLOVAXForCausalLM", "hyperclovax"), "intermediate_size": 704}
+    config |= {"embedding_multiplier": 10.0, "logits_scaling": 0.125, "residual_multiplier": 0.7}
+    config |= {"attention_multiplier": 0.0078125, "use_post_norm": True, **changes}
+    return _write(folder, config, _hyperclovax_shapes, "A HyperCLOVA-X-like demo checkpoint", dtype, seed)
+
+
+def _hyperclovax_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    norms = ("post_norm1", "post_norm2") if config["use_post_norm"] else ()
+    places = [
+        f"model.layers.{layer}.{norm}" for layer in range(config["num_hidden_layers"]) for norm in norms
+    ]
+    return {**llama_shapes(config), **{f"{place}.weight": (config["hidden_size"],) for place in places}}
