@@ -84,9 +84,7 @@ _ROWS_OF_LLAMA = (
 
 @dataclass(frozen=True)
 class HyperClovaXFacts(DecoderFacts):
-    """``embedding``, ``residual`` and ``logits`` are what the embedding, what each half of a layer adds, and
-    the logits are multiplied by, ``attention`` the scores. ``normed``: with norms behind the halves.
-    """
+    """By what embedding, what each half of a layer adds, logits and scores are multiplied; norms behind."""
 
     embedding: float
     residual: float
@@ -97,8 +95,7 @@ class HyperClovaXFacts(DecoderFacts):
     @property
     def query(self) -> float:
         """What queries are multiplied by where scores are divided by the root of ``head_dim``."""
-        usual = self.attention == self.head_dim**-0.5
-        return 1.0 if usual else self.attention * math.sqrt(self.head_dim)
+        return 1.0 if self.attention == self.head_dim**-0.5 else self.attention * math.sqrt(self.head_dim)
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -135,8 +132,8 @@ def _notes(facts: HyperClovaXFacts, found: frozenset[str]) -> tuple[Note, ...]:
     notes = decoder_notes(facts, found)
     if _TIED in found:
         message = (
-            "lm_head is tied to the embedding, but both are multiplied by numbers of their own; since "
-            "llama.cpp does not, the GGUF gets an output.weight beside the embedding"
+            "lm_head is tied to the embedding, but each is multiplied by a number of its own: the GGUF gets "
+            "an output.weight beside the embedding"
         )
         notes = (*notes, Note("scaled-head", message))
     return notes
@@ -191,7 +188,7 @@ HYPERCLOVAX = Family(
     dropped=("model.layers.{i}.self_attn.rotary_emb.inv_freq", "model.rotary_emb.inv_freq", OWN_HEAD),
     extra=lambda facts: facts.rope.tensors(),
     notes=_notes,
-    instead=lambda config: None if config.get("use_post_norm", True) else WITHOUT_NORMS,
+    instead=lambda config: WITHOUT_NORMS if config.get("use_post_norm") is False else None,
 )
 WITHOUT_NORMS: Family[HyperClovaXFacts] = replace(
     HYPERCLOVAX,
