@@ -118,7 +118,15 @@ def described_layer(
 LLAMA = Family(
     name="llama",
     title="Llama",
-    models=("42dot LLM PLM/SFT 1.3B", "ETRI EAGLE 3B", "Llama-3-Ko 8B and its fine-tunes (AOG)"),
+    models=(
+        "42dot LLM PLM/SFT 1.3B",
+        "ETRI EAGLE 3B",
+        "Llama-3-Ko 8B and its fine-tunes (AOG), Bllossom",
+        "Kanana nano 2.1B, Kanana 1.5 2.1B and 8B",
+        "HyperCLOVA X SEED Text 0.5B and 1.5B",
+        "A.X 3.1, Mi:dm 2.0 Base and Mini",
+        "SOLAR 10.7B, EEVE 10.8B, KULLM3, Trillion 7B, KORani",
+    ),
     hf_classes=("LlamaForCausalLM",),
     arch="llama",
     facts=_facts,

@@ -18,10 +18,10 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
-from .llamas import write_exaone, write_hyperclovax, write_kanana
+from .llamas import write_exaone, write_kanana
 from .synthetic import write_eagle, write_llama_3_ko
 
-TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax")
 """Families whose sample was trained; the others have random weights."""
 
 
@@ -43,7 +43,6 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gpt-neox": write_gpt_neox,
     "exaone": write_exaone,
     "exaone4": write_exaone4,
-    "hyperclovax": write_hyperclovax,
     "kanana": write_kanana,
     "mistral": write_mistral,
 }
