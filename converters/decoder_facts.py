@@ -58,12 +58,16 @@ class DecoderFacts:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a class of transformers takes where config.json is silent; None: it is asked for, or follows."""
+    """What a class of transformers takes where config.json is silent; None: it is asked for, or follows.
+
+    ``stretched`` says that the family takes YaRN and LongRoPE (``read_rope``).
+    """
 
     context: int
     epsilon: float
     head_dim: int | None = None
     kv_heads: int | None = None
+    stretched: bool = False
 
 
 def read_decoder(settings: Settings, defaults: Defaults) -> dict[str, Any]:
@@ -90,7 +94,7 @@ def read_decoder(settings: Settings, defaults: Defaults) -> dict[str, Any]:
         "context": context,
         "epsilon": settings.real("rms_norm_eps", defaults.epsilon),
         "activation": settings.text("hidden_act", "silu"),
-        "rope": read_rope(settings, head_dim, context=context),
+        "rope": read_rope(settings, head_dim, context=context, stretched=defaults.stretched),
         "tied": settings.flag("tie_word_embeddings"),
     }
 
@@ -150,14 +154,31 @@ def refuse_other_activations(
         )
 
 
+def refuse_biases(settings: Settings, *keys: str) -> None:
+    """Raise UnsupportedModel where one of ``keys`` is true: biases no published model of the class has."""
+    for key in keys:
+        if settings.flag(key):
+            raise UnsupportedModel(
+                f"{settings.where}: {key} is true; kconv does not support these biases, which no published "
+                "model of this class has",
+                hint="open an issue with the model's name if you need it",
+            )
+
+
 def refuse_divided_frequencies(facts: DecoderFacts, graph: str) -> None:
-    """Raise UnsupportedModel for Llama 3.1's scaling where llama.cpp's ``graph`` reads no rope_freqs."""
-    if facts.rope.divisors is not None:
-        raise UnsupportedModel(
-            f"{facts.where}: rope scaling {facts.rope.scaling!r}, which llama.cpp's {graph} graph "
-            "does not support",
-            hint=NOT_IN_LLAMA_CPP,
-        )
+    """Raise UnsupportedModel for scalings whose frequencies are given one by one, where ``graph`` reads none.
+
+    Those are Llama 3.1's, LongRoPE, and YaRN with other numbers than llama.cpp's own.
+    """
+    rope = facts.rope
+    if rope.divisors is None and (rope.stretch is None or rope.stretch.long is None):
+        return
+    other = " with beta_fast, beta_slow or truncate of its own" if rope.scaling == "yarn" else ""
+    raise UnsupportedModel(
+        f"{facts.where}: rope scaling {rope.scaling!r}{other}, which llama.cpp's {graph} graph "
+        "does not support",
+        hint=NOT_IN_LLAMA_CPP,
+    )
 
 
 def refuse_activations_onnx_lacks(facts: DecoderFacts, key: str = "hidden_act") -> None:

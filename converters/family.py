@@ -134,7 +134,8 @@ class Family(Generic[F]):
     where no file names one. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX anywhere, may
     exceed half precision. ``granted`` are keys transformers takes for granted where config.json is silent,
     and other programs do not. ``front_end`` is what stands before the encoder where llama.cpp has no graph of
-    it; it comes with ``companions``, the files the model needs besides its own.
+    it; it comes with ``companions``, the files the model needs besides its own. ``instead`` is the
+    family of those of its configurations that run in another graph.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Family(Generic[F]):
     granted: Callable[[F], Mapping[str, Any]] = lambda facts: {}
     front_end: FrontEnd | None = None
     companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
+    instead: Callable[[Mapping[str, Any]], Family[F] | None] = lambda config: None
 
     def read(self, config: Mapping[str, Any]) -> F:
         """The facts of a config.json. Raises CheckpointError, UnsupportedModel."""

@@ -12,10 +12,13 @@ from ..core.errors import UnsupportedModel
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Array, DType, Tensor
+from .rope_stretch import Stretch, powers, read_longrope, read_yarn, usual_attention
 from .settings import Settings
 
 _BASE = 10000.0
 _SUPPORTED = ("default", "linear", "llama3", "dynamic")
+_STRETCHES = {"yarn": read_yarn, "longrope": read_longrope}
+_EXACT = 1e-9  # an attention factor this close to 1 is one
 _HINT = "open an issue with the model's name if you need it"
 
 
@@ -24,7 +27,9 @@ class Rope:
     """``dimensions`` of each head turn with the position; their angles are powers of ``base``.
 
     ``scaling`` is transformers' name of it: with ``linear`` positions are divided by ``factor``, with
-    ``llama3`` each frequency by one of ``divisors (dimensions / 2,)`` in float32.
+    ``llama3`` each frequency by one of ``divisors (dimensions / 2,)`` in float32. ``stretch`` is what
+    ``yarn`` and ``longrope`` make of them; where llama.cpp's YaRN is another (it knows no ``beta_fast``,
+    ``beta_slow`` and ``truncate``), it takes the frequencies by ``divisors`` as well.
     """
 
     base: float
@@ -32,43 +37,71 @@ class Rope:
     scaling: str = "default"
     factor: float = 1.0
     divisors: Array | None = field(default=None, compare=False)
+    stretch: Stretch | None = field(default=None, compare=False)
 
     def frequencies(self) -> Array:
         """Radians per position of each pair of dimensions, ``(dimensions / 2,)``, in float32.
 
         In the order of transformers' operations, so that the bits are the same (modeling_rope_utils.py).
         """
+        if self.stretch is not None:
+            return self.stretch.frequencies
         turned = base_frequencies(self.base, self.dimensions) / np.float32(self.factor)
         divided: Array = turned if self.divisors is None else turned / self.divisors
         return divided
 
     def scaling_keys(self) -> dict[str, MetadataValue]:
-        """The GGUF keys of a linear scaling; none for others."""
-        if self.scaling != "linear":
-            return {}
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": self.factor}
+        """The GGUF keys of a scaling that llama.cpp computes itself."""
+        keys: dict[str, MetadataValue] = {}
+        if self.scaling == "linear":
+            keys = {"rope.scaling.type": "linear", "rope.scaling.factor": self.factor}
+        stretch = self.stretch
+        if stretch is None:
+            return keys
+        attention = stretch.attention
+        if self.divisors is None:
+            keys = {
+                "rope.scaling.type": self.scaling,
+                "rope.scaling.original_context_length": stretch.original,
+            }
+            if stretch.by_keys:
+                keys["rope.scaling.factor"] = stretch.factor
+                attention /= usual_attention(stretch.factor)
+        return keys if abs(attention - 1) < _EXACT else {**keys, "rope.scaling.attn_factor": attention}
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """``rope_freqs.weight``, by which llama.cpp divides frequencies, where there are divisors."""
-        divisors = self.divisors
-        if divisors is None:
-            return ()
-        return (
+        """What llama.cpp divides frequencies by: ``rope_freqs.weight``, or LongRoPE's two."""
+        stretch = self.stretch
+        found = {"rope_freqs": self.divisors}
+        if stretch is not None:
+            found |= {"rope_factors_long": stretch.long, "rope_factors_short": stretch.short}
+        return tuple(
             Tensor(
-                "rope_freqs.weight",
+                f"{name}.weight",
                 divisors.shape,
                 DType.F32,
                 partial(_rows_of, divisors),
                 origin="config.json: rope scaling",
                 computed=True,
-            ),
+            )
+            for name, divisors in found.items()
+            if divisors is not None
         )
 
     def notes(self) -> tuple[Note, ...]:
         """What there is to say of it."""
-        if self.scaling != "dynamic":
+        if self.scaling == "dynamic":
+            message = "rope scaling 'dynamic' has no effect within the trained context and is left out"
+        elif self.stretch is not None and self.stretch.beyond is not None:
+            original = self.stretch.original
+            message = (
+                f"rope scaling 'longrope': transformers and ONNX rotate texts of over {original} tokens "
+                "otherwise than shorter ones; llama.cpp decides by the context it is started with, so "
+                f"texts up to {original} tokens are exact with a context (-c) of up to {original}, longer "
+                "ones with a larger context"
+            )
+        else:
             return ()
-        message = "rope scaling 'dynamic' has no effect within the trained context and is left out"
         return (Note("rope-scaling", message, warning=True),)
 
 
@@ -89,12 +122,20 @@ def rope_section(settings: Settings) -> Settings | None:
     return section
 
 
-def read_rope(settings: Settings, dimensions: int, *, context: int, base_key: str = "rope_theta") -> Rope:
+def read_rope(
+    settings: Settings,
+    dimensions: int,
+    *,
+    context: int,
+    base_key: str = "rope_theta",
+    stretched: bool = False,
+) -> Rope:
     """The rotary positions of a model whose heads turn in that many dimensions.
 
     ``context`` counts as the trained length where config.json names no other, ``base_key`` is the family's
-    own name of the base in files of transformers 4. Raises UnsupportedModel for a scaling kconv does not
-    know, CheckpointError for numbers that make no sense.
+    own name of the base in files of transformers 4, ``stretched`` says that the family takes YaRN and
+    LongRoPE. Raises UnsupportedModel for a scaling kconv does not know, CheckpointError for numbers that make
+    no sense.
     """
     section = rope_section(settings)
     base = settings.real(base_key, _BASE)
@@ -102,20 +143,39 @@ def read_rope(settings: Settings, dimensions: int, *, context: int, base_key: st
         return Rope(base, dimensions)
     base = section.real("rope_theta", base)
     scaling = section.text("rope_type", section.text("type", "default"))
-    if scaling not in _SUPPORTED:
+    supported = (*_SUPPORTED, *_STRETCHES) if stretched else _SUPPORTED
+    if scaling not in supported:
+        listed = ", ".join(each for each in supported if each != "dynamic")
         raise UnsupportedModel(
-            f"{settings.where}: rope scaling {quoted(scaling)} is not supported (default, linear and llama3 "
-            "are)",
-            hint=_HINT,
+            f"{settings.where}: rope scaling {quoted(scaling)} is not supported ({listed} are)", hint=_HINT
         )
     if scaling == "linear":
         return Rope(base, dimensions, scaling, section.real("factor"))
+    # The key beside the section counts before the one in it (standardize_rope_params).
+    key = "original_max_position_embeddings"
     if scaling == "llama3":
-        # The key beside the section counts before the one in it (standardize_rope_params).
-        key = "original_max_position_embeddings"
         trained = settings.integer(key) if key in settings else section.integer(key, context)
         return Rope(base, dimensions, scaling, divisors=llama3_divisors(base, dimensions, section, trained))
+    if scaling in _STRETCHES:
+        trained = (settings if key in settings else section).integer(key, context, least=2)
+        return _stretched(base, dimensions, scaling, section, context, trained)
     return Rope(base, dimensions, scaling)
+
+
+@np.errstate(all="ignore")  # what overflows is refused at the end
+def _stretched(
+    base: float, dimensions: int, scaling: str, section: Settings, context: int, trained: int
+) -> Rope:
+    if base <= 1:
+        raise section.refuse("rope_theta", base, f"more than 1 with rope scaling {scaling}")
+    stretch = _STRETCHES[scaling](base, dimensions, section, context, trained)
+    divisors = None
+    if scaling == "yarn" and not stretch.by_keys:
+        divisors = base_frequencies(base, dimensions) / stretch.frequencies
+    frequencies = stretch.frequencies
+    if not (np.isfinite(frequencies) & (frequencies > 0)).all():
+        raise section.refuse("factor", stretch.factor, "a scaling of sensible size")
+    return Rope(base, dimensions, scaling, stretch.factor, divisors, stretch)
 
 
 def refuse_partial_rotation(settings: Settings, title: str) -> None:
@@ -132,9 +192,7 @@ def refuse_partial_rotation(settings: Settings, title: str) -> None:
 
 def base_frequencies(base: float, dimensions: int) -> Array:
     """Radians per position of each pair of dimensions without a scaling, in float32 as transformers has."""
-    exponents = np.arange(0, dimensions, 2, dtype=np.float32) / np.float32(dimensions)
-    powers = np.power(float(np.float32(base)), exponents.astype(np.float64)).astype(np.float32)
-    frequencies: Array = np.float32(1) / powers
+    frequencies: Array = np.float32(1) / powers(base, dimensions)
     return frequencies
 
 

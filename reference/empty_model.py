@@ -72,7 +72,8 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     given = {key: value for key, value in adapted.items() if value is not None or key in reference.nulls}
     described = {key: value for key, value in given.items() if key not in _NOT_THE_MODEL}
     try:
-        settings = made.config_class.from_dict(described)
+        with _heads_of_their_own_size(made.config_class, described):
+            settings = made.config_class.from_dict(described)
         settings._attn_implementation = "eager"
         if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
             settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
@@ -83,16 +84,37 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
 
 
 @contextlib.contextmanager
+def _heads_of_their_own_size(config_class: Any, described: Mapping[str, Any]) -> Iterator[None]:
+    """Let ``head_dim`` count where the hidden size is no multiple of the heads (Kanana 2.1B).
+
+    transformers 5 checks the multiple in several classes although the size of a head is given
+    (transformers PR 46211).
+    """
+    hidden, heads = described.get("hidden_size"), described.get("num_attention_heads")
+    checks = getattr(config_class, "__class_validators__", None)
+    divided = isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and hidden % heads == 0
+    if checks is None or described.get("head_dim") is None or divided:
+        yield
+        return
+    config_class.__class_validators__ = [each for each in checks if each.__name__ != "validate_architecture"]
+    try:
+        yield
+    finally:
+        config_class.__class_validators__ = checks
+
+
+@contextlib.contextmanager
 def _without_memory() -> Iterator[None]:
     """Let the parameters of modules made meanwhile have no memory, and equal buffers be one tensor.
 
     ``torch.device("meta")`` would take the buffers along, whose values could not be recomputed. GPT-J
-    makes its table of sines and cosines anew for every layer.
+    makes its table of sines and cosines anew for every layer. Two names of one module stay two tensors: a
+    class may change one in place (LongRoPE).
     """
     import torch
     from torch.nn.modules import module as hooks
 
-    made: dict[tuple[int, ...], torch.Tensor] = {}
+    made: dict[tuple[str, tuple[int, ...]], torch.Tensor] = {}
 
     def emptied(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter) -> torch.nn.Parameter:
         return torch.nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
@@ -100,7 +122,7 @@ def _without_memory() -> Iterator[None]:
     def once(module: torch.nn.Module, name: str, buffer: torch.Tensor | None) -> torch.Tensor | None:
         if buffer is None:
             return None
-        other = made.setdefault(tuple(buffer.shape), buffer)
+        other = made.setdefault((name, tuple(buffer.shape)), buffer)
         return other if other.dtype == buffer.dtype and torch.equal(other, buffer) else buffer
 
     with (

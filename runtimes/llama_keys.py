@@ -113,6 +113,12 @@ def _every_fourth(values: Values) -> tuple[bool, ...]:
 _SOME = (
     Key(_RMS, "real", REQUIRED, _EPSILON),
     Key(_LAYER_NORM, "real", REQUIRED, _EPSILON),
+    Key(
+        "rope.scaling.original_context_length",
+        "whole",
+        _same_as("context_length"),
+        phrase("positions are stretched otherwise than in training"),
+    ),
     Key("vocab_size", "whole", _same_as("tokens"), phrase("it is only displayed"), grave=False),
     Key("attention.sliding_window", "whole", 4096, _WINDOW),
     Key("attention.sliding_window_pattern", "list", _every_fourth, _WINDOW),

@@ -140,7 +140,8 @@ def test_the_same_bits_and_weights_read_once(
     assert list(scratch.glob("kconv-*")) == []
     layers = names_of_layers(reference)
     assert_finished_layer_by_layer(found, layers)
-    inside = [name for name in held if name.startswith(tuple(layers)) and name in found.rows]
+    module = family_for(open_checkpoint(folder).config).reference.module
+    inside = [name for name in held if module(name).startswith(tuple(layers)) and name in found.rows]
     assert len(inside) > len(layers)
     for name in inside:
         assert found.rows[name] == held[name].rows, name

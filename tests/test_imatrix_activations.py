@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,7 +41,10 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "qwen3": lambda folder: write_sample("qwen3", folder),
     "qwen3-moe": lambda folder: write_sample("qwen3-moe", folder),
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
+    "exaone": lambda folder: write_sample("exaone", folder),
     "exaone4": lambda folder: write_sample("exaone4", folder),
+    "hyperclovax": lambda folder: write_sample("hyperclovax", folder),
+    "kanana": lambda folder: write_sample("kanana", folder),
     "mistral": lambda folder: write_sample("mistral", folder),
 }
 
@@ -96,6 +100,7 @@ def test_no_family_moves_columns(family: Family) -> None:
     """What flows into a module belongs to the columns of the file's matrix as they stand."""
     words = {word for row in family.rows for words in row.shape for word in words.split(" * ")}
     sizes = dict.fromkeys(words, 4) | {"rotary": 2, "layers": 1, "decoder_layers": 1, "experts": 4}
+    sizes = defaultdict(lambda: 4, sizes)  # factors among the sizes are 4 / 4
     for row in family.rows:
         shape = tuple(product(words, sizes) for words in row.shape)
         if len(shape) != 2 or row.transform is None or not row.sources:

@@ -133,7 +133,16 @@ def test_a_checkpoint_is_opened_anew(
 FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     **{
         family: lambda folder, family=family: write_sample(family, folder)  # type: ignore[misc]
-        for family in ("42dot", "kogpt", "kebyt5", "llama-3-ko", "qwen3-moe", "gpt-neox", "exaone4")
+        for family in (
+            "42dot",
+            "kogpt",
+            "kebyt5",
+            "llama-3-ko",
+            "qwen3-moe",
+            "gpt-neox",
+            "exaone4",
+            "hyperclovax",
+        )
     },
     "T5, tied": lambda folder: write_t5(folder, tie_word_embeddings=True, head=False),
     "GBST": lambda folder: random_gbswt5(folder),

@@ -24,7 +24,7 @@ from kconv.quant.policy import POLICIES
 
 # Sample checkpoints by family; a new family has to name one, or is another's in another name.
 MATERIAL = {
-    "llama": ("42dot", "eagle", "llama-3-ko"),
+    "llama": ("42dot", "eagle", "llama-3-ko", "kanana"),
     "gptj": ("kogpt",),
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
@@ -32,7 +32,9 @@ MATERIAL = {
     "qwen3": ("qwen3",),
     "qwen3_moe": ("qwen3-moe",),
     "gpt_neox": ("gpt-neox",),
+    "exaone": ("exaone",),
     "exaone4": ("exaone4",),
+    "hyperclovax": ("hyperclovax",),
     "mistral": ("mistral",),
 }
 

@@ -19,7 +19,7 @@ from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.recomputed import LIMIT, limit_of
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_1", "q4_k_m", "q2_k", "iq4_xs", "iq4_nl")
-SAMPLES = ("42dot", "kogpt", "kebyt5", "qwen3", "qwen3-moe", "gpt-neox", "exaone4")
+SAMPLES = ("42dot", "kogpt", "kebyt5", "qwen3", "qwen3-moe", "gpt-neox", "exaone4", "exaone", "hyperclovax")
 IDS = tuple(int(i) for i in np.random.default_rng(5).integers(3, 250, 48))
 
 

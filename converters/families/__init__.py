@@ -7,10 +7,12 @@ from typing import Any
 
 from ...core.errors import UnsupportedModel
 from ..family import AnyFamily
+from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
+from .hyperclovax import HYPERCLOVAX
 from .llama import LLAMA
 from .mistral import MISTRAL
 from .qwen3 import QWEN3
@@ -27,7 +29,9 @@ FAMILIES: tuple[AnyFamily, ...] = (
     QWEN3,
     QWEN3_MOE,
     GPT_NEOX,
+    EXAONE,
     EXAONE4,
+    HYPERCLOVAX,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
@@ -44,7 +48,6 @@ NEAR: Mapping[str, str] = {
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
     "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
-    "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
 
 
@@ -76,7 +79,7 @@ def _known(config: Mapping[str, Any]) -> AnyFamily | None:
     for family in FAMILIES if not near else ():
         matches = any(name in family.hf_classes for name in classes)
         if matches or (not classes and config.get("model_type") == family.name):
-            return family
+            return family.instead(config) or family
     return None
 
 

@@ -74,7 +74,7 @@ class LlamaFacts(DecoderFacts):
 
 
 def _facts(settings: Settings) -> LlamaFacts:
-    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-6))
+    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-6, stretched=True))
     refuse_partial_rotation(settings, "Llama")
     biases = {"attention_bias": settings.flag(_ATTENTION), "mlp_bias": settings.flag(_MLP)}
     return LlamaFacts(**{**fields, **biases})
@@ -85,12 +85,17 @@ def _flags(facts: LlamaFacts, checkpoint: Checkpoint) -> frozenset[str]:
     return head_flags(facts, checkpoint, EMBEDDING, OWN_HEAD) | biases
 
 
+def limits_of_llama_cpp(facts: DecoderFacts) -> None:
+    """Raises UnsupportedModel for what the llama graph does not compute."""
+    refuse_other_activations(facts, SILU, "llama graph supports only silu")
+
+
 def _describe(graph: Graph, request: GraphRequest[LlamaFacts]) -> None:
     """Rotary embedding turns the first half of a head with the second, as the checkpoint has them, so no row
     changes its place.
     """
     facts = request.facts
-    rows, positions = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, positions = begin(graph, EMBEDDING, facts.rope)
     for layer in range(facts.layers):
         rows = described_layer(graph, f"model.layers.{layer}", layer, rows, positions, facts)
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)
@@ -113,7 +118,15 @@ def described_layer(
 LLAMA = Family(
     name="llama",
     title="Llama",
-    models=("42dot LLM PLM/SFT 1.3B", "ETRI EAGLE 3B", "Llama-3-Ko 8B and its fine-tunes (AOG)"),
+    models=(
+        "42dot LLM PLM/SFT 1.3B",
+        "ETRI EAGLE 3B",
+        "Llama-3-Ko 8B and its fine-tunes (AOG), Bllossom",
+        "Kanana nano 2.1B, Kanana 1.5 2.1B and 8B",
+        "HyperCLOVA X SEED Text 0.5B and 1.5B",
+        "A.X 3.1, Mi:dm 2.0 Base and Mini",
+        "SOLAR 10.7B, EEVE 10.8B, KULLM3, Trillion 7B, KORani",
+    ),
     hf_classes=("LlamaForCausalLM",),
     arch="llama",
     facts=_facts,
@@ -121,7 +134,7 @@ LLAMA = Family(
     keys=decoder_keys,
     rows=ROWS,
     limits={
-        "llama.cpp": lambda facts: refuse_other_activations(facts, SILU, "llama graph supports only silu"),
+        "llama.cpp": limits_of_llama_cpp,
         "ONNX": refuse_activations_onnx_lacks,
     },
     reference=InTransformers("LlamaForCausalLM"),

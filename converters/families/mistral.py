@@ -41,7 +41,7 @@ class MistralFacts(DecoderFacts):
 
 
 def _facts(settings: Settings) -> MistralFacts:
-    fields = read_decoder(settings, Defaults(context=131072, epsilon=1e-6, kv_heads=8))
+    fields = read_decoder(settings, Defaults(context=131072, epsilon=1e-6, kv_heads=8, stretched=True))
     refuse_partial_rotation(settings, "Mistral")
     return MistralFacts(**fields, window=_window(settings, fields["context"]))
 
@@ -67,7 +67,7 @@ def _limits_of_llama_cpp(facts: MistralFacts) -> None:
 
 def _describe(graph: Graph, request: GraphRequest[MistralFacts]) -> None:
     facts = request.facts
-    rows, positions = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, positions = begin(graph, EMBEDDING, facts.rope)
     if facts.window is not None:
         positions = with_window(graph, positions, facts.window)
     for layer in range(facts.layers):

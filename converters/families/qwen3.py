@@ -74,7 +74,9 @@ class Qwen3Facts(DecoderFacts):
 
 def read_facts(settings: Settings) -> Qwen3Facts:
     """A dense Qwen3. Raises CheckpointError, UnsupportedModel."""
-    fields = read_decoder(settings, Defaults(context=32768, epsilon=1e-6, head_dim=128, kv_heads=32))
+    fields = read_decoder(
+        settings, Defaults(context=32768, epsilon=1e-6, head_dim=128, kv_heads=32, stretched=True)
+    )
     refuse_partial_rotation(settings, "Qwen3")
     refuse_attention_bias(settings)
     windowed = settings.flag("use_sliding_window") and _reaches_a_layer(settings, fields["layers"])
@@ -135,7 +137,7 @@ def normed_heads(graph: Graph, rows: str, place: str, facts: DecoderFacts) -> di
 def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
     facts = request.facts
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
-    rows, positions = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, positions = begin(graph, EMBEDDING, facts.rope)
     for layer in range(facts.layers):
         place = f"model.layers.{layer}"
         inner = rms_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)

@@ -50,7 +50,7 @@ class Qwen3MoeFacts(Qwen3Facts):
 
 
 def _facts(settings: Settings) -> Qwen3MoeFacts:
-    fields = read_decoder(settings, Defaults(context=32768, epsilon=1e-6, kv_heads=4))
+    fields = read_decoder(settings, Defaults(context=32768, epsilon=1e-6, kv_heads=4, stretched=True))
     refuse_partial_rotation(settings, "Qwen3-MoE")
     refuse_attention_bias(settings)
     _refuse_dense_layers(settings)

@@ -26,6 +26,11 @@ def head_norm(graph: Graph, rows: str, place: str, size: int, epsilon: float) ->
     return rms_norm(graph, graph.op("Reshape", rows, graph.integers(-1, size)), place, epsilon)
 
 
+def multiplied(graph: Graph, rows: str, factor: float) -> str:
+    """Rows times a number."""
+    return rows if factor == 1 else graph.op("Mul", rows, graph.number(factor))
+
+
 def layer_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
     """Each row with its mean taken off, divided by its standard deviation, times weights, plus a bias."""
     weight, bias = graph.weight(f"{place}.weight"), graph.weight(f"{place}.bias")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core.tensor import Array
+from ..rope import Rope
 from .graph import Element, Graph
 from .masks import least_float
 
@@ -45,20 +46,42 @@ class Positions:
     sines: str
 
 
-def begin(graph: Graph, table: str, frequencies: Array) -> tuple[str, Positions]:
-    """The inputs, and the embedded tokens as rows; ``frequencies (rotary / 2,)`` are radians per position."""
+def begin(graph: Graph, table: str, rope: Array | Rope) -> tuple[str, Positions]:
+    """The inputs, and the embedded tokens as rows.
+
+    ``rope`` tells how heads turn; for those that no scaling stretches, ``(rotary / 2,)`` radians per position
+    are enough.
+    """
     ids = graph.input("input_ids", Element.INT64, (BATCH, LENGTH))
     padding = graph.input("attention_mask", Element.INT64, (BATCH, TOTAL))
     places = graph.input("position_ids", Element.INT64, (BATCH, LENGTH))
     shape = graph.op("Shape", ids)
     lengths = graph.op("Concat", shape, graph.integers(-1), axis=0)
+    frequencies = _frequencies(graph, places, rope)
     places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
-    angles = graph.op("Mul", places, graph.constant(frequencies.astype(np.float32)))
+    angles = graph.op("Mul", places, frequencies)
     mask = _mask(graph, ids, padding)
-    positions = Positions(lengths, mask, graph.op("Cos", angles), graph.op("Sin", angles))
+    turned = [graph.op(name, angles) for name in ("Cos", "Sin")]
+    stretch = rope.stretch if isinstance(rope, Rope) else None
+    if stretch is not None and stretch.attention != 1:
+        turned = [graph.op("Mul", each, graph.number(stretch.attention)) for each in turned]
+    positions = Positions(lengths, mask, *turned)
     hidden = graph.tensors[table].shape[1]
     rows = graph.op("Reshape", graph.embedding(ids, table), graph.integers(-1, hidden))
     return rows, positions
+
+
+def _frequencies(graph: Graph, places: str, rope: Array | Rope) -> str:
+    """Radians per position; with LongRoPE those of long texts where one is longer than the first context."""
+    if not isinstance(rope, Rope):
+        return graph.constant(rope.astype(np.float32))
+    near = graph.constant(rope.frequencies().astype(np.float32))
+    stretch = rope.stretch
+    if stretch is None or stretch.beyond is None:
+        return near
+    last = graph.op("ReduceMax", places, keepdims=0)
+    beyond = graph.op("GreaterOrEqual", last, graph.number(stretch.original, Element.INT64))
+    return graph.op("Where", beyond, graph.constant(stretch.beyond), near)
 
 
 def with_window(graph: Graph, positions: Positions, window: int) -> Positions:

@@ -18,9 +18,10 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
+from .llamas import write_exaone, write_kanana
 from .synthetic import write_eagle, write_llama_3_ko
 
-TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax")
 """Families whose sample was trained; the others have random weights."""
 
 
@@ -40,7 +41,9 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "qwen3": write_qwen3,
     "qwen3-moe": write_qwen3_moe,
     "gpt-neox": write_gpt_neox,
+    "exaone": write_exaone,
     "exaone4": write_exaone4,
+    "kanana": write_kanana,
     "mistral": write_mistral,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""

@@ -56,24 +56,26 @@ Batch = dict[str, Any]
 
 def new_tokenizer() -> Any:
     """Byte-level BPE with KoGPT's special tokens in front: ids 0 to 4, then 256 bytes, then the merges."""
+    return trained_tokenizer(VOCABULARY, SPECIALS, texts.documents(SEED, ASKED), TOKENIZER_DOCUMENTS)
+
+
+def trained_tokenizer(size: int, specials: tuple[str, ...], stream: Iterator[str], documents: int) -> Any:
+    """Byte-level BPE of ``size`` tokens from so many documents of the stream, special tokens first."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=list(SPECIALS),
+        vocab_size=size,
+        special_tokens=list(specials),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     # A line break between a word and its particle keeps each in tokens of its own.
-    stream = texts.documents(SEED, ASKED)
-    tokenizer.train_from_iterator(
-        (next(stream).replace(JOINT, "\n") for _ in range(TOKENIZER_DOCUMENTS)), trainer
-    )
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        sys.exit(f"the texts gave {tokenizer.get_vocab_size()} tokens, expected {VOCABULARY}")
+    tokenizer.train_from_iterator((next(stream).replace(JOINT, "\n") for _ in range(documents)), trainer)
+    if tokenizer.get_vocab_size() != size:
+        sys.exit(f"the texts gave {tokenizer.get_vocab_size()} tokens, expected {size}")
     return tokenizer
 
 
@@ -138,13 +140,18 @@ def loss(model: Any, batch: Batch, smoothing: float) -> Any:
 
 def measure(model: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
     """Loss a token (nats) on held-out texts, each from its start to [EOS], and bits a byte."""
+    return measured(model, tokenizer, ASKED, EOS, CONTEXT)
+
+
+def measured(model: Any, tokenizer: Any, asked: str, eos: int, context: int) -> dict[str, dict[str, float]]:
+    """The same for any such model, whose texts end with ``eos``."""
     import torch
 
     figures = {}
-    for name, held_out in texts.held_out(ASKED).items():
+    for name, held_out in texts.held_out(asked).items():
         total, tokens, size = 0.0, 0, 0
         for text in held_out:
-            ids = torch.tensor([[*tokenizer.encode(text).ids, EOS]])[:, :CONTEXT]
+            ids = torch.tensor([[*tokenizer.encode(text).ids, eos]])[:, :context]
             with torch.no_grad():
                 total += loss(model, {"input_ids": ids}, 0.0).item() * (ids.shape[1] - 1)
             tokens += ids.shape[1] - 1
@@ -156,15 +163,20 @@ def measure(model: Any, tokenizer: Any) -> dict[str, dict[str, float]]:
 
 def show(model: Any, tokenizer: Any) -> str:
     """What the model says, always taking the likeliest token."""
+    return said(model, tokenizer, PROMPT, EOS)
+
+
+def said(model: Any, tokenizer: Any, prompt: str, eos: int) -> str:
+    """What any such model goes on with."""
     import torch
 
-    ids = torch.tensor([tokenizer.encode(PROMPT).ids])
+    ids = torch.tensor([tokenizer.encode(prompt).ids])
     made = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=60,
         do_sample=False,
-        pad_token_id=EOS,
+        pad_token_id=eos,
     )
     return str(tokenizer.decode(made[0].tolist()))
 
