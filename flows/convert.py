@@ -35,6 +35,7 @@ from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.context import read_context
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
+from ..vocab.normal_form import normalizer_metadata
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
@@ -202,6 +203,7 @@ def with_vocab(
     context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
+    metadata.update(normalizer_metadata(tokenizer))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)

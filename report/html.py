@@ -21,7 +21,8 @@ from markupsafe import Markup
 from ..core.errors import UsageError
 from ..core.files import atomic_file
 from ..verify.proof import Proof, TensorError, Verdict, worst
-from ..vocab.parity import Difference, byte_symbols
+from ..vocab.decoding import byte_symbols
+from ..vocab.parity import Difference
 from . import charts, position_charts
 from . import text as report_text
 from . import words as report_words

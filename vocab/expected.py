@@ -22,6 +22,7 @@ from .candidates import Candidate, candidates
 from .context import AdapterContext, read_context
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
+from .normal_form import normalizer_metadata
 from .sampling import recommended_sampling, sampling_metadata
 from .selection import EMBEDDING, adapted
 from .templates import NO_TEMPLATE, format_named
@@ -52,6 +53,7 @@ def expected_model(
     context = read_context(checkpoint, rows=rows, chat_template=None)
     vocab = _with_options(candidate, context, actual, manifest)
     metadata = {**model.metadata, **sampling_metadata(recommended_sampling(context, vocab))}
+    metadata.update(normalizer_metadata(source))
     if _begins_with_space(source, vocab, manifest):
         metadata[LEADING_SPACE] = True
         vocab, _ = with_space_in_template(vocab)
@@ -141,6 +143,6 @@ def _strange_option(name: str, value: object) -> InputError:
 def _begins_with_space(source: Source, vocab: Vocab, manifest: Mapping[str, Any] | None) -> bool:
     """Whether text has to begin with a space the tokenizer would add and this vocabulary does not."""
     verdict = _of_proof(manifest, "verdict")
-    if verdict in ("exact", "leading-space", "extra-spaces"):
+    if verdict in ("exact", "leading-space", "extra-spaces", "nfc"):
         return bool(verdict == "leading-space")
     return source.prefix is not None and not (vocab.model == SPM and vocab.add_space_prefix)
