@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import child
+from ..core.vocabulary import is_word
 from . import KV_TYPES
 from .llama_sampling import SAMPLING, int32s, sampler_chain
 
@@ -82,16 +83,23 @@ class Model:
             room = -count
 
     def encoded_token(self, token: int) -> bytes:
-        """A token, whether it ends the text, and its bytes, none for control tokens."""
-        end = bool(0 <= token < self.size and self.library.llama_vocab_is_eog(self.vocab, token))
-        room, count = 64, 0
-        buffer = ctypes.create_string_buffer(room)
-        if 0 <= token < self.size:
-            count = self.library.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
-        if count < 0:
-            buffer = ctypes.create_string_buffer(-count)
-            count = self.library.llama_token_to_piece(self.vocab, token, buffer, -count, 0, False)
-        return TOKEN.pack(token, end, count) + buffer.raw[:count]
+        """A token, whether it ends the text, and its bytes: of control tokens none but those of words."""
+        known = 0 <= token < self.size
+        end = bool(known and self.library.llama_vocab_is_eog(self.vocab, token))
+        piece = self._piece(token, special=False) if known else b""
+        if known and not piece and not end:
+            spelled = self._piece(token, special=True)
+            piece = spelled if is_word(spelled.decode("utf-8", "replace")) else b""
+        return TOKEN.pack(token, end, len(piece)) + piece
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self.library.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
 
     def read(self, function: Any, batch: Any) -> None:
         """Have the encoder or the decoder read a batch. Raises Stop."""

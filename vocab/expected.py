@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import InputError, MappingError, UsageError
+from ..core.errors import InputError, UsageError
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import quoted
 from ..core.model import Model
@@ -24,7 +24,7 @@ from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .normal_form import normalizer_metadata
 from .sampling import recommended_sampling, sampling_metadata
-from .selection import EMBEDDING, adapted
+from .selection import adapted, embedding_rows
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 
@@ -42,12 +42,7 @@ def expected_model(
     Raises VocabError where the tokenizer has no counterpart in llama.cpp or does not fit the rows, and
     InputError for a manifest with options kconv does not know.
     """
-    try:
-        rows = model.tensor(EMBEDDING).rows
-    except KeyError as error:
-        raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
-        ) from error
+    rows = embedding_rows(model)
     actual, _ = read_vocab(header.metadata)
     candidate = _candidate(source, actual, header, manifest)
     context = read_context(checkpoint, rows=rows, chat_template=None)
@@ -114,6 +109,7 @@ def _with_options(
     """
     options = manifest.get("options") if manifest is not None else None
     options = options if isinstance(options, Mapping) else {}
+    context = replace(context, words_as_text=options.get("words_as_text") is True)
     disabled = options.get("disabled_adapters") or ()
     template = options.get("chat_template")
     if not isinstance(disabled, Sequence) or not all(isinstance(name, str) for name in disabled):

@@ -42,6 +42,7 @@ def select_vocab(
     disabled_adapters: Collection[str] = (),
     chat_template: str | None = None,
     allow_mismatch: bool = False,
+    words_as_text: bool = False,
     progress: Progress = silent,
 ) -> tuple[Model, Parity]:
     """Give ``model`` the first candidate vocabulary with exactly the tokenizer's token ids.
@@ -54,13 +55,8 @@ def select_vocab(
     best.
     """
     enabled = enabled_adapters(disabled_adapters)
-    try:
-        rows = model.tensor(EMBEDDING).rows
-    except KeyError as error:
-        raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
-        ) from error
-    context = read_context(checkpoint, rows=rows, chat_template=chat_template)
+    rows = embedding_rows(model)
+    context = read_context(checkpoint, rows=rows, chat_template=chat_template, words_as_text=words_as_text)
     source = source or read_source(checkpoint)
     best, questions = _best(source, model.arch, context, enabled, progress)
     notes = [*source.notes, *best.notes, *notes_on_text(best.parity, source)]
@@ -73,6 +69,16 @@ def select_vocab(
             raise mismatch(best.parity, questions, source)
         notes.append(_allowed(best.parity))
     return replace(model, vocab=best.vocab, notes=(*model.notes, *notes)), best.parity
+
+
+def embedding_rows(model: Model) -> int:
+    """The rows of ``token_embd.weight``. Raises MappingError where there is no such tensor."""
+    try:
+        return model.tensor(EMBEDDING).rows
+    except KeyError as error:
+        raise MappingError(
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
+        ) from error
 
 
 def _best(
