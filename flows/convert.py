@@ -34,6 +34,7 @@ from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.context import read_context
+from ..vocab.end_of_turn import goes_on_metadata
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
 from ..vocab.normal_form import normalizer_metadata
 from ..vocab.ollama import ollama_modelfile
@@ -211,6 +212,7 @@ def with_vocab(
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
     metadata.update(normalizer_metadata(tokenizer))
+    metadata.update(goes_on_metadata(vocab))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)

@@ -56,6 +56,7 @@ class Model:
         self.encoder = bool(library.llama_model_has_encoder(handle))
         self.start = library.llama_model_decoder_start_token(handle)
         self.context: Any = None
+        self.goes_on = self._goes_on()
 
     def facts(self) -> bytes:
         """What the parent has to know."""
@@ -85,12 +86,22 @@ class Model:
     def encoded_token(self, token: int) -> bytes:
         """A token, whether it ends the text, and its bytes: of control tokens none but those of words."""
         known = 0 <= token < self.size
-        end = bool(known and self.library.llama_vocab_is_eog(self.vocab, token))
+        end = known and self.ends(token)
         piece = self._piece(token, special=False) if known else b""
         if known and not piece and not end:
             spelled = self._piece(token, special=True)
             piece = spelled if is_word(spelled.decode("utf-8", "replace")) else b""
         return TOKEN.pack(token, end, len(piece)) + piece
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends the text; what only ends a model's reasoning does not."""
+        return token != self.goes_on and bool(self.library.llama_vocab_is_eog(self.vocab, token))
+
+    def _goes_on(self) -> int:
+        """The token of the file's key for the end of reasoning (vocab/end_of_turn.py), -1 for none."""
+        value = ctypes.create_string_buffer(32)
+        self.library.llama_model_meta_val_str(self.handle, b"kconv.goes_on_token_id", value, 32)
+        return int(value.value) if value.value.isdigit() else -1
 
     def _piece(self, token: int, *, special: bool) -> bytes:
         room = 64
@@ -183,7 +194,7 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
     for position in range(count):
         token = library.llama_sampler_sample(sampler, model.context, -1)
         if token not in answers:
-            answers[token] = model.encoded_token(token), bool(library.llama_vocab_is_eog(model.vocab, token))
+            answers[token] = model.encoded_token(token), model.ends(token)
         answer, end = answers[token]
         pending += answer
         last = end or position + 1 == count

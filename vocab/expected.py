@@ -20,6 +20,7 @@ from ..core.vocabulary import BPE, GEMMA4, SPM, Vocab
 from .adapters import enabled_adapters
 from .candidates import Candidate, candidates
 from .context import AdapterContext, read_context
+from .end_of_turn import goes_on_metadata
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .normal_form import normalizer_metadata
@@ -49,6 +50,7 @@ def expected_model(
     vocab = _with_options(candidate, context, actual, manifest)
     metadata = {**model.metadata, **sampling_metadata(recommended_sampling(context, vocab))}
     metadata.update(normalizer_metadata(source))
+    metadata.update(goes_on_metadata(vocab))
     if _begins_with_space(source, vocab, manifest):
         metadata[LEADING_SPACE] = True
         vocab, _ = with_space_in_template(vocab)
