@@ -43,8 +43,8 @@ MISTRAL = (
     "{{ bos_token }}"
     + LOOP
     + (
-        "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}{% endif %}"
-        "{% endfor %}"
+        "{% if m.role == 'user' %}[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}{{ eos_token }}"
+        "{% endif %}{% endfor %}"
     )
 )
 HYPERCLOVA = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|endofturn|>", "<|stop|>")
