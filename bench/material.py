@@ -25,7 +25,7 @@ from kconv.converters.samples.korean_text import korean_text
 from kconv.converters.samples.tokenizer_files import llama_3_json
 from kconv.converters.samples.weights import llama_shapes, write_checkpoint, write_json
 from kconv.core.tensor import DType
-from kconv.vocab.parity import byte_symbols
+from kconv.vocab.decoding import byte_symbols
 
 SYLLABLES = tuple(chr(code) for code in range(0xAC00, 0xD7A4))
 SPACE = "\u2581"

@@ -107,4 +107,15 @@ _OTHER_OPTIONS = (
         help="Do not apply this vocabulary adapter; the output lists those applied. Repeatable.",
     ),
     chat_template_option,
+    click.option(
+        "--drop-extra-tokens",
+        is_flag=True,
+        help="Leave out tokens that were added to the tokenizer without a row in the embedding.",
+    ),
+    click.option(
+        "--words-as-text",
+        is_flag=True,
+        help="Write ordinary words among the special tokens as text; llama.cpp prints special tokens as "
+        "nothing.",
+    ),
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,30 +16,42 @@ EXAMPLES = """\b
 Examples:
   kconv models
   kconv models --json
-  kconv models --markdown
+  kconv models --markdown --lang ko
 """
 
 
 @click.command("models", short_help="Show supported models and types.", epilog=EXAMPLES)
 @click.option("--markdown", is_flag=True, help="Print the table of models in Markdown.")
+@click.option(
+    "--lang",
+    type=click.Choice(["en", "ko"]),
+    default="en",
+    help="Language of the table of models.  [default: en]",
+)
 @json_option
 @verbose_option
-def command(markdown: bool, as_json: bool, verbose: bool) -> None:
+def command(markdown: bool, lang: str, as_json: bool, verbose: bool) -> None:
     """List the architectures, types, vocabulary adapters and chat templates that kconv supports."""
     known = supported()
     if as_json:
         emit_json(known)
         return
-    header = ("model", "Hugging Face class", "runs in llama.cpp as")
+    header = _HEADERS[lang]
     rows = [
-        (model, ", ".join(architecture["hf_classes"]), architecture["arch"])
+        (
+            architecture["title"],
+            _names(architecture["models"], lang),
+            ", ".join(architecture["hf_classes"]),
+            architecture["arch"],
+        )
         for architecture in known["architectures"]
-        for model in (*architecture["models"], f"other {architecture['title']} models")
     ]
     if markdown:
         click.echo(markdown_table(rows, header=header))
         return
-    say(table(rows, header=header))
+    say(table([(title, classes, arch) for title, _, classes, arch in rows], header=(header[0], *header[2:])))
+    say(f"\n{_MODELS[lang]}:")
+    say(table([("", title, names) for title, names, _, _ in rows]))
     say(f"\nTypes: {', '.join(known['types'])}, or auto, the checkpoint's own float type")
     say(
         f"Of these need importance data (--imatrix, --calibrate): {', '.join(known['types_with_importance'])}"
@@ -50,7 +63,31 @@ def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     say(table([("", item["name"], item["model"]) for item in known["chat_templates"]]))
     say(f"\nSample checkpoints (kconv demo-checkpoint): {', '.join(known['samples'])}")
     say("\nKnown, but not supported:")
-    say(table([("", item["hf_class"], item["remark"]) for item in known["unsupported"]]))
+    for remark in dict.fromkeys(item["remark"] for item in known["unsupported"]):
+        say(f"  {remark}")
+
+
+_HEADERS = {
+    "en": ("family", "models, and those made of them", "Hugging Face class", "runs in llama.cpp as"),
+    "ko": ("계열", "모델(이를 바탕으로 만든 모델 포함)", "Hugging Face 클래스", "llama.cpp 그래프"),
+}
+_MODELS = {"en": "Models, and those made of them", "ko": "모델(이를 바탕으로 만든 모델 포함)"}
+# What a family's names of models have besides names, in Korean.
+_KOREAN = (
+    (r" and (?:its|their) fine-tunes", ""),
+    (r"(\S+) to (\S+)", r"\1~\2"),
+    (r" from (\S+) on", r" \1부터"),
+    (r"(\S+) without byte fallback", r"바이트 폴백 없는 \1"),
+    (r" and ", ", "),
+)
+
+
+def _names(models: Sequence[str], lang: str) -> str:
+    """The names of models in one cell."""
+    text = ", ".join(models)
+    for pattern, replacement in _KOREAN if lang == "ko" else _KOREAN[:1]:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def _encoders(kernels: Mapping[str, Any]) -> str:
@@ -70,7 +107,7 @@ def _encoders(kernels: Mapping[str, Any]) -> str:
 
 def supported() -> dict[str, Any]:
     """What kconv supports, from the tables that decide it."""
-    from ..converters.families import FAMILIES, NEAR
+    from ..converters.families import FAMILIES, NEAR, has_family
     from ..converters.samples import SAMPLES
     from ..quant import ggml, native
     from ..quant.policy import POLICIES
@@ -95,5 +132,9 @@ def supported() -> dict[str, Any]:
         "adapters": [{"name": adapter.name, "summary": adapter.summary} for adapter in ADAPTERS],
         "chat_templates": [{"name": known.name, "model": known.model} for known in FORMATS],
         "samples": sorted(SAMPLES),
-        "unsupported": [{"hf_class": name, "remark": remark} for name, remark in NEAR.items()],
+        "unsupported": [
+            {"hf_class": name, "remark": remark}
+            for name, remark in NEAR.items()
+            if not has_family({"architectures": [name]})
+        ],
     }

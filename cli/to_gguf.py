@@ -102,6 +102,8 @@ def command(
     allow_nan: bool,
     disabled_adapters: tuple[str, ...],
     chat_template: str | None,
+    drop_extra_tokens: bool,
+    words_as_text: bool,
     modelfile: bool,
     split_max_size: str | None,
     threads: int | None,
@@ -131,6 +133,8 @@ def command(
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,
         "disabled_adapters": disabled_adapters,
         "chat_template": chat_template,
+        "drop_extra_tokens": drop_extra_tokens,
+        "words_as_text": words_as_text,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
         "split_max_size": split_max_size,
@@ -211,6 +215,7 @@ def _parity_text(parity: Parity) -> str:
         "exact": "",
         "leading-space": ", all of them when given with a leading space (see the note)",
         "extra-spaces": ", all of them apart from extra spaces (see the note)",
+        "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 

@@ -32,7 +32,13 @@ from .targets import checkpoint_name
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
 # Options of the first conversion that say what every file made from its file holds.
-_HELD = ("allow_tokenizer_mismatch", "disabled_adapters", "chat_template")
+_HELD = (
+    "allow_tokenizer_mismatch",
+    "disabled_adapters",
+    "chat_template",
+    "drop_extra_tokens",
+    "words_as_text",
+)
 
 
 @dataclass(frozen=True)

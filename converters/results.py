@@ -40,6 +40,8 @@ class Options:
     imatrix: str | None = None
     calibrate: tuple[str, ...] = ()
     split_max_size: str | None = None
+    drop_extra_tokens: bool = False
+    words_as_text: bool = False
 
     @property
     def needs_checkpoint(self) -> bool:

@@ -25,6 +25,14 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
+_ROLE_NAMES = frozenset({"bos", "eos", "pad", "unk", "cls", "sep", "mask", "eot", "eod", "s", "endoftext"})
+
+
+def is_word(text: str) -> bool:
+    """Whether a token's text is one people would want to read, and no mark like ``<s>`` or ``[PAD]``."""
+    return bool(text) and text[0].isalnum() and text[-1].isalnum() and text.lower() not in _ROLE_NAMES
+
+
 @dataclass(frozen=True)
 class Vocab:
     """What goes under ``tokenizer.*`` in a GGUF.

@@ -33,11 +33,13 @@ from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.context import read_context
+from ..vocab.end_of_turn import goes_on_metadata
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
+from ..vocab.normal_form import normalizer_metadata
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
-from ..vocab.selection import select_vocab
+from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import Calibration, calibrate
@@ -65,6 +67,8 @@ def to_gguf(
     keep_wo: bool = False,
     modelfile: bool = False,
     split_max_size: str | None = None,
+    drop_extra_tokens: bool = False,
+    words_as_text: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -78,8 +82,10 @@ def to_gguf(
     leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
     ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
     (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first. ``keep_wo`` leaves the
-    feed-forward output matrices of T5 in the checkpoint's precision. ``verify``: ``quick`` (or True) reads
-    some hundred tokens through the checkpoint in fp32 and each file, ``full`` some thousand and compares
+    feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
+    beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
+    ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
+    thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
     ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
     called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
@@ -101,6 +107,8 @@ def to_gguf(
         None if imatrix is None else str(imatrix),
         tuple(str(path) for path in calibrate),
         split_max_size,
+        drop_extra_tokens,
+        words_as_text,
     )
     return convert(
         source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
@@ -121,7 +129,7 @@ def convert(
         )
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
-    tokenizer = read_tokenizer(checkpoint)
+    tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
     model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
@@ -194,12 +202,15 @@ def with_vocab(
         disabled_adapters=options.disabled_adapters,
         chat_template=options.chat_template,
         allow_mismatch=options.allow_tokenizer_mismatch,
+        words_as_text=options.words_as_text,
         progress=progress,
     )
     vocab = vocab_of(model)
     context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
     metadata.update(sampling_metadata(sampling))
+    metadata.update(normalizer_metadata(tokenizer))
+    metadata.update(goes_on_metadata(vocab))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)

@@ -32,6 +32,7 @@ from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
+from ..vocab.selection import embedding_rows
 from .convert import plan_files, vocab_of, with_vocab
 
 
@@ -164,7 +165,8 @@ def plan(
     checkpoint, family = open_model(source)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
-    model, parity, _ = with_vocab(model, checkpoint, read_tokenizer(checkpoint), options, progress)
+    tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
+    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))

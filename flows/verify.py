@@ -30,6 +30,7 @@ from ..verify.prove import Artifact, prove
 from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG
+from ..vocab.selection import embedding_rows
 from .any_artifact import AnyGgufArtifact
 from .any_model import expected_of_any
 
@@ -163,7 +164,9 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
-    source = read_tokenizer(checkpoint)
+    options = (manifest or {}).get("options")
+    dropped = isinstance(options, Mapping) and options.get("drop_extra_tokens") is True
+    source = read_tokenizer(checkpoint, embedding_rows(model) if dropped else None)
     model = expected_model(model, checkpoint, source, file.header, manifest)
     return Expected(checkpoint, family, model, source)
 

@@ -23,7 +23,8 @@ from ..core.errors import UsageError
 from ..core.files import atomic_file
 from ..core.language import ngettext, spoken, template, translated
 from ..verify.proof import Proof, TensorError, Verdict, worst
-from ..vocab.parity import Difference, byte_symbols
+from ..vocab.decoding import byte_symbols
+from ..vocab.parity import Difference
 from . import charts, facts, figure_words, names, position_charts
 from . import text as report_text
 from . import words as report_words

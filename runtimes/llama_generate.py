@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..core import child
+from ..core.vocabulary import is_word
 from . import KV_TYPES
 from .llama_sampling import SAMPLING, int32s, sampler_chain
 
@@ -55,6 +56,7 @@ class Model:
         self.encoder = bool(library.llama_model_has_encoder(handle))
         self.start = library.llama_model_decoder_start_token(handle)
         self.context: Any = None
+        self.goes_on = self._goes_on()
 
     def facts(self) -> bytes:
         """What the parent has to know."""
@@ -82,16 +84,33 @@ class Model:
             room = -count
 
     def encoded_token(self, token: int) -> bytes:
-        """A token, whether it ends the text, and its bytes, none for control tokens."""
-        end = bool(0 <= token < self.size and self.library.llama_vocab_is_eog(self.vocab, token))
-        room, count = 64, 0
-        buffer = ctypes.create_string_buffer(room)
-        if 0 <= token < self.size:
-            count = self.library.llama_token_to_piece(self.vocab, token, buffer, room, 0, False)
-        if count < 0:
-            buffer = ctypes.create_string_buffer(-count)
-            count = self.library.llama_token_to_piece(self.vocab, token, buffer, -count, 0, False)
-        return TOKEN.pack(token, end, count) + buffer.raw[:count]
+        """A token, whether it ends the text, and its bytes: of control tokens none but those of words."""
+        known = 0 <= token < self.size
+        end = known and self.ends(token)
+        piece = self._piece(token, special=False) if known else b""
+        if known and not piece and not end:
+            spelled = self._piece(token, special=True)
+            piece = spelled if is_word(spelled.decode("utf-8", "replace")) else b""
+        return TOKEN.pack(token, end, len(piece)) + piece
+
+    def ends(self, token: int) -> bool:
+        """Whether the token ends the text; what only ends a model's reasoning does not."""
+        return token != self.goes_on and bool(self.library.llama_vocab_is_eog(self.vocab, token))
+
+    def _goes_on(self) -> int:
+        """The token of the file's key for the end of reasoning (vocab/end_of_turn.py), -1 for none."""
+        value = ctypes.create_string_buffer(32)
+        self.library.llama_model_meta_val_str(self.handle, b"kconv.goes_on_token_id", value, 32)
+        return int(value.value) if value.value.isdigit() else -1
+
+    def _piece(self, token: int, *, special: bool) -> bytes:
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self.library.llama_token_to_piece(self.vocab, token, buffer, room, 0, special)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
 
     def read(self, function: Any, batch: Any) -> None:
         """Have the encoder or the decoder read a batch. Raises Stop."""
@@ -175,7 +194,7 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
     for position in range(count):
         token = library.llama_sampler_sample(sampler, model.context, -1)
         if token not in answers:
-            answers[token] = model.encoded_token(token), bool(library.llama_vocab_is_eog(model.vocab, token))
+            answers[token] = model.encoded_token(token), model.ends(token)
         answer, end = answers[token]
         pending += answer
         last = end or position + 1 == count

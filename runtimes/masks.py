@@ -199,7 +199,7 @@ def _fitted(text: str, before: str, sentinels: Sentinels) -> str:
 
 def _is_bytewise(tokens: tuple[Any, ...]) -> bool:
     """Whether tokens 3 to 258 are the bytes 0 to 255, in the symbols of byte-level vocabularies."""
-    from ..vocab.parity import byte_symbols
+    from ..vocab.decoding import byte_symbols
 
     byte_of = byte_symbols()
     return [byte_of.get(token) for token in tokens[_LAST_BYTE - 255 : _LAST_BYTE + 1]] == list(range(256))

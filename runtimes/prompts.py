@@ -10,6 +10,7 @@ from typing import Any
 from ..converters.families import reads_with_encoder
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.model import Note
+from ..vocab.normal_form import as_trained
 from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
 
 _THROUGH_TEMPLATE = Note(
@@ -71,7 +72,7 @@ def question(
     template = _chosen_template(artifact, metadata, chat=chat, system=system)
     if template is not None and chat is None:
         announce(_THROUGH_TEMPLATE)
-    whole = _whole_prompt(metadata, template, text, system)
+    whole = as_trained(metadata, _whole_prompt(metadata, template, text, system))
     stops = _template_stops(template)
     return Question((whole,), whole, template, stops, trim=template is not None or not text)
 
@@ -87,6 +88,7 @@ def _source(
         parts = prompt_parts(masks, sentinels)
     elif sentinels.bytewise and "<extra_id_" in text:
         announce(_MASK_NAMES)
+    parts = [as_trained(metadata, part) if isinstance(part, str) else part for part in parts]
     parts[0] = _leading_space(metadata) + str(parts[0])
     trim = not sentinels.bytewise
     return Question(tuple(parts), text, trim=trim, encoder_decoder=True, masks=masks, sentinels=sentinels)

@@ -36,7 +36,6 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("quant/parts.py", "model.arch == 'llama'"): _LLAMA_QUANTIZE,
     ("converters/card.py", "_LICENCE_TEXTS"): _LICENCE,
     ("converters/card.py", "_OF_THEIR_OWN"): _LICENCE,
-    ("converters/families/__init__.py", "NEAR"): "the registry says what is known of those without a family",
     ("converters/samples/__init__.py", "TRAINED"): _SAMPLE,
     ("converters/samples/__init__.py", "SAMPLES"): _SAMPLE,
     ("runtimes/llama_reader.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",

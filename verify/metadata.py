@@ -13,6 +13,7 @@ from ..core.model import Model
 from ..runtimes.llama_keys import REQUIRED, UNREAD, Key, Required, Values, keys_of, rope_scaling
 from ..vocab.in_gguf import read_vocab
 from ..vocab.leading_space import LEADING_SPACE
+from ..vocab.normal_form import NORMALIZER
 from .proof import Finding, MetadataPart, verdict_of
 from .tokenizer_keys import check_tokenizer_keys
 
@@ -215,6 +216,11 @@ def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[
                 name=name, value=_shown(value), text=text
             )
             yield Finding(key, message, text, _shown(value), grave=False)
+    form, wanted = file.get(NORMALIZER), right.get(NORMALIZER)
+    if form is not None and form != wanted:
+        meant = "missing" if wanted is None else wanted
+        message = f"{NORMALIZER} is {quoted(form)}, for which kconv run normalizes prompts; should be {meant}"
+        yield Finding(NORMALIZER, message, meant, quoted(form), grave=False)
     if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
         message = phrase("the file requires text to begin with a space; this tokenizer does not need it")
         yield Finding(LEADING_SPACE, message, phrase("missing"), "true", grave=False)

@@ -13,7 +13,7 @@ from ..vocab.decoding import token_bytes
 from ..vocab.in_gguf import read_vocab
 from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
-from ..vocab.selection import EMBEDDING, notes_on_spaces
+from ..vocab.selection import EMBEDDING, notes_on_text
 from ..vocab.tokenizer import Source
 from .entries import check_lengths, compare_entries, is_byte_level, malformed, readable, shown_text
 from .proof import Finding, TokensPart, Verdict, undecided, verdict_of
@@ -62,12 +62,14 @@ def check_tokens(
 def tokens_part(
     parity: Parity, source: Source, findings: Sequence[Finding] = (), *, entries: int = 0
 ) -> TokensPart:
-    """The part from what was measured and found, with what to do about spaces."""
+    """The part from what was measured and found, with what to do about spaces and NFC."""
     verdict: Verdict = verdict_of(tuple(findings))
-    notes = notes_on_spaces(parity, source)
+    notes = notes_on_text(parity, source)
     if verdict == "passed" and any(note.warning for note in notes):
         verdict = "warned"
-    remarks = [Finding("spaces", note.message, grave=False) for note in notes]
+    remarks = [
+        Finding("nfc" if note.name == "nfc" else "spaces", note.message, grave=False) for note in notes
+    ]
     return TokensPart(verdict, parity, entries, (*_fewer(findings), *remarks))
 
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from ..core.errors import UsageError, VocabError
 from ..core.model import Note
 from ..core.vocabulary import UNIGRAM, TokenType, Vocab
+from .added_words import added_words
 from .context import AdapterContext
 from .end_of_turn import end_of_turn
+from .extra_tokens import refuse_extra
 from .generation_tags import without_generation_tags
 from .special_ids import MISSING_DEFAULTS, shown, special_ids
 from .templates import DOT42_TOKENS, likely_template, recognise_template, resolve_template
@@ -221,6 +223,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Adapter("42dot-specials", "42dot's special tokens by their texts", dot42_specials),
     Adapter("kogpt-specials", "KoGPT's special tokens by their texts", kogpt_specials),
     Adapter("special-ids", "special token ids from the tokenizer where config.json is outdated", special_ids),
+    Adapter("added-words", "words among the special tokens, which llama.cpp prints as nothing", added_words),
     Adapter(
         "unify-bos-eos", ("one token as both BOS and EOS where the tokenizer does so (EAGLE)"), unify_bos_eos
     ),
@@ -270,11 +273,7 @@ def adapt(
     _refuse_unknown(chosen)
     if context.chat_template is not None and "chat-template" not in chosen:
         raise UsageError("--chat-template needs the adapter 'chat-template', which is switched off")
-    if vocab.size > context.rows:
-        raise VocabError(
-            f"the tokenizer has {vocab.size} tokens, the embedding only {context.rows} rows",
-            hint="take the tokenizer the weights were trained with, or resize the model's embeddings to it",
-        )
+    refuse_extra(vocab, context.rows)
     for role, index in vocab.special.items():
         if not 0 <= index < context.rows:
             raise VocabError(f"the {role} token has id {index}, outside the embedding's {context.rows} rows")

@@ -21,8 +21,8 @@ from ..core.errors import VocabError
 from ..core.input_files import quoted, read_json
 from ..core.model import Note
 from ..core.vocabulary import TokenType
+from .decoding import byte_symbols
 from .describe import describe
-from .parity import byte_symbols
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, TokenTable, added_pattern
 

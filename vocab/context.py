@@ -28,7 +28,8 @@ class AdapterContext:
 
     ``rows`` is the number of embedding rows. ``names`` says by where it was found (``folder``, ``Hub cache``,
     ``config.json _name_or_path``, ``README.md``) what the model is called. ``chat_template`` is what the user
-    asked for by name or file, None if nothing.
+    asked for by name or file, None if nothing. ``words_as_text``: ordinary words among the special tokens are
+    to be written as text.
     """
 
     rows: int
@@ -38,9 +39,12 @@ class AdapterContext:
     special_tokens_map: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
     chat_template: str | None = None
+    words_as_text: bool = False
 
 
-def read_context(checkpoint: Checkpoint, *, rows: int, chat_template: str | None = None) -> AdapterContext:
+def read_context(
+    checkpoint: Checkpoint, *, rows: int, chat_template: str | None = None, words_as_text: bool = False
+) -> AdapterContext:
     """Gather the context from a checkpoint's folder.
 
     Raises CheckpointError where one of the JSON files is malformed.
@@ -54,6 +58,7 @@ def read_context(checkpoint: Checkpoint, *, rows: int, chat_template: str | None
         special_tokens_map=read_json(folder, "special_tokens_map.json") or {},
         names=model_names(checkpoint),
         chat_template=chat_template,
+        words_as_text=words_as_text,
     )
 
 

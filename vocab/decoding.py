@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from ..core.vocabulary import TokenType
-from .parity import byte_symbols
 from .tokenizer import META_SPACE, Source
 
 
@@ -32,3 +32,11 @@ def token_bytes(source: Source, token: int) -> bytes:
 def decoded(source: Source, ids: Iterable[int]) -> str:
     r"""The text of several tokens; bytes that make no character are written as ``\xNN``."""
     return b"".join(token_bytes(source, token) for token in ids).decode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def byte_symbols() -> dict[str, int]:
+    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}

@@ -27,7 +27,11 @@ KNOWN_END_OF_GENERATION = KNOWN_END_OF_TURN | {
     "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "<turn|>",
     "<|tool_response>", "[e~[",
 }  # fmt: skip
-_QUESTION, _ANSWER = "kconv question", "kconv answer"
+_QUESTION, _ANSWER, _THOUGHT = "kconv question", "kconv answer", "kconv thought"
+_ENDS = ("<|endofturn|>", "<|stop|>")
+
+# A key of our own: the token at which `kconv run` goes on though llama.cpp would end the answer.
+GOES_ON = "kconv.goes_on_token_id"
 
 
 def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:
@@ -35,6 +39,10 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     special = dict(vocab.special)
     written: list[str] = []
     notes: list[Note] = []
+    ends = named_ends(vocab)
+    for ending, index in zip(("eot", "eom"), ends, strict=False):
+        special.setdefault(ending, index)
+        written.append(f"answers of such models end with {shown(vocab, index)}, written as {ending}")
     if "eot" not in special and vocab.chat_template is not None:
         try:
             end = turn_end(vocab)
@@ -55,9 +63,59 @@ def end_of_turn(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
             continue
         special[role] = index
         written.append(f"generation_config.json also stops at {shown(vocab, index)}, written as {role}")
+    thoughts = reasoning_end(vocab) if vocab.chat_template is not None else None
+    if thoughts is not None:
+        notes.append(_only_reasoning(vocab, thoughts))
     if written:
         notes.insert(0, Note(NAME, "; ".join(written)))
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
+
+
+def named_ends(vocab: Vocab) -> tuple[int, ...]:
+    """The tokens of HyperCLOVA X that end an answer, by their texts: its files often name neither as EOS."""
+    ids = {text: index for index, text in enumerate(vocab.tokens) if text in (*_ENDS, "<|im_end|>")}
+    return tuple(ids[text] for text in _ENDS) if len(ids) > len(_ENDS) else ()
+
+
+def reasoning_end(vocab: Vocab) -> int | None:
+    """The token that ends a model's reasoning, at which llama.cpp ends the answer because of its text.
+
+    Found in the rendered template, where it stands between an assistant's reasoning and its answer.
+    """
+    template = vocab.chat_template or ""
+    if "reasoning" not in template or not any(text in template for text in KNOWN_END_OF_GENERATION):
+        return None
+    answer = {"role": "assistant", "reasoning_content": _THOUGHT, "content": _ANSWER}
+    try:
+        rendered = render_chat(
+            template,
+            [{"role": "user", "content": _QUESTION}, answer],
+            bos_token=_text(vocab, "bos"),
+            eos_token=_text(vocab, "eos"),
+            add_generation_prompt=False,
+            moment=SOME_DAY,
+        )
+    except VocabError:
+        return None  # a warning says so already
+    between = rendered.partition(_THOUGHT)[2]
+    if _ANSWER not in between:
+        return None
+    end = _first_special(vocab, between.partition(_ANSWER)[0])
+    return end if end is not None and vocab.tokens[end] in KNOWN_END_OF_GENERATION else None
+
+
+def goes_on_metadata(vocab: Vocab) -> dict[str, int]:
+    """The key by which `kconv run` knows not to stop at the end of the reasoning."""
+    end = reasoning_end(vocab) if vocab.chat_template is not None else None
+    return {} if end is None else {GOES_ON: end}
+
+
+def _only_reasoning(vocab: Vocab, end: int) -> Note:
+    message = (
+        f"{shown(vocab, end)} ends this model's reasoning and not its answer, but llama.cpp ends every "
+        "answer there because of its text: llama-server returns the reasoning alone, kconv run goes on"
+    )
+    return Note(NAME, message, warning=True)
 
 
 def turn_end(vocab: Vocab) -> int | None:
@@ -76,9 +134,12 @@ def turn_end(vocab: Vocab) -> int | None:
         moment=SOME_DAY,
     )
     _, answered, rest = rendered.rpartition(_ANSWER)
-    rest = rest.lstrip()
-    if not answered or not rest:
-        return None
+    return _first_special(vocab, rest) if answered else None
+
+
+def _first_special(vocab: Vocab, text: str) -> int | None:
+    """The special token a text begins with, white space aside."""
+    rest = text.lstrip()
     ends = [
         index
         for index, text in enumerate(vocab.tokens)

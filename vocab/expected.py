@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import InputError, MappingError, UsageError
+from ..core.errors import InputError, UsageError
 from ..core.gguf_file import GgufHeader
 from ..core.input_files import quoted
 from ..core.model import Model
@@ -20,10 +20,12 @@ from ..core.vocabulary import BPE, GEMMA4, SPM, Vocab
 from .adapters import enabled_adapters
 from .candidates import Candidate, candidates
 from .context import AdapterContext, read_context
+from .end_of_turn import goes_on_metadata
 from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
+from .normal_form import normalizer_metadata
 from .sampling import recommended_sampling, sampling_metadata
-from .selection import EMBEDDING, adapted
+from .selection import adapted, embedding_rows
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 
@@ -41,17 +43,14 @@ def expected_model(
     Raises VocabError where the tokenizer has no counterpart in llama.cpp or does not fit the rows, and
     InputError for a manifest with options kconv does not know.
     """
-    try:
-        rows = model.tensor(EMBEDDING).rows
-    except KeyError as error:
-        raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
-        ) from error
+    rows = embedding_rows(model)
     actual, _ = read_vocab(header.metadata)
     candidate = _candidate(source, actual, header, manifest)
     context = read_context(checkpoint, rows=rows, chat_template=None)
     vocab = _with_options(candidate, context, actual, manifest)
     metadata = {**model.metadata, **sampling_metadata(recommended_sampling(context, vocab))}
+    metadata.update(normalizer_metadata(source))
+    metadata.update(goes_on_metadata(vocab))
     if _begins_with_space(source, vocab, manifest):
         metadata[LEADING_SPACE] = True
         vocab, _ = with_space_in_template(vocab)
@@ -112,6 +111,7 @@ def _with_options(
     """
     options = manifest.get("options") if manifest is not None else None
     options = options if isinstance(options, Mapping) else {}
+    context = replace(context, words_as_text=options.get("words_as_text") is True)
     disabled = options.get("disabled_adapters") or ()
     template = options.get("chat_template")
     if not isinstance(disabled, Sequence) or not all(isinstance(name, str) for name in disabled):
@@ -141,6 +141,6 @@ def _strange_option(name: str, value: object) -> InputError:
 def _begins_with_space(source: Source, vocab: Vocab, manifest: Mapping[str, Any] | None) -> bool:
     """Whether text has to begin with a space the tokenizer would add and this vocabulary does not."""
     verdict = _of_proof(manifest, "verdict")
-    if verdict in ("exact", "leading-space", "extra-spaces"):
+    if verdict in ("exact", "leading-space", "extra-spaces", "nfc"):
         return bool(verdict == "leading-space")
     return source.prefix is not None and not (vocab.model == SPM and vocab.add_space_prefix)

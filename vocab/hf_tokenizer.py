@@ -18,6 +18,7 @@ from ..core.input_files import parse_json, quoted, read_json, read_text
 from ..core.model import Note
 from . import pretokenizers
 from .describe import describe
+from .extra_tokens import leave_out, left_out_too
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
@@ -27,8 +28,8 @@ from .unigram import equally_good
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 
 
-def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
-    """The tokenizer of tokenizer.json.
+def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: int | None = None) -> Source:
+    """The tokenizer of tokenizer.json, with ``rows`` without the added tokens from that id on.
 
     Raises CheckpointError or VocabError where the file is malformed or of a kind nothing is known of.
     """
@@ -40,6 +41,9 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings) -> Sour
     model = spec.get("model") if isinstance(spec, dict) else None
     if not isinstance(model, dict):
         raise VocabError(f"{where} has no object named model")
+    if rows is not None and (left_out := leave_out(spec, rows)):
+        settings = left_out_too(settings, left_out)
+        text = json.dumps(spec, ensure_ascii=False)
     model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
     parts = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}
     process.open(text.encode("utf-8", "surrogatepass"), parts=parts, dropout=bool(model.get("dropout")))

@@ -17,7 +17,7 @@ from .selection import adapted
 from .special_ids import looks_special
 from .tokenizer import Source
 
-_NOT_NEEDED = frozenset({"unify-bos-eos", "generation-tags", "end-of-turn"})
+_NOT_NEEDED = frozenset({"added-words", "unify-bos-eos", "generation-tags", "end-of-turn"})
 
 
 def own_vocabulary(source: Source, context: AdapterContext) -> tuple[Vocab, tuple[Note, ...]]:

@@ -7,7 +7,6 @@ without; for some with BOS and EOS as the vocabulary declares them.
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -17,12 +16,13 @@ from typing import Any, Literal
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
 from . import texts
+from .decoding import byte_symbols
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import META_SPACE, Source, added_pattern
 from .tokenizer_process import TextsRefused
 
-Verdict = Literal["exact", "leading-space", "extra-spaces", "mismatch"]
+Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "mismatch"]
 _FULL_SPECIALS = 24
 _LINES = 24
 _COMPETING = 8000
@@ -47,11 +47,12 @@ class Parity:
     """The result for one vocabulary: ``exact`` of ``texts`` texts give the same ids.
 
     ``leading-space``: all do once the text given to llama.cpp has the space the original tokenizer puts in
-    front by itself. ``extra-spaces``: all do once the text given to llama.cpp lacks spaces, those that the
-    original removes or a first one that makes it add none; a stretch of one single space between special
-    tokens is left out of account. ``error`` says why llama.cpp could not be asked. ``tried`` has the number
-    of equal texts for every candidate measured on the way. ``different`` are indices into the texts.
-    ``ties`` of the equal ones are so only because another cut is as good (``Source.equally_good``).
+    front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
+    one that makes it add none; a stretch of one single space between special tokens is left out of account.
+    ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not. ``error`` says why
+    llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
+    way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
+    is as good (``Source.equally_good``).
     """
 
     candidate: str
@@ -63,6 +64,7 @@ class Parity:
     tried: Mapping[str, int] = field(default_factory=dict)
     different: tuple[int, ...] = field(default=(), repr=False)
     ties: int = 0
+    not_nfc: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -74,6 +76,7 @@ class Parity:
             "ties": self.ties,
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
+            **({"not_in_nfc": self.not_nfc} if self.verdict == "nfc" else {}),
         }
 
 
@@ -196,14 +199,6 @@ def _in_lines(texts: Iterable[str | None]) -> list[str]:
     return ["\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES)]
 
 
-@functools.cache
-def byte_symbols() -> dict[str, int]:
-    """GPT-2's printable character for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
 def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
     """Write a GGUF that holds a vocabulary and nothing else; llama.cpp loads it with vocab_only."""
     write_header(path, arch, gguf_keys(vocab), ())
@@ -234,10 +229,10 @@ def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str]
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    spaced = _spaced(as_is, source, around)
+    spaced, composed = _spaced(as_is, source, around), _composed(as_is, source)
     total = len(questions.texts)
     try:
-        got = probe.encode([*as_is, *spaced.values()])
+        got = probe.encode([*as_is, *spaced.values(), *composed.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
@@ -245,12 +240,18 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         return Parity(name, total, total, "exact", ties=ties)
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
-    respaced = dict(zip(spaced, got[len(as_is) :], strict=True))
+    rest = len(as_is) + len(spaced)
+    respaced = dict(zip(spaced, got[len(as_is) : rest], strict=True))
     if spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
+    elif composed and composed.keys() >= set(wrong):
+        normalized = dict(zip(composed, got[rest:], strict=True))
+        verdict = "mismatch" if _wrong(questions, normalized, source, around)[0] else "nfc"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
-    return Parity(name, total, total - len(different), verdict, first, different=different, ties=ties)
+    not_nfc = len({questions.questions[at].text for at in composed})
+    equal = total - len(different)
+    return Parity(name, total, equal, verdict, first, different=different, ties=ties, not_nfc=not_nfc)
 
 
 def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
@@ -264,6 +265,14 @@ def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[
     if all(text == request.text for text, request in zip(written, as_is, strict=True)):
         return {}
     return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
+
+
+def _composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
+    """The requests by index whose text is not in NFC, in that form; empty for tokenizers that leave it."""
+    if not source.normalizes_to_nfc:
+        return {}
+    texts = (source.composed(request.text, request.parse_special) for request in as_is)
+    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
 
 
 def _wrong(

@@ -42,6 +42,7 @@ def select_vocab(
     disabled_adapters: Collection[str] = (),
     chat_template: str | None = None,
     allow_mismatch: bool = False,
+    words_as_text: bool = False,
     progress: Progress = silent,
 ) -> tuple[Model, Parity]:
     """Give ``model`` the first candidate vocabulary with exactly the tokenizer's token ids.
@@ -49,20 +50,16 @@ def select_vocab(
     ``source`` is the checkpoint's tokenizer, for those who have read it already and need it further on.
     The number of embedding rows is that of ``token_embd.weight``; no weight is read. Raises VocabError where
     the tokenizer cannot be read or has more tokens than rows. Where no candidate is exact, not even but for
-    spaces, it raises VocabError for a kind of tokenizer llama.cpp has no counterpart of and TokenMismatch for
-    others, unless ``allow_mismatch`` and llama.cpp can at least load the best.
+    spaces or for text that is not in NFC, it raises VocabError for a kind of tokenizer llama.cpp has no
+    counterpart of and TokenMismatch for others, unless ``allow_mismatch`` and llama.cpp can at least load the
+    best.
     """
     enabled = enabled_adapters(disabled_adapters)
-    try:
-        rows = model.tensor(EMBEDDING).rows
-    except KeyError as error:
-        raise MappingError(
-            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
-        ) from error
-    context = read_context(checkpoint, rows=rows, chat_template=chat_template)
+    rows = embedding_rows(model)
+    context = read_context(checkpoint, rows=rows, chat_template=chat_template, words_as_text=words_as_text)
     source = source or read_source(checkpoint)
     best, questions = _best(source, model.arch, context, enabled, progress)
-    notes = [*source.notes, *best.notes, *notes_on_spaces(best.parity, source)]
+    notes = [*source.notes, *best.notes, *notes_on_text(best.parity, source)]
     if questions.left_out:
         notes.append(_left_out(questions))
     if best.parity.ties:
@@ -72,6 +69,16 @@ def select_vocab(
             raise mismatch(best.parity, questions, source)
         notes.append(_allowed(best.parity))
     return replace(model, vocab=best.vocab, notes=(*model.notes, *notes)), best.parity
+
+
+def embedding_rows(model: Model) -> int:
+    """The rows of ``token_embd.weight``. Raises MappingError where there is no such tensor."""
+    try:
+        return model.tensor(EMBEDDING).rows
+    except KeyError as error:
+        raise MappingError(
+            f"the model has no tensor {EMBEDDING}, so no vocabulary can be matched to it"
+        ) from error
 
 
 def _best(
@@ -93,7 +100,7 @@ def _best(
                 parity = grade(candidate.name, probe, questions, source, declared(vocab))
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
-            if parity.verdict == "exact":
+            if parity.verdict in ("exact", "nfc"):  # a tokenizer that normalizes is never equal on all texts
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -102,8 +109,8 @@ def _best(
 
 
 def _rank(parity: Parity) -> int:
-    ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "mismatch": 0 if parity.error else 1}
-    return ranks[parity.verdict]
+    ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "nfc": 3}
+    return ranks.get(parity.verdict, 0 if parity.error else 1)
 
 
 def adapted(
@@ -119,8 +126,10 @@ def adapted(
     return vocab, notes
 
 
-def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
+def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
     """What has to be done to the text where not all are equal as they are."""
+    if parity.verdict == "nfc":
+        return (_note_on_nfc(parity),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()
     equal = f"all {parity.texts} texts then give the same ids"
@@ -142,6 +151,16 @@ def notes_on_spaces(parity: Parity, source: Source) -> tuple[Note, ...]:
         message = f"the tokenizer {does}: use text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
+
+
+def _note_on_nfc(parity: Parity) -> Note:
+    """What has to be done to the text where all are equal but those that are not in NFC."""
+    message = (
+        "exact for text in NFC: the tokenizer normalizes to that Unicode form and llama.cpp does not, so "
+        f"{len(parity.different)} of {parity.not_nfc} texts not in it (decomposed Hangul, accents) get other "
+        "tokens; kconv run normalizes prompts, llama.cpp's own programs do not"
+    )
+    return Note("nfc", message, warning=True)
 
 
 def _left_out(questions: Exam) -> Note:

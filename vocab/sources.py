@@ -6,22 +6,26 @@ from dataclasses import replace
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
+from .extra_tokens import within_rows
 from .token_settings import TokenSettings, read_token_settings
 from .tokenizer import Description, Source
 
 __all__ = ["Description", "Source", "read_source"]
 
 
-def read_source(checkpoint: Checkpoint, tokenizer_class: str = "") -> Source:
+def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | None = None) -> Source:
     """The checkpoint's own tokenizer, which is the truth all candidates are measured against.
 
     ByT5's has no file of its own; else tokenizer.json wins, unless it is a copy of the SentencePiece unigram
     model beside it; without it vocab.json with merges.txt; without those a SentencePiece model. That is read
     as ``tokenizer_class`` does where no file names a class (``converters.tokenizer`` knows each family's).
+    With ``rows`` added tokens with ids from there on are left out, which a note names.
     Raises CheckpointError or VocabError where there is none or what there is cannot be read.
     """
     settings = read_token_settings(checkpoint)
     settings = replace(settings, tokenizer_class=settings.tokenizer_class or tokenizer_class)
+    if rows is not None:
+        settings = within_rows(settings, rows)
     from .byte_vocabulary import is_byte_tokenizer, read_byte_vocabulary
 
     if is_byte_tokenizer(checkpoint):
@@ -29,7 +33,7 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "") -> Source:
     if checkpoint.has("tokenizer.json"):
         from .hf_tokenizer import read_tokenizer_json
 
-        read = read_tokenizer_json(checkpoint, settings)
+        read = read_tokenizer_json(checkpoint, settings, rows)
         return (_original(checkpoint, read, settings) or read) if read.charsmap else read
     if checkpoint.has("vocab.json"):
         from .hf_tokenizer import read_vocab_and_merges

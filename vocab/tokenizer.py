@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import unicodedata
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,6 +134,11 @@ class Source:
         return self.table.special
 
     @property
+    def normalizes_to_nfc(self) -> bool:
+        """Whether text is brought into Unicode's composed form before the model sees it."""
+        return "NFC" in self.normalizers
+
+    @property
     def size(self) -> int:
         """One more than the largest id."""
         return len(self.tokens)
@@ -180,6 +186,19 @@ class Source:
             pieces += [stretch] if match is None else [stretch, match.group()]
             end = 0 if match is None else match.end()
         return "".join(pieces)
+
+    def composed(self, text: str, parse_special: bool) -> str:
+        """``text`` in NFC between added tokens, as a tokenizer with that normalizer reads it."""
+        if unicodedata.is_normalized("NFC", text):
+            return text
+        exact = [token for token in self.added if not token.normalized]
+        pattern = added_pattern(exact, parse_special)
+        pieces: list[str] = []
+        end = 0
+        for match in pattern.finditer(text) if pattern else ():
+            pieces += [unicodedata.normalize("NFC", text[end : match.start()]), match.group()]
+            end = match.end()
+        return "".join((*pieces, unicodedata.normalize("NFC", text[end:])))
 
     def _spaced(self, stretch: str, first: bool) -> str:
         if self.collapses_spaces:

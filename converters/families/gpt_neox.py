@@ -189,7 +189,7 @@ def _by_part(graph: Graph, rows: str, facts: NeoxFacts) -> dict[str, str]:
 GPT_NEOX = Family(
     name="gpt_neox",
     title="GPT-NeoX",
-    models=("Polyglot-Ko 1.3B to 12.8B, KoAlpaca-Polyglot",),
+    models=("Polyglot-Ko 1.3B to 12.8B", "KoAlpaca-Polyglot", "egpt-1.3b-preview"),
     hf_classes=("GPTNeoXForCausalLM",),
     arch="gptneox",
     facts=_facts,

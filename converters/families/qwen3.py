@@ -152,7 +152,7 @@ def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
 QWEN3 = Family(
     name="qwen3",
     title="Qwen3",
-    models=("Qwen3 0.6B to 32B and their fine-tunes",),
+    models=("Qwen3 0.6B to 32B",),
     hf_classes=("Qwen3ForCausalLM",),
     arch="qwen3",
     facts=read_facts,

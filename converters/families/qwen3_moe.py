@@ -119,7 +119,7 @@ def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str
 QWEN3_MOE = Family(
     name="qwen3_moe",
     title="Qwen3-MoE",
-    models=("Qwen3 30B-A3B, 235B-A22B and their fine-tunes",),
+    models=("Qwen3 30B-A3B", "Qwen3 235B-A22B"),
     hf_classes=("Qwen3MoeForCausalLM",),
     arch="qwen3moe",
     facts=_facts,
