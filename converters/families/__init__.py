@@ -13,6 +13,7 @@ from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .t5 import MT5, T5
@@ -24,6 +25,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     T5,
     MT5,
     GBSWT5,
+    QWEN2,
     QWEN3,
     QWEN3_MOE,
     GPT_NEOX,
@@ -43,7 +45,6 @@ NEAR: Mapping[str, str] = {
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
-    "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
     "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
 

@@ -18,6 +18,7 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
+from .qwen_gemma import write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
@@ -37,6 +38,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     **{family: partial(write_trained, family) for family in TRAINED},
     "eagle": write_eagle,
     "llama-3-ko": write_llama_3_ko,
+    "qwen2": write_qwen2,
     "qwen3": write_qwen3,
     "qwen3-moe": write_qwen3_moe,
     "gpt-neox": write_gpt_neox,
