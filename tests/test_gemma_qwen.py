@@ -12,12 +12,14 @@ from llama_material import llama_cpp_logits, nmse, transformers_logits
 from onnx_causal_material import in_steps, run, session, write
 
 from kconv.converters import to_gguf
-from kconv.converters.samples.qwen_gemma import write_qwen2
-from kconv.core.errors import UnsupportedModel
+from kconv.converters.samples.qwen_gemma import write_gemma2, write_gemma3, write_qwen2
+from kconv.core.errors import InputError, UnsupportedModel
 from kconv.core.tensor import DType
 
 IDS = [int(i) for i in np.random.default_rng(7).integers(2, 1000, 160)]
 ROUNDED_GELU = 1e-5  # llama.cpp's is the tanh form through a table of half floats
+
+TINY = {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
 
 Writer = Callable[..., Path]
 CASES: dict[str, tuple[Writer, dict[str, Any], float]] = {
@@ -36,6 +38,56 @@ CASES: dict[str, tuple[Writer, dict[str, Any], float]] = {
         write_qwen2,
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 3},
         1e-9,
+    ),
+    "gemma2": (write_gemma2, {}, ROUNDED_GELU),
+    "gemma2, all layers local, low caps": (
+        write_gemma2,
+        {
+            "layer_types": ["sliding_attention"] * 3,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
+        ROUNDED_GELU,
+    ),
+    "gemma2, of transformers 5, positions scaled": (
+        write_gemma2,
+        {
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "rope_theta": None,
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5000.0},
+        },
+        ROUNDED_GELU,
+    ),
+    "gemma2, by the layers of the 27B": (
+        write_gemma2,
+        {**TINY, "num_hidden_layers": 46, "head_dim": 32, "query_pre_attn_scalar": 16},
+        ROUNDED_GELU,
+    ),
+    "gemma3": (write_gemma3, {}, ROUNDED_GELU),
+    "gemma3, no scaling, the usual pattern": (
+        write_gemma3,
+        {"rope_scaling": None, "sliding_window_pattern": 6, "num_hidden_layers": 7},
+        ROUNDED_GELU,
+    ),
+    "gemma3 of transformers 5, untied": (
+        write_gemma3,
+        {
+            "tie_word_embeddings": False,
+            "rope_theta": None,
+            "rope_scaling": None,
+            "rope_local_base_freq": None,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+        },
+        ROUNDED_GELU,
+    ),
+    "gemma3, no local layer, capped logits": (
+        write_gemma3,
+        {"layer_types": ["full_attention"] * 4, "final_logit_softcapping": 2.0},
+        ROUNDED_GELU,
     ),
 }
 
@@ -82,3 +134,50 @@ def test_a_window_of_qwen2_is_for_onnx_and_refused_for_llama_cpp(
     with pytest.raises(UnsupportedModel, match="window of 24 tokens"):
         to_gguf(folder, tmp_path / "out.gguf", verify=False)
     assert_onnx_equals(folder, tmp_path / "onnx", transformers_logits(folder, IDS))
+
+
+@pytest.mark.parametrize(
+    ("write_checkpoint", "changes", "message"),
+    [
+        (write_gemma2, {"attn_logit_softcapping": None}, "attn_logit_softcapping is null"),
+        (write_gemma2, {"final_logit_softcapping": None}, "final_logit_softcapping is null"),
+        (write_gemma2, {"query_pre_attn_scalar": 48}, "query_pre_attn_scalar is 48"),
+        (write_gemma2, {"layer_types": ["full_attention"] * 3}, "no layer has a sliding window"),
+        (write_gemma2, {"tie_word_embeddings": False}, "makes the logits with the embedding"),
+        (write_gemma3, {"query_pre_attn_scalar": 48}, "query_pre_attn_scalar is 48"),
+        (write_gemma3, {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
+        (
+            write_gemma3,
+            {
+                "rope_scaling": None,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "default", "rope_theta": 50000.0},
+                    "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+                },
+            },
+            "'linear' in local layers",
+        ),
+    ],
+)
+def test_what_llama_cpps_graphs_of_gemma_lack_is_for_onnx(
+    write_checkpoint: Writer, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", dtype=DType.F32, **changes)
+    with pytest.raises(UnsupportedModel, match=message):
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)
+    assert_onnx_equals(folder, tmp_path / "onnx", transformers_logits(folder, IDS))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_bidirectional_attention": True}, "attention to what follows"),
+        ({"attention_bias": True}, "biases of attention"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"layer_types": ["full_attention"]}, "4 times sliding_attention or full_attention"),
+    ],
+)
+def test_what_no_gemma_has_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = write_gemma3(tmp_path / "checkpoint", **changes)
+    with pytest.raises(InputError, match=message):
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)

@@ -43,6 +43,8 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
     "exaone4": lambda folder: write_sample("exaone4", folder),
     "mistral": lambda folder: write_sample("mistral", folder),
+    "gemma2": lambda folder: write_sample("gemma2", folder),
+    "gemma3": lambda folder: write_sample("gemma3", folder),
 }
 
 

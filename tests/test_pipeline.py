@@ -35,6 +35,8 @@ MATERIAL = {
     "gpt_neox": ("gpt-neox",),
     "exaone4": ("exaone4",),
     "mistral": ("mistral",),
+    "gemma2": ("gemma2",),
+    "gemma3_text": ("gemma3",),
 }
 
 

@@ -9,6 +9,7 @@ from ...core.errors import UnsupportedModel
 from ..family import AnyFamily
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
+from .gemma import GEMMA2, GEMMA3
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .llama import LLAMA
@@ -30,6 +31,8 @@ FAMILIES: tuple[AnyFamily, ...] = (
     QWEN3_MOE,
     GPT_NEOX,
     EXAONE4,
+    GEMMA2,
+    GEMMA3,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
