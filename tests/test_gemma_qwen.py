@@ -143,7 +143,6 @@ def test_a_window_of_qwen2_is_for_onnx_and_refused_for_llama_cpp(
         (write_gemma2, {"final_logit_softcapping": None}, "final_logit_softcapping is null"),
         (write_gemma2, {"query_pre_attn_scalar": 48}, "query_pre_attn_scalar is 48"),
         (write_gemma2, {"layer_types": ["full_attention"] * 3}, "no layer has a sliding window"),
-        (write_gemma2, {"tie_word_embeddings": False}, "makes the logits with the embedding"),
         (write_gemma3, {"query_pre_attn_scalar": 48}, "query_pre_attn_scalar is 48"),
         (write_gemma3, {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         (
@@ -180,4 +179,10 @@ def test_what_llama_cpps_graphs_of_gemma_lack_is_for_onnx(
 def test_what_no_gemma_has_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     folder = write_gemma3(tmp_path / "checkpoint", **changes)
     with pytest.raises(InputError, match=message):
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)
+
+
+def test_gemma2_with_an_output_matrix_of_its_own_is_refused(tmp_path: Path) -> None:
+    folder = write_gemma2(tmp_path / "checkpoint", tie_word_embeddings=False)
+    with pytest.raises(UnsupportedModel, match="not the embedding"):
         to_gguf(folder, tmp_path / "out.gguf", verify=False)

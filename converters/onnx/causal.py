@@ -122,18 +122,11 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
 def _attended(
     graph: Graph, given: tuple[str, str, str], mask: str, heads: Heads, past: list[str], present: list[str]
 ) -> str:
-    scale = {} if heads.scale is None else {"scale": heads.scale}
-    attended, *_ = graph.ops(
-        "Attention",
-        *given,
-        mask,
-        *past,
-        outputs=(None, *present),
-        q_num_heads=heads.queries,
-        kv_num_heads=heads.keys,
-        **scale,
-    )
-    return attended
+    attributes: dict[str, int | float] = {"q_num_heads": heads.queries, "kv_num_heads": heads.keys}
+    if heads.scale is not None:
+        attributes["scale"] = heads.scale
+    outputs = (None, *present)
+    return graph.ops("Attention", *given, mask, *past, outputs=outputs, domain="", **attributes)[0]
 
 
 def _capped(

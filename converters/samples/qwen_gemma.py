@@ -120,7 +120,7 @@ def _gemma_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
         if place != name:
             for norm in ("pre", "post"):
                 shapes[f"{place}{norm}_feedforward_layernorm.weight"] = shape
-            for each in "qk" if config["model_type"] == "gemma3_text" else "":
+            for each in "qk" if "rope_local_base_freq" in config else "":
                 shapes[f"{place}self_attn.{each}_norm.weight"] = (config["head_dim"],)
     return shapes
 

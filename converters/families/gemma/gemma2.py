@@ -5,13 +5,14 @@ Keys and tensors as llama.cpp reads them in src/models/gemma2.cpp; its head is a
 
 from __future__ import annotations
 
+from ....core.checkpoint import Checkpoint
 from ....core.errors import UnsupportedModel
 from ....core.model import MetadataValue
 from ...decoder_facts import decoder_notes
 from ...family import Family, InTransformers
 from ...onnx.request import one_graph
 from ...settings import Settings
-from ..qwen3 import END, HEADS, OWN_HEAD, flags
+from ..qwen3 import HEADS, OWN_HEAD, flags
 from .common import (
     BEFORE_HEADS,
     BEHIND_HEADS,
@@ -54,12 +55,17 @@ def _limits_of_llama_cpp(facts: GemmaFacts) -> None:
             f"{facts.where}: no layer has a sliding window; llama.cpp's gemma2 graph dies without one",
             hint="kconv to-onnx supports it",
         )
-    if not facts.tied:
+
+
+def _flags(facts: GemmaFacts, checkpoint: Checkpoint) -> frozenset[str]:
+    """None; raises UnsupportedModel for an output matrix of its own, which the graph has no place for."""
+    if flags(facts, checkpoint):
         raise UnsupportedModel(
-            f"{facts.where}: tie_word_embeddings is false; llama.cpp's gemma2 graph makes the logits with "
-            "the embedding",
-            hint="kconv to-onnx supports it",
+            f"{checkpoint.folder}: the output matrix ({OWN_HEAD}) is not the embedding, as it is in every "
+            "published Gemma 2 and in llama.cpp's gemma2 graph",
+            hint="fine-tune without training the output matrix, or save the model with it tied",
         )
+    return frozenset()
 
 
 GEMMA2 = Family(
@@ -69,9 +75,9 @@ GEMMA2 = Family(
     hf_classes=("Gemma2ForCausalLM",),
     arch="gemma2",
     facts=_facts,
-    flags=flags,
+    flags=_flags,
     keys=_keys,
-    rows=(*BEFORE_HEADS, *HEADS[:4], *BEHIND_HEADS, END[1]),
+    rows=(*BEFORE_HEADS, *HEADS[:4], *BEHIND_HEADS),
     limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": limits_of_onnx},
     reference=InTransformers("Gemma2ForCausalLM", nulls=frozenset(_CAPS)),
     graphs=one_graph(lambda graph, request: describe(graph, request, request.facts.rope, normed=False)),
