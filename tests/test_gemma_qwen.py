@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from llama_material import llama_cpp_logits, nmse, transformers_logits
-from onnx_causal_material import in_steps, run, session, write
+from onnx_causal_material import described, in_steps, run, session, write
 
 from kconv.converters import to_gguf
+from kconv.converters.samples.decoders import write_qwen3_moe
 from kconv.converters.samples.qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from kconv.core.errors import InputError, UnsupportedModel
 from kconv.core.tensor import DType
+from kconv.flows.to_onnx import to_onnx
 
 IDS = [int(i) for i in np.random.default_rng(7).integers(2, 1000, 160)]
 ROUNDED_GELU = 1e-5  # llama.cpp's is the tanh form through a table of half floats
@@ -186,3 +188,24 @@ def test_gemma2_with_an_output_matrix_of_its_own_is_refused(tmp_path: Path) -> N
     folder = write_gemma2(tmp_path / "checkpoint", tie_word_embeddings=False)
     with pytest.raises(UnsupportedModel, match="not the embedding"):
         to_gguf(folder, tmp_path / "out.gguf", verify=False)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_experts": 4, "num_experts_per_tok": 4}, {"num_experts_per_tok": 1}, {"norm_topk_prob": False}],
+)
+def test_experts_in_onnx(changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_qwen3_moe(tmp_path / "checkpoint", dtype=DType.F32, **changes)
+    assert_onnx_equals(folder, tmp_path / "onnx", transformers_logits(folder, IDS))
+
+
+def test_experts_in_onnx_in_standard_operators(tmp_path: Path) -> None:
+    graph = described(write_qwen3_moe(tmp_path / "checkpoint"))
+    assert {node.domain for node in graph.nodes} == {""}
+    assert sum("experts" in name for name in graph.weights) == 3 * 8 * 3
+
+
+def test_experts_in_onnx_are_proven_quantized(tmp_path: Path) -> None:
+    folder = write_qwen3_moe(tmp_path / "checkpoint")
+    done = to_onnx(folder, tmp_path / "onnx", type="q8_0", threads=2)
+    assert done.verdict == "passed"
