@@ -13,7 +13,8 @@ from functools import partial
 import numpy as np
 
 from ..core.errors import CheckpointError
-from ..core.tensor import Array, Tensor
+from ..core.tensor import Array, DType, Tensor
+from ..quant.ggml import to_float32
 from .family import Sizes, Transform
 
 
@@ -158,6 +159,24 @@ def as_a_copy() -> Transform:
     return Transform(
         lambda sources, sizes: replace(sources[0], computed=True), lambda target, sizes: (target,)
     )
+
+
+def plus_one() -> Transform:
+    """Each weight and one, in float32: Gemma's norms multiply by that, llama.cpp's by the weight alone."""
+    return Transform(
+        lambda sources, sizes: _shifted(sources[0], 1.0), lambda target, sizes: (_shifted(target, -1.0),)
+    )
+
+
+def _shifted(source: Tensor, by: float) -> Tensor:
+    return replace(source, dtype=DType.F32, read=partial(_read_shifted, source, by), stored=None)
+
+
+def _read_shifted(source: Tensor, by: float, start: int, stop: int) -> Array:
+    rows = np.ascontiguousarray(source.read(start, stop))
+    wide = np.empty(rows.shape, np.float32)
+    to_float32(rows, source.dtype, wide)
+    return wide + np.float32(by)
 
 
 def _rows_of_heads(source: Tensor, order: Array) -> Tensor:

@@ -38,6 +38,7 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "kogpt": lambda folder: write_sample("kogpt", folder),
     "kebyt5": lambda folder: write_sample("kebyt5", folder),
     "gbst-kebyt5": random_gbswt5,
+    "qwen2": lambda folder: write_sample("qwen2", folder),
     "qwen3": lambda folder: write_sample("qwen3", folder),
     "qwen3-moe": lambda folder: write_sample("qwen3-moe", folder),
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
@@ -46,6 +47,8 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "hyperclovax": lambda folder: write_sample("hyperclovax", folder),
     "kanana": lambda folder: write_sample("kanana", folder),
     "mistral": lambda folder: write_sample("mistral", folder),
+    "gemma2": lambda folder: write_sample("gemma2", folder),
+    "gemma3": lambda folder: write_sample("gemma3", folder),
 }
 
 

@@ -72,7 +72,20 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
 
 
 @pytest.mark.parametrize(
-    "sample", ["42dot", "kogpt", "kebyt5", "gbst-kebyt5", "qwen3", "gpt-neox", "exaone", "exaone4", "mistral"]
+    "sample",
+    [
+        "42dot",
+        "kogpt",
+        "kebyt5",
+        "gbst-kebyt5",
+        "qwen2",
+        "qwen3",
+        "gpt-neox",
+        "exaone",
+        "exaone4",
+        "mistral",
+        "gemma3",
+    ],
 )
 def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:
     folder = write_sample(sample, tmp_path / "model")

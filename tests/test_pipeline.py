@@ -29,6 +29,7 @@ MATERIAL = {
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
     "gbswt5": ("gbst-kebyt5",),
+    "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
     "qwen3_moe": ("qwen3-moe",),
     "gpt_neox": ("gpt-neox",),
@@ -36,6 +37,8 @@ MATERIAL = {
     "exaone4": ("exaone4",),
     "hyperclovax": ("hyperclovax",),
     "mistral": ("mistral",),
+    "gemma2": ("gemma2",),
+    "gemma3_text": ("gemma3",),
 }
 
 

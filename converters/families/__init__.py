@@ -10,11 +10,13 @@ from ..refusals import NEAR, classes_of, refusal
 from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
+from .gemma import GEMMA2, GEMMA3
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .hyperclovax import HYPERCLOVAX
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .t5 import MT5, T5
@@ -28,12 +30,15 @@ FAMILIES: tuple[AnyFamily, ...] = (
     T5,
     MT5,
     GBSWT5,
+    QWEN2,
     QWEN3,
     QWEN3_MOE,
     GPT_NEOX,
     EXAONE,
     EXAONE4,
     HYPERCLOVAX,
+    GEMMA2,
+    GEMMA3,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 

@@ -25,6 +25,7 @@ from ..decoder_facts import (
     refuse_other_activations,
 )
 from ..family import Family, InTransformers
+from ..layer_types import named_local_layers, types_of
 from ..onnx.blocks import gated_feed_forward, linear, rms_norm
 from ..onnx.causal import Heads, attention, begin, end, with_window
 from ..onnx.graph import Graph
@@ -33,7 +34,6 @@ from ..rope import refuse_partial_rotation
 from ..settings import Settings
 from .qwen3 import EMBEDDING, END, FEED_FORWARD, HEADS, OWN_HEAD, TABLE, flags, layer_row, normed_heads
 
-_LOCAL, _GLOBAL = "sliding_attention", "full_attention"
 _WINDOWED_LAYERS, _PERIOD = 64, 4  # exaone4.cpp, load_arch_hparams
 
 ROWS = (
@@ -66,15 +66,9 @@ def _facts(settings: Settings) -> Exaone4Facts:
 
 def _local(settings: Settings, layers: int, *, windowed: bool) -> tuple[bool, ...]:
     """Which layers are local: by layer_types, else sliding_window_pattern (a period, or L and G)."""
-    named = settings.values.get("layer_types")
+    named = named_local_layers(settings, layers)
     if named is not None:
-        if (
-            not isinstance(named, list)
-            or len(named) != layers
-            or not set(map(str, named)) <= {_LOCAL, _GLOBAL}
-        ):
-            raise settings.refuse("layer_types", named, f"{layers} times {_LOCAL} or {_GLOBAL}")
-        return tuple(name == _LOCAL for name in named)
+        return named
     if not windowed:
         return (False,) * layers
     pattern = settings.values.get("sliding_window_pattern", _PERIOD)
@@ -116,7 +110,7 @@ def _limits_of_llama_cpp(facts: Exaone4Facts) -> None:
 def _for_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """With layer_types written out: transformers divides by a pattern of 0 where there is no window."""
     local = _facts(Settings(config, "config.json")).local
-    return {**config, "layer_types": [_LOCAL if each else _GLOBAL for each in local]}
+    return {**config, "layer_types": types_of(local)}
 
 
 def _describe(graph: Graph, request: GraphRequest[Exaone4Facts]) -> None:

@@ -5,7 +5,10 @@ Keys and tensors as llama.cpp reads them in src/models/qwen3.cpp.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
@@ -115,7 +118,8 @@ def limits_of_llama_cpp(facts: Qwen3Facts) -> None:
     refuse_divided_frequencies(facts, "qwen3")
 
 
-def _limits_of_onnx(facts: Qwen3Facts) -> None:
+def limits_of_onnx(facts: Qwen3Facts) -> None:
+    """Raises UnsupportedModel for a window and for activations kconv has no operators of."""
     _refuse_window(facts)
     refuse_activations_onnx_lacks(facts)
 
@@ -134,8 +138,11 @@ def normed_heads(graph: Graph, rows: str, place: str, facts: DecoderFacts) -> di
     return given
 
 
-def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
-    facts = request.facts
+def describe(
+    graph: Graph, request: GraphRequest[Any], feed_forward: Callable[[Graph, str, str], str]
+) -> None:
+    """The graph; ``feed_forward`` is given rows and the checkpoint's name of a layer's ``mlp``."""
+    facts: Qwen3Facts = request.facts
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
     rows, positions = begin(graph, EMBEDDING, facts.rope)
     for layer in range(facts.layers):
@@ -144,9 +151,13 @@ def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
         attended = attention(graph, layer, positions, heads, normed_heads(graph, inner, place, facts))
         rows = graph.op("Add", rows, linear(graph, attended, f"{place}.self_attn.o_proj"))
         inner = rms_norm(graph, rows, f"{place}.post_attention_layernorm", facts.epsilon)
-        rows = graph.op("Add", rows, gated_feed_forward(graph, inner, f"{place}.mlp", facts.activation))
+        rows = graph.op("Add", rows, feed_forward(graph, inner, f"{place}.mlp"))
     rows = rms_norm(graph, rows, "model.norm", facts.epsilon)
     end(graph, rows, positions, OWN_HEAD if HEAD in request.flags else EMBEDDING)
+
+
+def _describe(graph: Graph, request: GraphRequest[Qwen3Facts]) -> None:
+    describe(graph, request, partial(gated_feed_forward, activation=request.facts.activation))
 
 
 QWEN3 = Family(
@@ -159,7 +170,7 @@ QWEN3 = Family(
     flags=flags,
     keys=decoder_keys,
     rows=(TABLE, *ATTENTION, *FEED_FORWARD, *END),
-    limits={"llama.cpp": limits_of_llama_cpp, "ONNX": _limits_of_onnx},
+    limits={"llama.cpp": limits_of_llama_cpp, "ONNX": limits_of_onnx},
     reference=InTransformers("Qwen3ForCausalLM"),
     graphs=one_graph(_describe),
     dropped=(OWN_HEAD,),

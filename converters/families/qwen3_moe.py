@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ...core.errors import UnsupportedModel
 from ...core.input_files import quoted
@@ -16,6 +17,9 @@ from ...core.model import MetadataValue
 from ...core.tensor import Tensor
 from ..decoder_facts import Defaults, decoder_keys, decoder_notes, read_decoder
 from ..family import Family, InTransformers, Row, Sizes
+from ..onnx.experts import experts
+from ..onnx.graph import Graph
+from ..onnx.request import GraphRequest, one_graph
 from ..rope import refuse_partial_rotation
 from ..settings import Settings
 from ..transforms import concatenated, stack, stacked
@@ -25,9 +29,11 @@ from .qwen3 import (
     OWN_HEAD,
     TABLE,
     Qwen3Facts,
+    describe,
     flags,
     layer_row,
     limits_of_llama_cpp,
+    limits_of_onnx,
     refuse_attention_bias,
 )
 
@@ -116,6 +122,12 @@ def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str
     return renamed
 
 
+def _describe(graph: Graph, request: GraphRequest[Qwen3MoeFacts]) -> None:
+    facts = request.facts
+    of_facts = {"count": facts.experts, "used": facts.used, "normed": facts.normed}
+    describe(graph, request, partial(experts, **of_facts, activation=facts.activation))
+
+
 QWEN3_MOE = Family(
     name="qwen3_moe",
     title="Qwen3-MoE",
@@ -134,8 +146,9 @@ QWEN3_MOE = Family(
         _expert_row("ffn_down_exps", "down_proj", "hidden", "expert_ffn"),
         *END,
     ),
-    limits={"llama.cpp": _limits_of_llama_cpp},
+    limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": limits_of_onnx},
     reference=InTransformers("Qwen3MoeForCausalLM", tensors=_in_transformers),
+    graphs=one_graph(_describe),
     dropped=(OWN_HEAD,),
     notes=decoder_notes,
 )

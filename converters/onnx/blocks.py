@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .activation_operators import apply_activation
 from .graph import Graph
 
@@ -21,9 +23,22 @@ def rms_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
     return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), axis=-1, epsilon=epsilon)
 
 
-def head_norm(graph: Graph, rows: str, place: str, size: int, epsilon: float) -> str:
-    """``rms_norm`` of every head of ``size`` by itself: rows ``(n, heads * size) -> (n * heads, size)``."""
-    return rms_norm(graph, graph.op("Reshape", rows, graph.integers(-1, size)), place, epsilon)
+def rms_norm_plus_one(graph: Graph, rows: str, place: str, epsilon: float) -> str:
+    """Each row divided by its root mean square, times one more than the weights."""
+    weights = graph.op("Add", graph.weight(f"{place}.weight"), graph.number(1.0))
+    return graph.op("RMSNormalization", rows, weights, axis=-1, epsilon=epsilon)
+
+
+def head_norm(
+    graph: Graph,
+    rows: str,
+    place: str,
+    size: int,
+    epsilon: float,
+    norm: Callable[[Graph, str, str, float], str] = rms_norm,
+) -> str:
+    """A ``norm`` of every head of ``size`` by itself: rows ``(n, heads * size) -> (n * heads, size)``."""
+    return norm(graph, graph.op("Reshape", rows, graph.integers(-1, size)), place, epsilon)
 
 
 def multiplied(graph: Graph, rows: str, factor: float) -> str:

@@ -23,13 +23,19 @@ TOTAL = f"{PAST} + {LENGTH}"  # optimum computes the lengths of results from the
 
 @dataclass(frozen=True)
 class Heads:
-    """How attention is divided: ``rotary`` dimensions of a head turn (0: none), neighbours or halves."""
+    """How attention is divided: ``rotary`` dimensions of a head turn (0: none), neighbours or halves.
+
+    Scores are multiplied by ``scale`` (None: by one over the root of ``size``); those beyond ``cap`` are
+    bent towards it by a hyperbolic tangent (None: they are not).
+    """
 
     queries: int
     keys: int
     size: int
     rotary: int
     neighbours: bool = False
+    scale: float | None = None
+    cap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,18 +63,23 @@ def begin(graph: Graph, table: str, rope: Array | Rope) -> tuple[str, Positions]
     places = graph.input("position_ids", Element.INT64, (BATCH, LENGTH))
     shape = graph.op("Shape", ids)
     lengths = graph.op("Concat", shape, graph.integers(-1), axis=0)
-    frequencies = _frequencies(graph, places, rope)
-    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
-    angles = graph.op("Mul", places, frequencies)
-    mask = _mask(graph, ids, padding)
-    turned = [graph.op(name, angles) for name in ("Cos", "Sin")]
-    stretch = rope.stretch if isinstance(rope, Rope) else None
-    if stretch is not None and stretch.attention != 1:
-        turned = [graph.op("Mul", each, graph.number(stretch.attention)) for each in turned]
-    positions = Positions(lengths, mask, *turned)
+    positions = Positions(lengths, _mask(graph, ids, padding), *_turns(graph, places, rope))
     hidden = graph.tensors[table].shape[1]
     rows = graph.op("Reshape", graph.embedding(ids, table), graph.integers(-1, hidden))
     return rows, positions
+
+
+def _turns(graph: Graph, places: str, rope: Array | Rope) -> tuple[str, str]:
+    """Cosines and sines ``(batch, length, rotary / 2)`` of the angles at these positions."""
+    frequencies = _frequencies(graph, places, rope)
+    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
+    angles = graph.op("Mul", places, frequencies)
+    cosines, sines = graph.op("Cos", angles), graph.op("Sin", angles)
+    stretch = rope.stretch if isinstance(rope, Rope) else None
+    if stretch is None or stretch.attention == 1:
+        return cosines, sines
+    factor = graph.number(stretch.attention)
+    return graph.op("Mul", cosines, factor), graph.op("Mul", sines, factor)
 
 
 def _frequencies(graph: Graph, places: str, rope: Array | Rope) -> str:
@@ -82,6 +93,12 @@ def _frequencies(graph: Graph, places: str, rope: Array | Rope) -> str:
     last = graph.op("ReduceMax", places, keepdims=0)
     beyond = graph.op("GreaterOrEqual", last, graph.number(stretch.original, Element.INT64))
     return graph.op("Where", beyond, graph.constant(stretch.beyond), near)
+
+
+def with_frequencies(graph: Graph, positions: Positions, frequencies: Array) -> Positions:
+    """The same for layers that turn by other frequencies."""
+    cosines, sines = _turns(graph, "position_ids", frequencies)
+    return replace(positions, cosines=cosines, sines=sines)
 
 
 def with_window(graph: Graph, positions: Positions, window: int) -> Positions:
@@ -119,20 +136,53 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     if heads.rotary:
         query = _rotated(graph, query, positions, heads, heads.queries)
         key = _rotated(graph, key, positions, heads, heads.keys)
-    attended, *_ = graph.ops(
-        "Attention",
-        query,
-        key,
-        values["v"],
-        positions.mask,
-        *past,
-        outputs=(None, *present),
-        q_num_heads=heads.queries,
-        kv_num_heads=heads.keys,
-    )
+    attend = _attended if heads.cap is None else _capped
+    attended = attend(graph, (query, key, values["v"]), positions.mask, heads, past, present)
     for name in present:
         graph.output(name, Element.FLOAT, (BATCH, heads.keys, TOTAL, heads.size))
     return graph.op("Reshape", attended, graph.integers(-1, heads.queries * heads.size))
+
+
+def _attended(
+    graph: Graph, given: tuple[str, str, str], mask: str, heads: Heads, past: list[str], present: list[str]
+) -> str:
+    attributes: dict[str, int | float] = {"q_num_heads": heads.queries, "kv_num_heads": heads.keys}
+    if heads.scale is not None:
+        attributes["scale"] = heads.scale
+    outputs = (None, *present)
+    return graph.ops("Attention", *given, mask, *past, outputs=outputs, domain="", **attributes)[0]
+
+
+def _capped(
+    graph: Graph, given: tuple[str, str, str], mask: str, heads: Heads, past: list[str], present: list[str]
+) -> str:
+    """The same in single steps: ONNX's Attention bends masked scores, too, which then count again."""
+    groups, turned = heads.queries // heads.keys, (0, 2, 1, 3)
+    query, *held = given
+    shape = graph.integers(0, 0, heads.queries, heads.size)
+    query = graph.op("Transpose", graph.op("Reshape", query, shape), perm=turned)
+    query = graph.op("Reshape", query, graph.integers(0, heads.keys, groups, -1, heads.size))
+    whole = []
+    for rows, before, name in zip(held, past, present, strict=True):
+        new = graph.op("Reshape", rows, graph.integers(0, 0, heads.keys, heads.size))
+        new = graph.op("Concat", before, graph.op("Transpose", new, perm=turned), axis=2, name=name)
+        whole.append(graph.op("Unsqueeze", new, graph.integers(2)))
+    key, value = whole
+    scale = heads.size**-0.5 if heads.scale is None else heads.scale
+    scores = graph.op("MatMul", query, graph.op("Transpose", key, perm=(0, 1, 2, 4, 3)))
+    scores = softcapped(graph, graph.op("Mul", scores, graph.number(scale)), heads.cap)
+    scores = graph.op("Add", scores, graph.op("Unsqueeze", mask, graph.integers(1)))
+    attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
+    attended = graph.op("Reshape", attended, graph.integers(0, heads.queries, -1, heads.size))
+    return graph.op("Transpose", attended, perm=turned)
+
+
+def softcapped(graph: Graph, values: str, cap: float | None) -> str:
+    """``cap * tanh(values / cap)``; None: the values as they are."""
+    if cap is None:
+        return values
+    bent = graph.op("Tanh", graph.op("Div", values, graph.number(cap)))
+    return graph.op("Mul", bent, graph.number(cap))
 
 
 def _rotated(graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
@@ -142,8 +192,16 @@ def _rotated(graph: Graph, values: str, positions: Positions, heads: Heads, coun
     return graph.op("RotaryEmbedding", values, positions.cosines, positions.sines, name=None, **attributes)
 
 
-def end(graph: Graph, rows: str, positions: Positions, head: str, bias: str | None = None) -> None:
-    """The logits ``(batch, length, vocabulary)``, the first output."""
-    graph.op("Reshape", graph.linear(rows, head, bias), positions.lengths, name="logits")
+def end(
+    graph: Graph,
+    rows: str,
+    positions: Positions,
+    head: str,
+    bias: str | None = None,
+    cap: float | None = None,
+) -> None:
+    """The logits ``(batch, length, vocabulary)``, the first output; ``cap`` as of ``Heads``."""
+    logits = softcapped(graph, graph.linear(rows, head, bias), cap)
+    graph.op("Reshape", logits, positions.lengths, name="logits")
     graph.output("logits", Element.FLOAT, (BATCH, LENGTH, graph.tensors[head].shape[0]))
     graph.outputs.insert(0, graph.outputs.pop())

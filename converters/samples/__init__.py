@@ -19,6 +19,7 @@ from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
 from .llamas import write_exaone, write_kanana
+from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax")
@@ -38,6 +39,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     **{family: partial(write_trained, family) for family in TRAINED},
     "eagle": write_eagle,
     "llama-3-ko": write_llama_3_ko,
+    "qwen2": write_qwen2,
     "qwen3": write_qwen3,
     "qwen3-moe": write_qwen3_moe,
     "gpt-neox": write_gpt_neox,
@@ -45,6 +47,8 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "exaone4": write_exaone4,
     "kanana": write_kanana,
     "mistral": write_mistral,
+    "gemma2": write_gemma2,
+    "gemma3": write_gemma3,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

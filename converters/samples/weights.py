@@ -147,16 +147,17 @@ def _write_safetensors(path: Path, shapes: Mapping[str, Shape], dtype: DType, se
     from safetensors.torch import save
 
     # Since 0.8 a file that save_file itself writes can be read by its owner only.
-    path.write_bytes(save(_random_state(shapes, dtype, seed), {"format": "pt"}))
+    path.write_bytes(save(random_state(shapes, dtype, seed), {"format": "pt"}))
 
 
 def _write_bin(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> None:
     import torch
 
-    torch.save(_random_state(shapes, dtype, seed), path)
+    torch.save(random_state(shapes, dtype, seed), path)
 
 
-def _random_state(shapes: Mapping[str, Shape], dtype: DType, seed: int) -> dict[str, torch.Tensor]:
+def random_state(shapes: Mapping[str, Shape], dtype: DType, seed: int) -> dict[str, torch.Tensor]:
+    """Random tensors of those shapes, as ``write_checkpoint`` writes them."""
     import torch
 
     state: dict[str, torch.Tensor] = {}
