@@ -1,4 +1,4 @@
-"""Train the small models of KoGPT's, KEByT5's and GBST-KEByT5's layouts from the texts in tools/demo_texts.
+"""Train the small models of KoGPT's, KEByT5's, GBST-KEByT5's, OPT's and XGLM's layouts from the texts in tools/demo_texts.
 
     python tools/train_small.py kogpt                    # into converters/samples/data/kogpt
     python tools/train_small.py kebyt5 --steps 2 --out /tmp/kebyt5
@@ -17,12 +17,18 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from small_models import gbst_kebyt5, kebyt5, kogpt
+from small_models import gbst_kebyt5, kebyt5, kogpt, opt, xglm
 from train_demo import ROOT, SMOOTHING, learning_rate, write_json
 
-FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5)}
+FAMILIES: dict[str, ModuleType] = {family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5, opt, xglm)}
 # Steps, rows in a batch and the highest learning rate.
-DEFAULTS = {"kogpt": (3000, 8, 3e-3), "kebyt5": (5000, 16, 6e-3), "gbst-kebyt5": (2000, 12, 6e-3)}
+DEFAULTS = {
+    "kogpt": (3000, 8, 3e-3),
+    "kebyt5": (5000, 16, 6e-3),
+    "gbst-kebyt5": (2000, 12, 6e-3),
+    "opt": (900, 8, 4e-3),
+    "xglm": (900, 8, 4e-3),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from ...core.errors import UnsupportedModel
 from ..family import AnyFamily
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
+from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .llama import LLAMA
@@ -28,6 +29,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     QWEN3_MOE,
     GPT_NEOX,
     EXAONE4,
+    GPT2,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
@@ -42,7 +44,6 @@ NEAR: Mapping[str, str] = {
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
-    "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
     "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
     "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }
