@@ -14,7 +14,7 @@ from onnx_causal_material import run, session, write
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
 from kconv.converters.mapping import build, unmapped
-from kconv.converters.samples.positioned import write_gpt2
+from kconv.converters.samples.positioned import write_gpt2, write_mpt, write_opt, write_xglm
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
@@ -35,6 +35,12 @@ CASES: dict[str, tuple[Writer, dict[str, Any], float]] = {
         {"n_inner": None, "n_ctx": None, "activation_function": "gelu_fast"},
         ROUNDED_GELU,
     ),
+    "opt": (write_opt, {}, 1e-10),
+    "opt without biases": (write_opt, {"enable_bias": False}, 1e-10),
+    "mpt": (write_mpt, {}, ROUNDED_GELU),
+    "mpt, nothing clipped, eight heads": (write_mpt, {"attn_config": {}, "n_heads": 8}, ROUNDED_GELU),
+    "xglm": (write_xglm, {}, ROUNDED_GELU),
+    "xglm, nothing scaled": (write_xglm, {"scale_embedding": False}, ROUNDED_GELU),
 }
 
 
@@ -76,6 +82,14 @@ def test_weights_come_back(case: str, tmp_path: Path) -> None:
         (write_gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scales all layers alike"),
         (write_gpt2, {"scale_attn_weights": False}, "the root of the head's size"),
         (write_gpt2, {"activation_function": "relu"}, "supports only GELU"),
+        (write_opt, {"do_layer_norm_before": False}, "OPT-350m"),
+        (write_opt, {"word_embed_proj_dim": 96}, "another width"),
+        (write_opt, {"activation_function": "gelu"}, "supports only relu"),
+        (write_mpt, {"attn_config": {"qk_ln": True}}, "does not compute that"),
+        (write_mpt, {"attn_config": {"alibi": False}}, "does not compute that"),
+        (write_mpt, {"architectures": ["MosaicGPT"]}, "code of its own"),
+        (write_xglm, {"activation_function": "relu"}, "supports only GELU"),
+        (write_xglm, {"pad_token_id": 7}, "no sinusoid"),
     ],
 )
 def test_what_the_graph_does_not_compute_is_refused(

@@ -1,4 +1,4 @@
-"""Train the small models of KoGPT's, KEByT5's, GBST-KEByT5's, OPT's and XGLM's layouts from the texts in tools/demo_texts.
+"""Train the small models, one of the layout of each family named below, from the texts in tools/demo_texts.
 
     python tools/train_small.py kogpt                    # into converters/samples/data/kogpt
     python tools/train_small.py kebyt5 --steps 2 --out /tmp/kebyt5

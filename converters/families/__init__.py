@@ -14,9 +14,12 @@ from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .mpt import MPT
+from .opt import OPT
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .t5 import MT5, T5
+from .xglm import XGLM
 
 FAMILIES: tuple[AnyFamily, ...] = (
     LLAMA,
@@ -30,6 +33,9 @@ FAMILIES: tuple[AnyFamily, ...] = (
     GPT_NEOX,
     EXAONE4,
     GPT2,
+    MPT,
+    OPT,
+    XGLM,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
@@ -44,6 +50,8 @@ NEAR: Mapping[str, str] = {
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
+    "MosaicGPT": "MosaicGPT (mpt-1b-redpajama) has code of its own and no class in transformers, so that no "
+    "file of it could be proven; it is not supported",
     "Qwen2ForCausalLM": "Qwen2 is not supported; llama.cpp's own converter supports it",
     "ExaoneForCausalLM": "EXAONE is not supported; llama.cpp's own converter supports it",
 }

@@ -18,7 +18,7 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
-from .positioned import write_gpt2
+from .positioned import write_gpt2, write_mpt
 from .synthetic import write_eagle, write_llama_3_ko
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
@@ -44,6 +44,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "exaone4": write_exaone4,
     "mistral": write_mistral,
     "gpt2": write_gpt2,
+    "mpt": write_mpt,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

@@ -120,6 +120,7 @@ def write_xglm(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **chang
         "max_position_embeddings": 515,
         "activation_function": "gelu",
         "scale_embedding": True,
+        "pad_token_id": 1,
         **changes,
     }
     return _write(folder, config, _xglm_shapes, "An XGLM-like demo checkpoint", dtype, seed)

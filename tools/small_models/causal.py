@@ -27,7 +27,7 @@ def optimizers(model: Any, rate: float) -> list[Any]:
 
 
 def initialize(model: Any, residual: tuple[str, ...], layers: int) -> None:
-    """Small random matrices, and smaller ones where a layer adds to the stream (names end in ``residual``)."""
+    """Small random matrices, and smaller ones, those of ``residual``, where a layer adds to the stream."""
     import torch
 
     with torch.no_grad():
@@ -63,7 +63,7 @@ def loss(model: Any, batch: dict[str, Any], smoothing: float) -> Any:
 
 
 def measure(model: Any, encode: Encode, length: int, first: int) -> dict[str, dict[str, float]]:
-    """Loss a token (nats) on held-out texts, each from its start to the token that ends it, and bits a byte."""
+    """Loss a token (nats) on held-out texts, each from start to end, and bits a byte."""
     import torch
 
     figures = {}

@@ -1,4 +1,4 @@
-"""A small XGLM: sinusoids for positions, scaled embeddings that are the head, too, and a unigram tokenizer."""
+"""A small XGLM: sinusoids for positions, scaled embeddings that are the head, too, unigram pieces."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CONFIG: dict[str, Any] = {
 
 
 def new_tokenizer() -> Any:
-    """XGLM's tokenizer.json: four special tokens, unigram pieces, seven made-up words, </s> in front of texts."""
+    """Four special tokens, unigram pieces, seven made-up words; </s> in front of every text."""
     from tokenizers import (
         Regex,
         Tokenizer,
