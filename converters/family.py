@@ -127,7 +127,9 @@ class Family(Generic[F]):
     are patterns (with ``{i}``) of tensors that carry nothing. ``limits`` raise UnsupportedModel for what the
     graphs of a runtime cannot compute. ``remarks`` say what a runtime computes a little
     otherwise. ``graphs`` describes the model in ONNX, by files; None where kconv
-    cannot yet. ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
+    cannot yet. ``upright`` turns matrices that
+    lie (in, out) in checkpoints to (out, in), as ONNX has them.
+    ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
     which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so that logits are less exact
     than in other families. ``encoder_decoder`` says that text goes through llama_encode and that the decoder
     begins with ``decoder_start_token_id``. ``tokenizer_class`` is transformers' for a SentencePiece model
@@ -155,6 +157,7 @@ class Family(Generic[F]):
     notes: Callable[[F, frozenset[str]], Sequence[Note]] = lambda facts, flags: ()
     remarks: Mapping[Runtime, Callable[[F], Sequence[Note]]] = field(default_factory=dict)
     from_files: Callable[[F, Checkpoint], Mapping[str, MetadataValue]] = lambda facts, folder: {}
+    upright: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
     gelu: bool = False
     encoder_decoder: bool = False
     tokenizer_class: str = ""

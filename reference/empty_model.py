@@ -78,9 +78,24 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
         if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
             settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
         with _without_memory():
-            return made(settings).eval()
+            return _with_linear(made(settings).eval())
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
+
+
+def _with_linear(model: Any) -> Any:
+    """``model`` with a Linear in the place of each Conv1D, the same with its matrix turned.
+
+    Families give its weights so (``InTransformers.tensors``); what watches products looks for one kind.
+    """
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Conv1D):
+            linear = torch.nn.Linear(module.weight.shape[0], module.weight.shape[1], device="meta")
+            model.set_submodule(name, linear.eval())
+    return model
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Train small models of the layouts of KoGPT, KEByT5, GBST-KEByT5 and HyperCLOVA X from tools/demo_texts.
+"""Train the small models, one of the layout of each family named below, from the texts in tools/demo_texts.
 
     python tools/train_small.py kogpt                    # into converters/samples/data/kogpt
     python tools/train_small.py kebyt5 --steps 2 --out /tmp/kebyt5
@@ -17,11 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from small_models import gbst_kebyt5, hyperclovax, kebyt5, kogpt
+from small_models import gbst_kebyt5, hyperclovax, kebyt5, kogpt, opt, xglm
 from train_demo import ROOT, SMOOTHING, learning_rate, write_json
 
 FAMILIES: dict[str, ModuleType] = {
-    family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5, hyperclovax)
+    family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5, hyperclovax, opt, xglm)
 }
 # Steps, rows in a batch and the highest learning rate.
 DEFAULTS = {
@@ -29,6 +29,8 @@ DEFAULTS = {
     "kebyt5": (5000, 16, 6e-3),
     "gbst-kebyt5": (2000, 12, 6e-3),
     "hyperclovax": (2000, 8, 3e-3),
+    "opt": (900, 8, 4e-3),
+    "xglm": (900, 8, 4e-3),
 }
 
 

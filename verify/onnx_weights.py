@@ -65,7 +65,7 @@ def check_folder_weights(
     both = [
         _counterpart(name, tensor, file.external)
         for file in folder.models
-        for name, tensor in checkpoint.tensors.items()
+        for name, tensor in family.upright(checkpoint.tensors).items()
     ]
     pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]

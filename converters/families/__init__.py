@@ -11,15 +11,19 @@ from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
 from .gemma import GEMMA2, GEMMA3
+from .gpt2 import GPT2
 from .gpt_neox import GPT_NEOX
 from .gptj import GPTJ
 from .hyperclovax import HYPERCLOVAX
 from .llama import LLAMA
 from .mistral import MISTRAL
+from .mpt import MPT
+from .opt import OPT
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .t5 import MT5, T5
+from .xglm import XGLM
 
 __all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
 
@@ -39,6 +43,10 @@ FAMILIES: tuple[AnyFamily, ...] = (
     HYPERCLOVAX,
     GEMMA2,
     GEMMA3,
+    GPT2,
+    MPT,
+    OPT,
+    XGLM,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 

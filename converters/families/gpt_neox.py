@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
-from ...core.model import MetadataValue, Note
+from ...core.model import MetadataValue
 from ...core.tensor import Tensor
 from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
@@ -26,6 +26,7 @@ from ..onnx.blocks import feed_forward, layer_norm, linear
 from ..onnx.causal import Heads, attention, begin, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
+from ..positions import gelu_remarks
 from ..rope import read_rope, rope_section
 from ..settings import Settings
 from ..transforms import group_by_part
@@ -144,16 +145,6 @@ def _limits_of_llama_cpp(facts: NeoxFacts) -> None:
     refuse_divided_frequencies(facts, "gptneox")
 
 
-def _remarks_on_llama_cpp(facts: NeoxFacts) -> tuple[Note, ...]:
-    if facts.activation not in GELU:
-        return ()
-    message = (
-        "the model uses the exact GELU, llama.cpp the tanh approximation; the difference is far "
-        "smaller than the loss of quantization, and the proof measures it"
-    )
-    return (Note("gelu", message),)
-
-
 def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str, Tensor]:
     return {_OTHER_HEAD if name == _HEAD else name: tensor for name, tensor in tensors.items()}
 
@@ -209,6 +200,6 @@ GPT_NEOX = Family(
         "gpt_neox.layers.{i}.attention.rotary_emb.inv_freq",
     ),
     notes=lambda facts, flags: facts.rope.notes(),
-    remarks={"llama.cpp": _remarks_on_llama_cpp},
+    remarks={"llama.cpp": gelu_remarks},
     gelu=True,
 )

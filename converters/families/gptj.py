@@ -14,7 +14,7 @@ from typing import Any
 
 from ...core.checkpoint import Checkpoint
 from ...core.model import MetadataValue
-from ..activation_names import TANH_GELU
+from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
     HEAD,
     DecoderFacts,
@@ -28,6 +28,7 @@ from ..onnx.blocks import feed_forward, layer_norm
 from ..onnx.causal import Heads, Positions, attention, begin, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
+from ..positions import gelu_remarks
 from ..rope import Rope
 from ..settings import Settings
 from ..transforms import as_a_copy, halve_rotary
@@ -135,8 +136,8 @@ def _flags(facts: GptjFacts, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _limits_of_llama_cpp(facts: GptjFacts) -> None:
-    graph = "phi2 graph, which GPT-J runs as, supports only the tanh form of GELU (gelu_new)"
-    refuse_other_activations(facts, TANH_GELU, graph, "activation_function")
+    graph = "phi2 graph, which GPT-J runs as, supports only GELU"
+    refuse_other_activations(facts, GELU | TANH_GELU, graph, "activation_function")
 
 
 def _keys(facts: GptjFacts) -> dict[str, MetadataValue]:
@@ -207,5 +208,6 @@ GPTJ = Family(
         _OWN_HEAD,
     ),
     notes=decoder_notes,
+    remarks={"llama.cpp": gelu_remarks},
     gelu=True,
 )

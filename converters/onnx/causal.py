@@ -58,15 +58,65 @@ def begin(graph: Graph, table: str, rope: Array | Rope) -> tuple[str, Positions]
     ``rope`` tells how heads turn; for those that no scaling stretches, ``(rotary / 2,)`` radians per position
     are enough.
     """
+    rows, places, positions = _inputs(graph, table)
+    cosines, sines = _turns(graph, places, rope)
+    return rows, replace(positions, cosines=cosines, sines=sines)
+
+
+def begin_learned(graph: Graph, table: str, places_table: str, offset: int = 0) -> tuple[str, Positions]:
+    """The same with a row of ``places_table`` added for each position, the first of them row ``offset``."""
+    rows, places, positions = _inputs(graph, table)
+    if offset:
+        places = graph.op("Add", places, graph.number(offset, Element.INT64))
+    return _placed(graph, rows, graph.embedding(places, places_table), table), positions
+
+
+def begin_sinusoidal(
+    graph: Graph, table: str, frequencies: Array, offset: int, factor: float
+) -> tuple[str, Positions]:
+    """The same with sines, then cosines of ``(position + offset) * frequencies``; rows times ``factor``."""
+    rows, places, positions = _inputs(graph, table)
+    places = graph.op("Add", places, graph.number(offset, Element.INT64))
+    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
+    angles = graph.op("Mul", places, graph.constant(frequencies.astype(np.float32)))
+    waves = graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
+    scaled = graph.op("Mul", rows, graph.number(factor))
+    return _placed(graph, scaled, waves, table), positions
+
+
+def begin_alibi(graph: Graph, table: str, slopes: Array) -> tuple[str, Positions]:
+    """The same with scores that fall by a head's ``slopes (heads,)`` for each position further back."""
+    rows, _, positions = _inputs(graph, table)
+    total = graph.op("Squeeze", graph.op("Shape", positions.mask, start=3, end=4))
+    one = graph.number(1, Element.INT64)
+    keys = graph.op("Range", graph.op("Sub", one, total), one, one)  # the last is 0: softmax takes no notice
+    bias = graph.op(
+        "Mul", graph.cast(keys, Element.FLOAT), graph.constant(slopes.astype(np.float32).reshape(-1, 1, 1))
+    )
+    return rows, replace(positions, mask=graph.op("Add", positions.mask, bias))
+
+
+def _placed(graph: Graph, rows: str, places: str, table: str) -> str:
+    hidden = graph.tensors[table].shape[1]
+    return graph.op("Add", rows, graph.op("Reshape", places, graph.integers(-1, hidden)))
+
+
+def _inputs(graph: Graph, table: str) -> tuple[str, str, Positions]:
+    """The embedded tokens as rows, the numbers of their positions, and positions without angles."""
     ids = graph.input("input_ids", Element.INT64, (BATCH, LENGTH))
     padding = graph.input("attention_mask", Element.INT64, (BATCH, TOTAL))
     places = graph.input("position_ids", Element.INT64, (BATCH, LENGTH))
-    shape = graph.op("Shape", ids)
-    lengths = graph.op("Concat", shape, graph.integers(-1), axis=0)
-    positions = Positions(lengths, _mask(graph, ids, padding), *_turns(graph, places, rope))
+    lengths = graph.op("Concat", graph.op("Shape", ids), graph.integers(-1), axis=0)
     hidden = graph.tensors[table].shape[1]
+    mask = _mask(graph, ids, padding)
     rows = graph.op("Reshape", graph.embedding(ids, table), graph.integers(-1, hidden))
-    return rows, positions
+    return rows, places, Positions(lengths, mask, "", "")
+
+
+def three_parts(graph: Graph, rows: str) -> dict[str, str]:
+    """Rows of queries, keys and values side by side, as three."""
+    parts = graph.ops("Split", rows, outputs=(None,) * 3, axis=1, num_outputs=3)
+    return dict(zip("qkv", parts, strict=True))
 
 
 def _turns(graph: Graph, places: str, rope: Array | Rope) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from ...core.checkpoint import Checkpoint
 from ...quant.formats import Format
@@ -23,4 +24,5 @@ def graphs_of(
     assert family.graphs is not None
     facts = family.read(checkpoint.config)
     flags = family.flags(facts, checkpoint)
+    checkpoint = replace(checkpoint, tensors=family.upright(checkpoint.tensors))
     return family.graphs(GraphRequest(checkpoint, facts, flags, formats, accuracy_level, merged))

@@ -19,6 +19,7 @@ from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
 from .llamas import write_exaone, write_kanana
+from .positioned import write_gpt2, write_mpt
 from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
 
@@ -49,6 +50,8 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "mistral": write_mistral,
     "gemma2": write_gemma2,
     "gemma3": write_gemma3,
+    "gpt2": write_gpt2,
+    "mpt": write_mpt,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

@@ -1,0 +1,100 @@
+"""GPT-2, OPT, XGLM, MPT: logits of llama.cpp and onnxruntime against transformers in fp32, and refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llama_material import llama_cpp_logits, nmse, transformers_logits
+from onnx_causal_material import run, session, write
+
+from kconv.converters import to_gguf
+from kconv.converters.families import family_for
+from kconv.converters.mapping import build, unmapped
+from kconv.converters.samples.positioned import write_gpt2, write_mpt, write_opt, write_xglm
+from kconv.core.errors import InputError
+from kconv.core.reading import open_checkpoint
+from kconv.core.tensor import DType
+
+IDS = [int(i) for i in np.random.default_rng(7).integers(4, 1000, 160)]
+ROUNDED_GELU = 1e-6  # measured: 1e-7 to 2e-7; llama.cpp's GELU is the tanh form through a table of halves
+
+Writer = Callable[..., Path]
+CASES: dict[str, tuple[Writer, dict[str, Any], float]] = {
+    "gpt2": (write_gpt2, {}, ROUNDED_GELU),
+    "gpt2, untied, the exact GELU": (
+        write_gpt2,
+        {"tie_word_embeddings": False, "activation_function": "gelu"},
+        ROUNDED_GELU,
+    ),
+    "gpt2 like PolyLM": (
+        write_gpt2,
+        {"n_inner": None, "n_ctx": None, "activation_function": "gelu_fast"},
+        ROUNDED_GELU,
+    ),
+    "opt": (write_opt, {}, 1e-10),
+    "opt without biases": (write_opt, {"enable_bias": False}, 1e-10),
+    "mpt": (write_mpt, {}, ROUNDED_GELU),
+    "mpt, nothing clipped, eight heads": (write_mpt, {"attn_config": {}, "n_heads": 8}, ROUNDED_GELU),
+    "xglm": (write_xglm, {}, ROUNDED_GELU),
+    "xglm, nothing scaled": (write_xglm, {"scale_embedding": False}, ROUNDED_GELU),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_equal_transformers(case: str, tmp_path: Path) -> None:
+    write_checkpoint, changes, bound = CASES[case]
+    folder = write_checkpoint(tmp_path / "checkpoint", dtype=DType.F32, **changes)
+    (made,) = to_gguf(folder, tmp_path / "out.gguf", verify=False).outputs
+    expected = transformers_logits(folder, IDS)
+    found = nmse(llama_cpp_logits(made.path, IDS), expected)
+    print(case, found)
+    assert found < bound
+    model = session(write(folder, tmp_path / "onnx"))
+    logits, _ = run(model, np.array([IDS], np.int64))
+    assert nmse(logits[0], expected) < 1e-9
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weights_come_back(case: str, tmp_path: Path) -> None:
+    write_checkpoint, changes, _ = CASES[case]
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "checkpoint", dtype=DType.F32, **changes))
+    family = family_for(checkpoint.config)
+    model = build(family, checkpoint)
+    back = unmapped(family, checkpoint, {tensor.name: tensor for tensor in model.tensors})
+    for name, tensor in back.items():
+        if name not in checkpoint.tensors:
+            continue
+        original = checkpoint.tensors[name]
+        assert tensor.shape == original.shape
+        first = 2 if "embed_positions" in name else 0
+        whole = tensor.read(first, tensor.rows)
+        assert np.allclose(whole, original.read(first, original.rows), rtol=1e-6, atol=0), name
+        assert (tensor.read(3, 5) == whole[3 - first : 5 - first]).all() or tensor.rows < 5, name
+
+
+@pytest.mark.parametrize(
+    ("write_checkpoint", "changes", "message"),
+    [
+        (write_gpt2, {"scale_attn_by_inverse_layer_idx": True}, "scales all layers alike"),
+        (write_gpt2, {"scale_attn_weights": False}, "the root of the head's size"),
+        (write_gpt2, {"activation_function": "relu"}, "supports only GELU"),
+        (write_opt, {"do_layer_norm_before": False}, "OPT-350m"),
+        (write_opt, {"word_embed_proj_dim": 96}, "another width"),
+        (write_opt, {"activation_function": "gelu"}, "supports only relu"),
+        (write_mpt, {"attn_config": {"qk_ln": True}}, "does not compute that"),
+        (write_mpt, {"attn_config": {"alibi": False}}, "does not compute that"),
+        (write_mpt, {"architectures": ["MosaicGPT"]}, "code of its own"),
+        (write_xglm, {"activation_function": "relu"}, "supports only GELU"),
+        (write_xglm, {"pad_token_id": 7}, "no sinusoid"),
+    ],
+)
+def test_what_the_graph_does_not_compute_is_refused(
+    write_checkpoint: Writer, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "checkpoint", **changes)
+    with pytest.raises(InputError, match=message):
+        to_gguf(folder, tmp_path / "out.gguf", verify=False)
