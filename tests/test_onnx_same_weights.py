@@ -73,7 +73,19 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
 
 @pytest.mark.parametrize(
     "sample",
-    ["42dot", "kogpt", "kebyt5", "gbst-kebyt5", "qwen2", "qwen3", "gpt-neox", "exaone4", "mistral", "gemma3"],
+    [
+        "42dot",
+        "kogpt",
+        "kebyt5",
+        "gbst-kebyt5",
+        "qwen2",
+        "qwen3",
+        "gpt-neox",
+        "qwen3-moe",
+        "exaone4",
+        "mistral",
+        "gemma3",
+    ],
 )
 def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:
     folder = write_sample(sample, tmp_path / "model")
