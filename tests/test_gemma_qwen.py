@@ -207,5 +207,5 @@ def test_experts_in_onnx_in_standard_operators(tmp_path: Path) -> None:
 
 def test_experts_in_onnx_are_proven_quantized(tmp_path: Path) -> None:
     folder = write_qwen3_moe(tmp_path / "checkpoint")
-    done = to_onnx(folder, tmp_path / "onnx", type="q8_0", threads=2)
+    done = to_onnx(folder, tmp_path / "onnx", type="q4_0", threads=2)
     assert done.verdict == "passed"

@@ -82,6 +82,7 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
         "qwen3",
         "gpt-neox",
         "exaone",
+        "qwen3-moe",
         "exaone4",
         "mistral",
         "gemma3",

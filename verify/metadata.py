@@ -218,9 +218,11 @@ def _recommended(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[
             yield Finding(key, message, text, _shown(value), grave=False)
     form, wanted = file.get(NORMALIZER), right.get(NORMALIZER)
     if form is not None and form != wanted:
-        meant = "missing" if wanted is None else wanted
-        message = f"{NORMALIZER} is {quoted(form)}, for which kconv run normalizes prompts; should be {meant}"
-        yield Finding(NORMALIZER, message, meant, quoted(form), grave=False)
+        right_form = phrase("missing") if wanted is None else str(wanted)
+        message = phrase("{key} is {value}, for which kconv run normalizes prompts; should be {right}").of(
+            key=NORMALIZER, value=quoted(form), right=right_form
+        )
+        yield Finding(NORMALIZER, message, right_form, quoted(form), grave=False)
     if file.get(LEADING_SPACE) is True and right.get(LEADING_SPACE) is not True:
         message = phrase("the file requires text to begin with a space; this tokenizer does not need it")
         yield Finding(LEADING_SPACE, message, phrase("missing"), "true", grave=False)

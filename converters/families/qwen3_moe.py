@@ -124,8 +124,10 @@ def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str
 
 def _describe(graph: Graph, request: GraphRequest[Qwen3MoeFacts]) -> None:
     facts = request.facts
-    of_facts = {"count": facts.experts, "used": facts.used, "normed": facts.normed}
-    describe(graph, request, partial(experts, **of_facts, activation=facts.activation))
+    networks = partial(
+        experts, count=facts.experts, used=facts.used, normed=facts.normed, activation=facts.activation
+    )
+    describe(graph, request, networks)
 
 
 QWEN3_MOE = Family(
