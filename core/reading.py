@@ -144,7 +144,7 @@ _WAYS_OUT = {
     "awq": "use the unquantized checkpoint it was made from: kconv quantizes that itself (-q q4_k_m)",
 }
 _UNQUANTIZED = "use the unquantized checkpoint it was made from"
-_PACKED = (".weight", ".qweight", ".weight_packed", "_blocks")
+_PACKED = (".weight", ".qweight", ".weight_packed", "_blocks", ".W_q", ".codes", "._data", ".weight_q")
 
 
 def _refuse_quantized(folder: Path, config: Mapping[str, object], dropped: Mapping[str, str]) -> None:

@@ -144,8 +144,8 @@ def _read_index(folder: Path, name: str, names: Sequence[str]) -> WeightList:
 
 
 def _without_index(folder: Path, index: str, names: Sequence[str]) -> WeightList | None:
-    """The weights that are whole without that index, if there are any: the same kind of files come first."""
-    for kind in ("safetensors", "bin") if "safetensors" in index else ("bin",):
+    """The weights that are whole without that index, if there are any."""
+    for kind in ("safetensors", "bin"):
         numbered = [name for name in _candidates(names, kind) if NUMBERED.fullmatch(name)]
         groups: dict[tuple[str, str], list[str]] = {}
         for name in numbered:

@@ -66,6 +66,8 @@ def gather(
     opening the checkpoint raises, and InputError for texts too short.
     """
     checkpoint, family = open_model(source)
+    for note in checkpoint.notes:
+        announce(f"{'warning' if note.warning else 'note'}: {note.message}")
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     expected = Expected(checkpoint, family, model, tokenizer)

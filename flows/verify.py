@@ -154,9 +154,11 @@ def _prove(
     else:
         windows = text_windows(expected, asked.texts, tokens=asked.tokens, window=asked.window)
     options.announce(cost(expected, windows, 1, passes=passes))
-    return prove(
+    proof = prove(
         expected, artifact, windows, options, texts=asked.texts, hashes=hashes, recorded=asked.options
     )
+    intake = tuple(note.message for note in expected.checkpoint.notes)
+    return replace(proof, notes=(*intake, *proof.notes))
 
 
 def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None) -> Expected:

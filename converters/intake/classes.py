@@ -65,6 +65,7 @@ def _meant(config: Mapping[str, Any]) -> dict[str, Any] | None:
         for headed in family.hf_classes:
             bases = {_HEADED.sub("", headed) + "Model", f"FSDP{headed}", f"{headed}WithValueHead"}
             wrapped = config.get("model_type") == family.name and not _WRAPPERS.isdisjoint(classes)
-            if wrapped or not bases.isdisjoint(classes):
+            part = config.get("model_type") == f"{family.name}_text" and not classes
+            if wrapped or part or not bases.isdisjoint(classes):
                 return {**config, "architectures": [headed]}
     return None

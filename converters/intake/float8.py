@@ -97,20 +97,31 @@ def _scaled(checkpoint: Checkpoint, weight: Tensor, scale: Tensor, settings: Map
 def _block(
     checkpoint: Checkpoint, weight: Tensor, scale: Tensor, settings: Mapping[str, Any]
 ) -> tuple[int, int]:
-    """Rows and columns that share a scale: as config.json says, else as the shapes tell."""
-    said = settings.get("weight_block_size")
-    sizes: list[tuple[int, int]] = []
-    if isinstance(said, list) and len(said) == 2 and all(type(each) is int and each > 0 for each in said):
-        sizes = [(said[0], said[1])]
-    else:
-        sizes = [_USUAL_BLOCK]
+    """Rows and columns that share a scale: as config.json says where that fits, else as the shapes tell."""
     (rows, columns), shape = weight.shape, scale.shape
-    fitting = [each for each in sizes if (-(-rows // each[0]), -(-columns // each[1])) == shape]
-    if not fitting and len(shape) == 2 and not rows % shape[0] and shape[1] and not columns % shape[1]:
-        fitting = [(rows // shape[0], columns // shape[1])]
-    if not fitting:
-        raise _unclear(checkpoint, weight, scale)
-    return fitting[0]
+    for high, wide in (*_said_blocks(settings), _USUAL_BLOCK):
+        if (-(-rows // high), -(-columns // wide)) == shape:
+            return high, wide
+    if len(shape) == 2 and not rows % shape[0] and shape[1] and not columns % shape[1]:
+        return rows // shape[0], columns // shape[1]
+    raise _unclear(checkpoint, weight, scale)
+
+
+def _said_blocks(settings: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """The blocks config.json names, as fine-grained FP8 and compressed-tensors do."""
+    groups = settings.get("config_groups")
+    weights = (
+        [each.get("weights") for each in groups.values() if isinstance(each, dict)]
+        if isinstance(groups, dict)
+        else []
+    )
+    said = [settings.get("weight_block_size")]
+    said += [each.get("block_structure") for each in weights if isinstance(each, dict)]
+    return [
+        (each[0], each[1])
+        for each in said
+        if isinstance(each, list) and len(each) == 2 and all(type(n) is int and 0 < n < 1 << 20 for n in each)
+    ]
 
 
 def _unclear(checkpoint: Checkpoint, weight: Tensor, scale: Tensor) -> CheckpointError:

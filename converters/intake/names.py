@@ -13,9 +13,10 @@ from .wanted import Wanted, listed, noted, pattern, renamed
 # What torch.compile, FSDP, activation checkpointing, Fabric and peft put between the parts of a name.
 _WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"),
-    "base_layer",
+    *("module", "base_layer"),
 )
-_UNIFORM = ("module.", "base_model.model.")  # taken off where no family says what names should be
+_UNIFORM = ("base_model.model.",)  # taken off where no family says what names should be, too
+_DEEP = 12  # parts a prefix may have
 _ADAPTER = re.compile(
     r"(.*\.)?(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|ia3_l|vera_lambda_[bd]"
     r"|modules_to_save|original_module|prompt_embeddings)(\..*)?"
@@ -84,7 +85,7 @@ def as_named(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     base = wanted.base
     if start is None or start == base:
         return checkpoint
-    outer = start.removesuffix(base) if start.endswith(base) else None
+    outer = start.removesuffix(base) if f".{start}".endswith(f".{base}") else None
 
     def new_name(name: str) -> str:
         if outer:
@@ -116,10 +117,10 @@ def _start(checkpoint: Checkpoint, wanted: Wanted) -> str | None:
     }
     found: dict[str, set[str]] = defaultdict(set)
     for name in checkpoint.tensors:
-        places = [0, *(at + 1 for at, letter in enumerate(name) if letter == ".")]
-        for at in places[:12]:
-            if (kind := pattern("." + name[at:])[1:]) in inner:
-                found[name[:at]].add(kind)
+        parts, kinds = name.split("."), pattern(name).split(".")
+        for at in range(min(len(parts), _DEEP)):
+            if (kind := ".".join(kinds[at:])) in inner:
+                found["".join(f"{part}." for part in parts[:at])].add(kind)
     if not found:
         return None
     most = max(map(len, found.values()))

@@ -14,9 +14,12 @@ TEXT_PART = "text_part_of"
 """The key the rule of classes leaves in a configuration for this one, which takes it out."""
 
 
+_OTHERS = frozenset({TEXT_PART, "vision_config", "audio_config"})
+
+
 def without_other_parts(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """Without the tensors of other parts. Raises UnsupportedModel where the text's layers need them."""
-    if TEXT_PART not in checkpoint.config:
+    if _OTHERS.isdisjoint(checkpoint.config):
         return checkpoint
     config = {key: value for key, value in checkpoint.config.items() if key != TEXT_PART}
     checkpoint = replace(checkpoint, config=config)
