@@ -1,8 +1,8 @@
 """Whether onnxruntime computes what a folder contains: what enters every matrix, computed again.
 
 As for llama.cpp (recomputed.py), with the same limit. The graph is run with what flows into its matrices as
-outputs besides; nothing else of it changes. Measured in f32, f16, q8_0 and q4_0 at accuracy
-levels 0 and 4, 42dot and KEByT5: the largest NMSE was 3e-13. At level 4 inputs become 8-bit numbers in blocks of 32; on x86
+outputs besides; nothing else of it changes. Measured in f32, f16, q8_0 and q4_0 at accuracy levels 0 and 4,
+42dot and KEByT5: the largest NMSE was 3e-13. At level 4 inputs become 8-bit numbers in blocks of 32; on x86
 FLOAT16 matrices are multiplied in float32, and no input is rounded.
 """
 
