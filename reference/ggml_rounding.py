@@ -21,8 +21,8 @@ from ..quant.gguf_weights import GgufFile
 if TYPE_CHECKING:
     import torch
 
-Rounding = Literal["none", "f16", "bf16", "q8_0", "q8_1", "q8_K"]
-"""The format of the inputs."""
+Rounding = Literal["none", "f16", "bf16", "q8_0", "q8_1", "q8_K", "int8"]
+"""The format of the inputs; ``int8`` is what onnxruntime makes of them at accuracy level 4."""
 
 _BY_FORMAT: dict[str, Rounding] = {
     "f32": "none",
@@ -56,6 +56,8 @@ def rounded(values: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor, tor
         return values.bfloat16().float(), None
     if rounding == "q8_K":
         return _q8_k(values), None
+    if rounding == "int8":
+        return _int8(values), None
     return _q8(values, sums=rounding == "q8_1")
 
 
@@ -75,6 +77,21 @@ def _q8(values: torch.Tensor, *, sums: bool) -> tuple[torch.Tensor, torch.Tensor
     total = codes.sum(-1, keepdim=True)
     missing = (scale * total).half().float() - half * total
     return result, (missing / _SMALL).expand(blocks.shape).reshape(values.shape).clone()
+
+
+def _int8(values: torch.Tensor) -> torch.Tensor:
+    """Blocks of 32 in 8 bits with a float32 scale, as MatMulNBits makes them (MLAS, QuantizeARow_CompInt8).
+
+    A last block may be shorter.
+    """
+    import torch
+
+    columns = values.shape[-1]
+    blocks = torch.nn.functional.pad(values, (0, -columns % _SMALL))
+    blocks = blocks.reshape(*values.shape[:-1], -1, _SMALL)
+    largest = blocks.abs().amax(-1, keepdim=True)
+    codes = torch.round(blocks * _divided(127, largest))
+    return (codes * (largest / 127)).flatten(-2)[..., :columns]
 
 
 def _q8_k(values: torch.Tensor) -> torch.Tensor:

@@ -73,12 +73,24 @@ class Recomputed:
 class Recomputation:
     """A file ready to be computed again, by the checkpoint's config.json; no weight is in memory yet.
 
-    Raises what ``Reference`` raises, MappingError where the file's tensors are not the checkpoint's.
+    ``reference`` has the file's weights, ``matrices`` are those of the file by the reference's modules, and
+    ``head`` is the output matrix. ``gelu_table``: the runtime is llama.cpp, which reads GELU from a table.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, family: AnyFamily, file: GgufFile, *, threads: int | None = None
+        self, reference: Reference, matrices: Mapping[str, Matrix], head: Matrix, *, gelu_table: bool = True
     ) -> None:
+        self.reference, self.matrices, self.head = reference, matrices, head
+        self.gelu_table = gelu_table
+
+    @classmethod
+    def of_gguf(
+        cls, checkpoint: Checkpoint, family: AnyFamily, file: GgufFile, *, threads: int | None = None
+    ) -> Recomputation:
+        """Of a GGUF file.
+
+        Raises what ``Reference`` raises, MappingError where the file's tensors are not the checkpoint's.
+        """
         infos = {info.name: info for info in file.header.tensors}
         tensors = {name: file.tensor(info) for name, info in infos.items()}
         roundings = {
@@ -88,12 +100,12 @@ class Recomputation:
             name: minimums_of(file, infos[name]) for name, rounding in roundings.items() if rounding == "q8_1"
         }
         weights = unmapped(family, checkpoint, tensors)
-        self.reference = Reference(checkpoint, family, weights=weights, threads=threads)
+        reference = Reference(checkpoint, family, weights=weights, threads=threads)
         in_modules: Mapping[str, Tensor] = {}
         if minimums:
             spread = unmapped(family, checkpoint, {**tensors, **minimums})
             in_modules = family.reference.tensors(spread, family.read(checkpoint.config).sizes)
-        self.matrices: dict[str, Matrix] = {}
+        matrices: dict[str, Matrix] = {}
         for target, sources in sources_of(family, checkpoint).items():
             rounding = roundings.get(target)
             for source in sources if rounding is not None else ():
@@ -101,9 +113,9 @@ class Recomputation:
                 names = (f"{module}.weight", _fused(module))
                 found = (in_modules[name] for name in names if name in in_modules)
                 least = next(found, None) if rounding == "q8_1" else None
-                self.matrices[module] = Matrix(target, rounding or "none", least)
+                matrices[module] = Matrix(target, rounding or "none", least)
         head = "output.weight" if "output.weight" in infos else "token_embd.weight"
-        self.head = Matrix(head, roundings[head] or "none", minimums.get(head))
+        return cls(reference, matrices, Matrix(head, roundings[head] or "none", minimums.get(head)))
 
     def compute(
         self,
@@ -130,7 +142,7 @@ class _Run:
 
     def __init__(self, recomputation: Recomputation, inputs: Mapping[str, MatrixInput]) -> None:
         self._matrices, self._head = recomputation.matrices, recomputation.head
-        self._reference = recomputation.reference
+        self._reference, self._gelu_table = recomputation.reference, recomputation.gelu_table
         self._inputs = inputs
         self._errors: list[MatrixError] = []
         self._unused: dict[str, None] = {}
@@ -150,7 +162,7 @@ class _Run:
                         module, parts, self._inputs, self.synchronize, self.add, self._reference.reader
                     )
                     stack.enter_context(_instead(module, experts.forward))
-                elif type(module).__name__ in GELUS:
+                elif type(module).__name__ in GELUS and self._gelu_table:
                     stack.enter_context(_instead(module, partial(_gelu, module.forward)))
                 elif matrix is not None and not isinstance(module, torch.nn.Embedding | torch.nn.Identity):
                     before, after = partial(self._before, matrix), partial(self._after, matrix)

@@ -1,11 +1,14 @@
 """The child that runs onnxruntime; imports nothing of kconv but its side of a child.
 
 Files of strangers may crash it, run for ever or fill the memory, which then costs this process and no more.
-Its arguments are THREADS MAPPED SECONDS MEMORY DECODER CACHED [ENCODER]: the processor time that loading may
-take, and the bytes its memory may grow by (runtimes/onnx_limits.py). All numbers are little-endian.
+Its arguments are THREADS MAPPED TAPPED SECONDS MEMORY DECODER CACHED [ENCODER]: the processor time that
+loading may take, and the bytes its memory may grow by (runtimes/onnx_limits.py). All numbers are
+little-endian.
 
 - ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
 - ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
+- ``INPUTS``, where TAPPED is 1: what each matrix was multiplied by since ``BEGIN``: a
+  number of them, and each as INPUT, its name and float32 numbers.
 
 MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
 copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
@@ -18,6 +21,7 @@ and 0), and so is loading.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +34,9 @@ REQUEST = struct.Struct("<iiiid")
 the seconds of processor time it may take."""
 PADDING = -1
 ANSWER = struct.Struct("<ii")
-BEGIN, READ = 1, 2
+INPUT = struct.Struct("<iiii")
+"""Of an input: bytes of its name, MatMulNBits' accuracy level (0 of other operators), rows, columns."""
+BEGIN, READ, INPUTS = 1, 2, 3
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -39,14 +45,23 @@ class Model:
     """The sessions of a folder, and what has been read: its length, the cache, what the encoder made."""
 
     def __init__(
-        self, threads: int, decoder: str, cached: str, encoder: str | None, *, mapped: bool = False
+        self,
+        threads: int,
+        decoder: str,
+        cached: str,
+        encoder: str | None,
+        *,
+        mapped: bool = False,
+        tapped: bool = False,
     ) -> None:
         generating = cached if encoder else None
         opened = {
-            path: _session(path, threads, mapped=mapped and path != generating)
+            path: _session(path, threads, mapped=mapped and path != generating, tapped=tapped)
             for path in dict.fromkeys([decoder, cached, encoder])
             if path
         }
+        self.taps = {opened[path]: _taps(_parsed(path)) if tapped else {} for path in opened}
+        self.inputs: dict[str, tuple[int, list[Any]]] = {}
         self.decoder, self.cached = opened[decoder], opened[cached]
         self.encoder = opened[encoder] if encoder else None
         self.past: dict[str, Any] = {}
@@ -56,10 +71,10 @@ class Model:
 
     def begin(self, ids: Any) -> None:
         """Forget all that was read, and have the encoder read ``ids``."""
-        self.past, self.mask, self.source = {}, None, _mask(ids)
+        self.past, self.mask, self.source, self.inputs = {}, None, _mask(ids), {}
         if self.encoder is not None:
             feeds = {each.name: self._of_encoder(each.name, ids) for each in self.encoder.get_inputs()}
-            self.encoded = self.encoder.run_with_ort_values(["last_hidden_state"], feeds)[0]
+            self.encoded = self._run(self.encoder, ["last_hidden_state"], feeds)["last_hidden_state"]
 
     def read(self, ids: Any, rows: int) -> Any:
         """Logits ``(batch, rows, vocabulary)`` after the last ``rows`` of each text's ``ids``."""
@@ -68,8 +83,7 @@ class Model:
         self.mask = _mask(ids) if self.mask is None else np.concatenate([self.mask, _mask(ids)], axis=1)
         session = self.cached if self.past else self.decoder
         feeds = {each.name: self._fed(each, ids) for each in session.get_inputs()}
-        names = [each.name for each in session.get_outputs()]
-        outputs = dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+        outputs = self._run(session, [each.name for each in session.get_outputs()], feeds)
         logits = outputs["logits"].numpy()
         if logits.ndim != 3 or logits.shape[:2] != ids.shape:
             raise Stop(NOT_COMPUTED, f"the logits of {ids.shape} tokens have the shape {logits.shape}")
@@ -79,6 +93,15 @@ class Model:
             if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
                 self.past[_PAST + name.removeprefix(_PRESENT)] = value
         return logits[:, ids.shape[1] - rows :].astype("<f4", order="C")
+
+    def _run(self, session: Any, names: Sequence[str], feeds: Any) -> dict[str, Any]:
+        """The outputs of those names; what was multiplied on the way is kept in ``inputs``."""
+        taps = self.taps[session]
+        wanted = list(dict.fromkeys([*names, *(value for value, _ in taps.values())]))
+        found = dict(zip(wanted, session.run_with_ort_values(wanted, feeds), strict=True))
+        for name, (value, level) in taps.items():
+            self.inputs.setdefault(name, (level, []))[1].append(found[value].numpy())
+        return {name: found[name] for name in names}
 
     def _of_encoder(self, name: str, ids: Any) -> Any:
         import numpy as np
@@ -109,7 +132,45 @@ class Model:
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
 
 
-def _session(path: str, threads: int, *, mapped: bool) -> Any:
+def _parsed(path: str) -> Any:
+    import onnx
+
+    return onnx.load_model(path, load_external_data=False)
+
+
+def _taps(model: Any) -> dict[str, tuple[str, int]]:
+    """By the name of a matrix (its rows are outputs) what it is multiplied by, and the accuracy level.
+
+    What is cast for the product is taken before: whether the cast takes place onnxruntime decides.
+    """
+    stored = {each.name for each in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node}
+    reshaped = {name: node.input[0] for name, node in made.items() if node.op_type == "Reshape"}
+    cast = {name: node.input[0] for name, node in made.items() if node.op_type == "Cast"}
+    found = {}
+    for node in model.graph.node:
+        attributes = {each.name: each.i for each in node.attribute}
+        if node.op_type == "MatMulNBits" or (node.op_type == "Gemm" and attributes.get("transB")):
+            matrix = reshaped.get(node.input[1], node.input[1])
+            if matrix in stored:
+                level = attributes.get("accuracy_level", 0)
+                found[matrix.removesuffix(".blocks")] = (cast.get(node.input[0], node.input[0]), level)
+    return found
+
+
+def _with_outputs(path: str) -> bytes:
+    """The graph, which gives what it multiplies as well."""
+    import onnx
+
+    model = _parsed(path)
+    known = {each.name for each in (*model.graph.output, *model.graph.input)}
+    values = dict.fromkeys(value for value, _ in _taps(model).values())
+    model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in values if each not in known)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _session(path: str, threads: int, *, mapped: bool, tapped: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -118,8 +179,14 @@ def _session(path: str, threads: int, *, mapped: bool) -> Any:
     # threads that wait would take the processor from whoever computes beside them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
+    graph: str | bytes = path
+    if tapped:
+        graph = _with_outputs(path)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", os.path.dirname(path)
+        )
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise
     except Exception as error:  # all of onnxruntime's classes come from its C++ part
@@ -161,6 +228,9 @@ def _answer(model: Model) -> None:
     import numpy as np
 
     wanted, batch, length, rows, seconds = REQUEST.unpack(child.take(REQUEST.size))
+    if wanted == INPUTS:
+        _answer_inputs(model)
+        return
     ids = np.frombuffer(child.take(8 * batch * length), "<i8").reshape(batch, length)
     child.limit_time(seconds)
     logits = None
@@ -179,16 +249,34 @@ def _answer(model: Model) -> None:
         child.write(logits)
 
 
+def _answer_inputs(model: Model) -> None:
+    import numpy as np
+
+    child.write(ANSWER.pack(len(model.inputs), 0))
+    for name, (level, parts) in model.inputs.items():
+        values = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).astype("<f4")
+        text = name.encode()
+        child.write(INPUT.pack(len(text), level, *values.shape) + text)
+        child.write(values)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Load, say so, and serve."""
     import numpy as np  # both come before the limits: how long a machine takes to start is its own affair
     import onnxruntime
 
     del np, onnxruntime
-    threads, mapped, seconds, memory, decoder, cached, *encoder = arguments
+    threads, mapped, tapped, seconds, memory, decoder, cached, *encoder = arguments
     child.limit_memory(int(memory))
     child.limit_time(float(seconds))
-    model = Model(int(threads), decoder, cached, encoder[0] if encoder else None, mapped=mapped == "1")
+    model = Model(
+        int(threads),
+        decoder,
+        cached,
+        encoder[0] if encoder else None,
+        mapped=mapped == "1",
+        tapped=tapped == "1",
+    )
     child.limit_time(0)
     child.write(ANSWER.pack(0, 0))
     while True:

@@ -10,6 +10,7 @@ import numpy as np
 from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import onnx_child as protocol
+from .matrix_inputs import MatrixInput
 from .onnx_folder import OnnxFolder
 from .onnx_limits import limits_of
 from .onnx_model_file import INSTALL
@@ -37,9 +38,12 @@ class OnnxProcess:
     Every method raises RuntimeFailure, also where a graph takes more time or memory than it may
     (onnx_limits.py), after which the next ``begin`` starts anew; and ChildDied, which says nothing about the
     folder. A child that dies is replaced, once between two ``begin``, and reads again what was read.
+
+    Where it is ``tapped``, ``inputs`` gives what flowed into the matrices.
     """
 
-    def __init__(self, folder: OnnxFolder, *, threads: int) -> None:
+    def __init__(self, folder: OnnxFolder, *, threads: int, tapped: bool = False) -> None:
+        self._tapped = tapped
         self._folder, self._threads = folder, threads
         self._limits = limits_of(folder, threads)
         self._child: Child | None = None
@@ -68,11 +72,23 @@ class OnnxProcess:
         logits = self._ask(protocol.READ, ids, rows)
         return logits[0] if np.ndim(ids) == 1 else logits
 
+    def inputs(self) -> dict[str, tuple[MatrixInput, int]]:
+        """What each matrix was multiplied by since ``begin``, and MatMulNBits' accuracy level there."""
+        child, found = self._running(), {}
+        child.send(protocol.REQUEST.pack(protocol.INPUTS, 0, 0, 0, 0))
+        count, _ = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+        for _ in range(count):
+            length, level, rows, columns = protocol.INPUT.unpack(child.receive(protocol.INPUT.size))
+            name = child.receive(length).decode("utf-8", "replace")
+            values = np.frombuffer(child.receive(4 * rows * columns), "<f4").reshape(rows, columns)
+            found[name] = (MatrixInput(values), level)
+        return found
+
     def _start(self) -> Child:
         """A child that has loaded the models. Raises RuntimeFailure, ChildDied."""
         files = [self._folder.decoder, self._folder.cached, self._folder.encoder]
         mapped, limits = int(self._folder.type == "f32"), self._limits
-        numbers = map(str, (self._threads, mapped, limits.loading, limits.memory))
+        numbers = map(str, (self._threads, mapped, int(self._tapped), limits.loading, limits.memory))
         child = Child(
             MODULE,
             *numbers,

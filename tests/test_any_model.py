@@ -351,7 +351,9 @@ def _remainder(path: Path, checkpoint: Path) -> float:
         expected, left = expected_of_any(file, opened, None)
         assert left.all_weights_read
         inputs, logits = reader.matrix_inputs(window)
-        found = Recomputation(opened, expected.family, file, threads=2).compute(window, inputs, logits)
+        found = Recomputation.of_gguf(opened, expected.family, file, threads=2).compute(
+            window, inputs, logits
+        )
     assert not found.unused
     return max(each.nmse for each in found.errors)
 

@@ -35,7 +35,7 @@ def recomputed(path: Path, checkpoint: Path, ids: tuple[int, ...] = IDS, **readi
     window = Window(0, ids, source=IDS if family.encoder_decoder else ())
     with open_gguf(path) as file, LlamaReader(path, **{"threads": 2, **reading}) as reader:
         inputs, logits = reader.matrix_inputs(window)
-        return Recomputation(opened, family, file, threads=2).compute(window, inputs, logits)
+        return Recomputation.of_gguf(opened, family, file, threads=2).compute(window, inputs, logits)
 
 
 def test_every_type_of_every_family_is_computed_to_the_last_digits(sample: Path, tmp_path: Path) -> None:

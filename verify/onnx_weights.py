@@ -41,7 +41,7 @@ _MOST = 8  # findings
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """A tensor of the checkpoint, and what it is in the folder."""
 
     tensor: Tensor
@@ -63,11 +63,11 @@ def check_folder_weights(
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
     both = [
-        _counterpart(name, tensor, file.external)
+        counterpart(name, tensor, file.external)
         for file in folder.models
         for name, tensor in family.upright(checkpoint.tensors).items()
     ]
-    pairs = list({each.parts: each for each in both if isinstance(each, _Pair)}.values())  # graphs share them
+    pairs = list({each.parts: each for each in both if isinstance(each, Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
     if all(file.producer == PRODUCER for file in folder.models):
         findings += _one_sided(folder, checkpoint, family)
@@ -106,12 +106,12 @@ def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) ->
             yield Finding(shown, message, "none", phrase("a tensor of that name"))
 
 
-def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> _Pair | Finding | None:
+def counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -> Pair | Finding | None:
     """The tensor's counterpart, what is wrong with it, or None where the folder has none of that name."""
     whole, blocks, scales = (stored.get(f"{name}{end}") for end in ("", ".blocks", ".scales"))
     if whole is not None:
         if whole.shape == tensor.shape and whole.element in _WHOLE:
-            return _Pair(tensor, _WHOLE[whole.element][0], (whole,))
+            return Pair(tensor, _WHOLE[whole.element][0], (whole,))
         return _misshapen(name, tensor, whole)
     if blocks is None or scales is None:
         return None
@@ -121,7 +121,7 @@ def _counterpart(name: str, tensor: Tensor, stored: Mapping[str, Initializer]) -
                 continue
             shapes = packed_shapes(format, tensor.shape)
             if math.prod(blocks.shape) == math.prod(shapes.weights) and scales.shape == shapes.scales:
-                return _Pair(tensor, format, (blocks, scales))
+                return Pair(tensor, format, (blocks, scales))
     return _misshapen(name, tensor, blocks)
 
 
@@ -132,7 +132,7 @@ def _misshapen(name: str, tensor: Tensor, stored: Initializer) -> Finding:
     )
 
 
-def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[Compared]:
+def _compare(pairs: Sequence[Pair], threads: int, progress: Progress) -> list[Compared]:
     files = {part.path: InputFile(part.path) for pair in pairs for part in pair.parts}
     results: dict[Piece, Compared] = {}
 
@@ -150,16 +150,16 @@ def _compare(pairs: Sequence[_Pair], threads: int, progress: Progress) -> list[C
     return [total(compared for _, compared in sorted(part, key=lambda item: item[0])) for part in parts]
 
 
-def _compare_piece(pair: _Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
+def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scratch: Scratch) -> Compared:
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
-    raw = [_read(part, files[part.path], tensor.rows, rows) for part in pair.parts]
+    raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
     source = tensor.read(rows.start, rows.stop)
     slab = Encoder((F32, format), kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
-    ours = _weights(pair, raw, shape)
+    ours = weights_of(pair, raw, shape)
     ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
     return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
 
@@ -168,14 +168,14 @@ def _bytes(values: Floats) -> Bytes:
     return values.reshape(-1).view(np.uint8)
 
 
-def _read(part: Initializer, file: InputFile, count: int, rows: Piece) -> bytes:
+def read_part(part: Initializer, file: InputFile, count: int, rows: Piece) -> bytes:
     """The bytes of some of the ``count`` rows of a part."""
     assert part.offset is not None
     size = part.nbytes // max(1, count)
     return file.read(part.offset + size * rows.start, size * (rows.stop - rows.start))
 
 
-def _weights(pair: _Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Floats:
+def weights_of(pair: Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Floats:
     """The weights (rows, columns) onnxruntime computes with."""
     if len(raw) == 1:
         stored = np.frombuffer(raw[0], _WHOLE[pair.parts[0].element][1])
@@ -186,7 +186,7 @@ def _weights(pair: _Pair, raw: Sequence[bytes], shape: tuple[int, int]) -> Float
     return unpacked(pair.format, Packed(numbers, scales))
 
 
-def _error(pair: _Pair, compared: Compared) -> TensorError:
+def _error(pair: Pair, compared: Compared) -> TensorError:
     layer = _LAYER.search(pair.tensor.name)
     return TensorError(
         pair.tensor.name,

@@ -63,7 +63,9 @@ def check_runtime(
     Raises RuntimeFailure where llama.cpp cannot read the file, and ChildDied, which says nothing about it.
     """
     try:
-        recomputation = Recomputation(expected.checkpoint, expected.family, file, threads=options.threads)
+        recomputation = Recomputation.of_gguf(
+            expected.checkpoint, expected.family, file, threads=options.threads
+        )
     except errors.InputError as error:
         return RuntimePart("failed", findings=(Finding("file", error.message),)), None
     most = max(QUICK, _MOST_BYTES // _bytes_of_a_position(file))
@@ -102,33 +104,41 @@ def limit_of(matrix: str, *, gelu: bool) -> float:
     return LIMIT_BEHIND_GELU if gelu and _BEHIND_GELU in matrix else LIMIT
 
 
-def runtime_part(computed: Recomputed, positions: int, *, gelu: bool) -> RuntimePart:
+def runtime_part(
+    computed: Recomputed, positions: int, *, gelu: bool, runtime: str = "llama.cpp"
+) -> RuntimePart:
     """What was computed against the limits; the first departure names the place."""
     errors = [
         MatrixInputError(each.matrix, each.nmse, limit_of(each.matrix, gelu=gelu)) for each in computed.errors
     ]
     wrong = [each for each in errors if not each.nmse <= each.limit]
     findings = [
-        Finding(name, phrase("llama.cpp does not use {name}").of(name=name))
+        Finding(name, phrase("{runtime} does not use {name}").of(runtime=runtime, name=name))
         for name in computed.unused[:_WORST]
     ]
-    findings += [_finding(wrong)] if wrong else []
+    findings += [_finding(wrong, runtime)] if wrong else []
     worst = sorted(errors, key=lambda each: each.nmse / each.limit, reverse=True)[:_WORST]
     verdict = verdict_of(tuple(findings))
     return RuntimePart(verdict, positions, len(errors), tuple(worst), tuple(findings))
 
 
-def _finding(wrong: Sequence[MatrixInputError]) -> Finding:
+def _finding(wrong: Sequence[MatrixInputError], runtime: str) -> Finding:
     """What comes after the first departure may differ for that reason alone."""
     first = wrong[0]
     place = phrase("its logits")
     if first.matrix != LOGITS:
         place = phrase("what enters {matrix}").of(matrix=first.matrix)
     size = f"NMSE {first.nmse:.2g}" if first.nmse < sys.float_info.max else phrase("beyond all numbers")
-    message = phrase(
+    template = phrase(
         "llama.cpp does not compute the checkpoint's architecture with the file's weights: {place} "
         "is the first to differ ({size}, limit {limit:g}); check the metadata"
-    ).of(place=place, size=size, limit=first.limit)
+    )
+    if runtime != "llama.cpp":
+        template = phrase(
+            "onnxruntime does not compute the checkpoint's architecture with the folder's weights: {place} "
+            "is the first to differ ({size}, limit {limit:g}); check the graph"
+        )
+    message = template.of(place=place, size=size, limit=first.limit)
     return Finding(
         first.matrix, message, phrase("at most {limit}").of(limit=f"{first.limit:g}"), f"{first.nmse:.3g}"
     )
