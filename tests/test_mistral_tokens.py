@@ -1,8 +1,7 @@
-"""Mistral's real tokenizers: SentencePiece, alone and with words added as in SOLAR and EEVE; tekken."""
+"""Mistral's real tokenizer: SentencePiece, alone and with words added as in SOLAR and EEVE."""
 
 from __future__ import annotations
 
-import base64
 import json
 import shutil
 from pathlib import Path
@@ -73,59 +72,6 @@ def test_sentencepiece_with_added_words(
     assert parity.verdict == "exact"
     assert found.vocab is not None
     assert found.vocab.size == rows + 6
-
-
-def tekken_tokenizer(path: Path) -> dict[str, Any]:
-    """A tokenizer.json like Nemo's of tekken's ranks: special tokens first, then the ranks."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    held, alphabet = json.loads(path.read_text("utf-8")), bytes_to_unicode()
-    config = held["config"]
-    count = config["default_num_special_tokens"]
-    ranked = held["vocab"][: config["default_vocab_size"] - count]
-    ranks = {base64.b64decode(each["token_bytes"]): number for number, each in enumerate(ranked)}
-    spelled = {token: "".join(alphabet[byte] for byte in token) for token in ranks}
-    specials = ["<unk>", "<s>", "</s>", *(f"<SPECIAL_{number}>" for number in range(3, count))]
-    merges = []
-    for token in ranks:
-        parts = ((token[:at], token[at:]) for at in range(1, len(token)))
-        known = [pair for pair in parts if all(part in ranks for part in pair)]
-        known.sort(key=lambda pair: [ranks[part] for part in pair])
-        merges += [[spelled[part] for part in pair] for pair in known]
-    vocab = dict(zip(specials, range(count), strict=True))
-    vocab |= {spelled[token]: rank + count for token, rank in ranks.items()}
-    split = {"type": "Split", "pattern": {"Regex": config["pattern"]}}
-    split |= {"behavior": "Isolated", "invert": False}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    marks = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    begin = {"id": "<s>", "ids": [1], "tokens": ["<s>"]}
-    sequence = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
-    template = {"type": "TemplateProcessing", "single": sequence, "pair": sequence}
-    template["special_tokens"] = {"<s>": begin}
-    return {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": at, "content": text, "special": True, **marks} for at, text in enumerate(specials)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": template,
-        "decoder": level,
-        "model": {"type": "BPE", "ignore_merges": True, "vocab": vocab, "merges": merges},
-    }
-
-
-@pytest.mark.parametrize("name", ["tekken_240718.json", "tekken_240911.json"])
-def test_tekken(name: str, tmp_path: Path) -> None:
-    """Nemo's is the first of the two."""
-    made = tekken_tokenizer(file_of(MISTRAL_COMMON, f"{DATA}/{name}"))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(made), "utf-8")
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **ROLES}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings), "utf-8")
-    rows = len(made["model"]["vocab"])
-    assert rows == 131072
-    _, parity = select_vocab(model(rows), checkpoint(tmp_path, model_type="mistral"))
-    assert parity.verdict == "exact"
 
 
 def test_a_model_with_them_is_proven(sentencepiece_model: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from ..onnx.request import GraphRequest, one_graph
 from ..rope import refuse_partial_rotation
 from ..settings import Settings
 from ..transforms import interleave_heads
-from .llama import EMBEDDING, OWN_HEAD, limits_of_llama_cpp
+from .llama import EMBEDDING, LLAMA, OWN_HEAD, limits_of_llama_cpp
 from .qwen3 import END, FEED_FORWARD, flags, layer_row
 
 _TIED = "tied head with scalars of its own"
@@ -192,7 +192,7 @@ HYPERCLOVAX = Family(
 )
 WITHOUT_NORMS: Family[HyperClovaXFacts] = replace(
     HYPERCLOVAX,
-    arch="llama",
+    arch=LLAMA.arch,
     rows=_ROWS_OF_LLAMA,
     limits={"llama.cpp": limits_of_llama_cpp, "ONNX": refuse_activations_onnx_lacks},
 )
