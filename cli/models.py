@@ -78,6 +78,8 @@ _KOREAN = (
     (r"(\S+) to (\S+)", r"\1~\2"),
     (r" from (\S+) on", r" \1부터"),
     (r"(\S+) without byte fallback", r"바이트 폴백 없는 \1"),
+    (r" but for (\S+)", r"(\1 제외)"),
+    (r" in transformers' form", " (transformers 형식)"),
     (r" and ", ", "),
 )
 

@@ -20,6 +20,7 @@ from kconv.flows.generate import generate
 from kconv.flows.to_onnx import to_onnx
 from kconv.flows.verify import verify
 from kconv.vocab.normal_form import as_trained, composed
+from kconv.vocab.selection import select_vocab
 
 KEY = "kconv.tokenizer.normalizer"
 DECOMPOSED = unicodedata.normalize("NFD", "안녕하세요, café에서 만나요")
@@ -109,3 +110,12 @@ def test_special_tokens_are_matched_before() -> None:
     metadata = {KEY: "NFC", "tokenizer.ggml.tokens": ("a", "<|end|>"), "tokenizer.ggml.token_type": (1, 3)}
     assert as_trained(metadata, text) == "<|end|>\u0338 각"
     assert as_trained({}, text) == text
+
+
+def test_with_a_space_in_front(tmp_path: Path) -> None:
+    """Both at once, as byte-fallback vocabularies may have it."""
+    rows = material.eagle_like(tmp_path, metaspace="first")
+    edited(tmp_path, normalizer={"type": "NFC"})
+    settled, parity = select_vocab(material.model(rows), material.checkpoint(tmp_path))
+    assert parity.verdict == "leading-space"
+    assert {"nfc", "leading-space"} <= {note.name for note in settled.notes}

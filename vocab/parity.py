@@ -49,7 +49,8 @@ class Parity:
     ``leading-space``: all do once the text given to llama.cpp has the space the original tokenizer puts in
     front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
     one that makes it add none; a stretch of one single space between special tokens is left out of account.
-    ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not. ``error`` says why
+    ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
+    of them with other ids. ``error`` says why
     llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
     way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
     is as good (``Source.equally_good``).
@@ -65,6 +66,7 @@ class Parity:
     different: tuple[int, ...] = field(default=(), repr=False)
     ties: int = 0
     not_nfc: int = 0
+    other_form: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -76,7 +78,7 @@ class Parity:
             "ties": self.ties,
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
-            **({"not_in_nfc": self.not_nfc} if self.verdict == "nfc" else {}),
+            **({"not_in_nfc": self.not_nfc} if self.not_nfc else {}),
         }
 
 
@@ -229,7 +231,8 @@ def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str]
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    spaced, composed = _spaced(as_is, source, around), _composed(as_is, source)
+    composed = _composed(as_is, source)
+    spaced = _spaced([composed.get(at, request) for at, request in enumerate(as_is)], source, around)
     total = len(questions.texts)
     try:
         got = probe.encode([*as_is, *spaced.values(), *composed.values()])
@@ -242,16 +245,17 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
     respaced = dict(zip(spaced, got[len(as_is) : rest], strict=True))
-    if spaced and not _wrong(questions, respaced, source, around)[0]:
+    normalized = dict(zip(composed, got[rest:], strict=True))
+    if composed.keys() >= set(wrong) and not _wrong(questions, normalized, source, around)[0]:
+        verdict = "nfc"
+    elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
-    elif composed and composed.keys() >= set(wrong):
-        normalized = dict(zip(composed, got[rest:], strict=True))
-        verdict = "mismatch" if _wrong(questions, normalized, source, around)[0] else "nfc"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
-    not_nfc = len({questions.questions[at].text for at in composed})
+    not_nfc = {questions.questions[at].text for at in composed}
     equal = total - len(different)
-    return Parity(name, total, equal, verdict, first, different=different, ties=ties, not_nfc=not_nfc)
+    found = Parity(name, total, equal, verdict, first, different=different, ties=ties)
+    return replace(found, not_nfc=len(not_nfc), other_form=len(not_nfc & set(different)))
 
 
 def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:

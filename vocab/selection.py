@@ -133,7 +133,7 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()
     equal = f"all {parity.texts} texts then give the same ids"
-    notes: list[Note] = []
+    notes = [_note_on_nfc(parity)] if parity.not_nfc else []
     if parity.verdict == "leading-space":
         each = source.prefix is not None and source.prefix.each
         where = "every stretch of text between special tokens" if each else "a text"
@@ -157,7 +157,7 @@ def _note_on_nfc(parity: Parity) -> Note:
     """What has to be done to the text where all are equal but those that are not in NFC."""
     message = (
         "exact for text in NFC: the tokenizer normalizes to that Unicode form and llama.cpp does not, so "
-        f"{len(parity.different)} of {parity.not_nfc} texts not in it (decomposed Hangul, accents) get other "
+        f"{parity.other_form} of {parity.not_nfc} texts not in it (decomposed Hangul, accents) get other "
         "tokens; kconv run normalizes prompts, llama.cpp's own programs do not"
     )
     return Note("nfc", message, warning=True)
