@@ -12,9 +12,11 @@ from ..core.errors import VocabError
 from ..core.vocabulary import BPE, SPM, UNIGRAM, TokenType, Vocab
 from . import byte_fallback, pretokenizers
 from .byte_vocabulary import NEVER_FIRES
+from .end_of_turn import KNOWN_END_OF_GENERATION
 from .tokenizer import Source
 
 _NEVER = -10000.0
+_SPACE = "\u0120"  # as byte-level BPE spells it
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,28 @@ def base_vocab(source: Source, model: str = BPE) -> Vocab:
 
 
 def _byte_level(source: Source, base: Vocab) -> Iterator[Candidate]:
+    disguised, count = _disguised(base)
     for pre in pretokenizers.ranked(source.splits, source.ignore_merges):
         yield Candidate(f"byte-level BPE, {pre.name}", replace(base, merges=source.merges, pre=pre.name))
+        if count:
+            name = f"byte-level BPE, {pre.name}, {count} ordinary tokens that look like ends respelled"
+            yield Candidate(name, replace(disguised, merges=source.merges, pre=pre.name))
+
+
+def _disguised(base: Vocab) -> tuple[Vocab, int]:
+    """Ordinary tokens that are spelled like the end of a text, with a space behind; how many there are.
+
+    llama.cpp makes special tokens of them, whatever their type (src/llama-vocab.cpp, "control-looking"), and
+    finds them in texts. Qwen's vocabulary has such a ``</s>``, which no text reaches: its pattern divides it.
+    """
+    tokens, taken, count = list(base.tokens), set(base.tokens), 0
+    for index, (text, kind) in enumerate(zip(base.tokens, base.types, strict=True)):
+        if kind is TokenType.NORMAL and text in KNOWN_END_OF_GENERATION:
+            while text in taken:
+                text += _SPACE
+            taken.add(text)
+            tokens[index], count = text, count + 1
+    return replace(base, tokens=tuple(tokens)), count
 
 
 def _byte_fallback(source: Source, base: Vocab) -> Iterator[Candidate]:
