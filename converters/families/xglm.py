@@ -1,8 +1,8 @@
 """XGLM, as llama.cpp's ``gpt2`` graph (src/models/gpt2.cpp).
 
 Positions are sinusoids, which no checkpoint holds: the table transformers computes is written as if it had
-been learned. Embeddings are multiplied by the root of the width, the head that shares them is not: it becomes a
-matrix of its own.
+been learned. Embeddings are multiplied by the root of the width, the head that shares them is not: it becomes
+a matrix of its own.
 """
 
 from __future__ import annotations
