@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 TANH_FORMS = frozenset({"NewGELUActivation", "GELUTanh", "FastGELUActivation", "AccurateGELUActivation"})
-GELUS = TANH_FORMS | {"GELUActivation"}
+GELUS = TANH_FORMS | {"GELUActivation", "GELU"}
 """Every GELU llama.cpp computes through the table, the one of the error function among them."""
 _ENDS = 10.0
 

@@ -6,6 +6,7 @@ out of it; their own code does that, run with everything before it left out.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from .encoder_decoder import has_encoder
@@ -56,10 +57,15 @@ class Tail:
         import torch
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            return MoeModelOutputWithPast(last_hidden_state=logits)
+        class _Answer(MoeModelOutputWithPast):
+            cross_attentions = None  # which GPT-2 hands on
 
-        with resting(self._model.base_model, answer):
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            return _Answer(last_hidden_state=logits)
+
+        with contextlib.ExitStack() as stack:
+            for module in {self._model.base_model, self._model.get_decoder()}:  # OPT calls the one within
+                stack.enter_context(resting(module, answer))
             made: torch.Tensor = self._model(
                 input_ids=torch.zeros(logits.shape[:2], dtype=torch.long), use_cache=False
             ).logits

@@ -30,7 +30,7 @@ DEFAULTS = {
     "gbst-kebyt5": (2000, 12, 6e-3),
     "hyperclovax": (2000, 8, 3e-3),
     "opt": (900, 8, 4e-3),
-    "xglm": (900, 8, 4e-3),
+    "xglm": (350, 8, 4e-3),
 }
 
 

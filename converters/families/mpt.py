@@ -88,9 +88,7 @@ def _facts(settings: Settings) -> MptFacts:
         (inner, "softmax_scale", None),
     ):
         refuse_set(section, key, wanted, absent)
-    clip = inner.real("clip_qkv", 0.0)
-    if clip < 0:
-        raise inner.refuse("clip_qkv", clip, "null or a positive number")
+    clip = inner.real("clip_qkv") if inner.values.get("clip_qkv") else 0.0  # 0 clips nothing either
     return MptFacts(
         **unrotated(
             settings,
