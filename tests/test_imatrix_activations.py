@@ -42,6 +42,7 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "gpt-neox": lambda folder: write_sample("gpt-neox", folder),
     "exaone4": lambda folder: write_sample("exaone4", folder),
     "mistral": lambda folder: write_sample("mistral", folder),
+    "umt5": lambda folder: write_sample("umt5", folder),
 }
 
 

@@ -15,7 +15,7 @@ from .llama import LLAMA
 from .mistral import MISTRAL
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
-from .t5 import MT5, T5
+from .t5 import MT5, T5, UMT5
 
 FAMILIES: tuple[AnyFamily, ...] = (
     LLAMA,
@@ -23,6 +23,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     GPTJ,
     T5,
     MT5,
+    UMT5,
     GBSWT5,
     QWEN3,
     QWEN3_MOE,
@@ -38,7 +39,6 @@ _LATENT_ATTENTION = (
 # Architectures people try that have no family, and what is known of them (checked in llama.cpp's
 # conversion/ and src/models/ as vendored in llama-cpp-python 0.3.36).
 NEAR: Mapping[str, str] = {
-    "UMT5ForConditionalGeneration": "UMT5 is not supported; llama.cpp's own converter supports it",
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,

@@ -19,6 +19,7 @@ from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
 from .synthetic import write_eagle, write_llama_3_ko
+from .umt5 import write_umt5
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
 """Families whose sample was trained; the others have random weights."""
@@ -42,6 +43,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gpt-neox": write_gpt_neox,
     "exaone4": write_exaone4,
     "mistral": write_mistral,
+    "umt5": write_umt5,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 
