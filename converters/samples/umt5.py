@@ -108,6 +108,9 @@ def _sentencepiece() -> bytes:
         hard_vocab_limit=False,
         num_threads=1,
         minloglevel=2,
-        **{"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1},
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
     )
     return model.getvalue()
