@@ -14,10 +14,12 @@ from t5_checkpoints import nmse, t5_logits
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
 from kconv.converters.samples.umt5 import write_umt5
+from kconv.core.errors import UnsupportedModel
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
 from kconv.reference.model import Reference
+from kconv.verify import verify
 
 VARIANTS: Mapping[str, dict[str, Any]] = {
     "published": {},
@@ -78,3 +80,34 @@ def test_the_reference_computes_what_transformers_does(checkpoint: Path) -> None
     right = right_logits(loaded(checkpoint), IDS[:1], np.ones_like(IDS[:1]), TARGET[:1])[0]
     logits = reference.read((window,)).logits(0, 0, len(window.ids))
     assert np.abs(logits - right).max() < 5e-6 * np.abs(right).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "works"),
+    [
+        ("XLMRobertaModel", "llama.cpp's own converter supports this one"),
+        ("RobertaModel", "wrong for WordPiece"),
+        ("RobertaForMaskedLM", "optimum exports it"),
+        ("BertModel", "llama.cpp's own converter supports this one"),
+        ("UMT5EncoderModel", "nor are they by llama.cpp's own converter"),
+    ],
+)
+def test_a_refusal_of_an_encoder_says_what_takes_it(name: str, works: str) -> None:
+    with pytest.raises(UnsupportedModel, match=works):
+        family_for({"architectures": [name]})
+
+
+def test_a_bias_that_is_another_blocks_is_named(tmp_path: Path) -> None:
+    """The graph takes it without complaint: the first block's would do for all of a T5's."""
+    folder = write_umt5(tmp_path / "model")
+    path = to_gguf(folder, tmp_path, types=("f32",), verify=False, threads=2).outputs[0].path
+    header = read_header(path)
+    places = {info.name: header.data_offset + info.offset for info in header.tensors}
+    size = 4 * 32 * 6
+    held = bytearray(path.read_bytes())
+    one, other = (places[f"enc.blk.{i}.attn_rel_b.weight"] for i in (0, 2))
+    held[other : other + size] = held[one : one + size]
+    path.write_bytes(held)
+    proof = verify(path, folder, tokens=32, diagnose=False, threads=2)
+    assert proof.right == "failed"
+    assert {finding.where for finding in proof.weights.findings} == {"enc.blk.2.attn_rel_b.weight"}

@@ -36,10 +36,33 @@ _LATENT_ATTENTION = (
     "models with multi-head latent attention (later EAGLE models of ETRI, 5.4B) are not supported"
 )
 
+_ENCODER = (
+    "encoders (embeddings, labels) are not supported; llama.cpp's own converter supports this one, and "
+    "optimum exports it to ONNX"
+)
+_ROBERTA = (
+    f"{_ENCODER}; llama.cpp's converter takes every tokenizer.json of a RoBERTa for byte-level BPE, which is "
+    "wrong for WordPiece (klue/roberta)"
+)
+_ENCODER_IN_ONNX = (
+    "encoders (embeddings, labels) are not supported, nor is this class by llama.cpp's own converter; "
+    "optimum exports it to ONNX"
+)
+
 # Architectures people try that have no family, and what is known of them (checked in llama.cpp's
 # conversion/ and src/models/ as vendored in llama-cpp-python 0.3.36).
 NEAR: Mapping[str, str] = {
     "T5EncoderModel": "T5 encoders alone are not supported; llama.cpp's own converter supports them",
+    "UMT5EncoderModel": "UMT5 encoders alone are not supported, nor are they by llama.cpp's own converter",
+    "BertModel": _ENCODER,
+    "BertForMaskedLM": _ENCODER,
+    "BertForSequenceClassification": _ENCODER,
+    "RobertaModel": _ROBERTA,
+    "RobertaForSequenceClassification": _ROBERTA,
+    "RobertaForMaskedLM": _ENCODER_IN_ONNX,
+    "XLMRobertaModel": _ENCODER,
+    "XLMRobertaForSequenceClassification": _ENCODER,
+    "XLMRobertaForMaskedLM": _ENCODER_IN_ONNX,
     "DeepseekV2ForCausalLM": _LATENT_ATTENTION,
     "DeepseekV3ForCausalLM": _LATENT_ATTENTION,
     "GPT2LMHeadModel": "GPT-2 (KoGPT2, ko-gpt-trinity) is not supported; llama.cpp's converter supports it",
