@@ -103,7 +103,8 @@ class InTransformers:
     """How transformers names and shapes the same model, for the fp32 reference.
 
     ``name`` is its class, ``config`` puts into its present words what config.json may say otherwise. A null
-    in config.json means the class's default, but for the keys of ``nulls``, where it means null. ``tensors``
+    in config.json means the class's default, but for the keys of ``nulls``, where it means null. Keys of
+    ``kept`` mean what config.json says where the class sets them to something else. ``tensors``
     gives weights, under a checkpoint's names, the names and shapes of the class's parameters (renamed,
     stacked, split), lazily. ``module`` names the module of the class whose input a checkpoint's matrix is
     multiplied by.
@@ -112,6 +113,7 @@ class InTransformers:
     name: str
     config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     nulls: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
     tensors: Callable[[Mapping[str, Tensor], Sizes], Mapping[str, Tensor]] = lambda held, sizes: held
     module: Callable[[str], str] = lambda name: name.removesuffix(".weight")
 

@@ -78,7 +78,10 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
         if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
             settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
         with _without_memory():
-            return _with_linear(made(settings).eval())
+            model = _with_linear(made(settings).eval())
+        for key in reference.kept & described.keys():
+            setattr(model.config, key, described[key])
+        return model
     except Exception as error:  # anything may come of a configuration made up by somebody
         raise refusal(where, "make", name, error) from error
 

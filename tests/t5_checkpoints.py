@@ -6,6 +6,7 @@ the decoder's tokens through llama_decode.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float32]
+_KEPT: list[Any] = []  # what llama.cpp still calls
 
 # d_kv * num_heads is not d_model, the decoder is shallower than the encoder, all as in ByT5.
 BYT5: Mapping[str, Any] = {
@@ -106,6 +108,10 @@ def t5_logits(path: Path, source: Sequence[int], target: Sequence[int]) -> Float
     """``(len(target), rows)`` from llama.cpp, with a cache of F32 and without repacked weights."""
     import llama_cpp
 
+    # llama-cpp-python's own prints what may end in the middle of a letter
+    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    _KEPT.append(quiet)
     llama_cpp.llama_backend_init()
     parameters = llama_cpp.llama_model_default_params()
     parameters.use_extra_bufts = False

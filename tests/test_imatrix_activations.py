@@ -49,6 +49,7 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "mistral": lambda folder: write_sample("mistral", folder),
     "gemma2": lambda folder: write_sample("gemma2", folder),
     "gemma3": lambda folder: write_sample("gemma3", folder),
+    "umt5": lambda folder: write_sample("umt5", folder),
 }
 
 

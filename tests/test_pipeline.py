@@ -28,6 +28,7 @@ MATERIAL = {
     "gptj": ("kogpt",),
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
+    "umt5": ("umt5",),
     "gbswt5": ("gbst-kebyt5",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
@@ -57,7 +58,11 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
     assert made.parity.verdict == "exact"
     assert [output.type for output in made.outputs] == PLAIN
     ids = list(range(3, 40))
-    if family in (*MATERIAL["t5"], *MATERIAL["gbswt5"]):  # a GBST body can be read without its front end
+    if family in (
+        *MATERIAL["t5"],
+        *MATERIAL["umt5"],
+        *MATERIAL["gbswt5"],
+    ):  # a GBST body can be read without its front end
         logits = {output.type: t5_logits(output.path, ids, ids) for output in made.outputs}
     else:
         logits = {output.type: llama_cpp_logits(output.path, ids) for output in made.outputs}

@@ -22,7 +22,7 @@ from .opt import OPT
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
-from .t5 import MT5, T5
+from .t5 import MT5, T5, UMT5
 from .xglm import XGLM
 
 __all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
@@ -33,6 +33,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     GPTJ,
     T5,
     MT5,
+    UMT5,
     GBSWT5,
     QWEN2,
     QWEN3,

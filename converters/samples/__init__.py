@@ -22,6 +22,7 @@ from .llamas import write_exaone, write_kanana
 from .positioned import write_gpt2, write_mpt
 from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
+from .umt5 import write_umt5
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax")
 """Families whose sample was trained; the others have random weights."""
@@ -52,6 +53,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gemma3": write_gemma3,
     "gpt2": write_gpt2,
     "mpt": write_mpt,
+    "umt5": write_umt5,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

@@ -17,12 +17,13 @@ _FEWEST_BUCKETS = 4  # with fewer a side has no exact bucket
 
 @dataclass(frozen=True)
 class T5Facts:
-    """A T5, mT5 or the body of a GBST T5.
+    """A T5, mT5, UMT5 or the body of a GBST T5.
 
     ``max_distance`` is that from which on all keys are equally far, ``projection`` config.json's word for the
     feed-forward layers. ``scaled``: the decoder's output is multiplied by hidden^-0.5 before the head.
     ``start`` is the token the decoder begins with, ``start_named`` whether config.json names it;
     ``positions`` the trained length, where config.json has one. ``kv_heads`` is a word of GBST T5 alone.
+    ``own_biases``: every block has relative biases of its own, where a T5's blocks share those of the first.
     """
 
     where: str
@@ -45,6 +46,7 @@ class T5Facts:
     start: int
     start_named: bool
     positions: int | None
+    own_biases: bool
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -61,10 +63,17 @@ class T5Facts:
         }
 
 
-def read_facts(settings: Settings, *, mt5: bool = False) -> T5Facts:
-    """Read a config.json; an mT5's feed-forward layers are gated unless it says otherwise, and it never
-    scales (modeling_mt5.py).
+def read_facts(
+    settings: Settings,
+    *,
+    usual: str = "relu",
+    scale_key: str | None = "scale_decoder_outputs",
+    own_biases: bool = False,
+) -> T5Facts:
+    """Read a config.json.
 
+    ``usual`` is the kind of feed-forward layer where it names none, ``scale_key`` the flag that says whether
+    the decoder's output is scaled (by default if the head is tied), None for classes that never scale.
     Raises CheckpointError for what makes no sense.
     """
     layers = settings.either("num_layers", "num_hidden_layers")
@@ -74,7 +83,7 @@ def read_facts(settings: Settings, *, mt5: bool = False) -> T5Facts:
         raise settings.refuse(
             "relative_attention_num_buckets", buckets, f"a number from {_FEWEST_BUCKETS} to {most}"
         )
-    gated, activation = _feed_forward(settings, "gated-gelu" if mt5 else "relu")
+    gated, activation = _feed_forward(settings, usual)
     tied = settings.flag("tie_word_embeddings", True)
     heads = settings.either("num_heads", "num_attention_heads")
     return T5Facts(
@@ -94,10 +103,11 @@ def read_facts(settings: Settings, *, mt5: bool = False) -> T5Facts:
         activation=activation,
         projection=settings.values.get("feed_forward_proj"),
         tied=tied,
-        scaled=not mt5 and settings.flag("scale_decoder_outputs", tied),
+        scaled=scale_key is not None and settings.flag(scale_key, tied),
         start=_decoder_start(settings),
         start_named="decoder_start_token_id" in settings,
         positions=settings.integer("n_positions") if "n_positions" in settings else None,
+        own_biases=own_biases,
     )
 
 

@@ -1,4 +1,4 @@
-"""T5 and its relatives: KEByT5 and ByT5, T5 v1.1, Flan-T5, mT5.
+"""T5 and its relatives: KEByT5 and ByT5, T5 v1.1, Flan-T5, mT5, UMT5.
 
 Keys and tensors as llama.cpp reads them in src/models/t5.cpp; names of tensors as in src/llama-arch.cpp.
 """
@@ -95,6 +95,11 @@ def _bias(side: str) -> Row:
     """Only the first block has one; the others share it."""
     source = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return Row(f"{side[:3]}.blk.0.attn_rel_b.weight", (source,), ("buckets", "heads"))
+
+
+def _biases(side: str) -> Row:
+    """UMT5: every block has its own."""
+    return _block(side, "attn_rel_b", "0.SelfAttention.relative_attention_bias", ("buckets", "heads"))
 
 
 def _head() -> tuple[Row, ...]:
@@ -242,6 +247,19 @@ MT5 = replace(
     title="mT5",
     models=("mT5 without byte fallback",),
     hf_classes=("MT5ForConditionalGeneration",),
-    facts=partial(read_facts, mt5=True),
+    facts=partial(read_facts, usual="gated-gelu", scale_key=None),
     reference=InTransformers("MT5ForConditionalGeneration"),
+)
+_SHARED = {_bias(side).target: _biases(side) for side in ("encoder", "decoder")}
+UMT5 = replace(
+    T5,
+    name="umt5",
+    title="UMT5",
+    models=("UMT5 without byte fallback",),
+    hf_classes=("UMT5ForConditionalGeneration",),
+    facts=partial(read_facts, usual="gated-gelu", scale_key="tie_word_embeddings", own_biases=True),
+    rows=tuple(_SHARED.get(row.target, row) for row in T5.rows),
+    # transformers 5 takes true for false there, and so scales the logits of UMT5 as it was published, which
+    # neither its training nor transformers 4 does
+    reference=InTransformers("UMT5ForConditionalGeneration", kept=frozenset({"tie_word_embeddings"})),
 )

@@ -55,10 +55,11 @@ def _encoder(graph: Graph, shape: T5Shape) -> None:
         values, mask = shape.front.embedded(graph, values, mask)
     lengths = graph.op("Shape", mask)
     keys = _range(graph, graph.number(0, Element.INT64), _length(graph, mask, 1))
-    bias = graph.op("Add", _bias(graph, shape, "encoder", keys, keys), additive_mask(graph, mask))
+    allowed = additive_mask(graph, mask)
+    biases = [graph.op("Add", each, allowed) for each in _biases(graph, shape, "encoder", keys, keys)]
     rows = _as_rows(graph, values, shape.facts.hidden)
     for i in range(shape.facts.layers):
-        block = f"encoder.block.{i}.layer"
+        block, bias = f"encoder.block.{i}.layer", biases[i % len(biases)]
         inner = _norm(graph, shape, rows, f"{block}.0.layer_norm")
         inner = _self_attention(graph, shape, f"{block}.0.SelfAttention", inner, lengths, bias)
         rows = graph.op("Add", rows, inner)
@@ -78,11 +79,12 @@ def _decoder(graph: Graph, shape: T5Shape, cache_of: Callable[[Graph, T5Shape], 
     lengths = graph.op("Shape", ids)
     before = _length(graph, cache.own[0][0], 2) if cache.own[0] else zero
     total = graph.op("Add", before, _length(graph, ids, 1))
-    bias = _bias(graph, shape, "decoder", _range(graph, before, total), _range(graph, zero, total))
+    biases = _biases(graph, shape, "decoder", _range(graph, before, total), _range(graph, zero, total))
     cross_bias = for_queries(graph, additive_mask(graph, mask), graph.op("Shape", ids, start=1))
     rows = _as_rows(graph, graph.embedding(ids, shape.embedding), shape.facts.hidden)
     for i, (own, crossing) in enumerate(zip(cache.own, cache.crossing, strict=True)):
         block, names = f"decoder.block.{i}.layer", caches.present(i, "decoder")
+        bias = biases[i % len(biases)]
         inner = _norm(graph, shape, rows, f"{block}.0.layer_norm")
         inner = _self_attention(
             graph, shape, f"{block}.0.SelfAttention", inner, lengths, bias, past=own, present=names
@@ -143,10 +145,16 @@ def _logits(graph: Graph, shape: T5Shape, rows: str, lengths: str) -> None:
     _by_batch(graph, graph.linear(rows, shape.head), lengths, shape.facts.rows, name="logits")
 
 
-def _bias(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) -> str:
-    table = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    far, causal = shape.facts.max_distance, side == "decoder"
-    return relative_bias(graph, table, queries, keys, max_distance=far, causal=causal)
+def _biases(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) -> list[str]:
+    """Those of each block, or the one all blocks share."""
+    causal = side == "decoder"
+    layers = shape.facts.decoder_layers if causal else shape.facts.layers
+    tables = [
+        f"{side}.block.{i}.layer.0.SelfAttention.relative_attention_bias.weight"
+        for i in range(layers if shape.facts.own_biases else 1)
+    ]
+    far = shape.facts.max_distance
+    return [relative_bias(graph, each, queries, keys, max_distance=far, causal=causal) for each in tables]
 
 
 def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
