@@ -28,10 +28,6 @@ _OPTIMUM = "export it with optimum: optimum-cli export onnx"
 # llama-cpp-python 0.3.36. Not asked for classes that have a family.
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        "UMT5ForConditionalGeneration",
-        "UMT5 (a T5 with a position bias in every layer) is not supported",
-    ),
-    (
         "UMT5EncoderModel T5EncoderModel",
         "T5 encoders alone are not supported",
     ),
@@ -88,20 +84,8 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         f"llama.cpp; {_TRANSFORMERS}",
     ),
     (
-        "HyperCLOVAXForCausalLM",
-        f"HyperCLOVA X SEED Think 14B: llama.cpp's converter does not know it; {_TRANSFORMERS}",
-    ),
-    (
         "HyperCLOVAXVisionV2ForConditionalGeneration",
         f"HyperCLOVA X SEED Think 32B sees pictures: {_NO_GRAPH}; {_TRANSFORMERS}",
-    ),
-    (
-        "OPTForCausalLM",
-        f"OPT: llama.cpp's converter does not know it; {_TRANSFORMERS}",
-    ),
-    (
-        "XGLMForCausalLM",
-        f"XGLM: llama.cpp's converter does not know it; {_TRANSFORMERS}",
     ),
     (
         "MosaicGPT",
@@ -125,18 +109,6 @@ _KNOWN: tuple[tuple[str, str], ...] = (
     (
         "XLMRobertaModel",
         "XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it",
-    ),
-    (
-        "GPT2LMHeadModel",
-        "GPT-2 (ko-gpt-trinity, KoGPT2) is not supported by kconv",
-    ),
-    (
-        "Qwen2ForCausalLM",
-        "Qwen2 and Qwen2.5 (A.X 4.0) are not supported by kconv",
-    ),
-    (
-        "ExaoneForCausalLM",
-        "EXAONE 3 (3.5, Deep) is not supported by kconv",
     ),
 )
 
