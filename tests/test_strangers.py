@@ -155,8 +155,8 @@ def test_older_converters(
 
 
 WRONG: dict[tuple[str, str], tuple[Any, str, str]] = {
-    ("42dot", T + "pre"): (None, "tokens", "as other tokens"),
-    ("llama-3-ko", T + "pre"): (None, "tokens", "as other tokens"),
+    ("42dot", T + "pre"): (None, "tokens", "the file has no tokenizer.ggml.pre: add it"),
+    ("llama-3-ko", T + "pre"): (None, "tokens", "the file has no tokenizer.ggml.pre: add it"),
     ("llama-3-ko", T + "eos_token_id"): (5, "metadata", "stop at the wrong token"),
     ("llama-3-ko", T + "bos_token_id"): (5, "metadata", "begin with the wrong token"),
     ("llama-3-ko", "llama.rope.freq_base"): (None, "metadata", "so llama.cpp uses 10000"),

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..core.errors import ChildDied
 from ..core.gguf_file import GgufHeader
 from ..core.language import phrase
-from ..core.vocabulary import Vocab
+from ..core.vocabulary import BPE, Vocab
 from ..vocab.decoding import token_bytes
-from ..vocab.in_gguf import read_vocab
+from ..vocab.in_gguf import PREFIX, read_vocab
 from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
 from ..vocab.selection import EMBEDDING, notes_on_text
@@ -54,7 +54,7 @@ def check_tokens(
         grave = any(finding.grave for finding in findings)
         shown = (*_fewer(findings), undecided(death, "llama.cpp"))
         return TokensPart("failed" if grave else "not decided", None, 0, shown)
-    findings += _of_parity(parity, questions, source, allow_mismatch)
+    findings += _of_parity(parity, questions, source, allow_mismatch, _missing_pre(header, expected))
     findings.sort(key=lambda finding: not finding.grave)
     return tokens_part(parity, source, findings, entries=min(vocab.size, expected.size))
 
@@ -109,14 +109,24 @@ def _pieces(text: str) -> Iterator[str]:
         yield piece
 
 
-def _of_parity(parity: Parity, questions: Exam, source: Source, allow_mismatch: bool) -> Iterator[Finding]:
+def _missing_pre(header: GgufHeader, expected: Vocab) -> str:
+    """What to do where the file does not say how text is cut before BPE; llama.cpp then guesses."""
+    key = PREFIX + "pre"
+    if key in header.metadata or expected.model != BPE:
+        return ""
+    return f"the file has no {key}: add it with the value {expected.pre!r} or convert the checkpoint again"
+
+
+def _of_parity(
+    parity: Parity, questions: Exam, source: Source, allow_mismatch: bool, cure: str
+) -> Iterator[Finding]:
     if parity.error:
         message = phrase("llama.cpp cannot use the vocabulary: {error}").of(error=parity.error)
         yield Finding("vocabulary", message, "token ids", parity.error)
         return
     if parity.verdict != "mismatch" or parity.difference is None:
         return
-    reason = explanation(parity, questions, source)
+    reason = cure or explanation(parity, questions, source)
     expected, actual, passage = _apart(parity.difference, source)
     message = phrase(
         "llama.cpp reads {differing} of {texts} texts as other tokens than the checkpoint's "
