@@ -21,7 +21,7 @@ from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3,
 from .positioned import write_gpt2, write_mpt
 from .synthetic import write_eagle, write_llama_3_ko
 
-TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "opt")
 """Families whose sample was trained; the others have random weights."""
 
 
