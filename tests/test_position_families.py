@@ -98,3 +98,44 @@ def test_what_the_graph_does_not_compute_is_refused(
     folder = write_checkpoint(tmp_path / "checkpoint", **changes)
     with pytest.raises(InputError, match=message):
         to_gguf(folder, tmp_path / "out.gguf", verify=False)
+
+
+def _kl(reference: Any, found: Any) -> float:
+    import torch
+
+    p, q = (torch.log_softmax(torch.tensor(each, dtype=torch.float64), -1) for each in (reference, found))
+    return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_a_trained_opt_loses_what_the_type_costs_and_no_more(tmp_path: Path) -> None:
+    """Mean KL against that of transformers computing with the file's weights, and what activations cost."""
+    from transformers import PreTrainedTokenizerFast
+
+    from kconv.converters.samples import write_sample
+    from kconv.quant.gguf_weights import GgufFile
+
+    folder = write_sample("opt", tmp_path / "opt")
+    made = to_gguf(folder, tmp_path, types=("f32", "q8_0", "q4_0", "q4_k_m"), verify=False).outputs
+    text = (folder / "README.md").read_text("utf-8")
+    ids = [2, *_encode(folder, text)][:250]
+    assert PreTrainedTokenizerFast is not None
+    checkpoint = open_checkpoint(folder)
+    family = family_for(checkpoint.config)
+    expected = transformers_logits(folder, ids)
+    activations = 0.0
+    for output in made:
+        found = llama_cpp_logits(output.path, ids)
+        if output.type == "f32":
+            assert nmse(found, expected) < 1e-9
+            assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.99
+            continue
+        file = GgufFile(output.path)
+        tensors = {info.name: file.tensor(info) for info in file.header.tensors}
+        weights = unmapped(family, checkpoint, tensors)
+        alone = _kl(expected, _logits_with(folder, weights, ids))
+        kl = _kl(expected, found)
+        print(output.type, "KL", kl, "weights alone", alone)
+        if output.type == "q8_0":
+            activations = kl
+            assert kl < 1e-3
+        assert kl < 1.1 * alone + activations
