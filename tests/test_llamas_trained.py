@@ -118,6 +118,25 @@ def test_f32_is_exact(folder: Path, files: dict[str, Path], ids: list[int]) -> N
     assert nmse(llama_cpp_logits(files["f32"], ids), transformers_logits(folder, ids)) < 1e-9
 
 
+def test_the_likeliest_tokens_are_transformers(folder: Path, files: dict[str, Path], ids: list[int]) -> None:
+    """128 tokens, each the likeliest after those before it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    begin = ids[:10]
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    written = model.generate(
+        torch.tensor([begin]),
+        attention_mask=torch.ones(1, len(begin), dtype=torch.long),
+        max_new_tokens=128,
+        min_new_tokens=128,
+        do_sample=False,
+        eos_token_id=None,
+    )[0].tolist()
+    found = llama_cpp_logits(files["f32"], written[:-1])[len(begin) - 1 :].argmax(1)
+    assert found.tolist() == written[len(begin) :]
+
+
 @pytest.mark.parametrize("name", TYPES[1:])
 def test_a_type_loses_what_it_costs(name: str, folder: Path, files: dict[str, Path], ids: list[int]) -> None:
     """At most a tenth more than transformers with the file's weights, and what rounded activations cost."""
