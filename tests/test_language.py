@@ -131,7 +131,8 @@ def test_a_verdict_line_in_korean() -> None:
 
 
 def test_the_terminal_in_korean_has_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    proof = replace(proof_material.passed(), seconds=71.4)
+    logits = replace(proof_material.passed().logits, gate=gate_for("q4_0"))
+    proof = replace(proof_material.passed(), seconds=71.4, logits=logits)
     english = proof_text(proof)
     with speaking("ko"):
         korean = proof_text(proof)

@@ -19,6 +19,7 @@ from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, MalformedKey
 from ..vocab.tokenizer import META_SPACE, Source
 from .proof import Finding
+from .token_text import is_byte_level, readable, shown_text
 
 _TOKENS, _TYPES = PREFIX + "tokens", PREFIX + "token_type"
 _SCORES, _MERGES = PREFIX + "scores", PREFIX + "merges"
@@ -99,30 +100,6 @@ def _duplicates(actual: Vocab) -> list[Finding]:
         "tokens {first} and {second} have the same text {text}{more}: llama.cpp aborts on this"
     ).of(first=ids[0], second=ids[1], text=shown_text(twice[0]), more=more)
     return [Finding(_TOKENS, message, phrase("every text once"), shown_text(twice[0]))]
-
-
-def readable(piece: str, *, byte_level: bool) -> str:
-    """A token's text as people write it, quoted; its own symbols where they stand for half a character."""
-    if not byte_level:
-        return shown_text(piece.replace(META_SPACE, " "))
-    symbols = byte_symbols()
-    if not piece or not all(character in symbols for character in piece):
-        return shown_text(piece)  # an added token stands as it is
-    try:
-        return shown_text(bytes(symbols[character] for character in piece).decode())
-    except UnicodeDecodeError:
-        return shown_text(piece)
-
-
-def is_byte_level(source: Source) -> bool:
-    """Whether the tokenizer's pieces are written in GPT-2's symbols for bytes."""
-    return source.kind == "byte-level bpe"
-
-
-def shown_text(text: str, limit: int = 80) -> str:
-    """Quoted, on one line, what cannot be printed escaped."""
-    visible = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:limit])
-    return f"'{visible}{'…' if len(text) > limit else ''}'"
 
 
 # Texts

@@ -176,11 +176,10 @@ class LayerError:
 
 def layer_name(layer: int, encoder_layers: int) -> Phrase:
     """A layer of a LayerError in words, as the file's tensors count it."""
-    if not encoder_layers:
-        return phrase("layer {layer}").of(layer=layer)
     if layer < encoder_layers:
         return phrase("encoder layer {layer}").of(layer=layer)
-    return phrase("decoder layer {layer}").of(layer=layer - encoder_layers)
+    name = phrase("decoder layer {layer}") if encoder_layers else phrase("layer {layer}")
+    return name.of(layer=layer - encoder_layers)
 
 
 @dataclass(frozen=True)
@@ -304,9 +303,8 @@ class Proof:
         del values["logits"]["positions"]
         loss = self.logits.loss
         values["logits"]["loss"] = None if loss is None else asdict(loss)
-        plain: dict[str, Any] = _plain(
-            {"verdict": self.verdict, "right": self.right, "cause": self.cause, **values}
-        )
+        answers = {"verdict": self.verdict, "right": self.right, "cause": self.cause}
+        plain: dict[str, Any] = _plain({**answers, **values})
         return plain
 
     def to_manifest(self) -> dict[str, Any]:

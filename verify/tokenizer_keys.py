@@ -15,8 +15,9 @@ from ..core.vocabulary import BPE, GEMMA4, SPM, UNIGRAM, Vocab, gguf_keys
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, RAW_PRE, ROLES, read_vocab
 from ..vocab.leading_space import LEADING_SPACE
-from .entries import malformed, readable
+from .entries import malformed
 from .proof import Finding
+from .token_text import readable
 
 _COMPARED = ("model", "pre", "add_bos_token", "add_eos_token", "add_space_prefix", "suppress_tokens")
 _COMPARED_UNIGRAM = ("remove_extra_whitespaces", "precompiled_charsmap")

@@ -15,8 +15,9 @@ from ..vocab.parity import Difference, Exam, Parity, examine
 from ..vocab.reasons import explanation
 from ..vocab.selection import EMBEDDING, notes_on_text
 from ..vocab.tokenizer import Source
-from .entries import check_lengths, compare_entries, is_byte_level, malformed, readable, shown_text
+from .entries import check_lengths, compare_entries, malformed
 from .proof import Finding, TokensPart, Verdict, undecided, verdict_of
+from .token_text import is_byte_level, readable, shown_text
 
 _MOST = 8  # findings
 _PIECE = 400  # characters of the user's text read at a time, so that a difference can be shown

@@ -2,98 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from ..core.language import Phrase, phrase, phrases
-from ..core.model import Model
+from ..core.language import phrase, phrases
 from ..core.tensor import Tensor
-from ..quant.ggml import Floats
-from ..quant.gguf_weights import GgufFile
 from ..quant.low_rank import ROWS, rank_of_update
 from .same_model import block_of
-from .weight_errors import Compared, MarkedRows, is_scaled
-from .weight_limits import typical_error, typical_slope
+from .weight_cases import NEAR, SAMPLE, UNEXPLAINED, UNSEARCHED, Case, Cause, Search, case_of, rows_cause
+from .weight_errors import Compared, is_scaled
+from .weight_limits import typical_slope
 from .weight_rows import Pair, alike, as_stored, column, rows_of, search
-
-# Rows looked at, and how far a row is looked for in the neighbourhood of its place.
-_SAMPLE = 8
-_NEAR = 32
-
-# Keys of what is left: differing throughout without a cause that is known, and not looked at so closely.
-UNEXPLAINED = ("unexplained",)
-UNSEARCHED = ("unsearched",)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Where causes are looked for: the file, the model and the checkpoint's tensors before the mapping."""
-
-    file: GgufFile
-    model: Model
-    originals: Mapping[str, Tensor]
-    tensors: int
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Why one tensor differs; causes of equal ``key`` are reported together.
-
-    ``one`` is a sentence with ``{name}``, ``several`` one with ``{names}`` and ``{count}``.
-    """
-
-    key: tuple[object, ...]
-    one: Phrase
-    several: Phrase
-
-
-@dataclass(frozen=True)
-class _Case:
-    """A tensor that differs, and some rows of it that do: numbers, the file's, the checkpoint's.
-
-    ``error`` is the error encoding would have made.
-    """
-
-    pair: Pair
-    compared: Compared
-    bad: MarkedRows
-    rows: tuple[int, ...]
-    sample: Floats
-    original: Floats
-    error: float
-    where: Search
-    thorough: bool
-
-    @property
-    def count(self) -> int:
-        """Rows of the tensor."""
-        return self.pair.tensor.rows if len(self.pair.info.shape) > 1 else 1
-
-    @property
-    def mostly(self) -> bool:
-        """Whether more than half of the rows differ."""
-        return 2 * self.bad.count > self.count
-
-    def matches(self, candidate: Floats) -> bool:
-        """Whether these rows of the checkpoint, stored in the format, would look like the file's."""
-        return alike(self.sample, candidate, self.error)
-
-
-def _case(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> _Case:
-    bad = next((rows for rows in (compared.far, compared.worse) if rows.count), compared.changed)
-    # Some neighbours and some far apart: a rule that fits only every other row is none.
-    near, rest = bad.examples[: _SAMPLE // 2], bad.examples[_SAMPLE // 2 :]
-    rows = (*near, *rest[:: -(-len(rest) // (_SAMPLE // 2)) or 1]) or (0,)
-    own = compared.own.error if compared.own is not None else typical_error(pair.format)
-    sample = rows_of(where.file.tensor(pair.info), rows)
-    return _Case(pair, compared, bad, rows, sample, rows_of(pair.tensor, rows), own, where, thorough)
 
 
 def cause_of(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -> Cause:
     """The first explanation that fits; ``thorough``: whole tensors may be searched for the rows."""
-    case = _case(pair, compared, where, thorough=thorough)
+    case = case_of(pair, compared, where, thorough=thorough)
     for explain in _EXPLANATIONS:
         cause = explain(case)
         if cause is not None:
@@ -101,7 +27,7 @@ def cause_of(pair: Pair, compared: Compared, where: Search, *, thorough: bool) -
     return _unexplained(case)
 
 
-def _not_finite(case: _Case) -> Cause | None:
+def _not_finite(case: Case) -> Cause | None:
     count = case.compared.not_finite
     if not count:
         return None
@@ -114,7 +40,7 @@ def _not_finite(case: _Case) -> Cause | None:
     )
 
 
-def _same_numbers(case: _Case) -> Cause | None:
+def _same_numbers(case: Case) -> Cause | None:
     if case.compared.own is None or case.compared.different:
         return None
     return Cause(
@@ -126,7 +52,7 @@ def _same_numbers(case: _Case) -> Cause | None:
     )
 
 
-def _zeros(case: _Case) -> Cause | None:
+def _zeros(case: Case) -> Cause | None:
     if case.compared.stored.stored == 0:
         return Cause(
             ("zeros",), phrase("{name} is all zeros"), phrase("{count} tensors are all zeros: {names}")
@@ -134,7 +60,7 @@ def _zeros(case: _Case) -> Cause | None:
     zero = case.compared.zero
     if not zero.count or zero.count < case.bad.count:
         return None
-    return _rows_cause(
+    return rows_cause(
         zero,
         phrase("row {first} of {name} is all zeros"),
         phrase("{rows} rows of {name}, from row {first} to {last}, are all zeros"),
@@ -142,19 +68,13 @@ def _zeros(case: _Case) -> Cause | None:
     )
 
 
-def _ones(case: _Case) -> Cause | None:
+def _ones(case: Case) -> Cause | None:
     same = case.mostly and (case.sample == 1).all()
     one, several = phrase("{name} is all ones"), phrase("{count} tensors are all ones: {names}")
     return Cause(("ones",), one, several) if same else None
 
 
-def _rows_cause(rows: MarkedRows, one: Phrase, some: Phrase, several: Phrase) -> Cause:
-    """Something about one or some rows of a tensor, or of several tensors."""
-    text = (one if rows.count == 1 else some).of(rows=rows.count, first=rows.first, last=rows.last)
-    return Cause((several, rows.first, rows.last), text, several)
-
-
-def _not_permuted(case: _Case) -> Cause | None:
+def _not_permuted(case: Case) -> Cause | None:
     raw = case.where.originals.get(case.pair.info.name)
     if raw is None or raw.shape != case.pair.info.shape or not case.matches(rows_of(raw, case.rows)):
         return None
@@ -163,7 +83,7 @@ def _not_permuted(case: _Case) -> Cause | None:
     return Cause(("order",), phrase("{name}: {why}").of(why=why), several)
 
 
-def _scaled(case: _Case) -> Cause | None:
+def _scaled(case: Case) -> Cause | None:
     sums, own = case.compared.stored, case.compared.own
     if not sums.weights or not sums.stored or sums.cross == 0:
         return None
@@ -179,7 +99,7 @@ def _scaled(case: _Case) -> Cause | None:
     return Cause(("scaled", by), phrase("{name} is scaled by {factor}").of(factor=by), several)
 
 
-def _another_tensor(case: _Case) -> Cause | None:
+def _another_tensor(case: Case) -> Cause | None:
     if not case.mostly or not case.thorough:
         return None
     name = case.pair.info.name
@@ -203,7 +123,7 @@ def _another_tensor(case: _Case) -> Cause | None:
     return None
 
 
-def _alternatives(case: _Case) -> Iterator[Tensor]:
+def _alternatives(case: Case) -> Iterator[Tensor]:
     """Other tensors of the shape; those of the same kind in other layers first."""
     name = case.pair.info.name
     kind = name.rsplit(".", 2)[-2:]
@@ -211,7 +131,7 @@ def _alternatives(case: _Case) -> Iterator[Tensor]:
     yield from sorted(others, key=lambda tensor: tensor.name.rsplit(".", 2)[-2:] != kind)
 
 
-def _rounded(case: _Case) -> Cause | None:
+def _rounded(case: Case) -> Cause | None:
     """Float weights that went through a shorter float on the way."""
     if case.pair.format.quantized:
         return None
@@ -223,11 +143,11 @@ def _rounded(case: _Case) -> Cause | None:
     return None
 
 
-def _shifted(case: _Case) -> Cause | None:
+def _shifted(case: Case) -> Cause | None:
     """The same rows, some places away."""
     if len(case.pair.info.shape) != 2:
         return None
-    for shift in sorted(range(-_NEAR, _NEAR + 1), key=abs):
+    for shift in sorted(range(-NEAR, NEAR + 1), key=abs):
         places = [row - shift for row in case.rows]
         if shift == 0 or min(places) < 0 or max(places) >= case.count:
             continue
@@ -252,11 +172,11 @@ def _shifted(case: _Case) -> Cause | None:
     return None
 
 
-def _rolled(case: _Case) -> Cause | None:
-    for shift in sorted(range(-_SAMPLE, _SAMPLE + 1), key=abs):
+def _rolled(case: Case) -> Cause | None:
+    for shift in sorted(range(-SAMPLE, SAMPLE + 1), key=abs):
         if shift and case.matches(np.roll(case.original, shift, axis=1)):
             by = phrases("{count} column", "{count} columns", abs(shift))
-            return _rows_cause(
+            return rows_cause(
                 case.bad,
                 phrase("row {first} of {name} is shifted by {columns}").of(columns=by),
                 phrase("{rows} rows of {name}, from row {first} to {last}, are shifted by {columns}").of(
@@ -267,7 +187,7 @@ def _rolled(case: _Case) -> Cause | None:
     return None
 
 
-def _transposed(case: _Case) -> Cause | None:
+def _transposed(case: Case) -> Cause | None:
     shape = case.pair.info.shape
     if not (case.mostly and case.thorough and len(shape) == 2 and shape[0] == shape[1]):
         return None
@@ -278,11 +198,11 @@ def _transposed(case: _Case) -> Cause | None:
     )
 
 
-def _reordered(case: _Case) -> Cause | None:
+def _reordered(case: Case) -> Cause | None:
     """The same rows, in places that follow no rule known here."""
     if not case.thorough or len(case.pair.info.shape) != 2:
         return None
-    chosen = case.rows[: _SAMPLE // 2]
+    chosen = case.rows[: SAMPLE // 2]
     places = search(case.pair.tensor, case.sample[: len(chosen)])
     if not _at_places(case, places):
         return None
@@ -290,8 +210,8 @@ def _reordered(case: _Case) -> Cause | None:
     if not pairs:
         return None
     row, place = pairs[0]
-    if case.bad.count <= _SAMPLE:
-        return _rows_cause(
+    if case.bad.count <= SAMPLE:
+        return rows_cause(
             case.bad,
             phrase("row {first} of {name} is row {row} of the checkpoint").of(row=place),
             phrase(
@@ -309,12 +229,12 @@ def _reordered(case: _Case) -> Cause | None:
     )
 
 
-def _at_places(case: _Case, places: Sequence[int]) -> bool:
+def _at_places(case: Case, places: Sequence[int]) -> bool:
     """Whether the first rows of the sample are those of these places."""
     return alike(case.sample[: len(places)], rows_of(case.pair.tensor, places), case.error)
 
 
-def _unexplained(case: _Case) -> Cause:
+def _unexplained(case: Case) -> Cause:
     diff = case.compared
     error = phrase("relative error {error:.3g}")
     if case.pair.format.quantized:
@@ -323,7 +243,7 @@ def _unexplained(case: _Case) -> Cause:
     if case.bad.count and not case.mostly:
         one = phrase("row {first} of {name} differs ({error})").of(error=error)
         some = phrase("{rows} rows of {name}, from row {first} to {last}, differ ({error})").of(error=error)
-        rows = _rows_cause(case.bad, one, some, phrase("some rows of {count} tensors differ: {names}"))
+        rows = rows_cause(case.bad, one, some, phrase("some rows of {count} tensors differ: {names}"))
         return replace(rows, key=("some rows",))
     if not case.thorough:
         return Cause(
@@ -349,7 +269,7 @@ def _unexplained(case: _Case) -> Cause:
     )
 
 
-def _adapted(case: _Case) -> Cause | None:
+def _adapted(case: Case) -> Cause | None:
     if not (case.mostly and case.thorough and len(case.pair.info.shape) == 2):
         return None
     rows = range(0, case.count, max(1, case.count // ROWS))
@@ -362,7 +282,7 @@ def _adapted(case: _Case) -> Cause | None:
     return None if rank is None else Cause(("low rank",), one.of(rank=rank), several)
 
 
-_EXPLANATIONS: tuple[Callable[[_Case], Cause | None], ...] = (
+_EXPLANATIONS: tuple[Callable[[Case], Cause | None], ...] = (
     _not_finite,
     _same_numbers,
     _zeros,

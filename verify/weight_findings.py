@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from ..core.language import phrase
 from .proof import Finding
-from .weight_causes import UNEXPLAINED, UNSEARCHED, Cause, Search, cause_of
+from .weight_cases import UNEXPLAINED, UNSEARCHED, Cause, Search
+from .weight_causes import cause_of
 from .weight_errors import Compared
 from .weight_rows import Pair
 

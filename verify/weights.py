@@ -30,7 +30,7 @@ from ..quant.second_look import SecondLook
 from ..quant.slabs import Scratch
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
-from .weight_causes import Search
+from .weight_cases import Search
 from .weight_errors import Compared, is_scaled, measure, total
 from .weight_findings import findings_of
 from .weight_limits import error_limit, slope_limits, typical_error
