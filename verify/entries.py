@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.language import phrase, phrases
 from ..core.vocabulary import SPM, TokenType, Vocab
-from ..vocab.decoding import byte_symbols, token_bytes
+from ..vocab.decoding import token_bytes
 from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.in_gguf import PREFIX, MalformedKey
 from ..vocab.tokenizer import META_SPACE, Source
