@@ -15,7 +15,7 @@ WINDOW = 16
 LAYERS = 64  # llama.cpp takes the 32B, by this number, for the one with a window
 
 
-@pytest.mark.parametrize("type_", ["f32", "q4_0"])
+@pytest.mark.parametrize("type_", [pytest.param("f32", marks=pytest.mark.long), "q4_0"])
 def test_another_window_fails_by_the_runtime_part(tmp_path: Path, type_: str) -> None:
     changes = {"sliding_window": WINDOW, "sliding_window_pattern": "LLLG", "num_hidden_layers": LAYERS}
     checkpoint = write_exaone4(tmp_path / "windowed", **changes)
