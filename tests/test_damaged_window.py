@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from damage_material import another_window
@@ -17,7 +18,11 @@ LAYERS = 64  # llama.cpp takes the 32B, by this number, for the one with a windo
 
 @pytest.mark.parametrize("type_", [pytest.param("f32", marks=pytest.mark.long), "q4_0"])
 def test_another_window_fails_by_the_runtime_part(tmp_path: Path, type_: str) -> None:
-    changes = {"sliding_window": WINDOW, "sliding_window_pattern": "LLLG", "num_hidden_layers": LAYERS}
+    changes: dict[str, Any] = {
+        "sliding_window": WINDOW,
+        "sliding_window_pattern": "LLLG",
+        "num_hidden_layers": LAYERS,
+    }
     checkpoint = write_exaone4(tmp_path / "windowed", **changes)
     good = to_gguf(checkpoint, tmp_path / "out", types=(type_,), verify=False).outputs[0].path
     right = verify(good, checkpoint, tokens=40, threads=1)
