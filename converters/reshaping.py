@@ -24,7 +24,8 @@ def transpose() -> Transform:
 def transposed(source: Tensor) -> Tensor:
     """A matrix with rows and columns exchanged; twice is the matrix itself."""
     if isinstance(source.read, partial) and source.read.func is _read_transposed:
-        return replace(source.read.args[0], name=source.name)
+        original: Tensor = source.read.args[0]
+        return replace(original, name=source.name)
     read = partial(_read_transposed, source)
     return replace(source, shape=source.shape[::-1], read=read, granule=1, stored=None)
 

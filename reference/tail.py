@@ -57,7 +57,7 @@ class Tail:
         import torch
         from transformers.modeling_outputs import MoeModelOutputWithPast
 
-        class _Answer(MoeModelOutputWithPast):
+        class _Answer(MoeModelOutputWithPast):  # type: ignore[misc]
             cross_attentions = None  # which GPT-2 hands on
 
         def answer(*args: Any, **kwargs: Any) -> Any:
