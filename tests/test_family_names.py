@@ -112,7 +112,7 @@ class Graph:
 """
 HARMLESS = (
     "family.name == name", "arch in SUPPORTED", "config.get('model_type')", "library == 'llama.cpp'",
-    "write(path, 'llama')", "config = {'model_type': 't5'}", "f'llama.{key}'", "name == 'opt-in'",
+    "write(path, 'llama')", "config = {'model_type': 't5'}", "f'llama.{key}'", "name == 'add-in'",
     "kind = 't5'\ndef f(kind): return kind == other",
     "from ..converters.families import FAMILIES, family_for",
 )  # fmt: skip
