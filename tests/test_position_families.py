@@ -107,18 +107,40 @@ def _kl(reference: Any, found: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
+def _logits_with(folder: Path, weights: Any, ids: list[int]) -> Any:
+    """What transformers computes with those weights, under the checkpoint's names."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    state = {name: torch.from_numpy(_floats(each)) for name, each in weights.items()}
+    model.load_state_dict(state, strict=False)
+    model.tie_weights()
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
+def _floats(tensor: Any) -> Any:
+    from kconv.quant.ggml import to_float32
+
+    out = np.empty(tensor.shape, np.float32)
+    to_float32(np.ascontiguousarray(tensor.read(0, tensor.rows)), tensor.dtype, out)
+    return out
+
+
 def test_a_trained_opt_loses_what_the_type_costs_and_no_more(tmp_path: Path) -> None:
     """Mean KL against that of transformers computing with the file's weights, and what activations cost."""
-    from transformers import PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     from kconv.converters.samples import write_sample
-    from kconv.quant.gguf_weights import GgufFile
+    from kconv.quant.gguf_weights import open_gguf
 
     folder = write_sample("opt", tmp_path / "opt")
     made = to_gguf(folder, tmp_path, types=("f32", "q8_0", "q4_0", "q4_k_m"), verify=False).outputs
     text = (folder / "README.md").read_text("utf-8")
-    ids = [2, *_encode(folder, text)][:250]
-    assert PreTrainedTokenizerFast is not None
+    ids = [2, *AutoTokenizer.from_pretrained(folder).encode(text, add_special_tokens=False)][:250]
     checkpoint = open_checkpoint(folder)
     family = family_for(checkpoint.config)
     expected = transformers_logits(folder, ids)
@@ -129,13 +151,14 @@ def test_a_trained_opt_loses_what_the_type_costs_and_no_more(tmp_path: Path) -> 
             assert nmse(found, expected) < 1e-9
             assert (found.argmax(-1) == expected.argmax(-1)).mean() > 0.99
             continue
-        file = GgufFile(output.path)
-        tensors = {info.name: file.tensor(info) for info in file.header.tensors}
-        weights = unmapped(family, checkpoint, tensors)
-        alone = _kl(expected, _logits_with(folder, weights, ids))
+        with open_gguf(output.path) as file:
+            tensors = {info.name: file.tensor(info) for info in file.header.tensors}
+            alone = _kl(expected, _logits_with(folder, unmapped(family, checkpoint, tensors), ids))
         kl = _kl(expected, found)
         print(output.type, "KL", kl, "weights alone", alone)
         if output.type == "q8_0":
+            # inputs are rounded to the same format as the weights, so they cost about as much again
+            assert kl < 2.5 * alone
             activations = kl
-            assert kl < 1e-3
-        assert kl < 1.1 * alone + activations
+        else:
+            assert kl < 1.1 * alone + activations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..vocab.parity import byte_symbols
+from ..vocab.decoding import byte_symbols
 from ..vocab.tokenizer import META_SPACE, Source
 
 
