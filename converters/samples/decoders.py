@@ -23,14 +23,14 @@ def write_qwen3(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **cha
 
     ``folder`` must not exist yet; ``changes`` are to config.json.
     """
-    config = {**_common("Qwen3ForCausalLM", "qwen3"), "tie_word_embeddings": True, **changes}
+    config = {**common("Qwen3ForCausalLM", "qwen3"), "tie_word_embeddings": True, **changes}
     config |= {"intermediate_size": 704, "max_window_layers": 3, "use_sliding_window": False}
-    return _write(folder, config, _qwen3_shapes, "A Qwen3-like demo checkpoint", dtype, seed)
+    return write(folder, config, _qwen3_shapes, "A Qwen3-like demo checkpoint", dtype, seed)
 
 
 def write_qwen3_moe(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
     """Write a Qwen3-MoE: eight experts a layer, of which two compute each token."""
-    config = {**_common("Qwen3MoeForCausalLM", "qwen3_moe"), "intermediate_size": 704}
+    config = {**common("Qwen3MoeForCausalLM", "qwen3_moe"), "intermediate_size": 704}
     config |= {
         "num_experts": 8,
         "num_experts_per_tok": 2,
@@ -38,7 +38,7 @@ def write_qwen3_moe(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, *
         "norm_topk_prob": True,
     }
     config |= {"decoder_sparse_step": 1, "mlp_only_layers": [], **changes}
-    return _write(folder, config, _qwen3_moe_shapes, "A Qwen3-MoE-like demo checkpoint", dtype, seed)
+    return write(folder, config, _qwen3_moe_shapes, "A Qwen3-MoE-like demo checkpoint", dtype, seed)
 
 
 def write_gpt_neox(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **changes: Any) -> Path:
@@ -59,26 +59,26 @@ def write_gpt_neox(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **c
         "tie_word_embeddings": False,
         **changes,
     }
-    return _write(folder, config, _gpt_neox_shapes, "A GPT-NeoX-like demo checkpoint", dtype, seed)
+    return write(folder, config, _gpt_neox_shapes, "A GPT-NeoX-like demo checkpoint", dtype, seed)
 
 
 def write_exaone4(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
     """Write an EXAONE 4.0 like the 1.2B: norms behind attention and feed-forward, no window."""
-    config = {**_common("Exaone4ForCausalLM", "exaone4"), "head_dim": 64, "intermediate_size": 704}
+    config = {**common("Exaone4ForCausalLM", "exaone4"), "head_dim": 64, "intermediate_size": 704}
     config |= {"sliding_window": None, "sliding_window_pattern": None, **changes}
     if config["sliding_window"] is None:
         config.setdefault("layer_types", ["full_attention"] * config["num_hidden_layers"])
-    return _write(folder, config, _exaone4_shapes, "An EXAONE-4-like demo checkpoint", dtype, seed)
+    return write(folder, config, _exaone4_shapes, "An EXAONE-4-like demo checkpoint", dtype, seed)
 
 
 def write_mistral(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
     """Write a Mistral like Nemo: heads wider than the hidden size, no window."""
-    config = {**_common("MistralForCausalLM", "mistral"), "intermediate_size": 704}
+    config = {**common("MistralForCausalLM", "mistral"), "intermediate_size": 704}
     config |= {"rms_norm_eps": 1e-05, "sliding_window": None, **changes}
-    return _write(folder, config, llama_shapes, "A Mistral-like demo checkpoint", dtype, seed)
+    return write(folder, config, llama_shapes, "A Mistral-like demo checkpoint", dtype, seed)
 
 
-def _common(name: str, kind: str) -> dict[str, Any]:
+def common(name: str, kind: str) -> dict[str, Any]:
     return {
         "architectures": [name],
         "model_type": kind,
@@ -96,7 +96,7 @@ def _common(name: str, kind: str) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, config: Mapping[str, Any], shapes: Any, title: str, dtype: DType, seed: int) -> Path:
+def write(folder: Path, config: Mapping[str, Any], shapes: Any, title: str, dtype: DType, seed: int) -> Path:
     folder.mkdir(parents=True)
     tokenizer = tiktoken_style_tokenizer(_BASE_VOCABULARY)
     added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.tensor import DType
-from .decoders import _common, _write
+from .decoders import common, write
 from .weights import Shape, llama_shapes
 
 
@@ -16,10 +16,10 @@ def write_kanana(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **ch
 
     ``folder`` must not exist yet; ``changes`` are to config.json.
     """
-    config = {**_common("LlamaForCausalLM", "llama"), "hidden_size": 320, "num_attention_heads": 6}
+    config = {**common("LlamaForCausalLM", "llama"), "hidden_size": 320, "num_attention_heads": 6}
     config |= {"head_dim": 64, "intermediate_size": 704, "rms_norm_eps": 1e-05, "rope_theta": 500000.0}
     config |= {"tie_word_embeddings": True, **changes}
-    return _write(folder, config, llama_shapes, "A Kanana-like demo checkpoint", dtype, seed)
+    return write(folder, config, llama_shapes, "A Kanana-like demo checkpoint", dtype, seed)
 
 
 def write_exaone(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
@@ -47,7 +47,7 @@ def write_exaone(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **ch
         "tie_word_embeddings": True,
         **changes,
     }
-    return _write(folder, config, _exaone_shapes, "An EXAONE-3.5-like demo checkpoint", dtype, seed)
+    return write(folder, config, _exaone_shapes, "An EXAONE-3.5-like demo checkpoint", dtype, seed)
 
 
 def _exaone_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -78,10 +78,10 @@ def _exaone_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 def write_hyperclovax(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **changes: Any) -> Path:
     """Write a HyperCLOVA X like SEED Think: norms behind attention and feed-forward, four scalars."""
-    config = {**_common("HyperCLOVAXForCausalLM", "hyperclovax"), "intermediate_size": 704}
+    config = {**common("HyperCLOVAXForCausalLM", "hyperclovax"), "intermediate_size": 704}
     config |= {"embedding_multiplier": 10.0, "logits_scaling": 0.125, "residual_multiplier": 0.7}
     config |= {"attention_multiplier": 0.0078125, "use_post_norm": True, **changes}
-    return _write(folder, config, _hyperclovax_shapes, "A HyperCLOVA-X-like demo checkpoint", dtype, seed)
+    return write(folder, config, _hyperclovax_shapes, "A HyperCLOVA-X-like demo checkpoint", dtype, seed)
 
 
 def _hyperclovax_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:

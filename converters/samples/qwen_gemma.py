@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.tensor import DType
-from .decoders import _common, _write
+from .decoders import common, write
 from .gemma_tokenizer import gemma_style_tokenizer
 from .weights import Shape, llama_shapes, random_state, write_checkpoint, write_json, write_readme
 
@@ -17,12 +17,12 @@ def write_qwen2(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **cha
 
     ``folder`` must not exist yet; ``changes`` are to config.json.
     """
-    config = {**_common("Qwen2ForCausalLM", "qwen2"), "head_dim": None, "intermediate_size": 832}
+    config = {**common("Qwen2ForCausalLM", "qwen2"), "head_dim": None, "intermediate_size": 832}
     config |= {"max_window_layers": 3, "sliding_window": 4096, "use_sliding_window": False}
     config |= {"tie_word_embeddings": True, **changes}
     if config["head_dim"] is None:  # as in the published files
         del config["head_dim"]
-    return _write(folder, config, _qwen2_shapes, "A Qwen2-like demo checkpoint", dtype, seed)
+    return write(folder, config, _qwen2_shapes, "A Qwen2-like demo checkpoint", dtype, seed)
 
 
 def _qwen2_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
