@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.tensor import DType
-from .decoders import _write
+from .decoders import write
 from .weights import Shape
 
 
@@ -30,7 +30,7 @@ def write_gpt2(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **chang
         "scale_attn_weights": True,
         **changes,
     }
-    return _write(folder, config, _gpt2_shapes, "A GPT-2-like demo checkpoint", dtype, seed)
+    return write(folder, config, _gpt2_shapes, "A GPT-2-like demo checkpoint", dtype, seed)
 
 
 def _normed(shapes: dict[str, Shape], place: str, hidden: int) -> None:
@@ -78,7 +78,7 @@ def write_opt(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **change
         "_remove_final_layer_norm": False,
         **changes,
     }
-    return _write(folder, config, _opt_shapes, "An OPT-like demo checkpoint", dtype, seed)
+    return write(folder, config, _opt_shapes, "An OPT-like demo checkpoint", dtype, seed)
 
 
 def _fairseq_layers(place: str, layers: int, hidden: int, inner: int, *, biased: bool) -> dict[str, Shape]:
@@ -123,7 +123,7 @@ def write_xglm(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **chang
         "pad_token_id": 1,
         **changes,
     }
-    return _write(folder, config, _xglm_shapes, "An XGLM-like demo checkpoint", dtype, seed)
+    return write(folder, config, _xglm_shapes, "An XGLM-like demo checkpoint", dtype, seed)
 
 
 def _xglm_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
@@ -149,7 +149,7 @@ def write_mpt(folder: Path, *, dtype: DType = DType.BF16, seed: int = 0, **chang
         "attn_config": attention,
         **changes,
     }
-    return _write(folder, config, _mpt_shapes, "An MPT-like demo checkpoint", dtype, seed)
+    return write(folder, config, _mpt_shapes, "An MPT-like demo checkpoint", dtype, seed)
 
 
 def _mpt_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
