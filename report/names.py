@@ -31,7 +31,7 @@ _PARTS = {
     "tokens": (phrase("Tokens"), phrase("Is text tokenized the same way?")),
     "metadata": (phrase("Metadata"), phrase("Are the settings the same as in the original?")),
     "weights": (phrase("Weights"), phrase("Are the weights those of the original?")),
-    "runtime": (phrase("Computation"), phrase("Does llama.cpp compute what the file contains?")),
+    "runtime": (phrase("Computation"), phrase("Does the runtime compute what the file contains?")),
     "logits": (phrase("Predictions"), phrase("Does it predict what the original predicts?")),
 }
 _RIGHT = {

@@ -254,7 +254,7 @@ def _weights_line(part: WeightsPart) -> str:
 
 def _runtime_line(part: RuntimePart) -> str:
     if not part.worst:
-        return _("llama.cpp could not be run.")
+        return _("The runtime could not be run.")
     largest = max(part.worst, key=lambda each: each.nmse / each.limit)
     return _(
         "{inputs} recomputed at {positions}, NMSE at most {nmse} (limit {limit})",
