@@ -76,6 +76,7 @@ _MODELS = {"en": "Models, and those made of them", "ko": "모델(이를 바탕�
 _KOREAN = (
     (r" and (?:its|their) fine-tunes", ""),
     (r"(\S+) to (\S+)", r"\1~\2"),
+    (r"\(text only\)", "(텍스트만)"),
     (r" from (\S+) on", r" \1부터"),
     (r"(\S+) without byte fallback", r"바이트 폴백 없는 \1"),
     (r" but for (\S+)", r"(\1 제외)"),

@@ -71,7 +71,7 @@ def _flags(facts: GemmaFacts, checkpoint: Checkpoint) -> frozenset[str]:
 GEMMA2 = Family(
     name="gemma2",
     title="Gemma 2",
-    models=("Gemma 2 2B, 9B and 27B and their Korean fine-tunes",),
+    models=("Gemma 2 2B, 9B and 27B",),
     hf_classes=("Gemma2ForCausalLM",),
     arch="gemma2",
     facts=_facts,

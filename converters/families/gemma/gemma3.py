@@ -96,7 +96,7 @@ def _limits_of_llama_cpp(facts: Gemma3Facts) -> None:
 GEMMA3 = Family(
     name="gemma3_text",
     title="Gemma 3",
-    models=("Gemma 3 270M, 1B and the text of 4B, 12B and 27B, and their Korean fine-tunes",),
+    models=("Gemma 3 270M to 27B (text only)",),
     hf_classes=("Gemma3ForCausalLM",),
     arch="gemma3",
     facts=_facts,
