@@ -53,6 +53,7 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
         tuple(tensors),
         notes=notes,
         wide_inputs=family.wide_inputs,
+        left_out=family.left_out(facts),
         granted=family.granted(facts),
     )
 

@@ -35,6 +35,7 @@ class Model:
     ``general.*`` keys. ``vocab`` is None until the vocabulary stage. ``wide_inputs`` is a regular expression
     of the names of matrices whose input may exceed half precision, so that their weights must not be F16.
     ``granted`` are keys of config.json that transformers takes for granted and other programs do not.
+    ``left_out`` is what llama.cpp's graph takes for keys, without prefix, that a file leaves out.
     """
 
     arch: str
@@ -45,6 +46,7 @@ class Model:
     notes: tuple[Note, ...] = ()
     wide_inputs: str | None = None
     granted: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, MetadataValue] = field(default_factory=dict)
 
     def has_wide_input(self, name: str) -> bool:
         """Whether the input of the matrix of that GGUF name may exceed half precision."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..core.gguf_file import ALIGNMENT, GgufHeader
@@ -41,7 +42,7 @@ def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
     file["tokens"], right["tokens"] = vocab.size, expected.vocab.size
     findings = list(_general(header, expected))
     count = 2
-    for key in _table(right):
+    for key in _table(right, expected.left_out):
         finding = _compared(key, file, right, arch)
         findings += [finding] if finding else []
         count += 1
@@ -59,16 +60,18 @@ def _own(values: Mapping[str, Any], arch: str) -> dict[str, Any]:
     return {key.removeprefix(start): value for key, value in values.items() if key.startswith(start)}
 
 
-def _table(right: Values) -> Iterator[Key]:
+def _table(right: Values, left_out: Values) -> Iterator[Key]:
     """The architecture's keys, and whatever else the family writes."""
     known = keys_of(right)
-    yield from known
+    for key in known:
+        yield replace(key, default=left_out[key.name]) if key.name in left_out else key
     kinds = {bool: "flag", int: "whole", float: "real", str: "text", tuple: "list"}
     for name, value in right.items():
         if name not in {key.name for key in known} and name not in ("tokens", *_SCALING):
             kind = kinds.get(type(value))
             if kind is not None:
-                yield Key(name, kind, REQUIRED, phrase("the checkpoint makes it another"))  # type: ignore[arg-type]
+                default = left_out.get(name, REQUIRED)
+                yield Key(name, kind, default, phrase("the checkpoint makes it another"))  # type: ignore[arg-type]
 
 
 def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:

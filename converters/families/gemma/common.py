@@ -124,6 +124,13 @@ def gemma_keys(facts: GemmaFacts) -> dict[str, MetadataValue]:
     return keys if facts.logit_cap is None else {**keys, "final_logit_softcapping": facts.logit_cap}
 
 
+def gemma_left_out(facts: GemmaFacts, period: int) -> dict[str, MetadataValue]:
+    """What both graphs take where a file has no such keys; every ``period``-th layer sees everything."""
+    return {
+        "attention.sliding_window_pattern": tuple((at + 1) % period != 0 for at in range(facts.layers)),
+    }
+
+
 def gemma_limits(facts: GemmaFacts, graph: str, layers_of_27b: int) -> None:
     """Raises UnsupportedModel for what neither graph of llama.cpp computes.
 

@@ -20,6 +20,7 @@ from .common import (
     cap_of,
     describe,
     gemma_keys,
+    gemma_left_out,
     gemma_limits,
     limits_of_onnx,
     read_gemma,
@@ -29,12 +30,14 @@ _SIZES = {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 2
 _SIZES |= {"vocab_size": 256000}
 _27B_LAYERS = 46  # by which llama.cpp knows that one (gemma2.cpp, load_arch_hparams)
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_USUAL_CAPS = (50.0, 30.0)  # of the class and of the graph
+_PERIOD = 2
 
 
 def _facts(settings: Settings) -> GemmaFacts:
-    fields = read_gemma(settings, _SIZES, period=2, context=8192)
-    caps = cap_of(settings, _CAPS[0], 50.0), cap_of(settings, _CAPS[1], 30.0)
-    return GemmaFacts(**fields, score_cap=caps[0], logit_cap=caps[1])
+    fields = read_gemma(settings, _SIZES, period=_PERIOD, context=8192)
+    scores, logits = (cap_of(settings, *each) for each in zip(_CAPS, _USUAL_CAPS, strict=True))
+    return GemmaFacts(**fields, score_cap=scores, logit_cap=logits)
 
 
 def _keys(facts: GemmaFacts) -> dict[str, MetadataValue]:
@@ -77,6 +80,7 @@ GEMMA2 = Family(
     facts=_facts,
     flags=_flags,
     keys=_keys,
+    left_out=lambda facts: gemma_left_out(facts, _PERIOD) | dict(zip(_CAPS, _USUAL_CAPS, strict=True)),
     rows=(*BEFORE_HEADS, *HEADS[:4], *BEHIND_HEADS),
     limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": limits_of_onnx},
     reference=InTransformers("Gemma2ForCausalLM", nulls=frozenset(_CAPS)),

@@ -25,6 +25,7 @@ from .common import (
     cap_of,
     describe,
     gemma_keys,
+    gemma_left_out,
     gemma_limits,
     limits_of_onnx,
     norm_row,
@@ -102,6 +103,7 @@ GEMMA3 = Family(
     facts=_facts,
     flags=flags,
     keys=_keys,
+    left_out=lambda facts: gemma_left_out(facts, _PERIOD) | {"rope.freq_base_swa": 10000.0},
     rows=(
         *BEFORE_HEADS,
         *HEADS[:4],
