@@ -144,39 +144,6 @@ class Family(Generic[F]):
     """
 
     name: str
-    config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
-    nulls: frozenset[str] = frozenset()
-    kept: frozenset[str] = frozenset()
-    tensors: Callable[[Mapping[str, Tensor], Sizes], Mapping[str, Tensor]] = lambda held, sizes: held
-    module: Callable[[str], str] = lambda name: name.removesuffix(".weight")
-
-
-@dataclass(frozen=True)
-class Family(Generic[F]):
-    """How one architecture becomes files, and how they are proven; ``models`` names the ones it is known for.
-
-    ``hf_classes`` are those of config.json's ``architectures``, ``arch`` is llama.cpp's graph. ``facts``
-    reads config.json; everything below follows from them: ``flags`` the conditions of rows (and of the
-    tensors that are there), ``keys`` the GGUF keys without the architecture's prefix, ``from_files`` those
-    that other files than config.json decide, ``extra`` tensors computed from the configuration. ``dropped``
-    are patterns (with ``{i}``) of tensors that carry nothing. ``limits`` raise UnsupportedModel for what the
-    graphs of a runtime cannot compute. ``remarks`` say what a runtime computes a little
-    otherwise. ``graphs`` describes the model in ONNX, by files; None where kconv
-    cannot yet. ``upright`` turns matrices that
-    lie (in, out) in checkpoints to (out, in), as ONNX has them.
-    ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
-    which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so that logits are less exact
-    than in other families. ``encoder_decoder`` says that text goes through llama_encode and that the decoder
-    begins with ``decoder_start_token_id``. ``tokenizer_class`` is transformers' for a SentencePiece model
-    where no file names one. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX anywhere, may
-    exceed half precision. ``granted`` are keys transformers takes for granted where config.json is silent,
-    and other programs do not. ``left_out`` is what llama.cpp's
-    graph takes for keys of ``keys`` that a file leaves out, where other graphs take another. ``front_end`` is what stands before the encoder where llama.cpp has no graph of
-    it; it comes with ``companions``, the files the model needs besides its own. ``instead`` is the
-    family of those of its configurations that run in another graph.
-    """
-
-    name: str
     title: str
     models: tuple[str, ...]
     hf_classes: tuple[str, ...]
