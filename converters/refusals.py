@@ -22,6 +22,7 @@ LATENT_ATTENTION = (
 )
 _NO_GRAPH = "stock llama.cpp has no graph that computes it"
 _TRANSFORMERS = "run it with transformers or vLLM"
+_MISREAD = "so that its files are wrong"
 _OPTIMUM = "export it with optimum: optimum-cli export onnx"
 
 # Classes, and what is known of them; checked in llama.cpp's conversion/ and src/models/ as vendored in
@@ -29,7 +30,7 @@ _OPTIMUM = "export it with optimum: optimum-cli export onnx"
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
         "UMT5EncoderModel T5EncoderModel",
-        "T5 encoders alone are not supported",
+        f"T5 encoders alone are not supported; for ONNX {_OPTIMUM}",
     ),
     (
         "DeepseekV2ForCausalLM DeepseekV3ForCausalLM",
@@ -90,7 +91,7 @@ _KNOWN: tuple[tuple[str, str], ...] = (
     (
         "MosaicGPT",
         "MosaicGPT (mpt-1b-redpajama) is code of the checkpoint's own, which kconv never runs; the later "
-        "MPT models (MPTForCausalLM) are in llama.cpp",
+        "MPT models (MptForCausalLM) are supported",
     ),
     (
         "DebertaModel DebertaForMaskedLM DebertaV2Model DebertaV2ForMaskedLM "
@@ -98,17 +99,17 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         f"DeBERTa (relative attention, kf-deberta): {_NO_GRAPH}; {_OPTIMUM}",
     ),
     (
-        "RobertaModel RobertaForMaskedLM",
+        "RobertaModel RobertaForMaskedLM RobertaForSequenceClassification",
         "RoBERTa (klue/roberta) is an encoder; llama.cpp's converter reads its WordPiece vocabulary as "
-        f"GPT-2's, so that its files are wrong; {_OPTIMUM}",
+        f"GPT-2's, {_MISREAD}; {_OPTIMUM}",
     ),
     (
-        "BertModel BertForMaskedLM",
-        "BERT (KoSimCSE, klue/bert-base) is an encoder: kconv has no family for it",
+        "BertModel BertForMaskedLM BertForSequenceClassification",
+        f"BERT (KoSimCSE, klue/bert-base) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
     ),
     (
-        "XLMRobertaModel",
-        "XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it",
+        "XLMRobertaModel XLMRobertaForMaskedLM XLMRobertaForSequenceClassification",
+        f"XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
     ),
 )
 
@@ -159,7 +160,7 @@ def _reasons(config: Mapping[str, Any], families: Sequence[AnyFamily]) -> list[s
     classes, kind = classes_of(config), config.get("model_type")
     known = KINDS.get(kind) if isinstance(kind, str) else None
     lines = near(config)
-    if any(name in CONVERTED for name in classes):
+    if any(name in CONVERTED for name in classes) and not any(_MISREAD in line for line in lines):
         proven = known == "text" and not config.get("auto_map")
         lines.append(_CONVERTER + (_THEN_VERIFY if proven else ""))
     if config.get("auto_map") and known is None and not lines:

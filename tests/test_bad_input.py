@@ -274,11 +274,11 @@ CASES: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     ),
     "unknown architecture": (
         lambda f: edit_config(f, architectures=["WonderForCausalLM"]),
-        ("WonderForCausalLM", "LlamaForCausalLM"),
+        ("WonderForCausalLM", "supported: Llama"),
     ),
     "near architecture": (
-        lambda f: edit_config(f, architectures=["GPT2LMHeadModel"], model_type="gpt2"),
-        ("GPT-2", "ko-gpt-trinity", "LlamaForCausalLM"),
+        lambda f: edit_config(f, architectures=["GptOssForCausalLM"], model_type="gpt_oss"),
+        ("gpt-oss", "llama.cpp's own converter", "supported: Llama"),
     ),
     "latent attention": (lambda f: edit_config(f, kv_lora_rank=512), ("latent attention", "EAGLE")),
     "pickle that wants to run code": (hostile_pickle, ("pytorch_model.bin", "system")),

@@ -19,6 +19,7 @@ from kconv.converters.families import FAMILIES, FRONT_ENDS, family_for
 from kconv.converters.family import Family
 from kconv.converters.front_end import front_end_of
 from kconv.converters.mapping import build, product
+from kconv.converters.reshaping import transposed
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError
 from kconv.core.reading import open_checkpoint
@@ -109,12 +110,16 @@ def test_no_family_moves_columns(family: Family) -> None:
         shape = tuple(product(words, sizes) for words in row.shape)
         if len(shape) != 2 or row.transform is None or not row.sources:
             continue
+        probe = Tensor(row.named(row.sources, 0, sizes)[0], shape, DType.F32, lambda start, stop: np.empty(0))
+        turned = family.upright({probe.name: probe})[probe.name] is not probe
+        shape = shape[::-1] if turned else shape
         columns = np.arange(1, shape[1] + 1, dtype=np.float32)
 
         def read(start: int, stop: int, columns: np.ndarray = columns) -> np.ndarray:
             return np.broadcast_to(columns, (stop - start, len(columns))).copy()
 
         sources = [Tensor(name, shape, DType.F32, read) for name in row.named(row.sources, 0, sizes)]
+        sources = [transposed(each) if turned else each for each in sources]
         made = row.transform.apply(sources, sizes)
         values = made.read(0, made.rows).reshape(-1, shape[1])
         assert (values / values[:, :1] == columns).all(), row.target

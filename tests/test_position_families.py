@@ -87,7 +87,7 @@ def test_weights_come_back(case: str, tmp_path: Path) -> None:
         (write_opt, {"activation_function": "gelu"}, "supports only relu"),
         (write_mpt, {"attn_config": {"qk_ln": True}}, "does not compute that"),
         (write_mpt, {"attn_config": {"alibi": False}}, "does not compute that"),
-        (write_mpt, {"architectures": ["MosaicGPT"]}, "code of its own"),
+        (write_mpt, {"architectures": ["MosaicGPT"]}, "code of the checkpoint's own"),
         (write_xglm, {"activation_function": "relu"}, "supports only GELU"),
         (write_xglm, {"pad_token_id": 7}, "no sinusoid"),
     ],

@@ -85,11 +85,11 @@ def test_the_reference_computes_what_transformers_does(checkpoint: Path) -> None
 @pytest.mark.parametrize(
     ("name", "works"),
     [
-        ("XLMRobertaModel", "llama.cpp's own converter supports this one"),
-        ("RobertaModel", "wrong for WordPiece"),
-        ("RobertaForMaskedLM", "optimum exports it"),
-        ("BertModel", "llama.cpp's own converter supports this one"),
-        ("UMT5EncoderModel", "nor are they by llama.cpp's own converter"),
+        ("XLMRobertaModel", "llama.cpp's own converter takes it"),
+        ("RobertaModel", "its files are wrong; export it with optimum"),
+        ("RobertaForMaskedLM", "export it with optimum"),
+        ("BertModel", "llama.cpp's own converter takes it"),
+        ("UMT5EncoderModel", "export it with optimum"),
     ],
 )
 def test_a_refusal_of_an_encoder_says_what_takes_it(name: str, works: str) -> None:

@@ -255,7 +255,7 @@ class Proof:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
-    circumstances: Circumstances = field(default_factory=Circumstances)
+    circumstances: Circumstances = field(default_factory=Circumstances, compare=False)
 
     @property
     def verdict(self) -> Verdict:
