@@ -39,9 +39,10 @@ def check_folder_runtime(
 ) -> tuple[RuntimePart, Sample | None]:
     """Compute the first positions of a window again.
 
-    ``not run`` where the folder does not have the weights under the checkpoint's names, where its decoder is a
-    merged one, whose matrices lie in branches, and for mixtures of experts, which are given rows of their
-    own. Raises RuntimeFailure where onnxruntime cannot read the folder, ChildDied, which says nothing about it.
+    ``not run`` where the folder does not have the weights under the checkpoint's names, where its decoder is
+    a merged one, whose matrices lie in branches, and for mixtures of experts, which are given rows of their
+    own. Raises RuntimeFailure where onnxruntime cannot read the folder, ChildDied, which says nothing
+    about it.
     """
     experts = any("{e}" in source for row in expected.family.rows for source in row.sources)
     if experts or any(file.producer != PRODUCER for file in folder.models):
