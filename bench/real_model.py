@@ -30,20 +30,20 @@ def main() -> int:
     wrong = []
     print("| type | verdict | right | worst input, NMSE | mean KL | weights | inputs | runtime | loses |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for proof in _proofs(types):
+    for name, proof in _proofs(types):
         figures, shares = proof.logits.figures, proof.logits.shares
         worst = max(proof.runtime.worst, key=lambda each: each.nmse / each.limit)
         loss = proof.logits.loss
-        cells = [proof.type, proof.verdict, proof.right, f"{worst.nmse:.1e} ({worst.matrix})"]
+        cells = [name, proof.verdict, proof.right, f"{worst.nmse:.1e} ({worst.matrix})"]
         cells += [f"{figures.kl_mean:.4g}" if figures else ""]
         cells += (
             [f"{value:.3g}" for value in (shares.weights, shares.inputs, shares.runtime)] if shares else []
         )
         print("| " + " | ".join([*cells, loss.grade if loss else ""]) + " |", flush=True)
         if proof.right != "passed":
-            wrong.append(proof.type)
+            wrong.append(name)
         if figures:
-            losses[proof.type] = figures.kl_mean
+            losses[name] = figures.kl_mean
     return int(bool(wrong) or not _estimates_hold(losses))
 
 
@@ -60,7 +60,7 @@ def _that_fit(types: list[str]) -> list[str]:
     return fit
 
 
-def _proofs(types: list[str]) -> Iterator[Proof]:
+def _proofs(types: list[str]) -> Iterator[tuple[str, Proof]]:
     text = Path(__file__).parent.parent / "README.md"
     for start in range(0, len(types), TOGETHER):
         with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def _proofs(types: list[str]) -> Iterator[Proof]:
                 calibrate=[text],
                 verify="quick",
             )
-            yield from made.proofs
+            yield from zip((output.type for output in made.outputs), made.proofs, strict=True)
 
 
 def _estimates_hold(losses: dict[str, float]) -> bool:
