@@ -16,10 +16,10 @@ from functools import partial
 import numpy as np
 
 from ..core.tensor import Array, DType, Tensor
-from ..quant.ggml import to_float32
 from .family import Row, Sizes, Transform
 from .gguf_names import names_in_gguf
-from .transforms import as_a_copy, concatenated, interleave_heads, stack
+from .reshaping import rows_between, transpose
+from .transforms import as_a_copy, concatenated, interleave_heads, plus_one, read_wide, stack
 
 _LAYER = re.compile(r"blk\.\d+\.")
 _NEAR = 0.9  # relative error; of weights that have nothing to do with each other it is 1.4
@@ -155,10 +155,10 @@ def _ways(sources: Sequence[Tensor], sizes: Sizes) -> list[_Way]:
         return [*([_Way(stack())] if alike else []), _Way(_join(sources))]
     ways = [_Way(None)]
     if len(first.shape) == 1:
-        ways += [_Way(_shift(1.0))]
-        ways += [_Way(_shift(1.0, half=True))] if first.dtype is DType.F16 else []
+        ways += [_Way(plus_one())]
+        ways += [_Way(_plus_one_in_halves())] if first.dtype is DType.F16 else []
     if len(first.shape) == 2:
-        ways.append(_Way(Transform(_turned_apply, _turned_undo)))
+        ways.append(_Way(transpose()))
     if len(first.shape) < 3:
         words = ("heads", "kv_heads")
         fitting = [each for each in words if sizes[each] and first.rows % (2 * sizes[each]) == 0]
@@ -195,65 +195,28 @@ def _error(stored: Tensor, sources: Sequence[Tensor], way: _Way, sizes: Sizes) -
     if made.shape != stored.shape:
         return 9.0
     rows = min(made.rows, 1 if len(made.shape) > 2 else _ROWS_TRIED if len(made.shape) > 1 else made.rows)
-    expected = _floats(made, rows)
-    difference, norm = _floats(stored, rows) - expected, float(np.linalg.norm(expected))
+    expected = read_wide(made, 0, rows)
+    difference, norm = read_wide(stored, 0, rows) - expected, float(np.linalg.norm(expected))
     error = float(np.linalg.norm(difference)) / (norm or 1.0)
     return error if np.isfinite(error) else 9.0
-
-
-def _floats(tensor: Tensor, rows: int) -> Array:
-    data = np.ascontiguousarray(tensor.read(0, rows))
-    out = np.empty(data.shape, np.float32)
-    to_float32(data, tensor.dtype, out)
-    return out
 
 
 # Transforms families do not have
 
 
-def _shift(amount: float, *, half: bool = False) -> Transform:
-    """A number added to every weight, as converters do where a model multiplies by 1 + w."""
+def _plus_one_in_halves() -> Transform:
+    """``plus_one`` as converters compute it that keep F16."""
 
-    def moved(source: Tensor, by: float) -> Tensor:
-        if half:
-            return Tensor(source.name, source.shape, DType.F16, partial(_read_half, source, by))
-        return Tensor(source.name, source.shape, DType.F32, partial(_read_moved, source, by))
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        source = sources[0]
+        return Tensor(source.name, source.shape, DType.F16, partial(_read_half, source))
 
-    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        return (Tensor(target.name, target.shape, DType.F32, partial(_read_moved, target, -amount)),)
-
-    return Transform(lambda sources, sizes: moved(sources[0], amount), undo)
+    return Transform(apply, plus_one().undo)
 
 
-def _read_moved(source: Tensor, by: float, start: int, stop: int) -> Array:
-    data = np.ascontiguousarray(source.read(start, stop))
-    out = np.empty(data.shape, np.float32)
-    to_float32(data, source.dtype, out)
-    moved: Array = out + np.float32(by)
+def _read_half(source: Tensor, start: int, stop: int) -> Array:
+    moved: Array = source.read(start, stop) + np.float16(1)
     return moved
-
-
-def _read_half(source: Tensor, by: float, start: int, stop: int) -> Array:
-    moved: Array = source.read(start, stop) + np.float16(by)
-    return moved
-
-
-def _turned_apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
-    return _turned(sources[0])
-
-
-def _turned_undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-    return (_turned(target),)
-
-
-def _turned(source: Tensor) -> Tensor:
-    """A matrix with rows for columns; reads all of it."""
-    return Tensor(source.name, source.shape[::-1], source.dtype, partial(_read_turned, source), source.rows)
-
-
-def _read_turned(source: Tensor, start: int, stop: int) -> Array:
-    turned: Array = np.ascontiguousarray(source.read(0, source.rows).T[start:stop])
-    return turned
 
 
 def _join(sources: Sequence[Tensor]) -> Transform:
@@ -262,16 +225,6 @@ def _join(sources: Sequence[Tensor]) -> Transform:
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
         pairs = zip([0, *ends[:-1]], ends, strict=True)
-        return [rows_of(target, start, stop) for start, stop in pairs]
+        return [rows_between(target, start, stop) for start, stop in pairs]
 
     return Transform(lambda sources, sizes: concatenated(sources), undo)
-
-
-def rows_of(source: Tensor, start: int, stop: int) -> Tensor:
-    """Rows ``start`` to ``stop`` as a tensor of its own."""
-    shape = (stop - start, *source.shape[1:])
-    return Tensor(source.name, shape, source.dtype, partial(_read_from, source, start), origin=source.origin)
-
-
-def _read_from(source: Tensor, first: int, start: int, stop: int) -> Array:
-    return source.read(first + start, first + stop)

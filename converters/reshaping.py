@@ -8,10 +8,12 @@ from functools import partial
 
 import numpy as np
 
+from ..core.errors import CheckpointError
 from ..core.tensor import Array, DType, Tensor
-from ..quant.ggml import to_float32
 from .family import Sizes, Transform
-from .transforms import concatenated
+from .transforms import concatenated, read_wide
+
+_AT_ONCE = 1 << 24  # weights, 64 MiB of float32
 
 
 def transpose() -> Transform:
@@ -26,8 +28,10 @@ def transposed(source: Tensor) -> Tensor:
     if isinstance(source.read, partial) and source.read.func is _read_transposed:
         original: Tensor = source.read.args[0]
         return replace(original, name=source.name)
-    read = partial(_read_transposed, source)
-    return replace(source, shape=source.shape[::-1], read=read, granule=1, stored=None)
+    shape = source.shape[::-1]
+    # Any of its rows take reading all of the source, so many are read at once.
+    granule = max(1, min(shape[0], _AT_ONCE // max(1, shape[1])))
+    return replace(source, shape=shape, read=partial(_read_transposed, source), granule=granule, stored=None)
 
 
 def _read_transposed(source: Tensor, start: int, stop: int) -> Array:
@@ -42,19 +46,31 @@ def upright(tensors: Mapping[str, Tensor], is_turned: Callable[[str], bool]) -> 
     }
 
 
-def join() -> Transform:
-    """Tensors of one shape, one below the other: query, key and value as one matrix (or bias)."""
+def join(parts: int) -> Transform:
+    """``parts`` tensors of one shape as one, one below the other: query, key and value; gate and up."""
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        first = sources[0]
+        for other in sources[1:]:
+            if (other.shape, other.dtype) != (first.shape, first.dtype):
+                raise CheckpointError(
+                    f"{other.name} is {list(other.shape)} in {other.dtype.value}, {first.name} "
+                    f"{list(first.shape)} in {first.dtype.value}; they become one matrix and must be alike",
+                    hint="check that all weight files belong to one model",
+                )
+        return concatenated(sources)
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        each = target.rows // 3
-        return [_rows(target, part * each, (part + 1) * each) for part in range(3)]
+        each = target.rows // parts
+        return [rows_between(target, part * each, (part + 1) * each) for part in range(parts)]
 
-    return Transform(lambda sources, sizes: concatenated(sources), undo)
+    return Transform(apply, undo)
 
 
-def _rows(source: Tensor, first: int, last: int) -> Tensor:
+def rows_between(source: Tensor, first: int, last: int) -> Tensor:
+    """Rows ``first`` to ``last`` as a tensor of their own."""
     read = partial(_read_rows, source, first)
-    return replace(source, shape=(last - first, *source.shape[1:]), read=read, stored=None)
+    return replace(source, shape=(last - first, *source.shape[1:]), read=read, granule=1, stored=None)
 
 
 def _read_rows(source: Tensor, first: int, start: int, stop: int) -> Array:
@@ -68,7 +84,7 @@ def without_first(count: int) -> Transform:
         read = partial(_read_behind_zeros, target, count)
         return (replace(target, shape=(target.rows + count, *target.shape[1:]), read=read, stored=None),)
 
-    return Transform(lambda sources, sizes: _rows(sources[0], count, sources[0].rows), undo)
+    return Transform(lambda sources, sizes: rows_between(sources[0], count, sources[0].rows), undo)
 
 
 def _read_behind_zeros(source: Tensor, count: int, start: int, stop: int) -> Array:
@@ -77,23 +93,28 @@ def _read_behind_zeros(source: Tensor, count: int, start: int, stop: int) -> Arr
     return np.concatenate([zeros, rest])
 
 
-def multiply(factor: Callable[[Sizes], float]) -> Transform:
-    """Every weight times ``factor``, in float32."""
-    return Transform(
-        lambda sources, sizes: times(sources[0], factor(sizes)),
-        lambda target, sizes: (times(target, 1 / factor(sizes)),),
-    )
+def multiply(factor: Callable[[Sizes], float], *, copy: bool = False) -> Transform:
+    """Every weight times ``factor``, in float32; as it is where that is 1.
+
+    ``copy``: another row makes a tensor of the same source, so that this one does not count among the model's
+    weights.
+    """
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        made = _times(sources[0], factor(sizes))
+        return replace(made, computed=True) if copy else made
+
+    return Transform(apply, lambda target, sizes: (_times(target, 1 / factor(sizes)),))
 
 
-def times(source: Tensor, factor: float) -> Tensor:
-    """A tensor times a number, in float32."""
+def _times(source: Tensor, factor: float) -> Tensor:
+    if factor == 1:
+        return source
     return replace(source, dtype=DType.F32, read=partial(_read_times, source, factor), stored=None)
 
 
 def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:
-    rows = source.read(start, stop)
-    wide = np.empty(rows.shape, np.float32)
-    to_float32(np.ascontiguousarray(rows), source.dtype, wide)
+    wide: Array = read_wide(source, start, stop)
     with np.errstate(all="ignore"):  # the writer reports infinite weights
         wide *= np.float32(factor)
     return wide

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from ..core.errors import CheckpointError
 from ..core.tensor import Array, DType, Tensor
@@ -164,19 +165,25 @@ def as_a_copy() -> Transform:
 def plus_one() -> Transform:
     """Each weight and one, in float32: Gemma's norms multiply by that, llama.cpp's by the weight alone."""
     return Transform(
-        lambda sources, sizes: _shifted(sources[0], 1.0), lambda target, sizes: (_shifted(target, -1.0),)
+        lambda sources, sizes: shifted(sources[0], 1.0), lambda target, sizes: (shifted(target, -1.0),)
     )
 
 
-def _shifted(source: Tensor, by: float) -> Tensor:
+def shifted(source: Tensor, by: float) -> Tensor:
+    """A tensor with a number added to every weight, in float32."""
     return replace(source, dtype=DType.F32, read=partial(_read_shifted, source, by), stored=None)
 
 
 def _read_shifted(source: Tensor, by: float, start: int, stop: int) -> Array:
+    return read_wide(source, start, stop) + np.float32(by)
+
+
+def read_wide(source: Tensor, start: int, stop: int) -> npt.NDArray[np.float32]:
+    """Rows of a tensor in float32, in an array of their own."""
     rows = np.ascontiguousarray(source.read(start, stop))
     wide = np.empty(rows.shape, np.float32)
     to_float32(rows, source.dtype, wide)
-    return wide + np.float32(by)
+    return wide
 
 
 def _rows_of_heads(source: Tensor, order: Array) -> Tensor:

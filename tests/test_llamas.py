@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from kconv.converters import to_gguf
 from kconv.converters.families import FAMILIES, NEAR, family_for
 from kconv.converters.families.hyperclovax import HYPERCLOVAX, WITHOUT_NORMS
-from kconv.converters.folding import joined_rows
 from kconv.converters.mapping import build, unmapped
+from kconv.converters.reshaping import join
 from kconv.converters.samples.llamas import write_exaone, write_hyperclovax, write_kanana
 from kconv.core.errors import CheckpointError, InputError, MappingError, UnsupportedModel
 from kconv.core.reading import open_checkpoint
@@ -232,4 +232,4 @@ def test_gate_and_up_must_be_alike(tmp_path: Path) -> None:
     gate = checkpoint.tensors["model.layers.0.mlp.gate_proj.weight"]
     narrow = replace(gate, name="narrow", shape=(gate.rows - 1, *gate.shape[1:]))
     with pytest.raises(CheckpointError, match=r"narrow is \[703, 256\]"):
-        joined_rows(2).apply([gate, narrow], {})
+        join(2).apply([gate, narrow], {})

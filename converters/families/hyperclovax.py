@@ -26,11 +26,12 @@ from ..decoder_facts import (
     refuse_other_activations,
 )
 from ..family import Family, InTransformers, Row, Transform
-from ..folding import factor_sizes, followed_by, joined_rows, times
+from ..folding import factor_sizes, followed_by, times
 from ..onnx.blocks import gated_feed_forward, linear, multiplied, rms_norm
 from ..onnx.causal import Heads, Positions, attention, begin, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
+from ..reshaping import join
 from ..rope import refuse_partial_rotation
 from ..settings import Settings
 from ..transforms import interleave_heads
@@ -68,7 +69,7 @@ ROWS = (
     *_BEGIN,
     _row(*_OUTPUT),
     _row("post_attention_norm", "post_norm1", "hidden", by=times(_RESIDUAL)),
-    Row("blk.{i}.ffn_up.weight", _GATE_UP, ("ffn", "hidden"), joined_rows(2)),
+    Row("blk.{i}.ffn_up.weight", _GATE_UP, ("ffn", "hidden"), join(2)),
     _row(*_DOWN),
     _row("post_ffw_norm", "post_norm2", "hidden", by=times(_RESIDUAL)),
     *_HEAD_ROWS,

@@ -13,7 +13,7 @@ from ...core.checkpoint import Checkpoint
 from ...core.errors import CheckpointError
 from ...core.input_files import quoted
 from ...core.tensor import Array, DType, Tensor
-from ...quant.ggml import to_float32
+from ..transforms import read_wide
 from .wanted import listed, noted, without
 
 _SCALES = ("weight_scale", "weight_scale_inv", "scale")
@@ -137,19 +137,12 @@ def _read_scaled(weight: Tensor, scale: Tensor, block: tuple[int, ...], start: i
     if start == stop:
         return values
     if scale.elements == 1:
-        factors: Array = _floats(scale, 0, 1).reshape(())
+        factors: Array = read_wide(scale, 0, 1).reshape(())
     else:
         first, last = start // block[0], -(-stop // block[0])
-        factors = _floats(scale, first, last).reshape(last - first, -1)
+        factors = read_wide(scale, first, last).reshape(last - first, -1)
         rows = np.arange(start, stop) // block[0] - first
         factors = np.repeat(factors, block[1], axis=1)[rows, : values.shape[1]]
     with np.errstate(all="ignore"):  # what is not finite the writer reports
         product: Array = np.multiply(values, factors, dtype=np.float32)
     return product
-
-
-def _floats(scale: Tensor, start: int, stop: int) -> Array:
-    data = np.ascontiguousarray(scale.read(start, stop))
-    out = np.empty(data.shape, np.float32)
-    to_float32(data, scale.dtype, out)
-    return out

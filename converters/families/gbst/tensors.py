@@ -12,10 +12,9 @@ from ....core.checkpoint import Checkpoint
 from ....core.errors import CheckpointError, InputError, MappingError
 from ....core.model import MetadataValue, Model
 from ....core.tensor import Tensor
-from ....quant.ggml import to_float32
 from ...front_end import FINGERPRINT_KEY, KIND_KEY
 from ...settings import Settings
-from ...transforms import same_weights
+from ...transforms import read_wide, same_weights
 from .front_end import Floats, front_end
 from .settings import (
     CONVOLUTION,
@@ -124,9 +123,7 @@ def own_fingerprint(model: Model) -> str:
 
 def read_weights(tensor: Tensor) -> Floats:
     """All of a tensor in float32."""
-    values = np.empty(tensor.shape, np.float32)
-    to_float32(np.ascontiguousarray(tensor.read(0, tensor.rows)), tensor.dtype, values)
-    return values
+    return read_wide(tensor, 0, tensor.rows)
 
 
 def is_front_end_tensor(name: str) -> bool:

@@ -9,15 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from ....core.checkpoint import Checkpoint
 from ....core.input_files import read_json
 from ....core.model import MetadataValue, Note
-from ....core.tensor import Array, DType, Tensor
-from ....quant.ggml import to_float32
 from ....vocab.byte_vocabulary import is_byte_tokenizer
-from ...family import Family, InTransformers, Row, Sizes, Transform
+from ...family import Family, InTransformers, Row, Transform
+from ...reshaping import multiply
 from ...transforms import same_weights
 from .facts import T5Facts, limits_of_llama_cpp, limits_of_onnx, read_facts
 from .graphs import t5_graphs
@@ -38,27 +35,7 @@ def _scaled(*, copy: bool) -> Transform:
     Tied models multiply the decoder's output by that before the head (transformers, modeling_t5.py), which
     llama.cpp's graph does not.
     """
-
-    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
-        return replace(_times(sources[0], sizes["hidden"] ** -0.5), computed=copy)
-
-    def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        return (_times(target, sizes["hidden"] ** 0.5),)
-
-    return Transform(apply, undo)
-
-
-def _times(source: Tensor, factor: float) -> Tensor:
-    return replace(source, dtype=DType.F32, read=partial(_read_times, source, factor))
-
-
-def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:
-    rows = source.read(start, stop)
-    wide = np.empty(rows.shape, np.float32)
-    to_float32(np.ascontiguousarray(rows), source.dtype, wide)
-    with np.errstate(all="ignore"):  # the writer reports infinite weights
-        wide *= np.float32(factor)
-    return wide
+    return multiply(lambda sizes: sizes["hidden"] ** -0.5, copy=copy)
 
 
 def _block(
