@@ -23,3 +23,8 @@ def named_local_layers(settings: Settings, layers: int) -> tuple[bool, ...] | No
 def types_of(local: tuple[bool, ...]) -> list[str]:
     """The same as transformers spells it."""
     return [LOCAL if each else EVERYWHERE for each in local]
+
+
+def all_but_each(period: int, layers: int) -> tuple[bool, ...]:
+    """Every layer is local but each ``period``-th."""
+    return tuple((layer + 1) % period != 0 for layer in range(layers))

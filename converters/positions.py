@@ -1,4 +1,4 @@
-"""Decoders whose positions are not rotary: facts, keys and notes they share."""
+"""Decoders with LayerNorm, most of them without rotary positions: facts, keys and notes they share."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def unrotated(settings: Settings, hidden: int, heads: int, context: int, heads_k
     return {"where": settings.where, **sizes, "context": context, "rope": NO_ROPE}
 
 
-def unrotated_keys(facts: DecoderFacts) -> dict[str, MetadataValue]:
-    """The GGUF keys of graphs with LayerNorm and without rotary positions."""
+def layer_norm_keys(facts: DecoderFacts) -> dict[str, MetadataValue]:
+    """The GGUF keys all graphs with LayerNorm read; nothing of positions."""
     return {
         "block_count": facts.layers,
         "context_length": facts.context,

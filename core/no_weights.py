@@ -56,15 +56,19 @@ def no_weights(folder: Path, names: Sequence[str]) -> CheckpointError:
     """The error for a folder whose ``names`` are not those of weights."""
     adapter, *others = UNREADABLE
     there = [name for name in names if not any(fnmatch.fnmatchcase(name, each) for each in _STATE)]
-    for pattern, what, hint in (adapter,):
-        if matches := fnmatch.filter(there, pattern):
+    nothing = CheckpointError(f"{folder} contains no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
+    return (
+        _foreign(folder, there, [adapter]) or weights_below(folder, names) or _foreign(folder, there, others)
+    ) or nothing
+
+
+def _foreign(
+    folder: Path, names: Sequence[str], kinds: Sequence[tuple[str, str, str]]
+) -> CheckpointError | None:
+    for pattern, what, hint in kinds:
+        if matches := fnmatch.filter(names, pattern):
             return CheckpointError(f"{folder / matches[0]} is {what}; expected {EXPECTED}", hint=hint)
-    if (below := weights_below(folder, names)) is not None:
-        return below
-    for pattern, what, hint in others:
-        if matches := fnmatch.filter(there, pattern):
-            return CheckpointError(f"{folder / matches[0]} is {what}; expected {EXPECTED}", hint=hint)
-    return CheckpointError(f"{folder} contains no weights; expected {EXPECTED}", hint=DOWNLOAD_HINT)
+    return None
 
 
 def weights_below(folder: Path, names: Sequence[str]) -> CheckpointError | None:

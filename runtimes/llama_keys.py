@@ -104,11 +104,6 @@ _EPSILON = phrase("every layer normalizes slightly differently, most where activ
 _WINDOW = phrase("layers see further back, or less far, than in training")
 
 
-def _every_fourth(values: Values) -> tuple[bool, ...]:
-    layers = values.get("block_count")
-    return tuple((at + 1) % 4 != 0 for at in range(layers)) if type(layers) is int and layers < 1024 else ()
-
-
 # Keys only some graphs read: they count where the checkpoint's family writes them.
 _SOME = (
     Key(_RMS, "real", REQUIRED, _EPSILON),
@@ -121,7 +116,7 @@ _SOME = (
     ),
     Key("vocab_size", "whole", _same_as("tokens"), phrase("it is only displayed"), grave=False),
     Key("attention.sliding_window", "whole", 4096, _WINDOW),
-    Key("attention.sliding_window_pattern", "list", _every_fourth, _WINDOW),
+    Key("attention.sliding_window_pattern", "list", REQUIRED, _WINDOW),
     Key("expert_feed_forward_length", "whole", _expert_width, _SHAPE, layers=True),
     Key("decoder_block_count", "whole", _same_as("block_count"), phrase("layers are skipped or missing")),
     Key("decoder_start_token_id", "whole", -1, phrase("answers begin with the wrong token")),

@@ -55,12 +55,13 @@ class Model:
         tapped: bool = False,
     ) -> None:
         generating = cached if encoder else None
-        opened = {
-            path: _session(path, threads, mapped=mapped and path != generating, tapped=tapped)
-            for path in dict.fromkeys([decoder, cached, encoder])
-            if path
-        }
-        self.taps = {opened[path]: _taps(_parsed(path)) if tapped else {} for path in opened}
+        opened: dict[str, Any] = {}
+        self.taps: dict[Any, dict[str, tuple[str, int]]] = {}
+        for path in dict.fromkeys([decoder, cached, encoder]):
+            if path:
+                graph, taps = _tapped(path) if tapped else (None, {})
+                session = _session(path, threads, mapped=mapped and path != generating, graph=graph)
+                opened[path], self.taps[session] = session, taps
         self.inputs: dict[str, tuple[int, list[Any]]] = {}
         self.decoder, self.cached = opened[decoder], opened[cached]
         self.encoder = opened[encoder] if encoder else None
@@ -132,10 +133,16 @@ class Model:
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
 
 
-def _parsed(path: str) -> Any:
+def _tapped(path: str) -> tuple[bytes, dict[str, tuple[str, int]]]:
+    """The graph, which gives what it multiplies as well, and what that is (``_taps``)."""
     import onnx
 
-    return onnx.load_model(path, load_external_data=False)
+    model = onnx.load_model(path, load_external_data=False)
+    taps = _taps(model)
+    known = {each.name for each in (*model.graph.output, *model.graph.input)}
+    values = dict.fromkeys(value for value, _ in taps.values())
+    model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in values if each not in known)
+    return model.SerializeToString(), taps
 
 
 def _taps(model: Any) -> dict[str, tuple[str, int]]:
@@ -158,19 +165,8 @@ def _taps(model: Any) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _with_outputs(path: str) -> bytes:
-    """The graph, which gives what it multiplies as well."""
-    import onnx
-
-    model = _parsed(path)
-    known = {each.name for each in (*model.graph.output, *model.graph.input)}
-    values = dict.fromkeys(value for value, _ in _taps(model).values())
-    model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in values if each not in known)
-    data: bytes = model.SerializeToString()
-    return data
-
-
-def _session(path: str, threads: int, *, mapped: bool, tapped: bool) -> Any:
+def _session(path: str, threads: int, *, mapped: bool, graph: bytes | None) -> Any:
+    """A session of the file, or of ``graph`` in its place, with the weights beside the file."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -179,14 +175,12 @@ def _session(path: str, threads: int, *, mapped: bool, tapped: bool) -> Any:
     # threads that wait would take the processor from whoever computes beside them
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_prepacking", str(int(mapped)))
-    graph: str | bytes = path
-    if tapped:
-        graph = _with_outputs(path)
+    if graph is not None:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", os.path.dirname(path)
         )
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(graph or path, options, providers=["CPUExecutionProvider"])
     except MemoryError:
         raise
     except Exception as error:  # all of onnxruntime's classes come from its C++ part

@@ -25,7 +25,7 @@ from ..decoder_facts import (
     refuse_other_activations,
 )
 from ..family import Family, InTransformers
-from ..layer_types import named_local_layers, types_of
+from ..layer_types import all_but_each, named_local_layers, types_of
 from ..onnx.blocks import gated_feed_forward, linear, rms_norm
 from ..onnx.causal import Heads, attention, begin, end, with_window
 from ..onnx.graph import Graph
@@ -77,7 +77,7 @@ def _local(settings: Settings, layers: int, *, windowed: bool) -> tuple[bool, ..
     if pattern is None:
         return (False,) * layers
     period = settings.integer("sliding_window_pattern", _PERIOD)
-    return tuple((i + 1) % period != 0 for i in range(layers))
+    return all_but_each(period, layers)
 
 
 def _keys(facts: Exaone4Facts) -> dict[str, MetadataValue]:
@@ -116,7 +116,7 @@ def _for_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _describe(graph: Graph, request: GraphRequest[Exaone4Facts]) -> None:
     facts = request.facts
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
-    rows, everywhere = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, everywhere = begin(graph, EMBEDDING, facts.rope)
     near = everywhere if facts.window is None else with_window(graph, everywhere, facts.window)
     for layer, local in enumerate(facts.local):
         place = f"model.layers.{layer}"
@@ -144,6 +144,7 @@ EXAONE4 = Family(
     facts=_facts,
     flags=flags,
     keys=_keys,
+    left_out=lambda facts: {"attention.sliding_window_pattern": all_but_each(_PERIOD, facts.layers)},
     rows=ROWS,
     limits={"llama.cpp": _limits_of_llama_cpp, "ONNX": refuse_activations_onnx_lacks},
     reference=InTransformers(

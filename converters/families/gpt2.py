@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...core.checkpoint import Checkpoint
-from ...core.model import MetadataValue
 from ...core.tensor import Tensor
 from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
@@ -26,7 +25,7 @@ from ..onnx.blocks import feed_forward, layer_norm, linear
 from ..onnx.causal import Heads, attention, begin_learned, end, three_parts
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
-from ..positions import gelu_remarks, refuse_set, unrotated, unrotated_keys
+from ..positions import gelu_remarks, layer_norm_keys, refuse_set, unrotated
 from ..reshaping import transpose, upright
 from ..settings import Settings
 
@@ -99,10 +98,6 @@ def _limits_of_llama_cpp(facts: Gpt2Facts) -> None:
     refuse_other_activations(facts, GELU | TANH_GELU, "gpt2 graph supports only GELU", "activation_function")
 
 
-def _keys(facts: Gpt2Facts) -> dict[str, MetadataValue]:
-    return unrotated_keys(facts)
-
-
 def _upright(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return upright(tensors, lambda name: name.endswith(_TURNED))
 
@@ -136,7 +131,7 @@ GPT2 = Family(
     arch="gpt2",
     facts=_facts,
     flags=_flags,
-    keys=_keys,
+    keys=layer_norm_keys,
     rows=ROWS,
     limits={
         "llama.cpp": _limits_of_llama_cpp,

@@ -26,7 +26,7 @@ from ..onnx.blocks import feed_forward, layer_norm, linear
 from ..onnx.causal import Heads, attention, begin, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
-from ..positions import gelu_remarks
+from ..positions import gelu_remarks, layer_norm_keys
 from ..rope import read_rope, rope_section
 from ..settings import Settings
 from ..transforms import group_by_part
@@ -127,12 +127,7 @@ def _flags(facts: NeoxFacts, checkpoint: Checkpoint) -> frozenset[str]:
 
 def _keys(facts: NeoxFacts) -> dict[str, MetadataValue]:
     return {
-        "block_count": facts.layers,
-        "context_length": facts.context,
-        "embedding_length": facts.hidden,
-        "feed_forward_length": facts.ffn,
-        "attention.head_count": facts.heads,
-        "attention.layer_norm_epsilon": facts.epsilon,
+        **layer_norm_keys(facts),
         "use_parallel_residual": facts.parallel,
         "rope.dimension_count": facts.rope.dimensions,
         "rope.freq_base": facts.rope.base,
@@ -152,7 +147,7 @@ def _in_transformers(tensors: Mapping[str, Tensor], sizes: Sizes) -> Mapping[str
 def _describe(graph: Graph, request: GraphRequest[NeoxFacts]) -> None:
     facts = request.facts
     heads = Heads(facts.heads, facts.heads, facts.head_dim, facts.rope.dimensions)
-    rows, positions = begin(graph, _TABLE, facts.rope.frequencies())
+    rows, positions = begin(graph, _TABLE, facts.rope)
     for layer in range(facts.layers):
         place = f"gpt_neox.layers.{layer}"
         inner = layer_norm(graph, rows, f"{place}.input_layernorm", facts.epsilon)

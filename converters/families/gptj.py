@@ -166,7 +166,7 @@ def _describe(graph: Graph, request: GraphRequest[GptjFacts]) -> None:
     the zeros llama.cpp's graph insists on are needed.
     """
     facts = request.facts
-    rows, positions = begin(graph, _EMBEDDING, facts.rope.frequencies())
+    rows, positions = begin(graph, _EMBEDDING, facts.rope)
     for layer in range(facts.layers):
         rows = _described_layer(graph, layer, rows, positions, facts)
     rows = layer_norm(graph, rows, "transformer.ln_f", facts.epsilon)

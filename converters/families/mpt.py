@@ -22,7 +22,7 @@ from ..onnx.blocks import feed_forward, linear
 from ..onnx.causal import Heads, attention, begin_alibi, end, three_parts
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
-from ..positions import gelu_remarks, refuse_set, unrotated, unrotated_keys
+from ..positions import gelu_remarks, layer_norm_keys, refuse_set, unrotated
 from ..settings import Settings
 
 _TABLE, _HEAD = "transformer.wte.weight", "lm_head.weight"
@@ -113,7 +113,7 @@ def _flags(facts: MptFacts, checkpoint: Checkpoint) -> frozenset[str]:
 
 
 def _keys(facts: MptFacts) -> dict[str, MetadataValue]:
-    keys = {**unrotated_keys(facts), "attention.max_alibi_bias": facts.bias_max}
+    keys = {**layer_norm_keys(facts), "attention.max_alibi_bias": facts.bias_max}
     return {**keys, "attention.clamp_kqv": facts.clip} if facts.clip else keys
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,12 @@ from ..decoder_facts import (
     refuse_activations_onnx_lacks,
     refuse_other_activations,
 )
-from ..family import Family, InTransformers, Row
+from ..family import Family, InTransformers, Row, Transform
 from ..onnx.blocks import feed_forward, layer_norm, linear
 from ..onnx.causal import Heads, Positions, attention, begin_learned, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
-from ..positions import refuse_set, unrotated, unrotated_keys
+from ..positions import layer_norm_keys, refuse_set, unrotated
 from ..reshaping import computed, join, multiply, without_first
 from ..settings import Settings
 
@@ -39,32 +40,42 @@ STEEPNESS = 4096.0
 
 _BASE = "model.decoder."
 _TABLE, _PLACES, _HEAD = f"{_BASE}embed_tokens.weight", f"{_BASE}embed_positions.weight", "lm_head.weight"
-_QKV = tuple(f"self_attn.{each}_proj" for each in "qkv")
 _BIAS = "biases"
-_STEEPER = multiply(lambda sizes: STEEPNESS)
 
 
-def _layer(target: str, sources: str | tuple[str, ...], *shape: str, **rest: object) -> Row:
-    names = (sources,) if isinstance(sources, str) else sources
-    rows = tuple(f"{_BASE}layers.{{i}}.{name}" for name in names)
-    return Row(f"blk.{{i}}.{target}", rows, shape, **rest)  # type: ignore[arg-type]
+def layer_rows(base: str, *, fc1: Transform | None = None, biases: str | None = None) -> tuple[Row, ...]:
+    """The rows of a layer under fairseq's names, as OPT and XGLM have it, behind ``base``.
+
+    ``fc1`` is done to that matrix and its bias; matrices have biases under the flag ``biases``, or always.
+    """
+
+    def row(target: str, sources: str | tuple[str, ...], *shape: str, **rest: Any) -> Row:
+        names = (sources,) if isinstance(sources, str) else sources
+        return Row(
+            f"blk.{{i}}.{target}", tuple(f"{base}layers.{{i}}.{name}" for name in names), shape, **rest
+        )
+
+    qkv = tuple(f"self_attn.{each}_proj" for each in "qkv")
+    return (
+        row("attn_norm.weight", "self_attn_layer_norm.weight", "hidden"),
+        row("attn_norm.bias", "self_attn_layer_norm.bias", "hidden"),
+        row("attn_qkv.weight", tuple(f"{n}.weight" for n in qkv), "hidden", "hidden", transform=join(3)),
+        row("attn_qkv.bias", tuple(f"{n}.bias" for n in qkv), "hidden", transform=join(3), when=biases),
+        row("attn_output.weight", "self_attn.out_proj.weight", "hidden", "hidden"),
+        row("attn_output.bias", "self_attn.out_proj.bias", "hidden", when=biases),
+        row("ffn_norm.weight", "final_layer_norm.weight", "hidden"),
+        row("ffn_norm.bias", "final_layer_norm.bias", "hidden"),
+        row("ffn_up.weight", "fc1.weight", "ffn", "hidden", transform=fc1),
+        row("ffn_up.bias", "fc1.bias", "ffn", transform=fc1, when=biases),
+        row("ffn_down.weight", "fc2.weight", "hidden", "ffn"),
+        row("ffn_down.bias", "fc2.bias", "hidden", when=biases),
+    )
 
 
 ROWS = (
     Row("token_embd.weight", (_TABLE,), ("rows", "hidden")),
     Row("position_embd.weight", (_PLACES,), ("places", "hidden"), without_first(OFFSET)),
-    _layer("attn_norm.weight", "self_attn_layer_norm.weight", "hidden"),
-    _layer("attn_norm.bias", "self_attn_layer_norm.bias", "hidden"),
-    _layer("attn_qkv.weight", tuple(f"{n}.weight" for n in _QKV), "hidden", "hidden", transform=join(3)),
-    _layer("attn_qkv.bias", tuple(f"{n}.bias" for n in _QKV), "hidden", transform=join(3), when=_BIAS),
-    _layer("attn_output.weight", "self_attn.out_proj.weight", "hidden", "hidden"),
-    _layer("attn_output.bias", "self_attn.out_proj.bias", "hidden", when=_BIAS),
-    _layer("ffn_norm.weight", "final_layer_norm.weight", "hidden"),
-    _layer("ffn_norm.bias", "final_layer_norm.bias", "hidden"),
-    _layer("ffn_up.weight", "fc1.weight", "ffn", "hidden", transform=_STEEPER),
-    _layer("ffn_up.bias", "fc1.bias", "ffn", transform=_STEEPER, when=_BIAS),
-    _layer("ffn_down.weight", "fc2.weight", "hidden", "ffn"),
-    _layer("ffn_down.bias", "fc2.bias", "hidden", when=_BIAS),
+    *layer_rows(_BASE, fc1=multiply(lambda sizes: STEEPNESS), biases=_BIAS),
     Row("output_norm.weight", (f"{_BASE}final_layer_norm.weight",), ("hidden",)),
     Row("output_norm.bias", (f"{_BASE}final_layer_norm.bias",), ("hidden",)),
     Row("output.weight", (_HEAD,), ("rows", "hidden"), when=HEAD),
@@ -118,7 +129,7 @@ def _limits_of_llama_cpp(facts: OptFacts) -> None:
 
 
 def _keys(facts: OptFacts) -> dict[str, MetadataValue]:
-    return {**unrotated_keys(facts), "attention.max_alibi_bias": 0.0}
+    return {**layer_norm_keys(facts), "attention.max_alibi_bias": 0.0}
 
 
 def _divisors(facts: OptFacts) -> list[Tensor]:

@@ -108,7 +108,7 @@ def _for_transformers(config: Mapping[str, Any]) -> Mapping[str, Any]:
 def _describe(graph: Graph, request: GraphRequest[Qwen2Facts]) -> None:
     facts = request.facts
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions)
-    rows, everywhere = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, everywhere = begin(graph, EMBEDDING, facts.rope)
     near = everywhere if facts.window is None else with_window(graph, everywhere, facts.window)
     for layer, local in enumerate(facts.local):
         place = f"model.layers.{layer}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import UnsupportedModel
-from ...core.model import MetadataValue, Note
+from ...core.model import Note
 from ...core.tensor import Array, Tensor
 from ..activation_names import GELU, TANH_GELU
 from ..decoder_facts import (
@@ -30,46 +30,26 @@ from ..onnx.blocks import layer_norm
 from ..onnx.causal import Heads, begin_sinusoidal, end
 from ..onnx.graph import Graph
 from ..onnx.request import GraphRequest, one_graph
-from ..positions import gelu_remarks, refuse_set, unrotated, unrotated_keys
-from ..reshaping import computed, join, multiply
+from ..positions import gelu_remarks, layer_norm_keys, refuse_set, unrotated
+from ..reshaping import computed, multiply
 from ..settings import Settings
 from ..transforms import as_a_copy
-from .opt import OFFSET, described_layer
+from .opt import OFFSET, described_layer, layer_rows
 
 _TABLE, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_QKV = tuple(f"self_attn.{each}_proj" for each in "qkv")
 _SCALED, _UNSCALED, _SCALED_TIED = "scaled", "not scaled", "scaled and tied"
 _ROOT = multiply(lambda sizes: math.sqrt(sizes["hidden"]))
-
-
-def _layer(target: str, sources: str | tuple[str, ...], *shape: str, **rest: object) -> Row:
-    names = (sources,) if isinstance(sources, str) else sources
-    rows = tuple(f"model.layers.{{i}}.{name}" for name in names)
-    return Row(f"blk.{{i}}.{target}", rows, shape, **rest)  # type: ignore[arg-type]
 
 
 ROWS = (
     Row("token_embd.weight", (_TABLE,), ("rows", "hidden"), _ROOT, when=_SCALED),
     Row("token_embd.weight", (_TABLE,), ("rows", "hidden"), when=_UNSCALED),
-    _layer("attn_norm.weight", "self_attn_layer_norm.weight", "hidden"),
-    _layer("attn_norm.bias", "self_attn_layer_norm.bias", "hidden"),
-    _layer("attn_qkv.weight", tuple(f"{n}.weight" for n in _QKV), "hidden", "hidden", transform=join(3)),
-    _layer("attn_qkv.bias", tuple(f"{n}.bias" for n in _QKV), "hidden", transform=join(3)),
-    _layer("attn_output.weight", "self_attn.out_proj.weight", "hidden", "hidden"),
-    _layer("attn_output.bias", "self_attn.out_proj.bias", "hidden"),
-    _layer("ffn_norm.weight", "final_layer_norm.weight", "hidden"),
-    _layer("ffn_norm.bias", "final_layer_norm.bias", "hidden"),
-    _layer("ffn_up.weight", "fc1.weight", "ffn", "hidden"),
-    _layer("ffn_up.bias", "fc1.bias", "ffn"),
-    _layer("ffn_down.weight", "fc2.weight", "hidden", "ffn"),
-    _layer("ffn_down.bias", "fc2.bias", "hidden"),
+    *layer_rows("model."),
     Row("output_norm.weight", ("model.layer_norm.weight",), ("hidden",)),
     Row("output_norm.bias", ("model.layer_norm.bias",), ("hidden",)),
     Row("output.weight", (_HEAD,), ("rows", "hidden"), when=HEAD),
-    Row(
-        "output.weight", (_TABLE,), ("rows", "hidden"), as_a_copy(), when=_SCALED_TIED, back_to=(_HEAD,)
-    ),
-)  # fmt: skip
+    Row("output.weight", (_TABLE,), ("rows", "hidden"), as_a_copy(), when=_SCALED_TIED, back_to=(_HEAD,)),
+)
 
 
 @dataclass(frozen=True)
@@ -111,10 +91,6 @@ def _flags(facts: XglmFacts, checkpoint: Checkpoint) -> frozenset[str]:
 def _limits_of_llama_cpp(facts: XglmFacts) -> None:
     graph = "gpt2 graph, which XGLM runs as, supports only GELU"
     refuse_other_activations(facts, GELU | TANH_GELU, graph, "activation_function")
-
-
-def _keys(facts: XglmFacts) -> dict[str, MetadataValue]:
-    return unrotated_keys(facts)
 
 
 def frequencies(hidden: int) -> Array:
@@ -174,7 +150,7 @@ XGLM = Family(
     arch="gpt2",
     facts=_facts,
     flags=_flags,
-    keys=_keys,
+    keys=layer_norm_keys,
     rows=ROWS,
     limits={"llama.cpp": _of_llama_cpp, "ONNX": _of_onnx},
     reference=InTransformers("XGLMForCausalLM"),

@@ -13,6 +13,7 @@ from typing import Any
 from ...core.checkpoint import Checkpoint
 from ...core.input_files import quoted
 from ..families import FAMILIES, NEAR, has_family
+from .other_parts import TEXT_PART
 from .wanted import noted
 
 PARTS = ("text_config", "language_config", "llm_config", "language_model_config")
@@ -46,7 +47,7 @@ def with_known_class(checkpoint: Checkpoint) -> Checkpoint:
                 f"of {quoted(_class(config))[1:-1]} only the text part is converted, as config.json "
                 f"describes it in {part}"
             )
-            return noted(replace(checkpoint, config={**found, "text_part_of": part}), "text-part", message)
+            return noted(replace(checkpoint, config={**found, TEXT_PART: part}), "text-part", message)
     return checkpoint
 
 

@@ -27,7 +27,7 @@ def without_unindexed(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     """Without what the index does not name. Raises CheckpointError where the model needs it."""
     if not checkpoint.unindexed:
         return checkpoint
-    sources = {pattern(source) for row in wanted.active(checkpoint) for source in row.sources}
+    sources = wanted.taken(checkpoint)
     needed = [
         name
         for name in checkpoint.unindexed
@@ -78,8 +78,8 @@ def without_zero_biases(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
     suspects = [tensor for tensor in checkpoint.tensors.values() if _may_be_bias(tensor, wanted)]
     if not suspects:
         return checkpoint
-    active = {pattern(source) for row in wanted.active(checkpoint) for source in row.sources}
-    extra = [tensor for tensor in suspects if pattern(tensor.name) not in active]
+    taken = wanted.taken(checkpoint)
+    extra = [tensor for tensor in suspects if pattern(tensor.name) not in taken]
     for tensor in extra:
         if not _all_zero(tensor):
             raise _not_zero(checkpoint, wanted, tensor)
@@ -94,9 +94,8 @@ def _may_be_bias(tensor: Tensor, wanted: Wanted) -> bool:
     name, kind = tensor.name, pattern(tensor.name)
     if not name.endswith(".bias") or len(tensor.shape) != 1 or kind in wanted.dropped:
         return False
-    conditional = {pattern(s) for row in wanted.family.rows if row.when is not None for s in row.sources}
-    always = {pattern(s) for row in wanted.family.rows if row.when is None for s in row.sources}
-    return kind not in always and (kind in conditional or pattern(f"{name[:-4]}weight") in wanted.sources)
+    named = kind in wanted.sources or pattern(f"{name[:-4]}weight") in wanted.sources
+    return named and kind not in wanted.always
 
 
 def _all_zero(tensor: Tensor) -> bool:

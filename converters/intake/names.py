@@ -15,7 +15,7 @@ _WRAPPERS = (
     *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module"),
     *("module", "base_layer"),
 )
-_UNIFORM = ("base_model.model.",)  # taken off where no family says what names should be, too
+_PEFT = "base_model.model."  # taken off where no family says what names should be, too
 _DEEP = 12  # parts a prefix may have
 _ADAPTER = re.compile(
     r"(.*\.)?(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|ia3_l|vera_lambda_[bd]"
@@ -65,17 +65,9 @@ def unwrapped(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _without_uniform(checkpoint: Checkpoint) -> Checkpoint:
-    while checkpoint.tensors:
-        shared = [start for start in _UNIFORM if all(name.startswith(start) for name in checkpoint.tensors)]
-        if not shared:
-            break
-        start = shared[0]
-        message = f"the prefix {start} of tensor names is taken off"
-        checkpoint = noted(
-            renamed(checkpoint, lambda name, start=start: name.removeprefix(start)),  # type: ignore[misc]
-            "name-prefix",
-            message,
-        )
+    while checkpoint.tensors and all(name.startswith(_PEFT) for name in checkpoint.tensors):
+        bare = renamed(checkpoint, lambda name: name.removeprefix(_PEFT))
+        checkpoint = noted(bare, "name-prefix", f"the prefix {_PEFT} of tensor names is taken off")
     return checkpoint
 
 

@@ -27,15 +27,17 @@ def pattern(name: str) -> str:
 class Wanted:
     """The names of a family's rows.
 
-    ``sources`` are patterns of what rows may take, ``dropped`` of what the family drops by itself. ``base``
-    is what the names of all layers begin with (``model.``), empty where encoder and decoder differ.
+    ``sources`` are patterns of what rows may take, ``always`` of what those take that apply to every model,
+    ``dropped`` of what the family drops by itself. ``base`` is what the names of all layers begin with
+    (``model.``), empty where encoder and decoder differ.
     """
 
     def __init__(self, family: AnyFamily, config: Mapping[str, Any]) -> None:
         self.family = family
         self.facts: Facts = family.read(config)
         self.sizes: Sizes = self.facts.sizes
-        self.sources = frozenset(pattern(source) for row in family.rows for source in row.sources)
+        self.always = _patterns(row for row in family.rows if row.when is None)
+        self.sources = _patterns(family.rows)
         self.dropped = frozenset(map(pattern, family.dropped))
         self.layered = [row for row in family.rows if any("{i}" in source for source in row.sources)]
         starts = [source.partition("{i}")[0] for row in self.layered for source in row.sources]
@@ -44,11 +46,16 @@ class Wanted:
 
     def knows(self, name: str) -> bool:
         """Whether a row may take a tensor of that name, or the family drops it."""
-        return pattern(name) in self.sources or pattern(name) in self.dropped
+        kind = pattern(name)
+        return kind in self.sources or kind in self.dropped
 
     def in_a_layer(self, name: str) -> bool:
         """Whether a name is that of something inside one of the model's layers."""
         return any(name.startswith(stack) for stack in self.stacks)
+
+    def taken(self, checkpoint: Checkpoint) -> frozenset[str]:
+        """Patterns of what the rows that apply take; reads weights where a head must be compared."""
+        return _patterns(self.active(checkpoint))
 
     def active(self, checkpoint: Checkpoint) -> list[Row]:
         """The rows that apply; reads weights where a head must be compared."""
@@ -69,6 +76,10 @@ class Wanted:
     def _of(self, target: str) -> tuple[str, ...]:
         rows = [row for row in self.family.rows if row.target == target]
         return tuple(dict.fromkeys(source for row in rows for source in row.sources))
+
+
+def _patterns(rows: Iterable[Row]) -> frozenset[str]:
+    return frozenset(pattern(source) for row in rows for source in row.sources)
 
 
 def _common_start(starts: Sequence[str]) -> str:

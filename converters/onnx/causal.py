@@ -52,12 +52,8 @@ class Positions:
     sines: str
 
 
-def begin(graph: Graph, table: str, rope: Array | Rope) -> tuple[str, Positions]:
-    """The inputs, and the embedded tokens as rows.
-
-    ``rope`` tells how heads turn; for those that no scaling stretches, ``(rotary / 2,)`` radians per position
-    are enough.
-    """
+def begin(graph: Graph, table: str, rope: Rope) -> tuple[str, Positions]:
+    """The inputs, and the embedded tokens as rows; ``rope`` tells how heads turn."""
     rows, places, positions = _inputs(graph, table)
     cosines, sines = _turns(graph, places, rope)
     return rows, replace(positions, cosines=cosines, sines=sines)
@@ -77,8 +73,7 @@ def begin_sinusoidal(
     """The same with sines, then cosines of ``(position + offset) * frequencies``; rows times ``factor``."""
     rows, places, positions = _inputs(graph, table)
     places = graph.op("Add", places, graph.number(offset, Element.INT64))
-    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
-    angles = graph.op("Mul", places, graph.constant(frequencies.astype(np.float32)))
+    angles = _angles(graph, places, graph.constant(frequencies.astype(np.float32)))
     waves = graph.op("Concat", graph.op("Sin", angles), graph.op("Cos", angles), axis=-1)
     scaled = graph.op("Mul", rows, graph.number(factor))
     return _placed(graph, scaled, waves, table), positions
@@ -119,23 +114,25 @@ def three_parts(graph: Graph, rows: str) -> dict[str, str]:
     return dict(zip("qkv", parts, strict=True))
 
 
-def _turns(graph: Graph, places: str, rope: Array | Rope) -> tuple[str, str]:
+def _turns(graph: Graph, places: str, rope: Rope) -> tuple[str, str]:
     """Cosines and sines ``(batch, length, rotary / 2)`` of the angles at these positions."""
-    frequencies = _frequencies(graph, places, rope)
-    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
-    angles = graph.op("Mul", places, frequencies)
+    angles = _angles(graph, places, _frequencies(graph, places, rope))
     cosines, sines = graph.op("Cos", angles), graph.op("Sin", angles)
-    stretch = rope.stretch if isinstance(rope, Rope) else None
+    stretch = rope.stretch
     if stretch is None or stretch.attention == 1:
         return cosines, sines
     factor = graph.number(stretch.attention)
     return graph.op("Mul", cosines, factor), graph.op("Mul", sines, factor)
 
 
-def _frequencies(graph: Graph, places: str, rope: Array | Rope) -> str:
+def _angles(graph: Graph, places: str, frequencies: str) -> str:
+    """Of each position, ``(batch, length, frequencies)``."""
+    places = graph.op("Unsqueeze", graph.cast(places, Element.FLOAT), graph.integers(2))
+    return graph.op("Mul", places, frequencies)
+
+
+def _frequencies(graph: Graph, places: str, rope: Rope) -> str:
     """Radians per position; with LongRoPE those of long texts where one is longer than the first context."""
-    if not isinstance(rope, Rope):
-        return graph.constant(rope.astype(np.float32))
     near = graph.constant(rope.frequencies().astype(np.float32))
     stretch = rope.stretch
     if stretch is None or stretch.beyond is None:
@@ -145,9 +142,9 @@ def _frequencies(graph: Graph, places: str, rope: Array | Rope) -> str:
     return graph.op("Where", beyond, graph.constant(stretch.beyond), near)
 
 
-def with_frequencies(graph: Graph, positions: Positions, frequencies: Array) -> Positions:
-    """The same for layers that turn by other frequencies."""
-    cosines, sines = _turns(graph, "position_ids", frequencies)
+def with_rope(graph: Graph, positions: Positions, rope: Rope) -> Positions:
+    """The same for layers that turn otherwise."""
+    cosines, sines = _turns(graph, "position_ids", rope)
     return replace(positions, cosines=cosines, sines=sines)
 
 

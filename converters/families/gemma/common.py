@@ -27,9 +27,9 @@ from ...decoder_facts import (
     refuse_other_activations,
 )
 from ...family import Row
-from ...layer_types import named_local_layers
+from ...layer_types import all_but_each, named_local_layers
 from ...onnx.blocks import gated_feed_forward, head_norm, linear, rms_norm_plus_one
-from ...onnx.causal import Heads, Positions, attention, begin, end, with_frequencies, with_window
+from ...onnx.causal import Heads, Positions, attention, begin, end, with_rope, with_window
 from ...onnx.graph import Graph
 from ...onnx.request import GraphRequest
 from ...rope import Rope, refuse_partial_rotation
@@ -83,7 +83,7 @@ def read_gemma(settings: Settings, sizes: Mapping[str, Any], period: int, contex
     _refuse_what_no_gemma_has(settings)
     local = named_local_layers(settings, fields["layers"])
     if local is None:
-        local = tuple((layer + 1) % period != 0 for layer in range(fields["layers"]))
+        local = all_but_each(period, fields["layers"])
     return {
         **fields,
         "tied": settings.flag("tie_word_embeddings", True),
@@ -126,9 +126,7 @@ def gemma_keys(facts: GemmaFacts) -> dict[str, MetadataValue]:
 
 def gemma_left_out(facts: GemmaFacts, period: int) -> dict[str, MetadataValue]:
     """What both graphs take where a file has no such keys; every ``period``-th layer sees everything."""
-    return {
-        "attention.sliding_window_pattern": tuple((at + 1) % period != 0 for at in range(facts.layers)),
-    }
+    return {"attention.sliding_window_pattern": all_but_each(period, facts.layers)}
 
 
 def gemma_limits(facts: GemmaFacts, graph: str, layers_of_27b: int) -> None:
@@ -158,13 +156,13 @@ def describe(graph: Graph, request: GraphRequest[Any], rope_of_local: Rope, *, n
     facts: GemmaFacts = request.facts
     scale, cap = facts.scalar**-0.5, facts.score_cap
     heads = Heads(facts.heads, facts.kv_heads, facts.head_dim, facts.rope.dimensions, scale=scale, cap=cap)
-    rows, everywhere = begin(graph, EMBEDDING, facts.rope.frequencies())
+    rows, everywhere = begin(graph, EMBEDDING, facts.rope)
     rows = graph.op("Mul", rows, graph.number(facts.hidden**0.5))
     near = everywhere
     if any(facts.local):
         near = with_window(graph, everywhere, facts.window)
     if rope_of_local != facts.rope:
-        near = with_frequencies(graph, near, rope_of_local.frequencies())
+        near = with_rope(graph, near, rope_of_local)
     for layer, local in enumerate(facts.local):
         rows = _layer(graph, rows, layer, near if local else everywhere, heads, facts, normed)
     rows = rms_norm_plus_one(graph, rows, "model.norm", facts.epsilon)
