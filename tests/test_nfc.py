@@ -19,8 +19,10 @@ from kconv.core.gguf_file import read_header
 from kconv.flows.generate import generate
 from kconv.flows.to_onnx import to_onnx
 from kconv.flows.verify import verify
-from kconv.vocab.normal_form import as_trained, composed
+from kconv.vocab.normal_form import as_trained
 from kconv.vocab.selection import select_vocab
+from kconv.vocab.token_settings import AddedToken
+from kconv.vocab.tokenizer import composed
 
 KEY = "kconv.tokenizer.normalizer"
 DECOMPOSED = unicodedata.normalize("NFD", "안녕하세요, café에서 만나요")
@@ -106,7 +108,7 @@ def test_special_tokens_are_matched_before() -> None:
     """A stroke behind a token must not become one letter with its last character."""
     text = "<|end|>\u0338 가\u11a8"
     assert unicodedata.normalize("NFC", text) != "<|end|>\u0338 각"
-    assert composed(text, ["<|end|>"]) == "<|end|>\u0338 각"
+    assert composed(text, [AddedToken("<|end|>")], parse_special=True) == "<|end|>\u0338 각"
     metadata = {KEY: "NFC", "tokenizer.ggml.tokens": ("a", "<|end|>"), "tokenizer.ggml.token_type": (1, 3)}
     assert as_trained(metadata, text) == "<|end|>\u0338 각"
     assert as_trained({}, text) == text

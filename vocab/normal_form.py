@@ -6,13 +6,12 @@ in that form already; Hangul typed on macOS, for one, may not be.
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.vocabulary import TokenType
-from .tokenizer import Source
+from .token_settings import AddedToken
+from .tokenizer import Source, composed
 
 NFC = "NFC"
 
@@ -27,26 +26,15 @@ def normalizer_metadata(source: Source) -> dict[str, str]:
 
 def as_trained(metadata: Mapping[str, Any], text: str) -> str:
     """``text`` in the form a file's vocabulary wants, special tokens that are spelled in it left alone."""
-    if metadata.get(NORMALIZER) != NFC or unicodedata.is_normalized("NFC", text):
+    if metadata.get(NORMALIZER) != NFC:
         return text
-    return composed(text, _special_texts(metadata))
+    return composed(text, _special_tokens(metadata), parse_special=True)
 
 
-def composed(text: str, kept: Collection[str]) -> str:
-    """``text`` in NFC between the texts of ``kept``, which are matched before a tokenizer normalizes."""
-    if not kept:
-        return unicodedata.normalize("NFC", text)
-    pattern = "|".join(re.escape(each) for each in sorted(kept, key=len, reverse=True))
-    parts = re.split(f"({pattern})", text)
-    return "".join(
-        part if at % 2 else unicodedata.normalize("NFC", part)  # re.split: every second one is a match
-        for at, part in enumerate(parts)
-    )
-
-
-def _special_texts(metadata: Mapping[str, Any]) -> list[str]:
+def _special_tokens(metadata: Mapping[str, Any]) -> list[AddedToken]:
     tokens, types = (metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not isinstance(tokens, tuple) or not isinstance(types, tuple):
         return []
     special = (TokenType.CONTROL, TokenType.USER_DEFINED)
-    return [text for text, kind in zip(tokens, types, strict=False) if kind in special and text]
+    pairs = enumerate(zip(tokens, types, strict=False))
+    return [AddedToken(text, index) for index, (text, kind) in pairs if kind in special and text]

@@ -35,6 +35,19 @@ def added_pattern(added: Sequence[AddedToken], parse_special: bool) -> re.Patter
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
 
+def composed(text: str, kept: Sequence[AddedToken], parse_special: bool) -> str:
+    """``text`` in NFC between the tokens of ``kept``, which are matched before a tokenizer normalizes."""
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    pattern = added_pattern(kept, parse_special)
+    pieces: list[str] = []
+    end = 0
+    for match in pattern.finditer(text) if pattern else ():
+        pieces += [unicodedata.normalize("NFC", text[end : match.start()]), match.group()]
+        end = match.end()
+    return "".join((*pieces, unicodedata.normalize("NFC", text[end:])))
+
+
 @dataclass(frozen=True)
 class SpacePrefix:
     """The space a tokenizer puts before text by itself.
@@ -189,16 +202,7 @@ class Source:
 
     def composed(self, text: str, parse_special: bool) -> str:
         """``text`` in NFC between added tokens, as a tokenizer with that normalizer reads it."""
-        if unicodedata.is_normalized("NFC", text):
-            return text
-        exact = [token for token in self.added if not token.normalized]
-        pattern = added_pattern(exact, parse_special)
-        pieces: list[str] = []
-        end = 0
-        for match in pattern.finditer(text) if pattern else ():
-            pieces += [unicodedata.normalize("NFC", text[end : match.start()]), match.group()]
-            end = match.end()
-        return "".join((*pieces, unicodedata.normalize("NFC", text[end:])))
+        return composed(text, [token for token in self.added if not token.normalized], parse_special)
 
     def _spaced(self, stretch: str, first: bool) -> str:
         if self.collapses_spaces:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from .korean_text import korean_text
+from .tokenizer_files import added
 
 _SPACE = "\u2581"  # sentencepiece's visible space
 _SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>")
@@ -35,16 +36,7 @@ def gemma_style_tokenizer(vocab_size: int) -> dict[str, Any]:
     trained.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A <bos>:1 $B:1", begin)
     result: dict[str, Any] = json.loads(trained.to_str())
     result["added_tokens"] = [
-        {
-            "id": number,
-            "content": text,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": text in _SPECIAL,
-        }
-        for number, text in enumerate((*_SPECIAL, *_WORDS))
+        added(number, text, special=text in _SPECIAL) for number, text in enumerate((*_SPECIAL, *_WORDS))
     ]
     result["decoder"] = {
         "type": "Sequence",

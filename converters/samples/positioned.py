@@ -109,7 +109,7 @@ def _opt_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def write_xglm(folder: Path, *, dtype: DType = DType.F16, seed: int = 0, **changes: Any) -> Path:
-    """Write an XGLM: sinusoids that no file holds, scaled embeddings. The sample ``xglm`` is trained."""
+    """Write an XGLM: sinusoids that no file holds, scaled embeddings."""
     config: dict[str, Any] = {
         "architectures": ["XGLMForCausalLM"],
         "model_type": "xglm",

@@ -43,7 +43,7 @@ def byte_fallback_tokenizer(vocab_size: int) -> dict[str, Any]:
     model["merges"][100:100] = [[_SPACE, digit] for digit in "0123456789"]
     for digit in "0123456789":
         model["vocab"][_SPACE + digit] = len(model["vocab"])
-    result["added_tokens"] = [_added(number, text) for number, text in enumerate(("<unk>", "<s>", "</s>"))]
+    result["added_tokens"] = [added(number, text) for number, text in enumerate(("<unk>", "<s>", "</s>"))]
     result["normalizer"] = {
         "type": "Sequence",
         "normalizers": [
@@ -111,7 +111,7 @@ def llama_3_json(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(first + number, text) for number, text in enumerate(specials)],
+        "added_tokens": [added(first + number, text) for number, text in enumerate(specials)],
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
         "post_processor": {"type": "Sequence", "processors": [{**outer, "trim_offsets": False}, begin]},
@@ -160,7 +160,8 @@ def _begin_with(token: str, number: int) -> dict[str, Any]:
     }
 
 
-def _added(number: int, text: str) -> dict[str, Any]:
+def added(number: int, text: str, *, special: bool = True) -> dict[str, Any]:
+    """An entry of a tokenizer.json's added_tokens."""
     return {
         "id": number,
         "content": text,
@@ -168,7 +169,7 @@ def _added(number: int, text: str) -> dict[str, Any]:
         "lstrip": False,
         "rstrip": False,
         "normalized": False,
-        "special": True,
+        "special": special,
     }
 
 

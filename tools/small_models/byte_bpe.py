@@ -1,22 +1,18 @@
-"""A byte-level BPE in the layout of GPT-2's files, trained on the demo texts."""
+"""Byte-level BPE trained on the demo texts, and GPT-2's files of one."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from demo_texts.generator import JOINT
 
-from . import texts
 
-DOCUMENTS = 5000
-
-
-def trained(specials: Sequence[str], size: int, seed: int, asked: str) -> Any:
-    """``specials`` first, then 256 bytes, then merges up to ``size``."""
+def trained(size: int, specials: Sequence[str], stream: Iterator[str], documents: int) -> Any:
+    """Of ``size`` tokens: ``specials`` first, then 256 bytes, then merges learned from so many documents."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -29,8 +25,7 @@ def trained(specials: Sequence[str], size: int, seed: int, asked: str) -> Any:
         show_progress=False,
     )
     # A line break between a word and its particle keeps each in tokens of its own.
-    stream = texts.documents(seed, asked)
-    tokenizer.train_from_iterator((next(stream).replace(JOINT, "\n") for _ in range(DOCUMENTS)), trainer)
+    tokenizer.train_from_iterator((next(stream).replace(JOINT, "\n") for _ in range(documents)), trainer)
     if tokenizer.get_vocab_size() != size:
         sys.exit(f"the texts gave {tokenizer.get_vocab_size()} tokens, expected {size}")
     return tokenizer

@@ -9,7 +9,7 @@ from typing import Any
 
 from demo_texts.generator import JOINT
 
-from . import kogpt, texts
+from . import byte_bpe, kogpt, texts
 
 NAME, SEED = "hyperclovax", 20250722
 ASKED = "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|><|endofturn|>"
@@ -58,7 +58,7 @@ optimizers, loss, measured = kogpt.optimizers, kogpt.loss, kogpt.measured
 
 def new_tokenizer() -> Any:
     """Byte-level BPE: five special tokens, 256 bytes, then the merges."""
-    return kogpt.trained_tokenizer(VOCABULARY, SPECIALS, texts.documents(SEED, ASKED), TOKENIZER_DOCUMENTS)
+    return byte_bpe.trained(VOCABULARY, SPECIALS, texts.documents(SEED, ASKED), TOKENIZER_DOCUMENTS)
 
 
 def new_model() -> Any:

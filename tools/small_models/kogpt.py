@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from demo_texts.generator import JOINT
 
-from . import texts
+from . import byte_bpe, texts
 
 NAME, SEED = "kogpt", 20211112
 ASKED = "질문: {question}\n답: {answer}"
@@ -56,27 +55,7 @@ Batch = dict[str, Any]
 
 def new_tokenizer() -> Any:
     """Byte-level BPE with KoGPT's special tokens in front: ids 0 to 4, then 256 bytes, then the merges."""
-    return trained_tokenizer(VOCABULARY, SPECIALS, texts.documents(SEED, ASKED), TOKENIZER_DOCUMENTS)
-
-
-def trained_tokenizer(size: int, specials: tuple[str, ...], stream: Iterator[str], documents: int) -> Any:
-    """Byte-level BPE of ``size`` tokens from so many documents of the stream, special tokens first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(specials),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    # A line break between a word and its particle keeps each in tokens of its own.
-    tokenizer.train_from_iterator((next(stream).replace(JOINT, "\n") for _ in range(documents)), trainer)
-    if tokenizer.get_vocab_size() != size:
-        sys.exit(f"the texts gave {tokenizer.get_vocab_size()} tokens, expected {size}")
-    return tokenizer
+    return byte_bpe.trained(VOCABULARY, SPECIALS, texts.documents(SEED, ASKED), TOKENIZER_DOCUMENTS)
 
 
 def new_model() -> Any:

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import byte_bpe, causal
+from . import byte_bpe, causal, texts
 
 NAME, SEED = "opt", 20220502
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 FIRST = 2  # </s>, in front of every text
 VOCABULARY, CONTEXT = 880, 256
+TOKENIZER_DOCUMENTS = 5000
 
 # Keys and values as facebook/opt-1.3b has them; the sizes are ours.
 CONFIG: dict[str, Any] = {
@@ -45,7 +46,7 @@ CONFIG: dict[str, Any] = {
 
 def new_tokenizer() -> Any:
     """Byte-level BPE with OPT's special tokens in front."""
-    return byte_bpe.trained(SPECIALS, VOCABULARY, SEED, causal.ASKED)
+    return byte_bpe.trained(VOCABULARY, SPECIALS, texts.documents(SEED, causal.ASKED), TOKENIZER_DOCUMENTS)
 
 
 def new_model() -> Any:
