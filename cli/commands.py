@@ -79,7 +79,7 @@ _LANG = click.Option(
     is_eager=True,
     expose_value=False,
     callback=_choose_language,
-    help="Language of verdicts and reports.  [default: KCONV_LANG, else by locale]",
+    help="Language of verdicts, reports and the table of models.  [default: KCONV_LANG, else by locale]",
 )
 """The same before and behind the name of a command."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ..core.language import spoken
 from .console import emit_json, markdown_table, say, table
 from .options import json_option, verbose_option
 
@@ -22,20 +23,15 @@ Examples:
 
 @click.command("models", short_help="Show supported models and types.", epilog=EXAMPLES)
 @click.option("--markdown", is_flag=True, help="Print the table of models in Markdown.")
-@click.option(
-    "--lang",
-    type=click.Choice(["en", "ko"]),
-    default="en",
-    help="Language of the table of models.  [default: en]",
-)
 @json_option
 @verbose_option
-def command(markdown: bool, lang: str, as_json: bool, verbose: bool) -> None:
+def command(markdown: bool, as_json: bool, verbose: bool) -> None:
     """List the architectures, types, vocabulary adapters and chat templates that kconv supports."""
     known = supported()
     if as_json:
         emit_json(known)
         return
+    lang = spoken()
     header = _HEADERS[lang]
     rows = [
         (

@@ -69,27 +69,22 @@ def _beyond(token: Any, rows: int) -> bool:
     return isinstance(token, Mapping) and isinstance(token.get("id"), int) and token["id"] >= rows
 
 
-def within_rows(settings: TokenSettings, rows: int) -> TokenSettings:
-    """The settings without the added tokens that other files than tokenizer.json give ids beyond the rows."""
-    extra = [token.text for token in settings.added if token.id is not None and token.id >= rows]
-    return left_out_too(settings, extra) if extra else settings
+def within_rows(settings: TokenSettings, rows: int, others: Sequence[str] = ()) -> TokenSettings:
+    """The settings without the added tokens beyond the rows and their roles, with a note that names them.
 
-
-def left_out_too(settings: TokenSettings, texts: Sequence[str]) -> TokenSettings:
-    """The settings without these tokens and their roles, with the note that names them."""
-    named = [note for note in settings.notes if note.name == "extra-tokens"]
-    known = {text for note in named for text in texts if quoted(text) in note.message}
-    new = [text for text in texts if text not in known]
-    notes = settings.notes
-    if new:
-        message = (
-            f"tokens without a row in the embedding are left out (--drop-extra-tokens): {listed(new)}; texts "
-            "that spell them are read as ordinary text"
-        )
-        notes = (*notes, Note("extra-tokens", message, warning=True))
+    ``others`` are those of tokenizer.json.
+    """
+    own = (token.text for token in settings.added if token.id is not None and token.id >= rows)
+    extra = list(dict.fromkeys([*own, *others]))
+    if not extra:
+        return settings
+    message = (
+        f"tokens without a row in the embedding are left out (--drop-extra-tokens): {listed(extra)}; texts "
+        "that spell them are read as ordinary text"
+    )
     return replace(
         settings,
-        added=tuple(token for token in settings.added if token.text not in set(texts)),
-        roles={role: text for role, text in settings.roles.items() if text not in set(texts)},
-        notes=notes,
+        added=tuple(token for token in settings.added if token.text not in extra),
+        roles={role: text for role, text in settings.roles.items() if text not in extra},
+        notes=(*settings.notes, Note("extra-tokens", message, warning=True)),
     )

@@ -18,7 +18,7 @@ from ..core.input_files import parse_json, quoted, read_json, read_text
 from ..core.model import Note
 from . import pretokenizers
 from .describe import describe
-from .extra_tokens import leave_out, left_out_too
+from .extra_tokens import leave_out, within_rows
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
@@ -41,9 +41,10 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: i
     model = spec.get("model") if isinstance(spec, dict) else None
     if not isinstance(model, dict):
         raise VocabError(f"{where} has no object named model")
-    if rows is not None and (left_out := leave_out(spec, rows)):
-        settings = left_out_too(settings, left_out)
-        text = json.dumps(spec, ensure_ascii=False)
+    if rows is not None:
+        left_out = leave_out(spec, rows)
+        settings = within_rows(settings, rows, left_out)
+        text = json.dumps(spec, ensure_ascii=False) if left_out else text
     model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
     parts = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}
     process.open(text.encode("utf-8", "surrogatepass"), parts=parts, dropout=bool(model.get("dropout")))

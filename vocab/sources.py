@@ -24,26 +24,25 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
     """
     settings = read_token_settings(checkpoint)
     settings = replace(settings, tokenizer_class=settings.tokenizer_class or tokenizer_class)
-    if rows is not None:
-        settings = within_rows(settings, rows)
     from .byte_vocabulary import is_byte_tokenizer, read_byte_vocabulary
 
+    fitting = settings if rows is None else within_rows(settings, rows)
     if is_byte_tokenizer(checkpoint):
-        return read_byte_vocabulary(checkpoint, settings)
+        return read_byte_vocabulary(checkpoint, fitting)
     if checkpoint.has("tokenizer.json"):
         from .hf_tokenizer import read_tokenizer_json
 
         read = read_tokenizer_json(checkpoint, settings, rows)
-        return (_original(checkpoint, read, settings) or read) if read.charsmap else read
+        return (_original(checkpoint, read, fitting) or read) if read.charsmap else read
     if checkpoint.has("vocab.json"):
         from .hf_tokenizer import read_vocab_and_merges
 
-        return read_vocab_and_merges(checkpoint, settings)
+        return read_vocab_and_merges(checkpoint, fitting)
     from .sentencepiece_model import MODEL_FILES, read_sentencepiece
 
     for name in MODEL_FILES:
         if checkpoint.has(name):
-            return read_sentencepiece(checkpoint, name, settings)
+            return read_sentencepiece(checkpoint, name, fitting)
     raise VocabError(
         f"{checkpoint.folder} contains no tokenizer: neither tokenizer.json, nor vocab.json with "
         "merges.txt, nor tokenizer.model",
