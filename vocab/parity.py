@@ -18,11 +18,12 @@ from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
 from . import texts
 from .decoding import byte_symbols
 from .in_gguf import read_vocab
+from .plain_text import is_plain
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import META_SPACE, Source, added_pattern
 from .tokenizer_process import TextsRefused
 
-Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "mismatch"]
+Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "mismatch"]
 _FULL_SPECIALS = 24
 _LINES = 24
 _COMPETING = 8000
@@ -50,7 +51,9 @@ class Parity:
     front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
     one that makes it add none; a stretch of one single space between special tokens is left out of account.
     ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
-    of them with other ids. ``error`` says why
+    of them with other ids. ``sentencepiece``: all are as SentencePiece has them, whose model a tokenizer.json
+    was made of, and the others no plain text (``sentencepiece_copy``). ``departing``: texts a tokenizer.json
+    beside the SentencePiece model reads in another way than that. ``error`` says why
     llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
     way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
     is as good (``Source.equally_good``).
@@ -67,6 +70,7 @@ class Parity:
     ties: int = 0
     not_nfc: int = 0
     other_form: int = 0
+    departing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -79,6 +83,7 @@ class Parity:
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
             **({"not_in_nfc": self.not_nfc} if self.not_nfc else {}),
+            **({"tokenizer_json_departs": self.departing} if self.departing else {}),
         }
 
 
@@ -240,7 +245,7 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
     if not wrong:
-        return Parity(name, total, total, "exact", ties=ties)
+        return Parity(name, total, total, "exact", ties=ties, departing=_departing(questions, source))
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
@@ -251,11 +256,41 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
+    elif source.original is not None and _as_original(questions, wrong, got, source, around):
+        verdict = "sentencepiece"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     not_nfc = {questions.questions[at].text for at in composed}
     equal = total - len(different)
     found = Parity(name, total, equal, verdict, first, different=different, ties=ties)
     return replace(found, not_nfc=len(not_nfc), other_form=len(not_nfc & set(different)))
+
+
+def _as_original(
+    questions: Exam, wrong: Sequence[int], got: Sequence[array[int]], source: Source, around: Declared
+) -> bool:
+    """Whether the questions answered wrongly are no plain texts and answered as SentencePiece does."""
+    assert source.original is not None
+    asked = [questions.questions[index] for index in wrong]
+    texts = [questions.texts[question.text] for question in asked]
+    pattern = added_pattern(source.added, True)
+    if any(all(map(is_plain, pattern.split(text) if pattern else [text])) for text in texts):
+        return False
+    answers = list(questions.answers)
+    for parse_special in (True, False):
+        those = [at for at, question in enumerate(asked) if question.parse_special is parse_special]
+        for at, ids in zip(those, source.original([texts[at] for at in those], parse_special), strict=True):
+            answers[wrong[at]] = ids
+    by_original = replace(questions, answers=tuple(answers))
+    return not _wrong(by_original, {index: got[index] for index in wrong}, source, around)[0]
+
+
+def _departing(questions: Exam, source: Source) -> int:
+    """Texts of which the tokenizer.json beside a SentencePiece model has other ids."""
+    if source.copy is None:
+        return 0
+    same = source.equally_good or (lambda one, other: False)
+    pairs = zip(source.copy(questions.texts, True), questions.parsed, strict=True)
+    return sum(ids != right and not same(ids, right) for ids, right in pairs)
 
 
 def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
