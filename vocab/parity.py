@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
-from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
+from ..core.vocabulary import SPM, Vocab, gguf_keys
 from . import texts
-from .decoding import byte_symbols
 from .in_gguf import read_vocab
 from .plain_text import is_plain
 from .probe import LlamaProbe, ProbeFailure, Request
-from .tokenizer import META_SPACE, Source, added_pattern
+from .tokenizer import Source, added_pattern
 from .tokenizer_process import TextsRefused
+from .vocabulary_texts import competing_merges, every_token
 
 Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "mismatch"]
 _FULL_SPECIALS = 24
-_LINES = 24
-_COMPETING = 8000
 _WITH_BOS_EOS = 60
 
 
@@ -130,7 +128,7 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
     written = dict.fromkeys((*texts.built_in(), *extra_texts))
     spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
-    of_vocabulary = (*_every_token(source), *_competing_merges(source))
+    of_vocabulary = (*every_token(source), *competing_merges(source))
     asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
     pattern = added_pattern([token for token in source.added if token.special], True)
     parsed = reference_ids(source, asked, True)
@@ -163,47 +161,6 @@ def reference_ids(source: Source, asked: Iterable[str], parse_special: bool) -> 
             raise
         found = zip(texts, refused.found, strict=True)
         return {text: ids for at, (text, ids) in enumerate(found) if at not in none}
-
-
-def _every_token(source: Source) -> list[str]:
-    """Texts in which every token's own text stands on a line of its own, several to a text."""
-    return _in_lines(
-        _plain(source, text)
-        for text, kind in zip(source.tokens, source.types, strict=True)
-        if text is not None and kind is TokenType.NORMAL
-    )
-
-
-def _competing_merges(source: Source) -> list[str]:
-    """Texts in which two merges want the same piece, so that their order decides: of many, a sample."""
-    pairs = [merge.split(" ") for merge in source.merges]
-    by_left: dict[str, list[tuple[int, str]]] = {}
-    for rank, (left, right) in enumerate(pairs):
-        by_left.setdefault(left, []).append((rank, right))
-    texts: list[str] = []
-    step = max(len(pairs) // _COMPETING, 1)
-    for rank in range(0, len(pairs), step):
-        left, right = pairs[rank]
-        rivals = by_left.get(right)
-        if rivals:
-            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
-    return _in_lines(_plain(source, text) for text in texts)
-
-
-def _plain(source: Source, token: str) -> str | None:
-    """The text a token stands for; None for half a character."""
-    if source.kind not in ("byte-level bpe", "utf-8 bytes"):
-        return token.replace(META_SPACE, " ")
-    symbols = byte_symbols()
-    try:
-        return bytes(symbols[character] for character in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return None
-
-
-def _in_lines(texts: Iterable[str | None]) -> list[str]:
-    lines = [text for text in texts if text is not None]
-    return ["\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES)]
 
 
 def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
