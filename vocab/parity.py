@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
-from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
+from ..core.vocabulary import SPM, WORDPIECE, TokenType, Vocab, gguf_keys
 from . import texts
 from .decoding import byte_symbols
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import META_SPACE, Source, added_pattern
 from .tokenizer_process import TextsRefused
+from .wordpiece import ordinary
 
-Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "mismatch"]
+Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "ordinary-words", "mismatch"]
 _FULL_SPECIALS = 24
 _LINES = 24
 _COMPETING = 8000
@@ -50,7 +51,8 @@ class Parity:
     front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
     one that makes it add none; a stretch of one single space between special tokens is left out of account.
     ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
-    of them with other ids. ``error`` says why
+    of them with other ids. ``ordinary-words``: all do once words that the tokenizer takes for unknown whatever
+    they are made of, very long ones above all, are unknown to llama.cpp, too (wordpiece.py). ``error`` says why
     llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
     way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
     is as good (``Source.equally_good``).
@@ -187,6 +189,8 @@ def _competing_merges(source: Source) -> list[str]:
 
 def _plain(source: Source, token: str) -> str | None:
     """The text a token stands for; None for half a character."""
+    if source.pieces is not None:
+        return token.removeprefix(source.pieces.sign)
     if source.kind not in ("byte-level bpe", "utf-8 bytes"):
         return token.replace(META_SPACE, " ")
     symbols = byte_symbols()
@@ -208,9 +212,10 @@ def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
 
 def declared(vocab: Vocab) -> Declared:
     """What a vocabulary puts around a text."""
+    last = "eos" if vocab.model != WORDPIECE else "seperator"
     return Declared(
         before=(vocab.special["bos"],) if vocab.add_bos and "bos" in vocab.special else (),
-        after=(vocab.special["eos"],) if vocab.add_eos and "eos" in vocab.special else (),
+        after=(vocab.special[last],) if (vocab.add_eos or last != "eos") and last in vocab.special else (),
         add_space_prefix=vocab.add_space_prefix and vocab.model == SPM,
     )
 
@@ -232,10 +237,11 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
     composed = _composed(as_is, source)
+    plainer = _ordinary_words(as_is, source)
     spaced = _spaced([composed.get(at, request) for at, request in enumerate(as_is)], source, around)
     total = len(questions.texts)
     try:
-        got = probe.encode([*as_is, *spaced.values(), *composed.values()])
+        got = probe.encode([*as_is, *spaced.values(), *composed.values(), *plainer.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
@@ -245,9 +251,13 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
     respaced = dict(zip(spaced, got[len(as_is) : rest], strict=True))
-    normalized = dict(zip(composed, got[rest:], strict=True))
+    end = rest + len(composed)
+    normalized = dict(zip(composed, got[rest:end], strict=True))
+    ordinary_ = dict(zip(plainer, got[end:], strict=True))
     if composed.keys() >= set(wrong) and not _wrong(questions, normalized, source, around)[0]:
         verdict = "nfc"
+    elif plainer.keys() >= set(wrong) and not _wrong(questions, ordinary_, source, around)[0]:
+        verdict = "ordinary-words"
     elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
@@ -276,6 +286,15 @@ def _composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
     if not source.normalizes_to_nfc:
         return {}
     texts = (source.composed(request.text, request.parse_special) for request in as_is)
+    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
+
+
+def _ordinary_words(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
+    """The requests by index whose text has words a WordPiece tokenizer finds unknown; empty for others."""
+    plain = ordinary(source)
+    if plain is None:
+        return {}
+    texts = (plain(request.text, request.parse_special) for request in as_is)
     return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
 
 
