@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 BPE, SPM, UNIGRAM, WORDPIECE = "gpt2", "llama", "t5", "bert"
-"""llama.cpp's names for byte-level BPE, SentencePiece BPE, SentencePiece unigram and WordPiece vocabularies, in
-whatever architecture."""
+"""llama.cpp's names for byte-level BPE, SentencePiece BPE, SentencePiece unigram and WordPiece, in whatever
+architecture."""
 
 GEMMA4 = "gemma4"
 """A byte-level BPE with the pre-tokenizer of that name."""
@@ -39,9 +39,9 @@ class Vocab:
 
     ``model`` is llama.cpp's tokenizer model: ``gpt2`` (byte-level BPE, needs ``merges`` and ``pre``),
     ``llama`` (SentencePiece BPE, needs ``scores``) or ``t5`` (SentencePiece unigram, needs ``scores``; knows
-    ``remove_extra_whitespaces`` and SentencePiece's compiled normalization, ``charsmap``) or ``bert`` (WordPiece,
-    knows ``lowercase`` and ``strip_accents``, and always puts BOS before and the separator after a text).
-    ``special`` maps
+    ``remove_extra_whitespaces`` and SentencePiece's compiled normalization, ``charsmap``) or ``bert``
+    (WordPiece, knows ``lowercase`` and ``strip_accents``, and always puts BOS before and the separator after
+    a text). ``special`` maps
     role to id; roles are those of the GGUF keys ``tokenizer.ggml.<role>_token_id``: bos, eos, unknown,
     padding, mask, eot …. ``tokens``, ``types`` and ``scores`` (empty where the model has none) run by id and
     are equally long.

@@ -56,6 +56,7 @@ def verify(
     window: int | None = None,
     gates: Mapping[str, float] | None = None,
     max_kl: float | None = None,
+    min_cosine: float | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
@@ -70,7 +71,8 @@ def verify(
 
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to the loss above
-    which a file fails, ``max_kl`` is that of any type, in nats.
+    which a file fails, ``max_kl`` is that of any type, in nats, ``min_cosine`` an encoder's least mean
+    cosine.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
@@ -81,12 +83,20 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if max_kl is not None:
         options["max_kl"] = max_kl
+    if min_cosine is not None:
+        options["min_cosine"] = min_cosine
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
     asked = _Request(texts, tokens, window, ignore_manifest, options, second)
     verify_options = VerifyOptions(
-        gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
+        gates or {},
+        max_kl,
+        min_cosine,
+        diagnose,
+        threads or available_cores(),
+        progress,
+        announce,
     )
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:

@@ -150,7 +150,9 @@ def _source(
         normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
         charsmap=_charsmap(spec),
         prefix=_prefix(spec),
-        pieces=word_pieces(spec, pretokenizers.steps(spec.get("normalizer"))) if kind == "wordpiece" else None,
+        pieces=word_pieces(spec, pretokenizers.steps(spec.get("normalizer")))
+        if kind == "wordpiece"
+        else None,
         chat_template=settings.chat_template,
         equally_good=equally_good(table, scores) if scores else None,
         encode_pieces=_piece_encoder(process, spec) if kind == "byte-fallback bpe" else None,

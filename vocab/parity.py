@@ -51,11 +51,11 @@ class Parity:
     front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
     one that makes it add none; a stretch of one single space between special tokens is left out of account.
     ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
-    of them with other ids. ``ordinary-words``: all do once words that the tokenizer takes for unknown whatever
-    they are made of, very long ones above all, are unknown to llama.cpp, too (wordpiece.py). ``error`` says why
-    llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
-    way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
-    is as good (``Source.equally_good``).
+    of them with other ids. ``ordinary-words``: all do once words that the tokenizer takes for unknown
+    whatever they are made of, very long ones above all, are unknown to llama.cpp, too (wordpiece.py).
+    ``error`` says why llama.cpp could not be asked. ``tried`` has the number of equal texts for every
+    candidate measured on the way. ``different`` are indices into the texts. ``ties`` of the equal ones are so
+    only because another cut is as good (``Source.equally_good``).
     """
 
     candidate: str

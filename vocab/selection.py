@@ -100,7 +100,11 @@ def _best(
                 parity = grade(candidate.name, probe, questions, source, declared(vocab))
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
-            if parity.verdict in ("exact", "nfc", "ordinary-words"):  # a tokenizer that normalizes is never equal on all texts
+            if parity.verdict in (
+                "exact",
+                "nfc",
+                "ordinary-words",
+            ):  # a tokenizer that normalizes is never equal on all texts
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -159,8 +163,8 @@ def _note_on_words(parity: Parity, source: Source) -> Note:
     """What llama.cpp does not take for unknown."""
     longest = 0 if source.pieces is None else source.pieces.longest
     message = (
-        f"exact for ordinary words: the tokenizer takes words of more than {longest} characters, and words with "
-        "the character U+2581, for unknown and drops control characters, which llama.cpp does not; so "
+        f"exact for ordinary words: the tokenizer takes words of more than {longest} characters, and words "
+        "with the character U+2581, for unknown and drops control characters, which llama.cpp does not; so "
         f"{len(parity.different)} of {parity.texts} texts get other tokens"
     )
     return Note("ordinary-words", message)

@@ -1,9 +1,9 @@
-"""WordPiece vocabularies, BERT's: as a folder has them, and as llama.cpp's tokenizer model ``bert`` wants them.
+"""WordPiece vocabularies, BERT's: as a folder has them, and as llama.cpp wants them (tokenizer model bert).
 
 llama.cpp puts U+2581 before every word and looks for the longest token at each place (src/llama-vocab.cpp,
 llm_tokenizer_wpm_session). So a token that begins a word is written with U+2581, and one that goes on within
-a word, ``##s``, without its sign. Of BertNormalizer it has lower case and accents as settings, and does the rest
-always. A few odd words it reads otherwise (``ordinary``).
+a word, ``##s``, without its sign. Of BertNormalizer it has lower case and accents as settings, and does the
+rest always. A few odd words it reads otherwise (``ordinary``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from .tokenizer import META_SPACE, Source, WordPiece, added_pattern
 _SIGN = "##"
 _LONGEST = 100
 _RARE = ("\ua66e", "\u2c76", "\u0800", "\U00010380", "\U00010400")
-# BertNormalizer's (tokenizers, normalizers/bert.rs), but for its one range that ends elsewhere than Unicode's.
+# BertNormalizer's (tokenizers, normalizers/bert.rs), but for its one range that ends elsewhere than
+# Unicode's.
 _CHINESE = re.compile(
     "[\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f]"
 )
@@ -45,7 +46,8 @@ def word_pieces(spec: Mapping[str, Any], normalizers: list[Mapping[str, Any]]) -
     return WordPiece(
         sign=str(model.get("continuing_subword_prefix", _SIGN)),
         lowercase=lowercase,
-        strip_accents="StripAccents" in kinds or (bool(bert.get("lowercase")) if strips is None else bool(strips)),
+        strip_accents="StripAccents" in kinds
+        or (bool(bert.get("lowercase")) if strips is None else bool(strips)),
         longest=longest if isinstance(longest, int) else _LONGEST,
     )
 
@@ -86,8 +88,8 @@ def ordinary(source: Source) -> Callable[[str, bool], str] | None:
 
     llama.cpp cuts words the tokenizer calls unknown as a whole: those of more than 100 characters, and those
     with U+2581, which it takes for its own sign. These become an unknown character. Control characters, which
-    the tokenizer drops, are left out: llama.cpp takes some for white space. Of the letters whose lower case is
-    two characters llama.cpp lowers none.
+    the tokenizer drops, are left out: llama.cpp takes some for white space. Of the letters whose lower case
+    is two characters llama.cpp lowers none.
     """
     pieces, unknown = source.pieces, source.special.get("unknown")
     if pieces is None or unknown is None:
@@ -116,9 +118,7 @@ def _stretch(text: str, pieces: WordPiece, rare: str) -> str:
         kept = "".join(each.lower() if len(each.lower()) > 1 else each for each in kept)
     groups = itertools.groupby(enumerate(kept), lambda item: _place(*item))
     words = ("".join(each for _, each in group) for _, group in groups)
-    return "".join(
-        rare if len(word) > pieces.longest or META_SPACE in word else word for word in words
-    )
+    return "".join(rare if len(word) > pieces.longest or META_SPACE in word else word for word in words)
 
 
 def _place(index: int, character: str) -> int:

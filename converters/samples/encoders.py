@@ -17,7 +17,11 @@ _KLUE = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]")  # klue/roberta's order, 
 
 
 def word_piece_tokenizer(
-    vocab_size: int, specials: Sequence[str] = _BERT, *, lowercase: bool = False, strip_accents: bool | None = None
+    vocab_size: int,
+    specials: Sequence[str] = _BERT,
+    *,
+    lowercase: bool = False,
+    strip_accents: bool | None = None,
 ) -> dict[str, Any]:
     """A tokenizer.json as BertTokenizer's, trained on Korean; cased, accents kept unless asked otherwise."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
