@@ -20,6 +20,7 @@ from ..core.model import Note
 
 Way = Literal["mean", "cls", "last"]
 MODULES = "modules.json"
+_SETTINGS = ("sentence_bert_config.json", "config_sentence_transformers.json")
 _WAYS: Mapping[str, Way] = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}
 _SAID: Mapping[str, Way] = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
 _NUMBERS: Mapping[Way, int] = {"mean": 1, "cls": 2, "last": 3}  # llama.h, enum llama_pooling_type
@@ -62,6 +63,15 @@ def pooling_of(checkpoint: Checkpoint) -> Pooling:
     if isinstance(way, Note):
         return Pooling(notes=(way,))
     return Pooling(way, "Normalize" in kinds)
+
+
+def sentence_files(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """The files by which sentence-transformers loads a folder, as far as they are there."""
+    if not checkpoint.has(MODULES):
+        return ()
+    folders = (folder for _, folder in _modules(checkpoint) if _FOLDER.fullmatch(folder))
+    names = (MODULES, *_SETTINGS, *(f"{folder}/config.json" for folder in folders))
+    return tuple(name for name in names if checkpoint.has(name))
 
 
 def _modules(checkpoint: Checkpoint) -> list[tuple[str, str]]:

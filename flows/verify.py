@@ -184,8 +184,15 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
 
 
 def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
-    """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
+    """What the folder is measured against. Raises InputError where the two are of different kinds."""
     family = family_for(checkpoint.config)
+    if family.encoder_only != folder.embeds:
+        kinds = ("writes text", "gives hidden states")
+        raise InputError(
+            f"{folder.path} {kinds[folder.embeds]}, but {checkpoint.folder} ({family.title}) "
+            f"{kinds[family.encoder_only]}",
+            hint="pass the checkpoint the folder was made from with --against",
+        )
     if family.encoder_decoder != (folder.encoder is not None):
         kinds = ("has no encoder", "has an encoder")
         own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]

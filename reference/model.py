@@ -92,7 +92,9 @@ class Reference:
                 head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
                 tail = self._tail = Tail(self._model)
                 self.output = OutputMatrix(head, self.reader, self._threads, self._changed_logits(tail))
-            self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
+            self.gelus = 0
+            if llama_cpps_gelu:
+                self.gelus = take_llama_cpps_gelu(self._model, exact=family.encoder_only)
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(tensors)
         self.vocabulary = self._embedding.rows if self.output is None else self.output.rows

@@ -29,6 +29,7 @@ _GIVEN = phrase("given for this run")
 NMSE, GELU_NMSE = 1e-6, 1e-4
 """What f32 may differ by in its hidden states."""
 _EXACT_LOSS = 1e-6
+_DIGITS = 9
 
 # 1 - cosine by format.
 _LOSSES: Mapping[str, float] = MappingProxyType(
@@ -110,9 +111,9 @@ def judge_cosine(figures: Similarity, gate: CosineGate) -> tuple[Finding, ...]:
 
 
 def cosine_text(value: float) -> str:
-    """A cosine with as many nines as it has, and two digits behind: ``0.99946``, ``0.9999999921``."""
+    """A cosine with its nines and two digits behind, nine in all at most: ``0.99946``, ``0.999999992``."""
     lost = 1 - value
-    if not math.isfinite(value) or lost <= 0:
-        return f"{value:.6f}" if not math.isfinite(value) else "1.0000000000"[:12]
-    digits = min(max(2, 1 - math.floor(math.log10(lost))), 12)
-    return f"{value:.{digits}f}"
+    if not math.isfinite(value):
+        return f"{value:g}"
+    digits = _DIGITS if lost < 10.0**-_DIGITS else max(2, 1 - math.floor(math.log10(lost)))
+    return f"{value:.{min(digits, _DIGITS)}f}"
