@@ -190,6 +190,7 @@ def _write(
         notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     weights = {name: weight for graph in graphs.values() for name, weight in graph.weights.items()}
     formats: Counter[str] = Counter()

@@ -58,6 +58,7 @@ def verify(
     window: int | None = None,
     gates: Mapping[str, float] | None = None,
     max_kl: float | None = None,
+    min_cosine: float | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
@@ -72,7 +73,8 @@ def verify(
 
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to the loss above
-    which a file fails, ``max_kl`` is that of any type, in nats.
+    which a file fails, ``max_kl`` is that of any type, in nats, ``min_cosine`` an encoder's least mean
+    cosine.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
@@ -83,12 +85,20 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if max_kl is not None:
         options["max_kl"] = max_kl
+    if min_cosine is not None:
+        options["min_cosine"] = min_cosine
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
     asked = _Request(texts, tokens, window, ignore_manifest, options, second)
     verify_options = VerifyOptions(
-        gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
+        gates or {},
+        max_kl,
+        min_cosine,
+        diagnose,
+        threads or available_cores(),
+        progress,
+        announce,
     )
     if Path(artifact).is_dir():
         if diagnose or front_end is not None:
@@ -183,8 +193,15 @@ def _tokenizer(checkpoint: Checkpoint, model: Model, manifest: Mapping[str, Any]
 def _expected_of_folder(
     folder: OnnxFolder, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None
 ) -> Expected:
-    """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
+    """What the folder is measured against. Raises InputError where the two are of different kinds."""
     family = family_for(checkpoint.config)
+    if family.encoder_only != folder.embeds:
+        kinds = ("writes text", "gives hidden states")
+        raise InputError(
+            f"{folder.path} {kinds[folder.embeds]}, but {checkpoint.folder} ({family.title}) "
+            f"{kinds[family.encoder_only]}",
+            hint="pass the checkpoint the folder was made from with --against",
+        )
     if family.encoder_decoder != (folder.encoder is not None):
         kinds = ("has no encoder", "has an encoder")
         own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]

@@ -147,7 +147,7 @@ def _command(proof: Proof) -> str:
     options = proof.provenance.get("options", {})
     words = ["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]
     words += ["--text", "FILE"] * options.get("texts", 0)
-    for name in ("tokens", "window", "front_end", "max_kl"):
+    for name in ("tokens", "window", "front_end", "max_kl", "min_cosine"):
         given = options.get(name)
         words += [f"--{name.replace('_', '-')}", str(given)] if given is not None else []
     for gate in options.get("gates", ()):

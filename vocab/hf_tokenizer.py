@@ -24,6 +24,7 @@ from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
 from .tokenizer_process import TextsRefused, TokenizerProcess
 from .unigram import equally_good
+from .wordpiece import vocab_txt_as_json, word_pieces
 
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 
@@ -97,6 +98,15 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     return _source(process, spec, tuple(lines), settings, files, [])
 
 
+def read_vocab_txt(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
+    """BERT's WordPiece from vocab.txt, one token a line. Raises CheckpointError or VocabError."""
+    spec = vocab_txt_as_json(checkpoint, settings)
+    process = TokenizerProcess("tokenizers", str(checkpoint.folder / "vocab.txt"))
+    process.open(json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    del spec["model"]["vocab"]
+    return _source(process, spec, (), settings, ("vocab.txt", *settings.files), [])
+
+
 def _as_tokenizer_json(
     vocab: Mapping[str, int], merges: Sequence[Sequence[str]], byte_level: Mapping[str, Any]
 ) -> bytes:
@@ -150,6 +160,9 @@ def _source(
         normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
         charsmap=_charsmap(spec),
         prefix=_prefix(spec),
+        pieces=word_pieces(spec, pretokenizers.steps(spec.get("normalizer")))
+        if kind == "wordpiece"
+        else None,
         chat_template=settings.chat_template,
         equally_good=equally_good(table, scores) if scores else None,
         encode_pieces=_piece_encoder(process, spec) if kind == "byte-fallback bpe" else None,
@@ -171,9 +184,11 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
         return "byte-level bpe" if "ByteLevel" in types else "character bpe"
     if kind == "Unigram" or (kind is None and "unk_id" in model):
         return "sentencepiece unigram"
+    if kind == "WordPiece" or (kind is None and "max_input_chars_per_word" in model):
+        return "wordpiece"
     raise VocabError(
         f"tokenizer.json contains a {kind} model, which kconv does not support",
-        hint="supported are BPE (byte-level, with byte fallback, over characters) and unigram models",
+        hint="supported are BPE (byte-level, with byte fallback, over characters), unigram and WordPiece",
     )
 
 

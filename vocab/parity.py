@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
-from ..core.vocabulary import SPM, Vocab, gguf_keys
-from . import texts
+from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
+from . import rewritten, texts
 from .in_gguf import read_vocab
 from .plain_text import is_plain
 from .probe import LlamaProbe, ProbeFailure, Request
@@ -23,7 +23,9 @@ from .tokenizer import Source, added_pattern
 from .tokenizer_process import TextsRefused
 from .vocabulary_texts import competing_merges, every_token
 
-Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "mismatch"]
+Verdict = Literal[
+    "exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "mismatch"
+]
 _FULL_SPECIALS = 24
 _WITH_BOS_EOS = 60
 
@@ -51,10 +53,11 @@ class Parity:
     ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
     of them with other ids. ``sentencepiece``: all are as SentencePiece has them, whose model a tokenizer.json
     was made of, and the others no plain text (``sentencepiece_copy``). ``departing``: texts a tokenizer.json
-    beside the SentencePiece model reads in another way than that. ``error`` says why
-    llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
-    way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
-    is as good (``Source.equally_good``).
+    beside the SentencePiece model reads in another way than that. ``ordinary-words``: all do once words that
+    the tokenizer takes for unknown whatever they are made of, very long ones above all, are unknown to
+    llama.cpp, too (wordpiece.py). ``error`` says why llama.cpp could not be asked. ``tried`` has the number
+    of equal texts for every candidate measured on the way. ``different`` are indices into the texts. ``ties`` of
+    the equal ones are so only because another cut is as good (``Source.equally_good``).
     """
 
     candidate: str
@@ -170,9 +173,10 @@ def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
 
 def declared(vocab: Vocab) -> Declared:
     """What a vocabulary puts around a text."""
+    last = "eos" if vocab.model != WORDPIECE else "seperator"
     return Declared(
         before=(vocab.special["bos"],) if vocab.add_bos and "bos" in vocab.special else (),
-        after=(vocab.special["eos"],) if vocab.add_eos and "eos" in vocab.special else (),
+        after=(vocab.special[last],) if (vocab.add_eos or last != "eos") and last in vocab.special else (),
         add_space_prefix=vocab.add_space_prefix and vocab.model == SPM,
     )
 
@@ -193,11 +197,13 @@ def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str]
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    composed = _composed(as_is, source)
-    spaced = _spaced([composed.get(at, request) for at, request in enumerate(as_is)], source, around)
+    composed = rewritten.composed(as_is, source)
+    plainer = rewritten.ordinary_words(as_is, source)
+    normal = [composed.get(at, request) for at, request in enumerate(as_is)]
+    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
     total = len(questions.texts)
     try:
-        got = probe.encode([*as_is, *spaced.values(), *composed.values()])
+        got = probe.encode([*as_is, *spaced.values(), *composed.values(), *plainer.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
@@ -207,9 +213,13 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
     respaced = dict(zip(spaced, got[len(as_is) : rest], strict=True))
-    normalized = dict(zip(composed, got[rest:], strict=True))
+    end = rest + len(composed)
+    normalized = dict(zip(composed, got[rest:end], strict=True))
+    ordinary_ = dict(zip(plainer, got[end:], strict=True))
     if composed.keys() >= set(wrong) and not _wrong(questions, normalized, source, around)[0]:
         verdict = "nfc"
+    elif plainer.keys() >= set(wrong) and not _wrong(questions, ordinary_, source, around)[0]:
+        verdict = "ordinary-words"
     elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
@@ -248,27 +258,6 @@ def _departing(questions: Exam, source: Source) -> int:
     same = source.equally_good or (lambda one, other: False)
     pairs = zip(source.copy(questions.texts, True), questions.parsed, strict=True)
     return sum(ids != right and not same(ids, right) for ids, right in pairs)
-
-
-def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
-    """The requests by index, with the tokenizer's own handling of spaces written out; empty if none."""
-    if source.prefix is None and not source.collapses_spaces:
-        return {}
-    written = [
-        source.written_out(request.text, request.parse_special, adds_space=around.add_space_prefix)
-        for request in as_is
-    ]
-    if all(text == request.text for text, request in zip(written, as_is, strict=True)):
-        return {}
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
-
-
-def _composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
-    """The requests by index whose text is not in NFC, in that form; empty for tokenizers that leave it."""
-    if not source.normalizes_to_nfc:
-        return {}
-    texts = (source.composed(request.text, request.parse_special) for request in as_is)
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
 
 
 def _wrong(

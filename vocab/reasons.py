@@ -18,6 +18,11 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
     if parity.error or not parity.different:
         return None
     texts_apart = [questions.texts[index] for index in parity.different]
+    if source.pieces is not None and source.pieces.strip_accents:
+        return phrase(
+            "the tokenizer takes off accents and takes Hangul apart into letters, while llama.cpp keeps only "
+            "the first letter of a syllable: kconv to-onnx converts the model"
+        )
     if source.kind == "sentencepiece unigram":
         return _of_unigram(parity, questions, source)
     for form in _FORMS:

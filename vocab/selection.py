@@ -23,6 +23,7 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
+_ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def _best(
                 parity = grade(candidate.name, probe, questions, source, declared(vocab))
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
-            if parity.verdict in ("exact", "nfc"):  # a tokenizer that normalizes is never equal on all texts
+            if parity.verdict in (
+                "exact",
+                "nfc",
+                "ordinary-words",
+            ):  # a tokenizer that normalizes is never equal on all texts
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -109,7 +114,7 @@ def _best(
 
 
 def _rank(parity: Parity) -> int:
-    ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "nfc": 3, "sentencepiece": 3}
+    ranks = {"exact": 4} | dict.fromkeys(_ON_SOME_TEXT, 3)
     return ranks.get(parity.verdict, 0 if parity.error else 1)
 
 
@@ -134,6 +139,8 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
         return (_note_on_sentencepiece(parity),)
     if parity.verdict == "nfc":
         return (_note_on_nfc(parity),)
+    if parity.verdict == "ordinary-words":
+        return (_note_on_words(parity, source),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()
     equal = f"all {parity.texts} texts then give the same ids"
@@ -155,6 +162,17 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
         message = f"the tokenizer {does}: use text without such spaces; {equal}"
         notes.append(Note("extra-spaces", message, warning=source.collapses_spaces))
     return tuple(notes)
+
+
+def _note_on_words(parity: Parity, source: Source) -> Note:
+    """What llama.cpp does not take for unknown."""
+    longest = 0 if source.pieces is None else source.pieces.longest
+    message = (
+        f"exact for ordinary words: the tokenizer takes words of more than {longest} characters, and words "
+        "with the character U+2581, for unknown and drops control characters, which llama.cpp does not; so "
+        f"{len(parity.different)} of {parity.texts} texts get other tokens"
+    )
+    return Note("ordinary-words", message)
 
 
 def _note_on_nfc(parity: Parity) -> Note:

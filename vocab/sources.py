@@ -38,6 +38,10 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
         from .hf_tokenizer import read_vocab_and_merges
 
         return read_vocab_and_merges(checkpoint, fitting)
+    if checkpoint.has("vocab.txt"):
+        from .hf_tokenizer import read_vocab_txt
+
+        return read_vocab_txt(checkpoint, fitting)
     from .sentencepiece_model import MODEL_FILES, read_sentencepiece
 
     for name in MODEL_FILES:
@@ -45,7 +49,7 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
             return read_sentencepiece(checkpoint, name, fitting)
     raise VocabError(
         f"{checkpoint.folder} contains no tokenizer: neither tokenizer.json, nor vocab.json with "
-        "merges.txt, nor tokenizer.model",
+        "merges.txt, nor vocab.txt, nor tokenizer.model",
         hint="download these files of the checkpoint, too",
     )
 

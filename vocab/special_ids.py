@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..core.input_files import quoted
 from ..core.model import Note
-from ..core.vocabulary import BPE, SPM, UNIGRAM, TokenType, Vocab
+from ..core.vocabulary import BPE, SPM, UNIGRAM, WORDPIECE, TokenType, Vocab
 from .context import AdapterContext
 
 NAME = "special-ids"
@@ -32,6 +32,7 @@ MISSING_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     SPM: {"bos": 1, "eos": 2, "unknown": 0},
     BPE: {"bos": 11, "eos": 11},
     UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
+    WORDPIECE: {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
 }
 _SPECIAL_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPECIAL_TEXT = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|<\|.+\|>")

@@ -93,7 +93,7 @@ def _types(
     for token in added:
         if token.id is not None:
             types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-            if kind != "byte-level bpe" and token.special and token.text == unknown:
+            if kind not in ("byte-level bpe", "wordpiece") and token.special and token.text == unknown:
                 types[token.id] = TokenType.UNKNOWN
     return tuple(types)
 

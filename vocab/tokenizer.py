@@ -21,6 +21,7 @@ Kind = Literal[
     "character bpe",
     "sentencepiece bpe",
     "sentencepiece unigram",
+    "wordpiece",
     "utf-8 bytes",
 ]
 Encoder = Callable[[Sequence[str], bool], list["array[int]"]]
@@ -58,6 +59,18 @@ class SpacePrefix:
 
     each: bool = True
     doubled: bool = True
+
+
+@dataclass(frozen=True)
+class WordPiece:
+    """A WordPiece model: the ``sign`` of tokens within a word, what is done to text, and the ``longest`` word
+    in characters that is cut; a longer one is unknown.
+    """
+
+    sign: str
+    lowercase: bool
+    strip_accents: bool
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,7 @@ class Source:
     normalizers: tuple[str, ...] = ()
     charsmap: bytes = b""
     prefix: SpacePrefix | None = None
+    pieces: WordPiece | None = None
     collapses_spaces: bool = False
     chat_template: str | None = None
     encode_pieces: Encoder | None = None

@@ -39,6 +39,8 @@ def competing_merges(source: Source) -> list[str]:
 
 def _plain(source: Source, token: str) -> str | None:
     """The text a token stands for; None for half a character."""
+    if source.pieces is not None:
+        return token.removeprefix(source.pieces.sign)
     if source.kind not in ("byte-level bpe", "utf-8 bytes"):
         return token.replace(META_SPACE, " ")
     symbols = byte_symbols()

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..family import AnyFamily
 from ..refusals import NEAR, classes_of, refusal
+from .bert import BERT
 from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
@@ -22,6 +23,7 @@ from .opt import OPT
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
+from .roberta import ROBERTA
 from .t5 import MT5, T5, UMT5
 from .xglm import XGLM
 
@@ -48,6 +50,8 @@ FAMILIES: tuple[AnyFamily, ...] = (
     MPT,
     OPT,
     XGLM,
+    BERT,
+    ROBERTA,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 

@@ -24,6 +24,7 @@ from ...vocab.extra_tokens import EXTRA_TOKENS
 from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.tokenizer import Source
+from ..pooling import sentence_files
 from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
 from .trimmed import trimmed_files
 
@@ -77,6 +78,7 @@ _COPIED = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     *MODEL_FILES,
     TEMPLATE,
     "LICENSE",
@@ -90,7 +92,7 @@ _COPIED = (
 
 @dataclass(frozen=True)
 class SideFiles:
-    """``contents`` by file name, all of them in the folder itself."""
+    """``contents`` by path in the folder."""
 
     contents: Mapping[str, bytes]
     notes: tuple[Note, ...]
@@ -125,8 +127,9 @@ def collect_side_files(
     contents: Contents = {}
     notes: list[Note] = []
     foreign = _foreign(checkpoint, notes)
-    for name in _COPIED:
-        data = None if name in foreign else read_bytes(checkpoint.folder, name)
+    for name in (*_COPIED, *sentence_files(checkpoint)):
+        place = checkpoint.folder / name
+        data = None if name in foreign else read_bytes(place.parent, place.name)
         if data is not None:
             contents[name] = data
     if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
@@ -151,7 +154,8 @@ def collect_side_files(
 def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
     """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
     own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
-    links = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    names = (*_COPIED, *sentence_files(checkpoint))
+    links = [name for name in names if not stays_with(checkpoint.folder / name, *own)]
     for name in links:
         where = quoted(os.path.realpath(checkpoint.folder / name))
         message = (
