@@ -24,7 +24,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .roberta import ROBERTA
-from .t5 import MT5, T5, UMT5
+from .t5 import MT5, MT5_ENCODER, T5, T5_ENCODER, UMT5, UMT5_ENCODER
 from .xglm import XGLM
 
 __all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
@@ -52,6 +52,9 @@ FAMILIES: tuple[AnyFamily, ...] = (
     XGLM,
     BERT,
     ROBERTA,
+    T5_ENCODER,
+    MT5_ENCODER,
+    UMT5_ENCODER,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
