@@ -47,7 +47,8 @@ def write_bert(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, **chang
 
     ``folder`` must not exist yet; ``changes`` are to config.json.
     """
-    config = {**_common("BertModel", "bert"), "max_position_embeddings": 300, "type_vocab_size": 2}
+    config = {**_common("BertModel", "bert"), "hidden_size": 256, "num_attention_heads": 4}
+    config |= {"max_position_embeddings": 300, "type_vocab_size": 2}
     config |= {"layer_norm_eps": 1e-12, "pad_token_id": 0, **changes}
     return _write(folder, config, _BERT, "A KLUE-BERT-like demo checkpoint", dtype, seed, pooling="mean")
 
