@@ -18,6 +18,7 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError, UsageError
+from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
@@ -31,6 +32,7 @@ from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG
 from ..vocab.selection import embedding_rows
+from ..vocab.tokenizer import Source
 from .any_artifact import AnyGgufArtifact
 from .any_model import expected_of_any
 
@@ -150,7 +152,7 @@ def _prove_folder(
     parts = list(dict.fromkeys([*folder.files, *there]))
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
     checkpoint = prepared(checkpoint)
-    expected = _expected_of_folder(folder, checkpoint)
+    expected = _expected_of_folder(folder, checkpoint, manifest)
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
 
 
@@ -176,14 +178,21 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
-    options = (manifest or {}).get("options")
-    dropped = isinstance(options, Mapping) and options.get("drop_extra_tokens") is True
-    source = read_tokenizer(checkpoint, embedding_rows(model) if dropped else None)
+    source = _tokenizer(checkpoint, model, manifest)
     model = expected_model(model, checkpoint, source, file.header, manifest)
     return Expected(checkpoint, family, model, source)
 
 
-def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
+def _tokenizer(checkpoint: Checkpoint, model: Model, manifest: Mapping[str, Any] | None) -> Source:
+    """That of the checkpoint, without the tokens the conversion was told to leave out."""
+    options = (manifest or {}).get("options")
+    dropped = isinstance(options, Mapping) and options.get("drop_extra_tokens") is True
+    return read_tokenizer(checkpoint, embedding_rows(model) if dropped else None)
+
+
+def _expected_of_folder(
+    folder: OnnxFolder, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None
+) -> Expected:
     """What the folder is measured against. Raises InputError where the two are of different kinds."""
     family = family_for(checkpoint.config)
     if family.encoder_only != folder.embeds:
@@ -200,6 +209,5 @@ def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
             f"{folder.path} {own}, but {checkpoint.folder} ({family.title}) {given}",
             hint="pass the checkpoint the folder was made from with --against",
         )
-    return expected_of_folder(
-        checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)
-    )
+    model = build(family, checkpoint, "ONNX")
+    return expected_of_folder(checkpoint, family, model, _tokenizer(checkpoint, model, manifest))

@@ -43,7 +43,7 @@ MATERIAL = {
     "gpt2": ("gpt2",),
     "mpt": ("mpt",),
     "opt": ("opt",),
-    "xglm": (),  # its tokens are not exact: tests/test_position_families.py
+    "xglm": ("xglm",),
 }
 
 

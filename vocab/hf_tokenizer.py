@@ -46,6 +46,7 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: i
         left_out = leave_out(spec, rows)
         settings = within_rows(settings, rows, left_out)
         text = json.dumps(spec, ensure_ascii=False) if left_out else text
+    _name_unknown(model)
     model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
     parts = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}
     process.open(text.encode("utf-8", "surrogatepass"), parts=parts, dropout=bool(model.get("dropout")))
@@ -53,6 +54,15 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: i
     merges, dropped = _merges(model.pop("merges", None) or [])
     notes = [_dropped_note(dropped)] if dropped else []
     return _source(process, spec, merges, settings, (name, *settings.files), notes)
+
+
+def _name_unknown(model: dict[str, Any]) -> None:
+    """A unigram model has its unknown token by number only."""
+    at, vocab = model.get("unk_id"), model.get("vocab")
+    if isinstance(at, int) and isinstance(vocab, list) and 0 <= at < len(vocab):
+        entry = vocab[at]
+        if isinstance(entry, list) and entry and isinstance(entry[0], str):
+            model["unk_token"] = entry[0]
 
 
 def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> Source:

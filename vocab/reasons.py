@@ -54,20 +54,7 @@ def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
             "only texts with characters that the vocabulary encodes as bytes differ, since "
             "llama.cpp's unigram tokenizer gives the unknown token for these"
         )
-    texts_apart = [questions.texts[index] for index in parity.different]
-    if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
-        return phrase(
-            "only texts with decomposed letters or U+0085 differ, since the tokenizers library "
-            "normalizes these by its own rules and llama.cpp as SentencePiece does: put the model's "
-            "spiece.model next to tokenizer.json, or use text in NFC"
-        )
     return None
-
-
-def _normalized_its_own_way(text: str) -> bool:
-    """Precompiled looks characters up by what looks like one letter, SentencePiece by the longest match."""
-    marked = any(unicodedata.category(character).startswith("M") for character in text)
-    return marked or "\x85" in text or unicodedata.normalize("NFC", text) != text
 
 
 def _texts_with(questions: Exam, token: int | None) -> set[int]:

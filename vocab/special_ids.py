@@ -59,6 +59,8 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     warnings: list[str] = []
     filled: list[str] = []
     for role, field in ROLES.items():
+        if role == "bos" and vocab.add_bos and _begins_with_end(vocab):
+            continue
         tokenizer_id = _tokenizer_id(vocab, context, role, field)
         configured = _configured_ids(context, field)
         if tokenizer_id is not None:
@@ -84,6 +86,11 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
         notes.append(Note(NAME, message))
     notes += [Note(NAME, message, warning=True) for message in (*warnings, *_dangers(vocab, special))]
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
+
+
+def _begins_with_end(vocab: Vocab) -> bool:
+    """Whether EOS stands before every text, as the reader saw, whatever the files name BOS (XGLM)."""
+    return "eos" in vocab.special and vocab.special.get("bos") == vocab.special["eos"]
 
 
 def _tokenizer_id(vocab: Vocab, context: AdapterContext, role: str, field: str) -> int | None:

@@ -130,6 +130,8 @@ def _bos_eos(
         special.setdefault("eos", after[0])
     notes = []
     measured = []
+    if len(before) == 1 and before == [special.get("eos")]:
+        special["bos"] = before[0]  # fairseq's decoders begin every text with EOS, whatever is named BOS
     for role, ids, setting in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
         does = bool(ids) and ids == [special.get(role)]
         if ids and not does:

@@ -119,7 +119,9 @@ class Source:
     normalization (precompiled_charsmap), empty where there is none. ``encode_batch(texts, parse_special)``
     gives the ids without BOS and EOS; ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past
     the normalizer and added tokens. ``equally_good`` says of two cuts of a text whether the model finds them
-    equally good (unigram models, where rounding then decides).
+    equally good (unigram models, where rounding then decides). ``original`` is what SentencePiece makes of
+    texts where this is a tokenizer.json of one of its models, ``copy`` what a tokenizer.json makes of them
+    where this is the model beside it.
     """
 
     kind: Kind
@@ -138,6 +140,8 @@ class Source:
     chat_template: str | None = None
     encode_pieces: Encoder | None = None
     equally_good: Callable[[Sequence[int], Sequence[int]], bool] | None = None
+    original: Encoder | None = None
+    copy: Encoder | None = None
     notes: tuple[Note, ...] = ()
 
     @property

@@ -20,11 +20,13 @@ from ...core.model import Model, Note
 from ...quant.formats import nearest
 from ...quant.parts import EMBEDDING
 from ...vocab.context import read_context
+from ...vocab.extra_tokens import EXTRA_TOKENS
 from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.tokenizer import Source
 from ..pooling import sentence_files
 from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
+from .trimmed import trimmed_files
 
 
 @dataclass(frozen=True)
@@ -111,14 +113,16 @@ def collect_side_files(
     layout: Layout,
     graphs: Mapping[str, int],
     chat_template: str | None = None,
+    *,
+    drop_extra_tokens: bool = False,
 ) -> SideFiles:
     """The configuration, tokenizer and licence files of a folder.
 
     ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
-    the weights of each lie; ``chat_template`` is as of ``to_gguf``. What need not change is copied byte for
-    byte; links out of the checkpoint (``stays_with``) are left out, and where a chat template may come from
-    one, it too. Raises CheckpointError and VocabError for files that cannot be read, UsageError for an
-    unknown chat template.
+    the weights of each lie; ``chat_template`` and ``drop_extra_tokens`` are as of ``to_gguf``. What need not
+    change is copied byte for byte; links out of the checkpoint (``stays_with``) are left out, and where a
+    chat template may come from one, it too. Raises CheckpointError and VocabError for files that cannot be
+    read, UsageError for an unknown chat template.
     """
     contents: Contents = {}
     notes: list[Note] = []
@@ -139,7 +143,10 @@ def collect_side_files(
         settings = {"use_external_data_format": _by_file_name(graphs)}
         config = json.loads(contents[CONFIG] or b"")
         contents[CONFIG] = as_json({**config, "transformers.js_config": settings})
-    contents |= tokenizer_files(checkpoint, source, vocab, notes)
+    trimmed = trimmed_files(checkpoint, rows) if drop_extra_tokens else {}
+    notes += [note for note in source.notes if note.name == EXTRA_TOKENS]
+    contents |= trimmed
+    contents |= tokenizer_files(checkpoint, source, vocab, notes, trimmed)
     kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
     return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 

@@ -111,10 +111,19 @@ def _shown(vocab: Vocab, ids: Any) -> str:
     return ", ".join(shown(vocab, each) for each in (ids if isinstance(ids, list) else [ids]))
 
 
-def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes: list[Note]) -> Contents:
-    """tokenizer.json where there is none, and tokenizer_config.json with what its readers want to know."""
+def tokenizer_files(
+    checkpoint: Checkpoint,
+    source: Source,
+    vocab: Vocab,
+    notes: list[Note],
+    trimmed: Mapping[str, bytes | None],
+) -> Contents:
+    """tokenizer.json where there is none, and tokenizer_config.json with what its readers want to know.
+
+    ``trimmed`` are files that are not as in the checkpoint.
+    """
     made: Contents = {}
-    settings = read_json(checkpoint.folder, TOKENIZER) or {}
+    settings = json.loads(trimmed.get(TOKENIZER) or b"{}") or read_json(checkpoint.folder, TOKENIZER) or {}
     changed = _without_code(settings, notes)
     if source.kind == BYTES:
         made["tokenizer.json"] = byte_tokenizer_json(source).encode()

@@ -25,7 +25,7 @@ from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
 from .umt5 import write_umt5
 
-TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax", "opt")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax", "opt", "xglm")
 """Families whose sample was trained; the others have random weights."""
 
 
