@@ -26,6 +26,7 @@ from .qwen3_moe import QWEN3_MOE
 from .roberta import ROBERTA
 from .t5 import MT5, T5, UMT5
 from .xglm import XGLM
+from .xlm_roberta import XLM_ROBERTA
 
 __all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
 
@@ -52,6 +53,7 @@ FAMILIES: tuple[AnyFamily, ...] = (
     XGLM,
     BERT,
     ROBERTA,
+    XLM_ROBERTA,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
