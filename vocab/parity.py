@@ -56,8 +56,8 @@ class Parity:
     beside the SentencePiece model reads in another way than that. ``ordinary-words``: all do once words that
     the tokenizer takes for unknown whatever they are made of, very long ones above all, are unknown to
     llama.cpp, too (wordpiece.py). ``error`` says why llama.cpp could not be asked. ``tried`` has the number
-    of equal texts for every candidate measured on the way. ``different`` are indices into the texts. ``ties`` of
-    the equal ones are so only because another cut is as good (``Source.equally_good``).
+    of equal texts for every candidate measured on the way. ``different`` are indices into the texts. ``ties``
+    of the equal ones are so only because another cut is as good (``Source.equally_good``).
     """
 
     candidate: str

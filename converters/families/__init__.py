@@ -28,7 +28,7 @@ from .t5 import MT5, T5, UMT5
 from .xglm import XGLM
 from .xlm_roberta import XLM_ROBERTA
 
-__all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
+__all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "embeds_texts", "family_for", "has_family", "reads_with_encoder"]
 
 FAMILIES: tuple[AnyFamily, ...] = (
     LLAMA,
@@ -85,3 +85,8 @@ def _known(config: Mapping[str, Any]) -> AnyFamily | None:
 def reads_with_encoder(arch: str) -> bool:
     """Whether llama.cpp's graph ``arch`` has an encoder that reads the prompt (llama_model_has_encoder)."""
     return any(family.encoder_decoder for family in FAMILIES if family.arch == arch)
+
+
+def embeds_texts(arch: str) -> bool:
+    """Whether llama.cpp's graph ``arch`` is that of encoders alone, which write no text."""
+    return any(family.encoder_only for family in FAMILIES if family.arch == arch)
