@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
-from .console import show_log
+from .console import emit_json, show_log
 from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import read_prompt
+
+if TYPE_CHECKING:
+    from ..flows.embed import Embedded
 
 EXAMPLES = """\b
 Examples:
@@ -144,8 +149,16 @@ def command(
     unless the file or a sampling option sets otherwise. With --fill it fills masks: the filled-in texts are
     printed, then the complete text. Byte models generate one byte per token, three per Hangul syllable (-n);
     invalid bytes are shown as U+FFFD, and mask tokens as their ids, such as <258>.
+
+    An encoder (BERT, RoBERTa, XLM-RoBERTa) writes no text: its embedding of the prompt is printed as JSON, a
+    vector of length 1.
     """
     text = read_prompt(prompt, fill)
+    from ..flows.embed import embed, embeds
+
+    if embeds(artifact):
+        _show_embedding(embed(artifact, text, threads=options["threads"]), fill, as_json=as_json)
+        return
     from ..flows.generate import generate
 
     with shown_progress() as shown:
@@ -160,6 +173,16 @@ def command(
             **options,
         )
     show_answer(answer, as_json=as_json, verbose=verbose)
+
+
+def _show_embedding(done: Embedded, fill: str | None, *, as_json: bool) -> None:
+    """A line of JSON, which programs read and people see the beginning of."""
+    if fill is not None:
+        raise UsageError("--fill is for encoder-decoders; this model embeds texts and writes none")
+    if as_json:
+        emit_json(done.to_json())
+    else:
+        click.echo(json.dumps(done.embedding))
 
 
 def _nowhere(text: str) -> None:

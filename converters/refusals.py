@@ -99,10 +99,6 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "an encoder that classifies or ranks texts (ko-reranker): kconv converts those that embed texts; for "
         f"ONNX {_OPTIMUM}",
     ),
-    (
-        "XLMRobertaModel XLMRobertaForMaskedLM",
-        f"XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
-    ),
 )
 
 NEAR: Mapping[str, str] = {name: text for names, text in _KNOWN for name in names.split()}

@@ -59,6 +59,7 @@ def _gguf(
     threads: int,
     log: Callable[[str], None] | None,
 ) -> Artifact:
+    from ..converters.families import embeds_texts
     from ..core.gguf_counts import check_counts
     from ..core.gguf_split import read_model
     from .llama import LlamaRuntime
@@ -68,6 +69,8 @@ def _gguf(
     if not header.tensors:
         raise GgufError(f"{path} contains a vocabulary but no weights", hint="use a converted model")
     check_counts(path, header)
+    if embeds_texts(header.arch):
+        raise _writes_nothing(path)
     front = _front_end(path, header.metadata, front_end)
 
     def start(progress: Progress) -> LlamaRuntime:
@@ -82,6 +85,13 @@ def _gguf(
         )
 
     return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
+
+
+def _writes_nothing(path: Path) -> InputError:
+    return InputError(
+        f"{path} is an encoder: it embeds texts and writes none",
+        hint="kconv run prints the embedding of its prompt; llama-server --embedding serves them",
+    )
 
 
 def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEndFile | None:

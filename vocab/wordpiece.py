@@ -69,6 +69,7 @@ def as_llama_cpp_has_it(base: Vocab, source: Source) -> Vocab:
             "WordPiece vocabularies",
             hint="kconv to-onnx converts it",
         )
+    special.pop("cls", None)  # no key llama.cpp reads
     special.update(bos=first, seperator=last)
     return replace(
         base,

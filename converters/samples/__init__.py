@@ -18,7 +18,7 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
-from .encoders import write_bert, write_roberta
+from .encoders import write_bert, write_roberta, write_xlm_roberta
 from .llamas import write_exaone, write_kanana
 from .positioned import write_gpt2, write_mpt
 from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
@@ -59,6 +59,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "t5-encoder": write_t5_encoder,
     "bert": write_bert,
     "roberta": write_roberta,
+    "xlm-roberta": write_xlm_roberta,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

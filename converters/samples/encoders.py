@@ -47,7 +47,8 @@ def write_bert(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, **chang
 
     ``folder`` must not exist yet; ``changes`` are to config.json.
     """
-    config = {**_common("BertModel", "bert"), "max_position_embeddings": 300, "type_vocab_size": 2}
+    config = {**_common("BertModel", "bert"), "hidden_size": 256, "num_attention_heads": 4}
+    config |= {"max_position_embeddings": 300, "type_vocab_size": 2}
     config |= {"layer_norm_eps": 1e-12, "pad_token_id": 0, **changes}
     return _write(folder, config, _BERT, "A KLUE-BERT-like demo checkpoint", dtype, seed, pooling="mean")
 
@@ -61,6 +62,47 @@ def write_roberta(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, **ch
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "tokenizer_class": "BertTokenizer"}
     config |= {"layer_norm_eps": 1e-05, **ids, **changes}
     return _write(folder, config, _KLUE, "A KLUE-RoBERTa-like demo checkpoint", dtype, seed, pooling="cls")
+
+
+def write_xlm_roberta(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, **changes: Any) -> Path:
+    """Write an XLM-RoBERTa as bge-m3-ko is: SentencePiece, the first token pooled, normalized."""
+    config = {**_common("XLMRobertaModel", "xlm-roberta"), "max_position_embeddings": 302}
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    config |= {"type_vocab_size": 1, "layer_norm_eps": 1e-05, **ids, **changes}
+    folder.mkdir(parents=True)
+    pieces = _write_sentencepiece(folder / "sentencepiece.bpe.model")
+    roles = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    roles |= {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+    settings = {"tokenizer_class": "XLMRobertaTokenizer", **roles}
+    write_json(folder, {"tokenizer_config.json": settings, "special_tokens_map.json": roles})
+    rows = pieces + 2  # fairseq's <pad> before them and <mask> behind
+    whole = {"vocab_size": rows, **config}
+    title = "A BGE-M3-like demo checkpoint"
+    text = "Layout: `XLMRobertaModel` with a SentencePiece tokenizer and fairseq's ids, pooling `cls`."
+    _finish(folder, whole, title, text, dtype, seed, pooling="cls")
+    return folder
+
+
+def _write_sentencepiece(path: Path) -> int:
+    """Train a unigram model on Korean, normalized as XLM-RoBERTa's; how many pieces it has."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(korean_text()),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=1500,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        num_threads=1,
+        minloglevel=2,
+    )
+    path.write_bytes(model.getvalue())
+    count: int = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
+    return count
 
 
 def _common(name: str, kind: str) -> dict[str, Any]:
@@ -122,11 +164,17 @@ def _write(
         folder,
         {"tokenizer.json": tokenizer, "tokenizer_config.json": settings, "special_tokens_map.json": roles},
     )
-    write_pooling(folder, config["hidden_size"], pooling, normalized=pooling == "cls")
-    write_checkpoint(folder, whole, dtype=dtype, seed=seed, shapes=encoder_shapes(whole))
     text = f"Layout: `{config['architectures'][0]}` with a WordPiece tokenizer, pooling `{pooling}`."
-    write_readme(folder, title, ("ko",), text)
+    _finish(folder, whole, title, text, dtype, seed, pooling=pooling)
     return folder
+
+
+def _finish(
+    folder: Path, config: Mapping[str, Any], title: str, text: str, dtype: DType, seed: int, *, pooling: str
+) -> None:
+    write_pooling(folder, config["hidden_size"], pooling, normalized=pooling == "cls")
+    write_checkpoint(folder, config, dtype=dtype, seed=seed, shapes=encoder_shapes(config))
+    write_readme(folder, title, ("ko",), text)
 
 
 def write_pooling(folder: Path, width: int, pooling: str, *, normalized: bool = False) -> None:
