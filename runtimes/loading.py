@@ -114,7 +114,7 @@ def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None)
 
 
 def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int) -> Artifact:
-    from .onnx_folder import holds_onnx
+    from .onnx_folder import holds_onnx, open_onnx
 
     if not holds_onnx(artifact):
         raise InputError(
@@ -128,6 +128,8 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
             )
     from .onnx import OnnxRuntime, read_onnx_model
 
+    if open_onnx(artifact).embeds:
+        raise _writes_nothing(artifact)
     model = read_onnx_model(artifact)
 
     def start(progress: Progress) -> OnnxRuntime:

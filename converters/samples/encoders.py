@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,22 +25,42 @@ def word_piece_tokenizer(
     strip_accents: bool | None = None,
 ) -> dict[str, Any]:
     """A tokenizer.json as BertTokenizer's, trained on Korean; cased, accents kept unless asked otherwise."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    trained.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
-    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=strip_accents)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    texts = (normalizer.normalize_str(line) for line in korean_text())
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(text))
+    pieces = [*specials, *_pieces(words, vocab_size - len(specials))]
+    model = models.WordPiece({piece: index for index, piece in enumerate(pieces)}, unk_token="[UNK]")
+    trained = Tokenizer(model)
+    trained.normalizer, trained.pre_tokenizer = normalizer, splitter
     trained.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(specials), limit_alphabet=1500, show_progress=False
-    )
-    trained.train_from_iterator(korean_text(), trainer)
+    trained.add_special_tokens(list(specials))
     around = [(token, specials.index(token)) for token in ("[CLS]", "[SEP]")]
     trained.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=around
     )
     result: dict[str, Any] = json.loads(trained.to_str())
     return result
+
+
+def _pieces(words: Mapping[str, int], count: int) -> list[str]:
+    """All characters, at the beginning of a word and within, and what most of the text is made of.
+
+    The library's trainer gives other pieces each time, since it breaks ties by the order of a hash table.
+    """
+    weights: Counter[str] = Counter()
+    for word, times in words.items():
+        for start in range(len(word)):
+            for end in range(start + 2, len(word) + 1):
+                weights[("##" if start else "") + word[start:end]] += times * (end - start - 1)
+    characters = sorted({character for word in words for character in word})
+    single = [*characters, *(f"##{character}" for character in characters)]
+    known = set(single)
+    ranked = sorted(weights.items(), key=lambda item: (-item[1], item[0]))
+    longer = [piece for piece, _ in ranked if piece not in known]
+    return [*single, *longer][:count]
 
 
 def write_bert(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, **changes: Any) -> Path:
