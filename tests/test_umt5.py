@@ -14,7 +14,6 @@ from t5_checkpoints import nmse, t5_logits
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
 from kconv.converters.samples.umt5 import write_umt5
-from kconv.core.errors import UnsupportedModel
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
@@ -80,20 +79,6 @@ def test_the_reference_computes_what_transformers_does(checkpoint: Path) -> None
     right = right_logits(loaded(checkpoint), IDS[:1], np.ones_like(IDS[:1]), TARGET[:1])[0]
     logits = reference.read((window,)).logits(0, 0, len(window.ids))
     assert np.abs(logits - right).max() < 5e-6 * np.abs(right).max()
-
-
-@pytest.mark.parametrize(
-    ("name", "works"),
-    [
-        ("XLMRobertaModel", "llama.cpp's own converter takes it"),
-        ("RobertaModel", "its files are wrong; export it with optimum"),
-        ("RobertaForMaskedLM", "export it with optimum"),
-        ("BertModel", "llama.cpp's own converter takes it"),
-    ],
-)
-def test_a_refusal_of_an_encoder_says_what_takes_it(name: str, works: str) -> None:
-    with pytest.raises(UnsupportedModel, match=works):
-        family_for({"architectures": [name]})
 
 
 def test_a_bias_that_is_another_blocks_is_named(tmp_path: Path) -> None:
