@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
-from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
+from ..core.elsewhere import Stream
+from ..core.errors import EnvironmentProblem, GgufError
 from ..core.files import explained
 from ..core.gguf_file import TensorInfo, read_header
 from ..core.model import Note
@@ -27,7 +28,8 @@ from ..quant import native
 from ..quant.encoders import encoder_of
 from ..quant.formats import BF16, F16, F32, Format
 from ..quant.importance import Importance
-from ..quant.slabs import HALF_MAX, Scratch, Slab, count_nonfinite, has_overflowed
+from ..quant.slabs import Scratch, Slab, has_overflowed
+from .bad_weights import bad_weights_error
 from .gguf_plan import FilePlan
 from .pieces import Piece, cut, work_through
 
@@ -111,15 +113,17 @@ def write_files(
     allow_nan: bool = False,
     importance: Importance | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write the files of all plans to ``temporaries``, from one read of the tensors, and read them back.
 
     ``temporaries`` stand for the ``paths`` of each plan, one plan's after the other's. ``importance`` weighs
-    the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
+    the columns of the matrices it knows, in every quantized format. ``stream`` is where weights come from
+    that are not on this machine. Raises NonFiniteError (unless
     ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
     plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
-    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress)
+    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress, stream=stream)
     sizes = finish_files(plan)
     not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
     return Written(sizes, not_finite, written.kernels)
@@ -161,7 +165,12 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def write_pieces(
-    plan: WritePlan, pieces: Sequence[Piece], *, threads: int | None = None, progress: Progress = silent
+    plan: WritePlan,
+    pieces: Sequence[Piece],
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> PiecesWritten:
     """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
 
@@ -192,7 +201,16 @@ def write_pieces(
 
         total = sum(_bytes(plan.tensors[rows.index], rows) for rows in pieces)
         threads = threads or available_cores()
-        work_through(pieces, write, threads=threads, stage="write", total=total, progress=progress)
+        work_through(
+            pieces,
+            write,
+            threads=threads,
+            stage="write",
+            total=total,
+            progress=progress,
+            stream=stream,
+            read=lambda rows: plan.tensors[rows.index].read(rows.start, rows.stop),
+        )
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
 
@@ -282,31 +300,3 @@ def _reread(model: BegunModel) -> int:
 
 def _unlike(path: Path) -> EnvironmentProblem:
     return EnvironmentProblem(f"{path}: the bytes read back differ from those written", hint="check the disk")
-
-
-def bad_weights_error(slab: Slab, tensor: Tensor, rows: Piece) -> NonFiniteError:
-    """What to raise for a slab with weights that are not finite or do not fit a format."""
-    where = tensor.origin or tensor.name
-    if not slab.finite:
-        hint = "--allow-nan converts it anyway"
-        if slab.impossible:
-            hint = f"libggml cannot write such weights as {slab.impossible[0].display}"
-        nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
-        return NonFiniteError(
-            f"{where}: {nans} NaN and {infinities} infinite weights in rows {rows.start} to {rows.stop - 1}",
-            hint=f"the checkpoint is damaged or its training diverged; {hint}",
-        )
-    names = ", ".join(format.name for format in (*slab.impossible, *slab.overflowed))
-    if slab.largest <= HALF_MAX:
-        return NonFiniteError(
-            f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales beyond the "
-            f"range of {names}",
-            hint=(
-                "the data have zeros or extreme values where the weights matter: compute them from more text"
-            ),
-        )
-    return NonFiniteError(
-        f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
-        f"are beyond the range of {names}",
-        hint="convert to bf16 or f32" + ("" if slab.impossible else "; --allow-nan writes them as infinite"),
-    )

@@ -24,6 +24,7 @@ from ..converters.targets import (
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
+from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
 from ..core.model import Model
 from ..core.progress import Progress, silent
@@ -116,7 +117,12 @@ def to_gguf(
 
 
 def convert(
-    source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
+    source: str | Path | Elsewhere,
+    output: str | Path | None,
+    options: Options,
+    run: Run,
+    *,
+    modelfile: bool = False,
 ) -> Conversion:
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)

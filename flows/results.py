@@ -10,6 +10,7 @@ from typing import Any
 from ..converters.results import CompanionFile, Output
 from ..core.model import Note
 from ..core.progress import Progress, silent
+from ..hub.stream import WeightStream
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
 
@@ -19,7 +20,8 @@ class Run:
     """How to run a conversion; none of this changes the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
-    ``made`` is called with the finished files, before they are proven.
+    ``made`` is called with the finished files, before they are proven. ``stream`` is where weights come from
+    that are not on this machine.
     """
 
     force: bool = False
@@ -29,6 +31,7 @@ class Run:
     proof_texts: tuple[str, ...] | None = None
     proof_tokens: int | None = None
     made: Callable[[Sequence[Path]], None] = lambda paths: None
+    stream: WeightStream | None = None
 
 
 @dataclass(frozen=True)

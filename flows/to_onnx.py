@@ -33,6 +33,7 @@ from ..converters.targets import checkpoint_name
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
+from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.folders import atomic_folder, refuse_filled
 from ..core.input_files import file_sha256
@@ -54,7 +55,7 @@ _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade c
 
 
 def to_onnx(
-    source: str | Path,
+    source: str | Path | Elsewhere,
     output: str | Path | None = None,
     *,
     type: str = AUTO,
@@ -68,6 +69,7 @@ def to_onnx(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    stream: Stream | None = None,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -100,7 +102,7 @@ def to_onnx(
             files = beside(planned.graph_files, chat_template)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     with atomic_folder(planned.folder, mark=MANIFEST, force=force) as temporary:
-        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress)
+        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress, stream)
     written = replace(written, path=planned.folder)
     made([planned.folder])
     if expected is None or scope == "off":
@@ -169,6 +171,7 @@ def _write(
     options: OnnxOptions,
     threads: int | None,
     progress: Progress,
+    stream: Stream | None = None,
 ) -> OnnxConversion:
     """Everything but the proof, into an empty folder."""
     chosen, graphs = planned.chosen, planned.graphs
@@ -176,7 +179,7 @@ def _write(
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
     with checkpoint_hashes(checkpoint) as hashes:
-        notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
+        notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress, stream)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():
         (folder / name).write_bytes(content)
@@ -212,6 +215,7 @@ def _write_graphs(
     options: OnnxOptions,
     threads: int | None,
     progress: Progress,
+    stream: Stream | None,
 ) -> list[Note]:
     """Those that share a file of weights together; returns what there is to say of the weights."""
     from ..converters.onnx.writer import write_onnx  # which needs the onnx package
@@ -225,7 +229,13 @@ def _write_graphs(
         place = folder / data
         place.parent.mkdir(exist_ok=True)
         written = write_onnx(
-            named, place.parent, place.name, threads=threads, allow_nan=options.allow_nan, progress=progress
+            named,
+            place.parent,
+            place.name,
+            threads=threads,
+            allow_nan=options.allow_nan,
+            progress=progress,
+            stream=stream,
         )
         notes += written.notes
     return notes

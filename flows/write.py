@@ -57,6 +57,7 @@ def write_targets(
                 allow_nan=allow_nan,
                 importance=importance,
                 progress=run.progress,
+                stream=run.stream,
             )
             files = hashes.result(run.progress)
         model = replace(model, notes=(*model.notes, *written.notes))

@@ -15,6 +15,7 @@ from pathlib import Path
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
 
 from ...core.cores import available_cores
+from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
@@ -23,7 +24,8 @@ from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
-from ..gguf_writer import Written, bad_weights_error, check_room, write_at
+from ..bad_weights import bad_weights_error
+from ..gguf_writer import Written, check_room, write_at
 from ..pieces import Piece, cut, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
@@ -67,6 +69,7 @@ def write_onnx(
     threads: int | None = None,
     allow_nan: bool = False,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write ``graphs``, by file name, and their weights into ``folder``, which must be there.
 
@@ -78,7 +81,8 @@ def write_onnx(
     protos = {name: model_proto(graph, plan, data_name).SerializeToString() for name, graph in graphs.items()}
     check_room((folder / name, size) for name, size in {**_sizes(protos), data_name: plan.nbytes}.items())
     harmed: set[str] = set()
-    _write_data(folder / data_name, plan, threads or available_cores(), allow_nan, harmed, progress)
+    threads = threads or available_cores()
+    _write_data(folder / data_name, plan, threads, allow_nan, harmed, progress, stream)
     for name, data in protos.items():
         with explained(folder / name):
             (folder / name).write_bytes(data)
@@ -92,7 +96,13 @@ def _sizes(protos: Mapping[str, bytes]) -> dict[str, int]:
 
 
 def _write_data(
-    path: Path, plan: DataPlan, threads: int, allow_nan: bool, harmed: set[str], progress: Progress
+    path: Path,
+    plan: DataPlan,
+    threads: int,
+    allow_nan: bool,
+    harmed: set[str],
+    progress: Progress,
+    stream: Stream | None,
 ) -> None:
     tensors = [weight.tensor for weight in plan.weights]
     with explained(path):
@@ -121,6 +131,8 @@ def _write_data(
                 stage="write",
                 total=sum(tensor.nbytes for tensor in tensors),
                 progress=progress,
+                stream=stream,
+                read=lambda rows: tensors[rows.index].read(rows.start, rows.stop),
             )
     finally:
         os.close(handle)
