@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .byte_source import LocalFile, NotAFile, Opener
+from .byte_source import LocalFile, NotAFile, Opener, SummedSource
 from .errors import CheckpointError, EnvironmentProblem
 from .progress import Progress, silent
 from .tensor import Array
@@ -58,6 +58,10 @@ class InputFile:
         """Raise EnvironmentProblem if the file is not what it was when it was opened."""
         if self._source.identity_now() != self._source.identity:
             raise changed_meanwhile(f"{self.path} was changed while it was read")
+
+    def summed_up(self, progress: Progress, stopped: Callable[[], bool]) -> str | None:
+        """The SHA-256 in hexadecimal where the source reckons it, when it has; None: hash it yourself."""
+        return self._source.sha256(progress, stopped) if isinstance(self._source, SummedSource) else None
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``; the caller has bounded ``count``."""
@@ -238,6 +242,8 @@ def file_sha256(
     yes, InterruptedError is raised. Raises EnvironmentProblem if the file is changed meanwhile.
     """
     file = source if isinstance(source, InputFile) else InputFile(source)
+    if (known := file.summed_up(progress, stopped)) is not None:
+        return known
     digest = hashlib.sha256()
     buffer = np.empty(4 << 20, np.uint8)
     for offset in range(0, file.size, len(buffer)):
