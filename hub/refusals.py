@@ -5,6 +5,7 @@ The texts of huggingface_hub and of its HTTP client hold addresses, some of them
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -110,7 +111,7 @@ def _by_answer(error: Exception, name: HubName, what: str) -> KconvError | Tempo
 
 def retry_after(headers: object) -> float | None:
     """The seconds a server wants to be left alone: by Retry-After, or RateLimit as huggingface.co has it."""
-    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined, unused-ignore]
+    from huggingface_hub.utils import parse_ratelimit_headers
 
     get = getattr(headers, "get", None)
     if get is None:
@@ -154,10 +155,20 @@ def offline(name: HubName, what: str = "") -> HubRefusal:
     """The error for what is not here while the Hub must not be asked."""
     about = f"{what} of {name}" if what else str(name)
     return HubRefusal(
-        f"{about} is not in the Hub's cache here, and HF_HUB_OFFLINE forbids to ask the Hub for it",
+        f"HF_HUB_OFFLINE forbids to ask the Hub for {about}, which is not (all) in its cache here",
         hint="unset HF_HUB_OFFLINE, or put it into the cache on a machine with a connection: "
         f"hf download {name.repository}{_option(name)}",
     )
+
+
+def incomplete(name: HubName, commit: str, missing: Sequence[str], size: str, why: KconvError) -> KconvError:
+    """The error for a cache that holds a part of what is needed, while the Hub gives no more: ``why``."""
+    shown = ", ".join(quoted(each)[1:-1] for each in missing[:_BRANCHES])
+    more = f" and {len(missing) - _BRANCHES} more" if len(missing) > _BRANCHES else ""
+    message = (
+        f"the Hub's cache holds only a part of {name} (commit {commit[:12]}); missing: {shown}{more} ({size})"
+    )
+    return type(why)(f"{message}; {why.message}", hint=why.hint)
 
 
 def _option(name: HubName) -> str:
