@@ -33,7 +33,7 @@ from ..converters.targets import checkpoint_name
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.elsewhere import Stream
+from ..core.elsewhere import Elsewhere, Stream
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.folders import atomic_folder, refuse_filled
 from ..core.input_files import file_sha256
