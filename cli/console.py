@@ -156,7 +156,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def verify_command(artifact: Path, checkpoint: Path) -> str:
+def verify_command(artifact: Path, checkpoint: str | Path) -> str:
     """What to type to prove one against the other."""
     return shlex.join(["kconv", "verify", str(artifact), "--against", str(checkpoint)])
 
