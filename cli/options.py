@@ -28,6 +28,12 @@ threads_option = click.option(
     help="Number of threads.  [default: one per core this process may use]",
 )
 
+stream_option = click.option(
+    "--stream",
+    is_flag=True,
+    help="Do not keep the weights of a checkpoint on the Hub on this machine: fetch them while they are "
+    "converted, and again for the proof. Says before how many bytes that will be.",
+)
 split_option = click.option(
     "--split-max-size",
     metavar="SIZE",

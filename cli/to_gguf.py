@@ -34,6 +34,7 @@ from .options import (
     force_option,
     json_option,
     split_option,
+    stream_option,
     threads_option,
     verbose_option,
 )
@@ -59,6 +60,7 @@ Examples:
 @click.command("to-gguf", short_help="Convert a checkpoint folder to GGUF files.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=SOURCE)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
@@ -89,6 +91,7 @@ Examples:
 @verbose_option
 def command(
     checkpoint: str | Path,
+    stream: bool,
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
@@ -142,6 +145,7 @@ def command(
         "split_max_size": split_max_size,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)

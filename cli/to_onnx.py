@@ -24,7 +24,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .options import PATH, force_option, json_option, stream_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
 @click.argument("checkpoint", type=SOURCE)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
@@ -107,6 +108,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @verbose_option
 def command(
     checkpoint: str | Path,
+    stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
@@ -139,6 +141,7 @@ def command(
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)

@@ -7,26 +7,56 @@ from pathlib import Path
 
 from ..converters.family import AnyFamily
 from ..converters.intake import open_model
+from ..converters.results import Scope
 from ..core.checkpoint import Checkpoint
-from ..core.elsewhere import Elsewhere
-from ..core.progress import Progress
+from ..core.elsewhere import Elsewhere, Stream
+from ..core.errors import UsageError
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
 from ..hub.source import resolve
+from ..hub.streaming import stream_checkpoint
+from .results import Run
 
 
 def arrived(
-    source: str | Path | Elsewhere, look: Callable[[Checkpoint, AnyFamily], object], progress: Progress
+    source: str | Path | Elsewhere, look: Callable[[Checkpoint, AnyFamily], object], run: Run
 ) -> str | Path | Elsewhere:
     """What to open in place of ``source``: the folder of a checkpoint on the Hub, else the very same.
 
+    Where the run is streamed, the weights stay on the Hub.
     ``look`` is given the checkpoint before its weights are fetched, as names and shapes: what it refuses
     costs no download. Raises what it raises, and what resolving and fetching raise.
     """
     name = parse_hub_name(source)
     if name is None:
+        if run.streamed:
+            raise UsageError(
+                f"{source} is on this machine: there is nothing to stream",
+                hint="leave out --stream; a repository of the Hub is named org/name or hf://org/name",
+            )
         return source
     found = resolve(name)
+    if run.streamed:
+        return stream_checkpoint(found, run.announce)
     if found.unreached is None:
         look(*open_model(remote_checkpoint(found)))
-    return fetch(found, progress)
+    return fetch(found, run.progress)
+
+
+_FULL = 2.5  # times that the full proof reads the weights: in fp32, weight by weight, and to find causes
+
+
+def announce_traffic(
+    stream: Stream | None, verify: Scope, announce: Callable[[str], None], *, calibrated: bool = False
+) -> None:
+    """Say how much will be fetched before it is, and what that is for; nothing without a stream."""
+    if stream is None:
+        return
+    once = stream.size / 1e9
+    again = once * {"off": 1.0 if calibrated else 0.0, "quick": 1.0, "full": _FULL}[verify]
+    text = f"--stream: {once:,.2f} GB are fetched for the conversion"
+    if again:
+        what = "to calibrate and for the proof" if calibrated else "for the proof"
+        ways = "" if calibrated else " (--no-verify leaves it out, kconv verify can follow)"
+        text += f" and about {again:,.2f} GB {what}{ways}: about {once + again:,.2f} GB in all"
+    announce(f"{text}; nothing of it is kept on this machine")

@@ -12,8 +12,8 @@ from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.intake import open_model
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
-from ..converters.mapping import build, parameters
-from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
+from ..converters.mapping import build
+from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
@@ -42,11 +42,11 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
-from .arrivals import arrived
+from .arrivals import announce_traffic, arrived
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
-from .results import Conversion, Run
+from .results import Conversion, Run, conversion_of
 from .write import write_targets
 
 
@@ -76,6 +76,7 @@ def to_gguf(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    stream: bool = False,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -87,12 +88,12 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-    thousand and compares
-    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
-    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
-    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
-    ``Conversion.verdict``.
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
+    called with the finished files, then ``announce`` with what the proof will take. With ``stream`` the
+    weights of a checkpoint on the Hub are not kept here: they are fetched while they are converted, and again
+    for the proof. Raises KconvError of all kinds; no file has its final name unless all are whole. A failed
+    proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -112,9 +113,8 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    return convert(
-        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
-    )
+    run = Run(force, threads, progress, announce, made=made, streamed=stream)
+    return convert(source, output, options, run, modelfile=modelfile)
 
 
 def convert(
@@ -129,7 +129,8 @@ def convert(
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
-    checkpoint, family = open_model(arrived(source, look, run.progress))
+    checkpoint, family = open_model(arrived(source, look, run))
+    announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(
@@ -164,13 +165,14 @@ def convert(
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
+        stream=checkpoint.stream,
         run=run,
     )
     run.made([output.path for output in outputs])
     if calibration is not None:
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
-    return _conversion(checkpoint, model, outputs, files, parity, proofs)
+    return conversion_of(checkpoint, model, outputs, files, parity, proofs)
 
 
 def _refuse_early(
@@ -293,26 +295,3 @@ def _prove(
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest())
     return proofs
-
-
-def _conversion(
-    checkpoint: Checkpoint,
-    model: Model,
-    outputs: Sequence[Output],
-    companions: Sequence[CompanionFile],
-    parity: Parity,
-    proofs: Sequence[Proof],
-) -> Conversion:
-    licence = model.metadata.get("general.license")
-    return Conversion(
-        checkpoint.folder,
-        model.arch,
-        parameters(model),
-        tuple(outputs),
-        parity,
-        model.notes,
-        vocab_of(model).chat_template,
-        licence if isinstance(licence, str) else None,
-        tuple(proofs),
-        tuple(companions),
-    )

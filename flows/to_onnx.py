@@ -48,7 +48,7 @@ from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_r
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
-from .arrivals import arrived
+from .arrivals import announce_traffic, arrived
 from .automatic import Known, read_first, too_wide
 from .results import OnnxConversion, Run
 
@@ -70,7 +70,7 @@ def to_onnx(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
-    stream: Stream | None = None,
+    stream: bool = False,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -79,14 +79,16 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
     names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
-    proof raises nothing.
+    ``chat_template``, ``verify``, ``made`` and ``stream`` are as of ``to_gguf``. Raises KconvError of all
+    kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
     look = partial(_refuse_early, options=options, output=output, force=force)
-    checkpoint, family = open_model(arrived(source, look, progress))
+    run = Run(threads=threads, progress=progress, announce=announce, streamed=stream)
+    checkpoint, family = open_model(arrived(source, look, run))
+    announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, force=force)
     planned = plan(options.type)
@@ -96,7 +98,7 @@ def to_onnx(
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and scope != "off" and (options.type, planned.chosen.type) == (AUTO, "f16"):
-        known = read_first(expected, scope, Run(threads=threads, progress=progress, announce=announce))
+        known = read_first(expected, scope, run)
         halves = [name for name, format in planned.chosen.formats.items() if format == F16]
         note = too_wide(halves_by_source(halves, family, checkpoint), known, out=True)
         if note is not None:
@@ -104,7 +106,7 @@ def to_onnx(
             files = beside(planned.graph_files, chat_template)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     with atomic_folder(planned.folder, mark=MANIFEST, force=force) as temporary:
-        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress, stream)
+        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress)
     written = replace(written, path=planned.folder)
     made([planned.folder])
     if expected is None or scope == "off":
@@ -185,7 +187,6 @@ def _write(
     options: OnnxOptions,
     threads: int | None,
     progress: Progress,
-    stream: Stream | None = None,
 ) -> OnnxConversion:
     """Everything but the proof, into an empty folder."""
     chosen, graphs = planned.chosen, planned.graphs
@@ -193,7 +194,7 @@ def _write(
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
     with checkpoint_hashes(checkpoint) as hashes:
-        notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress, stream)
+        notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress, checkpoint.stream)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():
         (folder / name).write_bytes(content)

@@ -13,6 +13,7 @@ from ..converters.manifest import SourceFile, SourceHashes, manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
+from ..core.elsewhere import Stream
 from ..core.files import atomic_files
 from ..core.gguf_file import read_header
 from ..core.model import Model
@@ -35,13 +36,14 @@ def write_targets(
     modelfile: Callable[[str], str] | None = None,
     allow_nan: bool = False,
     importance: Importance | None = None,
+    stream: Stream | None = None,
     run: Run,
 ) -> tuple[list[Output], list[CompanionFile], Model]:
     """All files of all targets, their companions, manifests and Modelfiles, from one read of the weights.
 
     ``source`` hashes meanwhile what is read; ``modelfile`` makes an Ollama Modelfile for the file of that
-    name. The model comes back with notes on its weights. Raises what reading, encoding and writing raise;
-    then nothing has its final name.
+    name; ``stream`` is where weights come from that are not on this machine. The model comes back with notes
+    on its weights. Raises what reading, encoding and writing raise; then nothing has its final name.
     """
     paths = [path for target in targets for path in target.paths]
     paths += [each.path for each in companions if not each.kept]
@@ -57,7 +59,7 @@ def write_targets(
                 allow_nan=allow_nan,
                 importance=importance,
                 progress=run.progress,
-                stream=run.stream,
+                stream=stream,
             )
             files = hashes.result(run.progress)
         model = replace(model, notes=(*model.notes, *written.notes))

@@ -12,10 +12,8 @@ from .stream import StreamedFile, WeightStream
 from .wanted import small_files, weight_files
 
 
-def stream_checkpoint(
-    source: HubSource, announce: Callable[[str], None] = lambda text: None
-) -> tuple[Elsewhere, WeightStream]:
-    """The checkpoint, and the stream its weights come by; fetches the small files.
+def stream_checkpoint(source: HubSource, announce: Callable[[str], None] = lambda text: None) -> Elsewhere:
+    """The checkpoint, with the stream its weights come by; fetches the small files.
 
     Raises what ``fetch_files`` raises, and CheckpointError for a repository without a checkpoint. Where the
     Hub was not reached, raises why.
@@ -28,4 +26,4 @@ def stream_checkpoint(
         git = None if file.sha256 is not None else file.git
         files[file.path] = StreamedFile(HubRanges(source, file), file.sha256, git)
     stream = WeightStream(files, announce=announce)
-    return Elsewhere(folder, {name: stream.opener(name) for name in files}), stream
+    return Elsewhere(folder, {name: stream.opener(name) for name in files}, stream)
