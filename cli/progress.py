@@ -97,8 +97,9 @@ def announce(text: str) -> None:
 
 
 def announce_removals() -> None:
-    """From now on, say so when what a killed run has left is removed by the next."""
+    """From now on, say so when what a killed run has left is removed by the next, or else is unusual."""
     core_progress.on_removal = _announce_removal
+    core_progress.on_remark = announce
 
 
 def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:

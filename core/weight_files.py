@@ -83,6 +83,11 @@ def _candidates(names: Sequence[str], kind: str) -> list[str]:
     return [name for name in names if name.endswith(f".{kind}") and not _matches(name, NOT_THE_MODEL)]
 
 
+def is_not_the_model(name: str) -> bool:
+    """Whether a file of that name holds an adapter, the state of a training, another layout."""
+    return _matches(name, NOT_THE_MODEL)
+
+
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 

@@ -6,13 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..core.elsewhere import Elsewhere
+from ..core.errors import CheckpointError
 from ..core.progress import Progress, silent
+from ..core.weight_files import find_weights
 from .cache import snapshot
 from .download import fetch_files
 from .headers import HeaderReader
 from .names import parse_hub_name
+from .refusals import partial_cache
 from .source import HubSource, resolve
-from .wanted import first_files, second_files, small_files, weight_files
+from .wanted import first_files, likely_weights, second_files, small_files, weight_files
 
 Announce = Callable[[str], None]
 
@@ -31,11 +34,27 @@ def fetch(source: HubSource, progress: Progress = silent) -> Path:
 
     Raises what ``fetch_files`` raises, and CheckpointError for a repository without a checkpoint.
     """
-    if not source.listed:  # nobody knows what is missing; the folder is read like any other
-        return snapshot(source.repository, source.commit)
+    if not source.listed:
+        return _as_it_lies(source)
     small = small_files(source)
+    if source.unreached is not None:
+        return fetch_files(source, [*small, *likely_weights(source)])
     folder = fetch_files(source, small)
     return fetch_files(source, [*small, *weight_files(source, folder)], progress)
+
+
+def _as_it_lies(source: HubSource) -> Path:
+    """The folder in the cache, if it has what every checkpoint has: nobody could say what else is missing."""
+    folder = snapshot(source.repository, source.commit)
+    try:
+        if not (folder / "config.json").is_file():
+            raise CheckpointError("no config.json")
+        find_weights(folder)
+    except CheckpointError as error:
+        there = [each.path for each in source.files]
+        assert source.unreached is not None
+        raise partial_cache(source.asked, source.commit, there, source.unreached) from error
+    return folder
 
 
 def headers_only(source: str | Path) -> str | Path | Elsewhere:
@@ -53,7 +72,7 @@ def remote_checkpoint(source: HubSource) -> Path | Elsewhere:
     """The same of a repository that was resolved."""
     folder = snapshot(source.repository, source.commit)
     if not source.listed:
-        return folder
+        return _as_it_lies(source)
     first = first_files(source)
     fetch_files(source, first)
     fetch_files(source, [*first, *second_files(source, folder)])

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from ..core import progress as core_progress
 from ..core.errors import EnvironmentProblem, KconvError
 from ..core.files import explained
 from ..core.progress import Progress, silent
@@ -23,11 +24,13 @@ from ..core.sizes import size_text
 from .cache import blob, cache_folder, link, lock_file, snapshot
 from .refusals import incomplete
 from .source import HubFile, HubSource
-from .transfer import CHUNK, pieces
+from .transfer import pieces
 from .xet import Xet, XetFailed
 
 AT_ONCE = 4
 """Files that are fetched at the same time."""
+_CHUNK = 1 << 20  # bytes hashed at once of what was here
+_LARGE = 1 << 20  # bytes of a file that is worth a word
 _ELSEWHERE = "move the cache to another disk with HF_HOME"
 
 
@@ -114,6 +117,7 @@ class _Downloads:
                 return
             partial.unlink()
             self._done[file.path] = 0
+            core_progress.on_remark(f"{file.path}: what came is not what the Hub lists; fetching it again")
         raise EnvironmentProblem(
             f"{file.path} of {self._source.asked} came with other contents than the Hub lists, twice: "
             f"{_kind(file)} {found}, expected {file.etag}",
@@ -129,17 +133,21 @@ class _Downloads:
             if have > file.size:
                 target.truncate(0)
                 have = 0
+            if have and file.size > _LARGE:
+                core_progress.on_remark(
+                    f"{file.path}: going on after {size_text(have)} of {size_text(file.size)}"
+                )
             target.seek(0)
-            for begin in range(0, have, CHUNK):
-                digest.update(target.read(min(CHUNK, have - begin)))
+            for begin in range(0, have, _CHUNK):
+                digest.update(target.read(min(_CHUNK, have - begin)))
                 if self._stopped.is_set():
                     raise InterruptedError(f"fetching {file.path} was stopped")
             for piece in self._pieces(file, have):
                 target.write(piece)
+                target.flush()  # what is killed now has it
                 digest.update(piece)
                 have += len(piece)
                 self._done[file.path] = have
-            target.flush()
             os.fsync(target.fileno())
         return digest.hexdigest()
 

@@ -1,7 +1,7 @@
 """Weight files on the Hub of which only what stands at their beginning is fetched: the header.
 
-A safetensors file begins with the names, types, shapes and places of its tensors. Half a megabyte holds that
-of thousands of tensors; where it does not, what is missing is fetched once it is read.
+A safetensors file begins with the names, types, shapes and places of its tensors. The first 128 KiB
+hold that of a thousand tensors; where it does not, what is missing is fetched once it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .cache import snapshot
 from .source import HubFile, HubSource
 from .transfer import pieces
 
-FIRST = 512 << 10
+FIRST = 128 << 10
 """Bytes that are fetched at once, from where they are first needed."""
 
 

@@ -171,6 +171,15 @@ def incomplete(name: HubName, commit: str, missing: Sequence[str], size: str, wh
     return type(why)(f"{message}; {why.message}", hint=why.hint)
 
 
+def partial_cache(name: HubName, commit: str, there: Sequence[str], why: KconvError) -> KconvError:
+    """The same where the list of files is not known, but config.json or weights are not there."""
+    shown = ", ".join(quoted(each)[1:-1] for each in there[:_BRANCHES]) or "nothing"
+    held = (
+        f"the Hub's cache holds only a part of {name} (commit {commit[:12]}), without weights or config.json"
+    )
+    return type(why)(f"{held}: {shown}; {why.message}", hint=why.hint)
+
+
 def _option(name: HubName) -> str:
     return "" if name.revision is None else f" --revision {name.revision}"
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..core import progress as core_progress
 from ..core.errors import EnvironmentProblem, HubRefusal, KconvError
 from ..core.input_files import is_plain_name, quoted
 from .cache import cached_commit, cached_files, read_tree, snapshot, write_ref, write_tree
@@ -126,6 +127,7 @@ def _commit(name: HubName) -> tuple[str, KconvError | None]:
     except (EnvironmentProblem, HubRefusal) as error:
         if kept is None or not usable or _is_no_revision(error):
             raise
+        core_progress.on_remark(f"{error.message}; the commit in the cache is taken: {kept}")
         return kept, error
     write_ref(name, commit)
     return commit, None

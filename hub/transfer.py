@@ -17,7 +17,6 @@ from .tries import MANY, again_or_raise
 if TYPE_CHECKING:
     from httpx2 import Response
 
-CHUNK = 1 << 20  # bytes
 _REDIRECTS = 5
 
 
@@ -77,7 +76,7 @@ def _answer(source: HubSource, file: HubFile, start: int, stop: int) -> Iterator
                 hf_raise_for_status(answer)
             skipped = start - _first_byte(answer, file, start, stop)
             left = stop - start
-            for piece in answer.iter_bytes(CHUNK):
+            for piece in answer.iter_bytes():
                 wanted = piece[skipped:][:left]
                 skipped -= min(skipped, len(piece))
                 left -= len(wanted)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import CheckpointError
-from ..core.weight_files import STANDARD, find_weights
+from ..core.side_files import is_side_file
+from ..core.weight_files import STANDARD, find_weights, is_not_the_model
 from .source import HubFile, HubSource
 
 _ALWAYS = (
@@ -33,9 +34,9 @@ _LARGEST = 64 << 20  # bytes of a file that is no weights
 
 
 def small_files(source: HubSource) -> list[HubFile]:
-    """What a conversion reads or copies beside the weights."""
-    names = (*_ALWAYS, *_VOCABULARIES, *_LICENCES, *_CARRIED, *_FOREIGN, *_indexes(source))
-    return _there(source, names)
+    """What a conversion reads, copies or names in its manifest beside the weights."""
+    decide = [each.path for each in source.files if is_side_file(each.path)]
+    return _there(source, (*decide, *_LICENCES, *_CARRIED, *_FOREIGN))
 
 
 def first_files(source: HubSource) -> list[HubFile]:
@@ -84,6 +85,18 @@ def weight_files(source: HubSource, folder: Path) -> list[HubFile]:
     names = find_weights(folder, at_top).files
     found = [source.file(name) for name in names]
     return [each for each in found if each is not None]
+
+
+def likely_weights(source: HubSource) -> list[HubFile]:
+    """The same by the names in the Hub's list alone, where no index can be asked for."""
+    for kind in (".safetensors", ".bin"):
+        whole = source.file(f"{'model' if kind == '.safetensors' else 'pytorch_model'}{kind}")
+        if whole is not None:
+            return [whole]
+        at_top = [each for each in source.files if "/" not in each.path and each.path.endswith(kind)]
+        if found := [each for each in at_top if not is_not_the_model(each.path)]:
+            return found
+    return []
 
 
 def _folders_with_models(source: HubSource) -> list[str]:
