@@ -27,6 +27,7 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 _STAGES = {
     "download": ("downloading", "bytes"),
     "write": ("writing weights", "bytes"),
+    "upload": ("uploading", "bytes"),
     "hash": ("hashing the source", "bytes"),
     "tokens": ("comparing tokens", "texts"),
     "weights": ("comparing weights", "bytes"),

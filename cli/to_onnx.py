@@ -25,7 +25,7 @@ from .console import (
 )
 from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, stream_option, threads_option, verbose_option
-from .sources import SOURCE, revision_option
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -58,7 +58,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=SOURCE)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
 @revision_option
 @stream_option
 @click.option(

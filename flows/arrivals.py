@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..converters.family import AnyFamily
@@ -11,11 +13,26 @@ from ..converters.results import Scope
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere, Stream
 from ..core.errors import UsageError
+from ..core.scratch import scratch_folder
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
+from ..hub.object_store import object_checkpoint, parse_object
 from ..hub.source import resolve
 from ..hub.streaming import stream_checkpoint
 from .results import Run
+
+_FOLDERS: ContextVar[contextlib.ExitStack] = ContextVar("folders")
+
+
+@contextlib.contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Temporary folders in which ``arrived`` puts something are gone behind this; also a decorator."""
+    with contextlib.ExitStack() as stack:
+        token = _FOLDERS.set(stack)
+        try:
+            yield
+        finally:
+            _FOLDERS.reset(token)
 
 
 def arrived(
@@ -23,10 +40,14 @@ def arrived(
 ) -> str | Path | Elsewhere:
     """What to open in place of ``source``: the folder of a checkpoint on the Hub, else the very same.
 
-    Where the run is streamed, the weights stay on the Hub.
+    Where the run is streamed, the weights stay on the Hub; those in object stores are always streamed.
     ``look`` is given the checkpoint before its weights are fetched, as names and shapes: what it refuses
-    costs no download. Raises what it raises, and what resolving and fetching raise.
+    costs no download. To be called within ``leaving_nothing``. Raises what it raises, and what resolving and
+    fetching raise.
     """
+    if (place := parse_object(source)) is not None:
+        folder = _FOLDERS.get().enter_context(scratch_folder("object"))
+        return object_checkpoint(place, folder, run.announce)
     name = parse_hub_name(source)
     if name is None:
         if run.streamed:
@@ -54,9 +75,9 @@ def announce_traffic(
         return
     once = stream.size / 1e9
     again = once * {"off": 1.0 if calibrated else 0.0, "quick": 1.0, "full": _FULL}[verify]
-    text = f"--stream: {once:,.2f} GB are fetched for the conversion"
+    text = f"streamed: {once:,.2f} GB are fetched for the conversion"
     if again:
         what = "to calibrate and for the proof" if calibrated else "for the proof"
         ways = "" if calibrated else " (--no-verify leaves it out, kconv verify can follow)"
         text += f" and about {again:,.2f} GB {what}{ways}: about {once + again:,.2f} GB in all"
-    announce(f"{text}; nothing of it is kept on this machine")
+    announce(f"{text}; none of it is kept on this machine")

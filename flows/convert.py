@@ -29,6 +29,7 @@ from ..core.errors import UsageError
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
+from ..hub.object_store import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
@@ -42,7 +43,7 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
-from .arrivals import announce_traffic, arrived
+from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
@@ -114,9 +115,14 @@ def to_gguf(
         words_as_text,
     )
     run = Run(force, threads, progress, announce, made=made, streamed=stream)
+    if (place := parse_object(output)) is not None:
+        from .object_store import convert_to_store  # which converts by what is here
+
+        return convert_to_store(source, place, options, run, modelfile=modelfile)
     return convert(source, output, options, run, modelfile=modelfile)
 
 
+@leaving_nothing()
 def convert(
     source: str | Path | Elsewhere,
     output: str | Path | None,
@@ -201,6 +207,7 @@ def _choose_targets(
 ) -> tuple[list[Target], list[CompanionTarget]]:
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 

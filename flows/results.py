@@ -21,8 +21,8 @@ class Run:
     """How to run a conversion; none of this changes the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
-    ``made`` is called with the finished files, before they are proven. With ``streamed`` the
-    weights of a checkpoint on the Hub are read where they lie.
+    ``made`` is called with the finished files, before they are proven, ``planned`` with those to be made, and
+    may refuse them. With ``streamed`` the weights of a checkpoint on the Hub are read where they lie.
     """
 
     force: bool = False
@@ -33,6 +33,7 @@ class Run:
     proof_tokens: int | None = None
     made: Callable[[Sequence[Path]], None] = lambda paths: None
     streamed: bool = False
+    planned: Callable[[Sequence[Path]], None] = lambda paths: None
 
 
 @dataclass(frozen=True)

@@ -48,13 +48,14 @@ from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_r
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
-from .arrivals import announce_traffic, arrived
+from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first, too_wide
 from .results import OnnxConversion, Run
 
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
 
+@leaving_nothing()
 def to_onnx(
     source: str | Path | Elsewhere,
     output: str | Path | None = None,

@@ -207,7 +207,7 @@ def test_files_equal_those_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     types = ["-q", "q4_k_m,f16", "--no-verify"]
     done = kconv("to-gguf", NAME, *types, "-o", tmp_path / "streamed", "--stream", env=environment)
     assert done.returncode == 0, done.stderr
-    assert "are fetched for the conversion; nothing of it is kept" in done.stderr
+    assert "are fetched for the conversion; none of it is kept" in done.stderr
     cached = [
         path for path in (tmp_path / "first").rglob("*") if path.is_file() and path.stat().st_size > 1e6
     ]
