@@ -24,7 +24,7 @@ class Stream(Protocol):
     def arranged(self, parts: Sequence[Part], read: Callable[[Part], object]) -> list[Part]:
         """``parts`` of some work in the order in which what they read arrives; begins to fetch it.
 
-        ``read`` reads what a part needs of the weights and nothing else; what it gets here are zeros.
+        ``read`` reads what a part needs of the weights and nothing else; what it gets here is arbitrary.
         """
         ...
 

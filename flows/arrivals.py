@@ -50,7 +50,7 @@ def arrived(
         return object_checkpoint(place, folder, run.announce)
     name = parse_hub_name(source)
     if name is None:
-        if run.streamed:
+        if run.streamed and not isinstance(source, Elsewhere):
             raise UsageError(
                 f"{source} is on this machine: there is nothing to stream",
                 hint="leave out --stream; a repository of the Hub is named org/name or hf://org/name",

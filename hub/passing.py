@@ -1,9 +1,9 @@
 """One pass over all weights in the order of their bytes: blocks come, are summed up, used, and forgotten.
 
-What each part of the work reads is found out beforehand, by letting it read zeros. The parts are then done
-in the order in which the last byte that they need comes, which is nearly the order of the file: few blocks
-wait in memory. Where more than the window would have to wait (a matrix that is transposed, say), what is
-needed last is let go and fetched again, which is known before the first byte and announced.
+What each part of the work reads is found out beforehand, by letting it read memory as it comes. The parts are
+then done in the order in which the last byte that they need comes, which is nearly the order of the file: few
+blocks wait in memory. Where more than the window would have to wait (a matrix that is transposed, say), what
+is needed last is let go and fetched again, which is known before the first byte and announced.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..core.cores import available_cores
 from .stream import GRANULE, StreamedFile, recorded
 
 if TYPE_CHECKING:
@@ -87,6 +89,11 @@ def _fetched_again(spans: list[tuple[int, int]]) -> int:
     return len(granules) * GRANULE
 
 
+def _memory(size: int) -> memoryview:
+    """Memory that is given back to the system with the last reference, which malloc does not promise."""
+    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+
+
 class Pass:
     """Fetches blocks by a few threads, sums them up in one, and holds them for those who work on parts."""
 
@@ -103,7 +110,9 @@ class Pass:
         self._first: dict[StreamedFile, int] = {}
         for number, block in enumerate(self._blocks):
             self._first.setdefault(block.file, number)
-        order = ordered([self._needs(part, read) for part in parts], stream.window)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            needs = list(pool.map(lambda part: self._needs(part, read), parts))
+        order = ordered(needs, stream.window)
         self.parts = [parts[i] for i in order.parts]
         self.again = order.again
         self._taken = dict(zip(self.parts, order.taken, strict=True))
@@ -177,7 +186,7 @@ class Pass:
                 self._next += 1
                 self._held += 1
             block = self._blocks[number]
-            data = memoryview(mmap.mmap(-1, block.stop - block.start))  # given back to the system at once
+            data = _memory(block.stop - block.start)
             block.file.ranges.fetch(data, block.start, self._over)
             block.file.recognize(data, block.start)
             with self._changed:
