@@ -17,7 +17,7 @@ from hub_server import TOKEN, Hub
 
 from kconv.converters.samples import write_sample
 from kconv.core.elsewhere import Elsewhere
-from kconv.core.errors import EnvironmentProblem
+from kconv.core.errors import EnvironmentProblem, KconvError
 from kconv.flows.convert import to_gguf
 from kconv.hub.ranges import HubRanges
 from kconv.hub.source import resolve
@@ -314,6 +314,51 @@ def test_a_matrix_that_does_not_fit_the_window_is_fetched_twice_and_said(hub: Hu
     assert file.sha256(lambda *_: None, lambda: False)
     assert len(said) == 1
     assert "fetched twice" in said[0]
+
+
+def through(stream: WeightStream) -> dict[str, bytes]:
+    """All bytes of all files, read as a conversion reads them: in parts, in whatever order they come."""
+    parts = [(name, start) for name, file in stream.files.items() for start in range(0, file.size, 300_000)]
+    data = {name: bytearray(file.size) for name, file in stream.files.items()}
+
+    def read(part: tuple[str, int]) -> None:
+        name, start = part
+        stream.files[name].read_into(memoryview(data[name])[start : start + 300_000], start)
+
+    for part in stream.arranged(parts[::-1], read):
+        with stream.working_on(part):
+            read(part)
+    for file in stream.files.values():
+        file.sha256(lambda *_: None, lambda: False)
+    return {name: bytes(each) for name, each in data.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "details"),
+    [(kind, details) for kind, details, _ in FAULTS if kind != "stall"] + [("corrupt", {})],
+    ids=lambda value: str(value)[:30],
+)
+def test_each_fault_at_each_request(hub: Hub, folder: Path, kind: str, details: dict[str, Any]) -> None:
+    """The right bytes, or an error that says what happened; never others."""
+    expected = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    _, stream = streamed(ahead=2, window=4)
+    hub.requests.clear()
+    assert through(stream) == expected
+    right, refused = 0, []
+    for skip in range(len(hub.requests)):
+        hub.heal()
+        _, stream = streamed(ahead=2, window=4)
+        hub.fail("", kind, skip=skip, times=1, **details)
+        try:
+            assert through(stream) == expected
+            right += 1
+        except KconvError as error:
+            refused.append(str(error))
+            stream.abort()
+    assert right + len(refused) > 6
+    assert not [text for text in refused if "Signature" in text or not (NAME in text or "Hub" in text)]
+    if kind in ("drop", "cut") or details.get("code") in (429, 500, 503):
+        assert not refused
 
 
 def test_stream_of_a_folder_is_refused(folder: Path, tmp_path: Path) -> None:
