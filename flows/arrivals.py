@@ -17,6 +17,7 @@ from ..core.scratch import scratch_folder
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
 from ..hub.object_store import object_checkpoint, parse_object
+from ..hub.passing import decimal_size
 from ..hub.source import resolve
 from ..hub.streaming import stream_checkpoint
 from .results import Run
@@ -73,11 +74,11 @@ def announce_traffic(
     """Say how much will be fetched before it is, and what that is for; nothing without a stream."""
     if stream is None:
         return
-    once = stream.size / 1e9
-    again = once * {"off": 1.0 if calibrated else 0.0, "quick": 1.0, "full": _FULL}[verify]
-    text = f"streamed: {once:,.2f} GB are fetched for the conversion"
+    again = int(stream.size * {"off": 1.0 if calibrated else 0.0, "quick": 1.0, "full": _FULL}[verify])
+    text = f"streamed: {decimal_size(stream.size)} are fetched for the conversion"
     if again:
         what = "to calibrate and for the proof" if calibrated else "for the proof"
         ways = "" if calibrated else " (--no-verify leaves it out, kconv verify can follow)"
-        text += f" and about {again:,.2f} GB {what}{ways}: about {once + again:,.2f} GB in all"
+        in_all = decimal_size(stream.size + again)
+        text += f" and about {decimal_size(again)} {what}{ways}: about {in_all} in all"
     announce(f"{text}; none of it is kept on this machine")

@@ -89,6 +89,11 @@ def _fetched_again(spans: list[tuple[int, int]]) -> int:
     return len(granules) * GRANULE
 
 
+def decimal_size(size: int) -> str:
+    """``16.06 GB``, ``6.0 MB``: in powers of ten, as the Hub counts."""
+    return f"{size / 1e9:,.2f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
+
+
 def _memory(size: int) -> memoryview:
     """Memory that is given back to the system with the last reference, which malloc does not promise."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -148,7 +153,7 @@ class Pass:
     def again_text(self) -> str:
         """What is fetched twice, and why."""
         return (
-            f"--stream: {self.again / 1e9:,.2f} GB of {self._stream.size / 1e9:,.2f} GB are fetched twice: "
+            f"streamed: {decimal_size(self.again)} of {decimal_size(self._stream.size)} are fetched twice: "
             "weights that belong together lie too far apart to wait for each other in memory"
         )
 
