@@ -64,14 +64,14 @@ def asked(hub: Hub) -> int:
 @pytest.mark.parametrize("name", ["llama-3-ko", "42dot", "kebyt5", "umt5", "gpt2"])
 def test_a_plan_is_that_of_the_folder_from_few_requests(tmp_path: Path, name: str) -> None:
     source = write_sample(name, tmp_path / name)
-    shards = len(list(source.glob("*.safetensors")))
+    shards = len([*source.glob("*.safetensors"), *source.glob("pytorch_model*.bin")])
     with Hub() as hub, sent_to(hub, tmp_path / "home"):
         hub.add(NAME, source)
         planned = plan(NAME, tmp_path, options=Options(("q8_0", "f16")))
         assert asked(hub) <= 10 + 2 * shards
         weights = hub.repositories[NAME].commits[resolve(NAME).commit]
         for path, file in weights.items():
-            if path.endswith(".safetensors"):
+            if path.endswith((".safetensors", ".bin")):
                 assert all(each.range is not None for each in hub.asked(f"/cdn/{file.sha256}"))
         hub.heal()
         done = to_gguf(NAME, tmp_path, types=["q8_0", "f16"], verify="off")
