@@ -12,7 +12,7 @@ from ..converters.intake import open_model
 from ..converters.results import Scope
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere, Stream
-from ..core.errors import UsageError
+from ..core.errors import UsageError, WeightsElsewhere
 from ..core.scratch import scratch_folder
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
@@ -61,7 +61,8 @@ def arrived(
     if run.streamed:
         return stream_checkpoint(found, run.announce)
     if found.unreached is None:
-        look(*open_model(remote_checkpoint(found)))
+        with contextlib.suppress(WeightsElsewhere):  # that look is for later
+            look(*open_model(remote_checkpoint(found)))
     return fetch(found, run.progress)
 
 
