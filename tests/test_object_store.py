@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, object_store
 from kconv.hub.multipart import LARGEST, MOST, SMALLEST, left_open, part_borders, put_files
 from kconv.hub.object_store import ObjectPlace, objects_below, parse_object
+from kconv.hub.stream import WeightStream
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 BUCKET, SECRET = "shelf", "very-secret-key"
@@ -242,6 +244,26 @@ def test_a_store_that_says_no_is_one_sentence(
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") <= 3
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    object_store.file_system.cache_clear()
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(EnvironmentProblem, match="s3fs is not installed") as caught:
+        objects_below(ObjectPlace(BUCKET, "m"))
+    assert caught.value.hint == "pip install 'kconv[s3]'"
+
+
+def test_the_stores_own_sum_is_what_must_come(store: Any, folder: Path, tmp_path: Path) -> None:
+    """Of an object that was put there with its SHA-256."""
+    put(store, folder, "m")
+    data = (folder / "model.safetensors").read_bytes()
+    more = {"Bucket": BUCKET, "Key": "m/model.safetensors", "Body": data, "ChecksumAlgorithm": "SHA256"}
+    store.call_s3("put_object", **more)
+    where = object_store.object_checkpoint(ObjectPlace(BUCKET, "m"), tmp_path)
+    assert isinstance(where.stream, WeightStream)
+    file = where.stream.files["model.safetensors"]
+    assert file.expected == hashlib.sha256(data).hexdigest()
 
 
 def test_commands_that_know_no_stores_say_so(tmp_path: Path) -> None:

@@ -102,6 +102,16 @@ def test_the_token_goes_to_the_hub_alone(hub: Hub) -> None:
     assert [each.headers.get("authorization") for each in hub.asked("/cdn/")] == [None]
 
 
+@pytest.mark.parametrize("how", ["gated", "private", "by Xet, too"])
+def test_repositories_of_all_kinds_are_streamed(hub: Hub, folder: Path, tmp_path: Path, how: str) -> None:
+    if how == "by Xet, too":
+        hub.offer_xet(tmp_path / "xet")
+    else:
+        hub.add(NAME, folder, gated="granted" if how == "gated" else False, private=how == "private")
+    _, stream = streamed()
+    assert through(stream) == {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
 def test_an_address_that_has_run_out_is_asked_for_anew(hub: Hub, folder: Path) -> None:
     hub.lifetime = 0.3
     ranges, expected = contents(), (folder / "model-00002-of-00003.safetensors").read_bytes()
@@ -203,20 +213,21 @@ def test_every_byte_is_fetched_once_in_the_order_of_the_files(
 
 def test_files_equal_those_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     """Bytes and manifests; the folder is the Hub's cache, so that names and commits are the same."""
-    environment = {**os.environ, **hub.environment(tmp_path / "first")}
-    types = ["-q", "q4_k_m,f16", "--no-verify"]
+    environment = {**os.environ, **hub.environment(tmp_path / "first", token=TOKEN)}
+    types = ["-q", "q4_k_m,f16", "--no-verify", "--verbose"]
     done = kconv("to-gguf", NAME, *types, "-o", tmp_path / "streamed", "--stream", env=environment)
     assert done.returncode == 0, done.stderr
     assert "are fetched for the conversion; none of it is kept" in done.stderr
-    cached = [
-        path for path in (tmp_path / "first").rglob("*") if path.is_file() and path.stat().st_size > 1e6
-    ]
-    assert not cached
+    assert not list((tmp_path / "first").rglob("*.safetensors"))
+    assert {each.headers.get("authorization") for each in hub.asked("/cdn/")} == {None}
+    assert TOKEN not in done.stdout + done.stderr
+    assert "Signature" not in done.stdout + done.stderr
     done = kconv("to-gguf", NAME, *types, "-o", tmp_path / "local", env=environment)
     assert done.returncode == 0, done.stderr
     made = sorted(path.name for path in (tmp_path / "local").iterdir())
     assert len(made) == 4
     for name in made:
+        assert TOKEN.encode() not in (tmp_path / "streamed" / name).read_bytes()
         assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
 
 
