@@ -27,6 +27,7 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    rehash_option,
     split_option,
     tensor_type_options,
     threads_option,
@@ -87,6 +88,7 @@ Examples:
 @click.option(
     "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
 )
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -107,7 +109,11 @@ def command(
     with shown_progress() as progress:
         made = quantize(source, output, **options, progress=progress)
     seconds = time.monotonic() - begun
-    proofs = [_proof(each, against, options["threads"]) for each in made.outputs] if against else []
+    proofs = (
+        [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]
+        if against
+        else []
+    )
     if as_json:
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
@@ -118,14 +124,16 @@ def command(
     end_unproven((proof.verdict, f"{proof.artifact}: {cause(proof)}") for proof in proofs)
 
 
-def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
+def _proof(output: Output, checkpoint: Path, threads: int | None, rehash: bool) -> Proof:
     """The proof of one model, which its manifest has afterwards."""
     from ..converters.manifest import record_proof
     from ..verify import verify
     from .progress import announce, shown_progress
 
     with shown_progress() as progress:
-        proof = verify(output.path, checkpoint, threads=threads, progress=progress, announce=announce)
+        proof = verify(
+            output.path, checkpoint, rehash=rehash, threads=threads, progress=progress, announce=announce
+        )
     record_proof(output.manifest, proof.to_manifest())
     return proof
 

@@ -33,6 +33,7 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    rehash_option,
     split_option,
     threads_option,
     verbose_option,
@@ -81,6 +82,7 @@ Examples:
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -106,6 +108,7 @@ def command(
     words_as_text: bool,
     modelfile: bool,
     split_max_size: str | None,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -138,6 +141,7 @@ def command(
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
         "split_max_size": split_max_size,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
     }

@@ -10,8 +10,9 @@ from pathlib import Path
 from ..converters.card import general_metadata, licence_notice
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.hashes import checkpoint_hashes
 from ..converters.intake import open_model
-from ..converters.manifest import checkpoint_hashes, common_part, record_proof
+from ..converters.manifest import common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
@@ -69,6 +70,7 @@ def to_gguf(
     split_max_size: str | None = None,
     drop_extra_tokens: bool = False,
     words_as_text: bool = False,
+    rehash: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -87,7 +89,8 @@ def to_gguf(
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
     thousand and compares
     every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
+    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash`` reads
+    the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py). ``made`` is
     called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
     kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
     ``Conversion.verdict``.
@@ -110,9 +113,8 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    return convert(
-        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
-    )
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash)
+    return convert(source, output, options, run, modelfile=modelfile)
 
 
 def convert(
@@ -150,7 +152,7 @@ def convert(
         model,
         targets,
         plans,
-        checkpoint_hashes(checkpoint),
+        checkpoint_hashes(checkpoint, rehash=run.rehash),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.gguf_writer import write_files
-from ..converters.manifest import SourceFile, SourceHashes, manifest_text
+from ..converters.hashes import SourceFile, SourceHashes
+from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
