@@ -26,6 +26,12 @@ rehash_option = click.option(
     is_flag=True,
     help="Read all input files for their SHA-256, even those known from an earlier run (docs: resume.md).",
 )
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the same command where it was killed or interrupted, from what it has left beside the "
+    "output.",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),

@@ -28,6 +28,7 @@ from .options import (
     force_option,
     json_option,
     rehash_option,
+    resume_option,
     split_option,
     tensor_type_options,
     threads_option,
@@ -88,6 +89,7 @@ Examples:
 @click.option(
     "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
 )
+@resume_option
 @rehash_option
 @threads_option
 @force_option
@@ -103,11 +105,11 @@ def command(
     written.
     """
     from ..flows.quantize import quantize
-    from .progress import shown_progress
+    from .progress import announce, shown_progress
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        made = quantize(source, output, **options, progress=progress)
+        made = quantize(source, output, **options, progress=progress, announce=announce)
     seconds = time.monotonic() - begun
     proofs = (
         [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]

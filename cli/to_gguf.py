@@ -34,6 +34,7 @@ from .options import (
     force_option,
     json_option,
     rehash_option,
+    resume_option,
     split_option,
     threads_option,
     verbose_option,
@@ -82,6 +83,7 @@ Examples:
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
+@resume_option
 @rehash_option
 @threads_option
 @force_option
@@ -108,6 +110,7 @@ def command(
     words_as_text: bool,
     modelfile: bool,
     split_max_size: str | None,
+    resume: bool,
     rehash: bool,
     threads: int | None,
     force: bool,
@@ -141,6 +144,7 @@ def command(
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
         "split_max_size": split_max_size,
+        "resume": resume,
         "rehash": rehash,
         "force": force,
         "threads": threads,

@@ -118,7 +118,7 @@ class SourceHashes(Hashes):
             file.path.name if folder is None else file.path.relative_to(folder).as_posix() for file in sources
         ]
         super().__init__(list(zip(names, sources, strict=True)), rehash=rehash)
-        self._sources, self._check = tuple(sources), check
+        self.sources, self._check = tuple(sources), check
 
     def result(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
         """All files, hashed; waits for them, and raises what hashing raised.
@@ -126,7 +126,7 @@ class SourceHashes(Hashes):
         Asked for when all has been read: EnvironmentProblem says that a file was changed meanwhile.
         """
         found = self.wait(progress)
-        for file in self._sources:
+        for file in self.sources:
             file.check_unchanged()
         self._check()
         return tuple(found)

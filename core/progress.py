@@ -23,3 +23,6 @@ def ignore(folder: Path, removed: list[Leftover]) -> None:
 
 on_removal: Callable[[Path, list[Leftover]], None] = ignore
 """Told of what ``leftovers.sweep`` has removed; the command line sets it."""
+
+on_keeping: Callable[[Path, list[Leftover]], None] = ignore
+"""Told of unfinished files that stay for ``--resume``; the command line sets it."""

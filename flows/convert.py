@@ -26,6 +26,7 @@ from ..converters.targets import (
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
+from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
@@ -46,6 +47,7 @@ from .automatic import Known, halves_of_types, read_first, too_wide, wants_halve
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
+from .resume import refuse_unkept
 from .write import write_targets
 
 
@@ -71,6 +73,7 @@ def to_gguf(
     drop_extra_tokens: bool = False,
     words_as_text: bool = False,
     rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -87,12 +90,12 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-    thousand and compares
-    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash`` reads
-    the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py). ``made`` is
-    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
-    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
+    reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``made`` is called
+    with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds;
+    no file has its final name unless all are whole. A failed proof raises nothing: see
     ``Conversion.verdict``.
     """
     options = Options(
@@ -113,7 +116,7 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    run = Run(force, threads, progress, announce, made=made, rehash=rehash)
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
     return convert(source, output, options, run, modelfile=modelfile)
 
 
@@ -158,12 +161,14 @@ def convert(
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
+        proven=expected is not None and options.verify != "off",
         run=run,
     )
     run.made([output.path for output in outputs])
     if calibration is not None:
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
+    discard([path for target in targets for path in target.paths])  # the journal
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
@@ -178,7 +183,10 @@ def _choose_targets(
     run: Run,
 ) -> tuple[list[Target], list[CompanionTarget]]:
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
-    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    force = run.force or run.resume
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume:
+        refuse_unkept(targets, force=run.force)
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -97,9 +97,11 @@ def quantize(
     split_max_size: str | None = None,
     keep_split: bool = False,
     rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
@@ -121,7 +123,9 @@ def quantize(
         split_max_size=split_max_size,
     )
     request = Request(options, allow_requantize, keep_split)
-    return requantize(Path(source), output, request, Run(force, threads, progress, rehash=rehash))
+    return requantize(
+        Path(source), output, request, Run(force, threads, progress, announce, rehash=rehash, resume=resume)
+    )
 
 
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:

@@ -20,7 +20,7 @@ class Run:
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
     ``made`` is called with the finished files, before they are proven. ``rehash`` hashes the source whatever
-    receipts say.
+    receipts say. ``resume`` goes on with what a run for the same files has left that was ended.
     """
 
     force: bool = False
@@ -31,6 +31,7 @@ class Run:
     proof_tokens: int | None = None
     made: Callable[[Sequence[Path]], None] = lambda paths: None
     rehash: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True)
