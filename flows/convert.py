@@ -47,7 +47,7 @@ from .automatic import Known, halves_of_types, read_first, too_wide, wants_halve
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
-from .resume import refuse_unkept
+from .resume import journal_of, refuse_unkept
 from .write import write_targets
 
 
@@ -277,6 +277,7 @@ def _prove(
         run=run,
         importance=importance,
         known=known,
+        keep=journal_of([output.path for output in outputs]),
     )
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest())

@@ -63,6 +63,12 @@ def find_kept(
     return kept
 
 
+def journal_of(paths: Sequence[Path]) -> Path | None:
+    """The folder of the journal of files that have their names, while it is wanted for their proof."""
+    found = kept_for(paths)
+    return found[-1].folder if found else None
+
+
 def is_published(kept: Kept, paths: Sequence[Path]) -> bool:
     """Whether all files have their names, and only their proof may be missing."""
     return not kept.partials and all(path.is_file() for path in paths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,3 +323,57 @@ def test_a_run_that_goes_on_is_not_resumed(source: Path, tmp_path: Path) -> None
     finally:
         running.kill()
         running.wait()
+
+
+def test_a_checkpoint_and_its_proof(checkpoint: Path, tmp_path: Path) -> None:
+    """Killed while it writes, then within the proof of the second file: nothing is done twice."""
+    words = ("to-gguf", checkpoint, *TYPES, "--modelfile")
+    whole = kconv(*words, "-o", tmp_path / "right")
+    assert whole.returncode == 0, whole.stderr
+    right, out = digests(tmp_path / "right"), tmp_path / "out"
+    assert struck(WRITE, 30, *words, "-o", out).returncode == -signal.SIGKILL
+    assert list(out.glob("[!.]*")) == []
+    second = struck("kconv.flows.prove:prove", 2, *words, "--resume", "-o", out)
+    assert second.returncode == -signal.SIGKILL, second.stderr
+    assert "resumed: " in second.stderr
+    assert len([*out.glob("[!.]*")]) == 6
+    assert len([*out.glob(".*.journal/reading-*.npz")]) == 1
+    refused = kconv(*words, "-o", out)
+    assert (refused.returncode, "already exists" in refused.stderr) == (3, True)
+    # neither writes nor reads the checkpoint in fp32: it would be killed
+    third = struck("kconv.flows.prove:read_reference", 1, *words, "--resume", "-o", out)
+    assert third.returncode == 0, third.stderr
+    assert "resumed: the files are complete" in third.stderr
+    assert digests(out) == right, "the manifests with their proofs, too"
+    assert hidden(out) == []
+
+
+def test_the_proof_of_files_that_were_changed_meanwhile(checkpoint: Path, tmp_path: Path) -> None:
+    words = ("to-gguf", checkpoint, "-q", "q8_0", "-o", tmp_path / "model.gguf")
+    assert struck("kconv.flows.convert:prove_new_files", 1, *words).returncode == -signal.SIGKILL
+    with open(tmp_path / "model.gguf", "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"x")
+    refused = kconv(*words, "--resume")
+    assert refused.returncode == 3
+    assert "it was changed or replaced since" in refused.stderr
+    assert kconv(*words, "--no-verify", "--force").returncode == 0
+    assert hidden(tmp_path) == []
+
+
+def test_parts_and_weights_that_are_not_finite(checkpoint: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    copy = shutil.copytree(checkpoint, tmp_path / "checkpoint")
+    (weights,) = copy.glob("*.safetensors")
+    tensors = load_file(weights)
+    tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.inf
+    save_file(tensors, weights, {"format": "pt"})
+    words = ("to-gguf", copy, "-q", "bf16", "--allow-nan", "--no-verify", "--split-max-size", "300K")
+    assert kconv(*words, "-o", tmp_path / "right").returncode == 0
+    out, right = tmp_path / "out", digests(tmp_path / "right")
+    assert len(right) > 3
+    assert struck(WRITE, 24, *words, "-o", out).returncode == -signal.SIGKILL
+    assert "resumed: " in resumed(out, right, *words)
+    assert "not-finite" in next(out.glob("*.json")).read_text()
