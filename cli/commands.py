@@ -117,11 +117,11 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; commands are: {', '.join(COMMANDS)}", ctx)
-    from .progress import announce_removals
+    from .progress import announce_leftovers
     from .shortage import check_address_space
 
     check_address_space()
-    announce_removals()
+    announce_leftovers()
 
 
 cli.params.append(_LANG)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ _STAGES = {
     "download": ("downloading", "bytes"),
     "write": ("writing weights", "bytes"),
     "hash": ("hashing the source", "bytes"),
+    "check": ("checking what is written already", "pieces"),
     "tokens": ("comparing tokens", "texts"),
     "weights": ("comparing weights", "bytes"),
     "reference": ("reading the checkpoint in fp32", "modules"),
@@ -96,14 +98,23 @@ def announce(text: str) -> None:
             say(f"kconv: {text}", err=True)
 
 
-def announce_removals() -> None:
-    """From now on, say so when what a killed run has left is removed by the next, or else is unusual."""
+def announce_leftovers() -> None:
+    """From now on, say so when what an ended run has left is removed, or stays for ``--resume``."""
     core_progress.on_removal = _announce_removal
     core_progress.on_remark = announce
+    core_progress.on_keeping = _announce_keeping
 
 
 def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}")
+    instead = "; --resume would have gone on with them" if any(each.kept for each in removed) else ""
+    announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}{instead}")
+
+
+def _announce_keeping(folder: Path, kept: Sequence[Leftover]) -> None:
+    announce(
+        f"{leftovers_text(kept)} kept in {folder}: the same command with --resume goes on from there, "
+        f"kconv clean {shlex.quote(str(folder))} removes them"
+    )
 
 
 def leftovers_text(leftovers: Sequence[Leftover]) -> str:

@@ -33,6 +33,8 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    rehash_option,
+    resume_option,
     split_option,
     threads_option,
     verbose_option,
@@ -83,6 +85,8 @@ Examples:
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -108,6 +112,8 @@ def command(
     words_as_text: bool,
     modelfile: bool,
     split_max_size: str | None,
+    resume: bool,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -140,6 +146,8 @@ def command(
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
         "split_max_size": split_max_size,
+        "resume": resume,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
     }

@@ -24,7 +24,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .options import PATH, force_option, json_option, rehash_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -115,6 +116,7 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -137,6 +139,7 @@ def command(
         "allow_nan": allow_nan,
         "chat_template": chat_template,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "rehash": rehash,
         "force": force,
         "threads": threads,
     }

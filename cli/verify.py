@@ -8,7 +8,7 @@ import click
 
 from ..core.errors import InputError
 from .console import emit_json, end_unproven, say
-from .options import PATH, json_option, threads_option, verbose_option
+from .options import PATH, json_option, rehash_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
 from .sources import SOURCE
 
@@ -82,6 +82,7 @@ or not decided (a process that measured the file died).
     help="Front end of a GBST model.  [default: the matching gbst-….gguf next to ARTIFACT]",
 )
 @click.option("--report", type=PATH, metavar="FILE.html", help="Write a detailed report to an HTML file.")
+@rehash_option
 @threads_option
 @click.option("--force", is_flag=True, help="Overwrite an existing report.")
 @json_option
@@ -99,6 +100,7 @@ def command(
     ignore_manifest: bool,
     front_end: Path | None,
     report: Path | None,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -144,6 +146,7 @@ def command(
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             front_end=front_end,
+            rehash=rehash,
             threads=threads,
             progress=progress,
             announce=announce,

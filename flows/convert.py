@@ -10,8 +10,9 @@ from pathlib import Path
 from ..converters.card import general_metadata, licence_notice
 from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.hashes import checkpoint_hashes
 from ..converters.intake import open_model
-from ..converters.manifest import checkpoint_hashes, common_part, record_proof
+from ..converters.manifest import common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
@@ -26,6 +27,7 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
+from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
@@ -47,6 +49,7 @@ from .automatic import Known, halves_of_types, read_first, too_wide, wants_halve
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
 from .results import Conversion, Run
+from .resume import journal_of, refuse_unkept
 from .write import write_targets
 
 
@@ -71,6 +74,8 @@ def to_gguf(
     split_max_size: str | None = None,
     drop_extra_tokens: bool = False,
     words_as_text: bool = False,
+    rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -87,11 +92,12 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-    thousand and compares
-    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
-    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
-    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
+    reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``made`` is called
+    with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds;
+    no file has its final name unless all are whole. A failed proof raises nothing: see
     ``Conversion.verdict``.
     """
     options = Options(
@@ -112,9 +118,8 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    return convert(
-        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
-    )
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
+    return convert(source, output, options, run, modelfile=modelfile)
 
 
 def convert(
@@ -158,18 +163,20 @@ def convert(
         model,
         targets,
         plans,
-        checkpoint_hashes(checkpoint),
+        checkpoint_hashes(checkpoint, rehash=run.rehash),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
+        proven=expected is not None and options.verify != "off",
         run=run,
     )
     run.made([output.path for output in outputs])
     if calibration is not None:
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
+    discard([path for target in targets for path in target.paths])  # the journal
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
@@ -198,7 +205,10 @@ def _choose_targets(
     run: Run,
 ) -> tuple[list[Target], list[CompanionTarget]]:
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
-    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    force = run.force or run.resume
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume:
+        refuse_unkept(targets, force=run.force)
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 
@@ -289,6 +299,7 @@ def _prove(
         run=run,
         importance=importance,
         known=known,
+        keep=journal_of([output.path for output in outputs]),
     )
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest())

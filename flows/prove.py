@@ -8,10 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from ..converters.manifest import versions
 from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
+from ..reference.kept_reading import kept_or_read
+from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
@@ -31,13 +34,14 @@ def prove_new_files(
     run: Run,
     importance: Importance | None = None,
     known: Known = MappingProxyType({}),
+    keep: Path | None = None,
 ) -> tuple[Proof, ...]:
     """Hold files just made against their checkpoint; ``expected`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
-    were quantized with; ``known`` is what has been read already. Raises KconvError where reading the
-    checkpoint fails.
+    were quantized with; ``known`` is what has been read already; in the folder ``keep`` readings are kept,
+    for a run that goes on with this one. Raises KconvError where reading the checkpoint fails.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(),
@@ -50,7 +54,15 @@ def prove_new_files(
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
-        return known[asked] if asked in known else read_reference(expected, options, asked)
+        if asked in known:
+            return known[asked]
+        read_now = functools.partial(read_reference, expected, options, asked)
+        if keep is None:
+            return read_now()
+        reference = functools.partial(
+            Reference, expected.checkpoint, expected.family, threads=options.threads
+        )
+        return kept_or_read(keep, asked, versions(("torch", "transformers")), reference, read_now)
 
     proofs = []
     for path in files:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Any
 
 from ..converters.gguf_plan import FilePlan
 from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
-from ..converters.manifest import SourceHashes, requantized_part
+from ..converters.hashes import SourceHashes
+from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import read_manifest
 from ..converters.results import Options, Output
@@ -95,9 +96,12 @@ def quantize(
     allow_nan: bool = False,
     split_max_size: str | None = None,
     keep_split: bool = False,
+    rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
@@ -119,7 +123,9 @@ def quantize(
         split_max_size=split_max_size,
     )
     request = Request(options, allow_requantize, keep_split)
-    return requantize(Path(source), output, request, Run(force, threads, progress))
+    return requantize(
+        Path(source), output, request, Run(force, threads, progress, announce, rehash=rehash, resume=resume)
+    )
 
 
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
@@ -140,7 +146,7 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             model,
             targets,
             plans,
-            SourceHashes(file.opened()),
+            SourceHashes(file.opened(), rehash=run.rehash),
             lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
             allow_nan=request.options.allow_nan,
             importance=importance,

@@ -12,15 +12,9 @@ from typing import Any, Literal
 
 from ..converters.card import general_metadata, licence_notice
 from ..converters.family import AnyFamily
+from ..converters.hashes import SourceFile, SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
-from ..converters.manifest import (
-    SourceFile,
-    checkpoint_hashes,
-    manifest_json,
-    record_proof,
-    source_part,
-    versions,
-)
+from ..converters.manifest import manifest_json, record_proof, source_part, versions
 from ..converters.mapping import build, parameters
 from ..converters.onnx.folder import SideFiles, collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, OnnxFormats, choose_onnx_formats, parse_type
@@ -64,6 +58,7 @@ def to_onnx(
     allow_nan: bool = False,
     chat_template: str | None = None,
     verify: bool | Scope = "quick",
+    rehash: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -77,8 +72,8 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
     names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
-    proof raises nothing.
+    ``chat_template``, ``verify``, ``rehash`` and ``made`` are as of ``to_gguf``. Raises KconvError of all
+    kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
@@ -101,8 +96,9 @@ def to_onnx(
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             files = beside(planned.graph_files, chat_template)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
+    hashes = checkpoint_hashes(checkpoint, rehash=rehash)
     with atomic_folder(planned.folder, mark=MANIFEST, force=force) as temporary:
-        written = _write(checkpoint, model, planned, files, temporary, options, threads, progress)
+        written = _write(checkpoint, model, planned, files, temporary, options, hashes, threads, progress)
     written = replace(written, path=planned.folder)
     made([planned.folder])
     if expected is None or scope == "off":
@@ -181,6 +177,7 @@ def _write(
     beside: SideFiles,
     folder: Path,
     options: OnnxOptions,
+    source: SourceHashes,
     threads: int | None,
     progress: Progress,
 ) -> OnnxConversion:
@@ -189,7 +186,7 @@ def _write(
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *chosen.notes, *beside.notes]
-    with checkpoint_hashes(checkpoint) as hashes:
+    with source as hashes:
         notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():

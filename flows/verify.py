@@ -47,6 +47,7 @@ class _Request:
     ignore_manifest: bool
     options: Mapping[str, Any]
     front_end: Path | None = None
+    rehash: bool = False
 
 
 def verify(
@@ -61,6 +62,7 @@ def verify(
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
+    rehash: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -75,6 +77,7 @@ def verify(
     which a file fails, ``max_kl`` is that of any type, in nats.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    ``rehash`` reads all files for their SHA-256 even where receipts of earlier runs have them.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
     a damaged header, another model, a body without its front end, a checkpoint that has changed since the
     conversion (unless ``ignore_manifest``), a text that is too short.
@@ -86,7 +89,7 @@ def verify(
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
-    asked = _Request(texts, tokens, window, ignore_manifest, options, second)
+    asked = _Request(texts, tokens, window, ignore_manifest, options, second, rehash)
     verify_options = VerifyOptions(
         gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
     )
@@ -123,7 +126,8 @@ def _options(
 def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
-    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    # first of all: what has changed
+    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
@@ -141,7 +145,7 @@ def _prove_folder(
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
-    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
+    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     expected = _expected_of_folder(folder, checkpoint)
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)

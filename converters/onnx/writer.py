@@ -23,7 +23,8 @@ from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
-from ..gguf_writer import Written, bad_weights_error, check_room, write_at
+from ..bad_weights import bad_weights_error
+from ..gguf_writer import Written, check_room, write_at
 from ..pieces import Piece, cut, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
