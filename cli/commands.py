@@ -24,6 +24,7 @@ COMMANDS = {
     "compare": "compare",
     "inspect": "inspection",
     "run": "run",
+    "serve": "serve",
     "models": "models",
     "doctor": "doctor",
     "demo-checkpoint": "demo_checkpoint",

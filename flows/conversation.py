@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -106,7 +106,8 @@ class Conversation:
         )
         sampling = self._sampling(answers=asked.encoder_decoder)
         stream = TextStream((*self.stops, *asked.stops), trim=asked.trim)
-        turn = self._answer(ids, sampling, room, stream, show)
+        tokens = self.runtime.generate(ids, sampling, room)
+        turn = self._answer(len(ids), tokens, stream, show, asked.sentinels.names)
         if asked.template is not None:
             self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": turn.text}]
         return turn
@@ -129,13 +130,12 @@ class Conversation:
 
     def _answer(
         self,
-        ids: Sequence[int],
-        sampling: Sampling,
-        room: int,
+        prompt_tokens: int,
+        tokens: Iterator[int],
         stream: TextStream,
         show: Callable[[str], None],
+        names: Mapping[int, str],
     ) -> Turn:
-        tokens = self.runtime.generate(ids, sampling, room)
         parts: list[str] = []
 
         def shown(text: str) -> None:
@@ -143,21 +143,27 @@ class Conversation:
             show(text)
 
         try:
-            done = generate_text(self.runtime, tokens, stream, shown)
-        except KeyboardInterrupt:
-            close: Any = getattr(tokens, "close", None)
-            if close is not None:
-                close()
-            return Turn("".join(parts), len(parts), len(ids), self.context, "interrupted", 0.0, 0.0)
+            done = generate_text(self.runtime, tokens, stream, shown, names=names)
+        except BaseException as error:
+            _close(tokens)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            return Turn("".join(parts), len(parts), prompt_tokens, self.context, "interrupted", 0.0, 0.0)
         return Turn(
             done.text,
             len(done.ids),
-            len(ids),
+            prompt_tokens,
             self.context,
             done.stop_reason,
             done.prompt_seconds,
             done.seconds,
         )
+
+
+def _close(tokens: Any) -> None:
+    """End what a runtime still generates."""
+    if hasattr(tokens, "close"):
+        tokens.close()
 
 
 def open_conversation(
