@@ -24,14 +24,17 @@ COMMANDS = {
     "compare": "compare",
     "inspect": "inspection",
     "run": "run",
+    "serve": "serve",
     "models": "models",
     "doctor": "doctor",
     "demo-checkpoint": "demo_checkpoint",
     "clean": "clean",
+    "completion": "completion",
+    "help": "help",
 }
 
 
-# Set by the shell: `eval "$(_KCONV_COMPLETE=bash_source kconv)"` switches completion on (or zsh_source).
+# Set by the shell, through the script that `kconv completion` prints.
 COMPLETION = "_KCONV_COMPLETE"
 
 
@@ -56,7 +59,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command is answered with those there are."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"unknown command {args[0]!r}; commands are: {', '.join(COMMANDS)}", ctx)
+            from .slips import unknown_command
+
+            raise unknown_command(args[0], list(COMMANDS))
         return super().resolve_command(ctx, args)
 
 
@@ -159,6 +164,7 @@ def _prepare_streams() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run kconv with ``arguments`` and return the exit code."""
     words = list(arguments)
+    given = tuple(words)
     flags = frozenset(words[: words.index("--")] if "--" in words else words)  # click empties the list
     _prepare_streams()
     if COMPLETION in os.environ:
@@ -173,5 +179,9 @@ def run(arguments: Sequence[str]) -> int:
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BaseException as error:
+        if isinstance(error, click.UsageError):
+            from .slips import answered
+
+            error = answered(error, given)
         return report(error, as_json="--json" in flags, verbose="--verbose" in flags)
     return 0

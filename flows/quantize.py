@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -131,6 +132,7 @@ def quantize(
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
     """The flow: open, choose formats, plan, write."""
     policies = _policies(request, output)
+    _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
@@ -153,6 +155,20 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             run=run,
         )
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
+
+
+def _refuse_folder(source: Path) -> None:
+    """Raise UsageError for a checkpoint, which is quantized while it is converted."""
+    if (source / "config.json").is_file():
+        raise UsageError(
+            f"{source} is a checkpoint folder, expected a GGUF file",
+            hint=f"convert and quantize it in one step: kconv to-gguf {shlex.quote(str(source))} -q q4_k_m",
+        )
+    inside = sorted(source.glob("*.gguf"))[:1] if source.is_dir() else []
+    if inside:
+        raise UsageError(
+            f"{source} is a folder, expected a GGUF file", hint=f"pass {shlex.quote(str(inside[0]))}"
+        )
 
 
 def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
