@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +14,15 @@ from ..core.errors import UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
-from .console import show_log
+from .console import emit_json, show_log
 from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import in_a_terminal, read_prompt
 from .sources import SOURCE, revision_option
+
+if TYPE_CHECKING:
+    from ..flows.embed import Embedded
 
 EXAMPLES = """\b
 Examples:
@@ -153,6 +157,9 @@ def command(
     unless the file or a sampling option sets otherwise. With --fill it fills masks: the filled-in texts are
     printed, then the complete text. Byte models generate one byte per token, three per Hangul syllable (-n);
     invalid bytes are shown as U+FFFD, and mask tokens as their ids, such as <258>.
+
+    An encoder (BERT, RoBERTa, XLM-RoBERTa) writes no text: its embedding of the prompt is printed as JSON, a
+    vector of length 1.
     """
     if prompt is None and fill is None and words:
         prompt = " ".join(words)
@@ -161,15 +168,21 @@ def command(
             f"{'-p' if fill is None else '--fill'} and the prompt {' '.join(words)!r} cannot be combined",
             hint="pass one of them",
         )
+    path = _here(artifact)
     if prompt is None and fill is None and not as_json and in_a_terminal():
-        _converse(artifact, tokens, options, verbose=verbose)
+        _converse(path, tokens, options, verbose=verbose)
         return
     text = read_prompt(prompt, fill)
+    from ..flows.embed import embed, embeds
+
+    if embeds(path):
+        _show_embedding(embed(path, text, threads=options["threads"]), fill, as_json=as_json)
+        return
     from ..flows.generate import generate
 
     with shown_progress() as shown:
         answer = generate(
-            artifact,
+            path,
             text,
             fill=fill is not None,
             tokens=256 if tokens is None else tokens,
@@ -185,7 +198,17 @@ def command(
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
-def _converse(artifact: str | Path, tokens: int | None, options: dict[str, Any], *, verbose: bool) -> None:
+def _here(artifact: str | Path) -> Path:
+    """The file or folder, downloaded where it is on the Hub."""
+    if isinstance(artifact, Path):
+        return artifact
+    from ..hub.artifact import local_artifact
+
+    with shown_progress() as shown:
+        return local_artifact(artifact, shown)
+
+
+def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, verbose: bool) -> None:
     """A conversation until the user leaves."""
     if options.pop("echo"):
         raise UsageError("--echo is for one prompt, not for a conversation")
@@ -205,6 +228,16 @@ def _converse(artifact: str | Path, tokens: int | None, options: dict[str, Any],
         )
     with conversation:
         converse(conversation)
+
+
+def _show_embedding(done: Embedded, fill: str | None, *, as_json: bool) -> None:
+    """A line of JSON, which programs read and people see the beginning of."""
+    if fill is not None:
+        raise UsageError("--fill is for encoder-decoders; this model embeds texts and writes none")
+    if as_json:
+        emit_json(done.to_json())
+    else:
+        click.echo(json.dumps(done.embedding))
 
 
 def _nowhere(text: str) -> None:

@@ -23,7 +23,7 @@ from .console import (
     table,
     verify_command,
 )
-from .conversion_options import chat_template_option
+from .conversion_options import chat_template_option, drop_extra_tokens_option
 from .options import PATH, force_option, json_option, rehash_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
 
@@ -100,6 +100,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 )
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
+@drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @rehash_option
 @threads_option
@@ -117,6 +118,7 @@ def command(
     allow_nan: bool,
     chat_template: str | None,
     rehash: bool,
+    drop_extra_tokens: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -138,6 +140,7 @@ def command(
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
+        "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "rehash": rehash,
         "force": force,

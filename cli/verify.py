@@ -59,6 +59,12 @@ or not decided (a process that measured the file died).
 )
 @click.option("--max-kl", type=float, metavar="X", help="Fail if the mean KL divergence is above X nats.")
 @click.option(
+    "--min-cosine",
+    type=float,
+    metavar="X",
+    help="Fail if an encoder's embeddings have a mean cosine below X with the checkpoint's.",
+)
+@click.option(
     "--policy",
     type=PATH,
     metavar="FILE",
@@ -95,6 +101,7 @@ def command(
     window: int | None,
     gates: tuple[str, ...],
     max_kl: float | None,
+    min_cosine: float | None,
     policy: Path | None,
     diagnose: bool | None,
     ignore_manifest: bool,
@@ -143,6 +150,7 @@ def command(
             window=window,
             gates=limits,
             max_kl=most,
+            min_cosine=min_cosine,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             front_end=front_end,

@@ -99,17 +99,9 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         f"DeBERTa (relative attention, kf-deberta): {_NO_GRAPH}; {_OPTIMUM}",
     ),
     (
-        "RobertaModel RobertaForMaskedLM RobertaForSequenceClassification",
-        "RoBERTa (klue/roberta) is an encoder; llama.cpp's converter reads its WordPiece vocabulary as "
-        f"GPT-2's, {_MISREAD}; {_OPTIMUM}",
-    ),
-    (
-        "BertModel BertForMaskedLM BertForSequenceClassification",
-        f"BERT (KoSimCSE, klue/bert-base) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
-    ),
-    (
-        "XLMRobertaModel XLMRobertaForMaskedLM XLMRobertaForSequenceClassification",
-        f"XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
+        "BertForSequenceClassification RobertaForSequenceClassification XLMRobertaForSequenceClassification",
+        "an encoder that classifies or ranks texts (ko-reranker): kconv converts those that embed texts; for "
+        f"ONNX {_OPTIMUM}",
     ),
 )
 

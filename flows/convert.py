@@ -35,6 +35,7 @@ from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
+from ..vocab.broken_template import left_out_metadata
 from ..vocab.context import read_context
 from ..vocab.end_of_turn import goes_on_metadata
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -243,6 +244,8 @@ def with_vocab(
     metadata.update(sampling_metadata(sampling))
     metadata.update(normalizer_metadata(tokenizer))
     metadata.update(goes_on_metadata(vocab))
+    if options.chat_template is None:
+        metadata.update(left_out_metadata(tokenizer.chat_template, vocab))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)

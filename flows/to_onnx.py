@@ -41,6 +41,7 @@ from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_r
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
+from ..vocab.selection import embedding_rows
 from .arrivals import arrived
 from .automatic import Known, read_first, too_wide
 from .results import OnnxConversion, Run
@@ -57,6 +58,7 @@ def to_onnx(
     accuracy_level: int = 4,
     allow_nan: bool = False,
     chat_template: str | None = None,
+    drop_extra_tokens: bool = False,
     verify: bool | Scope = "quick",
     rehash: bool = False,
     force: bool = False,
@@ -72,20 +74,29 @@ def to_onnx(
     the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
     names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
     matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
-    ``chat_template``, ``verify``, ``rehash`` and ``made`` are as of ``to_gguf``. Raises KconvError of all
-    kinds; a failed proof raises nothing.
+    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash`` and ``made`` are as of ``to_gguf``.
+    Raises KconvError of all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
-    options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
+    wanted = (parse_type(type), parse_layout(layout))
+    options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
     look = partial(_refuse_early, options=options, output=output, force=force)
     checkpoint, family = open_model(arrived(source, look, progress))
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, force=force)
     planned = plan(options.type)
-    tokenizer = read_tokenizer(checkpoint)
-    beside = partial(collect_side_files, checkpoint, tokenizer, model, options.layout)
-    files = beside(planned.graph_files, chat_template)
+    tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
+    beside = partial(
+        collect_side_files,
+        checkpoint,
+        tokenizer,
+        model,
+        options.layout,
+        chat_template=chat_template,
+        drop_extra_tokens=drop_extra_tokens,
+    )
+    files = beside(planned.graph_files)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and scope != "off" and (options.type, planned.chosen.type) == (AUTO, "f16"):
@@ -94,7 +105,7 @@ def to_onnx(
         note = too_wide(halves_by_source(halves, family, checkpoint), known, out=True)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
-            files = beside(planned.graph_files, chat_template)
+            files = beside(planned.graph_files)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     hashes = checkpoint_hashes(checkpoint, rehash=rehash)
     with atomic_folder(planned.folder, mark=MANIFEST, force=force) as temporary:
@@ -190,6 +201,7 @@ def _write(
         notes += _write_graphs(chosen.type, graphs, folder, options, threads, progress)
         sources = hashes.result(progress)
     for name, content in beside.contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     weights = {name: weight for graph in graphs.values() for name, weight in graph.weights.items()}
     formats: Counter[str] = Counter()

@@ -59,14 +59,18 @@ def reads_source(name: str) -> bool:
     return name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
-def inputs(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+def inputs(windows: Sequence[Window], *, both_ways: bool = False) -> dict[str, torch.Tensor]:
     """What transformers' model is given, padded on the right to the longest.
 
     The encoder sees in both directions, so padding is masked there, and with it for the decoder; the decoder
-    sees nothing that follows. A mask without a zero adds nothing: one window is what it is without.
+    sees nothing that follows. A mask without a zero adds nothing: one window is what it is without. A model
+    by itself whose tokens see ``both_ways`` gets a mask, too.
     """
     if not windows[0].source:
-        return {"input_ids": padded([window.ids for window in windows])}
+        given = {"input_ids": padded([window.ids for window in windows])}
+        if both_ways:
+            given["attention_mask"] = padded([(1,) * len(window.ids) for window in windows])
+        return given
     sources = [window.source for window in windows]
     return {
         "input_ids": padded(sources),

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class LlamaReader:
         self._threads, self._batch, self._front = threads, batch, front
         self._loaded: _Loaded | None = None
 
-    def __enter__(self) -> LlamaReader:
+    def __enter__(self) -> Self:
         self._loaded = retry_once(lambda: _Loaded(self.path, self._threads))
         return self
 
@@ -90,11 +91,11 @@ class LlamaReader:
     def _rows(self, parts: Sequence[Window], given: tuple[int, int]) -> Iterator[tuple[int, int, Floats]]:
         """Part, first position and logits, in blocks, from ``given`` on; its part is read from the start."""
         first, reached = given
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, parts)  # of all parts, so that blocks begin where they did before
             rest = parts[first:]
             buffer = np.empty((size, loaded.vocabulary), np.float32)
-            loaded.send(_request(protocol.LOGITS_WANTED, size, rest, self._embedded(loaded, rest)))
+            loaded.send(request(protocol.LOGITS_WANTED, size, rest, self._embedded(loaded, rest)))
             for at, part in enumerate(rest):
                 for start in range(0, len(part.ids), size):
                     stop = min(start + size, len(part.ids))
@@ -114,13 +115,13 @@ class LlamaReader:
 
     def _layers(self, window: Window) -> list[Floats]:
         parts = [replace(window, scored_from=0)]
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, parts)
             encoder, embedded = loaded.encoder_layers, self._embedded(loaded, parts)
             positions = len(window.source) if embedded is None else len(embedded[0])
             lengths = [positions] * encoder + [len(window.ids)] * (loaded.layers - encoder)
             outputs: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
-            loaded.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
+            loaded.send(request(protocol.LAYERS_WANTED, size, parts, embedded))
             for layer, rows in enumerate(outputs[:encoder]):
                 loaded.expect(protocol.LAYER, layer, 0, len(rows))
                 loaded.fill(rows)
@@ -139,10 +140,10 @@ class LlamaReader:
         return retry_once(lambda: self._matrix_inputs(replace(window, scored_from=0)))
 
     def _matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, [window])
             wanted = protocol.INPUTS_WANTED | protocol.LOGITS_WANTED
-            loaded.send(_request(wanted, size, [window], self._embedded(loaded, [window])))
+            loaded.send(request(wanted, size, [window], self._embedded(loaded, [window])))
             pieces = [loaded.inputs()] if loaded.encoder_layers else []
             logits = np.empty((len(window.ids), loaded.vocabulary), np.float32)
             for start in range(0, len(window.ids), size):
@@ -153,7 +154,7 @@ class LlamaReader:
         return joined(pieces), logits
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[_Loaded]:
+    def reading(self) -> Iterator[_Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
         if self._loaded is None:
             raise RuntimeError("enter the reader first: with LlamaReader(...) as reader")
@@ -188,7 +189,7 @@ class LlamaReader:
         return min(size, max(1, *(len(part.ids) for part in parts)))
 
 
-def _request(
+def request(
     wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
 ) -> bytes:
     wanted |= 0 if embedded is None else protocol.EMBEDDED
@@ -256,7 +257,7 @@ class _Loaded:
 
     def expect(self, kind: int, *numbers: int) -> None:
         """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
-        head = self._head()
+        head = self.head()
         if head != (kind, *numbers):
             raise RuntimeFailure(f"the process that runs llama.cpp answered {head}, not {(kind, *numbers)}")
 
@@ -270,7 +271,8 @@ class _Loaded:
         if sys.byteorder == "big":
             target.byteswap(inplace=True)
 
-    def _head(self) -> tuple[int, ...]:
+    def head(self) -> tuple[int, ...]:
+        """The next answer's head: kind and three numbers. Raises RuntimeFailure, ChildDied."""
         data = bytearray(protocol.ANSWER.size)
         self._take(memoryview(data))
         return protocol.ANSWER.unpack(data)
@@ -285,7 +287,7 @@ class _Loaded:
 
     def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
-        kind, vocabulary, hidden, layers = self._head()
+        kind, vocabulary, hidden, layers = self.head()
         shape = next((info.shape for info in header.tensors if info.name == "token_embd.weight"), None)
         right = (
             shape == (vocabulary, hidden) and vocabulary * hidden > 0 and 0 < layers <= len(header.tensors)

@@ -64,6 +64,7 @@ def _gguf(
     *,
     stays: bool,
 ) -> Artifact:
+    from ..converters.families import embeds_texts
     from ..core.gguf_counts import check_counts
     from ..core.gguf_split import read_model
     from .llama import LlamaRuntime
@@ -73,6 +74,8 @@ def _gguf(
     if not header.tensors:
         raise GgufError(f"{path} contains a vocabulary but no weights", hint="use a converted model")
     check_counts(path, header)
+    if embeds_texts(header.arch):
+        raise _writes_nothing(path)
     front = _front_end(path, header.metadata, front_end)
 
     def start(progress: Progress) -> LlamaRuntime:
@@ -88,6 +91,13 @@ def _gguf(
         )
 
     return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
+
+
+def _writes_nothing(path: Path) -> InputError:
+    return InputError(
+        f"{path} is an encoder: it embeds texts and writes none",
+        hint="kconv run prints the embedding of its prompt; llama-server --embedding serves them",
+    )
 
 
 def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEndFile | None:
@@ -110,7 +120,7 @@ def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None)
 
 
 def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int) -> Artifact:
-    from .onnx_folder import holds_onnx
+    from .onnx_folder import holds_onnx, open_onnx
 
     if not holds_onnx(artifact):
         raise InputError(
@@ -124,6 +134,8 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
             )
     from .onnx import OnnxRuntime, read_onnx_model
 
+    if open_onnx(artifact).embeds:
+        raise _writes_nothing(artifact)
     model = read_onnx_model(artifact)
 
     def start(progress: Progress) -> OnnxRuntime:

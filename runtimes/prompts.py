@@ -10,6 +10,7 @@ from typing import Any
 from ..converters.families import reads_with_encoder
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.model import Note
+from ..vocab.broken_template import LEFT_OUT
 from ..vocab.normal_form import as_trained
 from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
 
@@ -126,6 +127,13 @@ def _chosen_template(
 ) -> str | None:
     """The file's chat template if the prompt is to go through it, else None."""
     template = metadata.get("tokenizer.chat_template")
+    left_out = metadata.get(LEFT_OUT)
+    if chat is not False and not template and isinstance(left_out, str):
+        raise InputError(
+            f"{artifact} has no chat template: the checkpoint's was left out, since it does not compile "
+            f"({left_out})",
+            hint="pass --no-chat to complete plain text, or convert again with --chat-template",
+        )
     if chat is False or (chat is None and not template):
         if system is not None:
             raise UsageError("--system is for chats, but this prompt is completed as plain text")

@@ -23,9 +23,12 @@ from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
+from .cosine_gates import refuse_other_limits
 from .diagnosis import diagnose
+from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .gguf_encoder import check_encoder, gate_of
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Shares
@@ -72,6 +75,7 @@ class GgufArtifact:
 
     def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
+        refuse_other_limits(expected.family, options)
         gate = self._gate(expected, options)
         _ = self._front_end  # a missing one is told before anything is read
         return 1 + _shows_gelu_share(expected, gate, options)
@@ -110,6 +114,30 @@ class GgufArtifact:
         return _check_weights(self.file, expected, options, strict=strict, importance=None)
 
     def computed(
+        self,
+        expected: Expected,
+        read: Read,
+        windows: Sequence[Window],
+        tensors: Sequence[TensorError],
+        options: VerifyOptions,
+    ) -> tuple[RuntimePart, LogitsPart | EmbeddingsPart]:
+        """What llama.cpp computes, and its logits or, of an encoder, embeddings."""
+        if not expected.family.encoder_only:
+            return self.predicted(expected, read, windows, tensors, options)
+        gate = gate_of(self.type, expected, options)
+        shows = gate.nmse is not None and options.gelu_share
+        return check_encoder(
+            self.file,
+            gate,
+            expected,
+            read,
+            windows,
+            options,
+            positions=self._recomputed_positions,
+            same_gelu=_with_llama_cpps_gelu(expected, options) if shows else None,
+        )
+
+    def predicted(
         self,
         expected: Expected,
         read: Read,
