@@ -29,10 +29,6 @@ _OPTIMUM = "export it with optimum: optimum-cli export onnx"
 # llama-cpp-python 0.3.36. Not asked for classes that have a family.
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        "UMT5EncoderModel T5EncoderModel",
-        f"T5 encoders alone are not supported; for ONNX {_OPTIMUM}",
-    ),
-    (
         "DeepseekV2ForCausalLM DeepseekV3ForCausalLM",
         f"{LATENT_ATTENTION}",
     ),

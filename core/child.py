@@ -69,7 +69,10 @@ def waiting() -> bool:
 
 def write(data: Any) -> None:
     """Answer: bytes, or anything with a buffer of them."""
-    view = memoryview(data).cast("B")
+    view = memoryview(data)
+    if not view.nbytes:  # which cannot be cast where it has several dimensions
+        return
+    view = view.cast("B")
     while view:
         view = view[os.write(_out, view) :]
 

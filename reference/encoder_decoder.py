@@ -23,14 +23,16 @@ def has_encoder(model: Any) -> bool:
 
 
 def embeddings(model: Any) -> list[Any]:
-    """The modules that look up tokens: an encoder-decoder has one in each stack besides the shared one.
+    """The modules that look up tokens: a T5 has one in each stack besides the shared one.
 
     They share a parameter, but not the module, so each has to be given its rows. A GBST front end holds the
     encoder's.
     """
     shared = model.get_input_embeddings()
     modules = [shared]
-    for stack in (model.encoder, model.decoder) if has_encoder(model) else ():
+    stacks: tuple[Any, ...] = (getattr(model, "encoder", None),)
+    stacks += (model.decoder,) if has_encoder(model) else ()
+    for stack in (each for each in stacks if hasattr(each, "embed_tokens")):
         lookup = getattr(stack.embed_tokens, "embeds", stack.embed_tokens)
         modules += [] if any(lookup is other for other in modules) else [lookup]
     return modules

@@ -88,6 +88,8 @@ def _answer(model: Model) -> None:
     """One request, from its first byte to the last of its answers."""
     wanted, size, count = REQUEST.unpack(child.take(REQUEST.size))
     states = bool(wanted & (STATES_WANTED | POOLED_WANTED))
+    if model.encoder_layers == model.layers and not states:
+        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
     texts = [_text(model, embedded=bool(wanted & EMBEDDED), states=states) for _ in range(count)]
     longest = max((len(text.ids) for text in texts), default=1)
     source = max((text.positions for text in texts), default=0)
@@ -245,13 +247,13 @@ def _load(library: Any, path: str, threads: int) -> Model:
     handle = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
         raise Stop(REFUSED)
-    if not library.llama_model_has_decoder(handle):
-        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
     hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
     encoder = 0
     if library.llama_model_has_encoder(handle):
-        encoder, layers = layers, layers + _decoder_layers(library, handle, layers)
+        encoder = layers
+        if library.llama_model_has_decoder(handle):
+            layers += _decoder_layers(library, handle, layers)
     return Model(library, handle, threads, vocabulary, hidden, layers, encoder)
 
 

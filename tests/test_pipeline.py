@@ -32,6 +32,9 @@ MATERIAL = {
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
     "umt5": ("umt5",),
+    "t5-encoder": ("t5-encoder",),
+    "mt5-encoder": (),  # tests/test_t5_encoders.py
+    "umt5-encoder": (),  # tests/test_t5_encoders.py
     "gbswt5": ("gbst-kebyt5",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),

@@ -24,7 +24,7 @@ from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
 from .roberta import ROBERTA
-from .t5 import MT5, T5, UMT5
+from .t5 import MT5, MT5_ENCODER, T5, T5_ENCODER, UMT5, UMT5_ENCODER
 from .xglm import XGLM
 from .xlm_roberta import XLM_ROBERTA
 
@@ -53,6 +53,9 @@ FAMILIES: tuple[AnyFamily, ...] = (
     XGLM,
     BERT,
     ROBERTA,
+    T5_ENCODER,
+    MT5_ENCODER,
+    UMT5_ENCODER,
     XLM_ROBERTA,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)

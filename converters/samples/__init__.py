@@ -23,6 +23,7 @@ from .llamas import write_exaone, write_kanana
 from .positioned import write_gpt2, write_mpt
 from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
+from .t5_encoder import write_t5_encoder
 from .umt5 import write_umt5
 
 TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax", "opt", "xglm")
@@ -55,6 +56,7 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gpt2": write_gpt2,
     "mpt": write_mpt,
     "umt5": write_umt5,
+    "t5-encoder": write_t5_encoder,
     "bert": write_bert,
     "roberta": write_roberta,
     "xlm-roberta": write_xlm_roberta,
