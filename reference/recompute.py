@@ -34,6 +34,7 @@ from .copies import COPIES, ROUNDED, SYNCHRONIZED, WEIGHTS_ONLY, Matrix, MatrixI
 from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
+from .recomputed_attention import KEYS, VALUES, Absorbed, absorbing
 from .recomputed_experts import Experts
 from .streamed import RowRange
 from .watching import is_experts
@@ -100,7 +101,7 @@ class Recomputation:
             name: minimums_of(file, infos[name]) for name, rounding in roundings.items() if rounding == "q8_1"
         }
         weights = unmapped(family, checkpoint, tensors)
-        reference = Reference(checkpoint, family, weights=weights, threads=threads)
+        reference = Reference(checkpoint, family, weights=weights, as_llama_cpp=True, threads=threads)
         in_modules: Mapping[str, Tensor] = {}
         if minimums:
             spread = unmapped(family, checkpoint, {**tensors, **minimums})
@@ -154,6 +155,13 @@ class _Run:
         import torch
 
         with contextlib.ExitStack() as stack:
+            layers = [
+                Absorbed(module, self._matrices[f"{name}.{KEYS}"], self._matrices[f"{name}.{VALUES}"],
+                         self.synchronize, _round_apart)
+                for name, module in model.named_modules()
+                if f"{name}.{KEYS}" in self._matrices
+            ]  # fmt: skip
+            stack.enter_context(absorbing(layers))
             for name, module in model.named_modules():
                 matrix = self._matrices.get(name)
                 if is_experts(module):
@@ -240,6 +248,11 @@ def round_copies(values: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor
     if missing is not None:
         missing[WEIGHTS_ONLY] = 0
     return made, missing
+
+
+def _round_apart(values: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    """``round_copies`` for a format without minimums."""
+    return round_copies(values, matrix.rounding)[0]
 
 
 def _gelu(exact: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
