@@ -23,6 +23,8 @@ from typing import Any
 
 from kconv.cli.main import main as command
 from kconv.flows.convert import to_gguf
+from kconv.verify import prove
+from kconv.verify.inputs import read_reference
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from damage_material import DAMAGES
@@ -38,6 +40,15 @@ _HEAD = "| type | damage | exit | failed parts | runtime: worst input | s | caus
 
 def main() -> int:
     """Damage, verify, add a row."""
+    readings: dict[Any, Any] = {}
+
+    def once(expected: Any, options: Any, windows: Any) -> Any:
+        """What the checkpoint says, which is the same for all these files."""
+        if tuple(windows) not in readings:
+            readings[tuple(windows)] = read_reference(expected, options, windows)
+        return readings[tuple(windows)]
+
+    prove.read_reference = once
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("types", nargs="*", default=TYPES)
     parser.add_argument("--into", type=Path, default=CHECKPOINT.parent, help="folder of damages-TYPE.txt")

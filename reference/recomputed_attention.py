@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnsupportedModel
-from .copies import COPIES, Matrix
+from .copies import Matrix
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ class Absorbed:
         assert self._narrow is not None
         assert self._weight is not None
         plain, heads = self.module.qk_nope_head_dim, query.shape[1]
-        narrow = self._narrow.reshape(COPIES, 1, key.shape[2], -1)
+        narrow = self._narrow.reshape(len(key), 1, key.shape[2], -1)
         matrix = self._weight.view(heads, -1, narrow.shape[-1])
         asked = self._each_head(query[..., :plain], self._keys)
         wide = torch.einsum("bhtn,hnl->bhtl", asked, matrix[:, :plain])

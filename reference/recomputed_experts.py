@@ -25,7 +25,7 @@ class Experts:
     """Stands in for the ``forward`` of transformers' fused experts (gate_up_proj, down_proj) meanwhile.
 
     ``matrices`` are those of gate, up and down; ``synchronize`` and ``add`` are the run's, ``reader`` reads
-    weights.
+    weights. ``copies`` are those of the window.
     """
 
     def __init__(
@@ -36,16 +36,18 @@ class Experts:
         synchronize: Synchronize,
         add: Callable[[str, Floats, Floats], None],
         reader: WeightReader,
+        copies: int = COPIES,
     ) -> None:
         self._module = module
         self._gate, self._up, self._down = matrices
+        self._copies = copies
         self._inputs, self._synchronize, self._add, self._reader = inputs, synchronize, add, reader
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the experts make of ``(copies * positions, hidden)``; ``chosen`` and ``weights`` as there."""
         import torch
 
-        values = self._synchronize(self._gate.name, hidden.reshape(COPIES, -1, hidden.shape[-1]))
+        values = self._synchronize(self._gate.name, hidden.reshape(self._copies, -1, hidden.shape[-1]))
         flat = values.reshape(hidden.shape)
         count = values.shape[1]
         given = self._inputs.get(self._down.name)

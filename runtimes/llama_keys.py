@@ -115,8 +115,9 @@ _SOME = (
         _same_as("context_length"),
         _STRETCHED,
     ),
-    Key("rope.scaling.yarn_beta_fast", "real", 32.0, _STRETCHED),
-    Key("rope.scaling.yarn_beta_slow", "real", 1.0, _STRETCHED),
+    # Read by few graphs; where they are, the runtime part tells.
+    Key("rope.scaling.yarn_beta_fast", "real", 32.0, _STRETCHED, grave=False),
+    Key("rope.scaling.yarn_beta_slow", "real", 1.0, _STRETCHED, grave=False),
     Key("vocab_size", "whole", _same_as("tokens"), phrase("it is only displayed"), grave=False),
     Key("attention.sliding_window", "whole", 4096, _WINDOW),
     Key("attention.sliding_window_pattern", "list", REQUIRED, _WINDOW),
