@@ -15,7 +15,7 @@ from .options import PATH, json_option, split_option, threads_option, verbose_op
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
-    from ..verify.published import Band
+    from ..quant.published import Band
 
 EXAMPLES = """\b
 Examples:
@@ -74,7 +74,7 @@ def command(
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     """Published figures, by type; there are some of llama-quantize's own recipes only."""
-    from ..verify.published import expected_divergence
+    from ..quant.published import expected_divergence
 
     most = planned.parameters / 10  # what may be in other formats than in the models that were measured
     bands = {

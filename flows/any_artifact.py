@@ -14,9 +14,9 @@ from ..converters.mapping import untransformed
 from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
+from ..quant.gate_table import GATES, MIXTURES
 from ..runtimes.llama_reader import LlamaReader
 from ..verify.departure import without_departure
-from ..verify.gate_table import GATES, MIXTURES
 from ..verify.gates import MEASURES, gate_for
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions
