@@ -14,8 +14,9 @@ from ..converters.mapping import untransformed
 from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
+from ..quant.gate_table import GATES, MIXTURES
 from ..runtimes.llama_reader import LlamaReader
-from ..verify.gate_table import GATES, MIXTURES
+from ..verify.departure import without_departure
 from ..verify.gates import MEASURES, gate_for
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions
@@ -132,7 +133,7 @@ class AnyGgufArtifact(GgufArtifact):
         gate, figures = part.gate, part.figures
         if gate is None or figures is None or not figures.positions or options.gates:
             return runtime, part
-        value = getattr(figures, gate.measure)
+        value = getattr(without_departure(figures, expected.family.departure), gate.measure)
         kept = tuple(each for each in part.findings if each.where != "logits")
         findings = kept if gate.fails is None or value <= gate.fails else (_beyond(value, gate), *kept)
         return runtime, replace(part, findings=findings, verdict=verdict_of(findings))

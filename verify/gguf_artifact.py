@@ -78,7 +78,7 @@ class GgufArtifact:
         refuse_other_limits(expected.family, options)
         gate = self._gate(expected, options)
         _ = self._front_end  # a missing one is told before anything is read
-        return 1 + _shows_gelu_share(expected, gate, options)
+        return 1 + _shows_share(expected, gate, options)
 
     @cached_property
     def _front_end(self) -> FrontEndFile | None:
@@ -182,10 +182,11 @@ class GgufArtifact:
             if sample is not None:
                 shares.append(shares_of(sample, reading))
 
-        shows = _shows_gelu_share(expected, gate, options)
-        alike = _with_llama_cpps_gelu(expected, options) if shows else None
+        shows = _shows_share(expected, gate, options)
+        alike = _as_llama_cpp(expected, options) if shows else None
         measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
-        part = judged(measure, gate, windows, expected.source, options.max_kl)
+        departure = expected.family.departure
+        part = judged(measure, gate, windows, expected.source, options.max_kl, departure)
         return replace(part, shares=shares[0] if shares else None)
 
     def _runtime(
@@ -285,15 +286,20 @@ def _check_weights(
     )
 
 
-def _shows_gelu_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
-    """Whether to measure how much of the error comes from llama.cpp's GELU, for that gate."""
-    return options.gelu_share and expected.family.gelu and gate.measure == "nmse"
+def _shows_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
+    """Whether to measure, for that gate, how much comes from what llama.cpp computes otherwise."""
+    departs = expected.family.departure is not None or (options.gelu_share and expected.family.gelu)
+    return departs and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Expected, options: VerifyOptions) -> Read | None:
-    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=options.threads)
-    return partial(reference.read, progress=options.progress) if reference.gelus else None
+def _as_llama_cpp(expected: Expected, options: VerifyOptions) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes; None for a model of a family with GELUs that has none."""
+    family = expected.family
+    reference = Reference(
+        expected.checkpoint, family, as_llama_cpp=True, llama_cpps_gelu=family.gelu, threads=options.threads
+    )
+    departs = reference.gelus or family.departure is not None
+    return partial(reference.read, progress=options.progress) if departs else None
 
 
 def _diagnosed(

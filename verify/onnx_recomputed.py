@@ -29,7 +29,7 @@ from ..runtimes.onnx_process import OnnxProcess
 from .inputs import Expected, VerifyOptions
 from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import RuntimePart
-from .recomputed import QUICK, Sample, runtime_part
+from .recomputed import QUICK, Sample, runtime_part, sample_of
 
 _HEADS = ("output.weight", "token_embd.weight")  # what the output matrix is called in a GGUF
 
@@ -73,7 +73,7 @@ def check_folder_runtime(
     inputs: Mapping[str, MatrixInput] = {name: values for name, (values, _) in tapped.items()}
     computed = recomputation.compute(window, inputs, logits, options.progress)
     part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime")
-    return part, Sample(computed.weights_only, computed.rounded, logits)
+    return part, sample_of(computed, logits)
 
 
 def _head(expected: Expected, tapped: Mapping[str, object]) -> str | None:
