@@ -11,7 +11,7 @@ from ..converters.card import general_metadata, licence_notice
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.intake import open_model
-from ..converters.manifest import checkpoint_hashes, common_part, record_proof
+from ..converters.manifest import SourceHashes, checkpoint_hashes, common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
@@ -25,6 +25,7 @@ from ..converters.targets import (
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.errors import UsageError
+from ..core.input_files import InputFile
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
@@ -259,17 +260,19 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
-    proofs = prove_new_files(
-        replace(expected, model=model),
-        [output.path for output in outputs],
-        parity,
-        scope=options.verify,
-        run=run,
-        importance=importance,
-        known=known,
-    )
+    with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
+        proofs = prove_new_files(
+            replace(expected, model=model),
+            [output.path for output in outputs],
+            parity,
+            scope=options.verify,
+            run=run,
+            importance=importance,
+            known=known,
+        )
+        hashed = {file.name: file for file in hashes.result(run.progress)}
     for output, proof in zip(outputs, proofs, strict=True):
-        record_proof(output.manifest, proof.to_manifest())
+        record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
 
 
