@@ -50,7 +50,8 @@ def command(
     Studio and onnxruntime, chat format, licence, versions. `kconv upload` writes it by itself.
     """
     from ..core.errors import UsageError
-    from ..flows.release import is_repository, read_release
+    from ..flows.release import read_release
+    from ..hub.names import is_repository
     from ..report.model_card import model_card, write_card
 
     if repo is not None and not is_repository(repo):

@@ -50,7 +50,8 @@ def card_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def stated(options: dict[str, Any]) -> Stated:
     """What these options say of the model. Raises UsageError for a name that no repository can have."""
     from ..core.errors import UsageError
-    from ..flows.release import Stated, is_repository
+    from ..flows.release import Stated
+    from ..hub.names import is_repository
 
     base = options["base_model"]
     if base is not None and not is_repository(base):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.language import spoken
 from .card_options import card_options, languages, stated
 from .console import emit_json, plural, say, size_text, table
 from .options import PATH, json_option, verbose_option
@@ -86,7 +87,10 @@ def command(
         say(f"kconv: forced: {each}", err=True)
     if release.terms.distribution in ("conditions", "unknown"):
         name = release.licence_name or release.licence
-        say(f"kconv: licence {name}: {release.terms.sentences['en']} {release.terms.source or ''}", err=True)
+        say(
+            f"kconv: licence {name}: {release.terms.sentences[spoken()]} {release.terms.source or ''}",
+            err=True,
+        )
     chosen = languages(lang)
     if dry_run:
         _show(release, digests, repository, chosen, [] if force else against, as_json=as_json)

@@ -7,7 +7,7 @@ read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -191,8 +191,11 @@ def _folder_facts(folder: Path) -> Facts:
     return {**facts, "tokenizer.chat_template": template} if isinstance(template, str) else facts
 
 
-def remote_artifact(name: str, manifest: Mapping[str, Any]) -> Artifact | None:
-    """What a manifest that lies in a repository as ``name`` says of the files there; None if nothing."""
+def remote_artifact(name: str, manifest: Mapping[str, Any], there: Collection[str]) -> Artifact | None:
+    """What a manifest that lies in a repository as ``name`` says of a model there; None if nothing.
+
+    ``there`` are the names of all files of the repository.
+    """
     folder, _, last = name.rpartition("/")
     output = manifest.get("output")
     if not isinstance(output, dict) or type(output.get("bytes")) is not int:
@@ -202,6 +205,8 @@ def remote_artifact(name: str, manifest: Mapping[str, Any]) -> Artifact | None:
         own = folder
     else:
         kind, own = "GGUF", name.removesuffix(".manifest.json")
+        if own not in there:
+            return None
     size = output["bytes"]
     return Artifact(
         own,
@@ -212,6 +217,10 @@ def remote_artifact(name: str, manifest: Mapping[str, Any]) -> Artifact | None:
         _evidence(manifest),
         (ReleaseFile(own, None, size),),
         manifest=manifest,
+        companions=tuple(
+            each["file"] for each in objects_of(manifest.get("companions")) if is_plain_name(each.get("file"))
+        ),
+        modelfile=f"{own.removesuffix('.gguf')}.Modelfile" in there,
     )
 
 

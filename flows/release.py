@@ -12,13 +12,13 @@ from ..converters.families import reads_with_encoder
 from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
 from ..core.gguf_split import read_model
+from ..hub.names import is_repository
 from ..vocab.sampling import sampling_in_metadata
 from ..vocab.templates import SOME_DAY, render_chat
 from .artifacts import ENCODER, Artifact, Facts, ReleaseFile, plain_file, read_artifact
 from .foreign_values import number, objects_of, text_of, texts_of
 
 _HUB = "https://huggingface.co/"
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 _CHAT_LIMIT = 4000  # characters
@@ -90,6 +90,19 @@ def read_release(paths: Sequence[Path], stated: Stated | None = None) -> Release
     release = replace(release, also=tuple(plain_file(path, path.name) for path in stated.also))
     _refuse_same_names(release)
     return release
+
+
+def joined(release: Release, others: Sequence[Artifact]) -> Release:
+    """The release with further models of the same checkpoint."""
+    artifacts = sorted((*release.artifacts, *others), key=lambda each: each.name)
+    manifests = [artifact.manifest for artifact in artifacts if artifact.manifest]
+    return replace(
+        release,
+        artifacts=tuple(artifacts),
+        versions=_versions(manifests),
+        runtimes=_all_of(manifests, "runtime"),
+        texts=_all_of(manifests, "texts"),
+    )
 
 
 def _without_other_parts(paths: Sequence[Path]) -> list[Path]:
@@ -218,12 +231,6 @@ def _provenance(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     proof = manifest.get("proof")
     provenance = proof.get("provenance") if isinstance(proof, dict) else None
     return provenance if isinstance(provenance, dict) else {}
-
-
-def is_repository(name: str) -> bool:
-    """Whether a repository on the Hub can have this name: ``org/name``."""
-    within = all(len(part) <= 96 and ".." not in part and "--" not in part for part in name.split("/"))
-    return within and _REPOSITORY.fullmatch(name) is not None and not name.endswith((".git", "-", "."))
 
 
 def _repository(value: object) -> str | None:

@@ -11,9 +11,10 @@ from ..converters.targets import FOLDER_MANIFEST
 from ..core.errors import InputError, UsageError
 from ..core.input_files import file_sha256
 from ..core.progress import Progress, silent
+from ..hub.names import endpoint, is_repository
 from ..hub.upload import Place, RemoteFile, Sending, Uploader, is_there
 from .artifacts import Artifact, ReleaseFile, remote_artifact
-from .release import Release, is_repository
+from .release import Release, joined
 
 README = "README.md"
 _CARDS = 64  # manifests of a repository that are read for its card
@@ -177,7 +178,7 @@ def upload(
     sent, pull_request = _send_all(hub, batches, there, wishes, announce)
     names = [file.name for batch in batches for file in batch]
     done = [file.name for file in sent]
-    url = f"https://huggingface.co/{wishes.place.repository}"
+    url = f"{endpoint()}/{wishes.place.repository}"
     return Upload(
         wishes.place.repository,
         pull_request or url,
@@ -206,10 +207,11 @@ def _send_all(
     pull_request, sent = None, []
     waiting = [batch for batch in missing if batch]
     for number, batch in enumerate(waiting):
-        size = sum(file.size for file in batch)
-        announce(f"sending {number + 1} of {len(waiting)}: {batch[0].name}, {size:,} bytes in all")
+        largest = max(batch, key=lambda file: file.size).name
+        total = sum(file.size for file in batch)
+        announce(f"sending {number + 1} of {len(waiting)}: {largest}, {total:,} bytes in all")
         opens = wishes.create_pr and pull_request is None
-        made = hub.send(batch, wishes.message or f"Upload {batch[0].name} with kconv", create_pr=opens)
+        made = hub.send(batch, wishes.message or f"Upload {largest} with kconv", create_pr=opens)
         if opens and made is not None:
             pull_request = made
             hub.place = replace(hub.place, revision=f"refs/pr/{made.rstrip('/').rpartition('/')[2]}")
@@ -246,10 +248,9 @@ def _with_others(hub: Uploader, release: Release, there: Mapping[str, RemoteFile
                 manifest = json.loads(hub.text(name))
             except (ValueError, RecursionError):
                 continue
-            made = remote_artifact(name, manifest) if isinstance(manifest, dict) else None
-            if made is not None and (made.kind == "ONNX" or made.name in there):
-                others.append(made)
-    return replace(release, artifacts=(*release.artifacts, *others))
+            made = remote_artifact(name, manifest, there) if isinstance(manifest, dict) else None
+            others += [made] if made is not None else []
+    return joined(release, others)
 
 
 def _card(

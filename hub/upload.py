@@ -11,10 +11,10 @@ import hashlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EnvironmentProblem, InputError, KconvError, UsageError
 
@@ -27,6 +27,8 @@ _TOKEN = re.compile(r"hf_[A-Za-z0-9]{16,}")
 _INLINE = 8 << 20  # bytes up to which a file is read at once, so that what is sent is what was hashed
 _PAUSES = (1.0, 4.0, 15.0)  # seconds before another try
 _SMALL = 1 << 20
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,7 @@ class Uploader:
 
     def user(self) -> str:
         """Who the token belongs to. Refuses one that may only read."""
-        with explained(self.place):
-            said = self._api.whoami()
+        said = self._ask(self._api.whoami)
         token = said.get("auth", {}).get("accessToken", {})
         if token.get("role") == "read":
             raise EnvironmentProblem(
@@ -90,41 +91,43 @@ class Uploader:
 
     def state(self) -> bool | None:
         """Whether the repository is private; None where there is none."""
+        try:
+            return bool(self._ask(lambda: self._known().private))
+        except _Missing:
+            return None
+
+    def _known(self) -> Any:
         from huggingface_hub.errors import RepositoryNotFoundError
 
-        with explained(self.place):
-            try:
-                return bool(self._api.repo_info(self.place.repository).private)
-            except RepositoryNotFoundError:
-                return None
+        try:
+            return self._api.repo_info(self.place.repository)
+        except RepositoryNotFoundError as error:
+            raise _Missing(self.place.repository) from error
 
     def create(self, *, private: bool) -> None:
         """Make the repository."""
-        with explained(self.place):
-            self._api.create_repo(self.place.repository, private=private, exist_ok=True)
+        self._ask(lambda: self._api.create_repo(self.place.repository, private=private, exist_ok=True))
 
     def check_rights(self) -> None:
         """Refuse where this user may not write."""
-        with explained(self.place):
-            self._api.auth_check(self.place.repository, write=True)
+        self._ask(lambda: self._api.auth_check(self.place.repository, write=True))
 
     def files(self) -> dict[str, RemoteFile]:
         """What lies in the repository, by name; nothing in a new one."""
+        return self._ask(self._listed)
+
+    def _listed(self) -> dict[str, RemoteFile]:
         from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
         from huggingface_hub.hf_api import RepoFile
 
-        found = {}
-        with explained(self.place):
-            try:
-                for entry in self._api.list_repo_tree(
-                    self.place.repository, recursive=True, revision=self.place.revision
-                ):
-                    if isinstance(entry, RepoFile):
-                        sha256 = None if entry.lfs is None else entry.lfs.sha256
-                        found[entry.path] = RemoteFile(entry.size, sha256, entry.blob_id)
-            except (RevisionNotFoundError, EntryNotFoundError):
-                if self.place.revision == "main":
-                    return {}
+        place, found = self.place, {}
+        try:
+            for entry in self._api.list_repo_tree(place.repository, recursive=True, revision=place.revision):
+                if isinstance(entry, RepoFile):
+                    sha256 = None if entry.lfs is None else entry.lfs.sha256
+                    found[entry.path] = RemoteFile(entry.size, sha256, entry.blob_id)
+        except (RevisionNotFoundError, EntryNotFoundError):
+            if place.revision != "main":
                 raise
         return found
 
@@ -142,15 +145,18 @@ class Uploader:
         What fails in a way that passes is tried again, which sends what is missing (but the opening of a pull
         request, which would open a second). Raises InputError where a file changed under our hands.
         """
-        for pause in (*_PAUSES, None):
+        return self._ask(lambda: self._commit(files, message, create_pr), once=create_pr)
+
+    def _ask(self, call: Callable[[], _Answer], *, once: bool = False) -> _Answer:
+        """What the Hub answers; asked again where it was busy or the connection failed."""
+        for pause in () if once else _PAUSES:
             try:
                 with explained(self.place):
-                    return self._commit(files, message, create_pr)
+                    return call()
             except Passing:
-                if pause is None or create_pr:
-                    raise
                 time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
+        with explained(self.place):
+            return call()
 
     def _commit(self, files: Sequence[Sending], message: str, create_pr: bool) -> str | None:
         from huggingface_hub import CommitOperationAdd
@@ -208,6 +214,10 @@ def _git_id(file: Sending) -> str:
             while part := opened.read(_SMALL):
                 digest.update(part)
     return digest.hexdigest()
+
+
+class _Missing(EnvironmentProblem):
+    """There is no such repository."""
 
 
 class Passing(EnvironmentProblem):
