@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -49,11 +49,11 @@ class Row:
 
     file: Markdown
     type: str
-    size: str
-    bits: str
-    kl: str
-    same: str
-    perplexity: str
+    size: Markdown
+    bits: Markdown
+    kl: Markdown
+    same: Markdown
+    perplexity: Markdown
     verdict: str
 
 
@@ -139,7 +139,7 @@ def _licence(release: Release) -> dict[str, str]:
     if _IDENTIFIERS.fullmatch(identifier):
         return {"license": identifier}
     named = release.licence_name or release.licence
-    name = re.sub(r"[^a-z0-9.-]+", "-", named.lower()).strip("-.") or "other"
+    name = re.sub(r"[^a-z0-9.]+", "-", named.lower()).strip("-.") or "other"
     linked = release.licence_link or ""
     if not re.fullmatch(r"https?://\S+", linked):
         base = f"{_HUB}{release.base}" if release.base else None
@@ -214,13 +214,18 @@ def _row(artifact: Artifact) -> Row:
     return Row(
         code(artifact.name if artifact.kind == "GGUF" else f"{artifact.name or '.'}/", cell=True),
         artifact.label if artifact.kind == "GGUF" else f"ONNX {artifact.label}",
-        _size(artifact.bytes),
-        "–" if artifact.bits_per_weight is None else f"{artifact.bits_per_weight:.2f}",
-        "–" if kl is None else with_error(kl, evidence.kl_error or 0),
-        "–" if evidence.same_top1 is None else percent(evidence.same_top1, 1),
-        "–" if evidence.perplexity_ratio is None else f"× {number(evidence.perplexity_ratio, 4)}",
+        Markdown(_size(artifact.bytes)),
+        _figure(artifact.bits_per_weight, "{:.2f}".format),
+        _figure(kl, lambda value: with_error(value, evidence.kl_error or 0)),
+        _figure(evidence.same_top1, lambda value: percent(value, 1)),
+        _figure(evidence.perplexity_ratio, lambda value: f"× {number(value, 4)}"),
         f"{said}; {loses(grade)}" if evidence.proven and grade else said,
     )
+
+
+def _figure(value: float | None, shown: Callable[[float], str]) -> Markdown:
+    """A number as it is shown; hard spaces stay."""
+    return Markdown("–" if value is None else shown(value))
 
 
 def _size(count: float) -> str:
