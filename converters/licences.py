@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Literal
+from typing import Any, Literal
 
 Distribution = Literal["yes", "conditions", "no", "unknown", "none"]
 """Whether files may be passed on; ``unknown``: terms kconv does not know, ``none``: no licence is named."""
@@ -51,13 +51,22 @@ def terms_of(licence: str | None, name: str | None = None, link: str | None = No
     return next((terms for pattern, terms in _table() if pattern.search(text)), _UNKNOWN)
 
 
+def hub_identifiers() -> frozenset[str]:
+    """The licences that the Hub knows by name."""
+    return frozenset(_data()["identifiers"].split())
+
+
+@functools.cache
+def _data() -> Mapping[str, Any]:
+    return tomllib.loads((resources.files(__package__) / "data" / "licences.toml").read_text("utf-8"))
+
+
 @functools.cache
 def _table() -> Sequence[tuple[re.Pattern[str], Terms]]:
-    text = (resources.files(__package__) / "data" / "licences.toml").read_text("utf-8")
     return [
         (
             re.compile(entry["pattern"]),
             Terms(entry["distribution"], {"en": entry["en"], "ko": entry["ko"]}, entry["source"]),
         )
-        for entry in tomllib.loads(text)["licence"]
+        for entry in _data()["licence"]
     ]

@@ -16,6 +16,7 @@ from typing import Any
 
 import jinja2
 
+from ..converters.licences import hub_identifiers
 from ..core.files import atomic_file
 from ..core.language import LANGUAGES, speaking
 from ..flows.artifacts import Artifact
@@ -31,16 +32,6 @@ _HUB = "https://huggingface.co/"
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 _USUAL_BITS = 4.9  # of q4_k_m, the type most people take
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
-# The identifiers the Hub knows; any other licence is "other" with a name (docs/hub/repositories-licenses).
-_IDENTIFIERS = re.compile(
-    r"apache-2\.0|mit|(bigscience-|creativeml-|bigcode-)?openrail(-m|\+\+)?|bigscience-bloom-rail-1\.0|afl-3\.0"
-    r"|artistic-2\.0|bsl-1\.0|bsd(-[23]-clause(-clear)?)?|c-uda|cc|cc0-1\.0|cc-by-(2\.[05]|3\.0|4\.0)"
-    r"|cc-by-sa-[34]\.0|cc-by-nc-[234]\.0|cc-by-nd-4\.0|cc-by-nc-nd-[34]\.0|cc-by-nc-sa-[234]\.0"
-    r"|cdla-(sharing-1|permissive-[12])\.0|wtfpl|ecl-2\.0|epl-[12]\.0|etalab-2\.0|eupl-1\.[12]|agpl-3\.0|gfdl"
-    r"|gpl(-[23]\.0)?|lgpl(-2\.1|-3\.0|-lr)?|isc|h-research|intel-research|lppl-1\.3c|ms-pl|apple-(ascl|amlr)"
-    r"|mpl-2\.0|odc-by|odbl|openmdw-1\.0|osl-3\.0|postgresql|ofl-1\.1|ncsa|unlicense|zlib|pddl"
-    r"|deepfloyd-if-license|fair-noncommercial-research-license|llama(2|3|3\.[123]|4)|grok2-community|gemma"
-)
 
 
 @dataclass(frozen=True)
@@ -136,7 +127,7 @@ def _licence(release: Release) -> dict[str, str]:
     if release.licence is None or release.terms.distribution == "none":
         return {}
     identifier = release.licence.lower()
-    if _IDENTIFIERS.fullmatch(identifier):
+    if identifier in hub_identifiers():
         return {"license": identifier}
     named = release.licence_name or release.licence
     name = re.sub(r"[^a-z0-9.]+", "-", named.lower()).strip("-.") or "other"
