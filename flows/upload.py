@@ -155,8 +155,8 @@ def upload(
     """Send the files, each model in a commit of its own, and the card last; run again, it goes on.
 
     A new repository is private unless asked otherwise. ``digests`` are those of ``hashed``. Raises InputError
-    where a file of that name with other contents is there (``Wishes.replace``), EnvironmentProblem for login,
-    rights and network.
+    where a file of that name with other contents is there (``Wishes.replace``), HubRefusal for login and
+    rights, EnvironmentProblem for the network.
     """
     hub = Uploader(wishes.place)
     user, private = hub.user(), hub.state()
@@ -165,7 +165,7 @@ def upload(
         hub.create(private=not wishes.public)
         private = not wishes.public
     else:
-        if not wishes.create_pr:
+        if not (wishes.create_pr or wishes.place.revision.startswith("refs/pr/")):
             hub.check_rights()
         announce(f"{wishes.place.repository} is there and {'private' if private else 'public'}; it stays so")
     there = hub.files()

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..core.errors import EnvironmentProblem, InputError, KconvError, UsageError
+from ..core.errors import EnvironmentProblem, HubRefusal, InputError, KconvError, UsageError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,7 +61,7 @@ class Place:
 class Uploader:
     """One user's way to one repository; the token is huggingface_hub's own business.
 
-    All methods raise KconvError: EnvironmentProblem for network, login and rights.
+    All methods raise KconvError: HubRefusal for login, rights and names, EnvironmentProblem for the network.
     """
 
     def __init__(self, place: Place) -> None:
@@ -72,7 +72,7 @@ class Uploader:
         with explained(place):
             validate_repo_id(place.repository)
         if get_token() is None:
-            raise EnvironmentProblem(
+            raise HubRefusal(
                 "uploading needs a Hugging Face token, and there is none here",
                 hint=f"{LOGIN}, with a token that may write ({_TOKENS}); or set HF_TOKEN",
             )
@@ -83,7 +83,7 @@ class Uploader:
         said = self._ask(self._api.whoami)
         token = said.get("auth", {}).get("accessToken", {})
         if token.get("role") == "read":
-            raise EnvironmentProblem(
+            raise HubRefusal(
                 f"the token of {said['name']} may only read",
                 hint=f"{LOGIN}, with one that may write ({_TOKENS})",
             )
@@ -262,7 +262,7 @@ def _explanation(error: Exception, place: Place) -> KconvError | None:
     while isinstance(root, RuntimeError) and root.__cause__ is not None:  # "Error while uploading 'NAME'"
         root = root.__cause__
     if isinstance(root, errors.OfflineModeIsEnabled):
-        return EnvironmentProblem(
+        return HubRefusal(
             "HF_HUB_OFFLINE is set, so nothing can be uploaded", hint="unset it, or use --dry-run"
         )
     if isinstance(root, errors.HFValidationError):
@@ -272,7 +272,7 @@ def _explanation(error: Exception, place: Place) -> KconvError | None:
     if isinstance(root, errors.HfHubHTTPError):
         return _refusal(root, place)
     if isinstance(root, errors.LocalTokenNotFoundError):
-        return EnvironmentProblem("there is no Hugging Face token here", hint=LOGIN)
+        return HubRefusal("there is no Hugging Face token here", hint=LOGIN)
     if isinstance(root, (OSError, ValueError, RuntimeError)) or type(root).__module__.startswith("httpx"):
         said = without_tokens(" ".join(str(root).split()))[:300]
         return Passing(
@@ -290,21 +290,19 @@ def _refusal(error: Any, place: Place) -> KconvError:
     said = without_tokens(" ".join(str(error.server_message or "").split()))[:200]
     tail = f" ({said})" if said else ""
     if status == 401:
-        return EnvironmentProblem(f"the Hub does not accept the token{tail}", hint=f"{LOGIN} ({_TOKENS})")
+        return HubRefusal(f"the Hub does not accept the token{tail}", hint=f"{LOGIN} ({_TOKENS})")
     if status == 403:
-        return EnvironmentProblem(
+        return HubRefusal(
             f"the token may not write to {place.repository}{tail}",
             hint=f"check the name, or {LOGIN} with a token that may write there ({_TOKENS}); others' "
             "repositories take a pull request: --create-pr",
         )
     if isinstance(error, errors.RevisionNotFoundError):
-        return UsageError(
+        return HubRefusal(
             f"{place.repository} has no revision {place.revision}", hint="make the branch first"
         )
     if status == 404:
-        return EnvironmentProblem(
-            f"the Hub has no repository {place.repository}{tail}", hint="check its name"
-        )
+        return HubRefusal(f"the Hub has no repository {place.repository}{tail}", hint="check its name")
     if status in (408, 429) or status >= 500:
         return Passing(
             f"the Hub is busy or in trouble: {status}{tail}",
