@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .card_options import card_options, languages, stated
+from .card_options import card_options, languages, say_unknown_base, stated
 from .console import emit_json, plural, say, size_text
 from .options import PATH, force_option, json_option, verbose_option
 
@@ -57,6 +57,7 @@ def command(
     if repo is not None and not is_repository(repo):
         raise UsageError(f"--repo {repo} is not the name of a repository", hint="write it as org/name")
     release = read_release(files, stated(options))
+    say_unknown_base(release)
     maker = quantized_by or (repo or "").partition("/")[0] or None
     text = model_card(release, languages=languages(lang), repository=repo, quantized_by=maker)
     if output is not None:

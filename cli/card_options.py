@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.language import LANGUAGES
+from .console import say
 from .options import PATH, decorated
 
 if TYPE_CHECKING:
-    from ..flows.release import Stated
+    from ..flows.release import Release, Stated
 
 _OPTIONS = (
     click.option(
@@ -57,6 +58,15 @@ def stated(options: dict[str, Any]) -> Stated:
     if base is not None and not is_repository(base):
         raise UsageError(f"--base-model {base} is not the name of a repository", hint="write it as org/name")
     return Stated(base, options["licence"], options["also"])
+
+
+def say_unknown_base(release: Release) -> None:
+    """A note where the card cannot name the original, by which people find the files."""
+    if release.base is None:
+        say(
+            "kconv: note: the original's repository is not known; name it with --base-model ORG/NAME",
+            err=True,
+        )
 
 
 def languages(chosen: str) -> tuple[str, ...]:

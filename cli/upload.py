@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.language import spoken
-from .card_options import card_options, languages, stated
+from .card_options import card_options, languages, say_unknown_base, stated
 from .console import emit_json, plural, say, size_text, table
 from .options import PATH, json_option, verbose_option
 
@@ -80,6 +80,7 @@ def command(
     if create_pr and revision is not None:
         raise UsageError("--create-pr and --revision cannot be combined", hint="leave one of them out")
     release = read_release(files, stated(options))
+    say_unknown_base(release)
     with shown_progress() as progress:
         digests = hashed(release, progress)
     against = objections(release, digests)

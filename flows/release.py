@@ -21,6 +21,7 @@ from .foreign_values import number, objects_of, text_of, texts_of
 _HUB = "https://huggingface.co/"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")
+_ALONG = (".manifest.json", ".Modelfile", "README.md")
 _CHAT_LIMIT = 4000  # characters
 _QUESTION = "서울의 명소를 알려줘."
 
@@ -83,7 +84,7 @@ def read_release(paths: Sequence[Path], stated: Stated | None = None) -> Release
         raise UsageError("no files given", hint="name GGUF files or ONNX folders")
     paths = _without_other_parts(paths)
     alone = len(paths) == 1
-    read = [read_artifact(path, alone=alone) for path in paths]
+    read = _without_companions([read_artifact(path, alone=alone) for path in paths])
     artifacts = tuple(artifact for artifact, _ in read)
     _refuse_two_models(artifacts)
     release = _release(artifacts, [facts for _, facts in read], stated)
@@ -106,12 +107,34 @@ def joined(release: Release, others: Sequence[Artifact]) -> Release:
 
 
 def _without_other_parts(paths: Sequence[Path]) -> list[Path]:
-    """The paths, of a model in parts the first part alone, each once."""
+    """The paths, each once, of a model in parts the first alone; ``dist/*`` names what goes along, too."""
     found: dict[Path, Path] = {}
     for path in paths:
+        if path.name.endswith(_ALONG) and path.is_file():
+            continue
         first = path if path.is_dir() else read_model(path).paths[0]
         found.setdefault(first.absolute(), first)
+    if not found:
+        raise UsageError(
+            "no GGUF files or ONNX folders among the files given",
+            hint="manifests and Modelfiles go along with theirs",
+        )
     return list(found.values())
+
+
+def _without_companions(read: Sequence[tuple[Artifact, Facts]]) -> list[tuple[Artifact, Facts]]:
+    """Without the files that belong to another one of these, as a front end does."""
+    companions = {
+        file.path.absolute()
+        for artifact, _ in read
+        for file in artifact.beside
+        if file.path is not None and file.name in artifact.companions
+    }
+    return [
+        (artifact, facts)
+        for artifact, facts in read
+        if artifact.weights[0].path is None or artifact.weights[0].path.absolute() not in companions
+    ]
 
 
 def _refuse_two_models(artifacts: Sequence[Artifact]) -> None:

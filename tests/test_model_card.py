@@ -339,6 +339,32 @@ def test_one_release_is_one_model(tmp_path: Path) -> None:
         read_release([tmp_path])
 
 
+def test_a_model_in_parts_and_what_goes_along(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=1)
+    for name in ("token_embd.weight", "output.weight"):
+        writer.add_tensor(name, np.zeros((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    first, second = sorted(tmp_path.glob("m-*.gguf"))
+    front = gguf_file(tmp_path / "front-m.gguf")
+    with_manifest(first, companions=[{"file": front.name, "bytes": 9, "sha256": "c" * 64}])
+    Path(tmp_path / "README.md").write_text("a card", "utf-8")
+    release = read_release(sorted(tmp_path.iterdir()))
+    (artifact,) = release.artifacts
+    assert artifact.bytes == first.stat().st_size + second.stat().st_size
+    assert [file.name for file in release.files] == [
+        first.name,
+        second.name,
+        front.name,
+        f"{first.name}.manifest.json",
+    ]
+    assert "`front-m.gguf` in the same folder" in model_card(release)
+    with pytest.raises(UsageError, match="no GGUF files"):
+        read_release([Path(f"{first}.manifest.json")])
+
+
 def test_the_command(tmp_path: Path) -> None:
     path = with_manifest(gguf_file(tmp_path / "m.gguf"))
     target = tmp_path / "README.md"
