@@ -23,6 +23,8 @@ COMMANDS = {
     "plan": "plan",
     "compare": "compare",
     "inspect": "inspection",
+    "card": "card",
+    "upload": "upload",
     "run": "run",
     "serve": "serve",
     "models": "models",

@@ -134,15 +134,18 @@ def command(
 
 def _proof(output: Output, checkpoint: str | Path, threads: int | None, rehash: bool) -> Proof:
     """The proof of one model, which its manifest has afterwards."""
+    from ..converters.hashes import SourceHashes
     from ..converters.manifest import record_proof
+    from ..core.input_files import InputFile
     from ..verify import verify
     from .progress import announce, shown_progress
 
-    with shown_progress() as progress:
+    files = [InputFile(path) for path in output.paths]
+    with shown_progress() as progress, SourceHashes(files) as hashes:
         proof = verify(
             output.path, checkpoint, rehash=rehash, threads=threads, progress=progress, announce=announce
         )
-    record_proof(output.manifest, proof.to_manifest())
+        record_proof(output.manifest, proof.to_manifest(), hashes.result(progress))
     return proof
 
 

@@ -39,6 +39,13 @@ _HELD = (
     "words_as_text",
 )
 
+# What the checkpoint's card says, for those who make another of the manifest (report/model_card.py).
+_OF_THE_CARD = {
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "languages": "general.languages",
+}
+
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
     """Versions of what has a hand in the bytes, and of ``more`` packages; ``kernels`` says who encodes.
@@ -85,6 +92,7 @@ def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile
         "repository": repository,
         "revision": revision,
         "license": model.metadata.get("general.license"),
+        **{key: model.metadata[name] for key, name in _OF_THE_CARD.items() if name in model.metadata},
         "files": [asdict(file) for file in files],
     }
 
@@ -140,14 +148,26 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
     File names that are not UTF-8 leave half surrogates; written with ``backslashreplace`` they become JSON's
     own escapes.
     """
-    head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
+    head = {
+        "file": plan.path.name,
+        "type": output.type,
+        "bytes": output.bytes,
+        "bits_per_weight": round(output.bits_per_weight, 4),
+    }
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
     return manifest_json({"output": head, **common, "tensors": tensors})
 
 
-def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
-    """Put the proof into its place in a manifest."""
-    text = manifest_json({**json.loads(manifest.read_text("utf-8")), "proof": dict(proof)})
+def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[SourceFile] = ()) -> None:
+    """Put the proof into its place in a manifest, and the hashes of the ``files`` it is about.
+
+    Whoever publishes them later can tell by these that they are still the files that were proven.
+    """
+    content = json.loads(manifest.read_text("utf-8"))
+    listed = {file["name"]: file for file in content["output"].get("files", [])}
+    listed |= {file.name: asdict(file) for file in files}
+    output = {**content["output"], **({"files": list(listed.values())} if listed else {})}
+    text = manifest_json({**content, "output": output, "proof": dict(proof)})
     with atomic_file(manifest, force=True) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..converters.card import general_metadata, licence_notice
 from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
-from ..converters.hashes import checkpoint_hashes
+from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
 from ..converters.manifest import common_part, record_proof
 from ..converters.mapping import build, parameters
@@ -27,6 +27,7 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
+from ..core.input_files import InputFile
 from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
@@ -294,18 +295,20 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
-    proofs = prove_new_files(
-        replace(expected, model=model),
-        [output.path for output in outputs],
-        parity,
-        scope=options.verify,
-        run=run,
-        importance=importance,
-        known=known,
-        keep=journal_of([output.path for output in outputs]),
-    )
+    with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
+        proofs = prove_new_files(
+            replace(expected, model=model),
+            [output.path for output in outputs],
+            parity,
+            scope=options.verify,
+            run=run,
+            importance=importance,
+            known=known,
+            keep=journal_of([output.path for output in outputs]),
+        )
+        hashed = {file.name: file for file in hashes.result(run.progress)}
     for output, proof in zip(outputs, proofs, strict=True):
-        record_proof(output.manifest, proof.to_manifest())
+        record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
 
 

@@ -29,7 +29,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.folders import atomic_folder, refuse_filled
-from ..core.input_files import file_sha256
+from ..core.input_files import InputFile, file_sha256
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.windows import Window
@@ -266,7 +266,12 @@ def _write_manifest(
 ) -> None:
     text = manifest_json(
         {
-            "output": {"type": made.type, "bytes": made.bytes, "files": list(written)},
+            "output": {
+                "type": made.type,
+                "bytes": made.bytes,
+                "bits_per_weight": round(made.bits_per_weight, 4),
+                "files": list(written),
+            },
             "source": source_part(checkpoint, model, sources),
             "architecture": model.arch,
             "parameters": made.parameters,
@@ -281,9 +286,7 @@ def _write_manifest(
 
 
 def _file_entry(folder: Path, name: str, size: int, *, hashed: bool) -> dict[str, Any]:
-    """A file as the manifest has it. Weights go without a hash, for which all of them would have to be read
-    again: verify compares each of them with the checkpoint's.
-    """
+    """A file as the manifest has it. Weights get their hash along with the proof, which reads them again."""
     entry: dict[str, Any] = {"name": name, "bytes": size}
     return {**entry, "sha256": file_sha256(folder / name)} if hashed else entry
 
@@ -299,6 +302,8 @@ def _prove(
     def read(asked: tuple[Window, ...]) -> Reading:
         return known[asked] if asked in known else read_reference(expected, options, asked)
 
-    proof = prove(expected, artifact, windows, options, scope=scope, read=read)
-    record_proof(path / MANIFEST, proof.to_manifest())
+    weights = [InputFile(file) for file in artifact.folder.files]
+    with SourceHashes(weights, folder=path) as hashes:
+        proof = prove(expected, artifact, windows, options, scope=scope, read=read)
+        record_proof(path / MANIFEST, proof.to_manifest(), hashes.result(options.progress))
     return replace(proof, seconds=time.monotonic() - begun)

@@ -134,7 +134,7 @@ class GgufArtifact:
             windows,
             options,
             positions=self._recomputed_positions,
-            same_gelu=_with_llama_cpps_gelu(expected, options) if shows else None,
+            same_gelu=_as_llama_cpp(expected, options) if shows else None,
         )
 
     def predicted(
