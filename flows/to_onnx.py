@@ -57,6 +57,7 @@ def to_onnx(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    into: str | Path = "",
     type: str = AUTO,
     layout: str = "optimum",
     accuracy_level: int = 4,
@@ -71,11 +72,12 @@ def to_onnx(
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
-    ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here), which must be free or empty; with
-    ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
-    the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
-    names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
-    matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here or in the folder ``into``), which must be
+    free or empty; with ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or
+    q4_0; auto keeps what the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py).
+    ``layout`` is whose names the files have, optimum's or transformers.js's. ``accuracy_level`` is
+    onnxruntime's for quantized matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them
+    and is far slower.
     ``chat_template``, ``verify`` and ``made`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed
     proof raises nothing.
     """
@@ -84,7 +86,7 @@ def to_onnx(
     _check_surroundings(options, proven=scope != "off")
     checkpoint, family = open_model(source)
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, force=force)
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), force=force)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint)
     beside = partial(collect_side_files, checkpoint, tokenizer, model, options.layout)
@@ -109,6 +111,11 @@ def to_onnx(
     return replace(written, proof=_prove(expected, planned.folder, scope, verify_options, known))
 
 
+def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:
+    """``<name>-<TYPE>-ONNX``, for a type that is not auto."""
+    return f"{checkpoint_name(checkpoint)}-{type.upper()}-ONNX"
+
+
 @dataclass(frozen=True)
 class _Planned:
     """What is to be written and where; ``graph_files`` are names and how many files of weights each has."""
@@ -127,12 +134,12 @@ def _plan(
     output: str | Path | None,
     type: str,
     *,
+    into: Path,
     force: bool,
 ) -> _Planned:
     """The folder of that type, which must be free."""
     chosen = choose_onnx_formats(family, checkpoint, model, type)
-    name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
-    folder = Path(name if output is None else output)
+    folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
     refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
     merged = options.layout.merged
     graphs = graphs_of(family, checkpoint, chosen.formats, options.accuracy_level, merged=merged)
