@@ -205,8 +205,9 @@ def _arguments(
 ) -> dict[str, Any]:
     """The options as arguments of the conversion, by the command's own parser."""
     name, options, given = _COMMANDS[format][0], _options(format), []
+    displaced = {key for pair in _EITHER if any(_stands_in(words, key) for key in pair) for key in pair}
     for key, value in asked.items():
-        if key in options:
+        if key in options and key not in displaced:
             given += _words(file, job, key, value, options[key])
     try:
         context = _command(format).make_context(name, [*given, *words, "--", source])
@@ -226,6 +227,10 @@ def _arguments(
     for other in ("checkpoint", "output", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)
     return values
+
+
+def _stands_in(words: Sequence[str], key: str) -> bool:
+    return any(word.partition("=")[0] == f"--{key}" for word in words)
 
 
 def _blamed(file: JobsFile, job: int, asked: Table, error: click.UsageError) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.errors import ChildDied
-from .batch_board import Batch, BatchOutput
+from .batch_board import Batch, BatchOutput, State
 from .batch_convert import convert_step
 from .batch_jobs import Step
 from .batch_journal import Journal, Record
@@ -23,6 +23,10 @@ from .batch_space import lacking_space
 from .executor import Executor, Outcome, Task
 
 _ENVIRONMENT = 4
+_UNPROVEN: dict[str, tuple[State, str, int]] = {
+    "failed": ("failed", "ProofError", 1),
+    "not decided": ("not done", "EnvironmentProblem", _ENVIRONMENT),
+}
 
 
 class Explained(Protocol):
@@ -147,7 +151,8 @@ class Runner:
         for plan in self.batch.plans.values():
             for planned in plan.outputs:
                 if planned.record is not None:
-                    journal.append(**{**planned.record, "event": "made"})
+                    content = {k: v for k, v in planned.record.items() if k not in ("event", "time")}
+                    journal.append("found", **content)
         for output in self.batch.outputs.values():
             if output.error is not None:
                 self._write_failure(output)
@@ -208,14 +213,8 @@ class Runner:
             output.state, output.path, output.bytes = "made", record["path"], record["bytes"]
             output.verdict, output.kl_mean = record["verdict"], record["kl_mean"]
             output.seconds, output.error = record["seconds"], None
-            if output.verdict in ("failed", "not decided"):
-                output.state = "failed" if output.verdict == "failed" else "not done"
-                output.error = {
-                    "type": "ProofError" if output.verdict == "failed" else "EnvironmentProblem",
-                    "message": f"the proof: {output.verdict}: {record['cause']}",
-                    "hint": shlex.join(["kconv", "verify", output.path, "--against", output.source]),
-                    "exit_code": 1 if output.verdict == "failed" else _ENVIRONMENT,
-                }
+            if output.verdict in _UNPROVEN:
+                output.state, output.error = _unproven(output, str(record["cause"]))
         self._watch.ended(outputs, None)
 
     def _died(self, number: int, outcome: Outcome) -> bool:
@@ -251,6 +250,15 @@ class Runner:
         since = {} if begun is None else {"began": begun}
         event = "failed" if output.state == "failed" else "not done"
         self._journal.append(event, key=output.key, job=output.job, error=output.error, **since)
+
+
+def _unproven(output: BatchOutput, cause: str) -> tuple[State, dict[str, object]]:
+    """State and error of an output whose proof was not good enough."""
+    state, type, code = _UNPROVEN[output.verdict or ""]
+    what = "failed" if state == "failed" else "could not be finished"
+    hint = shlex.join(["kconv", "verify", output.path, "--against", output.source])
+    message = f"the proof {what}: {cause}"
+    return state, {"type": type, "message": message, "hint": f"details: {hint}", "exit_code": code}
 
 
 def _folder(step: Step) -> Path:

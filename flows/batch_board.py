@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from .batch_jobs import Step
-from .batch_journal import Record
+from .batch_journal import DONE, Record, made_of
 from .batch_plan import StepPlan
 
 State = Literal["planned", "running", "done before", "made", "failed", "not done"]
@@ -89,11 +89,11 @@ def status_of(steps: Sequence[Step], records: Mapping[str, Record]) -> Batch:
         record = records.get(key)
         if record is None:
             continue
-        event, made = record["event"], record if record["event"] == "made" else record.get("made")
+        event, made = record["event"], made_of(record)
         if made is not None:
             output.path, output.bytes, output.verdict = made["path"], made["bytes"], made["verdict"]
             output.kl_mean, output.seconds = made.get("kl_mean"), made.get("seconds")
-        if event == "made":
+        if event in DONE:
             states: dict[str, State] = {"failed": "failed", "not decided": "not done"}
             output.state = states.get(record["verdict"], "made")
         elif event in ("failed", "not done"):

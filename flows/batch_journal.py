@@ -23,10 +23,11 @@ Record = Mapping[str, Any]
 """One line: ``event``, ``time``, and what that event has to say.
 
 ``made``: an output (``key``, ``path``, ``files``, ``source``, ``options``, ``versions``, ``verdict`` …);
-``began``: ``keys`` that a conversion is about to make; ``failed`` and ``not done``: ``key``, ``error`` and,
-if it came that far, when it ``began``; ``fetched`` and ``deleted``: ``repository``, ``revision``;
-``started``: the run itself.
+``found``: the same of one that planning found to be as it should; ``began``: ``keys`` that a conversion is
+about to make; ``failed`` and ``not done``: ``key``, ``error`` and, if it came that far, when it ``began``;
+``fetched`` and ``deleted``: ``repository``, ``revision``; ``started``: the run itself.
 """
+DONE = ("made", "found")
 
 
 def journal_paths(journal: Path) -> list[Path]:
@@ -70,11 +71,16 @@ def latest(records: Iterable[Record]) -> dict[str, Record]:
     for record in records:
         for key in record.get("keys", [record["key"]] if "key" in record else []):
             before = last.get(key, {})
-            made = before if before.get("event") == "made" else before.get("made")
-            last[key] = record if record["event"] == "made" else {**record, "made": made}
+            last[key] = record if record["event"] in DONE else {**record, "made": made_of(before)}
             if record["event"] == "began":
                 last[key] = {**last[key], "began": record["time"]}
     return last
+
+
+def made_of(record: Record) -> Record | None:
+    """The record of an output that was made, from the last word on it."""
+    made: Record | None = record if record.get("event") in DONE else record.get("made")
+    return made
 
 
 class Journal:

@@ -38,7 +38,7 @@ from .batch_fingerprint import (
     versions_record,
 )
 from .batch_jobs import Step, canonical
-from .batch_journal import Record
+from .batch_journal import Record, made_of
 from .convert import plan_files
 from .to_onnx import onnx_folder_name
 
@@ -174,7 +174,7 @@ def _tokenizer_bytes(checkpoint: Checkpoint) -> int:
 def _judged(look: _Look, key: str, name: str, path: Path, size: int) -> PlannedOutput:
     """Whether an output is done, and if not, whether what lies there may be replaced."""
     record = look.records.get(key, {})
-    made = record if record.get("event") == "made" else record.get("made")
+    made = made_of(record)
     if made is not None:
         path = Path(made["path"]) if canonical(look.step.format, name) == "auto" else path
         missing, changed = altered(made["files"])
