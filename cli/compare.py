@@ -21,6 +21,7 @@ from .console import (
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.compare import ComparedType, Comparison
@@ -35,7 +36,8 @@ Examples:
 
 
 @click.command("compare", short_help="Measure several types of a checkpoint side by side.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @types_option("none; give at least two")
 @conversion_options
 @click.option(
@@ -62,7 +64,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     types: tuple[str, ...],
     texts: tuple[Path, ...],
     tokens: int | None,

@@ -12,6 +12,7 @@ import click
 from .console import count_text, emit_json, plural, say, say_notes, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
@@ -27,7 +28,8 @@ Examples:
 
 
 @click.command("plan", short_help="Show the size of each type before converting.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @click.option(
     "-o", "--output", type=PATH, metavar="PATH", help="Where the files would go.  [default: this folder]"
 )
@@ -38,7 +40,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     output: Path | None,
     types: tuple[str, ...],
     threads: int | None,

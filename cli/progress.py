@@ -25,6 +25,7 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 # What people read for the stages the rooms report, and what they count.
 _STAGES = {
+    "download": ("downloading", "bytes"),
     "write": ("writing weights", "bytes"),
     "hash": ("hashing the source", "bytes"),
     "tokens": ("comparing tokens", "texts"),
@@ -58,7 +59,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def naming_finished_files(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
+def naming_finished_files(what: str, checkpoint: str | Path) -> Iterator[Callable[[Sequence[Path]], None]]:
     """Yield a callback for files that are finished; an exception after that is reported with their names.
 
     They are there, if not proven. ``what`` they are: ``the files are``.
@@ -96,8 +97,9 @@ def announce(text: str) -> None:
 
 
 def announce_removals() -> None:
-    """From now on, say so when what a killed run has left is removed by the next."""
+    """From now on, say so when what a killed run has left is removed by the next, or else is unusual."""
     core_progress.on_removal = _announce_removal
+    core_progress.on_remark = announce
 
 
 def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:

@@ -32,6 +32,7 @@ from .options import (
     threads_option,
     verbose_option,
 )
+from .sources import SOURCE
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -85,14 +86,19 @@ Examples:
 @split_option
 @click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
-    "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
+    "--against", type=SOURCE, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
 )
 @threads_option
 @force_option
 @json_option
 @verbose_option
 def command(
-    source: Path, against: Path | None, as_json: bool, verbose: bool, output: Path | None, **options: Any
+    source: Path,
+    against: str | Path | None,
+    as_json: bool,
+    verbose: bool,
+    output: Path | None,
+    **options: Any,
 ) -> None:
     """Write the GGUF file IN.gguf with other types of weights and everything else unchanged.
 
@@ -118,7 +124,7 @@ def command(
     end_unproven((proof.verdict, f"{proof.artifact}: {cause(proof)}") for proof in proofs)
 
 
-def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
+def _proof(output: Output, checkpoint: str | Path, threads: int | None) -> Proof:
     """The proof of one model, which its manifest has afterwards."""
     from ..converters.manifest import record_proof
     from ..verify import verify

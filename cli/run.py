@@ -17,6 +17,7 @@ from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import read_prompt
+from .sources import SOURCE, revision_option
 
 EXAMPLES = """\b
 Examples:
@@ -37,7 +38,8 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 
 
 @click.command("run", short_help="Generate text with a GGUF file or an ONNX folder.", epilog=EXAMPLES)
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=SOURCE)
+@revision_option
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from standard input.")
 @click.option(
     "--fill",
@@ -127,7 +129,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 @json_option
 @verbose_option
 def command(
-    artifact: Path,
+    artifact: str | Path,
     prompt: str | None,
     fill: str | None,
     as_json: bool,

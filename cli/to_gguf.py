@@ -37,6 +37,7 @@ from .options import (
     threads_option,
     verbose_option,
 )
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -56,7 +57,8 @@ Examples:
 
 
 @click.command("to-gguf", short_help="Convert a checkpoint folder to GGUF files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @click.option(
     "-o",
     "--output",
@@ -86,7 +88,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     output: Path | None,
     types: tuple[str, ...],
     pure: bool,
@@ -155,7 +157,7 @@ def command(
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
 
 
-def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> Conversion:
+def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; errors during the proof mention that the files are there."""
     from ..flows.convert import to_gguf
     from .progress import announce, naming_finished_files, shown_progress
@@ -191,7 +193,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     say(f"{made} in {seconds_text(seconds)}, each with a manifest next to it")
 
 
-def _story(proof: Proof, checkpoint: Path) -> str:
+def _story(proof: Proof, checkpoint: str | Path) -> str:
     """Why a file is not proven, and how to learn more."""
     from ..report.words import cause
 

@@ -25,6 +25,7 @@ from .console import (
 )
 from .conversion_options import chat_template_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -57,7 +58,8 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @click.option(
     "-o",
     "--output",
@@ -104,7 +106,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     output: Path | None,
     type_name: str,
     layout: str,
@@ -158,7 +160,7 @@ def command(
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
 
-def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
+def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; errors during the proof mention that the folder is there."""
     from ..flows.to_onnx import to_onnx
     from .progress import announce, naming_finished_files, shown_progress

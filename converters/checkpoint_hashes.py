@@ -14,6 +14,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
 from ..core.input_files import file_sha256, quoted
 from ..core.progress import Progress, silent
+from ..hub.evidence import check_contents
 from .recorded import IGNORE, RecordedFile, recorded_files
 from .targets import manifest_path
 
@@ -103,6 +104,7 @@ class CheckpointHashes(threading.Thread):
         try:
             for name, size in self._sizes.items():
                 digest = file_sha256(self._folder / name, self._count, stopped=self._stopped.is_set)
+                check_contents(self._folder / name, digest)
                 self._before = self._done
                 self._found.append(RecordedFile(name, size, digest))
                 recorded = self._recorded.get(name)
@@ -113,6 +115,7 @@ class CheckpointHashes(threading.Thread):
             if not self._different:
                 for name, part in self._parts.items():
                     digest = file_sha256(part, self._count, stopped=self._stopped.is_set)
+                    check_contents(part, digest)
                     self._before = self._done
                     self.artifact_sha256[name] = digest
         except BaseException as error:  # handed to the thread that waits

@@ -20,6 +20,7 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
 from ..core.side_files import check_side_files
+from ..hub.evidence import check_contents
 from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
@@ -113,6 +114,7 @@ class SourceHashes(threading.Thread):
         try:
             for file in self._sources:
                 digest = file_sha256(file, self._count, stopped=self._stopped.is_set)
+                check_contents(file.path, digest)
                 path = file.path if self._folder is None else file.path.relative_to(self._folder)
                 name = file.path.name if self._folder is None else path.as_posix()
                 self._files.append(SourceFile(name, file.size, digest))

@@ -13,9 +13,10 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .errors import EnvironmentProblem
+from .progress import Progress
 
 Identity = tuple[int, int, int, int]
 """Which file it is, and as of when: device, inode, bytes, time of change in ns."""
@@ -51,6 +52,19 @@ class ByteSource(Protocol):
         """Write bytes from ``offset`` on to the start of ``view``, and return how many; 0 only at the end.
 
         Raises OSError.
+        """
+        ...
+
+
+@runtime_checkable
+class SummedSource(ByteSource, Protocol):
+    """A source that is fetched as a whole while it is read, and summed up on the way."""
+
+    def sha256(self, progress: Progress, stopped: Callable[[], bool]) -> str:
+        """The SHA-256 of all of it in hexadecimal; waits until all of it has come.
+
+        Calls ``progress("hash", bytes done, bytes in all)``. Raises what fetching raises, and
+        InterruptedError once ``stopped`` says yes.
         """
         ...
 

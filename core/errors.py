@@ -11,6 +11,7 @@ KconvError
 │   ├── VocabError           a tokenizer that cannot be read or does not fit the rows
 │   ├── NonFiniteError       a weight that is NaN or infinite
 │   ├── GgufError            a GGUF file that cannot be read
+│   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
 └── EnvironmentProblem    4  disk, memory, permission, network
     └── ChildDied            a process of kconv's was killed, crashed or gave no answer
@@ -85,6 +86,13 @@ class NonFiniteError(InputError):
 
 class GgufError(InputError):
     """A GGUF file that cannot be read."""
+
+
+class HubRefusal(InputError):
+    """What the Hub does not give: a gated, private or missing repository, a revision or file there is not.
+
+    Also what is not in its cache here while it must not be asked (HF_HUB_OFFLINE).
+    """
 
 
 class OutputExists(InputError):

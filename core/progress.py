@@ -21,5 +21,12 @@ def ignore(folder: Path, removed: list[Leftover]) -> None:
     """Report nothing."""
 
 
+def unheard(text: str) -> None:
+    """Report nothing."""
+
+
+on_remark: Callable[[str], None] = unheard
+"""Told, in a sentence, of what is done otherwise than usual; the command line sets it."""
+
 on_removal: Callable[[Path, list[Leftover]], None] = ignore
 """Told of what ``leftovers.sweep`` has removed; the command line sets it."""

@@ -7,7 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from .byte_source import LocalFile
 from .checkpoint import Checkpoint
+from .elsewhere import Elsewhere
 from .errors import CheckpointError, EnvironmentProblem
 from .input_files import (
     DOWNLOAD_HINT,
@@ -44,8 +46,8 @@ __all__ = [
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder: read config.json and the headers of its weight files.
+def open_checkpoint(source: str | Path | Elsewhere) -> Checkpoint:
+    """Open a Hugging Face folder: read config.json and the headers of its weight files, wherever they lie.
 
     Weights are safetensors or PyTorch files, one or several with their index; safetensors are preferred.
     Files may be links (the Hub's cache). What is odd and harmless
@@ -53,12 +55,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Nothing in the folder is executed. Raises CheckpointError, and EnvironmentProblem where permission is
     missing.
     """
-    folder = _folder(Path(source))
+    place = source if isinstance(source, Elsewhere) else Elsewhere(Path(source))
+    folder = _folder(place.folder)
     beside = side_files(folder)  # before anything is read
     config = read_json(folder, "config.json")
     if config is None:
         raise _no_config(folder)
-    weights = find_weights(folder)
+    weights = find_weights(folder, place.weights.keys())
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
@@ -66,7 +69,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
-        opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
+        open_file = open_safetensors if name.endswith(".safetensors") else open_torch
+        opened = open_file(folder / name, place.weights.get(name, LocalFile))
         files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):
             if tensor in file_of:

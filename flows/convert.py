@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from ..converters.card import general_metadata, licence_notice
-from ..converters.family import Companion
+from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.intake import open_model
 from ..converters.manifest import checkpoint_hashes, common_part, record_proof
@@ -24,6 +24,7 @@ from ..converters.targets import (
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
+from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
 from ..core.model import Model
 from ..core.progress import Progress, silent
@@ -41,6 +42,7 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
+from .arrivals import arrived
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import Calibration, calibrate
 from .prove import prove_new_files
@@ -116,12 +118,18 @@ def to_gguf(
 
 
 def convert(
-    source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
+    source: str | Path | Elsewhere,
+    output: str | Path | None,
+    options: Options,
+    run: Run,
+    *,
+    modelfile: bool = False,
 ) -> Conversion:
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
-    checkpoint, family = open_model(source)
+    look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
+    checkpoint, family = open_model(arrived(source, look, run.progress))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(
@@ -163,6 +171,20 @@ def convert(
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
+
+
+def _refuse_early(
+    checkpoint: Checkpoint,
+    family: AnyFamily,
+    *,
+    output: str | Path | None,
+    options: Options,
+    modelfile: bool,
+    run: Run,
+) -> None:
+    """Raise what names and shapes tell: an unknown architecture, tensors that miss, files in the way."""
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
+    _choose_targets(checkpoint, model, companions, output, options, modelfile=modelfile, run=run)
 
 
 def _choose_targets(

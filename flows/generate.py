@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent
+from ..hub.artifact import local_artifact
 from ..runtimes import KV_TYPES
 from ..runtimes.generation import (
     Generation,
@@ -152,7 +153,7 @@ def generate(
     if fill and stops:
         raise UsageError("--stop cannot be combined with --fill, whose output is split at the masks")
     loaded = open_artifact(
-        Path(artifact),
+        local_artifact(artifact, progress),
         front_end=None if front_end is None else Path(front_end),
         context=context,
         kv_type=kv_type,

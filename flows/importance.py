@@ -23,6 +23,7 @@ from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.text_files import read_text
 from ..core.windows import Window
+from ..hub.checkpoint import local_checkpoint
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reference
@@ -65,7 +66,7 @@ def gather(
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
     opening the checkpoint raises, and InputError for texts too short.
     """
-    checkpoint, family = open_model(source)
+    checkpoint, family = open_model(local_checkpoint(source, progress))
     for note in checkpoint.notes:
         announce(f"{'warning' if note.warning else 'note'}: {note.message}")
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)

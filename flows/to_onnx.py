@@ -47,6 +47,7 @@ from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_r
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
+from .arrivals import arrived
 from .automatic import Known, read_first, too_wide
 from .results import OnnxConversion, Run
 
@@ -84,7 +85,8 @@ def to_onnx(
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
-    checkpoint, family = open_model(source)
+    look = partial(_refuse_early, options=options, output=output, force=force)
+    checkpoint, family = open_model(arrived(source, look, progress))
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), force=force)
     planned = plan(options.type)
@@ -124,6 +126,18 @@ class _Planned:
     folder: Path
     graphs: Mapping[str, Graph]
     graph_files: Mapping[str, int]
+
+
+def _refuse_early(
+    checkpoint: Checkpoint,
+    family: AnyFamily,
+    *,
+    options: OnnxOptions,
+    output: str | Path | None,
+    force: bool,
+) -> None:
+    """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
+    _plan(checkpoint, family, build(family, checkpoint, "ONNX"), options, output, options.type, force=force)
 
 
 def _plan(

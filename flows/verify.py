@@ -20,6 +20,8 @@ from ..core.cores import available_cores
 from ..core.errors import InputError, UsageError
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..hub.artifact import local_artifact
+from ..hub.checkpoint import local_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..runtimes.onnx_folder import OnnxFolder, open_onnx
 from ..verify.gguf_artifact import GgufArtifact
@@ -88,12 +90,13 @@ def verify(
     verify_options = VerifyOptions(
         gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
     )
-    if Path(artifact).is_dir():
+    artifact, against = local_artifact(artifact, progress), local_checkpoint(against, progress)
+    if artifact.is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, verify_options)
+        proof = _prove_folder(open_onnx(artifact), open_checkpoint(against), asked, verify_options)
     else:
-        with open_gguf(Path(artifact)) as file:
+        with open_gguf(artifact) as file:
             proof = _prove_file(file, Path(against), asked, verify_options)
     return replace(proof, seconds=time.monotonic() - begun)
 

@@ -1,0 +1,179 @@
+"""A repository at one commit: resolved once, then all that is read comes from that commit.
+
+The seam for whatever works from the Hub::
+
+    source = resolve("org/name@branch")       # one request for the commit, one for the list of files
+    source.repository, source.commit, source.files
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..core import progress as core_progress
+from ..core.errors import EnvironmentProblem, HubRefusal, KconvError
+from ..core.input_files import is_plain_name, quoted
+from .cache import cached_commit, cached_files, read_tree, snapshot, write_ref, write_tree
+from .names import COMMIT, HubName, parse_hub_name
+from .refusals import offline
+from .tries import FEW, MANY, patiently
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository: its path there, its bytes, Git's id; of large ones SHA-256 and Xet's hash."""
+
+    path: str
+    size: int
+    git: str
+    sha256: str | None = None
+    xet: str | None = None
+
+    @property
+    def etag(self) -> str:
+        """What the Hub, and huggingface_hub's cache, call its contents."""
+        return self.sha256 or self.git
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """The files of a repository at a commit.
+
+    ``asked`` is what was asked for. ``listed`` is False where nobody could say which files there are: the Hub
+    was not asked or did not answer, and its list is not in the cache; ``files`` are those in the cache then.
+    ``unreached`` says why the Hub was not asked, or what it answered.
+    """
+
+    asked: HubName
+    commit: str
+    files: tuple[HubFile, ...]
+    listed: bool = True
+    unreached: KconvError | None = None
+
+    @property
+    def repository(self) -> str:
+        """``org/name``."""
+        return self.asked.repository
+
+    @property
+    def pinned(self) -> HubName:
+        """The very commit."""
+        return HubName(self.repository, self.commit)
+
+    def __str__(self) -> str:
+        return f"{self.repository}@{self.commit}"
+
+    def file(self, path: str) -> HubFile | None:
+        """The file of that path."""
+        return next((each for each in self.files if each.path == path), None)
+
+
+def resolve(text: str | HubName, revision: str | None = None) -> HubSource:
+    """The repository that ``text`` names, at the commit its revision means now.
+
+    Asks the Hub twice, or once where the list of that commit's files is in the cache, or not at all for a
+    commit whose list is. Where the Hub does not answer or refuses, what the cache has is taken, as
+    huggingface_hub does. Raises HubRefusal (gated, private, missing, no such revision, not in the cache),
+    UsageError, EnvironmentProblem (network).
+    """
+    name = text if isinstance(text, HubName) else parse_hub_name(text, revision)
+    if name is None:
+        raise HubRefusal(f"{quoted(text)} names no repository of the Hub", hint="give it as hf://org/name")
+    commit, unreached = _commit(name)
+    known = read_tree(name.repository, commit)
+    if known is None and unreached is None:
+        try:
+            entries = _listing(HubName(name.repository, commit))
+            known = {each.path: _entry(each) for each in entries}
+            write_tree(name.repository, commit, known)
+        except KconvError as error:
+            unreached = error
+    if known is not None:
+        files = [_file(path, entry, name) for path, entry in known.items() if _is_safe(path)]
+        return HubSource(name, commit, tuple(files), unreached=unreached)
+    assert unreached is not None
+    if not snapshot(name.repository, commit).is_dir():
+        raise unreached
+    files = [HubFile(path, size, etag) for path, size, etag in cached_files(name.repository, commit)]
+    return HubSource(name, commit, tuple(files), listed=False, unreached=unreached)
+
+
+def _commit(name: HubName) -> tuple[str, KconvError | None]:
+    """The commit of a revision, and why the Hub did not say it, where it is the cache that does."""
+    from huggingface_hub import HfApi, constants
+
+    kept = cached_commit(name)
+    if constants.HF_HUB_OFFLINE:
+        if kept is None:
+            raise offline(name)
+        return kept, offline(name)
+    if name.revision is not None and COMMIT.fullmatch(name.revision):
+        return name.revision, None
+    usable = kept is not None and snapshot(name.repository, kept).is_dir()
+
+    def ask() -> str:
+        found = HfApi().model_info(name.repository, revision=name.revision).sha
+        if not isinstance(found, str) or not COMMIT.fullmatch(found):
+            raise ValueError("no commit")
+        return found
+
+    try:
+        commit = patiently(ask, name, tries=FEW if usable else MANY)
+    except (EnvironmentProblem, HubRefusal) as error:
+        if kept is None or not usable or _is_no_revision(error):
+            raise
+        core_progress.on_remark(f"{error.message}; the commit in the cache is taken: {kept}")
+        return kept, error
+    write_ref(name, commit)
+    return commit, None
+
+
+def _is_no_revision(error: KconvError) -> bool:
+    """Whether the Hub has answered that the revision is gone, which no cache can help."""
+    from huggingface_hub import errors
+
+    return isinstance(error.__cause__, errors.RevisionNotFoundError)
+
+
+def _listing(name: HubName) -> Sequence[Any]:
+    from huggingface_hub import HfApi, RepoFile
+
+    def ask() -> list[RepoFile]:
+        tree = HfApi().list_repo_tree(name.repository, revision=name.revision, recursive=True)
+        return [each for each in tree if isinstance(each, RepoFile)]
+
+    return patiently(ask, name, "the list of files")
+
+
+def _entry(found: Any) -> dict[str, Any]:
+    """An entry of the list, as huggingface_hub keeps it in its cache (``trees/COMMIT.json``)."""
+    entry = {"size": found.size, "blob_id": found.blob_id}
+    if found.lfs is not None:
+        entry |= {"lfs_sha256": found.lfs.sha256, "lfs_size": found.lfs.size}
+    if found.xet_hash is not None:
+        entry["xet_hash"] = found.xet_hash
+    return entry
+
+
+def _file(path: str, entry: dict[str, Any], name: HubName) -> HubFile:
+    """A file from its entry, whose names are going to be file names here. Raises HubRefusal."""
+    sha256, git, xet = entry.get("lfs_sha256"), entry.get("blob_id"), entry.get("xet_hash")
+    size = entry.get("lfs_size") if sha256 is not None else entry.get("size")
+    hashes = [(COMMIT, git), (_SHA256, sha256 or "0" * 64), (_SHA256, xet or "0" * 64)]
+    good = all(isinstance(each, str) and kind.fullmatch(each) for kind, each in hashes)
+    if not good or type(size) is not int or size < 0:
+        raise HubRefusal(
+            f"the list of files of {name} describes {quoted(path)} as {quoted(entry)}, expected its size and "
+            "the hashes of its contents"
+        )
+    return HubFile(path, size, str(git), sha256, xet)
+
+
+def _is_safe(path: str) -> bool:
+    """Whether a path can only lead into the folder it is put in."""
+    return all(is_plain_name(part) for part in path.split("/"))
