@@ -85,10 +85,11 @@ def to_onnx(
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
-    look = partial(_refuse_early, options=options, output=output, force=force)
+    where = {"into": Path(into), "force": force}
+    look = partial(_refuse_early, options=options, output=output, **where)
     checkpoint, family = open_model(arrived(source, look, progress))
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), force=force)
+    plan = partial(_plan, checkpoint, family, model, options, output, **where)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint)
     beside = partial(collect_side_files, checkpoint, tokenizer, model, options.layout)
@@ -134,10 +135,12 @@ def _refuse_early(
     *,
     options: OnnxOptions,
     output: str | Path | None,
+    into: Path,
     force: bool,
 ) -> None:
     """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
-    _plan(checkpoint, family, build(family, checkpoint, "ONNX"), options, output, options.type, force=force)
+    model = build(family, checkpoint, "ONNX")
+    _plan(checkpoint, family, model, options, output, options.type, into=into, force=force)
 
 
 def _plan(
