@@ -18,7 +18,9 @@ from .options import PATH, json_option, verbose_option
 if TYPE_CHECKING:
     from ..flows.batch import Runner
     from ..flows.batch_board import Batch
+    from ..flows.batch_downloads import Downloads
     from ..flows.batch_jobs import Step
+    from .batch_text import Shown
 
 EXAMPLES = """\b
 A jobs file (paths are taken from its folder; keys are options of kconv to-gguf and to-onnx):
@@ -78,7 +80,8 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     "--disk",
     callback=_size,
     metavar="SIZE",
-    help="Most the outputs may take on the disk: 200G (powers of ten). What does not fit is not begun.",
+    help="Most that outputs and downloads may take on the disk: 200G (powers of ten). What does not fit is "
+    "not begun.",
 )
 @click.option(
     "--shard",
@@ -86,6 +89,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="I/N",
     help="Do the Ith of N parts (1/N to N/N), for several machines or a SLURM array; each has a journal.",
 )
+@click.option("--keep-downloads", is_flag=True, help="Keep what was fetched from the Hub for this.")
 @click.option("--dry-run", is_flag=True, help="Show what would be made, with sizes; write nothing.")
 @click.option("--status", is_flag=True, help="Show how far all runs and shards are, by their journals.")
 @click.option("--again", is_flag=True, help="Make everything again, also what is done.")
@@ -110,6 +114,7 @@ def command(
     slots: int,
     disk: int | None,
     shard: tuple[int, int] | None,
+    keep_downloads: bool,
     dry_run: bool,
     status: bool,
     again: bool,
@@ -126,30 +131,36 @@ def command(
     then 1. Each output that is finished is noted in a journal: the same command again makes what is missing,
     failed, or made of other files, options or versions, and nothing else.
     """
+    from ..flows.batch_downloads import Downloads, of_journal
     from ..flows.batch_jobs import shard_of
     from ..flows.batch_journal import Journal, journal_paths, latest, read_journals, shard_path
 
     file = read_jobs_file(jobs_file)
     from .batch_steps import steps_of
+    from .batch_text import Shown
 
     steps = steps_of(file, more)
     place = _journal_place(jobs_file, journal)
-    records = latest(read_journals(journal_paths(place)))
+    records = read_journals(journal_paths(place))
     if shard is not None:
         steps = shard_of(steps, *shard)
     if status:
         from ..flows.batch_board import status_of
 
-        _tell(status_of(steps, records), file, as_json=as_json)
+        _tell(status_of(steps, latest(records)), file, as_json=as_json)
         return
     own = place if shard is None else shard_path(place, *shard)
     with contextlib.ExitStack() as stack:
         opened = None if dry_run else stack.enter_context(Journal(own))
         settings = {"disk": disk, "force": force, "again": again}
-        runner = _runner(stack, steps, records, slots, settings, verbose=verbose, quiet=dry_run)
+        downloads = Downloads(of_journal(records), keep=keep_downloads)
+        shown = Shown(verbose=verbose, several=slots > 1, quiet=dry_run)
+        runner = _runner(stack, steps, latest(records), downloads, settings, slots, shown)
         try:
             runner.plan()
-            if opened is not None:
+            if opened is None:
+                downloads.discard()
+            else:
                 opened.append_start(jobs=str(jobs_file), shard=shard, outputs=len(runner.batch.outputs))
                 runner.run(opened)
         except KeyboardInterrupt:
@@ -171,24 +182,21 @@ def _journal_place(jobs_file: Path, journal: Path | None) -> Path:
 def _runner(
     stack: contextlib.ExitStack,
     steps: Sequence[Step],
-    records: Any,
-    slots: int,
+    records: Mapping[str, Any],
+    downloads: Downloads,
     settings: Mapping[str, Any],
-    *,
-    verbose: bool,
-    quiet: bool,
+    slots: int,
+    shown: Shown,
 ) -> Runner:
     from ..core.cores import available_cores
     from ..flows.batch import Runner, Settings
     from ..flows.batch_board import Batch
     from ..flows.executor import LocalExecutor
-    from .batch_text import Shown
     from .errors import explain
 
     threads = max(1, available_cores() // slots) if slots > 1 else None
-    shown = Shown(verbose=verbose, several=slots > 1, quiet=quiet)
     executor = stack.enter_context(LocalExecutor(slots, threads=threads, progress=shown.progress))
-    return Runner(Batch(steps), executor, records, Settings(explain, **settings), shown)
+    return Runner(Batch(steps), executor, records, downloads, Settings(explain, **settings), shown)
 
 
 def _tell(batch: Batch, file: JobsFile, *, as_json: bool, dry_run: bool = False) -> None:

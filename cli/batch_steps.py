@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
@@ -113,20 +114,21 @@ def _steps(file: JobsFile, job: int, own: Table, defaults: Table, words: Sequenc
     formats = _formats(file, job, asked.get("formats", ["gguf"]))
     _refuse_idle(file, job, own, formats)
     source = _source(file, job, asked["source"])
-    output = _text(file, job, "output", asked.get("output", "."))
-    place = Path(os.path.abspath(file.folder / os.path.expanduser(output)))
-    if "onnx" in formats and place.suffix.lower() in (".gguf", ".onnx"):
+    named = _text(file, job, "output", asked.get("output", "."))
+    output = Path(os.path.abspath(file.folder / os.path.expanduser(named)))
+    if "onnx" in formats and output.suffix.lower() in (".gguf", ".onnx"):
         raise UsageError(
-            f"{file.where(job, 'output')}: output = {quoted(output)} is the name of a file",
+            f"{file.where(job, 'output')}: output = {quoted(named)} is the name of a file",
             hint="give a folder: ONNX models are folders in it",
         )
     steps = []
     for format in formats:
         types = _types(file, job, asked.get("types", ["auto"]), format, formats)
         options = _arguments(file, job, format, asked, words, source)
+        place = str(options.pop("checkpoint")).removeprefix("hf://")
         threads = options.pop("threads")
         for group in [types] if format == "gguf" else [(name,) for name in types]:
-            steps.append(Step(job, source, format, group, place, options, threads))
+            steps.append(Step(job, place, format, group, output, options, threads))
     return steps
 
 
@@ -183,8 +185,13 @@ def _types(
 
 def _source(file: JobsFile, job: int, value: Any) -> str:
     """A folder with its whole path, taken from the jobs file's folder; a name on the Hub as it is."""
-    text = os.path.expanduser(_text(file, job, "source", value))
-    return os.path.abspath(file.folder / text)
+    from ..hub.names import is_repository
+
+    text = _text(file, job, "source", value)
+    path = os.path.abspath(file.folder / os.path.expanduser(text))
+    if re.match(r"hf:|https?:", text, re.IGNORECASE):
+        return text
+    return f"hf://{text}" if is_repository(text.partition("@")[0]) and not os.path.lexists(path) else path
 
 
 def _text(file: JobsFile, job: int | None, key: str, value: Any) -> str:
@@ -224,7 +231,7 @@ def _arguments(
         )
     scope = context.params["scope"]
     values["verify"] = "off" if values.pop("no_verify") else (scope or "quick").lower()
-    for other in ("checkpoint", "output", "types", "type_name", "force", "as_json", "verbose"):
+    for other in ("output", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)
     return values
 

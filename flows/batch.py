@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,9 +16,11 @@ from typing import Protocol
 from ..core.errors import ChildDied
 from .batch_board import Batch, BatchOutput, State
 from .batch_convert import convert_step
+from .batch_downloads import Downloads
 from .batch_jobs import Step
 from .batch_journal import Journal, Record
-from .batch_plan import PlannedOutput, StepPlan, plan_step
+from .batch_judge import PlannedOutput
+from .batch_plan import StepPlan, plan_step
 from .batch_space import lacking_space
 from .executor import Executor, Outcome, Task
 
@@ -73,18 +75,23 @@ class Settings:
 
 
 class Runner:
-    """A batch at work. ``records`` are the journal's last words by key (``batch_journal.latest``)."""
+    """A batch at work.
+
+    ``records`` are the journal's last words by key (``batch_journal.latest``), ``downloads`` know what
+    earlier runs have fetched.
+    """
 
     def __init__(
         self,
         batch: Batch,
         executor: Executor,
         records: Mapping[str, Record],
+        downloads: Downloads,
         settings: Settings,
         watch: Watch,
     ) -> None:
         self.batch, self._executor, self._records = batch, executor, records
-        self._settings, self._watch = settings, watch
+        self._downloads, self._settings, self._watch = downloads, settings, watch
         self._journal: Journal | None = None
         self._running: dict[int, str] = {}  # number of a step -> when it was begun, as the journal has it
         self._attempts: Counter[int] = Counter()
@@ -118,6 +125,7 @@ class Runner:
             return
         plan: StepPlan = outcome.value
         self.batch.plans[number] = plan
+        self._downloads.note(step.source, plan.commit, plan.download)
         for planned in plan.outputs:
             output = self.batch.outputs[planned.key]
             output.path, output.bytes, output.why = str(planned.path), planned.bytes, planned.why
@@ -137,6 +145,7 @@ class Runner:
         self._write_plan_down(journal)
         with self._output_folders():
             waiting = deque(self.batch.order)
+            self._end_sources(waiting)
             self._fill(waiting)
             for outcome in self._executor.results():
                 number = int(outcome.task.key)
@@ -146,6 +155,7 @@ class Runner:
                 else:
                     self._end(self.batch.plans[number], outcome, begun)
                 self._fill(waiting)
+                self._end_sources(waiting)
 
     def _write_plan_down(self, journal: Journal) -> None:
         for plan in self.batch.plans.values():
@@ -180,7 +190,9 @@ class Runner:
             number = waiting.popleft()
             plan = self.batch.plans[number]
             beside = [self.batch.plans[number] for number in self._running]
-            lacking = lacking_space(plan, beside, self.batch.bytes_there, self._settings.disk)
+            fetch = self._downloads.to_fetch(plan.step.source)
+            there = self.batch.bytes_there + self._downloads.held
+            lacking = lacking_space(plan, fetch, beside, there, self._settings.disk)
             if lacking is None:
                 self._begin(number, plan)
             elif self._running:  # what runs may leave more than it takes
@@ -189,17 +201,28 @@ class Runner:
                 self._fail(plan.step, lacking, [self.batch.outputs[each.key] for each in plan.to_make])
         waiting.extendleft(reversed(held))
 
+    def _end_sources(self, waiting: Collection[int]) -> None:
+        """Delete what was fetched of sources that nothing needs any more; what is not done will need it."""
+        assert self._journal is not None
+        needed = {self.batch.steps[number].source for number in (*waiting, *self._running)}
+        needed |= {each.source for each in self.batch.outputs.values() if each.state == "not done"}
+        for source in self._downloads.sources - needed:
+            self._downloads.end(source, self._journal)
+
     def _begin(self, number: int, plan: StepPlan) -> None:
         assert self._journal is not None
         outputs = [self.batch.outputs[planned.key] for planned in plan.to_make]
         step = plan.step.with_types([planned.type for planned in plan.to_make])
+        self._downloads.begin(step.source, self._journal)
         record = self._journal.append("began", job=step.job, keys=list(step.keys))
         self._running[number] = record["time"]
         for output in outputs:
             output.state = "running"
         self._watch.begun(step)
         overwrite = any(planned.overwrite for planned in plan.to_make)
-        self._executor.submit(Task(str(number), convert_step, (step, overwrite, self._executor.slots)))
+        commit = self._downloads.commit_of(step.source)
+        arguments = (step, commit, overwrite, self._executor.slots)
+        self._executor.submit(Task(str(number), convert_step, arguments))
 
     def _end(self, plan: StepPlan, outcome: Outcome, begun: str) -> None:
         assert self._journal is not None

@@ -25,22 +25,25 @@ from .executor_child import report_progress
 from .results import Conversion, OnnxConversion
 
 
-def convert_step(step: Step, overwrite: bool, share: int) -> list[dict[str, Any]]:
+def convert_step(step: Step, commit: str | None, overwrite: bool, share: int) -> list[dict[str, Any]]:
     """Convert, and return a record (``made``) for each output. Raises KconvError of all kinds.
 
-    ``share``: how many steps run at once, which have the processors between them.
+    ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once, which have
+    the processors between them.
     """
     begun = time.monotonic()
     threads = step.threads or max(1, available_cores() // share)
-    before = source_states(Path(step.source))
+    place = step.source if commit is None else f"{step.source.partition('@')[0]}@{commit}"
+    before = source_states(Path(step.source)) if commit is None else {}
     options, versions = options_record(step), versions_record(step)
     how = {**step.options, "force": overwrite, "threads": threads, "progress": report_progress}
-    found = _to_gguf(step, how) if step.format == "gguf" else _to_onnx(step, how)
+    found = _to_gguf(step, place, how) if step.format == "gguf" else _to_onnx(step, place, how)
     seconds = round(time.monotonic() - begun, 3)
     return [
         {
             **each,
             "job": step.job,
+            "commit": commit,
             "scope": step.scope,
             "options": options,
             "versions": versions,
@@ -56,10 +59,10 @@ def _unchanged(folder: Path, before: Mapping[str, State | None]) -> dict[str, St
     return {name: state for name, state in before.items() if state and state_of(folder / name) == state}
 
 
-def _to_gguf(step: Step, how: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _to_gguf(step: Step, place: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
     from .convert import to_gguf
 
-    made = to_gguf(step.source, step.output, types=step.types, **how)
+    made = to_gguf(place, step.output, types=step.types, **how)
     proofs = made.proofs or [None] * len(made.outputs)
     records = {
         output.type: {
@@ -84,12 +87,12 @@ def _companions(made: Conversion) -> list[Path]:
     return [each.path for each in made.companions]
 
 
-def _to_onnx(step: Step, how: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _to_onnx(step: Step, place: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
     from .to_onnx import to_onnx
 
     records = []
     for key, name in step.keys.items():
-        made: OnnxConversion = to_onnx(step.source, into=step.output, type=name, **how)
+        made: OnnxConversion = to_onnx(place, into=step.output, type=name, **how)
         manifest = manifest_path(made.path)
         files = output_files([made.path / each for each in made.files], [manifest])
         records.append(

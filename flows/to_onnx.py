@@ -85,11 +85,10 @@ def to_onnx(
     scope = scope_of(verify)
     options = OnnxOptions(parse_type(type), parse_layout(layout), accuracy_level, allow_nan, chat_template)
     _check_surroundings(options, proven=scope != "off")
-    where = {"into": Path(into), "force": force}
-    look = partial(_refuse_early, options=options, output=output, **where)
+    look = partial(_refuse_early, options=options, output=output, into=Path(into), force=force)
     checkpoint, family = open_model(arrived(source, look, progress))
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, **where)
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), force=force)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint)
     beside = partial(collect_side_files, checkpoint, tokenizer, model, options.layout)
