@@ -365,3 +365,25 @@ def test_jobs_from_standard_input_keep_their_journal_where_they_are_told(
     assert done.returncode == 0, done.stderr
     assert set(stamps(tmp_path / "dist")) == {"two-Q8_0.gguf"}
     assert os.listdir(tmp_path) == ["dist"]
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+def test_the_list_on_the_page_of_the_manual_is_one(language: str, tmp_path: Path) -> None:
+    from kconv.cli.batch_file import JobsFile
+    from kconv.cli.batch_steps import steps_of
+
+    page = (Path(__file__).parent.parent / "docs" / language / "batch.md").read_text("utf-8")
+    text = page.partition("```toml\n")[2].partition("```")[0]
+    steps = steps_of(JobsFile(text, "jobs.toml", tmp_path))
+    assert [(step.job, step.format, step.types) for step in steps] == [
+        (1, "gguf", ("q8_0", "q4_k_m")),
+        (2, "gguf", ("q8_0", "q4_k_m")),
+        (3, "gguf", ("q4_k_m", "iq3_m")),
+        (4, "gguf", ("q8_0",)),
+        (4, "onnx", ("f32",)),
+        (4, "onnx", ("q4_0",)),
+    ]
+    assert steps[1].source == "kakaobrain/kogpt@KoGPT6B-ryan1.5b-float16"
+    assert steps[2].source == str(tmp_path / "eagle-3b-preview")
+    assert steps[2].options["calibrate"] == (tmp_path / "korean.txt",)
+    assert steps[0].options["modelfile"]
