@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError, UsageError
-from ..core.input_files import InputFile
 
 _LIMIT = 16 << 20  # bytes of a jobs file
 
@@ -40,6 +39,8 @@ def read_jobs_file(path: Path) -> JobsFile:
     """The file at ``path``, or of standard input for ``-``. Raises InputError, UsageError."""
     if str(path) == "-":
         return JobsFile(sys.stdin.read(), "the jobs on standard input", Path.cwd())
+    from ..core.input_files import InputFile
+
     file = InputFile(path)
     if file.size > _LIMIT:
         raise InputError(f"{path} has {file.size:,} bytes, expected at most {_LIMIT:,} for a list of jobs")
