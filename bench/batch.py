@@ -80,8 +80,9 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def run(jobs: Path, slots: int, until: int | None = None) -> tuple[int | None, list[Sample]]:
     """``kconv batch``, killed once so many outputs are made; its exit code and samples along the way."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = psutil.Popen([*KCONV, "batch", str(jobs), "--jobs", str(slots)], **quiet)
+    with (jobs.parent / "log").open("ab") as log:
+        words = [*KCONV, "batch", str(jobs), "--jobs", str(slots)]
+        process = psutil.Popen(words, stdout=subprocess.DEVNULL, stderr=log)
     samples: list[Sample] = []
     while process.poll() is None:
         made = sum(record["event"] == "made" for record in records(jobs.parent))
@@ -142,6 +143,8 @@ def report(folder: Path, code: int | None, whole: int, samples: list[Sample]) ->
     print(f"exit code {code}; {dict(events)}")
     print(f"outputs made: {len(made)} of {whole}; made twice: {sum(count > 1 for count in made.values())}")
     print(f"begun again after a kill: {sum(count > 1 for count in begun.values())}")
+    deaths = (folder / "log").read_text("utf-8").count("it is tried once more")
+    print(f"processes that died under a conversion: {deaths}")
     print("made   own MiB  files   worker MiB  files")
     for each in samples:
         print(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _COMMANDS: dict[Format, tuple[str, str]] = {"gguf": ("to-gguf", "to_gguf"), "onnx": ("to-onnx", "to_onnx")}
 _OWN = ("source", "types", "formats", "output")
 _NOT_HERE = {
+    "resume": "the same kconv batch goes on where it was killed",
     "type": "use types",
     "force": "pass --force to kconv batch",
     "json": "pass --json to kconv batch",
@@ -128,8 +129,21 @@ def _steps(file: JobsFile, job: int, own: Table, defaults: Table, words: Sequenc
         place = str(options.pop("checkpoint")).removeprefix("hf://")
         threads = options.pop("threads")
         for group in [types] if format == "gguf" else [(name,) for name in types]:
-            steps.append(Step(job, place, format, group, output, options, threads))
+            step = Step(job, place, format, group, output, options, threads)
+            _check(file, step)
+            steps.append(step)
     return steps
+
+
+def _check(file: JobsFile, step: Step) -> None:
+    """Raise UsageError for what makes no sense whatever the checkpoint."""
+    from ..converters.targets import check_request
+
+    if step.format == "gguf":
+        try:
+            check_request(step.output, step.gguf_options())
+        except UsageError as error:
+            raise UsageError(f"{file.where(step.job)}: {error.message}", hint=error.hint) from error
 
 
 def _refuse_idle(file: JobsFile, job: int, own: Table, formats: Sequence[Format]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .console import plural, printable, say, seconds_text, size_text, table
-from .errors import reraise_interrupt
+from .errors import explain, reraise_interrupt
 from .progress import announce, progress_line
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Shown:
         self._verbose, self._several, self._quiet = verbose, several, quiet
         self._begun: dict[str, tuple[str, float]] = {}
         self._said = time.monotonic()
+        self._number = self._total = 0
 
     def planning(self, done: int, total: int) -> None:
         """Now and then."""
@@ -47,13 +48,19 @@ class Shown:
 
     def planned(self, batch: Batch) -> None:
         """The whole plan."""
+        self._total = len(batch.order)
         if not self._quiet:
             say(plan_text(batch), err=True)
 
     def begun(self, step: Step) -> None:
         """One line."""
         types = ", ".join(name.upper() for name in step.types)
-        announce(f"{_short(step.source)}: {_format(step.format)} {types} …")
+        self._number = min(self._number + 1, self._total)
+        announce(f"{self._number} of {self._total}: {_short(step.source)}: {_format(step.format)} {types} …")
+
+    def retrying(self, step: Step, error: BaseException) -> None:
+        """One line."""
+        announce(f"{_short(step.source)}: {explain(error).message}; it is tried once more")
 
     def ended(self, outputs: Sequence[BatchOutput], error: BaseException | None) -> None:
         """One line for each output, or one for all of them."""

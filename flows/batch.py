@@ -56,6 +56,9 @@ class Watch(Protocol):
     def begun(self, step: Step) -> None:
         """A conversion starts."""
 
+    def retrying(self, step: Step, error: BaseException) -> None:
+        """The process of a step died; it gets another."""
+
     def ended(self, outputs: Sequence[BatchOutput], error: BaseException | None) -> None:
         """A conversion has ended, or was refused."""
 
@@ -245,7 +248,10 @@ class Runner:
         if not isinstance(outcome.error, ChildDied):
             return False
         self._attempts[number] += 1
-        return self._attempts[number] == 1
+        if self._attempts[number] > 1:
+            return False
+        self._watch.retrying(self.batch.steps[number], outcome.error)
+        return True
 
     def _fail(
         self,

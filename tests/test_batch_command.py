@@ -204,6 +204,7 @@ def test_files_of_others_are_replaced_only_by_force(models: Path, tmp_path: Path
          "types.onnx"),
         ("[[jobs]]\nsource = 'a'\n[[jobs]]\nsource = 'b/a'\ntypes = ['Q4_K', 'auto']", "would both write",
          "output of its own"),
+        ("[[jobs]]\nsource = 'a'\noutput = 'x.gguf'\ntypes = ['q8_0', 'f16']", "(job 1): -o ", "a folder"),
         ("[[jobs]]\nsource = 'a'\nverify = 'full'\nno_verify = true", "cannot be combined", "leave one"),
     ],
 )  # fmt: skip
@@ -301,6 +302,7 @@ def test_a_killed_process_is_no_verdict(models: Path, tmp_path: Path, kills: int
         worker.kill()
     out, err = run.communicate(timeout=120)
     assert run.returncode == code, err
+    assert err.count("it is tried once more") == 1
     if code:
         assert "not done: the process that runs this job was killed (signal 9" in out
         assert "says nothing about the input" in out
