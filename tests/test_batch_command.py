@@ -181,44 +181,6 @@ def test_files_of_others_are_replaced_only_by_force(models: Path, tmp_path: Path
     assert kconv("batch", jobs).returncode == 1
 
 
-@pytest.mark.parametrize(
-    ("text", "message", "hint"),
-    [
-        ("[[jobs]]\nsource = 'a'\ntypes = [\n", "jobs.toml is not valid TOML: ", "--help"),
-        ("[[jobs]]\nsource = 'a'\n[job]\n", "unknown table 'job'", "did you mean jobs?"),
-        ("", "has no jobs", "[[jobs]]"),
-        ("[[jobs]]\ntypes = 'q8_0'\n", "line 1 (job 1) has no source", "source ="),
-        ("[[jobs]]\nsource = 'a'\n\n[[jobs]]\nsource = 'b'\nchat-templat = 1", "line 6 (job 2): unknown key",
-         "did you mean chat-template?"),
-        ("[defaults]\nthread = 2\n[[jobs]]\nsource = 'a'", "line 2 ([defaults]): unknown key 'thread'",
-         "did you mean threads?"),
-        ("[[jobs]]\nsource = 'a'\nthreads = 0", "line 3 (job 1): Invalid value for '--threads'", "to-gguf"),
-        ("[defaults]\nverify = 'no'\n[[jobs]]\nsource = 'a'", "line 2 ([defaults]): Invalid", "to-gguf"),
-        ("[[jobs]]\nsource = 'a'\npure = 'yes'", "line 3 (job 1): pure is 'yes', expected true or false", ""),
-        ("[[jobs]]\nsource = 'a'\nforce = true", "force is no key of a job", "pass --force to kconv batch"),
-        ("[[jobs]]\nsource = 'a'\nlayout = 'optimum'", "layout is an option of kconv to-onnx", "[defaults]"),
-        ("[[jobs]]\nsource = 'a'\nformats = ['gguf', 'onx']", "unknown format 'onx'", "gguf, onnx"),
-        ("[[jobs]]\nsource = 'a'\ntypes = ['q8_0', 'q4_l']", "line 3 (job 1): unknown type 'q4_l'",
-         "did you mean"),
-        ("[[jobs]]\nsource = 'a'\nformats = ['gguf', 'onnx']\ntypes = ['q4_k_m']", "'q4_k_m' for ONNX",
-         "types.onnx"),
-        ("[[jobs]]\nsource = 'a'\n[[jobs]]\nsource = 'b/a'\ntypes = ['Q4_K', 'auto']", "would both write",
-         "output of its own"),
-        ("[[jobs]]\nsource = 'a'\noutput = 'x.gguf'\ntypes = ['q8_0', 'f16']", "(job 1): -o ", "a folder"),
-        ("[[jobs]]\nsource = 'a'\nverify = 'full'\nno_verify = true", "cannot be combined", "leave one"),
-    ],
-)  # fmt: skip
-def test_mistakes_in_the_list_are_named_before_anything_is_done(
-    text: str, message: str, hint: str, tmp_path: Path
-) -> None:
-    (tmp_path / "jobs.toml").write_text(text, "utf-8")
-    done = kconv("batch", tmp_path / "jobs.toml", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert hint in done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["jobs.toml"]
-
-
 def test_a_job_takes_the_place_of_defaults_and_options_reach_the_conversion(
     models: Path, tmp_path: Path
 ) -> None:
@@ -240,7 +202,7 @@ def test_a_job_takes_the_place_of_defaults_and_options_reach_the_conversion(
 
 
 def test_killed_twice_and_no_finished_work_repeated(models: Path, tmp_path: Path) -> None:
-    jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 7), f"{models}/broken")
+    jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 6), f"{models}/broken")
     for least in (2, 4):
         run = started(jobs, "--jobs", "2")
         children = []
@@ -255,12 +217,12 @@ def test_killed_twice_and_no_finished_work_repeated(models: Path, tmp_path: Path
     last = kconv("batch", jobs)
     assert last.returncode == 1
     assert "1 failed" in last.stdout
-    assert len(list((tmp_path / "dist").glob("*.gguf"))) == 7
+    assert len(list((tmp_path / "dist").glob("*.gguf"))) == 6
     assert not [path for path in (tmp_path / "dist").iterdir() if "partial" in path.name]
     begun = [key for line in journal(jobs, "began") for key in line["keys"]]
     made = [line["key"] for line in journal(jobs, "made")]
-    assert len(made) == len(set(made)) == 7
-    assert len(begun) <= 7 + 2 * 2  # those two that ran as it was killed, twice
+    assert len(made) == len(set(made)) == 6
+    assert len(begun) <= 6 + 2 * 2  # those two that ran as it was killed, twice
 
 
 def test_what_was_published_just_before_the_kill_is_found(models: Path, tmp_path: Path) -> None:
@@ -367,25 +329,3 @@ def test_jobs_from_standard_input_keep_their_journal_where_they_are_told(
     assert done.returncode == 0, done.stderr
     assert set(stamps(tmp_path / "dist")) == {"two-Q8_0.gguf"}
     assert os.listdir(tmp_path) == ["dist"]
-
-
-@pytest.mark.parametrize("language", ["en", "ko"])
-def test_the_list_on_the_page_of_the_manual_is_one(language: str, tmp_path: Path) -> None:
-    from kconv.cli.batch_file import JobsFile
-    from kconv.cli.batch_steps import steps_of
-
-    page = (Path(__file__).parent.parent / "docs" / language / "batch.md").read_text("utf-8")
-    text = page.partition("```toml\n")[2].partition("```")[0]
-    steps = steps_of(JobsFile(text, "jobs.toml", tmp_path))
-    assert [(step.job, step.format, step.types) for step in steps] == [
-        (1, "gguf", ("q8_0", "q4_k_m")),
-        (2, "gguf", ("q8_0", "q4_k_m")),
-        (3, "gguf", ("q4_k_m", "iq3_m")),
-        (4, "gguf", ("q8_0",)),
-        (4, "onnx", ("f32",)),
-        (4, "onnx", ("q4_0",)),
-    ]
-    assert steps[1].source == "kakaobrain/kogpt@KoGPT6B-ryan1.5b-float16"
-    assert steps[2].source == str(tmp_path / "eagle-3b-preview")
-    assert steps[2].options["calibrate"] == (tmp_path / "korean.txt",)
-    assert steps[0].options["modelfile"]
