@@ -22,6 +22,7 @@ COMMANDS = {
     "imatrix": "imatrix",
     "plan": "plan",
     "compare": "compare",
+    "batch": "batch",
     "inspect": "inspection",
     "card": "card",
     "upload": "upload",

@@ -53,6 +53,7 @@ def to_onnx(
     source: str | Path,
     output: str | Path | None = None,
     *,
+    into: str | Path = "",
     type: str = AUTO,
     layout: str = "optimum",
     accuracy_level: int = 4,
@@ -69,11 +70,12 @@ def to_onnx(
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
-    ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here), which must be free or empty; with
-    ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or q4_0; auto keeps what
-    the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py). ``layout`` is whose
-    names the files have, optimum's or transformers.js's. ``accuracy_level`` is onnxruntime's for quantized
-    matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here or in the folder ``into``), which must be
+    free or empty; with ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or
+    q4_0; auto keeps what the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py).
+    ``layout`` is whose names the files have, optimum's or transformers.js's. ``accuracy_level`` is
+    onnxruntime's for quantized matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them
+    and is far slower.
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash`` and ``made`` are as of ``to_gguf``.
     Raises KconvError of all kinds; a failed proof raises nothing.
     """
@@ -81,10 +83,10 @@ def to_onnx(
     wanted = (parse_type(type), parse_layout(layout))
     options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
-    look = partial(_refuse_early, options=options, output=output, force=force)
+    look = partial(_refuse_early, options=options, output=output, into=Path(into), force=force)
     checkpoint, family = open_model(arrived(source, look, progress))
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, force=force)
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), force=force)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
@@ -118,6 +120,11 @@ def to_onnx(
     return replace(written, proof=_prove(expected, planned.folder, scope, verify_options, known))
 
 
+def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:
+    """``<name>-<TYPE>-ONNX``, for a type that is not auto."""
+    return f"{checkpoint_name(checkpoint)}-{type.upper()}-ONNX"
+
+
 @dataclass(frozen=True)
 class _Planned:
     """What is to be written and where; ``graph_files`` are names and how many files of weights each has."""
@@ -134,10 +141,12 @@ def _refuse_early(
     *,
     options: OnnxOptions,
     output: str | Path | None,
+    into: Path,
     force: bool,
 ) -> None:
     """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
-    _plan(checkpoint, family, build(family, checkpoint, "ONNX"), options, output, options.type, force=force)
+    model = build(family, checkpoint, "ONNX")
+    _plan(checkpoint, family, model, options, output, options.type, into=into, force=force)
 
 
 def _plan(
@@ -148,12 +157,12 @@ def _plan(
     output: str | Path | None,
     type: str,
     *,
+    into: Path,
     force: bool,
 ) -> _Planned:
     """The folder of that type, which must be free."""
     chosen = choose_onnx_formats(family, checkpoint, model, type)
-    name = f"{checkpoint_name(checkpoint)}-{chosen.type.upper()}-ONNX"
-    folder = Path(name if output is None else output)
+    folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
     refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
     merged = options.layout.merged
     graphs = graphs_of(family, checkpoint, chosen.formats, options.accuracy_level, merged=merged)
