@@ -97,6 +97,15 @@ def test_what_is_there_afterwards_is_what_was_here(dist: Path, place: Place) -> 
     assert set(again["there"]) >= {"작은_model-Q8_0.gguf", "README.md"}
 
 
+def test_a_proof_leaves_the_hashes_of_what_it_proved(made: Path) -> None:
+    """All files of an ONNX folder, the weights too."""
+    manifest = json.loads((made / "onnx-f32" / "kconv.manifest.json").read_text("utf-8"))
+    assert {"model.onnx", "model.onnx_data"} <= {each["name"] for each in manifest["output"]["files"]}
+    for each in manifest["output"]["files"]:
+        data = (made / "onnx-f32" / each["name"]).read_bytes()
+        assert (each["bytes"], each["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
 def test_a_later_type_joins_the_card(dist: Path, place: Place) -> None:
     place.run(gguf(dist), REPOSITORY, "--public", "--lang", "en")
     assert not place.hub.repositories[REPOSITORY].private
