@@ -273,10 +273,16 @@ def _explanation(error: Exception, place: Place) -> KconvError | None:
         return _refusal(root, place)
     if isinstance(root, errors.LocalTokenNotFoundError):
         return HubRefusal("there is no Hugging Face token here", hint=LOGIN)
-    if isinstance(root, (OSError, ValueError, RuntimeError)) or type(root).__module__.startswith("httpx"):
+    if isinstance(root, UnicodeError) or type(root).__name__ == "LocalProtocolError":  # of the header
+        return HubRefusal("the token here has characters that no token has", hint=f"{LOGIN} ({_TOKENS})")
+    if isinstance(root, (ValueError, TypeError, KeyError)):  # the sign-in page of a network, say
+        return Passing(
+            "the answer is not one of a Hub", hint="check the network and HF_ENDPOINT, and run it again"
+        )
+    if isinstance(root, (OSError, RuntimeError)) or type(root).__module__.startswith("httpx"):
         said = without_tokens(" ".join(str(root).split()))[:300]
         return Passing(
-            f"sending to {place.repository} failed: {said or type(root).__name__}",
+            f"the connection to the Hub failed: {said or type(root).__name__}",
             hint="run it again: what is there is not sent again",
         )
     return None

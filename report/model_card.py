@@ -6,6 +6,7 @@ already, and the front matter is written by PyYAML, so nothing from a manifest o
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,12 @@ from .markdown import Markdown, block, code, escaped, link
 from .names import loses, verdict_word
 from .text import large, number, percent, with_error
 
-BEGIN, END = "<!-- kconv card -->", "<!-- end of kconv card -->"
-"""Around what kconv writes below the front matter: when it is written again, what stands outside is kept."""
+BEGIN = re.compile(r"<!-- kconv card, front matter ([0-9a-f]{12}) -->")
+END = "<!-- end of kconv card -->"
+"""Around what kconv writes below the front matter: when it is written again, what stands outside is kept.
+
+The beginning has the hash of the front matter, by which one can tell whether somebody changed that.
+"""
 
 _HUB = "https://huggingface.co/"
 _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
@@ -65,7 +70,8 @@ def model_card(
         with speaking(language):
             parts.append(_body(release, language, repository, first=language == languages[0]))
     front = front_matter(release, quantized_by=quantized_by)
-    return f"---\n{front}---\n{BEGIN}\n\n" + "\n\n---\n\n".join(parts) + f"\n\n{END}\n"
+    begin = f"<!-- kconv card, front matter {_hash(front)} -->"
+    return f"---\n{front}---\n{begin}\n\n" + "\n\n---\n\n".join(parts) + f"\n\n{END}\n"
 
 
 def write_card(text: str, path: Path, *, force: bool = False) -> None:
@@ -78,27 +84,36 @@ def merged_card(existing: str, card: str) -> str | None:
     """The card put into a README.md that is there already; None where it is somebody else's text.
 
     What kconv wrote earlier, between its marks, is replaced, and so is an empty body (a repository made on
-    the website has one). Front matter that is there stays and is completed, since somebody chose it.
+    the website has one). Front matter that somebody chose or changed stays and is completed.
     """
     import yaml  # type: ignore[import-untyped, unused-ignore]
 
     matter = _FRONT_MATTER.match(existing)
     body = existing[matter.end() :] if matter else existing
-    begin, end = body.find(BEGIN), body.rfind(END)
-    if body.strip() and not 0 <= begin < end:
-        return None
-    try:
-        theirs = yaml.safe_load(matter[1]) if matter else None
-    except yaml.YAMLError:
+    begin, end = BEGIN.search(body), body.rfind(END)
+    if body.strip() and not (begin and begin.end() <= end):
         return None
     ours_matter = _FRONT_MATTER.match(card)
     assert ours_matter is not None  # written above
-    ours, ours_body = yaml.safe_load(ours_matter[1]), card[ours_matter.end() :]
-    if isinstance(theirs, dict):
-        tags = [*_list(theirs.get("tags")), *_list(ours.get("tags"))]
-        ours = {**ours, **theirs, "tags": list(dict.fromkeys(tags))}
-    before, after = (body[:begin], body[end + len(END) :].strip("\n")) if body.strip() else ("", "")
-    return f"---\n{_yaml(ours)}---\n{before}{ours_body}{after}{chr(10) if after else ''}"
+    front, ours_body = ours_matter[1], card[ours_matter.end() :]
+    if matter and not (begin and begin[1] == _hash(matter[1])):
+        try:
+            theirs = yaml.safe_load(matter[1])
+        except yaml.YAMLError:
+            return None
+        front = _yaml(_completed(theirs, yaml.safe_load(front))) if isinstance(theirs, dict) else front
+    before, after = (body[: begin.start()], body[end + len(END) :].strip("\n")) if begin else ("", "")
+    return f"---\n{front}---\n{before}{ours_body}{after}{chr(10) if after else ''}"
+
+
+def _completed(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Their front matter with the keys it lacks, and the tags of both."""
+    tags = [*_list(theirs.get("tags")), *_list(ours.get("tags"))]
+    return {**ours, **theirs, "tags": list(dict.fromkeys(map(str, tags)))}
+
+
+def _hash(front: str) -> str:
+    return hashlib.sha256(front.encode("utf-8", "backslashreplace")).hexdigest()[:12]
 
 
 def front_matter(release: Release, *, quantized_by: str | None = None) -> str:

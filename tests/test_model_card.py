@@ -312,13 +312,20 @@ def test_a_card_is_merged_into_what_is_there(tmp_path: Path) -> None:
     assert matter(merged)["license"] == "cc-by-4.0"
     assert matter(merged)["tags"] == ["mine", "gguf", "llama.cpp", "kconv"]
     assert matter(merged)["base_model"] == "someone/small-model"
-    words = merged.replace(BEGIN, f"My words.\n\n{BEGIN}").replace(END, f"{END}\n\nMore of mine.\n")
+    words = BEGIN.sub(r"My words.\n\n\g<0>", merged).replace(END, f"{END}\n\nMore of mine.\n")
     again = merged_card(words, card)
     assert again is not None
     assert again.count("## Files") == 1
     assert "My words." in again
     assert "More of mine." in again
     assert merged_card(again, card) == again
+    other = model_card(read_release([tmp_path / "m.gguf"], Stated(licence="apache-2.0")))
+    changed = merged_card(card, other)
+    assert changed is not None
+    assert matter(changed)["license"] == "apache-2.0"  # nobody had chosen the other
+    kept = merged_card(card.replace("license: mit", "license: bsd"), other)
+    assert kept is not None
+    assert matter(kept)["license"] == "bsd"
     assert merged_card("# Somebody's card\n", card) is None
     assert merged_card("---\nlicense: [\n---\n", card) is None
     assert merged_card("", card) == card

@@ -97,6 +97,15 @@ def test_what_is_there_afterwards_is_what_was_here(dist: Path, place: Place) -> 
     assert set(again["there"]) >= {"작은_model-Q8_0.gguf", "README.md"}
 
 
+def test_a_proof_leaves_the_hashes_of_what_it_proved(made: Path) -> None:
+    """All files of an ONNX folder, the weights too."""
+    manifest = json.loads((made / "onnx-f32" / "kconv.manifest.json").read_text("utf-8"))
+    assert {"model.onnx", "model.onnx_data"} <= {each["name"] for each in manifest["output"]["files"]}
+    for each in manifest["output"]["files"]:
+        data = (made / "onnx-f32" / each["name"]).read_bytes()
+        assert (each["bytes"], each["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+
+
 def test_a_later_type_joins_the_card(dist: Path, place: Place) -> None:
     place.run(gguf(dist), REPOSITORY, "--public", "--lang", "en")
     assert not place.hub.repositories[REPOSITORY].private
@@ -198,8 +207,9 @@ def test_login_and_rights_are_one_sentence(dist: Path, place: Place) -> None:
     said = refused(REPOSITORY)
     assert "hf auth login" in said
     assert "hf_somebody" not in said
-    place.environment = {**full, "HF_TOKEN": f"{TOKEN}\n\x01"}
-    refused(REPOSITORY)
+    for odd in ("\x01", "\u00fc"):
+        place.environment = {**full, "HF_TOKEN": f"{TOKEN}{odd}"}
+        assert "hf auth login" in refused(REPOSITORY, "--verbose")
     place.environment = {**full, "HF_HUB_OFFLINE": "1"}
     assert "HF_HUB_OFFLINE" in refused(REPOSITORY)
     place.environment = full
@@ -208,6 +218,13 @@ def test_login_and_rights_are_one_sentence(dist: Path, place: Place) -> None:
     assert "may only read" in refused(REPOSITORY)
     assert "org/name" in place.run(gguf(dist), "no-org", code=2).stderr
     assert place.uploads.put == {}
+
+
+def test_a_token_in_an_answer_is_not_repeated(dist: Path, place: Place) -> None:
+    """A proxy may echo what it was sent."""
+    place.hub.fail("whoami", "status", code=418, headers={"X-Error-Message": f"no {TOKEN} here"})
+    done = place.run(gguf(dist), REPOSITORY, "--verbose", code=4)
+    assert "no hf_*** here" in done.stderr
 
 
 def test_others_files_and_words_are_kept(dist: Path, place: Place, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Inputs:
     included: float = 20e12  # bytes out a month that cost nothing, per machine; assumed
     api_limit: int = 1000  # requests in 5 minutes to the API, free account (docs/hub/rate-limits)
     resolve_limit: int = 5000  # and for files
-    headers_requests: int = 10  # of kconv plan, plus two a shard; upper bound held by a test
+    headers_requests: int = 10  # of kconv plan, plus two a shard; its upper bound
     files_requests: int = 12  # for the small files of a model: counted
     upload_requests: int = 8  # of kconv upload, plus four a file: counted, with Xet
     requests_per_file: int = 4
