@@ -112,30 +112,26 @@ def test_killed_at_nine_tenths(hub: Hub, folder: Path, tmp_path: Path) -> None:
     hub.fail("GET /cdn/", "trickle", seconds=0.15)
     first = fetching(hub, tmp_path)
     blobs = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}" / "blobs"
-    total = sum((folder / name).stat().st_size for name in weights(folder))
+    total = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
     def here() -> int:
         return sum(path.stat().st_size for path in blobs.glob("*") if path.stat().st_size > 10_000)
 
     until = time.monotonic() + 60
-    while (not blobs.is_dir() or here() < 0.6 * total) and time.monotonic() < until:
+    while (not blobs.is_dir() or here() < 0.8 * total) and time.monotonic() < until:
         assert first.poll() is None, first.communicate()
         time.sleep(0.005)
     first.send_signal(signal.SIGKILL)
     first.communicate()
     kept = here()
-    assert 0.6 * total <= kept < total
+    assert 0.8 * total <= kept < total
     hub.heal()
     out, _ = fetching(hub, tmp_path).communicate(timeout=60)
     same_files(Path(out.strip()), folder)
     assert not list(blobs.glob("*.incomplete"))
-    sizes = {path.stat().st_size for path in folder.glob("*.safetensors")}
-    (size,) = sizes
-    asked = sum(size - int((each.range or "bytes=0-")[6:].partition("-")[0]) for each in hub.asked("/cdn/"))
-    assert (
-        asked == total - kept - (folder / "model.safetensors.index.json").stat().st_size
-        or asked <= total - kept
-    )
+    (size,) = {path.stat().st_size for path in folder.glob("*.safetensors")}
+    asked = [int((each.range or "bytes=0-")[6:].partition("-")[0]) for each in hub.asked("/cdn/")]
+    assert sum(size - begin for begin in asked) == total - kept
 
 
 def test_two_at_once_fetch_once(hub: Hub, folder: Path, tmp_path: Path) -> None:
