@@ -24,7 +24,15 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, rehash_option, threads_option, verbose_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    rehash_option,
+    resume_option,
+    threads_option,
+    verbose_option,
+)
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -99,6 +107,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@resume_option
 @rehash_option
 @threads_option
 @force_option
@@ -114,6 +123,7 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    resume: bool,
     rehash: bool,
     threads: int | None,
     force: bool,
@@ -137,6 +147,7 @@ def command(
         "allow_nan": allow_nan,
         "chat_template": chat_template,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "resume": resume,
         "rehash": rehash,
         "force": force,
         "threads": threads,

@@ -16,7 +16,7 @@ import os
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +28,6 @@ from ..core.input_files import InputFile
 from ..core.kept import CONTENT, Kept
 from ..core.receipts import known
 from ..quant.importance import Importance
-from .gguf_plan import FilePlan
 from .manifest import versions
 from .pieces import Piece
 
@@ -40,20 +39,25 @@ _SUFFIX = ".pieces"
 
 
 def fingerprint(
-    plans: Sequence[FilePlan], *, importance: Importance | None = None, allow_nan: bool = False
+    layouts: Iterable[tuple[bytes, int]],
+    *,
+    importance: Importance | None = None,
+    allow_nan: bool = False,
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What decides every byte of the files but the weights themselves: plan, importance data, versions.
 
-    Equal on every machine that would write the same bytes.
+    ``layouts`` are, for each file, the bytes that say where everything is in it, and how many bytes of
+    weights there are (``FilePlan.layout``); ``packages`` have a hand in the bytes besides those that always
+    have. Equal on every machine that would write the same bytes.
     """
     layout = hashlib.sha256()
-    for plan in plans:
-        for header, size in plan.layout():
-            layout.update(f"{len(header)} {size} ".encode() + header)
+    for header, size in layouts:
+        layout.update(f"{len(header)} {size} ".encode() + header)
     weighing = hashlib.sha256()
     for name, values in sorted({} if importance is None else importance.values.items()):
         weighing.update(f"{name} {values.size} ".encode() + values.tobytes())
-    used = {name: version for name, version in versions().items() if name != "kernels"}
+    used = {name: version for name, version in versions(packages).items() if name != "kernels"}
     return {
         "format": FORMAT,
         "versions": used,
@@ -122,12 +126,15 @@ class Done:
     not_finite: frozenset[str] = frozenset()
 
 
-def read_done(folder: Path) -> Done:
-    """What all writers' files in a journal's folder say together; what is torn or damaged says nothing."""
+def read_done(folder: Path, prefix: str = "") -> Done:
+    """What all writers' files in a journal's folder say together; what is torn or damaged says nothing.
+
+    Those of one plan, where there are several, have names that begin with ``prefix``.
+    """
     checks: dict[Piece, int] = {}
     not_finite: set[str] = set()
     with contextlib.suppress(OSError):
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(folder.glob(f"{prefix}*{_SUFFIX}")):
             for line in path.read_bytes().split(b"\n"):
                 sum_, _, text = line.partition(b" ")
                 if sum_ != f"{zlib.crc32(text):08x}".encode():
@@ -140,6 +147,11 @@ def read_done(folder: Path) -> Done:
                         for i, start, stop, check in entry["pieces"]
                     )
     return Done(checks, frozenset(not_finite))
+
+
+def resumed_text(sound: int, pieces: int) -> str:
+    """How much of the work an earlier run has done."""
+    return f"resumed: {sound:,} of {pieces:,} pieces of the weights are written already"
 
 
 class Journal:
