@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,9 @@ from .pieces import Piece
 FORMAT = 1
 INTERVAL = 5.0
 """Seconds between two lines: so much work may be lost, and what a sync of the data takes."""
+
+LAG = 20.0
+"""Seconds a sync may take before writers wait for it."""
 
 _SUFFIX = ".pieces"
 
@@ -167,6 +171,8 @@ class Journal:
         self._new: list[tuple[Piece, int]] = []
         self._not_finite: set[str] = set()
         self._failure: OSError | None = None
+        self._since: float | None = None  # when syncing began
+        self._idle = threading.Event()
         self._thread = threading.Thread(target=self._work, name="kconv-journal", daemon=True)
 
     def __enter__(self) -> Self:
@@ -188,14 +194,22 @@ class Journal:
 
     def _work(self) -> None:
         while not self._stop.wait(INTERVAL):
+            self._idle.clear()
+            self._since = time.monotonic()
             try:
                 self.append()
             except OSError as error:
                 self._failure = error
                 return
+            finally:
+                self._since = None
+                self._idle.set()
 
     def finished(self, piece: Piece, check: int, not_finite: str | None = None) -> None:
         """A piece has been written to all files; ``not_finite`` names its tensor if its weights are not."""
+        since = self._since
+        if since is not None and time.monotonic() - since > LAG:
+            self._idle.wait()
         if self._failure is not None:
             raise self._failure
         with self._lock:
@@ -266,12 +280,16 @@ class JournalFolder:
         """Whether there is something to go on with."""
         return self._handle is not None
 
-    def establish(self) -> None:
-        """Make the folder; from here on the files it names stay. Raises OSError."""
+    def establish(self, put: Callable[[Path], None] = lambda folder: None) -> None:
+        """Make the folder; from here on the files it names stay. Raises OSError.
+
+        ``put`` is called before that, to lay other things into it.
+        """
         if self._handle is not None:
             return
         handle = claim(self.path, folder=True)
         try:
+            put(self.path)
             temporary = self.path / f"{CONTENT}.new"
             temporary.write_text(json.dumps(self._content()), encoding="utf-8")
             synced(temporary)

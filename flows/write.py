@@ -28,6 +28,7 @@ from ..converters.journal import (
     resumed_text,
     source_stamps,
 )
+from ..converters.kept_importance import keep_importance
 from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
@@ -91,6 +92,8 @@ def write_targets(
     with journaled_files(paths, kept, content, run, proven=proven) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
+        if importance is not None and not importance.source:  # measured by this very run
+            journal.establish(partial(keep_importance, importance=importance))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
         begin_files(model.tensors, plans, temporaries)
