@@ -129,7 +129,7 @@ def cli(ctx: click.Context) -> None:
     from .shortage import check_address_space
 
     check_address_space()
-    announce_leftovers()
+    announce_leftovers(ctx.obj or ())
 
 
 cli.params.append(_LANG)
@@ -177,7 +177,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with interruptible(), speaking(chosen()):
             # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
-            with cli.make_context("kconv", words) as context:
+            with cli.make_context("kconv", words, obj=list(arguments)) as context:
                 cli.invoke(context)
             if sys.stdout is not None:
                 sys.stdout.flush()

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,11 +99,14 @@ def announce(text: str) -> None:
             say(f"kconv: {text}", err=True)
 
 
-def announce_leftovers() -> None:
-    """From now on, say so when what an ended run has left is removed, or stays for ``--resume``."""
+def announce_leftovers(words: Sequence[str]) -> None:
+    """From now on, say so when what an ended run has left is removed, or stays for ``--resume``.
+
+    ``words`` are those of this command.
+    """
     core_progress.on_removal = _announce_removal
     core_progress.on_remark = announce
-    core_progress.on_keeping = _announce_keeping
+    core_progress.on_keeping = partial(_announce_keeping, words)
 
 
 def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
@@ -110,10 +114,13 @@ def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
     announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}{instead}")
 
 
-def _announce_keeping(folder: Path, kept: Sequence[Leftover]) -> None:
+def _announce_keeping(words: Sequence[str], folder: Path, kept: Sequence[Leftover]) -> None:
+    known = [] if "--resume" in words else ["--resume"]
+    place = words.index("--") if "--" in words else len(words)
+    again = shlex.join(["kconv", *words[:place], *known, *words[place:]])
     announce(
-        f"{leftovers_text(kept)} kept in {folder}: the same command with --resume goes on from there, "
-        f"kconv clean {shlex.quote(str(folder))} removes them"
+        f"{leftovers_text(kept)} kept in {folder}\n"
+        f"to go on from there: {again}\nto remove them: kconv clean {shlex.quote(str(folder))}"
     )
 
 

@@ -24,7 +24,15 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option, drop_extra_tokens_option
-from .options import PATH, force_option, json_option, rehash_option, threads_option, verbose_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    rehash_option,
+    resume_option,
+    threads_option,
+    verbose_option,
+)
 from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
@@ -102,6 +110,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @chat_template_option
 @drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@resume_option
 @rehash_option
 @threads_option
 @force_option
@@ -117,6 +126,7 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    resume: bool,
     rehash: bool,
     drop_extra_tokens: bool,
     threads: int | None,
@@ -142,6 +152,7 @@ def command(
         "chat_template": chat_template,
         "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "resume": resume,
         "rehash": rehash,
         "force": force,
         "threads": threads,

@@ -15,8 +15,9 @@ import json
 import os
 import shutil
 import threading
+import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +29,6 @@ from ..core.input_files import InputFile
 from ..core.kept import CONTENT, Kept
 from ..core.receipts import known
 from ..quant.importance import Importance
-from .gguf_plan import FilePlan
 from .manifest import versions
 from .pieces import Piece
 
@@ -36,24 +36,32 @@ FORMAT = 1
 INTERVAL = 5.0
 """Seconds between two lines: so much work may be lost, and what a sync of the data takes."""
 
+LAG = 20.0
+"""Seconds a sync may take before writers wait for it."""
+
 _SUFFIX = ".pieces"
 
 
 def fingerprint(
-    plans: Sequence[FilePlan], *, importance: Importance | None = None, allow_nan: bool = False
+    layouts: Iterable[tuple[bytes, int]],
+    *,
+    importance: Importance | None = None,
+    allow_nan: bool = False,
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
     """What decides every byte of the files but the weights themselves: plan, importance data, versions.
 
-    Equal on every machine that would write the same bytes.
+    ``layouts`` are, for each file, the bytes that say where everything is in it, and how many bytes of
+    weights there are (``FilePlan.layout``); ``packages`` have a hand in the bytes besides those that always
+    have. Equal on every machine that would write the same bytes.
     """
     layout = hashlib.sha256()
-    for plan in plans:
-        for header, size in plan.layout():
-            layout.update(f"{len(header)} {size} ".encode() + header)
+    for header, size in layouts:
+        layout.update(f"{len(header)} {size} ".encode() + header)
     weighing = hashlib.sha256()
     for name, values in sorted({} if importance is None else importance.values.items()):
         weighing.update(f"{name} {values.size} ".encode() + values.tobytes())
-    used = {name: version for name, version in versions().items() if name != "kernels"}
+    used = {name: version for name, version in versions(packages).items() if name != "kernels"}
     return {
         "format": FORMAT,
         "versions": used,
@@ -122,12 +130,15 @@ class Done:
     not_finite: frozenset[str] = frozenset()
 
 
-def read_done(folder: Path) -> Done:
-    """What all writers' files in a journal's folder say together; what is torn or damaged says nothing."""
+def read_done(folder: Path, prefix: str = "") -> Done:
+    """What all writers' files in a journal's folder say together; what is torn or damaged says nothing.
+
+    Those of one plan, where there are several, have names that begin with ``prefix``.
+    """
     checks: dict[Piece, int] = {}
     not_finite: set[str] = set()
     with contextlib.suppress(OSError):
-        for path in sorted(folder.glob(f"*{_SUFFIX}")):
+        for path in sorted(folder.glob(f"{prefix}*{_SUFFIX}")):
             for line in path.read_bytes().split(b"\n"):
                 sum_, _, text = line.partition(b" ")
                 if sum_ != f"{zlib.crc32(text):08x}".encode():
@@ -140,6 +151,11 @@ def read_done(folder: Path) -> Done:
                         for i, start, stop, check in entry["pieces"]
                     )
     return Done(checks, frozenset(not_finite))
+
+
+def resumed_text(sound: int, pieces: int) -> str:
+    """How much of the work an earlier run has done."""
+    return f"resumed: {sound:,} of {pieces:,} pieces of the weights are written already"
 
 
 class Journal:
@@ -155,6 +171,8 @@ class Journal:
         self._new: list[tuple[Piece, int]] = []
         self._not_finite: set[str] = set()
         self._failure: OSError | None = None
+        self._since: float | None = None  # when syncing began
+        self._idle = threading.Event()
         self._thread = threading.Thread(target=self._work, name="kconv-journal", daemon=True)
 
     def __enter__(self) -> Self:
@@ -176,14 +194,22 @@ class Journal:
 
     def _work(self) -> None:
         while not self._stop.wait(INTERVAL):
+            self._idle.clear()
+            self._since = time.monotonic()
             try:
                 self.append()
             except OSError as error:
                 self._failure = error
                 return
+            finally:
+                self._since = None
+                self._idle.set()
 
     def finished(self, piece: Piece, check: int, not_finite: str | None = None) -> None:
         """A piece has been written to all files; ``not_finite`` names its tensor if its weights are not."""
+        since = self._since
+        if since is not None and time.monotonic() - since > LAG:
+            self._idle.wait()
         if self._failure is not None:
             raise self._failure
         with self._lock:
@@ -254,12 +280,16 @@ class JournalFolder:
         """Whether there is something to go on with."""
         return self._handle is not None
 
-    def establish(self) -> None:
-        """Make the folder; from here on the files it names stay. Raises OSError."""
+    def establish(self, put: Callable[[Path], None] = lambda folder: None) -> None:
+        """Make the folder; from here on the files it names stay. Raises OSError.
+
+        ``put`` is called before that, to lay other things into it.
+        """
         if self._handle is not None:
             return
         handle = claim(self.path, folder=True)
         try:
+            put(self.path)
             temporary = self.path / f"{CONTENT}.new"
             temporary.write_text(json.dumps(self._content()), encoding="utf-8")
             synced(temporary)

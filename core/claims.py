@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three each
@@ -116,14 +116,21 @@ def is_same(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claimed_folder(path: Path) -> Iterator[None]:
-    """Make the folder ``path`` and remove it, with all that is in it, in the end. Raises OSError."""
-    handle = None
+def claimed_folder(path: Path, keep: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
+    """Make the folder ``path`` and remove it, with all that is in it, in the end. Raises OSError.
+
+    One that is there already is taken over; ``keep`` is asked whether it stays after a failure.
+    """
+    handle, stay, there = None, False, path.is_dir()
     try:
-        handle = claim(path, folder=True)
+        handle = reclaim(path) if there else claim(path, folder=True)
         yield
+    except BaseException as error:
+        stay = there if handle is None else keep(error)  # it may be another's
+        raise
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        if not stay:
+            shutil.rmtree(path, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 

@@ -140,15 +140,13 @@ def atomic_files(
 
 
 def _reclaimed(temporary: Path, path: Path) -> int:
-    try:
-        with explained(path):
+    with explained(path):
+        try:
             return reclaim(temporary)
-    except EnvironmentProblem as error:
-        if isinstance(error.__cause__, BlockingIOError):
+        except BlockingIOError as error:
             raise OutputExists(
                 f"another run is still writing {path}", hint="wait for it, or end it and try again"
             ) from error
-        raise
 
 
 @contextlib.contextmanager

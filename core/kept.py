@@ -39,7 +39,7 @@ class Kept:
         found = []
         for name, temporary in self.files.items():
             path = self.folder.with_name(temporary)
-            if path.is_file() and not _is_one(path, self.folder.with_name(name)):
+            if path.exists() and not _is_one(path, self.folder.with_name(name)):
                 found.append(path)
         return found
 

@@ -72,7 +72,8 @@ def known(file: InputFile | Path) -> str | None:
 def remember(file: InputFile | Path, sha256: str) -> None:
     """Keep a receipt, if one may be kept; the caller has hashed the very bytes the file has now.
 
-    For a file just written (a download) it is kept in this process until the file has been quiet.
+    For a file just written (a download, which has its final name and mode by now) it is kept in this process
+    until the file has been quiet.
     """
     stamp = _stamp(file)
     if stamp is None:

@@ -48,7 +48,7 @@ from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
 from .arrivals import arrived
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
-from .calibrate import Calibration, calibrate
+from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
 from .results import Conversion, Run
 from .resume import journal_of, refuse_unkept
@@ -155,12 +155,18 @@ def convert(
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
-    if options.calibrate:  # what would be refused afterwards is refused before the long pass
-        plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(expected, options, run)
-    importance = importance if calibration is None else calibration.importance
+    calibration = None
+    if expected is not None and options.calibrate:
+        # what would be refused afterwards is refused before the long pass
+        _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+        paths = [path for each in zip(targets, plans, strict=True) for path in _planned(*each).paths]
+        texts = [Path(path) for path in options.calibrate]
+        importance = learned_before(paths, texts, run)
+        if importance is None:
+            calibration = calibrate(expected, texts, scope=options.verify, run=run)
+            importance = calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
-    targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+    targets = [_planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
         model,
         targets,
@@ -214,12 +220,8 @@ def _choose_targets(
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 
-def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
-    """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
-    if expected is None or not options.calibrate:
-        return None
-    texts = [Path(path) for path in options.calibrate]
-    return calibrate(expected, texts, scope=options.verify, run=run)
+def _planned(target: Target, plan: FilePlan) -> Target:
+    return target.planned(plan)
 
 
 def with_vocab(

@@ -56,13 +56,7 @@ def prove_new_files(
     def read(asked: tuple[Window, ...]) -> Reading:
         if asked in known:
             return known[asked]
-        read_now = functools.partial(read_reference, expected, options, asked)
-        if keep is None:
-            return read_now()
-        reference = functools.partial(
-            Reference, expected.checkpoint, expected.family, threads=options.threads
-        )
-        return kept_or_read(keep, asked, versions(("torch", "transformers")), reference, read_now)
+        return read_and_keep(keep, expected, options, asked)
 
     proofs = []
     for path in files:
@@ -71,3 +65,14 @@ def prove_new_files(
             proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
             proofs.append(proof)
     return tuple(proofs)
+
+
+def read_and_keep(
+    keep: Path | None, expected: Expected, options: VerifyOptions, windows: tuple[Window, ...]
+) -> Reading:
+    """The checkpoint in fp32 over all windows; in the folder ``keep`` that stays for a run that goes on."""
+    read = functools.partial(read_reference, expected, options, windows)
+    if keep is None:
+        return read()
+    reference = functools.partial(Reference, expected.checkpoint, expected.family, threads=options.threads)
+    return kept_or_read(keep, windows, versions(("torch", "transformers")), reference, read)

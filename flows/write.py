@@ -19,21 +19,30 @@ from ..converters.gguf_writer import (
     write_pieces,
 )
 from ..converters.hashes import SourceFile, SourceHashes
-from ..converters.journal import Done, Journal, JournalFolder, fingerprint, read_done, source_stamps
+from ..converters.journal import (
+    Done,
+    Journal,
+    JournalFolder,
+    fingerprint,
+    read_done,
+    resumed_text,
+    source_stamps,
+)
+from ..converters.kept_importance import keep_importance
 from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
 from ..converters.write_plan import WritePlan, sound_pieces
 from ..core.claims import new_mark
-from ..core.errors import EnvironmentProblem, OutputExists
+from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import read_header
 from ..core.leftovers import discard
 from ..core.model import Model, Note
 from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
-from .resume import find_kept, is_published, journaled_files
+from .resume import find_kept, is_published, journaled_files, not_as_written
 
 Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
 """What the manifests have in common, of the model with its last notes, the source's files, the companions."""
@@ -62,7 +71,12 @@ def write_targets(
     name.
     """
     paths = [path for target in targets for path in target.paths]
-    identity = functools.cache(partial(fingerprint, plans, importance=importance, allow_nan=allow_nan))
+
+    @functools.cache
+    def identity() -> dict[str, Any]:
+        layouts = (layout for plan in plans for layout in plan.layout())
+        return fingerprint(layouts, importance=importance, allow_nan=allow_nan)
+
     stamps = source_stamps(source.sources)
     kept = find_kept(paths, identity, stamps, run)
     parts = [path for target in targets for path in target.parts]
@@ -78,6 +92,8 @@ def write_targets(
     with journaled_files(paths, kept, content, run, proven=proven) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
+        if importance is not None and not importance.source:  # measured by this very run
+            journal.establish(partial(keep_importance, importance=importance))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
         begin_files(model.tensors, plans, temporaries)
@@ -117,7 +133,7 @@ def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run) -> Writ
     )
     left = [piece for piece in pieces if piece not in sound]
     if sound:
-        run.announce(f"resumed: {len(sound):,} of {len(pieces):,} pieces of the weights are written already")
+        run.announce(resumed_text(len(sound), len(pieces)))
     files = [file.path for model in plan.models for file in model.files]
     with Journal(folder, new_mark(), files) as journal:
         written = write_pieces(plan, left, threads=run.threads, journal=journal, progress=run.progress)
@@ -140,11 +156,7 @@ def _published(plan: WritePlan, done: Done, run: Run) -> Written:
             return _written(plan, done.not_finite)
     except EnvironmentProblem as error:
         problem = error
-    path = plan.models[0].files[0].path
-    raise OutputExists(
-        f"{path} is not the file the run to be resumed has written: it was changed or replaced since",
-        hint="pass --force without --resume to convert again",
-    ) from problem
+    raise not_as_written(plan.models[0].files[0].path) from problem
 
 
 def _write_companion(target: CompanionTarget, temporary: Path | None) -> CompanionFile:

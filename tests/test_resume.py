@@ -79,6 +79,7 @@ def right(source: Path) -> dict[str, str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
+    """Of what is not hidden."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("[!.]*")}
 
 
@@ -183,8 +184,9 @@ def test_interrupted(number: int, source: Path, right: dict[str, str], tmp_path:
     words = ("quantize", source, *TYPES)
     ended = struck(WRITE, 30, *words, "-o", tmp_path, number=number)
     assert ended.returncode == 130, ended.stderr
-    assert "the same command with --resume goes on from there" in ended.stderr
-    assert f"kconv clean {tmp_path}" in ended.stderr
+    command = f"kconv quantize {source} {' '.join(TYPES)} -o {tmp_path} --threads 1 --resume"
+    assert f"to go on from there: {command}\n" in ended.stderr
+    assert f"to remove them: kconv clean {tmp_path}\n" in ended.stderr
     assert list(tmp_path.glob("[!.]*")) == []
     assert "resumed: " in resumed(tmp_path, right, *words)
 
@@ -377,3 +379,81 @@ def test_parts_and_weights_that_are_not_finite(checkpoint: Path, tmp_path: Path)
     assert struck(WRITE, 24, *words, "-o", out).returncode == -signal.SIGKILL
     assert "resumed: " in resumed(out, right, *words)
     assert "not-finite" in next(out.glob("*.json")).read_text()
+
+
+ONNX_WRITE = "kconv.converters.onnx.writer:write_at"
+
+
+@pytest.mark.parametrize(
+    ("at", "count", "expected"),
+    [
+        (ONNX_WRITE, 4, "resumed: 2 of"),
+        (ONNX_WRITE, 25, "resumed: 1"),
+        ("kconv.flows.write_onnx:_manifest", 1, "resumed: "),
+        ("kconv.core.folders:_take_name", 1, "resumed: "),
+        ("shutil:rmtree", 1, "the files are complete"),
+    ],
+)
+def test_a_folder_of_onnx_files(
+    at: str, count: int, expected: str, checkpoint: Path, onnx_right: dict[str, str], tmp_path: Path
+) -> None:
+    words = ("to-onnx", checkpoint, "-q", "q8_0", "--no-verify")
+    ended = struck(at, count, *words, "-o", tmp_path / "out")
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert (tmp_path / "out").exists() == ("complete" in expected)
+    if count == 25:
+        interrupted = struck(ONNX_WRITE, 4, *words, "--resume", "-o", tmp_path / "out", number=signal.SIGINT)
+        assert interrupted.returncode == 130
+        assert "to go on from there: kconv to-onnx" in interrupted.stderr
+    again = kconv(*words, "--resume", "-o", tmp_path / "out")
+    assert again.returncode == 0, again.stderr
+    assert expected in again.stderr
+    assert digests(tmp_path / "out") == onnx_right
+    assert hidden(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def onnx_right(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("onnx") / "right"
+    done = kconv("to-onnx", checkpoint, "-q", "q8_0", "--no-verify", "-o", folder)
+    assert done.returncode == 0, done.stderr
+    return digests(folder)
+
+
+def test_the_proof_of_onnx_files(checkpoint: Path, tmp_path: Path) -> None:
+    words = ("to-onnx", checkpoint, "-q", "q8_0", "-o", tmp_path / "out")
+    first = struck("kconv.flows.to_onnx:record_proof", 1, *words)
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    refused = kconv(*words)
+    assert (refused.returncode, "is not empty" in refused.stderr) == (3, True)
+    second = struck("kconv.flows.prove:read_reference", 1, *words, "--resume")
+    assert second.returncode == 0, second.stderr
+    manifest = json.loads((tmp_path / "out" / "kconv.manifest.json").read_text("utf-8"))
+    assert manifest["proof"]["verdict"] == "passed"
+    assert hidden(tmp_path) == []
+
+
+def test_importance_data_are_not_measured_twice(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "korean.txt"
+    text.write_text("모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. " * 40, "utf-8")
+    words = (
+        "to-gguf",
+        checkpoint,
+        "-q",
+        "q4_k_m",
+        "--calibrate",
+        text,
+        "--no-verify",
+        "-o",
+        tmp_path / "out",
+    )
+    first = struck(WRITE, 3, *words, interval=5)  # before there is a line in the journal
+    assert first.returncode == -signal.SIGKILL, first.stderr
+    text.write_text("another text. " * 200)
+    other = struck("kconv.flows.convert:calibrate", 1, *words, "--resume")
+    assert other.returncode == -signal.SIGKILL, "learned from another text, they are of no use"
+    text.write_text("모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. " * 40, "utf-8")
+    again = struck("kconv.flows.convert:calibrate", 1, *words, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert "the importance data have been computed already" in again.stderr
+    assert hidden(tmp_path / "out") == []
