@@ -14,6 +14,7 @@ KconvError
 │   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
 └── EnvironmentProblem    4  disk, memory, permission, network
+    ├── WeightsElsewhere     weights are to be read of which only the header was fetched
     └── ChildDied            a process of kconv's was killed, crashed or gave no answer
 
 Libraries raise; only ``kconv.cli`` prints and exits, with ``exit_code``.
@@ -103,6 +104,10 @@ class EnvironmentProblem(KconvError):
     """Disk, memory, permission or network."""
 
     exit_code = 4
+
+
+class WeightsElsewhere(EnvironmentProblem):
+    """Weights of a checkpoint on the Hub are to be read, and only headers were fetched, as for a plan."""
 
 
 def no_temporary_folder(error: OSError) -> EnvironmentProblem:

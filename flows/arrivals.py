@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from ..converters.family import AnyFamily
 from ..converters.intake import open_model
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
+from ..core.errors import WeightsElsewhere
 from ..core.progress import Progress
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
@@ -28,5 +30,6 @@ def arrived(
         return source
     found = resolve(name)
     if found.unreached is None:
-        look(*open_model(remote_checkpoint(found)))
+        with contextlib.suppress(WeightsElsewhere):  # that look is for later
+            look(*open_model(remote_checkpoint(found)))
     return fetch(found, progress)

@@ -108,16 +108,19 @@ class _Downloads:
         self._done[file.path] = file.size
 
     def _download(self, file: HubFile, contents: Path) -> None:
-        """Fetch contents until they are what the Hub lists, or are not for the second time."""
+        """Fetch contents until they are what the Hub lists, or are not for the second time.
+
+        That time they come by plain HTTP: hf_xet's streams pass on chunks that were damaged in its store.
+        """
         partial = _partial(contents)
-        for _ in range(2):
-            found = self._append(file, partial)
+        for by_xet in (self._xet.offers(file), False):
+            found = self._append(file, partial, by_xet=by_xet)
             if found == file.etag:
                 os.replace(partial, contents)
                 return
             partial.unlink()
             self._done[file.path] = 0
-            core_progress.on_remark(f"{file.path}: what came is not what the Hub lists; fetching it again")
+            core_progress.on_remark(f"{file.path}: what came is not what the Hub lists")
         raise EnvironmentProblem(
             f"{file.path} of {self._source.asked} came with other contents than the Hub lists, twice: "
             f"{_kind(file)} {found}, expected {file.etag}",
@@ -125,7 +128,7 @@ class _Downloads:
             "of it was kept",
         )
 
-    def _append(self, file: HubFile, partial: Path) -> str:
+    def _append(self, file: HubFile, partial: Path, *, by_xet: bool) -> str:
         """Complete the file that was begun, and return the hash of all of it."""
         digest = _digest(file)
         with open(partial, "ab+") as target:
@@ -142,7 +145,7 @@ class _Downloads:
                 digest.update(target.read(min(_CHUNK, have - begin)))
                 if self._stopped.is_set():
                     raise InterruptedError(f"fetching {file.path} was stopped")
-            for piece in self._pieces(file, have):
+            for piece in self._pieces(file, have, by_xet=by_xet):
                 target.write(piece)
                 target.flush()  # what is killed now has it
                 digest.update(piece)
@@ -151,9 +154,9 @@ class _Downloads:
             os.fsync(target.fileno())
         return digest.hexdigest()
 
-    def _pieces(self, file: HubFile, start: int) -> Iterator[bytes]:
-        """By Xet where that is offered and works, from where it stops by plain HTTP."""
-        if start < file.size and self._xet.offers(file):
+    def _pieces(self, file: HubFile, start: int, *, by_xet: bool) -> Iterator[bytes]:
+        """By Xet where that works, from where it stops by plain HTTP."""
+        if by_xet and start < file.size:
             try:
                 for piece in self._xet.pieces(file, start, stopped=self._stopped.is_set):
                     yield piece

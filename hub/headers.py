@@ -1,7 +1,8 @@
 """Weight files on the Hub of which only what stands at their beginning is fetched: the header.
 
-A safetensors file begins with the names, types, shapes and places of its tensors. The first 128 KiB
-hold that of a thousand tensors; where it does not, what is missing is fetched once it is read.
+A safetensors file begins with the names, types, shapes and places of its tensors. The first 128 KiB hold that
+of a thousand tensors; where they do not, what is missing is fetched once it is read. A few rows of a tensor
+may be looked at besides. PyTorch's files are described in archives.py.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import threading
 from collections.abc import Callable
 
 from ..core.byte_source import Identity, Opener
+from ..core.errors import WeightsElsewhere
 from .cache import snapshot
 from .source import HubFile, HubSource
 from .transfer import pieces
 
 FIRST = 128 << 10
 """Bytes that are fetched at once, from where they are first needed."""
+_LOOKS = 8
+"""Times that weights of a file are read, each at most ``FIRST`` bytes of them."""
 
 
 class HeaderReader:
@@ -26,26 +30,32 @@ class HeaderReader:
 
     def is_here(self, file: HubFile) -> bool:
         """Whether the file is in the cache, in its length."""
+        place = snapshot(self._source.repository, self._source.commit) / file.path
         try:
-            return (
-                snapshot(self._source.repository, self._source.commit) / file.path
-            ).stat().st_size == file.size
+            return place.stat().st_size == file.size
         except OSError:
             return False
 
     def opener(self, file: HubFile) -> Opener:
         """What opens it, whatever path is asked for."""
-        source = RemoteFile(file.size, lambda start, stop: b"".join(pieces(self._source, file, start, stop)))
+        from .archives import RemoteArchive
+
+        def fetch(start: int, stop: int) -> bytes:
+            return b"".join(pieces(self._source, file, start, stop))
+
+        name = f"{file.path} of {self._source.asked}"
+        source = (RemoteArchive if file.path.endswith(".bin") else RemoteFile)(name, file.size, fetch)
         return lambda path: source
 
 
 class RemoteFile:
-    """A file elsewhere, of which blocks are fetched as they are read, and kept."""
+    """A safetensors file elsewhere, of which blocks are fetched as they are read, and kept."""
 
-    def __init__(self, size: int, fetch: Callable[[int, int], bytes]) -> None:
-        self._size, self._fetch = size, fetch
+    def __init__(self, name: str, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        self._name, self._size, self._fetch = name, size, fetch
         self._blocks: dict[int, bytes] = {}
         self._lock = threading.Lock()
+        self._looks = 0
 
     @property
     def size(self) -> int:
@@ -62,7 +72,23 @@ class RemoteFile:
         return self.identity
 
     def read_into(self, view: memoryview, offset: int) -> int:
-        """See ``ByteSource.read_into``."""
+        """See ``ByteSource.read_into``. Raises WeightsElsewhere where more than a little would be read."""
+        first = self._blocks.get(0, b"")
+        if first and offset + len(view) > max(len(first), 8 + int.from_bytes(first[:8], "little")):
+            self.spend(len(view))
+        return self.block_into(view, offset)
+
+    def spend(self, count: int) -> None:
+        """Note that ``count`` bytes of weights are wanted. Raises WeightsElsewhere where it is too much."""
+        self._looks += 1
+        if count > FIRST or self._looks > _LOOKS:
+            raise WeightsElsewhere(
+                f"weights in {self._name} would have to be read, and only its header was fetched",
+                hint="this needs the weights themselves: convert it, or fetch it first with `hf download`",
+            )
+
+    def block_into(self, view: memoryview, offset: int) -> int:
+        """The bytes as they lie, from a block that is here or fetched now."""
         if not len(view) or offset >= self._size:
             return 0
         with self._lock:

@@ -64,7 +64,10 @@ def refusal(error: Exception, name: HubName, what: str = "") -> KconvError | Tem
         return Temporary(f"the connection failed ({type(error).__name__})")
     if isinstance(error, ValueError | TypeError | KeyError | AssertionError | AttributeError):
         return Temporary("its answer is not one of a Hub")  # the sign-in page of a network, say
-    return EnvironmentProblem(f"the Hub cannot be asked for {name}: {type(error).__name__}")
+    return EnvironmentProblem(
+        f"the Hub cannot be asked for {name}: {type(error).__name__}",
+        hint="`hf env` shows the settings in use",
+    )
 
 
 def _by_answer(error: Exception, name: HubName, what: str) -> KconvError | Temporary:
@@ -106,7 +109,10 @@ def _by_answer(error: Exception, name: HubName, what: str) -> KconvError | Tempo
             f"the Hub does not allow access to {name.repository} with this token",
             hint=f"see {page} and `hf auth whoami`",
         )
-    return EnvironmentProblem(f"the Hub answers {status_text(code)} where {what or name} was asked for")
+    return EnvironmentProblem(
+        f"the Hub answers {status_text(code)} where {what or name} was asked for",
+        hint=f"see {page}, and whether HF_ENDPOINT names a Hub",
+    )
 
 
 def retry_after(headers: object) -> float | None:

@@ -9,7 +9,7 @@ The seam for whatever works from the Hub::
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ from ..core import progress as core_progress
 from ..core.errors import EnvironmentProblem, HubRefusal, KconvError
 from ..core.input_files import is_plain_name, quoted
 from .cache import cached_commit, cached_files, read_tree, snapshot, write_ref, write_tree
-from .names import COMMIT, HubName, parse_hub_name
+from .names import COMMIT, HubName, endpoint, parse_hub_name
 from .refusals import offline
-from .tries import FEW, MANY, patiently
+from .tries import FEW, patiently
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -89,7 +89,7 @@ def resolve(text: str | HubName, revision: str | None = None) -> HubSource:
     if known is None and unreached is None:
         try:
             entries = _listing(HubName(name.repository, commit))
-            known = {each.path: _entry(each) for each in entries}
+            known = {each["path"]: _entry(each) for each in entries}
             write_tree(name.repository, commit, known)
         except KconvError as error:
             unreached = error
@@ -117,13 +117,14 @@ def _commit(name: HubName) -> tuple[str, KconvError | None]:
     usable = kept is not None and snapshot(name.repository, kept).is_dir()
 
     def ask() -> str:
-        found = HfApi().model_info(name.repository, revision=name.revision).sha
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        found = HfApi().model_info(name.repository, revision=name.revision, timeout=timeout).sha
         if not isinstance(found, str) or not COMMIT.fullmatch(found):
             raise ValueError("no commit")
         return found
 
     try:
-        commit = patiently(ask, name, tries=FEW if usable else MANY)
+        commit = patiently(ask, name, tries=FEW if usable else None)
     except (EnvironmentProblem, HubRefusal) as error:
         if kept is None or not usable or _is_no_revision(error):
             raise
@@ -140,23 +141,40 @@ def _is_no_revision(error: KconvError) -> bool:
     return isinstance(error.__cause__, errors.RevisionNotFoundError)
 
 
-def _listing(name: HubName) -> Sequence[Any]:
-    from huggingface_hub import HfApi, RepoFile
+def _listing(name: HubName) -> Iterator[dict[str, Any]]:
+    """The files of a commit, as the Hub lists them: a page of a thousand, and where the next one is.
 
-    def ask() -> list[RepoFile]:
-        tree = HfApi().list_repo_tree(name.repository, revision=name.revision, recursive=True)
-        return [each for each in tree if isinstance(each, RepoFile)]
+    huggingface_hub's own function asks again by itself, with waits that would add up with ours.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    return patiently(ask, name, "the list of files")
+    address: str | None = (
+        f"{endpoint()}/api/models/{name.repository}/tree/{name.revision}?recursive=true&expand=false"
+    )
+
+    def ask() -> tuple[list[dict[str, Any]], str | None]:
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        answer = get_session().get(str(address), headers=build_hf_headers(), timeout=timeout)
+        hf_raise_for_status(answer)
+        page = [dict(each) for each in answer.json()]
+        for each in page:
+            each["path"].encode()  # not text: not a list of files
+        return page, answer.links.get("next", {}).get("url")
+
+    while address is not None and address.startswith(f"{endpoint()}/"):  # the token goes along
+        page, address = patiently(ask, name, "the list of files")
+        yield from (each for each in page if each.get("type") == "file")
 
 
-def _entry(found: Any) -> dict[str, Any]:
+def _entry(found: dict[str, Any]) -> dict[str, Any]:
     """An entry of the list, as huggingface_hub keeps it in its cache (``trees/COMMIT.json``)."""
-    entry = {"size": found.size, "blob_id": found.blob_id}
-    if found.lfs is not None:
-        entry |= {"lfs_sha256": found.lfs.sha256, "lfs_size": found.lfs.size}
-    if found.xet_hash is not None:
-        entry["xet_hash"] = found.xet_hash
+    entry = {"size": found.get("size"), "blob_id": found.get("oid")}
+    lfs = found.get("lfs")
+    if isinstance(lfs, dict):
+        entry |= {"lfs_sha256": lfs.get("oid"), "lfs_size": lfs.get("size")}
+    if found.get("xetHash") is not None:
+        entry["xet_hash"] = found["xetHash"]
     return entry
 
 

@@ -12,11 +12,13 @@ from urllib.parse import urljoin, urlsplit
 
 from .refusals import Temporary, retry_after, status_text
 from .source import HubFile, HubSource
-from .tries import MANY, again_or_raise
+from .tries import again_or_raise
 
 if TYPE_CHECKING:
     from httpx2 import Response
 
+_WORTH_IT = 64 << 10
+"""Bytes a try must bring not to have been in vain: a server may give a few and fall silent, for ever."""
 _REDIRECTS = 5
 
 
@@ -36,19 +38,20 @@ def pieces(
     stop = file.size if stop is None else stop
     failed = 0
     while start < stop:
+        begun = start
         try:
             for piece in _answer(source, file, start, stop):
                 if stopped():
                     raise InterruptedError(f"fetching {file.path} was stopped")
                 yield piece
-                start, failed = start + len(piece), 0
+                start += len(piece)
             if start < stop:
                 raise Temporary(f"{file.path} ended after {start:,} of {file.size:,} bytes")
         except GeneratorExit:
             raise
         except Exception as error:
-            failed += 1
-            again_or_raise(error, source.asked, file.path, failed, tries=MANY, stopped=stopped)
+            failed = 1 if start - begun >= _WORTH_IT else failed + 1
+            again_or_raise(error, source.asked, file.path, failed, stopped=stopped)
 
 
 def _answer(source: HubSource, file: HubFile, start: int, stop: int) -> Iterator[bytes]:

@@ -26,7 +26,7 @@ def patiently(
     name: HubName,
     what: str = "",
     *,
-    tries: int = MANY,
+    tries: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Found:
     """What ``ask`` gives, asked several times where its failures are of a kind that passes.
@@ -49,7 +49,7 @@ def again_or_raise(
     what: str,
     failed: int,
     *,
-    tries: int = MANY,
+    tries: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Wait for the next try after ``failed`` of them, or raise what the failure means."""
@@ -58,7 +58,7 @@ def again_or_raise(
     meaning = error if isinstance(error, Temporary) else refusal(error, name, what)
     if not isinstance(meaning, Temporary):
         raise meaning from error
-    if failed >= tries or (meaning.wait or 0) > LONGEST:
+    if failed >= (tries or MANY) or (meaning.wait or 0) > LONGEST:
         raise gave_up(meaning.reason, name, what, failed) from None
     wait = WAIT * 2 ** (failed - 1) * random.uniform(0.8, 1.2) if failed else 0.0
     _sleep(max(wait, meaning.wait or 0), stopped)

@@ -1,7 +1,8 @@
 """The bytes of a file out of Xet, the Hub's store of chunks, through hf_xet.
 
-hf_xet checks each chunk against the hash the file is known by, and goes on from any offset. Where it is not
-installed, switched off (HF_HUB_DISABLE_XET) or fails, the same file comes by plain HTTP.
+hf_xet gives a file from any offset, in order; whoever takes it hashes it, since a stream may pass on a chunk
+that was damaged in the store. Where it is not installed, switched off (HF_HUB_DISABLE_XET) or fails, the same
+file comes by plain HTTP.
 https://huggingface.co/docs/hub/xet
 """
 

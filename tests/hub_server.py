@@ -47,6 +47,11 @@ class HubFile:
     git: str
     large: bool
 
+    @property
+    def etag(self) -> str:
+        """What the Hub calls its contents, and huggingface_hub's cache the blob."""
+        return self.sha256 if self.large else self.git
+
 
 def hub_file(path: Path, name: str) -> HubFile:
     """What the Hub would make of a file: Git's id for small ones, SHA-256 for large ones."""
