@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,26 @@ def journal(jobs: Path, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
-def started(jobs: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "kconv", "batch", str(jobs), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+Start = Callable[..., "subprocess.Popen[str]"]
 
 
-def wait_for(what: Any, seconds: float = 60) -> None:
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """``kconv batch`` in a process of its own, which does not outlive the test."""
+    running: list[subprocess.Popen[str]] = []
+
+    def started(jobs: Path, *words: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "kconv", "batch", str(jobs), *words]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return running[-1]
+
+    yield started
+    for each in running:
+        with each:  # which closes its streams
+            each.kill()
+
+
+def wait_for(what: Any, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to that"
@@ -201,16 +216,16 @@ def test_a_job_takes_the_place_of_defaults_and_options_reach_the_conversion(
     assert (tmp_path / "dist" / "two-Q8_0.Modelfile").is_file()
 
 
-def test_killed_twice_and_no_finished_work_repeated(models: Path, tmp_path: Path) -> None:
+def test_killed_twice_and_no_finished_work_repeated(models: Path, tmp_path: Path, start: Start) -> None:
     jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 6), f"{models}/broken")
     for least in (2, 4):
-        run = started(jobs, "--jobs", "2")
+        run = start(jobs, "--jobs", "2")
         children = []
         wait_for(lambda least=least: len(journal(jobs, "made")) >= least)
         children = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.communicate()
-        _, alive = psutil.wait_procs(children, 20)
+        _, alive = psutil.wait_procs(children, 60)
         assert not alive
     with (tmp_path / "jobs.journal.jsonl").open("a") as file:
         file.write('{"event": "made", "ke')  # as a power cut leaves it
@@ -238,12 +253,12 @@ def test_what_was_published_just_before_the_kill_is_found(models: Path, tmp_path
     assert "1 outputs: 1 done" in kconv("batch", jobs).stdout.replace("1 output:", "1 outputs:")
 
 
-def test_ctrl_c_stops_cleanly_and_finished_work_stays(models: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_finished_work_stays(models: Path, tmp_path: Path, start: Start) -> None:
     jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 6))
-    run = started(jobs)
+    run = start(jobs)
     wait_for(lambda: len(journal(jobs, "made")) >= 1)
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=60)
+    _, told = run.communicate(timeout=300)
     assert run.returncode == 130
     assert "of 6 outputs done; the same command goes on from there" in told
     assert not [path for path in (tmp_path / "dist").iterdir() if "partial" in path.name]
@@ -254,15 +269,17 @@ def test_ctrl_c_stops_cleanly_and_finished_work_stays(models: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("kills", "code"), [(1, 0), (2, 1)])
-def test_a_killed_process_is_no_verdict(models: Path, tmp_path: Path, kills: int, code: int) -> None:
+def test_a_killed_process_is_no_verdict(
+    models: Path, tmp_path: Path, start: Start, kills: int, code: int
+) -> None:
     """The conversion gets a second try; then it is not done, and the next run makes it."""
     jobs = write_jobs(tmp_path, f"source = '{models}/one'\ntypes = ['q4_0', 'q4_k_m', 'q6_k', 'q5_0']")
-    run = started(jobs)
+    run = start(jobs)
     for number in range(kills):
         wait_for(lambda number=number: len(journal(jobs, "began")) == number + 1)
         (worker,) = [each for each in psutil.Process(run.pid).children() if WORKER in each.cmdline()]
         worker.kill()
-    out, err = run.communicate(timeout=120)
+    out, err = run.communicate(timeout=300)
     assert run.returncode == code, err
     assert err.count("it is tried once more") == 1
     if code:
@@ -273,12 +290,12 @@ def test_a_killed_process_is_no_verdict(models: Path, tmp_path: Path, kills: int
     assert len(stamps(tmp_path / "dist")) == 4
 
 
-def test_shards_share_the_work_out_and_status_sees_all(models: Path, tmp_path: Path) -> None:
+def test_shards_share_the_work_out_and_status_sees_all(models: Path, tmp_path: Path, start: Start) -> None:
     both = f"source = '{models}/one'\nformats = ['gguf', 'onnx']"
     jobs = write_jobs(tmp_path, both, *copies(models / "two", tmp_path, 3))
-    runs = [started(jobs, "--shard", f"{number}/2") for number in (1, 2)]
+    runs = [start(jobs, "--shard", f"{number}/2") for number in (1, 2)]
     for run in runs:
-        assert run.wait(120) == 0
+        assert run.wait(300) == 0
         run.communicate()
     names = {path.name for path in tmp_path.glob("*.jsonl")}
     assert names == {"jobs.journal.1-of-2.jsonl", "jobs.journal.2-of-2.jsonl"}
@@ -299,14 +316,14 @@ def test_shards_share_the_work_out_and_status_sees_all(models: Path, tmp_path: P
     assert kconv("batch", jobs, "--shard", "3/2").returncode == 2
 
 
-def test_one_run_at_a_time_has_a_journal(models: Path, tmp_path: Path) -> None:
+def test_one_run_at_a_time_has_a_journal(models: Path, tmp_path: Path, start: Start) -> None:
     jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 3))
-    run = started(jobs)
+    run = start(jobs)
     wait_for(lambda: len(journal(jobs, "began")) >= 1)
     second = kconv("batch", jobs)
     assert second.returncode == 4
     assert "another run is at work on these jobs" in second.stderr
-    assert run.wait(60) == 0
+    assert run.wait(300) == 0
     run.communicate()
 
 

@@ -73,12 +73,12 @@ def test_closing_interrupts_and_lets_tasks_put_their_files_away(tmp_path: Path) 
     with LocalExecutor(2) as executor:
         for name in ("one", "two"):
             executor.submit(Task(name, nap, (str(tmp_path / name),)))
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < end:
             time.sleep(0.01)
         assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
         begun = time.monotonic()
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 25  # it is killed after 30
     assert not list(tmp_path.iterdir())
     assert not psutil.Process().children()
 
