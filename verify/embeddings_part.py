@@ -80,4 +80,4 @@ class EmbeddingsPart:
         return next((grade for most, grade in _GRADES if lost < most), "much")
 
 
-_GRADES: tuple[tuple[float, Grade], ...] = ((1e-4, "nothing"), (1e-3, "little"), (0.01, "some"))
+_GRADES: tuple[tuple[float, Grade], ...] = ((1e-4, "nothing"), (2e-3, "little"), (0.03, "some"))

@@ -30,7 +30,7 @@ def _facts(settings: Settings) -> EncoderFacts:
 BERT = Family(
     name="bert",
     title="BERT (embeddings)",
-    models=("klue/bert-base, KoSimCSE-bert, KR-SBERT, bge (English), multilingual BERT",),
+    models=("klue/bert-base, KoSimCSE-bert, KR-SBERT, multilingual BERT (cased)",),
     hf_classes=("BertModel", "BertForMaskedLM", "BertForPreTraining"),
     arch="bert",
     facts=_facts,
