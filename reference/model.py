@@ -29,7 +29,7 @@ from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
-from .batches import batches_of
+from .batches import batches_of, first_context
 from .by_layer import BetweenLayers, LayerByLayer
 from .empty_model import computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_stacks
@@ -225,7 +225,8 @@ class Reference:
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]
         largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
-        return batches_of(sizes, self._model.config.num_attention_heads, largest)
+        config = self._model.config
+        return batches_of(sizes, config.num_attention_heads, largest, first_context(config))
 
     def _report(self, progress: Progress, total: int, stage: str = "reference") -> None:
         """From now on report every module that has run."""

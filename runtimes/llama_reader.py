@@ -20,6 +20,7 @@ from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
 from .llama_errors import reason_of
+from .llama_requests import answers, first_context, runs
 from .matrix_inputs import MatrixInput, joined, read_inputs
 from .reader import Block, Floats, RuntimeFailure
 
@@ -95,16 +96,14 @@ class LlamaReader:
             size = self._piece(loaded, parts)  # of all parts, so that blocks begin where they did before
             rest = parts[first:]
             buffer = np.empty((size, loaded.vocabulary), np.float32)
-            loaded.send(request(protocol.LOGITS_WANTED, size, rest, self._embedded(loaded, rest)))
-            for at, part in enumerate(rest):
-                for start in range(0, len(part.ids), size):
-                    stop = min(start + size, len(part.ids))
-                    begin = min(max(part.scored_from, start), stop)
+            for behind, run in runs(rest, loaded.first_context):
+                loaded.send(request(protocol.LOGITS_WANTED, size, run, self._embedded(loaded, run)))
+                for at, begin, stop in answers(run, size):
                     loaded.expect(protocol.LOGITS, at, begin, stop - begin)
                     if begin < stop:
                         loaded.fill(buffer[: stop - begin])
-                        if at or begin >= reached:
-                            yield first + at, begin, buffer[: stop - begin]
+                        if behind + at or begin >= reached:
+                            yield first + behind + at, begin, buffer[: stop - begin]
 
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer, before the last norm; see candidate.Candidate.
@@ -224,6 +223,7 @@ class _Loaded:
             header = read_model(path).header
             self._child.patience += header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._shape(header)
+            self.first_context = first_context(header.metadata)
             self.encoder_layers = len(
                 {match[1] for info in header.tensors if (match := _ENCODER.match(info.name))}
             )

@@ -18,6 +18,7 @@ from ..core.windows import Window
 from ..reference.magnitudes import Flow
 from ..reference.reading import Reading
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_folder
+from ..runtimes.llama_requests import first_context
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_reader import OnnxReader, stepped
 from ..runtimes.reader import RuntimeFailure
@@ -153,6 +154,8 @@ class OnnxArtifact:
             if runtime.verdict == "not run":
                 gate = gate_for(self.type, overrides=options.gates, recomputed=False)
             with OnnxReader(self.folder, threads=options.threads) as reader:
+                model = expected.model
+                reader.check(windows, first_context({"general.architecture": model.arch, **model.hparams}))
                 measure = compare(read, reader, windows, options.progress, seen=seen)
                 part = judged(measure, gate, windows, expected.source, options.max_kl)
                 usual = compare(once, reader, few, options.progress).figures()
