@@ -23,8 +23,17 @@ from .console import (
     table,
     verify_command,
 )
-from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, stream_option, threads_option, verbose_option
+from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    rehash_option,
+    resume_option,
+    stream_option,
+    threads_option,
+    verbose_option,
+)
 from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
@@ -101,7 +110,10 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 )
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
+@drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -117,6 +129,9 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    resume: bool,
+    rehash: bool,
+    drop_extra_tokens: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -138,7 +153,10 @@ def command(
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
+        "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "resume": resume,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
         "stream": stream,

@@ -1,4 +1,4 @@
-"""What is said of weights that are not finite, or that a format cannot hold."""
+"""What to say of weights that are not finite, or do not fit a format."""
 
 from __future__ import annotations
 

@@ -46,7 +46,13 @@ def arrived(
     costs no download. To be called within ``leaving_nothing``. Raises what it raises, and what resolving and
     fetching raise.
     """
-    if (place := parse_object(source)) is not None:
+    place = parse_object(source)
+    if run.resume and (run.streamed or place is not None):
+        raise UsageError(
+            "--resume cannot go on with streamed weights: what came before the end is not known to be right",
+            hint="leave out --resume, or download the checkpoint (without --stream)",
+        )
+    if place is not None:
         folder = _FOLDERS.get().enter_context(scratch_folder("object"))
         return object_checkpoint(place, folder, run.announce)
     name = parse_hub_name(source)

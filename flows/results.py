@@ -22,7 +22,9 @@ class Run:
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
     ``made`` is called with the finished files, before they are proven, ``planned`` with those to be made, and
-    may refuse them. With ``streamed`` the weights of a checkpoint on the Hub are read where they lie.
+    may refuse them. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
+    for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
+    read where they lie.
     """
 
     force: bool = False
@@ -32,6 +34,8 @@ class Run:
     proof_texts: tuple[str, ...] | None = None
     proof_tokens: int | None = None
     made: Callable[[Sequence[Path]], None] = lambda paths: None
+    rehash: bool = False
+    resume: bool = False
     streamed: bool = False
     planned: Callable[[Sequence[Path]], None] = lambda paths: None
 

@@ -84,6 +84,8 @@ LONG = (
     "self_test",
     "doctor",
     "interruption",
+    "batch_command",
+    "batch_hub",
     "house",
     "bad_input",
     "to_onnx",
