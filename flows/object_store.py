@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..converters.results import Options, Output
+from ..core.claims import NAMES
 from ..core.elsewhere import Elsewhere
+from ..core.errors import UsageError
 from ..core.scratch import scratch_folder
 from ..hub.multipart import end_left_open, put_files, refuse_objects
 from ..hub.object_store import ObjectPath, ObjectPlace
@@ -24,6 +26,11 @@ def convert_to_store(
     appear as files do: all when they are whole, before the proof, whose result the manifests get afterwards.
     Raises what ``convert`` raises, and HubRefusal, EnvironmentProblem for what the store refuses.
     """
+    if run.resume:
+        raise UsageError(
+            "--resume is for files on this machine, and those for an object store are not kept here",
+            hint="leave it out; or write to a folder and put the files into the store afterwards",
+        )
     end_left_open(run.announce)
     one = place.name.endswith(".gguf")
     with scratch_folder("upload") as scratch:
@@ -56,7 +63,8 @@ def convert_to_store(
 
 def _in_order(folder: Path, above: ObjectPlace) -> list[tuple[Path, ObjectPlace]]:
     """All files of a folder with their places, manifests and Modelfiles behind what they speak of."""
-    paths = sorted(folder.iterdir(), key=lambda path: (path.suffix != ".gguf", path.name))
+    files = [path for path in folder.iterdir() if path.is_file() and not NAMES.fullmatch(path.name)]
+    paths = sorted(files, key=lambda path: (path.suffix != ".gguf", path.name))
     return [(path, above / path.name) for path in paths]
 
 
