@@ -15,10 +15,12 @@ import pytest
 from command_material import kconv
 
 from kconv.converters.checkpoint_hashes import CheckpointHashes
+from kconv.converters.hashes import SourceHashes
 from kconv.converters.recorded import read_manifest
 from kconv.converters.samples import write_sample
 from kconv.core import receipts
 from kconv.core.byte_source import LocalFile
+from kconv.core.errors import EnvironmentProblem
 from kconv.core.input_files import InputFile
 from kconv.core.reading import open_checkpoint
 
@@ -262,3 +264,18 @@ def test_a_checkpoint_written_to_behind_a_receipt(checkpoint: Path, tmp_path: Pa
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     refused = kconv("verify", tmp_path / "a.gguf", "--against", copy)
     assert (refused.returncode, "changed: model.safetensors" in refused.stderr) == (3, True), refused.stderr
+
+
+def test_changed_behind_its_mtime_while_it_is_read(quiet_file: Path) -> None:
+    with SourceHashes([InputFile(quiet_file)]) as hashes:
+        hashes.join()
+        quiet_file.chmod(0o600)  # no change of contents
+        assert hashes.result()[0].sha256 == real_sum(quiet_file)
+    before = quiet_file.stat()
+    with SourceHashes([InputFile(quiet_file)]) as hashes:
+        hashes.join()
+        data = quiet_file.read_bytes()
+        quiet_file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(quiet_file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        with pytest.raises(EnvironmentProblem, match="was changed while it was read"):
+            hashes.result()

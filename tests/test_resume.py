@@ -16,8 +16,15 @@ from typing import Any
 import pytest
 from command_material import kconv
 
+from kconv.converters.gguf_plan import plan_file
+from kconv.converters.gguf_source import gguf_model
+from kconv.converters.gguf_writer import begin_files, finish_files, write_files, write_pieces
+from kconv.converters.journal import Journal, JournalFolder, read_done
 from kconv.converters.samples import write_sample
+from kconv.converters.write_plan import sound_pieces
 from kconv.core.kept import all_kept
+from kconv.quant.formats import Q8_0
+from kconv.quant.gguf_weights import open_gguf
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
@@ -458,3 +465,31 @@ def test_importance_data_are_not_measured_twice(checkpoint: Path, tmp_path: Path
     assert again.returncode == 0, again.stderr
     assert "the importance data have been computed already" in again.stderr
     assert hidden(tmp_path / "out") == []
+
+
+def test_several_writers_with_a_journal_each(source: Path, tmp_path: Path) -> None:
+    """What machines do that share a disk: a piece counts as done by any of their journals."""
+    with open_gguf(source) as file:
+        model = gguf_model(file)
+        plans = [plan_file(tmp_path / "model.gguf", model, [Q8_0] * len(model.tensors), {})]
+        (tmp_path / "partial").touch()
+        begun = begin_files(model.tensors, plans, [tmp_path / "partial"])
+        journal = JournalFolder(tmp_path / "journal", lambda: {"files": {}})
+        journal.establish()
+        pieces = begun.pieces()
+        parts = (pieces[::3], pieces[1::3])
+        for number, part in enumerate(parts):
+            with Journal(journal.path, f"worker{number}", [tmp_path / "partial"]) as own:
+                write_pieces(begun, part, journal=own)
+        done = read_done(journal.path)
+        assert done.checks.keys() == {*parts[0], *parts[1]}
+        assert sound_pieces(begun, done.checks) == set(done.checks)
+        left = [piece for piece in pieces if piece not in done.checks]
+        with Journal(journal.path, "worker0", [tmp_path / "partial"]) as own:  # it comes back
+            write_pieces(begun, left, journal=own)
+        assert read_done(journal.path).checks.keys() == set(pieces)
+        finish_files(begun)
+        write_files(model.tensors, plans, [tmp_path / "partial"])
+        assert sound_pieces(begun, read_done(journal.path).checks) == set(pieces)
+        journal.remove()
+    assert os.listdir(tmp_path) == ["partial"]
