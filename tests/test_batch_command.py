@@ -261,11 +261,11 @@ def test_ctrl_c_stops_cleanly_and_finished_work_stays(models: Path, tmp_path: Pa
     _, told = run.communicate(timeout=300)
     assert run.returncode == 130
     assert "of 6 outputs done; the same command goes on from there" in told
-    assert not [path for path in (tmp_path / "dist").iterdir() if "partial" in path.name]
     before = journal(jobs, "made")
     rest = kconv("batch", jobs)
     assert rest.returncode == 0, rest.stderr
     assert f"{len(before)} done before" in rest.stdout
+    assert not [path for path in (tmp_path / "dist").iterdir() if "partial" in path.name]
 
 
 @pytest.mark.parametrize(("kills", "code"), [(1, 0), (2, 1)])
