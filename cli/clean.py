@@ -44,7 +44,8 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     Runs that were killed or ended by a power cut leave hidden files (.NAME.kconv-....partial) and folders
     in TMPDIR. TMPDIR is always searched; the default FOLDER is the current one. Files that a run is still
     using are never touched, nor is anything with another name. The next run that writes to a folder cleans
-    it in the same way.
+    it in the same way, but for files that --resume can go on with: they stay until the same files are
+    written anew, or are removed here.
     """
     from ..core.leftovers import remove, take_back
 
@@ -92,8 +93,12 @@ def _show(leftovers: Sequence[Leftover]) -> None:
     if not leftovers:
         say("nothing left by killed runs")
         return
-    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in leftovers]
+    rows = [(str(each.path), size_text(each.bytes), _remark(each)) for each in leftovers]
     say(table(rows, right=(1,)))
+
+
+def _remark(each: Leftover) -> str:
+    return "--resume can go on with it" if each.kept and each.state == "left" else _REMARKS[each.state]
 
 
 def _agreed(left: Sequence[Leftover]) -> bool:
@@ -107,7 +112,13 @@ def _as_json(leftovers: Sequence[Leftover], removed: Sequence[Leftover]) -> dict
     gone = {each.path for each in removed}
     return {
         "leftovers": [
-            {"path": str(each.path), "bytes": each.bytes, "state": each.state, "removed": each.path in gone}
+            {
+                "path": str(each.path),
+                "bytes": each.bytes,
+                "state": each.state,
+                "resumable": each.kept,
+                "removed": each.path in gone,
+            }
             for each in leftovers
         ],
         "bytes": sum(each.bytes for each in leftovers if each.state == "left"),

@@ -118,9 +118,12 @@ def proof_of(manifest: Mapping[str, Any] | None, size: int) -> Description | Non
     logits = proof.get("logits")
     figures = logits.get("figures") if isinstance(logits, dict) else None
     measured = figures if isinstance(figures, dict) else {}
+    embeddings = proof.get("embeddings")
+    alike = embeddings.get("figures") if isinstance(embeddings, dict) else None
     return {
         **{key: plain(proof.get(key)) for key in ("verdict", "scope", "cause")},
         **{key: plain(measured.get(key)) for key in ("kl_mean", "same_top1")},
+        **({"cosine_mean": plain(alike.get("cosine_mean"))} if isinstance(alike, dict) else {}),
     }
 
 

@@ -21,6 +21,17 @@ verbose_option = click.option(
     "--verbose", is_flag=True, help="Print more details, llama.cpp's log and tracebacks."
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
+rehash_option = click.option(
+    "--rehash",
+    is_flag=True,
+    help="Read all input files for their SHA-256, even those known from an earlier run (docs: resume.md).",
+)
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the same command where it was killed or interrupted, from what it has left beside the "
+    "output.",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),

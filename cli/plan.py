@@ -16,7 +16,7 @@ from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
-    from ..verify.published import Band
+    from ..quant.published import Band
 
 EXAMPLES = """\b
 Examples:
@@ -76,13 +76,14 @@ def command(
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     """Published figures, by type; there are some of llama-quantize's own recipes only."""
-    from ..verify.published import expected_divergence
+    from ..converters.families import embeds_texts
+    from ..quant.published import expected_divergence
 
     most = planned.parameters / 10  # what may be in other formats than in the models that were measured
     bands = {
         each.type: expected_divergence(each.type)
         for each in planned.types
-        if stock and each.fallback_weights < most
+        if stock and each.fallback_weights < most and not embeds_texts(planned.arch)
     }
     return {name: band for name, band in bands.items() if band is not None}
 

@@ -33,6 +33,8 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    rehash_option,
+    resume_option,
     split_option,
     threads_option,
     verbose_option,
@@ -83,6 +85,8 @@ Examples:
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
 @split_option
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -108,6 +112,8 @@ def command(
     words_as_text: bool,
     modelfile: bool,
     split_max_size: str | None,
+    resume: bool,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -140,6 +146,8 @@ def command(
         "verify": "off" if no_verify else (scope or "quick").lower(),
         "modelfile": modelfile,
         "split_max_size": split_max_size,
+        "resume": resume,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
     }
@@ -218,6 +226,8 @@ def _parity_text(parity: Parity) -> str:
         "leading-space": ", all of them when given with a leading space (see the note)",
         "extra-spaces": ", all of them apart from extra spaces (see the note)",
         "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
+        "sentencepiece": ", all others SentencePiece's own (see the warning)",
+        "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
@@ -226,7 +236,7 @@ _SHOWN = 3  # files; with all types there are more than thirty
 
 
 def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) -> str:
-    from ..converters.families import reads_with_encoder
+    from ..converters.families import embeds_texts, reads_with_encoder
 
     lines = ["", "To run it:"]
     for file in files[:_SHOWN]:
@@ -234,6 +244,8 @@ def _how_to_run(arch: str, files: Sequence[Path], modelfiles: Sequence[Path]) ->
         lines.append(f'  kconv run {name} -p "안녕하세요"')
         if reads_with_encoder(arch):  # llama-server never calls the encoder
             lines.append(f'  kconv run {name} --fill "한국의 수도는 <extra_id_0>이다."')
+        elif embeds_texts(arch):
+            lines.append(f"  llama-server -m {name} --embedding")
         else:
             lines.append(f"  llama-server -m {name}")
     lines += ["  and so on"] if len(files) > _SHOWN else []

@@ -23,8 +23,16 @@ from .console import (
     table,
     verify_command,
 )
-from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    rehash_option,
+    resume_option,
+    threads_option,
+    verbose_option,
+)
 from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
@@ -100,7 +108,10 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 )
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
+@drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
@@ -115,6 +126,9 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    resume: bool,
+    rehash: bool,
+    drop_extra_tokens: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -136,7 +150,10 @@ def command(
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
+        "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "resume": resume,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
     }

@@ -8,7 +8,7 @@ import click
 
 from ..core.errors import InputError
 from .console import emit_json, end_unproven, say
-from .options import PATH, json_option, threads_option, verbose_option
+from .options import PATH, json_option, rehash_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
 from .sources import SOURCE
 
@@ -59,6 +59,12 @@ or not decided (a process that measured the file died).
 )
 @click.option("--max-kl", type=float, metavar="X", help="Fail if the mean KL divergence is above X nats.")
 @click.option(
+    "--min-cosine",
+    type=float,
+    metavar="X",
+    help="Fail if an encoder's embeddings have a mean cosine below X with the checkpoint's.",
+)
+@click.option(
     "--policy",
     type=PATH,
     metavar="FILE",
@@ -82,6 +88,7 @@ or not decided (a process that measured the file died).
     help="Front end of a GBST model.  [default: the matching gbst-….gguf next to ARTIFACT]",
 )
 @click.option("--report", type=PATH, metavar="FILE.html", help="Write a detailed report to an HTML file.")
+@rehash_option
 @threads_option
 @click.option("--force", is_flag=True, help="Overwrite an existing report.")
 @json_option
@@ -94,11 +101,13 @@ def command(
     window: int | None,
     gates: tuple[str, ...],
     max_kl: float | None,
+    min_cosine: float | None,
     policy: Path | None,
     diagnose: bool | None,
     ignore_manifest: bool,
     front_end: Path | None,
     report: Path | None,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -141,9 +150,11 @@ def command(
             window=window,
             gates=limits,
             max_kl=most,
+            min_cosine=min_cosine,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             front_end=front_end,
+            rehash=rehash,
             threads=threads,
             progress=progress,
             announce=announce,

@@ -52,6 +52,18 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of its source that a row's target is: number ``place`` of ``count``.
+
+    ``join`` makes the source of all those targets, in their order.
+    """
+
+    place: int
+    count: int
+    join: Callable[[Sequence[Tensor], Sizes], Tensor]
+
+
+@dataclass(frozen=True)
 class Row:
     """One target tensor.
 
@@ -62,7 +74,8 @@ class Row:
     not be there either. ``layers`` and ``experts`` are the words for those numbers. A row without sources is
     zeros of that shape, for graphs that insist on a bias the model does not have. ``back_to`` names what the
     inverse gives where that is not the sources: a head made from the embedding stands for ``lm_head.weight``.
-    Rows may share a target if their flags exclude one another.
+    Rows may share a target if their flags exclude one another; with ``share`` they share a source, which
+    comes back from all their targets, and ``back_to`` is then only what the part is called.
     """
 
     target: str
@@ -73,6 +86,7 @@ class Row:
     layers: str = "layers"
     experts: str = "experts"
     back_to: tuple[str, ...] = ()
+    share: Share | None = None
 
     def named(self, names: Sequence[str], i: int, sizes: Sizes) -> list[str]:
         """``names`` of layer ``i``, those with ``{e}`` once for each expert."""
@@ -104,7 +118,8 @@ class InTransformers:
 
     ``name`` is its class, ``config`` puts into its present words what config.json may say otherwise. A null
     in config.json means the class's default, but for the keys of ``nulls``, where it means null. Keys of
-    ``kept`` mean what config.json says where the class sets them to something else. ``tensors``
+    ``kept`` mean what config.json says where the class sets them to something else. ``arguments`` go to the
+    class besides. ``tensors``
     gives weights, under a checkpoint's names, the names and shapes of the class's parameters (renamed,
     stacked, split), lazily. ``module`` names the module of the class whose input a checkpoint's matrix is
     multiplied by.
@@ -114,8 +129,20 @@ class InTransformers:
     config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     nulls: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     tensors: Callable[[Mapping[str, Tensor], Sizes], Mapping[str, Tensor]] = lambda held, sizes: held
     module: Callable[[str], str] = lambda name: name.removesuffix(".weight")
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A known difference of llama.cpp's arithmetic from a checkpoint's, which no file can do anything about.
+
+    ``config`` makes of a config.json the one llama.cpp computes by; ``what`` continues "llama.cpp ".
+    """
+
+    what: str
+    config: Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -134,13 +161,15 @@ class Family(Generic[F]):
     ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
     which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so that logits are less exact
     than in other families. ``encoder_decoder`` says that text goes through llama_encode and that the decoder
-    begins with ``decoder_start_token_id``. ``tokenizer_class`` is transformers' for a SentencePiece model
+    begins with ``decoder_start_token_id``, ``encoder_only`` that the model writes no text: it gives
+    hidden states, and embeddings of texts. ``tokenizer_class`` is transformers' for a SentencePiece model
     where no file names one. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX anywhere, may
     exceed half precision. ``granted`` are keys transformers takes for granted where config.json is silent,
     and other programs do not. ``left_out`` is what llama.cpp's graph takes for keys a file leaves out, where
     other graphs take another. ``front_end`` is what stands before the encoder where llama.cpp has no graph of
     it; it comes with ``companions``, the files the model needs besides its own. ``instead`` is the family of
-    those of its configurations that run in another graph.
+    those of its configurations that run in another graph. ``departure`` is where llama.cpp's graph computes
+    otherwise than config.json says, whatever is in a file.
     """
 
     name: str
@@ -163,6 +192,7 @@ class Family(Generic[F]):
     upright: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
     gelu: bool = False
     encoder_decoder: bool = False
+    encoder_only: bool = False
     tokenizer_class: str = ""
     wide_inputs: str | None = None
     granted: Callable[[F], Mapping[str, Any]] = lambda facts: {}
@@ -170,15 +200,20 @@ class Family(Generic[F]):
     front_end: FrontEnd | None = None
     companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
     instead: Callable[[Mapping[str, Any]], Family[F] | None] = lambda config: None
+    departure: Departure | None = None
 
     def read(self, config: Mapping[str, Any]) -> F:
         """The facts of a config.json. Raises CheckpointError, UnsupportedModel."""
         return self.facts(Settings(config, "config.json"))
 
     def hparams(self, facts: F, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
-        """All GGUF keys of the architecture, with its prefix."""
+        """All GGUF keys of the architecture, with its prefix; those of the tokenizer have their own."""
         keys = {**self.keys(facts), **self.from_files(facts, checkpoint)}
-        return {f"{self.arch}.{key}": value for key, value in keys.items()}
+        return {_prefixed(self.arch, key): value for key, value in keys.items()}
+
+
+def _prefixed(arch: str, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{arch}.{key}"
 
 
 AnyFamily = Family[Any]

@@ -103,6 +103,10 @@ class LocalFile:
         """In bytes."""
         return self.identity[2]
 
+    def fileno(self) -> int:
+        """The descriptor of the open file, which stays this object's."""
+        return self._handle
+
     def identity_now(self) -> Identity:
         """That of the open file, wherever it lies by now."""
         return identity_of(os.fstat(self._handle))

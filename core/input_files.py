@@ -54,6 +54,10 @@ class InputFile:
         """How many bytes it had when it was opened."""
         return self._source.size
 
+    def fileno(self) -> int | None:
+        """The descriptor of a file of this machine, which stays this object's; None for bytes elsewhere."""
+        return self._source.fileno() if isinstance(self._source, LocalFile) else None
+
     def check_unchanged(self) -> None:
         """Raise EnvironmentProblem if the file is not what it was when it was opened."""
         if self._source.identity_now() != self._source.identity:

@@ -30,3 +30,6 @@ on_remark: Callable[[str], None] = unheard
 
 on_removal: Callable[[Path, list[Leftover]], None] = ignore
 """Told of what ``leftovers.sweep`` has removed; the command line sets it."""
+
+on_keeping: Callable[[Path, list[Leftover]], None] = ignore
+"""Told of unfinished files that stay for ``--resume``; the command line sets it."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 from .byte_source import LocalFile
 from .checkpoint import Checkpoint
 from .elsewhere import Elsewhere
-from .errors import CheckpointError, EnvironmentProblem
+from .errors import CheckpointError, EnvironmentProblem, UsageError
 from .input_files import (
     DOWNLOAD_HINT,
     TEXT_LIMIT,
@@ -108,9 +109,14 @@ def _folder(source: Path) -> Path:
             )
         return source
     if source.is_file():
-        what = "a GGUF file" if source.suffix == ".gguf" else "a file"
+        if source.suffix.lower() == ".gguf":
+            raise UsageError(
+                f"{source} is a GGUF file, expected a checkpoint folder with config.json and weights",
+                hint=f"to make other types of the file: kconv quantize {shlex.quote(str(source))} -q q4_k_m; "
+                "all else needs the checkpoint it was made from",
+            )
         raise CheckpointError(
-            f"{source} is {what}, expected a checkpoint folder with config.json and weights",
+            f"{source} is a file, expected a checkpoint folder with config.json and weights",
             hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
         )
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))

@@ -14,8 +14,9 @@ from ..converters.mapping import untransformed
 from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
+from ..quant.gate_table import GATES, MIXTURES
 from ..runtimes.llama_reader import LlamaReader
-from ..verify.gate_table import GATES, MIXTURES
+from ..verify.departure import without_departure
 from ..verify.gates import MEASURES, gate_for
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions
@@ -117,7 +118,7 @@ class AnyGgufArtifact(GgufArtifact):
             return super()._runtime(reader, expected, window, options)
         return RuntimePart("not run"), None
 
-    def computed(
+    def predicted(
         self,
         expected: Expected,
         read: Read,
@@ -127,12 +128,12 @@ class AnyGgufArtifact(GgufArtifact):
     ) -> tuple[RuntimePart, LogitsPart]:
         """The logits in llama.cpp; layers are diagnosed where the reference can take the file's weights."""
         if self.left.all_weights_read:
-            return super().computed(expected, read, windows, tensors, options)
-        runtime, part = super().computed(expected, read, windows, tensors, replace(options, diagnose=False))
+            return super().predicted(expected, read, windows, tensors, options)
+        runtime, part = super().predicted(expected, read, windows, tensors, replace(options, diagnose=False))
         gate, figures = part.gate, part.figures
         if gate is None or figures is None or not figures.positions or options.gates:
             return runtime, part
-        value = getattr(figures, gate.measure)
+        value = getattr(without_departure(figures, expected.family.departure), gate.measure)
         kept = tuple(each for each in part.findings if each.where != "logits")
         findings = kept if gate.fails is None or value <= gate.fails else (_beyond(value, gate), *kept)
         return runtime, replace(part, findings=findings, verdict=verdict_of(findings))

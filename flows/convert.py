@@ -10,8 +10,9 @@ from pathlib import Path
 from ..converters.card import general_metadata, licence_notice
 from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
-from ..converters.manifest import checkpoint_hashes, common_part, record_proof
+from ..converters.manifest import common_part, record_proof
 from ..converters.mapping import build, parameters
 from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
 from ..converters.targets import (
@@ -26,6 +27,8 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
+from ..core.input_files import InputFile
+from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
@@ -33,6 +36,7 @@ from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
+from ..vocab.broken_template import left_out_metadata
 from ..vocab.context import read_context
 from ..vocab.end_of_turn import goes_on_metadata
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -44,9 +48,10 @@ from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
 from .arrivals import arrived
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
-from .calibrate import Calibration, calibrate
+from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
 from .results import Conversion, Run
+from .resume import journal_of, refuse_unkept
 from .write import write_targets
 
 
@@ -71,6 +76,8 @@ def to_gguf(
     split_max_size: str | None = None,
     drop_extra_tokens: bool = False,
     words_as_text: bool = False,
+    rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -87,11 +94,12 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-    thousand and compares
-    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
-    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
-    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
+    reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``made`` is called
+    with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds;
+    no file has its final name unless all are whole. A failed proof raises nothing: see
     ``Conversion.verdict``.
     """
     options = Options(
@@ -112,9 +120,8 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    return convert(
-        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
-    )
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
+    return convert(source, output, options, run, modelfile=modelfile)
 
 
 def convert(
@@ -148,28 +155,36 @@ def convert(
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
-    if options.calibrate:  # what would be refused afterwards is refused before the long pass
-        plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(expected, options, run)
-    importance = importance if calibration is None else calibration.importance
+    calibration = None
+    if expected is not None and options.calibrate:
+        # what would be refused afterwards is refused before the long pass
+        _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+        paths = [path for each in zip(targets, plans, strict=True) for path in _planned(*each).paths]
+        texts = [Path(path) for path in options.calibrate]
+        importance = learned_before(paths, texts, run)
+        if importance is None:
+            calibration = calibrate(expected, texts, scope=options.verify, run=run)
+            importance = calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
-    targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+    targets = [_planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
         model,
         targets,
         plans,
-        checkpoint_hashes(checkpoint),
+        checkpoint_hashes(checkpoint, rehash=run.rehash),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
+        proven=expected is not None and options.verify != "off",
         run=run,
     )
     run.made([output.path for output in outputs])
     if calibration is not None:
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
+    discard([path for target in targets for path in target.paths])  # the journal
     return _conversion(checkpoint, model, outputs, files, parity, proofs)
 
 
@@ -198,16 +213,15 @@ def _choose_targets(
     run: Run,
 ) -> tuple[list[Target], list[CompanionTarget]]:
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
-    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    force = run.force or run.resume
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume:
+        refuse_unkept(targets, force=run.force)
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
 
 
-def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
-    """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
-    if expected is None or not options.calibrate:
-        return None
-    texts = [Path(path) for path in options.calibrate]
-    return calibrate(expected, texts, scope=options.verify, run=run)
+def _planned(target: Target, plan: FilePlan) -> Target:
+    return target.planned(plan)
 
 
 def with_vocab(
@@ -233,6 +247,8 @@ def with_vocab(
     metadata.update(sampling_metadata(sampling))
     metadata.update(normalizer_metadata(tokenizer))
     metadata.update(goes_on_metadata(vocab))
+    if options.chat_template is None:
+        metadata.update(left_out_metadata(tokenizer.chat_template, vocab))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)
@@ -281,17 +297,20 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
-    proofs = prove_new_files(
-        replace(expected, model=model),
-        [output.path for output in outputs],
-        parity,
-        scope=options.verify,
-        run=run,
-        importance=importance,
-        known=known,
-    )
+    with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
+        proofs = prove_new_files(
+            replace(expected, model=model),
+            [output.path for output in outputs],
+            parity,
+            scope=options.verify,
+            run=run,
+            importance=importance,
+            known=known,
+            keep=journal_of([output.path for output in outputs]),
+        )
+        hashed = {file.name: file for file in hashes.result(run.progress)}
     for output, proof in zip(outputs, proofs, strict=True):
-        record_proof(output.manifest, proof.to_manifest())
+        record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
 
 

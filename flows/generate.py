@@ -170,7 +170,7 @@ def generate(
         echo=echo,
         announce=announce,
     )
-    sampling = _sampling(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
+    sampling = sampling_for(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
     with loaded.start(progress) as runtime:
         ids, count = _prompt_ids(runtime, asked, tokens, context, loaded.factor, announce)
         announce(Note("sampling", str(sampling)))
@@ -205,7 +205,7 @@ def _checked_options(numbers: Mapping[str, float | None], kv_type: str | None) -
     return None if kv_type is None else kv_type.lower()
 
 
-def _sampling(
+def sampling_for(
     metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool, answers: bool
 ) -> Sampling:
     """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.

@@ -35,6 +35,8 @@ from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..vocab.selection import select_vocab
 
 CHUNKS = 128
+FEWEST = 128
+"""Tokens of text that importance data can be measured on at all."""
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 
 
@@ -88,6 +90,7 @@ def measure_activations(
 ) -> tuple[ActivationSums, Reading]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
     every = text_windows(expected, list(texts.values()), tokens=None, window=window)
+    _refuse_little(sum(len(each.ids) for each in every))
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     options.announce(_cost(expected, chosen, len(every)))
     modules = _modules(expected)
@@ -102,6 +105,15 @@ def measure_activations(
     )
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(learned, modules, tuple(texts), len(chosen), size), reading
+
+
+def _refuse_little(tokens: int) -> None:
+    """Raise InputError where hardly any column of a matrix would have been measured more than by accident."""
+    if tokens < FEWEST:
+        raise InputError(
+            f"the calibration text has {tokens} tokens, too few to measure by: at least {FEWEST} are needed",
+            hint="give more text of the kind the model will read; 20,000 to 100,000 tokens are usual",
+        )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ class Run:
     """How to run a conversion; none of this changes the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
-    ``made`` is called with the finished files, before they are proven.
+    ``made`` is called with the finished files, before they are proven. ``rehash`` hashes the source whatever
+    receipts say. ``resume`` goes on with what a run for the same files has left that was ended.
     """
 
     force: bool = False
@@ -29,6 +30,8 @@ class Run:
     proof_texts: tuple[str, ...] | None = None
     proof_tokens: int | None = None
     made: Callable[[Sequence[Path]], None] = lambda paths: None
+    rehash: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True)

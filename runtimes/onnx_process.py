@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +81,46 @@ class OnnxProcess:
         logits = self._ask(protocol.READ, ids, rows)
         return logits[0] if np.ndim(ids) == 1 else logits
 
+    def embed(self, ids: Sequence[int] | Ids, padding: int = 0) -> tuple[Floats, Floats | None]:
+        """Hidden states ``(batch, length, hidden)`` and embeddings ``(batch, width)`` of an encoder.
+
+        None for the latter where the graph makes none. ``padding`` is the id a graph is given for PADDING.
+        """
+        given = np.atleast_2d(np.array(ids, "<i8"))
+        states, embeddings = retry_once(lambda: self._embedded(given, padding))
+        width = states.shape[1] if states.size else 0
+        return states.reshape(*given.shape, width), embeddings if len(embeddings) else None
+
+    def _embedded(self, given: Ids, padding: int) -> list[Floats]:
+        batch, length = given.shape
+        found = []
+        seconds = self._limits.request(given.size)
+        with self._answering(f"reading {given.size} tokens", seconds) as child:
+            request = protocol.REQUEST.pack(protocol.EMBED, batch, length, padding, seconds)
+            child.send(request + given.tobytes())
+            for most in (given.size, batch):
+                count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+                if count not in (0, most) or not 0 <= columns <= _MOST_COLUMNS:
+                    problem = f"{count} × {columns} numbers for {given.size} tokens"
+                    raise RuntimeFailure(f"onnxruntime gave {problem}")
+                found.append(np.frombuffer(child.receive(4 * count * columns), "<f4").reshape(count, columns))
+        return found
+
+    @contextlib.contextmanager
+    def _answering(self, doing: str, seconds: float) -> Iterator[Child]:
+        """The child, given so much time; it ends where the block does not reach its end."""
+        child = self._running()
+        child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
+        try:
+            yield child
+        except ChildRefused as refusal:
+            child.close()
+            self._read = []
+            raise self._failure(refusal, doing, seconds) from refusal
+        except BaseException:
+            child.close()
+            raise
+
     def inputs(self) -> dict[str, tuple[MatrixInput, int]]:
         """What each matrix was multiplied by since ``begin``, and MatMulNBits' accuracy level there."""
         child, found = self._running(), {}
@@ -137,24 +177,15 @@ class OnnxProcess:
         return logits
 
     def _asked(self, wanted: int, given: Ids, rows: int) -> Floats:
-        child = self._running()
         (batch, length), tokens = given.shape, sum(each.size for _, each in self._read) + given.size
         seconds = self._limits.request(tokens)
-        child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
-        try:
+        with self._answering(f"reading {tokens} tokens", seconds) as child:
             child.send(protocol.REQUEST.pack(wanted, batch, length, rows, seconds) + given.tobytes())
             count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
             if count != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
                 problem = f"{count} × {columns} logits for {batch * rows} tokens"
                 raise RuntimeFailure(f"onnxruntime gave {problem}")
             logits = child.receive(4 * count * columns)
-        except ChildRefused as refusal:
-            child.close()
-            self._read = []
-            raise self._failure(refusal, f"reading {tokens} tokens", seconds) from refusal
-        except BaseException:
-            child.close()
-            raise
         return np.frombuffer(logits, "<f4").reshape(batch, rows, columns)
 
     def _running(self) -> Child:

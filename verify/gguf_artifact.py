@@ -23,9 +23,12 @@ from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure, WindowReader
 from ..vocab.parity import Parity
+from .cosine_gates import refuse_other_limits
 from .diagnosis import diagnose
+from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .gguf_encoder import check_encoder, gate_of
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Shares
@@ -72,9 +75,10 @@ class GgufArtifact:
 
     def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises what an impossible gate or a missing front end raises."""
+        refuse_other_limits(expected.family, options)
         gate = self._gate(expected, options)
         _ = self._front_end  # a missing one is told before anything is read
-        return 1 + _shows_gelu_share(expected, gate, options)
+        return 1 + _shows_share(expected, gate, options)
 
     @cached_property
     def _front_end(self) -> FrontEndFile | None:
@@ -110,6 +114,30 @@ class GgufArtifact:
         return _check_weights(self.file, expected, options, strict=strict, importance=None)
 
     def computed(
+        self,
+        expected: Expected,
+        read: Read,
+        windows: Sequence[Window],
+        tensors: Sequence[TensorError],
+        options: VerifyOptions,
+    ) -> tuple[RuntimePart, LogitsPart | EmbeddingsPart]:
+        """What llama.cpp computes, and its logits or, of an encoder, embeddings."""
+        if not expected.family.encoder_only:
+            return self.predicted(expected, read, windows, tensors, options)
+        gate = gate_of(self.type, expected, options)
+        shows = gate.nmse is not None and options.gelu_share
+        return check_encoder(
+            self.file,
+            gate,
+            expected,
+            read,
+            windows,
+            options,
+            positions=self._recomputed_positions,
+            same_gelu=_as_llama_cpp(expected, options) if shows else None,
+        )
+
+    def predicted(
         self,
         expected: Expected,
         read: Read,
@@ -154,10 +182,11 @@ class GgufArtifact:
             if sample is not None:
                 shares.append(shares_of(sample, reading))
 
-        shows = _shows_gelu_share(expected, gate, options)
-        alike = _with_llama_cpps_gelu(expected, options) if shows else None
+        shows = _shows_share(expected, gate, options)
+        alike = _as_llama_cpp(expected, options) if shows else None
         measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
-        part = judged(measure, gate, windows, expected.source, options.max_kl)
+        departure = expected.family.departure
+        part = judged(measure, gate, windows, expected.source, options.max_kl, departure)
         return replace(part, shares=shares[0] if shares else None)
 
     def _runtime(
@@ -257,15 +286,20 @@ def _check_weights(
     )
 
 
-def _shows_gelu_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
-    """Whether to measure how much of the error comes from llama.cpp's GELU, for that gate."""
-    return options.gelu_share and expected.family.gelu and gate.measure == "nmse"
+def _shows_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
+    """Whether to measure, for that gate, how much comes from what llama.cpp computes otherwise."""
+    departs = expected.family.departure is not None or (options.gelu_share and expected.family.gelu)
+    return departs and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Expected, options: VerifyOptions) -> Read | None:
-    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=options.threads)
-    return partial(reference.read, progress=options.progress) if reference.gelus else None
+def _as_llama_cpp(expected: Expected, options: VerifyOptions) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes; None for a model of a family with GELUs that has none."""
+    family = expected.family
+    reference = Reference(
+        expected.checkpoint, family, as_llama_cpp=True, llama_cpps_gelu=family.gelu, threads=options.threads
+    )
+    departs = reference.gelus or family.departure is not None
+    return partial(reference.read, progress=options.progress) if departs else None
 
 
 def _diagnosed(

@@ -29,7 +29,7 @@ from ..runtimes.onnx_process import OnnxProcess
 from .inputs import Expected, VerifyOptions
 from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import RuntimePart
-from .recomputed import QUICK, Sample, runtime_part
+from .recomputed import QUICK, Sample, runtime_part, sample_of
 
 _HEADS = ("output.weight", "token_embd.weight")  # what the output matrix is called in a GGUF
 
@@ -54,22 +54,26 @@ def check_folder_runtime(
         return RuntimePart("not run"), None
     window = replace(window, ids=window.ids[:QUICK], scored_from=0)
     with OnnxProcess(folder, threads=options.threads, tapped=True) as process:
-        process.begin(window.source)
-        logits = process.read(window.ids, len(window.ids))
+        if expected.family.encoder_only:
+            logits = process.embed(window.ids)[0][0]
+        else:
+            process.begin(window.source)
+            logits = process.read(window.ids, len(window.ids))
         tapped = process.inputs()
     head = _head(expected, tapped)
-    if head is None:
+    if head is None and not expected.family.encoder_only:
         return RuntimePart("not run"), None
     roundings = {
         name: Matrix(name, "int8" if level == 4 else "none", None) for name, (_, level) in tapped.items()
     }
     module = expected.family.reference.module
     matrices = {module(name): matrix for name, matrix in roundings.items() if name != head}
-    recomputation = Recomputation(reference, matrices, roundings[head], gelu_table=False)
+    last = None if head is None else roundings[head]
+    recomputation = Recomputation(reference, matrices, last, gelu_table=False)
     inputs: Mapping[str, MatrixInput] = {name: values for name, (values, _) in tapped.items()}
     computed = recomputation.compute(window, inputs, logits, options.progress)
     part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime")
-    return part, Sample(computed.weights_only, computed.rounded, logits)
+    return part, sample_of(computed, logits)
 
 
 def _head(expected: Expected, tapped: Mapping[str, object]) -> str | None:

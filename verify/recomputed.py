@@ -21,7 +21,7 @@ from ..core.language import phrase
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.reading import Reading
-from ..reference.recompute import LOGITS, Recomputation, Recomputed
+from ..reference.recompute import LOGITS, STATES, Recomputation, Recomputed
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import Floats
 from .inputs import Expected, VerifyOptions
@@ -71,9 +71,19 @@ def check_runtime(
     most = max(QUICK, _MOST_BYTES // _bytes_of_a_position(file))
     window = replace(window, ids=window.ids[: min(positions or most, most)], scored_from=0)
     inputs, logits = reader.matrix_inputs(window)
-    computed = recomputation.compute(window, inputs, logits, options.progress)
+    try:
+        computed = recomputation.compute(window, inputs, logits, options.progress, free=positions is None)
+    except errors.UnsupportedModel as error:
+        return RuntimePart("not run", findings=(Finding("file", error.message, grave=False),)), None
     part = runtime_part(computed, len(window.ids), gelu=expected.family.gelu)
-    return part, Sample(computed.weights_only, computed.rounded, logits)
+    return part, sample_of(computed, logits)
+
+
+def sample_of(computed: Recomputed, logits: Floats) -> Sample | None:
+    """What the loss consists of can be told by; None where no copies ran freely."""
+    if computed.weights_only is None or computed.rounded is None:
+        return None
+    return Sample(computed.weights_only, computed.rounded, logits)
 
 
 def shares_of(sample: Sample, reading: Reading) -> Shares:
@@ -125,8 +135,8 @@ def runtime_part(
 def _finding(wrong: Sequence[MatrixInputError], runtime: str) -> Finding:
     """What comes after the first departure may differ for that reason alone."""
     first = wrong[0]
-    place = phrase("its logits")
-    if first.matrix != LOGITS:
+    place = phrase("its hidden states") if first.matrix == STATES else phrase("its logits")
+    if first.matrix not in (LOGITS, STATES):
         place = phrase("what enters {matrix}").of(matrix=first.matrix)
     size = f"NMSE {first.nmse:.2g}" if first.nmse < sys.float_info.max else phrase("beyond all numbers")
     template = phrase(

@@ -21,12 +21,14 @@ from .float8 import dequantized
 from .heads import refuse_lost_head, with_embedding
 from .leftovers import without_leftovers, without_unindexed, without_zero_biases
 from .names import as_named, refuse_adapters, unwrapped
+from .norms import with_new_norm_names
 from .other_parts import without_other_parts
 from .wanted import Wanted
 
 _ANYWHERE = (refuse_adapters, unwrapped, dequantized, with_known_class)
 _FOR_A_FAMILY = (
     as_named,
+    with_new_norm_names,
     without_unindexed,
     refuse_empty,
     with_embedding,
