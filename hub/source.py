@@ -124,7 +124,8 @@ def _commit(name: HubName) -> tuple[str, KconvError | None]:
         return found
 
     try:
-        commit = patiently(ask, name, tries=FEW if usable else None)
+        # without a network the answer should not take long: perhaps a path was meant
+        commit = patiently(ask, name, tries=FEW if usable else None, unreached=FEW)
     except (EnvironmentProblem, HubRefusal) as error:
         if kept is None or not usable or _is_no_revision(error):
             raise

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..core.errors import KconvError
 from .names import HubName
-from .refusals import Temporary, gave_up, refusal
+from .refusals import Temporary, gave_up, is_no_connection, refusal
 
 MANY, FEW = 6, 2
 """Tries in a row without anything gained: usually, and where what is in the cache would do."""
@@ -27,12 +27,13 @@ def patiently(
     what: str = "",
     *,
     tries: int | None = None,
+    unreached: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Found:
     """What ``ask`` gives, asked several times where its failures are of a kind that passes.
 
-    ``what`` names in messages what is asked for. Raises HubRefusal, EnvironmentProblem; InterruptedError once
-    ``stopped`` says yes.
+    ``what`` names in messages what is asked for; ``unreached`` are the tries where no connection comes about.
+    Raises HubRefusal, EnvironmentProblem; InterruptedError once ``stopped`` says yes.
     """
     failed = 0
     while True:
@@ -40,7 +41,8 @@ def patiently(
             return ask()
         except Exception as error:
             failed += 1
-            again_or_raise(error, name, what, failed, tries=tries, stopped=stopped)
+            most = unreached if is_no_connection(error) else None
+            again_or_raise(error, name, what, failed, tries=most or tries, stopped=stopped)
 
 
 def again_or_raise(
