@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -232,6 +234,26 @@ def read_tensors(path: Path) -> dict[str, bytes]:
     import gguf
 
     return {each.name: each.data.tobytes() for each in gguf.GGUFReader(path).tensors}
+
+
+def test_ctrl_c_keeps_what_has_come(hub: Hub, tmp_path: Path) -> None:
+    hub.fail("GET /cdn/", "trickle", seconds=0.05)
+    done = subprocess.Popen(
+        [sys.executable, "-m", "kconv", "to-gguf", NAME, "-q", "q8_0", "-o", str(tmp_path / "o.gguf")],
+        env={**os.environ, **hub.environment(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until = time.monotonic() + 60
+    while len(list(tmp_path.rglob("*.kconv.incomplete"))) < 2 and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    done.send_signal(signal.SIGINT)
+    _, said = done.communicate(timeout=20)
+    assert done.returncode == 130, said
+    assert said.strip().endswith("kconv: interrupted")
+    assert all(path.stat().st_size >= 1 << 16 for path in tmp_path.rglob("*.kconv.incomplete"))
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_a_repository_without_a_model_at_its_top(tmp_path: Path, folder: Path) -> None:
