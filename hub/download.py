@@ -223,6 +223,8 @@ def _check_space(source: HubSource, missing: Sequence[HubFile]) -> None:
     """Refuse before anything is fetched what there is no room for. Raises EnvironmentProblem."""
     needed = 0
     for file in missing:
+        if _has(blob(source.repository, file.etag), file):  # of another commit
+            continue
         with contextlib.suppress(OSError):
             needed -= _partial(blob(source.repository, file.etag)).stat().st_size
         needed += file.size
