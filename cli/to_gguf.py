@@ -229,6 +229,7 @@ def _parity_text(parity: Parity) -> str:
         "extra-spaces": ", all of them apart from extra spaces (see the note)",
         "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
         "sentencepiece": ", all others SentencePiece's own (see the warning)",
+        "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
         "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"
