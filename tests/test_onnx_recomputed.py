@@ -97,12 +97,23 @@ def no_rotation(graph: Any) -> None:
         node.input[:] = [rotation.input[0] if each == rotation.output[0] else each for each in node.input]
 
 
+def another_layers_cache(graph: Any) -> None:
+    """Right where a text is read at once."""
+    pasts = {
+        "past_key_values.0.key": "past_key_values.1.key",
+        "past_key_values.1.key": "past_key_values.0.key",
+    }
+    for node in graph.node:
+        node.input[:] = [pasts.get(each, each) for each in node.input]
+
+
 DAMAGES: tuple[Callable[[Any], None], ...] = (
     another_epsilon,
     a_norm_left_out,
     swapped_matrices,
     another_norm,
     no_rotation,
+    another_layers_cache,
 )
 
 
