@@ -77,7 +77,7 @@ def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOut
             if why is None:
                 return PlannedOutput(key, name, path, size, "done", record=today)
             return PlannedOutput(key, name, path, size, "make", why, overwrite=True)
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return PlannedOutput(key, name, path, size, "make")
     adopted = _adopted(look, name, path)
     if adopted is not None and not look.again:
