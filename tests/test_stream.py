@@ -211,6 +211,11 @@ def test_every_byte_is_fetched_once_in_the_order_of_the_files(
     assert sum(file.fetched for file in stream.files.values()) <= heads * GRANULE
 
 
+def said(path: Path) -> bytes:
+    """A file's bytes, of a manifest but for whether a receipt of the download told the sums."""
+    return path.read_bytes().replace(b'"hashed": "receipt"', b'"hashed": "now"')
+
+
 def test_files_equal_those_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     """Bytes and manifests; the folder is the Hub's cache, so that names and commits are the same."""
     environment = {**os.environ, **hub.environment(tmp_path / "first", token=TOKEN)}
@@ -228,7 +233,7 @@ def test_files_equal_those_of_a_folder(hub: Hub, tmp_path: Path) -> None:
     assert len(made) == 4
     for name in made:
         assert TOKEN.encode() not in (tmp_path / "streamed" / name).read_bytes()
-        assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+        assert said(tmp_path / "streamed" / name) == said(tmp_path / "local" / name), name
 
 
 def test_a_stream_onnx_equals_that_of_a_folder(hub: Hub, tmp_path: Path) -> None:
@@ -240,7 +245,7 @@ def test_a_stream_onnx_equals_that_of_a_folder(hub: Hub, tmp_path: Path) -> None
     for path in (tmp_path / "local").rglob("*"):
         if path.is_file():
             other = tmp_path / "streamed" / path.relative_to(tmp_path / "local")
-            assert other.read_bytes() == path.read_bytes(), path
+            assert said(other) == said(path), path
 
 
 def nothing_made(folder: Path) -> bool:
