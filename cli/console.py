@@ -156,6 +156,14 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def source_text(folder: Path) -> str:
+    """Where a checkpoint comes from: a folder, or of one in the Hub's cache repository and commit."""
+    from ..core.reading import hub_origin
+
+    repository, commit = hub_origin(folder)
+    return str(folder) if repository is None else f"{repository}@{(commit or '')[:12]}"
+
+
 def verify_command(artifact: Path, checkpoint: str | Path) -> str:
     """What to type to prove one against the other."""
     return shlex.join(["kconv", "verify", str(artifact), "--against", str(checkpoint)])

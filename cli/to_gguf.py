@@ -25,6 +25,7 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
     verify_command,
 )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B
+  kconv to-gguf 42dot/42dot_LLM-SFT-1.3B -q q4_k_m
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0 -o dist/
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
@@ -119,7 +121,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
+    """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to GGUF files for llama.cpp.
 
     The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. At the end every
     file is proven: its logits in llama.cpp on the CPU are compared with those of the checkpoint in fp32. A
@@ -179,7 +181,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     from .proof_text import proof_line
 
     weights = count_text(conversion.parameters)
-    say(f"{conversion.source}: {conversion.arch}, {weights} weights")
+    say(f"{source_text(conversion.source)}: {conversion.arch}, {weights} weights")
     say(f"tokens: {_parity_text(conversion.parity)}")
     say_notes(conversion.notes)
     rows = [output_row(output) for output in conversion.outputs]
@@ -227,6 +229,7 @@ def _parity_text(parity: Parity) -> str:
         "extra-spaces": ", all of them apart from extra spaces (see the note)",
         "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
         "sentencepiece": ", all others SentencePiece's own (see the warning)",
+        "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
         "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"

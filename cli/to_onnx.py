@@ -20,6 +20,7 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
     verify_command,
 )
@@ -134,7 +135,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert the folder CHECKPOINT to a folder of ONNX files that onnxruntime runs.
+    """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to a folder of ONNX files.
 
     The folder contains the graphs, one file with their weights, the configuration and the tokenizer, under
     the names optimum gives them. At the end it is proven: its logits in onnxruntime on the CPU, for the whole
@@ -190,7 +191,7 @@ def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
-    say(f"{conversion.source}: {conversion.arch}, {count_text(conversion.parameters)} weights")
+    say(f"{source_text(conversion.source)}: {conversion.arch}, {count_text(conversion.parameters)} weights")
     say_notes(conversion.notes)
     rows = [(name, size_text(size)) for name, size in conversion.files.items()]
     say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")

@@ -24,8 +24,8 @@ TEXTS = ("안녕하세요. 만나서 반갑습니다!", "a", "The quick brown fo
 KINDS: dict[str, dict[str, Any]] = {
     "t5": {"n_positions": 300},
     "t5 v1.0": {"feed_forward_proj": "relu"},
-    "mt5": {"model_type": "mt5"},
-    "umt5": {"model_type": "umt5"},
+    "mt5": {"kind": "MT5"},
+    "umt5": {"kind": "UMT5", "own_biases": True},
 }
 
 
@@ -112,7 +112,7 @@ def test_a_decoder_beside_it_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_bias_of_another_block_is_found(tmp_path: Path) -> None:
-    folder = write_t5_encoder(tmp_path / "model", model_type="umt5")
+    folder = write_t5_encoder(tmp_path / "model", **KINDS["umt5"])
     file = tmp_path / "out.gguf"
     to_gguf(folder, file, types=("f32",), verify=False)
     header = read_header(file)
