@@ -37,6 +37,7 @@ _STAGES = {
     "reference": ("reading the checkpoint in fp32", "modules"),
     "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
+    "embeddings": ("comparing embeddings", "texts"),
     "loading": ("loading", ""),
     "reading the prompt": ("reading the prompt", ""),
 }
