@@ -18,24 +18,32 @@ _WHOLE = {
     "expert_count": ("num_local_experts", "n_routed_experts", "num_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "attention.sliding_window": ("sliding_window",),
+    "leading_dense_block_count": ("first_k_dense_replace",),
+    "expert_shared_count": ("n_shared_experts",),
+    "expert_group_count": ("n_group",),
+    "expert_group_used_count": ("topk_group",),
+    "attention.q_lora_rank": ("q_lora_rank",),
+    "attention.kv_lora_rank": ("kv_lora_rank",),
     "rope.scaling.original_context_length": ("original_max_position_embeddings",),
 }
 # Not where keys and values come out of one narrow vector for all heads: llama.cpp sees one head there.
 _OF_HEADS = {
-    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.head_count_kv": ("num_key_value_heads", "num_kv_heads"),
     "attention.key_length": ("head_dim",),
     "attention.value_length": ("head_dim",),
 }
 _REAL = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
-    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
     "attention.scale": ("attention_multiplier",),
     "embedding_scale": ("embedding_multiplier",),
     "residual_scale": ("residual_multiplier",),
+    "expert_weights_scale": ("routed_scaling_factor",),
     "logit_scale": ("logits_scaling", "logit_scale"),
 }
+_MULTIPLIED_OUT = "attention.key_length_mla"  # older files have kv_b whole, and as many heads as the model
 _LATENT, _TURNING_PART = "kv_lora_rank", "qk_rope_head_dim"
 # llama.cpp refuses a file whose tensors do not have the shapes these say.
 _HELD_BY_SHAPES = frozenset(
@@ -46,6 +54,8 @@ _COUNT_IF_MISSING = frozenset(
     {"block_count", "context_length", "embedding_length", "attention.head_count_kv", "attention.key_length"}
     | {"attention.value_length", "rope.freq_base", "rope.dimension_count"}
 )
+_OF_YARN = {"rope.scaling.yarn_beta_fast": "beta_fast", "rope.scaling.yarn_beta_slow": "beta_slow"}
+_ORIGINAL = "original_max_position_embeddings"
 _SCALING = ("rope.scaling.type", "rope.scaling.factor", "rope.scale_linear")
 
 
@@ -55,7 +65,11 @@ def keys_by_config(settings: Any, own: Mapping[str, Any]) -> tuple[dict[str, Met
     ``settings`` is transformers' configuration, ``own`` the keys the file has. What config.json does not
     tell is taken from there, so that it agrees; keys llama.cpp has no need of count where the file has them.
     """
-    derived = _numbers(settings)
+    derived = (
+        _numbers(settings)
+        | _of_more_layers(settings, own)
+        | (_of_narrow(settings) if _MULTIPLIED_OUT in own else {})
+    )
     right = {key: value for key, value in derived.items() if key in own or key in _COUNT_IF_MISSING}
     scaling = _scaling(settings)
     rest = {key: value for key, value in own.items() if key not in right}
@@ -90,6 +104,27 @@ def _numbers(settings: Any) -> dict[str, MetadataValue]:
     return found
 
 
+def _of_more_layers(settings: Any, own: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    """The layers, with those that predict further tokens, which llama.cpp counts and config.json does not."""
+    layers, more = _value(settings, _WHOLE["block_count"]), own.get("nextn_predict_layers")
+    return {"block_count": layers + more} if type(layers) is int and type(more) is int else {}
+
+
+def _of_narrow(settings: Any) -> dict[str, MetadataValue]:
+    """Lengths where keys and values come out of one narrow vector, which llama.cpp sees as its one head."""
+    names = (_LATENT, _TURNING_PART, "qk_nope_head_dim", "v_head_dim")
+    narrow, turning, plain, values = (_value(settings, (name,)) for name in names)
+    if any(type(each) is not int for each in (narrow, turning, plain, values)):
+        return {}
+    return {
+        "attention.head_count_kv": 1,
+        "attention.key_length": narrow + turning,
+        "attention.value_length": narrow,
+        _MULTIPLIED_OUT: plain + turning,
+        "attention.value_length_mla": values,
+    }
+
+
 def _turning_width(settings: Any, latent: bool) -> int:
     """Of each head the part that turns; 0 where that is not told."""
     width = _value(settings, (_TURNING_PART,) if latent else ("head_dim",))
@@ -120,6 +155,14 @@ def _scaling(settings: Any) -> dict[str, MetadataValue] | None:
     kind, factor = turning.get("rope_type"), turning.get("factor", 1.0)
     if kind == "default":
         return {}
-    if kind in ("linear", "yarn") and isinstance(factor, int | float):
-        return {"rope.scaling.type": str(kind), "rope.scaling.factor": float(factor)}
-    return None
+    if kind not in ("linear", "yarn") or not isinstance(factor, int | float):
+        return None
+    keys: dict[str, MetadataValue] = {"rope.scaling.type": str(kind), "rope.scaling.factor": float(factor)}
+    for key, name in _OF_YARN.items() if kind == "yarn" else ():
+        value = turning.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            keys[key] = float(value)
+    original = turning.get(_ORIGINAL)
+    if kind == "yarn" and type(original) is int:
+        keys["rope.scaling.original_context_length"] = original
+    return keys

@@ -16,8 +16,9 @@ from functools import partial
 import numpy as np
 
 from ..core.tensor import Array, DType, Tensor
-from .family import Row, Sizes, Transform
-from .gguf_names import names_in_gguf
+from .cutting import Cut, cuts, parted
+from .family import Row, Share, Sizes, Transform
+from .gguf_names import names_in_gguf, names_of_parts
 from .reshaping import rows_between, transpose
 from .transforms import as_a_copy, concatenated, interleave_heads, plus_one, read_wide, stack
 
@@ -49,6 +50,8 @@ class _Case:
     target: str
     stored: Tensor
     sources: tuple[Tensor, ...]
+    part: str = ""
+    """What the part of a source is called that is no tensor of the checkpoint."""
 
 
 @dataclass
@@ -57,6 +60,8 @@ class _Sorted:
 
     kinds: dict[str, list[_Case]] = field(default_factory=dict)
     rows: dict[str, Row] = field(default_factory=dict)
+    shared: dict[tuple[str, ...], list[list[_Case]]] = field(default_factory=dict)
+    """Of sources that were cut into several targets: by the parts' kinds the cases of each part."""
 
 
 def rows_by_name(
@@ -71,7 +76,10 @@ def rows_by_name(
     for name in sorted(told, key=natural):
         groups.setdefault(told[name], []).append(name)
     found = _sorted(groups, checkpoint, file)
+    _sort_shared(found, names_of_parts(arch, layers, told, checkpoint), checkpoint, file)
     rows = dict(found.rows)
+    for places in found.shared.values():
+        rows |= _shares(places, sizes)
     for cases in found.kinds.values():
         transform = _chosen(cases, sizes)
         if transform is not None:
@@ -118,12 +126,35 @@ def _sorted(
     return found
 
 
+def _sort_shared(
+    found: _Sorted,
+    parts: Mapping[str, Mapping[str, str]],
+    checkpoint: Mapping[str, Tensor],
+    file: Mapping[str, Tensor],
+) -> None:
+    """Sources that make no tensor of the file, but all of those named after their parts."""
+    for source, targets in parts.items():
+        if any(target not in file or target in found.rows for target in targets):
+            continue
+        kinds = tuple(_LAYER.sub("", target) for target in targets)
+        places = found.shared.setdefault(kinds, [[] for _ in targets])
+        for place, (target, name) in zip(places, targets.items(), strict=True):
+            place.append(_Case(target, file[target], (checkpoint[source],), name))
+        for kind, target in zip(kinds, targets, strict=True):
+            found.kinds[kind] = [case for case in found.kinds.get(kind, ()) if case.target != target]
+    found.kinds = {kind: cases for kind, cases in found.kinds.items() if cases}
+
+
 def _row(
-    target: str, sources: Sequence[Tensor], transform: Transform | None, back_to: tuple[str, ...] = ()
+    target: str,
+    sources: Sequence[Tensor],
+    transform: Transform | None,
+    back_to: tuple[str, ...] = (),
+    share: Share | None = None,
 ) -> Row:
     shape = tuple(str(length) for length in sources[0].shape)
     names = tuple(source.name for source in sources)
-    return Row(target, names, shape, transform=transform, back_to=back_to)
+    return Row(target, names, shape, transform=transform, back_to=back_to, share=share)
 
 
 def numbers(rows: Sequence[Row]) -> dict[str, int]:
@@ -157,13 +188,20 @@ def _ways(sources: Sequence[Tensor], sizes: Sizes) -> list[_Way]:
     if len(first.shape) == 1:
         ways += [_Way(plus_one())]
         ways += [_Way(_plus_one_in_halves())] if first.dtype is DType.F16 else []
-    if len(first.shape) == 2:
+    if len(first.shape) > 1:
         ways.append(_Way(transpose()))
     if len(first.shape) < 3:
         words = ("heads", "kv_heads")
         fitting = [each for each in words if sizes[each] and first.rows % (2 * sizes[each]) == 0]
         ways += [_Way(interleave_heads(each)) for each in fitting]
+        ways += [_Way(parted(groups, each)) for groups, each in _groups_of(sizes["heads"], first.rows)]
     return ways
+
+
+def _groups_of(heads: int, rows: int) -> list[tuple[int, int]]:
+    """How fused queries, keys and values may lie in groups: how many, and of how many heads each."""
+    pairs = [(groups, heads // groups) for groups in range(1, heads + 1) if heads % groups == 0]
+    return [(groups, each) for groups, each in pairs if rows % (groups * (each + 2)) == 0]
 
 
 def _chosen(cases: Sequence[_Case], sizes: Sizes) -> _Way | None:
@@ -171,15 +209,46 @@ def _chosen(cases: Sequence[_Case], sizes: Sizes) -> _Way | None:
 
     A damaged layer does not decide it, nor layers that are in each other's places.
     """
-    tried = cases[:: -(-len(cases) // _LAYERS_TRIED)]
     votes: list[tuple[int, float, int, _Way]] = []
     for place, way in enumerate(_ways(cases[0].sources, sizes)):
-        near = _near([(case.stored, case.sources) for case in tried], way, sizes)
-        # perhaps it is another layer's
-        found = near or _near([(tried[0].stored, case.sources) for case in tried[1:]], way, sizes)
+        near, found = _found(cases, way, sizes)
         if found:
-            votes.append((-len(near), sorted(found)[(len(found) - 1) // 2], place, way))
+            votes.append((-len(near), _median(found), place, way))
     return min(votes, key=lambda vote: vote[:3])[3] if votes else None
+
+
+def _shares(places: Sequence[Sequence[_Case]], sizes: Sizes) -> dict[str, Row]:
+    """The rows of what was cut out of the same sources; all parts say together how it was done."""
+    source = places[0][0].sources[0]
+    votes: list[tuple[int, float, int, Cut]] = []
+    for number, cut in enumerate(cuts(source, [cases[0].stored.shape for cases in places])):
+        ways = [_Way(cut.part(place)[0]) for place in range(len(places))]
+        each = [_found(cases, way, sizes) for cases, way in zip(places, ways, strict=True)]
+        found = [error for _, errors in each for error in errors]
+        if found:
+            votes.append((-sum(len(near) for near, _ in each), _median(found), number, cut))
+    if not votes:
+        return {}
+    cut = min(votes, key=lambda vote: vote[:3])[3]
+    rows: dict[str, Row] = {}
+    for place, cases in enumerate(places):
+        transform, share = cut.part(place)
+        for case in cases:
+            if case.sources[0].shape == cut.shape:
+                rows[case.target] = _row(case.target, case.sources, transform, (case.part,), share)
+    return rows
+
+
+def _found(cases: Sequence[_Case], way: _Way, sizes: Sizes) -> tuple[list[float], list[float]]:
+    """The errors of the cases that are the same weights, and these or, without any, those of other layers."""
+    tried = cases[:: -(-len(cases) // _LAYERS_TRIED)]
+    near = _near([(case.stored, case.sources) for case in tried], way, sizes)
+    # perhaps it is another layer's
+    return near, near or _near([(tried[0].stored, case.sources) for case in tried[1:]], way, sizes)
+
+
+def _median(errors: Sequence[float]) -> float:
+    return sorted(errors)[(len(errors) - 1) // 2]
 
 
 def _near(pairs: Iterable[tuple[Tensor, Sequence[Tensor]]], way: _Way, sizes: Sizes) -> list[float]:

@@ -52,6 +52,18 @@ class Transform:
 
 
 @dataclass(frozen=True)
+class Share:
+    """The part of its source that a row's target is: number ``place`` of ``count``.
+
+    ``join`` makes the source of all those targets, in their order.
+    """
+
+    place: int
+    count: int
+    join: Callable[[Sequence[Tensor], Sizes], Tensor]
+
+
+@dataclass(frozen=True)
 class Row:
     """One target tensor.
 
@@ -62,7 +74,8 @@ class Row:
     not be there either. ``layers`` and ``experts`` are the words for those numbers. A row without sources is
     zeros of that shape, for graphs that insist on a bias the model does not have. ``back_to`` names what the
     inverse gives where that is not the sources: a head made from the embedding stands for ``lm_head.weight``.
-    Rows may share a target if their flags exclude one another.
+    Rows may share a target if their flags exclude one another; with ``share`` they share a source, which
+    comes back from all their targets, and ``back_to`` is then only what the part is called.
     """
 
     target: str
@@ -73,6 +86,7 @@ class Row:
     layers: str = "layers"
     experts: str = "experts"
     back_to: tuple[str, ...] = ()
+    share: Share | None = None
 
     def named(self, names: Sequence[str], i: int, sizes: Sizes) -> list[str]:
         """``names`` of layer ``i``, those with ``{e}`` once for each expert."""
@@ -121,6 +135,17 @@ class InTransformers:
 
 
 @dataclass(frozen=True)
+class Departure:
+    """A known difference of llama.cpp's arithmetic from a checkpoint's, which no file can do anything about.
+
+    ``config`` makes of a config.json the one llama.cpp computes by; ``what`` continues "llama.cpp ".
+    """
+
+    what: str
+    config: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
 class Family(Generic[F]):
     """How one architecture becomes files, and how they are proven; ``models`` names the ones it is known for.
 
@@ -143,7 +168,8 @@ class Family(Generic[F]):
     and other programs do not. ``left_out`` is what llama.cpp's graph takes for keys a file leaves out, where
     other graphs take another. ``front_end`` is what stands before the encoder where llama.cpp has no graph of
     it; it comes with ``companions``, the files the model needs besides its own. ``instead`` is the family of
-    those of its configurations that run in another graph.
+    those of its configurations that run in another graph. ``departure`` is where llama.cpp's graph computes
+    otherwise than config.json says, whatever is in a file.
     """
 
     name: str
@@ -174,6 +200,7 @@ class Family(Generic[F]):
     front_end: FrontEnd | None = None
     companions: Callable[[Checkpoint], Sequence[Companion]] = lambda checkpoint: ()
     instead: Callable[[Mapping[str, Any]], Family[F] | None] = lambda config: None
+    departure: Departure | None = None
 
     def read(self, config: Mapping[str, Any]) -> F:
         """The facts of a config.json. Raises CheckpointError, UnsupportedModel."""

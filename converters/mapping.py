@@ -70,12 +70,20 @@ def unmapped(family: AnyFamily, checkpoint: Checkpoint, tensors: Mapping[str, Te
     """
     _, sizes, flags = _read(family, checkpoint)
     restored: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
     gaps: list[str] = []
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         if not row.sources:
             continue
         target = tensors.get(row.target.format(i=i))
-        if target is not None:
+        if target is not None and row.share is not None:
+            (name,) = row.named(row.sources, i, sizes)
+            found = parts.setdefault(name, {})
+            found[row.share.place] = target
+            if len(found) == row.share.count:
+                joined = row.share.join([found[place] for place in sorted(found)], sizes)
+                restored[name] = replace(joined, name=name)
+        elif target is not None:
             restored.update(_unmake(row, i, sizes, target, gaps))
         elif row.when is None or row.when in flags:
             gaps.append(f"missing in the file: {row.target.format(i=i)}")
@@ -111,7 +119,8 @@ def untransformed(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, Tensor
     tensors: dict[str, Tensor] = {}
     for row, i in _in_file_order(_one_for_each(family.rows, flags), sizes):
         names = row.named(row.sources, i, sizes)
-        if row.transform is not None and len(names) == 1 and names[0] in checkpoint.tensors:
+        whole = row.transform is not None and row.share is None
+        if whole and len(names) == 1 and names[0] in checkpoint.tensors:
             tensors[row.target.format(i=i)] = checkpoint.tensors[names[0]]
     return tensors
 

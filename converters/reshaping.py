@@ -17,7 +17,10 @@ _AT_ONCE = 1 << 24  # weights, 64 MiB of float32
 
 
 def transpose() -> Transform:
-    """``(in, out) -> (out, in)``: how GPT-2's Conv1D holds a matrix, and how everybody else does."""
+    """``(in, out) -> (out, in)``: how GPT-2's Conv1D holds a matrix, and how everybody else does.
+
+    Of three axes, the last two.
+    """
     return Transform(
         lambda sources, sizes: transposed(sources[0]), lambda target, sizes: (transposed(target),)
     )
@@ -28,6 +31,9 @@ def transposed(source: Tensor) -> Tensor:
     if isinstance(source.read, partial) and source.read.func is _read_transposed:
         original: Tensor = source.read.args[0]
         return replace(original, name=source.name)
+    if len(source.shape) == 3:
+        turned = (source.shape[0], source.shape[2], source.shape[1])
+        return replace(source, shape=turned, read=partial(_read_each_transposed, source), stored=None)
     shape = source.shape[::-1]
     # Any of its rows take reading all of the source, so many are read at once.
     granule = max(1, min(shape[0], _AT_ONCE // max(1, shape[1])))
@@ -36,6 +42,10 @@ def transposed(source: Tensor) -> Tensor:
 
 def _read_transposed(source: Tensor, start: int, stop: int) -> Array:
     return np.ascontiguousarray(source.read(0, source.rows)[:, start:stop].T)
+
+
+def _read_each_transposed(source: Tensor, start: int, stop: int) -> Array:
+    return np.ascontiguousarray(source.read(start, stop).transpose(0, 2, 1))
 
 
 def upright(tensors: Mapping[str, Tensor], is_turned: Callable[[str], bool]) -> dict[str, Tensor]:

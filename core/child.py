@@ -62,6 +62,11 @@ def take(size: int) -> bytes:
     return data
 
 
+def waiting() -> bool:
+    """Whether the parent has sent something that was not taken yet."""
+    return bool(_held) or not _incoming.empty()
+
+
 def write(data: Any) -> None:
     """Answer: bytes, or anything with a buffer of them."""
     view = memoryview(data)

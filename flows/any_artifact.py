@@ -14,8 +14,9 @@ from ..converters.mapping import untransformed
 from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
+from ..quant.gate_table import GATES, MIXTURES
 from ..runtimes.llama_reader import LlamaReader
-from ..verify.gate_table import GATES, MIXTURES
+from ..verify.departure import without_departure
 from ..verify.gates import MEASURES, gate_for
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions
@@ -104,9 +105,8 @@ class AnyGgufArtifact(GgufArtifact):
     def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
         """The usual one where all weights can be read or one was given; else the one that decides."""
         gelu = expected.family.gelu
-        usual = gate_for(self.type, gelu=gelu, overrides=options.gates, recomputed=False)
-        if self.left.all_weights_read or options.gates:
-            return usual
+        if self.left.all_weights_read or options.gates:  # then what llama.cpp computes is recomputed
+            return gate_for(self.type, gelu=gelu, overrides=options.gates)
         return deciding_gate(self.type, gelu=expected.family.gelu)
 
     def _runtime(
@@ -132,7 +132,7 @@ class AnyGgufArtifact(GgufArtifact):
         gate, figures = part.gate, part.figures
         if gate is None or figures is None or not figures.positions or options.gates:
             return runtime, part
-        value = getattr(figures, gate.measure)
+        value = getattr(without_departure(figures, expected.family.departure), gate.measure)
         kept = tuple(each for each in part.findings if each.where != "logits")
         findings = kept if gate.fails is None or value <= gate.fails else (_beyond(value, gate), *kept)
         return runtime, replace(part, findings=findings, verdict=verdict_of(findings))

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..converters.by_config import keys_by_config
 from ..converters.by_name import EMBEDDING, Told, numbers, rows_by_name
+from ..converters.departures import departure_by_config
 from ..converters.family import AnyFamily, Family
 from ..converters.mapping import build
 from ..converters.tokenizer import read_tokenizer
@@ -120,6 +121,7 @@ def _family(
         reference=found.reference,
         dropped=skipped,
         gelu="gelu" in _activation(found.settings),
+        departure=departure_by_config(found.settings),
     )
     return family, tuple(f"{start}{key}" for key in unknown)
 

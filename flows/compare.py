@@ -20,9 +20,9 @@ from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
+from ..quant.published import Band, expected_divergence
 from ..verify.measurements import Figures
 from ..verify.proof import Proof
-from ..verify.published import Band, expected_divergence
 from .convert import convert
 from .results import Run
 

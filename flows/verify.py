@@ -21,6 +21,8 @@ from ..core.errors import InputError, UsageError
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..hub.artifact import local_artifact
+from ..hub.checkpoint import local_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..runtimes.onnx_folder import OnnxFolder, open_onnx
 from ..verify.gguf_artifact import GgufArtifact
@@ -47,6 +49,7 @@ class _Request:
     ignore_manifest: bool
     options: Mapping[str, Any]
     front_end: Path | None = None
+    rehash: bool = False
 
 
 def verify(
@@ -62,6 +65,7 @@ def verify(
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
+    rehash: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -77,6 +81,7 @@ def verify(
     cosine.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    ``rehash`` reads all files for their SHA-256 even where receipts of earlier runs have them.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
     a damaged header, another model, a body without its front end, a checkpoint that has changed since the
     conversion (unless ``ignore_manifest``), a text that is too short.
@@ -90,7 +95,7 @@ def verify(
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
-    asked = _Request(texts, tokens, window, ignore_manifest, options, second)
+    asked = _Request(texts, tokens, window, ignore_manifest, options, second, rehash)
     verify_options = VerifyOptions(
         gates or {},
         max_kl,
@@ -100,12 +105,13 @@ def verify(
         progress,
         announce,
     )
-    if Path(artifact).is_dir():
+    artifact, against = local_artifact(artifact, progress), local_checkpoint(against, progress)
+    if artifact.is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, verify_options)
+        proof = _prove_folder(open_onnx(artifact), open_checkpoint(against), asked, verify_options)
     else:
-        with open_gguf(Path(artifact)) as file:
+        with open_gguf(artifact) as file:
             proof = _prove_file(file, Path(against), asked, verify_options)
     return replace(proof, seconds=time.monotonic() - begun)
 
@@ -132,7 +138,8 @@ def _options(
 def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
-    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    # first of all: what has changed
+    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
@@ -150,7 +157,7 @@ def _prove_folder(
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
-    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
+    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     expected = _expected_of_folder(folder, checkpoint, manifest)
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)

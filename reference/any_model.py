@@ -22,6 +22,8 @@ from ..core.tensor import Tensor
 from .empty_model import computing, empty_model
 
 _OPEN_AN_ISSUE = "open an issue with the model's name if you need it"
+_STACKED = re.compile(r"(.*\.experts)\.((?:gate|up|down)_proj)\Z")
+"""A checkpoint's own stack of experts; that of the first stands for all."""
 _EXPERTS = re.compile(r"(.*\.experts\.)(\d+)\.")
 
 
@@ -121,7 +123,7 @@ class _Names:
         target, converter, pattern = self.target(name)
         match = _EXPERTS.match(name)
         if converter is None or match is None:
-            return target.removesuffix(".weight")
+            return _STACKED.sub(r"\1.0.\2", target.removesuffix(".weight"))
         place, _, fused = target.rpartition(".")
         parts = ("gate_proj", "up_proj") if fused == "gate_up_proj" else (fused,)
         return f"{place}.{match[2]}.{parts[converter.source_patterns.index(pattern)]}"

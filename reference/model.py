@@ -53,11 +53,12 @@ class Reference:
     """A checkpoint ready to be read with in fp32; no weight is in memory yet.
 
     ``weights`` replace the checkpoint's own, under the same names: those of a converted file after
-    ``unmapped``. ``llama_cpps_gelu`` rounds that activation as llama.cpp does (gelu_table.py).
-    ``gelus`` is how many of them do. ``vocabulary`` is the number of rows of the output matrix,
-    ``encoder_layers`` how many of the layers an encoder has (0 in models of one stack). An encoder that
-    writes no text has no ``output``: what would enter it are its hidden states. Raises
-    CheckpointError if transformers cannot make the model config.json describes, or the weights do not fit it.
+    ``unmapped``. ``as_llama_cpp`` computes by the family's departure; ``llama_cpps_gelu`` rounds that
+    activation as llama.cpp does (gelu_table.py), and ``gelus`` is how many of them do. ``vocabulary`` is the
+    number of rows of the output matrix, ``encoder_layers`` how many of the layers an encoder has (0 in
+    models of one stack). An encoder that writes no text has no ``output``: what would enter it are its hidden
+    states. Raises CheckpointError if transformers cannot make the model config.json describes, or the weights
+    do not fit it.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Reference:
         family: AnyFamily,
         *,
         weights: Mapping[str, Tensor] | None = None,
+        as_llama_cpp: bool = False,
         llama_cpps_gelu: bool = False,
         threads: int | None = None,
     ) -> None:
@@ -78,7 +80,10 @@ class Reference:
         self._threads = threads or available_cores()
         self.reader = WeightReader(self._threads)
         with computing(self._threads):
-            self._model = empty_model(family.reference, checkpoint.config, self._where)
+            config = checkpoint.config
+            if as_llama_cpp and family.departure is not None:
+                config = family.departure.config(config)
+            self._model = empty_model(family.reference, config, self._where)
             self._factor, front = 1, family.front_end
             if front is not None:
                 self._factor = front.join(self._model, checkpoint)

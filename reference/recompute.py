@@ -5,9 +5,9 @@ drift apart: whatever enters a matrix was computed, since the matrices before it
 sides, and has to agree to a few parts in 10^13. Without that, one input in 10^5 would be rounded the other
 way for nothing but the order of a sum, and the layers behind would follow it.
 
-The same pass computes the window twice more, running freely: with the file's weights in plain fp32, and with
-rounded inputs as well. These say what the weights and the rounding of inputs cost, and what is left for the
-runtime.
+The same pass can compute the window twice more, running freely: with the file's weights in plain fp32, and
+with rounded inputs as well. These say what the weights and the rounding of inputs cost, and what is left for
+the runtime.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .copies import COPIES, ROUNDED, SYNCHRONIZED, WEIGHTS_ONLY, Matrix, MatrixI
 from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
+from .recomputed_attention import KEYS, VALUES, Absorbed, absorbing
 from .recomputed_experts import Experts
 from .streamed import RowRange
 from .watching import is_experts
@@ -61,14 +62,14 @@ class MatrixError:
 class Recomputed:
     """``errors`` in the order of the computation, the logits last, or an encoder's hidden states.
 
-    ``weights_only`` and ``rounded`` are the logits ``(positions, vocabulary)`` of the copies that run freely.
-    ``unused`` are matrices llama.cpp multiplied nothing by.
+    ``unused`` are matrices llama.cpp multiplied nothing by. ``weights_only`` and ``rounded`` are the logits
+    ``(positions, vocabulary)`` of the copies that run freely, None where there were none.
     """
 
     errors: tuple[MatrixError, ...]
-    weights_only: Floats
-    rounded: Floats
     unused: tuple[str, ...]
+    weights_only: Floats | None = None
+    rounded: Floats | None = None
 
 
 class Recomputation:
@@ -107,7 +108,7 @@ class Recomputation:
             name: minimums_of(file, infos[name]) for name, rounding in roundings.items() if rounding == "q8_1"
         }
         weights = unmapped(family, checkpoint, tensors)
-        reference = Reference(checkpoint, family, weights=weights, threads=threads)
+        reference = Reference(checkpoint, family, weights=weights, as_llama_cpp=True, threads=threads)
         in_modules: Mapping[str, Tensor] = {}
         if minimums:
             spread = unmapped(family, checkpoint, {**tensors, **minimums})
@@ -132,16 +133,19 @@ class Recomputation:
         inputs: Mapping[str, MatrixInput],
         logits: Floats,
         progress: Progress = silent,
+        *,
+        free: bool = True,
     ) -> Recomputed:
         """Compute a window again.
 
         ``inputs`` are what llama.cpp multiplied the file's matrices by, by their names, ``logits``
-        ``(positions, vocabulary)`` what it gave, of an encoder the hidden states. Raises CheckpointError,
-        GgufError.
+        ``(positions, vocabulary)`` what it gave, of an encoder the hidden states; ``free``: with the copies
+        that run freely, which takes three times the arithmetic. Raises CheckpointError, GgufError,
+        UnsupportedModel for graphs that cannot be followed.
         """
-        run = _Run(self, inputs)
+        run = _Run(self, inputs, COPIES if free else 1)
         try:
-            entering = self.reference.entering_head([window] * COPIES, run.attached, progress)
+            entering = self.reference.entering_head([window] * run.copies, run.attached, progress)
             return run.result(entering, logits)
         finally:
             self.reference.reader.forget()  # what is read next would come on top of it
@@ -150,7 +154,8 @@ class Recomputation:
 class _Run:
     """One pass, and what is found on the way."""
 
-    def __init__(self, recomputation: Recomputation, inputs: Mapping[str, MatrixInput]) -> None:
+    def __init__(self, recomputation: Recomputation, inputs: Mapping[str, MatrixInput], copies: int) -> None:
+        self.copies = copies
         self._matrices, self._head = recomputation.matrices, recomputation.head
         self._reference, self._gelu_table = recomputation.reference, recomputation.gelu_table
         self._inputs = inputs
@@ -164,12 +169,25 @@ class _Run:
         import torch
 
         with contextlib.ExitStack() as stack:
+            layers = [
+                Absorbed(module, self._matrices[f"{name}.{KEYS}"], self._matrices[f"{name}.{VALUES}"],
+                         self.synchronize, _round_apart)
+                for name, module in model.named_modules()
+                if f"{name}.{KEYS}" in self._matrices
+            ]  # fmt: skip
+            stack.enter_context(absorbing(layers))
             for name, module in model.named_modules():
                 matrix = self._matrices.get(name)
                 if is_experts(module):
                     parts = [self._matrices[f"{name}.0.{part}_proj"] for part in ("gate", "up", "down")]
                     experts = Experts(
-                        module, parts, self._inputs, self.synchronize, self.add, self._reference.reader
+                        module,
+                        parts,
+                        self._inputs,
+                        self.synchronize,
+                        self.add,
+                        self._reference.reader,
+                        self.copies,
                     )
                     stack.enter_context(_instead(module, experts.forward))
                 elif type(module).__name__ in GELUS and self._gelu_table:
@@ -182,7 +200,7 @@ class _Run:
 
     def _before(self, matrix: Matrix, module: Any, args: Any) -> Any:
         shape = args[0].shape  # a router is given all copies in one
-        values = self.synchronize(matrix.name, args[0].reshape(COPIES, -1, shape[-1]))
+        values = self.synchronize(matrix.name, args[0].reshape(self.copies, -1, shape[-1]))
         made, self._missing = round_copies(values, matrix.rounding)
         return (made.reshape(shape), *args[1:])
 
@@ -235,7 +253,10 @@ class _Run:
             missing = None if missing is None else missing * scale
             out = output.multiply(made * scale, missing, head.minimums)
             self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))
-        return Recomputed(tuple(self._errors), out[WEIGHTS_ONLY], out[ROUNDED], tuple(self._unused))
+        errors, unused = tuple(self._errors), tuple(self._unused)
+        if self.copies < COPIES:
+            return Recomputed(errors, unused)
+        return Recomputed(errors, unused, out[WEIGHTS_ONLY], out[ROUNDED])
 
 
 def _fitting(found: Floats, expected: Floats) -> float:
@@ -250,16 +271,22 @@ def _fitting(found: Floats, expected: Floats) -> float:
 def round_copies(values: torch.Tensor, rounding: Rounding) -> tuple[torch.Tensor, torch.Tensor | None]:
     """``ggml_rounding.rounded`` for all copies but that of the weights alone."""
     made, missing = rounded(values, rounding)
-    if made is not values:
+    if made is not values and len(values) == COPIES:
         made[WEIGHTS_ONLY] = values[WEIGHTS_ONLY]
-    if missing is not None:
+    if missing is not None and len(values) == COPIES:
         missing[WEIGHTS_ONLY] = 0
     return made, missing
 
 
+def _round_apart(values: torch.Tensor, matrix: Matrix) -> torch.Tensor:
+    """``round_copies`` for a format without minimums."""
+    return round_copies(values, matrix.rounding)[0]
+
+
 def _gelu(exact: Callable[[torch.Tensor], torch.Tensor], values: torch.Tensor) -> torch.Tensor:
     made = through_table(values)
-    made[WEIGHTS_ONLY] = exact(values[WEIGHTS_ONLY])
+    if len(values) == COPIES:
+        made[WEIGHTS_ONLY] = exact(values[WEIGHTS_ONLY])
     return made
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .copies import COPIES, WEIGHTS_ONLY, Matrix, MatrixInput
+from .expert_layout import bias_of, gated, halves, upright
 from .ggml_rounding import rounded
 from .streamed import RowRange, WeightReader
 
@@ -24,7 +25,7 @@ class Experts:
     """Stands in for the ``forward`` of transformers' fused experts (gate_up_proj, down_proj) meanwhile.
 
     ``matrices`` are those of gate, up and down; ``synchronize`` and ``add`` are the run's, ``reader`` reads
-    weights.
+    weights. ``copies`` are those of the window.
     """
 
     def __init__(
@@ -35,16 +36,18 @@ class Experts:
         synchronize: Synchronize,
         add: Callable[[str, Floats, Floats], None],
         reader: WeightReader,
+        copies: int = COPIES,
     ) -> None:
         self._module = module
         self._gate, self._up, self._down = matrices
+        self._copies = copies
         self._inputs, self._synchronize, self._add, self._reader = inputs, synchronize, add, reader
 
     def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """What the experts make of ``(copies * positions, hidden)``; ``chosen`` and ``weights`` as there."""
         import torch
 
-        values = self._synchronize(self._gate.name, hidden.reshape(COPIES, -1, hidden.shape[-1]))
+        values = self._synchronize(self._gate.name, hidden.reshape(self._copies, -1, hidden.shape[-1]))
         flat = values.reshape(hidden.shape)
         count = values.shape[1]
         given = self._inputs.get(self._down.name)
@@ -59,12 +62,7 @@ class Experts:
         for expert in torch.unique(chosen).tolist():
             tokens, places = torch.where(chosen == expert)
             free = (tokens >= count * WEIGHTS_ONLY) & (tokens < count * (WEIGHTS_ONLY + 1))
-            gate, up = self._module.gate_up_proj[expert].chunk(2)
-            with self._minimums(self._gate, expert) as least:
-                halves = (None, None) if least is None else least.chunk(2)
-                gated = self._product(flat[tokens], free, gate, self._gate.rounding, halves[0])
-                inner = self._product(flat[tokens], free, up, self._up.rounding, halves[1])
-            inner = self._module.act_fn(gated) * inner
+            inner = self._inner(flat[tokens], free, expert)
             for at, token in enumerate(tokens.tolist()):
                 if given is None or slots is None or token >= count:
                     continue
@@ -73,11 +71,29 @@ class Experts:
                     expected.append(inner[at].numpy().copy())
                     inner[at] = torch.from_numpy(given.values[token, slot])
             with self._minimums(self._down, expert) as least:
-                made = self._product(inner, free, self._module.down_proj[expert], self._down.rounding, least)
+                down = upright(self._module, self._module.down_proj[expert])
+                least = None if least is None else upright(self._module, least)
+                made = self._product(inner, free, down, self._down.rounding, least)
+            bias = bias_of(self._module, "down_proj", expert)
+            made = made if bias is None else made + bias
             total.index_add_(0, tokens, made * weights[tokens, places, None])
         if theirs:
             self._add(self._down.name, np.array(theirs), np.array(expected))
         return total
+
+    def _inner(self, values: torch.Tensor, free: torch.Tensor, expert: int) -> torch.Tensor:
+        """What an expert makes of its inputs before the last matrix."""
+        module = self._module
+        gate, up = halves(module, upright(module, module.gate_up_proj[expert]))
+        with self._minimums(self._gate, expert) as least:
+            parts = (None, None) if least is None else halves(module, upright(module, least))
+            one = self._product(values, free, gate, self._gate.rounding, parts[0])
+            other = self._product(values, free, up, self._up.rounding, parts[1])
+        bias = bias_of(module, "gate_up_proj", expert)
+        if bias is not None:
+            first, second = halves(module, bias)
+            one, other = one + first, other + second
+        return gated(module, one, other)
 
     @contextlib.contextmanager
     def _minimums(self, matrix: Matrix, expert: int) -> Any:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..core.windows import Window
 from .encoder_decoder import reads_source
+from .expert_layout import bias_of, gated, halves, upright
 from .stand_ins import rests
 
 if TYPE_CHECKING:
@@ -121,10 +122,16 @@ def into_experts(
             if not len(at):
                 continue
             entering = hidden[at]
-            gate, up = torch.nn.functional.linear(entering, module.gate_up_proj[expert]).chunk(2, dim=-1)
+            matrix, bias = (
+                upright(module, module.gate_up_proj[expert]),
+                bias_of(module, "gate_up_proj", expert),
+            )
+            gate, up = (
+                part.T for part in halves(module, torch.nn.functional.linear(entering, matrix, bias).T)
+            )
             for name in ("gate_proj", "up_proj"):
                 yield row, f"{place}.{expert}.{name}", entering.numpy()
-            yield row, f"{place}.{expert}.down_proj", (module.act_fn(gate) * up).numpy()
+            yield row, f"{place}.{expert}.down_proj", gated(module, gate, up).numpy()
 
 
 @contextlib.contextmanager

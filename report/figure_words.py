@@ -53,10 +53,10 @@ _ROWS: tuple[tuple[str, Phrase, Callable[[Figures], str], Phrase], ...] = (
      lambda f: f"{number(f.nll_reference, 7)} → {number(f.nll_file, 7)}", phrase("the same in nats")),
     ("nmse", phrase("Logits, NMSE"), lambda f: number(f.nmse),
      phrase("squared difference over the checkpoint's variance")),
-    ("nmse_same_gelu", phrase("Logits, NMSE, same GELU"),
+    ("nmse_same_gelu", phrase("Logits, NMSE, same arithmetic"),
      lambda f: "" if f.nmse_same_gelu is None else number(f.nmse_same_gelu),
-     phrase("the same when llama.cpp's 16-bit GELU table is computed in fp32: what is left is not due to "
-            "the table")),
+     phrase("the same when fp32 computes as llama.cpp is known to (its 16-bit table of GELU): what is left "
+            "is not due to that")),
     ("logit_rms", phrase("Logits, RMS difference"), lambda f: number(f.logit_rms), phrase("in logits")),
     ("logit_max", phrase("Logits, largest difference"), lambda f: number(f.logit_max),
      phrase("in logits, over all tokens and positions")),
@@ -120,9 +120,9 @@ def gate_value(figures: Figures, gate: Gate) -> float:
 
 
 def gelu_words(figures: Figures) -> str:
-    """What is left of the NMSE without llama.cpp's table of GELU; nothing where that was not measured."""
+    """What is left of the NMSE without llama.cpp's own arithmetic; nothing where that was not measured."""
     left = figures.nmse_same_gelu
-    return "" if left is None else _("; {left} with llama.cpp's GELU in fp32", left=number(left))
+    return "" if left is None else _("; {left} with llama.cpp's arithmetic in fp32", left=number(left))
 
 
 def percentile_rows(figures: Figures) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 INPUT, SAME, END = 4, 5, 6
@@ -16,8 +17,9 @@ HEAD = struct.Struct("<BIIIII")
 """Kind; bytes of the name; columns, slots and tokens of the input; experts chosen for each token.
 
 After INPUT and the name come float32 ``(tokens, slots, columns)`` and int32 ``(tokens, experts)``, in which a
-slot is an expert's, or the only one. SAME, with the matrix's name and, in ``columns``, the bytes of another
-matrix's that follows it: both have one input. END ends the inputs of what was decoded at once.
+slot is an expert's, a head's where a matrix has a part for each, or the only one. SAME, with the matrix's
+name and, in ``columns``, the bytes of another matrix's that follows it: both have one input. END ends the
+inputs of what was decoded at once.
 """
 _PRODUCTS = (b"MUL_MAT", b"MUL_MAT_ID")
 _F32, _I32 = 0, 26  # ggml.h, enum ggml_type
@@ -108,21 +110,25 @@ class Inputs:
             self.problem = f"what {name.decode('utf-8', 'replace')} is multiplied by is no float32"
             return
         columns, rows, more = values.ne[0], values.ne[1], values.ne[2] * values.ne[3]
-        slots, tokens = (rows, more) if chosen is not None else (1, rows * more)
+        heads = chosen is None and _Tensor.from_address(node.src[0]).ne[2] > 1
+        slots, tokens = (rows, more) if chosen is not None else (more, rows) if heads else (1, rows * more)
         experts = 0 if chosen is None else chosen.ne[0]
         self._write(HEAD.pack(INPUT, len(name), columns, slots, tokens, experts) + name)
-        for data in (*self._rows(place, values), *(self._rows(node.src[2], chosen) if chosen else ())):
+        for data in self._rows(place, values, across=heads):
+            self._write(data)
+        for data in self._rows(node.src[2], chosen) if chosen else ():
             self._write(data)
         self._sent[place] = name
 
-    def _rows(self, place: int, tensor: _Tensor) -> Iterator[Any]:
-        """The bytes of a tensor of numbers of 4 bytes, row after row."""
+    def _rows(self, place: int, tensor: _Tensor, *, across: bool = False) -> Iterator[Any]:
+        """The bytes of a tensor of numbers of 4 bytes, by rows; ``across``: the third axis runs first."""
         data = self._copied(place)
         row = 4 * tensor.ne[0]
-        if tensor.nb[1] == row and tensor.nb[2] == row * tensor.ne[1]:
+        if tensor.nb[1] == row and tensor.nb[2] == row * tensor.ne[1] and not across:
             yield data
             return
-        for third in range(tensor.ne[2]):
-            for second in range(tensor.ne[1]):
-                start = third * tensor.nb[2] + second * tensor.nb[1]
-                yield memoryview(data)[start : start + row]
+        seconds, thirds = range(tensor.ne[1]), range(tensor.ne[2])
+        pairs = product(seconds, thirds) if across else ((b, c) for c, b in product(thirds, seconds))
+        for second, third in pairs:
+            start = third * tensor.nb[2] + second * tensor.nb[1]
+            yield memoryview(data)[start : start + row]

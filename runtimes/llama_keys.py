@@ -101,6 +101,7 @@ _COMMON = (
 
 _RMS, _LAYER_NORM = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
 _EPSILON = phrase("every layer normalizes slightly differently, most where activations are small")
+_STRETCHED = phrase("positions are stretched otherwise than in training")
 _WINDOW = phrase("layers see further back, or less far, than in training")
 
 
@@ -112,8 +113,11 @@ _SOME = (
         "rope.scaling.original_context_length",
         "whole",
         _same_as("context_length"),
-        phrase("positions are stretched otherwise than in training"),
+        _STRETCHED,
     ),
+    # Read by few graphs; where they are, the runtime part tells.
+    Key("rope.scaling.yarn_beta_fast", "real", 32.0, _STRETCHED, grave=False),
+    Key("rope.scaling.yarn_beta_slow", "real", 1.0, _STRETCHED, grave=False),
     Key("vocab_size", "whole", _same_as("tokens"), phrase("it is only displayed"), grave=False),
     Key("attention.sliding_window", "whole", 4096, _WINDOW),
     Key("attention.sliding_window_pattern", "list", REQUIRED, _WINDOW),

@@ -39,8 +39,11 @@ def open_artifact(
     kv_type: str | None = None,
     threads: int | None = None,
     log: Callable[[str], None] | None = None,
+    stays: bool = False,
 ) -> Artifact:
     """The GGUF file or ONNX folder at ``path``; ``log`` is given llama.cpp's log.
+
+    ``stays``: for many answers, of which some may be stopped, without loading again.
 
     Raises GgufError and InputError for what cannot be run, UsageError where ``front_end`` or ``kv_type`` is
     given for a folder.
@@ -48,7 +51,7 @@ def open_artifact(
     workers = threads or available_cores()
     if path.is_dir():
         return _onnx(path, front_end, kv_type, workers)
-    return _gguf(path, front_end, context, kv_type or "f16", workers, log)
+    return _gguf(path, front_end, context, kv_type or "f16", workers, log, stays=stays)
 
 
 def _gguf(
@@ -58,6 +61,8 @@ def _gguf(
     kv_type: str,
     threads: int,
     log: Callable[[str], None] | None,
+    *,
+    stays: bool,
 ) -> Artifact:
     from ..converters.families import embeds_texts
     from ..core.gguf_counts import check_counts
@@ -81,6 +86,7 @@ def _gguf(
             kv_type=kv_type,
             log=log,
             front=None if front is None else front.embed,
+            stays=stays,
             progress=progress,
         )
 

@@ -20,7 +20,7 @@ class MatrixInput:
     """The input of a matrix ``(tokens, columns)``; of experts' matrices ``(tokens, slots, columns)``.
 
     ``experts`` are those chosen for each token, ``(tokens, experts)``. There is one slot for all of them, or
-    one for each.
+    one for each. A matrix with a part for each head has a slot for each, and no experts.
     """
 
     values: Floats
@@ -46,7 +46,8 @@ def read_inputs(take: Callable[[memoryview], None]) -> dict[str, MatrixInput]:
         if kind == protocol.SAME:
             found[name] = found[_text(take, min(columns, _MOST_NAME))]
             continue
-        values = np.empty((tokens, slots, columns) if experts else (tokens, columns), "<f4")
+        apart = experts or slots > 1
+        values = np.empty((tokens, slots, columns) if apart else (tokens, columns), "<f4")
         take(values.reshape(-1).view(np.uint8).data)
         chosen = np.empty((tokens, experts), "<i4") if experts else None
         if chosen is not None:

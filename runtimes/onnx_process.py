@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..core.errors import ChildDied
 from . import onnx_child as protocol
 from .matrix_inputs import MatrixInput
 from .onnx_folder import OnnxFolder
+from .onnx_gathered import gathered
 from .onnx_limits import limits_of
 from .onnx_model_file import INSTALL
 from .reader import Floats, Ids, RuntimeFailure
@@ -47,18 +49,24 @@ class OnnxProcess:
         self._tapped = tapped
         self._folder, self._threads = folder, threads
         self._limits = limits_of(folder, threads)
+        self._places: dict[Path, Path] = {}
+        self._left = contextlib.ExitStack()
         self._child: Child | None = None
         self._read: list[tuple[int, Ids]] = []  # requests since the last ``begin``
         self._replaced = False
 
     def __enter__(self) -> OnnxProcess:
-        self._child = retry_once(self._start)
+        with contextlib.ExitStack() as stack:
+            self._places = stack.enter_context(gathered(self._folder))
+            self._child = retry_once(self._start)
+            self._left = stack.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None
+        self._left.close()
 
     def begin(self, source: Sequence[int] | Ids = ()) -> None:
         """Forget what was read; an encoder reads ``source``, decoder-only models are given none."""
@@ -121,7 +129,8 @@ class OnnxProcess:
         for _ in range(count):
             length, level, rows, columns = protocol.INPUT.unpack(child.receive(protocol.INPUT.size))
             name = child.receive(length).decode("utf-8", "replace")
-            values = np.frombuffer(child.receive(4 * rows * columns), "<f4").reshape(rows, columns)
+            data = child.receive(4 * rows * columns) if rows else b""
+            values = np.frombuffer(data, "<f4").reshape(rows, columns)
             found[name] = (MatrixInput(values), level)
         return found
 
@@ -133,7 +142,7 @@ class OnnxProcess:
         child = Child(
             MODULE,
             *numbers,
-            *(str(path.absolute()) for path in files if path is not None),
+            *(str(self._places[path].absolute()) for path in files if path is not None),
             library="onnxruntime",
             install=INSTALL,
             # numpy multiplies nothing there; and no model may choose how it is run

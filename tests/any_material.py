@@ -24,6 +24,16 @@ _COMMON: Mapping[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+# As published: the ends of the ramp are no whole dimensions, as llama.cpp computes them.
+_GPT_OSS_YARN: Mapping[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
 # Phi: llama.cpp looks for tokens of the published model in files that are called Phi-3.
 KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "mixtral": ("Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_theta": 5000.0}),
@@ -39,6 +49,11 @@ KINDS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
         | {"moe_intermediate_size": 32, "n_shared_experts": 1, "first_k_dense_replace": 1}
         | {"routed_scaling_factor": 1.0, "norm_topk_prob": False, "topk_method": "greedy", "n_group": 1}
         | {"topk_group": 1},
+    ),
+    "gptoss": (
+        "GptOss",
+        {"head_dim": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32}
+        | {"max_position_embeddings": 131072, "rope_parameters": _GPT_OSS_YARN},
     ),
 }  # fmt: skip
 

@@ -152,8 +152,10 @@ import json, os, runpy, sys
 script = sys.argv[1]
 sys.path.insert(0, os.path.dirname(script))
 from conversion.deepseek import DeepseekV2Model
-# it asks the hub which tokenizer of the byte-level kind it has; ours is a SentencePiece model
+from conversion.gpt_oss import GptOssModel
+# they ask the hub which tokenizer of the byte-level kind they have; ours is a SentencePiece model
 DeepseekV2Model.set_vocab = DeepseekV2Model._set_vocab_sentencepiece
+GptOssModel.set_vocab = GptOssModel._set_vocab_sentencepiece
 for source, target, outtype in json.loads(sys.argv[2]):
     sys.argv = [script, source, "--outfile", target, "--outtype", outtype]
     runpy.run_path(script, run_name="__main__")

@@ -40,6 +40,7 @@ from kconv.reference.any_model import any_model, class_for
 from kconv.reference.model import Reference
 from kconv.reference.recompute import Recomputation
 from kconv.reference.streamed import RowRange, WeightReader
+from kconv.runtimes.half_precision import flowing, halves_by_name
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.proof import Proof
 
@@ -47,6 +48,8 @@ pytestmark = pytest.mark.usefixtures("kconv_server")
 
 TYPES = ("f32", "q8_0")
 ALL_READ = ("mixtral", "gemma2", "phi")
+CUT = ("deepseek", "gptoss")
+"""Whose fused weights llama.cpp's converter cuts."""
 TOKENS = 100
 IDS = tuple(int(i) for i in np.random.default_rng(5).integers(3, 790, 48))
 Damage = Callable[[Path, Path], Path]
@@ -121,10 +124,11 @@ def test_experts_are_read_one_at_a_time(checkpoints: Mapping[str, Path]) -> None
     assert np.array_equal(third[:96], gate.read(0, 96))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "gptoss"])
 def test_large_experts_are_in_memory_one_at_a_time(
-    checkpoints: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, checkpoints: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, family = open_checkpoint(checkpoints["mixtral"]), _family("mixtral", checkpoints)
+    checkpoint, family = open_checkpoint(checkpoints[kind]), _family(kind, checkpoints)
     windows = [Window(0, IDS), Window(0, IDS[:20])]
     together = Reference(checkpoint, family, threads=2).read(windows)
     monkeypatch.setattr(streamed_experts, "LARGE", 1)
@@ -226,21 +230,106 @@ def test_a_right_file_is_proven_in_all_parts(
 
 
 @pytest.mark.parametrize("type_", TYPES)
-def test_where_weights_cannot_be_told_right_is_not_decided(
-    type_: str, files: Path, checkpoints: Mapping[str, Path]
+@pytest.mark.parametrize("kind", CUT)
+def test_fused_weights_that_were_cut_are_compared_and_recomputed(
+    kind: str, type_: str, files: Path, checkpoints: Mapping[str, Path]
 ) -> None:
-    proof = proof_of(files / f"deepseek-{type_}.gguf", checkpoints["deepseek"])
+    proof = proof_of(files / f"{kind}-{type_}.gguf", checkpoints[kind])
+    assert (proof.verdict, proof.right) == ("passed" if kind == "deepseek" else "warned", "passed"), (
+        proof.cause
+    )
+    assert {tensor.state for tensor in proof.weights.tensors} == {"identical"}
+    assert not proof.weights.untold
+    assert [proof.metadata.verdict, proof.weights.verdict, proof.runtime.verdict] == ["passed"] * 3
+    assert max(each.nmse / each.limit for each in proof.runtime.worst) < 1 / 20
+
+
+def test_what_llama_cpp_computes_otherwise_is_a_remark_with_a_figure(
+    files: Path, checkpoints: Mapping[str, Path]
+) -> None:
+    proof = proof_of(files / "gptoss-f32.gguf", checkpoints["gptoss"])
+    figures = proof.logits.figures
+    assert figures is not None
+    assert figures.nmse > 1e-6  # against the checkpoint as it is
+    assert figures.nmse_same_gelu is not None
+    assert figures.nmse_same_gelu < 1e-11
+    assert (proof.logits.verdict, proof.right) == ("warned", "passed")
+    assert "rounds the ends of YaRN's ramp to whole dimensions" in (proof.cause or "")
+    assert f"NMSE of the logits {figures.nmse:.2g}" in (proof.cause or "")
+
+
+def test_the_half_precision_of_a_stack_of_experts_is_that_of_all(
+    files: Path, checkpoints: Mapping[str, Path]
+) -> None:
+    checkpoint = open_checkpoint(checkpoints["gptoss"])
+    with open_gguf(files / "gptoss-f32.gguf") as file:
+        expected, _ = expected_of_any(file, checkpoint, None)
+    reading = Reference(checkpoint, expected.family, threads=2).read([Window(0, IDS)])
+    stack = ("blk.1.ffn_down_exps.weight",)
+    modules = halves_by_name(stack, expected.family, checkpoint, tied=False)
+    found = flowing(modules, reading.magnitudes.flows, out=False)
+    assert found is not None
+    place = "model.layers.1.mlp.experts."
+    each = [
+        flow.into.value
+        for name, flow in reading.magnitudes.flows.items()
+        if name.startswith(place) and "down" in name
+    ]
+    assert len(each) == 4
+    assert found.into.value == max(each)
+
+
+def another_factor(path: Path, out: Path) -> Path:
+    return edited(path, out, metadata={f"{read_header(path).arch}.rope.scaling.factor": 31.0})
+
+
+def another_context(path: Path, out: Path) -> Path:
+    key = f"{read_header(path).arch}.rope.scaling.original_context_length"
+    return edited(path, out, metadata={key: 2048})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(another_factor, "the scaling of positions"), (another_context, "original_context_length")],
+)
+@pytest.mark.parametrize("type_", TYPES)
+def test_but_another_rope_fails_by_metadata_and_runtime(
+    change: Damage, says: str, type_: str, files: Path, checkpoints: Mapping[str, Path], tmp_path: Path
+) -> None:
+    proof = proof_of(change(files / f"gptoss-{type_}.gguf", tmp_path / "damaged.gguf"), checkpoints["gptoss"])
+    assert proof.verdict == "failed"
+    assert (proof.cause or "").startswith("metadata: ")
+    assert says in (proof.cause or "")
+    assert proof.runtime.verdict == "failed"
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_where_weights_cannot_be_told_right_is_not_decided(
+    type_: str, files: Path, checkpoints: Mapping[str, Path], tmp_path: Path
+) -> None:
+    checkpoint = _with_a_weight_nobody_knows(checkpoints["mixtral"], tmp_path / "more")
+    proof = proof_of(files / f"mixtral-{type_}.gguf", checkpoint)
     assert proof.verdict == "warned"
     assert proof.cause is not None
     assert proof.cause.startswith(
-        "weights: whether the file is right is not decided: 6 tensors of the file (blk.0.attn_k_b.weight, "
+        "weights: whether the file is right is not decided: 1 tensor of the checkpoint "
+        "(model.layers.0.mystery.weight)"
     )
-    assert "3 tensors of the checkpoint" in proof.cause
-    assert len(proof.weights.untold) == 9
+    assert proof.weights.untold == ("model.layers.0.mystery.weight",)
     assert proof.logits.gate is not None
     assert proof.logits.gate == deciding_gate(type_, gelu=False)
     assert proof.logits.verdict == "passed"
-    assert "leading_dense_block_count" in proof.metadata.findings[0].message
+
+
+def _with_a_weight_nobody_knows(checkpoint: Path, folder: Path) -> Path:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(checkpoint, folder)
+    held = load_file(folder / "model.safetensors")
+    save_file(
+        {**held, "model.layers.0.mystery.weight": np.ones((4, 4), np.float32)}, folder / "model.safetensors"
+    )
+    return folder
 
 
 def another_rope_base(path: Path, out: Path) -> Path:
@@ -286,12 +375,26 @@ def test_a_damaged_file_fails_by_the_right_part(
 
 
 def wrong_part(path: Path, out: Path) -> Path:
-    """What no name tells of: a layer's values are those of another."""
-    pairs = {
-        "blk.0.attn_v_b.weight": "blk.1.attn_v_b.weight",
-        "blk.1.attn_v_b.weight": "blk.0.attn_v_b.weight",
-    }
+    """What nothing tells of: a kind of tensor comes near the checkpoint's in no layer."""
+    names = [info.name for info in read_header(path).tensors if "ffn_down_exps" in info.name]
+    return edited(path, out, tensors={name: lambda rows: np.roll(rows, 1, axis=1) for name in names})
+
+
+def values_of_another_layer(path: Path, out: Path) -> Path:
+    """The values' part of DeepSeek's kv_b is another layer's."""
+    pairs = {"blk.0.attn_v_b.weight": "blk.1.attn_v_b.weight"}
+    pairs |= {new: old for old, new in pairs.items()}
     return edited(path, out, renamed=pairs)
+
+
+@pytest.mark.parametrize("type_", TYPES)
+def test_a_part_of_a_cut_weight_that_is_another_layers_is_found(
+    type_: str, files: Path, checkpoints: Mapping[str, Path], tmp_path: Path
+) -> None:
+    wrong = values_of_another_layer(files / f"deepseek-{type_}.gguf", tmp_path / "damaged.gguf")
+    proof = proof_of(wrong, checkpoints["deepseek"])
+    assert (proof.verdict, proof.weights.verdict) == ("failed", "failed")
+    assert "attn_v_b" in (proof.cause or "")
 
 
 @pytest.mark.parametrize(
@@ -304,8 +407,8 @@ def wrong_part(path: Path, out: Path) -> Path:
 def test_what_cannot_be_compared_the_logits_give_away(
     type_: str, says: str, files: Path, checkpoints: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    path = wrong_part(files / f"deepseek-{type_}.gguf", tmp_path / "damaged.gguf")
-    proof = proof_of(path, checkpoints["deepseek"])
+    path = wrong_part(files / f"mixtral-{type_}.gguf", tmp_path / "damaged.gguf")
+    proof = proof_of(path, checkpoints["mixtral"])
     assert proof.verdict == "failed"
     assert (proof.cause or "").startswith(says)
     assert proof.logits.diagnosis is None
@@ -371,12 +474,13 @@ def test_the_gate_that_decides_is_of_the_next_smaller_type() -> None:
 def test_the_command_says_what_is_not_decided_and_ends_with_0(
     files: Path, checkpoints: Mapping[str, Path], tmp_path: Path
 ) -> None:
-    target = ("--against", checkpoints["deepseek"], "--tokens", str(TOKENS))
-    done = kconv("verify", files / "deepseek-q8_0.gguf", *target)
+    checkpoint = _with_a_weight_nobody_knows(checkpoints["mixtral"], tmp_path / "more")
+    target = ("--against", checkpoint, "--tokens", str(TOKENS))
+    done = kconv("verify", files / "mixtral-q8_0.gguf", *target)
     assert done.returncode == 0, done.stderr
-    assert "44 tensors, all exactly as encoding the original gives; 9 not compared" in done.stdout
+    assert "tensors, all exactly as encoding the original gives; 1 not compared" in done.stdout
     assert "whether the file is right is not decided" in done.stdout.splitlines()[-1]
-    wrong = wrong_part(files / "deepseek-q8_0.gguf", tmp_path / "damaged.gguf")
+    wrong = wrong_part(files / "mixtral-q8_0.gguf", tmp_path / "damaged.gguf")
     done = kconv("verify", wrong, *target, "--report", tmp_path / "report.html")
     assert done.returncode == 1
     assert "verdict: failed" in done.stdout

@@ -41,8 +41,8 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("converters/samples/__init__.py", "SAMPLES"): _SAMPLE,
     ("runtimes/llama_reader.py", "startswith('LLAMA_')"): "environment variables of llama.cpp",
     ("runtimes/llama_test_child.py", "_NUMBERS"): "the keys of the self-test's own file",
-    ("verify/gate_table.py", "_PERPLEXITY"): _PUBLISHED,
-    ("verify/published.py", "['Llama-3-8B with importance data ']"): _PUBLISHED,
+    ("quant/gate_table.py", "_PERPLEXITY"): _PUBLISHED,
+    ("quant/published.py", "['Llama-3-8B with importance data ']"): _PUBLISHED,
 }
 """Paths and names of constants, or code: why they are none of a family's business."""
 

@@ -17,9 +17,9 @@ from quant_material import llama_quantize, llama_tensors, write_llama
 from kconv.core.errors import UsageError
 from kconv.core.gguf_file import GgufHeader, TensorInfo, read_header
 from kconv.quant.formats import FORMATS
+from kconv.quant.gate_table import FILE_TYPES, GATES, MIXTURES
 from kconv.quant.policy import POLICIES
 from kconv.verify.figures import Measure
-from kconv.verify.gate_table import FILE_TYPES, GATES, MIXTURES
 from kconv.verify.gates import file_type, gate_for, judge, mislabelled, parse_gates, published_figure
 from kconv.verify.measurements import Figures, NotFinite
 from kconv.verify.proof import verdict_of

@@ -135,7 +135,14 @@ def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokeniz
         data = (folder / name).read_bytes()
         assert hashed[name] == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest["options"]["pure"] is True
-    assert manifest["output"] == {"file": "out.gguf", "type": "q4_0", "bytes": made.path.stat().st_size}
+    size, digest = made.path.stat().st_size, hashlib.sha256(made.path.read_bytes()).hexdigest()
+    assert manifest["output"] == {
+        "file": "out.gguf",
+        "type": "q4_0",
+        "bytes": size,
+        "bits_per_weight": round(made.bits_per_weight, 4),
+        "files": [{"name": "out.gguf", "bytes": size, "sha256": digest}],
+    }
     assert manifest["options"]["verify"] == "quick"
     assert manifest["proof"]["verdict"] == proof.verdict == conversion.verdict
     assert manifest["proof"]["tokens"]["parity"]["verdict"] == "exact"

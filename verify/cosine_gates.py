@@ -16,9 +16,9 @@ from types import MappingProxyType
 from ..converters.family import AnyFamily
 from ..core.errors import UsageError
 from ..core.language import phrase, phrases
+from ..quant.gate_table import MIXTURES
 from .embeddings_part import CosineGate, Similarity
 from .findings import LIMIT, Finding
-from .gate_table import MIXTURES
 from .gates import known_type
 from .inputs import VerifyOptions
 

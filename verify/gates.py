@@ -1,7 +1,7 @@
 """Which gate a file is held to, and what its figures say beside it.
 
-A file warns above the gate of its type (gate_table.py), since its loss is more than large models have. It
-fails above a limit somebody gave for this run, and f32, which loses nothing, above its own.
+A file warns above the gate of its type (quant/gate_table.py), since its loss is more than large models have.
+It fails above a limit somebody gave for this run, and f32, which loses nothing, above its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..core.errors import UsageError
 from ..core.gguf_file import GgufHeader
 from ..core.language import phrase, phrases
 from ..quant.formats import format_of_type
-from .gate_table import FILE_TYPES, GATES, MIXTURES, Row
+from ..quant.gate_table import FILE_TYPES, GATES, MIXTURES, Row
 from .measurements import Figures, NotFinite
 from .proof import LIMIT, Finding, Gate
 

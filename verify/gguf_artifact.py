@@ -21,13 +21,13 @@ from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
-from ..runtimes.reader import RuntimeFailure, WindowReader
+from ..runtimes.reader import RuntimeFailure
 from ..vocab.parity import Parity
 from .cosine_gates import refuse_other_limits
-from .diagnosis import diagnose
 from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .gguf_diagnosis import with_diagnosis
 from .gguf_encoder import check_encoder, gate_of
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
@@ -42,7 +42,6 @@ from .proof import (
     TensorError,
     TokensPart,
     WeightsPart,
-    undecided,
 )
 from .provenance import changed_after_conversion, same_tools, same_vocabulary_tools
 from .recomputed import QUICK, Sample, check_runtime, shares_of
@@ -78,7 +77,7 @@ class GgufArtifact:
         refuse_other_limits(expected.family, options)
         gate = self._gate(expected, options)
         _ = self._front_end  # a missing one is told before anything is read
-        return 1 + _shows_gelu_share(expected, gate, options)
+        return 1 + _shows_share(expected, gate, options)
 
     @cached_property
     def _front_end(self) -> FrontEndFile | None:
@@ -134,7 +133,7 @@ class GgufArtifact:
             windows,
             options,
             positions=self._recomputed_positions,
-            same_gelu=_with_llama_cpps_gelu(expected, options) if shows else None,
+            same_gelu=_as_llama_cpp(expected, options) if shows else None,
         )
 
     def predicted(
@@ -159,7 +158,7 @@ class GgufArtifact:
                     tensor.state == "differs" for tensor in tensors
                 )
                 if wrong if options.diagnose is None else options.diagnose:
-                    part = _diagnosed(part, self.file, expected, reader, windows, tensors, options)
+                    part = with_diagnosis(part, self.file, expected, reader, windows, tensors, options)
                 return runtime, part
         except (RuntimeFailure, ChildDied) as failure:
             part = broken(failure)
@@ -182,10 +181,11 @@ class GgufArtifact:
             if sample is not None:
                 shares.append(shares_of(sample, reading))
 
-        shows = _shows_gelu_share(expected, gate, options)
-        alike = _with_llama_cpps_gelu(expected, options) if shows else None
+        shows = _shows_share(expected, gate, options)
+        alike = _as_llama_cpp(expected, options) if shows else None
         measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
-        part = judged(measure, gate, windows, expected.source, options.max_kl)
+        departure = expected.family.departure
+        part = judged(measure, gate, windows, expected.source, options.max_kl, departure)
         return replace(part, shares=shares[0] if shares else None)
 
     def _runtime(
@@ -285,46 +285,17 @@ def _check_weights(
     )
 
 
-def _shows_gelu_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
-    """Whether to measure how much of the error comes from llama.cpp's GELU, for that gate."""
-    return options.gelu_share and expected.family.gelu and gate.measure == "nmse"
+def _shows_share(expected: Expected, gate: Gate, options: VerifyOptions) -> bool:
+    """Whether to measure, for that gate, how much comes from what llama.cpp computes otherwise."""
+    departs = expected.family.departure is not None or (options.gelu_share and expected.family.gelu)
+    return departs and gate.measure == "nmse"
 
 
-def _with_llama_cpps_gelu(expected: Expected, options: VerifyOptions) -> Read | None:
-    """Reads the checkpoint as llama.cpp computes GELU; None for a model of such a family without one."""
-    reference = Reference(expected.checkpoint, expected.family, llama_cpps_gelu=True, threads=options.threads)
-    return partial(reference.read, progress=options.progress) if reference.gelus else None
-
-
-def _diagnosed(
-    part: LogitsPart,
-    file: GgufFile,
-    expected: Expected,
-    reader: WindowReader,
-    windows: Sequence[Window],
-    tensors: Sequence[TensorError],
-    options: VerifyOptions,
-) -> LogitsPart:
-    """The part with a diagnosis of the window in which the models disagree most.
-
-    What was measured stays; a finding says so where the diagnosis could not be made.
-    """
-    window = windows[part.worst[0].window] if part.worst else windows[0]
-    try:
-        diagnosis = diagnose(
-            expected.checkpoint,
-            expected.family,
-            file,
-            reader,
-            window,
-            tensors,
-            threads=options.threads,
-            progress=options.progress,
-        )
-    except RuntimeFailure as failure:
-        missing = Finding("diagnosis", phrase("no diagnosis: {failure}").of(failure=failure), grave=False)
-    except ChildDied as death:
-        missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
-    else:
-        return replace(part, diagnosis=diagnosis)
-    return replace(part, findings=(*part.findings, missing))
+def _as_llama_cpp(expected: Expected, options: VerifyOptions) -> Read | None:
+    """Reads the checkpoint as llama.cpp computes; None for a model of a family with GELUs that has none."""
+    family = expected.family
+    reference = Reference(
+        expected.checkpoint, family, as_llama_cpp=True, llama_cpps_gelu=family.gelu, threads=options.threads
+    )
+    departs = reference.gelus or family.departure is not None
+    return partial(reference.read, progress=options.progress) if departs else None

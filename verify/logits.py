@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from ..converters.family import Departure
 from ..core.errors import ChildDied
 from ..core.progress import Progress, silent
 from ..core.windows import Window
@@ -11,6 +12,7 @@ from ..reference.reading import Reading
 from ..runtimes.reader import LogitsSource, RuntimeFailure
 from ..vocab.byte_text import shown, shown_next
 from ..vocab.tokenizer import Source
+from .departure import departure_finding, without_departure
 from .figures import Disagreement, Measure
 from .gates import judge
 from .measurements import Guess, WorstToken
@@ -78,11 +80,21 @@ def groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]]
 
 
 def judged(
-    measure: Measure, gate: Gate, windows: Sequence[Window], source: Source, max_kl: float | None = None
+    measure: Measure,
+    gate: Gate,
+    windows: Sequence[Window],
+    source: Source,
+    max_kl: float | None = None,
+    departure: Departure | None = None,
 ) -> LogitsPart:
-    """The figures against the gate, and the positions that are farthest off, in their context."""
+    """The figures against the gate, and the positions that are farthest off, in their context.
+
+    What is known of llama.cpp's ``departure`` from the checkpoint is not held against a file.
+    """
     figures = measure.figures()
-    findings = judge(figures, gate, max_kl)
+    findings = judge(without_departure(figures, departure), gate, max_kl)
+    if departure is not None:
+        findings = (*findings, departure_finding(figures, departure))
     return LogitsPart(
         verdict=verdict_of(findings),
         figures=figures,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .gate_table import GATES
+from ..quant.gate_table import GATES
 
 Grade = Literal["nothing", "little", "some", "much"]
 _GRADES: tuple[tuple[float, Grade], ...] = ((1e-3, "nothing"), (0.02, "little"), (0.1, "some"))

@@ -126,7 +126,8 @@ def prove(
         provenance = artifact.provenance(expected, windows, texts, options)
         if hashes is not None:
             provenance = evidence(provenance, hashes, recorded or {}, options.progress)
-    changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
+    digests = {} if hashes is None else {name: file.sha256 for name, file in hashes.artifact.items()}
+    changed = artifact.changed(digests)
     findings = (*metadata.findings, *changed)
     reading = NotedReads(read or partial(read_reference, expected, options), windows)
     runtime, measured = artifact.computed(expected, reading, windows, weights.tensors, options)

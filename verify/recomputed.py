@@ -71,9 +71,19 @@ def check_runtime(
     most = max(QUICK, _MOST_BYTES // _bytes_of_a_position(file))
     window = replace(window, ids=window.ids[: min(positions or most, most)], scored_from=0)
     inputs, logits = reader.matrix_inputs(window)
-    computed = recomputation.compute(window, inputs, logits, options.progress)
+    try:
+        computed = recomputation.compute(window, inputs, logits, options.progress, free=positions is None)
+    except errors.UnsupportedModel as error:
+        return RuntimePart("not run", findings=(Finding("file", error.message, grave=False),)), None
     part = runtime_part(computed, len(window.ids), gelu=expected.family.gelu)
-    return part, Sample(computed.weights_only, computed.rounded, logits)
+    return part, sample_of(computed, logits)
+
+
+def sample_of(computed: Recomputed, logits: Floats) -> Sample | None:
+    """What the loss consists of can be told by; None where no copies ran freely."""
+    if computed.weights_only is None or computed.rounded is None:
+        return None
+    return Sample(computed.weights_only, computed.rounded, logits)
 
 
 def shares_of(sample: Sample, reading: Reading) -> Shares:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...core.checkpoint import Checkpoint
+from ...core.elsewhere import Elsewhere
 from ...core.reading import open_checkpoint
 from ..families import family_for, has_family
 from ..family import AnyFamily
@@ -40,7 +41,7 @@ _FOR_A_FAMILY = (
 )
 
 
-def open_model(source: str | Path) -> tuple[Checkpoint, AnyFamily]:
+def open_model(source: str | Path | Elsewhere) -> tuple[Checkpoint, AnyFamily]:
     """Open a checkpoint folder as it is meant, and its family. Raises CheckpointError, UnsupportedModel."""
     checkpoint = prepared(open_checkpoint(source))
     return checkpoint, family_for(checkpoint.config)
