@@ -41,6 +41,8 @@ def read_jobs_file(path: Path) -> JobsFile:
         return JobsFile(sys.stdin.read(), "the jobs on standard input", Path.cwd())
     from ..core.input_files import InputFile
 
+    if not path.exists():
+        raise InputError(f"{path} does not exist, expected a list of jobs", hint="see kconv batch --help")
     file = InputFile(path)
     if file.size > _LIMIT:
         raise InputError(f"{path} has {file.size:,} bytes, expected at most {_LIMIT:,} for a list of jobs")

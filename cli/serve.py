@@ -124,6 +124,7 @@ def _listen(host: str, port: int) -> socket.socket:
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         made.bind((host, port))
+        made.listen()  # only this keeps another server from the address
     except OSError as error:
         made.close()
         raise EnvironmentProblem(

@@ -60,7 +60,7 @@ def read_kept(folder: Path) -> Kept | None:
         content = json.loads(text)
         files = content["files"]
         names = [*files, *files.values()]
-        sound = all(isinstance(name, str) and name and "/" not in name for name in names)
+        sound = all(map(_is_name, names))
         if not sound or not all(NAMES.fullmatch(name) for name in files.values()):
             return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -88,6 +88,11 @@ def kept_for(paths: Sequence[Path]) -> list[Kept]:
     """Those that were to become any of ``paths``, which lie in one folder; the oldest first."""
     names = {path.name for path in paths}
     return [kept for kept in all_kept(paths[0].parent) if names & kept.files.keys()]
+
+
+def _is_name(name: object) -> bool:
+    """Whether it can be that of a file in the folder at hand."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\0")
 
 
 def _changed(path: Path) -> float:

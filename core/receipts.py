@@ -112,8 +112,9 @@ def sha256_of(
 def _known(stamp: Stamp) -> str | None:
     digest = _kept(stamp)
     if digest is None and stamp in _young and stamp.is_quiet:
-        digest = _young.pop(stamp)
-        _keep(stamp, digest)
+        digest = _young.pop(stamp, None)  # another thread may have been faster
+        if digest is not None:
+            _keep(stamp, digest)
     return digest
 
 

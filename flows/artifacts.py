@@ -44,7 +44,10 @@ class ReleaseFile:
 
 @dataclass(frozen=True)
 class Evidence:
-    """A proof in figures: divergences in nats, shares of one. The verdict is None where there is no proof."""
+    """A proof in figures: divergences in nats, shares of one. The verdict is None where there is no proof.
+
+    Of an encoder ``cosine`` and ``same_nearest`` are known, of other models the figures of predictions.
+    """
 
     verdict: str | None = None
     scope: str | None = None
@@ -53,6 +56,8 @@ class Evidence:
     same_top1: float | None = None
     perplexity_ratio: float | None = None
     grade: str | None = None
+    cosine: float | None = None
+    same_nearest: float | None = None
 
     @property
     def proven(self) -> bool:
@@ -285,10 +290,8 @@ def _evidence(manifest: Mapping[str, Any]) -> Evidence:
     proof = manifest.get("proof")
     if not isinstance(proof, dict) or proof.get("verdict") not in _VERDICTS:
         return Evidence()
-    logits = proof.get("logits")
-    logits = logits if isinstance(logits, dict) else {}
-    figures, loss = logits.get("figures"), logits.get("loss")
-    figures = figures if isinstance(figures, dict) else {}
+    logits, embeddings = _object(proof.get("logits")), _object(proof.get("embeddings"))
+    figures, similar = _object(logits.get("figures")), _object(embeddings.get("figures"))
     ours, theirs = number(figures.get("perplexity_file")), number(figures.get("perplexity_reference"))
     return Evidence(
         proof["verdict"],
@@ -297,5 +300,11 @@ def _evidence(manifest: Mapping[str, Any]) -> Evidence:
         number(figures.get("kl_mean_error")),
         number(figures.get("same_top1")),
         ours / theirs if ours and theirs else None,
-        text_of(loss.get("grade")) if isinstance(loss, dict) else None,
+        text_of(_object(logits.get("loss")).get("grade")) or text_of(embeddings.get("loss")),
+        number(similar.get("cosine_mean")),
+        number(similar.get("same_nearest")),
     )
+
+
+def _object(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.families import reads_with_encoder
+from ..converters.families import embeds_texts, reads_with_encoder
 from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
 from ..core.gguf_split import read_model
@@ -31,7 +31,8 @@ class Release:
     """Everything a model card is made of. None: not known.
 
     ``base`` is the repository of the checkpoint, ``commit`` its commit; ``chat`` a conversation in the
-    model's format, None for a model that completes plain text.
+    model's format, None for a model that completes plain text; ``embeds`` says that it is an encoder, which
+    writes none.
     """
 
     artifacts: tuple[Artifact, ...]
@@ -45,6 +46,7 @@ class Release:
     architecture: str
     parameters: int | None
     encoder_decoder: bool
+    embeds: bool
     chat: str | None
     sampling: Mapping[str, float | int]
     versions: Mapping[str, str]
@@ -198,6 +200,7 @@ def _release(artifacts: Sequence[Artifact], facts: Sequence[Facts], stated: Stat
         arch,
         parameters,
         reads_with_encoder(arch) or any(each.get(ENCODER) is True for each in facts),
+        embeds_texts(arch),
         _chat(facts),
         sampling_in_metadata(header),
         _versions(manifests),

@@ -100,6 +100,7 @@ class ServedModel:
         Raises KconvError as ``generate`` does.
         """
         with self._lock:
+            show("")  # who has left while others were answered need not be
             chat = self._conversation
             chat.history = [] if self.encoder_decoder else [dict(turn) for turn in request.history]
             chat.chat = None if self.encoder_decoder else request.chat

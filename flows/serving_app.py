@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .conversation import Turn
 
 _MOST_BYTES = 16 << 20  # of a request
+_GONE = 499  # what nginx notes where whoever asked has left; nobody receives it
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'"
 _REASONS = {"end": "stop", "stop": "stop", "length": "length", "interrupted": "stop"}
@@ -98,10 +100,10 @@ class _Guard:
         if _name(host) not in self._hosts:
             return _error(403, f"this server is not {host!r}", "forbidden")
         origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _place(origin) != host.lower():
             return _error(403, "pages of other origins may not ask this server", "forbidden")
         asks = request.url.path.startswith("/v1/")
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if asks and self._key is not None and not hmac.compare_digest(given, self._key.encode()):
             return _error(401, "the API key is missing or wrong", "invalid_api_key")
         return None
@@ -113,17 +115,28 @@ def _name(host: str) -> str:
     return name.rpartition(":")[0] if ":" in name and not name.endswith("]") else name
 
 
+def _place(origin: str) -> str | None:
+    """Name and port in an Origin header, in lower case; None where it is no address."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
+
+
 async def _answered(
     model: ServedModel, http: HttpRequest, parse: Callable[[Any], Request], kind: str
 ) -> Response:
     body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > _MOST_BYTES:
-            return _error(413, f"the request is larger than {_MOST_BYTES >> 20} MiB", "too_large")
+    try:
+        async for part in http.stream():
+            body += part
+            if len(body) > _MOST_BYTES:
+                return _error(413, f"the request is larger than {_MOST_BYTES >> 20} MiB", "too_large")
+    except ClientDisconnect:
+        return Response(status_code=_GONE)
     try:
         request = parse(json.loads(body))
-    except ValueError:
+    except (ValueError, RecursionError):
         return _error(400, "the request is not JSON", "invalid_request_error")
     except UsageError as error:
         return _error(400, error.message, "invalid_request_error")
@@ -134,7 +147,7 @@ async def _answered(
         turn = await answer.whole(http)
     except KconvError as error:
         return _error(*_status(error))
-    return JSONResponse(answer.content(turn)) if turn is not None else Response(status_code=499)
+    return JSONResponse(answer.content(turn)) if turn is not None else Response(status_code=_GONE)
 
 
 class _Answer:
@@ -169,9 +182,11 @@ class _Answer:
             if text:
                 loop.call_soon_threadsafe(pieces.put_nowait, text)
 
-        def work() -> Turn:
+        def work() -> Turn | None:
             try:
                 return self._model.answer(self._request, show)
+            except Stopped:
+                return None
             finally:
                 loop.call_soon_threadsafe(pieces.put_nowait, None)
 
@@ -186,6 +201,8 @@ class _Answer:
             except KconvError as error:
                 _, message, kind = _status(error)
                 yield _line({"error": {"message": message, "type": kind}})
+                return
+            if turn is None:
                 return
             yield self._event({}, _REASONS[turn.stop_reason])
             if self._request.usage_in_stream:

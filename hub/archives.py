@@ -60,7 +60,9 @@ class RemoteArchive(RemoteFile):
     def _padding(self, begin: int) -> int:
         """By how much the bytes of a record lie behind where the made-up header says."""
         if begin not in self._further:
-            name = next(len(data) for at, data in self._made_up.items() if at + len(data) == begin)
+            name = next((len(data) for at, data in self._made_up.items() if at + len(data) == begin), None)
+            if name is None:
+                raise OSError("its directory has two records in one place")
             (self._further[begin],) = struct.unpack("<H", self.read(begin - name - 2, 2))
         return self._further[begin]
 

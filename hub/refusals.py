@@ -50,6 +50,13 @@ def is_no_connection(error: Exception) -> bool:
     return isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
 
 
+def is_of_the_token(error: Exception) -> bool:
+    """Whether the token cannot be sent; the text of the exception may hold it."""
+    import httpx2
+
+    return isinstance(error, UnicodeEncodeError | httpx2.LocalProtocolError)
+
+
 def refusal(error: Exception, name: HubName, what: str = "") -> KconvError | Temporary:
     """What an exception of huggingface_hub's or its HTTP client's means; ``what`` is the file asked for."""
     import httpx2
@@ -61,6 +68,11 @@ def refusal(error: Exception, name: HubName, what: str = "") -> KconvError | Tem
         return _by_answer(error, name, what)
     if isinstance(error, errors.RevisionResolutionError) and isinstance(error.__cause__, Exception):
         return refusal(error.__cause__, name, what)
+    if is_of_the_token(error):
+        return HubRefusal(
+            "the token here has characters that no token has",
+            hint="`hf auth login` again, or correct HF_TOKEN",
+        )
     if isinstance(error, httpx2.ProxyError):
         return EnvironmentProblem(
             "the proxy refuses the connection to the Hub", hint="check HTTPS_PROXY and HTTP_PROXY"

@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..core import progress as core_progress
 from ..core.errors import KconvError
 from .names import HubName
-from .refusals import Temporary, gave_up, host, is_no_connection, refusal
+from .refusals import Temporary, gave_up, host, is_no_connection, is_of_the_token, refusal
 
 MANY, FEW = 6, 2
 """Tries in a row without anything gained: usually, and where what is in the cache would do."""
@@ -61,7 +61,7 @@ def again_or_raise(
         raise error
     meaning = error if isinstance(error, Temporary) else refusal(error, name, what)
     if not isinstance(meaning, Temporary):
-        raise meaning from error
+        raise meaning from (None if is_of_the_token(error) else error)
     if failed >= (tries or MANY) or (meaning.wait or 0) > LONGEST:
         raise gave_up(meaning.reason, name, what, failed) from None
     wait = WAIT * 2 ** (failed - 1) * random.uniform(0.8, 1.2) if failed else 0.0

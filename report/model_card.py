@@ -22,6 +22,7 @@ from ..core.files import atomic_file
 from ..core.language import LANGUAGES, speaking
 from ..flows.artifacts import Artifact
 from ..flows.release import Release
+from ..verify.cosine_gates import cosine_text
 from .markdown import Markdown, block, code, escaped, link
 from .names import loses, verdict_word
 from .text import large, number, percent, with_error
@@ -50,6 +51,8 @@ class Row:
     kl: Markdown
     same: Markdown
     perplexity: Markdown
+    cosine: Markdown
+    same_nearest: Markdown
     verdict: str
 
 
@@ -129,7 +132,7 @@ def front_matter(release: Release, *, quantized_by: str | None = None) -> str:
     llama_cpp = ["llama.cpp"] if "GGUF" in kinds else []
     keys |= {
         "library_name": kinds[0].lower(),
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": "feature-extraction" if release.embeds else "text-generation",
         "tags": [*(kind.lower() for kind in kinds), *llama_cpp, "kconv", *chat],
     }
     if quantized_by:
@@ -225,6 +228,8 @@ def _row(artifact: Artifact) -> Row:
         _figure(kl, lambda value: with_error(value, evidence.kl_error or 0)),
         _figure(evidence.same_top1, lambda value: percent(value, 1)),
         _figure(evidence.perplexity_ratio, lambda value: f"× {number(value, 4)}"),
+        _figure(evidence.cosine, cosine_text),
+        _figure(evidence.same_nearest, lambda value: percent(value, 1)),
         f"{said}; {loses(grade)}" if evidence.proven and grade else said,
     )
 

@@ -140,6 +140,30 @@ def matter(card: str) -> dict[str, Any]:
     return found
 
 
+SIMILAR = {"cosine_mean": 0.999926, "cosine_least": 0.9999, "same_nearest": 0.985}
+EMBEDDINGS = {
+    "verdict": "passed",
+    "scope": "quick",
+    "embeddings": {"figures": SIMILAR, "loss": "nothing"},
+    "provenance": PROOF["provenance"],
+}
+
+
+def test_an_encoder_writes_no_text(tmp_path: Path) -> None:
+    """Its card has cosines, and nothing of conversations or of programs that write."""
+    path = with_manifest(
+        gguf_file(tmp_path / "small-Q8_0.gguf", arch="bert"), architecture="bert", proof=EMBEDDINGS
+    )
+    card = model_card(read_release([path]), repository="tester/small-GGUF")
+    assert matter(card)["pipeline_tag"] == "feature-extraction"
+    assert "llama-server -hf tester/small-GGUF:small-Q8_0.gguf --embedding" in card
+    for language in card.split("\n---\n\n# "):
+        rows = [row for row in Rendered(language).rows if row[0].startswith("small-")]
+        assert rows[0][4:6] == ["0.999926", "98.5\u00a0%"]
+        for word in ("llama-cli", "ollama", "KL", "template", "템플릿", "이어 쓰는", "plain text"):
+            assert word not in language
+
+
 def test_the_card_says_what_the_manifests_say(tmp_path: Path) -> None:
     quick = with_manifest(gguf_file(tmp_path / "small-Q4_K_M.gguf"))
     bare = gguf_file(tmp_path / "small-Q8_0.gguf")

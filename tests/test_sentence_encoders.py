@@ -128,6 +128,8 @@ def test_the_f32_file_is_proven_by_cosine(made: Path, family: str) -> None:
     assert figures.nmse < 1e-6
     assert figures.nmse_same_gelu < figures.nmse / 10  # what differs is llama.cpp's GELU
     assert figures.same_nearest == 1
+    kept = proof.to_manifest()["embeddings"]["figures"]["cosine_mean"]  # digits of what it lacks of one
+    assert 1 - kept == pytest.approx(1 - figures.cosine_mean, rel=1e-3, abs=1e-12)
     values = proof.to_json()
     assert "logits" not in values
     assert values["embeddings"]["loss"] == "nothing"

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from kconv.cli import serve
 from kconv.converters import to_gguf
 from kconv.converters.samples import write_sample
 from kconv.core.errors import UsageError
@@ -188,6 +189,23 @@ def test_who_hangs_up_frees_the_model(server: Server) -> None:
     assert time.monotonic() - begun < 60
 
 
+def test_odd_requests_get_an_answer_and_leave_no_traceback(chat_model: Path) -> None:
+    """Nesting without end, an Origin that is no address, and those who leave in the middle."""
+    body = json.dumps({"prompt": "가", "stream": True, "temperature": 2.0}).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+    with served(chat_model) as running:
+        assert running.ask("POST", "/v1/completions", "[" * 200_000)[0] == 400
+        assert running.ask("GET", "/v1/models", Origin="http://[")[0] == 403
+        for sent in (head % 1000 + b"{", head % len(body) + body):
+            with socket.create_connection(("127.0.0.1", running.port), timeout=60) as connection:
+                connection.sendall(sent)
+                if sent.endswith(body):
+                    connection.recv(4096)
+        assert running.ask("POST", "/v1/completions", {"prompt": "가", "max_tokens": 1})[0] == 200
+        running.process.send_signal(signal.SIGINT)
+        assert "Traceback" not in running.process.communicate(timeout=60)[1]
+
+
 def test_a_key_is_demanded_where_it_is_set(chat_model: Path) -> None:
     with served(chat_model, key=KEY) as running:
         assert running.ask("GET", "/v1/models")[0] == 401
@@ -216,7 +234,8 @@ def test_a_gbst_model_is_served_and_ctrl_c_is_the_usual_end(tmp_path: Path) -> N
 
 
 def test_a_port_that_is_taken(chat_model: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    """Also by a server that is still loading its model."""
+    with serve._listen("127.0.0.1", 0) as taken:
         port = str(taken.getsockname()[1])
         done = subprocess.run(
             [KCONV, "serve", str(chat_model), "--port", port], capture_output=True, text=True, check=False

@@ -26,12 +26,20 @@ __all__ = [
 _TELLING = ("warned", "not decided", "failed")
 
 
-def _plain(value: Any, digits: int = 17) -> Any:
-    """JSON's values: lists for tuples, null for numbers that are not finite, floats of so many digits."""
+_COSINES = {"cosine_mean", "cosine_least", "states_mean", "states_least", "least", "padded"}
+
+
+def _plain(value: Any, digits: int = 17, key: object = None) -> Any:
+    """JSON's values: lists for tuples, null for numbers that are not finite, floats of so many digits.
+
+    Of a cosine, by its ``key``, those are the digits of what it lacks of one: 0.99996 is not 1.
+    """
     if isinstance(value, float):
+        if digits < 17 and key in _COSINES and math.isfinite(value):
+            return float(f"{1 - float(f'{1 - value:.{digits}g}'):.12f}")
         return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _plain(item, digits) for key, item in value.items()}
+        return {key: _plain(item, digits, key) for key, item in value.items()}
     return [_plain(item, digits) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -292,7 +300,7 @@ class Proof:
         return plain
 
     def to_manifest(self) -> dict[str, Any]:
-        """The evidence as it stands in a manifest: no paths, no clock, figures to four digits.
+        """The evidence as it stands in a manifest: no paths, no clock, figures to four digits (``_plain``).
 
         The last digits of a sum depend on the number of threads, and what is below four proves nothing.
         """
