@@ -64,7 +64,7 @@ def application(model: ServedModel, hosts: tuple[str, ...] = (), key: str | None
             "owned_by": "kconv",
             "context": model.context,
             "chat": model.has_template,
-            "encoder_decoder": model.encoder_decoder,
+            "single_turn": model.encoder_decoder,
         }
         return JSONResponse({"object": "list", "data": [card]})
 

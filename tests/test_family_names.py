@@ -12,7 +12,19 @@ from family_names import Finding, Search, known_names, registered
 from kconv.converters.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("core", "vocab", "quant", "converters", "reference", "runtimes", "verify", "flows", "report", "cli")
+ROOMS = (
+    "core",
+    "hub",
+    "vocab",
+    "quant",
+    "converters",
+    "reference",
+    "runtimes",
+    "verify",
+    "flows",
+    "report",
+    "cli",
+)
 
 _KIND = "a kind of vocabulary (tokenizer.ggml.model), whatever the architecture"
 _PRE = "names of pre-tokenizers (tokenizer.ggml.pre), whatever the architecture"
@@ -30,6 +42,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("vocab/in_gguf.py", "_ADD_BOS"): _PRE,
     ("vocab/in_gguf.py", "_NO_BOS"): _PRE,
     ("vocab/in_gguf.py", "ALWAYS_BOS"): _PRE,
+    ("cli/slips.py", "_COMMANDS"): "llama.cpp's programs",
     ("vocab/ollama.py", "_BY_FORMAT"): "the chat formats of model cards",
     ("quant/named_recipes.py", "FALCON"): _LLAMA_QUANTIZE,
     ("quant/parts.py", "FOREIGN"): _LLAMA_QUANTIZE,
