@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import EnvironmentProblem, UsageError
+from .clean_uploads import end_uploads
 from .console import emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
 from .progress import leftovers_text
@@ -44,7 +45,9 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     Runs that were killed or ended by a power cut leave hidden files (.NAME.kconv-....partial) and folders
     in TMPDIR. TMPDIR is always searched; the default FOLDER is the current one. Files that a run is still
     using are never touched, nor is anything with another name. The next run that writes to a folder cleans
-    it in the same way.
+    it in the same way, but for files that --resume can go on with: they stay until the same files are
+    written anew, or are removed here. Uploads to an object store (s3://) that were left open there are
+    ended, too.
     """
     from ..core.leftovers import remove, take_back
 
@@ -52,6 +55,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     left = [each for each in leftovers if each.state == "left"]
     if not as_json:
         _show(leftovers)
+    uploads = end_uploads(yes=yes, ask=not as_json)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
         for folder in dict.fromkeys(each.path.parent for each in left):
@@ -66,7 +70,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
                 ) from error
             removed += [gone] if gone is not None else []
     if as_json:
-        emit_json(_as_json(leftovers, removed))
+        emit_json({**_as_json(leftovers, removed), "uploads": uploads})
     elif removed:
         say(f"removed {leftovers_text(removed)}")
 
@@ -92,8 +96,12 @@ def _show(leftovers: Sequence[Leftover]) -> None:
     if not leftovers:
         say("nothing left by killed runs")
         return
-    rows = [(str(each.path), size_text(each.bytes), _REMARKS[each.state]) for each in leftovers]
+    rows = [(str(each.path), size_text(each.bytes), _remark(each)) for each in leftovers]
     say(table(rows, right=(1,)))
+
+
+def _remark(each: Leftover) -> str:
+    return "--resume can go on with it" if each.kept and each.state == "left" else _REMARKS[each.state]
 
 
 def _agreed(left: Sequence[Leftover]) -> bool:
@@ -107,7 +115,13 @@ def _as_json(leftovers: Sequence[Leftover], removed: Sequence[Leftover]) -> dict
     gone = {each.path for each in removed}
     return {
         "leftovers": [
-            {"path": str(each.path), "bytes": each.bytes, "state": each.state, "removed": each.path in gone}
+            {
+                "path": str(each.path),
+                "bytes": each.bytes,
+                "state": each.state,
+                "resumable": each.kept,
+                "removed": each.path in gone,
+            }
             for each in leftovers
         ],
         "bytes": sum(each.bytes for each in leftovers if each.state == "left"),

@@ -22,16 +22,22 @@ COMMANDS = {
     "imatrix": "imatrix",
     "plan": "plan",
     "compare": "compare",
+    "batch": "batch",
     "inspect": "inspection",
+    "card": "card",
+    "upload": "upload",
     "run": "run",
+    "serve": "serve",
     "models": "models",
     "doctor": "doctor",
     "demo-checkpoint": "demo_checkpoint",
     "clean": "clean",
+    "completion": "completion",
+    "help": "help",
 }
 
 
-# Set by the shell: `eval "$(_KCONV_COMPLETE=bash_source kconv)"` switches completion on (or zsh_source).
+# Set by the shell, through the script that `kconv completion` prints.
 COMPLETION = "_KCONV_COMPLETE"
 
 
@@ -56,7 +62,9 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click does, but an unknown command is answered with those there are."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            raise click.UsageError(f"unknown command {args[0]!r}; commands are: {', '.join(COMMANDS)}", ctx)
+            from .slips import unknown_command
+
+            raise unknown_command(args[0], list(COMMANDS))
         return super().resolve_command(ctx, args)
 
 
@@ -117,11 +125,11 @@ def cli(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         raise click.UsageError(f"no command given; commands are: {', '.join(COMMANDS)}", ctx)
-    from .progress import announce_removals
+    from .progress import announce_leftovers
     from .shortage import check_address_space
 
     check_address_space()
-    announce_removals()
+    announce_leftovers(ctx.obj or ())
 
 
 cli.params.append(_LANG)
@@ -159,6 +167,7 @@ def _prepare_streams() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run kconv with ``arguments`` and return the exit code."""
     words = list(arguments)
+    given = tuple(words)
     flags = frozenset(words[: words.index("--")] if "--" in words else words)  # click empties the list
     _prepare_streams()
     if COMPLETION in os.environ:
@@ -168,10 +177,14 @@ def run(arguments: Sequence[str]) -> int:
     try:
         with interruptible(), speaking(chosen()):
             # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
-            with cli.make_context("kconv", words) as context:
+            with cli.make_context("kconv", words, obj=list(arguments)) as context:
                 cli.invoke(context)
             if sys.stdout is not None:
                 sys.stdout.flush()
     except BaseException as error:
+        if isinstance(error, click.UsageError):
+            from .slips import answered
+
+            error = answered(error, given)
         return report(error, as_json="--json" in flags, verbose="--verbose" in flags)
     return 0

@@ -16,11 +16,13 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.compare import ComparedType, Comparison
@@ -35,7 +37,8 @@ Examples:
 
 
 @click.command("compare", short_help="Measure several types of a checkpoint side by side.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @types_option("none; give at least two")
 @conversion_options
 @click.option(
@@ -62,7 +65,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     types: tuple[str, ...],
     texts: tuple[Path, ...],
     tokens: int | None,
@@ -121,7 +124,7 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    say(f"{comparison.source}: {comparison.arch}, {count_text(comparison.parameters)} weights")
+    say(f"{source_text(comparison.source)}: {comparison.arch}, {count_text(comparison.parameters)} weights")
     say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))

@@ -16,12 +16,11 @@ import click
 
 from ..core.errors import EnvironmentProblem, ProofError
 from ..core.language import _, phrase, template
+from ..core.sizes import size_text as size_text
 
 if TYPE_CHECKING:
     from ..converters.results import Output
     from ..core.model import Note
-
-_UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
 
 def printable(text: str, *, keep: str = "") -> str:
@@ -42,16 +41,6 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0
 def terminal_text(text: str) -> str:
     """Text a model wrote, fit for a terminal: joined emoji and all spaces stay, control codes do not."""
     return text.translate(_CONTROLS)
-
-
-def size_text(count: float) -> str:
-    """Bytes in binary units: ``1.36 GiB``."""
-    unit = 0
-    while abs(count) >= 1024 and unit < len(_UNITS) - 1:
-        count /= 1024
-        unit += 1
-    digits = 0 if unit == 0 or abs(count) >= 100 else 1 if abs(count) >= 10 else 2
-    return f"{count:.{digits}f} {_UNITS[unit]}"
 
 
 def count_text(count: int) -> str:
@@ -118,6 +107,8 @@ def print_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None
     for output in outputs:
         if output.parts:
             say(f"{output.path.name} is the first of {len(output.parts)} parts; pass this one to llama.cpp")
+        if not output.path.parent.is_dir():  # in an object store
+            continue
         left = [path for path in other_parts(output.path) if path not in read]
         if left:
             say(
@@ -167,7 +158,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def verify_command(artifact: Path, checkpoint: Path) -> str:
+def source_text(folder: Path) -> str:
+    """Where a checkpoint comes from: a folder, or of one in the Hub's cache repository and commit."""
+    from ..core.reading import hub_origin
+
+    repository, commit = hub_origin(folder)
+    return str(folder) if repository is None else f"{repository}@{(commit or '')[:12]}"
+
+
+def verify_command(artifact: Path, checkpoint: str | Path) -> str:
     """What to type to prove one against the other."""
     return shlex.join(["kconv", "verify", str(artifact), "--against", str(checkpoint)])
 

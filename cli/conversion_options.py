@@ -59,6 +59,11 @@ def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
     return Options(types, **{**options, **files})
 
 
+drop_extra_tokens_option = click.option(
+    "--drop-extra-tokens",
+    is_flag=True,
+    help="Leave out tokens that were added to the tokenizer without a row in the embedding.",
+)
 chat_template_option = click.option(
     "--chat-template",
     metavar="NAME|FILE",
@@ -107,11 +112,7 @@ _OTHER_OPTIONS = (
         help="Do not apply this vocabulary adapter; the output lists those applied. Repeatable.",
     ),
     chat_template_option,
-    click.option(
-        "--drop-extra-tokens",
-        is_flag=True,
-        help="Leave out tokens that were added to the tokenizer without a row in the embedding.",
-    ),
+    drop_extra_tokens_option,
     click.option(
         "--words-as-text",
         is_flag=True,

@@ -13,6 +13,7 @@ from ..core.errors import GgufError, InputError, KconvError
 
 if TYPE_CHECKING:
     from ..core.checkpoint import Checkpoint
+    from ..core.elsewhere import Elsewhere
     from ..core.gguf_file import GgufHeader
 
 Description = dict[str, Any]
@@ -20,8 +21,15 @@ Description = dict[str, Any]
 _LONG_ARRAY = 16  # longer arrays of metadata are described by their length
 
 
-def describe(path: Path) -> Description:
-    """What lies at ``path``. Raises GgufError, CheckpointError, VocabError and EnvironmentProblem."""
+def describe(path: str | Path) -> Description:
+    """What lies at ``path``, or is called that on the Hub.
+
+    Raises GgufError, CheckpointError, HubRefusal, VocabError and EnvironmentProblem.
+    """
+    if isinstance(path, str):
+        from .hub_descriptions import describe_repository
+
+        return describe_repository(path)
     if path.is_dir():
         from .onnx_descriptions import describe_onnx, is_onnx
 
@@ -110,19 +118,22 @@ def proof_of(manifest: Mapping[str, Any] | None, size: int) -> Description | Non
     logits = proof.get("logits")
     figures = logits.get("figures") if isinstance(logits, dict) else None
     measured = figures if isinstance(figures, dict) else {}
+    embeddings = proof.get("embeddings")
+    alike = embeddings.get("figures") if isinstance(embeddings, dict) else None
     return {
         **{key: plain(proof.get(key)) for key in ("verdict", "scope", "cause")},
         **{key: plain(measured.get(key)) for key in ("kl_mean", "same_top1")},
+        **({"cosine_mean": plain(alike.get("cosine_mean"))} if isinstance(alike, dict) else {}),
     }
 
 
-def describe_checkpoint(folder: Path) -> Description:
-    """A checkpoint folder, from config.json, the headers of its weights and its tokenizer."""
+def describe_checkpoint(source: Path | Elsewhere) -> Description:
+    """A checkpoint, from config.json, the headers of its weights and its tokenizer."""
     from ..converters.card import general_metadata
     from ..converters.intake import prepared
     from ..core.reading import open_checkpoint
 
-    checkpoint, problem = open_checkpoint(folder), None
+    checkpoint, problem = open_checkpoint(source), None
     try:
         checkpoint = prepared(checkpoint)
     except InputError as error:
@@ -134,12 +145,12 @@ def describe_checkpoint(folder: Path) -> Description:
     ]
     general = general_metadata(checkpoint)
     return {
-        "path": str(folder),
+        "path": str(checkpoint.folder),
         "kind": "checkpoint",
         "name": plain(general.get("general.name")),
         "architecture": classes(checkpoint.config),
         "license": plain(general.get("general.license")),
-        "bytes": sum(file.stat().st_size for file in checkpoint.weight_files),
+        "bytes": sum(file.size for file in checkpoint.opened),
         **summary(tensors),
         "supported": None if problem else _support(checkpoint.config),
         "problem": problem,

@@ -180,6 +180,11 @@ def interruptible() -> Iterator[None]:
         _struck.clear()
 
 
+def forget_interrupt() -> None:
+    """Have the next signal count as the first: what this one was to end has ended, and the work goes on."""
+    _struck.clear()
+
+
 def reraise_interrupt() -> None:
     """Raise KeyboardInterrupt again where work still goes on after a signal.
 

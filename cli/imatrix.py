@@ -12,6 +12,7 @@ import click
 from ..core.errors import UsageError
 from .console import emit_json, plural, say, seconds_text
 from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .sources import SOURCE, revision_option
 
 EXAMPLES = """\b
 Examples:
@@ -24,7 +25,8 @@ Examples:
 @click.command(
     "imatrix", short_help=("Measure which weights matter, for better quantization."), epilog=EXAMPLES
 )
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @click.option(
     "--text",
     "texts",
@@ -61,7 +63,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     texts: tuple[Path, ...],
     output: Path | None,
     chunks: int,
@@ -90,7 +92,7 @@ def command(
 
 
 def _made(
-    checkpoint: Path,
+    checkpoint: str | Path,
     texts: tuple[Path, ...],
     output: Path | None,
     chunks: int,
@@ -104,6 +106,7 @@ def _made(
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
     from ..flows.importance import gather, named_texts
+    from ..hub.checkpoint import local_checkpoint
     from ..quant.imatrix_file import write_imatrix
     from .progress import announce, shown_progress
 
@@ -112,6 +115,8 @@ def _made(
         raise UsageError(
             f"-o {output}: expected a name that ends in .gguf, the current format of imatrix files"
         )
+    with shown_progress() as progress:
+        checkpoint = local_checkpoint(checkpoint, progress)
     path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
     # opened first, so that a folder one may not write to does not cost the pass
     with shown_progress() as progress, atomic_file(path, force=force) as temporary:

@@ -11,7 +11,8 @@ import click
 
 from ..core.errors import InputError
 from .console import count_text, emit_json, printable, say, size_text, table
-from .options import PATH, json_option, verbose_option
+from .options import json_option, verbose_option
+from .sources import SOURCE, revision_option
 
 EXAMPLES = """\b
 Examples:
@@ -27,19 +28,20 @@ _LONG = 100  # characters of a metadata value that are shown
 @click.command(
     "inspect", short_help=("Show what a checkpoint, GGUF file or ONNX folder contains."), epilog=EXAMPLES
 )
-@click.argument("path", type=PATH)
+@click.argument("path", type=SOURCE)
+@revision_option
 @click.option(
     "--tensors", "every_tensor", is_flag=True, help=("List every tensor instead of one line per kind.")
 )
 @json_option
 @verbose_option
-def command(path: Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
+def command(path: str | Path, every_tensor: bool, as_json: bool, verbose: bool) -> None:
     """Show what PATH is: a checkpoint folder, a GGUF file or an ONNX folder.
 
     Architecture, tensors, parameters, sizes, vocabulary, special tokens, licence; for ONNX also the graphs.
     Only headers are read, so large models take no longer. With --json every tensor is listed.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise InputError(f"{path} does not exist", hint="give a checkpoint, a GGUF file or an ONNX folder")
     from .descriptions import describe
 
@@ -136,6 +138,8 @@ def _proof_text(proof: Mapping[str, Any] | None) -> str | None:
         return None
     scope = f" ({proof['scope']})" if proof["scope"] else ""
     detail = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
+    cosine = proof.get("cosine_mean")
+    detail += f", mean cosine {cosine:.6g}" if isinstance(cosine, float) else ""
     if proof["cause"]:
         detail = f": {_short(proof['cause'])}"
     return f"{proof['verdict']}{scope}{detail}"

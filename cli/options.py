@@ -8,8 +8,26 @@ from typing import Any
 
 import click
 
-PATH: click.Path = click.Path(path_type=Path, readable=False)  # False: click shall not look
+
+class _LocalPath(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower().startswith("s3://"):
+            self.fail("object stores are read by conversions and written by to-gguf -o", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Output(_LocalPath):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower().startswith("s3://"):
+            return value
+        return super().convert(value, param, ctx)
+
+
+PATH: click.Path = _LocalPath(path_type=Path, readable=False)  # False: click shall not look
 """A path of any kind: what is wrong with it is said by whoever reads it, with exit code 3 or 4."""
+
+OUTPUT: click.Path = _Output(path_type=Path, readable=False)
+"""A path, or the address of a place in an object store, which stays text."""
 
 json_option = click.option(
     "--json",
@@ -21,6 +39,17 @@ verbose_option = click.option(
     "--verbose", is_flag=True, help="Print more details, llama.cpp's log and tracebacks."
 )
 force_option = click.option("--force", is_flag=True, help="Overwrite existing files.")
+rehash_option = click.option(
+    "--rehash",
+    is_flag=True,
+    help="Read all input files for their SHA-256, even those known from an earlier run (docs: resume.md).",
+)
+resume_option = click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the same command where it was killed or interrupted, from what it has left beside the "
+    "output.",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),
@@ -28,6 +57,12 @@ threads_option = click.option(
     help="Number of threads.  [default: one per core this process may use]",
 )
 
+stream_option = click.option(
+    "--stream",
+    is_flag=True,
+    help="Do not keep the weights of a checkpoint on the Hub on this machine: fetch them while they are "
+    "converted, and again for the proof. Says before how many bytes that will be.",
+)
 split_option = click.option(
     "--split-max-size",
     metavar="SIZE",

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, plural, say, say_notes, size_text, table
+from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
+from .sources import SOURCE, revision_option
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
@@ -22,12 +23,14 @@ Examples:
   kconv plan ./42dot_LLM-SFT-1.3B
   kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m,q5_k_m,q8_0 -o /mnt/models
   kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m --output-type q8_0
-  kconv plan ~/.cache/huggingface/hub/models--42dot--42dot_LLM-SFT-1.3B/snapshots/* --json
+  kconv plan 42dot/42dot_LLM-SFT-1.3B --json
+  kconv plan kakaobrain/kogpt --revision KoGPT6B-ryan1.5b-float16
 """
 
 
 @click.command("plan", short_help="Show the size of each type before converting.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE)
+@revision_option
 @click.option(
     "-o", "--output", type=PATH, metavar="PATH", help="Where the files would go.  [default: this folder]"
 )
@@ -38,7 +41,7 @@ Examples:
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
     output: Path | None,
     types: tuple[str, ...],
     threads: int | None,
@@ -51,7 +54,8 @@ def command(
     For each type: the exact file size, bits per weight, tensors that get another format because their rows
     are not whole blocks, whether llama.cpp requires importance data, and the published divergence. Then the
     memory and disk space a conversion needs. Only the headers of the weight files are read; the vocabulary
-    is compared with the tokenizer as in a conversion, since it is part of the file.
+    is compared with the tokenizer as in a conversion, since it is part of the file. Of a repository of the
+    Hub (org/name) no more than those headers and small files is fetched.
     """
     from ..flows.plan import plan
     from ..quant.policy import POLICIES
@@ -74,19 +78,20 @@ def command(
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     """Published figures, by type; there are some of llama-quantize's own recipes only."""
+    from ..converters.families import embeds_texts
     from ..quant.published import expected_divergence
 
     most = planned.parameters / 10  # what may be in other formats than in the models that were measured
     bands = {
         each.type: expected_divergence(each.type)
         for each in planned.types
-        if stock and each.fallback_weights < most
+        if stock and each.fallback_weights < most and not embeds_texts(planned.arch)
     }
     return {name: band for name, band in bands.items() if band is not None}
 
 
 def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
-    say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
+    say(f"{source_text(planned.source)}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,17 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 # What people read for the stages the rooms report, and what they count.
 _STAGES = {
+    "download": ("downloading", "bytes"),
     "write": ("writing weights", "bytes"),
+    "upload": ("uploading", "bytes"),
     "hash": ("hashing the source", "bytes"),
+    "check": ("checking what is written already", "pieces"),
     "tokens": ("comparing tokens", "texts"),
     "weights": ("comparing weights", "bytes"),
     "reference": ("reading the checkpoint in fp32", "modules"),
     "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
+    "embeddings": ("comparing embeddings", "texts"),
     "loading": ("loading", ""),
     "reading the prompt": ("reading the prompt", ""),
 }
@@ -58,7 +64,7 @@ def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
 
 
 @contextlib.contextmanager
-def naming_finished_files(what: str, checkpoint: Path) -> Iterator[Callable[[Sequence[Path]], None]]:
+def naming_finished_files(what: str, checkpoint: str | Path) -> Iterator[Callable[[Sequence[Path]], None]]:
     """Yield a callback for files that are finished; an exception after that is reported with their names.
 
     They are there, if not proven. ``what`` they are: ``the files are``.
@@ -95,13 +101,29 @@ def announce(text: str) -> None:
             say(f"kconv: {text}", err=True)
 
 
-def announce_removals() -> None:
-    """From now on, say so when what a killed run has left is removed by the next."""
+def announce_leftovers(words: Sequence[str]) -> None:
+    """From now on, say so when what an ended run has left is removed, or stays for ``--resume``.
+
+    ``words`` are those of this command.
+    """
     core_progress.on_removal = _announce_removal
+    core_progress.on_remark = announce
+    core_progress.on_keeping = partial(_announce_keeping, words)
 
 
 def _announce_removal(folder: Path, removed: Sequence[Leftover]) -> None:
-    announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}")
+    instead = "; --resume would have gone on with them" if any(each.kept for each in removed) else ""
+    announce(f"removed {leftovers_text(removed)} left by a killed run, from {folder}{instead}")
+
+
+def _announce_keeping(words: Sequence[str], folder: Path, kept: Sequence[Leftover]) -> None:
+    known = [] if "--resume" in words else ["--resume"]
+    place = words.index("--") if "--" in words else len(words)
+    again = shlex.join(["kconv", *words[:place], *known, *words[place:]])
+    announce(
+        f"{leftovers_text(kept)} kept in {folder}\n"
+        f"to go on from there: {again}\nto remove them: kconv clean {shlex.quote(str(folder))}"
+    )
 
 
 def leftovers_text(leftovers: Sequence[Leftover]) -> str:

@@ -20,6 +20,7 @@ from ..report.words import advice, cause, loss_words, part_line, shares_words, s
 from ..verify.measurements import Guess, WorstToken
 from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
 from .console import printable, seconds_text, table, width
+from .embeddings_text import embeddings_figures, worst_texts
 
 _FINDINGS = 12
 _WORST = 3
@@ -35,7 +36,7 @@ def proof_text(proof: Proof) -> str:
         (
             part_name(name),
             verdict_word(part.verdict),
-            _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part)),
+            _logits(part) if part is proof.logits else _plain(part_line(part)),
         )
         for name, part in proof.parts.items()
     ]
@@ -45,8 +46,11 @@ def proof_text(proof: Proof) -> str:
         + printable(_("against {checkpoint}", checkpoint=proof.checkpoint)),
         table(parts),
         _findings(proof),
-        _figures(proof.logits),
-        _worst(proof.logits.worst),
+        *(
+            (_figures(proof.logits), _worst(proof.logits.worst))
+            if proof.embeddings is None
+            else (embeddings_figures(proof.embeddings), worst_texts(proof.embeddings))
+        ),
         _diagnosis(proof.logits.diagnosis),
         "\n".join(printable(_("note: {note}", note=note)) for note in proof.notes),
         _verdict(proof),
@@ -72,6 +76,8 @@ def _summary(proof: Proof) -> str:
     parts = [is_right(proof.right)]
     if proof.verdict != "passed":
         parts.append(cause(proof))
+    if proof.embeddings is not None and (words := loss_words(proof.embeddings)):
+        parts.append(f"{words} ({_plain(part_line(proof.embeddings))}; {stands_on(proof)})")
     if proof.logits.figures is not None and proof.logits.figures.positions:
         parts.append(f"{loss_words(proof.logits)} ({_logits(proof.logits)}; {stands_on(proof)})")
         parts.append(_plain(advice(proof.logits)))

@@ -27,11 +27,14 @@ from .options import (
     PATH,
     force_option,
     json_option,
+    rehash_option,
+    resume_option,
     split_option,
     tensor_type_options,
     threads_option,
     verbose_option,
 )
+from .sources import SOURCE
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -85,14 +88,21 @@ Examples:
 @split_option
 @click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
-    "--against", type=PATH, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
+    "--against", type=SOURCE, metavar="CHECKPOINT", help="Prove each file against this checkpoint right away."
 )
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
 @verbose_option
 def command(
-    source: Path, against: Path | None, as_json: bool, verbose: bool, output: Path | None, **options: Any
+    source: Path,
+    against: str | Path | None,
+    as_json: bool,
+    verbose: bool,
+    output: Path | None,
+    **options: Any,
 ) -> None:
     """Write the GGUF file IN.gguf with other types of weights and everything else unchanged.
 
@@ -101,13 +111,17 @@ def command(
     written.
     """
     from ..flows.quantize import quantize
-    from .progress import shown_progress
+    from .progress import announce, shown_progress
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        made = quantize(source, output, **options, progress=progress)
+        made = quantize(source, output, **options, progress=progress, announce=announce)
     seconds = time.monotonic() - begun
-    proofs = [_proof(each, against, options["threads"]) for each in made.outputs] if against else []
+    proofs = (
+        [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]
+        if against
+        else []
+    )
     if as_json:
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
@@ -118,15 +132,20 @@ def command(
     end_unproven((proof.verdict, f"{proof.artifact}: {cause(proof)}") for proof in proofs)
 
 
-def _proof(output: Output, checkpoint: Path, threads: int | None) -> Proof:
+def _proof(output: Output, checkpoint: str | Path, threads: int | None, rehash: bool) -> Proof:
     """The proof of one model, which its manifest has afterwards."""
+    from ..converters.hashes import SourceHashes
     from ..converters.manifest import record_proof
+    from ..core.input_files import InputFile
     from ..verify import verify
     from .progress import announce, shown_progress
 
-    with shown_progress() as progress:
-        proof = verify(output.path, checkpoint, threads=threads, progress=progress, announce=announce)
-    record_proof(output.manifest, proof.to_manifest())
+    files = [InputFile(path) for path in output.paths]
+    with shown_progress() as progress, SourceHashes(files) as hashes:
+        proof = verify(
+            output.path, checkpoint, rehash=rehash, threads=threads, progress=progress, announce=announce
+        )
+        record_proof(output.manifest, proof.to_manifest(), hashes.result(progress))
     return proof
 
 

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
-from .console import show_log
+from .console import emit_json, show_log
 from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
-from .prompts import read_prompt
+from .prompts import in_a_terminal, read_prompt
+from .sources import SOURCE, revision_option
+
+if TYPE_CHECKING:
+    from ..flows.embed import Embedded
 
 EXAMPLES = """\b
 Examples:
-  kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf -p "서울의 명소를 알려줘."
+  kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf                              # a conversation
+  kconv run 42dot_LLM-SFT-1.3B-Q4_0.gguf "서울의 명소를 알려줘."
   kconv run eagle-3b-preview-Q8_0.gguf --no-chat -p "대한민국의 수도는" -n 64 --greedy
-  cat question.txt | kconv run model.gguf -p - --json
+  kconv run model.gguf --json < question.txt
   kconv run kebyt5-base-preview-Q8_0.gguf --fill "한국의 수도는 <extra_id_0>이다."
   kconv run t5-translator-Q8_0.gguf -p "translate English to German: Good morning."
   kconv run ./42dot_LLM-SFT-1.3B-onnx -p "서울의 명소를 알려줘."
@@ -37,7 +44,9 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 
 
 @click.command("run", short_help="Generate text with a GGUF file or an ONNX folder.", epilog=EXAMPLES)
-@click.argument("artifact", type=PATH)
+@click.argument("artifact", type=SOURCE)
+@revision_option
+@click.argument("words", nargs=-1, metavar="[PROMPT]")
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from standard input.")
 @click.option(
     "--fill",
@@ -54,10 +63,9 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     "-n",
     "--tokens",
     type=click.IntRange(min=-1),
-    default=256,
-    show_default=True,
     metavar="N",
-    help="Generate at most N tokens; -1: until the model ends or its context is full.",
+    help="Generate at most N tokens; -1: until the model ends or its context is full.  [default: 256; in a "
+    "conversation -1]",
 )
 @click.option(
     "--chat/--no-chat",
@@ -127,14 +135,19 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
 @json_option
 @verbose_option
 def command(
-    artifact: Path,
+    artifact: str | Path,
+    words: tuple[str, ...],
     prompt: str | None,
     fill: str | None,
+    tokens: int | None,
     as_json: bool,
     verbose: bool,
     **options: Any,
 ) -> None:
     """Generate text with ARTIFACT: a GGUF file through llama.cpp, an ONNX folder through onnxruntime.
+
+    Without a PROMPT a conversation begins (in a terminal; else the prompt is standard input). Enter sends,
+    Alt-Enter begins a new line, Ctrl-C stops an answer, /help lists what else there is.
 
     If the file has a chat template, the prompt becomes the user's message and only the answer is printed.
     Without a template, or with --no-chat, the prompt is completed as plain text. Sampling settings are those
@@ -144,15 +157,35 @@ def command(
     unless the file or a sampling option sets otherwise. With --fill it fills masks: the filled-in texts are
     printed, then the complete text. Byte models generate one byte per token, three per Hangul syllable (-n);
     invalid bytes are shown as U+FFFD, and mask tokens as their ids, such as <258>.
+
+    An encoder (BERT, RoBERTa, XLM-RoBERTa) writes no text: its embedding of the prompt is printed as JSON, a
+    vector of length 1.
     """
+    if prompt is None and fill is None and words:
+        prompt = " ".join(words)
+    elif words:
+        raise UsageError(
+            f"{'-p' if fill is None else '--fill'} and the prompt {' '.join(words)!r} cannot be combined",
+            hint="pass one of them",
+        )
+    path = _here(artifact)
+    if prompt is None and fill is None and not as_json and in_a_terminal():
+        _converse(path, tokens, options, verbose=verbose)
+        return
     text = read_prompt(prompt, fill)
+    from ..flows.embed import embed, embeds
+
+    if embeds(path):
+        _show_embedding(embed(path, text, threads=options["threads"]), fill, as_json=as_json)
+        return
     from ..flows.generate import generate
 
     with shown_progress() as shown:
         answer = generate(
-            artifact,
+            path,
             text,
             fill=fill is not None,
+            tokens=256 if tokens is None else tokens,
             show=_nowhere if as_json or fill is not None else show_text,
             announce=partial(show_note, verbose=verbose),
             log=show_log if verbose else None,
@@ -160,6 +193,51 @@ def command(
             **options,
         )
     show_answer(answer, as_json=as_json, verbose=verbose)
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+
+
+def _here(artifact: str | Path) -> Path:
+    """The file or folder, downloaded where it is on the Hub."""
+    if isinstance(artifact, Path):
+        return artifact
+    from ..hub.artifact import local_artifact
+
+    with shown_progress() as shown:
+        return local_artifact(artifact, shown)
+
+
+def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, verbose: bool) -> None:
+    """A conversation until the user leaves."""
+    if options.pop("echo"):
+        raise UsageError("--echo is for one prompt, not for a conversation")
+    from ..flows.conversation import open_conversation
+    from .chat import converse
+
+    wishes = {name: options.pop(name) for name in _SAMPLING}
+    with shown_progress() as shown:
+        conversation = open_conversation(
+            artifact,
+            tokens=-1 if tokens is None else tokens,
+            wishes=wishes,
+            announce=partial(show_note, verbose=verbose),
+            log=show_log if verbose else None,
+            progress=shown,
+            **options,
+        )
+    with conversation:
+        converse(conversation)
+
+
+def _show_embedding(done: Embedded, fill: str | None, *, as_json: bool) -> None:
+    """A line of JSON, which programs read and people see the beginning of."""
+    if fill is not None:
+        raise UsageError("--fill is for encoder-decoders; this model embeds texts and writes none")
+    if as_json:
+        emit_json(done.to_json())
+    else:
+        click.echo(json.dumps(done.embedding))
 
 
 def _nowhere(text: str) -> None:

@@ -20,11 +20,22 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
     verify_command,
 )
-from .conversion_options import chat_template_option
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .options import (
+    PATH,
+    force_option,
+    json_option,
+    rehash_option,
+    resume_option,
+    stream_option,
+    threads_option,
+    verbose_option,
+)
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -57,7 +68,9 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=PATH)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
+@revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
@@ -98,13 +111,17 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 )
 @click.option("--no-verify", is_flag=True, help="Skip the proof.")
 @chat_template_option
+@drop_extra_tokens_option
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
+@resume_option
+@rehash_option
 @threads_option
 @force_option
 @json_option
 @verbose_option
 def command(
-    checkpoint: Path,
+    checkpoint: str | Path,
+    stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
@@ -113,12 +130,15 @@ def command(
     no_verify: bool,
     allow_nan: bool,
     chat_template: str | None,
+    resume: bool,
+    rehash: bool,
+    drop_extra_tokens: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert the folder CHECKPOINT to a folder of ONNX files that onnxruntime runs.
+    """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to a folder of ONNX files.
 
     The folder contains the graphs, one file with their weights, the configuration and the tokenizer, under
     the names optimum gives them. At the end it is proven: its logits in onnxruntime on the CPU, for the whole
@@ -134,9 +154,13 @@ def command(
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
+        "drop_extra_tokens": drop_extra_tokens,
         "verify": "off" if no_verify else (scope or "quick").lower(),
+        "resume": resume,
+        "rehash": rehash,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
@@ -158,7 +182,7 @@ def command(
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
 
 
-def _convert(checkpoint: Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
+def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
     """The conversion with its progress; errors during the proof mention that the folder is there."""
     from ..flows.to_onnx import to_onnx
     from .progress import announce, naming_finished_files, shown_progress
@@ -171,7 +195,7 @@ def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
-    say(f"{conversion.source}: {conversion.arch}, {count_text(conversion.parameters)} weights")
+    say(f"{source_text(conversion.source)}: {conversion.arch}, {count_text(conversion.parameters)} weights")
     say_notes(conversion.notes)
     rows = [(name, size_text(size)) for name, size in conversion.files.items()]
     say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")

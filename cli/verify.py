@@ -8,8 +8,9 @@ import click
 
 from ..core.errors import InputError
 from .console import emit_json, end_unproven, say
-from .options import PATH, json_option, threads_option, verbose_option
+from .options import PATH, json_option, rehash_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
+from .sources import SOURCE
 
 EXAMPLES = """\b
 Examples:
@@ -28,8 +29,8 @@ or not decided (a process that measured the file died).
 @click.command(
     "verify", short_help="Prove a GGUF file or an ONNX folder against its checkpoint.", epilog=EXAMPLES
 )
-@click.argument("artifact", type=PATH)
-@click.option("--against", type=PATH, required=True, metavar="CHECKPOINT", help="Folder of the checkpoint.")
+@click.argument("artifact", type=SOURCE)
+@click.option("--against", type=SOURCE, required=True, metavar="CHECKPOINT", help="Folder of the checkpoint.")
 @click.option(
     "--text",
     "texts",
@@ -58,6 +59,12 @@ or not decided (a process that measured the file died).
 )
 @click.option("--max-kl", type=float, metavar="X", help="Fail if the mean KL divergence is above X nats.")
 @click.option(
+    "--min-cosine",
+    type=float,
+    metavar="X",
+    help="Fail if an encoder's embeddings have a mean cosine below X with the checkpoint's.",
+)
+@click.option(
     "--policy",
     type=PATH,
     metavar="FILE",
@@ -81,23 +88,26 @@ or not decided (a process that measured the file died).
     help="Front end of a GBST model.  [default: the matching gbst-….gguf next to ARTIFACT]",
 )
 @click.option("--report", type=PATH, metavar="FILE.html", help="Write a detailed report to an HTML file.")
+@rehash_option
 @threads_option
 @click.option("--force", is_flag=True, help="Overwrite an existing report.")
 @json_option
 @verbose_option
 def command(
-    artifact: Path,
-    against: Path,
+    artifact: str | Path,
+    against: str | Path,
     texts: tuple[Path, ...],
     tokens: int | None,
     window: int | None,
     gates: tuple[str, ...],
     max_kl: float | None,
+    min_cosine: float | None,
     policy: Path | None,
     diagnose: bool | None,
     ignore_manifest: bool,
     front_end: Path | None,
     report: Path | None,
+    rehash: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -140,9 +150,11 @@ def command(
             window=window,
             gates=limits,
             max_kl=most,
+            min_cosine=min_cosine,
             diagnose=diagnose,
             ignore_manifest=ignore_manifest,
             front_end=front_end,
+            rehash=rehash,
             threads=threads,
             progress=progress,
             announce=announce,
@@ -163,14 +175,14 @@ def command(
     end_unproven([(proof.verdict, f"{artifact}: {cause(proof)}")], silently=not as_json)
 
 
-def _refuse_folder(artifact: Path, against: Path) -> None:
+def _refuse_folder(artifact: str | Path, against: str | Path) -> None:
     from ..runtimes.onnx_folder import holds_onnx
 
-    if not artifact.is_dir() or holds_onnx(artifact):
+    if isinstance(artifact, str) or not artifact.is_dir() or holds_onnx(artifact):
         return
     hint = (
         f"the file comes first: kconv verify {against} --against {artifact}"
-        if against.is_file()
+        if Path(against).is_file()
         else f"convert it first: kconv to-gguf {artifact}"
     )
     raise InputError(

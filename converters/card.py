@@ -54,7 +54,7 @@ _NO_DERIVATIVES = re.compile(r"no-?deriv|\bnd\b", re.IGNORECASE)
 def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """``general.*`` keys: name, size, organization, source, licence, languages, tags, base models."""
     card = _parse(front_matter(read_card(checkpoint.folder)))
-    repository, _ = hub_origin(checkpoint.folder)
+    repository, commit = hub_origin(checkpoint.folder)
     metadata: dict[str, MetadataValue] = {_KEYS.TYPE: "model"}
     name = _text(card.get("model_name")) or (repository or "").rpartition("/")[2]
     metadata[_KEYS.NAME] = name or _text(checkpoint.folder.resolve().name) or "model"
@@ -67,6 +67,8 @@ def general_metadata(checkpoint: Checkpoint) -> dict[str, MetadataValue]:
         if organization:
             metadata[_KEYS.ORGANIZATION] = organization
         metadata[_KEYS.SOURCE_REPO_URL] = f"https://huggingface.co/{repository}"
+        if commit is not None:  # which may be another than the branch has by the time somebody looks
+            metadata[_KEYS.SOURCE_URL] = f"https://huggingface.co/{repository}/tree/{commit}"
     for key, field in ((_KEYS.AUTHOR, "model_creator"), (_KEYS.SOURCE_URL, "url")):
         text = _text(card.get(field))
         if text is not None:

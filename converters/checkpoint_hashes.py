@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError
-from ..core.input_files import file_sha256, quoted
+from ..core.input_files import quoted
 from ..core.progress import Progress, silent
+from .hashes import Hashes, SourceFile
 from .recorded import IGNORE, RecordedFile, recorded_files
 from .targets import manifest_path
 
@@ -28,14 +28,13 @@ _DECIDING = re.compile(
 _WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth)")
 
 
-class CheckpointHashes(threading.Thread):
+class CheckpointHashes(Hashes):
     """SHA-256 of what decides a conversion, computed in the background and compared with a manifest's.
 
-    A context manager; ``result`` waits, leaving it early stops the hashing. The constructor raises InputError
-    where files of the manifest are missing or have another size, or where there are new ones; ``result``
-    where contents differ. Without a manifest files are only hashed. ``artifact_sha256`` are, by name, those
-    of the file itself or of its parts (in a folder by their paths), which come last; they are there once
-    ``result`` has returned.
+    The constructor raises InputError where files of the manifest are missing or have another size, or where
+    there are new ones; ``result`` where contents differ. Without a manifest files are only hashed.
+    ``artifact`` are, by name, the file itself or its parts (in a folder by their paths), which come last;
+    they are there once ``result`` has returned.
     """
 
     def __init__(
@@ -44,12 +43,12 @@ class CheckpointHashes(threading.Thread):
         manifest: Mapping[str, Any] | None,
         checkpoint: Checkpoint,
         parts: Sequence[Path] = (),
+        *,
+        rehash: bool = False,
     ) -> None:
-        super().__init__(name="kconv-sha256", daemon=True)
         self._folder, self._manifest = checkpoint.folder, manifest_path(artifact).name
         place = artifact if artifact.is_dir() else artifact.parent
-        self._parts = {os.path.relpath(part, place): part for part in parts or (artifact,)}
-        self.artifact_sha256: dict[str, str] = {}
+        own = {os.path.relpath(part, place): part for part in parts or (artifact,)}
         self._recorded: dict[str, RecordedFile] = {}
         weights = {path.relative_to(self._folder).as_posix() for path in checkpoint.weight_files}
         names = weights | {path.name for path in self._folder.iterdir() if _DECIDING.fullmatch(path.name)}
@@ -60,12 +59,11 @@ class CheckpointHashes(threading.Thread):
                 self._refuse_at_sight(names)
         sizes = {name: (self._folder / name).stat().st_size for name in names if self._has(name)}
         # Small files first: what can be told soon is told soon.
-        self._sizes = dict(sorted(sizes.items(), key=lambda item: (item[1], item[0])))
-        self._before = self._done = 0  # bytes
-        self._found: list[RecordedFile] = []
+        self._names = [name for _, name in sorted((size, name) for name, size in sizes.items())]
         self._different: list[str] = []
-        self._failure: BaseException | None = None
-        self._stopped = threading.Event()
+        self.artifact: dict[str, SourceFile] = {}
+        mine = [(name, self._folder / name) for name in self._names]
+        super().__init__([*mine, *own.items()], rehash=rehash)
 
     def _has(self, name: str) -> bool:
         return (self._folder / name).is_file()
@@ -90,51 +88,27 @@ class CheckpointHashes(threading.Thread):
             hint=f"pass that checkpoint with --against, restore these files, or convert again; {IGNORE}",
         )
 
-    def __enter__(self) -> CheckpointHashes:
-        self.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._stopped.set()
-        self.join()
-
-    def run(self) -> None:
-        """Hash file after file; a weight file that differs says enough to skip those after it."""
-        try:
-            for name, size in self._sizes.items():
-                digest = file_sha256(self._folder / name, self._count, stopped=self._stopped.is_set)
-                self._before = self._done
-                self._found.append(RecordedFile(name, size, digest))
-                recorded = self._recorded.get(name)
-                if recorded is not None and recorded.sha256 != digest:
-                    self._different.append(name)
-                    if not _DECIDING.fullmatch(name):
-                        return
-            if not self._different:
-                for name, part in self._parts.items():
-                    digest = file_sha256(part, self._count, stopped=self._stopped.is_set)
-                    self._before = self._done
-                    self.artifact_sha256[name] = digest
-        except BaseException as error:  # handed to the thread that waits
-            self._failure = error
-
-    def _count(self, stage: str, done: int, total: int) -> None:
-        self._done = self._before + done
+    def is_enough(self, found: SourceFile) -> bool:
+        """A weight file that differs says enough; after other files that differ the rest of them counts."""
+        place = len(self._found)
+        if place <= len(self._names):
+            recorded = self._recorded.get(found.name)
+            if recorded is not None and recorded.sha256 != found.sha256:
+                self._different.append(found.name)
+                if not _DECIDING.fullmatch(found.name):
+                    return True
+        return place >= len(self._names) and bool(self._different)
 
     def result(self, progress: Progress = silent) -> list[dict[str, Any]]:
-        """Name, bytes and sha256 of every file, by name; waits until all are hashed.
+        """Name, bytes, sha256 and how that is known of every file, by name; waits until all are hashed.
 
         Raises InputError naming those whose contents differ, and what reading them raised.
         """
-        total = sum(self._sizes.values()) + sum(part.stat().st_size for part in self._parts.values())
-        while self.is_alive():
-            progress("hash", self._done, total)
-            self.join(0.1)  # so that Ctrl-C gets through
-        if self._failure is not None:
-            raise self._failure
+        found = self.wait(progress)
         if self._different:
             raise self._refusal(self._different, [], [])
-        return [asdict(file) for file in sorted(self._found, key=lambda file: file.name)]
+        self.artifact = {file.name: file for file in found[len(self._names) :]}
+        return [asdict(file) for file in sorted(found[: len(self._names)], key=lambda file: file.name)]
 
 
 def _decides(name: str) -> bool:

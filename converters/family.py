@@ -118,7 +118,8 @@ class InTransformers:
 
     ``name`` is its class, ``config`` puts into its present words what config.json may say otherwise. A null
     in config.json means the class's default, but for the keys of ``nulls``, where it means null. Keys of
-    ``kept`` mean what config.json says where the class sets them to something else. ``tensors``
+    ``kept`` mean what config.json says where the class sets them to something else. ``arguments`` go to the
+    class besides. ``tensors``
     gives weights, under a checkpoint's names, the names and shapes of the class's parameters (renamed,
     stacked, split), lazily. ``module`` names the module of the class whose input a checkpoint's matrix is
     multiplied by.
@@ -128,6 +129,7 @@ class InTransformers:
     config: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: config
     nulls: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     tensors: Callable[[Mapping[str, Tensor], Sizes], Mapping[str, Tensor]] = lambda held, sizes: held
     module: Callable[[str], str] = lambda name: name.removesuffix(".weight")
 
@@ -159,7 +161,8 @@ class Family(Generic[F]):
     ``reference`` is how transformers has the model. ``gelu`` says that the activation is a GELU,
     which llama.cpp computes through a table of half floats (ggml-cpu/vec.h), so that logits are less exact
     than in other families. ``encoder_decoder`` says that text goes through llama_encode and that the decoder
-    begins with ``decoder_start_token_id``. ``tokenizer_class`` is transformers' for a SentencePiece model
+    begins with ``decoder_start_token_id``, ``encoder_only`` that the model writes no text: it gives
+    hidden states, and embeddings of texts. ``tokenizer_class`` is transformers' for a SentencePiece model
     where no file names one. ``wide_inputs`` is as of ``Model``: what flows there, or in ONNX anywhere, may
     exceed half precision. ``granted`` are keys transformers takes for granted where config.json is silent,
     and other programs do not. ``left_out`` is what llama.cpp's graph takes for keys a file leaves out, where
@@ -189,6 +192,7 @@ class Family(Generic[F]):
     upright: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda tensors: tensors
     gelu: bool = False
     encoder_decoder: bool = False
+    encoder_only: bool = False
     tokenizer_class: str = ""
     wide_inputs: str | None = None
     granted: Callable[[F], Mapping[str, Any]] = lambda facts: {}
@@ -203,9 +207,13 @@ class Family(Generic[F]):
         return self.facts(Settings(config, "config.json"))
 
     def hparams(self, facts: F, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
-        """All GGUF keys of the architecture, with its prefix."""
+        """All GGUF keys of the architecture, with its prefix; those of the tokenizer have their own."""
         keys = {**self.keys(facts), **self.from_files(facts, checkpoint)}
-        return {f"{self.arch}.{key}": value for key, value in keys.items()}
+        return {_prefixed(self.arch, key): value for key, value in keys.items()}
+
+
+def _prefixed(arch: str, key: str) -> str:
+    return key if key.startswith("tokenizer.") else f"{arch}.{key}"
 
 
 AnyFamily = Family[Any]

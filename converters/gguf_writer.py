@@ -4,6 +4,7 @@ Slabs of rows are read, converted and written at their known places by a few thr
 per thread is ever in memory, and the bytes do not depend on the number of threads, nor on that of processes:
 ``begin_files`` makes the files and says what goes where, ``write_pieces`` writes some of it, in this process
 or another, and ``finish_files`` reads the headers back. ``write_files`` is the three, one after the other.
+With a journal (journal.py) the pieces a run has written before it was ended need not be written again.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import contextlib
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
-from ..core.errors import EnvironmentProblem, GgufError, NonFiniteError
+from ..core.elsewhere import Stream
+from ..core.errors import EnvironmentProblem, GgufError
 from ..core.files import explained
-from ..core.gguf_file import TensorInfo, read_header
+from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
@@ -27,50 +30,14 @@ from ..quant import native
 from ..quant.encoders import encoder_of
 from ..quant.formats import BF16, F16, F32, Format
 from ..quant.importance import Importance
-from ..quant.slabs import HALF_MAX, Scratch, Slab, count_nonfinite, has_overflowed
+from ..quant.slabs import Scratch, Slab, has_overflowed
+from .bad_weights import bad_weights_error
 from .gguf_plan import FilePlan
-from .pieces import Piece, cut, work_through
+from .journal import Journal
+from .pieces import Piece, work_through
+from .write_plan import BegunFile, BegunModel, WritePlan, opened_file, opened_models, place_of
 
 _PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
-
-
-@dataclass(frozen=True)
-class BegunFile:
-    """A file with its header, in its final length of ``size`` bytes; its data begins at ``data_offset``."""
-
-    path: Path
-    data_offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class BegunModel:
-    """The files of one model, and the format and place of each tensor in them."""
-
-    files: tuple[BegunFile, ...]
-    formats: tuple[Format, ...]
-    tensors: tuple[TensorInfo, ...]
-
-
-@dataclass(frozen=True)
-class WritePlan:
-    """What goes where, from one read of ``tensors`` into all ``models``.
-
-    It can be pickled and sent to other processes that see the same files, to write some of its pieces.
-    ``importance`` weighs the columns of the matrices it knows; ``allow_nan`` lets weights through that are
-    not finite.
-    """
-
-    tensors: tuple[Tensor, ...]
-    models: tuple[BegunModel, ...]
-    importance: Importance | None = None
-    allow_nan: bool = False
-
-    def pieces(self) -> list[Piece]:
-        """All there is to write: whichever process writes a piece, and whenever, the bytes are the same."""
-        formats = [[model.formats[i] for model in self.models] for i in range(len(self.tensors))]
-        slow = {i for i, each in enumerate(formats) if any(format.block_size == 256 for format in each)}
-        return cut(self.tensors, slow)
 
 
 @dataclass(frozen=True)
@@ -111,15 +78,17 @@ def write_files(
     allow_nan: bool = False,
     importance: Importance | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write the files of all plans to ``temporaries``, from one read of the tensors, and read them back.
 
     ``temporaries`` stand for the ``paths`` of each plan, one plan's after the other's. ``importance`` weighs
-    the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
+    the columns of the matrices it knows, in every quantized format. ``stream`` is where weights come from
+    that are not on this machine. Raises NonFiniteError (unless
     ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
     plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
-    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress)
+    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress, stream=stream)
     sizes = finish_files(plan)
     not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
     return Written(sizes, not_finite, written.kernels)
@@ -133,48 +102,57 @@ def begin_files(
     allow_nan: bool = False,
     importance: Importance | None = None,
 ) -> WritePlan:
-    """Give ``temporaries``, which are there, their headers and final lengths; see ``write_files``."""
-    check_room((plan.path, plan.data_bytes) for plan in plans)
-    left = iter(temporaries)
+    """Give ``temporaries``, which are there, their headers and final lengths; see ``write_files``.
+
+    What an earlier run has written to them behind the header stays.
+    """
+    there = sum(path.stat().st_blocks * 512 for path in temporaries)
+    check_room([*((plan.path, plan.data_bytes) for plan in plans), (plans[0].path, -there)])
+    headers = [header for plan in plans for header, _ in plan.layout()]
+    plan = plan_writing(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
+    for file, header in zip((file for model in plan.models for file in model.files), headers, strict=True):
+        with opened_file(file.path) as handle:
+            os.truncate(handle, file.size)
+            write_at(handle, memoryview(header), 0)
+    return plan
+
+
+def plan_writing(
+    tensors: Sequence[Tensor],
+    plans: Sequence[FilePlan],
+    paths: Sequence[Path],
+    *,
+    allow_nan: bool = False,
+    importance: Importance | None = None,
+) -> WritePlan:
+    """What ``begin_files`` returns, of files that were begun already."""
+    left = iter(paths)
     models = []
     for plan in plans:
-        files = tuple(_begun(next(left), header, data_bytes) for header, data_bytes in plan.layout())
+        sizes = [(len(header), len(header) + data_bytes) for header, data_bytes in plan.layout()]
+        files = tuple(BegunFile(next(left), *size) for size in sizes)
         models.append(BegunModel(files, plan.formats, plan.tensors))
     return WritePlan(tuple(tensors), tuple(models), importance, allow_nan)
 
 
-def _begun(path: Path, header: bytes, data_bytes: int) -> BegunFile:
-    size = len(header) + data_bytes
-    with _opened(path) as handle:
-        os.truncate(handle, size)
-        write_at(handle, memoryview(header), 0)
-    return BegunFile(path, len(header), size)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
-
-
 def write_pieces(
-    plan: WritePlan, pieces: Sequence[Piece], *, threads: int | None = None, progress: Progress = silent
+    plan: WritePlan,
+    pieces: Sequence[Piece],
+    *,
+    threads: int | None = None,
+    journal: Journal | None = None,
+    progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> PiecesWritten:
     """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
 
-    Pieces may be written again, after a process died at them, say. Raises NonFiniteError (unless the plan
-    allows it), EnvironmentProblem where a file is not as it was begun, OSError where the system refuses to
-    write, and what reading the tensors raises.
+    Pieces may be written again, after a process died at them, say; ``journal`` is told of each. Raises
+    NonFiniteError (unless the plan allows it), EnvironmentProblem where a file is not as it was begun,
+    OSError where the system refuses to write, and what reading the tensors raises.
     """
     harmed: set[str] = set()
     with contextlib.ExitStack() as stack:
-        opened = [
-            [(stack.enter_context(_as_begun(file)), file.data_offset) for file in model.files]
-            for model in plan.models
-        ]
+        opened = opened_models(plan, stack)
 
         def write(rows: Piece, scratch: Scratch) -> int:
             tensor = plan.tensors[rows.index]
@@ -184,15 +162,27 @@ def write_pieces(
                 if not plan.allow_nan or slab.impossible:
                     raise bad_weights_error(slab, tensor, rows)
                 harmed.add(tensor.name)
+            check = 0
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
-                info = model.tensors[rows.index]
-                handle, start = files[info.part]
-                write_at(handle, data.data, start + info.offset + info.nbytes * rows.start // tensor.rows)
+                handle, offset, _ = place_of(model, files, tensor, rows)
+                write_at(handle, data.data, offset)
+                check = zlib.crc32(data.data, check) if journal is not None else 0
+            if journal is not None:
+                journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
             return _bytes(tensor, rows)
 
         total = sum(_bytes(plan.tensors[rows.index], rows) for rows in pieces)
         threads = threads or available_cores()
-        work_through(pieces, write, threads=threads, stage="write", total=total, progress=progress)
+        work_through(
+            pieces,
+            write,
+            threads=threads,
+            stage="write",
+            total=total,
+            progress=progress,
+            stream=stream,
+            read=lambda rows: plan.tensors[rows.index].read(rows.start, rows.stop),
+        )
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
 
@@ -200,19 +190,6 @@ def write_pieces(
 def _bytes(tensor: Tensor, rows: Piece) -> int:
     """Of the checkpoint."""
     return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
-
-
-@contextlib.contextmanager
-def _as_begun(file: BegunFile) -> Iterator[int]:
-    with _opened(file.path) as handle:
-        size = os.fstat(handle).st_size
-        if size != file.size:
-            raise EnvironmentProblem(
-                f"{file.path} has {size} bytes, expected {file.size}: it was replaced while it was "
-                "being written",
-                hint="do not touch the files until they are complete",
-            )
-        yield handle
 
 
 def _slab(
@@ -282,31 +259,3 @@ def _reread(model: BegunModel) -> int:
 
 def _unlike(path: Path) -> EnvironmentProblem:
     return EnvironmentProblem(f"{path}: the bytes read back differ from those written", hint="check the disk")
-
-
-def bad_weights_error(slab: Slab, tensor: Tensor, rows: Piece) -> NonFiniteError:
-    """What to raise for a slab with weights that are not finite or do not fit a format."""
-    where = tensor.origin or tensor.name
-    if not slab.finite:
-        hint = "--allow-nan converts it anyway"
-        if slab.impossible:
-            hint = f"libggml cannot write such weights as {slab.impossible[0].display}"
-        nans, infinities = count_nonfinite(tensor.read(rows.start, rows.stop), tensor.dtype)
-        return NonFiniteError(
-            f"{where}: {nans} NaN and {infinities} infinite weights in rows {rows.start} to {rows.stop - 1}",
-            hint=f"the checkpoint is damaged or its training diverged; {hint}",
-        )
-    names = ", ".join(format.name for format in (*slab.impossible, *slab.overflowed))
-    if slab.largest <= HALF_MAX:
-        return NonFiniteError(
-            f"{where}: the importance data give rows {rows.start} to {rows.stop - 1} scales beyond the "
-            f"range of {names}",
-            hint=(
-                "the data have zeros or extreme values where the weights matter: compute them from more text"
-            ),
-        )
-    return NonFiniteError(
-        f"{where}: weights up to {slab.largest:.6g} in rows {rows.start} to {rows.stop - 1} "
-        f"are beyond the range of {names}",
-        hint="convert to bf16 or f32" + ("" if slab.impossible else "; --allow-nan writes them as infinite"),
-    )

@@ -1,29 +1,28 @@
 """The manifest beside each file: where it came from, what was done, and what was proven.
 
-Nothing in it depends on the clock, the host or the number of threads, so equal runs give equal manifests.
+Nothing in it depends on the clock, the host or the number of threads, so equal runs give equal manifests. The
+one exception: ``hashed`` says of each file of the source whether this run has read it for its SHA-256, or a
+receipt of an earlier run was there (core/receipts.py).
 """
 
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
 from ..core.files import atomic_file
-from ..core.input_files import InputFile, file_sha256
 from ..core.model import Model
-from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
-from ..core.side_files import check_side_files
 from ..quant import native
 from ..quant.importance import Importance, plain_name
 from ..vocab.parity import Parity
 from .gguf_plan import FilePlan
+from .hashes import SourceFile
 from .mapping import parameters
 from .recorded import MADE_FROM
 from .results import CompanionFile, Options, Output
@@ -40,14 +39,12 @@ _HELD = (
     "words_as_text",
 )
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of the checkpoint. ``sha256`` in hexadecimal digits."""
-
-    name: str
-    bytes: int
-    sha256: str
+# What the checkpoint's card says, for those who make another of the manifest (report/model_card.py).
+_OF_THE_CARD = {
+    "license_name": "general.license.name",
+    "license_link": "general.license.link",
+    "languages": "general.languages",
+}
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -62,82 +59,6 @@ def versions(more: Sequence[str] = ()) -> dict[str, str]:
         except PackageNotFoundError:
             used[package] = "missing"
     return used
-
-
-def checkpoint_hashes(checkpoint: Checkpoint) -> SourceHashes:
-    """Of what a conversion is made from: small files that decide or describe, and the weights.
-
-    The weights are hashed as they are open, and the small files are held to what they were when the
-    checkpoint was opened. Raises EnvironmentProblem where one was changed or removed since.
-    """
-
-    def check() -> None:
-        check_side_files(checkpoint.folder, checkpoint.side_files)
-
-    check()
-    beside = [InputFile(path) for path in checkpoint.side_files if path not in checkpoint.weight_files]
-    return SourceHashes([*beside, *checkpoint.opened], check, checkpoint.folder)
-
-
-class SourceHashes(threading.Thread):
-    """Hashes the source's files in the background, while their tensors are converted.
-
-    Used as a context manager; leaving it early (a failure elsewhere) stops the hashing. ``check`` is called
-    in the end and raises if what was read may not have been what was hashed. Files are named by their paths
-    from ``folder``, or where there is none by their names.
-    """
-
-    def __init__(
-        self,
-        sources: Sequence[InputFile],
-        check: Callable[[], None] = lambda: None,
-        folder: Path | None = None,
-    ) -> None:
-        super().__init__(name="kconv-sha256", daemon=True)
-        self._sources, self._check, self._folder = tuple(sources), check, folder
-        self._before = self._done = 0  # bytes
-        self._files: list[SourceFile] = []
-        self._failure: BaseException | None = None
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> SourceHashes:
-        self.start()
-        return self
-
-    def __exit__(self, *failure: object) -> None:
-        self._stopped.set()
-        self.join()
-
-    def run(self) -> None:
-        """Hash file after file."""
-        try:
-            for file in self._sources:
-                digest = file_sha256(file, self._count, stopped=self._stopped.is_set)
-                path = file.path if self._folder is None else file.path.relative_to(self._folder)
-                name = file.path.name if self._folder is None else path.as_posix()
-                self._files.append(SourceFile(name, file.size, digest))
-                self._before = self._done
-        except BaseException as error:  # handed to the thread that waits
-            self._failure = error
-
-    def _count(self, stage: str, done: int, total: int) -> None:
-        self._done = self._before + done
-
-    def result(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
-        """All files, hashed; waits for them, and raises what hashing raised.
-
-        Asked for when all has been read: EnvironmentProblem says that a file was changed meanwhile.
-        """
-        total = sum(file.size for file in self._sources)
-        while self.is_alive():
-            progress("hash", self._done, total)
-            self.join(0.1)  # so that Ctrl-C gets through
-        if self._failure is not None:
-            raise self._failure
-        for file in self._sources:
-            file.check_unchanged()
-        self._check()
-        return tuple(self._files)
 
 
 def common_part(
@@ -171,6 +92,7 @@ def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile
         "repository": repository,
         "revision": revision,
         "license": model.metadata.get("general.license"),
+        **{key: model.metadata[name] for key, name in _OF_THE_CARD.items() if name in model.metadata},
         "files": [asdict(file) for file in files],
     }
 
@@ -226,14 +148,26 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
     File names that are not UTF-8 leave half surrogates; written with ``backslashreplace`` they become JSON's
     own escapes.
     """
-    head = {"file": plan.path.name, "type": output.type, "bytes": output.bytes}
+    head = {
+        "file": plan.path.name,
+        "type": output.type,
+        "bytes": output.bytes,
+        "bits_per_weight": round(output.bits_per_weight, 4),
+    }
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
     return manifest_json({"output": head, **common, "tensors": tensors})
 
 
-def record_proof(manifest: Path, proof: Mapping[str, Any]) -> None:
-    """Put the proof into its place in a manifest."""
-    text = manifest_json({**json.loads(manifest.read_text("utf-8")), "proof": dict(proof)})
+def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[SourceFile] = ()) -> None:
+    """Put the proof into its place in a manifest, and the hashes of the ``files`` it is about.
+
+    Whoever publishes them later can tell by these that they are still the files that were proven.
+    """
+    content = json.loads(manifest.read_text("utf-8"))
+    listed = {file["name"]: file for file in content["output"].get("files", [])}
+    listed |= {file.name: asdict(file) for file in files}
+    output = {**content["output"], **({"files": list(listed.values())} if listed else {})}
+    text = manifest_json({**content, "output": output, "proof": dict(proof)})
     with atomic_file(manifest, force=True) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 

@@ -16,6 +16,7 @@ from ..core.errors import InputError, MappingError, UnsupportedModel
 from ..core.model import Model
 from ..core.tensor import Array, DType, Tensor
 from .family import AnyFamily, Facts, Row, Runtime, Sizes
+from .pooling import pooling_of
 
 _GAPS_SHOWN = 12
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -47,6 +48,8 @@ def build(family: AnyFamily, checkpoint: Checkpoint, runtime: Runtime = "llama.c
     tensors += family.extra(facts)
     remarks = family.remarks.get(runtime)
     notes = (*checkpoint.notes, *family.notes(facts, flags), *(remarks(facts) if remarks else ()))
+    if family.encoder_only:
+        notes = (*notes, *pooling_of(checkpoint).notes)
     return Model(
         family.arch,
         hparams,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from ..core.errors import UnsupportedModel
 from ..core.model import MetadataValue, Note
@@ -10,6 +10,12 @@ from .activation_names import GELU
 from .decoder_facts import DecoderFacts
 from .rope import Rope
 from .settings import Settings
+
+
+class _Activated(Protocol):
+    @property
+    def activation(self) -> str: ...
+
 
 NO_ROPE = Rope(base=1.0, dimensions=0)
 """Stands in DecoderFacts for models in which nothing turns."""
@@ -38,7 +44,7 @@ def layer_norm_keys(facts: DecoderFacts) -> dict[str, MetadataValue]:
     }
 
 
-def gelu_remarks(facts: DecoderFacts) -> tuple[Note, ...]:
+def gelu_remarks(facts: _Activated) -> tuple[Note, ...]:
     """What there is to say of llama.cpp's GELU where the model has the exact one."""
     if facts.activation not in GELU:
         return ()

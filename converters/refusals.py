@@ -29,10 +29,6 @@ _OPTIMUM = "export it with optimum: optimum-cli export onnx"
 # llama-cpp-python 0.3.36. Not asked for classes that have a family.
 _KNOWN: tuple[tuple[str, str], ...] = (
     (
-        "UMT5EncoderModel T5EncoderModel",
-        f"T5 encoders alone are not supported; for ONNX {_OPTIMUM}",
-    ),
-    (
         "DeepseekV2ForCausalLM DeepseekV3ForCausalLM",
         f"{LATENT_ATTENTION}",
     ),
@@ -99,17 +95,9 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         f"DeBERTa (relative attention, kf-deberta): {_NO_GRAPH}; {_OPTIMUM}",
     ),
     (
-        "RobertaModel RobertaForMaskedLM RobertaForSequenceClassification",
-        "RoBERTa (klue/roberta) is an encoder; llama.cpp's converter reads its WordPiece vocabulary as "
-        f"GPT-2's, {_MISREAD}; {_OPTIMUM}",
-    ),
-    (
-        "BertModel BertForMaskedLM BertForSequenceClassification",
-        f"BERT (KoSimCSE, klue/bert-base) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
-    ),
-    (
-        "XLMRobertaModel XLMRobertaForMaskedLM XLMRobertaForSequenceClassification",
-        f"XLM-RoBERTa (bge-m3-ko, KURE) is an encoder: kconv has no family for it; for ONNX {_OPTIMUM}",
+        "BertForSequenceClassification RobertaForSequenceClassification XLMRobertaForSequenceClassification",
+        "an encoder that classifies or ranks texts (ko-reranker): kconv converts those that embed texts; for "
+        f"ONNX {_OPTIMUM}",
     ),
 )
 

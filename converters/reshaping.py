@@ -87,14 +87,21 @@ def _read_rows(source: Tensor, first: int, start: int, stop: int) -> Array:
     return source.read(first + start, first + stop)
 
 
-def without_first(count: int) -> Transform:
-    """A table without its first ``count`` rows; back again, these are zeros."""
+def without_first(count: int | str) -> Transform:
+    """A table without its first ``count`` rows (a number or a family's word); the way back makes zeros."""
+
+    def number(sizes: Sizes) -> int:
+        return sizes[count] if isinstance(count, str) else count
+
+    def apply(sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+        return rows_between(sources[0], number(sizes), sources[0].rows)
 
     def undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
-        read = partial(_read_behind_zeros, target, count)
-        return (replace(target, shape=(target.rows + count, *target.shape[1:]), read=read, stored=None),)
+        first = number(sizes)
+        read = partial(_read_behind_zeros, target, first)
+        return (replace(target, shape=(target.rows + first, *target.shape[1:]), read=read, stored=None),)
 
-    return Transform(lambda sources, sizes: rows_between(sources[0], count, sources[0].rows), undo)
+    return Transform(apply, undo)
 
 
 def _read_behind_zeros(source: Tensor, count: int, start: int, stop: int) -> Array:
@@ -120,7 +127,9 @@ def multiply(factor: Callable[[Sizes], float], *, copy: bool = False) -> Transfo
 def _times(source: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return source
-    return replace(source, dtype=DType.F32, read=partial(_read_times, source, factor), stored=None)
+    origin = f"{source.origin or source.name}, times {factor:g}"  # else messages name weights nobody has
+    read = partial(_read_times, source, factor)
+    return replace(source, dtype=DType.F32, read=read, stored=None, origin=origin)
 
 
 def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:

@@ -73,6 +73,11 @@ class Output:
     modelfile: Path | None = None
     parts: tuple[Path, ...] = ()
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every file of the model itself."""
+        return self.parts or (self.path,)
+
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -62,8 +63,12 @@ class CompanionTarget:
     kept: bool
 
 
+_ENDINGS_OF_FILES = (".gguf", ".ggml", ".bin", ".onnx", ".safetensors")
+
+
 def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
+    refuse_odd_ending(output)
     refuse_one_file_for_many(output, len(different_types(options)))
     split_size(options)
     _check_importance(options)
@@ -82,6 +87,19 @@ def _check_importance(options: Options) -> None:
     if (options.imatrix is not None or options.calibrate) and not weighs:
         raise UsageError(
             "--imatrix and --calibrate only affect quantized types", hint="add one, for example -q q4_k_m"
+        )
+
+
+def refuse_odd_ending(output: str | Path | None) -> None:
+    """Raise UsageError for a name that would become a folder where a file was meant."""
+    path = None if output is None else Path(output)
+    if path is None or path.suffix == ".gguf" or path.is_dir():
+        return
+    if path.suffix.lower() in _ENDINGS_OF_FILES:
+        onnx = "; for ONNX use kconv to-onnx" if path.suffix.lower() == ".onnx" else ""
+        raise UsageError(
+            f"-o {output} ends in {path.suffix}, but names of GGUF files end in .gguf",
+            hint=f"pass -o {shlex.quote(str(path.with_suffix('.gguf')))}, or a folder{onnx}",
         )
 
 
@@ -237,4 +255,4 @@ def checkpoint_name(checkpoint: Checkpoint) -> str:
     """The folder's name, or the repository's in a Hub cache, fit for a file name."""
     repository, _ = hub_origin(checkpoint.folder)
     name = repository.rpartition("/")[2] if repository else checkpoint.folder.resolve().name
-    return re.sub(r"[^\w.\-+]", "_", name) or "model"
+    return re.sub(r"[^\w.\-+ ()\[\],]", "_", name).strip() or "model"

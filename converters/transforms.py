@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from ..core.errors import CheckpointError
+from ..core.errors import CheckpointError, WeightsElsewhere
 from ..core.tensor import Array, DType, Tensor
 from ..quant.ggml import to_float32
 from .family import Sizes, Transform
@@ -200,11 +200,18 @@ def _read_heads(source: Tensor, order: Array, start: int, stop: int) -> Array:
 
 
 def same_weights(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same bits; reads both in slabs of some megabytes."""
+    """Whether two tensors hold the same bits; reads both in slabs of some megabytes.
+
+    Where only headers are here, for a plan, a row in the middle stands for all.
+    """
     if one.shape != other.shape or one.dtype is not other.dtype:
         return False
     step = max(1, (1 << 20) // max(1, one.row_elements))
-    return all(
-        np.array_equal(one.read(i, min(i + step, one.rows)), other.read(i, min(i + step, one.rows)))
-        for i in range(0, one.rows, step)
-    )
+    try:
+        return all(
+            np.array_equal(one.read(i, min(i + step, one.rows)), other.read(i, min(i + step, one.rows)))
+            for i in range(0, one.rows, step)
+        )
+    except WeightsElsewhere:
+        middle = one.rows // 2
+        return np.array_equal(one.read(middle, middle + 1), other.read(middle, middle + 1))

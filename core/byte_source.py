@@ -13,9 +13,10 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from .errors import EnvironmentProblem
+from .progress import Progress
 
 Identity = tuple[int, int, int, int]
 """Which file it is, and as of when: device, inode, bytes, time of change in ns."""
@@ -55,6 +56,19 @@ class ByteSource(Protocol):
         ...
 
 
+@runtime_checkable
+class SummedSource(ByteSource, Protocol):
+    """A source that is fetched as a whole while it is read, and summed up on the way."""
+
+    def sha256(self, progress: Progress, stopped: Callable[[], bool]) -> str:
+        """The SHA-256 of all of it in hexadecimal; waits until all of it has come.
+
+        Calls ``progress("hash", bytes done, bytes in all)``. Raises what fetching raises, and
+        InterruptedError once ``stopped`` says yes.
+        """
+        ...
+
+
 Opener = Callable[[Path], ByteSource]
 """Opens a path. Raises OSError, and NotAFile for what has no bytes of its own."""
 
@@ -88,6 +102,10 @@ class LocalFile:
     def size(self) -> int:
         """In bytes."""
         return self.identity[2]
+
+    def fileno(self) -> int:
+        """The descriptor of the open file, which stays this object's."""
+        return self._handle
 
     def identity_now(self) -> Identity:
         """That of the open file, wherever it lies by now."""

@@ -62,9 +62,17 @@ def take(size: int) -> bytes:
     return data
 
 
+def waiting() -> bool:
+    """Whether the parent has sent something that was not taken yet."""
+    return bool(_held) or not _incoming.empty()
+
+
 def write(data: Any) -> None:
     """Answer: bytes, or anything with a buffer of them."""
-    view = memoryview(data).cast("B")
+    view = memoryview(data)
+    if not view.nbytes:  # which cannot be cast where it has several dimensions
+        return
+    view = view.cast("B")
     while view:
         view = view[os.write(_out, view) :]
 

@@ -141,6 +141,12 @@ class Child:
         """The number of the process."""
         return self._process.pid
 
+    @property
+    def answers(self) -> int:
+        """The descriptor its answers come from, for those who wait for several processes at once."""
+        number: int = self._answers.fileno()
+        return number
+
     def send(self, request: bytes | bytearray | memoryview) -> None:
         """Raises ChildRefused or ChildDied where the process has ended."""
         view = memoryview(request).cast("B")

@@ -7,21 +7,22 @@ lock however the process ends, so a file nobody holds is what a killed run has l
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three each
 NAMES = re.compile(
-    r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<mark>[0-9a-f]{16})\.(?P<end>partial|old)", re.DOTALL
+    r"(?:\.(?P<of>.+)\.kconv|\.?kconv-[a-z]+)-(?P<mark>[0-9a-f]{16})\.(?P<end>partial|old|journal)", re.DOTALL
 )
 """What temporary files and folders of kconv's are called; ``of`` is the name they are to have, and those
-that are to take their names together have one ``mark``."""
+that are to take their names together have one ``mark``. A journal is a folder (core/kept.py)."""
 
 
 @functools.cache
@@ -86,6 +87,26 @@ def claim(path: Path, *, folder: bool = False) -> int:
         os.close(handle)  # somebody who clears up came between making and locking, and took it away
 
 
+def reclaim(path: Path) -> int:
+    """Take over what another run, which is gone, had claimed; the rest is as of ``claim``.
+
+    Raises BlockingIOError where that run is still at work, FileNotFoundError where it has just finished.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR
+    handle = os.open(path, flags | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise
+    except OSError:  # a file system without locks
+        return handle
+    if is_same(handle, path):
+        return handle
+    os.close(handle)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
 def is_same(handle: int, path: Path) -> bool:
     """Whether ``path`` still names what ``handle`` has open."""
     try:
@@ -95,14 +116,21 @@ def is_same(handle: int, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def claimed_folder(path: Path) -> Iterator[None]:
-    """Make the folder ``path`` and remove it, with all that is in it, in the end. Raises OSError."""
-    handle = None
+def claimed_folder(path: Path, keep: Callable[[BaseException], bool] = lambda error: False) -> Iterator[None]:
+    """Make the folder ``path`` and remove it, with all that is in it, in the end. Raises OSError.
+
+    One that is there already is taken over; ``keep`` is asked whether it stays after a failure.
+    """
+    handle, stay, there = None, False, path.is_dir()
     try:
-        handle = claim(path, folder=True)
+        handle = reclaim(path) if there else claim(path, folder=True)
         yield
+    except BaseException as error:
+        stay = there if handle is None else keep(error)  # it may be another's
+        raise
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        if not stay:
+            shutil.rmtree(path, ignore_errors=True)
         if handle is not None:
             os.close(handle)
 

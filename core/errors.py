@@ -11,8 +11,10 @@ KconvError
 │   ├── VocabError           a tokenizer that cannot be read or does not fit the rows
 │   ├── NonFiniteError       a weight that is NaN or infinite
 │   ├── GgufError            a GGUF file that cannot be read
+│   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
 └── EnvironmentProblem    4  disk, memory, permission, network
+    ├── WeightsElsewhere     weights are to be read of which only the header was fetched
     └── ChildDied            a process of kconv's was killed, crashed or gave no answer
 
 Libraries raise; only ``kconv.cli`` prints and exits, with ``exit_code``.
@@ -87,6 +89,13 @@ class GgufError(InputError):
     """A GGUF file that cannot be read."""
 
 
+class HubRefusal(InputError):
+    """What the Hub does not give: a gated, private or missing repository, a revision or file there is not.
+
+    Also what is not in its cache here while it must not be asked (HF_HUB_OFFLINE).
+    """
+
+
 class OutputExists(InputError):
     """The target is there already and ``force`` was not given."""
 
@@ -95,6 +104,10 @@ class EnvironmentProblem(KconvError):
     """Disk, memory, permission or network."""
 
     exit_code = 4
+
+
+class WeightsElsewhere(EnvironmentProblem):
+    """Weights of a checkpoint on the Hub are to be read, and only headers were fetched, as for a plan."""
 
 
 def no_temporary_folder(error: OSError) -> EnvironmentProblem:

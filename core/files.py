@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
-from .claims import claim, new_mark, temporary_beside
+from .claims import claim, new_mark, reclaim, temporary_beside
 from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
+from .kept import kept_for
 from .leftovers import sweep
 
 
@@ -26,9 +28,10 @@ def refuse_existing(path: Path, *, force: bool) -> None:
             raise OutputExists(f"{above} is a file, expected a folder to write {path.name} to")
         return
     if not force:
-        raise OutputExists(
-            f"{path} already exists", hint="choose another -o, or pass --force to overwrite it"
-        )
+        hint = "choose another -o, or pass --force to overwrite it"
+        if kept_for([path]):
+            hint = f"--resume goes on with the run that was ended before its proof was done; or {hint}"
+        raise OutputExists(f"{path} already exists", hint=hint)
     if path.is_dir():
         raise OutputExists(f"{path} is a folder, expected a file", hint="choose another -o")
 
@@ -82,12 +85,19 @@ def _explanation(error: OSError, path: Path, elsewhere: str) -> EnvironmentProbl
 
 
 @contextlib.contextmanager
-def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list[Path]]:
+def atomic_files(
+    paths: Sequence[Path],
+    *,
+    force: bool = False,
+    kept: Mapping[Path, Path] = MappingProxyType({}),
+    keep: Callable[[BaseException], bool] = lambda error: False,
+) -> Iterator[list[Path]]:
     """Yield a temporary path beside each of ``paths``; on success all take their names, on failure none.
 
     The data is synced before the renames and the folders, where that is possible, after them. What killed
-    runs have left in these folders is removed first. Raises OutputExists (also when a target appeared
-    meanwhile) and EnvironmentProblem.
+    runs have left in these folders is removed first. ``kept`` are temporary paths of a run that is gone, to
+    go on with, by those they are for; ``keep`` is asked whether they stay after a failure. Raises
+    OutputExists (also when a target appeared meanwhile) and EnvironmentProblem.
     """
     for path in paths:
         refuse_existing(path, force=force)
@@ -96,11 +106,16 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
     temporaries: list[Path] = []
     handles: list[int] = []
     made = [folder for path in paths for folder in path.absolute().parents if not folder.exists()]
-    mark = new_mark()
+    mark, stay = new_mark(), False
     try:
         for path in paths:
+            old = kept.get(path)
+            if old is not None and old.is_file():
+                handles.append(_reclaimed(old, path))
+                temporaries.append(old)
+                continue
             # noted before it is there: Ctrl-C may strike anywhere
-            temporaries.append(temporary_beside(path, mark=mark))
+            temporaries.append(old or temporary_beside(path, mark=mark))
             with explained(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 handles.append(claim(temporaries[-1]))
@@ -112,8 +127,11 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
             for folder in {path.parent for path in paths}:
                 with contextlib.suppress(OSError):  # all is published; some file systems sync no folders
                     synced(folder)
+    except BaseException as error:
+        stay = keep(error)
+        raise
     finally:
-        for temporary in temporaries:
+        for temporary in () if stay else temporaries:
             with contextlib.suppress(OSError):  # it may never have been made
                 temporary.unlink()
         for handle in handles:  # not before: unlocked, they would look left
@@ -121,6 +139,16 @@ def atomic_files(paths: Sequence[Path], *, force: bool = False) -> Iterator[list
         for folder in dict.fromkeys(made):
             with contextlib.suppress(OSError):  # not empty: all went well
                 folder.rmdir()
+
+
+def _reclaimed(temporary: Path, path: Path) -> int:
+    with explained(path):
+        try:
+            return reclaim(temporary)
+        except BlockingIOError as error:
+            raise OutputExists(
+                f"another run is still writing {path}", hint="wait for it, or end it and try again"
+            ) from error
 
 
 @contextlib.contextmanager

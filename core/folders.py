@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .claims import claimed_folder, locked_folder, temporary_beside
@@ -44,23 +44,31 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path, *, mark: str, force: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    path: Path,
+    *,
+    mark: str,
+    force: bool = False,
+    kept: Path | None = None,
+    keep: Callable[[BaseException], bool] = lambda error: False,
+) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes that name, with all that lies in it.
 
     Its files are synced before. See ``refuse_filled`` for what ``mark`` and ``force`` mean. What killed runs
-    have left beside it is removed first; a folder one was about to replace gets its name back. Raises
-    OutputExists and EnvironmentProblem.
+    have left beside it is removed first; a folder one was about to replace gets its name back. ``kept`` is
+    the folder of a run that is gone, to go on with as it is; ``keep`` is asked whether it stays after a
+    failure. Raises OutputExists and EnvironmentProblem.
     """
     path = path.resolve()
     sweep(path.parent)
     refuse_filled(path, mark=mark, force=force)
     made = [folder for folder in path.parents if not folder.exists()]
-    temporary = temporary_beside(path)
+    temporary = kept or temporary_beside(path)
     old = temporary.with_suffix(".old")
     try:
         with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with claimed_folder(temporary):
+            with claimed_folder(temporary, keep):
                 yield temporary
                 for file in temporary.rglob("*"):
                     synced(file)

@@ -47,7 +47,9 @@ def parse_split_size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
     size = int(match[1]) * _UNITS[match[2]] if match else 0
     if not size:
-        raise UsageError(f"invalid part size {shown(text)}", hint="write it as 2G or 500M")
+        units = re.fullmatch(r"([0-9]{1,9})\s*([KMG])I?B?", text.strip().upper())
+        hint = f"write it as {units[1]}{units[2]}" if units else "write it as 2G or 500M"
+        raise UsageError(f"invalid part size {shown(text)}", hint=hint)
     return size
 
 

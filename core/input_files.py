@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .byte_source import LocalFile, NotAFile, Opener
+from .byte_source import Identity, LocalFile, NotAFile, Opener, SummedSource
 from .errors import CheckpointError, EnvironmentProblem
 from .progress import Progress, silent
 from .tensor import Array
@@ -54,10 +54,23 @@ class InputFile:
         """How many bytes it had when it was opened."""
         return self._source.size
 
+    @property
+    def identity(self) -> Identity:
+        """Which bytes they were when it was opened."""
+        return self._source.identity
+
+    def fileno(self) -> int | None:
+        """The descriptor of a file of this machine, which stays this object's; None for bytes elsewhere."""
+        return self._source.fileno() if isinstance(self._source, LocalFile) else None
+
     def check_unchanged(self) -> None:
         """Raise EnvironmentProblem if the file is not what it was when it was opened."""
         if self._source.identity_now() != self._source.identity:
             raise changed_meanwhile(f"{self.path} was changed while it was read")
+
+    def summed_up(self, progress: Progress, stopped: Callable[[], bool]) -> str | None:
+        """The SHA-256 in hexadecimal where the source reckons it, when it has; None: hash it yourself."""
+        return self._source.sha256(progress, stopped) if isinstance(self._source, SummedSource) else None
 
     def read(self, offset: int, count: int) -> bytes:
         """Exactly ``count`` bytes from ``offset``; the caller has bounded ``count``."""
@@ -128,11 +141,31 @@ def is_plain_name(name: object) -> bool:
 def stays_with(path: Path, *others: Path) -> bool:
     """Whether a file is no link, or one into its own folder or to where a link among ``others`` leads.
 
-    So links lead in the Hub's cache. Any other could carry a file of this machine's into what is made.
+    So links lead in the Hub's cache, where contents that came by Xet may lie in its shared store. Any other
+    link could carry a file of this machine's into what is made.
     """
     real = Path(os.path.realpath(path))
-    places = (Path(os.path.realpath(each)).parent for each in others)
-    return real.is_relative_to(os.path.realpath(path.parent)) or real.parent in places
+    places = {Path(os.path.realpath(each)).parent for each in others}
+    if real.is_relative_to(os.path.realpath(path.parent)) or real.parent in places:
+        return True
+    store = _store_of(path)
+    return store is not None and real.is_relative_to(store)
+
+
+def _store_of(path: Path) -> Path | None:
+    """The folder of contents that repositories in the Hub's cache share, if the file is a link in one.
+
+    ``CACHE/models--org--name/snapshots/COMMIT/…`` leads to ``models--org--name/blobs/…``, and that on to
+    ``CACHE/blobs/…`` (huggingface_hub 2.4).
+    """
+    try:
+        first = Path(os.path.abspath(path.parent / os.readlink(path)))
+    except OSError:
+        return None
+    snapshots = next((each for each in path.absolute().parents if each.name == "snapshots"), None)
+    if snapshots is None or first.parent != snapshots.parent / "blobs":
+        return None
+    return Path(os.path.realpath(snapshots.parent.parent / "blobs"))
 
 
 def refuse_lfs_pointer(path: Path, head: bytes) -> None:
@@ -238,6 +271,8 @@ def file_sha256(
     yes, InterruptedError is raised. Raises EnvironmentProblem if the file is changed meanwhile.
     """
     file = source if isinstance(source, InputFile) else InputFile(source)
+    if (known := file.summed_up(progress, stopped)) is not None:
+        return known
     digest = hashlib.sha256()
     buffer = np.empty(4 << 20, np.uint8)
     for offset in range(0, file.size, len(buffer)):

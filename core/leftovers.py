@@ -1,9 +1,10 @@
 """What runs of kconv that were killed have left: unfinished files and temporary folders.
 
-A lock distinguishes them from those of a run at work (``core/claims.py``). Every run
-takes away what lies in the folders it writes to; ``kconv clean`` does that and no more. Some file systems
-have no locks, and one machine may not see those of another that shares the disk: there only age decides,
-as for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
+A lock distinguishes them from those of a run at work (``core/claims.py``). Every run takes away what lies in
+the folders it writes to; ``kconv clean`` does that and no more. Unfinished files with a journal stay for
+``--resume`` (``core/kept.py``), until ``kconv clean`` or a run that makes the same files anew. Some file
+systems have no locks, and one machine may not see those of another that shares the disk: there only age
+decides, as for files of versions of kconv that held no locks, which only ``kconv clean`` removes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from . import progress
 from .claims import NAMES, is_of_this_machine, is_same, is_shortened
+from .kept import Kept, all_kept, kept_for
 
 OLD_AGE = 24 * 3600
 """Seconds without a change after which something without a lock counts as left."""
@@ -39,12 +41,13 @@ class Leftover:
     """A temporary file or folder of kconv's.
 
     ``bytes`` are those its removal frees. It is ``left`` by a run that is gone, ``in use``, or ``unknown``:
-    without a reliable lock, and changed within a day.
+    without a reliable lock, and changed within a day. ``kept``: a run with ``--resume`` can go on with it.
     """
 
     path: Path
     bytes: int
     state: State
+    kept: bool = False
 
 
 def find_leftovers(folder: Path) -> list[Leftover]:
@@ -52,12 +55,17 @@ def find_leftovers(folder: Path) -> list[Leftover]:
 
     Only those of this user's. Raises OSError where the folder cannot be listed.
     """
-    leftovers = []
+    leftovers, kept = [], _kept(folder)
     for path in _candidates(folder, unlocked=True):
         with _locked(path) as state:
             if state is not None:
-                leftovers.append(Leftover(path, _size(path), state))
+                leftovers.append(Leftover(path, _size(path), state, path in kept))
     return leftovers
+
+
+def _kept(folder: Path) -> set[Path]:
+    """Journals and their unfinished files."""
+    return {path for kept in all_kept(folder) for path in (kept.folder, *kept.partials)}
 
 
 def remove(path: Path) -> Leftover | None:
@@ -86,16 +94,38 @@ def remove(path: Path) -> Leftover | None:
 
 def sweep(folder: Path) -> None:
     """Remove what killed runs have left in ``folder``, as far as possible, and call ``on_removal``."""
-    removed = []
     take_back(folder)
     with contextlib.suppress(OSError):
-        for path in _candidates(folder, unlocked=False):
-            with contextlib.suppress(OSError):
-                gone = remove(path)
-                if gone is not None:
-                    removed.append(gone)
+        kept = _kept(folder)
+        _remove_all(folder, [path for path in _candidates(folder, unlocked=False) if path not in kept])
+
+
+def discard(paths: Sequence[Path]) -> None:
+    """Remove what was kept of runs that were to make any of these files, which lie in one folder."""
+    take_back(paths[0].parent)
+    for kept in kept_for(paths):
+        partials = kept.partials
+        _remove_all(kept.folder.parent, partials, kept=True)
+        with contextlib.suppress(OSError):
+            remove(kept.folder)
+
+
+def _remove_all(folder: Path, paths: Sequence[Path], *, kept: bool = False) -> None:
+    removed = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            gone = remove(path)
+            if gone is not None:
+                removed.append(replace(gone, kept=kept))
     if removed:
         progress.on_removal(folder, removed)
+
+
+def tell_kept(kept: Kept) -> None:
+    """Call ``on_keeping`` with the unfinished files of a journal."""
+    partials = [Leftover(path, _size(path), "left", kept=True) for path in kept.partials]
+    if partials:
+        progress.on_keeping(kept.folder.parent, partials)
 
 
 def take_back(folder: Path) -> None:
@@ -114,7 +144,7 @@ def _groups(folder: Path) -> list[dict[str, dict[Path, Path]]]:
         if match is not None and match["of"] is not None and not path.is_dir():
             if is_shortened(match["of"]):
                 continue
-            ends = groups.setdefault(match["mark"], {"partial": {}, "old": {}})
+            ends = groups.setdefault(match["mark"], {"partial": {}, "old": {}, "journal": {}})
             ends[match["end"]][path] = path.with_name(match["of"])
     return list(groups.values())
 

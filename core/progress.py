@@ -21,5 +21,15 @@ def ignore(folder: Path, removed: list[Leftover]) -> None:
     """Report nothing."""
 
 
+def unheard(text: str) -> None:
+    """Report nothing."""
+
+
+on_remark: Callable[[str], None] = unheard
+"""Told, in a sentence, of what is done otherwise than usual; the command line sets it."""
+
 on_removal: Callable[[Path, list[Leftover]], None] = ignore
 """Told of what ``leftovers.sweep`` has removed; the command line sets it."""
+
+on_keeping: Callable[[Path, list[Leftover]], None] = ignore
+"""Told of unfinished files that stay for ``--resume``; the command line sets it."""

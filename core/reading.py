@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from .byte_source import LocalFile
 from .checkpoint import Checkpoint
-from .errors import CheckpointError, EnvironmentProblem
+from .elsewhere import Elsewhere
+from .errors import CheckpointError, EnvironmentProblem, UsageError
 from .input_files import (
     DOWNLOAD_HINT,
     TEXT_LIMIT,
@@ -44,8 +47,8 @@ __all__ = [
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder: read config.json and the headers of its weight files.
+def open_checkpoint(source: str | Path | Elsewhere) -> Checkpoint:
+    """Open a Hugging Face folder: read config.json and the headers of its weight files, wherever they lie.
 
     Weights are safetensors or PyTorch files, one or several with their index; safetensors are preferred.
     Files may be links (the Hub's cache). What is odd and harmless
@@ -53,12 +56,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     Nothing in the folder is executed. Raises CheckpointError, and EnvironmentProblem where permission is
     missing.
     """
-    folder = _folder(Path(source))
+    place = source if isinstance(source, Elsewhere) else Elsewhere(Path(source))
+    folder = _folder(place.folder)
     beside = side_files(folder)  # before anything is read
     config = read_json(folder, "config.json")
     if config is None:
         raise _no_config(folder)
-    weights = find_weights(folder)
+    weights = find_weights(folder, place.weights.keys())
     tensors: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
     aliases: dict[str, str] = {}
@@ -66,7 +70,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     file_of: dict[str, str] = {}
     files = []
     for name in weights.files:
-        opened = (open_safetensors if name.endswith(".safetensors") else open_torch)(folder / name)
+        open_file = open_safetensors if name.endswith(".safetensors") else open_torch
+        opened = open_file(folder / name, place.weights.get(name, LocalFile))
         files.append(opened.file)
         for tensor in (*opened.tensors, *opened.dropped):
             if tensor in file_of:
@@ -87,7 +92,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(f"{folder}: the weight files contain no weights: {', '.join(weights.files)}")
     paths = tuple(folder / name for name in weights.files)
     found = (config, tensors, paths, dropped, aliases, tuple(files), beside)
-    return Checkpoint(folder, *found, scalars, unindexed, (*weights.notes, *notes))
+    return Checkpoint(folder, *found, scalars, unindexed, (*weights.notes, *notes), place.stream)
 
 
 def _folder(source: Path) -> Path:
@@ -104,9 +109,14 @@ def _folder(source: Path) -> Path:
             )
         return source
     if source.is_file():
-        what = "a GGUF file" if source.suffix == ".gguf" else "a file"
+        if source.suffix.lower() == ".gguf":
+            raise UsageError(
+                f"{source} is a GGUF file, expected a checkpoint folder with config.json and weights",
+                hint=f"to make other types of the file: kconv quantize {shlex.quote(str(source))} -q q4_k_m; "
+                "all else needs the checkpoint it was made from",
+            )
         raise CheckpointError(
-            f"{source} is {what}, expected a checkpoint folder with config.json and weights",
+            f"{source} is a file, expected a checkpoint folder with config.json and weights",
             hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
         )
     looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))

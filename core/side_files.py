@@ -18,11 +18,16 @@ _NAMES = re.compile(
 )
 
 
+def is_side_file(name: str) -> bool:
+    """Whether a file of that name decides or describes."""
+    return _NAMES.fullmatch(name) is not None
+
+
 def side_files(folder: Path) -> dict[Path, Identity]:
     """Those there are, by name, each with what it is at this moment. Raises OSError."""
     identities = {}
     for name in sorted(os.listdir(folder)):
-        if _NAMES.fullmatch(name):
+        if is_side_file(name):
             try:
                 status = os.stat(folder / name)
             except OSError:  # a link that leads nowhere

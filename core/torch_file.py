@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .byte_source import LocalFile, Opener
 from .errors import CheckpointError
@@ -184,7 +184,7 @@ def _refuse_overlaps(file: InputFile, entries: Iterable[zipfile.ZipInfo]) -> Non
 
 def _directory(file: InputFile) -> dict[str, zipfile.ZipInfo]:
     try:
-        with zipfile.ZipFile(_Seekable(file)) as archive:
+        with zipfile.ZipFile(Seekable(file)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, struct.error, NotImplementedError, IndexError) as error:
         raise CheckpointError(
@@ -223,10 +223,23 @@ def _record(file: InputFile, entry: zipfile.ZipInfo) -> tuple[int, int]:
     return offset, entry.file_size
 
 
-class _Seekable(io.RawIOBase):
+class Readable(Protocol):
+    """An InputFile, or what has as much of one as a directory takes."""
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        ...
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Exactly ``count`` bytes from ``offset``."""
+        ...
+
+
+class Seekable(io.RawIOBase):
     """The file as ``zipfile`` wants it, reading no more at once than a sane directory has."""
 
-    def __init__(self, file: InputFile) -> None:
+    def __init__(self, file: Readable) -> None:
         self._file, self._at = file, 0
 
     def seekable(self) -> bool:

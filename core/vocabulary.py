@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-BPE, SPM, UNIGRAM = "gpt2", "llama", "t5"
-"""llama.cpp's names for byte-level BPE, SentencePiece BPE and SentencePiece unigram vocabularies, in whatever
+BPE, SPM, UNIGRAM, WORDPIECE = "gpt2", "llama", "t5", "bert"
+"""llama.cpp's names for byte-level BPE, SentencePiece BPE, SentencePiece unigram and WordPiece, in whatever
 architecture."""
 
 GEMMA4 = "gemma4"
@@ -39,7 +39,9 @@ class Vocab:
 
     ``model`` is llama.cpp's tokenizer model: ``gpt2`` (byte-level BPE, needs ``merges`` and ``pre``),
     ``llama`` (SentencePiece BPE, needs ``scores``) or ``t5`` (SentencePiece unigram, needs ``scores``; knows
-    ``remove_extra_whitespaces`` and SentencePiece's compiled normalization, ``charsmap``). ``special`` maps
+    ``remove_extra_whitespaces`` and SentencePiece's compiled normalization, ``charsmap``) or ``bert``
+    (WordPiece, knows ``lowercase`` and ``strip_accents``, and always puts BOS before and the separator after
+    a text). ``special`` maps
     role to id; roles are those of the GGUF keys ``tokenizer.ggml.<role>_token_id``: bos, eos, unknown,
     padding, mask, eot …. ``tokens``, ``types`` and ``scores`` (empty where the model has none) run by id and
     are equally long.
@@ -57,6 +59,8 @@ class Vocab:
     add_space_prefix: bool = False
     remove_extra_whitespaces: bool = False
     charsmap: bytes = b""
+    lowercase: bool = False
+    strip_accents: bool = False
     chat_template: str | None = None
 
     @property
@@ -93,6 +97,10 @@ def gguf_keys(vocab: Vocab) -> dict[str, Value]:
         keys["tokenizer.ggml.remove_extra_whitespaces"] = vocab.remove_extra_whitespaces
         if vocab.charsmap:
             keys["tokenizer.ggml.precompiled_charsmap"] = vocab.charsmap
+    if vocab.model == WORDPIECE:  # llama.cpp lowercases and strips accents where the keys are missing
+        keys["tokenizer.ggml.add_sep_token"] = True
+        keys["tokenizer.ggml.normalizer.lowercase"] = vocab.lowercase
+        keys["tokenizer.ggml.normalizer.strip_accents"] = vocab.strip_accents
     if vocab.chat_template is not None:
         keys["tokenizer.chat_template"] = vocab.chat_template
     return keys

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,9 +47,12 @@ class WeightList:
     notes: tuple[Note, ...] = ()
 
 
-def find_weights(folder: Path) -> WeightList:
-    """Choose the weight files of a folder. Raises CheckpointError if there are none, or unclear ones."""
-    names = sorted(os.listdir(folder))
+def find_weights(folder: Path, elsewhere: Collection[str] = ()) -> WeightList:
+    """Choose the weight files of a folder. Raises CheckpointError if there are none, or unclear ones.
+
+    Files named ``elsewhere`` belong to it without lying there.
+    """
+    names = sorted({*os.listdir(folder), *elsewhere})
     for name in STANDARD:
         if name in names:
             if (folder / name).is_dir() and folder.name not in STANDARD:
@@ -78,6 +81,11 @@ def _inside(folder: Path, name: str) -> WeightList:
 
 def _candidates(names: Sequence[str], kind: str) -> list[str]:
     return [name for name in names if name.endswith(f".{kind}") and not _matches(name, NOT_THE_MODEL)]
+
+
+def is_not_the_model(name: str) -> bool:
+    """Whether a file of that name holds an adapter, the state of a training, another layout."""
+    return _matches(name, NOT_THE_MODEL)
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
@@ -122,7 +130,7 @@ def _read_index(folder: Path, name: str, names: Sequence[str]) -> WeightList:
                 f"of a {ending} file in the same folder"
             )
     files = tuple(sorted(set(where.values())))
-    missing = [file for file in files if not os.path.lexists(folder / file)]
+    missing = [file for file in files if file not in names]
     whole = _without_index(folder, name, names)
     if whole is not None and (missing or set(files) < set(whole.files)):
         if both := [file for file in files if file not in missing and file not in whole.files]:

@@ -117,7 +117,7 @@ class AnyGgufArtifact(GgufArtifact):
             return super()._runtime(reader, expected, window, options)
         return RuntimePart("not run"), None
 
-    def computed(
+    def predicted(
         self,
         expected: Expected,
         read: Read,
@@ -127,8 +127,8 @@ class AnyGgufArtifact(GgufArtifact):
     ) -> tuple[RuntimePart, LogitsPart]:
         """The logits in llama.cpp; layers are diagnosed where the reference can take the file's weights."""
         if self.left.all_weights_read:
-            return super().computed(expected, read, windows, tensors, options)
-        runtime, part = super().computed(expected, read, windows, tensors, replace(options, diagnose=False))
+            return super().predicted(expected, read, windows, tensors, options)
+        runtime, part = super().predicted(expected, read, windows, tensors, replace(options, diagnose=False))
         gate, figures = part.gate, part.figures
         if gate is None or figures is None or not figures.positions or options.gates:
             return runtime, part

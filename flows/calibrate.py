@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..converters.kept_importance import kept_importance
 from ..converters.results import Scope
 from ..core.cores import available_cores
 from ..core.windows import Window
@@ -16,6 +17,7 @@ from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
 from .importance import measure_activations, named_texts
 from .results import Run
+from .resume import journal_of
 
 
 @dataclass(frozen=True)
@@ -50,5 +52,21 @@ def calibrate(
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
     activations, reading = measure_activations(expected, named, windows, options)
-    digest = hashlib.sha256("\0".join(named.values()).encode()).hexdigest()
-    return Calibration(importance_of(activations, sha256=digest), windows, reading)
+    return Calibration(importance_of(activations, sha256=_digest(named)), windows, reading)
+
+
+def learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:
+    """What a run for these ``paths`` has learned of the same texts before it was ended, if this one goes on.
+
+    Raises InputError as ``calibrate`` does.
+    """
+    journal = journal_of(paths) if run.resume else None
+    learned = None if journal is None else kept_importance(journal)
+    if learned is None or learned.sha256 != _digest(named_texts(texts)):
+        return None
+    run.announce("resumed: the importance data have been computed already")
+    return learned
+
+
+def _digest(named: Mapping[str, str]) -> str:
+    return hashlib.sha256("\0".join(named.values()).encode()).hexdigest()

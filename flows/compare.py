@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..converters.intake import open_model
 from ..converters.results import CompanionFile, Options, Output
 from ..converters.targets import different_types
 from ..core.errors import UsageError
@@ -112,6 +113,16 @@ class Comparison:
         }
 
 
+def _refuse_encoder(source: str | Path) -> None:
+    """Raise UsageError for a checkpoint that predicts nothing: its types are compared where they are made."""
+    _, family = open_model(source)
+    if family.encoder_only:
+        raise UsageError(
+            f"kconv compare measures predictions, and {family.title} models write no text",
+            hint="kconv to-gguf -q f16,q8_0,q4_k_m says how much the embeddings of each type lose",
+        )
+
+
 def compare(
     source: str | Path,
     output: str | Path | None = None,
@@ -136,6 +147,7 @@ def compare(
         raise UsageError(f"-o {output} is the name of one file, but several are made", hint="give a folder")
     if len(different_types(options)) < 2:
         raise UsageError("a comparison needs at least two types", hint="give them with -q q4_0,q4_k_m,q8_0")
+    _refuse_encoder(source)
     options = replace(options, verify="quick")
     run = Run(
         force,

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from ..converters.card import general_metadata, licence_notice
-from ..converters.family import Companion
+from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
+from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
-from ..converters.manifest import checkpoint_hashes, common_part, record_proof
-from ..converters.mapping import build, parameters
-from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
+from ..converters.manifest import common_part, record_proof
+from ..converters.mapping import build
+from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
@@ -24,14 +25,19 @@ from ..converters.targets import (
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
+from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
+from ..core.input_files import InputFile
+from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
+from ..hub.object_store import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
+from ..vocab.broken_template import left_out_metadata
 from ..vocab.context import read_context
 from ..vocab.end_of_turn import goes_on_metadata
 from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
@@ -41,10 +47,12 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
+from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
-from .calibrate import Calibration, calibrate
+from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
-from .results import Conversion, Run
+from .results import Conversion, Run, conversion_of
+from .resume import journal_of, refuse_unkept
 from .write import write_targets
 
 
@@ -69,11 +77,14 @@ def to_gguf(
     split_max_size: str | None = None,
     drop_extra_tokens: bool = False,
     words_as_text: bool = False,
+    rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    stream: bool = False,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -85,12 +96,13 @@ def to_gguf(
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-    thousand and compares
-    every weight, ``off`` (or False) leaves the proof out; token parity always runs. With
-    ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``made`` is
-    called with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all
-    kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
-    ``Conversion.verdict``.
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
+    reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
+    weights of a checkpoint on the Hub are converted as they come, and not kept. ``made`` is called with the
+    finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file
+    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -110,18 +122,29 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    return convert(
-        source, output, options, Run(force, threads, progress, announce, made=made), modelfile=modelfile
-    )
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    if (place := parse_object(output)) is None:
+        return convert(source, output, options, run, modelfile=modelfile)
+    from .object_store import convert_to_store  # which converts by what is here
+
+    return convert_to_store(source, place, options, run, modelfile=modelfile)
 
 
+@leaving_nothing()
 def convert(
-    source: str | Path, output: str | Path | None, options: Options, run: Run, *, modelfile: bool = False
+    source: str | Path | Elsewhere,
+    output: str | Path | None,
+    options: Options,
+    run: Run,
+    *,
+    modelfile: bool = False,
 ) -> Conversion:
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
-    checkpoint, family = open_model(source)
+    look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
+    checkpoint, family = open_model(arrived(source, look, run))
+    announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(
@@ -140,29 +163,52 @@ def convert(
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
-    if options.calibrate:  # what would be refused afterwards is refused before the long pass
-        plan_files(model, targets, companions, importance_to_be(model.tensors))
-    calibration = _calibrate(expected, options, run)
-    importance = importance if calibration is None else calibration.importance
+    calibration = None
+    if expected is not None and options.calibrate:
+        # what would be refused afterwards is refused before the long pass
+        _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+        paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
+        texts = [Path(path) for path in options.calibrate]
+        importance = learned_before(paths, texts, run)
+        if importance is None:
+            calibration = calibrate(expected, texts, scope=options.verify, run=run)
+            importance = calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
-    targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
+    targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
         model,
         targets,
         plans,
-        checkpoint_hashes(checkpoint),
+        checkpoint_hashes(checkpoint, rehash=run.rehash),
         partial(common_part, checkpoint, options, parity, importance),
         companions=beside,
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
+        proven=expected is not None and options.verify != "off",
+        stream=checkpoint.stream,
         run=run,
     )
     run.made([output.path for output in outputs])
     if calibration is not None:
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
-    return _conversion(checkpoint, model, outputs, files, parity, proofs)
+    discard([path for target in targets for path in target.paths])  # the journal
+    return conversion_of(checkpoint, model, outputs, files, parity, proofs)
+
+
+def _refuse_early(
+    checkpoint: Checkpoint,
+    family: AnyFamily,
+    *,
+    output: str | Path | None,
+    options: Options,
+    modelfile: bool,
+    run: Run,
+) -> None:
+    """Raise what names and shapes tell: an unknown architecture, tensors that miss, files in the way."""
+    model, companions = build(family, checkpoint), family.companions(checkpoint)
+    _choose_targets(checkpoint, model, companions, output, options, modelfile=modelfile, run=run)
 
 
 def _choose_targets(
@@ -176,16 +222,12 @@ def _choose_targets(
     run: Run,
 ) -> tuple[list[Target], list[CompanionTarget]]:
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
-    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=run.force)
+    force = run.force or run.resume
+    targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume:
+        refuse_unkept(targets, force=run.force)
+    run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def _calibrate(expected: Expected | None, options: Options, run: Run) -> Calibration | None:
-    """Importance learned from the user's texts and, from the same passes, what the proof needs to know."""
-    if expected is None or not options.calibrate:
-        return None
-    texts = [Path(path) for path in options.calibrate]
-    return calibrate(expected, texts, scope=options.verify, run=run)
 
 
 def with_vocab(
@@ -211,6 +253,8 @@ def with_vocab(
     metadata.update(sampling_metadata(sampling))
     metadata.update(normalizer_metadata(tokenizer))
     metadata.update(goes_on_metadata(vocab))
+    if options.chat_template is None:
+        metadata.update(left_out_metadata(tokenizer.chat_template, vocab))
     if parity.verdict == "leading-space":
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)
@@ -259,38 +303,18 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
-    proofs = prove_new_files(
-        replace(expected, model=model),
-        [output.path for output in outputs],
-        parity,
-        scope=options.verify,
-        run=run,
-        importance=importance,
-        known=known,
-    )
+    with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
+        proofs = prove_new_files(
+            replace(expected, model=model),
+            [output.path for output in outputs],
+            parity,
+            scope=options.verify,
+            run=run,
+            importance=importance,
+            known=known,
+            keep=journal_of([output.path for output in outputs]),
+        )
+        hashed = {file.name: file for file in hashes.result(run.progress)}
     for output, proof in zip(outputs, proofs, strict=True):
-        record_proof(output.manifest, proof.to_manifest())
+        record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
-
-
-def _conversion(
-    checkpoint: Checkpoint,
-    model: Model,
-    outputs: Sequence[Output],
-    companions: Sequence[CompanionFile],
-    parity: Parity,
-    proofs: Sequence[Proof],
-) -> Conversion:
-    licence = model.metadata.get("general.license")
-    return Conversion(
-        checkpoint.folder,
-        model.arch,
-        parameters(model),
-        tuple(outputs),
-        parity,
-        model.notes,
-        vocab_of(model).chat_template,
-        licence if isinstance(licence, str) else None,
-        tuple(proofs),
-        tuple(companions),
-    )

@@ -12,6 +12,7 @@ from typing import Any
 from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent
+from ..hub.artifact import local_artifact
 from ..runtimes import KV_TYPES
 from ..runtimes.generation import (
     Generation,
@@ -152,7 +153,7 @@ def generate(
     if fill and stops:
         raise UsageError("--stop cannot be combined with --fill, whose output is split at the masks")
     loaded = open_artifact(
-        Path(artifact),
+        local_artifact(artifact, progress),
         front_end=None if front_end is None else Path(front_end),
         context=context,
         kv_type=kv_type,
@@ -169,7 +170,7 @@ def generate(
         echo=echo,
         announce=announce,
     )
-    sampling = _sampling(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
+    sampling = sampling_for(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
     with loaded.start(progress) as runtime:
         ids, count = _prompt_ids(runtime, asked, tokens, context, loaded.factor, announce)
         announce(Note("sampling", str(sampling)))
@@ -204,7 +205,7 @@ def _checked_options(numbers: Mapping[str, float | None], kv_type: str | None) -
     return None if kv_type is None else kv_type.lower()
 
 
-def _sampling(
+def sampling_for(
     metadata: Mapping[str, Any], wishes: Mapping[str, float | None], *, greedy: bool, answers: bool
 ) -> Sampling:
     """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.

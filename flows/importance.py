@@ -23,6 +23,7 @@ from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.text_files import read_text
 from ..core.windows import Window
+from ..hub.checkpoint import local_checkpoint
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reference
@@ -34,6 +35,8 @@ from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..vocab.selection import select_vocab
 
 CHUNKS = 128
+FEWEST = 128
+"""Tokens of text that importance data can be measured on at all."""
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 
 
@@ -65,7 +68,7 @@ def gather(
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
     opening the checkpoint raises, and InputError for texts too short.
     """
-    checkpoint, family = open_model(source)
+    checkpoint, family = open_model(local_checkpoint(source, progress))
     for note in checkpoint.notes:
         announce(f"{'warning' if note.warning else 'note'}: {note.message}")
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
@@ -87,6 +90,7 @@ def measure_activations(
 ) -> tuple[ActivationSums, Reading]:
     """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
     every = text_windows(expected, list(texts.values()), tokens=None, window=window)
+    _refuse_little(sum(len(each.ids) for each in every))
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     options.announce(_cost(expected, chosen, len(every)))
     modules = _modules(expected)
@@ -101,6 +105,15 @@ def measure_activations(
     )
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(learned, modules, tuple(texts), len(chosen), size), reading
+
+
+def _refuse_little(tokens: int) -> None:
+    """Raise InputError where hardly any column of a matrix would have been measured more than by accident."""
+    if tokens < FEWEST:
+        raise InputError(
+            f"the calibration text has {tokens} tokens, too few to measure by: at least {FEWEST} are needed",
+            hint="give more text of the kind the model will read; 20,000 to 100,000 tokens are usual",
+        )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from ..core.gguf_pairs import encode_pairs
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.vocabulary import gguf_keys
+from ..hub.checkpoint import headers_only
 from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
@@ -162,7 +163,7 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
-    checkpoint, family = open_model(source)
+    checkpoint, family = open_model(headers_only(source))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)

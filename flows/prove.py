@@ -8,10 +8,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
+from ..converters.manifest import versions
 from ..core.cores import available_cores
 from ..core.windows import Window
 from ..quant.gguf_weights import open_gguf
 from ..quant.importance import Importance
+from ..reference.kept_reading import kept_or_read
+from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
@@ -31,13 +34,14 @@ def prove_new_files(
     run: Run,
     importance: Importance | None = None,
     known: Known = MappingProxyType({}),
+    keep: Path | None = None,
 ) -> tuple[Proof, ...]:
     """Hold files just made against their checkpoint; ``expected`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
-    were quantized with; ``known`` is what has been read already. Raises KconvError where reading the
-    checkpoint fails.
+    were quantized with; ``known`` is what has been read already; in the folder ``keep`` readings are kept,
+    for a run that goes on with this one. Raises KconvError where reading the checkpoint fails.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(),
@@ -50,7 +54,9 @@ def prove_new_files(
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
-        return known[asked] if asked in known else read_reference(expected, options, asked)
+        if asked in known:
+            return known[asked]
+        return read_and_keep(keep, expected, options, asked)
 
     proofs = []
     for path in files:
@@ -59,3 +65,14 @@ def prove_new_files(
             proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
             proofs.append(proof)
     return tuple(proofs)
+
+
+def read_and_keep(
+    keep: Path | None, expected: Expected, options: VerifyOptions, windows: tuple[Window, ...]
+) -> Reading:
+    """The checkpoint in fp32 over all windows; in the folder ``keep`` that stays for a run that goes on."""
+    read = functools.partial(read_reference, expected, options, windows)
+    if keep is None:
+        return read()
+    reference = functools.partial(Reference, expected.checkpoint, expected.family, threads=options.threads)
+    return kept_or_read(keep, windows, versions(("torch", "transformers")), reference, read)

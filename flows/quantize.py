@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 from ..converters.gguf_plan import FilePlan
 from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
-from ..converters.manifest import SourceHashes, requantized_part
+from ..converters.hashes import SourceHashes
+from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import read_manifest
 from ..converters.results import Options, Output
@@ -95,9 +97,12 @@ def quantize(
     allow_nan: bool = False,
     split_max_size: str | None = None,
     keep_split: bool = False,
+    rehash: bool = False,
+    resume: bool = False,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
@@ -119,12 +124,15 @@ def quantize(
         split_max_size=split_max_size,
     )
     request = Request(options, allow_requantize, keep_split)
-    return requantize(Path(source), output, request, Run(force, threads, progress))
+    return requantize(
+        Path(source), output, request, Run(force, threads, progress, announce, rehash=rehash, resume=resume)
+    )
 
 
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
     """The flow: open, choose formats, plan, write."""
     policies = _policies(request, output)
+    _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
@@ -140,13 +148,27 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             model,
             targets,
             plans,
-            SourceHashes(file.opened()),
+            SourceHashes(file.opened(), rehash=run.rehash),
             lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
             allow_nan=request.options.allow_nan,
             importance=importance,
             run=run,
         )
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
+
+
+def _refuse_folder(source: Path) -> None:
+    """Raise UsageError for a checkpoint, which is quantized while it is converted."""
+    if (source / "config.json").is_file():
+        raise UsageError(
+            f"{source} is a checkpoint folder, expected a GGUF file",
+            hint=f"convert and quantize it in one step: kconv to-gguf {shlex.quote(str(source))} -q q4_k_m",
+        )
+    inside = sorted(source.glob("*.gguf"))[:1] if source.is_dir() else []
+    if inside:
+        raise UsageError(
+            f"{source} is a folder, expected a GGUF file", hint=f"pass {shlex.quote(str(inside[0]))}"
+        )
 
 
 def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:

@@ -18,8 +18,11 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError, UsageError
+from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import open_checkpoint
+from ..hub.artifact import local_artifact
+from ..hub.checkpoint import local_checkpoint
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..runtimes.onnx_folder import OnnxFolder, open_onnx
 from ..verify.gguf_artifact import GgufArtifact
@@ -31,6 +34,7 @@ from ..verify.same_model import refuse_other_model
 from ..vocab.expected import expected_model
 from ..vocab.sample_text import LONG
 from ..vocab.selection import embedding_rows
+from ..vocab.tokenizer import Source
 from .any_artifact import AnyGgufArtifact
 from .any_model import expected_of_any
 
@@ -45,6 +49,7 @@ class _Request:
     ignore_manifest: bool
     options: Mapping[str, Any]
     front_end: Path | None = None
+    rehash: bool = False
 
 
 def verify(
@@ -56,9 +61,11 @@ def verify(
     window: int | None = None,
     gates: Mapping[str, float] | None = None,
     max_kl: float | None = None,
+    min_cosine: float | None = None,
     diagnose: bool | None = None,
     ignore_manifest: bool = False,
     front_end: str | Path | None = None,
+    rehash: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
@@ -70,9 +77,11 @@ def verify(
 
     ``texts`` (default: some thousand tokens of built-in Korean and English) are read in windows of ``window``
     tokens, at most ``tokens`` of each. ``gates`` maps a type (or ``""``, the file's own) to the loss above
-    which a file fails, ``max_kl`` is that of any type, in nats.
+    which a file fails, ``max_kl`` is that of any type, in nats, ``min_cosine`` an encoder's least mean
+    cosine.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
     told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    ``rehash`` reads all files for their SHA-256 even where receipts of earlier runs have them.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
     a damaged header, another model, a body without its front end, a checkpoint that has changed since the
     conversion (unless ``ignore_manifest``), a text that is too short.
@@ -81,19 +90,28 @@ def verify(
     options = _options(texts, tokens, window, gates, diagnose, ignore_manifest)
     if max_kl is not None:
         options["max_kl"] = max_kl
+    if min_cosine is not None:
+        options["min_cosine"] = min_cosine
     if front_end is not None:
         options["front_end"] = str(front_end)
     second = None if front_end is None else Path(front_end)
-    asked = _Request(texts, tokens, window, ignore_manifest, options, second)
+    asked = _Request(texts, tokens, window, ignore_manifest, options, second, rehash)
     verify_options = VerifyOptions(
-        gates or {}, max_kl, diagnose, threads or available_cores(), progress, announce
+        gates or {},
+        max_kl,
+        min_cosine,
+        diagnose,
+        threads or available_cores(),
+        progress,
+        announce,
     )
-    if Path(artifact).is_dir():
+    artifact, against = local_artifact(artifact, progress), local_checkpoint(against, progress)
+    if artifact.is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(Path(artifact)), open_checkpoint(against), asked, verify_options)
+        proof = _prove_folder(open_onnx(artifact), open_checkpoint(against), asked, verify_options)
     else:
-        with open_gguf(Path(artifact)) as file:
+        with open_gguf(artifact) as file:
             proof = _prove_file(file, Path(against), asked, verify_options)
     return replace(proof, seconds=time.monotonic() - begun)
 
@@ -120,7 +138,8 @@ def _options(
 def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
-    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths)  # first of all: what has changed
+    # first of all: what has changed
+    hashes = CheckpointHashes(file.path, manifest, checkpoint, file.paths, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
@@ -138,9 +157,9 @@ def _prove_folder(
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
     there = [path for file in written if (path := folder.path / file.name).is_file()]
     parts = list(dict.fromkeys([*folder.files, *there]))
-    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts)
+    hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
-    expected = _expected_of_folder(folder, checkpoint)
+    expected = _expected_of_folder(folder, checkpoint, manifest)
     return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
 
 
@@ -166,16 +185,30 @@ def _expected_of_file(file: GgufFile, checkpoint: Checkpoint, manifest: Mapping[
     family = family_for(checkpoint.config)
     model = build(family, checkpoint)
     refuse_other_model(file, model)
-    options = (manifest or {}).get("options")
-    dropped = isinstance(options, Mapping) and options.get("drop_extra_tokens") is True
-    source = read_tokenizer(checkpoint, embedding_rows(model) if dropped else None)
+    source = _tokenizer(checkpoint, model, manifest)
     model = expected_model(model, checkpoint, source, file.header, manifest)
     return Expected(checkpoint, family, model, source)
 
 
-def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
-    """What the folder is measured against. Raises InputError where only one of the two has an encoder."""
+def _tokenizer(checkpoint: Checkpoint, model: Model, manifest: Mapping[str, Any] | None) -> Source:
+    """That of the checkpoint, without the tokens the conversion was told to leave out."""
+    options = (manifest or {}).get("options")
+    dropped = isinstance(options, Mapping) and options.get("drop_extra_tokens") is True
+    return read_tokenizer(checkpoint, embedding_rows(model) if dropped else None)
+
+
+def _expected_of_folder(
+    folder: OnnxFolder, checkpoint: Checkpoint, manifest: Mapping[str, Any] | None
+) -> Expected:
+    """What the folder is measured against. Raises InputError where the two are of different kinds."""
     family = family_for(checkpoint.config)
+    if family.encoder_only != folder.embeds:
+        kinds = ("writes text", "gives hidden states")
+        raise InputError(
+            f"{folder.path} {kinds[folder.embeds]}, but {checkpoint.folder} ({family.title}) "
+            f"{kinds[family.encoder_only]}",
+            hint="pass the checkpoint the folder was made from with --against",
+        )
     if family.encoder_decoder != (folder.encoder is not None):
         kinds = ("has no encoder", "has an encoder")
         own, given = kinds[folder.encoder is not None], kinds[family.encoder_decoder]
@@ -183,6 +216,5 @@ def _expected_of_folder(folder: OnnxFolder, checkpoint: Checkpoint) -> Expected:
             f"{folder.path} {own}, but {checkpoint.folder} ({family.title}) {given}",
             hint="pass the checkpoint the folder was made from with --against",
         )
-    return expected_of_folder(
-        checkpoint, family, build(family, checkpoint, "ONNX"), read_tokenizer(checkpoint)
-    )
+    model = build(family, checkpoint, "ONNX")
+    return expected_of_folder(checkpoint, family, model, _tokenizer(checkpoint, model, manifest))

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..converters.gguf_plan import FilePlan, plan_companion
-from ..converters.gguf_writer import write_files
-from ..converters.manifest import SourceFile, SourceHashes, manifest_text
+from ..converters.gguf_writer import (
+    Written,
+    begin_files,
+    finish_files,
+    plan_writing,
+    write_files,
+    write_pieces,
+)
+from ..converters.hashes import SourceFile, SourceHashes
+from ..converters.journal import (
+    Done,
+    Journal,
+    JournalFolder,
+    fingerprint,
+    read_done,
+    resumed_text,
+    source_stamps,
+)
+from ..converters.kept_importance import keep_importance
+from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
-from ..core.files import atomic_files
+from ..converters.write_plan import WritePlan, sound_pieces
+from ..core.claims import new_mark
+from ..core.elsewhere import Stream
+from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import read_header
-from ..core.model import Model
+from ..core.leftovers import discard
+from ..core.model import Model, Note
 from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
+from .resume import find_kept, is_published, journaled_files, not_as_written
 
 Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
 """What the manifests have in common, of the model with its last notes, the source's files, the companions."""
@@ -35,32 +60,50 @@ def write_targets(
     modelfile: Callable[[str], str] | None = None,
     allow_nan: bool = False,
     importance: Importance | None = None,
+    proven: bool = False,
+    stream: Stream | None = None,
     run: Run,
 ) -> tuple[list[Output], list[CompanionFile], Model]:
     """All files of all targets, their companions, manifests and Modelfiles, from one read of the weights.
 
     ``source`` hashes meanwhile what is read; ``modelfile`` makes an Ollama Modelfile for the file of that
-    name. The model comes back with notes on its weights. Raises what reading, encoding and writing raise;
-    then nothing has its final name.
+    name. A journal is kept meanwhile; if the files are to be ``proven``, it stays until whoever does that
+    discards it. What an ended run has left goes on where ``run`` says so (resume.py). Weights from a
+    ``stream`` are known to be right when all have come, so nothing of them is noted. The model comes back
+    with notes on its weights. Raises what reading, encoding and writing raise; then nothing has its final
+    name.
     """
     paths = [path for target in targets for path in target.paths]
+
+    @functools.cache
+    def identity() -> dict[str, Any]:
+        layouts = (layout for plan in plans for layout in plan.layout())
+        return fingerprint(layouts, importance=importance, allow_nan=allow_nan)
+
+    stamps = source_stamps(source.sources)
+    kept = find_kept(paths, identity, stamps, run)
+    parts = [path for target in targets for path in target.parts]
+    planned = partial(plan_writing, model.tensors, plans, allow_nan=allow_nan, importance=importance)
+    if kept is not None and is_published(kept, paths):
+        written = _published(planned(parts), read_done(kept.folder), run)
+        outputs, model = _outputs(targets, plans, written, model)
+        if not proven:
+            discard(paths)
+        return outputs, [_write_companion(each, None) for each in companions], model
     paths += [each.path for each in companions if not each.kept]
-    with atomic_files(paths, force=run.force) as made:
+    content = partial(_content, identity, stamps)
+    with journaled_files(paths, kept, content, run, proven=proven and stream is None) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
+        if importance is not None and not importance.source and stream is None:  # measured by this very run
+            journal.establish(partial(keep_importance, importance=importance))
+        done = Done() if kept is None else read_done(kept.folder)
+        temporaries = [temporary[path] for path in parts]
+        begin_files(model.tensors, plans, temporaries)
         with source as hashes:
-            written = write_files(
-                model.tensors,
-                plans,
-                [temporary[path] for target in targets for path in target.parts],
-                threads=run.threads,
-                allow_nan=allow_nan,
-                importance=importance,
-                progress=run.progress,
-            )
+            written = _write(planned(temporaries), done, journal, run, stream)
             files = hashes.result(run.progress)
-        model = replace(model, notes=(*model.notes, *written.notes))
-        outputs = [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)]
+        outputs, model = _outputs(targets, plans, written, model)
         common = describe(model, files, beside)
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
@@ -69,6 +112,57 @@ def write_targets(
                 text = modelfile(output.path.name)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
     return outputs, beside, model
+
+
+def _content(
+    identity: Callable[[], Mapping[str, Any]], stamps: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    return {"fingerprint": identity(), "sources": list(stamps)}
+
+
+def _outputs(
+    targets: Sequence[Target], plans: Sequence[FilePlan], written: Written, model: Model
+) -> tuple[list[Output], Model]:
+    """What was made, and the model with notes on its weights."""
+    model = replace(model, notes=(*model.notes, *written.notes))
+    return [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)], model
+
+
+def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run, stream: Stream | None) -> Written:
+    """All pieces that are not ``done``; the others are checked."""
+    pieces = plan.pieces()
+    if stream is not None:
+        written = write_pieces(plan, pieces, threads=run.threads, progress=run.progress, stream=stream)
+        return _written(plan, written.not_finite, written.kernels)
+    sound = (
+        sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress) if done.checks else set()
+    )
+    left = [piece for piece in pieces if piece not in sound]
+    if sound:
+        run.announce(resumed_text(len(sound), len(pieces)))
+    files = [file.path for model in plan.models for file in model.files]
+    with Journal(folder, new_mark(), files) as journal:
+        written = write_pieces(plan, left, threads=run.threads, journal=journal, progress=run.progress)
+    return _written(plan, done.not_finite | written.not_finite, written.kernels)
+
+
+def _written(plan: WritePlan, harmed: Collection[str], kernels: tuple[Note, ...] = ()) -> Written:
+    """Once all pieces are written, whoever wrote them."""
+    names = tuple(tensor.name for tensor in plan.tensors if tensor.name in harmed)
+    return Written(finish_files(plan), names, kernels)
+
+
+def _published(plan: WritePlan, done: Done, run: Run) -> Written:
+    """Files a run had finished before it was ended. Raises OutputExists where others have their names."""
+    problem = None
+    try:
+        sound = sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress)
+        if len(sound) == len(plan.pieces()):
+            run.announce("resumed: the files are complete")
+            return _written(plan, done.not_finite)
+    except EnvironmentProblem as error:
+        problem = error
+    raise not_as_written(plan.models[0].files[0].path) from problem
 
 
 def _write_companion(target: CompanionTarget, temporary: Path | None) -> CompanionFile:

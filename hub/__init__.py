@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: what a name stands for, downloads that resume and are checked, byte ranges, uploads."""
+"""The Hugging Face Hub: what a name stands for, downloads that resume and are checked, ranges, uploads."""

@@ -1,13 +1,8 @@
-# make batch: many checkpoints to many types, as real file targets.
+# make batch: many checkpoints to many types, by kconv batch, which knows what is missing or out of date.
 #
-# $(OUT)/<folder name>-<TYPE>.gguf depends on the checkpoint's files, so only what is missing or older than
-# its checkpoint is made; -j makes several at a time. One that fails does not stop the others (make's -k is
-# on for this goal) and leaves what was there before, since kconv writes under a temporary name; make's exit
-# code is then not zero. Each file is a conversion of its own, so that nothing is made again for the sake of
-# a sister file.
-#
-# A file whose proof fails or is interrupted stays, but is given an old date: or make would take it for done
-# the next time and say nothing.
+# $(OUT)/<folder name>-<TYPE>.gguf are file targets, too, for Makefiles that want one of them: such a file
+# depends on the checkpoint's files and is a conversion of its own. If its proof fails or is interrupted it
+# stays, but is given an old date: or make would take it for done the next time and say nothing.
 
 MODELS ?=
 QUANTS ?= q8_0 q4_0
@@ -16,7 +11,8 @@ VERIFY ?= quick
 KCONV_FLAGS ?=
 
 define BATCH_USAGE
-make batch converts checkpoint folders to GGUF files; only what is missing or older than its checkpoint.
+make batch converts checkpoint folders to GGUF files: only what is missing, or was made of other files, with
+other options or by another version. It calls kconv batch, which reads each checkpoint once for all types.
 
   make batch MODELS="dir1 dir2" [QUANTS="q8_0 q4_0"] [OUT=dist] [VERIFY=quick] [KCONV_FLAGS="--threads 2"] [-j2]
 
@@ -26,7 +22,9 @@ make batch converts checkpoint folders to GGUF files; only what is missing or ol
   OUT          folder of the files: <folder name>-<TYPE>.gguf, each with its manifest
   VERIFY       how each file is proven: quick, full, or no; make fails where a proof does
   KCONV_FLAGS  more options for kconv to-gguf
-  -jN          N conversions at a time
+  -jN          N checkpoints at a time
+
+Lists with other options for each checkpoint, ONNX or checkpoints of the Hub: kconv batch --help.
 endef
 
 # Characters make, its wildcards or the shell would take for something else.
@@ -38,6 +36,8 @@ batch_kinds := *.json *.model *.txt *.safetensors *.bin *.jinja *.md LICENSE* LI
 # Left out: dangling links and names with a space or a colon, which make would ask somebody to make.
 batch_files = $(foreach file,$(wildcard $(addprefix $1/,$(batch_kinds))),\
   $(if $(findstring :,$(file)),,$(if $(realpath $(file)),$(file))))
+
+batch_quoted = '$(subst ','\'',$1)'
 
 .PHONY: batch batch-refused
 batch: ## convert many: MODELS="dir1 dir2" QUANTS="q8_0 q4_0" OUT=dist; only what is missing or out of date
@@ -67,7 +67,6 @@ $(foreach name,$(sort $(batch_names)),$(if $(word 2,$(filter $(name),$(batch_nam
 # is wrong with it. The installation is no reason to convert again (after the bar).
 define batch_rule
 .PRECIOUS: $(batch_out)/$(notdir $1)-$2.gguf
-batch: $(batch_out)/$(notdir $1)-$2.gguf
 $(batch_out)/$(notdir $1)-$2.gguf: $(call batch_files,$1) $(if $(wildcard $1/config.json),,batch-refused) | $(STAMP)
 	$$(info kconv to-gguf -q $(call batch_lower,$2) -o $$@ $(batch_proof) $(KCONV_FLAGS) -- $1)@trap : INT TERM HUP; \
 	$(BIN)/kconv to-gguf -q $(call batch_lower,$2) -o '$$@' --force $(batch_proof) $(KCONV_FLAGS) -- '$1'; \
@@ -76,9 +75,15 @@ endef
 
 $(foreach model,$(batch_models),$(foreach type,$(batch_types),$(eval $(call batch_rule,$(model),$(type)))))
 
-ifneq ($(filter batch,$(MAKECMDGOALS)),)
-MAKEFLAGS += --keep-going
-endif
+# -j alone is as many as there are processors. What lies in OUT is overwritten where it is another's.
+batch_jobs = $(or $(patsubst -j%,%,$(filter -j%,$(MAKEFLAGS))),$(if $(filter -j,$(MAKEFLAGS)),$(shell nproc),1))
+
+batch: | $(STAMP)
+	@{ printf '%s\n' '[defaults]' $(if $(filter no,$(VERIFY)),'no-verify = true','verify = "$(VERIFY)"') \
+	  "output = '$(batch_out)'" 'types = [' $(foreach type,$(call batch_lower,$(QUANTS)),"'$(type)',") ']'; \
+	printf '[[jobs]]\nsource = %s\n' $(foreach model,$(batch_models),"'$(model)'"); } | \
+	$(BIN)/kconv batch - --force --jobs $(batch_jobs) --journal '$(batch_out)/.kconv-batch.jsonl' \
+	  --options $(call batch_quoted,$(KCONV_FLAGS))
 
 else ifneq ($(filter batch,$(MAKECMDGOALS)),)
 $(info $(BATCH_USAGE))

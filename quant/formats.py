@@ -7,6 +7,7 @@ A row of a quantized tensor is a sequence of blocks; ``block_size`` neighbouring
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -113,9 +114,37 @@ def parse_format(text: str) -> Format:
     return format
 
 
+# What other tools and people call a type, without signs -> what it is here.
+_USUAL_NAMES = {
+    **dict.fromkeys(("2", "2bit", "int2", "q2", "iq2"), ("q2_k", "iq2_m")),
+    **dict.fromkeys(("3", "3bit", "int3", "q3"), ("q3_k_m",)),
+    **dict.fromkeys(("iq3",), ("iq3_m", "iq3_xxs")),
+    **dict.fromkeys(
+        ("4", "4bit", "int4", "q4", "w4a16", "u4", "nf4", "fp4", "gptq", "awq"), ("q4_0", "q4_k_m")
+    ),
+    **dict.fromkeys(("q4km", "4km"), ("q4_k_m",)),
+    **dict.fromkeys(("q4ks", "4ks"), ("q4_k_s",)),
+    **dict.fromkeys(("iq4",), ("iq4_xs", "iq4_nl")),
+    **dict.fromkeys(("5", "5bit", "int5", "q5", "q5km"), ("q5_k_m",)),
+    **dict.fromkeys(("6", "6bit", "int6", "q6", "q6km"), ("q6_k",)),
+    **dict.fromkeys(("8", "8bit", "int8", "q8", "q8k", "q8km", "w8a8", "w8a16", "fp8", "f8"), ("q8_0",)),
+    **dict.fromkeys(("16", "16bit", "fp16", "float16", "half", "torchfloat16"), ("f16",)),
+    **dict.fromkeys(("bfloat16", "bfp16", "brainfloat", "torchbfloat16"), ("bf16",)),
+    **dict.fromkeys(("32", "32bit", "fp32", "float32", "float", "full", "torchfloat32"), ("f32",)),
+    **dict.fromkeys(("mxfp4",), ("mxfp4_moe",)),
+}
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
 def nearest(text: str, names: Sequence[str]) -> str:
     """A hint for a misspelt name: the one of ``names`` closest to ``text``, if any, and all of them."""
     by_lower = {name.lower(): name for name in names}
+    usual = [by_lower[name] for name in _USUAL_NAMES.get(_letters(text), ()) if name in by_lower]
+    if usual:
+        return f"did you mean {' or '.join(usual)}? choose one of {', '.join(names)}"
     close = difflib.get_close_matches(text.strip().lower(), by_lower, n=1, cutoff=0.5)
     guess = f"did you mean {by_lower[close[0]]}? " if close else ""
     return f"{guess}choose one of {', '.join(names)}"

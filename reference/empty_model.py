@@ -70,7 +70,9 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
     # them
     adapted = reference.config(config)
     given = {key: value for key, value in adapted.items() if value is not None or key in reference.nulls}
-    described = {key: value for key, value in given.items() if key not in _NOT_THE_MODEL}
+    described = {
+        key: value for key, value in given.items() if key not in _NOT_THE_MODEL or key in reference.kept
+    }
     try:
         with _heads_of_their_own_size(made.config_class, described):
             settings = made.config_class.from_dict(described)
@@ -78,7 +80,7 @@ def empty_model(reference: InTransformers, config: Mapping[str, Any], where: str
         if (getattr(settings, "pad_token_id", None) or 0) >= (getattr(settings, "vocab_size", None) or 0):
             settings.pad_token_id = None  # the class's default, which a smaller vocabulary does not have
         with _without_memory():
-            model = _with_linear(made(settings).eval())
+            model = _with_linear(made(settings, **reference.arguments).eval())
         for key in reference.kept & described.keys():
             setattr(model.config, key, described[key])
         return model
@@ -161,19 +163,21 @@ def vocabulary_matrices(model: Any, tensors: Mapping[str, Tensor], where: str) -
     if type(head) is not torch.nn.Linear or not isinstance(embedding, torch.nn.Embedding):
         raise CheckpointError(f"{where}: {type(model).__name__} has no ordinary embedding and output matrix")
     lookups = embeddings(model)  # the shared one, which an encoder-decoder's stacks repeat, comes first
-    shared = tuple(name for lookup in lookups for name in _names(model, lookup, "weight"))
+    shared = tuple(name for lookup in lookups for name in names_of(model, lookup, "weight"))
     table = fitting_weight(tensors, shared, embedding.weight, where)
-    names = _names(model, head, "weight")
+    names = names_of(model, head, "weight")
     if model.config.tie_word_embeddings and not any(name in tensors for name in names):
         names = shared
     matrix = fitting_weight(tensors, names, head.weight, where)
     bias = (
-        None if head.bias is None else fitting_weight(tensors, _names(model, head, "bias"), head.bias, where)
+        None
+        if head.bias is None
+        else fitting_weight(tensors, names_of(model, head, "bias"), head.bias, where)
     )
     return Head(matrix, bias), table
 
 
-def _names(model: Any, module: Any, key: str) -> tuple[str, ...]:
+def names_of(model: Any, module: Any, key: str) -> tuple[str, ...]:
     """Every name a module's parameter has (tied parameters have several)."""
     modules = model.named_modules(remove_duplicate=False)
     return tuple(f"{name}.{key}" for name, other in modules if other is module)

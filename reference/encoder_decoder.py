@@ -23,14 +23,16 @@ def has_encoder(model: Any) -> bool:
 
 
 def embeddings(model: Any) -> list[Any]:
-    """The modules that look up tokens: an encoder-decoder has one in each stack besides the shared one.
+    """The modules that look up tokens: a T5 has one in each stack besides the shared one.
 
     They share a parameter, but not the module, so each has to be given its rows. A GBST front end holds the
     encoder's.
     """
     shared = model.get_input_embeddings()
     modules = [shared]
-    for stack in (model.encoder, model.decoder) if has_encoder(model) else ():
+    stacks: tuple[Any, ...] = (getattr(model, "encoder", None),)
+    stacks += (model.decoder,) if has_encoder(model) else ()
+    for stack in (each for each in stacks if hasattr(each, "embed_tokens")):
         lookup = getattr(stack.embed_tokens, "embeds", stack.embed_tokens)
         modules += [] if any(lookup is other for other in modules) else [lookup]
     return modules
@@ -59,14 +61,18 @@ def reads_source(name: str) -> bool:
     return name.startswith("encoder.") or name.endswith(("EncDecAttention.k", "EncDecAttention.v"))
 
 
-def inputs(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+def inputs(windows: Sequence[Window], *, both_ways: bool = False) -> dict[str, torch.Tensor]:
     """What transformers' model is given, padded on the right to the longest.
 
     The encoder sees in both directions, so padding is masked there, and with it for the decoder; the decoder
-    sees nothing that follows. A mask without a zero adds nothing: one window is what it is without.
+    sees nothing that follows. A mask without a zero adds nothing: one window is what it is without. A model
+    by itself whose tokens see ``both_ways`` gets a mask, too.
     """
     if not windows[0].source:
-        return {"input_ids": padded([window.ids for window in windows])}
+        given = {"input_ids": padded([window.ids for window in windows])}
+        if both_ways:
+            given["attention_mask"] = padded([(1,) * len(window.ids) for window in windows])
+        return given
     sources = [window.source for window in windows]
     return {
         "input_ids": padded(sources),

@@ -18,9 +18,10 @@ GELUS = TANH_FORMS | {"GELUActivation", "GELU"}
 _ENDS = 10.0
 
 
-def take_llama_cpps_gelu(model: Any) -> int:
-    """Let every tanh GELU of transformers' model go through the table; how many there are."""
-    modules = [module for module in model.modules() if type(module).__name__ in TANH_FORMS]
+def take_llama_cpps_gelu(model: Any, *, exact: bool = False) -> int:
+    """Let every tanh GELU go through the table, with ``exact`` every other one, too; how many there are."""
+    forms = GELUS if exact else TANH_FORMS
+    modules = [module for module in model.modules() if type(module).__name__ in forms]
     for module in modules:
         module.forward = through_table
     return len(modules)

@@ -86,6 +86,18 @@ class Magnitudes:
             for name in names
         }
 
+    def to_json(self) -> list[list[Any]]:
+        """What has been gathered, as plain values: name, direction, magnitude, window, position."""
+        return [[*key, peak.value, peak.window, peak.position] for key, peak in self._peaks.items()]
+
+    @classmethod
+    def from_json(cls, windows: int, values: Sequence[Sequence[Any]]) -> Magnitudes:
+        """The same again. Raises ValueError and TypeError where it is anything else."""
+        made = cls(windows)
+        for name, out, value, window, position in values:
+            made._peaks[str(name), bool(out)] = Peak(float(value), int(window), int(position))
+        return made
+
     @contextlib.contextmanager
     def along(self, model: torch.nn.Module, batch: Sequence[int], sizes: Sizes) -> Iterator[None]:
         """Look on while windows of those numbers are computed together.

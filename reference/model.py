@@ -29,11 +29,12 @@ from ..core.errors import CheckpointError, InputError, KconvError
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
-from .batches import batches_of
+from .batches import batches_of, first_context
 from .by_layer import BetweenLayers, LayerByLayer
 from .empty_model import computing, empty_model, fitting_weight, refusal, vocabulary_matrices
 from .encoder_decoder import embeddings, encoder_layers, has_encoder, inputs, layer_stacks
 from .gelu_table import take_llama_cpps_gelu
+from .headless import LastStates, embedding_of
 from .magnitudes import Magnitudes
 from .reading import OutputMatrix, Reading
 from .streamed import RowRange, StreamedModules, WeightReader, stream_embedding
@@ -55,8 +56,9 @@ class Reference:
     ``unmapped``. ``as_llama_cpp`` computes by the family's departure; ``llama_cpps_gelu`` rounds that
     activation as llama.cpp does (gelu_table.py), and ``gelus`` is how many of them do. ``vocabulary`` is the
     number of rows of the output matrix, ``encoder_layers`` how many of the layers an encoder has (0 in
-    decoder-only models). Raises CheckpointError if transformers cannot make the model config.json describes,
-    or the weights do not fit it.
+    models of one stack). An encoder that writes no text has no ``output``: what would enter it are its hidden
+    states. Raises CheckpointError if transformers cannot make the model config.json describes, or the weights
+    do not fit it.
     """
 
     def __init__(
@@ -87,13 +89,20 @@ class Reference:
                 self._factor = front.join(self._model, checkpoint)
                 tensors = front.weights(tensors, checkpoint)
             tensors = family.reference.tensors(tensors, sizes)
-            head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
-            self._tail = Tail(self._model)
-            self.output = OutputMatrix(head, self.reader, self._threads, self._changed_logits())
-            self.gelus = take_llama_cpps_gelu(self._model) if llama_cpps_gelu else 0
+            self.output: OutputMatrix | None = None
+            if family.encoder_only:
+                self._embedding = embedding_of(self._model, tensors, self._where)
+                self._tail: Tail | LastStates = LastStates(self._model)
+            else:
+                head, self._embedding = vocabulary_matrices(self._model, tensors, self._where)
+                tail = self._tail = Tail(self._model)
+                self.output = OutputMatrix(head, self.reader, self._threads, self._changed_logits(tail))
+            self.gelus = 0
+            if llama_cpps_gelu:
+                self.gelus = take_llama_cpps_gelu(self._model, exact=family.encoder_only)
             self._step: Callable[[], None] = lambda: None
             self._modules = self._attach(tensors)
-        self.vocabulary = head.matrix.rows
+        self.vocabulary = self._embedding.rows if self.output is None else self.output.rows
         self.encoder_layers = encoder_layers(self._model)
 
     def read(
@@ -179,7 +188,10 @@ class Reference:
         self._report(progress, len(self._modules), "runtime")
         self._modules.start()
         with computing(self._threads), attached(self._model), self._refused():
-            return self._tail.entering(**inputs(windows))
+            return self._tail.entering(**self._inputs(windows))
+
+    def _inputs(self, windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+        return inputs(windows, both_ways=self.output is None)
 
     def _by_batch(
         self, batches: Sequence[Sequence[Window]], looking_on: LookingOn, watching: Watching | None
@@ -213,7 +225,8 @@ class Reference:
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]
         largest = max((buffer.nbytes for buffer in self._model.buffers()), default=0)
-        return batches_of(sizes, self._model.config.num_attention_heads, largest)
+        config = self._model.config
+        return batches_of(sizes, config.num_attention_heads, largest, first_context(config))
 
     def _report(self, progress: Progress, total: int, stage: str = "reference") -> None:
         """From now on report every module that has run."""
@@ -222,11 +235,13 @@ class Reference:
         progress(stage, 0, total)
 
     def _encoded(self, window: Window) -> int:
-        """Positions the encoder computes of a window."""
+        """Positions the encoder computes of a window; all there are of a model that is an encoder."""
+        if self.output is None:
+            return len(window.ids)
         return -(-len(window.source) // self._factor)
 
     def _forward(self, windows: Sequence[Window]) -> list[Floats]:
-        entering = self._tail.entering(**inputs(windows))
+        entering = self._tail.entering(**self._inputs(windows))
         pairs = zip(entering, windows, strict=True)
         return [values[: len(window.ids)].numpy() for values, window in pairs]
 
@@ -274,10 +289,10 @@ class Reference:
             with self.reader.reading([RowRange(weight, 0, weight.rows)]) as (values,):
                 module._buffers[key] = values.clone()
 
-    def _changed_logits(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    def _changed_logits(self, tail: Tail) -> Callable[[torch.Tensor], torch.Tensor] | None:
         """What the class does to logits, None where it leaves them alone."""
         with self._refused():
-            return self._tail.behind if self._tail.changes_logits() else None
+            return tail.behind if tail.changes_logits() else None
 
     def _check_tokens(self, windows: Sequence[Window]) -> None:
         rows, encoder = self._embedding.rows, has_encoder(self._model)

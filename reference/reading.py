@@ -84,7 +84,8 @@ class _Logits:
 class Reading:
     """What a Reference read.
 
-    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window; ``layers`` what leaves
+    ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window, without one the last
+    hidden states; ``layers`` what leaves
     each layer (the residual stream), as much for the window asked for, else empty. ``magnitudes`` are how
     large what flows gets; out of the output matrix, as far as logits have been asked for.
     """
@@ -93,14 +94,14 @@ class Reading:
         self,
         hidden: list[Floats],
         layers: list[Floats],
-        output: OutputMatrix,
+        output: OutputMatrix | None,
         magnitudes: Magnitudes,
     ) -> None:
         self.hidden = hidden
         self.layers = layers
         self._output = output
         self.magnitudes = magnitudes
-        for window, values in enumerate(hidden):
+        for window, values in enumerate(hidden if output is not None else ()):
             magnitudes.note_head(values, window, 0, out=False)
         self._ahead: _Logits | None = None
 
@@ -119,6 +120,7 @@ class Reading:
     def _compute(self, window: int, start: int, stop: int) -> _Logits:
         import torch
 
+        assert self._output is not None, "an encoder has no logits"
         count = len(self.hidden[window])
         last = min(max(stop, start + _LOGITS // (4 * self._output.rows)), count)
         last = count if count - last < _LEAST_ROWS else last

@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float32]
 LOGITS = "logits"
-"""Stands for the output in the place of a matrix."""
+STATES = "hidden states"
+"""Stand for the output in the place of a matrix."""
 _NEARLY = 1e-3
 _LARGEST = sys.float_info.max  # JSON knows no infinity
 
@@ -59,7 +60,7 @@ class MatrixError:
 
 @dataclass(frozen=True)
 class Recomputed:
-    """``errors`` in the order of the computation, the logits last.
+    """``errors`` in the order of the computation, the logits last, or an encoder's hidden states.
 
     ``unused`` are matrices llama.cpp multiplied nothing by. ``weights_only`` and ``rounded`` are the logits
     ``(positions, vocabulary)`` of the copies that run freely, None where there were none.
@@ -75,11 +76,17 @@ class Recomputation:
     """A file ready to be computed again, by the checkpoint's config.json; no weight is in memory yet.
 
     ``reference`` has the file's weights, ``matrices`` are those of the file by the reference's modules, and
-    ``head`` is the output matrix. ``gelu_table``: the runtime is llama.cpp, which reads GELU from a table.
+    ``head`` is the output matrix, None for an encoder without. ``gelu_table``: the runtime is llama.cpp,
+    which reads GELU from a table.
     """
 
     def __init__(
-        self, reference: Reference, matrices: Mapping[str, Matrix], head: Matrix, *, gelu_table: bool = True
+        self,
+        reference: Reference,
+        matrices: Mapping[str, Matrix],
+        head: Matrix | None,
+        *,
+        gelu_table: bool = True,
     ) -> None:
         self.reference, self.matrices, self.head = reference, matrices, head
         self.gelu_table = gelu_table
@@ -115,6 +122,8 @@ class Recomputation:
                 found = (in_modules[name] for name in names if name in in_modules)
                 least = next(found, None) if rounding == "q8_1" else None
                 matrices[module] = Matrix(target, rounding or "none", least)
+        if family.encoder_only:
+            return cls(reference, matrices, None)
         head = "output.weight" if "output.weight" in infos else "token_embd.weight"
         return cls(reference, matrices, Matrix(head, roundings[head] or "none", minimums.get(head)))
 
@@ -130,9 +139,9 @@ class Recomputation:
         """Compute a window again.
 
         ``inputs`` are what llama.cpp multiplied the file's matrices by, by their names, ``logits``
-        ``(positions, vocabulary)`` what it gave; ``free``: with the copies that run freely, which takes three
-        times the arithmetic. Raises CheckpointError, GgufError, UnsupportedModel for graphs that cannot be
-        followed.
+        ``(positions, vocabulary)`` what it gave, of an encoder the hidden states; ``free``: with the copies
+        that run freely, which takes three times the arithmetic. Raises CheckpointError, GgufError,
+        UnsupportedModel for graphs that cannot be followed.
         """
         run = _Run(self, inputs, COPIES if free else 1)
         try:
@@ -224,8 +233,8 @@ class _Run:
         """Compare what llama.cpp multiplied a matrix by with what that should have been."""
         self._errors.append(MatrixError(name, nmse(theirs, expected)))
 
-    def _scale(self, entering: torch.Tensor) -> float:
-        given = self._inputs.get(self._head.name)
+    def _scale(self, entering: torch.Tensor, head: Matrix) -> float:
+        given = self._inputs.get(head.name)
         return 1.0 if given is None else _fitting(given.values, entering[SYNCHRONIZED].numpy())
 
     def result(self, entering: torch.Tensor, logits: Floats) -> Recomputed:
@@ -233,12 +242,17 @@ class _Run:
 
         A T5 whose head is tied scales what enters it; in the file the matrix is scaled instead.
         """
-        scale = self._scale(entering)
-        values = self.synchronize(self._head.name, entering / scale)
-        made, missing = round_copies(values, self._head.rounding)
-        missing = None if missing is None else missing * scale
-        out = self._reference.output.multiply(made * scale, missing, self._head.minimums)
-        self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))
+        head, output = self._head, self._reference.output
+        if head is None or output is None:
+            out = entering.numpy()
+            self._errors.append(MatrixError(STATES, nmse(logits, out[SYNCHRONIZED])))
+        else:
+            scale = self._scale(entering, head)
+            values = self.synchronize(head.name, entering / scale)
+            made, missing = round_copies(values, head.rounding)
+            missing = None if missing is None else missing * scale
+            out = output.multiply(made * scale, missing, head.minimums)
+            self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))
         errors, unused = tuple(self._errors), tuple(self._unused)
         if self.copies < COPIES:
             return Recomputed(errors, unused)

@@ -22,10 +22,11 @@ from markupsafe import Markup
 from ..core.errors import UsageError
 from ..core.files import atomic_file
 from ..core.language import ngettext, spoken, template, translated
+from ..verify.cosine_gates import cosine_text
 from ..verify.proof import Proof, TensorError, Verdict, worst
 from ..vocab.decoding import byte_symbols
 from ..vocab.parity import Difference
-from . import charts, facts, figure_words, names, position_charts
+from . import charts, facts, figure_words, names, plain_figures, position_charts, similarity_words
 from . import text as report_text
 from . import words as report_words
 from .heat_strip import heat_strip
@@ -147,7 +148,7 @@ def _command(proof: Proof) -> str:
     options = proof.provenance.get("options", {})
     words = ["kconv", "verify", str(proof.artifact), "--against", str(proof.checkpoint)]
     words += ["--text", "FILE"] * options.get("texts", 0)
-    for name in ("tokens", "window", "front_end", "max_kl"):
+    for name in ("tokens", "window", "front_end", "max_kl", "min_cosine"):
         given = options.get(name)
         words += [f"--{name.replace('_', '-')}", str(given)] if given is not None else []
     for gate in options.get("gates", ()):
@@ -243,10 +244,11 @@ def environment() -> jinja2.Environment:
         *(report_text.number, report_text.percent, report_text.count, report_text.weights),
         *(report_text.seconds, report_text.plain, report_text.visible, report_text.with_error),
         *(charts.sign, charts.bar),
-        *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_line),
-        *(report_words.sentence, report_words.cause, report_words.rightness, report_words.loss_short),
+        *(report_words.headline, report_words.use, plain_figures.in_plain_figures, report_words.part_line),
+        *(report_text.sentence, report_words.cause, report_words.rightness, report_words.loss_short),
         *(report_words.measured_loss, report_words.shares_words, figure_words.gate_words),
         *(names.part_title, names.verdict_word, names.right_words, names.state_word),
+        *(similarity_words.read_words, similarity_words.similarity_rows, cosine_text),
         *(facts.excluded, facts.provenance_name, facts.windows, facts.date, facts.machine),
         translated,
     )

@@ -26,6 +26,7 @@ _ROWS = {
     "weights": phrase("weights"),
     "runtime": phrase("runtime"),
     "logits": phrase("logits"),
+    "embeddings": phrase("embeddings"),
 }
 _PARTS = {
     "tokens": (phrase("Tokens"), phrase("Is text tokenized the same way?")),
@@ -33,6 +34,7 @@ _PARTS = {
     "weights": (phrase("Weights"), phrase("Are the weights those of the original?")),
     "runtime": (phrase("Computation"), phrase("Does the runtime compute what the file contains?")),
     "logits": (phrase("Predictions"), phrase("Does it predict what the original predicts?")),
+    "embeddings": (phrase("Embeddings"), phrase("Does it embed texts as the original does?")),
 }
 _RIGHT = {
     "passed": phrase("yes"),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from ..core.language import Phrase, _, ngettext, phrase, translated
+from ..verify.cosine_gates import cosine_text
 from ..verify.loss import FACTOR
-from ..verify.measurements import Figures, Shares
+from ..verify.measurements import Shares
 from ..verify.proof import (
+    EmbeddingsPart,
     LogitsPart,
     MetadataPart,
     Part,
@@ -19,7 +19,8 @@ from ..verify.proof import (
 )
 from .figure_words import gate_name, gate_value, gelu_words
 from .names import loses, loss_answer, part_name, part_title, unchecked
-from .text import count, number, percent, plain
+from .similarity_words import similarity_line
+from .text import count, number, plain, sentence
 
 _USE = {
     "warned": phrase(
@@ -68,7 +69,7 @@ def headline(proof: Proof) -> str:
 
 
 def _matches(proof: Proof) -> str:
-    if proof.logits.verdict != "passed":
+    if proof.measured.verdict != "passed":
         text = _("Everything checked matches the original checkpoint.")
     elif proof.type in _WHOLE:
         text = _("The file answers like the original checkpoint.")
@@ -79,11 +80,6 @@ def _matches(proof: Proof) -> str:
         )
     skipped = [part_title(name)[0] for name, part in proof.parts.items() if part.verdict == "not run"]
     return f"{text} " + _("Not checked: {parts}.", parts=", ".join(skipped)) if skipped else text
-
-
-def sentence(text: str) -> str:
-    """``text`` with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
 def use(proof: Proof) -> str:
@@ -101,45 +97,6 @@ def _type(proof: Proof) -> str:
     return plain(proof.type.upper(), 20)
 
 
-def in_plain_figures(figures: Figures) -> str:
-    """How close the file is, in a plain sentence."""
-    if not figures.positions:
-        return _("Its predictions could not be compared anywhere in the text.")
-    places = ngettext(
-        "It predicts the same next token as the original at {share} of {count} place in the text",
-        "It predicts the same next token as the original at {share} of {count} places in the text",
-        figures.positions,
-        share=percent(figures.same_top1, 1),
-    )
-    change = math.expm1(figures.log_ratio) if figures.log_ratio < 700 else math.inf
-    if not math.isfinite(change):
-        return sentence(places)
-    if abs(change) < 5e-4:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is the original's to within {share}.",
-            places=places,
-            share=percent(5e-4),
-        )
-    if change > 2:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is {times} times the original's.",
-            places=places,
-            times=number(1 + change),
-        )
-    share = percent(abs(change), 1)
-    if change > 0:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is {share} higher.",
-            places=places,
-            share=share,
-        )
-    return _(
-        "{places}; its perplexity (how surprised it is by the text) is {share} lower.",
-        places=places,
-        share=share,
-    )
-
-
 def cause(proof: Proof) -> str:
     """``weights: tensor … is not in the file``: the finding that tells most; nothing where there is none."""
     if proof.telling is None:
@@ -152,10 +109,10 @@ def rightness(proof: Proof) -> str:
     """What the answer whether the file is right consists of, part by part."""
     parts: dict[Verdict, list[str]] = {}
     for name, part in proof.parts.items():
-        if name != "logits":
+        if part is not proof.measured:
             parts.setdefault(part.verdict, []).append(part_title(name)[0])
     if proof.right == "failed" and "failed" not in parts:
-        parts["failed"] = [part_title("logits")[0]]
+        parts["failed"] = [part_title(list(proof.parts)[-1])[0]]
     return " ".join(
         translated(say.of(parts=", ".join(parts[verdict])))
         for verdict, say in _RIGHTNESS.items()
@@ -165,6 +122,9 @@ def rightness(proof: Proof) -> str:
 
 def measured_loss(proof: Proof) -> str:
     """The loss in figures, the text it was measured on, and which type would lose less."""
+    if proof.embeddings is not None and proof.embeddings.figures is not None:
+        least = cosine_text(proof.embeddings.figures.cosine_mean)
+        return _("mean cosine {value}, on {text}", value=least, text=stands_on(proof))
     if proof.logits.figures is None:
         return ""
     text = _("mean KL {value}, on {text}", value=number(proof.logits.figures.kl_mean), text=stands_on(proof))
@@ -184,6 +144,8 @@ def part_line(part: Part) -> str:
         return _weights_line(part)
     if isinstance(part, RuntimePart):
         return _runtime_line(part)
+    if isinstance(part, EmbeddingsPart):
+        return similarity_line(part)
     return _logits_line(part)
 
 
@@ -265,14 +227,22 @@ def _runtime_line(part: RuntimePart) -> str:
     )
 
 
-def loss_words(part: LogitsPart) -> str:
+def loss_words(part: LogitsPart | EmbeddingsPart) -> str:
     """``loses much``; nothing where no loss was measured."""
-    return "" if part.loss is None else loses(part.loss.grade)
+    grade = _grade(part)
+    return "" if grade is None else loses(grade)
 
 
-def loss_short(part: LogitsPart) -> str:
+def _grade(part: LogitsPart | EmbeddingsPart) -> str | None:
+    if isinstance(part, EmbeddingsPart):
+        return part.grade
+    return None if part.loss is None else part.loss.grade
+
+
+def loss_short(part: LogitsPart | EmbeddingsPart) -> str:
     """The same as an answer: ``much``."""
-    return _("not measured") if part.loss is None else loss_answer(part.loss.grade)
+    grade = _grade(part)
+    return _("not measured") if grade is None else loss_answer(grade)
 
 
 def shares_words(shares: Shares) -> str:
@@ -291,8 +261,8 @@ def shares_words(shares: Shares) -> str:
 
 
 def stands_on(proof: Proof) -> str:
-    """``512 tokens of the built-in texts``: what the figures of the logits stand on."""
-    figures, texts = proof.logits.figures, proof.provenance.get("texts", ())
+    """``512 tokens of the built-in texts``: what the figures stand on."""
+    figures, texts = proof.measured.figures, proof.provenance.get("texts", ())
     tokens = ngettext("{count} token", "{count} tokens", 0 if figures is None else figures.positions)
     if not any("sha256" in str(text) for text in texts):
         return _("{tokens} of the built-in texts", tokens=tokens)

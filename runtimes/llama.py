@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +15,14 @@ from ..core.progress import Progress, silent
 from . import KV_TYPES
 from . import llama_generate as protocol
 from .llama_errors import no_context, refused
+from .llama_facts import Facts, check_start
 from .llama_sampling import int32s
 from .sampling import Sampling
 from .self_test import extra_buffers
 
 _BATCH = 512
-_NO_TOKEN = -1  # llama.h, LLAMA_TOKEN_NULL
 _PATIENCE = 86400.0  # seconds; an encoder reads a text of any length at once, and whoever waits has Ctrl-C
+_TO_STOP = 10.0  # seconds, for a token or a batch of the prompt
 _MOST_BYTES = 1 << 30  # of an answer
 _WITHOUT_BUFFERS = Note(
     "extra-buffers",
@@ -33,31 +33,16 @@ _WITHOUT_BUFFERS = Note(
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What the child says of the file, see ``llama_generate.FACTS``."""
-
-    context_length: int
-    width: int
-    tokens: int
-    bos: int
-    eos: int
-    start: int
-    add_bos: bool
-    add_eos: bool
-    encoder: bool
-
-
 class LlamaRuntime:
     """A model loaded by llama.cpp; a context manager, see ``generation.Runtime`` for the methods.
 
-    It is a decoder that continues the prompt, or an encoder that reads the prompt and a decoder that answers.
-    The encoder reads token ids, or with ``front`` what that makes of them: float32 ``(positions, width)``, at
-    most a position for each token.
+    A decoder continues the prompt, or answers what an encoder reads: token ids, or with ``front`` what that
+    makes of them, float32 ``(positions, width)``, at most a position for each token.
 
     ``context`` is the size to use, None for what a generation needs. ``kv_type`` f32 also switches flash
     attention off: slower, and as close to the checkpoint's arithmetic as llama.cpp comes. ``log`` is given
-    llama.cpp's log as it comes. ``notes`` are what its user should know.
+    llama.cpp's log as it comes. ``notes`` are what its user should know. With ``stays`` the process outlives
+    an answer of which not all is taken.
 
     Raises GgufError where llama.cpp refuses the file, with the reason it gives. Every method raises ChildDied
     where the process has died twice.
@@ -72,19 +57,20 @@ class LlamaRuntime:
         kv_type: str = "f16",
         log: Callable[[str], None] | None = None,
         front: Callable[[Sequence[int]], Any] | None = None,
+        stays: bool = False,
         progress: Progress = silent,
     ) -> None:
         self._path, self._threads = path, threads
         self._context, self._kv_type = context, kv_type
-        self._log, self._front, self._progress = log, front, progress
+        self._log, self._front, self._progress, self._stays = log, front, progress, stays
         self._extra = extra_buffers()
         self._child: Child | None = None
         self._generating = False
         self._known: dict[int, tuple[bool, bytes]] = {}  # of tokens: whether one ends the text, its bytes
-        self._facts: _Facts | None = None
+        self._facts: Facts | None = None
         try:
             self._try(lambda child: None)
-            self._check_start()
+            check_start(self._path, self._file_facts())
         except BaseException:
             self.close()
             raise
@@ -135,10 +121,11 @@ class LlamaRuntime:
         return self._known_of(token)[0]
 
     def generate(self, prompt: Sequence[int], sampling: Sampling, count: int) -> Iterator[int]:
-        """Up to ``count`` tokens; one that ends the turn is the last. Each call begins from nothing.
+        """Up to ``count`` tokens; one that ends the turn is the last.
 
-        Whoever does not take all of them ends the process, as does whoever asks for something else meanwhile;
-        what is asked next starts another. Raises
+        With a ``context`` of one size a prompt that begins as the one before, its answer included, is read
+        from where they part. Whoever does not take all tokens ends the process (or, if it ``stays``, its
+        work), as does whoever asks for something else meanwhile; what is asked next starts another. Raises
         EnvironmentProblem where the context does not fit in memory. A process that dies before its first
         token is started once more; where one dies later, ChildDied says that the answer is not whole.
         """
@@ -161,7 +148,20 @@ class LlamaRuntime:
             ) from death
         finally:
             if not whole and child is self._child:
-                self.close()
+                self._stop(child) if self._stays else self.close()
+
+    def _stop(self, child: Child) -> None:
+        """Have what is being generated end before its next token, or else the process."""
+        try:
+            child.send(protocol.REQUEST.pack(protocol.STOP, 0))
+            child.patience = _TO_STOP
+            while self._take_tokens(child):
+                pass
+            child.patience, self._generating = _PATIENCE, False
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, Exception):  # impatient
+                raise
 
     def _first(self, child: Child, request: bytes) -> list[int]:
         self._generating = True
@@ -220,7 +220,7 @@ class LlamaRuntime:
             )
         return values
 
-    def _file_facts(self) -> _Facts:
+    def _file_facts(self) -> Facts:
         assert self._facts is not None
         return self._facts
 
@@ -254,7 +254,7 @@ class LlamaRuntime:
                 patience=_PATIENCE,
             )
             _, _, data = self._answer(self._child, "loading")
-            self._facts = _Facts(*protocol.FACTS.unpack(data))
+            self._facts = Facts(*protocol.FACTS.unpack(data))
         return self._child
 
     def _answer(self, child: Child, stage: str = "") -> tuple[int, int, bytearray]:
@@ -293,21 +293,3 @@ class LlamaRuntime:
             data = self._ask(protocol.PIECE, struct.pack("<i", token))
             self._learn(data)
         return self._known[token]
-
-    def _check_start(self) -> None:
-        """Raises GgufError where the decoder behind an encoder cannot begin.
-
-        llama.cpp's programs take the BOS where the file names no start. Such a vocabulary rarely has one, and
-        llama.cpp then guesses, which spoils the answer.
-        """
-        facts = self._file_facts()
-        if facts.encoder and not 0 <= facts.start < facts.tokens:
-            raise GgufError(
-                f"{self._path}: the decoder's start token (decoder_start_token_id) is "
-                + (
-                    "missing"
-                    if facts.start == _NO_TOKEN
-                    else f"{facts.start}, which is not in the vocabulary"
-                ),
-                hint="convert the checkpoint again, with a decoder_start_token_id in its config.json",
-            )

@@ -5,16 +5,19 @@ FILE.gguf THREADS; it loads the file once and answers requests until there are n
 llama.cpp's errors and nothing else of it.
 
 Request: uint8 what is wanted (1 logits, 2 layers, 8 inputs of matrices, added up; 4 more: sources are
-embeddings), uint32 tokens decoded at once, uint32 windows; then per window: uint32 positions of the source
-(an encoder's; none for other models), uint32 tokens, uint32 first position whose logits are wanted, the
-source as int32 ids or as float32 ``(positions, hidden)``, and the ids of the window as int32.
+embeddings; 16 an encoder's hidden states, 32 its embeddings of texts), uint32 tokens decoded at once, uint32
+windows; then per window: uint32 positions of the source (an encoder's; none for other models), uint32 tokens,
+uint32 first position whose logits are wanted, the source as int32 ids or as float32 ``(positions, hidden)``,
+and the ids of the window as int32.
 
 An answer is uint8 kind, three uint32, data: LOADED (vocabulary, hidden, layers) once at the start; then for
 each window, for its source if it has one and for each piece of it decoded at once: LAYER (layer, first
 position, positions) with float32 ``(positions, hidden)`` for each layer, if wanted, an encoder's layers
 counted first; the inputs of all matrices, if wanted, as llama_inputs.py says; and for each piece LOGITS
 (window, first position, positions) with float32 ``(positions, vocabulary)``, if wanted, without data where
-the piece has none to send. All little-endian.
+the piece has none to send. For an encoder that writes no text a window is one STATES (window, pooling, rows)
+with float32 ``(rows, hidden)``: a row for each token, pooling 0, or one for the text, as the file pools it,
+before which come the inputs of all matrices, if wanted. All little-endian.
 Exit codes: ``REFUSED`` and those after it.
 """
 
@@ -22,7 +25,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import struct
 import sys
 from array import array
@@ -32,19 +34,13 @@ from typing import Any
 
 from ..core import child
 from ..core.child import Stop
-from .llama_inputs import Inputs, copier
+from .llama_inputs import Inputs
+from .llama_layers import Captured, capture
 
-LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED = 1, 2, 4, 8
-LOADED, LOGITS, LAYER = 1, 2, 3
+LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED, STATES_WANTED, POOLED_WANTED = 1, 2, 4, 8, 16, 32
+LOADED, LOGITS, LAYER, STATES = 1, 2, 3, 7
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
-
-# What leaves a layer is called so in nearly all of src/models/*.cpp, llama, phi2 and t5 among them; views of
-# it carry longer names. t5 calls what leaves the last layer result_embd.
-_LAYER_NAME = re.compile(rb"l_out-(\d+)|result_embd")
-_callbacks: list[Any] = []  # llama.cpp keeps pointers to them
-
-Captured = dict[int, "ctypes.Array[ctypes.c_char]"]
 
 
 @dataclass(frozen=True)
@@ -84,9 +80,15 @@ def main(arguments: Sequence[str]) -> int:
 def _answer(model: Model) -> None:
     """One request, from its first byte to the last of its answers."""
     wanted, size, count = REQUEST.unpack(child.take(REQUEST.size))
-    texts = [_text(model, embedded=bool(wanted & EMBEDDED)) for _ in range(count)]
+    states = bool(wanted & (STATES_WANTED | POOLED_WANTED))
+    if model.encoder_layers == model.layers and not states:
+        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
+    texts = [_text(model, embedded=bool(wanted & EMBEDDED), states=states) for _ in range(count)]
     longest = max((len(text.ids) for text in texts), default=1)
     source = max((text.positions for text in texts), default=0)
+    if states:
+        _send_states(model, texts, wanted)
+        return
     size = min(size, longest)
     captured: Captured | None = {} if wanted & LAYERS_WANTED else None
     library = model.library
@@ -118,6 +120,32 @@ def _answer(model: Model) -> None:
     library.llama_free(context)
 
 
+def _send_states(model: Model, texts: Sequence[Text], wanted: int) -> None:
+    """An encoder's hidden states of each text, or what it makes of them by its own way of pooling."""
+    library = model.library
+    inputs = Inputs(library, child.write) if wanted & INPUTS_WANTED else None
+    longest = max((len(text.ids) for text in texts), default=1)
+    pooling = (
+        library.LLAMA_POOLING_TYPE_UNSPECIFIED if wanted & POOLED_WANTED else library.LLAMA_POOLING_TYPE_NONE
+    )
+    context = _context(model, longest, longest, None, inputs, pooling=pooling)
+    way = library.llama_pooling_type(context)
+    for index, text in enumerate(texts):
+        _encode(library, context, Text(len(text.ids), text.ids, text.ids, 0))
+        _end(inputs)
+        one = way != library.LLAMA_POOLING_TYPE_NONE
+        rows = 1 if one else len(text.ids)
+        values = (
+            library.llama_get_embeddings_seq(context, 0) if one else library.llama_get_embeddings(context)
+        )
+        if not values:
+            raise Stop(NOT_DECODED, "llama.cpp gave no embeddings")
+        address = ctypes.cast(values, ctypes.c_void_p).value or 0
+        child.write(ANSWER.pack(STATES, index, way, rows))
+        child.write((ctypes.c_char * (4 * rows * model.hidden)).from_address(address))
+    library.llama_free(context)
+
+
 def _end(inputs: Inputs | None) -> None:
     """All inputs of what was decoded at once are sent."""
     if inputs is not None:
@@ -126,9 +154,9 @@ def _end(inputs: Inputs | None) -> None:
         inputs.end()
 
 
-def _text(model: Model, *, embedded: bool) -> Text:
+def _text(model: Model, *, embedded: bool, states: bool) -> Text:
     positions, tokens, first = WINDOW.unpack(child.take(WINDOW.size))
-    if bool(positions) is not bool(model.encoder_layers):
+    if bool(positions) is not bool(model.encoder_layers) and not states:
         raise Stop(NOT_SUPPORTED, "a source text is for an encoder, and an encoder needs one")
     source = array("f" if embedded else "i", child.take(4 * positions * (model.hidden if embedded else 1)))
     ids = array("i", child.take(4 * tokens))
@@ -212,13 +240,13 @@ def _load(library: Any, path: str, threads: int) -> Model:
     handle = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
         raise Stop(REFUSED)
-    if not library.llama_model_has_decoder(handle):
-        raise Stop(NOT_SUPPORTED, "it has no decoder, so it gives no logits")
     vocabulary = library.llama_vocab_n_tokens(library.llama_model_get_vocab(handle))
     hidden, layers = library.llama_model_n_embd(handle), library.llama_model_n_layer(handle)
     encoder = 0
     if library.llama_model_has_encoder(handle):
-        encoder, layers = layers, layers + _decoder_layers(library, handle, layers)
+        encoder = layers
+        if library.llama_model_has_decoder(handle):
+            layers += _decoder_layers(library, handle, layers)
     return Model(library, handle, threads, vocabulary, hidden, layers, encoder)
 
 
@@ -236,8 +264,19 @@ def _metadata(library: Any, handle: Any, key: str) -> str:
     return room.value.decode("utf-8", "replace")
 
 
-def _context(model: Model, tokens: int, batch: int, captured: Captured | None, inputs: Inputs | None) -> Any:
-    """Room for ``tokens``, read ``batch`` at once, in as plain fp32 arithmetic as llama.cpp has."""
+def _context(
+    model: Model,
+    tokens: int,
+    batch: int,
+    captured: Captured | None,
+    inputs: Inputs | None,
+    *,
+    pooling: int | None = None,
+) -> Any:
+    """Room for ``tokens``, read ``batch`` at once, in as plain fp32 arithmetic as llama.cpp has.
+
+    With ``pooling`` it gives embeddings.
+    """
     library = model.library
     parameters = library.llama_context_default_params()
     parameters.n_ctx = tokens
@@ -246,32 +285,13 @@ def _context(model: Model, tokens: int, batch: int, captured: Captured | None, i
     parameters.type_k = parameters.type_v = library.GGML_TYPE_F32
     parameters.flash_attn_type = library.LLAMA_FLASH_ATTN_TYPE_DISABLED
     parameters.offload_kqv = parameters.op_offload = False
+    if pooling is not None:
+        parameters.embeddings, parameters.pooling_type = True, pooling
     if captured is not None:
-        parameters.cb_eval = _capture(library, captured)
+        parameters.cb_eval = capture(library, captured)
     elif inputs is not None:
         parameters.cb_eval = inputs.callback
     context = library.llama_init_from_model(model.handle, parameters)
     if not context:
         raise Stop(NO_CONTEXT)
     return context
-
-
-def _capture(library: Any, captured: Captured) -> Any:
-    """A callback for every node of the graph that copies what leaves each layer.
-
-    It is asked first whether a node is needed, and called again when that is computed
-    (ggml-backend.cpp, ggml_backend_sched_compute_splits).
-    """
-    ggml = library._lib  # finds the symbols of the libraries it is linked with, too
-    name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
-    copied = copier(library)
-
-    def on_node(tensor: int, asked: bool, _: Any) -> bool:
-        match = _LAYER_NAME.fullmatch(name_of(tensor))
-        if match and not asked:
-            captured[int(match[1]) if match[1] else len(captured)] = copied(tensor)
-        return bool(match) or not asked
-
-    callback = library.ggml_backend_sched_eval_callback(on_node)
-    _callbacks.append(callback)
-    return callback

@@ -7,7 +7,7 @@ encoder-decoder models.
 
 Request: ``REQUEST`` (what, bytes that follow) and those bytes: ``TEXT`` with UTF-8, ``PIECE`` with an int32
 token, ``GENERATE`` with ``SETTINGS``, a ``SAMPLING``, and what is to be read: int32 ids, or with an embedded
-source float32 rows.
+source float32 rows. ``STOP`` ends what is being generated before the next token, and has no answer.
 
 Answers: ``ANSWER`` (kind, number, another number, bytes that follow). ``LOADED`` with ``FACTS`` once;
 ``PROGRESS`` (done, total) and ``LOG`` (a piece of llama.cpp's log, with VERBOSE) before others; ``IDS`` for
@@ -31,7 +31,7 @@ from ..core.vocabulary import is_word
 from . import KV_TYPES
 from .llama_sampling import SAMPLING, int32s, sampler_chain
 
-TEXT, PIECE, GENERATE = 1, 2, 3
+TEXT, PIECE, GENERATE, STOP = 1, 2, 3, 4
 LOADED, PROGRESS, LOG, IDS, TOKENS, DONE, NO_CONTEXT = 1, 2, 3, 4, 5, 6, 7
 REFUSED, NO_DECODER, STUCK = 3, 4, 5
 REQUEST = struct.Struct("<BI")
@@ -56,6 +56,8 @@ class Model:
         self.encoder = bool(library.llama_model_has_encoder(handle))
         self.start = library.llama_model_decoder_start_token(handle)
         self.context: Any = None
+        self.settings: tuple[int, int, str] | None = None  # of that context
+        self.seen: list[int] = []  # tokens the decoder has read in it
         self.goes_on = self._goes_on()
 
     def facts(self) -> bytes:
@@ -138,7 +140,7 @@ def main(arguments: Sequence[str]) -> int:
             child.write(_answer(IDS, 0, 0, model.ids(data)))
         elif what == PIECE:
             child.write(_answer(TOKENS, data=model.encoded_token(*int32s(data))))
-        else:
+        elif what == GENERATE:
             _generate(model, data)
 
 
@@ -174,14 +176,35 @@ def _generate(model: Model, request: bytes) -> None:
     count, size, at_once, kv_type, embedded = SETTINGS.unpack_from(request)
     sampling = request[SETTINGS.size : SETTINGS.size + SAMPLING.size]
     source = request[SETTINGS.size + SAMPLING.size :]
-    if not _new_context(model, size, at_once, KV_TYPES[kv_type]):
+    known = _known_beginning(model, source, (size, at_once, KV_TYPES[kv_type]))
+    if not known and not _new_context(model, size, at_once, KV_TYPES[kv_type]):
         child.write(_answer(NO_CONTEXT, size))
         return
-    begun = _read_source(model, source, at_once, embedded=embedded)
-    sampler = sampler_chain(model.library, model.size, sampling, begun)
-    _stream(model, sampler, count)
-    model.library.llama_sampler_free(sampler)
+    begun = _read_source(model, source, at_once, known, embedded=embedded)
+    model.seen = list(begun)
+    if not child.waiting():
+        sampler = sampler_chain(model.library, model.size, sampling, begun)
+        _stream(model, sampler, count)
+        model.library.llama_sampler_free(sampler)
     child.write(_answer(DONE))
+
+
+def _known_beginning(model: Model, source: bytes, settings: tuple[int, int, str]) -> int:
+    """How many tokens of the prompt the context holds from the request before; forgets what follows them.
+
+    A conversation reads every turn once so. A context of another kind, an encoder's, or one that has dropped
+    tokens (a cache of a window) is begun anew: 0.
+    """
+    if model.context is None or model.encoder or model.settings != settings:
+        return 0
+    library, prompt = model.library, int32s(source)
+    pairs = zip(model.seen, prompt[:-1], strict=False)  # the last is read again, for its logits
+    known = next(
+        (at for at, (old, new) in enumerate(pairs) if old != new), min(len(model.seen), len(prompt) - 1)
+    )
+    memory = library.llama_get_memory(model.context)
+    whole = known > 0 and library.llama_memory_seq_pos_min(memory, 0) == 0
+    return known if whole and library.llama_memory_seq_rm(memory, 0, known, -1) else 0
 
 
 def _stream(model: Model, sampler: Any, count: int) -> None:
@@ -192,6 +215,10 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
     answers: dict[int, tuple[bytes, bool]] = {}  # what takes 10 µs is done once for a token
     pending, sent = bytearray(), 0.0
     for position in range(count):
+        if child.waiting():
+            if pending:
+                child.write(_answer(TOKENS, data=pending))
+            break
         token = library.llama_sampler_sample(sampler, model.context, -1)
         if token not in answers:
             answers[token] = model.encoded_token(token), model.ends(token)
@@ -206,17 +233,20 @@ def _stream(model: Model, sampler: Any, count: int) -> None:
             break
         ids[0] = token
         model.read(library.llama_decode, batch)
+        model.seen.append(token)
 
 
-def _read_source(model: Model, source: bytes, batch: int, *, embedded: bool) -> list[int]:
-    """Read the prompt; the tokens the decoder has seen."""
+def _read_source(model: Model, source: bytes, batch: int, known: int, *, embedded: bool) -> list[int]:
+    """Read the prompt but for the tokens that are ``known``; all tokens the decoder has seen."""
     if model.encoder:
         # an encoder sees everything at once, and its positions take none of the decoder's
         _encode(model, source, embedded=embedded)
         model.decode([model.start])
         return [model.start]
     prompt = int32s(source)
-    for start in range(0, len(prompt), batch):
+    for start in range(known, len(prompt), batch):
+        if child.waiting():
+            return prompt[:start]
         child.write(_answer(PROGRESS, start, len(prompt)))
         model.decode(prompt[start : start + batch])
     child.write(_answer(PROGRESS, len(prompt), len(prompt)))
@@ -256,6 +286,7 @@ def _new_context(model: Model, size: int, batch: int, kv_type: str) -> bool:
     if not library.llama_supports_gpu_offload():  # drivers reserve addresses they never fill
         child.limit_to_free_memory()
     model.context = library.llama_init_from_model(model.handle, parameters) or None
+    model.settings, model.seen = (size, batch, kv_type), []
     return model.context is not None
 
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from ..core.gguf_split import read_model
 from ..core.windows import Window
 from . import llama_child as protocol
 from .llama_errors import reason_of
+from .llama_requests import answers, first_context, runs
 from .matrix_inputs import MatrixInput, joined, read_inputs
 from .reader import Block, Floats, RuntimeFailure
 
@@ -57,7 +59,7 @@ class LlamaReader:
         self._threads, self._batch, self._front = threads, batch, front
         self._loaded: _Loaded | None = None
 
-    def __enter__(self) -> LlamaReader:
+    def __enter__(self) -> Self:
         self._loaded = retry_once(lambda: _Loaded(self.path, self._threads))
         return self
 
@@ -90,20 +92,18 @@ class LlamaReader:
     def _rows(self, parts: Sequence[Window], given: tuple[int, int]) -> Iterator[tuple[int, int, Floats]]:
         """Part, first position and logits, in blocks, from ``given`` on; its part is read from the start."""
         first, reached = given
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, parts)  # of all parts, so that blocks begin where they did before
             rest = parts[first:]
             buffer = np.empty((size, loaded.vocabulary), np.float32)
-            loaded.send(_request(protocol.LOGITS_WANTED, size, rest, self._embedded(loaded, rest)))
-            for at, part in enumerate(rest):
-                for start in range(0, len(part.ids), size):
-                    stop = min(start + size, len(part.ids))
-                    begin = min(max(part.scored_from, start), stop)
+            for behind, run in runs(rest, loaded.first_context):
+                loaded.send(request(protocol.LOGITS_WANTED, size, run, self._embedded(loaded, run)))
+                for at, begin, stop in answers(run, size):
                     loaded.expect(protocol.LOGITS, at, begin, stop - begin)
                     if begin < stop:
                         loaded.fill(buffer[: stop - begin])
-                        if at or begin >= reached:
-                            yield first + at, begin, buffer[: stop - begin]
+                        if behind + at or begin >= reached:
+                            yield first + behind + at, begin, buffer[: stop - begin]
 
     def layers(self, window: Window) -> list[Floats]:
         """What leaves each layer, before the last norm; see candidate.Candidate.
@@ -114,13 +114,13 @@ class LlamaReader:
 
     def _layers(self, window: Window) -> list[Floats]:
         parts = [replace(window, scored_from=0)]
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, parts)
             encoder, embedded = loaded.encoder_layers, self._embedded(loaded, parts)
             positions = len(window.source) if embedded is None else len(embedded[0])
             lengths = [positions] * encoder + [len(window.ids)] * (loaded.layers - encoder)
             outputs: list[Floats] = [np.empty((length, loaded.hidden), np.float32) for length in lengths]
-            loaded.send(_request(protocol.LAYERS_WANTED, size, parts, embedded))
+            loaded.send(request(protocol.LAYERS_WANTED, size, parts, embedded))
             for layer, rows in enumerate(outputs[:encoder]):
                 loaded.expect(protocol.LAYER, layer, 0, len(rows))
                 loaded.fill(rows)
@@ -139,10 +139,10 @@ class LlamaReader:
         return retry_once(lambda: self._matrix_inputs(replace(window, scored_from=0)))
 
     def _matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
-        with self._reading() as loaded:
+        with self.reading() as loaded:
             size = self._piece(loaded, [window])
             wanted = protocol.INPUTS_WANTED | protocol.LOGITS_WANTED
-            loaded.send(_request(wanted, size, [window], self._embedded(loaded, [window])))
+            loaded.send(request(wanted, size, [window], self._embedded(loaded, [window])))
             pieces = [loaded.inputs()] if loaded.encoder_layers else []
             logits = np.empty((len(window.ids), loaded.vocabulary), np.float32)
             for start in range(0, len(window.ids), size):
@@ -153,7 +153,7 @@ class LlamaReader:
         return joined(pieces), logits
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[_Loaded]:
+    def reading(self) -> Iterator[_Loaded]:
         """A file that waits for a request; its child ends if the block does not reach its end."""
         if self._loaded is None:
             raise RuntimeError("enter the reader first: with LlamaReader(...) as reader")
@@ -188,7 +188,7 @@ class LlamaReader:
         return min(size, max(1, *(len(part.ids) for part in parts)))
 
 
-def _request(
+def request(
     wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
 ) -> bytes:
     wanted |= 0 if embedded is None else protocol.EMBEDDED
@@ -223,6 +223,7 @@ class _Loaded:
             header = read_model(path).header
             self._child.patience += header.size / _SLOW_DISK
             self.vocabulary, self.hidden, self.layers = self._shape(header)
+            self.first_context = first_context(header.metadata)
             self.encoder_layers = len(
                 {match[1] for info in header.tensors if (match := _ENCODER.match(info.name))}
             )
@@ -256,7 +257,7 @@ class _Loaded:
 
     def expect(self, kind: int, *numbers: int) -> None:
         """Take the next answer's head. Raises RuntimeFailure where it is another one, ChildDied."""
-        head = self._head()
+        head = self.head()
         if head != (kind, *numbers):
             raise RuntimeFailure(f"the process that runs llama.cpp answered {head}, not {(kind, *numbers)}")
 
@@ -270,7 +271,8 @@ class _Loaded:
         if sys.byteorder == "big":
             target.byteswap(inplace=True)
 
-    def _head(self) -> tuple[int, ...]:
+    def head(self) -> tuple[int, ...]:
+        """The next answer's head: kind and three numbers. Raises RuntimeFailure, ChildDied."""
         data = bytearray(protocol.ANSWER.size)
         self._take(memoryview(data))
         return protocol.ANSWER.unpack(data)
@@ -285,7 +287,7 @@ class _Loaded:
 
     def _shape(self, header: GgufHeader) -> tuple[int, int, int]:
         """Vocabulary, width and number of layers, as far as the file's header bears them out."""
-        kind, vocabulary, hidden, layers = self._head()
+        kind, vocabulary, hidden, layers = self.head()
         shape = next((info.shape for info in header.tensors if info.name == "token_embd.weight"), None)
         right = (
             shape == (vocabulary, hidden) and vocabulary * hidden > 0 and 0 < layers <= len(header.tensors)

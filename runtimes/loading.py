@@ -39,8 +39,11 @@ def open_artifact(
     kv_type: str | None = None,
     threads: int | None = None,
     log: Callable[[str], None] | None = None,
+    stays: bool = False,
 ) -> Artifact:
     """The GGUF file or ONNX folder at ``path``; ``log`` is given llama.cpp's log.
+
+    ``stays``: for many answers, of which some may be stopped, without loading again.
 
     Raises GgufError and InputError for what cannot be run, UsageError where ``front_end`` or ``kv_type`` is
     given for a folder.
@@ -48,7 +51,7 @@ def open_artifact(
     workers = threads or available_cores()
     if path.is_dir():
         return _onnx(path, front_end, kv_type, workers)
-    return _gguf(path, front_end, context, kv_type or "f16", workers, log)
+    return _gguf(path, front_end, context, kv_type or "f16", workers, log, stays=stays)
 
 
 def _gguf(
@@ -58,7 +61,10 @@ def _gguf(
     kv_type: str,
     threads: int,
     log: Callable[[str], None] | None,
+    *,
+    stays: bool,
 ) -> Artifact:
+    from ..converters.families import embeds_texts
     from ..core.gguf_counts import check_counts
     from ..core.gguf_split import read_model
     from .llama import LlamaRuntime
@@ -68,6 +74,8 @@ def _gguf(
     if not header.tensors:
         raise GgufError(f"{path} contains a vocabulary but no weights", hint="use a converted model")
     check_counts(path, header)
+    if embeds_texts(header.arch):
+        raise _writes_nothing(path)
     front = _front_end(path, header.metadata, front_end)
 
     def start(progress: Progress) -> LlamaRuntime:
@@ -78,10 +86,18 @@ def _gguf(
             kv_type=kv_type,
             log=log,
             front=None if front is None else front.embed,
+            stays=stays,
             progress=progress,
         )
 
     return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
+
+
+def _writes_nothing(path: Path) -> InputError:
+    return InputError(
+        f"{path} is an encoder: it embeds texts and writes none",
+        hint="kconv run prints the embedding of its prompt; llama-server --embedding serves them",
+    )
 
 
 def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None) -> FrontEndFile | None:
@@ -104,7 +120,7 @@ def _front_end(artifact: Path, metadata: Mapping[str, Any], chosen: Path | None)
 
 
 def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: int) -> Artifact:
-    from .onnx_folder import holds_onnx
+    from .onnx_folder import holds_onnx, open_onnx
 
     if not holds_onnx(artifact):
         raise InputError(
@@ -118,6 +134,8 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
             )
     from .onnx import OnnxRuntime, read_onnx_model
 
+    if open_onnx(artifact).embeds:
+        raise _writes_nothing(artifact)
     model = read_onnx_model(artifact)
 
     def start(progress: Progress) -> OnnxRuntime:

@@ -7,6 +7,9 @@ little-endian.
 
 - ``BEGIN`` with ids: forget everything; an encoder reads the ids (decoder-only models are given none).
 - ``READ`` with ids: the decoder reads them after what it has read; logits of the last ``rows`` of them.
+- ``EMBED`` with ids: an encoder that writes no text reads them; ``rows`` is the id of its padding. The
+  answer has two parts: hidden states, batch times length rows of them, and embeddings, one of each text (none
+  where the graph has no ``sentence_embedding``).
 - ``INPUTS``, where TAPPED is 1: what each matrix was multiplied by since ``BEGIN``: a
   number of them, and each as INPUT, its name and float32 numbers.
 
@@ -36,7 +39,8 @@ PADDING = -1
 ANSWER = struct.Struct("<ii")
 INPUT = struct.Struct("<iiii")
 """Of an input: bytes of its name, MatMulNBits' accuracy level (0 of other operators), rows, columns."""
-BEGIN, READ, INPUTS = 1, 2, 3
+BEGIN, READ, INPUTS, EMBED = 1, 2, 3, 4
+_STATES, _EMBEDDING = "last_hidden_state", "sentence_embedding"
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
 _PAST, _PRESENT = "past_key_values.", "present."
 
@@ -94,6 +98,30 @@ class Model:
             if name.startswith(_PRESENT) and not (going_on and ".encoder." in name):
                 self.past[_PAST + name.removeprefix(_PRESENT)] = value
         return logits[:, ids.shape[1] - rows :].astype("<f4", order="C")
+
+    def embed(self, ids: Any, padding: int) -> list[Any]:
+        """Hidden states ``(batch, length, hidden)``, and embeddings ``(batch, width)``, or none."""
+        import numpy as np
+
+        self.inputs = {}
+        feeds = {}
+        for each in self.decoder.get_inputs():
+            if each.name not in ("input_ids", "attention_mask", "token_type_ids"):
+                raise Stop(NOT_SUPPORTED, f"the encoder has an input {each.name!r}")
+            filled = np.where(ids == PADDING, padding, ids)
+            given = {"input_ids": filled, "attention_mask": _mask(ids)}
+            feeds[each.name] = _value(given.get(each.name, np.zeros_like(ids)))
+        names = [each.name for each in self.decoder.get_outputs() if each.name in (_STATES, _EMBEDDING)]
+        if _STATES not in names:
+            raise Stop(NOT_SUPPORTED, f"the graph has no output {_STATES!r}")
+        found = {name: value.numpy() for name, value in self._run(self.decoder, names, feeds).items()}
+        if found[_STATES].ndim != 3 or found[_STATES].shape[:2] != ids.shape:
+            problem = f"the hidden states of {ids.shape} tokens have the shape {found[_STATES].shape}"
+            raise Stop(NOT_COMPUTED, problem)
+        pooled = found.get(_EMBEDDING, np.empty((0, 0), "<f4"))
+        if pooled.ndim != 2 or len(pooled) not in (0, len(ids)):
+            raise Stop(NOT_COMPUTED, f"the embeddings of {len(ids)} texts have the shape {pooled.shape}")
+        return [found[_STATES].reshape(ids.size, -1), pooled]
 
     def _run(self, session: Any, names: Sequence[str], feeds: Any) -> dict[str, Any]:
         """The outputs of those names; what was multiplied on the way is kept in ``inputs``."""
@@ -227,9 +255,11 @@ def _answer(model: Model) -> None:
         return
     ids = np.frombuffer(child.take(8 * batch * length), "<i8").reshape(batch, length)
     child.limit_time(seconds)
-    logits = None
+    logits, parts = None, []
     try:
-        if wanted == BEGIN:
+        if wanted == EMBED:
+            parts = model.embed(ids, rows)
+        elif wanted == BEGIN:
             model.begin(ids)
         else:
             logits = model.read(ids, rows)
@@ -238,6 +268,11 @@ def _answer(model: Model) -> None:
     except Exception as error:
         raise Stop(NOT_COMPUTED, str(error)) from error
     child.limit_time(0)
+    for part in parts:
+        child.write(ANSWER.pack(*part.shape))
+        child.write(np.ascontiguousarray(part, "<f4"))
+    if parts:
+        return
     child.write(ANSWER.pack(*(0, 0) if logits is None else (batch * rows, logits.shape[2])))
     if logits is not None and logits.size:
         child.write(logits)

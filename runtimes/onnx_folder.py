@@ -48,6 +48,12 @@ class OnnxFolder:
     models: tuple[ModelFile, ...]
 
     @property
+    def embeds(self) -> bool:
+        """Whether it holds an encoder alone, which gives hidden states and no logits."""
+        names = {value.name for model in self.models for value in model.outputs}
+        return self.encoder is None and "last_hidden_state" in names and "logits" not in names
+
+    @property
     def without_weights(self) -> Checkpoint:
         """Its configuration and tokenizer, read as a checkpoint's are."""
         return Checkpoint(self.path, self.config, {}, ())

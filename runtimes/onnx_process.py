@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from ..core.errors import ChildDied
 from . import onnx_child as protocol
 from .matrix_inputs import MatrixInput
 from .onnx_folder import OnnxFolder
+from .onnx_gathered import gathered
 from .onnx_limits import limits_of
 from .onnx_model_file import INSTALL
 from .reader import Floats, Ids, RuntimeFailure
@@ -46,18 +49,24 @@ class OnnxProcess:
         self._tapped = tapped
         self._folder, self._threads = folder, threads
         self._limits = limits_of(folder, threads)
+        self._places: dict[Path, Path] = {}
+        self._left = contextlib.ExitStack()
         self._child: Child | None = None
         self._read: list[tuple[int, Ids]] = []  # requests since the last ``begin``
         self._replaced = False
 
     def __enter__(self) -> OnnxProcess:
-        self._child = retry_once(self._start)
+        with contextlib.ExitStack() as stack:
+            self._places = stack.enter_context(gathered(self._folder))
+            self._child = retry_once(self._start)
+            self._left = stack.pop_all()
         return self
 
     def __exit__(self, *failure: object) -> None:
         if self._child is not None:
             self._child.close()
             self._child = None
+        self._left.close()
 
     def begin(self, source: Sequence[int] | Ids = ()) -> None:
         """Forget what was read; an encoder reads ``source``, decoder-only models are given none."""
@@ -71,6 +80,46 @@ class OnnxProcess:
         """
         logits = self._ask(protocol.READ, ids, rows)
         return logits[0] if np.ndim(ids) == 1 else logits
+
+    def embed(self, ids: Sequence[int] | Ids, padding: int = 0) -> tuple[Floats, Floats | None]:
+        """Hidden states ``(batch, length, hidden)`` and embeddings ``(batch, width)`` of an encoder.
+
+        None for the latter where the graph makes none. ``padding`` is the id a graph is given for PADDING.
+        """
+        given = np.atleast_2d(np.array(ids, "<i8"))
+        states, embeddings = retry_once(lambda: self._embedded(given, padding))
+        width = states.shape[1] if states.size else 0
+        return states.reshape(*given.shape, width), embeddings if len(embeddings) else None
+
+    def _embedded(self, given: Ids, padding: int) -> list[Floats]:
+        batch, length = given.shape
+        found = []
+        seconds = self._limits.request(given.size)
+        with self._answering(f"reading {given.size} tokens", seconds) as child:
+            request = protocol.REQUEST.pack(protocol.EMBED, batch, length, padding, seconds)
+            child.send(request + given.tobytes())
+            for most in (given.size, batch):
+                count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
+                if count not in (0, most) or not 0 <= columns <= _MOST_COLUMNS:
+                    problem = f"{count} × {columns} numbers for {given.size} tokens"
+                    raise RuntimeFailure(f"onnxruntime gave {problem}")
+                found.append(np.frombuffer(child.receive(4 * count * columns), "<f4").reshape(count, columns))
+        return found
+
+    @contextlib.contextmanager
+    def _answering(self, doing: str, seconds: float) -> Iterator[Child]:
+        """The child, given so much time; it ends where the block does not reach its end."""
+        child = self._running()
+        child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
+        try:
+            yield child
+        except ChildRefused as refusal:
+            child.close()
+            self._read = []
+            raise self._failure(refusal, doing, seconds) from refusal
+        except BaseException:
+            child.close()
+            raise
 
     def inputs(self) -> dict[str, tuple[MatrixInput, int]]:
         """What each matrix was multiplied by since ``begin``, and MatMulNBits' accuracy level there."""
@@ -93,7 +142,7 @@ class OnnxProcess:
         child = Child(
             MODULE,
             *numbers,
-            *(str(path.absolute()) for path in files if path is not None),
+            *(str(self._places[path].absolute()) for path in files if path is not None),
             library="onnxruntime",
             install=INSTALL,
             # numpy multiplies nothing there; and no model may choose how it is run
@@ -129,24 +178,15 @@ class OnnxProcess:
         return logits
 
     def _asked(self, wanted: int, given: Ids, rows: int) -> Floats:
-        child = self._running()
         (batch, length), tokens = given.shape, sum(each.size for _, each in self._read) + given.size
         seconds = self._limits.request(tokens)
-        child.patience = PATIENCE + min(seconds, _MOST_PATIENCE)
-        try:
+        with self._answering(f"reading {tokens} tokens", seconds) as child:
             child.send(protocol.REQUEST.pack(wanted, batch, length, rows, seconds) + given.tobytes())
             count, columns = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
             if count != batch * rows or not 0 <= columns <= _MOST_COLUMNS:
                 problem = f"{count} × {columns} logits for {batch * rows} tokens"
                 raise RuntimeFailure(f"onnxruntime gave {problem}")
             logits = child.receive(4 * count * columns)
-        except ChildRefused as refusal:
-            child.close()
-            self._read = []
-            raise self._failure(refusal, f"reading {tokens} tokens", seconds) from refusal
-        except BaseException:
-            child.close()
-            raise
         return np.frombuffer(logits, "<f4").reshape(batch, rows, columns)
 
     def _running(self) -> Child:

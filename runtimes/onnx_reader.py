@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..core.errors import InputError
 from ..core.windows import Window
 from .onnx_child import PADDING
 from .onnx_folder import OnnxFolder
@@ -95,6 +96,20 @@ class OnnxReader:
         for (index, text), row, own in zip(texts.items(), logits, ids >= 0, strict=True):
             start = windows[index].scored_from
             yield Block(index, start, row[own][start : len(text)])
+
+    def check(self, windows: Sequence[Window], first: int | None) -> None:
+        """Raise InputError for windows that cannot be read as a whole and must be.
+
+        LongRoPE turns all positions of a text otherwise once it is longer than ``first`` tokens (None:
+        never), so that pieces read before that would be wrong, and are in transformers' cache, too.
+        """
+        longest = max((len(window.ids) for window in windows), default=0)
+        if first is not None and longest > first and longest - 1 > self._at_once:
+            raise InputError(
+                f"{self.path}: windows of {longest:,} tokens are read in pieces of {self._at_once:,}, but "
+                f"with LongRoPE a text of more than {first:,} tokens can only be read at once",
+                hint=f"pass --window with at most {max(first, self._at_once):,} tokens",
+            )
 
     def _pieces(self, window: Window) -> Iterator[tuple[int, int]]:
         """What is read at once; a window's last token predicts none that is known."""

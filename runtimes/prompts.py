@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from ..converters.families import reads_with_encoder
 from ..core.errors import GgufError, InputError, UsageError
 from ..core.model import Note
+from ..vocab.broken_template import LEFT_OUT
 from ..vocab.normal_form import as_trained
 from .masks import MaskedText, Sentinels, check_masks, masked_text, prompt_parts, sentinels_of
 
@@ -52,8 +53,11 @@ def question(
     system: str | None,
     echo: bool,
     announce: Callable[[Note], None],
+    history: Sequence[Mapping[str, str]] = (),
 ) -> Question:
     """The question ``text`` is to a model: a user's turn, a text to continue, a source or a text with masks.
+
+    ``history`` are the turns before it (``role``, ``content``), for a file with a chat template only.
 
     ``announce`` gets a note on what the user may not expect (``chat-template``, ``mask-names``). Raises
     UsageError and InputError where it cannot be asked, GgufError where the file's template is damaged.
@@ -72,7 +76,7 @@ def question(
     template = _chosen_template(artifact, metadata, chat=chat, system=system)
     if template is not None and chat is None:
         announce(_THROUGH_TEMPLATE)
-    whole = as_trained(metadata, _whole_prompt(metadata, template, text, system))
+    whole = as_trained(metadata, _whole_prompt(metadata, template, text, system, history))
     stops = _template_stops(template)
     return Question((whole,), whole, template, stops, trim=template is not None or not text)
 
@@ -123,6 +127,13 @@ def _chosen_template(
 ) -> str | None:
     """The file's chat template if the prompt is to go through it, else None."""
     template = metadata.get("tokenizer.chat_template")
+    left_out = metadata.get(LEFT_OUT)
+    if chat is not False and not template and isinstance(left_out, str):
+        raise InputError(
+            f"{artifact} has no chat template: the checkpoint's was left out, since it does not compile "
+            f"({left_out})",
+            hint="pass --no-chat to complete plain text, or convert again with --chat-template",
+        )
     if chat is False or (chat is None and not template):
         if system is not None:
             raise UsageError("--system is for chats, but this prompt is completed as plain text")
@@ -137,13 +148,20 @@ def _chosen_template(
     return template
 
 
-def _whole_prompt(metadata: Mapping[str, Any], template: str | None, text: str, system: str | None) -> str:
+def _whole_prompt(
+    metadata: Mapping[str, Any],
+    template: str | None,
+    text: str,
+    system: str | None,
+    history: Sequence[Mapping[str, str]],
+) -> str:
     """What the model is to see, as text."""
     if template is None:
         return _leading_space(metadata) + text
     from ..vocab.templates import render_chat
 
     messages = [{"role": "system", "content": checked_text(system, "--system")}] if system is not None else []
+    messages += [dict(turn) for turn in history]
     messages.append({"role": "user", "content": text})
     return render_chat(
         template,

@@ -10,6 +10,8 @@ import pytest
 
 # What kconv says is compared in English, whatever the locale here; tests/test_language.py takes this away.
 os.environ["KCONV_LANG"] = "en"
+# Whether a file is hashed must not depend on what the user's cache holds; tests/test_receipts.py sets it.
+os.environ["KCONV_RECEIPTS"] = ""
 
 pytest_plugins = ["workers", "skips", "leftovers", "signals_material", "command_material"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,19 @@ def transformers_logits(folder: Path, ids: list[int]) -> Floats:
     return logits
 
 
+@functools.cache
+def _quiet() -> Any:
+    """A log that drops all: llama-cpp-python's own fails at tokens that llama.cpp cuts within a letter."""
+    import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
+
+
 def llama_cpp_logits(path: Path, ids: list[int]) -> Floats:
     """Logits (tokens, vocabulary) of a GGUF on the CPU, with an f32 cache and without flash attention."""
     import llama_cpp
 
+    llama_cpp.llama_log_set(_quiet(), ctypes.c_void_p(0))
     model_params = llama_cpp.llama_model_default_params()
     model_params.n_gpu_layers = 0
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), model_params)

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,30 +52,41 @@ def changed(before: dict[str, tuple[int, int]], after: dict[str, tuple[int, int]
     return {name for name in after if before.get(name) != after[name]}
 
 
-def test_only_what_is_missing_or_older_is_made(models: Path, tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "dist"
-    first = batch(f"{models}/one/", models / "two", quants="q8_0 Q4_0", out=out, jobs=2)
+def begun(out: Path) -> list[int]:
+    """How many files each conversion was to make, by the journal."""
+    lines = (out / ".kconv-batch.jsonl").read_text("utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    return [len(record["keys"]) for record in records if record["event"] == "began"]
+
+
+def change(path: Path) -> None:
+    """Other bytes that mean the same."""
+    path.write_text(path.read_text("utf-8") + "\n", "utf-8")
+
+
+def test_only_what_is_missing_or_changed_is_made(models: Path, tmp_path: Path) -> None:
+    out, two = tmp_path / "deep" / "dist", Path(shutil.copytree(models / "two", tmp_path / "two"))
+    first = batch(f"{models}/one/", two, quants="q8_0 Q4_0", out=out, jobs=2)
     assert first.returncode == 0, first.stderr
     made = stamps(out)
     assert set(made) == {"one-Q8_0.gguf", "one-Q4_0.gguf", "two-Q8_0.gguf", "two-Q4_0.gguf"}
+    assert begun(out) == [2, 2]  # a read for all types of a checkpoint
     for name in made:
         assert read_header(out / name).tensors
         manifest = json.loads((out / f"{name}.manifest.json").read_text("utf-8"))
         assert manifest["output"]["file"] == name
 
-    again = batch(models / "one", models / "two", quants="q4_0 q8_0", out=out)
+    (two / "tokenizer_config.json").touch()
+    again = batch(models / "one", two, quants="q4_0 q8_0", out=out)
     assert again.returncode == 0, again.stderr
-    assert "to-gguf" not in again.stdout
+    assert "4 outputs: 4 done before" in again.stdout
     assert stamps(out) == made
 
     (out / "one-Q4_0.gguf").unlink()
-    now = time.time() + 2  # newer than the output even where a file system counts in seconds
-    os.utime(models / "two" / "tokenizer_config.json", (now, now))
-    third = batch(models / "one", models / "two", quants="q8_0 q4_0", out=out)
+    change(two / "tokenizer_config.json")
+    third = batch(models / "one", two, quants="q8_0 q4_0", out=out)
     assert third.returncode == 0, third.stderr
     assert changed(made, stamps(out)) == {"one-Q4_0.gguf", "two-Q8_0.gguf", "two-Q4_0.gguf"}
-    past = time.time() - 60
-    os.utime(models / "two" / "tokenizer_config.json", (past, past))
 
 
 def test_one_failure_neither_stops_nor_damages_the_others(models: Path, tmp_path: Path) -> None:
@@ -85,8 +95,6 @@ def test_one_failure_neither_stops_nor_damages_the_others(models: Path, tmp_path
     assert batch(broken, quants="q8_0", out=out).returncode == 0
     before = stamps(out)
     (broken / "model-00001-of-00002.safetensors").unlink()
-    later = time.time() + 2
-    os.utime(broken / "config.json", (later, later))
     result = batch(broken, tmp_path / "absent", models / "one", quants="q8_0", out=out, jobs=2)
     assert result.returncode != 0
     assert "model-00001-of-00002.safetensors" in result.stderr
@@ -107,13 +115,15 @@ def test_a_file_whose_proof_fails_stays_and_is_never_taken_for_done(models: Path
     name = next(name for name in tensors if name.endswith("up_proj.weight"))
     tensors[name] = tensors[name] * float("nan")
     save_file(tensors, weights)
-    for _ in range(2):
+    for number in range(2):
         result = batch(broken, quants="f16", out=out, verify="quick", flags="--allow-nan")
         assert result.returncode != 0
         assert "the proof failed" in result.stderr
         assert set(stamps(out)) == {"broken-F16.gguf"}
+        assert len(begun(out)) == number + 1
     assert batch(broken, quants="f16", out=out, verify="no", flags="--allow-nan").returncode == 0
-    assert "to-gguf" not in batch(broken, quants="f16", out=out, flags="--allow-nan").stdout
+    again = batch(broken, quants="f16", out=out, flags="--allow-nan")
+    assert "1 output: 1 done before" in again.stdout
 
 
 def test_what_is_made_is_proven(models: Path, tmp_path: Path) -> None:
@@ -123,11 +133,11 @@ def test_what_is_made_is_proven(models: Path, tmp_path: Path) -> None:
     assert manifest["proof"]["verdict"] == "passed"
 
 
-def test_an_unknown_type_fails_alone(models: Path, tmp_path: Path) -> None:
+def test_an_unknown_type_is_refused_before_anything_is_made(models: Path, tmp_path: Path) -> None:
     result = batch(models / "one", quants="q9_9 q8_0", out=tmp_path / "dist")
     assert result.returncode != 0
     assert "q9_9" in result.stderr.lower()
-    assert set(stamps(tmp_path / "dist")) == {"one-Q8_0.gguf"}
+    assert not (tmp_path / "dist").exists()
 
 
 def test_folders_of_one_name_are_refused(models: Path, tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_the_hub_cache_tells_the_source(tmp_path: Path) -> None:
     metadata = general_metadata(checkpoint(folder))
     assert metadata["general.name"] == "eagle-3b-preview"
     assert metadata["general.organization"] == "etri-lirs"
-    assert metadata["general.source.repo_url"] == "https://huggingface.co/etri-lirs/eagle-3b-preview"
+    page = "https://huggingface.co/etri-lirs/eagle-3b-preview"
+    assert metadata["general.source.repo_url"] == page
+    assert metadata["general.source.url"] == f"{page}/tree/{folder.name}"
 
 
 @pytest.mark.parametrize(

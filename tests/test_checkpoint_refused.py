@@ -11,7 +11,7 @@ import torch
 from checkpoint_material import folder_with_config, index, refusal
 from safetensors.torch import save_file
 
-from kconv.core.errors import CheckpointError, EnvironmentProblem
+from kconv.core.errors import CheckpointError, EnvironmentProblem, UsageError
 from kconv.core.reading import open_checkpoint, read_json, read_text
 
 # --- the folder and its configuration
@@ -27,8 +27,11 @@ def test_no_folder(tmp_path: Path) -> None:
 def test_a_file_instead_of_a_folder(tmp_path: Path) -> None:
     folder = folder_with_config(tmp_path)
     (folder / "model.gguf").write_bytes(b"GGUF")
-    error = refusal(folder / "model.gguf", "is a GGUF file", "expected a checkpoint folder")
-    assert str(folder) in str(error.hint)
+    with pytest.raises(UsageError, match="is a GGUF file, expected a checkpoint folder") as caught:
+        open_checkpoint(folder / "model.gguf")
+    assert "kconv quantize" in str(caught.value.hint)
+    (folder / "model.bin").write_bytes(b"PK")
+    assert str(folder) in str(refusal(folder / "model.bin", "is a file").hint)
 
 
 def test_no_config(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def converted(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_several_types_in_any_case_make_several_files(converted: tuple[Path, dict[str, Any]]) -> None:
     out, conversion = converted
     names = [Path(output["path"]).name for output in conversion["outputs"]]
-    assert names == [f"작은_42dot-{kind}.gguf" for kind in ("Q4_0", "Q8_0", "F32")]
+    assert names == [f"작은 42dot-{kind}.gguf" for kind in ("Q4_0", "Q8_0", "F32")]
     for output in conversion["outputs"]:
         assert Path(output["path"]).stat().st_size == output["bytes"]
         assert json.loads(Path(output["manifest"]).read_text())["output"]["bytes"] == output["bytes"]
@@ -61,7 +61,7 @@ def test_several_types_in_any_case_make_several_files(converted: tuple[Path, dic
 def test_modelfile_names_the_file_and_its_sampling(converted: tuple[Path, dict[str, Any]]) -> None:
     _, conversion = converted
     text = Path(conversion["modelfiles"][0]).read_text(encoding="utf-8")
-    assert text.startswith("FROM ./작은_42dot-Q4_0.gguf\n")
+    assert text.startswith("FROM ./작은 42dot-Q4_0.gguf\n")
     assert "PARAMETER temperature 0.5\n" in text
     assert "PARAMETER top_k 20\n" in text
 
@@ -91,7 +91,7 @@ def test_what_people_read(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_name_of_the_default_output(checkpoint: Path, tmp_path: Path) -> None:
     (output,) = json_of("to-gguf", checkpoint, "--no-verify", cwd=tmp_path)["outputs"]
-    assert output["path"] == "작은_42dot-F16.gguf"  # auto keeps the checkpoint's own type
+    assert output["path"] == "작은 42dot-F16.gguf"  # auto keeps the checkpoint's own type
     assert (tmp_path / output["path"]).is_file()
 
 

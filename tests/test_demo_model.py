@@ -225,12 +225,12 @@ def test_training_again_gives_the_same_tokenizer(sample: Path, tmp_path: Path) -
 @pytest.mark.parametrize("family", sorted(SAMPLES))
 def test_write_sample_twice_is_refused_and_forced(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / "new" / "model")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(OutputExists, match="not empty"):
         write_sample(family, folder)
     (folder / "config.json").write_text("{}")
     write_sample(family, folder, force=True)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 

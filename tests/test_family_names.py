@@ -26,6 +26,7 @@ EXCEPTIONS: Mapping[tuple[str, str], str] = {
     ("core/vocabulary.py", "SPM"): _KIND,
     ("core/vocabulary.py", "UNIGRAM"): _KIND,
     ("core/vocabulary.py", "GEMMA4"): _KIND,
+    ("core/vocabulary.py", "WORDPIECE"): _KIND,
     ("vocab/in_gguf.py", "_ADD_BOS"): _PRE,
     ("vocab/in_gguf.py", "_NO_BOS"): _PRE,
     ("vocab/in_gguf.py", "ALWAYS_BOS"): _PRE,

@@ -45,23 +45,23 @@ class Scenario:
 SCENARIOS = {
     "to-gguf": Scenario(
         "to-gguf {s}/llama -q f16 --no-verify --modelfile --threads 1 -o {o}/new/x.gguf",
-        "kconv.flows.write:atomic_files",
+        "kconv.flows.resume:atomic_files",
     ),
     "to-gguf --force": Scenario(
         "to-gguf {s}/llama -q f16 --no-verify --threads 1 -o {o}/x.gguf --force",
-        "kconv.flows.write:atomic_files",
+        "kconv.flows.resume:atomic_files",
         older=True,
     ),
     "quantize": Scenario(
         "quantize {s}/f32.gguf -q f16 --threads 1 -o {o}/x.gguf --split-max-size 20K",
-        "kconv.flows.write:atomic_files",
+        "kconv.flows.resume:atomic_files",
     ),
     "to-onnx": Scenario(
-        "to-onnx {s}/llama --no-verify --threads 1 -o {o}/x", "kconv.flows.to_onnx:atomic_folder"
+        "to-onnx {s}/llama --no-verify --threads 1 -o {o}/x", "kconv.flows.resume:atomic_folder"
     ),
     "to-onnx --force": Scenario(
         "to-onnx {s}/llama --no-verify --threads 1 -o {o}/x --force",
-        "kconv.flows.to_onnx:atomic_folder",
+        "kconv.flows.resume:atomic_folder",
         older=True,
     ),
 }

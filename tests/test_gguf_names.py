@@ -32,6 +32,8 @@ ROOMS = ("core", "vocab", "quant", "converters", "reference", "runtimes", "verif
 ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 NOT_IN_GGUF_PY = {"rope.scale_linear", "attention.value_scale"}
 """Keys that llama.cpp reads (src/llama-arch.cpp) and no converter writes: what proofs look at."""
+NORMALIZER = {f"tokenizer.ggml.normalizer.{each}" for each in ("lowercase", "strip_accents")}
+"""Newer than the gguf package: llama.cpp reads and writes them."""
 
 
 def keys_of(table: type) -> Iterator[str]:
@@ -112,6 +114,7 @@ def test_keys_anywhere_in_the_code() -> None:
                 if match and "." in match[1] and not match[1].endswith((".weight", ".bias")):
                     found.add(match[1])
     modules = {"attention.dense", "attention.query_key_value"}  # GPT-NeoX's, in checkpoints
-    assert found - KEYS == NOT_IN_GGUF_PY | modules
+    modules |= {"attention.output.dense", *(f"attention.self.{each}" for each in ("query", "key", "value"))}
+    assert found - KEYS - NORMALIZER == NOT_IN_GGUF_PY | modules
     assert len(found & KEYS) > 50
     assert {f"tokenizer.ggml.{role}_token_id" for role in ROLES} <= KEYS

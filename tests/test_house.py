@@ -26,7 +26,19 @@ PUBLIC = (
 )
 KERNELS = "quant/kernels/"  # C, which is compiled
 # A room may import itself and the rooms before it (design: arrows only point up this list).
-ROOMS = ["core", "hub", "vocab", "quant", "converters", "reference", "runtimes", "verify", "flows", "report", "cli"]
+ROOMS = [
+    "core",
+    "hub",
+    "vocab",
+    "quant",
+    "converters",
+    "reference",
+    "runtimes",
+    "verify",
+    "flows",
+    "report",
+    "cli",
+]
 CLOSED = {("vocab", "quant"), ("quant", "vocab")}
 # The import paths the README has always shown; nothing of ours uses them.
 UPWARDS = {

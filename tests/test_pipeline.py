@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -20,7 +21,9 @@ from kconv.converters import to_gguf
 from kconv.converters.families import FAMILIES
 from kconv.converters.samples import SAMPLES, write_sample
 from kconv.core.errors import CheckpointError, MappingError
+from kconv.core.windows import Window
 from kconv.quant.policy import POLICIES
+from kconv.runtimes.llama_encoder import LlamaEncoder
 
 # Sample checkpoints by family; a new family has to name one, or is another's in another name.
 MATERIAL = {
@@ -29,6 +32,9 @@ MATERIAL = {
     "t5": ("kebyt5",),
     "mt5": (),  # t5 with another class: tests/test_t5.py
     "umt5": ("umt5",),
+    "t5-encoder": ("t5-encoder",),
+    "mt5-encoder": (),  # tests/test_t5_encoders.py
+    "umt5-encoder": (),  # tests/test_t5_encoders.py
     "gbswt5": ("gbst-kebyt5",),
     "qwen2": ("qwen2",),
     "qwen3": ("qwen3",),
@@ -43,7 +49,10 @@ MATERIAL = {
     "gpt2": ("gpt2",),
     "mpt": ("mpt",),
     "opt": ("opt",),
-    "xglm": (),  # its tokens are not exact: tests/test_position_families.py
+    "xglm": ("xglm",),
+    "bert": ("bert",),
+    "roberta": ("roberta",),
+    "xlm-roberta": ("xlm-roberta",),
 }
 
 
@@ -59,7 +68,7 @@ def test_every_recipe_and_family_has_material() -> None:
 def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Path) -> None:
     folder = write_sample(family, tmp_path / family)
     made = to_gguf(folder, tmp_path / "out", types=PLAIN, verify=False)
-    assert made.parity.verdict == "exact"
+    assert made.parity.verdict == ("ordinary-words" if family in ("bert", "roberta") else "exact")
     assert [output.type for output in made.outputs] == PLAIN
     ids = list(range(3, 40))
     if family in (
@@ -68,6 +77,8 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
         *MATERIAL["gbswt5"],
     ):  # a GBST body can be read without its front end
         logits = {output.type: t5_logits(output.path, ids, ids) for output in made.outputs}
+    elif family in ("bert", "roberta", "xlm-roberta", "t5-encoder"):
+        logits = {output.type: hidden_states(output.path, ids) for output in made.outputs}
     else:
         logits = {output.type: llama_cpp_logits(output.path, ids) for output in made.outputs}
     spread = logits["f32"].std()
@@ -77,6 +88,11 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
         coarse = POLICIES[name].default.block_bytes * 8 < 3 * POLICIES[name].default.block_size
         limit = 1.6 if coarse else 0.9
         assert error < {"f32": 1e-6, "bf16": 0.05, "f16": 0.01, "q8_0": 0.1}.get(name, limit), (name, error)
+
+
+def hidden_states(path: Path, ids: list[int]) -> Any:
+    with LlamaEncoder(path, threads=1) as reader:
+        return reader.states(Window(0, tuple(ids)))
 
 
 def test_equal_runs_give_equal_bytes_whatever_the_threads(tmp_path: Path, small_tokenizer: Path) -> None:
@@ -119,7 +135,14 @@ def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokeniz
         data = (folder / name).read_bytes()
         assert hashed[name] == (len(data), hashlib.sha256(data).hexdigest())
     assert manifest["options"]["pure"] is True
-    assert manifest["output"] == {"file": "out.gguf", "type": "q4_0", "bytes": made.path.stat().st_size}
+    size, digest = made.path.stat().st_size, hashlib.sha256(made.path.read_bytes()).hexdigest()
+    assert manifest["output"] == {
+        "file": "out.gguf",
+        "type": "q4_0",
+        "bytes": size,
+        "bits_per_weight": round(made.bits_per_weight, 4),
+        "files": [{"name": "out.gguf", "bytes": size, "sha256": digest}],
+    }
     assert manifest["options"]["verify"] == "quick"
     assert manifest["proof"]["verdict"] == proof.verdict == conversion.verdict
     assert manifest["proof"]["tokens"]["parity"]["verdict"] == "exact"

@@ -16,6 +16,7 @@ import pytest
 from command_material import kconv
 from gbst_material import random_gbswt5
 from gptj_material import byte_level_tokenizer, random_gptj
+from hub_server import hub_file
 from llama_material import random_llama
 from t5_material import random_byt5
 
@@ -213,8 +214,8 @@ def test_a_snapshot_in_the_hubs_cache(tmp_path: Path, small_tokenizer: Path) -> 
     snapshot = cache / "snapshots" / ("0123456789abcdef" * 3)[:40]
     snapshot.mkdir(parents=True)
     (cache / "blobs").mkdir()
-    for at, path in enumerate(sorted(source.iterdir())):
-        blob = cache / "blobs" / f"{at:040x}"
+    for path in sorted(source.iterdir()):
+        blob = cache / "blobs" / hub_file(path, path.name).etag
         blob.write_bytes(path.read_bytes())
         (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
     planned = plan(snapshot, tmp_path, options=Options(("q4_0",)))

@@ -196,6 +196,7 @@ def test_names_and_manifest(sources: dict[str, Path], tmp_path: Path) -> None:
         "file": output.path.name,
         "type": "q4_K_M",
         "bytes": output.path.stat().st_size,
+        "bits_per_weight": round(output.bits_per_weight, 4),
     }
     assert manifest["options"]["types"] == ["Q4_K_M"]
     types = {name: FORMATS[kind].ggml_type for name, kind in manifest["tensors"].items()}

@@ -89,7 +89,6 @@ def test_the_reference_computes_what_transformers_does(checkpoint: Path) -> None
         ("RobertaModel", "its files are wrong; export it with optimum"),
         ("RobertaForMaskedLM", "export it with optimum"),
         ("BertModel", "llama.cpp's own converter takes it"),
-        ("UMT5EncoderModel", "export it with optimum"),
     ],
 )
 def test_a_refusal_of_an_encoder_says_what_takes_it(name: str, works: str) -> None:

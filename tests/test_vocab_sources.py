@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from kconv.core.errors import CheckpointError, VocabError
 from kconv.core.vocabulary import TokenType
 from kconv.vocab.selection import select_vocab
-from kconv.vocab.sentencepiece_model import parse_model
+from kconv.vocab.sentencepiece_proto import parse_model
 from kconv.vocab.sources import Source, read_source
 from kconv.vocab.texts import built_in
 

@@ -20,7 +20,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 LOCALE = ROOT / "core" / "data" / "locale"
-ROOMS = ("core", "hub", "vocab", "quant", "converters", "reference", "runtimes", "verify", "flows", "report", "cli")
+ROOMS = (
+    "core",
+    "hub",
+    "vocab",
+    "quant",
+    "converters",
+    "reference",
+    "runtimes",
+    "verify",
+    "flows",
+    "report",
+    "cli",
+)
 SINGLE, PLURAL = ("_", "phrase"), ("ngettext", "phrases")
 HEADER = {
     "ko": "Content-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\nLanguage: ko\n"

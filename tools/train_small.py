@@ -17,11 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from small_models import gbst_kebyt5, hyperclovax, kebyt5, kogpt, opt
+from small_models import gbst_kebyt5, hyperclovax, kebyt5, kogpt, opt, xglm
 from train_demo import ROOT, SMOOTHING, learning_rate, write_json
 
 FAMILIES: dict[str, ModuleType] = {
-    family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5, hyperclovax, opt)
+    family.NAME: family for family in (kogpt, kebyt5, gbst_kebyt5, hyperclovax, opt, xglm)
 }
 # Steps, rows in a batch and the highest learning rate.
 DEFAULTS = {
@@ -30,6 +30,7 @@ DEFAULTS = {
     "gbst-kebyt5": (2000, 12, 6e-3),
     "hyperclovax": (2000, 8, 3e-3),
     "opt": (900, 8, 4e-3),
+    "xglm": (1500, 8, 4e-3),
 }
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from ..core.language import phrase
 from ..runtimes.half_precision import HalfPrecision
+from .embeddings_part import EmbeddingsPart
 from .proof import Finding, LogitsPart, verdict_of, worst
 
 _MOST = 8  # findings
+Part = TypeVar("Part", LogitsPart, EmbeddingsPart)
 
 
-def with_half_precision(part: LogitsPart, halves: HalfPrecision | None, hidden: bool) -> LogitsPart:
+def with_half_precision(part: Part, halves: HalfPrecision | None, hidden: bool) -> Part:
     """``part`` with what half precision does to the file; ``hidden`` where its runtime may not show it."""
     if halves is None:
         return part
-    found = [Finding(each.matrix, each.told(hidden), grave=not each.fits) for each in halves.near[:_MOST]]
+    found: list[Finding] = [
+        Finding(each.matrix, each.told(hidden), grave=not each.fits) for each in halves.near[:_MOST]
+    ]
     if more := halves.near[_MOST:]:
         grave = any(not each.fits for each in more)
         found.append(

@@ -21,10 +21,12 @@ from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..vocab.parity import Declared, declared
 from ..vocab.sample_text import LONG, QUICK, WINDOW, sample_windows
 from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
+from .encoder_texts import built_in_texts, given_texts
 from .front_end import tokens_a_position
 
 Announce = Callable[[str], None]
@@ -53,6 +55,11 @@ class Expected:
         return (self.vocab.special["bos"],) if self.vocab.add_bos and "bos" in self.vocab.special else ()
 
     @property
+    def around(self) -> Declared:
+        """What stands around every text an encoder reads."""
+        return declared(self.vocab)
+
+    @property
     def context(self) -> int:
         """Tokens the model was trained to see at once."""
         value = self.model.hparams[f"{self.model.arch}.context_length"]
@@ -69,7 +76,8 @@ class Expected:
 class VerifyOptions:
     """How files are verified. ``gates`` by type replace the table's; ``diagnose`` None: of wrong files.
 
-    Above ``max_kl``, a mean divergence in nats, a file of any type fails (None: none).
+    Above ``max_kl``, a mean divergence in nats, a file of any type fails (None: none), an encoder's below
+    ``min_cosine``, the mean cosine with the checkpoint's embeddings.
 
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
     files that are held to its logits themselves, to tell what the table alone does.
@@ -77,6 +85,7 @@ class VerifyOptions:
 
     gates: Mapping[str, float] = field(default_factory=dict)
     max_kl: float | None = None
+    min_cosine: float | None = None
     diagnose: bool | None = None
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
@@ -88,6 +97,9 @@ def built_in_windows(
     expected: Expected, amounts: Mapping[str, int], *, tokens: int | None = None, window: int | None = None
 ) -> list[Window]:
     """The built-in texts, ``amounts`` tokens of each or ``tokens``; see ``text_windows``."""
+    if expected.family.encoder_only:
+        scope: Literal["quick", "full"] = "quick" if amounts is QUICK else "full"
+        return built_in_texts(expected.source, expected.around, _text_size(expected, window), scope, tokens)
     if expected.family.encoder_decoder:
         return built_in_pairs(_reads_pairs(expected, window), amounts, tokens=tokens)
     if tokens is not None:
@@ -115,14 +127,21 @@ def text_windows(
 ) -> list[Window]:
     """The user's texts in windows of ``window`` tokens (default 512, or the model's context).
 
-    An encoder-decoder reads pairs: see text_pairs.py. Raises InputError for windows beyond the model's
-    context and texts without a token to predict.
+    An encoder-decoder reads pairs: see text_pairs.py; an encoder by itself a line at once. Raises InputError
+    for windows beyond the model's context and texts without a token to predict.
     """
+    if expected.family.encoder_only:
+        size = _text_size(expected, window)
+        return given_texts(expected.source, expected.around, size, texts, tokens)
     if expected.family.encoder_decoder:
         return text_pairs(_reads_pairs(expected, window), texts, tokens=tokens)
     size = _window_size(expected, window)
     ids = [expected.source.encode(text, True) for text in texts]
     return cut(ids, size=size, before=expected.before, tokens=tokens)
+
+
+def _text_size(expected: Expected, window: int | None) -> int:
+    return expected.context if window is None else _window_size(expected, window)
 
 
 def _window_size(expected: Expected, window: int | None) -> int:
@@ -174,6 +193,8 @@ def compared_with(
     """What something was compared with: checkpoint, texts, runtime, versions, also of ``packages``."""
     repository, revision = hub_origin(expected.checkpoint.folder)
     read = "built-in: Universal Declaration of Human Rights, Korean and English"
+    if expected.family.encoder_only:
+        read += ", paragraph by paragraph"
     if expected.family.encoder_decoder:
         read += f", in pairs: {way_of_pairing(expected.source)}"
     return {

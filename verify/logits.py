@@ -45,7 +45,7 @@ def compare(
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0
-    for first, group in _groups(windows):
+    for first, group in groups(windows):
         reading = read(group)
         if not first:
             seen(reading)
@@ -68,7 +68,7 @@ def compare(
     return measure
 
 
-def _groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]]]:
+def groups(windows: Sequence[Window]) -> Iterator[tuple[int, tuple[Window, ...]]]:
     """Windows to read together, with the index of the first: what enters the output matrix is kept of all."""
     first = tokens = 0
     for at, window in enumerate(windows):

@@ -48,6 +48,7 @@ def check_metadata(header: GgufHeader, expected: Model) -> MetadataPart:
         count += 1
     findings += _rope_scaling(file, right, arch)
     findings += _unread(file, right, arch)
+    findings += _of_tokenizer(header.metadata, expected.hparams)
     tokenizer, more = check_tokenizer_keys(header.metadata, expected.vocab)
     findings += [*tokenizer, *_recommended(header.metadata, expected.metadata)]
     findings.sort(key=lambda finding: not finding.grave)
@@ -64,6 +65,11 @@ def _table(right: Values, left_out: Values) -> Iterator[Key]:
     """The architecture's keys, and whatever else the family writes."""
     known = keys_of(right)
     for key in known:
+        if key.name == "pooling_type" and right.get("attention.causal") is False:
+            key = replace(key, harm=phrase("texts get other embeddings"), grave=True)
+        if key.name == "attention.causal" and right.get(key.name) is False:
+            harm = phrase("where llama_decode reads, as in llama-server, tokens do not see those behind them")
+            key = replace(key, harm=harm)
         yield replace(key, default=left_out[key.name]) if key.name in left_out else key
     kinds = {bool: "flag", int: "whole", float: "real", str: "text", tuple: "list"}
     for name, value in right.items():
@@ -72,6 +78,18 @@ def _table(right: Values, left_out: Values) -> Iterator[Key]:
             if kind is not None:
                 default = left_out.get(name, REQUIRED)
                 yield Key(name, kind, default, phrase("the checkpoint makes it another"))  # type: ignore[arg-type]
+
+
+def _of_tokenizer(file: Mapping[str, Any], right: Mapping[str, Any]) -> Iterator[Finding]:
+    """Keys of the tokenizer's that follow from config.json: how many kinds of segments there are."""
+    for key, wanted in right.items():
+        if key.startswith("tokenizer.") and file.get(key) != wanted:
+            message = phrase(
+                "{key} is {value} in the file, but {wanted} in the checkpoint: llama.cpp refuses the file"
+            )
+            shown = phrase("missing") if key not in file else _shown(file[key])
+            message = message.of(key=key, value=shown, wanted=_shown(wanted))
+            yield Finding(key, message, _shown(wanted), shown)
 
 
 def _general(header: GgufHeader, expected: Model) -> Iterator[Finding]:

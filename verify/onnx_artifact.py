@@ -18,6 +18,7 @@ from ..core.windows import Window
 from ..reference.magnitudes import Flow
 from ..reference.reading import Reading
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_folder
+from ..runtimes.llama_requests import first_context
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_reader import OnnxReader, stepped
 from ..runtimes.reader import RuntimeFailure
@@ -25,10 +26,13 @@ from ..vocab.context import read_context
 from ..vocab.own_vocabulary import own_vocabulary
 from ..vocab.selection import EMBEDDING
 from ..vocab.tokenizer import Source
+from .cosine_gates import refuse_other_limits
+from .embeddings_part import EmbeddingsPart
 from .gates import gate_for, judge
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Figures, Shares
+from .onnx_encoder import check_encoder_folder
 from .onnx_parts import check_folder_settings, check_folder_tokens
 from .onnx_recomputed import check_folder_runtime
 from .onnx_weights import check_folder_weights
@@ -85,8 +89,9 @@ class OnnxArtifact:
 
     def passes(self, expected: Expected, options: VerifyOptions) -> int:
         """Through the checkpoint, in fp32. Raises UsageError for an impossible gate."""
+        refuse_other_limits(expected.family, options)
         self._gate(options)
-        return 2
+        return 1 if expected.family.encoder_only else 2
 
     def _gate(self, options: VerifyOptions) -> Gate:
         return gate_for(self.type, overrides=options.gates)
@@ -116,6 +121,18 @@ class OnnxArtifact:
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
         options: VerifyOptions,
+    ) -> tuple[RuntimePart, LogitsPart | EmbeddingsPart]:
+        """What onnxruntime computes, and its logits or, of an encoder, embeddings."""
+        if not expected.family.encoder_only:
+            return self._predicted(expected, read, windows, options)
+        return check_encoder_folder(self.folder, expected, read, windows, options)
+
+    def _predicted(
+        self,
+        expected: Expected,
+        read: Read,
+        windows: Sequence[Window],
+        options: VerifyOptions,
     ) -> tuple[RuntimePart, LogitsPart]:
         """What onnxruntime computes, the logits of whole windows, and those of the beginnings of some.
 
@@ -137,6 +154,8 @@ class OnnxArtifact:
             if runtime.verdict == "not run":
                 gate = gate_for(self.type, overrides=options.gates, recomputed=False)
             with OnnxReader(self.folder, threads=options.threads) as reader:
+                model = expected.model
+                reader.check(windows, first_context({"general.architecture": model.arch, **model.hparams}))
                 measure = compare(read, reader, windows, options.progress, seen=seen)
                 part = judged(measure, gate, windows, expected.source, options.max_kl)
                 usual = compare(once, reader, few, options.progress).figures()

@@ -56,18 +56,22 @@ def check_folder_runtime(
         return RuntimePart("not run"), None
     window = replace(window, ids=window.ids[:QUICK], scored_from=0)
     with OnnxProcess(folder, threads=options.threads, tapped=True) as process:
-        process.begin(window.source)
-        logits = np.concatenate([process.read(piece, len(piece)) for piece in _pieces(window.ids)])
+        if expected.family.encoder_only:
+            logits = process.embed(window.ids)[0][0]
+        else:
+            process.begin(window.source)
+            logits = np.concatenate([process.read(piece, len(piece)) for piece in _pieces(window.ids)])
         tapped = process.inputs()
     head = _head(expected, tapped)
-    if head is None:
+    if head is None and not expected.family.encoder_only:
         return RuntimePart("not run"), None
     roundings = {
         name: Matrix(name, "int8" if level == 4 else "none", None) for name, (_, level) in tapped.items()
     }
     module = expected.family.reference.module
     matrices = {module(name): matrix for name, matrix in roundings.items() if name != head}
-    recomputation = Recomputation(reference, matrices, roundings[head], gelu_table=False)
+    last = None if head is None else roundings[head]
+    recomputation = Recomputation(reference, matrices, last, gelu_table=False)
     inputs: Mapping[str, MatrixInput] = by_position({name: values for name, (values, _) in tapped.items()})
     computed = recomputation.compute(window, inputs, logits, options.progress)
     part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime")

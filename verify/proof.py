@@ -9,39 +9,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..converters.circumstances import Circumstances
-from ..core.errors import ChildDied
 from ..core.language import Phrase, phrase
 from ..runtimes.half_precision import HalfPrecision
 from ..vocab.parity import Parity
+from .embeddings_part import EmbeddingsPart
+from .findings import LIMIT, Finding, Verdict, undecided, verdict_of, worst
 from .loss import Loss, loss_of
 from .measurements import Figures, MatrixInputError, Positions, Shares, WorstToken
 
-Verdict = Literal["passed", "warned", "failed", "not run", "not decided"]
-"""``not decided``: the process that was to measure it died, which says nothing about the file."""
-_ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "not decided": 3, "failed": 4}
-LIMIT = "limit"
-"""Where a finding lies that is about a limit given for the run."""
+__all__ = [
+    "LIMIT", "Diagnosis", "EmbeddingsPart", "Finding", "Gate", "LayerError", "LogitsPart", "MetadataPart",
+    "Part", "Proof", "RuntimePart", "TensorError", "TensorState", "TokensPart", "Verdict", "WeightsPart",
+    "layer_name", "undecided", "verdict_of", "worst",
+]  # fmt: skip
+
 _TELLING = ("warned", "not decided", "failed")
-
-
-def worst(verdicts: list[Verdict]) -> Verdict:
-    """The gravest of several; ``not run`` counts least."""
-    return max(verdicts, key=lambda verdict: _ORDER[verdict], default="not run")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong, or worth knowing where ``grave`` is false.
-
-    ``where`` is a key, token, tensor or position as the file names it; ``message`` one sentence a person
-    understands without the code; ``expected`` and ``found`` the two values, where there are such.
-    """
-
-    where: str
-    message: str
-    expected: str | None = None
-    found: str | None = None
-    grave: bool = True
 
 
 def _plain(value: Any, digits: int = 17) -> Any:
@@ -51,18 +33,6 @@ def _plain(value: Any, digits: int = 17) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item, digits) for key, item in value.items()}
     return [_plain(item, digits) for item in value] if isinstance(value, list | tuple) else value
-
-
-def verdict_of(findings: tuple[Finding, ...]) -> Verdict:
-    """Failed by a grave finding, warned by any, passed by none."""
-    if any(finding.grave for finding in findings):
-        return "failed"
-    return "warned" if findings else "passed"
-
-
-def undecided(death: ChildDied, runtime: str) -> Finding:
-    """The one thing to say where the process that runs ``runtime`` died; it is no fault of the file's."""
-    return Finding(runtime, f"{death.message}; {death.hint}" if death.hint else death.message, grave=False)
 
 
 @dataclass(frozen=True)
@@ -230,7 +200,7 @@ class LogitsPart:
         return loss_of(self.figures.kl_mean, self.gate.type)
 
 
-Part = TokensPart | MetadataPart | WeightsPart | RuntimePart | LogitsPart
+Part = TokensPart | MetadataPart | WeightsPart | RuntimePart | LogitsPart | EmbeddingsPart
 
 
 @dataclass(frozen=True)
@@ -238,7 +208,9 @@ class Proof:
     """The verdict on one file. ``type`` is the file's (``q4_0``), ``scope`` how much was looked at.
 
     ``provenance`` says what was compared and with what: files with SHA-256, versions, texts. ``notes`` are
-    remarks for people. ``circumstances`` and ``seconds`` depend on clock and machine; manifests lack them.
+    remarks for people. An encoder has ``embeddings`` in the
+    place of ``logits``, which were not run. ``circumstances`` and ``seconds`` depend on clock and machine;
+    manifests lack them.
     """
 
     artifact: Path
@@ -251,6 +223,7 @@ class Proof:
     weights: WeightsPart
     logits: LogitsPart
     runtime: RuntimePart = field(default_factory=lambda: RuntimePart("not run"))
+    embeddings: EmbeddingsPart | None = None
     scope: Literal["quick", "full"] = "full"
     provenance: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -265,9 +238,15 @@ class Proof:
     @property
     def right(self) -> Verdict:
         """Whether the file is right, however much it loses: a loss above a given limit does not count."""
-        verdicts = [part.verdict for part in self.parts.values() if part is not self.logits]
-        grave = [finding for finding in self.logits.findings if finding.grave and finding.where != LIMIT]
+        last = self.measured
+        verdicts = [part.verdict for part in self.parts.values() if part is not last]
+        grave = [finding for finding in last.findings if finding.grave and finding.where != LIMIT]
         return worst([*verdicts, "failed" if grave else "not run"])
+
+    @property
+    def measured(self) -> LogitsPart | EmbeddingsPart:
+        """The part that measures what is lost."""
+        return self.logits if self.embeddings is None else self.embeddings
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -277,7 +256,7 @@ class Proof:
             "metadata": self.metadata,
             "weights": self.weights,
             "runtime": self.runtime,
-            "logits": self.logits,
+            "logits" if self.embeddings is None else "embeddings": self.measured,
         }
 
     @property
@@ -303,6 +282,11 @@ class Proof:
         del values["logits"]["positions"]
         loss = self.logits.loss
         values["logits"]["loss"] = None if loss is None else asdict(loss)
+        if self.embeddings is None:
+            del values["embeddings"]
+        else:
+            del values["logits"]
+            values["embeddings"]["loss"] = self.embeddings.grade
         answers = {"verdict": self.verdict, "right": self.right, "cause": self.cause}
         plain: dict[str, Any] = _plain({**answers, **values})
         return plain
@@ -315,6 +299,9 @@ class Proof:
         values = self.to_json()
         for key in ("artifact", "checkpoint", "seconds", "circumstances", "arch", "parameters"):
             del values[key]
-        del values["logits"]["worst"], values["logits"]["shares"], values["runtime"]["worst"]
+        del values["runtime"]["worst"]
+        for part in ("logits", "embeddings"):
+            for key in ("worst", "shares") if part in values else ():
+                values[part].pop(key, None)
         rounded: dict[str, Any] = _plain(values, 4)
         return rounded

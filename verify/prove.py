@@ -17,6 +17,7 @@ from ..core.windows import Window
 from ..reference.magnitudes import Flow
 from ..reference.noted import NotedReads
 from ..runtimes.half_precision import HalfPrecision
+from .embeddings_part import EmbeddingsPart
 from .half_precision import with_half_precision
 from .inputs import Expected, Texts, VerifyOptions, read_reference
 from .logits import Read
@@ -85,8 +86,9 @@ class Artifact(Protocol):
         windows: Sequence[Window],
         tensors: Sequence[TensorError],
         options: VerifyOptions,
-    ) -> tuple[RuntimePart, LogitsPart]:
-        """What its runtime computes of its own weights, and its logits against those of ``read``.
+    ) -> tuple[RuntimePart, LogitsPart | EmbeddingsPart]:
+        """What its runtime computes of its own weights, and its logits (or an encoder's embeddings) against
+        those of ``read``.
 
         ``tensors`` are what was found of its weights.
         """
@@ -124,12 +126,18 @@ def prove(
         provenance = artifact.provenance(expected, windows, texts, options)
         if hashes is not None:
             provenance = evidence(provenance, hashes, recorded or {}, options.progress)
-    changed = artifact.changed({} if hashes is None else hashes.artifact_sha256)
+    digests = {} if hashes is None else {name: file.sha256 for name, file in hashes.artifact.items()}
+    changed = artifact.changed(digests)
     findings = (*metadata.findings, *changed)
     reading = NotedReads(read or partial(read_reference, expected, options), windows)
-    runtime, logits = artifact.computed(expected, reading, windows, weights.tensors, options)
-    logits = with_half_precision(logits, artifact.halves(expected, reading.flows), artifact.path.is_dir())
-    ran = logits.figures is not None and not artifact.path.is_dir()
+    runtime, measured = artifact.computed(expected, reading, windows, weights.tensors, options)
+    halves, hidden = artifact.halves(expected, reading.flows), artifact.path.is_dir()
+    logits, embeddings = LogitsPart("not run"), None
+    if isinstance(measured, EmbeddingsPart):
+        embeddings = with_half_precision(measured, halves, hidden)
+    else:
+        logits = with_half_precision(measured, halves, hidden)
+    ran = measured.figures is not None and not hidden
     return Proof(
         artifact=artifact.path,
         checkpoint=expected.checkpoint.folder,
@@ -141,6 +149,7 @@ def prove(
         weights=weights,
         logits=logits,
         runtime=runtime,
+        embeddings=embeddings,
         scope=scope,
         provenance=provenance,
         notes=remarks(logits, len(expected.vocab.tokens)),

@@ -20,8 +20,9 @@ def evidence(
 ) -> dict[str, Any]:
     """What was compared, with the hashes, for which this waits, and the options."""
     compared["checkpoint"]["files"] = hashes.result(progress)
-    digests = hashes.artifact_sha256
-    compared["artifact"]["sha256"] = digests if len(digests) > 1 else next(iter(digests.values()))
+    for key in ("sha256", "hashed"):
+        values = {name: getattr(file, key) for name, file in hashes.artifact.items()}
+        compared["artifact"][key] = values if len(values) > 1 else next(iter(values.values()))
     return {**compared, "options": options}
 
 

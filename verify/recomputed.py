@@ -21,7 +21,7 @@ from ..core.language import phrase
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
 from ..reference.reading import Reading
-from ..reference.recompute import LOGITS, Recomputation, Recomputed
+from ..reference.recompute import LOGITS, STATES, Recomputation, Recomputed
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import Floats
 from .inputs import Expected, VerifyOptions
@@ -135,8 +135,8 @@ def runtime_part(
 def _finding(wrong: Sequence[MatrixInputError], runtime: str) -> Finding:
     """What comes after the first departure may differ for that reason alone."""
     first = wrong[0]
-    place = phrase("its logits")
-    if first.matrix != LOGITS:
+    place = phrase("its hidden states") if first.matrix == STATES else phrase("its logits")
+    if first.matrix not in (LOGITS, STATES):
         place = phrase("what enters {matrix}").of(matrix=first.matrix)
     size = f"NMSE {first.nmse:.2g}" if first.nmse < sys.float_info.max else phrase("beyond all numbers")
     template = phrase(

@@ -24,6 +24,7 @@ _PIECE = 400  # characters of the user's text read at a time, so that a differen
 _READ = 2_000_000  # characters of the user's texts in all
 _AROUND = 2  # tokens shown before the first that differs
 _SHOWN = 7
+_NOT_OF_SPACES = ("nfc", "sentencepiece", "tokenizer-json", "in-vocabulary")
 
 
 def check_tokens(
@@ -69,7 +70,8 @@ def tokens_part(
     if verdict == "passed" and any(note.warning for note in notes):
         verdict = "warned"
     remarks = [
-        Finding("nfc" if note.name == "nfc" else "spaces", note.message, grave=False) for note in notes
+        Finding(note.name if note.name in _NOT_OF_SPACES else "spaces", note.message, grave=False)
+        for note in notes
     ]
     return TokensPart(verdict, parity, entries, (*_fewer(findings), *remarks))
 

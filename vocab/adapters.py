@@ -17,6 +17,7 @@ from ..core.errors import UsageError, VocabError
 from ..core.model import Note
 from ..core.vocabulary import UNIGRAM, TokenType, Vocab
 from .added_words import added_words
+from .broken_template import without_broken
 from .context import AdapterContext
 from .end_of_turn import end_of_turn
 from .extra_tokens import refuse_extra
@@ -228,6 +229,7 @@ ADAPTERS: tuple[Adapter, ...] = (
         "unify-bos-eos", ("one token as both BOS and EOS where the tokenizer does so (EAGLE)"), unify_bos_eos
     ),
     Adapter("chat-template", "the prompt format of a model identified with certainty", chat_template),
+    Adapter("broken-template", "removal of a chat template that does not compile", without_broken),
     Adapter(
         "generation-tags",
         ("removal of transformers' training tags from the chat template"),

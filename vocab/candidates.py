@@ -14,6 +14,7 @@ from . import byte_fallback, pretokenizers
 from .byte_vocabulary import NEVER_FIRES
 from .end_of_turn import KNOWN_END_OF_GENERATION
 from .tokenizer import Source
+from .wordpiece import as_llama_cpp_has_it
 
 _NEVER = -10000.0
 _SPACE = "\u0120"  # as byte-level BPE spells it
@@ -41,6 +42,8 @@ def candidates(source: Source) -> Iterator[Candidate]:
         return _byte_level(source, base)
     if source.kind == "byte-fallback bpe":
         return _byte_fallback(source, base)
+    if source.kind == "wordpiece":
+        return iter([Candidate("WordPiece", as_llama_cpp_has_it(base, source))])
     if source.kind == "character bpe":
         raw = byte_fallback.raw_bpe(base, source, pre="sarvam-moe", silenced=frozenset())
         return iter([Candidate("raw BPE", raw)])

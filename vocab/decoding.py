@@ -18,6 +18,10 @@ def token_bytes(source: Source, token: int) -> bytes:
     if text is None:
         return f"[{token}]".encode()
     kind = source.types[token]
+    if source.pieces is not None:
+        inner = text.removeprefix(source.pieces.sign)
+        begins = inner == text and kind is TokenType.NORMAL
+        return (f" {text}" if begins else inner).encode("utf-8", "backslashreplace")
     if kind is TokenType.BYTE and text.startswith("<0x"):
         return bytes([int(text[3:5], 16)])
     if kind is TokenType.NORMAL and source.kind in ("byte-level bpe", "utf-8 bytes"):

@@ -16,6 +16,8 @@ from ..core.model import Note
 from ..core.vocabulary import TokenType, Vocab
 from .token_settings import TokenSettings
 
+EXTRA_TOKENS = "extra-tokens"
+"""The name of the note of those left out."""
 _SHOWN = 8
 _ADDED = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN, TokenType.UNUSED)
 
@@ -29,8 +31,8 @@ def refuse_extra(vocab: Vocab, rows: int) -> None:
     hint = "take the tokenizer the weights were trained with, or resize the model's embeddings to it"
     if all(vocab.types[index] in _ADDED for index in extra):
         hint = (
-            "they were added without resizing the embedding: --drop-extra-tokens of kconv to-gguf leaves "
-            "them out (texts that spell them are then read as ordinary text), or call "
+            "they were added without resizing the embedding: --drop-extra-tokens leaves them "
+            " out (texts that spell them are then read as ordinary text), or call "
             "resize_token_embeddings and train them"
         )
     raise VocabError(
@@ -86,5 +88,5 @@ def within_rows(settings: TokenSettings, rows: int, others: Sequence[str] = ()) 
         settings,
         added=tuple(token for token in settings.added if token.text not in extra),
         roles={role: text for role, text in settings.roles.items() if text not in extra},
-        notes=(*settings.notes, Note("extra-tokens", message, warning=True)),
+        notes=(*settings.notes, Note(EXTRA_TOKENS, message, warning=True)),
     )

@@ -24,6 +24,7 @@ from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
 from .tokenizer_process import TextsRefused, TokenizerProcess
 from .unigram import equally_good
+from .wordpiece import vocab_txt_as_json, word_pieces
 
 _BYTE_LEVEL = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 
@@ -45,6 +46,7 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: i
         left_out = leave_out(spec, rows)
         settings = within_rows(settings, rows, left_out)
         text = json.dumps(spec, ensure_ascii=False) if left_out else text
+    _name_unknown(model)
     model.pop("vocab", None)  # the library hands it out again; two copies of 128,000 tokens are one too many
     parts = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer")}
     process.open(text.encode("utf-8", "surrogatepass"), parts=parts, dropout=bool(model.get("dropout")))
@@ -52,6 +54,15 @@ def read_tokenizer_json(checkpoint: Checkpoint, settings: TokenSettings, rows: i
     merges, dropped = _merges(model.pop("merges", None) or [])
     notes = [_dropped_note(dropped)] if dropped else []
     return _source(process, spec, merges, settings, (name, *settings.files), notes)
+
+
+def _name_unknown(model: dict[str, Any]) -> None:
+    """A unigram model has its unknown token by number only."""
+    at, vocab = model.get("unk_id"), model.get("vocab")
+    if isinstance(at, int) and isinstance(vocab, list) and 0 <= at < len(vocab):
+        entry = vocab[at]
+        if isinstance(entry, list) and entry and isinstance(entry[0], str):
+            model["unk_token"] = entry[0]
 
 
 def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
@@ -85,6 +96,15 @@ def read_vocab_and_merges(checkpoint: Checkpoint, settings: TokenSettings) -> So
     process.open(_as_tokenizer_json(vocab, pairs, byte_level))
     files = ("vocab.json", "merges.txt", *settings.files)
     return _source(process, spec, tuple(lines), settings, files, [])
+
+
+def read_vocab_txt(checkpoint: Checkpoint, settings: TokenSettings) -> Source:
+    """BERT's WordPiece from vocab.txt, one token a line. Raises CheckpointError or VocabError."""
+    spec = vocab_txt_as_json(checkpoint, settings)
+    process = TokenizerProcess("tokenizers", str(checkpoint.folder / "vocab.txt"))
+    process.open(json.dumps(spec, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+    del spec["model"]["vocab"]
+    return _source(process, spec, (), settings, ("vocab.txt", *settings.files), [])
 
 
 def _as_tokenizer_json(
@@ -140,6 +160,9 @@ def _source(
         normalizers=tuple(str(step.get("type")) for step in pretokenizers.steps(spec.get("normalizer"))),
         charsmap=_charsmap(spec),
         prefix=_prefix(spec),
+        pieces=word_pieces(spec, pretokenizers.steps(spec.get("normalizer")))
+        if kind == "wordpiece"
+        else None,
         chat_template=settings.chat_template,
         equally_good=equally_good(table, scores) if scores else None,
         encode_pieces=_piece_encoder(process, spec) if kind == "byte-fallback bpe" else None,
@@ -161,9 +184,11 @@ def _kind(spec: Mapping[str, Any]) -> Kind:
         return "byte-level bpe" if "ByteLevel" in types else "character bpe"
     if kind == "Unigram" or (kind is None and "unk_id" in model):
         return "sentencepiece unigram"
+    if kind == "WordPiece" or (kind is None and "max_input_chars_per_word" in model):
+        return "wordpiece"
     raise VocabError(
         f"tokenizer.json contains a {kind} model, which kconv does not support",
-        hint="supported are BPE (byte-level, with byte fallback, over characters) and unigram models",
+        hint="supported are BPE (byte-level, with byte fallback, over characters), unigram and WordPiece",
     )
 
 

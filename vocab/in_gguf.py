@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.input_files import quoted
-from ..core.vocabulary import GEMMA4, SPM, UNIGRAM, TokenType, Vocab
+from ..core.vocabulary import GEMMA4, SPM, UNIGRAM, WORDPIECE, TokenType, Vocab
 from .special_ids import MISSING_DEFAULTS
 
 PREFIX = "tokenizer.ggml."
@@ -54,10 +54,11 @@ def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[MalformedKey, 
     model = reader.text("model") or ""
     pre = GEMMA4 if model == GEMMA4 else reader.text("pre") or "default"
     tokens = reader.texts("tokens")
-    spm, unigram = model == SPM, model == UNIGRAM
+    spm, unigram, wordpiece = model == SPM, model == UNIGRAM, model == WORDPIECE
+    lowercase = wordpiece and reader.flag("normalizer.lowercase", True)
     flags = {
-        "add_bos": reader.flag("add_bos_token", spm or (pre in _ADD_BOS)),
-        "add_eos": reader.flag("add_eos_token", unigram),
+        "add_bos": wordpiece or reader.flag("add_bos_token", spm or (pre in _ADD_BOS)),
+        "add_eos": not wordpiece and reader.flag("add_eos_token", unigram),
         "add_space_prefix": reader.flag("add_space_prefix", spm),
         "remove_extra_whitespaces": unigram and reader.flag("remove_extra_whitespaces", False),
     }
@@ -76,6 +77,8 @@ def read_vocab(metadata: Mapping[str, Any]) -> tuple[Vocab, tuple[MalformedKey, 
         pre=pre,
         special=reader.special(model, pre, len(tokens)),
         charsmap=reader.octets("precompiled_charsmap") if unigram else b"",
+        lowercase=lowercase,
+        strip_accents=wordpiece and reader.flag("normalizer.strip_accents", lowercase),
         chat_template=template,
         add_bos=flags["add_bos"],
         add_eos=flags["add_eos"],

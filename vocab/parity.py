@@ -14,18 +14,25 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
-from ..core.vocabulary import SPM, TokenType, Vocab, gguf_keys
-from . import texts
-from .decoding import byte_symbols
+from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
+from . import other_answers, rewritten, texts
 from .in_gguf import read_vocab
 from .probe import LlamaProbe, ProbeFailure, Request
-from .tokenizer import META_SPACE, Source, added_pattern
+from .tokenizer import Source, added_pattern
 from .tokenizer_process import TextsRefused
+from .vocabulary_texts import competing_merges, every_token
 
-Verdict = Literal["exact", "leading-space", "extra-spaces", "nfc", "mismatch"]
+Verdict = Literal[
+    "exact",
+    "leading-space",
+    "extra-spaces",
+    "nfc",
+    "sentencepiece",
+    "ordinary-words",
+    "in-vocabulary",
+    "mismatch",
+]
 _FULL_SPECIALS = 24
-_LINES = 24
-_COMPETING = 8000
 _WITH_BOS_EOS = 60
 
 
@@ -50,10 +57,15 @@ class Parity:
     front by itself. ``extra-spaces``: all do once it lacks spaces, those that the original removes or a first
     one that makes it add none; a stretch of one single space between special tokens is left out of account.
     ``nfc``: all do once it is in Unicode form NFC, which ``not_nfc`` of the texts are not, ``other_form``
-    of them with other ids. ``error`` says why
-    llama.cpp could not be asked. ``tried`` has the number of equal texts for every candidate measured on the
-    way. ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut
-    is as good (``Source.equally_good``).
+    of them with other ids. ``sentencepiece``: all are as SentencePiece has them, whose model a tokenizer.json
+    was made of, and the others no plain text (``sentencepiece_copy``). ``departing``: texts a tokenizer.json
+    beside the SentencePiece model reads in another way than that. ``ordinary-words``: all do once words that
+    the tokenizer takes for unknown whatever they are made of, very long ones above all, are unknown to
+    llama.cpp, too (wordpiece.py). ``in-vocabulary``: all do that have no character which the tokenizer spells
+    in bytes; for these llama.cpp has the unknown token (spelled_bytes.py). ``error`` says why llama.cpp could
+    not be asked. ``tried`` has the number of equal texts for every candidate measured on the way.
+    ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut is as
+    good (``Source.equally_good``).
     """
 
     candidate: str
@@ -67,6 +79,7 @@ class Parity:
     ties: int = 0
     not_nfc: int = 0
     other_form: int = 0
+    departing: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """For the manifest and ``--json``."""
@@ -79,6 +92,7 @@ class Parity:
             "difference": asdict(self.difference) if self.difference else None,
             "tried": dict(self.tried),
             **({"not_in_nfc": self.not_nfc} if self.not_nfc else {}),
+            **({"tokenizer_json_departs": self.departing} if self.departing else {}),
         }
 
 
@@ -125,7 +139,7 @@ def exam(source: Source, extra_texts: Sequence[str] = ()) -> Exam:
     specials.sort(key=lambda text: text not in roles)  # those with a role in all ways, the rest in one
     written = dict.fromkeys((*texts.built_in(), *extra_texts))
     spelling = (*texts.with_specials(specials[:_FULL_SPECIALS]), "".join(specials), " ".join(specials))
-    of_vocabulary = (*_every_token(source), *_competing_merges(source))
+    of_vocabulary = (*every_token(source), *competing_merges(source))
     asked = dict.fromkeys((*written, *spelling, *of_vocabulary))
     pattern = added_pattern([token for token in source.added if token.special], True)
     parsed = reference_ids(source, asked, True)
@@ -160,47 +174,6 @@ def reference_ids(source: Source, asked: Iterable[str], parse_special: bool) -> 
         return {text: ids for at, (text, ids) in enumerate(found) if at not in none}
 
 
-def _every_token(source: Source) -> list[str]:
-    """Texts in which every token's own text stands on a line of its own, several to a text."""
-    return _in_lines(
-        _plain(source, text)
-        for text, kind in zip(source.tokens, source.types, strict=True)
-        if text is not None and kind is TokenType.NORMAL
-    )
-
-
-def _competing_merges(source: Source) -> list[str]:
-    """Texts in which two merges want the same piece, so that their order decides: of many, a sample."""
-    pairs = [merge.split(" ") for merge in source.merges]
-    by_left: dict[str, list[tuple[int, str]]] = {}
-    for rank, (left, right) in enumerate(pairs):
-        by_left.setdefault(left, []).append((rank, right))
-    texts: list[str] = []
-    step = max(len(pairs) // _COMPETING, 1)
-    for rank in range(0, len(pairs), step):
-        left, right = pairs[rank]
-        rivals = by_left.get(right)
-        if rivals:
-            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
-    return _in_lines(_plain(source, text) for text in texts)
-
-
-def _plain(source: Source, token: str) -> str | None:
-    """The text a token stands for; None for half a character."""
-    if source.kind not in ("byte-level bpe", "utf-8 bytes"):
-        return token.replace(META_SPACE, " ")
-    symbols = byte_symbols()
-    try:
-        return bytes(symbols[character] for character in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return None
-
-
-def _in_lines(texts: Iterable[str | None]) -> list[str]:
-    lines = [text for text in texts if text is not None]
-    return ["\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES)]
-
-
 def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
     """Write a GGUF that holds a vocabulary and nothing else; llama.cpp loads it with vocab_only."""
     write_header(path, arch, gguf_keys(vocab), ())
@@ -208,9 +181,10 @@ def write_vocab_only(path: Path, arch: str, vocab: Vocab) -> None:
 
 def declared(vocab: Vocab) -> Declared:
     """What a vocabulary puts around a text."""
+    last = "eos" if vocab.model != WORDPIECE else "seperator"
     return Declared(
         before=(vocab.special["bos"],) if vocab.add_bos and "bos" in vocab.special else (),
-        after=(vocab.special["eos"],) if vocab.add_eos and "eos" in vocab.special else (),
+        after=(vocab.special[last],) if (vocab.add_eos or last != "eos") and last in vocab.special else (),
         add_space_prefix=vocab.add_space_prefix and vocab.model == SPM,
     )
 
@@ -231,26 +205,38 @@ def examine(path: Path, vocab: Vocab, source: Source, extra_texts: Sequence[str]
 def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around: Declared) -> Parity:
     """Put an exam to llama.cpp. What it cannot answer, because the vocabulary broke it, is a mismatch."""
     as_is = [Request(questions.texts[q.text], q.parse_special, q.add_special) for q in questions.questions]
-    composed = _composed(as_is, source)
-    spaced = _spaced([composed.get(at, request) for at, request in enumerate(as_is)], source, around)
+    composed = rewritten.composed(as_is, source)
+    plainer = rewritten.ordinary_words(as_is, source)
+    normal = [composed.get(at, request) for at, request in enumerate(as_is)]
+    spaced = rewritten.spaced(normal, source, adds_space=around.add_space_prefix)
     total = len(questions.texts)
     try:
-        got = probe.encode([*as_is, *spaced.values(), *composed.values()])
+        got = probe.encode([*as_is, *spaced.values(), *composed.values(), *plainer.values()])
     except ProbeFailure as failure:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
     if not wrong:
-        return Parity(name, total, total, "exact", ties=ties)
+        return Parity(
+            name, total, total, "exact", ties=ties, departing=other_answers.departing(questions, source)
+        )
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
     respaced = dict(zip(spaced, got[len(as_is) : rest], strict=True))
-    normalized = dict(zip(composed, got[rest:], strict=True))
+    end = rest + len(composed)
+    normalized = dict(zip(composed, got[rest:end], strict=True))
+    ordinary_ = dict(zip(plainer, got[end:], strict=True))
     if composed.keys() >= set(wrong) and not _wrong(questions, normalized, source, around)[0]:
         verdict = "nfc"
+    elif plainer.keys() >= set(wrong) and not _wrong(questions, ordinary_, source, around)[0]:
+        verdict = "ordinary-words"
     elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
+    elif _right_by(other_answers.of_original(questions, wrong, source), wrong, got, source, around):
+        verdict = "sentencepiece"
+    elif _right_by(other_answers.of_unknown(questions, wrong, source), wrong, got, source, around):
+        verdict = "in-vocabulary"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     not_nfc = {questions.questions[at].text for at in composed}
     equal = total - len(different)
@@ -258,25 +244,11 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     return replace(found, not_nfc=len(not_nfc), other_form=len(not_nfc & set(different)))
 
 
-def _spaced(as_is: Sequence[Request], source: Source, around: Declared) -> dict[int, Request]:
-    """The requests by index, with the tokenizer's own handling of spaces written out; empty if none."""
-    if source.prefix is None and not source.collapses_spaces:
-        return {}
-    written = [
-        source.written_out(request.text, request.parse_special, adds_space=around.add_space_prefix)
-        for request in as_is
-    ]
-    if all(text == request.text for text, request in zip(written, as_is, strict=True)):
-        return {}
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(written) if text is not None}
-
-
-def _composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
-    """The requests by index whose text is not in NFC, in that form; empty for tokenizers that leave it."""
-    if not source.normalizes_to_nfc:
-        return {}
-    texts = (source.composed(request.text, request.parse_special) for request in as_is)
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
+def _right_by(
+    other: Exam | None, wrong: Sequence[int], got: Sequence[array[int]], source: Source, around: Declared
+) -> bool:
+    """Whether the answers that were wrong are right by another exam's."""
+    return other is not None and not _wrong(other, {index: got[index] for index in wrong}, source, around)[0]
 
 
 def _wrong(

@@ -18,6 +18,11 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
     if parity.error or not parity.different:
         return None
     texts_apart = [questions.texts[index] for index in parity.different]
+    if source.pieces is not None and source.pieces.strip_accents:
+        return phrase(
+            "the tokenizer takes off accents and takes Hangul apart into letters, while llama.cpp keeps only "
+            "the first letter of a syllable: kconv to-onnx converts the model"
+        )
     if source.kind == "sentencepiece unigram":
         return _of_unigram(parity, questions, source)
     for form in _FORMS:
@@ -49,20 +54,7 @@ def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:
             "only texts with characters that the vocabulary encodes as bytes differ, since "
             "llama.cpp's unigram tokenizer gives the unknown token for these"
         )
-    texts_apart = [questions.texts[index] for index in parity.different]
-    if source.normalizers == ("Precompiled",) and all(map(_normalized_its_own_way, texts_apart)):
-        return phrase(
-            "only texts with decomposed letters or U+0085 differ, since the tokenizers library "
-            "normalizes these by its own rules and llama.cpp as SentencePiece does: put the model's "
-            "spiece.model next to tokenizer.json, or use text in NFC"
-        )
     return None
-
-
-def _normalized_its_own_way(text: str) -> bool:
-    """Precompiled looks characters up by what looks like one letter, SentencePiece by the longest match."""
-    marked = any(unicodedata.category(character).startswith("M") for character in text)
-    return marked or "\x85" in text or unicodedata.normalize("NFC", text) != text
 
 
 def _texts_with(questions: Exam, token: int | None) -> set[int]:

@@ -23,6 +23,7 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
+ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,11 @@ def _best(
                 parity = grade(candidate.name, probe, questions, source, declared(vocab))
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
-            if parity.verdict in ("exact", "nfc"):  # a tokenizer that normalizes is never equal on all texts
+            if parity.verdict in (
+                "exact",
+                "nfc",
+                "ordinary-words",
+            ):  # a tokenizer that normalizes is never equal on all texts
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -109,7 +114,7 @@ def _best(
 
 
 def _rank(parity: Parity) -> int:
-    ranks = {"exact": 4, "leading-space": 3, "extra-spaces": 3, "nfc": 3}
+    ranks = {"exact": 4} | dict.fromkeys(ON_SOME_TEXT, 3)
     return ranks.get(parity.verdict, 0 if parity.error else 1)
 
 
@@ -128,8 +133,16 @@ def adapted(
 
 def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
     """What has to be done to the text where not all are equal as they are."""
+    if parity.departing:
+        return (_note_on_departing(parity, source),)
+    if parity.verdict == "sentencepiece":
+        return (_note_on_sentencepiece(parity),)
     if parity.verdict == "nfc":
         return (_note_on_nfc(parity),)
+    if parity.verdict == "in-vocabulary":
+        return (_note_on_bytes(parity),)
+    if parity.verdict == "ordinary-words":
+        return (_note_on_words(parity, source),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
         return ()
     equal = f"all {parity.texts} texts then give the same ids"
@@ -153,6 +166,17 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def _note_on_words(parity: Parity, source: Source) -> Note:
+    """What llama.cpp does not take for unknown."""
+    longest = 0 if source.pieces is None else source.pieces.longest
+    message = (
+        f"exact for ordinary words: the tokenizer takes words of more than {longest} characters, and words "
+        "with the character U+2581, for unknown and drops control characters, which llama.cpp does not; so "
+        f"{len(parity.different)} of {parity.texts} texts get other tokens"
+    )
+    return Note("ordinary-words", message)
+
+
 def _note_on_nfc(parity: Parity) -> Note:
     """What has to be done to the text where all are equal but those that are not in NFC."""
     message = (
@@ -161,6 +185,38 @@ def _note_on_nfc(parity: Parity) -> Note:
         "tokens; kconv run normalizes prompts, llama.cpp's own programs do not"
     )
     return Note("nfc", message, warning=True)
+
+
+def _note_on_sentencepiece(parity: Parity) -> Note:
+    """What it means that the tokenizers library reads some texts as SentencePiece does not."""
+    message = (
+        "exact for plain text: the tokenizers library treats decomposed letters and surplus spaces by its "
+        f"own rules, llama.cpp as SentencePiece does, so {parity.texts - parity.exact} of {parity.texts} "
+        "texts with such get other tokens, all of them those of SentencePiece, with which such models are "
+        "trained; use text in NFC without surplus spaces"
+    )
+    return Note("sentencepiece", message, warning=True)
+
+
+def _note_on_bytes(parity: Parity) -> Note:
+    """What becomes of characters the vocabulary spells in bytes."""
+    message = (
+        "exact for text whose characters are in the vocabulary: the tokenizer spells others in bytes, for "
+        "which llama.cpp's unigram tokenizer gives the unknown token; "
+        f"{parity.texts - parity.exact} of {parity.texts} texts have such (rare syllables, emoji, control "
+        "characters), none of the Korean and English of the Declaration of Human Rights"
+    )
+    return Note("in-vocabulary", message, warning=True)
+
+
+def _note_on_departing(parity: Parity, source: Source) -> Note:
+    """What it means that transformers reads the tokenizer.json beside the SentencePiece model."""
+    message = (
+        f"exact by {source.description.files[0]}, with which the model was trained; the tokenizer.json "
+        f"beside it, which transformers reads, gives other ids for {parity.departing} of {parity.texts} "
+        "texts (decomposed letters, surplus spaces): use text in NFC without these"
+    )
+    return Note("tokenizer-json", message)
 
 
 def _left_out(questions: Exam) -> Note:

@@ -1,15 +1,11 @@
-"""SentencePiece: tokenizer.model read without protobuf, and the reference encoder around the library.
-
-Field numbers are those of sentencepiece_model.proto (google/sentencepiece, src/).
-"""
+"""SentencePiece: the tokens of a tokenizer.model, and the reference encoder around the library."""
 
 from __future__ import annotations
 
 import re
-import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,9 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
 from ..core.input_files import quoted, read_bytes, read_json
 from ..core.vocabulary import TokenType
+from . import fairseq_ids
 from .describe import describe
+from .sentencepiece_proto import ModelProto, parse_model
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
 from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
 from .tokenizer_process import TokenizerProcess
@@ -31,36 +29,16 @@ MODEL_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _KINDS: dict[int, Kind] = {1: "sentencepiece unigram", 2: "sentencepiece bpe"}
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One entry. ``kind`` is SentencePiece's type, numbered like TokenType."""
-
-    text: str
-    score: float = 0.0
-    kind: TokenType = TokenType.NORMAL
-
-
-@dataclass(frozen=True)
-class ModelProto:
-    """What a tokenizer.model says. ``algorithm`` is 1 unigram, 2 BPE, 3 word, 4 char."""
-
-    pieces: tuple[Piece, ...]
-    algorithm: int = 1
-    byte_fallback: bool = False
-    normalizer: str = "identity"
-    add_dummy_prefix: bool = True
-    remove_extra_whitespaces: bool = True
-    escape_whitespaces: bool = True
-    charsmap: bytes = b""
-    roles: dict[str, int] = field(default_factory=dict)
-
-
-def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSettings) -> Source:
+def read_sentencepiece(
+    checkpoint: Checkpoint, name: str, settings: TokenSettings, copy: TokenTable | None = None
+) -> Source:
     """The tokenizer of a SentencePiece model and the tokens added beside it.
 
     Special tokens are cut out of the text before SentencePiece sees it and each stretch between them is
     encoded by itself, as transformers' LlamaTokenizer does; with ``legacy`` false only the first stretch
-    gets the leading space. Raises CheckpointError or VocabError where the file is not what it should be.
+    gets the leading space. Classes with fairseq's ids get them (``fairseq_ids``); ``copy`` is the table of a
+    tokenizer.json beside the model, which wins if it has these ids. Raises CheckpointError or VocabError
+    where the file is not what it should be.
     """
     path = checkpoint.folder / name
     process = TokenizerProcess("sentencepiece", str(path))
@@ -69,16 +47,21 @@ def read_sentencepiece(checkpoint: Checkpoint, name: str, settings: TokenSetting
     kind = _KINDS.get(proto.algorithm)
     if kind is None:
         raise VocabError(f"{path} is neither a BPE nor a unigram model; llama.cpp has no tokenizer for it")
-    t5 = settings.tokenizer_class in _T5_CLASSES
-    if t5:
-        settings = _with_extra_ids(settings, len(proto.pieces), checkpoint)
-    table = _table(proto, settings, path, t5=t5)
+    fairseq = fairseq_ids.layout_of(settings.tokenizer_class)
+    shifted = fairseq is not None or (copy is not None and fairseq_ids.are_those(copy, proto))
+    if shifted:
+        table, proto = fairseq_ids.table(proto, settings, path, fairseq, copy)
+    else:
+        t5 = settings.tokenizer_class in _T5_CLASSES
+        if t5:
+            settings = _with_extra_ids(settings, len(proto.pieces), checkpoint)
+        table = _table(proto, settings, path, t5=t5)
     scores = tuple(piece.score for piece in proto.pieces) + (0.0,) * (len(table.tokens) - len(proto.pieces))
     return Source(
         kind=kind,
         table=table,
         description=describe(kind, (name, *settings.files), _spec(proto), table, 0, settings.chat_template),
-        encode_batch=_encoder(process, data, proto, table.added, each=settings.legacy),
+        encode_batch=encoder(process, data, proto, table.added, each=settings.legacy, shifted=shifted),
         scores=scores,
         normalizers=() if proto.normalizer == "identity" else (proto.normalizer,),
         charsmap=proto.charsmap,
@@ -184,9 +167,19 @@ def _spec(proto: ModelProto) -> dict[str, Any]:
     }
 
 
-def _encoder(
-    process: TokenizerProcess, data: bytes, proto: ModelProto, added: Sequence[AddedToken], *, each: bool
+def encoder(
+    process: TokenizerProcess,
+    data: bytes,
+    proto: ModelProto,
+    added: Sequence[AddedToken],
+    *,
+    each: bool,
+    shifted: bool = False,
 ) -> Encoder:
+    """What the library makes of texts from which ``added`` are cut out; ``shifted``: with fairseq's ids.
+
+    ``each``: a space is put before every stretch between them, not only before the first.
+    """
     process.open(data)
     later = int(proto.add_dummy_prefix and not each)
     if later:
@@ -195,10 +188,14 @@ def _encoder(
     patterns = {parse: added_pattern(added, parse) for parse in (True, False)}
     ids = {token.text: token.id or 0 for token in added}
 
+    def library(stretches: Sequence[str], which: int = 0) -> Iterator[array[int]]:
+        found = process.encode(stretches, which=which)
+        return map(fairseq_ids.shifted, found) if shifted else iter(found)
+
     def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
         cut = [_cut(text, patterns[parse_special]) for text in texts]
-        first = iter(process.encode([pieces[0] for pieces in cut if pieces[0]]))
-        rest = iter(process.encode([each for pieces in cut for each in pieces[2::2] if each], which=later))
+        first = library([pieces[0] for pieces in cut if pieces[0]])
+        rest = library([each for pieces in cut for each in pieces[2::2] if each], later)
         found = []
         for pieces in cut:
             encoded = array("i", next(first) if pieces[0] else ())
@@ -218,96 +215,3 @@ def _cut(text: str, pattern: re.Pattern[str] | None) -> list[str]:
         pieces += [text[end : match.start()], match.group()]
         end = match.end()
     return [*pieces, text[end:]]
-
-
-def parse_model(data: bytes, path: Path) -> ModelProto:
-    """Read the fields of a ModelProto kconv needs; every length is checked.
-
-    Raises VocabError where the data is no such message.
-    """
-    try:
-        return _parse(data)
-    except (ValueError, struct.error, IndexError, UnicodeDecodeError) as error:
-        raise VocabError(f"{path} is not a SentencePiece model: {error}") from error
-
-
-def _parse(data: bytes) -> ModelProto:
-    pieces: list[Piece] = []
-    trainer: dict[int, Any] = {}
-    normalizer: dict[int, Any] = {}
-    for number, value in _fields(data):
-        if number == 1:
-            pieces.append(_piece(_message(value)))
-        elif number == 2:
-            trainer = _message(value)
-        elif number == 3:
-            normalizer = _message(value)
-        if len(pieces) > MAX_TOKENS:
-            raise ValueError(f"more than {MAX_TOKENS} pieces")
-    if not pieces:
-        raise ValueError("it contains no pieces")
-    # Negative ids, written as 64 bits, say that a role has no token.
-    numbers = {"unknown": (40, 0), "bos": (41, 1), "eos": (42, 2), "padding": (43, -1)}
-    roles = {
-        role: int(trainer.get(field_number, default)) for role, (field_number, default) in numbers.items()
-    }
-    name, charsmap = normalizer.get(1, b"identity"), normalizer.get(2, b"")
-    return ModelProto(
-        pieces=tuple(pieces),
-        algorithm=int(trainer.get(3, 1)),
-        byte_fallback=bool(trainer.get(35, 0)),
-        normalizer=name.decode("utf-8") if isinstance(name, bytes) and name else "identity",
-        add_dummy_prefix=bool(normalizer.get(3, 1)),
-        remove_extra_whitespaces=bool(normalizer.get(4, 1)),
-        escape_whitespaces=bool(normalizer.get(5, 1)),
-        charsmap=charsmap if isinstance(charsmap, bytes) else b"",
-        roles=roles,
-    )
-
-
-def _piece(fields: dict[int, Any]) -> Piece:
-    text, score, kind = fields.get(1, b""), fields.get(2, b"\0\0\0\0"), fields.get(3, 1)
-    if not isinstance(text, bytes) or not isinstance(score, bytes) or not isinstance(kind, int):
-        raise ValueError("a piece has fields of the wrong type")
-    return Piece(text.decode("utf-8"), struct.unpack("<f", score)[0], TokenType(kind))
-
-
-def _message(value: Any) -> dict[int, Any]:
-    if not isinstance(value, bytes):
-        raise ValueError("found a number where a message is expected")
-    return dict(_fields(value))
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """Fields of one message in protobuf's wire format: numbers as int, the rest as bytes."""
-    position = 0
-    while position < len(data):
-        key, position = _varint(data, position)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, position = _varint(data, position)
-            yield number, value if value < 1 << 63 else value - (1 << 64)
-            continue
-        if wire == 2:
-            size, position = _varint(data, position)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire} at byte {position}")
-        if size > len(data) - position:
-            raise ValueError(f"a field of {size} bytes begins at byte {position} of {len(data)}")
-        yield number, data[position : position + size]
-        position += size
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(data):
-            raise ValueError("it ends within a number")
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError(f"a number of more than 10 bytes before byte {position}")

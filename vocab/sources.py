@@ -33,11 +33,15 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
         from .hf_tokenizer import read_tokenizer_json
 
         read = read_tokenizer_json(checkpoint, settings, rows)
-        return (_original(checkpoint, read, fitting) or read) if read.charsmap else read
+        return _by_sentencepiece(checkpoint, read, fitting) if read.charsmap else read
     if checkpoint.has("vocab.json"):
         from .hf_tokenizer import read_vocab_and_merges
 
         return read_vocab_and_merges(checkpoint, fitting)
+    if checkpoint.has("vocab.txt"):
+        from .hf_tokenizer import read_vocab_txt
+
+        return read_vocab_txt(checkpoint, fitting)
     from .sentencepiece_model import MODEL_FILES, read_sentencepiece
 
     for name in MODEL_FILES:
@@ -45,22 +49,25 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
             return read_sentencepiece(checkpoint, name, fitting)
     raise VocabError(
         f"{checkpoint.folder} contains no tokenizer: neither tokenizer.json, nor vocab.json with "
-        "merges.txt, nor tokenizer.model",
+        "merges.txt, nor vocab.txt, nor tokenizer.model",
         hint="download these files of the checkpoint, too",
     )
 
 
-def _original(checkpoint: Checkpoint, copy: Source, settings: TokenSettings) -> Source | None:
+def _by_sentencepiece(checkpoint: Checkpoint, copy: Source, settings: TokenSettings) -> Source:
     """The SentencePiece model a tokenizer.json was made from, if it lies beside it and has the same tokens.
 
     The model was trained with it, and the tokenizers library normalizes by rules of its own: it looks up
-    letters with their marks as a whole where SentencePiece takes the longest match.
+    letters with their marks as a whole where SentencePiece takes the longest match. Else the copy, with what
+    SentencePiece would make of it.
     """
+    from .sentencepiece_copy import as_sentencepiece
     from .sentencepiece_model import MODEL_FILES, read_sentencepiece
 
     for name in MODEL_FILES:
         if checkpoint.has(name):
-            original = read_sentencepiece(checkpoint, name, settings)
-            same = original.kind == copy.kind and original.tokens == copy.tokens
-            return original if same else None
-    return None
+            original = read_sentencepiece(checkpoint, name, settings, copy.table)
+            if original.kind == copy.kind and original.tokens == copy.tokens:
+                return replace(original, copy=copy.encode_batch)
+            break
+    return replace(copy, original=as_sentencepiece(copy))

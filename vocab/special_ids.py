@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..core.input_files import quoted
 from ..core.model import Note
-from ..core.vocabulary import BPE, SPM, UNIGRAM, TokenType, Vocab
+from ..core.vocabulary import BPE, SPM, UNIGRAM, WORDPIECE, TokenType, Vocab
 from .context import AdapterContext
 
 NAME = "special-ids"
@@ -32,6 +32,7 @@ MISSING_DEFAULTS: Mapping[str, Mapping[str, int]] = {
     SPM: {"bos": 1, "eos": 2, "unknown": 0},
     BPE: {"bos": 11, "eos": 11},
     UNIGRAM: {"eos": 1, "unknown": 2, "padding": 0},
+    WORDPIECE: {"bos": 101, "unknown": 100, "seperator": 102, "padding": 0, "mask": 103},
 }
 _SPECIAL_TYPES = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
 _SPECIAL_TEXT = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]|<\|.+\|>")
@@ -58,6 +59,8 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
     warnings: list[str] = []
     filled: list[str] = []
     for role, field in ROLES.items():
+        if role == "bos" and vocab.add_bos and _begins_with_end(vocab):
+            continue
         tokenizer_id = _tokenizer_id(vocab, context, role, field)
         configured = _configured_ids(context, field)
         if tokenizer_id is not None:
@@ -83,6 +86,11 @@ def special_ids(vocab: Vocab, context: AdapterContext) -> tuple[Vocab, tuple[Not
         notes.append(Note(NAME, message))
     notes += [Note(NAME, message, warning=True) for message in (*warnings, *_dangers(vocab, special))]
     return (vocab if special == vocab.special else replace(vocab, special=special)), tuple(notes)
+
+
+def _begins_with_end(vocab: Vocab) -> bool:
+    """Whether EOS stands before every text, as the reader saw, whatever the files name BOS (XGLM)."""
+    return "eos" in vocab.special and vocab.special.get("bos") == vocab.special["eos"]
 
 
 def _tokenizer_id(vocab: Vocab, context: AdapterContext, role: str, field: str) -> int | None:

@@ -93,7 +93,7 @@ def _types(
     for token in added:
         if token.id is not None:
             types[token.id] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
-            if kind != "byte-level bpe" and token.special and token.text == unknown:
+            if kind not in ("byte-level bpe", "wordpiece") and token.special and token.text == unknown:
                 types[token.id] = TokenType.UNKNOWN
     return tuple(types)
 
@@ -130,6 +130,8 @@ def _bos_eos(
         special.setdefault("eos", after[0])
     notes = []
     measured = []
+    if len(before) == 1 and before == [special.get("eos")]:
+        special["bos"] = before[0]  # fairseq's decoders begin every text with EOS, whatever is named BOS
     for role, ids, setting in (("bos", before, settings.add_bos), ("eos", after, settings.add_eos)):
         does = bool(ids) and ids == [special.get(role)]
         if ids and not does:

@@ -21,6 +21,7 @@ Kind = Literal[
     "character bpe",
     "sentencepiece bpe",
     "sentencepiece unigram",
+    "wordpiece",
     "utf-8 bytes",
 ]
 Encoder = Callable[[Sequence[str], bool], list["array[int]"]]
@@ -58,6 +59,18 @@ class SpacePrefix:
 
     each: bool = True
     doubled: bool = True
+
+
+@dataclass(frozen=True)
+class WordPiece:
+    """A WordPiece model: the ``sign`` of tokens within a word, what is done to text, and the ``longest`` word
+    in characters that is cut; a longer one is unknown.
+    """
+
+    sign: str
+    lowercase: bool
+    strip_accents: bool
+    longest: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,9 @@ class Source:
     normalization (precompiled_charsmap), empty where there is none. ``encode_batch(texts, parse_special)``
     gives the ids without BOS and EOS; ``encode_pieces(pieces, False)`` those of raw vocabulary entries, past
     the normalizer and added tokens. ``equally_good`` says of two cuts of a text whether the model finds them
-    equally good (unigram models, where rounding then decides).
+    equally good (unigram models, where rounding then decides). ``original`` is what SentencePiece makes of
+    texts where this is a tokenizer.json of one of its models, ``copy`` what a tokenizer.json makes of them
+    where this is the model beside it.
     """
 
     kind: Kind
@@ -120,10 +135,13 @@ class Source:
     normalizers: tuple[str, ...] = ()
     charsmap: bytes = b""
     prefix: SpacePrefix | None = None
+    pieces: WordPiece | None = None
     collapses_spaces: bool = False
     chat_template: str | None = None
     encode_pieces: Encoder | None = None
     equally_good: Callable[[Sequence[int], Sequence[int]], bool] | None = None
+    original: Encoder | None = None
+    copy: Encoder | None = None
     notes: tuple[Note, ...] = ()
 
     @property

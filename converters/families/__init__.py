@@ -7,6 +7,7 @@ from typing import Any
 
 from ..family import AnyFamily
 from ..refusals import NEAR, classes_of, refusal
+from .bert import BERT
 from .exaone import EXAONE
 from .exaone4 import EXAONE4
 from .gbst import GBSWT5
@@ -22,10 +23,12 @@ from .opt import OPT
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
 from .qwen3_moe import QWEN3_MOE
-from .t5 import MT5, T5, UMT5
+from .roberta import ROBERTA
+from .t5 import MT5, MT5_ENCODER, T5, T5_ENCODER, UMT5, UMT5_ENCODER
 from .xglm import XGLM
+from .xlm_roberta import XLM_ROBERTA
 
-__all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "family_for", "has_family", "reads_with_encoder"]
+__all__ = ["FAMILIES", "FRONT_ENDS", "NEAR", "embeds_texts", "family_for", "has_family", "reads_with_encoder"]
 
 FAMILIES: tuple[AnyFamily, ...] = (
     LLAMA,
@@ -48,6 +51,12 @@ FAMILIES: tuple[AnyFamily, ...] = (
     MPT,
     OPT,
     XGLM,
+    BERT,
+    ROBERTA,
+    T5_ENCODER,
+    MT5_ENCODER,
+    UMT5_ENCODER,
+    XLM_ROBERTA,
 )
 FRONT_ENDS = tuple(family.front_end for family in FAMILIES if family.front_end is not None)
 
@@ -79,3 +88,8 @@ def _known(config: Mapping[str, Any]) -> AnyFamily | None:
 def reads_with_encoder(arch: str) -> bool:
     """Whether llama.cpp's graph ``arch`` has an encoder that reads the prompt (llama_model_has_encoder)."""
     return any(family.encoder_decoder for family in FAMILIES if family.arch == arch)
+
+
+def embeds_texts(arch: str) -> bool:
+    """Whether llama.cpp's graph ``arch`` is that of encoders alone, which write no text."""
+    return any(family.encoder_only for family in FAMILIES if family.arch == arch)

@@ -160,4 +160,5 @@ XGLM = Family(
     notes=decoder_notes,
     remarks={"llama.cpp": _remarks},
     gelu=True,
+    tokenizer_class="XGLMTokenizer",
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...core.checkpoint import Checkpoint
+from ...core.elsewhere import Elsewhere
 from ...core.reading import open_checkpoint
 from ..families import family_for, has_family
 from ..family import AnyFamily
@@ -20,12 +21,14 @@ from .float8 import dequantized
 from .heads import refuse_lost_head, with_embedding
 from .leftovers import without_leftovers, without_unindexed, without_zero_biases
 from .names import as_named, refuse_adapters, unwrapped
+from .norms import with_new_norm_names
 from .other_parts import without_other_parts
 from .wanted import Wanted
 
 _ANYWHERE = (refuse_adapters, unwrapped, dequantized, with_known_class)
 _FOR_A_FAMILY = (
     as_named,
+    with_new_norm_names,
     without_unindexed,
     refuse_empty,
     with_embedding,
@@ -38,7 +41,7 @@ _FOR_A_FAMILY = (
 )
 
 
-def open_model(source: str | Path) -> tuple[Checkpoint, AnyFamily]:
+def open_model(source: str | Path | Elsewhere) -> tuple[Checkpoint, AnyFamily]:
     """Open a checkpoint folder as it is meant, and its family. Raises CheckpointError, UnsupportedModel."""
     checkpoint = prepared(open_checkpoint(source))
     return checkpoint, family_for(checkpoint.config)

@@ -132,12 +132,16 @@ def _angles(graph: Graph, places: str, frequencies: str) -> str:
 
 
 def _frequencies(graph: Graph, places: str, rope: Rope) -> str:
-    """Radians per position; with LongRoPE those of long texts where one is longer than the first context."""
+    """Radians per position; with LongRoPE those of long texts for each text longer than the first context.
+
+    transformers asks for the longest text of a batch; here a text is read as it is by itself.
+    """
     near = graph.constant(rope.frequencies().astype(np.float32))
     stretch = rope.stretch
     if stretch is None or stretch.beyond is None:
         return near
-    last = graph.op("ReduceMax", places, keepdims=0)
+    columns = graph.op("Unsqueeze", places, graph.integers(2))
+    last = graph.op("ReduceMax", columns, graph.integers(1), keepdims=1)
     beyond = graph.op("GreaterOrEqual", last, graph.number(stretch.original, Element.INT64))
     return graph.op("Where", beyond, graph.constant(stretch.beyond), near)
 

@@ -20,10 +20,13 @@ from ...core.model import Model, Note
 from ...quant.formats import nearest
 from ...quant.parts import EMBEDDING
 from ...vocab.context import read_context
+from ...vocab.extra_tokens import EXTRA_TOKENS
 from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.tokenizer import Source
+from ..pooling import sentence_files
 from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
+from .trimmed import trimmed_files
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ _COPIED = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     *MODEL_FILES,
     TEMPLATE,
     "LICENSE",
@@ -88,7 +92,7 @@ _COPIED = (
 
 @dataclass(frozen=True)
 class SideFiles:
-    """``contents`` by file name, all of them in the folder itself."""
+    """``contents`` by path in the folder."""
 
     contents: Mapping[str, bytes]
     notes: tuple[Note, ...]
@@ -109,20 +113,23 @@ def collect_side_files(
     layout: Layout,
     graphs: Mapping[str, int],
     chat_template: str | None = None,
+    *,
+    drop_extra_tokens: bool = False,
 ) -> SideFiles:
     """The configuration, tokenizer and licence files of a folder.
 
     ``source`` is the checkpoint's tokenizer, ``graphs`` are the paths of the graphs, and in how many files
-    the weights of each lie; ``chat_template`` is as of ``to_gguf``. What need not change is copied byte for
-    byte; links out of the checkpoint (``stays_with``) are left out, and where a chat template may come from
-    one, it too. Raises CheckpointError and VocabError for files that cannot be read, UsageError for an
-    unknown chat template.
+    the weights of each lie; ``chat_template`` and ``drop_extra_tokens`` are as of ``to_gguf``. What need not
+    change is copied byte for byte; links out of the checkpoint (``stays_with``) are left out, and where a
+    chat template may come from one, it too. Raises CheckpointError and VocabError for files that cannot be
+    read, UsageError for an unknown chat template.
     """
     contents: Contents = {}
     notes: list[Note] = []
     foreign = _foreign(checkpoint, notes)
-    for name in _COPIED:
-        data = None if name in foreign else read_bytes(checkpoint.folder, name)
+    for name in (*_COPIED, *sentence_files(checkpoint)):
+        place = checkpoint.folder / name
+        data = None if name in foreign else read_bytes(place.parent, place.name)
         if data is not None:
             contents[name] = data
     if not foreign.isdisjoint((TEMPLATE, TOKENIZER)):
@@ -136,7 +143,10 @@ def collect_side_files(
         settings = {"use_external_data_format": _by_file_name(graphs)}
         config = json.loads(contents[CONFIG] or b"")
         contents[CONFIG] = as_json({**config, "transformers.js_config": settings})
-    contents |= tokenizer_files(checkpoint, source, vocab, notes)
+    trimmed = trimmed_files(checkpoint, rows) if drop_extra_tokens else {}
+    notes += [note for note in source.notes if note.name == EXTRA_TOKENS]
+    contents |= trimmed
+    contents |= tokenizer_files(checkpoint, source, vocab, notes, trimmed)
     kept = {name: data for name, data in sorted(contents.items()) if data is not None and name not in foreign}
     return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 
@@ -144,7 +154,8 @@ def collect_side_files(
 def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
     """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
     own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
-    links = [name for name in _COPIED if not stays_with(checkpoint.folder / name, *own)]
+    names = (*_COPIED, *sentence_files(checkpoint))
+    links = [name for name in names if not stays_with(checkpoint.folder / name, *own)]
     for name in links:
         where = quoted(os.path.realpath(checkpoint.folder / name))
         message = (

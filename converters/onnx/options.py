@@ -17,6 +17,7 @@ class OnnxOptions:
     accuracy_level: int
     allow_nan: bool
     chat_template: str | None = None
+    drop_extra_tokens: bool = False
 
     def to_manifest(self) -> dict[str, Any]:
         """As plain values."""
@@ -26,4 +27,5 @@ class OnnxOptions:
             "accuracy_level": self.accuracy_level,
             "allow_nan": self.allow_nan,
             "chat_template": self.chat_template,
+            "drop_extra_tokens": self.drop_extra_tokens,
         }

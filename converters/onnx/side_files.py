@@ -18,8 +18,10 @@ from ...vocab.context import AdapterContext
 from ...vocab.own_vocabulary import stop_ids
 from ...vocab.sentencepiece_json import difference, sentencepiece_tokenizer_json
 from ...vocab.special_ids import shown
+from ...vocab.token_settings import read_token_settings
 from ...vocab.tokenizer import Source
 from ...vocab.tokenizer_json import byte_tokenizer_json, gpt2_tokenizer_json
+from ...vocab.wordpiece import vocab_txt_text
 from ..families import family_for
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
@@ -42,6 +44,9 @@ def configurations(
     """
     made: Contents = {}
     config, generating = dict(checkpoint.config), dict(context.generation_config)
+    family = family_for(config)
+    if family.encoder_only:  # which generates nothing, so its ids matter to nobody
+        return _of_encoder(checkpoint, config, notes)
     ids = {key: vocab.special.get(role) for key, role in _ROLES.items()}
     stops, stop_notes = stop_ids(vocab, context)
     notes += stop_notes
@@ -49,7 +54,7 @@ def configurations(
     wanted = several if isinstance(config.get("eos_token_id"), list) else ids
     granted = {key: value for key, value in model.granted.items() if config.get(key) is None}
     changed = _with_ids(CONFIG, _without_code(config, notes) | granted, wanted, vocab, notes)
-    front = family_for(config).front_end
+    front = family.front_end
     if front is not None:
         made[front.onnx_file] = as_json(config)
         changed |= front.onnx_config
@@ -63,6 +68,13 @@ def configurations(
         if changed != generating:
             made[GENERATION] = as_json(changed)
     return made
+
+
+def _of_encoder(checkpoint: Checkpoint, config: dict[str, Any], notes: list[Note]) -> Contents:
+    changed = _without_code(config, notes)
+    if changed == read_json(checkpoint.folder, CONFIG):
+        return {CONFIG: read_bytes(checkpoint.folder, CONFIG)}
+    return {CONFIG: as_json(changed)}
 
 
 def _without_code(settings: Mapping[str, Any], notes: list[Note]) -> dict[str, Any]:
@@ -99,10 +111,19 @@ def _shown(vocab: Vocab, ids: Any) -> str:
     return ", ".join(shown(vocab, each) for each in (ids if isinstance(ids, list) else [ids]))
 
 
-def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes: list[Note]) -> Contents:
-    """tokenizer.json where there is none, and tokenizer_config.json with what its readers want to know."""
+def tokenizer_files(
+    checkpoint: Checkpoint,
+    source: Source,
+    vocab: Vocab,
+    notes: list[Note],
+    trimmed: Mapping[str, bytes | None],
+) -> Contents:
+    """tokenizer.json where there is none, and tokenizer_config.json with what its readers want to know.
+
+    ``trimmed`` are files that are not as in the checkpoint.
+    """
     made: Contents = {}
-    settings = read_json(checkpoint.folder, TOKENIZER) or {}
+    settings = json.loads(trimmed.get(TOKENIZER) or b"{}") or read_json(checkpoint.folder, TOKENIZER) or {}
     changed = _without_code(settings, notes)
     if source.kind == BYTES:
         made["tokenizer.json"] = byte_tokenizer_json(source).encode()
@@ -119,6 +140,9 @@ def tokenizer_files(checkpoint: Checkpoint, source: Source, vocab: Vocab, notes:
     elif not checkpoint.has("tokenizer.json") and checkpoint.has("merges.txt"):
         made["tokenizer.json"] = gpt2_tokenizer_json(source).encode()
         notes.append(Note("made-tokenizer", "tokenizer.json was created from vocab.json and merges.txt"))
+    elif not checkpoint.has("tokenizer.json") and source.pieces is not None:
+        made["tokenizer.json"] = vocab_txt_text(checkpoint, read_token_settings(checkpoint)).encode()
+        notes.append(Note("made-tokenizer", "tokenizer.json was created from vocab.txt"))
     elif not checkpoint.has("tokenizer.json"):
         made |= _of_sentencepiece(source, notes)
     if changed.get("tokenizer_class") == "PreTrainedTokenizerFast":

@@ -6,24 +6,30 @@ bytes do not depend on the number of threads. A weight several graphs use is wri
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, ValueInfoProto, helper
 
+from ...core.claims import new_mark
 from ...core.cores import available_cores
+from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
-from ...core.tensor import Array
+from ...core.tensor import Array, Tensor
 from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
-from ..gguf_writer import Written, bad_weights_error, check_room, write_at
+from ..bad_weights import bad_weights_error
+from ..gguf_writer import Written, check_room, write_at
+from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
 from ..pieces import Piece, cut, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
@@ -59,6 +65,18 @@ def plan_data(graphs: Sequence[Graph]) -> DataPlan:
     return DataPlan(tuple(weights.values()), offsets, end)
 
 
+@dataclass(frozen=True)
+class Journaled:
+    """A journal's folder, and what the names of writers' files in it begin with for one file of weights.
+
+    ``announce`` is told how much an earlier run has done.
+    """
+
+    folder: JournalFolder
+    prefix: str
+    announce: Callable[[str], None]
+
+
 def write_onnx(
     graphs: Mapping[str, Graph],
     folder: Path,
@@ -66,64 +84,165 @@ def write_onnx(
     *,
     threads: int | None = None,
     allow_nan: bool = False,
+    journaled: Journaled | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write ``graphs``, by file name, and their weights into ``folder``, which must be there.
 
-    The folder becomes visible as a whole by ``core.folders.atomic_folder``. ``Written.sizes`` are those of
-    the graphs' files in their order, then that of the weights. Raises NonFiniteError (unless ``allow_nan``),
+    The folder becomes visible as a whole by ``core.folders.atomic_folder``. What ``journaled`` says an
+    earlier run has written of the weights is checked, and stays. ``Written.sizes`` are those of the graphs'
+    files in their order, then that of the weights. Raises NonFiniteError (unless ``allow_nan``),
     EnvironmentProblem and what reading the tensors raises.
     """
-    plan = plan_data(list(graphs.values()))
-    protos = {name: model_proto(graph, plan, data_name).SerializeToString() for name, graph in graphs.items()}
-    check_room((folder / name, size) for name, size in {**_sizes(protos), data_name: plan.nbytes}.items())
-    harmed: set[str] = set()
-    _write_data(folder / data_name, plan, threads or available_cores(), allow_nan, harmed, progress)
+    plan, protos = plan_onnx(graphs, data_name)
+    path, there = folder / data_name, 0
+    if path.exists():
+        there = path.stat().st_blocks * 512
+    check_room([*((folder / name, len(data)) for name, data in protos.items()), (path, plan.nbytes - there)])
+    threads = threads or available_cores()
+    done = Done() if journaled is None else read_done(journaled.folder.path, journaled.prefix)
+    sound = _sound_pieces(path, plan, done.checks, threads, progress) if done.checks and there else set()
+    harmed = set(done.not_finite)
+    with contextlib.ExitStack() as stack:
+        journal = None
+        pieces = _pieces(plan)
+        if journaled is not None:
+            if sound:
+                journaled.announce(resumed_text(len(sound), len(pieces)))
+            name = f"{journaled.prefix}{new_mark()}"
+            journal = stack.enter_context(Journal(journaled.folder, name, [path]))
+        left = [piece for piece in pieces if piece not in sound]
+        _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream)
     for name, data in protos.items():
         with explained(folder / name):
             (folder / name).write_bytes(data)
+    return _written(plan, protos, harmed)
+
+
+def check_written(
+    graphs: Mapping[str, Graph],
+    folder: Path,
+    data_name: str,
+    done: Done,
+    *,
+    threads: int | None = None,
+    progress: Progress = silent,
+) -> Written | None:
+    """What ``write_onnx`` returned, if it has written all of these files; None if they are others."""
+    plan, protos = plan_onnx(graphs, data_name)
+    try:
+        same = all((folder / name).read_bytes() == data for name, data in protos.items())
+        if not same or (folder / data_name).stat().st_size != plan.nbytes:
+            return None
+        sound = _sound_pieces(folder / data_name, plan, done.checks, threads or available_cores(), progress)
+    except OSError:
+        return None
+    return _written(plan, protos, done.not_finite) if len(sound) == len(_pieces(plan)) else None
+
+
+def plan_onnx(graphs: Mapping[str, Graph], data_name: str) -> tuple[DataPlan, dict[str, bytes]]:
+    """The file of weights, and the bytes of each graph's file."""
+    plan = plan_data(list(graphs.values()))
+    protos = {name: model_proto(graph, plan, data_name) for name, graph in graphs.items()}
+    return plan, {name: proto.SerializeToString() for name, proto in protos.items()}
+
+
+def _written(plan: DataPlan, protos: Mapping[str, bytes], harmed: Collection[str]) -> Written:
     names = tuple(weight.tensor.name for weight in plan.weights if weight.tensor.name in harmed)
-    sizes = (*_sizes(protos).values(), plan.nbytes)
+    sizes = (*map(len, protos.values()), plan.nbytes)
     return Written(sizes, names, native.notes(weight.format for weight in plan.weights))
 
 
-def _sizes(protos: Mapping[str, bytes]) -> dict[str, int]:
-    return {name: len(data) for name, data in protos.items()}
+def _pieces(plan: DataPlan) -> list[Piece]:
+    return cut([weight.tensor for weight in plan.weights])
+
+
+def _places(plan: DataPlan, rows: Piece) -> list[tuple[int, int]]:
+    """Offset and bytes of a piece in each part of its weight."""
+    weight, places = plan.weights[rows.index], []
+    for part in weight.parts:
+        first, last = (part.nbytes * row // weight.tensor.rows for row in (rows.start, rows.stop))
+        places.append((plan.offsets[part.name] + first, last - first))
+    return places
+
+
+def _sound_pieces(
+    path: Path, plan: DataPlan, checks: Mapping[Piece, int], threads: int, progress: Progress
+) -> set[Piece]:
+    """The pieces whose bytes have the checksum a journal has of them."""
+    sound: set[Piece] = set()
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+
+        def check(rows: Piece, scratch: Scratch) -> int:
+            found = 0
+            for offset, size in _places(plan, rows):
+                found = zlib.crc32(os.pread(handle, size, offset), found)
+            if found == checks[rows]:
+                sound.add(rows)
+            return 1
+
+        pieces = [piece for piece in _pieces(plan) if piece in checks]
+        work_through(pieces, check, threads=threads, stage="check", total=len(pieces), progress=progress)
+    finally:
+        os.close(handle)
+    return sound
 
 
 def _write_data(
-    path: Path, plan: DataPlan, threads: int, allow_nan: bool, harmed: set[str], progress: Progress
+    path: Path,
+    plan: DataPlan,
+    pieces: Sequence[Piece],
+    threads: int,
+    allow_nan: bool,
+    harmed: set[str],
+    journal: Journal | None,
+    progress: Progress,
+    stream: Stream | None,
 ) -> None:
-    tensors = [weight.tensor for weight in plan.weights]
+    """Write these pieces; the file is made, or goes on as it is."""
     with explained(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
 
         def write(rows: Piece, scratch: Scratch) -> int:
-            weight, tensor = plan.weights[rows.index], tensors[rows.index]
+            weight = plan.weights[rows.index]
+            tensor, check = weight.tensor, 0
             source = tensor.read(rows.start, rows.stop)
             slab = Encoder([weight.format]).encode(source, tensor.dtype, scratch)
             if not slab.finite or slab.overflowed or slab.impossible:
                 if not allow_nan or slab.impossible:
                     raise bad_weights_error(slab, tensor, rows)
                 harmed.add(tensor.name)
-            for part, data in zip(weight.parts, _parts(weight, slab.data[0]), strict=True):
-                offset = plan.offsets[part.name] + part.nbytes * rows.start // tensor.rows
-                write_at(handle, data.data.cast("B"), offset)
+            for (offset, _), data in zip(_places(plan, rows), _parts(weight, slab.data[0]), strict=True):
+                view = data.data.cast("B")
+                write_at(handle, view, offset)
+                check = zlib.crc32(view, check) if journal is not None else 0
+            if journal is not None:
+                journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
             return source.nbytes
 
         with explained(path):
             os.truncate(handle, plan.nbytes)
+            total = sum(_bytes(plan.weights[piece.index].tensor, piece) for piece in pieces)
             work_through(
-                cut(tensors),
+                pieces,
                 write,
                 threads=threads,
                 stage="write",
-                total=sum(tensor.nbytes for tensor in tensors),
+                total=total,
                 progress=progress,
+                stream=stream,
+                read=lambda rows: plan.weights[rows.index].tensor.read(rows.start, rows.stop),
             )
     finally:
         os.close(handle)
+
+
+def _bytes(tensor: Tensor, rows: Piece) -> int:
+    """Of the checkpoint."""
+    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
 
 def _parts(weight: Weight, data: Array) -> tuple[Array, ...]:

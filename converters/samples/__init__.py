@@ -18,13 +18,15 @@ from ...core.errors import OutputExists, UsageError
 from ...core.files import explained
 from ...core.leftovers import sweep
 from .decoders import write_exaone4, write_gpt_neox, write_mistral, write_qwen3, write_qwen3_moe
+from .encoders import write_bert, write_roberta, write_xlm_roberta
 from .llamas import write_exaone, write_kanana
 from .positioned import write_gpt2, write_mpt
 from .qwen_gemma import write_gemma2, write_gemma3, write_qwen2
 from .synthetic import write_eagle, write_llama_3_ko
+from .t5_encoder import write_t5_encoder
 from .umt5 import write_umt5
 
-TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax", "opt")
+TRAINED = ("42dot", "kogpt", "kebyt5", "gbst-kebyt5", "hyperclovax", "opt", "xglm")
 """Families whose sample was trained; the others have random weights."""
 
 
@@ -54,6 +56,10 @@ SAMPLES: Mapping[str, Callable[[Path], Path]] = {
     "gpt2": write_gpt2,
     "mpt": write_mpt,
     "umt5": write_umt5,
+    "t5-encoder": write_t5_encoder,
+    "bert": write_bert,
+    "roberta": write_roberta,
+    "xlm-roberta": write_xlm_roberta,
 }
 """Family name -> function that writes a Hugging Face checkpoint as a folder that does not exist yet."""
 

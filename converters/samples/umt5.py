@@ -43,8 +43,8 @@ def write_umt5(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         **changes,
     }
     folder.mkdir(parents=True)
-    write_checkpoint(folder, config, seed=seed, shapes=_shapes(config), writer=_write)
-    (folder / "spiece.model").write_bytes(_sentencepiece())
+    write_checkpoint(folder, config, seed=seed, shapes=t5_shapes(config), writer=write_small_queries)
+    (folder / "spiece.model").write_bytes(t5_sentencepiece())
     settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder, {"tokenizer_config.json": {**settings, **tokens}})
@@ -58,7 +58,8 @@ def write_umt5(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     return folder
 
 
-def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+def t5_shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Names and shapes of a UMT5's tensors."""
     hidden, ffn, rows = config["d_model"], config["d_ff"], config["vocab_size"]
     inner, gated = config["d_kv"] * config["num_heads"], config["feed_forward_proj"].startswith("gated-")
     shapes: dict[str, Shape] = {"shared.weight": (rows, hidden)}
@@ -81,7 +82,7 @@ def _shapes(config: Mapping[str, Any]) -> dict[str, Shape]:
     return shapes if config["tie_word_embeddings"] else {**shapes, "lm_head.weight": (rows, hidden)}
 
 
-def _write(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> None:
+def write_small_queries(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> None:
     """A safetensors file whose queries are as small as T5 needs them, which divides no scores."""
     import numpy as np
     from safetensors.numpy import save_file
@@ -95,7 +96,7 @@ def _write(path: Path, shapes: Mapping[str, Shape], dtype: DType, seed: int) -> 
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def _sentencepiece() -> bytes:
+def t5_sentencepiece() -> bytes:
     """A unigram model with T5's special ids, normalized as T5's are."""
     import sentencepiece
 

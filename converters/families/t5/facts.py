@@ -143,17 +143,22 @@ def limits_of_llama_cpp(facts: T5Facts) -> None:
             f"{facts.layers}; llama.cpp supports at most as many as the encoder has and aborts otherwise",
             hint=NOT_IN_LLAMA_CPP,
         )
+    limits_of_encoders(facts, "t5")
+
+
+def limits_of_encoders(facts: T5Facts, graph: str) -> None:
+    """Raises UnsupportedModel for what neither the encoder's nor the decoder's part computes."""
     if facts.max_distance != _MAX_DISTANCE:
         raise UnsupportedModel(
-            f"{facts.where}: relative_attention_max_distance is {facts.max_distance}; llama.cpp's t5 "
-            f"graph only supports {_MAX_DISTANCE}",
+            f"{facts.where}: relative_attention_max_distance is {facts.max_distance}; llama.cpp's "
+            f"{graph} graph only supports {_MAX_DISTANCE}",
             hint=NOT_IN_LLAMA_CPP,
         )
     if facts.activation not in (TANH_GELU if facts.gated else RELU):
         raise UnsupportedModel(
             f"{facts.where}: the feed-forward layers are {'gated' if facts.gated else 'not gated'} "
             f"with {quoted(facts.activation)} (feed_forward_proj {quoted(facts.projection)}); "
-            "llama.cpp's t5 graph supports only gated layers with the tanh approximation of GELU and "
+            f"llama.cpp's {graph} graph supports only gated layers with the tanh approximation of GELU and "
             "ungated layers with ReLU",
             hint=NOT_IN_LLAMA_CPP,
         )

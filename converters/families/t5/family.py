@@ -20,7 +20,7 @@ from .facts import T5Facts, limits_of_llama_cpp, limits_of_onnx, read_facts
 from .graphs import t5_graphs
 from .shape import EMBEDDINGS, HEAD, OWN_HEAD, SCALED_HEAD, embedding_name
 
-_GATED, _UNGATED = "gated", "ungated"
+GATED, UNGATED = "gated", "ungated"  # flags
 _SCALED = "scaled "
 
 _BYTE_CONTEXT, _CONTEXT = 1024, 512
@@ -61,9 +61,9 @@ def _feed_forward(side: str, layer: int) -> tuple[Row, ...]:
     dense, up = f"{layer}.DenseReluDense", ("ffn", "hidden")
     return (
         _block(side, "ffn_norm", f"{layer}.layer_norm", ("hidden",)),
-        _block(side, "ffn_gate", f"{dense}.wi_0", up, when=_GATED),
-        _block(side, "ffn_up", f"{dense}.wi_1", up, when=_GATED),
-        _block(side, "ffn_up", f"{dense}.wi", up, when=_UNGATED),
+        _block(side, "ffn_gate", f"{dense}.wi_0", up, when=GATED),
+        _block(side, "ffn_up", f"{dense}.wi_1", up, when=GATED),
+        _block(side, "ffn_up", f"{dense}.wi", up, when=UNGATED),
         _block(side, "ffn_down", f"{dense}.wo", ("hidden", "ffn")),
     )
 
@@ -114,7 +114,7 @@ ROWS = (
 
 def _flags(facts: T5Facts, checkpoint: Checkpoint) -> frozenset[str]:
     embedding = embedding_name(checkpoint)
-    kind = _GATED if facts.gated else _UNGATED
+    kind = GATED if facts.gated else UNGATED
     return frozenset({embedding, kind, *_head_flags(facts, checkpoint, embedding)})
 
 
@@ -152,7 +152,7 @@ def _keys(facts: T5Facts) -> dict[str, MetadataValue]:
     }
 
 
-def _context(facts: T5Facts, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
+def context_keys(facts: T5Facts, checkpoint: Checkpoint) -> dict[str, MetadataValue]:
     """The length the model was trained with, as far as files say: T5's positions are relative.
 
     n_positions, else a sane model_max_length of the tokenizer, else 1024 bytes or 512 tokens. Behind a GBST
@@ -205,7 +205,7 @@ T5 = Family(
         "decoder.block.{i}.layer.1.EncDecAttention.relative_attention_bias.weight",
     ),
     notes=_notes,
-    from_files=_context,
+    from_files=context_keys,
     gelu=True,
     encoder_decoder=True,
     tokenizer_class="T5Tokenizer",
@@ -222,7 +222,7 @@ MT5 = replace(
     T5,
     name="mt5",
     title="mT5",
-    models=("mT5 without byte fallback",),
+    models=("mT5",),
     hf_classes=("MT5ForConditionalGeneration",),
     facts=partial(read_facts, usual="gated-gelu", scale_key=None),
     reference=InTransformers("MT5ForConditionalGeneration"),
@@ -232,7 +232,7 @@ UMT5 = replace(
     T5,
     name="umt5",
     title="UMT5",
-    models=("UMT5 without byte fallback",),
+    models=("UMT5",),
     hf_classes=("UMT5ForConditionalGeneration",),
     facts=partial(read_facts, usual="gated-gelu", scale_key="tie_word_embeddings", own_biases=True),
     rows=tuple(_SHARED.get(row.target, row) for row in T5.rows),

@@ -40,16 +40,17 @@ def t5_graphs(request: GraphRequest[T5Facts], front: EncoderFront | None = None)
     """
     shape = shape_of(request.facts, request.flags, front)
     graphs = {ENCODER: request.graph(ENCODER.partition(".")[0])}
-    _encoder(graphs[ENCODER], shape)
+    describe_encoder(graphs[ENCODER], shape, SOURCE)
     for file in (MERGED,) if request.merged else (DECODER, DECODER_WITH_PAST):
         graphs[file] = request.graph(file.partition(".")[0])
         _decoder(graphs[file], shape, _CACHES[file])
     return graphs
 
 
-def _encoder(graph: Graph, shape: T5Shape) -> None:
-    ids = graph.input("input_ids", Element.INT64, (BATCH, SOURCE))
-    mask = graph.input("attention_mask", Element.INT64, (BATCH, SOURCE))
+def describe_encoder(graph: Graph, shape: T5Shape, length: str) -> tuple[str, str]:
+    """Ids and mask, both of that ``length``, to hidden states; these and the mask of their positions."""
+    ids = graph.input("input_ids", Element.INT64, (BATCH, length))
+    mask = graph.input("attention_mask", Element.INT64, (BATCH, length))
     values = graph.embedding(ids, shape.embedding)
     if shape.front is not None:
         values, mask = shape.front.embedded(graph, values, mask)
@@ -65,8 +66,10 @@ def _encoder(graph: Graph, shape: T5Shape) -> None:
         rows = graph.op("Add", rows, inner)
         rows = _feed_forward(graph, shape, f"{block}.1", rows)
     rows = _norm(graph, shape, rows, "encoder.final_layer_norm")
-    _by_batch(graph, rows, lengths, shape.facts.hidden, name="last_hidden_state")
-    graph.output("last_hidden_state", Element.FLOAT, (BATCH, shape.positions, shape.facts.hidden))
+    states = _by_batch(graph, rows, lengths, shape.facts.hidden, name="last_hidden_state")
+    positions = shape.positions if length == SOURCE else length
+    graph.output("last_hidden_state", Element.FLOAT, (BATCH, positions, shape.facts.hidden))
+    return states, mask
 
 
 def _decoder(graph: Graph, shape: T5Shape, cache_of: Callable[[Graph, T5Shape], Cache]) -> None:

@@ -70,6 +70,12 @@ def shape_of(facts: T5Facts, flags: frozenset[str], front: EncoderFront | None =
     return T5Shape(facts, embedding, HEAD if own else embedding, front)
 
 
+def encoder_shape(facts: T5Facts, flags: frozenset[str]) -> T5Shape:
+    """That of an encoder by itself, which has no head."""
+    embedding = next(name for name in EMBEDDINGS if name in flags)
+    return T5Shape(facts, embedding, "")
+
+
 def embedding_name(checkpoint: Checkpoint) -> str:
     """The name the embedding is read under. Raises CheckpointError where copies of it differ."""
     there = [name for name in EMBEDDINGS if name in checkpoint.tensors]

@@ -1,0 +1,139 @@
+"""SHA-256 of a conversion's or a proof's files, computed beside the work; receipts spare what is known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from ..core.checkpoint import Checkpoint
+from ..core.input_files import InputFile, changed_meanwhile, file_sha256
+from ..core.progress import Progress, silent
+from ..core.receipts import Hashed, Stamp, sha256_of, stamp_of
+from ..core.side_files import check_side_files
+from ..hub.evidence import check_contents
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file that was hashed. ``sha256`` in hexadecimal digits; ``hashed`` says how it is known."""
+
+    name: str
+    bytes: int
+    sha256: str
+    hashed: Hashed = "now"
+
+
+class Hashes(threading.Thread):
+    """Hashes files in the background, one after the other, while other work goes on.
+
+    ``files`` are open files, or paths to open when their turn comes, with their names; ``rehash`` reads them
+    whatever receipts say. Used as a context manager: leaving it early (a failure elsewhere) stops the
+    hashing.
+    """
+
+    def __init__(self, files: Sequence[tuple[str, InputFile | Path]], *, rehash: bool = False) -> None:
+        super().__init__(name="kconv-sha256", daemon=True)
+        self._files, self._rehash = tuple(files), rehash
+        self._total = sum(_size(file) for _, file in files)
+        self._before = self._done = 0  # bytes
+        self._found: list[SourceFile] = []
+        self._stamps: list[Stamp | None] = []
+        self._failure: BaseException | None = None
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stopped.set()
+        self.join()
+
+    def run(self) -> None:
+        """Hash file after file."""
+        try:
+            for name, given in self._files:
+                file = given if isinstance(given, InputFile) else InputFile(given)
+                self._stamps.append(stamp_of(file))
+                digest, how = sha256_of(file, self._count, stopped=self._stopped.is_set, anew=self._rehash)
+                check_contents(file.path, digest)
+                self._before = self._done
+                self._found.append(SourceFile(name, file.size, digest, how))
+                if self.is_enough(self._found[-1]):
+                    return
+        except BaseException as error:  # handed to the thread that waits
+            self._failure = error
+
+    def is_enough(self, found: SourceFile) -> bool:
+        """Whether, after this file, the rest need not be hashed."""
+        return False
+
+    def _count(self, stage: str, done: int, total: int) -> None:
+        self._done = self._before + done
+
+    def wait(self, progress: Progress = silent) -> list[SourceFile]:
+        """All files, in the order given; raises what hashing raised."""
+        while self.is_alive():
+            progress("hash", self._done, self._total)
+            self.join(0.1)  # so that Ctrl-C gets through
+        if self._failure is not None:
+            raise self._failure
+        return self._found
+
+
+def _size(file: InputFile | Path) -> int:
+    return file.size if isinstance(file, InputFile) else file.stat().st_size
+
+
+def checkpoint_hashes(checkpoint: Checkpoint, *, rehash: bool = False) -> SourceHashes:
+    """Of what a conversion is made from: small files that decide or describe, and the weights.
+
+    The weights are hashed as they are open, and the small files are held to what they were when the
+    checkpoint was opened. Raises EnvironmentProblem where one was changed or removed since.
+    """
+
+    def check() -> None:
+        check_side_files(checkpoint.folder, checkpoint.side_files)
+
+    check()
+    beside = [InputFile(path) for path in checkpoint.side_files if path not in checkpoint.weight_files]
+    return SourceHashes([*beside, *checkpoint.opened], check, checkpoint.folder, rehash=rehash)
+
+
+class SourceHashes(Hashes):
+    """Hashes the source's files while their tensors are converted.
+
+    ``check`` is called in the end and raises if what was read may not have been what was hashed. Files are
+    named by their paths from ``folder``, or where there is none by their names.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[InputFile],
+        check: Callable[[], None] = lambda: None,
+        folder: Path | None = None,
+        *,
+        rehash: bool = False,
+    ) -> None:
+        names = [
+            file.path.name if folder is None else file.path.relative_to(folder).as_posix() for file in sources
+        ]
+        super().__init__(list(zip(names, sources, strict=True)), rehash=rehash)
+        self.sources, self._check = tuple(sources), check
+
+    def result(self, progress: Progress = silent) -> tuple[SourceFile, ...]:
+        """All files, hashed; waits for them, and raises what hashing raised.
+
+        Asked for when all has been read: EnvironmentProblem says that a file was changed meanwhile.
+        """
+        found = self.wait(progress)
+        for file, stamp, known in zip(self.sources, self._stamps, found, strict=True):
+            file.check_unchanged()
+            # its mtime may have been put back; a new link or mode sets ctime, too
+            if stamp_of(file) != stamp and file_sha256(file) != known.sha256:
+                raise changed_meanwhile(f"{file.path} was changed while it was read")
+        self._check()
+        return tuple(found)

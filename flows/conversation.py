@@ -1,0 +1,220 @@
+"""A conversation with a GGUF file or an ONNX folder: the model is loaded once, and every turn is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..core.errors import UsageError
+from ..core.model import Note
+from ..core.progress import Progress, silent
+from ..hub.artifact import local_artifact
+from ..runtimes.generation import Runtime, TextStream, generate_text
+from ..runtimes.loading import Artifact, open_artifact
+from ..runtimes.prompts import checked_text, question, token_room
+from ..runtimes.sampling import Sampling
+from .generate import sampling_for
+
+CONTEXT = 4096
+"""Tokens of context where nothing else was asked for and the model was trained with as many."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An answer: its text, its tokens, those of the prompt before it, and the size of the context.
+
+    ``stop_reason`` is ``end``, ``stop``, ``length``, or ``interrupted``. ``seconds`` are those after the
+    first token, ``prompt_seconds`` those before it.
+    """
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+    context: int
+    stop_reason: str
+    prompt_seconds: float
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, the first one left out."""
+        return max(0, self.tokens - 1) / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class Conversation:
+    """Turns of a user and of a model; a context manager that ends the process with the model.
+
+    ``system`` is the system text, ``history`` are the turns (``role``, ``content``), which may be changed
+    between answers. Without a chat template, or for an encoder-decoder, every prompt stands alone. ``wishes``
+    are sampling options as in ``generate``; ``tokens`` is the most an answer may have (-1: all there is room
+    for).
+    """
+
+    loaded: Artifact
+    runtime: Runtime
+    context: int
+    wishes: Mapping[str, float | None]
+    greedy: bool = False
+    tokens: int = -1
+    chat: bool | None = None
+    system: str | None = None
+    stops: Sequence[str] = ()
+    announce: Callable[[Note], None] = lambda note: None
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    def __enter__(self) -> Conversation:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        end: Any = self.runtime
+        end.__exit__(kind, error, trace)
+
+    def ask(self, text: str, show: Callable[[str], None] = lambda text: None) -> Turn:
+        """Have the model answer ``text``; ``show`` gets the answer piece by piece.
+
+        An interrupt (Ctrl-C) ends the answer, and what there is of it is kept. Raises what ``generate``
+        raises; the conversation then is as before.
+        """
+        asked = question(
+            self.loaded.path,
+            self.loaded.metadata,
+            checked_text(text, "the prompt"),
+            fill=False,
+            chat=self.chat,
+            system=self.system,
+            echo=False,
+            announce=lambda note: None,
+            history=self.history,
+        )
+        ids = self.runtime.tokenize(*asked.parts)
+        room = token_room(
+            len(ids),
+            self.tokens,
+            self.runtime.context_length,
+            self.context,
+            encoder_decoder=asked.encoder_decoder,
+            factor=self.loaded.factor,
+            announce=self.announce,
+        )
+        sampling = self._sampling(answers=asked.encoder_decoder)
+        stream = TextStream((*self.stops, *asked.stops), trim=asked.trim)
+        tokens = self.runtime.generate(ids, sampling, room)
+        turn = self._answer(len(ids), tokens, stream, show, asked.sentinels.names)
+        if asked.template is not None:
+            self.history += [{"role": "user", "content": text}, {"role": "assistant", "content": turn.text}]
+        return turn
+
+    def regenerate(self, show: Callable[[str], None] = lambda text: None) -> Turn:
+        """Another answer to the last turn. Raises UsageError where there is none."""
+        if len(self.history) < 2:
+            raise UsageError("there is no answer yet that could be made again")
+        before = list(self.history)
+        text = self.history[-2]["content"]
+        del self.history[-2:]
+        try:
+            return self.ask(text, show)
+        except BaseException:
+            self.history[:] = before
+            raise
+
+    def _sampling(self, *, answers: bool) -> Sampling:
+        return sampling_for(self.loaded.metadata, self.wishes, greedy=self.greedy, answers=answers)
+
+    def _answer(
+        self,
+        prompt_tokens: int,
+        tokens: Iterator[int],
+        stream: TextStream,
+        show: Callable[[str], None],
+        names: Mapping[int, str],
+    ) -> Turn:
+        parts: list[str] = []
+
+        def shown(text: str) -> None:
+            parts.append(text)
+            show(text)
+
+        try:
+            done = generate_text(self.runtime, tokens, stream, shown, names=names)
+        except BaseException as error:
+            _close(tokens)
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+            return Turn("".join(parts), len(parts), prompt_tokens, self.context, "interrupted", 0.0, 0.0)
+        return Turn(
+            done.text,
+            len(done.ids),
+            prompt_tokens,
+            self.context,
+            done.stop_reason,
+            done.prompt_seconds,
+            done.seconds,
+        )
+
+
+def _close(tokens: Any) -> None:
+    """End what a runtime still generates."""
+    if hasattr(tokens, "close"):
+        tokens.close()
+
+
+def open_conversation(
+    artifact: str | Path,
+    *,
+    system: str | None = None,
+    chat: bool | None = None,
+    stops: Sequence[str] = (),
+    tokens: int = -1,
+    wishes: Mapping[str, float | None] | None = None,
+    greedy: bool = False,
+    context: int | None = None,
+    kv_type: str | None = None,
+    front_end: str | Path | None = None,
+    threads: int | None = None,
+    announce: Callable[[Note], None] = lambda note: None,
+    log: Callable[[str], None] | None = None,
+    progress: Progress = silent,
+) -> Conversation:
+    """Load ``artifact`` for a conversation; options as in ``generate``.
+
+    Raises GgufError, InputError, UsageError and EnvironmentProblem as that does.
+    """
+    path, second = local_artifact(artifact, progress), None if front_end is None else Path(front_end)
+    with_context = context or _usual_context(path)
+    loaded = open_artifact(
+        path, front_end=second, context=with_context, kv_type=kv_type, threads=threads, log=log, stays=True
+    )
+    every: dict[str, float | None] = {
+        "temperature": None,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "repeat_penalty": None,
+    }
+    every |= {"seed": None, **(wishes or {})}
+    runtime: Any = loaded.start(progress)
+    runtime.__enter__()
+    for note in runtime.notes:
+        announce(note)
+    size = min(with_context, runtime.context_length) if context is None else with_context
+    return Conversation(loaded, runtime, size, every, greedy, tokens, chat, system, tuple(stops), announce)
+
+
+def _usual_context(path: Path) -> int:
+    """4,096 tokens, or what the model was trained with where that is less."""
+    if path.is_dir():
+        return CONTEXT
+    from ..core.gguf_split import read_model
+
+    metadata = read_model(path).header.metadata
+    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    return min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT

@@ -1,0 +1,79 @@
+"""A folder of ONNX files on the Hub, as one here: its graphs, their weights, configuration and tokenizer.
+
+Repositories hold the same graphs in half a dozen types; those that would be run from a folder with all of
+them are fetched (runtimes/onnx_folder.py).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..core.errors import HubRefusal
+from ..core.progress import Progress, silent
+from .download import fetch_files
+from .names import parse_hub_name
+from .source import HubFile, HubSource, resolve
+from .wanted import small_files
+
+SUFFIXES = ("", "_fp16", "_q4", "_q8", "_quantized", "_q4f16", "_int8", "_uint8", "_bnb4")
+"""What Transformers.js and optimum put behind a graph's name for its type, in the order they are tried."""
+_SETTINGS = re.compile(r"config\.[a-z0-9]+\.json|kconv\.manifest\.json")
+"""A front end's (config.gbswt5.json), and what the proof compares."""
+_GRAPHS = ("model", "encoder_model", "decoder_model_merged", "decoder_model", "decoder_with_past_model")
+
+
+def local_artifact(source: str | Path, progress: Progress = silent) -> Path:
+    """The path of a GGUF file or an ONNX folder; of one on the Hub, once it is downloaded.
+
+    Takes what ``parse_hub_name`` takes. Raises HubRefusal for a repository without ONNX files, and what
+    ``resolve`` and ``fetch_files`` raise.
+    """
+    name = parse_hub_name(source)
+    if name is None:
+        return Path(source)
+    found = resolve(name)
+    return fetch_files(found, onnx_files(found), progress)
+
+
+def onnx_files(source: HubSource) -> list[HubFile]:
+    """What running a repository's ONNX graphs takes. Raises HubRefusal where it has none."""
+    place = "onnx/" if any(each.path.startswith("onnx/") for each in source.files) else ""
+    there = {
+        each.path.removeprefix(place): each
+        for each in source.files
+        if each.path.rpartition("/")[0] == place[:-1]
+    }
+    graphs = [name for stem in _GRAPHS if (name := _first(stem, there)) is not None]
+    if "model" in {name.partition(".")[0].partition("_")[0] for name in graphs}:
+        graphs = graphs[:1]
+    elif _first("decoder_model_merged", there) is not None:
+        graphs = graphs[:2]
+    if not graphs:
+        raise _no_graphs(source)
+    data = [name for name in there if not name.endswith(".onnx") and _is_data(name)]
+    own = [name for name in data if name.startswith(tuple(graphs))]
+    settings = [each for each in source.files if _SETTINGS.fullmatch(each.path)]
+    return [*small_files(source), *settings, *(there[name] for name in (*graphs, *(own or data)))]
+
+
+def _first(stem: str, there: dict[str, HubFile]) -> str | None:
+    names = (f"{stem}{suffix}.onnx" for suffix in SUFFIXES)
+    return next((name for name in names if name in there), None)
+
+
+def _is_data(name: str) -> bool:
+    return ".onnx" in name or name.endswith((".data", "_data"))
+
+
+def _no_graphs(source: HubSource) -> HubRefusal:
+    ggufs = [each.path for each in source.files if each.path.endswith(".gguf")]
+    if ggufs:
+        return HubRefusal(
+            f"{source.asked} has GGUF files, of which one is to be given, and no folder of ONNX files",
+            hint=f"download the one you want: hf download {source.repository} {ggufs[0]} --local-dir .",
+        )
+    return HubRefusal(
+        f"{source.asked} has no ONNX files; expected a folder of those, as kconv to-onnx makes them",
+        hint=f"make some of its checkpoint: kconv to-onnx {source.asked}, or kconv to-gguf {source.asked}",
+    )

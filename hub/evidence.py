@@ -1,0 +1,41 @@
+"""Whether a file of the Hub's cache has the contents its blob is named for.
+
+The name of a blob is what the Hub said the contents would be. huggingface_hub looks at the length alone when
+they came by plain HTTP, and disks forget; only the hash of what is there tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from ..core.errors import EnvironmentProblem
+
+_NAMED = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
+
+
+def check_contents(path: Path, sha256: str) -> None:
+    """Hold the SHA-256 of a file's contents against the name of the blob it is a link to, if it is one.
+
+    Small files are called by Git's SHA-1, which is computed here. The first link counts: contents that came
+    by Xet may lie behind a second one, in a store that names them by another hash. Raises EnvironmentProblem.
+    """
+    try:
+        blob = Path(os.readlink(path))
+        if blob.parent.name != "blobs" or not _NAMED.fullmatch(blob.name):
+            return
+        found = sha256 if len(blob.name) == 64 else _git_name(path.read_bytes())
+    except OSError:  # no link
+        return
+    if found != blob.name:
+        kind = "SHA-256" if len(blob.name) == 64 else "Git's SHA-1"
+        raise EnvironmentProblem(
+            f"{path} is damaged: the {kind} of its contents is {found}, the Hub's is {blob.name}",
+            hint=f"remove {path.parent / blob} and fetch it again",
+        )
+
+
+def _git_name(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()

@@ -1,0 +1,55 @@
+"""Texts that a tokenizer's own vocabulary gives: its tokens, and merges that compete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core.vocabulary import TokenType
+from .decoding import byte_symbols
+from .tokenizer import META_SPACE, Source
+
+_LINES = 24
+_COMPETING = 8000
+
+
+def every_token(source: Source) -> list[str]:
+    """Texts in which every token's own text stands on a line of its own, several to a text."""
+    return _in_lines(
+        _plain(source, text)
+        for text, kind in zip(source.tokens, source.types, strict=True)
+        if text is not None and kind is TokenType.NORMAL
+    )
+
+
+def competing_merges(source: Source) -> list[str]:
+    """Texts in which two merges want the same piece, so that their order decides: of many, a sample."""
+    pairs = [merge.split(" ") for merge in source.merges]
+    by_left: dict[str, list[tuple[int, str]]] = {}
+    for rank, (left, right) in enumerate(pairs):
+        by_left.setdefault(left, []).append((rank, right))
+    texts: list[str] = []
+    step = max(len(pairs) // _COMPETING, 1)
+    for rank in range(0, len(pairs), step):
+        left, right = pairs[rank]
+        rivals = by_left.get(right)
+        if rivals:
+            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
+    return _in_lines(_plain(source, text) for text in texts)
+
+
+def _plain(source: Source, token: str) -> str | None:
+    """The text a token stands for; None for half a character."""
+    if source.pieces is not None:
+        return token.removeprefix(source.pieces.sign)
+    if source.kind not in ("byte-level bpe", "utf-8 bytes"):
+        return token.replace(META_SPACE, " ")
+    symbols = byte_symbols()
+    try:
+        return bytes(symbols[character] for character in token).decode("utf-8")
+    except (KeyError, UnicodeDecodeError):
+        return None
+
+
+def _in_lines(texts: Iterable[str | None]) -> list[str]:
+    lines = [text for text in texts if text is not None]
+    return ["\n".join(lines[at : at + _LINES]) for at in range(0, len(lines), _LINES)]
