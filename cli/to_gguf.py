@@ -35,6 +35,7 @@ from .options import (
     json_option,
     rehash_option,
     resume_option,
+    scheduler_option,
     split_option,
     threads_option,
     verbose_option,
@@ -87,6 +88,7 @@ Examples:
 @split_option
 @resume_option
 @rehash_option
+@scheduler_option
 @threads_option
 @force_option
 @json_option
@@ -114,6 +116,7 @@ def command(
     split_max_size: str | None,
     resume: bool,
     rehash: bool,
+    scheduler: str | None,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -148,6 +151,7 @@ def command(
         "split_max_size": split_max_size,
         "resume": resume,
         "rehash": rehash,
+        "scheduler": scheduler,
         "force": force,
         "threads": threads,
     }

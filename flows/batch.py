@@ -224,7 +224,8 @@ class Runner:
         self._watch.begun(step)
         overwrite = any(planned.overwrite for planned in plan.to_make)
         commit = self._downloads.commit_of(step.source)
-        arguments = (step, commit, overwrite, self._executor.slots)
+        paths = [planned.path for planned in plan.to_make]
+        arguments = (step, commit, overwrite, self._executor.share, record["time"], paths)
         self._executor.submit(Task(str(number), convert_step, arguments))
 
     def _end(self, plan: StepPlan, outcome: Outcome, begun: str) -> None:

@@ -78,6 +78,7 @@ def to_gguf(
     words_as_text: bool = False,
     rehash: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -97,7 +98,8 @@ def to_gguf(
     thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
-    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``made`` is called
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``scheduler`` is the
+    address of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called
     with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds;
     no file has its final name unless all are whole. A failed proof raises nothing: see
     ``Conversion.verdict``.
@@ -121,7 +123,12 @@ def to_gguf(
         words_as_text,
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
-    return convert(source, output, options, run, modelfile=modelfile)
+    if scheduler is None:
+        return convert(source, output, options, run, modelfile=modelfile)
+    from .dask_executor import DaskExecutor
+
+    with DaskExecutor(scheduler) as executor:
+        return convert(source, output, options, replace(run, executor=executor), modelfile=modelfile)
 
 
 def convert(

@@ -12,6 +12,7 @@ from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
+from .executor import Executor
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Run:
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
     ``made`` is called with the finished files, before they are proven. ``rehash`` hashes the source whatever
-    receipts say. ``resume`` goes on with what a run for the same files has left that was ended.
+    receipts say. ``resume`` goes on with what a run for the same files has left that was ended. ``executor``
+    writes the weights of GGUF files in tasks of about ``group_bytes`` of the checkpoint (spread.py).
     """
 
     force: bool = False
@@ -32,6 +34,8 @@ class Run:
     made: Callable[[Sequence[Path]], None] = lambda paths: None
     rehash: bool = False
     resume: bool = False
+    executor: Executor | None = None
+    group_bytes: int | None = None
 
 
 @dataclass(frozen=True)
