@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import queue
 import re
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..core.errors import ChildDied, EnvironmentProblem, UsageError
-from .dask_worker import VERSIONS_HINT, refusal, task_in_worker, versions_here
+from .dask_worker import not_understood, refusal, task_in_worker, versions_here
 from .executor import Outcome, Task
 
 if TYPE_CHECKING:
@@ -77,10 +78,10 @@ class DaskExecutor:
 
     def submit(self, task: Task) -> None:
         """Have Dask run a task. Raises EnvironmentProblem where the scheduler is lost."""
-        arguments = (dict(versions_here()), task.function, task.arguments)
+        content = pickle.dumps((task.function, task.arguments))
         name = f"{task.function.__name__}-{uuid.uuid4().hex}"
         try:
-            future = self._client.submit(task_in_worker, *arguments, key=name, pure=False)
+            future = self._client.submit(task_in_worker, dict(versions_here()), content, key=name, pure=False)
         except Exception as error:
             raise self._lost() from error
         self._futures[future] = task
@@ -138,7 +139,7 @@ class DaskExecutor:
             message = f"{LOSSES} workers were lost at this task or with it in line"
             hint = "look into the logs of the workers: they may lack memory"
             return Outcome(task, error=ChildDied(message, hint=hint))
-        raise _unlike_ours("a worker", cause) from cause
+        raise not_understood("a worker", cause) from cause
 
     def _threads(self) -> Mapping[str, int]:
         """Of each worker, by its address; none where nobody answers."""
@@ -155,11 +156,18 @@ class DaskExecutor:
             raise self._no_workers() from error
 
     def _check_versions(self) -> None:
-        """Raise EnvironmentProblem for the first worker whose versions are others."""
-        for address, found in self._client.run(versions_here, on_error="return").items():
+        """Raise EnvironmentProblem for the first worker, or the scheduler, whose versions are others."""
+        workers = self._client.run(versions_here, on_error="return")
+        answers = {f"the worker {address}": found for address, found in workers.items()}
+        who = f"the scheduler {self._address}"
+        try:
+            answers[who] = self._client.run_on_scheduler(versions_here)
+        except Exception as error:
+            raise not_understood(who, error) from error
+        for who, found in answers.items():
             if isinstance(found, BaseException):
-                raise _unlike_ours(f"the worker {address}", found) from found
-            refused = refusal(address, found, versions_here())
+                raise not_understood(who, found) from found
+            refused = refusal(who, found, versions_here())
             if refused is not None:
                 raise refused
 
@@ -216,16 +224,9 @@ def _connected(address: str, patience: float) -> Client:
 
 
 def _allowing(losses: int) -> Callable[..., None]:
-    """Sent as it is, since the scheduler may be without kconv; what it allows already stays."""
+    """Sent as it is; what the scheduler allows already stays."""
 
     def allow(dask_scheduler: Any) -> None:
         dask_scheduler.allowed_failures = max(dask_scheduler.allowed_failures, losses)
 
     return allow
-
-
-def _unlike_ours(who: str, error: BaseException) -> EnvironmentProblem:
-    """Where not even the question was understood."""
-    return EnvironmentProblem(
-        f"{who} cannot run this kconv: {type(error).__name__}: {error}", hint=VERSIONS_HINT
-    )
