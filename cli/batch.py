@@ -190,7 +190,7 @@ def _executor(slots: int, scheduler: str | None, shown: Shown) -> contextlib.Abs
     if scheduler is not None:
         from ..flows.dask_executor import DaskExecutor
 
-        return DaskExecutor(scheduler)
+        return DaskExecutor(scheduler, losses=10)
     from ..core.cores import available_cores
     from ..flows.executor import LocalExecutor
 

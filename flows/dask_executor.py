@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds to wait for the scheduler, and for a worker where there is none (any more)."""
 LOSSES = 100
-"""Workers that may be lost with a task, at work or merely in line there, until it is given up."""
+"""Workers that may be lost with a task, at work or merely in line there, until it is given up; fewer for
+whole conversions, which may be what a worker lacks memory for."""
 _ADDRESS = re.compile(r"(?:tcp|tls|ucx|ws|wss)://\S+:\d+")
 _GLANCE = 1.0  # seconds between two looks at the cluster
 
@@ -43,16 +44,16 @@ class DaskExecutor:
     process.
     """
 
-    def __init__(self, address: str, *, patience: float = PATIENCE) -> None:
+    def __init__(self, address: str, *, patience: float = PATIENCE, losses: int = LOSSES) -> None:
         check_scheduler(address)
-        self._address, self._patience = address, patience
+        self._address, self._patience, self._losses = address, patience, losses
         self._futures: dict[Future, Task] = {}
         self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._client = _connected(address, patience)
         try:
             self._await_workers()
             self._check_versions()
-            self._client.run_on_scheduler(_allowing(LOSSES))
+            self._client.run_on_scheduler(_allowing(losses))
         except BaseException:
             self.close()
             raise
@@ -136,7 +137,7 @@ class DaskExecutor:
             raise self._lost()
         cause = future.exception(timeout=self._patience)
         if isinstance(cause, KilledWorker):
-            message = f"{LOSSES} workers were lost at this task or with it in line"
+            message = f"{self._losses} workers were lost at this task or with it in line"
             hint = "look into the logs of the workers: they may lack memory"
             return Outcome(task, error=ChildDied(message, hint=hint))
         raise not_understood("a worker", cause) from cause

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cluster_material import Dask, certificates, journaled, other_version, until
 from command_material import kconv
@@ -19,19 +20,25 @@ from executor_tasks import fail, nap, pid_of
 from kconv.converters.families import family_for
 from kconv.converters.gguf_plan import plan_file
 from kconv.converters.gguf_writer import begin_files, finish_files, write_files
+from kconv.converters.intake import open_model
 from kconv.converters.journal import JournalFolder, fingerprint
 from kconv.converters.mapping import build
 from kconv.converters.samples import write_sample
 from kconv.converters.samples.weights import write_checkpoint
+from kconv.converters.tokenizer import read_tokenizer
 from kconv.converters.write_plan import WritePlan
 from kconv.core.errors import EnvironmentProblem, InputError, NonFiniteError, UsageError
+from kconv.core.progress import silent
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
+from kconv.core.windows import Window
 from kconv.flows.dask_executor import DaskExecutor, check_scheduler
 from kconv.flows.executor import LocalExecutor, Task
 from kconv.flows.results import Run
 from kconv.flows.spread import _groups, write_spread
+from kconv.flows.spread_reading import read_spread
 from kconv.quant.policy import POLICIES, choose_formats
+from kconv.verify.inputs import Expected, VerifyOptions, read_reference
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 TYPES = ("-q", "q8_0", "-q", "q4_k_m", "--no-verify")
@@ -195,6 +202,26 @@ def test_the_leader_is_killed_and_goes_on(
     assert resumed >= min(before, 50)
     assert digests(tmp_path) == right
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
+
+
+def test_the_checkpoint_is_read_in_windows(dask: Dask, workers: Workers, checkpoint: Path) -> None:
+    """The proof's reading, over two workers: a window alone gives the bits it gives in one process alone."""
+    workers.start(2)
+    opened, family = open_model(checkpoint)
+    expected = Expected(opened, family, build(family, opened), read_tokenizer(opened))
+    windows = [Window(0, tuple(range(10, 10 + size))) for size in (30, 41, 17)]
+    with DaskExecutor(dask.address) as executor:
+        until(lambda: executor.slots == 2)
+        spread = read_spread(expected, windows, executor, threads=1, progress=silent)
+    alone = read_reference(expected, VerifyOptions(threads=1), windows)
+    for number, window in enumerate(windows):
+        stop = len(window.ids)
+        here, there = (reading.logits(number, 0, stop) for reading in (alone, spread))
+        np.testing.assert_allclose(here, there, rtol=1e-4, atol=1e-4)
+    assert spread.magnitudes.flows.keys() == alone.magnitudes.flows.keys()
+    for name, flow in alone.magnitudes.flows.items():
+        assert spread.magnitudes.flows[name].into.value == pytest.approx(flow.into.value, rel=1e-4)
+        assert spread.magnitudes.flows[name].into.window == flow.into.window
 
 
 def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path) -> None:
