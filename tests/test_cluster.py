@@ -209,7 +209,7 @@ def test_the_checkpoint_is_read_in_windows(dask: Dask, workers: Workers, checkpo
     workers.start(2)
     opened, family = open_model(checkpoint)
     expected = Expected(opened, family, build(family, opened), read_tokenizer(opened))
-    windows = [Window(0, tuple(range(10, 10 + size))) for size in (30, 41, 17)]
+    windows = [Window(0, tuple(range(first, first + size))) for first, size in ((9, 30), (50, 41), (99, 17))]
     with DaskExecutor(dask.address) as executor:
         until(lambda: executor.slots == 2)
         spread = read_spread(expected, windows, executor, threads=1, progress=silent)
