@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import pickle
-import queue
 import re
 import time
 import uuid
@@ -24,7 +23,7 @@ from .dask_worker import not_understood, refusal, task_in_worker, versions_here
 from .executor import Outcome, Task
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client, Future, as_completed
 
 PATIENCE = 60.0
 """Seconds to wait for the scheduler, and for a worker where there is none (any more)."""
@@ -33,6 +32,7 @@ LOSSES = 100
 whole conversions, which may be what a worker lacks memory for."""
 _ADDRESS = re.compile(r"(?:tcp|tls|ucx|ws|wss)://\S+:\d+")
 _GLANCE = 1.0  # seconds between two looks at the cluster
+_PAUSE = 0.02  # seconds between two looks for results
 
 
 class DaskExecutor:
@@ -48,8 +48,8 @@ class DaskExecutor:
         check_scheduler(address)
         self._address, self._patience, self._losses = address, patience, losses
         self._futures: dict[Future, Task] = {}
-        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self._client = _connected(address, patience)
+        self._completed = _collecting(self._client)
         try:
             self._await_workers()
             self._check_versions()
@@ -86,7 +86,7 @@ class DaskExecutor:
         except Exception as error:
             raise self._lost() from error
         self._futures[future] = task
-        future.add_done_callback(self._ended.put)
+        self._completed.add(future)
 
     def results(self) -> Iterator[Outcome]:
         """Outcomes as they come, until no task is left.
@@ -94,10 +94,11 @@ class DaskExecutor:
         Raises EnvironmentProblem where the scheduler or all workers are lost, or one has other versions.
         """
         while self._futures:
-            future = self._next()
+            self._await_one()
+            future, result = next(self._completed)
             task = self._futures.pop(future, None)
             if task is not None:
-                yield self._outcome(task, future)
+                yield self._outcome(task, result)
 
     def close(self) -> None:
         """Take back what has not begun and disconnect; a task at work ends on its own, soon or late."""
@@ -108,13 +109,15 @@ class DaskExecutor:
         with contextlib.suppress(Exception):
             self._client.close(timeout=5)
 
-    def _next(self) -> Future:
-        """The next future to end. Raises EnvironmentProblem once nobody is there to end one."""
-        seen = time.monotonic()
-        while True:
-            with contextlib.suppress(queue.Empty):
-                return self._ended.get(timeout=_GLANCE)
+    def _await_one(self) -> None:
+        """Return once a result is here. Raises EnvironmentProblem once nobody is there to give one."""
+        seen = looked = time.monotonic()
+        while not self._completed.has_ready():
+            time.sleep(_PAUSE)
             now = time.monotonic()
+            if now - looked < _GLANCE:
+                continue
+            looked = now
             if self._client.status != "running":
                 raise self._lost()
             if self._threads():
@@ -122,20 +125,18 @@ class DaskExecutor:
             elif now - seen > self._patience:
                 raise self._no_workers()
 
-    def _outcome(self, task: Task, future: Future) -> Outcome:
+    def _outcome(self, task: Task, result: Any) -> Outcome:
+        """Of what ``as_completed`` gives: an answer, ``(type, exception, traceback)``, or CancelledError."""
         from distributed import KilledWorker
 
-        if future.status == "finished":
-            try:
-                kind, content = future.result(timeout=self._patience)
-            except Exception as error:  # its worker was lost just now, and so was the scheduler
-                raise self._lost() from error
+        if isinstance(result, BaseException):
+            raise self._lost() from result
+        if len(result) == 2:
+            kind, content = result
             if kind == "refused":
                 raise content
             return Outcome(task, error=content) if kind == "error" else Outcome(task, content)
-        if future.status != "error":
-            raise self._lost()
-        cause = future.exception(timeout=self._patience)
+        cause = result[1]
         if isinstance(cause, KilledWorker):
             message = f"{self._losses} workers were lost at this task or with it in line"
             hint = "look into the logs of the workers: they may lack memory"
@@ -175,7 +176,7 @@ class DaskExecutor:
     def _lost(self) -> EnvironmentProblem:
         return EnvironmentProblem(
             f"the connection to the Dask scheduler at {self._address} was lost",
-            hint="look into its log, start it again, and run the same command with --resume",
+            hint="look into its log, start it again, and run the same command (kconv to-gguf: with --resume)",
         )
 
     def _no_workers(self) -> EnvironmentProblem:
@@ -222,6 +223,13 @@ def _connected(address: str, patience: float) -> Client:
             f"cannot connect to the Dask scheduler at {address}: {error}",
             hint="see Dask's settings for distributed.comm (docs: cluster.md)",
         ) from error
+
+
+def _collecting(client: Client) -> as_completed:
+    """Fetches results in the background as soon as they are there: in a worker they may be lost with it."""
+    from distributed import as_completed
+
+    return as_completed(loop=client.loop, with_results=True, raise_errors=False)
 
 
 def _allowing(losses: int) -> Callable[..., None]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.gguf_writer import PiecesWritten, write_pieces
-from ..converters.journal import Journal, JournalFolder, fingerprint, read_done
+from ..converters.journal import Done, Journal, JournalFolder, fingerprint, read_done
 from ..converters.pieces import Piece
 from ..converters.write_plan import WritePlan, opened_file, sound_pieces
 from ..core.claims import new_mark
@@ -41,7 +41,7 @@ class Order:
 
     ``folder`` is the journal's; the plan lies there, with this ``sha256``. ``fingerprint`` is what it must
     have (converters/journal.py). A task takes ``threads``, or its part where ``share`` tasks run on a
-    machine.
+    machine. ``run`` is unique.
     """
 
     folder: Path
@@ -49,6 +49,7 @@ class Order:
     fingerprint: Mapping[str, Any]
     share: int
     threads: int | None
+    run: str
 
 
 def write_spread(
@@ -68,7 +69,7 @@ def write_spread(
     sizes = [_bytes(plan, piece) for piece in pieces]
     groups = list(_groups(pieces, sizes, run.group_bytes or _group_bytes(sum(sizes), executor.slots)))
     for number, (group, _) in enumerate(groups):
-        executor.submit(Task(str(number), write_group, (order, group)))
+        executor.submit(Task(str(number), write_group, (order, number, group)))
     harmed: set[str] = set()
     kernels, done, total = {}, 0, sum(sizes)
     run.progress("write", done, total)
@@ -83,13 +84,13 @@ def write_spread(
     return PiecesWritten(frozenset(harmed), tuple(kernels))
 
 
-def write_group(order: Order, pieces: Sequence[Piece]) -> PiecesWritten:
+def write_group(order: Order, number: int, pieces: Sequence[Piece]) -> PiecesWritten:
     """A task: write those pieces that no journal has. Raises as ``write_pieces`` does, and EnvironmentProblem
     where this process does not see what the leader does.
     """
     try:
         plan = _plan_of(order.folder, order.sha256, pickle.dumps(dict(order.fingerprint)))
-        done = read_done(order.folder)
+        done = Done() if _is_first(order, number) else read_done(order.folder)
         found = {piece: done.checks[piece] for piece in pieces if piece in done.checks}
         threads = order.threads or max(1, available_cores() // order.share)
         sound = sound_pieces(plan, found, pieces=pieces, threads=threads) if found else set()
@@ -101,6 +102,18 @@ def write_group(order: Order, pieces: Sequence[Piece]) -> PiecesWritten:
         raise _not_here(error.filename or order.folder) from error
     harmed = {plan.tensors[piece.index].name for piece in sound} & done.not_finite
     return PiecesWritten(written.not_finite | harmed, written.kernels)
+
+
+def _is_first(order: Order, number: int) -> bool:
+    """Whether a task has not been begun before: only then has nobody written its pieces in this run.
+
+    To read the journals of a large model takes as long as many a task.
+    """
+    try:
+        os.close(os.open(order.folder / f"{order.run}-{number}.begun", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _lay_down(
@@ -117,7 +130,7 @@ def _lay_down(
     synced(temporary)
     os.replace(temporary, folder / _PLAN)
     digest = hashlib.sha256(content).hexdigest()
-    return Order(_absolute(folder), digest, identity, executor.share, run.threads)
+    return Order(_absolute(folder), digest, identity, executor.share, run.threads, new_mark())
 
 
 @functools.lru_cache(maxsize=1)

@@ -174,6 +174,8 @@ def test_workers_are_killed(dask: Dask, workers: Workers, checkpoint: Path, tmp_
         written = spread_over(executor, checkpoint, tmp_path, names=("q8_0", "q3_K_M"))
         killer.join()
     twice = len(written) - len(set(written))
+    begun = len(list((tmp_path / "journal").glob("*.begun")))
+    assert begun == len(list(_groups(plan.pieces(), sizes, GROUP)))
     assert len(set(written)) == pieces > 90
     assert twice <= 3 * most
 
