@@ -70,7 +70,7 @@ def main() -> int:
 
 def _rows(type_: str, done: set[str], threads: str) -> Any:
     """The rows of a type that are not there yet."""
-    left = [name for name in ("none", *DAMAGES) if name not in done]
+    left = [name for name in dict.fromkeys(("none", *COMPUTED, *DAMAGES)) if name not in done]
     if not left:
         return
     with tempfile.TemporaryDirectory() as folder:

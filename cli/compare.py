@@ -16,6 +16,7 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
@@ -123,7 +124,7 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    say(f"{comparison.source}: {comparison.arch}, {count_text(comparison.parameters)} weights")
+    say(f"{source_text(comparison.source)}: {comparison.arch}, {count_text(comparison.parameters)} weights")
     say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))

@@ -107,6 +107,8 @@ def print_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None
     for output in outputs:
         if output.parts:
             say(f"{output.path.name} is the first of {len(output.parts)} parts; pass this one to llama.cpp")
+        if not output.path.parent.is_dir():  # in an object store
+            continue
         left = [path for path in other_parts(output.path) if path not in read]
         if left:
             say(
@@ -154,6 +156,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     return value
+
+
+def source_text(folder: Path) -> str:
+    """Where a checkpoint comes from: a folder, or of one in the Hub's cache repository and commit."""
+    from ..core.reading import hub_origin
+
+    repository, commit = hub_origin(folder)
+    return str(folder) if repository is None else f"{repository}@{(commit or '')[:12]}"
 
 
 def verify_command(artifact: Path, checkpoint: str | Path) -> str:

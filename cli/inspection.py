@@ -138,6 +138,8 @@ def _proof_text(proof: Mapping[str, Any] | None) -> str | None:
         return None
     scope = f" ({proof['scope']})" if proof["scope"] else ""
     detail = f", mean KL {proof['kl_mean']:.3g}" if isinstance(proof["kl_mean"], float) else ""
+    cosine = proof.get("cosine_mean")
+    detail += f", mean cosine {cosine:.6g}" if isinstance(cosine, float) else ""
     if proof["cause"]:
         detail = f": {_short(proof['cause'])}"
     return f"{proof['verdict']}{scope}{detail}"

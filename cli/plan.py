@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, plural, say, say_notes, size_text, table
+from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
@@ -23,7 +23,8 @@ Examples:
   kconv plan ./42dot_LLM-SFT-1.3B
   kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m,q5_k_m,q8_0 -o /mnt/models
   kconv plan ./42dot_LLM-SFT-1.3B -q q4_k_m --output-type q8_0
-  kconv plan ~/.cache/huggingface/hub/models--42dot--42dot_LLM-SFT-1.3B/snapshots/* --json
+  kconv plan 42dot/42dot_LLM-SFT-1.3B --json
+  kconv plan kakaobrain/kogpt --revision KoGPT6B-ryan1.5b-float16
 """
 
 
@@ -53,7 +54,8 @@ def command(
     For each type: the exact file size, bits per weight, tensors that get another format because their rows
     are not whole blocks, whether llama.cpp requires importance data, and the published divergence. Then the
     memory and disk space a conversion needs. Only the headers of the weight files are read; the vocabulary
-    is compared with the tokenizer as in a conversion, since it is part of the file.
+    is compared with the tokenizer as in a conversion, since it is part of the file. Of a repository of the
+    Hub (org/name) no more than those headers and small files is fetched.
     """
     from ..flows.plan import plan
     from ..quant.policy import POLICIES
@@ -89,7 +91,7 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
 
 
 def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
-    say(f"{planned.source}: {planned.arch}, {count_text(planned.parameters)} weights")
+    say(f"{source_text(planned.source)}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")

@@ -25,22 +25,24 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
     verify_command,
 )
 from .conversion_options import conversion_options, types_option
 from .options import (
-    PATH,
+    OUTPUT,
     force_option,
     json_option,
     rehash_option,
     resume_option,
     scheduler_option,
     split_option,
+    stream_option,
     threads_option,
     verbose_option,
 )
-from .sources import SOURCE, revision_option
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B
+  kconv to-gguf 42dot/42dot_LLM-SFT-1.3B -q q4_k_m
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -q q8_0 -o dist/
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 -o 42dot.gguf --chat-template 42dot --modelfile
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
@@ -60,14 +63,16 @@ Examples:
 
 
 @click.command("to-gguf", short_help="Convert a checkpoint folder to GGUF files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=SOURCE)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=OUTPUT,
     metavar="PATH",
-    help="A file if it ends in .gguf, else a folder.  [default: <checkpoint>-<TYPE>.gguf here]",
+    help="A file if it ends in .gguf, else a folder; s3://bucket/key for an object store.  "
+    "[default: <checkpoint>-<TYPE>.gguf here]",
 )
 @types_option("auto")
 @conversion_options
@@ -95,7 +100,8 @@ Examples:
 @verbose_option
 def command(
     checkpoint: str | Path,
-    output: Path | None,
+    stream: bool,
+    output: str | Path | None,
     types: tuple[str, ...],
     pure: bool,
     tensor_types: tuple[str, ...],
@@ -122,7 +128,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert the folder CHECKPOINT to GGUF files that llama.cpp runs.
+    """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to GGUF files for llama.cpp.
 
     The vocabulary is compared with the checkpoint's own tokenizer before any weight is read. At the end every
     file is proven: its logits in llama.cpp on the CPU are compared with those of the checkpoint in fp32. A
@@ -154,6 +160,7 @@ def command(
         "scheduler": scheduler,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
@@ -165,11 +172,11 @@ def command(
     else:
         _print_summary(conversion, seconds)
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
-    if not as_json:
+    if not as_json and not isinstance(output, str):
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
 
 
-def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> Conversion:
+def _convert(checkpoint: str | Path, output: str | Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; errors during the proof mention that the files are there."""
     from ..flows.convert import to_gguf
     from .progress import announce, naming_finished_files, shown_progress
@@ -183,7 +190,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     from .proof_text import proof_line
 
     weights = count_text(conversion.parameters)
-    say(f"{conversion.source}: {conversion.arch}, {weights} weights")
+    say(f"{source_text(conversion.source)}: {conversion.arch}, {weights} weights")
     say(f"tokens: {_parity_text(conversion.parity)}")
     say_notes(conversion.notes)
     rows = [output_row(output) for output in conversion.outputs]
@@ -231,6 +238,7 @@ def _parity_text(parity: Parity) -> str:
         "extra-spaces": ", all of them apart from extra spaces (see the note)",
         "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
         "sentencepiece": ", all others SentencePiece's own (see the warning)",
+        "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
         "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     return f"{equal}{remark} (vocabulary: {parity.candidate})"

@@ -20,6 +20,7 @@ from .console import (
     say_notes,
     seconds_text,
     size_text,
+    source_text,
     table,
     verify_command,
 )
@@ -30,10 +31,11 @@ from .options import (
     json_option,
     rehash_option,
     resume_option,
+    stream_option,
     threads_option,
     verbose_option,
 )
-from .sources import SOURCE, revision_option
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -66,8 +68,9 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=SOURCE)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
@@ -118,6 +121,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @verbose_option
 def command(
     checkpoint: str | Path,
+    stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
@@ -134,7 +138,7 @@ def command(
     as_json: bool,
     verbose: bool,
 ) -> None:
-    """Convert the folder CHECKPOINT to a folder of ONNX files that onnxruntime runs.
+    """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to a folder of ONNX files.
 
     The folder contains the graphs, one file with their weights, the configuration and the tokenizer, under
     the names optimum gives them. At the end it is proven: its logits in onnxruntime on the CPU, for the whole
@@ -156,6 +160,7 @@ def command(
         "rehash": rehash,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
@@ -190,7 +195,7 @@ def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
     """What was done, for people."""
     from .proof_text import proof_line
 
-    say(f"{conversion.source}: {conversion.arch}, {count_text(conversion.parameters)} weights")
+    say(f"{source_text(conversion.source)}: {conversion.arch}, {count_text(conversion.parameters)} weights")
     say_notes(conversion.notes)
     rows = [(name, size_text(size)) for name, size in conversion.files.items()]
     say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from ..core.checkpoint import Checkpoint
-from ..core.input_files import InputFile
+from ..core.input_files import InputFile, changed_meanwhile, file_sha256
 from ..core.progress import Progress, silent
-from ..core.receipts import Hashed, sha256_of
+from ..core.receipts import Hashed, Stamp, sha256_of, stamp_of
 from ..core.side_files import check_side_files
 from ..hub.evidence import check_contents
 
@@ -40,6 +40,7 @@ class Hashes(threading.Thread):
         self._total = sum(_size(file) for _, file in files)
         self._before = self._done = 0  # bytes
         self._found: list[SourceFile] = []
+        self._stamps: list[Stamp | None] = []
         self._failure: BaseException | None = None
         self._stopped = threading.Event()
 
@@ -56,6 +57,7 @@ class Hashes(threading.Thread):
         try:
             for name, given in self._files:
                 file = given if isinstance(given, InputFile) else InputFile(given)
+                self._stamps.append(stamp_of(file))
                 digest, how = sha256_of(file, self._count, stopped=self._stopped.is_set, anew=self._rehash)
                 check_contents(file.path, digest)
                 self._before = self._done
@@ -128,7 +130,10 @@ class SourceHashes(Hashes):
         Asked for when all has been read: EnvironmentProblem says that a file was changed meanwhile.
         """
         found = self.wait(progress)
-        for file in self.sources:
+        for file, stamp, known in zip(self.sources, self._stamps, found, strict=True):
             file.check_unchanged()
+            # its mtime may have been put back; a new link or mode sets ctime, too
+            if stamp_of(file) != stamp and file_sha256(file) != known.sha256:
+                raise changed_meanwhile(f"{file.path} was changed while it was read")
         self._check()
         return tuple(found)

@@ -127,7 +127,9 @@ def multiply(factor: Callable[[Sizes], float], *, copy: bool = False) -> Transfo
 def _times(source: Tensor, factor: float) -> Tensor:
     if factor == 1:
         return source
-    return replace(source, dtype=DType.F32, read=partial(_read_times, source, factor), stored=None)
+    origin = f"{source.origin or source.name}, times {factor:g}"  # else messages name weights nobody has
+    read = partial(_read_times, source, factor)
+    return replace(source, dtype=DType.F32, read=read, stored=None, origin=origin)
 
 
 def _read_times(source: Tensor, factor: float, start: int, stop: int) -> Array:

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from .claims import claim, new_mark, reclaim, temporary_beside
 from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
+from .kept import kept_for
 from .leftovers import sweep
 
 
@@ -27,9 +28,10 @@ def refuse_existing(path: Path, *, force: bool) -> None:
             raise OutputExists(f"{above} is a file, expected a folder to write {path.name} to")
         return
     if not force:
-        raise OutputExists(
-            f"{path} already exists", hint="choose another -o, or pass --force to overwrite it"
-        )
+        hint = "choose another -o, or pass --force to overwrite it"
+        if kept_for([path]):
+            hint = f"--resume goes on with the run that was ended before its proof was done; or {hint}"
+        raise OutputExists(f"{path} already exists", hint=hint)
     if path.is_dir():
         raise OutputExists(f"{path} is a folder, expected a file", hint="choose another -o")
 

@@ -65,7 +65,7 @@ _young: dict[Stamp, str] = {}  # remembered too soon; they become receipts when 
 
 def known(file: InputFile | Path) -> str | None:
     """The SHA-256 a receipt has for this file as it is now, in hexadecimal; None where there is none."""
-    stamp = _stamp(file)
+    stamp = stamp_of(file)
     return None if stamp is None else _known(stamp)
 
 
@@ -75,7 +75,7 @@ def remember(file: InputFile | Path, sha256: str) -> None:
     For a file just written (a download, which has its final name and mode by now) it is kept in this process
     until the file has been quiet.
     """
-    stamp = _stamp(file)
+    stamp = stamp_of(file)
     if stamp is None:
         return
     if stamp.is_quiet:
@@ -97,14 +97,14 @@ def sha256_of(
 
     The others are as of ``file_sha256``, and so is what is raised.
     """
-    before = _stamp(file)
+    before = stamp_of(file)
     digest = None if before is None or anew else _known(before)
     if digest is not None:
         progress("hash", file.size, file.size)
         return digest, "receipt"
     quiet = before is not None and before.is_quiet  # as reading begins
     digest = file_sha256(file, progress, stopped=stopped)
-    if before is not None and quiet and _stamp(file) == before:
+    if before is not None and quiet and stamp_of(file) == before:
         _keep(before, digest)
     return digest, "now"
 
@@ -117,8 +117,8 @@ def _known(stamp: Stamp) -> str | None:
     return digest
 
 
-def _stamp(file: InputFile | Path) -> Stamp | None:
-    """None where the file is not of this machine, or its file system's times cannot be relied on."""
+def stamp_of(file: InputFile | Path) -> Stamp | None:
+    """Which file it is now; None if it is not of this machine, or its file system's times tell nothing."""
     try:
         with _handle_of(file) as handle:
             if handle is None or _file_system(handle) not in _WITH_CTIME:

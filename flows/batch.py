@@ -197,7 +197,7 @@ class Runner:
             there = self.batch.bytes_there + self._downloads.held
             lacking = lacking_space(plan, fetch, beside, there, self._settings.disk)
             if lacking is None:
-                self._begin(number, plan)
+                self._begin(number, plan, len(waiting) + len(held))
             elif self._running:  # what runs may leave more than it takes
                 held.append(number)
             else:
@@ -212,7 +212,7 @@ class Runner:
         for source in self._downloads.sources - needed:
             self._downloads.end(source, self._journal)
 
-    def _begin(self, number: int, plan: StepPlan) -> None:
+    def _begin(self, number: int, plan: StepPlan, waiting: int) -> None:
         assert self._journal is not None
         outputs = [self.batch.outputs[planned.key] for planned in plan.to_make]
         step = plan.step.with_types([planned.type for planned in plan.to_make])
@@ -224,8 +224,10 @@ class Runner:
         self._watch.begun(step)
         overwrite = any(planned.overwrite for planned in plan.to_make)
         commit = self._downloads.commit_of(step.source)
-        paths = [planned.path for planned in plan.to_make]
-        arguments = (step, commit, overwrite, self._executor.share, record["time"], paths)
+        beside = min(self._executor.share, len(self._running) + waiting)  # this one included
+        left = any("began" in self._records.get(key, {}) for key in step.keys)
+        resume = left or self._attempts[number] > 0 or self._executor.repeats
+        arguments = (step, commit, overwrite, max(1, beside), resume)
         self._executor.submit(Task(str(number), convert_step, arguments))
 
     def _end(self, plan: StepPlan, outcome: Outcome, begun: str) -> None:

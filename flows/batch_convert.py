@@ -21,29 +21,31 @@ from .batch_fingerprint import (
     versions_record,
 )
 from .batch_jobs import Step, canonical
-from .batch_judge import was_begun
 from .executor_child import report_progress
 from .results import Conversion, OnnxConversion
+from .resume import CannotResume
 
 
 def convert_step(
-    step: Step, commit: str | None, overwrite: bool, share: int, began: str, paths: Sequence[Path]
+    step: Step, commit: str | None, overwrite: bool, share: int, resume: bool
 ) -> list[dict[str, Any]]:
     """Convert, and return a record (``made``) for each output. Raises KconvError of all kinds.
 
-    ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once on a machine,
-    which have its processors between them. What lies at ``paths`` and is not older than ``began`` is of this
-    very step, whose process was lost when it was at the proof, say, and is replaced.
+    ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once on a
+    machine, which have its processors between them. With ``resume`` it goes on with what an earlier run of it
+    has left, if that was to become the same.
     """
     begun = time.monotonic()
     threads = step.threads or max(1, available_cores() // share)
     place = step.source if commit is None else f"{step.source.partition('@')[0]}@{commit}"
     before = source_states(Path(step.source)) if commit is None else {}
     options, versions = options_record(step), versions_record(step)
-    first = {"event": "began", "began": began, "time": began}
-    overwrite = overwrite or any(path.exists() and was_begun(first, path) for path in paths)
     how = {**step.options, "force": overwrite, "threads": threads, "progress": report_progress}
-    found = _to_gguf(step, place, how) if step.format == "gguf" else _to_onnx(step, place, how)
+    convert = _to_gguf if step.format == "gguf" else _to_onnx
+    try:
+        found = convert(step, place, {**how, "resume": resume})
+    except CannotResume:
+        found = convert(step, place, how)
     seconds = round(time.monotonic() - begun, 3)
     return [
         {

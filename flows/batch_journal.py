@@ -28,6 +28,13 @@ about to make; ``failed`` and ``not done``: ``key``, ``error`` and, if it came t
 ``fetched`` and ``deleted``: ``repository``, ``revision``; ``started``: the run itself.
 """
 DONE = ("made", "found")
+_ALWAYS = {"event", "time"}
+_MADE = {"key", "path", "files", "bytes", "source", "options", "versions", "verdict", "scope"}
+_NEEDED = dict.fromkeys(DONE, _ALWAYS | _MADE) | {
+    "began": _ALWAYS | {"keys"},
+    "fetching": _ALWAYS | {"repository", "revision", "files", "is_new"},
+}
+"""Without these a line says nothing, whoever wrote it."""
 
 
 def journal_paths(journal: Path) -> list[Path]:
@@ -57,7 +64,7 @@ def _lines(path: Path) -> Iterator[Record]:
             record = json.loads(line)
         except ValueError:  # the last of a run that was killed
             continue
-        if isinstance(record, dict) and isinstance(record.get("event"), str):
+        if isinstance(record, dict) and _NEEDED.get(record.get("event", ""), _ALWAYS) <= record.keys():
             yield record
 
 

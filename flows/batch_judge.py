@@ -77,12 +77,12 @@ def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOut
             if why is None:
                 return PlannedOutput(key, name, path, size, "done", record=today)
             return PlannedOutput(key, name, path, size, "make", why, overwrite=True)
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return PlannedOutput(key, name, path, size, "make")
     adopted = _adopted(look, name, path)
     if adopted is not None and not look.again:
         return PlannedOutput(key, name, path, size, "done", record={**adopted, "key": key})
-    if look.force or adopted is not None or was_begun(record, path):
+    if look.force or adopted is not None or _was_begun(record, path):
         return PlannedOutput(key, name, path, size, "make", f"{path.name} is replaced", overwrite=True)
     error = OutputExists(
         f"{path} already exists and is not what these jobs made",
@@ -102,7 +102,7 @@ def all_done(look: Look) -> list[PlannedOutput] | None:
     return outputs
 
 
-def was_begun(record: Mapping[str, Any], path: Path) -> bool:
+def _was_begun(record: Mapping[str, Any], path: Path) -> bool:
     """Whether a conversion that came to no good end has left ``path``: it is from then."""
     if "began" not in record:
         return False

@@ -44,6 +44,8 @@ class DaskExecutor:
     process.
     """
 
+    repeats = True
+
     def __init__(self, address: str, *, patience: float = PATIENCE, losses: int = LOSSES) -> None:
         check_scheduler(address)
         self._address, self._patience, self._losses = address, patience, losses
@@ -184,6 +186,17 @@ class DaskExecutor:
             f"the Dask scheduler at {self._address} has had no workers for {self._patience:.0f} seconds",
             hint=f"start some: dask worker {self._address} (docs: cluster.md)",
         )
+
+
+def workers_of(scheduler: str, *, stream: bool, store: bool) -> DaskExecutor:
+    """Those for one conversion, which lies where they all see it. Raises as ``DaskExecutor``."""
+    if stream or store:
+        what = "--stream" if stream else "an object store as output"
+        raise UsageError(
+            f"--scheduler and {what} cannot be combined: workers read and write one file system",
+            hint="leave one of them out",
+        )
+    return DaskExecutor(scheduler)
 
 
 def check_scheduler(address: str) -> None:

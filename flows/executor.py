@@ -65,6 +65,11 @@ class Executor(Protocol):
         """How many of them run on one machine, and have its processors between them."""
         ...
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a task that was ended may be run again without its outcome saying so."""
+        ...
+
     def submit(self, task: Task) -> None:
         """Run a task as soon as there is room."""
         ...
@@ -85,6 +90,8 @@ class LocalExecutor:
     A process starts when a task is there for it. ``progress`` is told of stages as
     ``progress(key, stage, done, total)``.
     """
+
+    repeats = False
 
     def __init__(
         self,

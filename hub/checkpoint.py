@@ -78,4 +78,4 @@ def remote_checkpoint(source: HubSource) -> Path | Elsewhere:
     fetch_files(source, [*first, *second_files(source, folder)])
     weights = weight_files(source, folder)
     reader = HeaderReader(source)
-    return Elsewhere(folder, {file.path: reader.opener(file) for file in weights if not reader.is_here(file)})
+    return Elsewhere(folder, reader.openers([file for file in weights if not reader.is_here(file)]))

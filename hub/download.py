@@ -20,6 +20,7 @@ from ..core import progress as core_progress
 from ..core.errors import EnvironmentProblem, KconvError
 from ..core.files import explained
 from ..core.progress import Progress, silent
+from ..core.receipts import remember
 from ..core.sizes import size_text
 from .cache import blob, cache_folder, link, lock_file, snapshot
 from .refusals import incomplete
@@ -27,6 +28,8 @@ from .source import HubFile, HubSource
 from .transfer import pieces
 from .xet import Xet, XetFailed
 
+_SHA256 = 64
+"""Digits; small files have Git's SHA-1 for an ETag."""
 AT_ONCE = 4
 """Files that are fetched at the same time."""
 _CHUNK = 1 << 20  # bytes hashed at once of what was here
@@ -117,6 +120,8 @@ class _Downloads:
             found = self._append(file, partial, by_xet=by_xet)
             if found == file.etag:
                 os.replace(partial, contents)
+                if len(found) == _SHA256:
+                    remember(contents, found)
                 return
             partial.unlink()
             self._done[file.path] = 0
@@ -223,6 +228,8 @@ def _check_space(source: HubSource, missing: Sequence[HubFile]) -> None:
     """Refuse before anything is fetched what there is no room for. Raises EnvironmentProblem."""
     needed = 0
     for file in missing:
+        if _has(blob(source.repository, file.etag), file):  # of another commit
+            continue
         with contextlib.suppress(OSError):
             needed -= _partial(blob(source.repository, file.etag)).stat().st_size
         needed += file.size

@@ -43,6 +43,13 @@ def status_text(code: int) -> str:
     return f"{code} ({_WORDS[code]})" if code in _WORDS else str(code)
 
 
+def is_no_connection(error: Exception) -> bool:
+    """Whether the Hub was not even reached."""
+    import httpx2
+
+    return isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
+
+
 def refusal(error: Exception, name: HubName, what: str = "") -> KconvError | Temporary:
     """What an exception of huggingface_hub's or its HTTP client's means; ``what`` is the file asked for."""
     import httpx2
@@ -58,6 +65,8 @@ def refusal(error: Exception, name: HubName, what: str = "") -> KconvError | Tem
         return EnvironmentProblem(
             "the proxy refuses the connection to the Hub", hint="check HTTPS_PROXY and HTTP_PROXY"
         )
+    if is_no_connection(error):
+        return Temporary("it cannot be reached")
     if isinstance(error, httpx2.TimeoutException):
         return Temporary("it gave no answer in time")
     if isinstance(error, httpx2.TransportError | httpx2.StreamError | OSError):

@@ -124,7 +124,8 @@ def _commit(name: HubName) -> tuple[str, KconvError | None]:
         return found
 
     try:
-        commit = patiently(ask, name, tries=FEW if usable else None)
+        # without a network the answer should not take long: perhaps a path was meant
+        commit = patiently(ask, name, tries=FEW if usable else None, unreached=FEW)
     except (EnvironmentProblem, HubRefusal) as error:
         if kept is None or not usable or _is_no_revision(error):
             raise
@@ -147,7 +148,12 @@ def _listing(name: HubName) -> Iterator[dict[str, Any]]:
     huggingface_hub's own function asks again by itself, with waits that would add up with ours.
     """
     from huggingface_hub import constants
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+    from huggingface_hub.utils import (
+        build_hf_headers,
+        fix_hf_endpoint_in_url,
+        get_session,
+        hf_raise_for_status,
+    )
 
     address: str | None = (
         f"{endpoint()}/api/models/{name.repository}/tree/{name.revision}?recursive=true&expand=false"
@@ -162,9 +168,15 @@ def _listing(name: HubName) -> Iterator[dict[str, Any]]:
             each["path"].encode()  # not text: not a list of files
         return page, answer.links.get("next", {}).get("url")
 
-    while address is not None and address.startswith(f"{endpoint()}/"):  # the token goes along
-        page, address = patiently(ask, name, "the list of files")
+    while address is not None:
+        page, following = patiently(ask, name, "the list of files")
         yield from (each for each in page if each.get("type") == "file")
+        address = None if following is None else fix_hf_endpoint_in_url(following, endpoint())
+        if address is not None and not address.startswith(f"{endpoint()}/"):  # the token would go along
+            raise EnvironmentProblem(
+                f"the list of files of {name} goes on at another host than {endpoint()}",
+                hint="see whether HF_ENDPOINT names a Hub",
+            )
 
 
 def _entry(found: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..core import progress as core_progress
 from ..core.errors import KconvError
 from .names import HubName
-from .refusals import Temporary, gave_up, refusal
+from .refusals import Temporary, gave_up, host, is_no_connection, refusal
 
 MANY, FEW = 6, 2
 """Tries in a row without anything gained: usually, and where what is in the cache would do."""
@@ -18,6 +19,7 @@ WAIT = 0.5
 LONGEST = 300.0
 """Seconds that are waited because the server says so; it counts requests in windows of five minutes."""
 
+_WORTH_A_WORD = 5.0  # seconds
 Found = TypeVar("Found")
 
 
@@ -27,12 +29,13 @@ def patiently(
     what: str = "",
     *,
     tries: int | None = None,
+    unreached: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Found:
     """What ``ask`` gives, asked several times where its failures are of a kind that passes.
 
-    ``what`` names in messages what is asked for. Raises HubRefusal, EnvironmentProblem; InterruptedError once
-    ``stopped`` says yes.
+    ``what`` names in messages what is asked for; ``unreached`` are the tries where no connection comes about.
+    Raises HubRefusal, EnvironmentProblem; InterruptedError once ``stopped`` says yes.
     """
     failed = 0
     while True:
@@ -40,7 +43,8 @@ def patiently(
             return ask()
         except Exception as error:
             failed += 1
-            again_or_raise(error, name, what, failed, tries=tries, stopped=stopped)
+            most = unreached if is_no_connection(error) else None
+            again_or_raise(error, name, what, failed, tries=most or tries, stopped=stopped)
 
 
 def again_or_raise(
@@ -61,6 +65,8 @@ def again_or_raise(
     if failed >= (tries or MANY) or (meaning.wait or 0) > LONGEST:
         raise gave_up(meaning.reason, name, what, failed) from None
     wait = WAIT * 2 ** (failed - 1) * random.uniform(0.8, 1.2) if failed else 0.0
+    if (meaning.wait or 0) > _WORTH_A_WORD:
+        core_progress.on_remark(f"{host()} wants {meaning.wait:.0f} s of patience: {meaning.reason}")
     _sleep(max(wait, meaning.wait or 0), stopped)
 
 

@@ -11,6 +11,8 @@
 - ``prove`` compares a GGUF file or an ONNX folder with the checkpoint.
 - ``generate`` generates text with a GGUF file or an ONNX folder.
 
+Where they take a checkpoint's folder they take a repository of the Hub as well: ``"org/name@revision"``.
+
 Errors are ``kconv.core.errors.KconvError``, with a message and a hint. Each function is imported when it is
 first used, so that ``import kconv`` takes no time. ``prove`` is what the command line calls verify:
 ``kconv.verify`` is a package.

@@ -31,6 +31,7 @@ _LAYER = re.compile(r"(?:^|\.)(?:blk|layers|block|h)\.(\d+)\.")
 _ENCODER = phrase("encoder layer {layer}, {matrix}")
 _DECODER = phrase("decoder layer {layer}, {matrix}")
 _SIDES = {"enc": _ENCODER, "encoder": _ENCODER, "dec": _DECODER, "decoder": _DECODER}
+_FIRST_EXPERT = re.compile(r"(.+\.experts\.)0(\..+)")
 _FLOAT16 = 10  # onnx.proto, TensorProto.DataType
 
 Modules = Mapping[str, Sequence[str]]
@@ -141,9 +142,10 @@ def _by_source(family: AnyFamily, checkpoint: Checkpoint) -> dict[str, str]:
 
 def flowing(modules: Modules, flows: Mapping[str, Flow], *, out: bool) -> HalfPrecision | None:
     """What flows through those matrices; None where nothing does. ``out``: what comes out is rounded, too."""
+    every = {name: _with_all_experts(own, flows) for name, own in modules.items()}
     found = {
         name: joined([flows[each] for each in own if each in flows])
-        for name, own in modules.items()
+        for name, own in every.items()
         if any(each in flows for each in own)
     }
     if not found:
@@ -153,6 +155,15 @@ def flowing(modules: Modules, flows: Mapping[str, Flow], *, out: bool) -> HalfPr
     both = sorted((*entering, *leaving), key=lambda each: -each.value)
     near = tuple(each for each in both if each.value >= NEAR)
     return HalfPrecision(len(found), _largest(entering), _largest(leaving) if out else None, near)
+
+
+def _with_all_experts(own: Sequence[str], flows: Mapping[str, Flow]) -> Sequence[str]:
+    """The modules; where the first expert stands for a checkpoint's own stack of them, all of its experts."""
+    match = _FIRST_EXPERT.fullmatch(own[0]) if len(own) == 1 else None
+    if match is None:
+        return own
+    one = re.compile(re.escape(match[1]) + r"\d+" + re.escape(match[2]))
+    return [name for name in flows if one.fullmatch(name)]
 
 
 def _extreme(name: str, way: Literal["into", "out of"], peak: Peak) -> Extreme:

@@ -286,7 +286,8 @@ def _answer_inputs(model: Model) -> None:
         values = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).astype("<f4")
         text = name.encode()
         child.write(INPUT.pack(len(text), level, *values.shape) + text)
-        child.write(values)
+        if values.size:  # an expert may not have been chosen at all
+            child.write(values)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -129,7 +129,8 @@ class OnnxProcess:
         for _ in range(count):
             length, level, rows, columns = protocol.INPUT.unpack(child.receive(protocol.INPUT.size))
             name = child.receive(length).decode("utf-8", "replace")
-            values = np.frombuffer(child.receive(4 * rows * columns), "<f4").reshape(rows, columns)
+            data = child.receive(4 * rows * columns) if rows else b""
+            values = np.frombuffer(data, "<f4").reshape(rows, columns)
             found[name] = (MatrixInput(values), level)
         return found
 

@@ -135,6 +135,7 @@ class Hub(ThreadingHTTPServer):
         """``lifetime``: seconds after which the signed address of a large file is refused with 403."""
         super().__init__(("127.0.0.1", 0), Answer)
         self.lifetime = lifetime
+        self.page = 1000  # entries of a list that come at once
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, HubFile] = {}
         self.requests: list[Request] = []
@@ -394,7 +395,13 @@ class Answer(BaseHTTPRequestHandler):
                 if file.sha256 in self.server.xet_hashes:
                     entry["xetHash"] = self.server.xet_hashes[file.sha256]
             listed.append(entry)
-        self.reply_json(listed)
+        query, page = parse_qs(urlsplit(self.path).query), self.server.page
+        begin = int(query.get("cursor", ["0"])[0])
+        more = (
+            f"{self.server.url}{urlsplit(self.path).path}?recursive=true&expand=false&cursor={begin + page}"
+        )
+        head = {"Link": f'<{more}>; rel="next"'} if len(listed) > begin + page else {}
+        self.reply_json(listed[begin : begin + page], head)
 
     def resolve(self, found: re.Match[str]) -> None:
         """``ID/resolve/REV/FILE``: small files are elsewhere on this host, large ones on the CDN."""

@@ -40,6 +40,7 @@ from kconv.reference.any_model import any_model, class_for
 from kconv.reference.model import Reference
 from kconv.reference.recompute import Recomputation
 from kconv.reference.streamed import RowRange, WeightReader
+from kconv.runtimes.half_precision import flowing, halves_by_name
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.proof import Proof
 
@@ -123,10 +124,11 @@ def test_experts_are_read_one_at_a_time(checkpoints: Mapping[str, Path]) -> None
     assert np.array_equal(third[:96], gate.read(0, 96))
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "gptoss"])
 def test_large_experts_are_in_memory_one_at_a_time(
-    checkpoints: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+    kind: str, checkpoints: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, family = open_checkpoint(checkpoints["mixtral"]), _family("mixtral", checkpoints)
+    checkpoint, family = open_checkpoint(checkpoints[kind]), _family(kind, checkpoints)
     windows = [Window(0, IDS), Window(0, IDS[:20])]
     together = Reference(checkpoint, family, threads=2).read(windows)
     monkeypatch.setattr(streamed_experts, "LARGE", 1)
@@ -254,6 +256,27 @@ def test_what_llama_cpp_computes_otherwise_is_a_remark_with_a_figure(
     assert (proof.logits.verdict, proof.right) == ("warned", "passed")
     assert "rounds the ends of YaRN's ramp to whole dimensions" in (proof.cause or "")
     assert f"NMSE of the logits {figures.nmse:.2g}" in (proof.cause or "")
+
+
+def test_the_half_precision_of_a_stack_of_experts_is_that_of_all(
+    files: Path, checkpoints: Mapping[str, Path]
+) -> None:
+    checkpoint = open_checkpoint(checkpoints["gptoss"])
+    with open_gguf(files / "gptoss-f32.gguf") as file:
+        expected, _ = expected_of_any(file, checkpoint, None)
+    reading = Reference(checkpoint, expected.family, threads=2).read([Window(0, IDS)])
+    stack = ("blk.1.ffn_down_exps.weight",)
+    modules = halves_by_name(stack, expected.family, checkpoint, tied=False)
+    found = flowing(modules, reading.magnitudes.flows, out=False)
+    assert found is not None
+    place = "model.layers.1.mlp.experts."
+    each = [
+        flow.into.value
+        for name, flow in reading.magnitudes.flows.items()
+        if name.startswith(place) and "down" in name
+    ]
+    assert len(each) == 4
+    assert found.into.value == max(each)
 
 
 def another_factor(path: Path, out: Path) -> Path:

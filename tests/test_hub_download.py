@@ -262,6 +262,17 @@ def test_more_than_the_disk_has(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert not hub.asked("/cdn/")
 
 
+def test_a_list_of_several_pages(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    hub.page = 3
+    try:
+        with sent_to(hub, tmp_path):
+            names = {each.path for each in resolve(REPOSITORY).files}
+    finally:
+        hub.page = 1000
+    assert names == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert len(hub.asked("/tree/")) > 3
+
+
 @pytest.mark.parametrize(
     "path", ["../outside.json", "/etc/outside.json", "a/../../outside.json", "config.json\0"]
 )

@@ -179,7 +179,7 @@ def test_capturing_layers_changes_nothing(file: Path) -> None:
         (expected,) = read(reader, Window(0, (*IDS, 2), scored_from=20))
         child = reader._loaded
         assert child
-        child.send(llama_reader._request(wanted, 128, [Window(0, IDS, 20)]))
+        child.send(llama_reader.request(wanted, 128, [Window(0, IDS, 20)]))
         actual = np.empty((200, child.vocabulary), np.float32)
         layer = np.empty((200, child.hidden), np.float32)
         for start, stop in ((0, 128), (128, 200)):

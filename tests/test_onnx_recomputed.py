@@ -97,12 +97,23 @@ def no_rotation(graph: Any) -> None:
         node.input[:] = [rotation.input[0] if each == rotation.output[0] else each for each in node.input]
 
 
+def another_layers_cache(graph: Any) -> None:
+    """Right where a text is read at once."""
+    pasts = {
+        "past_key_values.0.key": "past_key_values.1.key",
+        "past_key_values.1.key": "past_key_values.0.key",
+    }
+    for node in graph.node:
+        node.input[:] = [pasts.get(each, each) for each in node.input]
+
+
 DAMAGES: tuple[Callable[[Any], None], ...] = (
     another_epsilon,
     a_norm_left_out,
     swapped_matrices,
     another_norm,
     no_rotation,
+    another_layers_cache,
 )
 
 
@@ -125,3 +136,49 @@ def test_a_wrong_graph_fails_by_the_runtime_part(
     assert proof.runtime.verdict == "failed"
     assert "onnxruntime does not compute" in proof.runtime.findings[0].message
     assert proof.weights.verdict == "passed"
+
+
+# Mixtures of experts
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sample("qwen3-moe", tmp_path_factory.mktemp("mixture") / "qwen3-moe")
+
+
+def router_weights_as_they_are(graph: Any) -> None:
+    """What the chosen experts make is weighted by their probabilities, which do not add to 1."""
+    sums = {node.output[0] for node in nodes(graph, "ReduceSum")}
+    division = next(node for node in nodes(graph, "Div") if node.input[1] in sums)
+    for node in graph.node:
+        node.input[:] = [division.input[0] if each == division.output[0] else each for each in node.input]
+
+
+def another_experts_matrix(graph: Any) -> None:
+    one, other = (
+        next(
+            node for node in nodes(graph, "Gemm") if f"layers.1.mlp.experts.{expert}.up_proj" in node.input[1]
+        )
+        for expert in (0, 1)
+    )
+    one.input[1], other.input[1] = other.input[1], one.input[1]
+
+
+@pytest.mark.parametrize("type_", ["f32", "q4_0"])
+def test_experts_are_recomputed_too(type_: str, mixture: Path, tmp_path: Path) -> None:
+    folder = to_onnx(mixture, tmp_path / type_, type=type_, verify=False, threads=1).path
+    proof = proven(folder, mixture)
+    assert (proof.verdict, proof.right, proof.runtime.verdict) == ("passed", "passed", "passed")
+    assert max(each.nmse for each in proof.runtime.worst) < 1e-11
+    assert proof.runtime.positions == 32
+
+
+@pytest.mark.parametrize("damage", [router_weights_as_they_are, another_experts_matrix])
+def test_a_wrong_graph_of_experts_fails(damage: Callable[[Any], None], mixture: Path, tmp_path: Path) -> None:
+    folder = to_onnx(mixture, tmp_path / "f32", type="f32", verify=False, threads=1).path
+    path = folder / "model.onnx"
+    model = onnx.load_model(path, load_external_data=False)
+    damage(model.graph)
+    path.write_bytes(model.SerializeToString())
+    proof = proven(folder, mixture)
+    assert (proof.right, proof.runtime.verdict, proof.weights.verdict) == ("failed", "failed", "passed")

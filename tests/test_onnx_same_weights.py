@@ -86,6 +86,7 @@ def in_onnx(folder: Path, graphs: Mapping[str, Graph]) -> dict[str, tuple[Format
         "exaone4",
         "mistral",
         "gemma3",
+        "bert",
     ],
 )
 def test_weights_are_those_of_the_gguf(sample: str, tmp_path: Path) -> None:

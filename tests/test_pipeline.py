@@ -77,7 +77,7 @@ def test_every_recipe_to_every_type_runs_in_llama_cpp(family: str, tmp_path: Pat
         *MATERIAL["gbswt5"],
     ):  # a GBST body can be read without its front end
         logits = {output.type: t5_logits(output.path, ids, ids) for output in made.outputs}
-    elif family in ("bert", "roberta", "xlm-roberta"):
+    elif family in ("bert", "roberta", "xlm-roberta", "t5-encoder"):
         logits = {output.type: hidden_states(output.path, ids) for output in made.outputs}
     else:
         logits = {output.type: llama_cpp_logits(output.path, ids) for output in made.outputs}

@@ -24,8 +24,8 @@ TEXTS = ("안녕하세요. 만나서 반갑습니다!", "a", "The quick brown fo
 KINDS: dict[str, dict[str, Any]] = {
     "t5": {"n_positions": 300},
     "t5 v1.0": {"feed_forward_proj": "relu"},
-    "mt5": {"model_type": "mt5"},
-    "umt5": {"model_type": "umt5"},
+    "mt5": {"kind": "MT5"},
+    "umt5": {"kind": "UMT5", "own_biases": True},
 }
 
 
@@ -70,6 +70,7 @@ def test_llama_cpp_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["t5 v1.0", "umt5"])
 def test_onnxruntime_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
     import onnxruntime
@@ -91,6 +92,7 @@ def test_onnxruntime_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
         assert 1 - pooled(right) @ vector < 1e-6
 
 
+@pytest.mark.long
 def test_without_pooling_hidden_states_are_compared(tmp_path: Path) -> None:
     folder = write_t5_encoder(tmp_path / "model", pooling="")
     for proof in (
@@ -112,7 +114,7 @@ def test_a_decoder_beside_it_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_bias_of_another_block_is_found(tmp_path: Path) -> None:
-    folder = write_t5_encoder(tmp_path / "model", model_type="umt5")
+    folder = write_t5_encoder(tmp_path / "model", **KINDS["umt5"])
     file = tmp_path / "out.gguf"
     to_gguf(folder, file, types=("f32",), verify=False)
     header = read_header(file)

@@ -157,6 +157,7 @@ def test_the_proof_says_what_was_asked_for_and_of_which_file(files: dict[str, Pa
         files["q4_0"], demo, texts=["서울의 봄은 짧다. " * 9, "Everyone has rights. " * 9], **asked
     )
     evidence = proof.provenance
+    assert evidence["artifact"]["hashed"] == evidence["checkpoint"]["files"][0]["hashed"] == "now"
     assert evidence["artifact"]["sha256"] == hashlib.sha256(files["q4_0"].read_bytes()).hexdigest()
     wanted = {**asked, "texts": 2, "gates": ["q4_0=0.2", "0.3"], "ignore_manifest": False}
     assert evidence["options"] == wanted

@@ -654,7 +654,7 @@ def test_the_share_of_the_gelu_table_is_told(byt5: Path, file: Path) -> None:
     assert figures.nmse_same_gelu is not None
     assert figures.nmse_same_gelu < figures.nmse / 5
     assert proof.to_json()["logits"]["figures"]["nmse_same_gelu"] == figures.nmse_same_gelu
-    assert "with llama.cpp's GELU in fp32)" in proof_text(proof)
+    assert "with llama.cpp's arithmetic in fp32)" in proof_text(proof)
     assert "Logits, NMSE, same arithmetic" in report_html([proof])
     assert proof.logits.figures is not None
     assert proof.logits.figures.positions == len("답은 이것이다.".encode()) + 1

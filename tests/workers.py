@@ -38,6 +38,8 @@ LONG = (
     "onnx_causal",
     "onnx_gbst",
     "verify_t5",
+    "resume",
+    "receipts",
     "gptj",
     "gbst_pipeline",
     "install_llama_cpp",

@@ -40,11 +40,14 @@ def built_in_texts(
 def given_texts(
     source: Source, around: Declared, context: int, texts: Sequence[str], tokens: int | None = None
 ) -> list[Window]:
-    """Every line of the user's texts by itself, cut off at ``context``. Raises InputError for none."""
+    """Every line of the user's texts by itself, longer ones in pieces. Raises InputError for none."""
     windows: list[Window] = []
+    room = max(1, context - len(around.before) - len(around.after))
     for text in texts:
         lines = [source.encode(line, True) for line in text.splitlines() if line.strip()]
-        windows += [_window(0, ids, around, context) for ids in _within(lines, tokens)]
+        for ids in _within(lines, tokens):
+            pieces = (ids[at : at + room] for at in range(0, len(ids), room))
+            windows += [_window(0, piece, around, context) for piece in pieces]
     if not windows:
         raise InputError("the text has no line to embed", hint="give a text with a sentence on each line")
     return [Window(at, window.ids) for at, window in enumerate(windows)]

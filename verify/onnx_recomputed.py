@@ -9,10 +9,12 @@ FLOAT16 matrices are multiplied in float32, and no input is rounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from ..converters.mapping import sources_of
 from ..converters.onnx.graph import PRODUCER
@@ -24,6 +26,7 @@ from ..core.windows import Window
 from ..reference.copies import Matrix, MatrixInput
 from ..reference.model import Reference
 from ..reference.recompute import Recomputation
+from ..runtimes.onnx_experts import by_position
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
 from .inputs import Expected, VerifyOptions
@@ -31,21 +34,20 @@ from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import RuntimePart
 from .recomputed import QUICK, Sample, runtime_part, sample_of
 
+_STEPS = 8
 _HEADS = ("output.weight", "token_embd.weight")  # what the output matrix is called in a GGUF
 
 
 def check_folder_runtime(
     folder: OnnxFolder, expected: Expected, window: Window, options: VerifyOptions
 ) -> tuple[RuntimePart, Sample | None]:
-    """Compute the first positions of a window again.
+    """Compute the first positions of a window again, which were read at once and, the last, one by one.
 
-    ``not run`` where the folder does not have the weights under the checkpoint's names, where its decoder is
-    a merged one, whose matrices lie in branches, and for mixtures of experts, which are given rows of their
-    own. Raises RuntimeFailure where onnxruntime cannot read the folder, ChildDied, which says nothing
-    about it.
+    ``not run`` where the folder does not have the weights under the checkpoint's names and where its decoder
+    is a merged one, whose matrices lie in branches. Raises RuntimeFailure where onnxruntime cannot read the
+    folder, ChildDied, which says nothing about it.
     """
-    experts = any("{e}" in source for row in expected.family.rows for source in row.sources)
-    if experts or any(file.producer != PRODUCER for file in folder.models):
+    if any(file.producer != PRODUCER for file in folder.models):
         return RuntimePart("not run"), None
     weights = _weights(folder, expected.checkpoint.tensors)
     try:
@@ -58,7 +60,7 @@ def check_folder_runtime(
             logits = process.embed(window.ids)[0][0]
         else:
             process.begin(window.source)
-            logits = process.read(window.ids, len(window.ids))
+            logits = np.concatenate([process.read(piece, len(piece)) for piece in _pieces(window.ids)])
         tapped = process.inputs()
     head = _head(expected, tapped)
     if head is None and not expected.family.encoder_only:
@@ -70,10 +72,16 @@ def check_folder_runtime(
     matrices = {module(name): matrix for name, matrix in roundings.items() if name != head}
     last = None if head is None else roundings[head]
     recomputation = Recomputation(reference, matrices, last, gelu_table=False)
-    inputs: Mapping[str, MatrixInput] = {name: values for name, (values, _) in tapped.items()}
+    inputs: Mapping[str, MatrixInput] = by_position({name: values for name, (values, _) in tapped.items()})
     computed = recomputation.compute(window, inputs, logits, options.progress)
     part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime")
     return part, sample_of(computed, logits)
+
+
+def _pieces(ids: Sequence[int]) -> list[Sequence[int]]:
+    """What is read at once, so that a wrong cache departs like any other wrong graph."""
+    first = max(1, len(ids) - _STEPS)
+    return [ids[:first], *((token,) for token in ids[first:])]
 
 
 def _head(expected: Expected, tapped: Mapping[str, object]) -> str | None:

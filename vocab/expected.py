@@ -141,7 +141,15 @@ def _strange_option(name: str, value: object) -> InputError:
 def _begins_with_space(source: Source, vocab: Vocab, manifest: Mapping[str, Any] | None) -> bool:
     """Whether text has to begin with a space the tokenizer would add and this vocabulary does not."""
     verdict = _of_proof(manifest, "verdict")
-    known = ("exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words")
+    known = (
+        "exact",
+        "leading-space",
+        "extra-spaces",
+        "nfc",
+        "sentencepiece",
+        "ordinary-words",
+        "in-vocabulary",
+    )
     if verdict in known:
         return bool(verdict == "leading-space")
     return source.prefix is not None and not (vocab.model == SPM and vocab.add_space_prefix)

@@ -15,16 +15,22 @@ from typing import Any, Literal
 
 from ..core.gguf_file import read_header, write_header
 from ..core.vocabulary import SPM, WORDPIECE, Vocab, gguf_keys
-from . import rewritten, texts
+from . import other_answers, rewritten, texts
 from .in_gguf import read_vocab
-from .plain_text import is_plain
 from .probe import LlamaProbe, ProbeFailure, Request
 from .tokenizer import Source, added_pattern
 from .tokenizer_process import TextsRefused
 from .vocabulary_texts import competing_merges, every_token
 
 Verdict = Literal[
-    "exact", "leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "mismatch"
+    "exact",
+    "leading-space",
+    "extra-spaces",
+    "nfc",
+    "sentencepiece",
+    "ordinary-words",
+    "in-vocabulary",
+    "mismatch",
 ]
 _FULL_SPECIALS = 24
 _WITH_BOS_EOS = 60
@@ -55,9 +61,11 @@ class Parity:
     was made of, and the others no plain text (``sentencepiece_copy``). ``departing``: texts a tokenizer.json
     beside the SentencePiece model reads in another way than that. ``ordinary-words``: all do once words that
     the tokenizer takes for unknown whatever they are made of, very long ones above all, are unknown to
-    llama.cpp, too (wordpiece.py). ``error`` says why llama.cpp could not be asked. ``tried`` has the number
-    of equal texts for every candidate measured on the way. ``different`` are indices into the texts. ``ties``
-    of the equal ones are so only because another cut is as good (``Source.equally_good``).
+    llama.cpp, too (wordpiece.py). ``in-vocabulary``: all do that have no character which the tokenizer spells
+    in bytes; for these llama.cpp has the unknown token (spelled_bytes.py). ``error`` says why llama.cpp could
+    not be asked. ``tried`` has the number of equal texts for every candidate measured on the way.
+    ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut is as
+    good (``Source.equally_good``).
     """
 
     candidate: str
@@ -208,7 +216,9 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         return Parity(name, total, 0, "mismatch", error=str(failure), different=tuple(range(total)))
     wrong, ties = _wrong(questions, dict(enumerate(got[: len(as_is)])), source, around)
     if not wrong:
-        return Parity(name, total, total, "exact", ties=ties, departing=_departing(questions, source))
+        return Parity(
+            name, total, total, "exact", ties=ties, departing=other_answers.departing(questions, source)
+        )
     different = tuple(dict.fromkeys(questions.questions[index].text for index in wrong))
     verdict: Verdict = "mismatch"
     rest = len(as_is) + len(spaced)
@@ -223,8 +233,10 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     elif spaced and not _wrong(questions, respaced, source, around)[0]:
         lacks_prefix = source.prefix is not None and not around.add_space_prefix
         verdict = "leading-space" if lacks_prefix else "extra-spaces"
-    elif source.original is not None and _as_original(questions, wrong, got, source, around):
+    elif _right_by(other_answers.of_original(questions, wrong, source), wrong, got, source, around):
         verdict = "sentencepiece"
+    elif _right_by(other_answers.of_unknown(questions, wrong, source), wrong, got, source, around):
+        verdict = "in-vocabulary"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     not_nfc = {questions.questions[at].text for at in composed}
     equal = total - len(different)
@@ -232,32 +244,11 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
     return replace(found, not_nfc=len(not_nfc), other_form=len(not_nfc & set(different)))
 
 
-def _as_original(
-    questions: Exam, wrong: Sequence[int], got: Sequence[array[int]], source: Source, around: Declared
+def _right_by(
+    other: Exam | None, wrong: Sequence[int], got: Sequence[array[int]], source: Source, around: Declared
 ) -> bool:
-    """Whether the questions answered wrongly are no plain texts and answered as SentencePiece does."""
-    assert source.original is not None
-    asked = [questions.questions[index] for index in wrong]
-    texts = [questions.texts[question.text] for question in asked]
-    pattern = added_pattern(source.added, True)
-    if any(all(map(is_plain, pattern.split(text) if pattern else [text])) for text in texts):
-        return False
-    answers = list(questions.answers)
-    for parse_special in (True, False):
-        those = [at for at, question in enumerate(asked) if question.parse_special is parse_special]
-        for at, ids in zip(those, source.original([texts[at] for at in those], parse_special), strict=True):
-            answers[wrong[at]] = ids
-    by_original = replace(questions, answers=tuple(answers))
-    return not _wrong(by_original, {index: got[index] for index in wrong}, source, around)[0]
-
-
-def _departing(questions: Exam, source: Source) -> int:
-    """Texts of which the tokenizer.json beside a SentencePiece model has other ids."""
-    if source.copy is None:
-        return 0
-    same = source.equally_good or (lambda one, other: False)
-    pairs = zip(source.copy(questions.texts, True), questions.parsed, strict=True)
-    return sum(ids != right and not same(ids, right) for ids, right in pairs)
+    """Whether the answers that were wrong are right by another exam's."""
+    return other is not None and not _wrong(other, {index: got[index] for index in wrong}, source, around)[0]
 
 
 def _wrong(

@@ -23,7 +23,7 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
-_ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words")
+ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _best(
 
 
 def _rank(parity: Parity) -> int:
-    ranks = {"exact": 4} | dict.fromkeys(_ON_SOME_TEXT, 3)
+    ranks = {"exact": 4} | dict.fromkeys(ON_SOME_TEXT, 3)
     return ranks.get(parity.verdict, 0 if parity.error else 1)
 
 
@@ -139,6 +139,8 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
         return (_note_on_sentencepiece(parity),)
     if parity.verdict == "nfc":
         return (_note_on_nfc(parity),)
+    if parity.verdict == "in-vocabulary":
+        return (_note_on_bytes(parity),)
     if parity.verdict == "ordinary-words":
         return (_note_on_words(parity, source),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
@@ -194,6 +196,17 @@ def _note_on_sentencepiece(parity: Parity) -> Note:
         "trained; use text in NFC without surplus spaces"
     )
     return Note("sentencepiece", message, warning=True)
+
+
+def _note_on_bytes(parity: Parity) -> Note:
+    """What becomes of characters the vocabulary spells in bytes."""
+    message = (
+        "exact for text whose characters are in the vocabulary: the tokenizer spells others in bytes, for "
+        "which llama.cpp's unigram tokenizer gives the unknown token; "
+        f"{parity.texts - parity.exact} of {parity.texts} texts have such (rare syllables, emoji, control "
+        "characters), none of the Korean and English of the Declaration of Human Rights"
+    )
+    return Note("in-vocabulary", message, warning=True)
 
 
 def _note_on_departing(parity: Parity, source: Source) -> Note:

@@ -12,16 +12,23 @@ from .weights import write_checkpoint, write_json, write_readme
 _BIAS = "relative_attention_bias.weight"
 
 
-def write_t5_encoder(folder: Path, *, seed: int = 0, pooling: str = "mean", **changes: Any) -> Path:
+def write_t5_encoder(
+    folder: Path,
+    *,
+    seed: int = 0,
+    pooling: str = "mean",
+    kind: str = "T5",
+    own_biases: bool = False,
+    **changes: Any,
+) -> Path:
     """Write an encoder alone, by default a T5's with gated layers, all texts pooled and normalized.
 
-    ``folder`` must not exist yet; ``changes`` are to config.json (the ``model_type`` umt5 has relative biases
-    in every block). Without ``pooling`` there are hidden states only.
+    ``folder`` must not exist yet; ``kind`` begins the class's name (a UMT5 has ``own_biases`` in every
+    block), ``changes`` are to config.json. Without ``pooling`` there are hidden states only.
     """
-    kind = changes.get("model_type", "t5")
     config: dict[str, Any] = {
-        "architectures": [f"{kind.upper()}EncoderModel"],
-        "model_type": kind,
+        "architectures": [f"{kind}EncoderModel"],
+        "model_type": kind.lower(),
         "vocab_size": 1216,
         "d_model": 128,
         "d_kv": 32,
@@ -41,7 +48,7 @@ def write_t5_encoder(folder: Path, *, seed: int = 0, pooling: str = "mean", **ch
     }
     folder.mkdir(parents=True)
     whole = t5_shapes({**config, "num_decoder_layers": 0, "tie_word_embeddings": True})
-    biased = ("encoder.block.0." if kind != "umt5" else "encoder.", "shared.")
+    biased = "encoder." if own_biases else "encoder.block.0."
     shapes = {
         name: shape
         for name, shape in whole.items()
