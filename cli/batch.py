@@ -13,13 +13,14 @@ import click
 from ..core.errors import ProofError, UsageError
 from .batch_file import JobsFile, read_jobs_file
 from .console import emit_json, plural, say
-from .options import PATH, json_option, verbose_option
+from .options import PATH, json_option, scheduler_option, verbose_option
 
 if TYPE_CHECKING:
     from ..flows.batch import Runner
     from ..flows.batch_board import Batch
     from ..flows.batch_downloads import Downloads
     from ..flows.batch_jobs import Step
+    from ..flows.executor import Executor
     from .batch_text import Shown
 
 EXAMPLES = """\b
@@ -72,7 +73,6 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     "--jobs",
     "slots",
     type=click.IntRange(min=1, max=256),
-    default=1,
     metavar="N",
     help="Conversions at once, each in a process of its own; they share the processors.  [default: 1]",
 )
@@ -89,6 +89,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     metavar="I/N",
     help="Do the Ith of N parts (1/N to N/N), for several machines or a SLURM array; each has a journal.",
 )
+@scheduler_option
 @click.option("--keep-downloads", is_flag=True, help="Keep what was fetched from the Hub for this.")
 @click.option("--dry-run", is_flag=True, help="Show what would be made, with sizes; write nothing.")
 @click.option("--status", is_flag=True, help="Show how far all runs and shards are, by their journals.")
@@ -111,9 +112,10 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @verbose_option
 def command(
     jobs_file: Path,
-    slots: int,
+    slots: int | None,
     disk: int | None,
     shard: tuple[int, int] | None,
+    scheduler: str | None,
     keep_downloads: bool,
     dry_run: bool,
     status: bool,
@@ -135,6 +137,8 @@ def command(
     from ..flows.batch_jobs import shard_of
     from ..flows.batch_journal import Journal, journal_paths, latest, read_journals, shard_path
 
+    if slots is not None and scheduler is not None:
+        raise UsageError("--jobs and --scheduler cannot be combined", hint="each worker's threads are jobs")
     file = read_jobs_file(jobs_file)
     from .batch_steps import steps_of
     from .batch_text import Shown
@@ -154,8 +158,10 @@ def command(
         opened = None if dry_run else stack.enter_context(Journal(own))
         settings = {"disk": disk, "force": force, "again": again}
         downloads = Downloads(of_journal(records), keep=keep_downloads)
-        shown = Shown(verbose=verbose, several=slots > 1, quiet=dry_run)
-        runner = _runner(stack, steps, latest(records), downloads, settings, slots, shown)
+        several = scheduler is not None or (slots or 1) > 1
+        shown = Shown(verbose=verbose, several=several, quiet=dry_run)
+        executor = stack.enter_context(_executor(slots or 1, scheduler, shown))
+        runner = _runner(executor, steps, latest(records), downloads, settings, shown)
         try:
             runner.plan()
             if opened is None:
@@ -179,23 +185,31 @@ def _journal_place(jobs_file: Path, journal: Path | None) -> Path:
     return jobs_file.with_suffix(".journal.jsonl")
 
 
+def _executor(slots: int, scheduler: str | None, shown: Shown) -> contextlib.AbstractContextManager[Executor]:
+    """The processes of this machine, or Dask's workers."""
+    if scheduler is not None:
+        from ..flows.dask_executor import DaskExecutor
+
+        return DaskExecutor(scheduler, losses=10)
+    from ..core.cores import available_cores
+    from ..flows.executor import LocalExecutor
+
+    threads = max(1, available_cores() // slots) if slots > 1 else None
+    return LocalExecutor(slots, threads=threads, progress=shown.progress)
+
+
 def _runner(
-    stack: contextlib.ExitStack,
+    executor: Executor,
     steps: Sequence[Step],
     records: Mapping[str, Any],
     downloads: Downloads,
     settings: Mapping[str, Any],
-    slots: int,
     shown: Shown,
 ) -> Runner:
-    from ..core.cores import available_cores
     from ..flows.batch import Runner, Settings
     from ..flows.batch_board import Batch
-    from ..flows.executor import LocalExecutor
     from .errors import explain
 
-    threads = max(1, available_cores() // slots) if slots > 1 else None
-    executor = stack.enter_context(LocalExecutor(slots, threads=threads, progress=shown.progress))
     return Runner(Batch(steps), executor, records, downloads, Settings(explain, **settings), shown)
 
 

@@ -26,6 +26,7 @@ _NOT_HERE = {
     "resume": "the same kconv batch goes on where it was killed",
     "type": "use types",
     "force": "pass --force to kconv batch",
+    "scheduler": "pass --scheduler to kconv batch",
     "json": "pass --json to kconv batch",
     "verbose": "pass --verbose to kconv batch",
     "lang": "pass --lang to kconv batch",
@@ -245,7 +246,7 @@ def _arguments(
         )
     scope = context.params["scope"]
     values["verify"] = "off" if values.pop("no_verify") else (scope or "quick").lower()
-    for other in ("output", "resume", "types", "type_name", "force", "as_json", "verbose"):
+    for other in ("scheduler", "output", "resume", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)
     return values
 

@@ -50,6 +50,12 @@ resume_option = click.option(
     help="Go on with the same command where it was killed or interrupted, from what it has left beside the "
     "output.",
 )
+scheduler_option = click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Have the workers of a Dask scheduler do the work, tcp://HOST:8786; they must see the same files "
+    "(docs: cluster.md).",
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(min=1, max=1024),

@@ -36,6 +36,7 @@ from .options import (
     json_option,
     rehash_option,
     resume_option,
+    scheduler_option,
     split_option,
     stream_option,
     threads_option,
@@ -92,6 +93,7 @@ Examples:
 @split_option
 @resume_option
 @rehash_option
+@scheduler_option
 @threads_option
 @force_option
 @json_option
@@ -120,6 +122,7 @@ def command(
     split_max_size: str | None,
     resume: bool,
     rehash: bool,
+    scheduler: str | None,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -154,6 +157,7 @@ def command(
         "split_max_size": split_max_size,
         "resume": resume,
         "rehash": rehash,
+        "scheduler": scheduler,
         "force": force,
         "threads": threads,
         "stream": stream,

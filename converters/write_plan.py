@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,11 +82,17 @@ def as_begun(file: BegunFile) -> Iterator[int]:
 
 
 def sound_pieces(
-    plan: WritePlan, checks: Mapping[Piece, int], *, threads: int | None = None, progress: Progress = silent
+    plan: WritePlan,
+    checks: Mapping[Piece, int],
+    *,
+    pieces: Sequence[Piece] | None = None,
+    threads: int | None = None,
+    progress: Progress = silent,
 ) -> set[Piece]:
     """The pieces whose bytes in all files have the checksum a journal has of them (``Done.checks``).
 
-    Raises EnvironmentProblem where a file is not as it was begun, and OSError.
+    Only ``pieces`` of the plan are looked at where they are given. Raises EnvironmentProblem where a file is
+    not as it was begun, and OSError.
     """
     sound: set[Piece] = set()
     with contextlib.ExitStack() as stack:
@@ -101,7 +107,7 @@ def sound_pieces(
                 sound.add(rows)
             return 1
 
-        pieces = [piece for piece in plan.pieces() if piece in checks]
+        pieces = [piece for piece in (plan.pieces() if pieces is None else pieces) if piece in checks]
         threads = threads or available_cores()
         work_through(pieces, check, threads=threads, stage="check", total=len(pieces), progress=progress)
     return sound

@@ -224,9 +224,9 @@ class Runner:
         self._watch.begun(step)
         overwrite = any(planned.overwrite for planned in plan.to_make)
         commit = self._downloads.commit_of(step.source)
-        beside = min(self._executor.slots, len(self._running) + waiting)  # this one included
+        beside = min(self._executor.share, len(self._running) + waiting)  # this one included
         left = any("began" in self._records.get(key, {}) for key in step.keys)
-        resume = left or self._attempts[number] > 0
+        resume = left or self._attempts[number] > 0 or self._executor.repeats
         arguments = (step, commit, overwrite, max(1, beside), resume)
         self._executor.submit(Task(str(number), convert_step, arguments))
 

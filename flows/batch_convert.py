@@ -31,9 +31,9 @@ def convert_step(
 ) -> list[dict[str, Any]]:
     """Convert, and return a record (``made``) for each output. Raises KconvError of all kinds.
 
-    ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once, which have
-    the processors between them. With ``resume`` it goes on with what an earlier run of it has left, if that
-    was to become the same.
+    ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once on a
+    machine, which have its processors between them. With ``resume`` it goes on with what an earlier run of it
+    has left, if that was to become the same.
     """
     begun = time.monotonic()
     threads = step.threads or max(1, available_cores() // share)

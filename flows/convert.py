@@ -79,6 +79,7 @@ def to_gguf(
     words_as_text: bool = False,
     rehash: bool = False,
     resume: bool = False,
+    scheduler: str | None = None,
     force: bool = False,
     threads: int | None = None,
     progress: Progress = silent,
@@ -100,9 +101,10 @@ def to_gguf(
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-    weights of a checkpoint on the Hub are converted as they come, and not kept. ``made`` is called with the
-    finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file
-    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    weights of a checkpoint on the Hub are converted as they come, and not kept. ``scheduler`` is the address
+    of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
+    files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
+    final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -123,7 +125,13 @@ def to_gguf(
         words_as_text,
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
-    if (place := parse_object(output)) is None:
+    place = parse_object(output)
+    if scheduler is not None:
+        from .dask_executor import workers_of
+
+        with workers_of(scheduler, stream=stream, store=place is not None) as executor:
+            return convert(source, output, options, replace(run, executor=executor), modelfile=modelfile)
+    if place is None:
         return convert(source, output, options, run, modelfile=modelfile)
     from .object_store import convert_to_store  # which converts by what is here
 

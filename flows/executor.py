@@ -60,6 +60,16 @@ class Executor(Protocol):
         """How many tasks run at once. More may be submitted; they wait."""
         ...
 
+    @property
+    def share(self) -> int:
+        """How many of them run on one machine, and have its processors between them."""
+        ...
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a task that was ended may be run again without its outcome saying so."""
+        ...
+
     def submit(self, task: Task) -> None:
         """Run a task as soon as there is room."""
         ...
@@ -81,6 +91,8 @@ class LocalExecutor:
     ``progress(key, stage, done, total)``.
     """
 
+    repeats = False
+
     def __init__(
         self,
         slots: int,
@@ -89,7 +101,7 @@ class LocalExecutor:
         lives: int = LIVES,
         progress: Callable[[str, str, int, int], None] = lambda key, stage, done, total: None,
     ) -> None:
-        self.slots = slots
+        self.slots = self.share = slots
         self._lives, self._progress = lives, progress
         limits = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
         self._environment = {**os.environ, **limits}

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         while True:
             (size,) = HEAD.unpack(take(HEAD.size))
             function, given = pickle.loads(take(size))
-            _answer(*_run(function, given))
+            _answer(*run_task(function, given))
     except KeyboardInterrupt:
         return 0
 
@@ -58,7 +58,8 @@ def _strike(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
 
-def _run(function: Any, given: Sequence[Any]) -> tuple[str, Any]:
+def run_task(function: Any, given: Sequence[Any]) -> tuple[str, Any]:
+    """``("value", what it returned)``, or ``("error", the exception as it can be sent)``."""
     try:
         return "value", function(*given)
     except Exception as error:

@@ -23,6 +23,7 @@ from ..verify.prove import prove
 from ..vocab.parity import Parity
 from .automatic import Known
 from .results import Run
+from .spread_reading import read_spread
 
 
 def prove_new_files(
@@ -56,7 +57,7 @@ def prove_new_files(
     def read(asked: tuple[Window, ...]) -> Reading:
         if asked in known:
             return known[asked]
-        return read_and_keep(keep, expected, options, asked)
+        return read_and_keep(keep, expected, options, asked, run)
 
     proofs = []
     for path in files:
@@ -68,10 +69,21 @@ def prove_new_files(
 
 
 def read_and_keep(
-    keep: Path | None, expected: Expected, options: VerifyOptions, windows: tuple[Window, ...]
+    keep: Path | None,
+    expected: Expected,
+    options: VerifyOptions,
+    windows: tuple[Window, ...],
+    run: Run | None = None,
 ) -> Reading:
-    """The checkpoint in fp32 over all windows; in the folder ``keep`` that stays for a run that goes on."""
+    """The checkpoint in fp32 over all windows; in the folder ``keep`` that stays for a run that goes on.
+
+    The executor of ``run``, where it has one, reads them.
+    """
     read = functools.partial(read_reference, expected, options, windows)
+    if run is not None and run.executor is not None:
+        read = functools.partial(
+            read_spread, expected, windows, run.executor, threads=run.threads, progress=run.progress
+        )
     if keep is None:
         return read()
     reference = functools.partial(Reference, expected.checkpoint, expected.family, threads=options.threads)

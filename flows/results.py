@@ -14,6 +14,7 @@ from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
+from .executor import Executor
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Run:
     ``made`` is called with the finished files, before they are proven, ``planned`` with those to be made, and
     may refuse them. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
     for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
-    read where they lie.
+    read where they lie. ``executor`` writes the weights of GGUF files in tasks of about ``group_bytes`` of
+    the checkpoint (spread.py).
     """
 
     force: bool = False
@@ -38,6 +40,8 @@ class Run:
     resume: bool = False
     streamed: bool = False
     planned: Callable[[Sequence[Path]], None] = lambda paths: None
+    executor: Executor | None = None
+    group_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
 from .resume import find_kept, is_published, journaled_files, not_as_written
+from .spread import write_spread
 
 Describe = Callable[[Model, Sequence[SourceFile], Sequence[CompanionFile]], Mapping[str, Any]]
 """What the manifests have in common, of the model with its last notes, the source's files, the companions."""
@@ -101,7 +102,7 @@ def write_targets(
         temporaries = [temporary[path] for path in parts]
         begin_files(model.tensors, plans, temporaries)
         with source as hashes:
-            written = _write(planned(temporaries), done, journal, run, stream)
+            written = _write(planned(temporaries), done, journal, identity, run, stream)
             files = hashes.result(run.progress)
         outputs, model = _outputs(targets, plans, written, model)
         common = describe(model, files, beside)
@@ -128,7 +129,14 @@ def _outputs(
     return [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)], model
 
 
-def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run, stream: Stream | None) -> Written:
+def _write(
+    plan: WritePlan,
+    done: Done,
+    folder: JournalFolder,
+    identity: Callable[[], Mapping[str, Any]],
+    run: Run,
+    stream: Stream | None,
+) -> Written:
     """All pieces that are not ``done``; the others are checked."""
     pieces = plan.pieces()
     if stream is not None:
@@ -140,6 +148,9 @@ def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run, stream:
     left = [piece for piece in pieces if piece not in sound]
     if sound:
         run.announce(resumed_text(len(sound), len(pieces)))
+    if run.executor is not None:
+        written = write_spread(plan, left, folder, identity(), run.executor, run)
+        return _written(plan, done.not_finite | written.not_finite, written.kernels)
     files = [file.path for model in plan.models for file in model.files]
     with Journal(folder, new_mark(), files) as journal:
         written = write_pieces(plan, left, threads=run.threads, journal=journal, progress=run.progress)

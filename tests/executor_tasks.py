@@ -23,10 +23,10 @@ def die(number: int) -> None:
     time.sleep(60)
 
 
-def nap(path: str) -> None:
+def nap(path: str, seconds: float = 60) -> None:
     try:
         Path(path).touch()
-        time.sleep(60)
+        time.sleep(seconds)
     finally:
         Path(path).unlink()
 
