@@ -296,6 +296,10 @@ def test_nobody_is_there(dask: Dask, monkeypatch: pytest.MonkeyPatch) -> None:
         DaskExecutor("tcp://127.0.0.1:9", patience=1)
     with pytest.raises(UsageError, match="--scheduler here is not the address"):
         check_scheduler("here")
+    for words in (("--stream",), ("-o", "s3://bucket/place")):
+        done = kconv("to-gguf", "org/name", "--scheduler", dask.address, *words)
+        assert done.returncode == 2, done.stderr
+        assert "--scheduler and" in done.stderr
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UsageError, match="needs the package distributed"):
         check_scheduler(dask.address)
