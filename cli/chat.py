@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..core.errors import KconvError, UsageError
+from ..core.errors import KconvError, OutputExists, UsageError
 from ..core.files import atomic_file
 from ..core.language import _
 from .answers import show_text
@@ -28,6 +29,8 @@ COMMANDS = {
     "/help": "/help: this list",
     "/exit": "/exit, or Ctrl-D: leave",
 }
+_COMMAND = re.compile(r"/[a-z]*")
+"""A first word that is meant for kconv; ``/etc/hosts`` is not."""
 _MULTI_LINE = (
     "Enter sends; Alt-Enter (or Esc, Enter) begins a new line; Ctrl-C stops an answer; arrow keys recall"
 )
@@ -50,7 +53,7 @@ def converse(conversation: Conversation, read: Callable[[], str] | None = None) 
             continue
         if not text:
             continue
-        if text.startswith("/"):
+        if _COMMAND.fullmatch(text.split()[0]):
             if text.split()[0] in ("/exit", "/quit", "/bye"):
                 return
             with _told():
@@ -62,14 +65,17 @@ def converse(conversation: Conversation, read: Callable[[], str] | None = None) 
 
 
 def _command(conversation: Conversation, text: str) -> None:
-    name, _space, rest = text.partition(" ")
-    rest = rest.strip()
+    name, rest = (*text.split(maxsplit=1), "")[:2]
     if name == "/help":
         say("\n".join([*COMMANDS.values(), _MULTI_LINE]), err=True)
     elif name == "/clear":
         conversation.history.clear()
         say(_("begun anew"), err=True)
     elif name == "/system":
+        if rest and not conversation.chats:
+            raise UsageError(
+                "this model has no chat format, so a system prompt has no place in what it reads"
+            )
         if rest:
             conversation.system = rest
             conversation.history.clear()
@@ -95,6 +101,8 @@ def _save(conversation: Conversation, name: str) -> None:
         "messages": [*system, *conversation.history],
     }
     path = Path(name).expanduser()
+    if os.path.lexists(path):
+        raise OutputExists(f"{path} already exists", hint="choose another name")
     with atomic_file(path, force=False) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=2)
         temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")

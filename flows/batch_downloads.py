@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..hub.cache import blob, snapshot, storage
-from ..hub.source import HubFile, HubSource
+from ..hub.names import COMMIT, is_repository
+from ..hub.source import HubFile, HubSource, is_safe
 from .batch_journal import Journal
+
+_ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,27 @@ def of_journal(records: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Do
         name = (record.get("repository"), record.get("revision"))
         if record["event"] in ("deleted", "kept"):
             left.pop(name, None)  # type: ignore[arg-type]
-        elif record["event"] == "fetching":
-            files = tuple((str(path), str(etag), int(size)) for path, etag, size in record["files"])
-            found = Download(str(name[0]), str(name[1]), files, bool(record["is_new"]))
+        elif record["event"] == "fetching" and _is_sound(record):
+            files = tuple((path, etag, size) for path, etag, size in record["files"])
+            found = Download(record["repository"], record["revision"], files, record["is_new"])
             before = left.get((found.repository, found.commit))
             left[found.repository, found.commit] = found if before is None else before.merged(found)
     return left
+
+
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether it names files of the cache: what stands in a journal is going to be deleted."""
+    return (
+        is_repository(record["repository"])
+        and COMMIT.fullmatch(record["revision"]) is not None
+        and all(
+            isinstance(file, list)
+            and [type(each) for each in file] == [str, str, int]
+            and is_safe(file[0])
+            and _ETAG.fullmatch(file[1])
+            for file in record["files"]
+        )
+    )
 
 
 class Downloads:

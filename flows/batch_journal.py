@@ -32,9 +32,18 @@ _ALWAYS = {"event", "time"}
 _MADE = {"key", "path", "files", "bytes", "source", "options", "versions", "verdict", "scope"}
 _NEEDED = dict.fromkeys(DONE, _ALWAYS | _MADE) | {
     "began": _ALWAYS | {"keys"},
+    "failed": _ALWAYS | {"key", "error"},
+    "not done": _ALWAYS | {"key", "error"},
     "fetching": _ALWAYS | {"repository", "revision", "files", "is_new"},
 }
 """Without these a line says nothing, whoever wrote it."""
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("event", "time", "key", "path", "verdict", "scope", "repository", "revision"), str),
+    **dict.fromkeys(("keys", "files"), list),
+    **dict.fromkeys(("source", "options", "versions", "error"), dict),
+    **{"bytes": int, "is_new": bool, "kl_mean": (float, int, type(None)), "commit": (str, type(None))},
+}
+_SCOPES = ("off", "quick", "full")
 
 
 def journal_paths(journal: Path) -> list[Path]:
@@ -62,10 +71,47 @@ def _lines(path: Path) -> Iterator[Record]:
     for line in content.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:  # the last of a run that was killed
+        except (ValueError, RecursionError):  # the last of a run that was killed
             continue
-        if isinstance(record, dict) and _NEEDED.get(record.get("event", ""), _ALWAYS) <= record.keys():
+        if isinstance(record, dict) and _is_sound(record):
             yield record
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether a line has what its event needs, each of its kind: journals are files like any others."""
+    event = record.get("event")
+    if not isinstance(event, str) or not _NEEDED.get(event, _ALWAYS) <= record.keys():
+        return False
+    if not all(isinstance(record[name], kind) for name, kind in _KINDS.items() if name in record):
+        return False
+    for name in ("time", "began"):
+        try:
+            moment = datetime.fromisoformat(record.get(name, record["time"]))
+        except (ValueError, TypeError):
+            return False
+        if moment.tzinfo is None:
+            return False
+    if not all(isinstance(key, str) for key in record.get("keys", ())):
+        return False
+    if "error" in record and not all(
+        isinstance(record["error"].get(key), str) for key in ("type", "message")
+    ):
+        return False
+    return event not in DONE or _is_sound_output(record)
+
+
+def _is_sound_output(record: Record) -> bool:
+    known = all(
+        isinstance(file, dict)
+        and isinstance(file.get("path"), str)
+        and ("bytes" not in file or {"bytes", "mtime_ns"} <= file.keys())
+        for file in record["files"]
+    )
+    sources = all(
+        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
+        for file in record["source"].values()
+    )
+    return known and sources and "key" in record and record["scope"] in _SCOPES
 
 
 def latest(records: Iterable[Record]) -> dict[str, Record]:

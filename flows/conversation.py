@@ -78,6 +78,11 @@ class Conversation:
         end: Any = self.runtime
         end.__exit__(kind, error, trace)
 
+    @property
+    def chats(self) -> bool:
+        """Whether what is asked goes through a chat template."""
+        return self.chat is not False and bool(self.loaded.metadata.get("tokenizer.chat_template"))
+
     def ask(self, text: str, show: Callable[[str], None] = lambda text: None) -> Turn:
         """Have the model answer ``text``; ``show`` gets the answer piece by piece.
 

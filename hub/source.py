@@ -94,7 +94,7 @@ def resolve(text: str | HubName, revision: str | None = None) -> HubSource:
         except KconvError as error:
             unreached = error
     if known is not None:
-        files = [_file(path, entry, name) for path, entry in known.items() if _is_safe(path)]
+        files = [_file(path, entry, name) for path, entry in known.items() if is_safe(path)]
         return HubSource(name, commit, tuple(files), unreached=unreached)
     assert unreached is not None
     if not snapshot(name.repository, commit).is_dir():
@@ -204,6 +204,6 @@ def _file(path: str, entry: dict[str, Any], name: HubName) -> HubFile:
     return HubFile(path, size, str(git), sha256, xet)
 
 
-def _is_safe(path: str) -> bool:
+def is_safe(path: str) -> bool:
     """Whether a path can only lead into the folder it is put in."""
     return all(is_plain_name(part) for part in path.split("/"))

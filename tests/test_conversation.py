@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from command_material import kconv
 
+from kconv.cli.chat import converse
 from kconv.converters import to_gguf, to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, UsageError
@@ -123,6 +124,28 @@ def test_the_prompt_may_be_a_word_or_standard_input(model: Path) -> None:
     both = kconv("run", model, FIRST, "-p", SECOND)
     assert both.returncode == 2
     assert "cannot be combined" in both.stderr
+
+
+def test_slips_in_a_conversation(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A path is no command; nothing is overwritten; a model without chats takes no system prompt."""
+    there = tmp_path / "there.json"
+    there.write_text("mine")
+    lines = iter(["/system 시인", "/etc/hosts 는 무엇인가", f"/save {there}", "/system\nfoo"])
+
+    def read() -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise EOFError from None
+
+    with open_conversation(model, chat=False, greedy=True, tokens=2, threads=1) as conversation:
+        converse(conversation, read)
+    told = capsys.readouterr().err
+    assert told.count("no chat format") == 2
+    assert "of 512 tokens" in told
+    assert "there is no command" not in told
+    assert "choose another name" in told
+    assert there.read_text() == "mine"
 
 
 def test_a_conversation_in_a_terminal(model: Path, tmp_path: Path) -> None:
