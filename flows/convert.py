@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..converters.card import general_metadata, licence_notice
 from ..converters.family import AnyFamily, Companion
 from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.hashes import SourceHashes, checkpoint_hashes
@@ -31,28 +30,21 @@ from ..core.input_files import InputFile
 from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..core.vocabulary import Vocab
 from ..hub.object_store import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
-from ..vocab.broken_template import left_out_metadata
-from ..vocab.context import read_context
-from ..vocab.end_of_turn import goes_on_metadata
-from ..vocab.leading_space import LEADING_SPACE, with_space_in_template
-from ..vocab.normal_form import normalizer_metadata
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
-from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
-from ..vocab.selection import embedding_rows, select_vocab
-from ..vocab.sources import Source
+from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
+from .vocab_stage import vocab_of, with_vocab
 from .write import write_targets
 
 
@@ -236,44 +228,6 @@ def _choose_targets(
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def with_vocab(
-    model: Model, checkpoint: Checkpoint, tokenizer: Source, options: Options, progress: Progress
-) -> tuple[Model, Parity, Sampling | None]:
-    """The model with its proven vocabulary, and what the card says: licence, sampling."""
-    metadata = general_metadata(checkpoint)
-    notice = licence_notice(metadata)
-    model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
-    model, parity = select_vocab(
-        model,
-        checkpoint,
-        tokenizer,
-        disabled_adapters=options.disabled_adapters,
-        chat_template=options.chat_template,
-        allow_mismatch=options.allow_tokenizer_mismatch,
-        words_as_text=options.words_as_text,
-        progress=progress,
-    )
-    vocab = vocab_of(model)
-    context = read_context(checkpoint, rows=vocab.size)
-    sampling = recommended_sampling(context, vocab)
-    metadata.update(sampling_metadata(sampling))
-    metadata.update(normalizer_metadata(tokenizer))
-    metadata.update(goes_on_metadata(vocab))
-    if options.chat_template is None:
-        metadata.update(left_out_metadata(tokenizer.chat_template, vocab))
-    if parity.verdict == "leading-space":
-        metadata[LEADING_SPACE] = True
-        vocab, notes = with_space_in_template(vocab)
-        model = replace(model, vocab=vocab, notes=(*model.notes, *notes))
-    return replace(model, metadata=metadata), parity, sampling
-
-
-def vocab_of(model: Model) -> Vocab:
-    """The vocabulary, of a model that has been through the vocabulary stage."""
-    assert model.vocab is not None
-    return model.vocab
 
 
 def plan_files(

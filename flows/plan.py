@@ -34,7 +34,8 @@ from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
-from .convert import plan_files, vocab_of, with_vocab
+from .convert import plan_files
+from .vocab_stage import vocab_of, with_vocab
 
 
 @dataclass(frozen=True)
