@@ -9,7 +9,7 @@ TORCH_INDEX ?=
 FAMILY ?= 42dot
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint check bench batch test-full real-model test-real clean
+.PHONY: help setup demo test test-fast lint check bench bench-batch batch test-full test-width real-model test-real clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -54,6 +54,12 @@ bench: setup ## compare speed and memory with llama.cpp and torch.onnx.export, t
 	$(BIN)/python bench/every_type.py
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/onnx_folders.py
+
+bench-batch: setup ## 200 small checkpoints by kconv batch, every tenth broken, killed twice: nothing is made twice
+	$(BIN)/python bench/batch.py
+
+test-width: setup ## every family at its published width, two layers: GGUF and ONNX in F32, 128 greedy tokens
+	$(BIN)/python bench/full_width.py
 
 test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of scratch space, half an hour)
 	KCONV_FULL=1 $(BIN)/python -m pytest tests/test_policy_width.py

@@ -245,7 +245,7 @@ def _arguments(
         )
     scope = context.params["scope"]
     values["verify"] = "off" if values.pop("no_verify") else (scope or "quick").lower()
-    for other in ("output", "types", "type_name", "force", "as_json", "verbose"):
+    for other in ("output", "resume", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)
     return values
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..core.errors import EnvironmentProblem, UsageError
+from .clean_uploads import end_uploads
 from .console import emit_json, printable, say, size_text, table
 from .options import PATH, json_option, verbose_option
 from .progress import leftovers_text
@@ -45,7 +46,8 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     in TMPDIR. TMPDIR is always searched; the default FOLDER is the current one. Files that a run is still
     using are never touched, nor is anything with another name. The next run that writes to a folder cleans
     it in the same way, but for files that --resume can go on with: they stay until the same files are
-    written anew, or are removed here.
+    written anew, or are removed here. Uploads to an object store (s3://) that were left open there are
+    ended, too.
     """
     from ..core.leftovers import remove, take_back
 
@@ -53,6 +55,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
     left = [each for each in leftovers if each.state == "left"]
     if not as_json:
         _show(leftovers)
+    uploads = end_uploads(yes=yes, ask=not as_json)
     removed = []
     if left and (yes or (not as_json and _agreed(left))):
         for folder in dict.fromkeys(each.path.parent for each in left):
@@ -67,7 +70,7 @@ def command(folders: tuple[Path, ...], yes: bool, as_json: bool, verbose: bool) 
                 ) from error
             removed += [gone] if gone is not None else []
     if as_json:
-        emit_json(_as_json(leftovers, removed))
+        emit_json({**_as_json(leftovers, removed), "uploads": uploads})
     elif removed:
         say(f"removed {leftovers_text(removed)}")
 

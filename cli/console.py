@@ -107,6 +107,8 @@ def print_parts(outputs: Iterable[Output], sources: Sequence[Path] = ()) -> None
     for output in outputs:
         if output.parts:
             say(f"{output.path.name} is the first of {len(output.parts)} parts; pass this one to llama.cpp")
+        if not output.path.parent.is_dir():  # in an object store
+            continue
         left = [path for path in other_parts(output.path) if path not in read]
         if left:
             say(

@@ -8,8 +8,26 @@ from typing import Any
 
 import click
 
-PATH: click.Path = click.Path(path_type=Path, readable=False)  # False: click shall not look
+
+class _LocalPath(click.Path):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower().startswith("s3://"):
+            self.fail("object stores are read by conversions and written by to-gguf -o", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class _Output(_LocalPath):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and value.lower().startswith("s3://"):
+            return value
+        return super().convert(value, param, ctx)
+
+
+PATH: click.Path = _LocalPath(path_type=Path, readable=False)  # False: click shall not look
 """A path of any kind: what is wrong with it is said by whoever reads it, with exit code 3 or 4."""
+
+OUTPUT: click.Path = _Output(path_type=Path, readable=False)
+"""A path, or the address of a place in an object store, which stays text."""
 
 json_option = click.option(
     "--json",
@@ -39,6 +57,12 @@ threads_option = click.option(
     help="Number of threads.  [default: one per core this process may use]",
 )
 
+stream_option = click.option(
+    "--stream",
+    is_flag=True,
+    help="Do not keep the weights of a checkpoint on the Hub on this machine: fetch them while they are "
+    "converted, and again for the proof. Says before how many bytes that will be.",
+)
 split_option = click.option(
     "--split-max-size",
     metavar="SIZE",

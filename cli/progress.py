@@ -29,6 +29,7 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 _STAGES = {
     "download": ("downloading", "bytes"),
     "write": ("writing weights", "bytes"),
+    "upload": ("uploading", "bytes"),
     "hash": ("hashing the source", "bytes"),
     "check": ("checking what is written already", "pieces"),
     "tokens": ("comparing tokens", "texts"),
@@ -36,6 +37,7 @@ _STAGES = {
     "reference": ("reading the checkpoint in fp32", "modules"),
     "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
+    "embeddings": ("comparing embeddings", "texts"),
     "loading": ("loading", ""),
     "reading the prompt": ("reading the prompt", ""),
 }

@@ -20,6 +20,9 @@ class SourceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
     name = "path"
 
+    def __init__(self, *, objects: bool = False) -> None:
+        self.objects = objects
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | Path:  # and not more, so that commands pass on what they get
@@ -28,6 +31,10 @@ class SourceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
         if isinstance(value, Path):
             return value
+        if value.lower().startswith("s3://"):
+            if not self.objects:
+                self.fail("object stores are read by to-gguf and to-onnx alone", param, ctx)
+            return str(value)
         revision = None if ctx is None else ctx.meta.get(_REVISION)
         name = parse_hub_name(value, revision)
         if name is not None:
@@ -42,6 +49,8 @@ class SourceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
 SOURCE = SourceType()
 """A checkpoint or an artifact: a path, org/name[@revision], hf://org/name or the address of its page."""
+SOURCE_OR_OBJECTS = SourceType(objects=True)
+"""The same, or ``s3://bucket/prefix``."""
 
 
 def _keep(context: click.Context, parameter: click.Parameter, value: str | None) -> None:

@@ -31,16 +31,17 @@ from .console import (
 )
 from .conversion_options import conversion_options, types_option
 from .options import (
-    PATH,
+    OUTPUT,
     force_option,
     json_option,
     rehash_option,
     resume_option,
     split_option,
+    stream_option,
     threads_option,
     verbose_option,
 )
-from .sources import SOURCE, revision_option
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -61,14 +62,16 @@ Examples:
 
 
 @click.command("to-gguf", short_help="Convert a checkpoint folder to GGUF files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=SOURCE)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
-    type=PATH,
+    type=OUTPUT,
     metavar="PATH",
-    help="A file if it ends in .gguf, else a folder.  [default: <checkpoint>-<TYPE>.gguf here]",
+    help="A file if it ends in .gguf, else a folder; s3://bucket/key for an object store.  "
+    "[default: <checkpoint>-<TYPE>.gguf here]",
 )
 @types_option("auto")
 @conversion_options
@@ -95,7 +98,8 @@ Examples:
 @verbose_option
 def command(
     checkpoint: str | Path,
-    output: Path | None,
+    stream: bool,
+    output: str | Path | None,
     types: tuple[str, ...],
     pure: bool,
     tensor_types: tuple[str, ...],
@@ -152,6 +156,7 @@ def command(
         "rehash": rehash,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)
@@ -163,11 +168,11 @@ def command(
     else:
         _print_summary(conversion, seconds)
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
-    if not as_json:
+    if not as_json and not isinstance(output, str):
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
 
 
-def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> Conversion:
+def _convert(checkpoint: str | Path, output: str | Path | None, options: dict[str, Any]) -> Conversion:
     """The conversion with its progress; errors during the proof mention that the files are there."""
     from ..flows.convert import to_gguf
     from .progress import announce, naming_finished_files, shown_progress

@@ -31,10 +31,11 @@ from .options import (
     json_option,
     rehash_option,
     resume_option,
+    stream_option,
     threads_option,
     verbose_option,
 )
-from .sources import SOURCE, revision_option
+from .sources import SOURCE_OR_OBJECTS, revision_option
 
 if TYPE_CHECKING:
     from ..flows.results import OnnxConversion
@@ -67,8 +68,9 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 
 
 @click.command("to-onnx", short_help="Convert a checkpoint folder to ONNX files.", epilog=EXAMPLES)
-@click.argument("checkpoint", type=SOURCE)
+@click.argument("checkpoint", type=SOURCE_OR_OBJECTS)
 @revision_option
+@stream_option
 @click.option(
     "-o",
     "--output",
@@ -119,6 +121,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @verbose_option
 def command(
     checkpoint: str | Path,
+    stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
@@ -157,6 +160,7 @@ def command(
         "rehash": rehash,
         "force": force,
         "threads": threads,
+        "stream": stream,
     }
     begun = time.monotonic()
     conversion = _convert(checkpoint, output, options)

@@ -28,13 +28,13 @@ _WHOLE = {
 }
 # Not where keys and values come out of one narrow vector for all heads: llama.cpp sees one head there.
 _OF_HEADS = {
-    "attention.head_count_kv": ("num_key_value_heads",),
+    "attention.head_count_kv": ("num_key_value_heads", "num_kv_heads"),
     "attention.key_length": ("head_dim",),
     "attention.value_length": ("head_dim",),
 }
 _REAL = {
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps",),
-    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+    "attention.layer_norm_epsilon": ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
     "attention.scale": ("attention_multiplier",),
@@ -65,7 +65,11 @@ def keys_by_config(settings: Any, own: Mapping[str, Any]) -> tuple[dict[str, Met
     ``settings`` is transformers' configuration, ``own`` the keys the file has. What config.json does not
     tell is taken from there, so that it agrees; keys llama.cpp has no need of count where the file has them.
     """
-    derived = _numbers(settings) | (_of_narrow(settings) if _MULTIPLIED_OUT in own else {})
+    derived = (
+        _numbers(settings)
+        | _of_more_layers(settings, own)
+        | (_of_narrow(settings) if _MULTIPLIED_OUT in own else {})
+    )
     right = {key: value for key, value in derived.items() if key in own or key in _COUNT_IF_MISSING}
     scaling = _scaling(settings)
     rest = {key: value for key, value in own.items() if key not in right}
@@ -98,6 +102,12 @@ def _numbers(settings: Any) -> dict[str, MetadataValue]:
     if turning and width and isinstance(part, int | float):
         found["rope.dimension_count"] = int(width * part)
     return found
+
+
+def _of_more_layers(settings: Any, own: Mapping[str, Any]) -> dict[str, MetadataValue]:
+    """The layers, with those that predict further tokens, which llama.cpp counts and config.json does not."""
+    layers, more = _value(settings, _WHOLE["block_count"]), own.get("nextn_predict_layers")
+    return {"block_count": layers + more} if type(layers) is int and type(more) is int else {}
 
 
 def _of_narrow(settings: Any) -> dict[str, MetadataValue]:

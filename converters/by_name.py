@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from ..core.tensor import Array, DType, Tensor
-from .cutting import Cut, cuts
+from .cutting import Cut, cuts, parted
 from .family import Row, Share, Sizes, Transform
 from .gguf_names import names_in_gguf, names_of_parts
 from .reshaping import rows_between, transpose
@@ -194,7 +194,14 @@ def _ways(sources: Sequence[Tensor], sizes: Sizes) -> list[_Way]:
         words = ("heads", "kv_heads")
         fitting = [each for each in words if sizes[each] and first.rows % (2 * sizes[each]) == 0]
         ways += [_Way(interleave_heads(each)) for each in fitting]
+        ways += [_Way(parted(groups, each)) for groups, each in _groups_of(sizes["heads"], first.rows)]
     return ways
+
+
+def _groups_of(heads: int, rows: int) -> list[tuple[int, int]]:
+    """How fused queries, keys and values may lie in groups: how many, and of how many heads each."""
+    pairs = [(groups, heads // groups) for groups in range(1, heads + 1) if heads % groups == 0]
+    return [(groups, each) for groups, each in pairs if rows % (groups * (each + 2)) == 0]
 
 
 def _chosen(cases: Sequence[_Case], sizes: Sizes) -> _Way | None:

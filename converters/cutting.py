@@ -154,3 +154,33 @@ def _three(cut: Cut, place: int) -> tuple[int, int]:
 
 def _no_undo(target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
     raise NotImplementedError("one part alone does not tell its source: see Share.join")
+
+
+def parted(groups: int, each: int) -> Transform:
+    """Query, key and value in groups, all rows of a kind put together: ``(groups * (each + 2) * width, …)``.
+
+    A group holds the queries of ``each`` heads, then one key and one value (Falcon); with one head a group it
+    is what BLOOM and GPT-NeoX have.
+    """
+    return Transform(partial(_parted, groups, each), partial(_grouped, groups, each))
+
+
+def _parted(groups: int, each: int, sources: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    return _reordered(sources[0], _order(sources[0].rows, groups, each))
+
+
+def _grouped(groups: int, each: int, target: Tensor, sizes: Sizes) -> Sequence[Tensor]:
+    return (_reordered(target, np.argsort(_order(target.rows, groups, each))),)
+
+
+def _order(rows: int, groups: int, each: int) -> Array:
+    places = np.arange(rows).reshape(groups, each + 2, -1)
+    return np.concatenate([places[:, :each].ravel(), places[:, each].ravel(), places[:, each + 1].ravel()])
+
+
+def _reordered(source: Tensor, order: Array) -> Tensor:
+    return replace(source, read=partial(_read_reordered, source, order), granule=source.rows, stored=None)
+
+
+def _read_reordered(source: Tensor, order: Array, start: int, stop: int) -> Array:
+    return np.ascontiguousarray(source.read(0, source.rows)[order[start:stop]])

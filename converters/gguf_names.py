@@ -31,6 +31,7 @@ _PARTS = (
     ("gate_up_proj", ("gate_proj", "up_proj")),
     ("kv_b_proj", ("k_b_proj", "v_b_proj")),
     ("qkv_proj", ("q_proj", "k_proj", "v_proj")),
+    ("block_sparse_moe.input_linear", ("mlp.experts.gate_proj", "mlp.experts.up_proj")),  # Granite
 )
 _PARTS_IN_GGUF = (
     ("attn_qkv", ("attn_q", "attn_k", "attn_v")),
@@ -58,8 +59,9 @@ def names_of_parts(
     own = names_in_gguf(arch, layers, [part for parts in wanted.values() for part in parts])
     for name, pieces in wanted.items():
         if all(piece in own for piece in pieces):
-            apart = ".experts." in name or "kv_b_proj" in name
-            found[name] = {own[piece]: piece if apart else name for piece in pieces}
+            apart = any(".experts." in each or ".k_b_proj" in each for each in pieces)
+            place = "block_sparse_moe." if "block_sparse_moe." in name else "mlp."
+            found[name] = {own[piece]: piece.replace("mlp.", place) if apart else name for piece in pieces}
     return found
 
 

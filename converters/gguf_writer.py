@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
+from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem, GgufError
 from ..core.files import explained
 from ..core.gguf_file import read_header
@@ -77,15 +78,17 @@ def write_files(
     allow_nan: bool = False,
     importance: Importance | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write the files of all plans to ``temporaries``, from one read of the tensors, and read them back.
 
     ``temporaries`` stand for the ``paths`` of each plan, one plan's after the other's. ``importance`` weighs
-    the columns of the matrices it knows, in every quantized format. Raises NonFiniteError (unless
+    the columns of the matrices it knows, in every quantized format. ``stream`` is where weights come from
+    that are not on this machine. Raises NonFiniteError (unless
     ``allow_nan``), EnvironmentProblem and what reading the tensors raises.
     """
     plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
-    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress)
+    written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress, stream=stream)
     sizes = finish_files(plan)
     not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
     return Written(sizes, not_finite, written.kernels)
@@ -139,6 +142,7 @@ def write_pieces(
     threads: int | None = None,
     journal: Journal | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> PiecesWritten:
     """Write some of ``plan.pieces()`` to the files of ``begin_files``, in any process that sees them.
 
@@ -169,7 +173,16 @@ def write_pieces(
 
         total = sum(_bytes(plan.tensors[rows.index], rows) for rows in pieces)
         threads = threads or available_cores()
-        work_through(pieces, write, threads=threads, stage="write", total=total, progress=progress)
+        work_through(
+            pieces,
+            write,
+            threads=threads,
+            stage="write",
+            total=total,
+            progress=progress,
+            stream=stream,
+            read=lambda rows: plan.tensors[rows.index].read(rows.start, rows.stop),
+        )
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
 

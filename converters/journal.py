@@ -74,11 +74,12 @@ def fingerprint(
 def source_stamps(files: Sequence[InputFile]) -> list[dict[str, Any]]:
     """Which inputs they are: size, times and inode, and SHA-256 where a receipt has it.
 
-    No device, whose number another machine, or the next start of this one, may change.
+    No device, whose number another machine, or the next start of this one, may change. Of bytes elsewhere
+    what identifies them there.
     """
     stamps = []
     for file in files:
-        handle, change = file.fileno(), None
+        handle, change = file.fileno(), list(file.identity)
         if handle is not None:
             status = os.fstat(handle)
             change = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
@@ -162,7 +163,8 @@ class Journal:
     """One writer's file in a journal's folder; a context manager, within which a thread appends to it.
 
     ``files`` are those whose data are synced before each line. Leaving it well, or interrupted, appends what
-    is left; ``finished`` raises OSError where syncing or appending failed.
+    is left; ``finished`` raises OSError where syncing or appending failed, and waits where a sync takes so
+    long that much could be lost: the disk sets the pace in the end anyway.
     """
 
     def __init__(self, folder: JournalFolder | Path, name: str, files: Sequence[Path]) -> None:

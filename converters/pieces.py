@@ -6,11 +6,13 @@ the same at any number of threads, and no more than a piece per thread is in mem
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from ..core.elsewhere import Stream
 from ..core.progress import Progress
 from ..core.tensor import Tensor
 from ..quant.slabs import Scratch
@@ -54,14 +56,19 @@ def work_through(
     stage: str,
     total: int,
     progress: Progress,
+    stream: Stream | None = None,
+    read: Callable[[Piece], object] = lambda piece: None,
 ) -> None:
     """Hand pieces to threads until there are none; the first failure or Ctrl-C stops them all.
+
+    From a ``stream`` weights come in an order of their own, in which the pieces are done: ``read`` reads what
+    one needs of them.
 
     ``work`` gets a piece and its thread's own memory and returns how much of ``total`` (bytes, for the
     progress of ``stage``) it has done. Raises what ``work`` raises.
     """
     lock, stop = threading.Lock(), threading.Event()
-    left = iter(pieces)
+    left = iter(pieces if stream is None else stream.arranged(pieces, read))
     done = 0
 
     def worker() -> None:
@@ -72,7 +79,8 @@ def work_through(
                 rows = next(left, None)
             if rows is None:
                 return
-            size = work(rows, scratch)
+            with contextlib.nullcontext() if stream is None else stream.working_on(rows):
+                size = work(rows, scratch)
             with lock:
                 done += size
 
@@ -84,5 +92,9 @@ def work_through(
                 progress(stage, done, total)
                 for future in finished:
                     future.result()
+        except BaseException:
+            if stream is not None:
+                stream.abort()
+            raise
         finally:
             stop.set()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .byte_source import Identity
+from .elsewhere import Stream
 from .input_files import InputFile
 from .model import Note
 from .side_files import check_side_files, side_files_after_unpickling
@@ -25,7 +26,8 @@ class Checkpoint:
     they are in ``tensors``, too. ``opened`` are the weight files as they are read, ``side_files`` the other
     files that matter, each with what it was when the folder was opened (core/side_files.py). ``scalars`` are
     the numbers among the dropped, of the shape (1,). ``unindexed`` lie in the weight files, but the index
-    does not name them. ``notes`` say what was found odd about the folder, and what was made of it.
+    does not name them. ``notes`` say what was found odd about the folder, and what was made of it. With a
+    ``stream`` the weights lie on another machine, and reach this one while they are converted.
 
     In a pickle a checkpoint travels with absolute paths, sizes and times of change, as its tensors do: where
     it arrives, all files are opened anew, and EnvironmentProblem says which is not what it was.
@@ -42,6 +44,7 @@ class Checkpoint:
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
     unindexed: Mapping[str, Tensor] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    stream: Stream | None = None
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of that name."""

@@ -13,27 +13,18 @@ from .byte_source import Opener
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """A checkpoint in two places: small files in ``folder``, the files of weights wherever they lie.
-
-    ``weights`` opens each of those by its name, which is not to be found in the folder.
-    """
-
-    folder: Path
-    weights: Mapping[str, Opener] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return str(self.folder)
-
-
 class Stream(Protocol):
     """Weights that arrive in the order in which they lie in their files, to be used meanwhile."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        ...
 
     def arranged(self, parts: Sequence[Part], read: Callable[[Part], object]) -> list[Part]:
         """``parts`` of some work in the order in which what they read arrives; begins to fetch it.
 
-        ``read`` reads what a part needs of the weights and nothing else; what it gets here are zeros.
+        ``read`` reads what a part needs of the weights and nothing else; what it gets here is arbitrary.
         """
         ...
 
@@ -44,3 +35,19 @@ class Stream(Protocol):
     def abort(self) -> None:
         """Fetch no more; whoever waits for something raises."""
         ...
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A checkpoint in two places: small files in ``folder``, the files of weights wherever they lie.
+
+    ``weights`` opens each of those by its name, which is not to be found in the folder. With a ``stream``
+    all of them can be read in order while they arrive.
+    """
+
+    folder: Path
+    weights: Mapping[str, Opener] = field(default_factory=dict)
+    stream: Stream | None = None
+
+    def __str__(self) -> str:
+        return str(self.folder)

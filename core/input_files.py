@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from .byte_source import LocalFile, NotAFile, Opener, SummedSource
+from .byte_source import Identity, LocalFile, NotAFile, Opener, SummedSource
 from .errors import CheckpointError, EnvironmentProblem
 from .progress import Progress, silent
 from .tensor import Array
@@ -53,6 +53,11 @@ class InputFile:
     def size(self) -> int:
         """How many bytes it had when it was opened."""
         return self._source.size
+
+    @property
+    def identity(self) -> Identity:
+        """Which bytes they were when it was opened."""
+        return self._source.identity
 
     def fileno(self) -> int | None:
         """The descriptor of a file of this machine, which stays this object's; None for bytes elsewhere."""

@@ -92,7 +92,7 @@ def open_checkpoint(source: str | Path | Elsewhere) -> Checkpoint:
         raise CheckpointError(f"{folder}: the weight files contain no weights: {', '.join(weights.files)}")
     paths = tuple(folder / name for name in weights.files)
     found = (config, tensors, paths, dropped, aliases, tuple(files), beside)
-    return Checkpoint(folder, *found, scalars, unindexed, (*weights.notes, *notes))
+    return Checkpoint(folder, *found, scalars, unindexed, (*weights.notes, *notes), place.stream)
 
 
 def _folder(source: Path) -> Path:

@@ -105,9 +105,8 @@ class AnyGgufArtifact(GgufArtifact):
     def _gate(self, expected: Expected, options: VerifyOptions) -> Gate:
         """The usual one where all weights can be read or one was given; else the one that decides."""
         gelu = expected.family.gelu
-        usual = gate_for(self.type, gelu=gelu, overrides=options.gates, recomputed=False)
-        if self.left.all_weights_read or options.gates:
-            return usual
+        if self.left.all_weights_read or options.gates:  # then what llama.cpp computes is recomputed
+            return gate_for(self.type, gelu=gelu, overrides=options.gates)
         return deciding_gate(self.type, gelu=expected.family.gelu)
 
     def _runtime(

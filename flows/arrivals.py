@@ -3,33 +3,89 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..converters.family import AnyFamily
 from ..converters.intake import open_model
+from ..converters.results import Scope
 from ..core.checkpoint import Checkpoint
-from ..core.elsewhere import Elsewhere
-from ..core.errors import WeightsElsewhere
-from ..core.progress import Progress
+from ..core.elsewhere import Elsewhere, Stream
+from ..core.errors import UsageError, WeightsElsewhere
+from ..core.scratch import scratch_folder
 from ..hub.checkpoint import fetch, remote_checkpoint
 from ..hub.names import parse_hub_name
+from ..hub.object_store import object_checkpoint, parse_object
+from ..hub.passing import decimal_size
 from ..hub.source import resolve
+from ..hub.streaming import stream_checkpoint
+from .results import Run
+
+_FOLDERS: ContextVar[contextlib.ExitStack] = ContextVar("folders")
+
+
+@contextlib.contextmanager
+def leaving_nothing() -> Iterator[None]:
+    """Temporary folders in which ``arrived`` puts something are gone behind this; also a decorator."""
+    with contextlib.ExitStack() as stack:
+        token = _FOLDERS.set(stack)
+        try:
+            yield
+        finally:
+            _FOLDERS.reset(token)
 
 
 def arrived(
-    source: str | Path | Elsewhere, look: Callable[[Checkpoint, AnyFamily], object], progress: Progress
+    source: str | Path | Elsewhere, look: Callable[[Checkpoint, AnyFamily], object], run: Run
 ) -> str | Path | Elsewhere:
     """What to open in place of ``source``: the folder of a checkpoint on the Hub, else the very same.
 
+    Where the run is streamed, the weights stay on the Hub; those in object stores are always streamed.
     ``look`` is given the checkpoint before its weights are fetched, as names and shapes: what it refuses
-    costs no download. Raises what it raises, and what resolving and fetching raise.
+    costs no download. To be called within ``leaving_nothing``. Raises what it raises, and what resolving and
+    fetching raise.
     """
+    place = parse_object(source)
+    if run.resume and (run.streamed or place is not None):
+        raise UsageError(
+            "--resume cannot go on with streamed weights: what came before the end is not known to be right",
+            hint="leave out --resume, or download the checkpoint (without --stream)",
+        )
+    if place is not None:
+        folder = _FOLDERS.get().enter_context(scratch_folder("object"))
+        return object_checkpoint(place, folder, run.announce)
     name = parse_hub_name(source)
     if name is None:
+        if run.streamed and not isinstance(source, Elsewhere):
+            raise UsageError(
+                f"{source} is on this machine: there is nothing to stream",
+                hint="leave out --stream; a repository of the Hub is named org/name or hf://org/name",
+            )
         return source
     found = resolve(name)
+    if run.streamed:
+        return stream_checkpoint(found, run.announce)
     if found.unreached is None:
         with contextlib.suppress(WeightsElsewhere):  # that look is for later
             look(*open_model(remote_checkpoint(found)))
-    return fetch(found, progress)
+    return fetch(found, run.progress)
+
+
+_FULL = 2.5  # times that the full proof reads the weights: in fp32, weight by weight, and to find causes
+
+
+def announce_traffic(
+    stream: Stream | None, verify: Scope, announce: Callable[[str], None], *, calibrated: bool = False
+) -> None:
+    """Say how much will be fetched before it is, and what that is for; nothing without a stream."""
+    if stream is None:
+        return
+    again = int(stream.size * {"off": 1.0 if calibrated else 0.0, "quick": 1.0, "full": _FULL}[verify])
+    text = f"streamed: {decimal_size(stream.size)} are fetched for the conversion"
+    if again:
+        what = "to calibrate and for the proof" if calibrated else "for the proof"
+        ways = "" if calibrated else " (--no-verify leaves it out, kconv verify can follow)"
+        in_all = decimal_size(stream.size + again)
+        text += f" and about {decimal_size(again)} {what}{ways}: about {in_all} in all"
+    announce(f"{text}; none of it is kept on this machine")

@@ -225,7 +225,9 @@ class Runner:
         overwrite = any(planned.overwrite for planned in plan.to_make)
         commit = self._downloads.commit_of(step.source)
         beside = min(self._executor.slots, len(self._running) + waiting)  # this one included
-        arguments = (step, commit, overwrite, max(1, beside))
+        left = any("began" in self._records.get(key, {}) for key in step.keys)
+        resume = left or self._attempts[number] > 0
+        arguments = (step, commit, overwrite, max(1, beside), resume)
         self._executor.submit(Task(str(number), convert_step, arguments))
 
     def _end(self, plan: StepPlan, outcome: Outcome, begun: str) -> None:

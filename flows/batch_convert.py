@@ -23,13 +23,17 @@ from .batch_fingerprint import (
 from .batch_jobs import Step, canonical
 from .executor_child import report_progress
 from .results import Conversion, OnnxConversion
+from .resume import CannotResume
 
 
-def convert_step(step: Step, commit: str | None, overwrite: bool, share: int) -> list[dict[str, Any]]:
+def convert_step(
+    step: Step, commit: str | None, overwrite: bool, share: int, resume: bool
+) -> list[dict[str, Any]]:
     """Convert, and return a record (``made``) for each output. Raises KconvError of all kinds.
 
     ``commit`` is the one to take of a source on the Hub. ``share``: how many steps run at once, which have
-    the processors between them.
+    the processors between them. With ``resume`` it goes on with what an earlier run of it has left, if that
+    was to become the same.
     """
     begun = time.monotonic()
     threads = step.threads or max(1, available_cores() // share)
@@ -37,7 +41,11 @@ def convert_step(step: Step, commit: str | None, overwrite: bool, share: int) ->
     before = source_states(Path(step.source)) if commit is None else {}
     options, versions = options_record(step), versions_record(step)
     how = {**step.options, "force": overwrite, "threads": threads, "progress": report_progress}
-    found = _to_gguf(step, place, how) if step.format == "gguf" else _to_onnx(step, place, how)
+    convert = _to_gguf if step.format == "gguf" else _to_onnx
+    try:
+        found = convert(step, place, {**how, "resume": resume})
+    except CannotResume:
+        found = convert(step, place, how)
     seconds = round(time.monotonic() - begun, 3)
     return [
         {

@@ -18,7 +18,8 @@ from ..converters.onnx.folder import parse_layout
 from ..converters.onnx.options import OnnxOptions
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
-from ..core.input_files import file_sha256
+from ..core.input_files import InputFile, file_sha256
+from ..core.receipts import sha256_of
 from .batch_jobs import Step
 
 _FRESH = 2.0
@@ -82,7 +83,7 @@ def changed_file(
         if state is None or state != known.get("state"):
             if os.stat(paths[name]).st_size != known["bytes"]:
                 return name, {}
-            hashed[name] = hashed.get(name) or file_sha256(paths[name])
+            hashed[name] = hashed.get(name) or sha256_of(InputFile(paths[name]))[0]
             if hashed[name] != known["sha256"]:
                 return name, {}
         now[name] = {**known, "state": state}

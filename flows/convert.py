@@ -13,8 +13,8 @@ from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
 from ..converters.manifest import common_part, record_proof
-from ..converters.mapping import build, parameters
-from ..converters.results import CompanionFile, Options, Output, Scope, scope_of
+from ..converters.mapping import build
+from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
@@ -32,6 +32,7 @@ from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.vocabulary import Vocab
+from ..hub.object_store import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected
@@ -46,11 +47,11 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import embedding_rows, select_vocab
 from ..vocab.sources import Source
-from .arrivals import arrived
+from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
 from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
-from .results import Conversion, Run
+from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
 from .write import write_targets
 
@@ -83,6 +84,7 @@ def to_gguf(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    stream: bool = False,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -97,10 +99,10 @@ def to_gguf(
     thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
-    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). ``made`` is called
-    with the finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds;
-    no file has its final name unless all are whole. A failed proof raises nothing: see
-    ``Conversion.verdict``.
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
+    weights of a checkpoint on the Hub are converted as they come, and not kept. ``made`` is called with the
+    finished files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file
+    has its final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -120,10 +122,15 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
     )
-    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
-    return convert(source, output, options, run, modelfile=modelfile)
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    if (place := parse_object(output)) is None:
+        return convert(source, output, options, run, modelfile=modelfile)
+    from .object_store import convert_to_store  # which converts by what is here
+
+    return convert_to_store(source, place, options, run, modelfile=modelfile)
 
 
+@leaving_nothing()
 def convert(
     source: str | Path | Elsewhere,
     output: str | Path | None,
@@ -136,7 +143,8 @@ def convert(
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
-    checkpoint, family = open_model(arrived(source, look, run.progress))
+    checkpoint, family = open_model(arrived(source, look, run))
+    announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
         raise UsageError(
@@ -159,14 +167,14 @@ def convert(
     if expected is not None and options.calibrate:
         # what would be refused afterwards is refused before the long pass
         _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
-        paths = [path for each in zip(targets, plans, strict=True) for path in _planned(*each).paths]
+        paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
         texts = [Path(path) for path in options.calibrate]
         importance = learned_before(paths, texts, run)
         if importance is None:
             calibration = calibrate(expected, texts, scope=options.verify, run=run)
             importance = calibration.importance
     model, plans = plan_files(model, targets, companions, importance)
-    targets = [_planned(*each) for each in zip(targets, plans, strict=True)]
+    targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
         model,
         targets,
@@ -178,6 +186,7 @@ def convert(
         allow_nan=options.allow_nan,
         importance=importance,
         proven=expected is not None and options.verify != "off",
+        stream=checkpoint.stream,
         run=run,
     )
     run.made([output.path for output in outputs])
@@ -185,7 +194,7 @@ def convert(
         known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     discard([path for target in targets for path in target.paths])  # the journal
-    return _conversion(checkpoint, model, outputs, files, parity, proofs)
+    return conversion_of(checkpoint, model, outputs, files, parity, proofs)
 
 
 def _refuse_early(
@@ -217,11 +226,8 @@ def _choose_targets(
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
     if run.resume:
         refuse_unkept(targets, force=run.force)
+    run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def _planned(target: Target, plan: FilePlan) -> Target:
-    return target.planned(plan)
 
 
 def with_vocab(
@@ -312,26 +318,3 @@ def _prove(
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
-
-
-def _conversion(
-    checkpoint: Checkpoint,
-    model: Model,
-    outputs: Sequence[Output],
-    companions: Sequence[CompanionFile],
-    parity: Parity,
-    proofs: Sequence[Proof],
-) -> Conversion:
-    licence = model.metadata.get("general.license")
-    return Conversion(
-        checkpoint.folder,
-        model.arch,
-        parameters(model),
-        tuple(outputs),
-        parity,
-        model.notes,
-        vocab_of(model).chat_template,
-        licence if isinstance(licence, str) else None,
-        tuple(proofs),
-        tuple(companions),
-    )

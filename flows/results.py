@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
-from ..core.model import Note
+from ..core.checkpoint import Checkpoint
+from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
@@ -19,8 +21,10 @@ class Run:
     """How to run a conversion; none of this changes the files.
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
-    ``made`` is called with the finished files, before they are proven. ``rehash`` hashes the source whatever
-    receipts say. ``resume`` goes on with what a run for the same files has left that was ended.
+    ``made`` is called with the finished files, before they are proven, ``planned`` with those to be made, and
+    may refuse them. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
+    for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
+    read where they lie.
     """
 
     force: bool = False
@@ -32,6 +36,8 @@ class Run:
     made: Callable[[Sequence[Path]], None] = lambda paths: None
     rehash: bool = False
     resume: bool = False
+    streamed: bool = False
+    planned: Callable[[Sequence[Path]], None] = lambda paths: None
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,30 @@ class Conversion:
             "chat_template": self.chat_template,
             "license": self.license,
         }
+
+
+def conversion_of(
+    checkpoint: Checkpoint,
+    model: Model,
+    outputs: Sequence[Output],
+    companions: Sequence[CompanionFile],
+    parity: Parity,
+    proofs: Sequence[Proof],
+) -> Conversion:
+    """What a conversion did, of what it has made."""
+    licence = model.metadata.get("general.license")
+    return Conversion(
+        checkpoint.folder,
+        model.arch,
+        parameters(model),
+        tuple(outputs),
+        parity,
+        model.notes,
+        None if model.vocab is None else model.vocab.chat_template,
+        licence if isinstance(licence, str) else None,
+        tuple(proofs),
+        tuple(companions),
+    )
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from ..converters.targets import checkpoint_name
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
+from ..core.elsewhere import Elsewhere
 from ..core.errors import EnvironmentProblem, UsageError
 from ..core.folders import refuse_filled
 from ..core.input_files import InputFile
@@ -42,7 +43,7 @@ from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
-from .arrivals import arrived
+from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first, too_wide
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
@@ -52,8 +53,9 @@ from .write_onnx import Planned, write_folder
 _INSTALL = "pip install 'kconv[onnx]'"  # also where one is too old; --upgrade could bring another kconv
 
 
+@leaving_nothing()
 def to_onnx(
-    source: str | Path,
+    source: str | Path | Elsewhere,
     output: str | Path | None = None,
     *,
     into: str | Path = "",
@@ -71,6 +73,7 @@ def to_onnx(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    stream: bool = False,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -80,15 +83,17 @@ def to_onnx(
     ``layout`` is whose names the files have, optimum's or transformers.js's. ``accuracy_level`` is
     onnxruntime's for quantized matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them
     and is far slower.
-    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume`` and ``made`` are as of
-    ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
+    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made`` and ``stream`` are
+    as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     wanted = (parse_type(type), parse_layout(layout))
     options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
     look = partial(_refuse_early, options=options, output=output, into=Path(into), force=force, resume=resume)
-    checkpoint, family = open_model(arrived(source, look, progress))
+    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    checkpoint, family = open_model(arrived(source, look, run))
+    announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
     plan = partial(
         _plan, checkpoint, family, model, options, output, into=Path(into), force=force, resume=resume
@@ -108,15 +113,14 @@ def to_onnx(
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and scope != "off" and (options.type, planned.chosen.type) == (AUTO, "f16"):
-        known = read_first(expected, scope, Run(threads=threads, progress=progress, announce=announce))
+        known = read_first(expected, scope, run)
         halves = [name for name, format in planned.chosen.formats.items() if format == F16]
         note = too_wide(halves_by_source(halves, family, checkpoint), known, out=True)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             files = beside(planned.graph_files)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
-    how = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume)
-    written = write_folder(checkpoint, model, planned, files, options, how, proven=scope != "off")
+    written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
     made([planned.folder])
     if expected is None or scope == "off":
         return written

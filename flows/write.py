@@ -35,6 +35,7 @@ from ..converters.results import CompanionFile, Output
 from ..converters.targets import CompanionTarget, Target, output_of
 from ..converters.write_plan import WritePlan, sound_pieces
 from ..core.claims import new_mark
+from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import read_header
 from ..core.leftovers import discard
@@ -60,13 +61,15 @@ def write_targets(
     allow_nan: bool = False,
     importance: Importance | None = None,
     proven: bool = False,
+    stream: Stream | None = None,
     run: Run,
 ) -> tuple[list[Output], list[CompanionFile], Model]:
     """All files of all targets, their companions, manifests and Modelfiles, from one read of the weights.
 
     ``source`` hashes meanwhile what is read; ``modelfile`` makes an Ollama Modelfile for the file of that
     name. A journal is kept meanwhile; if the files are to be ``proven``, it stays until whoever does that
-    discards it. What an ended run has left goes on where ``run`` says so (resume.py). The model comes back
+    discards it. What an ended run has left goes on where ``run`` says so (resume.py). Weights from a
+    ``stream`` are known to be right when all have come, so nothing of them is noted. The model comes back
     with notes on its weights. Raises what reading, encoding and writing raise; then nothing has its final
     name.
     """
@@ -89,16 +92,16 @@ def write_targets(
         return outputs, [_write_companion(each, None) for each in companions], model
     paths += [each.path for each in companions if not each.kept]
     content = partial(_content, identity, stamps)
-    with journaled_files(paths, kept, content, run, proven=proven) as (made, journal):
+    with journaled_files(paths, kept, content, run, proven=proven and stream is None) as (made, journal):
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
-        if importance is not None and not importance.source:  # measured by this very run
+        if importance is not None and not importance.source and stream is None:  # measured by this very run
             journal.establish(partial(keep_importance, importance=importance))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
         begin_files(model.tensors, plans, temporaries)
         with source as hashes:
-            written = _write(planned(temporaries), done, journal, run)
+            written = _write(planned(temporaries), done, journal, run, stream)
             files = hashes.result(run.progress)
         outputs, model = _outputs(targets, plans, written, model)
         common = describe(model, files, beside)
@@ -125,9 +128,12 @@ def _outputs(
     return [output_of(*each, model) for each in zip(targets, plans, written.sizes, strict=True)], model
 
 
-def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run) -> Written:
+def _write(plan: WritePlan, done: Done, folder: JournalFolder, run: Run, stream: Stream | None) -> Written:
     """All pieces that are not ``done``; the others are checked."""
     pieces = plan.pieces()
+    if stream is not None:
+        written = write_pieces(plan, pieces, threads=run.threads, progress=run.progress, stream=stream)
+        return _written(plan, written.not_finite, written.kernels)
     sound = (
         sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress) if done.checks else set()
     )

@@ -21,6 +21,7 @@ from ..converters.onnx.graph import Graph, Weight
 from ..converters.onnx.options import OnnxOptions
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..core.checkpoint import Checkpoint
+from ..core.elsewhere import Stream
 from ..core.input_files import file_sha256
 from ..core.kept import Kept
 from ..core.leftovers import discard
@@ -89,9 +90,10 @@ def write_folder(
     def content() -> dict[str, Any]:
         return {"fingerprint": identity(), "sources": stamps}
 
+    proven = proven and checkpoint.stream is None
     with journaled_folder(path, kept, content, run, mark=MANIFEST, proven=proven) as (folder, journal):
         with source as hashes:
-            notes += _write_graphs(files, folder, options, journal, run)
+            notes += _write_graphs(files, folder, options, journal, run, checkpoint.stream)
             sources = hashes.result(run.progress)
         for name, side in beside.contents.items():
             (folder / name).parent.mkdir(exist_ok=True)
@@ -142,9 +144,17 @@ def _identity(files: WeightFiles, options: OnnxOptions) -> dict[str, Any]:
 
 
 def _write_graphs(
-    files: WeightFiles, folder: Path, options: OnnxOptions, journal: JournalFolder, run: Run
+    files: WeightFiles,
+    folder: Path,
+    options: OnnxOptions,
+    journal: JournalFolder,
+    run: Run,
+    stream: Stream | None,
 ) -> list[Note]:
-    """Graphs and their weights; returns what there is to say of the weights."""
+    """Graphs and their weights; returns what there is to say of the weights.
+
+    Those from a stream are known to be right when all have come, so nothing of them is noted.
+    """
     from ..converters.onnx.writer import Journaled, write_onnx  # which needs the onnx package
 
     notes: list[Note] = []
@@ -157,8 +167,9 @@ def _write_graphs(
             place.name,
             threads=run.threads,
             allow_nan=options.allow_nan,
-            journaled=Journaled(journal, f"{number}-", run.announce),
+            journaled=None if stream is not None else Journaled(journal, f"{number}-", run.announce),
             progress=run.progress,
+            stream=stream,
         )
         notes += written.notes
     return notes

@@ -26,7 +26,7 @@ from ..verify.cosine_gates import cosine_text
 from ..verify.proof import Proof, TensorError, Verdict, worst
 from ..vocab.decoding import byte_symbols
 from ..vocab.parity import Difference
-from . import charts, facts, figure_words, names, position_charts, similarity_words
+from . import charts, facts, figure_words, names, plain_figures, position_charts, similarity_words
 from . import text as report_text
 from . import words as report_words
 from .heat_strip import heat_strip
@@ -244,8 +244,8 @@ def environment() -> jinja2.Environment:
         *(report_text.number, report_text.percent, report_text.count, report_text.weights),
         *(report_text.seconds, report_text.plain, report_text.visible, report_text.with_error),
         *(charts.sign, charts.bar),
-        *(report_words.headline, report_words.use, report_words.in_plain_figures, report_words.part_line),
-        *(report_words.sentence, report_words.cause, report_words.rightness, report_words.loss_short),
+        *(report_words.headline, report_words.use, plain_figures.in_plain_figures, report_words.part_line),
+        *(report_text.sentence, report_words.cause, report_words.rightness, report_words.loss_short),
         *(report_words.measured_loss, report_words.shares_words, figure_words.gate_words),
         *(names.part_title, names.verdict_word, names.right_words, names.state_word),
         *(similarity_words.read_words, similarity_words.similarity_rows, cosine_text),

@@ -192,3 +192,8 @@ def _name(character: str) -> str:
 
 def _span(sign: str, name: str) -> Markup:
     return Markup('<span class="mark" title="{}">{}</span>').format(name, sign)
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital letter and a full stop."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")

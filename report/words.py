@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from ..core.language import Phrase, _, ngettext, phrase, translated
 from ..verify.cosine_gates import cosine_text
 from ..verify.loss import FACTOR
-from ..verify.measurements import Figures, Shares
+from ..verify.measurements import Shares
 from ..verify.proof import (
     EmbeddingsPart,
     LogitsPart,
@@ -22,7 +20,7 @@ from ..verify.proof import (
 from .figure_words import gate_name, gate_value, gelu_words
 from .names import loses, loss_answer, part_name, part_title, unchecked
 from .similarity_words import similarity_line
-from .text import count, number, percent, plain
+from .text import count, number, plain, sentence
 
 _USE = {
     "warned": phrase(
@@ -84,11 +82,6 @@ def _matches(proof: Proof) -> str:
     return f"{text} " + _("Not checked: {parts}.", parts=", ".join(skipped)) if skipped else text
 
 
-def sentence(text: str) -> str:
-    """``text`` with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
-
-
 def use(proof: Proof) -> str:
     """What follows for who wants to use the file."""
     if proof.verdict != "passed":
@@ -102,45 +95,6 @@ def use(proof: Proof) -> str:
 
 def _type(proof: Proof) -> str:
     return plain(proof.type.upper(), 20)
-
-
-def in_plain_figures(figures: Figures) -> str:
-    """How close the file is, in a plain sentence."""
-    if not figures.positions:
-        return _("Its predictions could not be compared anywhere in the text.")
-    places = ngettext(
-        "It predicts the same next token as the original at {share} of {count} place in the text",
-        "It predicts the same next token as the original at {share} of {count} places in the text",
-        figures.positions,
-        share=percent(figures.same_top1, 1),
-    )
-    change = math.expm1(figures.log_ratio) if figures.log_ratio < 700 else math.inf
-    if not math.isfinite(change):
-        return sentence(places)
-    if abs(change) < 5e-4:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is the original's to within {share}.",
-            places=places,
-            share=percent(5e-4),
-        )
-    if change > 2:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is {times} times the original's.",
-            places=places,
-            times=number(1 + change),
-        )
-    share = percent(abs(change), 1)
-    if change > 0:
-        return _(
-            "{places}; its perplexity (how surprised it is by the text) is {share} higher.",
-            places=places,
-            share=share,
-        )
-    return _(
-        "{places}; its perplexity (how surprised it is by the text) is {share} lower.",
-        places=places,
-        share=share,
-    )
 
 
 def cause(proof: Proof) -> str:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import struct
 import sys
 from array import array
@@ -35,19 +34,13 @@ from typing import Any
 
 from ..core import child
 from ..core.child import Stop
-from .llama_inputs import Inputs, copier
+from .llama_inputs import Inputs
+from .llama_layers import Captured, capture
 
 LOGITS_WANTED, LAYERS_WANTED, EMBEDDED, INPUTS_WANTED, STATES_WANTED, POOLED_WANTED = 1, 2, 4, 8, 16, 32
 LOADED, LOGITS, LAYER, STATES = 1, 2, 3, 7
 REFUSED, NO_CONTEXT, NOT_DECODED, NOT_SUPPORTED = 3, 4, 5, 7
 REQUEST, WINDOW, ANSWER = struct.Struct("<BII"), struct.Struct("<III"), struct.Struct("<BIII")
-
-# What leaves a layer is called so in nearly all of src/models/*.cpp, llama, phi2 and t5 among them; views of
-# it carry longer names. t5 calls what leaves the last layer result_embd.
-_LAYER_NAME = re.compile(rb"l_out-(\d+)|result_embd")
-_callbacks: list[Any] = []  # llama.cpp keeps pointers to them
-
-Captured = dict[int, "ctypes.Array[ctypes.c_char]"]
 
 
 @dataclass(frozen=True)
@@ -295,31 +288,10 @@ def _context(
     if pooling is not None:
         parameters.embeddings, parameters.pooling_type = True, pooling
     if captured is not None:
-        parameters.cb_eval = _capture(library, captured)
+        parameters.cb_eval = capture(library, captured)
     elif inputs is not None:
         parameters.cb_eval = inputs.callback
     context = library.llama_init_from_model(model.handle, parameters)
     if not context:
         raise Stop(NO_CONTEXT)
     return context
-
-
-def _capture(library: Any, captured: Captured) -> Any:
-    """A callback for every node of the graph that copies what leaves each layer.
-
-    It is asked first whether a node is needed, and called again when that is computed
-    (ggml-backend.cpp, ggml_backend_sched_compute_splits).
-    """
-    ggml = library._lib  # finds the symbols of the libraries it is linked with, too
-    name_of = ctypes.CFUNCTYPE(ctypes.c_char_p, ctypes.c_void_p)(("ggml_get_name", ggml))
-    copied = copier(library)
-
-    def on_node(tensor: int, asked: bool, _: Any) -> bool:
-        match = _LAYER_NAME.fullmatch(name_of(tensor))
-        if match and not asked:
-            captured[int(match[1]) if match[1] else len(captured)] = copied(tensor)
-        return bool(match) or not asked
-
-    callback = library.ggml_backend_sched_eval_callback(on_node)
-    _callbacks.append(callback)
-    return callback

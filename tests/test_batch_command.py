@@ -358,3 +358,22 @@ def test_jobs_from_standard_input_keep_their_journal_where_they_are_told(
     assert done.returncode == 0, done.stderr
     assert set(stamps(tmp_path / "dist")) == {"two-Q8_0.gguf"}
     assert os.listdir(tmp_path) == ["dist"]
+
+
+def test_killed_while_it_proves_only_the_proof_is_done_again(
+    models: Path, tmp_path: Path, start: Start
+) -> None:
+    jobs, dist = write_jobs(tmp_path, f"{models}/two", defaults="types = ['q8_0']"), tmp_path / "dist"
+    run = start(jobs)
+    wait_for((dist / "two-Q8_0.gguf").exists)
+    children = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    psutil.wait_procs(children, 60)
+    made = stamps(dist)
+    assert not journal(jobs, "made")
+    rest = kconv("batch", jobs)
+    assert rest.returncode == 0, rest.stderr
+    assert "1 output: 1 done" in rest.stdout
+    assert stamps(dist) == made
+    manifest = json.loads((dist / "two-Q8_0.gguf.manifest.json").read_text("utf-8"))
+    assert manifest["proof"]["verdict"] == "passed"

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kconv.converters.by_config import keys_by_config
 from kconv.converters.by_name import rows_by_name
-from kconv.converters.cutting import cuts
+from kconv.converters.cutting import cuts, parted
 from kconv.converters.departures import departure_by_config
+from kconv.converters.gguf_names import names_in_gguf, names_of_parts
 from kconv.core.tensor import DType, Tensor
 
 RANDOM = np.random.default_rng(0)
@@ -87,6 +89,27 @@ def test_the_weights_tell_how_a_kind_was_cut() -> None:
         assert same == (row.target != "blk.1.attn_v_b.weight")
 
 
+def test_queries_keys_and_values_in_groups_are_put_together() -> None:
+    """Falcon's four heads in two groups, each of two queries, a key and a value; told by the weights."""
+    names = [f"transformer.h.{i}.self_attention.query_key_value.weight" for i in range(2)]
+    wholes = {name: RANDOM.normal(size=(2 * 4 * 3, 5)).astype(np.float32) for name in names}
+    stored = {}
+    for i, whole in enumerate(wholes.values()):
+        groups = whole.reshape(2, 4, 3, 5)
+        parts = (groups[:, :2].reshape(-1, 5), groups[:, 2].reshape(-1, 5), groups[:, 3].reshape(-1, 5))
+        stored[f"blk.{i}.attn_qkv.weight"] = np.concatenate(parts)
+    checkpoint = {name: lazy(name, whole) for name, whole in wholes.items()}
+    file = {name: lazy(name, part) for name, part in stored.items()}
+    told = rows_by_name("falcon", 2, checkpoint, file, {"heads": 4, "kv_heads": 4})
+    assert (told.untold, told.left) == ((), ())
+    transform = parted(2, 2)
+    for (name, whole), target in zip(wholes.items(), stored.values(), strict=True):
+        made = transform.apply([checkpoint[name]], {})
+        assert np.array_equal(made.read(3, 20), target[3:20])
+        (back,) = transform.undo(lazy("made", target), {})
+        assert np.array_equal(back.read(0, 24), whole)
+
+
 class _Settings:
     def __init__(self, turning: Any) -> None:
         self.rope_parameters = turning
@@ -117,3 +140,49 @@ def test_what_llama_cpp_rounds_is_known(turning: Any, departs: bool) -> None:
         assert config["hidden_size"] == 8
         assert "rope_scaling" not in config
         assert "'truncate': False" not in str(config)
+
+
+LAYER = "model.layers.1."
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "parts"),
+    [
+        (
+            "gpt-oss",
+            f"{LAYER}mlp.experts.gate_up_proj",
+            {
+                "blk.1.ffn_gate_exps.weight": f"{LAYER}mlp.experts.gate_proj",
+                "blk.1.ffn_up_exps.weight": f"{LAYER}mlp.experts.up_proj",
+            },
+        ),
+        (
+            "granitemoe",
+            f"{LAYER}block_sparse_moe.input_linear.weight",
+            {
+                "blk.1.ffn_gate_exps.weight": f"{LAYER}block_sparse_moe.experts.gate_proj.weight",
+                "blk.1.ffn_up_exps.weight": f"{LAYER}block_sparse_moe.experts.up_proj.weight",
+            },
+        ),
+        (
+            "llama",
+            f"{LAYER}self_attn.qkv_proj.weight",  # all parts have one input: the whole's
+            {f"blk.1.attn_{part}.weight": f"{LAYER}self_attn.qkv_proj.weight" for part in "qkv"},
+        ),
+        ("llama", f"{LAYER}self_attn.q_proj.weight", {}),
+    ],
+)
+def test_parts_are_called_as_llama_cpp_and_the_class_call_them(
+    arch: str, name: str, parts: Mapping[str, str]
+) -> None:
+    told = names_in_gguf(arch, 2, [name])
+    assert names_of_parts(arch, 2, told, [name]) == ({name: parts} if parts else {})
+
+
+def test_layers_that_predict_further_tokens_count_in_the_file() -> None:
+    class Settings:
+        num_hidden_layers = 3
+
+    keys, _ = keys_by_config(Settings(), {"block_count": 4, "nextn_predict_layers": 1})
+    assert keys["block_count"] == 4
+    assert keys_by_config(Settings(), {"block_count": 4})[0]["block_count"] == 3

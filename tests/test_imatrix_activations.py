@@ -52,6 +52,8 @@ _CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     "gemma3": lambda folder: write_sample("gemma3", folder),
     "umt5": lambda folder: write_sample("umt5", folder),
     "roberta": lambda folder: write_sample("roberta", folder),
+    "t5-encoder": lambda folder: write_sample("t5-encoder", folder),
+    "xglm": lambda folder: write_sample("xglm", folder),
 }
 
 

@@ -32,6 +32,7 @@ def test_f16_is_refused_with_the_factor_and_the_way_out(folder: Path, tmp_path: 
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.long
 def test_other_types_are_right(folder: Path, tmp_path: Path) -> None:
     made = to_gguf(folder, tmp_path, types=("f32", "bf16", "q8_0", "q4_0", "q4_k_m"))
     assert {proof.verdict for proof in made.proofs} == {"passed"}

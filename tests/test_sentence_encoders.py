@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp_material import fetch_tool, read_with_gguf_py
+from llama_cpp_material import fetch_tool, read_with_gguf_py, run_quantizer
 from sentence_material import (
     TEXTS,
     cosine,
@@ -282,6 +282,19 @@ def test_names_and_bytes_are_those_of_llama_cpps_converter(
         values = [keys[f"tokenizer.ggml.{key}"][1] for keys in (other.keys, ours.keys)]
         count = 3000 if family != "xlm-roberta" else len(values[0]) - 1
         assert values[0][:count] == values[1][:count]
+
+
+def test_types_are_those_of_llama_quantize(made: Path, tmp_path: Path) -> None:
+    path = tmp_path / "theirs.gguf"
+    run_quantizer([(gguf_of(made, "bert"), path, "Q4_K_M", False)])
+    one, other = (read_with_gguf_py(each) for each in (path, gguf_of(made, "bert", "Q4_K_M")))
+    assert one.tensors == other.tensors
+
+
+def test_the_file_of_llama_cpps_converter_is_right(made: Path, theirs: Path) -> None:
+    proof = verify(theirs / "bert-f32.gguf", made / "bert", tokens=32)
+    assert proof.right in ("passed", "warned")
+    assert proof.measured.verdict == "passed"
 
 
 def tokenizer_of(folder: Path, **normalizer: Any) -> Path:

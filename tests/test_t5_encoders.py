@@ -70,6 +70,7 @@ def test_llama_cpp_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["t5 v1.0", "umt5"])
 def test_onnxruntime_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
     import onnxruntime
@@ -91,6 +92,7 @@ def test_onnxruntime_embeds_as_transformers(kind: str, tmp_path: Path) -> None:
         assert 1 - pooled(right) @ vector < 1e-6
 
 
+@pytest.mark.long
 def test_without_pooling_hidden_states_are_compared(tmp_path: Path) -> None:
     folder = write_t5_encoder(tmp_path / "model", pooling="")
     for proof in (

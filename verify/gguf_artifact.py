@@ -21,13 +21,13 @@ from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
-from ..runtimes.reader import RuntimeFailure, WindowReader
+from ..runtimes.reader import RuntimeFailure
 from ..vocab.parity import Parity
 from .cosine_gates import refuse_other_limits
-from .diagnosis import diagnose
 from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
+from .gguf_diagnosis import with_diagnosis
 from .gguf_encoder import check_encoder, gate_of
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
@@ -42,7 +42,6 @@ from .proof import (
     TensorError,
     TokensPart,
     WeightsPart,
-    undecided,
 )
 from .provenance import changed_after_conversion, same_tools, same_vocabulary_tools
 from .recomputed import QUICK, Sample, check_runtime, shares_of
@@ -159,7 +158,7 @@ class GgufArtifact:
                     tensor.state == "differs" for tensor in tensors
                 )
                 if wrong if options.diagnose is None else options.diagnose:
-                    part = _diagnosed(part, self.file, expected, reader, windows, tensors, options)
+                    part = with_diagnosis(part, self.file, expected, reader, windows, tensors, options)
                 return runtime, part
         except (RuntimeFailure, ChildDied) as failure:
             part = broken(failure)
@@ -300,37 +299,3 @@ def _as_llama_cpp(expected: Expected, options: VerifyOptions) -> Read | None:
     )
     departs = reference.gelus or family.departure is not None
     return partial(reference.read, progress=options.progress) if departs else None
-
-
-def _diagnosed(
-    part: LogitsPart,
-    file: GgufFile,
-    expected: Expected,
-    reader: WindowReader,
-    windows: Sequence[Window],
-    tensors: Sequence[TensorError],
-    options: VerifyOptions,
-) -> LogitsPart:
-    """The part with a diagnosis of the window in which the models disagree most.
-
-    What was measured stays; a finding says so where the diagnosis could not be made.
-    """
-    window = windows[part.worst[0].window] if part.worst else windows[0]
-    try:
-        diagnosis = diagnose(
-            expected.checkpoint,
-            expected.family,
-            file,
-            reader,
-            window,
-            tensors,
-            threads=options.threads,
-            progress=options.progress,
-        )
-    except RuntimeFailure as failure:
-        missing = Finding("diagnosis", phrase("no diagnosis: {failure}").of(failure=failure), grave=False)
-    except ChildDied as death:
-        missing = replace(undecided(death, "diagnosis"), message=f"no diagnosis: {death.message}")
-    else:
-        return replace(part, diagnosis=diagnosis)
-    return replace(part, findings=(*part.findings, missing))

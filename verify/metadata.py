@@ -67,6 +67,9 @@ def _table(right: Values, left_out: Values) -> Iterator[Key]:
     for key in known:
         if key.name == "pooling_type" and right.get("attention.causal") is False:
             key = replace(key, harm=phrase("texts get other embeddings"), grave=True)
+        if key.name == "attention.causal" and right.get(key.name) is False:
+            harm = phrase("where llama_decode reads, as in llama-server, tokens do not see those behind them")
+            key = replace(key, harm=harm)
         yield replace(key, default=left_out[key.name]) if key.name in left_out else key
     kinds = {bool: "flag", int: "whole", float: "real", str: "text", tuple: "list"}
     for name, value in right.items():

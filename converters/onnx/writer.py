@@ -18,6 +18,7 @@ from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, Val
 
 from ...core.claims import new_mark
 from ...core.cores import available_cores
+from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
@@ -85,6 +86,7 @@ def write_onnx(
     allow_nan: bool = False,
     journaled: Journaled | None = None,
     progress: Progress = silent,
+    stream: Stream | None = None,
 ) -> Written:
     """Write ``graphs``, by file name, and their weights into ``folder``, which must be there.
 
@@ -111,7 +113,7 @@ def write_onnx(
             name = f"{journaled.prefix}{new_mark()}"
             journal = stack.enter_context(Journal(journaled.folder, name, [path]))
         left = [piece for piece in pieces if piece not in sound]
-        _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress)
+        _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream)
     for name, data in protos.items():
         with explained(folder / name):
             (folder / name).write_bytes(data)
@@ -197,6 +199,7 @@ def _write_data(
     harmed: set[str],
     journal: Journal | None,
     progress: Progress,
+    stream: Stream | None,
 ) -> None:
     """Write these pieces; the file is made, or goes on as it is."""
     with explained(path):
@@ -223,7 +226,16 @@ def _write_data(
         with explained(path):
             os.truncate(handle, plan.nbytes)
             total = sum(_bytes(plan.weights[piece.index].tensor, piece) for piece in pieces)
-            work_through(pieces, write, threads=threads, stage="write", total=total, progress=progress)
+            work_through(
+                pieces,
+                write,
+                threads=threads,
+                stage="write",
+                total=total,
+                progress=progress,
+                stream=stream,
+                read=lambda rows: plan.weights[rows.index].tensor.read(rows.start, rows.stop),
+            )
     finally:
         os.close(handle)
 

@@ -1,0 +1,82 @@
+"""Conversions whose files go into an object store: made here, put there in parts, gone from here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..converters.results import Options, Output
+from ..core.claims import NAMES
+from ..core.elsewhere import Elsewhere
+from ..core.errors import UsageError
+from ..core.scratch import scratch_folder
+from ..hub.multipart import end_left_open, put_files, refuse_objects
+from ..hub.object_store import ObjectPath, ObjectPlace
+from .convert import convert
+from .results import Conversion, Run
+
+
+def convert_to_store(
+    source: str | Path | Elsewhere, place: ObjectPlace, options: Options, run: Run, *, modelfile: bool = False
+) -> Conversion:
+    """As ``convert``; ``place`` is that of a file where it ends in ``.gguf``, else what all keys begin with.
+
+    The files are made in a temporary folder, since they have to lie on a disk to be proven, and their objects
+    appear as files do: all when they are whole, before the proof, whose result the manifests get afterwards.
+    Raises what ``convert`` raises, and HubRefusal, EnvironmentProblem for what the store refuses.
+    """
+    if run.resume:
+        raise UsageError(
+            "--resume is for files on this machine, and those for an object store are not kept here",
+            hint="leave it out; or write to a folder and put the files into the store afterwards",
+        )
+    end_left_open(run.announce)
+    one = place.name.endswith(".gguf")
+    with scratch_folder("upload") as scratch:
+        folder = scratch / "files"
+        folder.mkdir()
+        above = ObjectPlace(place.bucket, place.key.rpartition("/")[0]) if one else place
+
+        def planned(paths: Sequence[Path]) -> None:
+            if not run.force:
+                refuse_objects([above / path.name for path in paths])
+
+        def made(paths: Sequence[Path]) -> None:
+            put_files(_in_order(folder, above), run.progress, replacing=run.force)
+            run.made([_there(path, above) for path in paths])
+
+        here = replace(run, planned=planned, made=made)
+        conversion = convert(
+            source, folder / place.name if one else folder, options, here, modelfile=modelfile
+        )
+        if conversion.proofs:
+            manifests = [output.manifest for output in conversion.outputs]
+            put_files([(path, above / path.name) for path in manifests], replacing=True)
+    outputs = tuple(_output_there(output, above) for output in conversion.outputs)
+    companions = tuple(replace(each, path=_there(each.path, above)) for each in conversion.companions)
+    proofs = tuple(
+        replace(proof, artifact=_there(Path(proof.artifact), above)) for proof in conversion.proofs
+    )
+    return replace(conversion, outputs=outputs, companions=companions, proofs=proofs)
+
+
+def _in_order(folder: Path, above: ObjectPlace) -> list[tuple[Path, ObjectPlace]]:
+    """All files of a folder with their places, manifests and Modelfiles behind what they speak of."""
+    files = [path for path in folder.iterdir() if path.is_file() and not NAMES.fullmatch(path.name)]
+    paths = sorted(files, key=lambda path: (path.suffix != ".gguf", path.name))
+    return [(path, above / path.name) for path in paths]
+
+
+def _there(path: Path, above: ObjectPlace) -> Path:
+    return ObjectPath(str(above / path.name))
+
+
+def _output_there(output: Output, above: ObjectPlace) -> Output:
+    return replace(
+        output,
+        path=_there(output.path, above),
+        manifest=_there(output.manifest, above),
+        modelfile=None if output.modelfile is None else _there(output.modelfile, above),
+        parts=tuple(_there(part, above) for part in output.parts),
+    )

@@ -1,0 +1,250 @@
+"""Putting files into an object store in parts: an object is there when all of it is, or not at all.
+
+The parts' borders follow from the size alone, which the plan knows before a byte is written. Every upload
+that is begun is noted in a journal of this machine, with a lock as long as its process lives: what a killed
+run has left open in the store, where it would be paid for unseen, the next run with an object store or
+``kconv clean`` ends. The journal holds the place, the store's number of the upload and the store's address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ..core.errors import EnvironmentProblem, HubRefusal, KconvError, OutputExists, UsageError
+from ..core.machine import cache_folder
+from ..core.progress import Progress, silent
+from .object_store import ObjectPlace, call
+
+SMALLEST, LARGEST, MOST = 5 << 20, 5 << 30, 10_000
+"""Bytes a part may have (the last may have fewer), and how many parts there may be: S3's limits."""
+USUAL = 32 << 20
+"""Bytes of a part, unless there would be too many."""
+_AT_A_TIME = 3
+_MIB = 1 << 20
+
+
+def part_borders(size: int, usual: int = USUAL) -> list[tuple[int, int]]:
+    """Where the parts of an object of ``size`` bytes begin and end. Raises UsageError for what is too large.
+
+    All but the last have the same length, a multiple of a mebibyte.
+    """
+    mebibytes = math.ceil(math.ceil(size / MOST) / _MIB)
+    length = max(usual, SMALLEST, mebibytes * _MIB)
+    if length > LARGEST:
+        raise UsageError(
+            f"an object of {size} bytes is larger than {MOST} parts of {LARGEST} bytes",
+            hint="pass --split-max-size 1000G",
+        )
+    return [(start, min(start + length, size)) for start in range(0, max(size, 1), length)]
+
+
+def refuse_objects(places: Sequence[ObjectPlace]) -> None:
+    """Raise OutputExists where there is an object already."""
+    for place in places:
+        try:
+            call("head_object", place)
+        except HubRefusal as error:
+            if "does not exist" in error.message:
+                continue
+            raise
+        raise OutputExists(
+            f"{place} already exists", hint="choose another -o, or pass --force to overwrite it"
+        )
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An upload that was begun: of which file to where, and under which number."""
+
+    path: Path
+    place: ObjectPlace
+    number: str
+    borders: Sequence[tuple[int, int]]
+
+
+def put_files(
+    files: Sequence[tuple[Path, ObjectPlace]], progress: Progress = silent, *, replacing: bool = False
+) -> None:
+    """Put files into the store; their objects appear when all parts of all are there, in this order.
+
+    Calls ``progress("upload", bytes done, bytes in all)``. Where it fails or is interrupted, no part stays,
+    nor an object, unless it is ``replacing`` others. Raises HubRefusal, EnvironmentProblem.
+    """
+    sizes = [path.stat().st_size for path, _ in files]
+    borders = [part_borders(size) for size in sizes]
+    done, total = 0, sum(sizes)
+    with contextlib.ExitStack() as stack:
+        begun = [
+            stack.enter_context(_upload(path, place, each))
+            for (path, place), each in zip(files, borders, strict=True)
+        ]
+        pool = stack.enter_context(ThreadPoolExecutor(_AT_A_TIME))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        sent = [[pool.submit(_send, each, i) for i in range(len(each.borders))] for each in begun]
+        tags: list[list[str]] = [[] for _ in begun]
+        for upload, futures, own in zip(begun, sent, tags, strict=True):
+            for future, (start, stop) in zip(futures, upload.borders, strict=True):
+                own.append(future.result())
+                done += stop - start
+                progress("upload", done, total)
+        complete: list[ObjectPlace] = []
+        try:
+            for upload, own in zip(begun, tags, strict=True):
+                complete.append(upload.place)  # before it is: the answer may be lost
+                _complete(upload, own)
+        except BaseException:
+            for place in () if replacing else complete:
+                with contextlib.suppress(KconvError):
+                    call("delete_object", place)
+            raise
+
+
+def _send(upload: _Begun, index: int) -> str:
+    """Send one part; returns the store's tag of it."""
+    start, stop = upload.borders[index]
+    with upload.path.open("rb") as opened:
+        opened.seek(start)
+        data = opened.read(stop - start)
+    if len(data) != stop - start:
+        raise EnvironmentProblem(
+            f"{upload.path} ends after {start + len(data)} bytes, expected {upload.borders[-1][1]}",
+            hint="do not change the files meanwhile",
+        )
+    sums = hashlib.md5(data, usedforsecurity=False)
+    answer = call("upload_part", upload.place, UploadId=upload.number, PartNumber=index + 1, Body=data)
+    tag = str(answer["ETag"])
+    plain = tag.strip('"')
+    if len(plain) == 32 and "SSEKMSKeyId" not in answer and plain != sums.hexdigest():
+        raise EnvironmentProblem(
+            f"part {index + 1} of {upload.place} was damaged on the way", hint="run it again"
+        )
+    return tag
+
+
+def _complete(upload: _Begun, tags: Sequence[str]) -> None:
+    parts = [{"PartNumber": i + 1, "ETag": tag} for i, tag in enumerate(tags)]
+    call("complete_multipart_upload", upload.place, UploadId=upload.number, MultipartUpload={"Parts": parts})
+    size = upload.borders[-1][1]
+    there = call("head_object", upload.place)["ContentLength"]
+    if there != size:
+        raise EnvironmentProblem(f"{upload.place} has {there} bytes, expected {size}", hint="run it again")
+
+
+@contextlib.contextmanager
+def _upload(path: Path, place: ObjectPlace, borders: Sequence[tuple[int, int]]) -> Iterator[_Begun]:
+    """Begin an upload, noted before and after; whatever goes wrong while it lasts ends it in the store."""
+    with _Note(place) as note:
+        number = str(call("create_multipart_upload", place)["UploadId"])
+        note.write(number)
+        try:
+            yield _Begun(path, place, number, borders)
+        except BaseException:
+            try:
+                abort(place, number)
+            except KconvError:  # the note stays for the next run
+                note.stays = True
+            raise
+
+
+def abort(place: ObjectPlace, number: str) -> None:
+    """End an upload that shall not become an object, or has already. Raises as ``call`` does."""
+    try:
+        call("abort_multipart_upload", place, UploadId=number)
+    except HubRefusal as error:
+        if "does not exist" not in error.message:
+            raise
+
+
+def journal_folder() -> Path:
+    """Where uploads are noted."""
+    above = cache_folder()
+    return (Path(tempfile.gettempdir()) / f"kconv-{os.getuid()}" if above is None else above) / "uploads"
+
+
+class _Note:
+    """The note of one upload, locked while this process lives and removed when the upload is over."""
+
+    def __init__(self, place: ObjectPlace) -> None:
+        self._place, self.stays = place, False
+        self._path = journal_folder() / f"{os.getpid()}-{os.urandom(6).hex()}.json"
+
+    def __enter__(self) -> _Note:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise EnvironmentProblem(
+                f"cannot note in {self._path.parent} what is uploaded: {error.strerror or error}",
+                hint="free some space there, or set XDG_CACHE_HOME to another folder",
+            ) from error
+        return self
+
+    def write(self, number: str) -> None:
+        """Note the upload's number, on the disk before the first part is sent."""
+        said = {"bucket": self._place.bucket, "key": self._place.key, "upload": number, "store": _store()}
+        os.pwrite(self._handle, json.dumps(said).encode(), 0)
+        os.fsync(self._handle)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if not self.stays:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        os.close(self._handle)
+
+
+def _store() -> str:
+    """The address of the store, without what may be secret in it; empty for AWS."""
+    address = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
+    return f"{address.scheme}://{address.hostname}:{address.port}" if address.hostname else ""
+
+
+@dataclass(frozen=True)
+class OpenUpload:
+    """An upload a run that is gone has left open in a store."""
+
+    note: Path
+    place: ObjectPlace
+    number: str
+
+
+def left_open() -> list[OpenUpload]:
+    """Those of this user on this machine, at the store the environment names now."""
+    found = []
+    for note in sorted(journal_folder().glob("*.json")) if journal_folder().is_dir() else []:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), note.open("rb+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is in use
+            text = opened.read(1 << 16)
+            if not text:  # killed before the upload was begun
+                note.unlink()
+                continue
+            said = json.loads(text)
+            if said["store"] == _store():
+                place = ObjectPlace(str(said["bucket"]), str(said["key"]))
+                found.append(OpenUpload(note, place, str(said["upload"])))
+    return found
+
+
+def end_left_open(announce: Callable[[str], None] = lambda text: None) -> list[OpenUpload]:
+    """End what killed runs have left open, as far as possible; returns what was ended."""
+    ended = []
+    for each in left_open():
+        with contextlib.suppress(KconvError, OSError):
+            abort(each.place, each.number)
+            each.note.unlink(missing_ok=True)
+            ended.append(each)
+    if ended:
+        names = ", ".join(dict.fromkeys(str(each.place) for each in ended[:5]))
+        announce(f"ended what killed runs had left open in the object store: uploads of {names}")
+    return ended

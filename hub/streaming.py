@@ -1,0 +1,29 @@
+"""A checkpoint on the Hub whose weights stay there: its small files here, its weights as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..core.elsewhere import Elsewhere
+from .download import fetch_files
+from .ranges import HubRanges
+from .source import HubSource
+from .stream import StreamedFile, WeightStream
+from .wanted import small_files, weight_files
+
+
+def stream_checkpoint(source: HubSource, announce: Callable[[str], None] = lambda text: None) -> Elsewhere:
+    """The checkpoint, with the stream its weights come by; fetches the small files.
+
+    Raises what ``fetch_files`` raises, and CheckpointError for a repository without a checkpoint. Where the
+    Hub was not reached, raises why.
+    """
+    if source.unreached is not None:
+        raise source.unreached
+    folder = fetch_files(source, small_files(source))
+    files = {}
+    for file in weight_files(source, folder):
+        git = None if file.sha256 is not None else file.git
+        files[file.path] = StreamedFile(HubRanges(source, file), file.sha256, git)
+    stream = WeightStream(files, announce=announce)
+    return Elsewhere(folder, {name: stream.opener(name) for name in files}, stream)
