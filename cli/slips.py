@@ -113,6 +113,11 @@ def answered(error: BaseException, words: Sequence[str]) -> BaseException:
     others = [word for word in words[1:] if not word.startswith("-")] if words else []
     if command.name == "quantize" and 2 <= len(others) <= 4:
         return _order_of_llama_quantize(error, others)
+    if command.name == "upload" and len(others) == 1 and Path(others[0]).exists():
+        return UsageError(
+            "kconv upload takes files and, last, the repository they are sent to",
+            hint=f"kconv upload {shlex.quote(others[0])} ORG/NAME",
+        )
     if command.name in ("to-gguf", "to-onnx") and len(others) >= 2 and "extra argument" in error.message:
         return _without_its_option(error, others)
     return error

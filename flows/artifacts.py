@@ -7,6 +7,7 @@ read.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,10 +151,10 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
     """An ONNX folder; at the ``top`` of the repository if it is all there is."""
     manifest = _manifest(folder)
     if not any(folder.glob("*.onnx")) and not any(folder.glob("onnx/*.onnx")):
-        raise InputError(
-            f"{folder} holds no .onnx files",
-            hint="give GGUF files, or folders made by kconv to-onnx; a checkpoint has to be converted first",
-        )
+        hint = "give GGUF files, or folders made by kconv to-onnx; a checkpoint has to be converted first"
+        if any(folder.glob("*.gguf")):
+            hint = f"GGUF files are named one by one: {shlex.quote(str(folder))}/*.gguf"
+        raise InputError(f"{folder} holds no .onnx files", hint=hint)
     name = "" if top else folder.resolve().name
     output = manifest.get("output", {})
     recorded = _recorded(output)

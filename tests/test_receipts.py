@@ -185,7 +185,7 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
 def test_many_processes_and_a_bound(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(250):
         (tmp_path / str(number)).write_bytes(b"x")
-    time.sleep(QUIET)
+    time.sleep(COMMAND_QUIET)  # these are processes
     running = [subprocess.Popen([sys.executable, "-c", MANY, str(tmp_path)]) for _ in range(3)]
     assert [process.wait() for process in running] == [0] * 3
     assert all(receipts.known(path) == path.name.zfill(64) for path in tmp_path.iterdir())

@@ -42,6 +42,7 @@ def test_spaces_and_hangul_stay_in_the_name_of_the_file(place: Path) -> None:
     [
         (["to-ggf", "{model}"], "use kconv to-gguf"),
         (["quantise", "{file}"], "use kconv quantize"),
+        (["upload", "{file}"], "ORG/NAME"),
         (["convert", "{model}"], "use kconv to-gguf or kconv to-onnx"),
         (["to_gguf", "{model}"], "use kconv to-gguf"),
         (["chat", "{file}"], "use kconv run"),

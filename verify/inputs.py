@@ -31,7 +31,6 @@ from .front_end import tokens_a_position
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
-RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
 
 
 @dataclass(frozen=True)
