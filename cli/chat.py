@@ -13,7 +13,7 @@ import click
 
 from ..core.errors import KconvError, OutputExists, UsageError
 from ..core.files import atomic_file
-from ..core.language import _
+from ..core.language import _, phrase, translated
 from .answers import show_text
 from .console import say
 from .errors import forget_interrupt
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from ..flows.conversation import Conversation, Turn
 
 COMMANDS = {
-    "/system": "/system TEXT: set the system prompt and begin anew; alone: show it",
-    "/regenerate": "/regenerate: another answer to the last question",
-    "/clear": "/clear: begin anew",
-    "/save": "/save FILE: write the conversation as JSON (messages with role and content)",
-    "/help": "/help: this list",
-    "/exit": "/exit, or Ctrl-D: leave",
+    "/system": phrase("/system TEXT: set the system prompt and begin anew; alone: show it"),
+    "/regenerate": phrase("/regenerate: another answer to the last question"),
+    "/clear": phrase("/clear: begin anew"),
+    "/save": phrase("/save FILE: write the conversation as JSON (messages with role and content)"),
+    "/help": phrase("/help: this list"),
+    "/exit": phrase("/exit, or Ctrl-D: leave"),
 }
 _COMMAND = re.compile(r"/[a-z]*")
 """A first word that is meant for kconv; ``/etc/hosts`` is not."""
-_MULTI_LINE = (
+_MULTI_LINE = phrase(
     "Enter sends; Alt-Enter (or Esc, Enter) begins a new line; Ctrl-C stops an answer; arrow keys recall"
 )
 
@@ -67,7 +67,7 @@ def converse(conversation: Conversation, read: Callable[[], str] | None = None) 
 def _command(conversation: Conversation, text: str) -> None:
     name, rest = (*text.split(maxsplit=1), "")[:2]
     if name == "/help":
-        say("\n".join([*COMMANDS.values(), _MULTI_LINE]), err=True)
+        say("\n".join(translated(line) for line in (*COMMANDS.values(), _MULTI_LINE)), err=True)
     elif name == "/clear":
         conversation.history.clear()
         say(_("begun anew"), err=True)
@@ -114,11 +114,12 @@ def _show(turn: Turn) -> None:
     click.echo()
     used = turn.prompt_tokens + turn.tokens
     ended = {
-        "length": _(" · cut off: no more room (-n, --ctx, or /clear)"),
+        "length": _(" · cut off (-n or --ctx allows more; /clear makes room)"),
         "interrupted": _(" · stopped"),
     }.get(turn.stop_reason, "")
-    rate = f"{turn.rate:.1f} tokens/s · " if turn.rate else ""
-    say(f"[{rate}{used:,} of {turn.context:,} tokens{ended}]", err=True)
+    rate = _("{rate:.1f} tokens/s · ", rate=turn.rate) if turn.rate else ""
+    room = _("{used:,} of {size:,} tokens", used=used, size=turn.context)
+    say(f"[{rate}{room}{ended}]", err=True)
 
 
 @contextlib.contextmanager

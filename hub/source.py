@@ -168,7 +168,13 @@ def _listing(name: HubName) -> Iterator[dict[str, Any]]:
             each["path"].encode()  # not text: not a list of files
         return page, answer.links.get("next", {}).get("url")
 
+    seen = set()
     while address is not None:
+        if address in seen:
+            raise EnvironmentProblem(
+                f"the list of files of {name} goes on at a page it has been at", hint="try again later"
+            )
+        seen.add(address)
         page, following = patiently(ask, name, "the list of files")
         yield from (each for each in page if each.get("type") == "file")
         address = None if following is None else fix_hf_endpoint_in_url(following, endpoint())
