@@ -37,8 +37,8 @@ def command(family: str, folder: Path, force: bool, as_json: bool, verbose: bool
     # Names are those of the table, in whatever case the user writes them.
     name = next((known for known in SAMPLES if known.lower() == family.lower()), family)
     place = write_sample(name, folder, force=force)
-    files = sorted(path for path in place.iterdir() if path.is_file())
-    sizes = {path.name: path.stat().st_size for path in files}
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    sizes = {path.relative_to(place).as_posix(): path.stat().st_size for path in files}
     if as_json:
         emit_json({"family": name, "folder": str(place), "files": sizes})
         return

@@ -245,7 +245,9 @@ def test_demo_checkpoints_are_written_whole_and_never_over_anything(family: str,
     folder = tmp_path / "demo"
     shown = json_of("demo-checkpoint", family.upper(), folder)
     assert shown["family"] == family
-    assert set(shown["files"]) == {path.name for path in folder.iterdir()}
+    assert set(shown["files"]) == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    }
     assert kconv("demo-checkpoint", family, folder).returncode == 3
     (folder / "notes.txt").write_text("mine")
     assert kconv("demo-checkpoint", family, folder, "--force").returncode == 3

@@ -19,7 +19,7 @@ LIMITS = "no commercial use; no distribution of modified versions"
 MADE: dict[str, tuple[Callable[[Path], Path], set[str]]] = {
     "kogpt": (lambda folder: byte_level_tokenizer(random_gptj(folder, n_layer=1)), {"kogpt-Q8_0.gguf"}),
     "kebyt5": (random_byt5, {"kebyt5-Q8_0.gguf"}),
-    "gbst-kebyt5": (random_gbswt5, {"gbst-kebyt5-Q8_0.gguf", "gbst-gbst-kebyt5.gguf"}),
+    "gbst-kebyt5": (random_gbswt5, {"gbst-kebyt5-Q8_0.gguf", "gbst-kebyt5-front-end.gguf"}),
 }
 
 

@@ -141,7 +141,7 @@ def test_manifest_records_source_options_and_proof(tmp_path: Path, small_tokeniz
         "type": "q4_0",
         "bytes": size,
         "bits_per_weight": round(made.bits_per_weight, 4),
-        "files": [{"name": "out.gguf", "bytes": size, "sha256": digest}],
+        "files": [{"name": "out.gguf", "bytes": size, "sha256": digest, "hashed": "now"}],
     }
     assert manifest["options"]["verify"] == "quick"
     assert manifest["proof"]["verdict"] == proof.verdict == conversion.verdict

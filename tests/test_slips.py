@@ -108,7 +108,7 @@ def test_too_little_text_to_calibrate_on_is_refused(place: Path, tmp_path: Path)
 
 def test_a_front_ends_name_says_gbst_once() -> None:
     assert front_end_path(Path(), "kebyt5-base").name == "gbst-kebyt5-base.gguf"
-    assert front_end_path(Path(), "gbst-kebyt5-base").name == "gbst-kebyt5-base.gguf"
+    assert front_end_path(Path(), "gbst-kebyt5-base").name == "gbst-kebyt5-base-front-end.gguf"
 
 
 def test_suggestions_name_what_there_is() -> None:

@@ -73,6 +73,7 @@ def test_manifest_names_source_options_versions_and_formats(checkpoint: Path, tm
         "accuracy_level": 4,
         "allow_nan": False,
         "chat_template": None,
+        "drop_extra_tokens": False,
     }
     assert {"onnx", "kconv"} <= set(manifest["versions"])
     assert manifest["tensors"]["model.layers.0.mlp.up_proj.weight"] == "q4_0"
@@ -234,8 +235,8 @@ def test_command_names_the_folder_after_the_checkpoint(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(command, [str(checkpoint), "-q", "q8_0", "--no-verify"])
     assert done.exit_code == 0, done.output
-    assert os.listdir(tmp_path) == ["한국어_모델-Q8_0-ONNX"]
-    assert "kconv run 한국어_모델-Q8_0-ONNX" in done.stdout.replace("'", "")
+    assert os.listdir(tmp_path) == ["한국어 모델-Q8_0-ONNX"]
+    assert "kconv run 한국어 모델-Q8_0-ONNX" in done.stdout.replace("'", "")
 
 
 def test_the_folder_one_is_in_is_not_replaced(

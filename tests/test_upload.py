@@ -77,14 +77,14 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def gguf(dist: Path, type: str = "Q8_0") -> Path:
-    return dist / f"작은_model-{type}.gguf"
+    return dist / f"작은 model-{type}.gguf"
 
 
 def test_what_is_there_afterwards_is_what_was_here(dist: Path, place: Place) -> None:
     done = place.run(gguf(dist), gguf(dist, "F16"), dist / "onnx-f32", REPOSITORY, "--json")
     there = place.uploads.files(REPOSITORY)
-    beside = [f"작은_model-{type}{end}" for type in ("Q8_0", "F16") for end in (".gguf", ".Modelfile")]
-    for name in [*beside, "작은_model-Q8_0.gguf.manifest.json", "onnx-f32/model.onnx_data"]:
+    beside = [f"작은 model-{type}{end}" for type in ("Q8_0", "F16") for end in (".gguf", ".Modelfile")]
+    for name in [*beside, "작은 model-Q8_0.gguf.manifest.json", "onnx-f32/model.onnx_data"]:
         assert there[name] == (dist / name).read_bytes()
     assert there["README.md"].decode() == json.loads(done.stdout)["card"]
     assert place.hub.repositories[REPOSITORY].private
@@ -94,7 +94,7 @@ def test_what_is_there_afterwards_is_what_was_here(dist: Path, place: Place) -> 
     assert not any("authorization" in each.headers for each in place.hub.asked("PUT /lfs/"))
     again = json.loads(place.run(gguf(dist), gguf(dist, "F16"), REPOSITORY, "--json").stdout)
     assert again["sent"] == []
-    assert set(again["there"]) >= {"작은_model-Q8_0.gguf", "README.md"}
+    assert set(again["there"]) >= {"작은 model-Q8_0.gguf", "README.md"}
 
 
 def test_a_proof_leaves_the_hashes_of_what_it_proved(made: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_later_type_joins_the_card(dist: Path, place: Place) -> None:
     assert not place.hub.repositories[REPOSITORY].private
     place.run(gguf(dist, "F16"), REPOSITORY, "--lang", "en")
     card = place.uploads.files(REPOSITORY)["README.md"].decode()
-    assert card.count("| `작은_model-") == 2
+    assert card.count("| `작은 model-") == 2
     assert "한국어" not in card
 
 
@@ -154,7 +154,7 @@ def test_a_dry_run_asks_for_nothing(dist: Path, place: Place) -> None:
     done = place.run(gguf(dist), dist / "onnx-f32", REPOSITORY, "--dry-run")
     assert place.hub.requests == []
     assert "# 작은 model · GGUF · ONNX" in done.stdout
-    assert "작은_model-Q8_0.gguf.manifest.json" in done.stdout
+    assert "작은 model-Q8_0.gguf.manifest.json" in done.stdout
     assert "nothing was sent" in done.stdout
 
 

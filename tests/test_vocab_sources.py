@@ -228,15 +228,14 @@ def test_bad_tokenizer_json_is_refused(tmp_path: Path, text: str) -> None:
         read(tmp_path)
 
 
-def test_wordpiece_is_named_as_unsupported(tmp_path: Path) -> None:
+def test_a_word_level_tokenizer_is_named_as_unsupported(tmp_path: Path) -> None:
     spec = {
         "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
-                  "max_input_chars_per_word": 100, "vocab": {"[UNK]": 0, "a": 1}},
+        "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {"[UNK]": 0, "a": 1}},
     }  # fmt: skip
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
-    with pytest.raises(VocabError, match="WordPiece"):
+    with pytest.raises(VocabError, match="WordLevel"):
         read(tmp_path)
 
 

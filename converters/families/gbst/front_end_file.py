@@ -40,7 +40,7 @@ class GbstFile(FrontEndFile):
 
 def front_end_path(folder: Path, name: str) -> Path:
     """Where a conversion puts the front end of the checkpoint of that name; one for all its bodies."""
-    return folder / (f"{name}.gguf" if name.startswith("gbst-") else f"gbst-{name}.gguf")
+    return folder / (f"{name}-front-end.gguf" if name.startswith("gbst-") else f"gbst-{name}.gguf")
 
 
 def write_front_end(path: Path, model: Model, *, force: bool = False) -> int:
