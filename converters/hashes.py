@@ -26,7 +26,7 @@ class SourceFile:
     hashed: Hashed = "now"
 
 
-class Hashes(threading.Thread):
+class Hashes:
     """Hashes files in the background, one after the other, while other work goes on.
 
     ``files`` are open files, or paths to open when their turn comes, with their names; ``rehash`` reads them
@@ -35,7 +35,7 @@ class Hashes(threading.Thread):
     """
 
     def __init__(self, files: Sequence[tuple[str, InputFile | Path]], *, rehash: bool = False) -> None:
-        super().__init__(name="kconv-sha256", daemon=True)
+        self._thread: threading.Thread | None = None  # made when it starts: a fork before would stop it
         self._files, self._rehash = tuple(files), rehash
         self._total = sum(_size(file) for _, file in files)
         self._before = self._done = 0  # bytes
@@ -45,12 +45,14 @@ class Hashes(threading.Thread):
         self._stopped = threading.Event()
 
     def __enter__(self) -> Self:
-        self.start()
+        self._thread = threading.Thread(target=self.run, name="kconv-sha256", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._stopped.set()
-        self.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def run(self) -> None:
         """Hash file after file."""
@@ -76,9 +78,9 @@ class Hashes(threading.Thread):
 
     def wait(self, progress: Progress = silent) -> list[SourceFile]:
         """All files, in the order given; raises what hashing raised."""
-        while self.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             progress("hash", self._done, self._total)
-            self.join(0.1)  # so that Ctrl-C gets through
+            self._thread.join(0.1)  # so that Ctrl-C gets through
         if self._failure is not None:
             raise self._failure
         return self._found

@@ -127,7 +127,8 @@ def test_hashing_stops_when_it_is_left(made: Made) -> None:
     hashes = CheckpointHashes(made.file, manifest_of(made), open_checkpoint(made.checkpoint))
     with pytest.raises(ZeroDivisionError), hashes:
         raise ZeroDivisionError
-    assert not hashes.is_alive()
+    assert hashes._thread is not None
+    assert not hashes._thread.is_alive()
 
 
 def test_another_size_than_the_manifests(made: Made, tmp_path: Path) -> None:

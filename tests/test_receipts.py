@@ -268,12 +268,14 @@ def test_a_checkpoint_written_to_behind_a_receipt(checkpoint: Path, tmp_path: Pa
 
 def test_changed_behind_its_mtime_while_it_is_read(quiet_file: Path) -> None:
     with SourceHashes([InputFile(quiet_file)]) as hashes:
-        hashes.join()
+        assert hashes._thread is not None
+        hashes._thread.join()
         quiet_file.chmod(0o600)  # no change of contents
         assert hashes.result()[0].sha256 == real_sum(quiet_file)
     before = quiet_file.stat()
     with SourceHashes([InputFile(quiet_file)]) as hashes:
-        hashes.join()
+        assert hashes._thread is not None
+        hashes._thread.join()
         data = quiet_file.read_bytes()
         quiet_file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
         os.utime(quiet_file, ns=(before.st_atime_ns, before.st_mtime_ns))

@@ -401,7 +401,7 @@ ONNX_WRITE = "kconv.converters.onnx.writer:write_at"
 @pytest.mark.parametrize(
     ("at", "count", "expected"),
     [
-        (ONNX_WRITE, 25, "resumed: 1"),
+        (ONNX_WRITE, 25, "of 30 pieces of the weights are written already"),
         ("kconv.flows.write_onnx:_manifest", 1, "resumed: "),
         ("shutil:rmtree", 1, "the files are complete"),
     ],
