@@ -25,7 +25,7 @@ from .in_gguf import read_vocab
 from .leading_space import LEADING_SPACE, with_space_in_template
 from .normal_form import normalizer_metadata
 from .sampling import recommended_sampling, sampling_metadata
-from .selection import adapted, embedding_rows
+from .selection import ON_SOME_TEXT, adapted, embedding_rows
 from .templates import NO_TEMPLATE, format_named
 from .tokenizer import Source
 
@@ -141,15 +141,6 @@ def _strange_option(name: str, value: object) -> InputError:
 def _begins_with_space(source: Source, vocab: Vocab, manifest: Mapping[str, Any] | None) -> bool:
     """Whether text has to begin with a space the tokenizer would add and this vocabulary does not."""
     verdict = _of_proof(manifest, "verdict")
-    known = (
-        "exact",
-        "leading-space",
-        "extra-spaces",
-        "nfc",
-        "sentencepiece",
-        "ordinary-words",
-        "in-vocabulary",
-    )
-    if verdict in known:
+    if verdict in ("exact", *ON_SOME_TEXT):
         return bool(verdict == "leading-space")
     return source.prefix is not None and not (vocab.model == SPM and vocab.add_space_prefix)

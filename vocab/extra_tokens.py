@@ -32,7 +32,7 @@ def refuse_extra(vocab: Vocab, rows: int) -> None:
     if all(vocab.types[index] in _ADDED for index in extra):
         hint = (
             "they were added without resizing the embedding: --drop-extra-tokens leaves them "
-            " out (texts that spell them are then read as ordinary text), or call "
+            "out (texts that spell them are then read as ordinary text), or call "
             "resize_token_embeddings and train them"
         )
     raise VocabError(
