@@ -59,10 +59,8 @@ def shifted(ids: array[int]) -> array[int]:
     return array("i", [each + _OFFSET if each else UNKNOWN for each in ids])
 
 
-def table(
-    proto: ModelProto, settings: TokenSettings, path: Path, layout: Layout | None, copy: TokenTable | None
-) -> tuple[TokenTable, ModelProto]:
-    """The tokens, and the model's pieces in their order: of ``copy`` where it has these ids, else of a class.
+def ordered(proto: ModelProto, settings: TokenSettings, path: Path) -> ModelProto:
+    """The model with its pieces in the order of fairseq's ids.
 
     Raises VocabError for a model whose first pieces are other ones.
     """
@@ -74,12 +72,13 @@ def table(
             hint="compare tokenizer_class in tokenizer_config.json with the published file",
         )
     first = [Piece(text, 0.0, kind) for text, kind in zip(SPECIALS, _TYPES, strict=True)]
-    ordered = replace(proto, pieces=(*first, *proto.pieces[3:]))
-    if copy is not None and are_those(copy, proto):
-        return copy, ordered
-    layout = layout or _LAYOUTS["XLMRobertaTokenizer"]
-    tokens = (*(piece.text for piece in ordered.pieces), *layout.words)
-    types = (*(piece.kind for piece in ordered.pieces), *(TokenType.CONTROL for _ in layout.words))
+    return replace(proto, pieces=(*first, *proto.pieces[3:]))
+
+
+def table(proto: ModelProto, settings: TokenSettings, layout: Layout) -> TokenTable:
+    """The tokens of a class, of a model that is ``ordered``."""
+    tokens = (*(piece.text for piece in proto.pieces), *layout.words)
+    types = (*(piece.kind for piece in proto.pieces), *(TokenType.CONTROL for _ in layout.words))
     ids = {text: index for index, text in enumerate(tokens)}
     known = {token.text: token for token in settings.added if token.text in ids}
     cut_out = [*SPECIALS, *layout.words, *(text for text in known if ids[text] >= len(SPECIALS))]
@@ -94,4 +93,4 @@ def table(
         special=special,
         add_bos=True if settings.add_bos is None else settings.add_bos,
         add_eos=layout.add_eos if settings.add_eos is None else settings.add_eos,
-    ), ordered
+    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .plain_text import is_plain
 from .spelled_bytes import octets_of, ordinary_texts, with_unknown
-from .tokenizer import Source, added_pattern
+from .tokenizer import Source, added_pattern, cut_at
 
 if TYPE_CHECKING:
     from .parity import Exam
@@ -24,7 +24,7 @@ def of_original(questions: Exam, wrong: Sequence[int], source: Source) -> Exam |
     asked = [questions.questions[index] for index in wrong]
     texts = [questions.texts[question.text] for question in asked]
     pattern = added_pattern(source.added, True)
-    if any(all(map(is_plain, pattern.split(text) if pattern else [text])) for text in texts):
+    if any(all(map(is_plain, cut_at(pattern, text)[::2])) for text in texts):
         return None
     answers = list(questions.answers)
     for parse_special in (True, False):

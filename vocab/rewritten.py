@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from .probe import Request
@@ -24,16 +24,15 @@ def spaced(as_is: Sequence[Request], source: Source, *, adds_space: bool) -> dic
 
 def composed(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
     """The requests by index whose text is not in NFC, in that form; empty for tokenizers that leave it."""
-    if not source.normalizes_to_nfc:
-        return {}
-    texts = (source.composed(request.text, request.parse_special) for request in as_is)
-    return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}
+    return _changed(as_is, source.composed) if source.normalizes_to_nfc else {}
 
 
 def ordinary_words(as_is: Sequence[Request], source: Source) -> dict[int, Request]:
     """The requests by index whose text has words a WordPiece tokenizer finds unknown; empty for others."""
     plain = ordinary(source)
-    if plain is None:
-        return {}
-    texts = (plain(request.text, request.parse_special) for request in as_is)
+    return {} if plain is None else _changed(as_is, plain)
+
+
+def _changed(as_is: Sequence[Request], rewrite: Callable[[str, bool], str]) -> dict[int, Request]:
+    texts = (rewrite(request.text, request.parse_special) for request in as_is)
     return {at: replace(as_is[at], text=text) for at, text in enumerate(texts) if text != as_is[at].text}

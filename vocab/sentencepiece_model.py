@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from . import fairseq_ids
 from .describe import describe
 from .sentencepiece_proto import ModelProto, parse_model
 from .token_settings import MAX_TOKENS, AddedToken, TokenSettings
-from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern
+from .tokenizer import Encoder, Kind, Source, SpacePrefix, TokenTable, added_pattern, cut_at
 from .tokenizer_process import TokenizerProcess
 from .unigram import equally_good
 
@@ -48,9 +47,14 @@ def read_sentencepiece(
     if kind is None:
         raise VocabError(f"{path} is neither a BPE nor a unigram model; llama.cpp has no tokenizer for it")
     fairseq = fairseq_ids.layout_of(settings.tokenizer_class)
-    shifted = fairseq is not None or (copy is not None and fairseq_ids.are_those(copy, proto))
+    copied = copy if copy is not None and fairseq_ids.are_those(copy, proto) else None
+    shifted = fairseq is not None or copied is not None
     if shifted:
-        table, proto = fairseq_ids.table(proto, settings, path, fairseq, copy)
+        proto = fairseq_ids.ordered(proto, settings, path)
+    if copied is not None:
+        table = copied
+    elif fairseq is not None:
+        table = fairseq_ids.table(proto, settings, fairseq)
     else:
         t5 = settings.tokenizer_class in _T5_CLASSES
         if t5:
@@ -193,7 +197,7 @@ def encoder(
         return map(fairseq_ids.shifted, found) if shifted else iter(found)
 
     def encode(texts: Sequence[str], parse_special: bool) -> list[array[int]]:
-        cut = [_cut(text, patterns[parse_special]) for text in texts]
+        cut = [cut_at(patterns[parse_special], text) for text in texts]
         first = library([pieces[0] for pieces in cut if pieces[0]])
         rest = library([each for pieces in cut for each in pieces[2::2] if each], later)
         found = []
@@ -206,12 +210,3 @@ def encoder(
         return found
 
     return encode
-
-
-def _cut(text: str, pattern: re.Pattern[str] | None) -> list[str]:
-    """Stretches of text and, between them, the tokens found."""
-    pieces, end = [], 0
-    for match in pattern.finditer(text) if pattern else ():
-        pieces += [text[end : match.start()], match.group()]
-        end = match.end()
-    return [*pieces, text[end:]]

@@ -36,17 +36,22 @@ def added_pattern(added: Sequence[AddedToken], parse_special: bool) -> re.Patter
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)))
 
 
+def cut_at(pattern: re.Pattern[str] | None, text: str) -> list[str]:
+    """Stretches of ``text`` (``[::2]``) and, between each two of them, the token found there (``[1::2]``)."""
+    pieces, end = [], 0
+    for match in pattern.finditer(text) if pattern else ():
+        pieces += [text[end : match.start()], match.group()]
+        end = match.end()
+    return [*pieces, text[end:]]
+
+
 def composed(text: str, kept: Sequence[AddedToken], parse_special: bool) -> str:
     """``text`` in NFC between the tokens of ``kept``, which are matched before a tokenizer normalizes."""
     if unicodedata.is_normalized("NFC", text):
         return text
-    pattern = added_pattern(kept, parse_special)
-    pieces: list[str] = []
-    end = 0
-    for match in pattern.finditer(text) if pattern else ():
-        pieces += [unicodedata.normalize("NFC", text[end : match.start()]), match.group()]
-        end = match.end()
-    return "".join((*pieces, unicodedata.normalize("NFC", text[end:])))
+    pieces = cut_at(added_pattern(kept, parse_special), text)
+    pieces[::2] = [unicodedata.normalize("NFC", stretch) for stretch in pieces[::2]]
+    return "".join(pieces)
 
 
 @dataclass(frozen=True)
@@ -204,18 +209,14 @@ class Source:
         With ``adds_space`` that llama.cpp puts a space before every stretch of text between special tokens;
         then there is none for a stretch that is to become one single space: None.
         """
-        pattern = added_pattern(self.added, parse_special)
-        pieces: list[str] = []
-        end = 0
-        for match in (*(pattern.finditer(text) if pattern else ()), None):
-            stop = len(text) if match is None else match.start()
-            stretch = self._spaced(text[end:stop], end == 0)
+        pieces = cut_at(added_pattern(self.added, parse_special), text)
+        for at in range(0, len(pieces), 2):
+            stretch = self._spaced(pieces[at], at == 0)
             if adds_space and stretch[:1] in (" ", META_SPACE):  # elsewhere llama.cpp's is one too many
                 stretch = stretch[1:]
                 if not stretch:
                     return None
-            pieces += [stretch] if match is None else [stretch, match.group()]
-            end = 0 if match is None else match.end()
+            pieces[at] = stretch
         return "".join(pieces)
 
     def composed(self, text: str, parse_special: bool) -> str:

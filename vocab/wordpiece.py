@@ -21,8 +21,8 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import VocabError
 from ..core.input_files import quoted, read_json, read_text
 from ..core.vocabulary import WORDPIECE, TokenType, Vocab
-from .token_settings import TokenSettings
-from .tokenizer import META_SPACE, Source, WordPiece, added_pattern
+from .token_settings import ROLES, TokenSettings
+from .tokenizer import META_SPACE, Source, WordPiece, added_pattern, cut_at
 
 _SIGN = "##"
 _LONGEST = 100
@@ -102,14 +102,8 @@ def ordinary(source: Source) -> Callable[[str, bool], str] | None:
 
 
 def _ordinary(source: Source, pieces: WordPiece, rare: str, text: str, parse_special: bool) -> str:
-    pattern = added_pattern(source.added, parse_special)
-    made: list[str] = []
-    end = 0
-    for match in (*(pattern.finditer(text) if pattern else ()), None):
-        stop = len(text) if match is None else match.start()
-        made.append(_stretch(text[end:stop], pieces, rare))
-        made += [] if match is None else [match.group()]
-        end = stop if match is None else match.end()
+    made = cut_at(added_pattern(source.added, parse_special), text)
+    made[::2] = [_stretch(stretch, pieces, rare) for stretch in made[::2]]
     return "".join(made)
 
 
@@ -142,7 +136,7 @@ def vocab_txt_as_json(checkpoint: Checkpoint, settings: TokenSettings) -> dict[s
         raise VocabError(f"{where} has tokens that stand there more than once", hint="download it again")
     config = read_json(checkpoint.folder, "tokenizer_config.json") or {}
     defaults = {key: f"[{key[:-6].upper()}]" for key in _ROLES}
-    special = {key: settings.roles.get(_role(key), defaults[key]) for key in _ROLES}
+    special = {key: settings.roles.get(ROLES[key], defaults[key]) for key in _ROLES}
     missing = [token for key, token in special.items() if token not in vocab and key != "mask_token"]
     if missing:
         raise VocabError(f"{where} lacks {quoted(missing[0])}, which a BERT tokenizer needs")
@@ -174,12 +168,6 @@ def vocab_txt_as_json(checkpoint: Checkpoint, settings: TokenSettings) -> dict[s
             "vocab": vocab,
         },
     }
-
-
-def _role(key: str) -> str:
-    from .token_settings import ROLES
-
-    return ROLES[key]
 
 
 def vocab_txt_text(checkpoint: Checkpoint, settings: TokenSettings) -> str:
