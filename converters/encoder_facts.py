@@ -12,7 +12,7 @@ from ..core.model import MetadataValue, Note
 from .activation_names import GELU, NOT_IN_LLAMA_CPP, TANH_GELU, refuse_unless_in_onnx
 from .family import Row, Transform
 from .pooling import pooling_of
-from .positions import refuse_set
+from .positions import gelu_remarks, layer_norm_keys, refuse_set
 from .settings import Settings
 
 TABLE = "embeddings.word_embeddings.weight"
@@ -86,12 +86,7 @@ def read_encoder(settings: Settings, *, epsilon: float, types: int, offset: int 
 def encoder_keys(facts: EncoderFacts) -> dict[str, MetadataValue]:
     """What llama.cpp's bert graph reads. It always adds the first row of token_types."""
     return {
-        "block_count": facts.layers,
-        "context_length": facts.context,
-        "embedding_length": facts.hidden,
-        "feed_forward_length": facts.ffn,
-        "attention.head_count": facts.heads,
-        "attention.layer_norm_epsilon": facts.epsilon,
+        **layer_norm_keys(facts),
         "attention.causal": False,
         "tokenizer.ggml.token_type_count": facts.types,
     }
@@ -164,8 +159,6 @@ def limits_of_onnx(facts: EncoderFacts) -> None:
 
 def type_remarks(facts: EncoderFacts) -> tuple[Note, ...]:
     """What llama.cpp leaves out of a model with segments, and its GELU."""
-    from .positions import gelu_remarks
-
     notes = gelu_remarks(facts)
     if facts.types > 1:
         message = (

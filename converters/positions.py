@@ -1,21 +1,18 @@
-"""Decoders with LayerNorm, most of them without rotary positions: facts, keys and notes they share."""
+"""Models with LayerNorm, most of them without rotary positions: facts, keys and notes they share."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from ..core.errors import UnsupportedModel
 from ..core.model import MetadataValue, Note
 from .activation_names import GELU
-from .decoder_facts import DecoderFacts
 from .rope import Rope
 from .settings import Settings
 
-
-class _Activated(Protocol):
-    @property
-    def activation(self) -> str: ...
-
+if TYPE_CHECKING:
+    from .decoder_facts import DecoderFacts
+    from .encoder_facts import EncoderFacts
 
 NO_ROPE = Rope(base=1.0, dimensions=0)
 """Stands in DecoderFacts for models in which nothing turns."""
@@ -32,7 +29,7 @@ def unrotated(settings: Settings, hidden: int, heads: int, context: int, heads_k
     return {"where": settings.where, **sizes, "context": context, "rope": NO_ROPE}
 
 
-def layer_norm_keys(facts: DecoderFacts) -> dict[str, MetadataValue]:
+def layer_norm_keys(facts: DecoderFacts | EncoderFacts) -> dict[str, MetadataValue]:
     """The GGUF keys all graphs with LayerNorm read; nothing of positions."""
     return {
         "block_count": facts.layers,
@@ -44,7 +41,7 @@ def layer_norm_keys(facts: DecoderFacts) -> dict[str, MetadataValue]:
     }
 
 
-def gelu_remarks(facts: _Activated) -> tuple[Note, ...]:
+def gelu_remarks(facts: DecoderFacts | EncoderFacts) -> tuple[Note, ...]:
     """What there is to say of llama.cpp's GELU where the model has the exact one."""
     if facts.activation not in GELU:
         return ()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..family import InTransformers
 from .roberta import ROBERTA
 
 XLM_ROBERTA = replace(
@@ -16,8 +15,6 @@ XLM_ROBERTA = replace(
     title="XLM-RoBERTa (embeddings)",
     models=("bge-m3, BGE-m3-ko, KURE, multilingual-e5, paraphrase-multilingual",),
     hf_classes=("XLMRobertaModel", "XLMRobertaForMaskedLM"),
-    reference=InTransformers(
-        "XLMRobertaModel", kept=frozenset({"pad_token_id"}), arguments={"add_pooling_layer": False}
-    ),
+    reference=replace(ROBERTA.reference, name="XLMRobertaModel"),
     tokenizer_class="XLMRobertaTokenizer",
 )
