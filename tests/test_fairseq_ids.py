@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import sentencepiece
 import vocab_material as material
 from transformers import XGLMTokenizer, XLMRobertaTokenizer
 
-from kconv.converters.samples.korean_text import korean_text
+from kconv.converters.samples.tokenizer_files import unigram_sentencepiece
 from kconv.core.errors import TokenMismatch, VocabError
 from kconv.core.vocabulary import TokenType
 from kconv.vocab.parity import exam
@@ -31,17 +30,7 @@ CLASSES = {"XGLMTokenizer": XGLMTokenizer, "XLMRobertaTokenizer": XLMRobertaToke
 
 @pytest.fixture(scope="module")
 def trained() -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(korean_text()),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=900,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return unigram_sentencepiece(900)
 
 
 def as_transformers_4_made_it(model: bytes, kind: str) -> dict[str, Any]:

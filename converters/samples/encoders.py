@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...core.tensor import DType
+from ...vocab.sentencepiece_proto import parse_model
 from .korean_text import korean_text
+from .tokenizer_files import unigram_sentencepiece
 from .weights import Shape, write_checkpoint, write_json, write_readme
 
 _VOCABULARY = 3000
@@ -91,7 +93,9 @@ def write_xlm_roberta(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, 
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     config |= {"type_vocab_size": 1, "layer_norm_eps": 1e-05, **ids, **changes}
     folder.mkdir(parents=True)
-    pieces = _write_sentencepiece(folder / "sentencepiece.bpe.model")
+    data = unigram_sentencepiece(1500, normalization_rule_name="nmt_nfkc")
+    (folder / "sentencepiece.bpe.model").write_bytes(data)
+    pieces = len(parse_model(data, folder / "sentencepiece.bpe.model").pieces)
     roles = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
     roles |= {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
     settings = {"tokenizer_class": "XLMRobertaTokenizer", **roles}
@@ -102,28 +106,6 @@ def write_xlm_roberta(folder: Path, *, dtype: DType = DType.F32, seed: int = 0, 
     text = "Layout: `XLMRobertaModel` with a SentencePiece tokenizer and fairseq's ids, pooling `cls`."
     _finish(folder, whole, title, text, dtype, seed, pooling="cls")
     return folder
-
-
-def _write_sentencepiece(path: Path) -> int:
-    """Train a unigram model on Korean, normalized as XLM-RoBERTa's; how many pieces it has."""
-    import io
-
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(korean_text()),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=1500,
-        hard_vocab_limit=False,
-        normalization_rule_name="nmt_nfkc",
-        num_threads=1,
-        minloglevel=2,
-    )
-    path.write_bytes(model.getvalue())
-    count: int = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()).get_piece_size()
-    return count
 
 
 def _common(name: str, kind: str) -> dict[str, Any]:

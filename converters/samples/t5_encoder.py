@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .encoders import write_pooling
-from .umt5 import t5_sentencepiece, t5_shapes, write_small_queries
-from .weights import write_checkpoint, write_json, write_readme
+from .umt5 import t5_shapes, write_small_queries, write_t5_tokenizer
+from .weights import write_checkpoint, write_readme
 
 _BIAS = "relative_attention_bias.weight"
 
@@ -55,10 +55,7 @@ def write_t5_encoder(
         if not name.startswith("decoder.") and (not name.endswith(_BIAS) or name.startswith(biased))
     }
     write_checkpoint(folder, config, seed=seed, shapes=shapes, writer=write_small_queries)
-    (folder / "spiece.model").write_bytes(t5_sentencepiece())
-    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
-    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    write_json(folder, {"tokenizer_config.json": {**settings, **tokens}})
+    write_t5_tokenizer(folder)
     if pooling:
         write_pooling(folder, config["d_model"], pooling, normalized=True)
     write_readme(

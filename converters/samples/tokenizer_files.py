@@ -1,7 +1,8 @@
-"""tokenizer.json in the shape of a family's, trained on the spot."""
+"""tokenizer.json in the shape of a family's, and SentencePiece's models, trained on the spot."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -158,6 +159,24 @@ def _begin_with(token: str, number: int) -> dict[str, Any]:
         ],
         "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
     }
+
+
+def unigram_sentencepiece(vocab_size: int, **options: Any) -> bytes:
+    """A SentencePiece model of about that many unigram pieces, trained on Korean."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(korean_text()),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=vocab_size,
+        hard_vocab_limit=False,
+        num_threads=1,
+        minloglevel=2,
+        **options,
+    )
+    return model.getvalue()
 
 
 def added(number: int, text: str, *, special: bool = True) -> dict[str, Any]:

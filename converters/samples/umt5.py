@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.tensor import DType
-from .korean_text import korean_text
+from .tokenizer_files import unigram_sentencepiece
 from .weights import Shape, random_slabs, write_checkpoint, write_json, write_readme
 
 _VOCABULARY = 1200
@@ -44,10 +43,7 @@ def write_umt5(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     }
     folder.mkdir(parents=True)
     write_checkpoint(folder, config, seed=seed, shapes=t5_shapes(config), writer=write_small_queries)
-    (folder / "spiece.model").write_bytes(t5_sentencepiece())
-    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
-    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-    write_json(folder, {"tokenizer_config.json": {**settings, **tokens}})
+    write_t5_tokenizer(folder)
     write_readme(
         folder,
         "A UMT5-like demo checkpoint",
@@ -96,22 +92,10 @@ def write_small_queries(path: Path, shapes: Mapping[str, Shape], dtype: DType, s
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def t5_sentencepiece() -> bytes:
-    """A unigram model with T5's special ids, normalized as T5's are."""
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(korean_text()),
-        model_writer=model,
-        model_type="unigram",
-        vocab_size=_VOCABULARY,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-    )
-    return model.getvalue()
+def write_t5_tokenizer(folder: Path) -> None:
+    """Write a unigram model with T5's special ids, normalized as T5's are, and what stands beside it."""
+    data = unigram_sentencepiece(_VOCABULARY, pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+    (folder / "spiece.model").write_bytes(data)
+    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(folder, {"tokenizer_config.json": {**settings, **tokens}})
