@@ -165,12 +165,11 @@ def as_a_copy() -> Transform:
 def plus_one() -> Transform:
     """Each weight and one, in float32: Gemma's norms multiply by that, llama.cpp's by the weight alone."""
     return Transform(
-        lambda sources, sizes: shifted(sources[0], 1.0), lambda target, sizes: (shifted(target, -1.0),)
+        lambda sources, sizes: _shifted(sources[0], 1.0), lambda target, sizes: (_shifted(target, -1.0),)
     )
 
 
-def shifted(source: Tensor, by: float) -> Tensor:
-    """A tensor with a number added to every weight, in float32."""
+def _shifted(source: Tensor, by: float) -> Tensor:
     return replace(source, dtype=DType.F32, read=partial(_read_shifted, source, by), stored=None)
 
 

@@ -18,6 +18,11 @@ def linear(graph: Graph, rows: str, place: str) -> str:
     return graph.linear(rows, f"{place}.weight", bias if bias in graph.tensors else None)
 
 
+def by_batch(graph: Graph, rows: str, lengths: str, width: int, *, name: str | None = None) -> str:
+    """Rows ``(batch * length, width) -> (batch, length, width)``; ``lengths`` are batch and length."""
+    return graph.op("Reshape", rows, graph.op("Concat", lengths, graph.integers(width), axis=0), name=name)
+
+
 def rms_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
     """Each row divided by its root mean square, times the weights."""
     return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), axis=-1, epsilon=epsilon)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..encoder_facts import PLACES, TABLE, TYPES, EncoderFacts
 from ..pooling import Pooling, pooling_of
-from .blocks import feed_forward, layer_norm, linear
+from .blocks import by_batch, feed_forward, layer_norm, linear
 from .graph import Element, Graph
 from .masks import additive_mask, for_queries
 from .request import GraphRequest
@@ -36,7 +36,7 @@ def describe_encoder(graph: Graph, request: GraphRequest[EncoderFacts]) -> None:
     allowed = for_queries(graph, additive_mask(graph, mask), graph.op("Shape", ids, start=1))
     for layer in range(facts.layers):
         rows = _layer(graph, facts, f"encoder.layer.{layer}", rows, lengths, allowed)
-    whole = _by_batch(graph, rows, lengths, facts.hidden, name=STATES)
+    whole = by_batch(graph, rows, lengths, facts.hidden, name=STATES)
     graph.output(STATES, Element.FLOAT, (BATCH, LENGTH, facts.hidden))
     pooled(graph, whole, mask, pooling_of(request.checkpoint), facts.hidden)
 
@@ -71,7 +71,7 @@ def _places(graph: Graph, ids: str, lengths: str, facts: EncoderFacts) -> str:
     if facts.offset:
         padding = graph.number(facts.offset - 1, Element.INT64)
         real = graph.cast(graph.op("Not", graph.op("Equal", ids, padding)), Element.INT64)
-        counted = graph.op("CumSum", real, graph.number(1, Element.INT64))
+        counted = graph.op("CumSum", real, one)
         return graph.op("Add", graph.op("Mul", counted, real), padding)
     length = graph.op("Squeeze", graph.op("Shape", ids, start=1, end=2))
     columns = graph.op("Range", graph.number(0, Element.INT64), length, one)
@@ -80,7 +80,7 @@ def _places(graph: Graph, ids: str, lengths: str, facts: EncoderFacts) -> str:
 
 def _layer(graph: Graph, facts: EncoderFacts, place: str, rows: str, lengths: str, mask: str) -> str:
     given = [
-        _by_batch(graph, linear(graph, rows, f"{place}.attention.self.{each}"), lengths, facts.hidden)
+        by_batch(graph, linear(graph, rows, f"{place}.attention.self.{each}"), lengths, facts.hidden)
         for each in ("query", "key", "value")
     ]
     attributes: dict[str, int | float] = {"q_num_heads": facts.heads, "kv_num_heads": facts.heads}
@@ -92,9 +92,3 @@ def _layer(graph: Graph, facts: EncoderFacts, place: str, rows: str, lengths: st
     up, down = f"{place}.intermediate.dense", f"{place}.output.dense"
     rows = graph.op("Add", rows, feed_forward(graph, rows, up, down, facts.activation))
     return layer_norm(graph, rows, f"{place}.output.LayerNorm", facts.epsilon)
-
-
-def _by_batch(graph: Graph, rows: str, lengths: str, width: int, *, name: str | None = None) -> str:
-    """Rows to ``(batch, length, width)``."""
-    shape = graph.op("Concat", lengths, graph.integers(width), axis=0)
-    return graph.op("Reshape", rows, shape, name=name)

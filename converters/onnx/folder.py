@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -126,8 +126,9 @@ def collect_side_files(
     """
     contents: Contents = {}
     notes: list[Note] = []
-    foreign = _foreign(checkpoint, notes)
-    for name in (*_COPIED, *sentence_files(checkpoint)):
+    names = (*_COPIED, *sentence_files(checkpoint))
+    foreign = _foreign(checkpoint, names, notes)
+    for name in names:
         place = checkpoint.folder / name
         data = None if name in foreign else read_bytes(place.parent, place.name)
         if data is not None:
@@ -151,10 +152,9 @@ def collect_side_files(
     return SideFiles(MappingProxyType(kept), tuple(dict.fromkeys(notes)))
 
 
-def _foreign(checkpoint: Checkpoint, notes: list[Note]) -> set[str]:
-    """Names that are links to files of this machine's and not of the checkpoint's, with a note of each."""
+def _foreign(checkpoint: Checkpoint, names: Sequence[str], notes: list[Note]) -> set[str]:
+    """Those ``names`` that are links to files of this machine's, not of the checkpoint's; a note of each."""
     own = (checkpoint.folder / CONFIG, *checkpoint.weight_files)
-    names = (*_COPIED, *sentence_files(checkpoint))
     links = [name for name in names if not stays_with(checkpoint.folder / name, *own)]
     for name in links:
         where = quoted(os.path.realpath(checkpoint.folder / name))

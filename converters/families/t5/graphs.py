@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...onnx.activation_operators import apply_activation
+from ...onnx.blocks import by_batch
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -66,7 +67,7 @@ def describe_encoder(graph: Graph, shape: T5Shape, length: str) -> tuple[str, st
         rows = graph.op("Add", rows, inner)
         rows = _feed_forward(graph, shape, f"{block}.1", rows)
     rows = _norm(graph, shape, rows, "encoder.final_layer_norm")
-    states = _by_batch(graph, rows, lengths, shape.facts.hidden, name="last_hidden_state")
+    states = by_batch(graph, rows, lengths, shape.facts.hidden, name="last_hidden_state")
     positions = shape.positions if length == SOURCE else length
     graph.output("last_hidden_state", Element.FLOAT, (BATCH, positions, shape.facts.hidden))
     return states, mask
@@ -113,7 +114,7 @@ def _self_attention(
 ) -> str:
     """Rows to rows; keys and values that were there before come first, all of them are named ``present``."""
     width = shape.facts.heads * shape.facts.head_dim
-    given = [_by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
+    given = [by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
     names = (None, *present)
     heads = {"q_num_heads": shape.facts.heads, "kv_num_heads": shape.facts.heads}
     attended, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
@@ -145,7 +146,7 @@ def _logits(graph: Graph, shape: T5Shape, rows: str, lengths: str) -> None:
     rows = _norm(graph, shape, rows, "decoder.final_layer_norm")
     if shape.facts.scaled:
         rows = graph.op("Mul", rows, graph.number(shape.facts.hidden**-0.5))
-    _by_batch(graph, graph.linear(rows, shape.head), lengths, shape.facts.rows, name="logits")
+    by_batch(graph, graph.linear(rows, shape.head), lengths, shape.facts.rows, name="logits")
 
 
 def _biases(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) -> list[str]:
@@ -167,11 +168,6 @@ def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
 def _as_rows(graph: Graph, values: str, width: int) -> str:
     """``(batch, length, …) -> (batch * length, width)``."""
     return graph.op("Reshape", values, graph.integers(-1, width))
-
-
-def _by_batch(graph: Graph, rows: str, lengths: str, width: int, *, name: str | None = None) -> str:
-    """``(batch * length, width) -> (batch, length, width)``; ``lengths`` are batch and length."""
-    return graph.op("Reshape", rows, graph.op("Concat", lengths, graph.integers(width), axis=0), name=name)
 
 
 def _length(graph: Graph, value: str, axis: int) -> str:
