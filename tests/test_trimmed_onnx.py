@@ -53,3 +53,12 @@ def test_no_file_of_the_folder_has_them(tmp_path: Path) -> None:
     assert made.proof is not None
     assert made.proof.parts["tokens"].verdict == "passed"
     assert verify(tmp_path / "onnx", against=folder).parts["tokens"].verdict == "passed"
+
+
+def test_settings_that_named_only_these_do_not_come_back_with_a_chat_template(tmp_path: Path) -> None:
+    folder = with_added(tmp_path, EXTRA, resized=False)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": EXTRA[0]}), "utf-8")
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", "utf-8")
+    to_onnx(folder, tmp_path / "onnx", type="f32", drop_extra_tokens=True, verify=False)
+    settings = json.loads((tmp_path / "onnx" / "tokenizer_config.json").read_text("utf-8"))
+    assert settings == {"chat_template": "{{ messages[0]['content'] }}"}

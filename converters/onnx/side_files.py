@@ -123,7 +123,8 @@ def tokenizer_files(
     ``trimmed`` are files that are not as in the checkpoint.
     """
     made: Contents = {}
-    settings = json.loads(trimmed.get(TOKENIZER) or b"{}") or read_json(checkpoint.folder, TOKENIZER) or {}
+    data = trimmed.get(TOKENIZER)
+    settings = (read_json(checkpoint.folder, TOKENIZER) or {}) if data is None else json.loads(data)
     changed = _without_code(settings, notes)
     if source.kind == BYTES:
         made["tokenizer.json"] = byte_tokenizer_json(source).encode()
