@@ -119,10 +119,9 @@ class InTransformers:
     ``name`` is its class, ``config`` puts into its present words what config.json may say otherwise. A null
     in config.json means the class's default, but for the keys of ``nulls``, where it means null. Keys of
     ``kept`` mean what config.json says where the class sets them to something else. ``arguments`` go to the
-    class besides. ``tensors``
-    gives weights, under a checkpoint's names, the names and shapes of the class's parameters (renamed,
-    stacked, split), lazily. ``module`` names the module of the class whose input a checkpoint's matrix is
-    multiplied by.
+    class besides. ``tensors`` gives weights, under a checkpoint's names, the names and shapes of the class's
+    parameters (renamed, stacked, split), lazily. ``module`` names the module of the class whose input a
+    checkpoint's matrix is multiplied by.
     """
 
     name: str

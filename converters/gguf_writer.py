@@ -34,7 +34,7 @@ from ..quant.slabs import Scratch, Slab, has_overflowed
 from .bad_weights import bad_weights_error
 from .gguf_plan import FilePlan
 from .journal import Journal
-from .pieces import Piece, work_through
+from .pieces import Piece, source_bytes, work_through
 from .write_plan import BegunFile, BegunModel, WritePlan, opened_file, opened_models, place_of
 
 _PASSED_THROUGH = frozenset(format.ggml_type for format in (F32, F16, BF16))  # by convert_slab, bit by bit
@@ -169,9 +169,9 @@ def write_pieces(
                 check = zlib.crc32(data.data, check) if journal is not None else 0
             if journal is not None:
                 journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
-            return _bytes(tensor, rows)
+            return source_bytes(tensor, rows)
 
-        total = sum(_bytes(plan.tensors[rows.index], rows) for rows in pieces)
+        total = sum(source_bytes(plan.tensors[rows.index], rows) for rows in pieces)
         threads = threads or available_cores()
         work_through(
             pieces,
@@ -185,11 +185,6 @@ def write_pieces(
         )
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
-
-
-def _bytes(tensor: Tensor, rows: Piece) -> int:
-    """Of the checkpoint."""
-    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
 
 def _slab(

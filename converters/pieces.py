@@ -48,6 +48,11 @@ def _pieces(index: int, tensor: Tensor) -> Iterator[Piece]:
         yield Piece(index, start, min(start + step, tensor.rows))
 
 
+def source_bytes(tensor: Tensor, rows: Piece) -> int:
+    """How many bytes of the checkpoint a piece of ``tensor`` is."""
+    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
+
+
 def work_through(
     pieces: Sequence[Piece],
     work: Callable[[Piece, Scratch], int],
