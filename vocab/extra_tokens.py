@@ -77,12 +77,12 @@ def within_rows(settings: TokenSettings, rows: int, others: Sequence[str] = ()) 
     ``others`` are those of tokenizer.json.
     """
     own = (token.text for token in settings.added if token.id is not None and token.id >= rows)
-    extra = list(dict.fromkeys([*own, *others]))
+    extra = dict.fromkeys([*own, *others])
     if not extra:
         return settings
     message = (
-        f"tokens without a row in the embedding are left out (--drop-extra-tokens): {listed(extra)}; texts "
-        "that spell them are read as ordinary text"
+        "tokens without a row in the embedding are left out (--drop-extra-tokens): "
+        f"{listed([*extra])}; texts that spell them are read as ordinary text"
     )
     return replace(
         settings,

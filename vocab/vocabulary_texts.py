@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 
 from ..core.vocabulary import TokenType
@@ -24,16 +25,18 @@ def every_token(source: Source) -> list[str]:
 def competing_merges(source: Source) -> list[str]:
     """Texts in which two merges want the same piece, so that their order decides: of many, a sample."""
     pairs = [merge.split(" ") for merge in source.merges]
-    by_left: dict[str, list[tuple[int, str]]] = {}
-    for rank, (left, right) in enumerate(pairs):
-        by_left.setdefault(left, []).append((rank, right))
+    by_left: dict[str, list[int]] = {}
+    for rank, (left, _) in enumerate(pairs):
+        by_left.setdefault(left, []).append(rank)
     texts: list[str] = []
     step = max(len(pairs) // _COMPETING, 1)
     for rank in range(0, len(pairs), step):
         left, right = pairs[rank]
         rivals = by_left.get(right)
         if rivals:
-            texts.append(left + right + min(rivals, key=lambda rival: abs(rival[0] - rank))[1])
+            at = bisect.bisect_left(rivals, rank)
+            nearest = min(rivals[max(at - 1, 0) : at + 1], key=lambda rival: abs(rival - rank))
+            texts.append(left + right + pairs[nearest][1])
     return _in_lines(_plain(source, text) for text in texts)
 
 
