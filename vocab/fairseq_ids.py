@@ -67,8 +67,8 @@ def ordered(proto: ModelProto, settings: TokenSettings, path: Path) -> ModelProt
     kinds = tuple(piece.kind for piece in proto.pieces[:3])
     if kinds != (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL):
         raise VocabError(
-            f"the first pieces of {path} are not <unk>, <s> and </s>, so its class, "
-            f"{settings.tokenizer_class or 'XLMRobertaTokenizer'}, cannot have trained it",
+            f"the first pieces of {path} are not <unk>, <s> and </s>, as in every model of "
+            f"{settings.tokenizer_class or 'XLMRobertaTokenizer'}",
             hint="compare tokenizer_class in tokenizer_config.json with the published file",
         )
     first = [Piece(text, 0.0, kind) for text, kind in zip(SPECIALS, _TYPES, strict=True)]
