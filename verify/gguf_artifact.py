@@ -23,12 +23,12 @@ from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure
 from ..vocab.parity import Parity
-from .cosine_gates import refuse_other_limits
+from .cosine_gates import cosine_gate, refuse_other_limits
 from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .gguf_diagnosis import with_diagnosis
-from .gguf_encoder import check_encoder, gate_of
+from .gguf_encoder import check_encoder
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Shares
@@ -123,7 +123,7 @@ class GgufArtifact:
         """What llama.cpp computes, and its logits or, of an encoder, embeddings."""
         if not expected.family.encoder_only:
             return self.predicted(expected, read, windows, tensors, options)
-        gate = gate_of(self.type, expected, options)
+        gate = cosine_gate(self.type, gelu=expected.family.gelu, least=options.min_cosine)
         shows = gate.nmse is not None and options.gelu_share
         return check_encoder(
             self.file,
