@@ -19,7 +19,7 @@ import jinja2
 
 from ..converters.licences import hub_identifiers
 from ..core.files import atomic_file
-from ..core.language import LANGUAGES, speaking
+from ..core.language import LANGUAGES, speaking, template
 from ..flows.artifacts import Artifact
 from ..flows.release import Release
 from ..verify.cosine_gates import cosine_text
@@ -205,7 +205,7 @@ def _template(language: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # finalize escapes, for Markdown
     )
-    environment.filters.update(code=code, block=block, sh=shlex.quote)
+    environment.filters.update(code=code, block=block, said=template, sh=shlex.quote)
     environment.globals.update(link=link, lines=_lines)
     return environment.from_string(source)
 

@@ -48,7 +48,7 @@ from .recomputed import QUICK, Sample, check_runtime, shares_of
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
 
-RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
+RUNTIME = phrase("llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers")
 
 
 @dataclass(frozen=True)
