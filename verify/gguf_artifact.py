@@ -110,7 +110,7 @@ class GgufArtifact:
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
-        return _check_weights(self.file, expected, options, strict=strict, importance=None)
+        return weights_of(self.file, expected, options, strict=strict)
 
     def computed(
         self,
@@ -260,7 +260,7 @@ class NewGgufArtifact(GgufArtifact):
         """Every tensor, to the byte, or none."""
         if self.scope == "quick":
             return WeightsPart("not run")
-        return _check_weights(self.file, expected, options, strict=True, importance=self.importance)
+        return weights_of(self.file, expected, options, strict=True, importance=self.importance)
 
     @property
     def _recomputed_positions(self) -> int | None:
@@ -271,9 +271,15 @@ class NewGgufArtifact(GgufArtifact):
         return ()
 
 
-def _check_weights(
-    file: GgufFile, expected: Expected, options: VerifyOptions, *, strict: bool, importance: Importance | None
+def weights_of(
+    file: GgufFile,
+    expected: Expected,
+    options: VerifyOptions,
+    *,
+    strict: bool,
+    importance: Importance | None = None,
 ) -> WeightsPart:
+    """Every tensor of ``file`` against the model expected; see ``check_weights``."""
     return check_weights(
         file,
         expected.model,
