@@ -22,12 +22,12 @@ from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..vocab.encoder_texts import built_in_texts, given_texts
 from ..vocab.parity import Declared, declared
 from ..vocab.sample_text import LONG, QUICK, WINDOW, sample_windows
 from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
-from .encoder_texts import built_in_texts, given_texts
 from .front_end import tokens_a_position
 
 Announce = Callable[[str], None]
