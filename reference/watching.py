@@ -117,18 +117,15 @@ def into_experts(
     each = len(hidden) // len(lengths)
     for expert in range(module.gate_up_proj.shape[0]):
         routed = (chosen == expert).any(dim=-1)
+        matrix = upright(module, module.gate_up_proj[expert])
+        bias = bias_of(module, "gate_up_proj", expert)
         for row, length in enumerate(lengths):
             at = routed[row * each : row * each + length].nonzero()[:, 0] + row * each
             if not len(at):
                 continue
             entering = hidden[at]
-            matrix, bias = (
-                upright(module, module.gate_up_proj[expert]),
-                bias_of(module, "gate_up_proj", expert),
-            )
-            gate, up = (
-                part.T for part in halves(module, torch.nn.functional.linear(entering, matrix, bias).T)
-            )
+            fused = torch.nn.functional.linear(entering, matrix, bias)
+            gate, up = (part.T for part in halves(module, fused.T))
             for name in ("gate_proj", "up_proj"):
                 yield row, f"{place}.{expert}.{name}", entering.numpy()
             yield row, f"{place}.{expert}.down_proj", gated(module, gate, up).numpy()

@@ -19,7 +19,8 @@ import jinja2
 
 from ..converters.licences import hub_identifiers
 from ..core.files import atomic_file
-from ..core.language import LANGUAGES, speaking
+from ..core.language import LANGUAGES, speaking, template
+from ..core.sizes import size_text
 from ..flows.artifacts import Artifact
 from ..flows.release import Release
 from ..verify.cosine_gates import cosine_text
@@ -35,7 +36,6 @@ The beginning has the hash of the front matter, by which one can tell whether so
 """
 
 _HUB = "https://huggingface.co/"
-_UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 _USUAL_BITS = 4.9  # of q4_k_m, the type most people take
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 
@@ -205,7 +205,7 @@ def _template(language: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # finalize escapes, for Markdown
     )
-    environment.filters.update(code=code, block=block, sh=shlex.quote)
+    environment.filters.update(code=code, block=block, said=template, sh=shlex.quote)
     environment.globals.update(link=link, lines=_lines)
     return environment.from_string(source)
 
@@ -223,7 +223,7 @@ def _row(artifact: Artifact) -> Row:
     return Row(
         code(artifact.name if artifact.kind == "GGUF" else f"{artifact.name or '.'}/", cell=True),
         artifact.label if artifact.kind == "GGUF" else f"ONNX {artifact.label}",
-        Markdown(_size(artifact.bytes)),
+        Markdown(size_text(artifact.bytes).replace(" ", "\u00a0")),
         _figure(artifact.bits_per_weight, "{:.2f}".format),
         _figure(kl, lambda value: with_error(value, evidence.kl_error or 0)),
         _figure(evidence.same_top1, lambda value: percent(value, 1)),
@@ -237,11 +237,6 @@ def _row(artifact: Artifact) -> Row:
 def _figure(value: float | None, shown: Callable[[float], str]) -> Markdown:
     """A number as it is shown; hard spaces stay."""
     return Markdown("–" if value is None else shown(value))
-
-
-def _size(count: float) -> str:
-    step, unit = next((step, unit) for step, unit in _UNITS if count >= step or step == 1)
-    return f"{count / step:.3g}\u00a0{unit}" if count / step < 1000 else f"{count / step:,.0f}\u00a0{unit}"
 
 
 def _example(artifacts: Sequence[Artifact]) -> Artifact | None:

@@ -27,7 +27,7 @@ class LlamaEncoder(LlamaReader):
         way, _, rows = retry_once(lambda: self._asked(window, protocol.POOLED_WANTED))
         return rows[0] if way else None
 
-    def state_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
+    def matrix_inputs(self, window: Window) -> tuple[dict[str, MatrixInput], Floats]:
         """What each matrix of the file is multiplied by, by its name, and the hidden states of a text."""
         wanted = protocol.STATES_WANTED | protocol.INPUTS_WANTED
         _, inputs, states = retry_once(lambda: self._asked(window, wanted))

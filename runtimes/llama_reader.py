@@ -191,6 +191,7 @@ class LlamaReader:
 def request(
     wanted: int, size: int, parts: Sequence[Window], embedded: Sequence[Floats] | None = None
 ) -> bytes:
+    """What the child is asked (llama_child.py): of these windows, ``size`` tokens decoded at once."""
     wanted |= 0 if embedded is None else protocol.EMBEDDED
     message = [protocol.REQUEST.pack(wanted, size, len(parts))]
     for index, part in enumerate(parts):

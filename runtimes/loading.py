@@ -134,9 +134,10 @@ def _onnx(artifact: Path, front_end: Path | None, kv_type: str | None, threads: 
             )
     from .onnx import OnnxRuntime, read_onnx_model
 
-    if open_onnx(artifact).embeds:
+    folder = open_onnx(artifact)
+    if folder.embeds:
         raise _writes_nothing(artifact)
-    model = read_onnx_model(artifact)
+    model = read_onnx_model(folder)
 
     def start(progress: Progress) -> OnnxRuntime:
         return OnnxRuntime(model, threads=threads, progress=progress)

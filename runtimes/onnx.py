@@ -23,7 +23,7 @@ from ..vocab.end_of_turn import KNOWN_END_OF_GENERATION
 from ..vocab.own_vocabulary import own_vocabulary, stop_ids
 from ..vocab.sampling import recommended_sampling, sampling_metadata
 from ..vocab.tokenizer import Source
-from .onnx_folder import OnnxFolder, open_onnx
+from .onnx_folder import OnnxFolder
 from .onnx_process import OnnxProcess
 from .reader import Floats, RuntimeFailure
 from .sampler import Sampler
@@ -53,9 +53,8 @@ class OnnxModel:
     factor: int
 
 
-def read_onnx_model(path: Path) -> OnnxModel:
+def read_onnx_model(folder: OnnxFolder) -> OnnxModel:
     """Read a folder's files but the weights. Raises KconvError for a folder that cannot be run."""
-    folder = open_onnx(path)
     files = folder.without_weights
     family = family_for(folder.config)
     facts = family.read(folder.config)
@@ -78,7 +77,7 @@ def read_onnx_model(path: Path) -> OnnxModel:
         _ends(vocab, context),
         keys.integer("decoder_start_token_id", 0, least=0),
         keys.integer("context_length"),
-        _factor(path),
+        _factor(folder.path),
     )
 
 

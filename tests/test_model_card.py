@@ -23,6 +23,7 @@ from kconv.core.errors import GgufError, InputError, UsageError
 from kconv.flows.release import Release, Stated, read_release
 from kconv.report.markdown import block, code, escaped, link
 from kconv.report.model_card import BEGIN, END, front_matter, merged_card, model_card
+from kconv.verify import gguf_artifact, onnx_artifact
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
@@ -203,6 +204,19 @@ def test_the_card_says_what_the_manifests_say(tmp_path: Path) -> None:
         assert f"\n{command}\n" in korean
     assert "torch 2.13" in card
     assert "held-out.txt" in card
+
+
+def test_what_a_proof_stands_on_is_said_in_korean(tmp_path: Path) -> None:
+    """A manifest has it in English, as the proof says it; what it does not know stays as it is."""
+    said = {"texts": ["built-in: Universal Declaration of Human Rights, Korean and English"]}
+    for number, runtime in enumerate((gguf_artifact.RUNTIME, onnx_artifact.RUNTIME, "another runtime")):
+        proof = {**PROOF, "provenance": {**said, "runtime": str(runtime), "versions": {}}}
+        path = with_manifest(gguf_file(tmp_path / f"{number}" / "m.gguf"), proof=proof)
+        english, korean = model_card(read_release([path])).split("\n---\n\n# ")
+        assert f"Proven in: {runtime.split(':')[0]}" in english
+        expected = "another runtime" if number == 2 else f"CPU의 {runtime.split()[0]}\\("
+        assert f"검증에 쓴 런타임: {expected}" in korean
+        assert "내장 텍스트\\(세계 인권 선언, 한국어와 영어\\)" in korean
 
 
 @pytest.mark.parametrize("evil", EVIL)

@@ -15,6 +15,7 @@ from t5_checkpoints import write_t5
 from kconv.converters import to_gguf, to_onnx
 from kconv.core.errors import CheckpointError, KconvError, TokenMismatch, UnsupportedModel, VocabError
 from kconv.runtimes.onnx import read_onnx_model
+from kconv.runtimes.onnx_folder import open_onnx
 from kconv.verify import verify
 from kconv.vocab.candidates import Candidate, candidates
 from kconv.vocab.tokenizer import Source
@@ -63,7 +64,7 @@ def test_a_tokenizer_llama_cpp_has_no_pre_tokenizer_for(
     proof = verify(done.path, source, tokens=80, threads=1)
     assert proof.verdict == "passed", proof.cause
     assert (tmp_path / "onnx" / "tokenizer.json").read_bytes() == (source / "tokenizer.json").read_bytes()
-    assert read_onnx_model(tmp_path / "onnx").source.encode("가나 abc", True)
+    assert read_onnx_model(open_onnx(tmp_path / "onnx")).source.encode("가나 abc", True)
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,16 @@ def test_the_onnx_folder_is_proven_by_cosine(made: Path) -> None:
     assert part.padded > 1 - 1e-9
 
 
+def test_a_text_that_fills_the_context_has_no_room_for_padding(made: Path) -> None:
+    context = json.loads((made / "bert" / "config.json").read_text())["max_position_embeddings"]
+    proof = verify(made / "bert-onnx", made / "bert", texts=["안녕하세요. " * context], tokens=context - 2)
+    part = proof.embeddings
+    assert part is not None
+    assert part.figures is not None
+    assert (part.verdict, part.figures.texts, part.figures.positions) == ("passed", 1, context)
+    assert part.padded is None
+
+
 def test_limits_are_cosines(made: Path) -> None:
     path, folder = gguf_of(made, "bert", "Q4_K_M"), made / "bert"
     proof = verify(path, folder, tokens=64, min_cosine=0.9999)

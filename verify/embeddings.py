@@ -6,7 +6,7 @@ file's embedding is its runtime's own. Cosines are what such vectors are compare
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ from ..converters.pooling import Pooling
 from ..core.errors import ChildDied
 from ..core.progress import Progress
 from ..core.windows import Window
-from ..reference.reading import Reading
 from ..runtimes.reader import Floats, RuntimeFailure
 from ..vocab.byte_text import shown
 from ..vocab.tokenizer import Source
@@ -144,15 +143,12 @@ def compare_embeddings(
     progress: Progress,
     *,
     same_gelu: Read | None = None,
-    seen: Callable[[Reading], None] = lambda reading: None,
 ) -> SimilarityMeasure:
     """Both sides' hidden states and embeddings, text by text; see ``logits.compare`` for the arguments."""
     measure, done = SimilarityMeasure(pooling), 0
     progress("embeddings", 0, len(windows))
-    for first, group in groups(windows):
+    for _, group in groups(windows):
         reading = read(group)
-        if not first:
-            seen(reading)
         alike = None if same_gelu is None else same_gelu(group).hidden
         for at, window in enumerate(group):
             states = reader.states(window)

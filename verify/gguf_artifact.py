@@ -23,12 +23,12 @@ from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure
 from ..vocab.parity import Parity
-from .cosine_gates import refuse_other_limits
+from .cosine_gates import cosine_gate, refuse_other_limits
 from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
 from .gates import file_type, gate_for, mislabelled
 from .gguf_diagnosis import with_diagnosis
-from .gguf_encoder import check_encoder, gate_of
+from .gguf_encoder import check_encoder
 from .inputs import Expected, Texts, VerifyOptions, compared_with
 from .logits import Read, broken, compare, judged
 from .measurements import Shares
@@ -48,7 +48,7 @@ from .recomputed import QUICK, Sample, check_runtime, shares_of
 from .tokens import check_tokens, tokens_part
 from .weights import check_weights
 
-RUNTIME = "llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers"
+RUNTIME = phrase("llama.cpp on the CPU: f32 key/value cache, no flash attention, mapped, no repacked buffers")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class GgufArtifact:
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
         strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
-        return _check_weights(self.file, expected, options, strict=strict, importance=None)
+        return weights_of(self.file, expected, options, strict=strict)
 
     def computed(
         self,
@@ -123,7 +123,7 @@ class GgufArtifact:
         """What llama.cpp computes, and its logits or, of an encoder, embeddings."""
         if not expected.family.encoder_only:
             return self.predicted(expected, read, windows, tensors, options)
-        gate = gate_of(self.type, expected, options)
+        gate = cosine_gate(self.type, gelu=expected.family.gelu, least=options.min_cosine)
         shows = gate.nmse is not None and options.gelu_share
         return check_encoder(
             self.file,
@@ -260,7 +260,7 @@ class NewGgufArtifact(GgufArtifact):
         """Every tensor, to the byte, or none."""
         if self.scope == "quick":
             return WeightsPart("not run")
-        return _check_weights(self.file, expected, options, strict=True, importance=self.importance)
+        return weights_of(self.file, expected, options, strict=True, importance=self.importance)
 
     @property
     def _recomputed_positions(self) -> int | None:
@@ -271,9 +271,15 @@ class NewGgufArtifact(GgufArtifact):
         return ()
 
 
-def _check_weights(
-    file: GgufFile, expected: Expected, options: VerifyOptions, *, strict: bool, importance: Importance | None
+def weights_of(
+    file: GgufFile,
+    expected: Expected,
+    options: VerifyOptions,
+    *,
+    strict: bool,
+    importance: Importance | None = None,
 ) -> WeightsPart:
+    """Every tensor of ``file`` against the model expected; see ``check_weights``."""
     return check_weights(
         file,
         expected.model,

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ..converters.pooling import pooling_of
-from ..core.errors import ChildDied, InputError
+from ..core.errors import ChildDied
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
-from ..reference.recompute import Recomputation
 from ..runtimes.llama_encoder import LlamaEncoder
 from ..runtimes.reader import RuntimeFailure
-from .cosine_gates import cosine_gate
 from .embeddings import broken_embeddings, compare_embeddings, judged_embeddings
 from .embeddings_part import CosineGate, EmbeddingsPart
 from .inputs import Expected, VerifyOptions
 from .logits import Read
-from .proof import Finding, RuntimePart
-from .recomputed import runtime_part
+from .proof import RuntimePart
+from .recomputed import check_runtime
 
 _MOST_POSITIONS = 256
-
-
-def gate_of(type_name: str, expected: Expected, options: VerifyOptions) -> CosineGate:
-    """The gate of an encoder's file. Raises UsageError for an unknown type."""
-    return cosine_gate(type_name, gelu=expected.family.gelu, least=options.min_cosine)
 
 
 def check_encoder(
@@ -43,9 +35,9 @@ def check_encoder(
     runtime = RuntimePart("not run")
     try:
         with LlamaEncoder(file.path, threads=options.threads) as reader:
-            runtime = _recomputed(
-                file, expected, reader, _long(windows), options, positions or _MOST_POSITIONS
-            )
+            longest = max(windows, key=lambda window: len(window.ids))
+            most = positions or _MOST_POSITIONS
+            runtime, _ = check_runtime(file, expected, reader, longest, options, most)
             pooling = pooling_of(expected.checkpoint)
             measure = compare_embeddings(
                 read, reader, windows, pooling, options.progress, same_gelu=same_gelu
@@ -54,27 +46,3 @@ def check_encoder(
     except (RuntimeFailure, ChildDied) as failure:
         part = broken_embeddings(failure)
         return (runtime if runtime.positions else RuntimePart(part.verdict)), part
-
-
-def _long(windows: Sequence[Window]) -> Window:
-    return max(windows, key=lambda window: len(window.ids))
-
-
-def _recomputed(
-    file: GgufFile,
-    expected: Expected,
-    reader: LlamaEncoder,
-    window: Window,
-    options: VerifyOptions,
-    positions: int,
-) -> RuntimePart:
-    try:
-        recomputation = Recomputation.of_gguf(
-            expected.checkpoint, expected.family, file, threads=options.threads
-        )
-    except InputError as error:
-        return RuntimePart("failed", findings=(Finding("file", error.message),))
-    window = replace(window, ids=window.ids[:positions])
-    inputs, states = reader.state_inputs(window)
-    computed = recomputation.compute(window, inputs, states, options.progress)
-    return runtime_part(computed, len(window.ids), gelu=expected.family.gelu)

@@ -14,6 +14,7 @@ from ..converters.targets import checkpoint_name
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError
+from ..core.language import phrase
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.reading import hub_origin
@@ -21,16 +22,20 @@ from ..core.vocabulary import Vocab
 from ..core.windows import Window, cut
 from ..reference.model import Reference
 from ..reference.reading import Reading
+from ..vocab.encoder_texts import built_in_texts, given_texts
 from ..vocab.parity import Declared, declared
 from ..vocab.sample_text import LONG, QUICK, WINDOW, sample_windows
 from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pairs, way_of_pairing
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
-from .encoder_texts import built_in_texts, given_texts
 from .front_end import tokens_a_position
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
+_BUILT_IN = phrase("built-in: Universal Declaration of Human Rights, Korean and English")
+_BY_PARAGRAPH = phrase(
+    "built-in: Universal Declaration of Human Rights, Korean and English, paragraph by paragraph"
+)
 
 
 @dataclass(frozen=True)
@@ -191,11 +196,11 @@ def compared_with(
 ) -> dict[str, Any]:
     """What something was compared with: checkpoint, texts, runtime, versions, also of ``packages``."""
     repository, revision = hub_origin(expected.checkpoint.folder)
-    read = "built-in: Universal Declaration of Human Rights, Korean and English"
+    read: str = _BUILT_IN
     if expected.family.encoder_only:
-        read += ", paragraph by paragraph"
+        read = _BY_PARAGRAPH
     if expected.family.encoder_decoder:
-        read += f", in pairs: {way_of_pairing(expected.source)}"
+        read = f"{_BUILT_IN}, in pairs: {way_of_pairing(expected.source)}"
     return {
         "checkpoint": {
             "name": checkpoint_name(expected.checkpoint),

@@ -40,8 +40,8 @@ def compare(
 
     ``same_gelu`` reads the windows once more, with llama.cpp's GELU in fp32. A long text is read and compared
     a few thousand tokens at a time; ``seen`` is given the first reading, whose first window is that of
-    ``windows``. Raises RuntimeFailure where the runtime refuses the file or answers
-    fewer positions than it was asked, ChildDied where its process dies, which is no verdict.
+    ``windows``. Raises RuntimeFailure where the runtime refuses the file or answers fewer positions than it
+    was asked, ChildDied where its process dies, which is no verdict.
     """
     measure = Measure(windows)
     total, done = sum(len(window.scored) for window in windows), 0

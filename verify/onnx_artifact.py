@@ -50,7 +50,9 @@ from .proof import (
 from .provenance import changed_files
 from .recomputed import shares_of
 
-RUNTIME = "onnxruntime on the CPU: windows at once, token by token through the cache, and in padded batches"
+RUNTIME = phrase(
+    "onnxruntime on the CPU: windows at once, token by token through the cache, and in padded batches"
+)
 _OTHER_WAY = 3.0  # times the loss
 _BEFORE_STEPS = phrase("token by token, through the cache: {finding}")
 _BEFORE_BATCHES = phrase("in a padded batch: {finding}")

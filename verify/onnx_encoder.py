@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,13 +11,15 @@ from ..converters.pooling import pooling_of
 from ..core.errors import ChildDied
 from ..core.language import phrase
 from ..core.windows import Window
+from ..reference.magnitudes import Magnitudes
+from ..reference.reading import Reading
 from ..runtimes.onnx_child import PADDING
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
 from ..runtimes.reader import Floats, RuntimeFailure
 from .cosine_gates import cosine_gate, cosine_text, stricter
 from .embeddings import broken_embeddings, compare_embeddings, judged_embeddings
-from .embeddings_part import EmbeddingsPart
+from .embeddings_part import CosineGate, EmbeddingsPart
 from .inputs import Expected, VerifyOptions
 from .logits import Read
 from .onnx_recomputed import check_folder_runtime
@@ -69,40 +71,63 @@ class _PaddedReader(_Reader):
         return self.last[1:]
 
 
+@dataclass
+class _Kept:
+    """Reads as ``read`` does, and keeps the hidden states of ``windows`` to give them ``again``."""
+
+    read: Read
+    windows: Sequence[Window]
+    states: dict[Window, Floats] = field(default_factory=dict)
+
+    def __call__(self, asked: tuple[Window, ...]) -> Reading:
+        reading = self.read(asked)
+        pairs = zip(asked, reading.hidden, strict=True)
+        self.states.update((window, values) for window, values in pairs if window in self.windows)
+        return reading
+
+    def again(self, asked: tuple[Window, ...]) -> Reading:
+        return Reading([self.states[window] for window in asked], [], None, Magnitudes(len(asked)))
+
+
 def check_encoder_folder(
     folder: OnnxFolder, expected: Expected, read: Read, windows: Sequence[Window], options: VerifyOptions
 ) -> tuple[RuntimePart, EmbeddingsPart]:
     """Compute a text again, then compare all embeddings, some of them in batches with padding, too.
 
-    There a loss beyond three times that of a text alone fails, whatever the gate: a mask is wrong.
+    There a loss beyond three times that of a text alone fails, whatever the gate: a mask is wrong. A text
+    that fills the context has no room for padding.
     """
     runtime = RuntimePart("not run")
     gate = cosine_gate(folder.type, gelu=False, least=options.min_cosine)
     pooling = pooling_of(expected.checkpoint)
-    padding = expected.vocab.special.get("padding", 0)
+    padding, room = expected.vocab.special.get("padding", 0), expected.context - _MORE
+    order = sorted(windows, key=lambda window: len(window.ids))
+    few = [window for window in order[:_PADDED] if len(window.ids) <= room]
+    kept, longest = _Kept(read, few), order[-1]
     try:
-        longest = max(windows, key=lambda window: len(window.ids))
         runtime, _ = check_folder_runtime(folder, expected, longest, options)
         with OnnxProcess(folder, threads=options.threads) as process:
-            measure = compare_embeddings(read, _Reader(process, padding), windows, pooling, options.progress)
+            measure = compare_embeddings(kept, _Reader(process, padding), windows, pooling, options.progress)
             if runtime.verdict == "not run":  # then only the embeddings show a wrong graph
                 gate = stricter(gate)
             part = judged_embeddings(measure, gate, windows, expected.source)
-            few = sorted(windows, key=lambda window: len(window.ids))[:_PADDED]
-            few = [window for window in few if len(window.ids) + _MORE <= expected.context]
-            room = expected.context - _MORE
-            longer = replace(longest, ids=longest.ids[:room])
-            other = _PaddedReader(process, padding, longer=longer)
-            padded = compare_embeddings(read, other, few, pooling, options.progress).figures()
+            if not few:
+                return runtime, part
+            other = _PaddedReader(process, padding, longer=replace(longest, ids=longest.ids[:room]))
+            padded = compare_embeddings(kept.again, other, few, pooling, options.progress).figures()
     except (RuntimeFailure, ChildDied) as failure:
         part = broken_embeddings(failure, "onnxruntime")
         return (runtime if runtime.positions else RuntimePart(part.verdict)), part
+    return runtime, _with_padded(part, padded.cosine_least, gate)
+
+
+def _with_padded(part: EmbeddingsPart, least: float, gate: CosineGate) -> EmbeddingsPart:
+    """The part with the ``least`` cosine in padded batches."""
     usual = 0.0 if part.figures is None else 1 - part.figures.cosine_least
     most = max(_OTHER_WAY * max(usual, 1 - gate.least), _ARITHMETIC)
     findings = part.findings
-    if not 1 - padded.cosine_least <= most:
+    if not 1 - least <= most:
         message = phrase("in a padded batch the least cosine is {value}, and {alone} for a text alone")
-        alone = cosine_text(1 - usual)
-        message = message.of(value=cosine_text(padded.cosine_least), alone=alone)
+        message = message.of(value=cosine_text(least), alone=cosine_text(1 - usual))
         findings = (*findings, Finding("onnxruntime", message))
-    return runtime, replace(part, padded=padded.cosine_least, findings=findings, verdict=verdict_of(findings))
+    return replace(part, padded=least, findings=findings, verdict=verdict_of(findings))

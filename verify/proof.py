@@ -216,9 +216,8 @@ class Proof:
     """The verdict on one file. ``type`` is the file's (``q4_0``), ``scope`` how much was looked at.
 
     ``provenance`` says what was compared and with what: files with SHA-256, versions, texts. ``notes`` are
-    remarks for people. An encoder has ``embeddings`` in the
-    place of ``logits``, which were not run. ``circumstances`` and ``seconds`` depend on clock and machine;
-    manifests lack them.
+    remarks for people. An encoder has ``embeddings`` in the place of ``logits``, which were not run.
+    ``circumstances`` and ``seconds`` depend on clock and machine; manifests lack them.
     """
 
     artifact: Path

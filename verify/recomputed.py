@@ -58,7 +58,7 @@ def check_runtime(
     options: VerifyOptions,
     positions: int | None,
 ) -> tuple[RuntimePart, Sample | None]:
-    """Compute the first ``positions`` of a window again (None: as many as memory allows).
+    """Compute the first ``positions`` of a window again (None: as many as memory allows, and a sample, too).
 
     Raises RuntimeFailure where llama.cpp cannot read the file, and ChildDied, which says nothing about it.
     """

@@ -7,9 +7,9 @@ from typing import Literal
 
 from ..core.errors import InputError
 from ..core.windows import Window
-from ..vocab.parity import Declared
-from ..vocab.texts import udhr
-from ..vocab.tokenizer import Source
+from .parity import Declared
+from .texts import udhr
+from .tokenizer import Source
 
 _LANGUAGES = ("kor", "eng")
 _PARAGRAPHS = {"quick": 6, "full": 32}
