@@ -21,7 +21,7 @@ from pathlib import Path
 from ..core.cores import available_cores
 from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem, GgufError
-from ..core.files import explained
+from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.progress import Progress, silent
@@ -222,7 +222,7 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
     """Raise EnvironmentProblem unless files of so many bytes fit where they are to be."""
     needed: dict[Path, int] = {}
     for path, size in files:
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = nearest_existing(path.absolute().parent)
         needed[folder] = needed.get(folder, 0) + size
     for folder, size in needed.items():
         with explained(folder):
