@@ -16,10 +16,10 @@ from typing import Any, Literal
 from ..converters.recorded import read_manifest
 from ..converters.targets import FOLDER_MANIFEST, manifest_path
 from ..core.errors import InputError
+from ..core.foreign_values import number, objects_of, text_of
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import read_model
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
-from .foreign_values import number, objects_of, text_of
 
 Facts = Mapping[str, Any]
 """Keys of a GGUF; of an ONNX folder those for which its own files have an answer."""

@@ -11,12 +11,12 @@ from typing import Any
 from ..converters.families import embeds_texts, reads_with_encoder
 from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
+from ..core.foreign_values import number, objects_of, text_of, texts_of
 from ..core.gguf_split import read_model
 from ..hub.names import is_repository
 from ..vocab.sampling import sampling_in_metadata
 from ..vocab.templates import SOME_DAY, render_chat
 from .artifacts import ENCODER, Artifact, Facts, ReleaseFile, plain_file, read_artifact
-from .foreign_values import number, objects_of, text_of, texts_of
 
 _HUB = "https://huggingface.co/"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
