@@ -30,6 +30,11 @@ class Piece:
     stop: int
 
 
+def source_bytes(tensor: Tensor, rows: Piece) -> int:
+    """How many bytes of the checkpoint a piece of a tensor is."""
+    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
+
+
 def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Piece]:
     """All pieces in the tensors' order, those of ``slow`` tensors spread evenly, so that progress is steady.
 

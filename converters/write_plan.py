@@ -52,6 +52,11 @@ class WritePlan:
     importance: Importance | None = None
     allow_nan: bool = False
 
+    @property
+    def files(self) -> list[BegunFile]:
+        """The files of all models."""
+        return [file for model in self.models for file in model.files]
+
     def pieces(self) -> list[Piece]:
         """All there is to write: whichever process writes a piece, and whenever, the bytes are the same."""
         formats = [[model.formats[i] for model in self.models] for i in range(len(self.tensors))]

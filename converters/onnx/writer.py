@@ -22,7 +22,7 @@ from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
-from ...core.tensor import Array, Tensor
+from ...core.tensor import Array
 from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
@@ -30,7 +30,7 @@ from ...quant.slabs import Scratch
 from ..bad_weights import bad_weights_error
 from ..gguf_writer import Written, check_room, write_at
 from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
-from ..pieces import Piece, cut, work_through
+from ..pieces import Piece, cut, source_bytes, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
@@ -225,7 +225,7 @@ def _write_data(
 
         with explained(path):
             os.truncate(handle, plan.nbytes)
-            total = sum(_bytes(plan.weights[piece.index].tensor, piece) for piece in pieces)
+            total = sum(source_bytes(plan.weights[piece.index].tensor, piece) for piece in pieces)
             work_through(
                 pieces,
                 write,
@@ -238,11 +238,6 @@ def _write_data(
             )
     finally:
         os.close(handle)
-
-
-def _bytes(tensor: Tensor, rows: Piece) -> int:
-    """Of the checkpoint."""
-    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
 
 def _parts(weight: Weight, data: Array) -> tuple[Array, ...]:
