@@ -31,7 +31,7 @@ from ..quant.encoders import encoder_of
 from ..quant.formats import BF16, F16, F32, Format
 from ..quant.importance import Importance
 from ..quant.slabs import Scratch, Slab, has_overflowed
-from .bad_weights import bad_weights_error
+from .bad_weights import has_bad_weights
 from .gguf_plan import FilePlan
 from .journal import Journal
 from .pieces import Piece, source_bytes, work_through
@@ -166,9 +166,7 @@ def write_pieces(
             tensor = plan.tensors[rows.index]
             formats = [model.formats[rows.index] for model in plan.models]
             slab = _slab(tensor, rows, formats, plan.importance, scratch)
-            if not slab.finite or slab.overflowed or slab.impossible:
-                if not plan.allow_nan or slab.impossible:
-                    raise bad_weights_error(slab, tensor, rows)
+            if has_bad_weights(slab, tensor, rows, allow_nan=plan.allow_nan):
                 harmed.add(tensor.name)
             check = 0
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
