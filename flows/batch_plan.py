@@ -72,7 +72,7 @@ def plan_step(step: Step, records: Mapping[str, Record], force: bool, again: boo
     """
     if step.format == "gguf":
         check_request(step.output, step.gguf_options())
-    name = parse_hub_name(step.source)
+    name = parse_hub_name(step.address)
     found = None if name is None else resolve(name)
     look = Look(step, None, records, force, again, options_record(step), versions_record(step))
     if found is None:
