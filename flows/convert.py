@@ -144,6 +144,7 @@ def convert(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
+    run.opened(family)
     announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     refuse_idle_keep_wo(model, options)
@@ -195,6 +196,7 @@ def _refuse_early(
     run: Run,
 ) -> None:
     """Raise what names and shapes tell: an unknown architecture, tensors that miss, files in the way."""
+    run.opened(family)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     _choose_targets(checkpoint, model, companions, output, options, modelfile=modelfile, run=run)
 
