@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ class JobsFile:
     """The text of a jobs file and where it stands; ``where`` names a place in it for messages."""
 
     def __init__(self, text: str, name: str, folder: Path) -> None:
+        import tomllib  # which --help does not need
+
         self.text, self.name, self.folder = text, name, folder
         try:
             self.content: Table = tomllib.loads(text)

@@ -164,7 +164,7 @@ def _line(output: BatchOutput) -> str:
         )
     message = " ".join(str(output.error["message"]).split())
     hint = f" ({' '.join(str(output.error['hint']).split())})" if output.error["hint"] else ""
-    if output.error["type"] not in ("ProofError",):
+    if output.error["type"] != "ProofError":
         name = f"{_short(output.source)}: {_format(output.format)}"
     return f"{name}: {output.state}: {message}{hint}"
 

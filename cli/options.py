@@ -9,16 +9,21 @@ from typing import Any
 import click
 
 
+def is_in_store(value: Any) -> bool:
+    """Whether it is the address of a place in an object store."""
+    return isinstance(value, str) and value.lower().startswith("s3://")
+
+
 class _LocalPath(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and value.lower().startswith("s3://"):
+        if is_in_store(value):
             self.fail("object stores are read by conversions and written by to-gguf -o", param, ctx)
         return super().convert(value, param, ctx)
 
 
 class _Output(_LocalPath):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, str) and value.lower().startswith("s3://"):
+        if is_in_store(value):
             return value
         return super().convert(value, param, ctx)
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..core.errors import UsageError
+from .options import is_in_store
 
 _REVISION = "kconv.revision"
 
@@ -31,7 +32,7 @@ class SourceType(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # g
 
         if isinstance(value, Path):
             return value
-        if value.lower().startswith("s3://"):
+        if is_in_store(value):
             if not self.objects:
                 self.fail("object stores are read by to-gguf and to-onnx alone", param, ctx)
             return str(value)

@@ -8,7 +8,16 @@ from ..quant.slabs import HALF_MAX, Slab, count_nonfinite
 from .pieces import Piece
 
 
-def bad_weights_error(slab: Slab, tensor: Tensor, rows: Piece) -> NonFiniteError:
+def has_bad_weights(slab: Slab, tensor: Tensor, rows: Piece, *, allow_nan: bool) -> bool:
+    """Whether a slab has weights that are not finite or do not fit a format; raises unless they may be so."""
+    if slab.finite and not slab.overflowed and not slab.impossible:
+        return False
+    if not allow_nan or slab.impossible:
+        raise _bad_weights_error(slab, tensor, rows)
+    return True
+
+
+def _bad_weights_error(slab: Slab, tensor: Tensor, rows: Piece) -> NonFiniteError:
     """What to raise for a slab with weights that are not finite or do not fit a format."""
     where = tensor.origin or tensor.name
     if not slab.finite:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +17,7 @@ from gguf import Keys
 from gguf.utility import size_label
 
 from ..core.checkpoint import Checkpoint
+from ..core.foreign_values import text_of, texts_of
 from ..core.input_files import quoted
 from ..core.model import MetadataValue, Note
 from ..core.reading import hub_origin
@@ -25,6 +27,8 @@ _KEYS = Keys.General
 _MAX_FRONT_MATTER = 64 << 10
 _MAX_TEXT = 500
 _MAX_ITEMS = 100
+_text = partial(text_of, longest=_MAX_TEXT)
+_texts = partial(texts_of, most=_MAX_ITEMS, longest=_MAX_TEXT)
 _LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
 # What a licence file is, by words near its beginning; the first that fits. Names are the Hub's.
@@ -99,21 +103,6 @@ def _parse(text: str) -> Mapping[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    """A short, printable string on one line, or None."""
-    if not isinstance(value, str):
-        return None
-    words = " ".join(value[: 4 * _MAX_TEXT].split())
-    # Half surrogates, from YAML escapes and from file names that are not UTF-8, cannot be written.
-    return "".join(character for character in words if character.isprintable())[:_MAX_TEXT] or None
-
-
-def _texts(value: object) -> list[str]:
-    """The strings of a string or list."""
-    items = value if isinstance(value, list) else [value]
-    return [text for text in map(_text, items[:_MAX_ITEMS]) if text is not None]
 
 
 def _size_label(checkpoint: Checkpoint) -> str | None:

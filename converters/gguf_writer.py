@@ -14,14 +14,14 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.cores import available_cores
 from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem, GgufError
-from ..core.files import explained
+from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.progress import Progress, silent
@@ -31,7 +31,7 @@ from ..quant.encoders import encoder_of
 from ..quant.formats import BF16, F16, F32, Format
 from ..quant.importance import Importance
 from ..quant.slabs import Scratch, Slab, has_overflowed
-from .bad_weights import bad_weights_error
+from .bad_weights import has_bad_weights
 from .gguf_plan import FilePlan
 from .journal import Journal
 from .pieces import Piece, source_bytes, work_through
@@ -89,9 +89,7 @@ def write_files(
     """
     plan = begin_files(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
     written = write_pieces(plan, plan.pieces(), threads=threads, progress=progress, stream=stream)
-    sizes = finish_files(plan)
-    not_finite = tuple(tensor.name for tensor in tensors if tensor.name in written.not_finite)
-    return Written(sizes, not_finite, written.kernels)
+    return finished(plan, written.not_finite, written.kernels)
 
 
 def begin_files(
@@ -108,13 +106,15 @@ def begin_files(
     """
     there = sum(path.stat().st_blocks * 512 for path in temporaries)
     check_room([*((plan.path, plan.data_bytes) for plan in plans), (plans[0].path, -there)])
-    headers = [header for plan in plans for header, _ in plan.layout()]
-    plan = plan_writing(tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
-    for file, header in zip((file for model in plan.models for file in model.files), headers, strict=True):
+    layouts = [plan.layout() for plan in plans]
+    models = _models(plans, layouts, temporaries)
+    begun = WritePlan(tuple(tensors), models, importance, allow_nan)
+    headers = [header for layout in layouts for header, _ in layout]
+    for file, header in zip(begun.files, headers, strict=True):
         with opened_file(file.path) as handle:
             os.truncate(handle, file.size)
             write_at(handle, memoryview(header), 0)
-    return plan
+    return begun
 
 
 def plan_writing(
@@ -126,13 +126,21 @@ def plan_writing(
     importance: Importance | None = None,
 ) -> WritePlan:
     """What ``begin_files`` returns, of files that were begun already."""
+    models = _models(plans, (plan.layout() for plan in plans), paths)
+    return WritePlan(tuple(tensors), models, importance, allow_nan)
+
+
+def _models(
+    plans: Sequence[FilePlan], layouts: Iterable[Sequence[tuple[bytes, int]]], paths: Sequence[Path]
+) -> tuple[BegunModel, ...]:
+    """Models with their files at ``paths``; of a large vocabulary a layout takes half a second to make."""
     left = iter(paths)
     models = []
-    for plan in plans:
-        sizes = [(len(header), len(header) + data_bytes) for header, data_bytes in plan.layout()]
+    for plan, layout in zip(plans, layouts, strict=True):
+        sizes = [(len(header), len(header) + data_bytes) for header, data_bytes in layout]
         files = tuple(BegunFile(next(left), *size) for size in sizes)
         models.append(BegunModel(files, plan.formats, plan.tensors))
-    return WritePlan(tuple(tensors), tuple(models), importance, allow_nan)
+    return tuple(models)
 
 
 def write_pieces(
@@ -158,9 +166,7 @@ def write_pieces(
             tensor = plan.tensors[rows.index]
             formats = [model.formats[rows.index] for model in plan.models]
             slab = _slab(tensor, rows, formats, plan.importance, scratch)
-            if not slab.finite or slab.overflowed or slab.impossible:
-                if not plan.allow_nan or slab.impossible:
-                    raise bad_weights_error(slab, tensor, rows)
+            if has_bad_weights(slab, tensor, rows, allow_nan=plan.allow_nan):
                 harmed.add(tensor.name)
             check = 0
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
@@ -217,7 +223,7 @@ def check_room(files: Iterable[tuple[Path, int]]) -> None:
     """Raise EnvironmentProblem unless files of so many bytes fit where they are to be."""
     needed: dict[Path, int] = {}
     for path, size in files:
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = nearest_existing(path.absolute().parent)
         needed[folder] = needed.get(folder, 0) + size
     for folder, size in needed.items():
         with explained(folder):
@@ -235,6 +241,12 @@ def finish_files(plan: WritePlan) -> tuple[int, ...]:
     Raises EnvironmentProblem where they are not.
     """
     return tuple(_reread(model) for model in plan.models)
+
+
+def finished(plan: WritePlan, harmed: Collection[str], kernels: tuple[Note, ...] = ()) -> Written:
+    """``finish_files``, and what there is to say; ``harmed`` are the tensors with weights not finite."""
+    names = tuple(tensor.name for tensor in plan.tensors if tensor.name in harmed)
+    return Written(finish_files(plan), names, kernels)
 
 
 def _reread(model: BegunModel) -> int:

@@ -7,8 +7,10 @@ the same at any number of threads, and no more than a piece per thread is in mem
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -30,6 +32,11 @@ class Piece:
     stop: int
 
 
+def source_bytes(tensor: Tensor, rows: Piece) -> int:
+    """How many bytes of the checkpoint a piece of a tensor is."""
+    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
+
+
 def cut(tensors: Sequence[Tensor], slow: Collection[int] = ()) -> list[Piece]:
     """All pieces in the tensors' order, those of ``slow`` tensors spread evenly, so that progress is steady.
 
@@ -46,11 +53,6 @@ def _pieces(index: int, tensor: Tensor) -> Iterator[Piece]:
     step = granules * tensor.granule
     for start in range(0, tensor.rows, step):
         yield Piece(index, start, min(start + step, tensor.rows))
-
-
-def source_bytes(tensor: Tensor, rows: Piece) -> int:
-    """How many bytes of the checkpoint a piece of ``tensor`` is."""
-    return (rows.stop - rows.start) * tensor.row_elements * tensor.dtype.itemsize
 
 
 def work_through(
@@ -103,3 +105,30 @@ def work_through(
             raise
         finally:
             stop.set()
+
+
+def with_checksums(
+    pieces: Sequence[Piece],
+    checks: Mapping[Piece, int],
+    places: Callable[[Piece], Sequence[tuple[int, int, int]]],
+    *,
+    threads: int,
+    progress: Progress,
+) -> set[Piece]:
+    """Of the pieces those whose bytes have the checksum that ``checks`` has of them.
+
+    ``places`` says where they are: descriptor, offset, bytes of each part.
+    """
+    sound: set[Piece] = set()
+
+    def check(rows: Piece, scratch: Scratch) -> int:
+        found = 0
+        for handle, offset, size in places(rows):
+            found = zlib.crc32(os.pread(handle, size, offset), found)
+        if found == checks[rows]:
+            sound.add(rows)
+        return 1
+
+    known = [piece for piece in pieces if piece in checks]
+    work_through(known, check, threads=threads, stage="check", total=len(known), progress=progress)
+    return sound

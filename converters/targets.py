@@ -90,6 +90,14 @@ def _check_importance(options: Options) -> None:
         )
 
 
+def refuse_idle_keep_wo(model: Model, options: Options) -> None:
+    """Raise UsageError for ``keep_wo`` where the model has no such matrices."""
+    if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
+        raise UsageError(
+            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
+        )
+
+
 def refuse_odd_ending(output: str | Path | None) -> None:
     """Raise UsageError for a name that would become a folder where a file was meant."""
     path = None if output is None else Path(output)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..quant.formats import Format
 from ..quant.importance import Importance
-from ..quant.slabs import Scratch
-from .pieces import Piece, cut, work_through
+from .pieces import Piece, cut, with_checksums
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,11 @@ class WritePlan:
     models: tuple[BegunModel, ...]
     importance: Importance | None = None
     allow_nan: bool = False
+
+    @property
+    def files(self) -> list[BegunFile]:
+        """The files of all models."""
+        return [file for model in self.models for file in model.files]
 
     def pieces(self) -> list[Piece]:
         """All there is to write: whichever process writes a piece, and whenever, the bytes are the same."""
@@ -94,23 +97,17 @@ def sound_pieces(
     Only ``pieces`` of the plan are looked at where they are given. Raises EnvironmentProblem where a file is
     not as it was begun, and OSError.
     """
-    sound: set[Piece] = set()
     with contextlib.ExitStack() as stack:
         opened = opened_models(plan, stack)
 
-        def check(rows: Piece, scratch: Scratch) -> int:
-            found = 0
-            for model, files in zip(plan.models, opened, strict=True):
-                handle, offset, size = place_of(model, files, plan.tensors[rows.index], rows)
-                found = zlib.crc32(os.pread(handle, size, offset), found)
-            if found == checks[rows]:
-                sound.add(rows)
-            return 1
+        def places(rows: Piece) -> list[tuple[int, int, int]]:
+            tensor = plan.tensors[rows.index]
+            pairs = zip(plan.models, opened, strict=True)
+            return [place_of(model, files, tensor, rows) for model, files in pairs]
 
-        pieces = [piece for piece in (plan.pieces() if pieces is None else pieces) if piece in checks]
+        pieces = plan.pieces() if pieces is None else pieces
         threads = threads or available_cores()
-        work_through(pieces, check, threads=threads, stage="check", total=len(pieces), progress=progress)
-    return sound
+        return with_checksums(pieces, checks, places, threads=threads, progress=progress)
 
 
 OpenFiles = list[tuple[int, int]]  # descriptors, and where the data begin

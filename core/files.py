@@ -36,6 +36,11 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise OutputExists(f"{path} is a folder, expected a file", hint="choose another -o")
 
 
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest of the folders above it that exists: there is where it would take room."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 @contextlib.contextmanager
 def explained(path: Path, *, elsewhere: str = "write to another disk with -o") -> Iterator[None]:
     """Turn the operating system's refusals while writing ``path`` into EnvironmentProblem.

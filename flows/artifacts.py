@@ -16,10 +16,10 @@ from typing import Any, Literal
 from ..converters.recorded import read_manifest
 from ..converters.targets import FOLDER_MANIFEST, manifest_path
 from ..core.errors import InputError
+from ..core.foreign_values import number, objects_of, text_of
 from ..core.gguf_file import GgufHeader
-from ..core.gguf_split import read_model
+from ..core.gguf_split import GgufModel
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
-from .foreign_values import number, objects_of, text_of
 
 Facts = Mapping[str, Any]
 """Keys of a GGUF; of an ONNX folder those for which its own files have an answer."""
@@ -99,16 +99,15 @@ class Artifact:
         return self.type.upper()
 
 
-def read_artifact(path: Path, *, alone: bool) -> tuple[Artifact, Facts]:
-    """A GGUF file (of a model in parts the first) or an ONNX folder, at the repository's top if it is alone.
+def read_artifact(opened: Path | GgufModel, *, alone: bool) -> tuple[Artifact, Facts]:
+    """Of a GGUF model or of an ONNX folder, which lies at the repository's top if it is alone.
 
-    Raises InputError, GgufError for what cannot be read or published, and EnvironmentProblem.
+    Raises InputError for what cannot be read or published, and EnvironmentProblem.
     """
-    return _folder(path, top=alone) if path.is_dir() else _file(path)
+    return _file(opened) if isinstance(opened, GgufModel) else _folder(opened, top=alone)
 
 
-def _file(path: Path) -> tuple[Artifact, Facts]:
-    model = read_model(path)
+def _file(model: GgufModel) -> tuple[Artifact, Facts]:
     first, header = model.paths[0], model.header
     manifest = _manifest(first)
     output = manifest.get("output", {})

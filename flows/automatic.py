@@ -7,9 +7,8 @@ proof takes that reading. Without a proof nobody looks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
-from ..converters.results import Options
+from ..converters.results import Options, Scope
 from ..converters.targets import own_type, policy_of
 from ..core.cores import available_cores
 from ..core.model import Model, Note
@@ -33,15 +32,21 @@ def wants_halves(model: Model, options: Options) -> bool:
     return automatic and options.verify != "off" and own_type(model) == F16.name.lower()
 
 
-def read_first(expected: Expected, scope: Literal["quick", "full"], run: Run) -> Known:
-    """What the proof of that ``scope`` will read; where that is much, what the quick one would."""
+def read_first(
+    expected: Expected, scope: Scope, modules: Modules, *, out: bool, run: Run
+) -> tuple[Known, Note | None]:
+    """What the proof of that ``scope`` will read, and why ``auto`` is F32, None where halves are wide enough.
+
+    Where the proof will read much, what the quick one would. ``modules`` and ``out`` are as of ``flowing``.
+    """
     windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = proof_windows(expected, "quick")
     options = VerifyOptions(threads=run.threads or available_cores(), progress=run.progress)
     tokens = sum(window.tokens for window in windows)
     run.announce(f"auto: is half precision wide enough? reading {tokens:,} tokens of the proof in fp32 first")
-    return {windows: read_reference(expected, options, windows)}
+    known = {windows: read_reference(expected, options, windows)}
+    return known, _too_wide(modules, known, out=out)
 
 
 def halves_of_types(model: Model, expected: Expected, options: Options) -> Modules:
@@ -52,8 +57,8 @@ def halves_of_types(model: Model, expected: Expected, options: Options) -> Modul
     return halves_by_name(names, expected.family, expected.checkpoint, tied=tied)
 
 
-def too_wide(modules: Modules, known: Known, *, out: bool) -> Note | None:
-    """Why ``auto`` is F32, or None where half precision is wide enough with room to spare."""
+def _too_wide(modules: Modules, known: Known, *, out: bool) -> Note | None:
+    """The same of what has been read: None where half precision is wide enough with room to spare."""
     found = [flowing(modules, reading.magnitudes.flows, out=out) for reading in known.values()]
     near = [halves.near[0] for halves in found if isinstance(halves, HalfPrecision) and halves.near]
     if not near:

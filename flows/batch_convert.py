@@ -37,7 +37,7 @@ def convert_step(
     """
     begun = time.monotonic()
     threads = step.threads or max(1, available_cores() // share)
-    place = step.source if commit is None else f"{step.source.partition('@')[0]}@{commit}"
+    place = step.source if commit is None else f"{step.address.partition('@')[0]}@{commit}"
     before = source_states(Path(step.source)) if commit is None else {}
     options, versions = options_record(step), versions_record(step)
     how = {**step.options, "force": overwrite, "threads": threads, "progress": report_progress}

@@ -23,7 +23,8 @@ FORMATS: tuple[Format, ...] = ("gguf", "onnx")
 class Step:
     """One conversion: a checkpoint to GGUF files of several types in one read, or to one ONNX folder.
 
-    ``job`` is the number of the job it belongs to, from 1. ``output`` is absolute: the folder in which the
+    ``job`` is the number of the job it belongs to, from 1. ``source`` is the whole path of a folder, or
+    ``org/name[@revision]`` on the Hub. ``output`` is absolute: the folder in which the
     outputs get their usual names, or a file ending in ``.gguf``. ``options`` are arguments of
     ``flows.convert.to_gguf`` or ``flows.to_onnx.to_onnx`` besides types, output, force and threads.
     """
@@ -35,6 +36,11 @@ class Step:
     output: Path
     options: Mapping[str, Any]
     threads: int | None = None
+
+    @property
+    def address(self) -> str:
+        """The source, so that a name on the Hub is not taken for a folder that is called the same."""
+        return self.source if os.path.isabs(self.source) else f"hf://{self.source}"
 
     @property
     def scope(self) -> Scope:

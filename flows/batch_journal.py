@@ -25,7 +25,8 @@ Record = Mapping[str, Any]
 ``made``: an output (``key``, ``path``, ``files``, ``source``, ``options``, ``versions``, ``verdict`` …);
 ``found``: the same of one that planning found to be as it should; ``began``: ``keys`` that a conversion is
 about to make; ``failed`` and ``not done``: ``key``, ``error`` and, if it came that far, when it ``began``;
-``fetched`` and ``deleted``: ``repository``, ``revision``; ``started``: the run itself.
+``fetching``, and in the end ``deleted`` or ``kept``: ``repository``, ``revision``; ``started``: the run
+itself.
 """
 DONE = ("made", "found")
 _ALWAYS = {"event", "time"}

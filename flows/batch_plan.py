@@ -15,7 +15,13 @@ from ..converters.intake import open_model
 from ..converters.mapping import build
 from ..converters.onnx.formats import choose_onnx_formats
 from ..converters.results import Options
-from ..converters.targets import Target, check_request, choose_companion_targets, choose_targets
+from ..converters.targets import (
+    Target,
+    check_request,
+    choose_companion_targets,
+    choose_targets,
+    refuse_idle_keep_wo,
+)
 from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError, KconvError, UsageError
 from ..core.model import Model
@@ -66,7 +72,7 @@ def plan_step(step: Step, records: Mapping[str, Record], force: bool, again: boo
     """
     if step.format == "gguf":
         check_request(step.output, step.gguf_options())
-    name = parse_hub_name(step.source)
+    name = parse_hub_name(step.address)
     found = None if name is None else resolve(name)
     look = Look(step, None, records, force, again, options_record(step), versions_record(step))
     if found is None:
@@ -103,10 +109,7 @@ def _gguf_sizes(look: Look, checkpoint: Checkpoint, family: AnyFamily) -> list[t
     """Path and bytes for each type, or why it cannot be."""
     step, options = look.step, look.step.gguf_options()
     model, companions = build(family, checkpoint), family.companions(checkpoint)
-    if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
-        raise UsageError(
-            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
-        )
+    refuse_idle_keep_wo(model, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..core.errors import EnvironmentProblem
-from ..core.files import explained
+from ..core.files import explained, nearest_existing
 from ..hub.cache import cache_folder
 from .batch_plan import StepPlan
 
@@ -29,12 +29,12 @@ def lacking_space(
                 "--disk allows are left",
                 hint="allow more, or move finished outputs away",
             )
-    place = _existing(plan.step.output)
+    place = nearest_existing(plan.step.output)
     with_fetch = fetch and _same_disk(place, cache_folder())
     needed = plan.bytes + (fetch if with_fetch else 0)
     with explained(place):
         device, free = os.stat(place).st_dev, shutil.disk_usage(place).free
-    free -= sum(each.bytes for each in beside if os.stat(_existing(each.step.output)).st_dev == device)
+    free -= sum(each.bytes for each in beside if os.stat(nearest_existing(each.step.output)).st_dev == device)
     if needed > free:
         return EnvironmentProblem(
             f"about {needed:,} bytes are needed, {max(free, 0):,} are free in {place}",
@@ -45,8 +45,4 @@ def lacking_space(
 
 def _same_disk(one: Path, other: Path) -> bool:
     """The download itself looks at another disk."""
-    return os.stat(one).st_dev == os.stat(_existing(other)).st_dev
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in (path, *path.parents) if each.exists())
+    return os.stat(one).st_dev == os.stat(nearest_existing(other)).st_dev

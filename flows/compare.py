@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..converters.intake import open_model
+from ..converters.family import AnyFamily
 from ..converters.results import CompanionFile, Options, Output
 from ..converters.targets import different_types
 from ..core.errors import UsageError
@@ -113,9 +113,8 @@ class Comparison:
         }
 
 
-def _refuse_encoder(source: str | Path) -> None:
+def _refuse_encoder(family: AnyFamily) -> None:
     """Raise UsageError for a checkpoint that predicts nothing: its types are compared where they are made."""
-    _, family = open_model(source)
     if family.encoder_only:
         raise UsageError(
             f"kconv compare measures predictions, and {family.title} models write no text",
@@ -147,7 +146,6 @@ def compare(
         raise UsageError(f"-o {output} is the name of one file, but several are made", hint="give a folder")
     if len(different_types(options)) < 2:
         raise UsageError("a comparison needs at least two types", hint="give them with -q q4_0,q4_k_m,q8_0")
-    _refuse_encoder(source)
     options = replace(options, verify="quick")
     run = Run(
         force,
@@ -156,6 +154,7 @@ def compare(
         announce,
         proof_texts=None if texts is None else tuple(texts),
         proof_tokens=tokens if texts is not None or tokens is not None else TOKENS,
+        opened=_refuse_encoder,
     )
     with _place(Path(output or "."), keep=keep) as folder:
         made = convert(source, folder, options, run)

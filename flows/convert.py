@@ -20,12 +20,12 @@ from ..converters.targets import (
     check_request,
     choose_companion_targets,
     choose_targets,
+    refuse_idle_keep_wo,
     with_auto,
 )
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere
-from ..core.errors import UsageError
 from ..core.input_files import InputFile
 from ..core.leftovers import discard
 from ..core.model import Model
@@ -39,7 +39,7 @@ from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
-from .automatic import Known, halves_of_types, read_first, too_wide, wants_halves
+from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
@@ -144,12 +144,10 @@ def convert(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
+    run.opened(family)
     announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
-    if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):
-        raise UsageError(
-            f"--keep-wo is for T5 and ByT5; this checkpoint becomes {model.arch}", hint="leave it out"
-        )
+    refuse_idle_keep_wo(model, options)
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
@@ -157,22 +155,15 @@ def convert(
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     known: Known = {}
-    if expected is not None and options.verify != "off" and wants_halves(model, options):
-        known = read_first(expected, options.verify, run)
-        note = too_wide(halves_of_types(model, expected, options), known, out=False)
+    if expected is not None and wants_halves(model, options):
+        modules = halves_of_types(model, expected, options)
+        known, note = read_first(expected, options.verify, modules, out=False, run=run)
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
-    calibration = None
     if expected is not None and options.calibrate:
-        # what would be refused afterwards is refused before the long pass
-        _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
-        paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
-        texts = [Path(path) for path in options.calibrate]
-        importance = learned_before(paths, texts, run)
-        if importance is None:
-            calibration = calibrate(expected, texts, scope=options.verify, run=run)
-            importance = calibration.importance
+        importance, learned = _learn(expected, model, targets, companions, options, run)
+        known = {**known, **learned}
     model, plans = plan_files(model, targets, companions, importance)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
@@ -185,13 +176,11 @@ def convert(
         modelfile=partial(ollama_modelfile, template=vocab_of(model).chat_template, sampling=sampling),
         allow_nan=options.allow_nan,
         importance=importance,
-        proven=expected is not None and options.verify != "off",
+        proven=options.verify != "off",
         stream=checkpoint.stream,
         run=run,
     )
     run.made([output.path for output in outputs])
-    if calibration is not None:
-        known = {**known, calibration.windows: calibration.reading}
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     discard([path for target in targets for path in target.paths])  # the journal
     return conversion_of(checkpoint, model, outputs, files, parity, proofs)
@@ -207,6 +196,7 @@ def _refuse_early(
     run: Run,
 ) -> None:
     """Raise what names and shapes tell: an unknown architecture, tensors that miss, files in the way."""
+    run.opened(family)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     _choose_targets(checkpoint, model, companions, output, options, modelfile=modelfile, run=run)
 
@@ -228,6 +218,28 @@ def _choose_targets(
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
+
+
+def _learn(
+    expected: Expected,
+    model: Model,
+    targets: Sequence[Target],
+    companions: Sequence[Companion],
+    options: Options,
+    run: Run,
+) -> tuple[Importance, Known]:
+    """Importance from the user's texts, and what was read for the proof meanwhile.
+
+    What would be refused afterwards is refused before the long pass.
+    """
+    _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+    paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
+    texts = [Path(path) for path in options.calibrate]
+    before = learned_before(paths, texts, run)
+    if before is not None:
+        return before, {}
+    calibration = calibrate(expected, texts, scope=options.verify, run=run)
+    return calibration.importance, {calibration.windows: calibration.reading}
 
 
 def plan_files(

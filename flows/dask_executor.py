@@ -233,7 +233,7 @@ def _connected(address: str, patience: float) -> Client:
         ) from error
     except Exception as error:  # of TLS settings, of a protocol that is not there
         raise EnvironmentProblem(
-            f"cannot connect to the Dask scheduler at {address}: {error}",
+            f"cannot connect to the Dask scheduler at {address}: {str(error) or type(error).__name__}",
             hint="see Dask's settings for distributed.comm (docs: cluster.md)",
         ) from error
 

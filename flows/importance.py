@@ -35,9 +35,9 @@ from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..vocab.selection import select_vocab
 
 CHUNKS = 128
+"""Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 FEWEST = 128
 """Tokens of text that importance data can be measured on at all."""
-"""Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
 
 
 FEW = 1024

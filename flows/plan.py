@@ -23,7 +23,7 @@ from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
 from ..core.errors import InputError
-from ..core.files import explained
+from ..core.files import explained, nearest_existing
 from ..core.gguf_pairs import encode_pairs
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
@@ -246,6 +246,6 @@ def _planned_companion(companion: Companion, folder: Path, checkpoint: Checkpoin
 
 def _free(folder: Path) -> int:
     """Bytes free in a folder, or in the one it would be made in."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = nearest_existing(folder)
     with explained(there):
         return shutil.disk_usage(there).free

@@ -11,12 +11,12 @@ from typing import Any
 from ..converters.families import embeds_texts, reads_with_encoder
 from ..converters.licences import Terms, terms_of
 from ..core.errors import EnvironmentProblem, UsageError, VocabError
-from ..core.gguf_split import read_model
+from ..core.foreign_values import number, objects_of, text_of, texts_of
+from ..core.gguf_split import GgufModel, read_model
 from ..hub.names import is_repository
 from ..vocab.sampling import sampling_in_metadata
 from ..vocab.templates import SOME_DAY, render_chat
 from .artifacts import ENCODER, Artifact, Facts, ReleaseFile, plain_file, read_artifact
-from .foreign_values import number, objects_of, text_of, texts_of
 
 _HUB = "https://huggingface.co/"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -84,9 +84,9 @@ def read_release(paths: Sequence[Path], stated: Stated | None = None) -> Release
     stated = stated or Stated()
     if not paths:
         raise UsageError("no files given", hint="name GGUF files or ONNX folders")
-    paths = _without_other_parts(paths)
-    alone = len(paths) == 1
-    read = _without_companions([read_artifact(path, alone=alone) for path in paths])
+    opened = _opened(paths)
+    alone = len(opened) == 1
+    read = _without_companions([read_artifact(each, alone=alone) for each in opened])
     artifacts = tuple(artifact for artifact, _ in read)
     _refuse_two_models(artifacts)
     release = _release(artifacts, [facts for _, facts in read], stated)
@@ -108,14 +108,17 @@ def joined(release: Release, others: Sequence[Artifact]) -> Release:
     )
 
 
-def _without_other_parts(paths: Sequence[Path]) -> list[Path]:
-    """The paths, each once, of a model in parts the first alone; ``dist/*`` names what goes along, too."""
-    found: dict[Path, Path] = {}
+def _opened(paths: Sequence[Path]) -> list[Path | GgufModel]:
+    """Folders and models, each once, however many of its parts are named.
+
+    Manifests and the like are passed over, which ``dist/*`` names, too.
+    """
+    found: dict[Path, Path | GgufModel] = {}
     for path in paths:
         if path.name.endswith(_ALONG) and path.is_file():
             continue
-        first = path if path.is_dir() else read_model(path).paths[0]
-        found.setdefault(first.absolute(), first)
+        each = path if path.is_dir() else read_model(path)
+        found.setdefault((each.paths[0] if isinstance(each, GgufModel) else each).absolute(), each)
     if not found:
         raise UsageError(
             "no GGUF files or ONNX folders among the files given",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..converters.family import AnyFamily
 from ..converters.mapping import parameters
 from ..converters.results import CompanionFile, Output
 from ..core.checkpoint import Checkpoint
@@ -23,7 +24,8 @@ class Run:
 
     The proof reads ``proof_texts`` instead of the built-in ones, at most ``proof_tokens`` tokens of each.
     ``made`` is called with the finished files, before they are proven, ``planned`` with those to be made, and
-    may refuse them. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
+    may refuse them, ``opened`` with the checkpoint's family, which it may refuse before any weights are
+    fetched. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
     for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
     read where they lie. ``executor`` writes the weights of GGUF files in tasks of about ``group_bytes`` of
     the checkpoint (spread.py).
@@ -40,6 +42,7 @@ class Run:
     resume: bool = False
     streamed: bool = False
     planned: Callable[[Sequence[Path]], None] = lambda paths: None
+    opened: Callable[[AnyFamily], None] = lambda family: None
     executor: Executor | None = None
     group_bytes: int | None = None
 

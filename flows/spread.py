@@ -20,8 +20,8 @@ from typing import Any
 
 from ..converters.gguf_writer import PiecesWritten, write_pieces
 from ..converters.journal import Done, Journal, JournalFolder, fingerprint, read_done
-from ..converters.pieces import Piece
-from ..converters.write_plan import WritePlan, opened_file, sound_pieces
+from ..converters.pieces import Piece, source_bytes
+from ..converters.write_plan import BegunFile, WritePlan, opened_file, sound_pieces
 from ..core.claims import new_mark
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem
@@ -66,7 +66,7 @@ def write_spread(
     """
     journal.establish()
     order = _lay_down(plan, journal.path, identity, executor, run)
-    sizes = [_bytes(plan, piece) for piece in pieces]
+    sizes = [source_bytes(plan.tensors[piece.index], piece) for piece in pieces]
     groups = list(_groups(pieces, sizes, run.group_bytes or _group_bytes(sum(sizes), executor.slots)))
     for number, (group, _) in enumerate(groups):
         executor.submit(Task(str(number), write_group, (order, number, group)))
@@ -95,8 +95,7 @@ def write_group(order: Order, number: int, pieces: Sequence[Piece]) -> PiecesWri
         threads = order.threads or max(1, available_cores() // order.share)
         sound = sound_pieces(plan, found, pieces=pieces, threads=threads) if found else set()
         left = [piece for piece in pieces if piece not in sound]
-        files = [file.path for model in plan.models for file in model.files]
-        with Journal(order.folder, _writer(), files) as journal:
+        with Journal(order.folder, _writer(), [file.path for file in plan.files]) as journal:
             written = write_pieces(plan, left, threads=threads, journal=journal)
     except FileNotFoundError as error:
         raise _not_here(error.filename or order.folder) from error
@@ -146,8 +145,7 @@ def _plan_of(folder: Path, sha256: str, identity: bytes) -> WritePlan:
             f"{folder / _PLAN} is not the plan of this run", hint="do not run two conversions to one file"
         )
     plan: WritePlan = pickle.loads(content)
-    layouts = (_layout(plan_file.path, plan_file.data_offset, plan_file.size) for plan_file in _files(plan))
-    here = fingerprint(layouts, importance=plan.importance, allow_nan=plan.allow_nan)
+    here = fingerprint(map(_layout, plan.files), importance=plan.importance, allow_nan=plan.allow_nan)
     expected: Mapping[str, Any] = pickle.loads(identity)
     if here["versions"] != expected["versions"]:
         names = [name for name, each in expected["versions"].items() if here["versions"].get(name) != each]
@@ -163,14 +161,10 @@ def _plan_of(folder: Path, sha256: str, identity: bytes) -> WritePlan:
     return plan
 
 
-def _files(plan: WritePlan) -> Iterator[Any]:
-    return (file for model in plan.models for file in model.files)
-
-
-def _layout(path: Path, data_offset: int, size: int) -> tuple[bytes, int]:
+def _layout(file: BegunFile) -> tuple[bytes, int]:
     """Header and bytes of data of a file that was begun, as ``FilePlan.layout`` has planned them."""
-    with opened_file(path) as handle:
-        return os.pread(handle, data_offset, 0), size - data_offset
+    with opened_file(file.path) as handle:
+        return os.pread(handle, file.data_offset, 0), file.size - file.data_offset
 
 
 def _not_here(path: object) -> EnvironmentProblem:
@@ -194,12 +188,6 @@ def _writer() -> str:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
-
-
-def _bytes(plan: WritePlan, piece: Piece) -> int:
-    """Of the checkpoint."""
-    tensor = plan.tensors[piece.index]
-    return (piece.stop - piece.start) * tensor.row_elements * tensor.dtype.itemsize
 
 
 def _group_bytes(total: int, slots: int) -> int:

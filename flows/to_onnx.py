@@ -44,7 +44,7 @@ from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
-from .automatic import Known, read_first, too_wide
+from .automatic import Known, read_first
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -90,14 +90,12 @@ def to_onnx(
     wanted = (parse_type(type), parse_layout(layout))
     options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
-    look = partial(_refuse_early, options=options, output=output, into=Path(into), force=force, resume=resume)
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    look = partial(_refuse_early, options=options, output=output, into=Path(into), run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
-    plan = partial(
-        _plan, checkpoint, family, model, options, output, into=Path(into), force=force, resume=resume
-    )
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), run=run)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
@@ -112,10 +110,10 @@ def to_onnx(
     files = beside(planned.graph_files)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
-    if expected is not None and scope != "off" and (options.type, planned.chosen.type) == (AUTO, "f16"):
-        known = read_first(expected, scope, run)
+    if expected is not None and (options.type, planned.chosen.type) == (AUTO, "f16"):
         halves = [name for name, format in planned.chosen.formats.items() if format == F16]
-        note = too_wide(halves_by_source(halves, family, checkpoint), known, out=True)
+        modules = halves_by_source(halves, family, checkpoint)
+        known, note = read_first(expected, scope, modules, out=True, run=run)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             files = beside(planned.graph_files)
@@ -128,7 +126,6 @@ def to_onnx(
     proof = _prove(expected, planned.folder, scope, verify_options, known)
     discard([planned.folder.resolve()])  # the journal
     return replace(written, proof=proof)
-    return replace(written, proof=_prove(expected, planned.folder, scope, verify_options, known))
 
 
 def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:
@@ -143,12 +140,11 @@ def _refuse_early(
     options: OnnxOptions,
     output: str | Path | None,
     into: Path,
-    force: bool,
-    resume: bool,
+    run: Run,
 ) -> None:
     """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
     model = build(family, checkpoint, "ONNX")
-    _plan(checkpoint, family, model, options, output, options.type, into=into, force=force, resume=resume)
+    _plan(checkpoint, family, model, options, output, options.type, into=into, run=run)
 
 
 def _plan(
@@ -160,14 +156,13 @@ def _plan(
     type: str,
     *,
     into: Path,
-    force: bool,
-    resume: bool,
+    run: Run,
 ) -> Planned:
     """The folder of that type, which must be free."""
     chosen = choose_onnx_formats(family, checkpoint, model, type)
     folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
-    if not resume or not kept_for([folder.resolve()]):
-        refuse_filled(folder.resolve(), mark=MANIFEST, force=force)
+    if not run.resume or not kept_for([folder.resolve()]):
+        refuse_filled(folder.resolve(), mark=MANIFEST, force=run.force)
     merged = options.layout.merged
     graphs = graphs_of(family, checkpoint, chosen.formats, options.accuracy_level, merged=merged)
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -174,7 +175,7 @@ def upload(
     text, kept = _card(hub, release, there, wishes, card(_with_others(hub, release, there), user), merge)
     if not kept:
         data = text.encode("utf-8", "backslashreplace")
-        batches.append([Sending(README, data, len(data), _sha256(data))])
+        batches.append([Sending(README, data, len(data), hashlib.sha256(data).hexdigest())])
     sent, pull_request = _send_all(hub, batches, there, wishes, announce)
     names = [file.name for batch in batches for file in batch]
     done = [file.name for file in sent]
@@ -267,12 +268,6 @@ def _card(
     existing = hub.text(README)
     merged = merge(existing, card)
     return (existing, True) if merged is None else (merged, False)
-
-
-def _sha256(data: bytes) -> str:
-    import hashlib
-
-    return hashlib.sha256(data).hexdigest()
 
 
 def sizes(batches: Sequence[Sequence[Sending]]) -> list[tuple[str, int]]:

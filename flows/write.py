@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.gguf_writer import (
     Written,
     begin_files,
-    finish_files,
+    finished,
     plan_writing,
     write_files,
     write_pieces,
@@ -39,7 +39,7 @@ from ..core.elsewhere import Stream
 from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import read_header
 from ..core.leftovers import discard
-from ..core.model import Model, Note
+from ..core.model import Model
 from ..core.reading import file_sha256
 from ..quant.importance import Importance
 from .results import Run
@@ -84,9 +84,9 @@ def write_targets(
     stamps = source_stamps(source.sources)
     kept = find_kept(paths, identity, stamps, run)
     parts = [path for target in targets for path in target.parts]
-    planned = partial(plan_writing, model.tensors, plans, allow_nan=allow_nan, importance=importance)
     if kept is not None and is_published(kept, paths):
-        written = _published(planned(parts), read_done(kept.folder), run)
+        begun = plan_writing(model.tensors, plans, parts, allow_nan=allow_nan, importance=importance)
+        written = _published(begun, read_done(kept.folder), run)
         outputs, model = _outputs(targets, plans, written, model)
         if not proven:
             discard(paths)
@@ -100,9 +100,9 @@ def write_targets(
             journal.establish(partial(keep_importance, importance=importance))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
-        begin_files(model.tensors, plans, temporaries)
+        begun = begin_files(model.tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
         with source as hashes:
-            written = _write(planned(temporaries), done, journal, identity, run, stream)
+            written = _write(begun, done, journal, identity, run, stream)
             files = hashes.result(run.progress)
         outputs, model = _outputs(targets, plans, written, model)
         common = describe(model, files, beside)
@@ -141,7 +141,7 @@ def _write(
     pieces = plan.pieces()
     if stream is not None:
         written = write_pieces(plan, pieces, threads=run.threads, progress=run.progress, stream=stream)
-        return _written(plan, written.not_finite, written.kernels)
+        return finished(plan, written.not_finite, written.kernels)
     sound = (
         sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress) if done.checks else set()
     )
@@ -150,17 +150,10 @@ def _write(
         run.announce(resumed_text(len(sound), len(pieces)))
     if run.executor is not None:
         written = write_spread(plan, left, folder, identity(), run.executor, run)
-        return _written(plan, done.not_finite | written.not_finite, written.kernels)
-    files = [file.path for model in plan.models for file in model.files]
-    with Journal(folder, new_mark(), files) as journal:
+        return finished(plan, done.not_finite | written.not_finite, written.kernels)
+    with Journal(folder, new_mark(), [file.path for file in plan.files]) as journal:
         written = write_pieces(plan, left, threads=run.threads, journal=journal, progress=run.progress)
-    return _written(plan, done.not_finite | written.not_finite, written.kernels)
-
-
-def _written(plan: WritePlan, harmed: Collection[str], kernels: tuple[Note, ...] = ()) -> Written:
-    """Once all pieces are written, whoever wrote them."""
-    names = tuple(tensor.name for tensor in plan.tensors if tensor.name in harmed)
-    return Written(finish_files(plan), names, kernels)
+    return finished(plan, done.not_finite | written.not_finite, written.kernels)
 
 
 def _published(plan: WritePlan, done: Done, run: Run) -> Written:
@@ -170,10 +163,10 @@ def _published(plan: WritePlan, done: Done, run: Run) -> Written:
         sound = sound_pieces(plan, done.checks, threads=run.threads, progress=run.progress)
         if len(sound) == len(plan.pieces()):
             run.announce("resumed: the files are complete")
-            return _written(plan, done.not_finite)
+            return finished(plan, done.not_finite)
     except EnvironmentProblem as error:
         problem = error
-    raise not_as_written(plan.models[0].files[0].path) from problem
+    raise not_as_written(plan.files[0].path) from problem
 
 
 def _write_companion(target: CompanionTarget, temporary: Path | None) -> CompanionFile:

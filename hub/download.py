@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..core import progress as core_progress
 from ..core.errors import EnvironmentProblem, KconvError
-from ..core.files import explained
+from ..core.files import explained, nearest_existing
 from ..core.progress import Progress, silent
 from ..core.receipts import remember
 from ..core.sizes import size_text
@@ -233,7 +233,7 @@ def _check_space(source: HubSource, missing: Sequence[HubFile]) -> None:
         with contextlib.suppress(OSError):
             needed -= _partial(blob(source.repository, file.etag)).stat().st_size
         needed += file.size
-    there = next(place for place in (cache_folder(), *cache_folder().parents) if place.exists())
+    there = nearest_existing(cache_folder())
     with explained(there, elsewhere=_ELSEWHERE):
         free = shutil.disk_usage(there).free
     if needed > free:

@@ -104,6 +104,14 @@ output = "here"
     assert cached(tmp_path) == set()
 
 
+def test_a_name_on_the_hub_is_no_folder_that_is_called_the_same(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "korean" / "two").mkdir(parents=True)
+    done = batch(hub, tmp_path, text='[[jobs]]\nsource = "hf://korean/two"\n')
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads((tmp_path / "dist" / "two-Q8_0.gguf.manifest.json").read_text("utf-8"))
+    assert manifest["source"]["repository"] == "korean/two"
+
+
 def test_what_was_in_the_cache_before_stays(hub: Hub, tmp_path: Path) -> None:
     fetch = "from kconv.hub.checkpoint import local_checkpoint; local_checkpoint('korean/one')"
     subprocess.run([sys.executable, "-c", fetch], env=environment(hub, tmp_path), check=True)

@@ -123,6 +123,21 @@ def test_commands_take_names(hub: Hub, folder: Path, tmp_path: Path) -> None:
     assert not hub.asked("/cdn/")  # it is in the cache
 
 
+def test_types_of_a_name_are_compared(hub: Hub, tmp_path: Path) -> None:
+    done = run(hub, tmp_path, "compare", NAME, "-q", "q8_0,q4_0", "--tokens", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [each["type"] for each in json.loads(done.stdout)["types"]] == ["q8_0", "q4_0"]
+
+
+def test_a_name_that_cannot_be_compared_costs_no_weights(tmp_path: Path) -> None:
+    with Hub() as hub:
+        hub.add(NAME, write_sample("bert", tmp_path / "bert"))
+        done = run(hub, tmp_path, "compare", NAME, "-q", "q8_0,q4_0")
+        assert done.returncode == 2
+        assert "write no text" in done.stderr
+        assert all(each.range is not None for each in hub.asked("/cdn/"))
+
+
 @pytest.mark.parametrize("command", ["to-gguf", "to-onnx"])
 def test_what_can_be_refused_is_refused_before_it_is_fetched(hub: Hub, tmp_path: Path, command: str) -> None:
     place = tmp_path / ("llama-Q8_0.gguf" if command == "to-gguf" else "llama-Q8_0-ONNX")

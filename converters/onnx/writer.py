@@ -27,10 +27,10 @@ from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
-from ..bad_weights import bad_weights_error
+from ..bad_weights import has_bad_weights
 from ..gguf_writer import Written, check_room, write_at
 from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
-from ..pieces import Piece, cut, source_bytes, work_through
+from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
 from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
@@ -171,23 +171,15 @@ def _sound_pieces(
     path: Path, plan: DataPlan, checks: Mapping[Piece, int], threads: int, progress: Progress
 ) -> set[Piece]:
     """The pieces whose bytes have the checksum a journal has of them."""
-    sound: set[Piece] = set()
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
 
-        def check(rows: Piece, scratch: Scratch) -> int:
-            found = 0
-            for offset, size in _places(plan, rows):
-                found = zlib.crc32(os.pread(handle, size, offset), found)
-            if found == checks[rows]:
-                sound.add(rows)
-            return 1
+        def places(rows: Piece) -> list[tuple[int, int, int]]:
+            return [(handle, *place) for place in _places(plan, rows)]
 
-        pieces = [piece for piece in _pieces(plan) if piece in checks]
-        work_through(pieces, check, threads=threads, stage="check", total=len(pieces), progress=progress)
+        return with_checksums(_pieces(plan), checks, places, threads=threads, progress=progress)
     finally:
         os.close(handle)
-    return sound
 
 
 def _write_data(
@@ -211,9 +203,7 @@ def _write_data(
             tensor, check = weight.tensor, 0
             source = tensor.read(rows.start, rows.stop)
             slab = Encoder([weight.format]).encode(source, tensor.dtype, scratch)
-            if not slab.finite or slab.overflowed or slab.impossible:
-                if not allow_nan or slab.impossible:
-                    raise bad_weights_error(slab, tensor, rows)
+            if has_bad_weights(slab, tensor, rows, allow_nan=allow_nan):
                 harmed.add(tensor.name)
             for (offset, _), data in zip(_places(plan, rows), _parts(weight, slab.data[0]), strict=True):
                 view = data.data.cast("B")
