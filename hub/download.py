@@ -23,13 +23,12 @@ from ..core.progress import Progress, silent
 from ..core.receipts import remember
 from ..core.sizes import size_text
 from .cache import blob, cache_folder, link, lock_file, snapshot
+from .evidence import git_digest
 from .refusals import incomplete
 from .source import HubFile, HubSource
 from .transfer import pieces
 from .xet import Xet, XetFailed
 
-_SHA256 = 64
-"""Digits; small files have Git's SHA-1 for an ETag."""
 AT_ONCE = 4
 """Files that are fetched at the same time."""
 _CHUNK = 1 << 20  # bytes hashed at once of what was here
@@ -120,7 +119,7 @@ class _Downloads:
             found = self._append(file, partial, by_xet=by_xet)
             if found == file.etag:
                 os.replace(partial, contents)
-                if len(found) == _SHA256:
+                if file.sha256 is not None:
                     remember(contents, found)
                 return
             partial.unlink()
@@ -175,7 +174,7 @@ def _digest(file: HubFile) -> hashlib._Hash:
     """What gives the hash the Hub calls the contents by: SHA-256, or Git's of small files."""
     if file.sha256 is not None:
         return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    return git_digest(file.size)
 
 
 def _partial(contents: Path) -> Path:

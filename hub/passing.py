@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.cores import available_cores
+from .evidence import git_digest
 from .stream import GRANULE, StreamedFile, recorded
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class Pass:
 
     def _sum_up(self) -> None:
         for file in self._files:
-            sums = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.size)
+            sums = hashlib.sha256(), git_digest(file.size)
             for number in range(self._first.get(file, 0), len(self._blocks)):
                 if self._blocks[number].file is not file:
                     break

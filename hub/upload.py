@@ -7,7 +7,6 @@ token in one, and the SHA-256 of what lies there afterwards.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EnvironmentProblem, HubRefusal, InputError, KconvError, UsageError
+from .evidence import git_digest
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -206,7 +206,7 @@ def is_there(file: Sending, there: Mapping[str, RemoteFile]) -> bool:
 
 
 def _git_id(file: Sending) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % file.size)
+    digest = git_digest(file.size)
     if isinstance(file.contents, bytes):
         digest.update(file.contents)
     else:
