@@ -43,7 +43,7 @@ def fetch_files(source: HubSource, files: Sequence[HubFile], progress: Progress 
     them hashes them). Calls ``progress("download", bytes done, bytes in all)``. Raises HubRefusal, and
     EnvironmentProblem for the network, for a want of space and for contents that are not what the Hub lists.
     """
-    missing = [file for file in files if not _is_here(source, file)]
+    missing = [file for file in files if not is_here(source, file)]
     folder = snapshot(source.repository, source.commit)
     if not missing:
         return folder
@@ -186,7 +186,8 @@ def _kind(file: HubFile) -> str:
     return "SHA-256" if file.sha256 is not None else "Git's SHA-1"
 
 
-def _is_here(source: HubSource, file: HubFile) -> bool:
+def is_here(source: HubSource, file: HubFile) -> bool:
+    """Whether the cache has a file of the commit, as far as ``fetch_files`` looks."""
     return _has(snapshot(source.repository, source.commit) / file.path, file)
 
 

@@ -60,11 +60,6 @@ class HubSource:
         """``org/name``."""
         return self.asked.repository
 
-    @property
-    def pinned(self) -> HubName:
-        """The very commit."""
-        return HubName(self.repository, self.commit)
-
     def __str__(self) -> str:
         return f"{self.repository}@{self.commit}"
 
