@@ -64,6 +64,14 @@ def parse_object(text: object) -> ObjectPlace | None:
     return ObjectPlace(bucket, key)
 
 
+class NoSuchObject(HubRefusal):
+    """There is nothing of that name in the store."""
+
+
+class ObjectReplaced(HubRefusal):
+    """An object is not, or not any more, the one it was when it was listed."""
+
+
 @functools.cache
 def file_system() -> Any:
     """The one s3fs of this process. Raises EnvironmentProblem where it is not installed."""
@@ -85,13 +93,16 @@ def call(operation: str, place: ObjectPlace, **more: Any) -> Any:
 
 @contextlib.contextmanager
 def explained(place: ObjectPlace) -> Iterator[None]:
-    """Turn what s3fs and botocore raise into HubRefusal (no such thing, no access) or EnvironmentProblem."""
+    """Turn what s3fs and botocore raise into HubRefusal or EnvironmentProblem.
+
+    Of the first kind are NoSuchObject, ObjectReplaced, where If-Match was sent, and want of access.
+    """
     try:
         yield
     except (KconvError, InterruptedError):
         raise
     except FileNotFoundError:
-        raise HubRefusal(
+        raise NoSuchObject(
             f"{place} does not exist", hint="check bucket and key: aws s3 ls, or s3fs.S3FileSystem().ls"
         ) from None
     except PermissionError as error:
@@ -105,9 +116,26 @@ def explained(place: ObjectPlace) -> Iterator[None]:
                 f"there are no credentials for {place}",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, as for the aws command",
             ) from None
+        if _code(error) in ("PreconditionFailed", "412"):
+            raise replaced(place) from None
         raise EnvironmentProblem(
             f"the object store failed at {place}: {_short(error)}", hint="check the network and run it again"
         ) from None
+
+
+def replaced(place: ObjectPlace) -> ObjectReplaced:
+    """The error for an object that is not the one that was listed."""
+    return ObjectReplaced(
+        f"{place} is not the object that was listed: it was replaced meanwhile, or the store serves no "
+        "ranges",
+        hint="run it again, and do not change the checkpoint meanwhile",
+    )
+
+
+def _code(error: Exception) -> object:
+    """The store's code for what went wrong, which s3fs hands on in the cause; its words differ by store."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return answer.get("Error", {}).get("Code")
 
 
 def _short(error: Exception) -> str:
@@ -154,17 +182,12 @@ class ObjectRanges:
         from fsspec.asyn import sync
 
         span = f"bytes={start}-{start + count - 1}"
-        try:
-            answer = call("get_object", self._place, Range=span, IfMatch=self._etag)
-        except EnvironmentProblem as error:
-            if "pre-condition" in error.message:
-                raise self._replaced() from None
-            raise
+        answer = call("get_object", self._place, Range=span, IfMatch=self._etag)
         body, left = answer["Body"], count
         try:
             expected = f"{span.replace('=', ' ')}/{self._size}"
             if answer.get("ContentRange") != expected or answer.get("ETag") != self._etag:
-                raise self._replaced()
+                raise replaced(self._place)
             while left:
                 with explained(self._place):
                     chunk = sync(file_system().loop, body.read, min(_CHUNK, left))
@@ -174,13 +197,6 @@ class ObjectRanges:
                 yield chunk
         finally:
             body.close()
-
-    def _replaced(self) -> HubRefusal:
-        return HubRefusal(
-            f"{self.name} is not the object that was listed: it was replaced meanwhile, or the store serves "
-            "no ranges",
-            hint="run it again, and do not change the checkpoint meanwhile",
-        )
 
 
 def object_checkpoint(

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from command_material import kconv
+from s3fs.errors import translate_boto_error
 
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, HubRefusal, UsageError
@@ -163,6 +165,14 @@ def test_an_object_that_is_replaced_meanwhile_is_refused(store: Any) -> None:
     store.pipe_file(f"{BUCKET}/m/model.safetensors", b"b" * 1000)
     with pytest.raises(HubRefusal, match="replaced meanwhile"):
         ranges.fetch(view, 5)
+
+
+@pytest.mark.parametrize("said", [{}, {"Message": "ETag mismatch"}])
+def test_a_store_with_words_of_its_own_is_understood_by_its_code(said: dict[str, str]) -> None:
+    answer: Any = {"Error": {"Code": "PreconditionFailed", **said}}
+    refused = pytest.raises(HubRefusal, match="replaced meanwhile")
+    with refused, object_store.explained(ObjectPlace(BUCKET, "m")):
+        raise translate_boto_error(ClientError(answer, "GetObject"))
 
 
 def test_a_failed_upload_leaves_nothing(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
