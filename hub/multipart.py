@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from ..core.errors import EnvironmentProblem, KconvError, OutputExists, UsageError
 from ..core.machine import cache_folder
 from ..core.progress import Progress, silent
-from .object_store import NoSuchObject, ObjectPlace, call
+from .object_names import ObjectPlace
+from .object_store import NoSuchObject, call
 
 SMALLEST, LARGEST, MOST = 5 << 20, 5 << 30, 10_000
 """Bytes a part may have (the last may have fewer), and how many parts there may be: S3's limits."""

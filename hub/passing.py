@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.cores import available_cores
+from ..core.sizes import decimal_size
 from .evidence import git_digest
 from .stream import GRANULE, StreamedFile, recorded
 
@@ -88,11 +89,6 @@ def _fetched_again(spans: list[tuple[int, int]]) -> int:
     """Bytes of the granules in which these spans lie."""
     granules = {g for start, stop in spans for g in range(start // GRANULE, -(-stop // GRANULE))}
     return len(granules) * GRANULE
-
-
-def decimal_size(size: int) -> str:
-    """``16.06 GB``, ``6.0 MB``: in powers of ten, as the Hub counts."""
-    return f"{size / 1e9:,.2f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
 
 
 def _memory(size: int) -> memoryview:

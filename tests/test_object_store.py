@@ -23,7 +23,8 @@ from kconv.core.errors import EnvironmentProblem, HubRefusal, UsageError
 from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, object_store
 from kconv.hub.multipart import LARGEST, MOST, SMALLEST, left_open, part_borders, put_files
-from kconv.hub.object_store import ObjectPlace, objects_below, parse_object
+from kconv.hub.object_names import ObjectPlace, parse_object
+from kconv.hub.object_store import objects_below
 from kconv.hub.stream import WeightStream
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
@@ -203,7 +204,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from kconv.hub import multipart
-from kconv.hub.object_store import ObjectPlace
+from kconv.hub.object_names import ObjectPlace
 
 def stop(*_):
     print("sent", flush=True)
