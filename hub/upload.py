@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EnvironmentProblem, HubRefusal, InputError, KconvError, UsageError
 from .evidence import git_digest
+from .refusals import is_of_the_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -273,7 +274,7 @@ def _explanation(error: Exception, place: Place) -> KconvError | None:
         return _refusal(root, place)
     if isinstance(root, errors.LocalTokenNotFoundError):
         return HubRefusal("there is no Hugging Face token here", hint=LOGIN)
-    if isinstance(root, UnicodeError) or type(root).__name__ == "LocalProtocolError":  # of the header
+    if is_of_the_token(root):
         return HubRefusal("the token here has characters that no token has", hint=f"{LOGIN} ({_TOKENS})")
     if isinstance(root, (ValueError, TypeError, KeyError)):  # the sign-in page of a network, say
         return Passing(
