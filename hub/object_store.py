@@ -186,7 +186,7 @@ def object_checkpoint(
                 (beside / name).write_bytes(data)
     weights = find_weights(beside, listed.keys()).files
     files = {name: StreamedFile(listed[name], _stored_sum(place / name)) for name in weights}
-    stream = WeightStream(files, announce=announce)
+    stream = WeightStream(files, announce)
     return Elsewhere(beside, {name: stream.opener(name) for name in files}, stream)
 
 

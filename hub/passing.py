@@ -102,6 +102,8 @@ class Pass:
     def __init__(
         self, stream: WeightStream, parts: Sequence[Any], read: Callable[[Any], object], *, whole: bool
     ) -> None:
+        assert stream.block % GRANULE == 0
+        assert 0 < stream.ahead < stream.window
         self._stream, self._whole = stream, whole
         self._files = list(stream.files.values())
         self._blocks = [
