@@ -14,12 +14,9 @@ from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere, Stream
 from ..core.errors import UsageError, WeightsElsewhere
 from ..core.scratch import scratch_folder
-from ..hub.checkpoint import fetch, remote_checkpoint
-from ..hub.names import parse_hub_name
-from ..hub.object_store import object_checkpoint, parse_object
-from ..hub.passing import decimal_size
-from ..hub.source import resolve
-from ..hub.streaming import stream_checkpoint
+from ..core.sizes import decimal_size
+from ..hub.names import HubName, parse_hub_name
+from ..hub.object_names import parse_object
 from .results import Run
 
 _FOLDERS: ContextVar[contextlib.ExitStack] = ContextVar("folders")
@@ -53,6 +50,8 @@ def arrived(
             hint="leave out --resume, or download the checkpoint (without --stream)",
         )
     if place is not None:
+        from ..hub.object_store import object_checkpoint
+
         folder = _FOLDERS.get().enter_context(scratch_folder("object"))
         return object_checkpoint(place, folder, run.announce)
     name = parse_hub_name(source)
@@ -63,6 +62,15 @@ def arrived(
                 hint="leave out --stream; a repository of the Hub is named org/name or hf://org/name",
             )
         return source
+    return _of_the_hub(name, look, run)
+
+
+def _of_the_hub(name: HubName, look: Callable[[Checkpoint, AnyFamily], object], run: Run) -> Path | Elsewhere:
+    # here, since conversions of what lies on this machine need none of it
+    from ..hub.checkpoint import fetch, remote_checkpoint
+    from ..hub.source import resolve
+    from ..hub.streaming import stream_checkpoint
+
     found = resolve(name)
     if run.streamed:
         return stream_checkpoint(found, run.announce)

@@ -30,7 +30,7 @@ from ..core.input_files import InputFile
 from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
-from ..hub.object_store import parse_object
+from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..verify.inputs import Expected

@@ -23,7 +23,6 @@ from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.text_files import read_text
 from ..core.windows import Window
-from ..hub.checkpoint import local_checkpoint
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reference
@@ -68,6 +67,8 @@ def gather(
     At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
     opening the checkpoint raises, and InputError for texts too short.
     """
+    from ..hub.checkpoint import local_checkpoint  # conversions that calibrate come with an open one
+
     checkpoint, family = open_model(local_checkpoint(source, progress))
     for note in checkpoint.notes:
         announce(f"{'warning' if note.warning else 'note'}: {note.message}")

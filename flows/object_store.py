@@ -12,7 +12,8 @@ from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
 from ..core.scratch import scratch_folder
 from ..hub.multipart import end_left_open, put_files, refuse_objects
-from ..hub.object_store import ObjectPath, ObjectPlace
+from ..hub.object_names import ObjectPlace
+from ..hub.object_store import ObjectPath
 from .convert import convert
 from .results import Conversion, Run
 

@@ -64,7 +64,7 @@ def check_name(name: str) -> None:
 
 
 def hashed(release: Release, progress: Progress = silent) -> dict[str, str]:
-    """The SHA-256 of every file, by the name it will have."""
+    """The SHA-256 of every file, by the name it will have; read now, whatever receipts say of earlier."""
     files = [file for file in release.files if file.path is not None]
     total, done, digests = sum(file.bytes for file in files), 0, {}
 

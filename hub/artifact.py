@@ -10,14 +10,13 @@ import re
 from pathlib import Path
 
 from ..core.errors import HubRefusal
+from ..core.onnx_names import graph_names
 from ..core.progress import Progress, silent
 from .download import fetch_files
 from .names import parse_hub_name
 from .source import HubFile, HubSource, resolve
 from .wanted import small_files
 
-SUFFIXES = ("", "_fp16", "_q4", "_q8", "_quantized", "_q4f16", "_int8", "_uint8", "_bnb4")
-"""What Transformers.js and optimum put behind a graph's name for its type, in the order they are tried."""
 _SETTINGS = re.compile(r"config\.[a-z0-9]+\.json|kconv\.manifest\.json")
 """A front end's (config.gbswt5.json), and what the proof compares."""
 _GRAPHS = ("model", "encoder_model", "decoder_model_merged", "decoder_model", "decoder_with_past_model")
@@ -58,8 +57,7 @@ def onnx_files(source: HubSource) -> list[HubFile]:
 
 
 def _first(stem: str, there: dict[str, HubFile]) -> str | None:
-    names = (f"{stem}{suffix}.onnx" for suffix in SUFFIXES)
-    return next((name for name in names if name in there), None)
+    return next((name for name in graph_names(stem) if name in there), None)
 
 
 def _is_data(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ..core.elsewhere import Elsewhere
@@ -10,14 +9,12 @@ from ..core.errors import CheckpointError
 from ..core.progress import Progress, silent
 from ..core.weight_files import find_weights
 from .cache import snapshot
-from .download import fetch_files
-from .headers import HeaderReader
+from .download import fetch_files, is_here
+from .headers import openers
 from .names import parse_hub_name
 from .refusals import partial_cache
 from .source import HubSource, resolve
 from .wanted import first_files, likely_weights, second_files, small_files, weight_files
-
-Announce = Callable[[str], None]
 
 
 def local_checkpoint(source: str | Path, progress: Progress = silent) -> str | Path:
@@ -77,5 +74,4 @@ def remote_checkpoint(source: HubSource) -> Path | Elsewhere:
     fetch_files(source, first)
     fetch_files(source, [*first, *second_files(source, folder)])
     weights = weight_files(source, folder)
-    reader = HeaderReader(source)
-    return Elsewhere(folder, reader.openers([file for file in weights if not reader.is_here(file)]))
+    return Elsewhere(folder, openers(source, [file for file in weights if not is_here(source, file)]))

@@ -23,13 +23,12 @@ from ..core.progress import Progress, silent
 from ..core.receipts import remember
 from ..core.sizes import size_text
 from .cache import blob, cache_folder, link, lock_file, snapshot
+from .evidence import git_digest
 from .refusals import incomplete
 from .source import HubFile, HubSource
 from .transfer import pieces
 from .xet import Xet, XetFailed
 
-_SHA256 = 64
-"""Digits; small files have Git's SHA-1 for an ETag."""
 AT_ONCE = 4
 """Files that are fetched at the same time."""
 _CHUNK = 1 << 20  # bytes hashed at once of what was here
@@ -44,7 +43,7 @@ def fetch_files(source: HubSource, files: Sequence[HubFile], progress: Progress 
     them hashes them). Calls ``progress("download", bytes done, bytes in all)``. Raises HubRefusal, and
     EnvironmentProblem for the network, for a want of space and for contents that are not what the Hub lists.
     """
-    missing = [file for file in files if not _is_here(source, file)]
+    missing = [file for file in files if not is_here(source, file)]
     folder = snapshot(source.repository, source.commit)
     if not missing:
         return folder
@@ -120,7 +119,7 @@ class _Downloads:
             found = self._append(file, partial, by_xet=by_xet)
             if found == file.etag:
                 os.replace(partial, contents)
-                if len(found) == _SHA256:
+                if file.sha256 is not None:
                     remember(contents, found)
                 return
             partial.unlink()
@@ -175,7 +174,7 @@ def _digest(file: HubFile) -> hashlib._Hash:
     """What gives the hash the Hub calls the contents by: SHA-256, or Git's of small files."""
     if file.sha256 is not None:
         return hashlib.sha256()
-    return hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    return git_digest(file.size)
 
 
 def _partial(contents: Path) -> Path:
@@ -187,7 +186,8 @@ def _kind(file: HubFile) -> str:
     return "SHA-256" if file.sha256 is not None else "Git's SHA-1"
 
 
-def _is_here(source: HubSource, file: HubFile) -> bool:
+def is_here(source: HubSource, file: HubFile) -> bool:
+    """Whether the cache has a file of the commit, as far as ``fetch_files`` looks."""
     return _has(snapshot(source.repository, source.commit) / file.path, file)
 
 

@@ -38,4 +38,11 @@ def check_contents(path: Path, sha256: str) -> None:
 
 
 def _git_name(data: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    digest = git_digest(len(data))
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def git_digest(size: int) -> hashlib._Hash:
+    """What gives Git's name for contents of ``size`` bytes, once it is fed with them."""
+    return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)

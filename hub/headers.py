@@ -15,7 +15,6 @@ from pathlib import Path
 
 from ..core.byte_source import ByteSource, Identity, Opener
 from ..core.errors import WeightsElsewhere
-from .cache import snapshot
 from .source import HubFile, HubSource
 from .transfer import pieces
 
@@ -26,36 +25,26 @@ _LOOKS = 8
 """Times that weights of a file are read, each at most ``FIRST`` bytes of them."""
 
 
-class HeaderReader:
-    """Opens the weight files of a source."""
+def openers(source: HubSource, files: Sequence[HubFile]) -> dict[str, Opener]:
+    """What opens each of the weight ``files``, by its path; the headers are fetched side by side.
 
-    def __init__(self, source: HubSource) -> None:
-        self._source = source
+    Raises what fetching raises.
+    """
+    opened = {file.path: _remote(source, file) for file in files}
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        for _ in threads.map(lambda file: file.block_into(memoryview(bytearray(1)), 0), opened.values()):
+            pass
+    return {path: partial(_found, file) for path, file in opened.items()}
 
-    def is_here(self, file: HubFile) -> bool:
-        """Whether the file is in the cache, in its length."""
-        place = snapshot(self._source.repository, self._source.commit) / file.path
-        try:
-            return place.stat().st_size == file.size
-        except OSError:
-            return False
 
-    def openers(self, files: Sequence[HubFile]) -> dict[str, Opener]:
-        """What opens each, by its path; the headers are fetched side by side. Raises what fetching raises."""
-        opened = {file.path: self._open(file) for file in files}
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            for _ in threads.map(lambda file: file.block_into(memoryview(bytearray(1)), 0), opened.values()):
-                pass
-        return {path: partial(_found, file) for path, file in opened.items()}
+def _remote(source: HubSource, file: HubFile) -> RemoteFile:
+    from .archives import RemoteArchive
 
-    def _open(self, file: HubFile) -> RemoteFile:
-        from .archives import RemoteArchive
+    def fetch(start: int, stop: int) -> bytes:
+        return b"".join(pieces(source, file, start, stop))
 
-        def fetch(start: int, stop: int) -> bytes:
-            return b"".join(pieces(self._source, file, start, stop))
-
-        name = f"{file.path} of {self._source.asked}"
-        return (RemoteArchive if file.path.endswith(".bin") else RemoteFile)(name, file.size, fetch)
+    name = f"{file.path} of {source.asked}"
+    return (RemoteArchive if file.path.endswith(".bin") else RemoteFile)(name, file.size, fetch)
 
 
 def _found(file: RemoteFile, path: Path) -> ByteSource:

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..core.errors import EnvironmentProblem, HubRefusal, KconvError, OutputExists, UsageError
+from ..core.errors import EnvironmentProblem, KconvError, OutputExists, UsageError
 from ..core.machine import cache_folder
 from ..core.progress import Progress, silent
-from .object_store import ObjectPlace, call
+from .object_names import ObjectPlace
+from .object_store import NoSuchObject, call
 
 SMALLEST, LARGEST, MOST = 5 << 20, 5 << 30, 10_000
 """Bytes a part may have (the last may have fewer), and how many parts there may be: S3's limits."""
@@ -54,10 +55,8 @@ def refuse_objects(places: Sequence[ObjectPlace]) -> None:
     for place in places:
         try:
             call("head_object", place)
-        except HubRefusal as error:
-            if "does not exist" in error.message:
-                continue
-            raise
+        except NoSuchObject:
+            continue
         raise OutputExists(
             f"{place} already exists", hint="choose another -o, or pass --force to overwrite it"
         )
@@ -159,11 +158,8 @@ def _upload(path: Path, place: ObjectPlace, borders: Sequence[tuple[int, int]]) 
 
 def abort(place: ObjectPlace, number: str) -> None:
     """End an upload that shall not become an object, or has already. Raises as ``call`` does."""
-    try:
+    with contextlib.suppress(NoSuchObject):
         call("abort_multipart_upload", place, UploadId=number)
-    except HubRefusal as error:
-        if "does not exist" not in error.message:
-            raise
 
 
 def journal_folder() -> Path:

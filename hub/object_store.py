@@ -11,57 +11,29 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PosixPath
 from typing import Any
 
 from ..core.elsewhere import Elsewhere
-from ..core.errors import CheckpointError, EnvironmentProblem, HubRefusal, KconvError, UsageError
+from ..core.errors import CheckpointError, EnvironmentProblem, HubRefusal, KconvError
 from ..core.files import explained as written
-from ..core.input_files import is_plain_name, quoted
+from ..core.input_files import is_plain_name
 from ..core.weight_files import find_weights
+from .object_names import SCHEME, ObjectPlace
 from .stream import StreamedFile, WeightStream
 
-SCHEME = "s3://"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SMALL = re.compile(r".*\.(json|txt|model|jinja|md)|(LICEN[SC]E|COPYING|NOTICE)[^/]*")
 _LARGEST = 64 << 20  # bytes of a file that is no weights
 _TRIES = 4  # without a byte more; s3fs tries each request several times itself
 _CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
-class ObjectPlace:
-    """An object, or all whose keys begin with ``key`` and a slash."""
-
-    bucket: str
-    key: str
-
-    def __str__(self) -> str:
-        return f"{SCHEME}{self.bucket}/{self.key}".rstrip("/")
-
-    def __truediv__(self, name: str) -> ObjectPlace:
-        return ObjectPlace(self.bucket, f"{self.key}/{name}" if self.key else name)
-
-    @property
-    def name(self) -> str:
-        """The last part of the key, or the bucket."""
-        return self.key.rpartition("/")[2] or self.bucket
+class NoSuchObject(HubRefusal):
+    """There is nothing of that name in the store."""
 
 
-def parse_object(text: object) -> ObjectPlace | None:
-    """The place ``s3://bucket/key`` names; None for anything that begins otherwise. Raises UsageError."""
-    if not isinstance(text, str) or not text.lower().startswith(SCHEME):
-        return None
-    bucket, _, key = text[len(SCHEME) :].partition("/")
-    key = key.strip("/")
-    if not _BUCKET.fullmatch(bucket) or not all(is_plain_name(part) for part in key.split("/") if key):
-        raise UsageError(
-            f"{quoted(text)} names no object; expected s3://bucket/key",
-            hint="a bucket has 3 to 63 lower-case letters, digits, dots and hyphens; keys in it are plain "
-            "names with slashes between them",
-        )
-    return ObjectPlace(bucket, key)
+class ObjectReplaced(HubRefusal):
+    """An object is not, or not any more, the one it was when it was listed."""
 
 
 @functools.cache
@@ -85,13 +57,16 @@ def call(operation: str, place: ObjectPlace, **more: Any) -> Any:
 
 @contextlib.contextmanager
 def explained(place: ObjectPlace) -> Iterator[None]:
-    """Turn what s3fs and botocore raise into HubRefusal (no such thing, no access) or EnvironmentProblem."""
+    """Turn what s3fs and botocore raise into HubRefusal or EnvironmentProblem.
+
+    Of the first kind are NoSuchObject, ObjectReplaced, where If-Match was sent, and want of access.
+    """
     try:
         yield
     except (KconvError, InterruptedError):
         raise
     except FileNotFoundError:
-        raise HubRefusal(
+        raise NoSuchObject(
             f"{place} does not exist", hint="check bucket and key: aws s3 ls, or s3fs.S3FileSystem().ls"
         ) from None
     except PermissionError as error:
@@ -105,9 +80,26 @@ def explained(place: ObjectPlace) -> Iterator[None]:
                 f"there are no credentials for {place}",
                 hint="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, as for the aws command",
             ) from None
+        if _code(error) in ("PreconditionFailed", "412"):
+            raise replaced(place) from None
         raise EnvironmentProblem(
             f"the object store failed at {place}: {_short(error)}", hint="check the network and run it again"
         ) from None
+
+
+def replaced(place: ObjectPlace) -> ObjectReplaced:
+    """The error for an object that is not the one that was listed."""
+    return ObjectReplaced(
+        f"{place} is not the object that was listed: it was replaced meanwhile, or the store serves no "
+        "ranges",
+        hint="run it again, and do not change the checkpoint meanwhile",
+    )
+
+
+def _code(error: Exception) -> object:
+    """The store's code for what went wrong, which s3fs hands on in the cause; its words differ by store."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return answer.get("Error", {}).get("Code")
 
 
 def _short(error: Exception) -> str:
@@ -154,17 +146,12 @@ class ObjectRanges:
         from fsspec.asyn import sync
 
         span = f"bytes={start}-{start + count - 1}"
-        try:
-            answer = call("get_object", self._place, Range=span, IfMatch=self._etag)
-        except EnvironmentProblem as error:
-            if "pre-condition" in error.message:
-                raise self._replaced() from None
-            raise
+        answer = call("get_object", self._place, Range=span, IfMatch=self._etag)
         body, left = answer["Body"], count
         try:
             expected = f"{span.replace('=', ' ')}/{self._size}"
             if answer.get("ContentRange") != expected or answer.get("ETag") != self._etag:
-                raise self._replaced()
+                raise replaced(self._place)
             while left:
                 with explained(self._place):
                     chunk = sync(file_system().loop, body.read, min(_CHUNK, left))
@@ -174,13 +161,6 @@ class ObjectRanges:
                 yield chunk
         finally:
             body.close()
-
-    def _replaced(self) -> HubRefusal:
-        return HubRefusal(
-            f"{self.name} is not the object that was listed: it was replaced meanwhile, or the store serves "
-            "no ranges",
-            hint="run it again, and do not change the checkpoint meanwhile",
-        )
 
 
 def object_checkpoint(
@@ -206,7 +186,7 @@ def object_checkpoint(
                 (beside / name).write_bytes(data)
     weights = find_weights(beside, listed.keys()).files
     files = {name: StreamedFile(listed[name], _stored_sum(place / name)) for name in weights}
-    stream = WeightStream(files, announce=announce)
+    stream = WeightStream(files, announce)
     return Elsewhere(beside, {name: stream.opener(name) for name in files}, stream)
 
 

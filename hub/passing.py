@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..core.cores import available_cores
+from ..core.sizes import decimal_size
+from .evidence import git_digest
 from .stream import GRANULE, StreamedFile, recorded
 
 if TYPE_CHECKING:
@@ -89,11 +91,6 @@ def _fetched_again(spans: list[tuple[int, int]]) -> int:
     return len(granules) * GRANULE
 
 
-def decimal_size(size: int) -> str:
-    """``16.06 GB``, ``6.0 MB``: in powers of ten, as the Hub counts."""
-    return f"{size / 1e9:,.2f} GB" if size >= 10**9 else f"{size / 1e6:,.1f} MB"
-
-
 def _memory(size: int) -> memoryview:
     """Memory that is given back to the system with the last reference, which malloc does not promise."""
     return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
@@ -105,6 +102,8 @@ class Pass:
     def __init__(
         self, stream: WeightStream, parts: Sequence[Any], read: Callable[[Any], object], *, whole: bool
     ) -> None:
+        assert stream.block % GRANULE == 0
+        assert 0 < stream.ahead < stream.window
         self._stream, self._whole = stream, whole
         self._files = list(stream.files.values())
         self._blocks = [
@@ -201,7 +200,7 @@ class Pass:
 
     def _sum_up(self) -> None:
         for file in self._files:
-            sums = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % file.size)
+            sums = hashlib.sha256(), git_digest(file.size)
             for number in range(self._first.get(file, 0), len(self._blocks)):
                 if self._blocks[number].file is not file:
                     break

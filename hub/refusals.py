@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 KEPT = "what was fetched is kept"
-_BRANCHES = 8  # named in a message
+_NAMED = 8  # branches or files in a message
 TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 """Answers that may be others a little later."""
 _WORDS = {
@@ -50,7 +50,7 @@ def is_no_connection(error: Exception) -> bool:
     return isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
 
 
-def is_of_the_token(error: Exception) -> bool:
+def is_of_the_token(error: BaseException) -> bool:
     """Whether the token cannot be sent; the text of the exception may hold it."""
     import httpx2
 
@@ -159,9 +159,7 @@ def no_revision(name: HubName) -> HubRefusal:
         there = [each.name for each in (*refs.branches, *refs.tags)]
     except Exception:  # a list would have helped, that is all
         there = []
-    shown = ", ".join(quoted(each)[1:-1] for each in there[:_BRANCHES])
-    more = f" and {len(there) - _BRANCHES} more" if len(there) > _BRANCHES else ""
-    listed = f"; there are: {shown}{more}" if there else ""
+    listed = f"; there are: {_named(there)}" if there else ""
     return HubRefusal(
         f"{name.repository} has no revision {quoted(name.revision)}{listed}",
         hint=f"see {name.page}/tree/main for its branches; without a revision, main is taken",
@@ -190,21 +188,24 @@ def offline(name: HubName, what: str = "") -> HubRefusal:
 
 def incomplete(name: HubName, commit: str, missing: Sequence[str], size: str, why: KconvError) -> KconvError:
     """The error for a cache that holds a part of what is needed, while the Hub gives no more: ``why``."""
-    shown = ", ".join(quoted(each)[1:-1] for each in missing[:_BRANCHES])
-    more = f" and {len(missing) - _BRANCHES} more" if len(missing) > _BRANCHES else ""
-    message = (
-        f"the Hub's cache holds only a part of {name} (commit {commit[:12]}); missing: {shown}{more} ({size})"
-    )
+    shown = f"{_named(missing)} ({size})"
+    message = f"the Hub's cache holds only a part of {name} (commit {commit[:12]}); missing: {shown}"
     return type(why)(f"{message}; {why.message}", hint=why.hint)
 
 
 def partial_cache(name: HubName, commit: str, there: Sequence[str], why: KconvError) -> KconvError:
     """The same where the list of files is not known, but config.json or weights are not there."""
-    shown = ", ".join(quoted(each)[1:-1] for each in there[:_BRANCHES]) or "nothing"
+    shown = _named(there) or "nothing"
     held = (
         f"the Hub's cache holds only a part of {name} (commit {commit[:12]}), without weights or config.json"
     )
     return type(why)(f"{held}: {shown}; {why.message}", hint=why.hint)
+
+
+def _named(names: Sequence[str]) -> str:
+    """The first few, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(quoted(each)[1:-1] for each in names[:_NAMED]) + more
 
 
 def _option(name: HubName) -> str:

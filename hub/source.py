@@ -60,11 +60,6 @@ class HubSource:
         """``org/name``."""
         return self.asked.repository
 
-    @property
-    def pinned(self) -> HubName:
-        """The very commit."""
-        return HubName(self.repository, self.commit)
-
     def __str__(self) -> str:
         return f"{self.repository}@{self.commit}"
 
@@ -73,7 +68,7 @@ class HubSource:
         return next((each for each in self.files if each.path == path), None)
 
 
-def resolve(text: str | HubName, revision: str | None = None) -> HubSource:
+def resolve(text: str | HubName) -> HubSource:
     """The repository that ``text`` names, at the commit its revision means now.
 
     Asks the Hub twice, or once where the list of that commit's files is in the cache, or not at all for a
@@ -81,7 +76,7 @@ def resolve(text: str | HubName, revision: str | None = None) -> HubSource:
     huggingface_hub does. Raises HubRefusal (gated, private, missing, no such revision, not in the cache),
     UsageError, EnvironmentProblem (network).
     """
-    name = text if isinstance(text, HubName) else parse_hub_name(text, revision)
+    name = text if isinstance(text, HubName) else parse_hub_name(text)
     if name is None:
         raise HubRefusal(f"{quoted(text)} names no repository of the Hub", hint="give it as hf://org/name")
     commit, unreached = _commit(name)

@@ -145,7 +145,7 @@ class StreamedFile:
         """Those from ``first`` to ``stop`` in one request; some of them stay at hand."""
         start = first * GRANULE
         data = memoryview(bytearray(min(stop * GRANULE, self.size) - start))
-        self.ranges.fetch(data, start, lambda: False)
+        self.ranges.fetch(data, start)
         self.fetched += len(data)
         self.recognize(data, start)
         for granule in range(first, stop) if stop - first <= _SMALL else (first, stop - 1):
@@ -204,16 +204,10 @@ class WeightStream:
     def __init__(
         self,
         files: dict[str, StreamedFile],
-        *,
         announce: Callable[[str], None] = lambda text: None,
-        block: int = 16 << 20,
-        ahead: int = 3,
-        window: int = 8,
     ) -> None:
-        assert block % GRANULE == 0
-        assert 0 < ahead < window
         self.files, self.announce = files, announce
-        self.block, self.ahead, self.window = block, ahead, window
+        self.block, self.ahead, self.window = 16 * GRANULE, 3, 8
         self._pass: Pass | None = None
         self._whole = False
         kept = Kept()

@@ -25,5 +25,5 @@ def stream_checkpoint(source: HubSource, announce: Callable[[str], None] = lambd
     for file in weight_files(source, folder):
         git = None if file.sha256 is not None else file.git
         files[file.path] = StreamedFile(HubRanges(source, file), file.sha256, git)
-    stream = WeightStream(files, announce=announce)
+    stream = WeightStream(files, announce)
     return Elsewhere(folder, {name: stream.opener(name) for name in files}, stream)

@@ -30,12 +30,11 @@ def patiently(
     *,
     tries: int | None = None,
     unreached: int | None = None,
-    stopped: Callable[[], bool] = lambda: False,
 ) -> Found:
     """What ``ask`` gives, asked several times where its failures are of a kind that passes.
 
     ``what`` names in messages what is asked for; ``unreached`` are the tries where no connection comes about.
-    Raises HubRefusal, EnvironmentProblem; InterruptedError once ``stopped`` says yes.
+    Raises HubRefusal, EnvironmentProblem.
     """
     failed = 0
     while True:
@@ -44,7 +43,7 @@ def patiently(
         except Exception as error:
             failed += 1
             most = unreached if is_no_connection(error) else None
-            again_or_raise(error, name, what, failed, tries=most or tries, stopped=stopped)
+            again_or_raise(error, name, what, failed, tries=most or tries)
 
 
 def again_or_raise(

@@ -7,7 +7,6 @@ token in one, and the SHA-256 of what lies there afterwards.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tempfile
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core.errors import EnvironmentProblem, HubRefusal, InputError, KconvError, UsageError
+from .evidence import git_digest
+from .refusals import is_of_the_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -206,7 +207,7 @@ def is_there(file: Sending, there: Mapping[str, RemoteFile]) -> bool:
 
 
 def _git_id(file: Sending) -> str:
-    digest = hashlib.sha1(b"blob %d\0" % file.size)
+    digest = git_digest(file.size)
     if isinstance(file.contents, bytes):
         digest.update(file.contents)
     else:
@@ -273,7 +274,7 @@ def _explanation(error: Exception, place: Place) -> KconvError | None:
         return _refusal(root, place)
     if isinstance(root, errors.LocalTokenNotFoundError):
         return HubRefusal("there is no Hugging Face token here", hint=LOGIN)
-    if isinstance(root, UnicodeError) or type(root).__name__ == "LocalProtocolError":  # of the header
+    if is_of_the_token(root):
         return HubRefusal("the token here has characters that no token has", hint=f"{LOGIN} ({_TOKENS})")
     if isinstance(root, (ValueError, TypeError, KeyError)):  # the sign-in page of a network, say
         return Passing(

@@ -19,13 +19,13 @@ from typing import Any
 from ..core.checkpoint import Checkpoint
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
 from ..core.input_files import read_json
+from ..core.onnx_names import graph_names
 from .onnx_model_file import INSTALL, ModelFile, read_model_file, size_of
 
 LEAST = (1, 23)
 """The first onnxruntime whose CPU provider has the operators of opset 23 that kconv writes."""
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
-_SUFFIXES = ("", "_fp16", "_q4", "_q8", "_quantized", "_q4f16", "_int8", "_uint8", "_bnb4")
 _COARSE_FIRST = ("q4_0", "q8_0", "f16", "f32")
 _SHARE = 1 / 3
 
@@ -129,7 +129,7 @@ def _files(folder: Path, place: Path) -> tuple[Path | None, Path, Path]:
 
 
 def _named(place: Path, stem: str) -> Path | None:
-    paths = (place / f"{stem}{suffix}.onnx" for suffix in _SUFFIXES)
+    paths = (place / name for name in graph_names(stem))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -26,6 +26,7 @@ from kconv.cli.commands import COMMANDS
 from kconv.cli.console import emit_json
 from kconv.cli.main import main
 from kconv.cli.progress import progress_line
+from kconv.converters.samples import write_sample
 from kconv.core import errors as core_errors
 from kconv.quant.policy import POLICIES
 
@@ -85,6 +86,20 @@ main(["models", "--help"])
 assert "kconv.cli.models" in sys.modules and "kconv.cli.run" not in sys.modules
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_converting_a_folder_imports_nothing_that_fetches(tmp_path: Path) -> None:
+    words = ["to-gguf", str(write_sample("42dot", tmp_path / "m")), "-q", "f16", "--no-verify"]
+    code = f"""
+import sys
+from kconv.cli.main import main
+assert main([*{words!r}, "-o", {str(tmp_path / "m.gguf")!r}]) == 0
+hub = {{name.removeprefix("kconv.hub.") for name in sys.modules if name.startswith("kconv.hub.")}}
+assert hub == {{"evidence", "names", "object_names"}}, hub
+assert not {{"huggingface_hub", "httpx2", "s3fs", "distributed"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_type_is_named(capsys: pytest.CaptureFixture[str]) -> None:

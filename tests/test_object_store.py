@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from command_material import kconv
+from s3fs.errors import translate_boto_error
 
 from kconv.converters.samples import write_sample
 from kconv.core.errors import EnvironmentProblem, HubRefusal, UsageError
 from kconv.flows.convert import to_gguf
 from kconv.hub import multipart, object_store
 from kconv.hub.multipart import LARGEST, MOST, SMALLEST, left_open, part_borders, put_files
-from kconv.hub.object_store import ObjectPlace, objects_below, parse_object
+from kconv.hub.object_names import ObjectPlace, parse_object
+from kconv.hub.object_store import objects_below
 from kconv.hub.stream import WeightStream
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
@@ -165,6 +168,14 @@ def test_an_object_that_is_replaced_meanwhile_is_refused(store: Any) -> None:
         ranges.fetch(view, 5)
 
 
+@pytest.mark.parametrize("said", [{}, {"Message": "ETag mismatch"}])
+def test_a_store_with_words_of_its_own_is_understood_by_its_code(said: dict[str, str]) -> None:
+    answer: Any = {"Error": {"Code": "PreconditionFailed", **said}}
+    refused = pytest.raises(HubRefusal, match="replaced meanwhile")
+    with refused, object_store.explained(ObjectPlace(BUCKET, "m")):
+        raise translate_boto_error(ClientError(answer, "GetObject"))
+
+
 def test_a_failed_upload_leaves_nothing(store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file ends while it is sent: no object, no open part, no note."""
     path = tmp_path / "a.gguf"
@@ -193,7 +204,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from kconv.hub import multipart
-from kconv.hub.object_store import ObjectPlace
+from kconv.hub.object_names import ObjectPlace
 
 def stop(*_):
     print("sent", flush=True)
