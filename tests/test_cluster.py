@@ -18,7 +18,7 @@ from command_material import kconv
 from executor_tasks import fail, nap, pid_of
 
 from kconv.converters.families import family_for
-from kconv.converters.gguf_plan import plan_file
+from kconv.converters.gguf_plan import FilePlan, plan_file
 from kconv.converters.gguf_writer import begin_files, finish_files, write_files
 from kconv.converters.intake import open_model
 from kconv.converters.journal import JournalFolder, fingerprint
@@ -28,6 +28,7 @@ from kconv.converters.samples.weights import write_checkpoint
 from kconv.converters.tokenizer import read_tokenizer
 from kconv.converters.write_plan import WritePlan
 from kconv.core.errors import EnvironmentProblem, InputError, NonFiniteError, UsageError
+from kconv.core.model import Model
 from kconv.core.progress import silent
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
@@ -135,6 +136,17 @@ def test_one_worker_writes_what_one_machine_writes(
     assert texts[0] == texts[1]
 
 
+def planned(checkpoint: Path, folder: Path, names: Sequence[str] = ("q8_0",)) -> tuple[Model, list[FilePlan]]:
+    """The model, and the plans of a file of each type."""
+    opened = open_checkpoint(checkpoint)
+    model = build(family_for(opened.config), opened)
+    plans = []
+    for name in names:
+        choice = choose_formats(model, POLICIES[name], None)
+        plans.append(plan_file(folder / name, model, [choice[each.name] for each in model.tensors], {}))
+    return model, plans
+
+
 def spread_over(
     executor: DaskExecutor | LocalExecutor,
     checkpoint: Path,
@@ -143,12 +155,7 @@ def spread_over(
     names: Sequence[str] = ("q8_0",),
 ) -> list[tuple[int, ...]]:
     """Write by an executor and alone, and compare; the pieces that journals have."""
-    opened = open_checkpoint(checkpoint)
-    model = build(family_for(opened.config), opened)
-    plans = []
-    for name in names:
-        choice = choose_formats(model, POLICIES[name], None)
-        plans.append(plan_file(folder / name, model, [choice[each.name] for each in model.tensors], {}))
+    model, plans = planned(checkpoint, folder, names)
     alone, spread = ([folder / f"{how}-{name}" for name in names] for how in ("alone", "spread"))
     for path in (*alone, *spread):
         path.touch()
@@ -247,10 +254,7 @@ def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path
     tensors["model.layers.7.mlp.up_proj.weight"][3, 3] = float("nan")
     save_file(tensors, broken / "model.safetensors")
     (broken / "config.json").write_text((checkpoint / "config.json").read_text())
-    opened = open_checkpoint(broken)
-    model = build(family_for(opened.config), opened)
-    choice = choose_formats(model, POLICIES["q8_0"], None)
-    plan = plan_file(tmp_path / "x", model, [choice[each.name] for each in model.tensors], {})
+    model, (plan,) = planned(broken, tmp_path)
     (tmp_path / "x").touch()
     begun = begin_files(model.tensors, [plan], [tmp_path / "x"])
     journal = JournalFolder(tmp_path / "journal", lambda: {"files": {}})
@@ -260,10 +264,7 @@ def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path
 
 
 def test_a_worker_that_sees_other_files_refuses(checkpoint: Path, tmp_path: Path) -> None:
-    opened = open_checkpoint(checkpoint)
-    model = build(family_for(opened.config), opened)
-    choice = choose_formats(model, POLICIES["q8_0"], None)
-    plan = plan_file(tmp_path / "x", model, [choice[each.name] for each in model.tensors], {})
+    model, (plan,) = planned(checkpoint, tmp_path)
     (tmp_path / "x").touch()
     begun = begin_files(model.tensors, [plan], [tmp_path / "x"])
     with (tmp_path / "x").open("r+b") as file:
