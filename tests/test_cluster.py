@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_material import Dask, certificates, journaled, other_version, until
-from command_material import kconv
+from cluster_material import Dask, certificates, journaled, other_version
+from command_material import kconv, until
 from executor_tasks import fail, nap, pid_of
 
 from kconv.converters.families import family_for
