@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	@ls quant/_kernels.* >/dev/null 2>&1 || echo "kconv's kernels were not built; libggml encodes, many times slower"
 	@mkdir -p .dev/kconv  # mypy finds kconv through these links
 	@ln -sfn ../../package/__init__.py ../../package/__main__.py ../../package/py.typed .dev/kconv/
-	@for room in core hub vocab quant converters reference runtimes verify flows report cli; do ln -sfn ../../$$room .dev/kconv/$$room; done
+	@for room in $$($(BIN)/python tools/rooms.py); do ln -sfn ../../$$room .dev/kconv/$$room; done
 	@touch $@
 
 demo: setup ## convert a small Korean model to f32, q8_0 and q4_0, prove it, generate text: FAMILY=42dot, kogpt, kebyt5, gbst-kebyt5

@@ -46,7 +46,7 @@ def cluster(folder: Path, workers: int) -> Iterator[tuple[str, list[psutil.Proce
             return psutil.Process(process.pid)
 
         start("distributed.cli.dask_scheduler", "--port", "0", "--scheduler-file", str(known))
-        while not known.exists():
+        while not (known.exists() and known.read_text().endswith("\n}")):  # it is there before it is whole
             time.sleep(0.05)
         address = json.loads(known.read_text())["address"]
         words = ("distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny")

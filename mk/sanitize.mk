@@ -11,7 +11,7 @@ WITH_ASAN = ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=$$($(CC) -print-file-name=lib
 test-sanitize: setup ## the kernels' tests under the address and undefined-behaviour sanitizers
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED)
 	cp -r package $(SANITIZED)/kconv
-	cp -r core hub vocab quant converters reference runtimes verify flows report cli $(SANITIZED)/kconv/ && rm -f $(SANITIZED)/kconv/quant/_kernels.*
+	cp -r $$($(BIN)/python tools/rooms.py) $(SANITIZED)/kconv/ && rm -f $(SANITIZED)/kconv/quant/_kernels.*
 	$(CC) -std=gnu11 -O1 -ffp-contract=off -fno-fast-math -fPIC -shared $(SANITIZER) quant/kernels/*.c \
 	  -o $(SANITIZED)/kconv/quant/_kernels.so -lm
 	PYTHONPATH=$(SANITIZED) $(WITH_ASAN) $(BIN)/python -c 'from kconv.quant import native; assert "sanitized" in native._library()._name'

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_cpp_material import fetch_tool, run_converter, train_sentencepiece
+from llama_cpp_material import fetched_converter, run_converter, train_sentencepiece
 from shared_material import shared
 
 from kconv.converters.samples.weights import write_json
@@ -98,11 +98,7 @@ def any_checkpoints(factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def any_files(factory: pytest.TempPathFactory, types: tuple[str, ...] = ("f32", "q8_0")) -> Path:
     """A folder with ``KIND-TYPE.gguf``, made by llama.cpp's converter, or skip."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    script = fetched_converter()
     sources = any_checkpoints(factory)
 
     def make(root: Path) -> None:

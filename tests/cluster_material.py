@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from command_material import until
 
 TESTS = Path(__file__).parent
 
@@ -25,7 +26,7 @@ class Dask:
         protocol = ["--protocol", "tls"] if tls else []
         place = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(known)]
         self.scheduler = self._start("scheduler", *place, *protocol, "--no-dashboard")
-        until(known.exists)
+        until(lambda: known.exists() and known.read_text().endswith("\n}"))  # it is there before it is whole
         self.address: str = json.loads(known.read_text())["address"]
 
     def __enter__(self) -> Self:
@@ -59,14 +60,6 @@ class Dask:
             )
         self._running.append(process)
         return process
-
-
-def until(what: Callable[[], Any], seconds: float = 120) -> None:
-    """Wait for something."""
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.005)
 
 
 def journaled(folder: Path) -> list[tuple[int, ...]]:

@@ -11,7 +11,8 @@ import contextlib
 import io
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def kconv_server() -> Iterator[None]:
         _servers.append(server)
         yield
         _servers.clear()
+
+
+def until(what: Callable[[], Any], seconds: float = 300) -> None:
+    """Wait for what a process does meanwhile."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.005)
 
 
 def kconv(

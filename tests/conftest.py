@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub_server import Hub
 
 # What kconv says is compared in English, whatever the locale here; tests/test_language.py takes this away.
 os.environ["KCONV_LANG"] = "en"
@@ -29,6 +34,14 @@ def real() -> Path:
     if not folder:
         pytest.skip("KCONV_REAL is not set: no real tokenizers and models to compare with")
     return Path(folder)
+
+
+@pytest.fixture
+def hub(served: Hub) -> Iterator[Hub]:
+    """The test Hub that a file has ``served``, with no fault before or after a test."""
+    served.heal()
+    yield served
+    served.heal()
 
 
 @pytest.fixture(scope="session")

@@ -54,10 +54,11 @@ NEEDED = {"config.json", "tokenizer.json", "tokenizer_config.json", "README.md"}
 
 
 @contextmanager
-def sent_to(hub: Hub, home: Path, token: str | None = None) -> Iterator[Path]:
+def sent_to(hub: Hub, home: Path, token: str | None = None, *, many: int = 3) -> Iterator[Path]:
     """huggingface_hub of this process asks ``hub`` and keeps its cache in ``home``; yields that cache.
 
-    It reads most of its settings when it is imported. Waits between tries are shorter.
+    It reads most of its settings when it is imported. Waits between kconv's tries are shorter, and there are
+    ``many`` of them.
     """
     from huggingface_hub import constants
 
@@ -76,7 +77,7 @@ def sent_to(hub: Hub, home: Path, token: str | None = None) -> Iterator[Path]:
         patch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
         patch.setattr(constants, "DEFAULT_REQUEST_TIMEOUT", 0.3)
         patch.setattr(tries, "WAIT", 0.005)
-        patch.setattr(tries, "MANY", 3)
+        patch.setattr(tries, "MANY", many)
         yield home / "hub"
 
 

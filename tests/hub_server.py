@@ -135,6 +135,7 @@ class Hub(ThreadingHTTPServer):
         """``lifetime``: seconds after which the signed address of a large file is refused with 403."""
         super().__init__(("127.0.0.1", 0), Answer)
         self.lifetime = lifetime
+        self.ahead = 0.0  # seconds by which the clock is, as if they had gone by
         self.page = 1000  # entries of a list that come at once
         self.repositories: dict[str, Repository] = {}
         self.blobs: dict[str, HubFile] = {}
@@ -253,7 +254,7 @@ class Hub(ThreadingHTTPServer):
 
     def sign(self, sha256: str) -> str:
         """The address at which the CDN gives contents away, for a while."""
-        until = time.time() + self.lifetime
+        until = time.time() + self.ahead + self.lifetime
         return (
             f"{self.cdn}/cdn/{sha256}?Expires={until:.3f}&Signature={self.signature(sha256, f'{until:.3f}')}"
         )
@@ -437,7 +438,7 @@ class Answer(BaseHTTPRequestHandler):
         asked = {key: values[0] for key, values in parse_qs(urlsplit(self.path).query).items()}
         file, until = self.server.blobs.get(found["sha256"]), asked.get("Expires", "0")
         signed = asked.get("Signature") == self.server.signature(found["sha256"], until)
-        if file is None or not signed or float(until) < time.time():
+        if file is None or not signed or float(until) < time.time() + self.server.ahead:
             return self.reply(403, b"<Error><Code>AccessDenied</Code></Error>", {})
         self.send_contents(file, {"ETag": f'"{file.sha256}"'})
 

@@ -190,11 +190,7 @@ def checkpoints(factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def conversions(factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
     """What llama.cpp's converter makes of them, by variant and type, or skip."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    script = fetched_converter()
 
     sources = checkpoints(factory)
     files = {(name, type_): f"{name}-{type_}.gguf" for name in sources for type_ in FLOATS}
@@ -254,6 +250,16 @@ def read_with_gguf_py(path: Path) -> Gguf:
         for tensor in reader.tensors
     }
     return Gguf(keys, tensors)
+
+
+def fetched_converter() -> Path:
+    """llama.cpp's converter, or skip: it is downloaded once, from GitHub. Under CI a skip has failed."""
+    tool = fetch_tool()
+    try:
+        folder: Path = tool.fetch()
+    except tool.FetchError as error:
+        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    return folder / "convert_hf_to_gguf.py"
 
 
 def fetch_tool() -> ModuleType:

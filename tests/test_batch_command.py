@@ -9,14 +9,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from command_material import kconv
+from command_material import kconv, until
 
 from kconv.converters.samples.synthetic import write_eagle, write_llama_3_ko
 
@@ -81,13 +80,6 @@ def start() -> Iterator[Start]:
     for each in running:
         with each:  # which closes its streams
             each.kill()
-
-
-def wait_for(what: Any, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.01)
 
 
 def workers(pid: int) -> list[psutil.Process]:
@@ -232,7 +224,7 @@ def test_killed_twice_and_no_finished_work_repeated(models: Path, tmp_path: Path
     for least in (2, 4):
         run = start(jobs, "--jobs", "2")
         children = []
-        wait_for(lambda least=least: len(journal(jobs, "made")) >= least)
+        until(lambda least=least: len(journal(jobs, "made")) >= least)
         children = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.communicate()
@@ -267,7 +259,7 @@ def test_what_was_published_just_before_the_kill_is_found(models: Path, tmp_path
 def test_ctrl_c_stops_cleanly_and_finished_work_stays(models: Path, tmp_path: Path, start: Start) -> None:
     jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 6))
     run = start(jobs)
-    wait_for(lambda: len(journal(jobs, "made")) >= 1)
+    until(lambda: len(journal(jobs, "made")) >= 1)
     run.send_signal(signal.SIGINT)
     _, told = run.communicate(timeout=300)
     assert run.returncode == 130
@@ -287,8 +279,8 @@ def test_a_killed_process_is_no_verdict(
     jobs = write_jobs(tmp_path, f"source = '{models}/one'\ntypes = ['q4_0', 'q4_k_m', 'q6_k', 'q5_0']")
     run = start(jobs)
     for number in range(kills):
-        wait_for(lambda number=number: len(journal(jobs, "began")) == number + 1)
-        wait_for(lambda: workers(run.pid))
+        until(lambda number=number: len(journal(jobs, "began")) == number + 1)
+        until(lambda: workers(run.pid))
         (worker,) = workers(run.pid)
         worker.kill()
     out, err = run.communicate(timeout=300)
@@ -331,7 +323,7 @@ def test_shards_share_the_work_out_and_status_sees_all(models: Path, tmp_path: P
 def test_one_run_at_a_time_has_a_journal(models: Path, tmp_path: Path, start: Start) -> None:
     jobs = write_jobs(tmp_path, *copies(models / "two", tmp_path, 3))
     run = start(jobs)
-    wait_for(lambda: len(journal(jobs, "began")) >= 1)
+    until(lambda: len(journal(jobs, "began")) >= 1)
     second = kconv("batch", jobs)
     assert second.returncode == 4
     assert "another run is at work on these jobs" in second.stderr
@@ -365,7 +357,7 @@ def test_killed_while_it_proves_only_the_proof_is_done_again(
 ) -> None:
     jobs, dist = write_jobs(tmp_path, f"{models}/two", defaults="types = ['q8_0']"), tmp_path / "dist"
     run = start(jobs)
-    wait_for((dist / "two-Q8_0.gguf").exists)
+    until((dist / "two-Q8_0.gguf").exists)
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()
     psutil.wait_procs(children, 60)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cluster_material import Dask, certificates, journaled, other_version, until
-from command_material import kconv
+from cluster_material import Dask, certificates, journaled, other_version
+from command_material import kconv, until
 from executor_tasks import fail, nap, pid_of
 
 from kconv.converters.families import family_for
-from kconv.converters.gguf_plan import plan_file
+from kconv.converters.gguf_plan import FilePlan, plan_file
 from kconv.converters.gguf_writer import begin_files, finish_files, write_files
 from kconv.converters.intake import open_model
 from kconv.converters.journal import JournalFolder, fingerprint
@@ -28,6 +28,7 @@ from kconv.converters.samples.weights import write_checkpoint
 from kconv.converters.tokenizer import read_tokenizer
 from kconv.converters.write_plan import WritePlan
 from kconv.core.errors import EnvironmentProblem, InputError, NonFiniteError, UsageError
+from kconv.core.model import Model
 from kconv.core.progress import silent
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
@@ -44,13 +45,24 @@ pytestmark = pytest.mark.usefixtures("kconv_server")
 TYPES = ("-q", "q8_0", "-q", "q4_k_m", "--no-verify")
 GROUP = 300_000  # bytes of the checkpoint in a task
 
-# kconv with small tasks: the sample is small.
+# kconv with small tasks, since the sample is small. Having submitted those of so many pieces it waits:
+# however quick the workers are, it is still there to be killed, and work is left.
 LEADER = f"""
-import sys
+import sys, time
 from kconv.flows import spread
+from kconv.flows.dask_executor import DaskExecutor
 spread.SMALLEST = spread.LARGEST = {GROUP}
+left, *words = sys.argv[1:]
+left, submit = int(left), DaskExecutor.submit
+def some(self, task):
+    global left
+    while left <= 0:
+        time.sleep(1)
+    submit(self, task)
+    left -= len(task.arguments[2])
+DaskExecutor.submit = some
 from kconv.cli.main import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(words))
 """
 
 
@@ -124,6 +136,17 @@ def test_one_worker_writes_what_one_machine_writes(
     assert texts[0] == texts[1]
 
 
+def planned(checkpoint: Path, folder: Path, names: Sequence[str] = ("q8_0",)) -> tuple[Model, list[FilePlan]]:
+    """The model, and the plans of a file of each type."""
+    opened = open_checkpoint(checkpoint)
+    model = build(family_for(opened.config), opened)
+    plans = []
+    for name in names:
+        choice = choose_formats(model, POLICIES[name], None)
+        plans.append(plan_file(folder / name, model, [choice[each.name] for each in model.tensors], {}))
+    return model, plans
+
+
 def spread_over(
     executor: DaskExecutor | LocalExecutor,
     checkpoint: Path,
@@ -132,12 +155,7 @@ def spread_over(
     names: Sequence[str] = ("q8_0",),
 ) -> list[tuple[int, ...]]:
     """Write by an executor and alone, and compare; the pieces that journals have."""
-    opened = open_checkpoint(checkpoint)
-    model = build(family_for(opened.config), opened)
-    plans = []
-    for name in names:
-        choice = choose_formats(model, POLICIES[name], None)
-        plans.append(plan_file(folder / name, model, [choice[each.name] for each in model.tensors], {}))
+    model, plans = planned(checkpoint, folder, names)
     alone, spread = ([folder / f"{how}-{name}" for name in names] for how in ("alone", "spread"))
     for path in (*alone, *spread):
         path.touch()
@@ -185,14 +203,15 @@ def test_the_leader_is_killed_and_goes_on(
 ) -> None:
     workers.start(2)
     words = ["to-gguf", str(checkpoint), *TYPES, "-o", str(tmp_path), "--resume"]
-    cluster = [sys.executable, "-c", LEADER, *words, "--scheduler", dask.address]
+    cluster = [*words, "--scheduler", dask.address]
 
     def known() -> list[tuple[int, ...]]:
         return [piece for folder in tmp_path.glob(".*.journal") for piece in journaled(folder)]
 
     for count in (20, 50):
-        with subprocess.Popen(cluster, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as leader:
-            until(lambda count=count: len(known()) >= count or leader.poll() is not None)
+        more = [sys.executable, "-c", LEADER, str(count - len(set(known()))), *cluster]
+        with subprocess.Popen(more, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as leader:
+            until(lambda count=count: len(set(known())) >= count or leader.poll() is not None)
             leader.kill()
             assert leader.wait() == -9, leader.stderr and leader.stderr.read()
     assert not digests(tmp_path)
@@ -235,10 +254,7 @@ def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path
     tensors["model.layers.7.mlp.up_proj.weight"][3, 3] = float("nan")
     save_file(tensors, broken / "model.safetensors")
     (broken / "config.json").write_text((checkpoint / "config.json").read_text())
-    opened = open_checkpoint(broken)
-    model = build(family_for(opened.config), opened)
-    choice = choose_formats(model, POLICIES["q8_0"], None)
-    plan = plan_file(tmp_path / "x", model, [choice[each.name] for each in model.tensors], {})
+    model, (plan,) = planned(broken, tmp_path)
     (tmp_path / "x").touch()
     begun = begin_files(model.tensors, [plan], [tmp_path / "x"])
     journal = JournalFolder(tmp_path / "journal", lambda: {"files": {}})
@@ -248,10 +264,7 @@ def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path
 
 
 def test_a_worker_that_sees_other_files_refuses(checkpoint: Path, tmp_path: Path) -> None:
-    opened = open_checkpoint(checkpoint)
-    model = build(family_for(opened.config), opened)
-    choice = choose_formats(model, POLICIES["q8_0"], None)
-    plan = plan_file(tmp_path / "x", model, [choice[each.name] for each in model.tensors], {})
+    model, (plan,) = planned(checkpoint, tmp_path)
     (tmp_path / "x").touch()
     begun = begin_files(model.tensors, [plan], [tmp_path / "x"])
     with (tmp_path / "x").open("r+b") as file:

@@ -8,23 +8,9 @@ from pathlib import Path
 
 import pytest
 from family_names import Finding, Search, known_names, registered
+from test_house import ROOMS, ROOT
 
 from kconv.converters.families import FAMILIES
-
-ROOT = Path(__file__).parent.parent
-ROOMS = (
-    "core",
-    "hub",
-    "vocab",
-    "quant",
-    "converters",
-    "reference",
-    "runtimes",
-    "verify",
-    "flows",
-    "report",
-    "cli",
-)
 
 _KIND = "a kind of vocabulary (tokenizer.ggml.model), whatever the architecture"
 _PRE = "names of pre-tokenizers (tokenizer.ggml.pre), whatever the architecture"

@@ -16,6 +16,7 @@ from pathlib import Path
 import gguf
 import pytest
 from gguf import constants
+from test_house import ROOMS, ROOT
 
 from kconv.converters.families import FAMILIES, family_for
 from kconv.converters.family import AnyFamily
@@ -27,8 +28,6 @@ from kconv.quant.named_recipes import POLICIES
 from kconv.quant.policy import quantization_metadata
 from kconv.vocab.special_ids import ROLES
 
-ROOT = Path(__file__).parent.parent
-ROOMS = ("core", "vocab", "quant", "converters", "reference", "runtimes", "verify", "flows", "report", "cli")
 ARCHITECTURES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 NOT_IN_GGUF_PY = {"rope.scale_linear", "attention.value_scale"}
 """Keys that llama.cpp reads (src/llama-arch.cpp) and no converter writes: what proofs look at."""

@@ -58,6 +58,7 @@ def test_every_folder_with_code_is_a_package_and_maps_to_itself() -> None:
     folders = {str(p.parent.relative_to(ROOT)) for p in room_files()}
     assert {"kconv": PUBLIC} | {f"kconv.{each.replace('/', '.')}": each for each in folders} == DIRECTORIES
     assert set(DIRECTORIES) == set(PACKAGES)
+    assert [each for each in PACKAGES if each.count(".") == 1] == [f"kconv.{room}" for room in ROOMS]
     assert not (ROOT / "kconv").exists()
 
 

@@ -44,14 +44,6 @@ def served(folder: Path) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def hub(served: Hub) -> Iterator[Hub]:
-    """The same, with no fault before or after a test."""
-    served.heal()
-    yield served
-    served.heal()
-
-
 def run(hub: Hub, home: Path, *words: object, **more: str) -> subprocess.CompletedProcess[Any]:
     """A command of kconv that asks this Hub."""
     environment = {**os.environ, **hub.environment(home), **more}

@@ -49,14 +49,6 @@ def served(folder: Path) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def hub(served: Hub) -> Iterator[Hub]:
-    """The same, with no fault before or after a test."""
-    served.heal()
-    yield served
-    served.heal()
-
-
 def weights(folder: Path) -> set[str]:
     """Their names, and that of the index."""
     return {path.name for path in folder.glob("model*safetensors*")}

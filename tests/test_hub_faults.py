@@ -78,14 +78,6 @@ def served(folder: Path) -> Iterator[Hub]:
         yield hub
 
 
-@pytest.fixture
-def hub(served: Hub) -> Iterator[Hub]:
-    """The same, with no fault before or after a test."""
-    served.heal()
-    yield served
-    served.heal()
-
-
 def check_secrets(hub: Hub, message: str) -> None:
     """The token went to the Hub alone, and nowhere into what people read; nor did signed addresses."""
     assert all("authorization" not in each.headers for each in hub.asked("/cdn/"))

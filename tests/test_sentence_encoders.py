@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp_material import fetch_tool, read_with_gguf_py, run_quantizer
+from llama_cpp_material import fetched_converter, read_with_gguf_py, run_quantizer
 from sentence_material import (
     TEXTS,
     cosine,
@@ -254,11 +254,7 @@ for source, target, outtype in json.loads(sys.argv[2]):
 @pytest.fixture(scope="session")
 def theirs(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What llama.cpp's converter makes of the checkpoints."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    script = fetched_converter()
 
     def make(root: Path) -> None:
         jobs = []

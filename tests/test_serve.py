@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,21 @@ from kconv.flows.serving import chat_request, completion_request
 
 KCONV = str(Path(sys.executable).parent / "kconv")
 KEY = "s3cret-key"
+
+# kconv, with a second for each token that is streamed: the sample answers at once.
+SLOW = """
+import sys, time
+from kconv.flows.serving import ServedModel
+answer = ServedModel.answer
+def slowly(self, request, show):
+    def shown(text):
+        time.sleep(request.stream)
+        show(text)
+    return answer(self, request, shown)
+ServedModel.answer = slowly
+from kconv.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass
@@ -53,10 +68,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(model: Path, *options: str, key: str | None = None) -> Iterator[Server]:
+def served(
+    model: Path, *options: str, key: str | None = None, command: Sequence[str] = (KCONV,)
+) -> Iterator[Server]:
     environment = {name: value for name, value in os.environ.items() if name != "KCONV_API_KEY"}
     environment |= {"KCONV_API_KEY": key} if key else {}
-    words = [KCONV, "serve", str(model), "--port", "0", "--json", "--threads", "1", *options]
+    words = [*command, "serve", str(model), "--port", "0", "--json", "--threads", "1", *options]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
@@ -177,16 +194,19 @@ def test_bad_requests_are_told_why(server: Server) -> None:
     assert server.object("/v1/chat/completions", {**QUESTION, "max_tokens": 4})["usage"]
 
 
-def test_who_hangs_up_frees_the_model(server: Server) -> None:
+def test_who_hangs_up_frees_the_model(server: Server, chat_model: Path) -> None:
     """The answer would take minutes; the next one comes soon after the first one's connection ends."""
-    body = json.dumps({**QUESTION, "temperature": 2.0, "stream": True, "stop": []}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        connection.sendall(head.encode() + body)
-        connection.recv(4096)
-    begun = time.monotonic()
-    assert server.object("/v1/chat/completions", {**QUESTION, "max_tokens": 2})["usage"]
-    assert time.monotonic() - begun < 60
+    text = {"prompt": "옛날에", "temperature": 0, "repeat_penalty": 1}
+    assert server.object("/v1/completions", text)["usage"]["completion_tokens"] > 120
+    body = json.dumps({**text, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with served(chat_model, command=(sys.executable, "-c", SLOW)) as slow:
+        with socket.create_connection(("127.0.0.1", slow.port), timeout=60) as connection:
+            connection.sendall(head.encode() + body)
+            connection.recv(4096)
+        begun = time.monotonic()
+        assert slow.object("/v1/chat/completions", {**QUESTION, "max_tokens": 2})["usage"]
+        assert time.monotonic() - begun < 60
 
 
 def test_odd_requests_get_an_answer_and_leave_no_traceback(chat_model: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_material import kconv
+from hub_material import sent_to
 from hub_server import TOKEN, Hub
 
 from kconv.converters.samples import write_sample
@@ -23,6 +23,7 @@ from kconv.hub.ranges import HubRanges
 from kconv.hub.source import resolve
 from kconv.hub.stream import GRANULE, Kept, StreamedFile, WeightStream
 from kconv.hub.streaming import stream_checkpoint
+from kconv.hub.tries import MANY
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 NAME = "maker/Model-1B"
@@ -47,20 +48,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(folder: Path, tmp_path: Path) -> Iterator[Hub]:
     """A Hub with that checkpoint, which this process asks and finds new at each test."""
-    from huggingface_hub import constants
-
-    with Hub() as server:
+    with Hub() as server, sent_to(server, tmp_path / "home", TOKEN, many=MANY):
         server.add(NAME, folder)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("kconv.hub.tries.WAIT", 0.01)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("no_proxy", "*")
         yield server
 
 
@@ -113,11 +104,9 @@ def test_repositories_of_all_kinds_are_streamed(hub: Hub, folder: Path, tmp_path
 
 
 def test_an_address_that_has_run_out_is_asked_for_anew(hub: Hub, folder: Path) -> None:
-    hub.lifetime = 0.3
     ranges, expected = contents(), (folder / "model-00002-of-00003.safetensors").read_bytes()
     assert fetched(ranges, 0, 100) == expected[:100]
-    time.sleep(0.4)
-    hub.lifetime = 60
+    hub.ahead = hub.lifetime + 1
     assert fetched(ranges, 100, 300) == expected[100:300]
     assert len(hub.asked("HEAD .*/resolve/")) == 2
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llama_cpp_material import fetch_tool, run_converter
+from llama_cpp_material import fetched_converter, run_converter
 
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
@@ -155,11 +155,7 @@ def test_what_the_graph_does_not_compute_is_refused(
 
 
 def test_it_is_what_llama_cpps_own_converter_writes(tmp_path: Path) -> None:
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    script = fetched_converter()
     folder = write_t5_encoder(tmp_path / "model", pooling="")
     to_gguf(folder, tmp_path / "ours.gguf", types=("f32",), verify=False)
     run_converter(script, [(folder, tmp_path / "theirs.gguf", "f32")])

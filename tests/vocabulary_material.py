@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-from llama_cpp_material import fetch_tool
+from llama_cpp_material import fetched_converter
 
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
@@ -108,11 +107,7 @@ for source, target, outtype, pre in json.loads(sys.argv[2]):
 
 def converted_by_llama_cpp(jobs: Sequence[tuple[Path, Path, str]]) -> None:
     """Run llama.cpp's converter on each ``(checkpoint, target, name of the pre-tokenizer)``, or skip."""
-    tool = fetch_tool()
-    try:
-        script = tool.fetch() / "convert_hf_to_gguf.py"
-    except tool.FetchError as error:
-        pytest.skip(f"llama.cpp's converter is not to be had: {error}")
+    script = fetched_converter()
     described = json.dumps([[str(source), str(target), "f16", pre] for source, target, pre in jobs])
     result = subprocess.run(
         [sys.executable, "-c", _CONVERTER, str(script), described],

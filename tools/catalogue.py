@@ -18,21 +18,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rooms import ROOMS
+
 ROOT = Path(__file__).parent.parent
 LOCALE = ROOT / "core" / "data" / "locale"
-ROOMS = (
-    "core",
-    "hub",
-    "vocab",
-    "quant",
-    "converters",
-    "reference",
-    "runtimes",
-    "verify",
-    "flows",
-    "report",
-    "cli",
-)
 SINGLE, PLURAL = ("_", "phrase"), ("ngettext", "phrases")
 HEADER = {
     "ko": "Content-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\nLanguage: ko\n"
