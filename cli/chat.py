@@ -53,14 +53,14 @@ def converse(conversation: Conversation, read: Callable[[], str] | None = None) 
             continue
         if not text:
             continue
-        if _COMMAND.fullmatch(text.split()[0]):
-            if text.split()[0] in ("/exit", "/quit", "/bye"):
-                return
-            with _told():
-                _command(conversation, text)
-            continue
+        word = text.split()[0]
+        if word in ("/exit", "/quit", "/bye"):
+            return
         with _told():
-            _show(conversation.ask(text, show_text))
+            if _COMMAND.fullmatch(word):
+                _command(conversation, text)
+            else:
+                _show(conversation.ask(text, show_text))
         forget_interrupt()
 
 

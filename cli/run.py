@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from ..core.errors import UsageError
+from ..core.errors import EmbedsOnly, UsageError
 from ..core.progress import Progress
 from ..runtimes import KV_TYPES
 from .answers import show_answer, show_note, show_text
@@ -20,9 +21,6 @@ from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .prompts import in_a_terminal, read_prompt
 from .sources import SOURCE, revision_option
-
-if TYPE_CHECKING:
-    from ..flows.embed import Embedded
 
 EXAMPLES = """\b
 Examples:
@@ -124,7 +122,7 @@ def _finite(context: click.Context, option: click.Parameter, value: float | None
     type=click.IntRange(1, 10_000_000),
     metavar="N",
     help="Context size in tokens (GBST: in positions, each a few bytes).  [default: as much as the prompt "
-    "and -n need]",
+    "and -n need; in a conversation 4096, or what the model was trained with]",
 )
 @click.option(
     "--kv-type",
@@ -173,29 +171,29 @@ def command(
         _converse(path, tokens, options, verbose=verbose)
         return
     text = read_prompt(prompt, fill)
-    from ..flows.embed import embed, embeds
-
-    if embeds(path):
-        _show_embedding(embed(path, text, threads=options["threads"]), fill, as_json=as_json)
-        return
     from ..flows.generate import generate
 
-    with shown_progress() as shown:
-        answer = generate(
-            path,
-            text,
-            fill=fill is not None,
-            tokens=256 if tokens is None else tokens,
-            show=_nowhere if as_json or fill is not None else show_text,
-            announce=partial(show_note, verbose=verbose),
-            log=show_log if verbose else None,
-            progress=_until_output_closes(shown),
-            **options,
-        )
+    try:
+        with shown_progress() as shown:
+            answer = generate(
+                path,
+                text,
+                fill=fill is not None,
+                tokens=256 if tokens is None else tokens,
+                show=_nowhere if as_json or fill is not None else show_text,
+                announce=partial(show_note, verbose=verbose),
+                log=show_log if verbose else None,
+                progress=_until_output_closes(shown),
+                **options,
+            )
+    except EmbedsOnly:
+        if fill is not None:
+            raise UsageError(
+                "--fill is for encoder-decoders; this model embeds texts and writes none"
+            ) from None
+        _show_embedding(path, text, options["threads"], as_json=as_json)
+        return
     show_answer(answer, as_json=as_json, verbose=verbose)
-
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 
 
 def _here(artifact: str | Path) -> Path:
@@ -213,27 +211,30 @@ def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, ve
     if options.pop("echo"):
         raise UsageError("--echo is for one prompt, not for a conversation")
     from ..flows.conversation import open_conversation
+    from ..flows.generate import WISHES
     from .chat import converse
 
-    wishes = {name: options.pop(name) for name in _SAMPLING}
-    with shown_progress() as shown:
-        conversation = open_conversation(
-            artifact,
-            tokens=-1 if tokens is None else tokens,
-            wishes=wishes,
-            announce=partial(show_note, verbose=verbose),
-            log=show_log if verbose else None,
-            progress=shown,
-            **options,
-        )
-    with conversation:
-        converse(conversation)
+    wishes = {name: options.pop(name) for name in WISHES}
+    with contextlib.ExitStack() as stack:
+        with shown_progress() as shown:
+            conversation = open_conversation(
+                artifact,
+                tokens=-1 if tokens is None else tokens,
+                wishes=wishes,
+                announce=partial(show_note, verbose=verbose),
+                log=show_log if verbose else None,
+                progress=shown,
+                **options,
+            )
+            loaded = stack.enter_context(conversation)
+        converse(loaded)
 
 
-def _show_embedding(done: Embedded, fill: str | None, *, as_json: bool) -> None:
+def _show_embedding(path: Path, text: str, threads: int | None, *, as_json: bool) -> None:
     """A line of JSON, which programs read and people see the beginning of."""
-    if fill is not None:
-        raise UsageError("--fill is for encoder-decoders; this model embeds texts and writes none")
+    from ..flows.embed import embed
+
+    done = embed(path, text, threads=threads)
     if as_json:
         emit_json(done.to_json())
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import socket
@@ -9,7 +10,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,6 +22,9 @@ from .errors import forget_interrupt
 from .options import PATH, json_option, threads_option, verbose_option
 from .progress import shown_progress
 from .sources import SOURCE, revision_option
+
+if TYPE_CHECKING:
+    from ..flows.serving import ServedModel
 
 EXAMPLES = """\b
 Examples:
@@ -96,24 +100,26 @@ def command(
             hint=f"set a key that clients have to send: {KEY}=… kconv serve {shlex.quote(str(artifact))}",
         )
     listening = _listen(host, port)
-    from ..flows.serving import open_model
+    from ..flows.conversation import open_conversation
+    from ..flows.serving import ServedModel
 
     loaded = threading.Event()
-    with shown_progress() as shown:
+    with contextlib.ExitStack() as stack:
+        with shown_progress() as shown:
 
-        def progress(stage: str, done: int, total: int) -> None:
-            if not loaded.is_set():  # what requests take is their own affair
-                shown(stage, done, total)
+            def progress(stage: str, done: int, total: int) -> None:
+                if not loaded.is_set():  # what requests take is their own affair
+                    shown(stage, done, total)
 
-        model = open_model(
-            artifact,
-            **options,
-            announce=partial(show_note, verbose=verbose),
-            log=show_log if verbose else None,
-            progress=progress,
-        )
-        loaded.set()
-    with model:
+            conversation = open_conversation(
+                artifact,
+                **options,
+                announce=partial(show_note, verbose=verbose),
+                log=show_log if verbose else None,
+                progress=progress,
+            )
+            model = ServedModel(stack.enter_context(conversation))
+            loaded.set()
         _serve(model, listening, (*names, *([host] if key else [])), key, as_json=as_json)
 
 
@@ -135,7 +141,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _serve(
-    model: Any, listening: socket.socket, names: tuple[str, ...], key: str | None, *, as_json: bool
+    model: ServedModel, listening: socket.socket, names: tuple[str, ...], key: str | None, *, as_json: bool
 ) -> None:
     import uvicorn
 
@@ -152,6 +158,8 @@ def _serve(
     thread.start()
     while thread.is_alive() and not server.started:
         thread.join(0.01)
+    if not server.started:
+        raise EnvironmentProblem(f"the server at {url} did not start", hint="choose another --port")
     if as_json:
         emit_json({"url": url, "model": model.name, "context": model.context})
         sys.stdout.flush()

@@ -110,7 +110,8 @@ def answered(error: BaseException, words: Sequence[str]) -> BaseException:
     command = error.ctx.command
     if isinstance(error, click.NoSuchOption):
         return _unknown_option(error, command)
-    others = [word for word in words[1:] if not word.startswith("-")] if words else []
+    begin = words.index(command.name) + 1 if command.name in words else 1
+    others = [word for word in words[begin:] if not word.startswith("-")]
     if command.name == "quantize" and 2 <= len(others) <= 4:
         return _order_of_llama_quantize(error, others)
     if command.name == "upload" and len(others) == 1 and Path(others[0]).exists():

@@ -11,6 +11,7 @@ KconvError
 │   ├── VocabError           a tokenizer that cannot be read or does not fit the rows
 │   ├── NonFiniteError       a weight that is NaN or infinite
 │   ├── GgufError            a GGUF file that cannot be read
+│   ├── EmbedsOnly           an encoder, which writes no text, was to generate some
 │   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
 └── EnvironmentProblem    4  disk, memory, permission, network
@@ -94,6 +95,10 @@ class HubRefusal(InputError):
 
     Also what is not in its cache here while it must not be asked (HF_HUB_OFFLINE).
     """
+
+
+class EmbedsOnly(InputError):
+    """An encoder, which embeds texts and writes none, was to generate some."""
 
 
 class OutputExists(InputError):

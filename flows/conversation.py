@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ..core.errors import UsageError
@@ -13,13 +13,9 @@ from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..hub.artifact import local_artifact
 from ..runtimes.generation import Runtime, TextStream, generate_text
-from ..runtimes.loading import Artifact, open_artifact
-from ..runtimes.prompts import checked_text, question, token_room
-from ..runtimes.sampling import Sampling
-from .generate import sampling_for
-
-CONTEXT = 4096
-"""Tokens of context where nothing else was asked for and the model was trained with as many."""
+from ..runtimes.loading import CONTEXT, Artifact, open_artifact
+from ..runtimes.prompts import checked_text, question
+from .generate import prompt_ids, sampling_for
 
 
 @dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Turns of a user and of a model; a context manager that ends the process with the model.
+    """Turns of a user and of a model.
 
     ``system`` is the system text, ``history`` are the turns (``role``, ``content``), which may be changed
     between answers. Without a chat template, or for an encoder-decoder, every prompt stands alone. ``wishes``
@@ -65,18 +61,6 @@ class Conversation:
     stops: Sequence[str] = ()
     announce: Callable[[Note], None] = lambda note: None
     history: list[dict[str, str]] = field(default_factory=list)
-
-    def __enter__(self) -> Conversation:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        end: Any = self.runtime
-        end.__exit__(kind, error, trace)
 
     @property
     def chats(self) -> bool:
@@ -100,17 +84,11 @@ class Conversation:
             announce=lambda note: None,
             history=self.history,
         )
-        ids = self.runtime.tokenize(*asked.parts)
-        room = token_room(
-            len(ids),
-            self.tokens,
-            self.runtime.context_length,
-            self.context,
-            encoder_decoder=asked.encoder_decoder,
-            factor=self.loaded.factor,
-            announce=self.announce,
+        ids, room = prompt_ids(
+            self.runtime, asked, self.tokens, self.context, self.loaded.factor, self.announce
         )
-        sampling = self._sampling(answers=asked.encoder_decoder)
+        answers = asked.encoder_decoder
+        sampling = sampling_for(self.loaded.metadata, self.wishes, greedy=self.greedy, answers=answers)
         stream = TextStream((*self.stops, *asked.stops), trim=asked.trim)
         tokens = self.runtime.generate(ids, sampling, room)
         turn = self._answer(len(ids), tokens, stream, show, asked.sentinels.names)
@@ -130,9 +108,6 @@ class Conversation:
         except BaseException:
             self.history[:] = before
             raise
-
-    def _sampling(self, *, answers: bool) -> Sampling:
-        return sampling_for(self.loaded.metadata, self.wishes, greedy=self.greedy, answers=answers)
 
     def _answer(
         self,
@@ -172,6 +147,7 @@ def _close(tokens: Any) -> None:
         tokens.close()
 
 
+@contextlib.contextmanager
 def open_conversation(
     artifact: str | Path,
     *,
@@ -188,38 +164,24 @@ def open_conversation(
     announce: Callable[[Note], None] = lambda note: None,
     log: Callable[[str], None] | None = None,
     progress: Progress = silent,
-) -> Conversation:
-    """Load ``artifact`` for a conversation; options as in ``generate``.
+) -> Iterator[Conversation]:
+    """``artifact``, loaded for a conversation until the ``with`` block ends; options as in ``generate``.
 
     Raises GgufError, InputError, UsageError and EnvironmentProblem as that does.
     """
-    path, second = local_artifact(artifact, progress), None if front_end is None else Path(front_end)
-    with_context = context or _usual_context(path)
     loaded = open_artifact(
-        path, front_end=second, context=with_context, kv_type=kv_type, threads=threads, log=log, stays=True
+        local_artifact(artifact, progress),
+        front_end=None if front_end is None else Path(front_end),
+        context=context,
+        kv_type=kv_type,
+        threads=threads,
+        log=log,
+        stays=True,
     )
-    every: dict[str, float | None] = {
-        "temperature": None,
-        "top_k": None,
-        "top_p": None,
-        "min_p": None,
-        "repeat_penalty": None,
-    }
-    every |= {"seed": None, **(wishes or {})}
-    runtime: Any = loaded.start(progress)
-    runtime.__enter__()
-    for note in runtime.notes:
-        announce(note)
-    size = min(with_context, runtime.context_length) if context is None else with_context
-    return Conversation(loaded, runtime, size, every, greedy, tokens, chat, system, tuple(stops), announce)
-
-
-def _usual_context(path: Path) -> int:
-    """4,096 tokens, or what the model was trained with where that is less."""
-    if path.is_dir():
-        return CONTEXT
-    from ..core.gguf_split import read_model
-
-    metadata = read_model(path).header.metadata
-    trained = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    return min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT
+    with loaded.start(progress) as runtime:
+        for note in runtime.notes:
+            announce(note)
+        size = context or min(CONTEXT, runtime.context_length)
+        yield Conversation(
+            loaded, runtime, size, wishes or {}, greedy, tokens, chat, system, tuple(stops), announce
+        )

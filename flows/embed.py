@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..converters.families import embeds_texts
 from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.gguf_split import read_model
 from ..core.windows import Window
 from ..runtimes.llama_encoder import LlamaEncoder
-from ..runtimes.onnx_folder import holds_onnx, open_onnx
+from ..runtimes.onnx_folder import open_onnx
 from ..runtimes.onnx_process import OnnxProcess
 from ..runtimes.reader import Floats, RuntimeFailure
 from ..verify.onnx_parts import folder_source
@@ -32,14 +31,6 @@ class Embedded:
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {"artifact": str(self.artifact), "ids": list(self.ids), "embedding": list(self.embedding)}
-
-
-def embeds(artifact: str | Path) -> bool:
-    """Whether it is the file of an encoder alone. Raises InputError where it cannot be read."""
-    path = Path(artifact)
-    if path.is_dir():
-        return holds_onnx(path) and open_onnx(path).embeds
-    return embeds_texts(str(read_model(path).header.arch))
 
 
 def embed(artifact: str | Path, text: str, *, threads: int | None = None) -> Embedded:

@@ -42,6 +42,8 @@ _REAL = {
     "min_p": (0.0, 1.0),
     "repeat_penalty": (math.ulp(0.0), math.inf),
 }
+WISHES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+"""Names of the sampling options."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def generate(
     )
     sampling = sampling_for(loaded.metadata, wishes, greedy=greedy, answers=asked.encoder_decoder)
     with loaded.start(progress) as runtime:
-        ids, count = _prompt_ids(runtime, asked, tokens, context, loaded.factor, announce)
+        for note in runtime.notes:
+            announce(note)
+        ids, count = prompt_ids(runtime, asked, tokens, context, loaded.factor, announce)
         announce(Note("sampling", str(sampling)))
         announce(Note("prompt", f"the prompt has {len(ids)} tokens: {asked.text!r}"))
         if echo and asked.template is None:
@@ -210,9 +214,10 @@ def sampling_for(
 ) -> Sampling:
     """What the user wishes, else what the file recommends; ``answers``: else the likeliest token.
 
-    transformers, too, samples with an encoder-decoder only if asked to.
+    ``wishes`` are by the names of WISHES. transformers, too, samples with an encoder-decoder only where it is
+    asked to.
     """
-    wished = dict(wishes)
+    wished = {**dict.fromkeys(WISHES), **wishes}
     if greedy:
         if wished["temperature"] or wished["repeat_penalty"] not in (None, 1):
             raise UsageError(
@@ -228,7 +233,7 @@ def sampling_for(
     return choose_sampling(recommended, wished)
 
 
-def _prompt_ids(
+def prompt_ids(
     runtime: Runtime,
     asked: Question,
     tokens: int,
@@ -237,8 +242,6 @@ def _prompt_ids(
     announce: Callable[[Note], None],
 ) -> tuple[list[int], int]:
     """Token ids of the prompt, and how many tokens may follow."""
-    for note in runtime.notes:
-        announce(note)
     ids = runtime.tokenize(*asked.parts)
     if asked.masks is not None:
         check_prompt(ids, asked.masks, asked.sentinels)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..core.errors import UsageError
-from ..core.model import Note
-from ..core.progress import Progress, silent
-from .conversation import Conversation, Turn, open_conversation
+from .conversation import Conversation, Turn
 
 # OpenAI's names, and those llama-server and Ollama add, for sampling options.
 _SAMPLING = {
@@ -60,16 +57,10 @@ class Request:
 
 
 class ServedModel:
-    """A loaded model that answers one request after another; a context manager."""
+    """A loaded model that answers one request after another."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation, self._lock = conversation, threading.Lock()
-
-    def __enter__(self) -> ServedModel:
-        return self
-
-    def __exit__(self, *failure: Any) -> None:
-        self._conversation.__exit__(*failure)
 
     @property
     def name(self) -> str:
@@ -105,35 +96,9 @@ class ServedModel:
             chat.history = [] if self.encoder_decoder else [dict(turn) for turn in request.history]
             chat.chat = None if self.encoder_decoder else request.chat
             chat.system, chat.stops = None, request.stops
-            chat.wishes = {**dict.fromkeys(_LIMITS), **request.wishes}
+            chat.wishes = request.wishes
             chat.tokens = request.tokens
             return chat.ask(request.text, show)
-
-
-def open_model(
-    artifact: str | Path,
-    *,
-    context: int | None = None,
-    kv_type: str | None = None,
-    front_end: str | Path | None = None,
-    threads: int | None = None,
-    announce: Callable[[Note], None] = lambda note: None,
-    log: Callable[[str], None] | None = None,
-    progress: Progress = silent,
-) -> ServedModel:
-    """Load a GGUF file or an ONNX folder to serve it; options and errors as those of ``generate``."""
-    return ServedModel(
-        open_conversation(
-            artifact,
-            context=context,
-            kv_type=kv_type,
-            front_end=front_end,
-            threads=threads,
-            announce=announce,
-            log=log,
-            progress=progress,
-        )
-    )
 
 
 def chat_request(body: Any) -> Request:

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.cores import available_cores
-from ..core.errors import GgufError, InputError, UsageError
+from ..core.errors import EmbedsOnly, GgufError, InputError, UsageError
 from ..core.progress import Progress
 
 if TYPE_CHECKING:
     from ..converters.front_end import FrontEndFile
     from .generation import Runtime
+
+CONTEXT = 4096
+"""Tokens of context for many answers, where nothing else was asked for and the model was trained so far."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,11 @@ def open_artifact(
 ) -> Artifact:
     """The GGUF file or ONNX folder at ``path``; ``log`` is given llama.cpp's log.
 
-    ``stays``: for many answers, of which some may be stopped, without loading again.
+    ``stays``: for many answers, of which some may be stopped, without loading again; ``context`` then is by
+    default ``CONTEXT`` tokens, or what the model was trained with where that is less.
 
-    Raises GgufError and InputError for what cannot be run, UsageError where ``front_end`` or ``kv_type`` is
-    given for a folder.
+    Raises GgufError and InputError for what cannot be run (EmbedsOnly for an encoder), UsageError where
+    ``front_end`` or ``kv_type`` is given for a folder.
     """
     workers = threads or available_cores()
     if path.is_dir():
@@ -77,6 +81,9 @@ def _gguf(
     if embeds_texts(header.arch):
         raise _writes_nothing(path)
     front = _front_end(path, header.metadata, front_end)
+    if stays and context is None:
+        trained = header.metadata.get(f"{header.arch}.context_length")
+        context = min(CONTEXT, trained) if isinstance(trained, int) and trained > 0 else CONTEXT
 
     def start(progress: Progress) -> LlamaRuntime:
         return LlamaRuntime(
@@ -93,8 +100,8 @@ def _gguf(
     return Artifact(path, header.metadata, start, 1 if front is None else front.factor)
 
 
-def _writes_nothing(path: Path) -> InputError:
-    return InputError(
+def _writes_nothing(path: Path) -> EmbedsOnly:
+    return EmbedsOnly(
         f"{path} is an encoder: it embeds texts and writes none",
         hint="kconv run prints the embedding of its prompt; llama-server --embedding serves them",
     )

@@ -27,12 +27,12 @@ from kconv.converters.pooling import pooling_of
 from kconv.converters.results import Options
 from kconv.converters.samples import SAMPLES, write_sample
 from kconv.converters.samples.encoders import word_piece_tokenizer, write_pooling
-from kconv.core.errors import CheckpointError, InputError, UsageError, VocabError
+from kconv.core.errors import CheckpointError, EmbedsOnly, InputError, UsageError, VocabError
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.flows.compare import compare
 from kconv.flows.convert import to_gguf
-from kconv.flows.embed import embed, embeds
+from kconv.flows.embed import embed
 from kconv.flows.generate import generate
 from kconv.flows.to_onnx import to_onnx
 from kconv.flows.verify import verify
@@ -180,8 +180,7 @@ def test_run_prints_an_embedding_and_generating_is_refused(made: Path) -> None:
         assert cosine(found.embedding, theirs) > 1 - 1e-6
         assert abs(np.linalg.norm(found.embedding) - 1) < 1e-5
     for artifact in (gguf_of(made, "bert"), made / "bert-onnx"):
-        assert embeds(artifact)
-        with pytest.raises(InputError, match="writes none"):
+        with pytest.raises(EmbedsOnly, match="writes none"):
             generate(artifact, "안녕하세요.")
     with pytest.raises(InputError, match="tokens, but"):
         embed(gguf_of(made, "bert"), "가 " * 400)
