@@ -107,14 +107,28 @@ def test_damaged_sentencepiece_models_end_in_one_error_or_are_read(
     assert capfd.readouterr().err == ""
 
 
-def tokenizer_child() -> psutil.Process:
-    """The one child a tokenizer runs in."""
-    (child,) = [c for c in psutil.Process().children() if "kconv.vocab.tokenizer_child" in c.cmdline()]
-    return child
+def tokenizer_children() -> set[psutil.Process]:
+    """The children of this process that run a tokenizer."""
+    return {c for c in psutil.Process().children() if "kconv.vocab.tokenizer_child" in c.cmdline()}
+
+
+@pytest.fixture
+def tokenizer_child() -> Callable[[], psutil.Process]:
+    """The one child that runs the tokenizer of this test, not one that an earlier test still holds."""
+    gc.collect()
+    before = tokenizer_children()
+
+    def only_child() -> psutil.Process:
+        (child,) = tokenizer_children() - before
+        return child
+
+    return only_child
 
 
 @pytest.mark.parametrize("make", [material.llama3_like, material.eagle_like, material.sentencepiece_like])
-def test_a_killed_process_is_replaced_and_goes_on(tmp_path: Path, make: Callable[[Path], int]) -> None:
+def test_a_killed_process_is_replaced_and_goes_on(
+    tmp_path: Path, make: Callable[[Path], int], tokenizer_child: Callable[[], psutil.Process]
+) -> None:
     make(tmp_path)
     source = read_source(material.checkpoint(tmp_path))
     texts = ["안녕하세요 <|eot_id|> </s>", " a  b\n", ""]
@@ -127,7 +141,7 @@ def test_a_killed_process_is_replaced_and_goes_on(tmp_path: Path, make: Callable
 
 
 def test_one_that_is_killed_again_and_again_says_nothing_of_the_tokenizer(
-    llama3: Path, monkeypatch: pytest.MonkeyPatch
+    llama3: Path, monkeypatch: pytest.MonkeyPatch, tokenizer_child: Callable[[], psutil.Process]
 ) -> None:
     source = read_source(material.checkpoint(llama3))
     start = TokenizerProcess._start
@@ -144,7 +158,9 @@ def test_one_that_is_killed_again_and_again_says_nothing_of_the_tokenizer(
     assert caught.value.exit_code == 4
 
 
-def test_the_process_ends_with_the_tokenizer(llama3: Path) -> None:
+def test_the_process_ends_with_the_tokenizer(
+    llama3: Path, tokenizer_child: Callable[[], psutil.Process]
+) -> None:
     source: Source | None = read_source(material.checkpoint(llama3))
     assert source is not None
     child = tokenizer_child()
