@@ -16,6 +16,7 @@ import click
 
 from ..core.errors import EnvironmentProblem, ProofError
 from ..core.language import _, phrase, template
+from ..core.recognition import said
 from ..core.sizes import size_text as size_text
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def width(text: str) -> int:
 
 def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
     """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right."""
-    body = [[printable(cell) for cell in row] for row in rows]
-    lines = [list(header), *body] if header else body
+    body = [[printable(said(cell) if " " in cell else cell) for cell in row] for row in rows]
+    lines = [[said(cell) for cell in header], *body] if header else body
     if not lines:
         return ""
     columns = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
@@ -125,7 +126,7 @@ def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> s
 
 def say(text: str, *, err: bool = False) -> None:
     """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
-    click.echo(printable(text, keep="\n\t"), err=err)
+    click.echo(printable(said(text), keep="\n\t"), err=err)
 
 
 def show_log(text: str) -> None:
@@ -137,7 +138,13 @@ def show_log(text: str) -> None:
 def say_notes(notes: Iterable[Note]) -> None:
     """A line for each note, warnings named so."""
     for note in notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+        say_note(note.name, note.message, warning=note.warning)
+
+
+def say_note(name: str, message: str, *, warning: bool) -> None:
+    """The line for a note of that name."""
+    known = {"name": name, "message": message}
+    say(_("warning ({name}): {message}", **known) if warning else _("note ({name}): {message}", **known))
 
 
 def emit_json(value: Any) -> None:
