@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shlex
 import sys
 import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,11 +150,25 @@ def say_note(name: str, message: str, *, warning: bool) -> None:
 
 
 def emit_json(value: Any) -> None:
-    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it.
+    """The one JSON object of a command with ``--json``.
 
     JSON has no word for NaN and infinity, which the figures of a damaged file can be: they become null.
     """
-    click.echo(json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False))
+    text = json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+    click.echo(_NOT_ASCII.sub(partial(_shown, getattr(sys.stdout, "encoding", None) or "utf-8"), text))
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
+
+def _shown(encoding: str, match: re.Match[str]) -> str:
+    """A character, or JSON's escape of it where the output cannot hold it or a terminal would obey it."""
+    character = match[0]
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(character)[1:-1]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def _finite(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import string
@@ -214,3 +215,74 @@ def test_the_locale_alone_makes_help_and_errors_korean() -> None:
     )
     assert done.returncode == 3
     assert done.stderr.startswith("kconv: 오류: nowhere: 없습니다.")
+
+
+JSON_SAMPLE = json.dumps(
+    {"이름": "한글 모델 漢 é", "emoji": "\U0001f600", "bidi": "a\u202eb\u009b", "lone": "\udcff"}
+)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown", "escaped"),
+    [
+        ("utf-8", ["한글 모델 漢 é", "😀"], ["\\u202e", "\\u009b", "\\udcff"]),
+        ("ascii", [], ["\\ud55c\\uae00", "\\u00e9", "\\ud83d\\ude00", "\\u202e"]),
+        ("euc-kr", ["한글 모델 漢"], ["\\u00e9", "\\ud83d\\ude00"]),
+        ("latin-1", ["é"], ["\\ud55c\\uae00", "\\ud83d\\ude00", "\\u009b"]),
+    ],
+)
+def test_json_has_hangul_wherever_the_output_can_hold_it(
+    encoding: str, shown: list[str], escaped: list[str]
+) -> None:
+    code = "import json, sys; from kconv.cli.commands import _prepare_streams; _prepare_streams(); "
+    code += f"from kconv.cli.console import emit_json; emit_json(json.loads(r'''{JSON_SAMPLE}'''))"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.decode(encoding)
+    for each in (*shown, *escaped):
+        assert each in text
+    assert json.loads(text) == json.loads(JSON_SAMPLE)
+
+
+def test_plans_manifests_and_journals_have_hangul(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from kconv.converters.samples import write_sample
+
+    checkpoint = write_sample("42dot", tmp_path / "한국어 모델")
+    assert main(["plan", str(checkpoint), "-q", "q8_0", "--json"]) == 0
+    plan = capsys.readouterr().out
+    assert "한국어 모델" in plan
+    assert json.loads(plan)["types"]
+    words = [
+        "to-gguf",
+        str(checkpoint),
+        "-q",
+        "q8_0",
+        "-o",
+        str(tmp_path / "출력.gguf"),
+        "--no-verify",
+        "--json",
+    ]
+    assert main(words) == 0
+    assert "출력.gguf" in capsys.readouterr().out
+    (manifest,) = tmp_path.glob("*.manifest.json")
+    assert "한국어 모델" in manifest.read_text("utf-8")
+    assert main(["plan", str(tmp_path / "없음"), "--json"]) == 3
+    assert "없음" in capsys.readouterr().out
+
+
+def test_ascii_output_gets_escapes_and_utf_8_output_does_not(tmp_path: Path) -> None:
+    """As a whole, under LC_ALL=C: Python would make UTF-8 of it, unless told not to."""
+    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHONIOENCODING", "LANG")}
+    c_locale = {**plain, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    texts = []
+    for environment in (c_locale, {**plain, "LC_ALL": "C.UTF-8"}):
+        words = [sys.executable, "-m", "kconv.cli.main", "plan", str(tmp_path / "없음"), "--json"]
+        done = subprocess.run(words, env=environment, capture_output=True)
+        assert done.returncode == 3
+        assert json.loads(done.stdout)["error"]["message"].startswith(str(tmp_path / "없음")) or (
+            environment is c_locale  # whose file names are not UTF-8 either
+        )
+        texts.append(done.stdout)
+    assert texts[0].isascii()
+    assert "없음".encode() in texts[1]
