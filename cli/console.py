@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import EnvironmentProblem, ProofError
-from ..core.language import _, phrase, template
+from ..core.language import _, phrase, spoken, template
 from ..core.recognition import said
 from ..core.sizes import size_text as size_text
 
@@ -47,7 +47,11 @@ def terminal_text(text: str) -> str:
 
 
 def count_text(count: int) -> str:
-    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``."""
+    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``, ``14.4억(1,439,270,912)``."""
+    if spoken() == "ko":
+        steps = ((10**12, "조"), (10**8, "억"), (10**4, "만"))
+        known = (f"{count / step:.3g}{word}({count:,})" for step, word in steps if count >= step)
+        return next(known, f"{count:,}")
     for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if count >= step:
             return f"{count / step:.3g} {word} ({count:,})"

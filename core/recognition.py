@@ -29,12 +29,17 @@ _JOINTS = ("; ", ": ", ", ")
 
 @dataclass(frozen=True)
 class _Entry:
-    """``pieces`` are the fixed texts before, between and behind the places called ``names``."""
+    """``pieces`` are the fixed texts before, between and behind the places called ``names``.
+
+    ``counted``: the first or ``count`` is a number. ``weak``: of so few fixed words that only a whole text,
+    and no value in another, is taken for it.
+    """
 
     pieces: tuple[str, ...]
     names: tuple[str, ...]
     said: str
     counted: bool
+    weak: bool
 
     def values(self, text: str) -> dict[str, str] | None:
         """What stands in the places of ``text``; None if it is another sentence."""
@@ -53,6 +58,9 @@ class _Entry:
         found.append(text[at:end])
         values = dict(zip(self.names, found, strict=True))
         if any(values[name] != value for name, value in zip(self.names, found, strict=True)):
+            return None
+        # one of several such sentences would take the others for its value
+        if any(_letters(piece) >= _BEGINNING and piece in value for piece in between for value in found):
             return None
         number = values.get("count", found[0])
         return None if self.counted and not _NUMBER.fullmatch(number) else values
@@ -83,7 +91,7 @@ def _whole(text: str, depth: int) -> str | None:
     if text in exact:
         return exact[text]
     for entry in entries:
-        values = entry.values(text)
+        values = None if entry.weak and depth else entry.values(text)
         if values is not None:
             filled = {name: _value(value, depth) for name, value in values.items()}
             return entry.said.format_map(filled)
@@ -103,10 +111,8 @@ def _joined(text: str, depth: int) -> str | None:
         return None
     lines = text.split("\n")
     if len(lines) > 1:
-        known = [_said(line, depth + 1) if line else None for line in lines]
-        if not any(known):
-            return None
-        return "\n".join(new or old for old, new in zip(lines, known, strict=True))
+        shown = [_line(line, depth) for line in lines]
+        return None if shown == lines else "\n".join(shown)
     for joint in _JOINTS:
         head, found, tail = text.partition(joint)
         if not found:
@@ -116,6 +122,12 @@ def _joined(text: str, depth: int) -> str | None:
         if rest is not None or before is not None:
             return f"{head if before is None else before}{joint}{tail if rest is None else rest}"
     return None
+
+
+def _line(line: str, depth: int) -> str:
+    """A line of several, as far indented as it is."""
+    text = line.lstrip(" ")
+    return line[: len(line) - len(text)] + (_said(text, depth + 1) or text)
 
 
 @cache
@@ -134,7 +146,8 @@ def _known(language: str) -> tuple[dict[str, str], tuple[_Entry, ...]]:
             pieces.append("")
         letters, begins = _letters("".join(pieces)), _letters(pieces[0])
         if letters >= _LEAST or begins >= _BEGINNING or (counted and names == ("count",)):
-            entries.append((letters, _Entry(tuple(pieces), names, _plain(said_), counted)))
+            weak = letters < _LEAST and not counted
+            entries.append((letters, _Entry(tuple(pieces), names, _plain(said_), counted, weak)))
     entries.sort(key=lambda each: -each[0])
     return exact, tuple(entry for _, entry in entries)
 

@@ -35,6 +35,7 @@ from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .convert import plan_files
+from .recommendation import RunMemory, run_memory
 from .vocab_stage import vocab_of, with_vocab
 
 
@@ -104,7 +105,8 @@ class Plan:
     """Every file a conversion could write; ``refused`` are types it could not.
 
     ``free`` are the bytes free where the files would go (``folder``), ``memory`` and ``proof_memory`` the
-    bytes of private memory that converting and the quick proof take (memory.py).
+    bytes of private memory that converting and the quick proof take (memory.py), ``run_memory`` what running
+    a file takes besides its weights (recommendation.py).
     """
 
     source: Path
@@ -117,6 +119,7 @@ class Plan:
     free: int
     memory: int
     proof_memory: int
+    run_memory: RunMemory
     parity: Parity
     notes: tuple[Note, ...]
 
@@ -144,6 +147,7 @@ class Plan:
             },
             "memory_bytes": self.memory,
             "proof_memory_bytes": self.proof_memory,
+            "run_memory": asdict(self.run_memory),
             "tokens": self.parity.to_json(),
             "notes": [asdict(note) for note in self.notes],
         }
@@ -193,6 +197,7 @@ def plan(
         free=_free(folder),
         memory=conversion_memory(model, threads or available_cores()),
         proof_memory=proof_memory(model),
+        run_memory=run_memory(model, embedding_rows(model)),
         parity=parity,
         notes=model.notes,
     )
