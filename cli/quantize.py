@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import AlreadyFinished, OutputExists
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -115,7 +116,14 @@ def command(
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        made = quantize(source, output, **options, progress=progress, announce=announce)
+        try:
+            made = quantize(source, output, **options, progress=progress, announce=announce)
+        except AlreadyFinished as finished:
+            if against is None:
+                raise
+            path, checkpoint = shlex.quote(str(finished.paths[0])), shlex.quote(str(against))
+            hint = f"prove it with kconv verify {path} --against {checkpoint}"
+            raise OutputExists(finished.message, hint=hint) from finished
     seconds = time.monotonic() - begun
     proofs = (
         [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]

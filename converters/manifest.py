@@ -31,7 +31,7 @@ from .targets import checkpoint_name
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
 # Options of the first conversion that say what every file made from its file holds.
-_HELD = (
+HELD = (
     "allow_tokenizer_mismatch",
     "disabled_adapters",
     "chat_template",
@@ -123,7 +123,7 @@ def requantized_part(
         MADE_FROM: [file.to_json() for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
+        "options": {**options, **{key: earlier[key] for key in HELD if key in earlier}},
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),

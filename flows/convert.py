@@ -41,6 +41,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
+from .finished import of_checkpoint, tell_finished
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -166,6 +167,8 @@ def convert(
         known = {**known, **learned}
     model, plans = plan_files(model, targets, companions, importance)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
+    if run.resume and options.split_max_size is not None:  # only now their names are known
+        _tell_finished(checkpoint, targets, options)
     outputs, files, model = write_targets(
         model,
         targets,
@@ -214,10 +217,18 @@ def _choose_targets(
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     force = run.force or run.resume
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume and not run.force:
+        _tell_finished(checkpoint, targets, options)
     if run.resume:
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
+
+
+def _tell_finished(checkpoint: Checkpoint, targets: Sequence[Target], options: Options) -> None:
+    """Raise AlreadyFinished where this very call has made the targets before."""
+    wanted = of_checkpoint(checkpoint, options.to_manifest(), options.verify, imatrix=options.imatrix)
+    tell_finished(targets, wanted)
 
 
 def _learn(

@@ -14,7 +14,7 @@ from ..converters.gguf_source import gguf_model, requantizing_notes, stored_form
 from ..converters.hashes import SourceHashes
 from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
-from ..converters.recorded import read_manifest
+from ..converters.recorded import MADE_FROM, read_manifest
 from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
@@ -37,6 +37,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from .finished import Command, tell_finished
 from .results import Run
 from .write import write_targets
 
@@ -144,6 +145,12 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
+        if run.resume and not run.force:
+            sources = {path.name: path for path in file.paths}
+            wanted = request.to_manifest()
+            tell_finished(
+                targets, Command(wanted, sources, "off", key=MADE_FROM, imatrix=request.options.imatrix)
+            )
         outputs, _, model = write_targets(
             model,
             targets,
