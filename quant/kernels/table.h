@@ -4,13 +4,17 @@
 #include "iq4.h"
 #include "q2_k.h"
 #include "q3_k.h"
+#include "q4_q5.h"
 #include "q4_q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
 #include "widen.h"
 
 static const struct kernel NAME(table)[] = {
-    {2, 32, 18, NAME(encode_q4_0), 0, NAME(undefined_q4_0)},
+    {2, 32, 18, NAME(encode_q4_0), NAME(weighed_q4_0), NAME(undefined_q4_0)},
+    {3, 32, 20, NAME(encode_q4_1), NAME(weighed_q4_1), NAME(undefined_q4_1)},
+    {6, 32, 22, NAME(encode_q5_0), NAME(weighed_q5_0), NAME(undefined_q5_0)},
+    {7, 32, 24, NAME(encode_q5_1), NAME(weighed_q5_1), NAME(undefined_q5_1)},
     {8, 32, 34, NAME(encode_q8_0), NAME(encode_q8_0), NAME(undefined_q8_0)},
     {10, 256, 84, NAME(encode_q2_K), NAME(encode_q2_K), 0},
     {11, 256, 110, NAME(encode_q3_K), NAME(encode_q3_K), 0},
