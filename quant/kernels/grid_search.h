@@ -23,7 +23,7 @@ typedef struct {
     enum again again;
 } grid_format;
 
-enum { MOST_TRIES = 31, OFF_GRID = 1 << 16 };
+enum { OFF_GRID = 1 << 16 };
 
 /* Of LANES sub-blocks: scales, indexes of the points and eight signs a byte; zero in those that count as zero. */
 typedef struct {
@@ -31,19 +31,25 @@ typedef struct {
     li index[8], signs[4], empty; /* empty: 1 in those */
 } found_points;
 
-/* What is searched: magnitudes and what their errors weigh, also as rows for the search among neighbours. */
+/* What is searched: magnitudes and what their errors weigh, also by group, for the search among neighbours. */
 typedef struct {
     lf x[32], weights[32], weighted[32];
     float rows[32 * LANES], roots[32 * LANES];
 } grid_weights;
 
-/* The opposite of load_transposed. */
-INLINE void store_transposed(const lf *v, int count, float *to) {
-    for (int i = 0; i < count; i += LANES) {
+/* Numbers of LANES sub-blocks as (groups, LANES, dims). */
+INLINE void store_groups(const grid_format *format, const lf *v, float *to) {
+    const int dims = format->dims;
+    for (int i = 0; i < format->size; i += LANES) {
         li t[LANES];
         for (int j = 0; j < LANES; ++j) t[j] = bits(v[i + j]);
         transpose(t);
-        for (int j = 0; j < LANES; ++j) store(to + j * count + i, from_bits(t[j]));
+        for (int j = 0; j < LANES; ++j)
+            for (int k = 0; k < LANES; k += dims < LANES ? dims : LANES) {
+                const int at = i + k;
+                memcpy(to + (at / dims * LANES + j) * dims + at % dims, (float *)&t[j] + k,
+                       sizeof(float) * (dims < LANES ? dims : LANES));
+            }
     }
 }
 
@@ -96,17 +102,30 @@ INLINE void sum_points(const grid_format *format, const grid_weights *w, const l
     }
 }
 
-/* The code of the point that a group of a sub-block gets for its rounded code: OFF_GRID is set if it is another. */
-INLINE int point_of(
-    const grid_format *format, const struct grid *grid, const grid_weights *w, int lane, int group, int code,
-    float scale
+/* The codes of the points that all groups get for their rounded ``codes`` (groups, LANES) with one scale a lane:
+ * what is off the grid gets the best of its neighbours and OFF_GRID. */
+INLINE void find_points(
+    const grid_format *format, const struct grid *grid, const grid_weights *w, const float *scales, int32_t *codes
 ) {
-    const struct grid_point *point = &grid->points[code];
-    if (point->index >= 0) return code;
-    const int at = lane * format->size + group * format->dims;
-    if (format->dims == 4)
-        return OFF_GRID | nearest_of_four(grid, point, w->rows + at, w->roots + at, scale);
-    return OFF_GRID | nearest_of_eight(grid, point, w->rows + at, w->roots + at, scale);
+    const int dims = format->dims, all = format->size / dims * LANES;
+    uint16_t places[3][8 * LANES]; /* of those off the grid: with up to 8, up to 16 and more neighbours */
+    int counts[3] = {0, 0, 0};
+    for (int at = 0; at < all; ++at) { /* without branches, which nothing could foretell */
+        const uint32_t kind = grid->points[codes[at]] >> GRID_KIND_SHIFT;
+        for (uint32_t n = 0; n < 3; ++n) places[n][counts[n]] = (uint16_t)at, counts[n] += kind == n + 1;
+    }
+#define EACH_PLACE(kind, best)                                                                                \
+    for (int n = 0; n < counts[kind]; ++n) {                                                                  \
+        const int at = places[kind][n];                                                                       \
+        const uint32_t point = grid->points[codes[at]];                                                       \
+        const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
+        const float *x = w->rows + at * dims, *weights = w->roots + at * dims, scale = scales[at % LANES];    \
+        codes[at] = OFF_GRID | (best);                                                                        \
+    }
+    EACH_PLACE(0, best_of_eight(dims, list, x, weights, scale))
+    EACH_PLACE(1, best_of_sixteen(dims, list, x, weights, scale))
+    EACH_PLACE(2, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
+#undef EACH_PLACE
 }
 
 /* The best scale of those tried, with its points; ``from`` divided by a scale is the largest value of a point. */
@@ -115,26 +134,18 @@ INLINE lf try_scales(
 ) {
     const int groups = format->size / format->dims, tries = 2 * format->tries + 1;
     const float largest = format->dims == 4 ? 15 : 5;
-    int32_t tried[MOST_TRIES][8 * LANES];
-    float scales[MOST_TRIES][LANES];
-    for (int t = 0; t < tries; ++t) {
-        const lf inverse = (largest + (t - format->tries) * format->step) / from;
-        li rounded[8];
-        store(scales[t], 1.0f / inverse);
-        round_codes(format, w->x, inverse, rounded);
-        for (int k = 0; k < groups; ++k) store_ints(tried[t] + k * LANES, choose_ints(flat, ints(0), rounded[k]));
-    }
-    for (int j = 0; j < LANES; ++j)
-        for (int k = 0; k < groups; ++k)
-            for (int t = 0; t < tries; ++t) {
-                int32_t *code = &tried[t][k * LANES + j];
-                *code = point_of(format, grid, w, j, k, *code, scales[t][j]);
-            }
+    int32_t tried[8 * LANES];
+    float scales[LANES];
     lf best = floats(0);
     for (int t = 0; t < tries; ++t) {
+        const lf inverse = (largest + (t - format->tries) * format->step) / from;
         li points[8];
         lf qx, qq;
-        for (int k = 0; k < groups; ++k) points[k] = load_ints(tried[t] + k * LANES);
+        store(scales, 1.0f / inverse);
+        round_codes(format, w->x, inverse, points);
+        for (int k = 0; k < groups; ++k) store_ints(tried + k * LANES, choose_ints(flat, ints(0), points[k]));
+        find_points(format, grid, w, scales, tried);
+        for (int k = 0; k < groups; ++k) points[k] = load_ints(tried + k * LANES);
         sum_points(format, w, points, &qx, &qq);
         const lm better = both(less(floats(0), qq), less(best * qq, qx * qx));
         scale = choose(better, qx / qq, scale);
@@ -153,19 +164,18 @@ INLINE lf look_again(
     for (int k = 0; k < groups; ++k) off |= codes[k] & OFF_GRID;
     const lm wanted = without(both(less(floats(0), scale), greater_ints(off, ints(0))), flat);
     if (!any(wanted)) return scale;
-    int32_t lanes[LANES], code[LANES];
+    int32_t found[8 * LANES];
     float scales[LANES];
-    store_ints(lanes, choose_ints(wanted, ints(1), ints(0)));
     store(scales, scale);
     round_codes(format, w->x, 1.0f / scale, rounded);
+    lm again[8];
     for (int k = 0; k < groups; ++k) {
-        int32_t own[LANES];
-        store_ints(code, rounded[k]), store_ints(own, codes[k]);
-        for (int j = 0; j < LANES; ++j)
-            if (lanes[j] && (format->again != AGAIN_OFF_GRID || own[j] & OFF_GRID))
-                own[j] = point_of(format, grid, w, j, k, code[j], scales[j]);
-        codes[k] = load_ints(own);
+        const lm own = format->again == AGAIN_OFF_GRID ? greater_ints(codes[k] & OFF_GRID, ints(0)) : wanted;
+        again[k] = both(wanted, own);
+        store_ints(found + k * LANES, choose_ints(again[k], rounded[k], ints(0)));
     }
+    find_points(format, grid, w, scales, found);
+    for (int k = 0; k < groups; ++k) codes[k] = choose_ints(again[k], load_ints(found + k * LANES), codes[k]);
     lf qx, qq;
     sum_points(format, w, codes, &qx, &qq);
     return choose(both(wanted, less(floats(0), qq)), qx / qq, scale);
@@ -189,7 +199,7 @@ INLINE void search_grid(const grid_format *format, const struct grid *grid, grid
         roots[i] = square_root(w->weights[i]);
         w->weighted[i] = w->weights[i] * w->x[i];
     }
-    store_transposed(w->x, size, w->rows), store_transposed(roots, size, w->roots);
+    store_groups(format, w->x, w->rows), store_groups(format, roots, w->roots);
     li codes[8];
     for (int k = 0; k < groups; ++k) codes[k] = ints(format->again == AGAIN_ALL_IF_ANY_IS_OFF ? OFF_GRID : 0);
     scale = try_scales(format, grid, w, from, scale, flat, codes);
@@ -205,7 +215,7 @@ INLINE void search_grid(const grid_format *format, const struct grid *grid, grid
     for (int k = 0; k < groups; ++k) {
         int32_t code[LANES];
         store_ints(code, choose_ints(flat, ints(0), codes[k] & (OFF_GRID - 1)));
-        for (int j = 0; j < LANES; ++j) code[j] = grid->points[code[j]].index;
+        for (int j = 0; j < LANES; ++j) code[j] = grid->index[code[j]];
         found->index[k] = choose_ints(flat, ints(0), load_ints(code));
     }
 }

@@ -15,12 +15,12 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-enum { LARGEST_GRID = 2048 };
+enum { LARGEST_GRID = 2048, MOST_GRIDS = 8 };
 
 static struct {
     int ggml_type;
     struct grid grid;
-} made[GRID_COUNT];
+} made[MOST_GRIDS];
 static int made_count = 0;
 
 const struct grid *kconv_grid(int ggml_type) {
@@ -71,41 +71,30 @@ struct building {
     size_t used, room; /* neighbours */
 };
 
-/* Appends the list of a point. Returns 0 if there is no memory. */
-static int append(struct building *b, struct grid_point *point, const uint16_t *places, int found, const uint16_t *grid) {
-    const size_t padded = (size_t)(found + GRID_PAD - 1) / GRID_PAD * GRID_PAD;
-    if (b->used + padded > b->room) {
+/* Appends a list; returns the sixteen it begins with, or -1 if there is no memory. */
+static int append(struct building *b, const uint16_t *places, int found, const uint16_t *grid) {
+    const size_t padded = (size_t)(found + GRID_PAD - 1) / GRID_PAD * GRID_PAD, first = b->used;
+    if (first + padded > b->room) {
         const size_t room = 2 * b->room + padded;
         uint16_t *codes = realloc(b->grid.codes, room * sizeof *codes);
-        if (!codes) return 0;
+        if (!codes) return -1;
         b->grid.codes = codes, b->room = room;
     }
-    point->first = (uint32_t)b->used, point->count = (uint16_t)found;
     for (size_t j = 0; j < padded; ++j)
-        b->grid.codes[b->used + j] = grid[places[j < (size_t)found ? j : (size_t)found - 1]];
+        b->grid.codes[first + j] = grid[places[j < (size_t)found ? j : (size_t)found - 1]];
     b->used += padded;
-    return 1;
+    return (int)(first / GRID_PAD);
 }
 
-/* The values of all neighbours of a grid of four weights, eight neighbours after eight. */
-static int spread(struct building *b) {
-    float *values = malloc(b->used * 4 * sizeof *values);
-    if (!values) return 0;
-    for (size_t j = 0; j < b->used; ++j)
-        for (int i = 0; i < 4; ++i)
-            values[(j / 8 * 4 + i) * 8 + j % 8] = (float)(2 * (b->grid.codes[j] >> 3 * i & 7) + 1);
-    b->grid.values = values;
-    return 1;
-}
-
-static int build(struct building *b, const uint16_t *grid, int count, int wanted) {
-    const int dims = b->grid.dims, bits = dims == 4 ? 3 : 2, top = dims == 4 ? 7 : 2;
+static int build(struct building *b, int dims, const uint16_t *grid, int count, int wanted) {
+    const int bits = dims == 4 ? 3 : 2, top = dims == 4 ? 7 : 2;
     const int half_bits = dims * bits / 2, halves = 1 << half_bits;
     uint8_t *tables = malloc((size_t)2 * halves * count);
     uint8_t distance[LARGEST_GRID];
     uint16_t places[LARGEST_GRID];
     b->grid.points = calloc((size_t)halves * halves, sizeof *b->grid.points);
-    int fine = tables && b->grid.points;
+    b->grid.index = calloc((size_t)halves * halves, sizeof *b->grid.index);
+    int fine = tables && b->grid.points && b->grid.index;
     for (int half = 0; fine && half < halves; ++half) {
         half_distances(half, dims / 2, bits, grid, count, 0, tables + (size_t)half * count);
         half_distances(half, dims / 2, bits, grid, count, half_bits, tables + (size_t)(halves + half) * count);
@@ -115,24 +104,27 @@ static int build(struct building *b, const uint16_t *grid, int count, int wanted
         const uint8_t *low = tables + (size_t)(code % halves) * count;
         const uint8_t *high = tables + (size_t)(halves + code / halves) * count;
         for (int j = 0; j < count; ++j) distance[j] = low[j] + high[j];
-        int found = nearest(distance, count, 1, places);
-        struct grid_point *point = &b->grid.points[code];
-        point->index = distance[places[0]] ? -1 : (int16_t)places[0];
-        if (point->index < 0) found = nearest(distance, count, wanted, places);
-        fine = append(b, point, places, found, grid);
+        const int found = nearest(distance, count, wanted, places);
+        const int off = distance[places[0]] != 0;
+        b->grid.index[code] = off ? -1 : (int16_t)places[0];
+        if (!off) continue;
+        const int first = append(b, places, found, grid);
+        const uint32_t kind = found <= 8 ? 1 : found <= 16 ? 2 : 3, sixteens = (uint32_t)(found + 15) / 16;
+        b->grid.points[code] = kind << GRID_KIND_SHIFT | sixteens << GRID_COUNT_SHIFT | (uint32_t)first;
+        fine = first >= 0;
     }
     free(tables);
-    return fine && (dims == 8 || spread(b));
+    return fine;
 }
 
 /* Make the tables of a format from its grid, ``count`` codes in their order; points off it have as neighbours
  * what is at one of the ``wanted`` smallest distances. One call at a time. Returns 0 if there is no memory. */
 EXPORT int kconv_set_grid(int ggml_type, int dims, const uint16_t *grid, int count, int wanted) {
-    struct building b = {.grid = {.dims = dims}};
+    struct building b = {.used = 0};
     if (kconv_grid(ggml_type)) return 1;
-    if (made_count == GRID_COUNT || count > LARGEST_GRID) return 0;
-    if (!build(&b, grid, count, wanted)) {
-        free(b.grid.points), free(b.grid.codes), free(b.grid.values);
+    if (made_count == MOST_GRIDS || count > LARGEST_GRID) return 0;
+    if (!build(&b, dims, grid, count, wanted)) {
+        free(b.grid.points), free(b.grid.codes), free(b.grid.index);
         return 0;
     }
     made[made_count].ggml_type = ggml_type, made[made_count].grid = b.grid;
