@@ -42,7 +42,7 @@ static const struct kernel *find(int set, int ggml_type) {
 }
 
 /* What native.py expects; another number with every change of what is exported here or of its meaning. */
-EXPORT int kconv_interface(void) { return 1; }
+EXPORT int kconv_interface(void) { return 2; }
 
 EXPORT int kconv_runs(int set) { return kernels_of(set) != NULL; }
 
@@ -62,7 +62,7 @@ EXPORT void kconv_encode(int set, int ggml_type, const float *x, uint8_t *out, i
                          const float *importance, reference *ggml) {
     const struct kernel *kernel = find(set, ggml_type);
     encoder *encode = importance ? kernel->weighed : kernel->plain;
-    if (!kernel->undefined) {
+    if (!kernel->undefined || encode != kernel->plain) {
         encode(x, out, rows, columns, importance);
         return;
     }
