@@ -45,7 +45,7 @@ Kernels = Literal["chosen", "other", "none"]
 _CHECKED_BLOCKS = 512
 
 # What kconv_interface says of a library that fits this file: an older build may lie here.
-_INTERFACE = 1
+_INTERFACE = 2
 
 INFINITY = 0x7F800000  # its bits; NaNs lie above
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
@@ -217,6 +217,11 @@ def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
 
 def _title(name: str, weighed: bool) -> str:
     return f"{name} with importance" if weighed else name
+
+
+def built() -> ctypes.CDLL | None:
+    """The library itself, for those who call more of it (feedback.py); None where it was not built."""
+    return _library()
 
 
 @functools.cache

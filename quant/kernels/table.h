@@ -1,6 +1,7 @@
 /* Every family, and the table of this instruction set. */
 #include "kernels.h"
 #include "lanes.h"
+#include "feedback.h"
 #include "iq4.h"
 #include "q2_k.h"
 #include "q3_k.h"
@@ -23,4 +24,5 @@ static const struct kernel NAME(table)[] = {
 
 const struct kernels NAME(kconv_kernels) = {
     NAME(table), sizeof NAME(table) / sizeof *NAME(table), NAME(from_f32), NAME(from_f16), NAME(from_bf16),
+    {NAME(factor), NAME(refine), NAME(measure)},
 };
