@@ -89,11 +89,11 @@ def _nibbles(at: int, scale: Callable[[Bytes], tuple[Floats, Floats]], grid: Gri
 
 def _five_bits(at: int, scale: Callable[[Bytes], tuple[Floats, Floats]], grid: Grid) -> Layout:
     def codes(blocks: Bytes) -> Bytes:
-        return _plane(blocks, at + 4, 16, 4, 16) | _bits(blocks, at, 32) << 4
+        return _plane(blocks, at + 4, 16, 4, 16) | _bits(blocks, at, 32) << np.uint8(4)
 
     def put(blocks: Bytes, codes: Bytes) -> None:
         _put_plane(blocks, at + 4, 16, 4, 16, codes)
-        blocks[:, at : at + 4] = np.packbits(codes >> 4, axis=1, bitorder="little")
+        blocks[:, at : at + 4] = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
 
     return Layout(grid, codes, scale, put)
 
@@ -108,10 +108,12 @@ def _scale_and_minimum(blocks: Bytes) -> tuple[Floats, Floats]:
 
 
 def _put_q8_0(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, 2:] = codes ^ 0x80
+    blocks[:, 2:] = codes ^ np.uint8(0x80)
 
 
-_Q8_0 = Layout(Grid(32, 1, 255, 128), lambda blocks: blocks[:, 2:] ^ 0x80, _one_scale, _put_q8_0)
+_Q8_0 = Layout(
+    Grid(32, 1, 255, 128), lambda blocks: blocks[:, 2:] ^ np.uint8(0x80), _one_scale, _put_q8_0
+)
 
 
 # K formats: blocks of 256
@@ -119,7 +121,7 @@ _Q8_0 = Layout(Grid(32, 1, 255, 128), lambda blocks: blocks[:, 2:] ^ 0x80, _one_
 
 def _scales_q2_k(blocks: Bytes) -> tuple[Floats, Floats]:
     packed = blocks[:, :16]
-    return _halves(blocks, 80) * (packed & 15), _halves(blocks, 82) * (packed >> 4)
+    return _halves(blocks, 80) * (packed & 15), _halves(blocks, 82) * (packed >> np.uint8(4))
 
 
 _Q2_K = Layout(
@@ -133,18 +135,18 @@ _Q2_K = Layout(
 def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats]:
     low = _plane(blocks, 96, 8, 4, 8)
     high = _plane(blocks, 104, 4, 2, 4)
-    steps = _halves(blocks, 108) * ((low | high << 4).astype(np.int8) - 32).astype(np.float32)
+    steps = _halves(blocks, 108) * ((low | high << np.uint8(4)).astype(np.int8) - 32).astype(np.float32)
     return steps, _nothing(steps)
 
 
 def _put_q3_k(blocks: Bytes, codes: Bytes) -> None:
     _put_plane(blocks, 32, 64, 2, 32, codes)
-    _put_plane(blocks, 0, 32, 1, 32, codes >> 2)
+    _put_plane(blocks, 0, 32, 1, 32, codes >> np.uint8(2))
 
 
 _Q3_K = Layout(
     Grid(16, 0, 7, 4),
-    lambda blocks: _plane(blocks, 32, 64, 2, 32) | _plane(blocks, 0, 32, 1, 32) << 2,
+    lambda blocks: _plane(blocks, 32, 64, 2, 32) | _plane(blocks, 0, 32, 1, 32) << np.uint8(2),
     _scales_q3_k,
     _put_q3_k,
 )
@@ -153,8 +155,8 @@ _Q3_K = Layout(
 def _scales_q4_k(blocks: Bytes) -> tuple[Floats, Floats]:
     """Six bits each, as get_scale_min_k4 in ggml-quants.c."""
     first, second, last = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    steps = np.concatenate([first & 63, last & 15 | first >> 6 << 4], axis=1)
-    minima = np.concatenate([second & 63, last >> 4 | second >> 6 << 4], axis=1)
+    steps = np.concatenate([first & 63, last & 15 | first >> 6 << np.uint8(4)], axis=1)
+    minima = np.concatenate([second & 63, last >> np.uint8(4) | second >> 6 << np.uint8(4)], axis=1)
     return _halves(blocks, 0) * steps, _halves(blocks, 2) * minima
 
 
@@ -168,12 +170,12 @@ _Q4_K = Layout(
 
 def _put_q5_k(blocks: Bytes, codes: Bytes) -> None:
     _put_plane(blocks, 48, 128, 4, 32, codes)
-    _put_plane(blocks, 16, 32, 1, 32, codes >> 4)
+    _put_plane(blocks, 16, 32, 1, 32, codes >> np.uint8(4))
 
 
 _Q5_K = Layout(
     Grid(32, 0, 31, 0),
-    lambda blocks: _plane(blocks, 48, 128, 4, 32) | _plane(blocks, 16, 32, 1, 32) << 4,
+    lambda blocks: _plane(blocks, 48, 128, 4, 32) | _plane(blocks, 16, 32, 1, 32) << np.uint8(4),
     _scales_q4_k,
     _put_q5_k,
 )
@@ -186,12 +188,12 @@ def _scales_q6_k(blocks: Bytes) -> tuple[Floats, Floats]:
 
 def _put_q6_k(blocks: Bytes, codes: Bytes) -> None:
     _put_plane(blocks, 0, 128, 4, 64, codes)
-    _put_plane(blocks, 128, 64, 2, 32, codes >> 4)
+    _put_plane(blocks, 128, 64, 2, 32, codes >> np.uint8(4))
 
 
 _Q6_K = Layout(
     Grid(16, 0, 63, 32),
-    lambda blocks: _plane(blocks, 0, 128, 4, 64) | _plane(blocks, 128, 64, 2, 32) << 4,
+    lambda blocks: _plane(blocks, 0, 128, 4, 64) | _plane(blocks, 128, 64, 2, 32) << np.uint8(4),
     _scales_q6_k,
     _put_q6_k,
 )
@@ -199,8 +201,8 @@ _Q6_K = Layout(
 
 def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats]:
     low = _plane(blocks, 4, 4, 4, 1)
-    high = np.ascontiguousarray(blocks[:, 2:4]).view(np.uint16) >> np.arange(0, 16, 2, np.uint16) & 3
-    steps = _halves(blocks, 0) * ((low | high << 4).astype(np.int8) - 32).astype(np.float32)
+    high = np.ascontiguousarray(blocks[:, 2:4]).view(np.uint16) >> np.arange(0, 16, 2, dtype=np.uint16) & 3
+    steps = _halves(blocks, 0) * ((low | high << np.uint8(4)).astype(np.int8) - 32).astype(np.float32)
     return steps, _nothing(steps)
 
 

@@ -7,6 +7,7 @@ or the number of threads. Without the kernels nothing can be chosen.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,12 @@ DESCENTS = 2
 
 
 @dataclass(frozen=True)
-class Factored:
-    """Correlations of a matrix's inputs, ready to choose codes with.
+class Correlated:
+    """Correlations of a matrix's inputs.
 
     ``matrix`` float32 ``(n, n)``, n the columns rounded up to whole tiles: correlations above the diagonal,
-    their factor below. ``roots`` float32 ``(n,)`` of the mean squares of the inputs; 0 where nothing flows.
+    and below it the same or, once it is ready to choose codes with, their factor. ``roots`` float32 ``(n,)``
+    of the mean squares of the inputs; 0 where nothing flows.
     """
 
     matrix: Floats
@@ -52,35 +54,40 @@ def set_for(kernels: native.Kernels) -> str:
     return name
 
 
-def factored(correlations: Floats, squares: Floats, strength: float) -> Factored | None:
-    """Correlations shrunk towards the diagonal by ``strength``; None where they cannot be factored.
+def spread(rows: Iterable[Floats], squares: Floats, strength: float) -> Correlated:
+    """Correlations shrunk towards the diagonal by ``strength``, to measure losses with.
 
-    ``correlations`` float32 ``(columns, columns)``, of which what is below the diagonal counts; ``squares``
-    ``(columns,)``, mean squares of the inputs.
+    ``rows`` come in order, TILE at a time, ``(rows, last row + 1)``, of which what is below the diagonal
+    counts; ``squares`` ``(columns,)`` are mean squares of the inputs.
     """
     columns = len(squares)
     padded = -(-columns // TILE) * TILE
     matrix = np.zeros((padded, padded), np.float32)
-    kept = np.float32(1.0 - strength)
-    for start in range(0, columns, TILE):
-        rows = correlations[start : start + TILE, : start + TILE] * kept
-        matrix[start : start + len(rows), : rows.shape[1]] = rows
-    for start in range(0, padded, TILE):
-        square = np.tril(matrix[start : start + TILE, start : start + TILE], -1)
-        matrix[start : start + TILE, start : start + TILE] = square + square.T
-        matrix[:start, start : start + TILE] = matrix[start : start + TILE, :start].T
+    kept, start = np.float32(1.0 - strength), 0
+    for part in rows:
+        tile = part * kept
+        stop = start + len(tile)
+        matrix[start:stop, :start] = tile[:, :start]
+        matrix[:start, start:stop] = tile[:, :start].T
+        corner = np.tril(tile[:, start:], -1)
+        matrix[start:stop, start:stop] = corner + corner.T
+        start = stop
     np.fill_diagonal(matrix, 1.0)
     roots = np.zeros(padded, np.float32)
     roots[:columns] = np.sqrt(squares, dtype=np.float32)
-    library, work = _library(), np.empty(2 * TILE * padded, np.float32)
+    return Correlated(matrix, roots)
+
+
+def factor(given: Correlated) -> bool:
+    """Make correlations ready to choose codes with, in place; False where they cannot be factored."""
+    padded = len(given.roots)
+    work = np.empty(2 * TILE * padded, np.float32)
     number = native.SETS.index(set_for("chosen"))
-    if not library.kconv_factor(number, matrix.ctypes.data, padded, work.ctypes.data):
-        return None
-    return Factored(matrix, roots)
+    return bool(_library().kconv_factor(number, given.matrix.ctypes.data, padded, work.ctypes.data))
 
 
 def refine(
-    format: Format, weights: Floats, data: Bytes, given: Factored, *, kernels: native.Kernels = "chosen"
+    format: Format, weights: Floats, data: Bytes, given: Correlated, *, kernels: native.Kernels = "chosen"
 ) -> None:
     """Choose the codes of ``data`` anew: finite ``weights`` ``(rows, columns)`` encoded in ``format``."""
     layout = layout_of(format)
@@ -96,7 +103,7 @@ def refine(
     layout.put(blocks, rows.codes.reshape(len(blocks), -1))
 
 
-def losses(format: Format, weights: Floats, data: Bytes, given: Factored) -> npt.NDArray[np.float64]:
+def losses(format: Format, weights: Floats, data: Bytes, given: Correlated) -> npt.NDArray[np.float64]:
     """tr(e H e^T) of each row of encoded weights, with the correlations that ``given`` holds."""
     layout = layout_of(format)
     assert layout is not None

@@ -7,7 +7,7 @@ come from a pass over the checkpoint (flows/importance.py) or from a file (imatr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..core.input_files import file_sha256
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Tensor
 from .formats import Format
+from .full_statistics import FullStatistics, read_statistics
 from .imatrix_file import ActivationSums, read_imatrix
+from .optimize import Optimization
 
 Floats = npt.NDArray[np.float32]
 
@@ -44,6 +46,8 @@ class Importance:
     ``values`` are the mean squares by GGUF name, float32 ``(columns,)``, for a stack of experts
     ``(experts * columns,)``. ``source`` is the file's name without folders, empty where there was none, with
     its ``sha256``; ``datasets`` the texts, ``chunks`` of ``chunk_size`` tokens how much was read of them.
+    ``full`` are the correlations of the inputs, where the file has them, ``optimization`` how codes are
+    chosen by them, where they are.
     """
 
     values: Mapping[str, Floats]
@@ -52,6 +56,8 @@ class Importance:
     chunks: int
     chunk_size: int
     sha256: str = ""
+    full: FullStatistics | None = None
+    optimization: Optimization | None = None
 
     def of(self, name: str, columns: int) -> Floats | None:
         """The values of a matrix; None where llama.cpp goes without: one that is missing, an odd embedding.
@@ -82,7 +88,8 @@ def read_importance(path: str | Path) -> Importance:
     EnvironmentProblem where the machine refuses.
     """
     path = Path(path)
-    return importance_of(read_imatrix(path), path.name, file_sha256(path))
+    importance = importance_of(read_imatrix(path), path.name, file_sha256(path))
+    return replace(importance, full=read_statistics(path, importance.sha256))
 
 
 def importance_of(activations: ActivationSums, source: str = "", sha256: str = "") -> Importance:
