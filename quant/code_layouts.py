@@ -111,9 +111,7 @@ def _put_q8_0(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, 2:] = codes ^ np.uint8(0x80)
 
 
-_Q8_0 = Layout(
-    Grid(32, 1, 255, 128), lambda blocks: blocks[:, 2:] ^ np.uint8(0x80), _one_scale, _put_q8_0
-)
+_Q8_0 = Layout(Grid(32, 1, 255, 128), lambda blocks: blocks[:, 2:] ^ np.uint8(0x80), _one_scale, _put_q8_0)
 
 
 # K formats: blocks of 256

@@ -22,7 +22,7 @@ from ..core.tensor import Tensor
 from .formats import Format
 from .full_statistics import FullStatistics, read_statistics
 from .imatrix_file import ActivationSums, read_imatrix
-from .optimize import Optimization
+from .optimize import METHOD, Optimization
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,6 +34,8 @@ _LARGEST = 1e15  # ggml multiplies sums of these by themselves in float32, and i
 _SMALLEST = 1e-15  # likewise sums come to nothing
 _BLOCK = 32  # columns that most formats round together
 _KEYS = "quantize.imatrix."
+OPTIMIZED = "kconv.optimized"
+"""Before the keys by which a file says that its codes were chosen, and by what."""
 _LONGEST_VALUE = 127  # bytes of a text llama-quantize keeps (llama.h, llama_model_kv_override)
 _SHOWN = 3
 _MAKE = "make one of this checkpoint: kconv imatrix CHECKPOINT --text FILE, or pass --calibrate FILE"
@@ -199,6 +201,10 @@ def importance_metadata(importance: Importance | None) -> dict[str, MetadataValu
     keys[f"{_KEYS}entries_count"] = len(importance.values)
     if importance.chunks > 0:
         keys[f"{_KEYS}chunks_count"] = importance.chunks
+    if importance.optimization is not None:
+        keys[f"{OPTIMIZED}.method"] = METHOD
+        keys[f"{OPTIMIZED}.statistics"] = _cut(importance.source)
+        keys[f"{OPTIMIZED}.statistics_sha256"] = importance.sha256
     return keys
 
 

@@ -32,6 +32,9 @@ from .full_statistics import HALVES, FullStatistics, Site
 from .ggml import Bytes, Floats
 from .native import Kernels
 
+METHOD = "error feedback and coordinate descent, 1"
+"""What a file made with it says; another number with every change of the bytes."""
+
 STRENGTHS = (0.1, 0.3, 0.6)
 PLAIN = 1.0
 """The strength at which nothing of the correlations is left."""
