@@ -240,3 +240,13 @@ def values_of_codes(grid: Grid, codes: Bytes) -> Floats:
     if grid.values:
         return np.array(grid.values, np.float32)[codes]
     return codes.astype(np.float32) - np.float32(grid.offset)
+
+
+def nearest_codes(grid: Grid, x: Floats) -> npt.NDArray[np.int64]:
+    """The codes nearest to x steps, as the kernels find them."""
+    if grid.values:
+        values = np.array(grid.values, np.float32)
+        middles = np.float32(0.5) * (values[1:] + values[:-1])
+        return np.searchsorted(middles, x.reshape(-1)).reshape(x.shape)
+    bounded = np.clip(np.nan_to_num(x, nan=0.0), -1000, 1000)
+    return np.clip(np.rint(bounded).astype(np.int64) + grid.offset, grid.low, grid.high)

@@ -200,7 +200,7 @@ def texts_of(path: Path) -> str | None:
 
 
 def _texts(path: Path, header: GgufHeader) -> tuple[str, ...]:
-    found = header.metadata.get(MEMBERS)
+    found = header.metadata.get(MEMBERS, ())  # an empty list is not written
     if not isinstance(found, tuple) or not all(isinstance(each, str) for each in found):
         raise _refused(path, f"{MEMBERS} is missing or no list of names")
     return found
@@ -208,7 +208,7 @@ def _texts(path: Path, header: GgufHeader) -> tuple[str, ...]:
 
 def _sites(path: Path, header: GgufHeader) -> list[Site]:
     infos = {info.name: info for info in header.tensors}
-    counts = header.metadata.get(COUNTS)
+    counts = header.metadata.get(COUNTS, ())
     if not isinstance(counts, tuple) or len(counts) % HALVES or not all(type(n) is int for n in counts):
         raise _refused(path, f"{COUNTS} is missing or no list of numbers")
     sites = []
