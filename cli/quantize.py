@@ -23,7 +23,7 @@ from .console import (
     seconds_text,
     table,
 )
-from .conversion_options import split_list
+from .conversion_options import optimize_option, split_list
 from .options import (
     PATH,
     force_option,
@@ -80,6 +80,7 @@ Examples:
     metavar="FILE",
     help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
 )
+@optimize_option
 @click.option(
     "--allow-requantize",
     is_flag=True,

@@ -42,6 +42,7 @@ class Options:
     split_max_size: str | None = None
     drop_extra_tokens: bool = False
     words_as_text: bool = False
+    optimize: bool = False
 
     @property
     def needs_checkpoint(self) -> bool:

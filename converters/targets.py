@@ -88,6 +88,11 @@ def _check_importance(options: Options) -> None:
         raise UsageError(
             "--imatrix and --calibrate only affect quantized types", hint="add one, for example -q q4_k_m"
         )
+    if options.optimize and options.imatrix is None and not options.calibrate:
+        raise UsageError(
+            "--optimize needs to know what flows into the model's matrices",
+            hint="add --calibrate TEXT, or --imatrix with a file from kconv imatrix --full",
+        )
 
 
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:

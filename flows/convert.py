@@ -18,6 +18,7 @@ from ..converters.targets import (
     CompanionTarget,
     Target,
     check_request,
+    checkpoint_name,
     choose_companion_targets,
     choose_targets,
     refuse_idle_keep_wo,
@@ -42,6 +43,8 @@ from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
 from .finished import of_checkpoint, tell_finished
+from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
+from .importance import named_texts
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -60,6 +63,7 @@ def to_gguf(
     embedding_type: str | None = None,
     imatrix: str | Path | None = None,
     calibrate: Sequence[str | Path] = (),
+    optimize: bool = False,
     allow_nan: bool = False,
     allow_tokenizer_mismatch: bool = False,
     disabled_adapters: Sequence[str] = (),
@@ -86,7 +90,9 @@ def to_gguf(
     ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
     leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
     ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
-    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first. ``keep_wo`` leaves the
+    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first;
+    with ``optimize`` codes are chosen by full statistics, which the first must have and the second leaves
+    beside the files. ``keep_wo`` leaves the
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
@@ -116,6 +122,7 @@ def to_gguf(
         split_max_size,
         drop_extra_tokens,
         words_as_text,
+        optimize,
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)
@@ -143,6 +150,8 @@ def convert(
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
+    if importance is not None and options.optimize:
+        importance = to_be_optimized(importance)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     run.opened(family)
@@ -166,6 +175,8 @@ def convert(
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
     model, plans = plan_files(model, targets, companions, importance)
+    if importance is not None and options.optimize:
+        importance, model = optimized(importance, model, plans, run)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     if run.resume and options.split_max_size is not None:  # only now their names are known
         _tell_finished(checkpoint, targets, options)
@@ -246,11 +257,17 @@ def _learn(
     _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
-    before = learned_before(paths, texts, run)
+    keep = None
+    if options.optimize:
+        keep = statistics_path(paths[0], checkpoint_name(expected.checkpoint))
+        before = kept_statistics(keep, named_texts(texts), run)
+    else:
+        before = learned_before(paths, texts, run)
     if before is not None:
-        return before, {}
-    calibration = calibrate(expected, texts, scope=options.verify, run=run)
-    return calibration.importance, {calibration.windows: calibration.reading}
+        return to_be_optimized(before) if options.optimize else before, {}
+    calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
+    importance = to_be_optimized(calibration.importance) if options.optimize else calibration.importance
+    return importance, {calibration.windows: calibration.reading}
 
 
 def plan_files(

@@ -38,6 +38,7 @@ from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
 from .finished import Command, tell_finished
+from .full_statistics import optimized, to_be_optimized
 from .results import Run
 from .write import write_targets
 
@@ -94,6 +95,7 @@ def quantize(
     output_type: str | None = None,
     embedding_type: str | None = None,
     imatrix: str | Path | None = None,
+    optimize: bool = False,
     allow_requantize: bool = False,
     allow_nan: bool = False,
     split_max_size: str | None = None,
@@ -123,6 +125,7 @@ def quantize(
         embedding_type=embedding_type,
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
+        optimize=optimize,
     )
     request = Request(options, allow_requantize, keep_split)
     return requantize(
@@ -135,6 +138,8 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     policies = _policies(request, output)
     _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    if importance is not None and request.options.optimize:
+        importance = to_be_optimized(importance)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
@@ -151,12 +156,16 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             tell_finished(
                 targets, Command(wanted, sources, "off", key=MADE_FROM, imatrix=request.options.imatrix)
             )
+        if importance is not None and request.options.optimize:
+            importance, model = optimized(importance, model, plans, run)
         outputs, _, model = write_targets(
             model,
             targets,
             plans,
             SourceHashes(file.opened(), rehash=run.rehash),
-            lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
+            lambda model, files, _: requantized_part(
+                _origin(file), request.to_manifest(), model, files, importance
+            ),
             allow_nan=request.options.allow_nan,
             importance=importance,
             run=run,
