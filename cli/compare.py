@@ -23,6 +23,7 @@ from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
 from .sources import SOURCE, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.compare import ComparedType, Comparison
@@ -41,6 +42,7 @@ Examples:
 @revision_option
 @types_option("none; give at least two")
 @conversion_options
+@target_options
 @click.option(
     "--text",
     "texts",

@@ -13,6 +13,7 @@ from .console import count_text, emit_json, plural, say, say_notes, size_text, s
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
@@ -36,6 +37,7 @@ Examples:
 )
 @types_option("all types")
 @conversion_options
+@target_options
 @split_option
 @threads_option
 @json_option
@@ -61,7 +63,8 @@ def command(
     from ..quant.policy import POLICIES
     from .progress import shown_progress
 
-    wanted = asked(types or tuple(POLICIES), options)
+    chosen = options["target_size"] or options["target_kl"] or options["policy"]
+    wanted = asked(types or (() if chosen else tuple(POLICIES)), options)
     with shown_progress() as progress:
         planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)

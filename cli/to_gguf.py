@@ -43,6 +43,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE_OR_OBJECTS, revision_option
+from .target_options import take_wanted, target_options
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -90,6 +91,7 @@ Examples:
 )
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
+@target_options
 @split_option
 @resume_option
 @rehash_option
@@ -127,6 +129,7 @@ def command(
     force: bool,
     as_json: bool,
     verbose: bool,
+    **targets: Any,
 ) -> None:
     """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to GGUF files for llama.cpp.
 
@@ -137,8 +140,10 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
+    chosen = take_wanted(targets)
     options = {
-        "types": types or ("auto",),
+        "types": types or (() if chosen else ("auto",)),
+        "chosen": chosen,
         "pure": pure,
         "tensor_types": tensor_types,
         "output_type": output_type,

@@ -144,7 +144,7 @@ def compare(
     begun = time.monotonic()
     if output is not None and Path(output).suffix == ".gguf":
         raise UsageError(f"-o {output} is the name of one file, but several are made", hint="give a folder")
-    if len(different_types(options)) < 2:
+    if len(different_types(options)) + len(options.chosen.wishes()) < 2:
         raise UsageError("a comparison needs at least two types", hint="give them with -q q4_0,q4_k_m,q8_0")
     options = replace(options, verify="quick")
     run = Run(
@@ -175,7 +175,7 @@ def compare(
 
 def _compared(output: Output, proof: Proof, options: Options, *, keep: bool) -> ComparedType:
     changed = options.pure or options.tensor_types or options.output_type or options.embedding_type
-    stock = not (changed or options.keep_wo or ":" in output.type)
+    stock = not (changed or options.keep_wo or ":" in output.type or output.choice)
     return ComparedType(
         output.type,
         stock,

@@ -33,6 +33,7 @@ from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.wish import Wanted
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
@@ -41,6 +42,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
+from .choose import refuse_impossible, with_choices
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -78,6 +80,7 @@ def to_gguf(
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     stream: bool = False,
+    chosen: Wanted | None = None,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -93,7 +96,8 @@ def to_gguf(
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-    weights of a checkpoint on the Hub are converted as they come, and not kept. ``scheduler`` is the address
+    weights of a checkpoint on the Hub are converted as they come, and not kept. ``chosen`` asks for files
+    whose formats are chosen by measured losses (choose.py). ``scheduler`` is the address
     of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
     files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
     final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
@@ -115,6 +119,7 @@ def to_gguf(
         split_max_size,
         drop_extra_tokens,
         words_as_text,
+        chosen or Wanted(),
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)
@@ -164,6 +169,8 @@ def convert(
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
+    plan_of = partial(_plan_of, model, companions, importance)
+    targets = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
@@ -232,7 +239,9 @@ def _learn(
 
     What would be refused afterwards is refused before the long pass.
     """
-    _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+    to_be = importance_to_be(model.tensors)
+    refuse_impossible(targets, model, to_be, options, partial(_plan_of, model, companions, to_be))
+    _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
     before = learned_before(paths, texts, run)
@@ -240,6 +249,12 @@ def _learn(
         return before, {}
     calibration = calibrate(expected, texts, scope=options.verify, run=run)
     return calibration.importance, {calibration.windows: calibration.reading}
+
+
+def _plan_of(
+    model: Model, companions: Sequence[Companion], importance: Importance | None, target: Target
+) -> FilePlan:
+    return plan_files(model, [target], companions, importance)[1][0]
 
 
 def plan_files(

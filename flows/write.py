@@ -109,6 +109,8 @@ def write_targets(
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
             temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
+            if output.policy is not None and output.choice is not None:
+                temporary[output.policy].write_text(output.choice.to_toml(), encoding="utf-8")
             if output.modelfile is not None and modelfile is not None:
                 text = modelfile(output.path.name)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")

@@ -1,7 +1,7 @@
 """Several ways through a model's layers at once: the plain one, and branches that leave it somewhere.
 
-On a branch some layers compute otherwise. What it has in common with the plain way is computed once, and every
-layer's weights are read once for all ways (by_layer.py says how layers are called one by one).
+On a branch some layers compute otherwise. What it has in common with the plain way is computed once, and
+every layer's weights are read once for all ways (by_layer.py says how layers are called one by one).
 """
 
 from __future__ import annotations

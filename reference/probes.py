@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -190,7 +190,7 @@ class Branching(Reference):
 
     def branched(
         self, windows: Sequence[Window], changes: Sequence[Mapping[str, Tensor]], step: Callable[[], None]
-    ) -> Iterator[list[Floats]]:
+    ) -> Generator[list[Floats], None, None]:
         """What enters the output matrix for each window, first as the model is, then under each change.
 
         ``changes`` are parameters of modules within the layers. ``step`` is called once a layer and way.
