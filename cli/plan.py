@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .choice_text import choice_text
 from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
@@ -112,6 +113,9 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
     ]
     header = ("type", "bytes", "size", "bits per weight", "expected KL", "")
     say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
+    for each in planned.types:
+        if each.choice is not None:
+            say(f"\n{each.type}:\n{choice_text(each.choice)}\n")
     for refused in planned.refused:
         say(f"{refused.type}: not possible, {refused.reason}")
     for companion in planned.companions:
@@ -137,6 +141,8 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
 def _divergence(each: PlannedType, band: Band | None) -> str:
     if each.lossless:
         return "none: exact"
+    if each.choice is not None:
+        return f"{each.choice.predicted:.3g} predicted"
     if band is None:
         return "–"
     return f"{band.low:.3g}" if band.low == band.high else f"{band.low:.3g} to {band.high:.3g}"

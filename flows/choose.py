@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..converters.gguf_plan import FilePlan
 from ..converters.mapping import parameters
-from ..converters.results import Options
+from ..converters.results import Options, Output
 from ..converters.targets import Target
 from ..core.cores import available_cores
 from ..core.errors import InputError
@@ -79,6 +79,11 @@ def with_choices(
         for target, each in zip(wished, found, strict=True)
     }
     return [made.get(target.path, target) for target in targets]
+
+
+def predicted_of(output: Output) -> float | None:
+    """What a file made was predicted to lose, in nats; None where nobody has chosen its formats."""
+    return None if output.choice is None else output.choice.predicted
 
 
 def refuse_impossible(

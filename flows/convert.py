@@ -35,6 +35,7 @@ from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
 from ..quant.wish import Wanted
 from ..verify.inputs import Expected
+from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
@@ -42,7 +43,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
-from .choose import refuse_impossible, with_choices
+from .choose import predicted_of, refuse_impossible, with_choices
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -169,7 +170,7 @@ def convert(
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
-    plan_of = partial(_plan_of, model, companions, importance)
+    plan_of = partial(plan_of_target, model, companions, importance)
     targets = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
@@ -240,7 +241,7 @@ def _learn(
     What would be refused afterwards is refused before the long pass.
     """
     to_be = importance_to_be(model.tensors)
-    refuse_impossible(targets, model, to_be, options, partial(_plan_of, model, companions, to_be))
+    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
     _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
@@ -251,9 +252,10 @@ def _learn(
     return calibration.importance, {calibration.windows: calibration.reading}
 
 
-def _plan_of(
+def plan_of_target(
     model: Model, companions: Sequence[Companion], importance: Importance | None, target: Target
 ) -> FilePlan:
+    """The plan of one target's file."""
     return plan_files(model, [target], companions, importance)[1][0]
 
 
@@ -304,6 +306,8 @@ def _prove(
             keep=journal_of([output.path for output in outputs]),
         )
         hashed = {file.name: file for file in hashes.result(run.progress)}
+    pairs = zip(proofs, outputs, strict=True)
+    proofs = tuple(with_prediction(proof, predicted_of(output)) for proof, output in pairs)
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs
