@@ -189,7 +189,8 @@ def _wished(name: str, place: Path, options: Options, *, modelfile: bool) -> lis
     label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
     made = []
     for wish in options.chosen.wishes(label):
-        path = place if place.suffix == ".gguf" else place / f"{name}-{label_of(wish.label)}.gguf"
+        ending = re.sub(r"[^\w.]+", "-", wish.label)
+        path = place if place.suffix == ".gguf" else place / f"{name}-{ending}.gguf"
         beside = path.with_suffix(".Modelfile") if modelfile else None
         policy = pending_policy(wish.label, policy_of("q8_0", options))
         file = None if wish.kind == "policy" else path.with_suffix(".policy.toml")

@@ -151,7 +151,7 @@ def _choice(label: str, model: Model, losses: Losses, found: Found) -> Choice:
     """What was found, with the losses as they add up to what it loses as a whole."""
     formats, predicted, factor = found
     of = {name: {each.name: loss * factor for each, loss in of.items()} for name, of in losses.of.items()}
-    return Choice(label, model.arch, formats, predicted, of, losses.measured)
+    return Choice(label, model.arch, formats, float(f"{predicted:.4g}"), of, losses.measured)
 
 
 Found = tuple[Mapping[str, Format], float, float]
