@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..converters.gguf_plan import FilePlan
+from ..converters.kept_choices import kept_choices
 from ..converters.mapping import parameters
 from ..converters.results import Options, Output
 from ..converters.targets import Target
@@ -28,6 +29,7 @@ from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
 from .importance import named_texts
 from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
 from .results import Run
+from .resume import journal_of
 
 PlanOf = Callable[[Target], FilePlan]
 """Plans the file of a target as it will be written."""
@@ -63,6 +65,10 @@ def with_choices(
         assert known is not None
         return [_with(target, known, tensors) if target.wish else target for target in targets]
     menu = parse_menu(options.chosen.menu) if options.chosen.menu else MENU
+    before = _chosen_before(wished, menu, options, run)
+    if before is not None:
+        made = {each.path: _with(each, before[each.policy.name], tensors) for each in wished}
+        return [made.get(target.path, target) for target in targets]
     prober = None
     if known is None:
         assert expected is not None
@@ -113,6 +119,21 @@ def _prober(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
     return Prober(expected, tensors, importance, probe_windows(expected, texts), how)
+
+
+def _chosen_before(
+    wished: Sequence[Target], menu: Sequence[Format], options: Options, run: Run
+) -> Mapping[str, Choice] | None:
+    """What an ended run for the same files has chosen from the same text, if this one goes on with it."""
+    journal = journal_of([path for target in wished for path in target.paths]) if run.resume else None
+    kept = {} if journal is None else kept_choices(journal)
+    asked = {"texts_sha256": _digest(options), "menu": [format.name for format in menu]}
+    for target in wished:
+        choice = kept.get(target.policy.name)
+        if choice is None or asked != {key: choice.measured.get(key) for key in asked}:
+            return None
+    run.announce("resumed: the formats have been chosen already")
+    return kept
 
 
 def _digest(options: Options) -> str:
