@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .console import printable, table
+from .console import printable, say, table
 
 if TYPE_CHECKING:
+    from ..converters.results import Output
     from ..quant.choice_groups import Group
     from ..quant.policy_file import Choice
 
@@ -33,6 +35,14 @@ def choice_text(choice: Choice) -> str:
     loss = f"{choice.predicted:.3g}"
     parts.append(f"predicted mean KL {loss} nats on text like the one it was calibrated on")
     return "\n".join(parts)
+
+
+def print_choices(outputs: Iterable[Output]) -> None:
+    """The choices behind files that were made."""
+    for output in outputs:
+        if output.choice is not None:
+            say(f"{output.path.name}:\n{choice_text(output.choice)}")
+            say(f"policy file: {output.policy}\n" if output.policy else "")
 
 
 def _cell(formats: list[str]) -> str:

@@ -13,7 +13,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.language import _
-from .choice_text import choice_text
+from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -205,10 +205,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
     print_parts(conversion.outputs)
-    for output in conversion.outputs:
-        if output.choice is not None:
-            say(f"{output.path.name}:\n{choice_text(output.choice)}")
-            say(f"policy file: {output.policy}\n" if output.policy else "")
+    print_choices(conversion.outputs)
     for proof in conversion.proofs:
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):

@@ -98,8 +98,8 @@ def _check_chosen(options: Options) -> None:
     if options.chosen.targets and not options.calibrate and options.chosen.policy is None:
         raise UsageError(
             "a target needs text to measure losses on",
-            hint="pass --calibrate TEXT (some 20,000 tokens of the kind the model will read), or --policy "
-            "FILE of an earlier choice",
+            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT (20,000 tokens "
+            "or more of the kind the model will read)",
         )
 
 
@@ -177,14 +177,14 @@ def choose_targets(
         targets.append(
             Target(path, policy, manifest_path(path), beside, split_size(options), variant=type_name)
         )
-    targets += _wished(checkpoint_name(checkpoint), place, options, modelfile=modelfile)
+    targets += wished_targets(checkpoint_name(checkpoint), place, options, modelfile=modelfile)
     refuse_same_names(targets)
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
 
 
-def _wished(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
+def wished_targets(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
     """The files whose formats are chosen, with policies that are still to be made."""
     label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
     made = []
