@@ -167,7 +167,8 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
         "bits_per_weight": round(output.bits_per_weight, 4),
     }
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    return manifest_json({"output": head, **common, "tensors": tensors})
+    chosen = {} if output.choice is None else {"choice": output.choice.to_manifest()}
+    return manifest_json({"output": head, **common, **chosen, "tensors": tensors})
 
 
 def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[SourceFile] = ()) -> None:

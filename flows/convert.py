@@ -34,7 +34,9 @@ from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.wish import Wanted
 from ..verify.inputs import Expected
+from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
@@ -42,6 +44,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
+from .choose import predicted_of, refuse_impossible, with_choices
 from .finished import of_checkpoint, tell_finished
 from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
 from .importance import named_texts
@@ -83,6 +86,7 @@ def to_gguf(
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     stream: bool = False,
+    chosen: Wanted | None = None,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -100,7 +104,8 @@ def to_gguf(
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-    weights of a checkpoint on the Hub are converted as they come, and not kept. ``scheduler`` is the address
+    weights of a checkpoint on the Hub are converted as they come, and not kept. ``chosen`` asks for files
+    whose formats are chosen by measured losses (choose.py). ``scheduler`` is the address
     of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
     files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
     final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
@@ -123,6 +128,7 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
         optimize,
+        chosen or Wanted(),
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)
@@ -174,6 +180,8 @@ def convert(
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
+    plan_of = partial(plan_of_target, model, companions, importance)
+    targets = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     if importance is not None and options.optimize:
         importance, model = optimized(importance, model, plans, run)
@@ -254,7 +262,9 @@ def _learn(
 
     What would be refused afterwards is refused before the long pass.
     """
-    _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+    to_be = importance_to_be(model.tensors)
+    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
+    _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
     keep = None
@@ -268,6 +278,13 @@ def _learn(
     calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
     importance = to_be_optimized(calibration.importance) if options.optimize else calibration.importance
     return importance, {calibration.windows: calibration.reading}
+
+
+def plan_of_target(
+    model: Model, companions: Sequence[Companion], importance: Importance | None, target: Target
+) -> FilePlan:
+    """The plan of one target's file."""
+    return plan_files(model, [target], companions, importance)[1][0]
 
 
 def plan_files(
@@ -317,6 +334,8 @@ def _prove(
             keep=journal_of([output.path for output in outputs]),
         )
         hashed = {file.name: file for file in hashes.result(run.progress)}
+    pairs = zip(proofs, outputs, strict=True)
+    proofs = tuple(with_prediction(proof, predicted_of(output)) for proof, output in pairs)
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..converters.targets import (
     refuse_same_names,
     split_size,
     type_of,
+    wished_targets,
 )
 from ..core.errors import InputError, UsageError
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
@@ -37,6 +39,8 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from ..quant.wish import Wanted
+from .choose import with_choices
 from .finished import Command, tell_finished
 from .full_statistics import optimized, to_be_optimized
 from .results import Run
@@ -106,13 +110,15 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    chosen: Wanted | None = None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
     ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
     ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
-    ``keep_split`` the parts the source has; else there is one file. The others are as in ``to_gguf``.
+    ``keep_split`` the parts the source has; else there is one file. ``chosen`` asks for files after a policy
+    file, or chosen from its measured losses. The others are as in ``to_gguf``.
     Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
     """
     options = Options(
@@ -126,6 +132,7 @@ def quantize(
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
         optimize=optimize,
+        chosen=chosen or Wanted(),
     )
     request = Request(options, allow_requantize, keep_split)
     return requantize(
@@ -143,7 +150,10 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
-        model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
+        plan_of = partial(_plan_of, file, model, importance, keep_split=request.keep_split)
+        targets = with_choices(targets, None, model, importance, request.options, plan_of, run)
+        asked = [target.policy for target in targets]
+        model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
         plans = [
             _plan(file, model, target, formats, importance, keep_split=request.keep_split)
             for target, formats in zip(targets, chosen, strict=True)
@@ -193,7 +203,7 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     if request.keep_split and options.split_max_size is not None:
         raise UsageError("--keep-split and --split-max-size cannot be combined", hint="leave one out")
     others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
-    if not others.types and _changes(options):
+    if not others.types and not options.chosen and _changes(options):
         raise UsageError(
             f"{COPY} keeps all weights unchanged, but other types were requested for some of them",
             hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
@@ -201,9 +211,9 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     policies = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
         policies[COPY] = _AS_IT_IS
-    if not policies:
+    if not policies and not options.chosen:
         raise UsageError("no type given", hint="give one with -q, for example -q q4_k_m")
-    refuse_one_file_for_many(output, len(policies))
+    refuse_one_file_for_many(output, len(policies) + len(options.chosen.wishes()))
     check_request(output, others)
     return policies
 
@@ -226,6 +236,7 @@ def _targets(
         path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
         size = split_size(options)
         targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
+    targets += wished_targets(stem, place, options, modelfile=False)
     refuse_same_names(targets)
     return targets
 
@@ -249,6 +260,14 @@ def _chosen(
         notes |= dict.fromkeys((*choice.notes, *requantizing_notes(file, choice.formats, allow=allow)))
         chosen.append(choice.formats)
     return replace(model, notes=tuple(notes)), chosen
+
+
+def _plan_of(
+    file: GgufFile, model: Model, importance: Importance | None, target: Target, *, keep_split: bool
+) -> FilePlan:
+    """The file of a target, whose formats are not chosen yet."""
+    formats = choose_formats(model, target.policy, importance).formats
+    return _plan(file, model, target, formats, importance, keep_split=keep_split)
 
 
 def _plan(
