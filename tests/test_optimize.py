@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,12 @@ def made(folder: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def expected(folder: Path) -> Expected:
+    """With a tokenizer process of its own, which ends with it."""
     checkpoint = open_checkpoint(folder)
     family = family_for(checkpoint.config)
-    source = read_tokenizer(checkpoint)
-    model, _ = select_vocab(build(family, checkpoint), checkpoint, source)
-    return Expected(checkpoint, family, model, source)
+    return Expected(checkpoint, family, build(family, checkpoint), read_tokenizer(checkpoint))
 
 
 def weights(path: Path, expected: Expected) -> WeightsPart:
@@ -95,7 +95,8 @@ def test_less_is_lost_on_unseen_text_in_files_of_the_same_size(
     assert [(i.name, i.ggml_type, i.nbytes) for i in before.tensors] == [
         (i.name, i.ggml_type, i.nbytes) for i in after.tensors
     ]
-    windows = text_windows(expected, UNSEEN, tokens=512, window=None)
+    model, _ = select_vocab(expected.model, expected.checkpoint, expected.source)
+    windows = text_windows(replace(expected, model=model), UNSEEN, tokens=512, window=None)
     reading = Reference(expected.checkpoint, expected.family, threads=2).read(windows)
     found = []
     for path in (made.outputs[0].path, plain.outputs[0].path):
@@ -249,12 +250,33 @@ def _row_zeroed(weights: Any) -> Any:
     return weights
 
 
-@pytest.mark.parametrize("change", [lambda w: w * np.float32(1.01), _row_zeroed, lambda w: np.roll(w, 1, 1)])
+DAMAGES = (
+    ("blk.1.ffn_down.weight", lambda rows: rows * np.float32(1.01)),
+    ("blk.1.ffn_up.weight", _row_zeroed),
+    ("blk.1.ffn_up.weight", lambda rows: np.roll(rows, 1, 1)),
+)
+
+
+@pytest.mark.parametrize(("name", "change"), DAMAGES)
 def test_damages_are_found_without_the_statistics(
-    expected: Expected, alone: Path, tmp_path: Path, change: Any
+    expected: Expected, alone: Path, tmp_path: Path, name: str, change: Any
 ) -> None:
-    path = edited(alone, tmp_path / "m.gguf", tensors={"blk.1.ffn_up.weight": change})
-    assert wrong(path, expected) == {"blk.1.ffn_up.weight"}
+    """One in a hundred is beyond the scatter of three bits, but not of four."""
+    path = edited(alone, tmp_path / "m.gguf", tensors={name: change})
+    assert wrong(path, expected) == {name}
+
+
+def test_with_the_statistics_a_scale_is_found_in_three_bits_and_so_is_a_single_row(
+    expected: Expected, made: Conversion, tmp_path: Path
+) -> None:
+    def one_row(rows: Any) -> Any:
+        rows[5] *= np.float32(1.01)
+        return rows
+
+    shutil.copytree(made.outputs[0].path.parent, tmp_path / "with")
+    changes = {"blk.1.ffn_up.weight": lambda rows: rows * np.float32(1.01), "blk.0.attn_q.weight": one_row}
+    path = edited(made.outputs[0].path, tmp_path / "with" / "m.gguf", tensors=changes)
+    assert wrong(path, expected) == set(changes)
 
 
 def test_one_step_conversion_keeps_the_statistics_and_goes_on_with_them(folder: Path, tmp_path: Path) -> None:
