@@ -322,6 +322,11 @@ def test_little_text_leaves_the_bytes_of_an_imatrix(folder: Path, tmp_path: Path
 def test_what_cannot_be_is_refused(folder: Path, statistics: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs to know what flows"):
         to_gguf(folder, tmp_path, types=("q4_0",), optimize=True)
+    for elsewhere in ({"scheduler": "tcp://127.0.0.1:1"}, {"stream": True}):
+        with pytest.raises(UsageError, match="cannot be combined"):
+            to_gguf(folder, tmp_path, types=("q4_0",), optimize=True, imatrix=statistics, **elsewhere)
+    with pytest.raises(UsageError, match="beside the output"):
+        to_gguf(folder, "s3://some/where", types=("q4_0",), optimize=True, calibrate=(TEXTS / "facts.txt",))
     plain = tmp_path / "plain.gguf"
     edited(statistics, plain, metadata={"kconv.statistics.version": None})
     with pytest.raises(InputError, match="does not contain full statistics"):
