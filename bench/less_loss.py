@@ -35,7 +35,8 @@ def main() -> None:
     """Measure every type asked for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--calibrate", type=Path, action="append", required=True)
+    parser.add_argument("--calibrate", type=Path, action="append", default=[])
+    parser.add_argument("--statistics", type=Path, help="made before, of the same texts")
     parser.add_argument("--test", type=Path, action="append", required=True)
     parser.add_argument("-q", "--types", required=True)
     parser.add_argument("--tokens", type=int, default=8192)
@@ -54,15 +55,9 @@ def main() -> None:
     reference = Reference(checkpoint, family, threads=asked.threads)
     read = partial(_read, reference, {})
     with tempfile.TemporaryDirectory() as folder:
-        statistics = Path(folder) / "statistics.gguf"
-        texts = {path.name: read_text(path) for path in asked.calibrate}
-        begun = time.monotonic()
-        with collecting(statistics) as collected:
-            activations, arch = gather(
-                asked.checkpoint, texts, chunks=asked.chunks, threads=asked.threads, collected=collected
-            )
-            collected.write(statistics, activations, arch=arch, texts=texts, force=False)
-        print(f"statistics: {statistics.stat().st_size / 2**20:.0f} MiB, {time.monotonic() - begun:.0f} s")
+        statistics = asked.statistics or Path(folder) / "statistics.gguf"
+        if asked.statistics is None:
+            _gather(asked, statistics)
         print("| type | imatrix | optimized | ratio | paired difference | strengths | rounding, s |")
         print("|---|---|---|---|---|---|---|", flush=True)
         for name in asked.types.split(","):
@@ -80,6 +75,17 @@ def main() -> None:
                 kls.append(_kl_by_window(path, read, windows, asked.threads))
                 path.unlink()
             print(_row(name, *kls, note, seconds), flush=True)
+
+
+def _gather(asked, statistics):
+    texts = {path.name: read_text(path) for path in asked.calibrate}
+    begun = time.monotonic()
+    with collecting(statistics) as collected:
+        activations, arch = gather(
+            asked.checkpoint, texts, chunks=asked.chunks, threads=asked.threads, collected=collected
+        )
+        collected.write(statistics, activations, arch=arch, texts=texts, force=False)
+    print(f"statistics: {statistics.stat().st_size / 2**20:.0f} MiB, {time.monotonic() - begun:.0f} s")
 
 
 def _read(reference, known, group):

@@ -119,6 +119,23 @@ def _check_importance(options: Options) -> None:
         )
 
 
+def refuse_elsewhere(options: Options, *, scheduler: bool, stream: bool, store: bool) -> None:
+    """Raise UsageError for codes to be chosen where weights or statistics are not on this machine."""
+    if not options.optimize:
+        return
+    if scheduler or stream:
+        given = "--scheduler" if scheduler else "--stream"
+        raise UsageError(
+            f"--optimize and {given} cannot be combined: the weights have to lie on this machine",
+            hint=f"leave out {given}",
+        )
+    if store and options.calibrate:
+        raise UsageError(
+            "--calibrate and --optimize leave a file of statistics beside the output, expected a folder here",
+            hint="make it first with kconv imatrix --full, and pass it with --imatrix",
+        )
+
+
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:
     """Raise UsageError for ``keep_wo`` where the model has no such matrices."""
     if options.keep_wo and not any(model.has_wide_input(tensor.name) for tensor in model.tensors):

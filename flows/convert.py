@@ -21,6 +21,7 @@ from ..converters.targets import (
     checkpoint_name,
     choose_companion_targets,
     choose_targets,
+    refuse_elsewhere,
     refuse_idle_keep_wo,
     with_auto,
 )
@@ -132,6 +133,7 @@ def to_gguf(
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)
+    refuse_elsewhere(options, scheduler=scheduler is not None, stream=stream, store=place is not None)
     if scheduler is not None:
         from .dask_executor import workers_of
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FEWEST = 128
 """Positions in each half that correlations can be measured on at all: experts may see fewer."""
 
-_MEMORY = 2 << 30  # bytes of sums at a time; modules beyond it are left to their diagonals
+_MEMORY = 7 << 29  # bytes of sums at a time; modules beyond it are left to their diagonals
 
 _BLOCK = 256  # rows packed at once
 

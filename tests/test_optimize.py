@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,36 +74,42 @@ def made(folder: Path, statistics: Path, tmp_path_factory: pytest.TempPathFactor
     )
 
 
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> Expected:
+def expected_of(folder: Path) -> Expected:
+    """With a tokenizer process of its own, which ends when nobody holds it any more."""
     checkpoint = open_checkpoint(folder)
     family = family_for(checkpoint.config)
-    source = read_tokenizer(checkpoint)
-    model, _ = select_vocab(build(family, checkpoint), checkpoint, source)
-    return Expected(checkpoint, family, model, source)
+    return Expected(checkpoint, family, build(family, checkpoint), read_tokenizer(checkpoint))
 
 
-def weights(path: Path, expected: Expected) -> WeightsPart:
+def weights(path: Path, folder: Path) -> WeightsPart:
     """What the proof says of the weights of a file."""
     with open_gguf(path) as file:
-        return GgufArtifact(file, read_manifest(path)).weights(expected, VerifyOptions(threads=2))
+        return GgufArtifact(file, read_manifest(path)).weights(expected_of(folder), VerifyOptions(threads=2))
 
 
 def test_less_is_lost_on_unseen_text_in_files_of_the_same_size(
-    folder: Path, statistics: Path, made: Conversion, expected: Expected, tmp_path: Path
+    folder: Path, statistics: Path, made: Conversion, tmp_path: Path
 ) -> None:
     plain = to_gguf(folder, tmp_path / "plain.gguf", types=("q3_k_m",), imatrix=statistics, verify=False)
     before, after = read_header(plain.outputs[0].path), read_header(made.outputs[0].path)
     assert [(i.name, i.ggml_type, i.nbytes) for i in before.tensors] == [
         (i.name, i.ggml_type, i.nbytes) for i in after.tensors
     ]
-    windows = text_windows(expected, UNSEEN, tokens=512, window=None)
+    found = divergences(folder, [made.outputs[0].path, plain.outputs[0].path])
+    assert found[0] < 0.95 * found[1]
+
+
+def divergences(folder: Path, paths: Sequence[Path]) -> list[float]:
+    """Mean KL of each file on unseen text."""
+    expected = expected_of(folder)
+    model, _ = select_vocab(expected.model, expected.checkpoint, expected.source)
+    windows = text_windows(replace(expected, model=model), UNSEEN, tokens=512, window=None)
     reading = Reference(expected.checkpoint, expected.family, threads=2).read(windows)
     found = []
-    for path in (made.outputs[0].path, plain.outputs[0].path):
+    for path in paths:
         with LlamaReader(path, threads=2) as reader:
             found.append(compare(lambda asked: reading, reader, windows).figures().kl_mean)
-    assert found[0] < 0.95 * found[1]
+    return found
 
 
 def test_file_and_manifest_say_how_codes_were_chosen(statistics: Path, made: Conversion) -> None:
@@ -185,9 +193,9 @@ def test_statistics_are_the_products_of_the_inputs(statistics: Path) -> None:
 
 
 def test_weights_are_derived_again_where_the_statistics_lie_beside_the_file(
-    expected: Expected, made: Conversion
+    folder: Path, made: Conversion
 ) -> None:
-    part = weights(made.outputs[0].path, expected)
+    part = weights(made.outputs[0].path, folder)
     assert part.verdict == "passed"
     assert {tensor.state for tensor in part.tensors} == {"identical"}
 
@@ -203,13 +211,13 @@ def alone(made: Conversion, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("manifest", [True, False])
 def test_without_the_statistics_weights_are_judged_by_bounds(
-    expected: Expected, alone: Path, tmp_path: Path, manifest: bool
+    folder: Path, alone: Path, tmp_path: Path, manifest: bool
 ) -> None:
     path = tmp_path / "m.gguf"
     shutil.copy(alone, path)
     if manifest:
         shutil.copy(alone.with_name("m.gguf.manifest.json"), tmp_path)
-    part = weights(path, expected)
+    part = weights(path, folder)
     assert part.verdict == "passed", part.findings
     assert {tensor.state for tensor in part.tensors} == {"identical", "within"}
 
@@ -234,14 +242,14 @@ def within_a_step(path: Path, out: Path, name: str, low: int) -> Path:
 
 @pytest.mark.parametrize("low", [-1, 0])
 def test_random_codes_within_a_step_are_found_without_the_statistics(
-    expected: Expected, alone: Path, tmp_path: Path, low: int
+    folder: Path, alone: Path, tmp_path: Path, low: int
 ) -> None:
     path = within_a_step(alone, tmp_path / "m.gguf", "blk.1.ffn_up.weight", low)
-    assert wrong(path, expected) == {"blk.1.ffn_up.weight"}
+    assert wrong(path, folder) == {"blk.1.ffn_up.weight"}
 
 
-def wrong(path: Path, expected: Expected) -> set[str]:
-    return {tensor.name for tensor in weights(path, expected).tensors if tensor.state == "differs"}
+def wrong(path: Path, folder: Path) -> set[str]:
+    return {tensor.name for tensor in weights(path, folder).tensors if tensor.state == "differs"}
 
 
 def _row_zeroed(weights: Any) -> Any:
@@ -249,12 +257,33 @@ def _row_zeroed(weights: Any) -> Any:
     return weights
 
 
-@pytest.mark.parametrize("change", [lambda w: w * np.float32(1.01), _row_zeroed, lambda w: np.roll(w, 1, 1)])
+DAMAGES = (
+    ("blk.1.ffn_down.weight", lambda rows: rows * np.float32(1.01)),
+    ("blk.1.ffn_up.weight", _row_zeroed),
+    ("blk.1.ffn_up.weight", lambda rows: np.roll(rows, 1, 1)),
+)
+
+
+@pytest.mark.parametrize(("name", "change"), DAMAGES)
 def test_damages_are_found_without_the_statistics(
-    expected: Expected, alone: Path, tmp_path: Path, change: Any
+    folder: Path, alone: Path, tmp_path: Path, name: str, change: Any
 ) -> None:
-    path = edited(alone, tmp_path / "m.gguf", tensors={"blk.1.ffn_up.weight": change})
-    assert wrong(path, expected) == {"blk.1.ffn_up.weight"}
+    """One in a hundred is beyond the scatter of three bits, but not of four."""
+    path = edited(alone, tmp_path / "m.gguf", tensors={name: change})
+    assert wrong(path, folder) == {name}
+
+
+def test_with_the_statistics_a_scale_is_found_in_three_bits_and_so_is_a_single_row(
+    folder: Path, made: Conversion, tmp_path: Path
+) -> None:
+    def one_row(rows: Any) -> Any:
+        rows[5] *= np.float32(1.01)
+        return rows
+
+    shutil.copytree(made.outputs[0].path.parent, tmp_path / "with")
+    changes = {"blk.1.ffn_up.weight": lambda rows: rows * np.float32(1.01), "blk.0.attn_q.weight": one_row}
+    path = edited(made.outputs[0].path, tmp_path / "with" / "m.gguf", tensors=changes)
+    assert wrong(path, folder) == set(changes)
 
 
 def test_one_step_conversion_keeps_the_statistics_and_goes_on_with_them(folder: Path, tmp_path: Path) -> None:
@@ -293,6 +322,11 @@ def test_little_text_leaves_the_bytes_of_an_imatrix(folder: Path, tmp_path: Path
 def test_what_cannot_be_is_refused(folder: Path, statistics: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs to know what flows"):
         to_gguf(folder, tmp_path, types=("q4_0",), optimize=True)
+    for elsewhere in ({"scheduler": "tcp://127.0.0.1:1"}, {"stream": True}):
+        with pytest.raises(UsageError, match="cannot be combined"):
+            to_gguf(folder, tmp_path, types=("q4_0",), optimize=True, imatrix=statistics, **elsewhere)
+    with pytest.raises(UsageError, match="beside the output"):
+        to_gguf(folder, "s3://some/where", types=("q4_0",), optimize=True, calibrate=(TEXTS / "facts.txt",))
     plain = tmp_path / "plain.gguf"
     edited(statistics, plain, metadata={"kconv.statistics.version": None})
     with pytest.raises(InputError, match="does not contain full statistics"):
