@@ -98,8 +98,8 @@ def _check_chosen(options: Options) -> None:
     if options.chosen.targets and not options.calibrate and options.chosen.policy is None:
         raise UsageError(
             "a target needs text to measure losses on",
-            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT (20,000 tokens "
-            "or more of the kind the model will read)",
+            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT (20,000 "
+            "tokens or more of the kind the model will read)",
         )
 
 
