@@ -36,7 +36,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE
-from .target_options import take_wanted, target_options
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -117,8 +117,7 @@ def command(
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        chosen = take_wanted(options)
-        made = quantize(source, output, **options, chosen=chosen, progress=progress, announce=announce)
+        made = quantize(source, output, **options, progress=progress, announce=announce)
     seconds = time.monotonic() - begun
     proofs = (
         [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]

@@ -7,6 +7,7 @@ import json
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +49,17 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     place = tmp_path_factory.mktemp("made")
     text = place / "part.txt"
     text.write_text((TEXTS / "facts.txt").read_text("utf-8")[:3000], encoding="utf-8")
-    return to_gguf(folder, place, types=("q4_k_m",), calibrate=[text], chosen=wanted, threads=2)
+    return to_gguf(folder, place, types=("q4_k_m",), calibrate=[text], **asked(wanted), threads=2)
+
+
+def asked(wanted: Wanted) -> dict[str, Any]:
+    """The same as options of the functions people call."""
+    return {
+        "target_size": wanted.sizes,
+        "target_kl": wanted.divergences,
+        "menu": wanted.menu,
+        "policy": wanted.policy,
+    }
 
 
 def formats(path: Path) -> dict[str, str]:
@@ -122,7 +133,7 @@ def test_policy_serves_a_fine_tune_without_any_measurement(
         shutil.copytree(folder, tmp_path / "tuned"),
         tmp_path / "out",
         types=(),
-        chosen=Wanted(policy=str(output.policy)),
+        **asked(Wanted(policy=str(output.policy))),
         verify=False,
         progress=lambda stage, done, total: stages.add(stage),
         threads=2,
@@ -143,7 +154,12 @@ def test_other_sizes_come_from_the_same_measurement(made: Conversion, folder: Pa
     assert losses[0] > losses[1]
     assert losses[2] <= 0.02
     (one,) = to_gguf(
-        folder, tmp_path, types=(), chosen=Wanted(("2M",), policy=str(output.policy)), verify=False, threads=2
+        folder,
+        tmp_path,
+        types=(),
+        **asked(Wanted(("2M",), policy=str(output.policy))),
+        verify=False,
+        threads=2,
     ).outputs
     assert one.bytes == planned[1].bytes
 
@@ -207,7 +223,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, tmp_path: Path,
             tmp_path,
             types=(),
             calibrate=text,
-            chosen=wanted,
+            **asked(wanted),
             progress=lambda stage, done, total: stages.append(stage),
         )
     assert "reference" not in stages
@@ -218,12 +234,12 @@ def test_proof_text_is_no_calibration_text(folder: Path, tmp_path: Path) -> None
     text = tmp_path / "same.txt"
     text.write_text("\n".join(udhr("kor")), encoding="utf-8")
     with pytest.raises(InputError, match="the one the files are proven on"):
-        to_gguf(folder, tmp_path / "out", types=(), calibrate=[text], chosen=Wanted(("2M",)), threads=2)
+        to_gguf(folder, tmp_path / "out", types=(), calibrate=[text], **asked(Wanted(("2M",))), threads=2)
 
 
 def test_target_without_text_says_what_to_pass(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs text"):
-        to_gguf(folder, tmp_path, types=(), chosen=Wanted(("2M",)))
+        to_gguf(folder, tmp_path, types=(), **asked(Wanted(("2M",))))
     with pytest.raises(UsageError, match="plan reads no weights"):
         plan(folder, options=Options((), calibrate=("a.txt",), chosen=Wanted(("2M",))))
 
@@ -254,7 +270,7 @@ def test_policy_of_another_model_is_refused(made: Conversion, tmp_path: Path) ->
     other = write_sample("kogpt", tmp_path / "other")
     policy = next(output.policy for output in made.outputs if output.policy is not None)
     with pytest.raises(InputError, match="another model"):
-        to_gguf(other, tmp_path / "out", types=(), chosen=Wanted(policy=str(policy)))
+        to_gguf(other, tmp_path / "out", types=(), **asked(Wanted(policy=str(policy))))
 
 
 def test_policy_files_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -320,13 +336,13 @@ def test_a_gguf_is_quantized_after_a_policy(made: Conversion, folder: Path, tmp_
     policy = next(output.policy for output in made.outputs if output.type == "1.7M")
     (whole,) = to_gguf(folder, tmp_path, types=("f32",), verify=False, threads=2).outputs
     assert policy is not None
-    after = quantize(whole.path, tmp_path, types=(), chosen=Wanted(policy=str(policy))).outputs[0]
+    after = quantize(whole.path, tmp_path, types=(), **asked(Wanted(policy=str(policy)))).outputs[0]
     assert formats(after.path) == formats(policy.with_suffix("").with_suffix(".gguf"))
     wanted = Wanted(("1.8M",), policy=str(policy))
-    (chosen,) = quantize(whole.path, tmp_path, types=(), chosen=wanted).outputs
+    (chosen,) = quantize(whole.path, tmp_path, types=(), **asked(wanted)).outputs
     assert 0.99 * 1_800_000 <= chosen.path.stat().st_size <= 1_800_000
     with pytest.raises(UsageError, match="needs text"):
-        quantize(whole.path, tmp_path, types=(), chosen=Wanted(("1.8M",)))
+        quantize(whole.path, tmp_path, types=(), **asked(Wanted(("1.8M",))))
 
 
 def test_an_ended_run_goes_on_with_its_choice(folder: Path, tmp_path: Path) -> None:
@@ -340,9 +356,9 @@ def test_an_ended_run_goes_on_with_its_choice(folder: Path, tmp_path: Path) -> N
         if stage == "write" and done > total // 2:
             raise KeyboardInterrupt
 
-    asked = {"types": (), "calibrate": [text], "chosen": Wanted(("1.7M",)), "verify": False, "threads": 1}
+    options = {"types": (), "calibrate": [text], "target_size": "1.7M", "verify": False, "threads": 1}
     with pytest.raises(KeyboardInterrupt):
-        to_gguf(folder, tmp_path / "out", progress=end, **asked)
+        to_gguf(folder, tmp_path / "out", progress=end, **options)
     assert "probes" in stages
     assert not list((tmp_path / "out").glob("*.gguf"))
     stages.clear()
@@ -353,7 +369,7 @@ def test_an_ended_run_goes_on_with_its_choice(folder: Path, tmp_path: Path) -> N
         progress=lambda stage, done, total: stages.append(stage),
         announce=told.append,
         resume=True,
-        **asked,
+        **options,
     ).outputs
     assert not {"probes", "reference"} & set(stages)
     assert any("chosen already" in each for each in told)
