@@ -37,7 +37,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE
-from .target_options import take_wanted, target_options
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -119,9 +119,8 @@ def command(
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        chosen = take_wanted(options)
         try:
-            made = quantize(source, output, **options, chosen=chosen, progress=progress, announce=announce)
+            made = quantize(source, output, **options, progress=progress, announce=announce)
         except AlreadyFinished as finished:
             if against is None:
                 raise

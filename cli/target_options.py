@@ -13,21 +13,17 @@ from .options import PATH, decorated
 if TYPE_CHECKING:
     from ..quant.wish import Wanted
 
-_KEYS = {"target_size": "sizes", "target_kl": "divergences", "menu": "menu"}
-
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``--target-size``, ``--target-kl``, ``--menu``, ``--policy``; see ``take_wanted``."""
+    """``--target-size``, ``--target-kl``, ``--menu``, ``--policy``; see ``wanted``."""
     return decorated(command, _OPTIONS)
 
 
 def take_wanted(options: dict[str, Any]) -> Wanted:
     """What these options ask for; they are taken out of the values click has read."""
-    from ..quant.wish import Wanted
+    from ..quant.wish import wanted
 
-    policy = options.pop("policy")
-    given = {key: options.pop(name) for name, key in _KEYS.items()}
-    return Wanted(**given, policy=None if policy is None else str(policy))
+    return wanted(*(options.pop(name) for name in ("target_size", "target_kl", "menu", "policy")))
 
 
 _OPTIONS = (

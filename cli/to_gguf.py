@@ -44,7 +44,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE_OR_OBJECTS, revision_option
-from .target_options import take_wanted, target_options
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -144,10 +144,10 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
-    chosen = take_wanted(targets)
+    chosen = targets["target_size"] or targets["target_kl"] or targets["policy"]
     options = {
         "types": types or (() if chosen else ("auto",)),
-        "chosen": chosen,
+        **targets,
         "pure": pure,
         "tensor_types": tensor_types,
         "output_type": output_type,

@@ -15,6 +15,7 @@ from ..core.gguf_split import parse_split_size
 from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
+from ..quant.choice_losses import parse_menu
 from ..quant.chosen_policy import pending_policy
 from ..quant.policy import Policy, parse_policy
 from ..quant.policy_file import Choice, policy_label
@@ -91,6 +92,7 @@ def different_types(options: Options) -> set[str]:
 def _check_chosen(options: Options) -> None:
     if options.chosen.menu and not options.chosen.targets:
         raise UsageError("--menu is what --target-size and --target-kl choose among", hint="leave it out")
+    parse_menu(options.chosen.menu)
     if options.chosen and options.pure:
         raise UsageError(
             "--pure asks for one format, a target or a policy for several", hint="leave one of them out"
@@ -98,8 +100,8 @@ def _check_chosen(options: Options) -> None:
     if options.chosen.targets and not options.calibrate and options.chosen.policy is None:
         raise UsageError(
             "a target needs text to measure losses on",
-            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT "
-            "(20,000 tokens or more of the kind the model will read)",
+            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT (20,000 "
+            "tokens or more of the kind the model will read)",
         )
 
 

@@ -35,7 +35,7 @@ from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
-from ..quant.wish import Wanted
+from ..quant.wish import wanted
 from ..verify.inputs import Expected
 from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
@@ -87,7 +87,10 @@ def to_gguf(
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     stream: bool = False,
-    chosen: Wanted | None = None,
+    target_size: str | Sequence[str] = (),
+    target_kl: float | Sequence[float] = (),
+    menu: Sequence[str] = (),
+    policy: str | Path | None = None,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -105,8 +108,10 @@ def to_gguf(
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-    weights of a checkpoint on the Hub are converted as they come, and not kept. ``chosen`` asks for files
-    whose formats are chosen by measured losses (choose.py). ``scheduler`` is the address
+    weights of a checkpoint on the Hub are converted as they come, and not kept. With ``target_size``
+    (``4.5G``, ``4.25bpw``) or ``target_kl`` (nats), one or several, formats of the ``menu`` are chosen by
+    what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone is
+    taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address
     of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
     files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
     final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
@@ -129,7 +134,7 @@ def to_gguf(
         drop_extra_tokens,
         words_as_text,
         optimize,
-        chosen or Wanted(),
+        wanted(target_size, target_kl, menu, policy),
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)

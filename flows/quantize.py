@@ -39,7 +39,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
-from ..quant.wish import Wanted
+from ..quant.wish import wanted
 from .choose import with_choices
 from .finished import Command, tell_finished
 from .full_statistics import optimized, to_be_optimized
@@ -110,15 +110,18 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
-    chosen: Wanted | None = None,
+    target_size: str | Sequence[str] = (),
+    target_kl: float | Sequence[float] = (),
+    menu: Sequence[str] = (),
+    policy: str | Path | None = None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
     ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
     ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
-    ``keep_split`` the parts the source has; else there is one file. ``chosen`` asks for files after a policy
-    file, or chosen from its measured losses. The others are as in ``to_gguf``.
+    ``keep_split`` the parts the source has; else there is one file. ``policy`` is a file of formats, or, with
+    ``target_size`` or ``target_kl``, of measured losses to choose by. The others are as in ``to_gguf``.
     Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
     """
     options = Options(
@@ -132,7 +135,7 @@ def quantize(
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
         optimize=optimize,
-        chosen=chosen or Wanted(),
+        chosen=wanted(target_size, target_kl, menu, policy),
     )
     request = Request(options, allow_requantize, keep_split)
     return requantize(

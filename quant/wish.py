@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike, fspath
 from typing import Any, Literal
 
 from ..core.errors import UsageError
@@ -68,6 +70,18 @@ class Wanted:
             "menu": list(self.menu),
             "policy": name,
         }
+
+
+def wanted(
+    target_size: str | Sequence[str],
+    target_kl: float | Sequence[float],
+    menu: Sequence[str],
+    policy: str | PathLike[str] | None,
+) -> Wanted:
+    """What these options ask for: one target or several."""
+    sizes = (target_size,) if isinstance(target_size, str) else tuple(target_size)
+    divergences = (target_kl,) if isinstance(target_kl, int | float) else tuple(target_kl)
+    return Wanted(sizes, divergences, tuple(menu), None if policy is None else fspath(policy))
 
 
 def parse_size(text: str) -> Wish:

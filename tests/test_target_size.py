@@ -7,17 +7,21 @@ import json
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from kconv.cli.choice_text import choice_text
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, KconvError, UsageError
 from kconv.core.gguf_file import read_header
 from kconv.core.tensor import DType, Reader, Tensor
+from kconv.flows.compare import ComparedType
 from kconv.flows.convert import to_gguf
 from kconv.flows.plan import plan
+from kconv.flows.quantize import quantize
 from kconv.flows.results import Conversion
 from kconv.flows.verify import verify
 from kconv.quant.choice_groups import Group, groups_of
@@ -26,6 +30,7 @@ from kconv.quant.formats import FORMATS, format_of_type
 from kconv.quant.importance import importance_to_be
 from kconv.quant.policy_file import Choice, read_choice
 from kconv.quant.wish import Wanted, parse_size
+from kconv.report.size_chart import size_chart
 from kconv.vocab.texts import udhr
 
 TEXTS = Path(__file__).resolve().parent.parent / "tools" / "demo_texts"
@@ -44,7 +49,17 @@ def made(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Conversion:
     place = tmp_path_factory.mktemp("made")
     text = place / "part.txt"
     text.write_text((TEXTS / "facts.txt").read_text("utf-8")[:3000], encoding="utf-8")
-    return to_gguf(folder, place, types=("q4_k_m",), calibrate=[text], chosen=wanted, threads=2)
+    return to_gguf(folder, place, types=("q4_k_m",), calibrate=[text], **asked(wanted), threads=2)
+
+
+def asked(wanted: Wanted) -> dict[str, Any]:
+    """The same as options of the functions people call."""
+    return {
+        "target_size": wanted.sizes,
+        "target_kl": wanted.divergences,
+        "menu": wanted.menu,
+        "policy": wanted.policy,
+    }
 
 
 def formats(path: Path) -> dict[str, str]:
@@ -118,7 +133,7 @@ def test_policy_serves_a_fine_tune_without_any_measurement(
         shutil.copytree(folder, tmp_path / "tuned"),
         tmp_path / "out",
         types=(),
-        chosen=Wanted(policy=str(output.policy)),
+        **asked(Wanted(policy=str(output.policy))),
         verify=False,
         progress=lambda stage, done, total: stages.add(stage),
         threads=2,
@@ -139,7 +154,12 @@ def test_other_sizes_come_from_the_same_measurement(made: Conversion, folder: Pa
     assert losses[0] > losses[1]
     assert losses[2] <= 0.02
     (one,) = to_gguf(
-        folder, tmp_path, types=(), chosen=Wanted(("2M",), policy=str(output.policy)), verify=False, threads=2
+        folder,
+        tmp_path,
+        types=(),
+        **asked(Wanted(("2M",), policy=str(output.policy))),
+        verify=False,
+        threads=2,
     ).outputs
     assert one.bytes == planned[1].bytes
 
@@ -203,7 +223,7 @@ def test_what_cannot_be_is_refused_before_any_work(folder: Path, tmp_path: Path,
             tmp_path,
             types=(),
             calibrate=text,
-            chosen=wanted,
+            **asked(wanted),
             progress=lambda stage, done, total: stages.append(stage),
         )
     assert "reference" not in stages
@@ -214,12 +234,12 @@ def test_proof_text_is_no_calibration_text(folder: Path, tmp_path: Path) -> None
     text = tmp_path / "same.txt"
     text.write_text("\n".join(udhr("kor")), encoding="utf-8")
     with pytest.raises(InputError, match="the one the files are proven on"):
-        to_gguf(folder, tmp_path / "out", types=(), calibrate=[text], chosen=Wanted(("2M",)), threads=2)
+        to_gguf(folder, tmp_path / "out", types=(), calibrate=[text], **asked(Wanted(("2M",))), threads=2)
 
 
 def test_target_without_text_says_what_to_pass(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs text"):
-        to_gguf(folder, tmp_path, types=(), chosen=Wanted(("2M",)))
+        to_gguf(folder, tmp_path, types=(), **asked(Wanted(("2M",))))
     with pytest.raises(UsageError, match="plan reads no weights"):
         plan(folder, options=Options((), calibrate=("a.txt",), chosen=Wanted(("2M",))))
 
@@ -250,7 +270,7 @@ def test_policy_of_another_model_is_refused(made: Conversion, tmp_path: Path) ->
     other = write_sample("kogpt", tmp_path / "other")
     policy = next(output.policy for output in made.outputs if output.policy is not None)
     with pytest.raises(InputError, match="another model"):
-        to_gguf(other, tmp_path / "out", types=(), chosen=Wanted(policy=str(policy)))
+        to_gguf(other, tmp_path / "out", types=(), **asked(Wanted(policy=str(policy))))
 
 
 def test_policy_files_are_read_as_they_were_written(tmp_path: Path) -> None:
@@ -286,3 +306,73 @@ def test_groups_are_kinds_by_bands_of_layers() -> None:
     assert sorted(name for each in groups.values() for name in each) == sorted(["token_embd.weight", *names])
     stacks = groups_of(["enc.blk.0.ffn_up.weight", "dec.blk.0.ffn_up.weight"])
     assert [group.kind for group in stacks] == ["enc.ffn_up", "dec.ffn_up"]
+
+
+def test_table_of_a_choice_is_no_wider_than_a_terminal() -> None:
+    kinds = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+    names = [f"blk.{layer}.{kind}.weight" for layer in range(80) for kind in kinds]
+    cycle = itertools.cycle([FORMATS["iq3_xxs"], FORMATS["iq4_xs"], FORMATS["iq4_xs"]])
+    formats = {name: next(cycle) for name in ["token_embd.weight", *names, "output.weight"]}
+    text = choice_text(Choice("40G", "llama", formats, 0.0123))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert "70-79" in text
+    assert "iq4_xs~" in text
+    assert all(kind in text for kind in kinds)
+    assert "0.0123 nats" in text
+
+
+def test_a_drawing_joins_what_was_chosen(made: Conversion) -> None:
+    types = [
+        ComparedType(each.type, each.choice is None, each.bytes, 4.0, None, proof, None, each.choice)
+        for each, proof in zip(made.outputs, made.proofs, strict=True)
+    ]
+    chart = str(size_chart(types))
+    assert chart.count('<rect class="chosen"') == 4  # one in the legend
+    assert chart.count('class="choices"') == 1
+    assert 'class="variant"' not in chart
+
+
+def test_a_gguf_is_quantized_after_a_policy(made: Conversion, folder: Path, tmp_path: Path) -> None:
+    policy = next(output.policy for output in made.outputs if output.type == "1.7M")
+    (whole,) = to_gguf(folder, tmp_path, types=("f32",), verify=False, threads=2).outputs
+    assert policy is not None
+    after = quantize(whole.path, tmp_path, types=(), **asked(Wanted(policy=str(policy)))).outputs[0]
+    assert formats(after.path) == formats(policy.with_suffix("").with_suffix(".gguf"))
+    wanted = Wanted(("1.8M",), policy=str(policy))
+    (chosen,) = quantize(whole.path, tmp_path, types=(), **asked(wanted)).outputs
+    assert 0.99 * 1_800_000 <= chosen.path.stat().st_size <= 1_800_000
+    with pytest.raises(UsageError, match="needs text"):
+        quantize(whole.path, tmp_path, types=(), **asked(Wanted(("1.8M",))))
+
+
+def test_an_ended_run_goes_on_with_its_choice(folder: Path, tmp_path: Path) -> None:
+    """What was measured and chosen lies in the journal, and is not measured again."""
+    text = tmp_path / "part.txt"
+    text.write_text((TEXTS / "facts.txt").read_text("utf-8")[:1500], encoding="utf-8")
+    stages: list[str] = []
+
+    def end(stage: str, done: int, total: int) -> None:
+        stages.append(stage)
+        if stage == "write" and done > total // 2:
+            raise KeyboardInterrupt
+
+    options = {"types": (), "calibrate": [text], "target_size": "1.7M", "verify": False, "threads": 1}
+    with pytest.raises(KeyboardInterrupt):
+        to_gguf(folder, tmp_path / "out", progress=end, **options)
+    assert "probes" in stages
+    assert not list((tmp_path / "out").glob("*.gguf"))
+    stages.clear()
+    told: list[str] = []
+    (output,) = to_gguf(
+        folder,
+        tmp_path / "out",
+        progress=lambda stage, done, total: stages.append(stage),
+        announce=told.append,
+        resume=True,
+        **options,
+    ).outputs
+    assert not {"probes", "reference"} & set(stages)
+    assert any("chosen already" in each for each in told)
+    assert output.bytes <= SIZE
+    assert output.policy is not None
+    assert output.policy.is_file()
