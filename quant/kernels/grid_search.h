@@ -108,23 +108,24 @@ INLINE void find_points(
     const grid_format *format, const struct grid *grid, const grid_weights *w, const float *scales, int32_t *codes
 ) {
     const int dims = format->dims, all = format->size / dims * LANES;
-    uint16_t places[3][8 * LANES]; /* of those off the grid: with up to 8, up to 16 and more neighbours */
-    int counts[3] = {0, 0, 0};
+    uint16_t places[4][8 * LANES]; /* of those on the grid, with up to 8, with up to 16 and with more neighbours */
+    uint64_t counts = 0;           /* four numbers of 16 bits */
     for (int at = 0; at < all; ++at) { /* without branches, which nothing could foretell */
         const uint32_t kind = grid->points[codes[at]] >> GRID_KIND_SHIFT;
-        for (uint32_t n = 0; n < 3; ++n) places[n][counts[n]] = (uint16_t)at, counts[n] += kind == n + 1;
+        places[kind][counts >> 16 * kind & 0xffff] = (uint16_t)at;
+        counts += UINT64_C(1) << 16 * kind;
     }
 #define EACH_PLACE(kind, best)                                                                                \
-    for (int n = 0; n < counts[kind]; ++n) {                                                                  \
+    for (int n = 0; n < (int)(counts >> 16 * kind & 0xffff); ++n) {                                                                 \
         const int at = places[kind][n];                                                                       \
         const uint32_t point = grid->points[codes[at]];                                                       \
         const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
         const float *x = w->rows + at * dims, *weights = w->roots + at * dims, scale = scales[at % LANES];    \
         codes[at] = OFF_GRID | (best);                                                                        \
     }
-    EACH_PLACE(0, best_of_eight(dims, list, x, weights, scale))
-    EACH_PLACE(1, best_of_sixteen(dims, list, x, weights, scale))
-    EACH_PLACE(2, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
+    EACH_PLACE(1, best_of_eight(dims, list, x, weights, scale))
+    EACH_PLACE(2, best_of_sixteen(dims, list, 16, x, weights, scale))
+    EACH_PLACE(3, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
 #undef EACH_PLACE
 }
 

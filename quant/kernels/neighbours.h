@@ -74,10 +74,14 @@ INLINE __m128 least_of_eight(__m256 numbers) {
 }
 #endif
 
-/* What the group errs by at sixteen points. */
-INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *codes) {
+/* What the group errs by at sixteen points, or at the first ``count``. */
+INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *codes, int count) {
     sixteen sum;
     EACH_PART {
+        if (p * LANES >= count) {
+            sum.part[p] = floats(INFINITY);
+            continue;
+        }
         const uint16_t *own = codes + p * LANES;
         sum.part[p] = floats(0);
 #if LANES == 16
@@ -132,16 +136,16 @@ INLINE unsigned least_of(const sixteen *numbers) {
 #endif
 }
 
-/* The code of the best of at most sixteen neighbours. */
+/* The code of the best of at most ``count`` neighbours, 8 or 16. */
 INLINE int best_of_sixteen(
-    int dims, const uint16_t *codes, const float *x, const float *weights, float scale
+    int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
 ) {
     const group_errors errors = errors_of_group(dims, x, weights, scale);
-    const sixteen sums = errors_at(dims, &errors, codes);
+    const sixteen sums = errors_at(dims, &errors, codes, count);
     return codes[__builtin_ctz(least_of(&sums))];
 }
 
-/* The code of the best of at most eight neighbours: half the work. */
+/* The code of the best of at most eight neighbours. */
 INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const float *weights, float scale) {
 #if LANES > 4
     const __m256 values = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(GRID_VALUES[dims == 8]));
@@ -154,7 +158,7 @@ INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const 
     const __m256 least = _mm256_broadcastss_ps(least_of_eight(sums));
     return codes[__builtin_ctz(_mm256_movemask_ps(_mm256_cmp_ps(least, sums, _CMP_EQ_OQ)))];
 #else
-    return best_of_sixteen(dims, codes, x, weights, scale);
+    return best_of_sixteen(dims, codes, 8, x, weights, scale);
 #endif
 }
 
@@ -164,12 +168,12 @@ INLINE int best_of_many(
     int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
 ) {
     const group_errors errors = errors_of_group(dims, x, weights, scale);
-    sixteen best = errors_at(dims, &errors, codes);
+    sixteen best = errors_at(dims, &errors, codes, 16);
     li from[PARTS];
     int32_t starts[GRID_PAD];
     EACH_PART from[p] = ints(0);
     for (int next = 16; next < 16 * count; next += 16) {
-        const sixteen sums = errors_at(dims, &errors, codes + next);
+        const sixteen sums = errors_at(dims, &errors, codes + next, 16);
         EACH_PART {
             from[p] = choose_ints(less(sums.part[p], best.part[p]), ints(next), from[p]);
             best.part[p] = minimum(sums.part[p], best.part[p]);
