@@ -38,6 +38,21 @@ static const float GRID_VALUES[2][16] = {{EIGHT_VALUES, EIGHT_VALUES},
 static const float GRID_VALUES[2][8] = {{EIGHT_VALUES}, {FOUR_VALUES, FOUR_VALUES}};
 #endif
 
+/* The value of weight ``i`` of a group whose point's code is in the low bits. */
+INLINE lf value_at(int dims, li code, int i) {
+#if LANES == 16
+    const __m512 values = (__m512)load(GRID_VALUES[dims == 8]);
+    return dims == 4 ? (lf)_mm512_permutexvar_ps((__m512i)(code >> 3 * i), values)
+                     : (lf)_mm512_permutevar_ps(values, (__m512i)(code >> 2 * i));
+#elif LANES == 8
+    const __m256 values = (__m256)load(GRID_VALUES[dims == 8]);
+    return dims == 4 ? (lf)_mm256_permutevar8x32_ps(values, (__m256i)(code >> 3 * i))
+                     : (lf)_mm256_permutevar_ps(values, (__m256i)(code >> 2 * i));
+#else
+    return to_floats((dims == 4 ? code >> 3 * i & 7 : code >> 2 * i & 3) * 2 + 1);
+#endif
+}
+
 INLINE group_errors errors_of_group(int dims, const float *x, const float *weights, float scale) {
     group_errors errors;
 #if LANES > 4
@@ -60,7 +75,8 @@ INLINE __m256 eight_errors(int dims, const __m256 *levels, const uint16_t *codes
     __m256 sum;
     for (int i = 0; i < dims; ++i) {
         const __m256i own = _mm256_srli_epi32(code, (dims == 4 ? 3 : 2) * i);
-        const __m256 error = dims == 4 ? _mm256_permutevar8x32_ps(levels[i], own) : _mm256_permutevar_ps(levels[i], own);
+        const __m256 level = levels[i];
+        const __m256 error = dims == 4 ? _mm256_permutevar8x32_ps(level, own) : _mm256_permutevar_ps(level, own);
         sum = i ? _mm256_add_ps(sum, error) : error;
     }
     return sum;
@@ -97,8 +113,7 @@ INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *c
 #else
         const li code = {own[0], own[1], own[2], own[3]};
         for (int i = 0; i < dims; ++i) {
-            const li level = dims == 4 ? code >> 3 * i & 7 : code >> 2 * i & 3;
-            const lf difference = errors->scale * to_floats(level * 2 + 1) - errors->x[i];
+            const lf difference = errors->scale * value_at(dims, code, i) - errors->x[i];
             sum.part[p] += errors->weights[i] * difference * difference;
         }
 #endif
