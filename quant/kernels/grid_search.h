@@ -80,26 +80,57 @@ INLINE li take_signs(bool even, const lf *weights, lf *x) {
 
 /* The codes of all groups at one scale, whose inverse is given. */
 INLINE void round_codes(const grid_format *format, const lf *x, lf inverse, li *codes) {
-    const int dims = format->dims, bits_each = dims == 4 ? 3 : 2;
-    const int top = dims == 4 ? 7 : 2, mask = dims == 4 ? 7 : 3;
+    const int dims = format->dims, width = dims == 4 ? 3 : 2, zero = 0x00400000; /* as in nearest() */
     for (int k = 0; k < format->size / dims; ++k) {
         codes[k] = ints(0);
         for (int i = 0; i < dims; ++i) {
-            const lf level = nearest_level(0.5f * (inverse * x[k * dims + i] - 1.0f), top);
-            codes[k] |= (bits(level) & mask) << bits_each * i;
+            const lf level = 0.5f * (inverse * x[k * dims + i] - 1.0f);
+            codes[k] |= clamped(bits(level + MAGIC) & 0x007fffff, zero, zero + (dims == 4 ? 7 : 2)) << width * i;
         }
+        codes[k] &= (1 << width * dims) - 1;
     }
 }
 
 /* Of the points of all groups: the sums of weight * x * value and of weight * value * value. */
 INLINE void sum_points(const grid_format *format, const grid_weights *w, const li *codes, lf *qx, lf *qq) {
-    const int dims = format->dims, bits_each = dims == 4 ? 3 : 2, mask = dims == 4 ? 7 : 3;
+    const int dims = format->dims;
     *qx = *qq = floats(0);
     for (int i = 0; i < format->size; ++i) {
-        const lf value = to_floats((codes[i / dims] >> bits_each * (i % dims) & mask) * 2 + 1);
+        const lf value = value_at(dims, codes[i / dims], i % dims);
         *qx += w->weighted[i] * value;
         *qq += w->weights[i] * value * value;
     }
+}
+
+/* The places of codes by kind: on the grid, with up to 8, with up to 16 and with more neighbours. */
+typedef struct {
+    int32_t places[4][9 * LANES]; /* of 8 * LANES; stores go beyond */
+    int counts[4];
+} sorted_codes;
+
+/* Sorts them, without branches, which nothing could foretell. */
+INLINE void sort_codes(const struct grid *grid, const int32_t *codes, int count, sorted_codes *sorted) {
+#if LANES == 16
+    for (int kind = 0; kind < 4; ++kind) sorted->counts[kind] = 0;
+    __m512i at = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    for (int first = 0; first < count; first += 16, at = _mm512_add_epi32(at, _mm512_set1_epi32(16))) {
+        const __m512i points = _mm512_i32gather_epi32((__m512i)load_ints(codes + first), grid->points, 4);
+        const __m512i kinds = _mm512_srli_epi32(points, GRID_KIND_SHIFT);
+        for (int kind = 1; kind < 4; ++kind) {
+            const __mmask16 own = _mm512_cmpeq_epi32_mask(kinds, _mm512_set1_epi32(kind));
+            store_ints(sorted->places[kind] + sorted->counts[kind], (li)_mm512_maskz_compress_epi32(own, at));
+            sorted->counts[kind] += __builtin_popcount(own);
+        }
+    }
+#else
+    uint64_t counts = 0; /* four numbers of 16 bits */
+    for (int at = 0; at < count; ++at) {
+        const uint32_t kind = grid->points[codes[at]] >> GRID_KIND_SHIFT;
+        sorted->places[kind][counts >> 16 * kind & 0xffff] = at;
+        counts += UINT64_C(1) << 16 * kind;
+    }
+    for (int kind = 0; kind < 4; ++kind) sorted->counts[kind] = counts >> 16 * kind & 0xffff;
+#endif
 }
 
 /* The codes of the points that all groups get for their rounded ``codes`` (groups, LANES) with one scale a lane:
@@ -107,24 +138,20 @@ INLINE void sum_points(const grid_format *format, const grid_weights *w, const l
 INLINE void find_points(
     const grid_format *format, const struct grid *grid, const grid_weights *w, const float *scales, int32_t *codes
 ) {
-    const int dims = format->dims, all = format->size / dims * LANES;
-    uint16_t places[3][8 * LANES]; /* of those off the grid: with up to 8, up to 16 and more neighbours */
-    int counts[3] = {0, 0, 0};
-    for (int at = 0; at < all; ++at) { /* without branches, which nothing could foretell */
-        const uint32_t kind = grid->points[codes[at]] >> GRID_KIND_SHIFT;
-        for (uint32_t n = 0; n < 3; ++n) places[n][counts[n]] = (uint16_t)at, counts[n] += kind == n + 1;
-    }
+    const int dims = format->dims;
+    sorted_codes sorted;
+    sort_codes(grid, codes, format->size / dims * LANES, &sorted);
 #define EACH_PLACE(kind, best)                                                                                \
-    for (int n = 0; n < counts[kind]; ++n) {                                                                  \
-        const int at = places[kind][n];                                                                       \
+    for (int n = 0; n < sorted.counts[kind]; ++n) {                                                           \
+        const int at = sorted.places[kind][n];                                                                \
         const uint32_t point = grid->points[codes[at]];                                                       \
         const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
         const float *x = w->rows + at * dims, *weights = w->roots + at * dims, scale = scales[at % LANES];    \
         codes[at] = OFF_GRID | (best);                                                                        \
     }
-    EACH_PLACE(0, best_of_eight(dims, list, x, weights, scale))
-    EACH_PLACE(1, best_of_sixteen(dims, list, x, weights, scale))
-    EACH_PLACE(2, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
+    EACH_PLACE(1, best_of_eight(dims, list, x, weights, scale))
+    EACH_PLACE(2, best_of_sixteen(dims, list, 16, x, weights, scale))
+    EACH_PLACE(3, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
 #undef EACH_PLACE
 }
 

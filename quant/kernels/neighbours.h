@@ -38,6 +38,21 @@ static const float GRID_VALUES[2][16] = {{EIGHT_VALUES, EIGHT_VALUES},
 static const float GRID_VALUES[2][8] = {{EIGHT_VALUES}, {FOUR_VALUES, FOUR_VALUES}};
 #endif
 
+/* The value of weight ``i`` of a group whose point's code is in the low bits. */
+INLINE lf value_at(int dims, li code, int i) {
+#if LANES == 16
+    const __m512 values = (__m512)load(GRID_VALUES[dims == 8]);
+    return dims == 4 ? (lf)_mm512_permutexvar_ps((__m512i)(code >> 3 * i), values)
+                     : (lf)_mm512_permutevar_ps(values, (__m512i)(code >> 2 * i));
+#elif LANES == 8
+    const __m256 values = (__m256)load(GRID_VALUES[dims == 8]);
+    return dims == 4 ? (lf)_mm256_permutevar8x32_ps(values, (__m256i)(code >> 3 * i))
+                     : (lf)_mm256_permutevar_ps(values, (__m256i)(code >> 2 * i));
+#else
+    return to_floats((dims == 4 ? code >> 3 * i & 7 : code >> 2 * i & 3) * 2 + 1);
+#endif
+}
+
 INLINE group_errors errors_of_group(int dims, const float *x, const float *weights, float scale) {
     group_errors errors;
 #if LANES > 4
@@ -60,7 +75,8 @@ INLINE __m256 eight_errors(int dims, const __m256 *levels, const uint16_t *codes
     __m256 sum;
     for (int i = 0; i < dims; ++i) {
         const __m256i own = _mm256_srli_epi32(code, (dims == 4 ? 3 : 2) * i);
-        const __m256 error = dims == 4 ? _mm256_permutevar8x32_ps(levels[i], own) : _mm256_permutevar_ps(levels[i], own);
+        const __m256 level = levels[i];
+        const __m256 error = dims == 4 ? _mm256_permutevar8x32_ps(level, own) : _mm256_permutevar_ps(level, own);
         sum = i ? _mm256_add_ps(sum, error) : error;
     }
     return sum;
@@ -74,10 +90,14 @@ INLINE __m128 least_of_eight(__m256 numbers) {
 }
 #endif
 
-/* What the group errs by at sixteen points. */
-INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *codes) {
+/* What the group errs by at sixteen points, or at the first ``count``. */
+INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *codes, int count) {
     sixteen sum;
     EACH_PART {
+        if (p * LANES >= count) {
+            sum.part[p] = floats(INFINITY);
+            continue;
+        }
         const uint16_t *own = codes + p * LANES;
         sum.part[p] = floats(0);
 #if LANES == 16
@@ -93,8 +113,7 @@ INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *c
 #else
         const li code = {own[0], own[1], own[2], own[3]};
         for (int i = 0; i < dims; ++i) {
-            const li level = dims == 4 ? code >> 3 * i & 7 : code >> 2 * i & 3;
-            const lf difference = errors->scale * to_floats(level * 2 + 1) - errors->x[i];
+            const lf difference = errors->scale * value_at(dims, code, i) - errors->x[i];
             sum.part[p] += errors->weights[i] * difference * difference;
         }
 #endif
@@ -132,16 +151,16 @@ INLINE unsigned least_of(const sixteen *numbers) {
 #endif
 }
 
-/* The code of the best of at most sixteen neighbours. */
+/* The code of the best of at most ``count`` neighbours, 8 or 16. */
 INLINE int best_of_sixteen(
-    int dims, const uint16_t *codes, const float *x, const float *weights, float scale
+    int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
 ) {
     const group_errors errors = errors_of_group(dims, x, weights, scale);
-    const sixteen sums = errors_at(dims, &errors, codes);
+    const sixteen sums = errors_at(dims, &errors, codes, count);
     return codes[__builtin_ctz(least_of(&sums))];
 }
 
-/* The code of the best of at most eight neighbours: half the work. */
+/* The code of the best of at most eight neighbours. */
 INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const float *weights, float scale) {
 #if LANES > 4
     const __m256 values = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(GRID_VALUES[dims == 8]));
@@ -154,7 +173,7 @@ INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const 
     const __m256 least = _mm256_broadcastss_ps(least_of_eight(sums));
     return codes[__builtin_ctz(_mm256_movemask_ps(_mm256_cmp_ps(least, sums, _CMP_EQ_OQ)))];
 #else
-    return best_of_sixteen(dims, codes, x, weights, scale);
+    return best_of_sixteen(dims, codes, 8, x, weights, scale);
 #endif
 }
 
@@ -164,12 +183,12 @@ INLINE int best_of_many(
     int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
 ) {
     const group_errors errors = errors_of_group(dims, x, weights, scale);
-    sixteen best = errors_at(dims, &errors, codes);
+    sixteen best = errors_at(dims, &errors, codes, 16);
     li from[PARTS];
     int32_t starts[GRID_PAD];
     EACH_PART from[p] = ints(0);
     for (int next = 16; next < 16 * count; next += 16) {
-        const sixteen sums = errors_at(dims, &errors, codes + next);
+        const sixteen sums = errors_at(dims, &errors, codes + next, 16);
         EACH_PART {
             from[p] = choose_ints(less(sums.part[p], best.part[p]), ints(next), from[p]);
             best.part[p] = minimum(sums.part[p], best.part[p]);
