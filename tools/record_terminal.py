@@ -238,8 +238,8 @@ def main() -> None:
     environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": language, "LANG": language}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     commands = [
-        "kconv to-gguf demo-42dot -q q4_0 -q q8_0",
-        'kconv run demo-42dot-Q4_0.gguf "옛날 어느 마을에" --no-chat -n 48 --seed 1',
+        "kconv to-gguf demo-42dot -q q4_0 -q q8_0 --chat-template 42dot",
+        'kconv run demo-42dot-Q4_0.gguf "한국의 수도는 어디인가요?" --seed 1',
     ]
     with tempfile.TemporaryDirectory() as folder:
         made = ["kconv", "demo-checkpoint", "42dot", "demo-42dot"]
