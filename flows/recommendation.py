@@ -134,9 +134,8 @@ def for_this_machine(plan: Plan, bands: Mapping[str, Band], available: int | Non
         return each.bytes + plan.companion_bytes + plan.run_memory.total
 
     def worth(each: PlannedType) -> tuple[bool, float, float]:
-        band = bands.get(each.type)
         above = each.bits_per_weight > ENOUGH_BITS
-        return above, math.inf if band is None else band.low, each.bytes * (1 if above else -1)
+        return above, _expected(each, bands), each.bytes * (1 if above else -1)
 
     makeable = [each for each in plan.types if not each.needs_imatrix]
     on_disk = [each for each in makeable if each.bytes + plan.companion_bytes <= plan.free]
@@ -159,13 +158,20 @@ def for_this_machine(plan: Plan, bands: Mapping[str, Band], available: int | Non
     return Recommendation(best.type, _why(best, bands).of(**values), needed(best), available)
 
 
+def _expected(each: PlannedType, bands: Mapping[str, Band]) -> float:
+    """Mean divergence that is published or, where formats were chosen by measured losses, predicted."""
+    if each.choice is not None:
+        return each.choice.predicted
+    return bands[each.type].low if each.type in bands else math.inf
+
+
 def _why(best: PlannedType, bands: Mapping[str, Band]) -> Phrase:
     if best.bits_per_weight > ENOUGH_BITS:
         return phrase(
             "of the types asked for, the smallest; it takes about {needed} of the {free} free here (weights "
             "{weights}, cache of {context} tokens {cache}, buffers)"
         )
-    if best.type in bands:
+    if math.isfinite(_expected(best, bands)):
         return phrase(
             "the least expected loss of those that run in the {free} free here: about {needed} (weights "
             "{weights}, cache of {context} tokens {cache}, buffers)"

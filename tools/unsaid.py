@@ -35,6 +35,7 @@ UNSAID = {
     r"converters/card\.py": r"\\s",
     r"converters/refusals\.py": r"^\w+(For|Model)\w*( \w+)+$",
     r"quant/named_recipes\.py": r"^(the|all but) ",
+    r"quant/policy_file\.py": r"^# |^\[losses\]|^predicted_kl",  # a file's own lines
     r"quant/parts\.py": r"^(token|attention|feed-forward) \w+$",
     r"vocab/(hf_tokenizer|sentencepiece_model|vocabulary_texts|spelled_bytes)\.py": r" (bpe|unigram)$",
     r"vocab/(generation_tags|end_of_turn)\.py": r"^if true$|^kconv \w+$",
