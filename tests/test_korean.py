@@ -147,9 +147,11 @@ def test_errors_are_korean_in_a_terminal_and_english_for_programs(
 ) -> None:
     missing = tmp_path / "없는 모델"
     assert main(["plan", str(missing), "--lang", "ko"]) == 3
-    assert capsys.readouterr().err == (
-        f"kconv: 오류: {missing}: 없습니다. config.json과 가중치가 있는 체크포인트 폴더여야 합니다\n"
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert (
+        first == f"kconv: 오류: {missing}: 없습니다. config.json과 가중치가 있는 체크포인트 폴더여야 합니다"
     )
+    assert all(line.startswith("  해결 방법: ") for line in rest)
     assert main(["--lang", "ko", "plan", str(missing), "--json"]) == 3
     captured = capsys.readouterr()
     assert '"CheckpointError"' in captured.out

@@ -22,6 +22,7 @@ from kconv.core.machine import memory
 from kconv.flows.plan import Plan, plan
 from kconv.flows.recommendation import CONTEXT, for_this_machine, free_memory
 from kconv.quant.published import Band, expected_divergence
+from kconv.quant.wish import Wanted
 
 TYPES = ("q2_k", "iq2_m", "q4_0", "q4_k_m", "q6_k", "q8_0", "f16", "f32")
 
@@ -161,6 +162,18 @@ def test_the_command_has_the_options_asked_for(tmp_path: Path) -> None:
         "tensor_types": options.tensor_types,
         "imatrix": Path("a b.gguf"),
     }
+
+
+def test_the_command_of_a_chosen_file_has_its_target() -> None:
+    chosen = Wanted(("4.5G", "4 bpw"), (0.02,), ("q4_K", "q8_0"), None)
+    options = Options(("q4_0",), calibrate=("k.txt",), chosen=chosen)
+    menu = "--menu q4_K,q8_0 --calibrate k.txt"
+    assert command_of("m", options, "q4_0") == "kconv to-gguf m -q q4_0 --calibrate k.txt"
+    assert command_of("m", options, "4.5G") == f"kconv to-gguf m --target-size 4.5G {menu}"
+    assert command_of("m", options, "4bpw") == f"kconv to-gguf m --target-size '4 bpw' {menu}"
+    assert command_of("m", options, "KL0.02") == f"kconv to-gguf m --target-kl 0.02 {menu}"
+    policy = Options(("q8_0",), chosen=Wanted(policy="p.toml"))
+    assert command_of("m", policy, "policy") == "kconv to-gguf m --policy p.toml"
 
 
 def test_compare_ends_with_what_to_take(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
