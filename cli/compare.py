@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .console import (
-    count_text,
     emit_json,
     end_unproven,
     plural,
     say,
-    say_notes,
     seconds_text,
     size_text,
-    source_text,
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
@@ -89,11 +86,13 @@ def command(
         refuse_report(report, force=force)
 
     from ..core.text_files import read_texts
-    from ..flows.compare import compare
     from .progress import announce, shown_progress
+    from .telling import telling
 
     read = read_texts(texts) if texts else None
-    with shown_progress() as progress:
+    with shown_progress() as progress, telling(progress, quiet=as_json, files=keep) as observer:
+        from ..flows.compare import compare
+
         comparison = compare(
             checkpoint,
             output,
@@ -105,6 +104,7 @@ def command(
             threads=threads,
             progress=progress,
             announce=announce,
+            observer=observer,
         )
     if not as_json:
         _print_summary(comparison)
@@ -124,8 +124,6 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    say(f"{source_text(comparison.source)}: {comparison.arch}, {count_text(comparison.parameters)} weights")
-    say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
+from .console import emit_json, plural, say, say_notes, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
@@ -57,13 +57,17 @@ def command(
     is compared with the tokenizer as in a conversion, since it is part of the file. Of a repository of the
     Hub (org/name) no more than those headers and small files is fetched.
     """
-    from ..flows.plan import plan
-    from ..quant.policy import POLICIES
     from .progress import shown_progress
+    from .telling import telling
 
-    wanted = asked(types or tuple(POLICIES), options)
-    with shown_progress() as progress:
-        planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
+    with shown_progress() as progress, telling(progress, quiet=as_json, tokens=False) as observer:
+        from ..flows.plan import plan
+        from ..quant.policy import POLICIES
+
+        wanted = asked(types or tuple(POLICIES), options)
+        planned = plan(
+            checkpoint, output, options=wanted, threads=threads, progress=progress, observer=observer
+        )
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
     if as_json:
@@ -91,11 +95,11 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
 
 
 def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
-    say(f"{source_text(planned.source)}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")
-    say_notes(dict.fromkeys((*planned.notes, *warnings)))
+    told = set(planned.notes)
+    say_notes(dict.fromkeys(note for note in warnings if note not in told))
     rows = [
         (
             each.type,

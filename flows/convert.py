@@ -12,7 +12,7 @@ from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
 from ..converters.manifest import common_part, record_proof
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
@@ -41,6 +41,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
+from .observer import UNOBSERVED, Observer
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -77,6 +78,7 @@ def to_gguf(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    observer: Observer = UNOBSERVED,
     stream: bool = False,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
@@ -95,8 +97,9 @@ def to_gguf(
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
     weights of a checkpoint on the Hub are converted as they come, and not kept. ``scheduler`` is the address
     of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
-    files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
-    final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    files, then ``announce`` with what the proof will take; ``observer`` is told all that becomes known.
+    Raises KconvError of all kinds; no file has its final name unless all are whole. A failed proof raises
+    nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -117,6 +120,7 @@ def to_gguf(
         words_as_text,
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    run = replace(run, observer=observer)
     place = parse_object(output)
     if scheduler is not None:
         from .dask_executor import workers_of
@@ -142,16 +146,20 @@ def convert(
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
+    run.progress("opening", 0, 0)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     run.opened(family)
     announce_traffic(checkpoint.stream, options.verify, run.announce, calibrated=bool(options.calibrate))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
+    run.observer.opened(checkpoint.folder, model.arch, parameters(model))
+    run.observer.noted(model.notes)
     refuse_idle_keep_wo(model, options)
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
+    run.progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
-    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
+    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress, run.observer)
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     known: Known = {}
@@ -160,11 +168,14 @@ def convert(
         known, note = read_first(expected, options.verify, modules, out=False, run=run)
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
+            run.observer.noted(model.notes)
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
+    run.progress("planning", 0, 0)
     model, plans = plan_files(model, targets, companions, importance)
+    run.observer.noted(model.notes)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
     outputs, files, model = write_targets(
         model,
@@ -181,6 +192,8 @@ def convert(
         run=run,
     )
     run.made([output.path for output in outputs])
+    run.observer.noted(model.notes)
+    run.observer.made(outputs, files)
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     discard([path for target in targets for path in target.paths])  # the journal
     return conversion_of(checkpoint, model, outputs, files, parity, proofs)

@@ -35,6 +35,7 @@ from ..quant.policy import POLICIES, choose_formats
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .convert import plan_files
+from .observer import UNOBSERVED, Observer
 from .vocab_stage import vocab_of, with_vocab
 
 
@@ -156,6 +157,7 @@ def plan(
     options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    observer: Observer = UNOBSERVED,
 ) -> Plan:
     """What ``to_gguf`` with the same ``options`` would write to ``output``; without ``options`` every type.
 
@@ -164,11 +166,16 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
+    progress("opening", 0, 0)
     checkpoint, family = open_model(headers_only(source))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
+    progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
-    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress)
+    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress, observer)
+    progress("planning", 0, 0)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))

@@ -37,6 +37,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from .observer import UNOBSERVED, Observer
 from .results import Run
 from .write import write_targets
 
@@ -103,6 +104,7 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    observer: Observer = UNOBSERVED,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
@@ -124,9 +126,8 @@ def quantize(
         split_max_size=split_max_size,
     )
     request = Request(options, allow_requantize, keep_split)
-    return requantize(
-        Path(source), output, request, Run(force, threads, progress, announce, rehash=rehash, resume=resume)
-    )
+    run = Run(force, threads, progress, announce, rehash=rehash, resume=resume, observer=observer)
+    return requantize(Path(source), output, request, run)
 
 
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
@@ -134,8 +135,10 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     policies = _policies(request, output)
     _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    run.progress("opening", 0, 0)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
+        run.observer.opened(file.path, model.arch, parameters(model), file.paths)
         targets = _targets(file, output, policies, request.options)
         model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
         plans = [
@@ -144,6 +147,7 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
+        run.observer.noted(model.notes)
         outputs, _, model = write_targets(
             model,
             targets,
@@ -154,6 +158,8 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             importance=importance,
             run=run,
         )
+    run.observer.noted(model.notes)
+    run.observer.made(outputs, ())
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
 
 

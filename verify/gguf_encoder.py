@@ -34,10 +34,13 @@ def check_encoder(
     """Compute a text again, then compare all embeddings; ``positions`` as of ``recomputed.check_runtime``."""
     runtime = RuntimePart("not run")
     try:
+        options.progress("starting the runtime", 0, 0)
         with LlamaEncoder(file.path, threads=options.threads) as reader:
             longest = max(windows, key=lambda window: len(window.ids))
             most = positions or _MOST_POSITIONS
             runtime, _ = check_runtime(file, expected, reader, longest, options, most)
+            if runtime.positions:
+                options.part("runtime", runtime)
             pooling = pooling_of(expected.checkpoint)
             measure = compare_embeddings(
                 read, reader, windows, pooling, options.progress, same_gelu=same_gelu

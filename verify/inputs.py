@@ -29,6 +29,7 @@ from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pa
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position
+from .proof import Part
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
@@ -83,6 +84,8 @@ class VerifyOptions:
     Above ``max_kl``, a mean divergence in nats, a file of any type fails (None: none), an encoder's below
     ``min_cosine``, the mean cosine with the checkpoint's embeddings.
 
+    ``part`` is told the name and the findings of each part of the proof as soon as they are known.
+
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
     files that are held to its logits themselves, to tell what the table alone does.
     """
@@ -94,6 +97,7 @@ class VerifyOptions:
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
+    part: Callable[[str, Part], None] = lambda name, part: None
     gelu_share: bool = True
 
 
