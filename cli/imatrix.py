@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -88,7 +89,7 @@ def command(
     counted = f"{plural(summary['tensors'], 'tensor')}, {plural(summary['tokens'], 'token')}"
     say(f"{path}: {counted} in {plural(summary['chunks'], 'chunk')}, {seconds_text(seconds)}")
     words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
-    say(f"\nTo use it:\n  {shlex.join(words)}")
+    say(f"\nTo use it:\n  {shlex.join(words)}", wrap=False)
 
 
 def _made(
@@ -102,24 +103,26 @@ def _made(
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """The file written, and a summary of it."""
-    from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
-    from ..core.reading import open_checkpoint
-    from ..flows.importance import gather, named_texts
-    from ..hub.checkpoint import local_checkpoint
-    from ..quant.imatrix_file import write_imatrix
     from .progress import announce, shown_progress
 
-    named = named_texts(texts)
     if output is not None and output.suffix != ".gguf":
         raise UsageError(
             f"-o {output}: expected a name that ends in .gguf, the current format of imatrix files"
         )
-    with shown_progress() as progress:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(shown_progress())
+        from ..converters.targets import checkpoint_name
+        from ..core.reading import open_checkpoint
+        from ..flows.importance import gather, named_texts
+        from ..hub.checkpoint import local_checkpoint
+        from ..quant.imatrix_file import write_imatrix
+
+        named = named_texts(texts)
         checkpoint = local_checkpoint(checkpoint, progress)
-    path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
-    # opened first, so that a folder one may not write to does not cost the pass
-    with shown_progress() as progress, atomic_file(path, force=force) as temporary:
+        path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
+        # opened first, so that a folder one may not write to does not cost the pass
+        temporary = stack.enter_context(atomic_file(path, force=force))
         activations, arch = gather(
             checkpoint,
             named,

@@ -48,17 +48,18 @@ class StatusLine:
     """The line on ``stream``, a terminal; shown between ``start`` and ``stop``."""
 
     def __init__(self, stream: TextIO, doing: Doing) -> None:
-        self._stream, self._doing = stream, doing
+        self._stream = stream
+        self._doing: Doing | None = doing
         self._lock = threading.RLock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="status line", daemon=True)
-        self._drawn, self._at_start, self._written = False, True, time.monotonic()
+        self._drawn, self._at_start, self._written = False, True, 0.0
         self._frame = 0
         self._bar: _Bar | None = None
         self._streams: tuple[Any, Any] = (None, None)
 
-    def show(self, doing: Doing) -> None:
-        """From now on this is being done; it is drawn when its time comes."""
+    def show(self, doing: Doing | None) -> None:
+        """From now on this is being done, which is drawn when its time comes; None: no line is wanted."""
         self._doing = doing
 
     def start(self) -> None:
@@ -87,8 +88,8 @@ class StatusLine:
             self._wipe()
             yield
             self._at_start, self._written = text.endswith("\n"), time.monotonic()
-            if drawn and self._at_start:
-                self._draw()
+            if drawn and self._at_start and self._doing is not None:
+                self._draw(self._doing)
 
     def _wipe(self) -> None:
         if self._drawn:
@@ -99,13 +100,16 @@ class StatusLine:
     def _run(self) -> None:
         while not self._ended.wait(_TICK):
             with contextlib.suppress(OSError, ValueError), self._lock:
+                doing = self._doing
                 quiet = time.monotonic() - self._written >= _QUIET
-                if not self._ended.is_set() and self._at_start and (quiet or self._drawn):
-                    self._draw()
+                if doing is None or self._ended.is_set():
+                    self._wipe()
+                elif self._at_start and (quiet or self._drawn):
+                    self._draw(doing)
 
-    def _draw(self) -> None:
+    def _draw(self, doing: Doing) -> None:
         self._frame += 1
-        text = self._text(self._doing, columns(self._stream) or _COLUMNS)
+        text = self._text(doing, columns(self._stream) or _COLUMNS)
         self._drawn = True
         self._stream.write(f"\r{text}\x1b[K")
         self._stream.flush()

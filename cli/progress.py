@@ -58,8 +58,12 @@ _OF_ONE_FILE = (
 class Shown:
     """A Progress that shows itself; ``label`` says of which file it is, in the stages that are of one."""
 
-    def __init__(self, update: Callable[[str, str, int, int], None]) -> None:
+    def __init__(
+        self, update: Callable[[str, str, int, int], None], pause: Callable[[], None] = lambda: None
+    ) -> None:
         self._update = update
+        self.pause = pause
+        """Shows nothing until the next stage: what is printed speaks for itself."""
         self.label = ""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -81,7 +85,7 @@ def shown_progress() -> Iterator[Shown]:
     line = StatusLine(sys.stderr, Doing(_title("starting", ""), time.monotonic()))
     line.start()
     try:
-        yield Shown(_on(line))
+        yield Shown(_on(line), partial(line.show, None))
     finally:
         line.stop()
 

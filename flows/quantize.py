@@ -138,7 +138,6 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     run.progress("opening", 0, 0)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
-        run.observer.opened(file.path, model.arch, parameters(model), file.paths)
         targets = _targets(file, output, policies, request.options)
         model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
         plans = [
@@ -147,6 +146,7 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
+        run.observer.opened(file.path, model.arch, parameters(model), file.paths)
         run.observer.noted(model.notes)
         outputs, _, model = write_targets(
             model,

@@ -99,10 +99,10 @@ def to_onnx(
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
-    observer.opened(checkpoint.folder, model.arch, parameters(model))
-    observer.noted(model.notes)
     plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), run=run)
     planned = plan(options.type)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
     progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
