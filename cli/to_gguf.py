@@ -175,9 +175,9 @@ def _convert(
     from .telling import telling
 
     with (
-        naming_finished_files("the files are", checkpoint) as made,
         shown_progress() as progress,
         telling(progress, quiet=quiet) as observer,
+        naming_finished_files("the files are", checkpoint) as made,
     ):
         from ..flows.convert import to_gguf
 

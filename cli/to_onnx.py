@@ -186,9 +186,9 @@ def _convert(
     from .telling import telling
 
     with (
-        naming_finished_files("the folder is", checkpoint) as made,
         shown_progress() as progress,
         telling(progress, quiet=quiet) as observer,
+        naming_finished_files("the folder is", checkpoint) as made,
     ):
         from ..flows.to_onnx import to_onnx
 
