@@ -102,7 +102,7 @@ class StatusLine:
             with contextlib.suppress(OSError, ValueError), self._lock:
                 doing = self._doing
                 quiet = time.monotonic() - self._written >= _QUIET
-                if doing is None or self._ended.is_set():
+                if doing is None or self._ended.is_set() or not _is_in_front(self._stream):
                     self._wipe()
                 elif self._at_start and (quiet or self._drawn):
                     self._draw(doing)
@@ -206,6 +206,14 @@ def _left(seconds: float) -> str:
 def _whole(seconds: float) -> str:
     """As ``seconds_text``, without tenths, which nobody can foretell."""
     return _("{seconds} s", seconds=int(seconds)) if seconds < 60 else seconds_text(seconds)
+
+
+def _is_in_front(stream: TextIO) -> bool:
+    """Whether the terminal is ours now, and not the shell's (``kconv … &``)."""
+    try:
+        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
+    except (OSError, ValueError, AttributeError):  # a terminal that controls nobody, or not POSIX
+        return True
 
 
 def is_drawable(stream: Any) -> bool:

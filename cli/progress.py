@@ -43,7 +43,7 @@ _STAGES = {
     "tokens": (phrase("comparing tokens"), "texts"),
     "weights": (phrase("comparing weights"), "bytes"),
     "reference": (phrase("reading the checkpoint in fp32"), "modules"),
-    "runtime": (phrase("recomputing what llama.cpp computed"), "modules"),
+    "runtime": (phrase("recomputing what the runtime computed"), "modules"),
     "logits": (phrase("comparing logits"), "positions"),
     "embeddings": (phrase("comparing embeddings"), "texts"),
     "loading": (phrase("loading"), ""),

@@ -103,6 +103,7 @@ def measure_activations(
         learned[name] = gathered.finish(name)
 
     watch = Watch(tuple(chosen), frozenset(modules), gathered.add, finished)
+    options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, progress=options.progress
     )

@@ -186,6 +186,7 @@ def cost(expected: Expected, windows: Sequence[Window], files: int, *, passes: i
 
 def read_reference(expected: Expected, options: VerifyOptions, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
+    options.progress("starting the reference", 0, 0)
     return Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, progress=options.progress
     )
