@@ -208,3 +208,31 @@ def test_tables_where_there_is_little_room() -> None:
 def test_cropping() -> None:
     assert cropped("가중치를 쓰는 중", 10) == "가중치..."
     assert cropped("short", 10) == "short"
+
+
+LOADING = """
+import sys, threading, time
+from kconv.reference.torch_library import load_torch_library
+times = []
+def tick():
+    while True:
+        times.append(time.monotonic())
+        time.sleep(0.005)
+threading.Thread(target=tick, daemon=True).start()
+begun = time.monotonic()
+load_torch_library()
+ended = time.monotonic()
+assert "torch" not in sys.modules
+with open("/proc/self/maps") as maps:
+    assert "libtorch_cpu.so" in maps.read()
+meanwhile = [each for each in times if begun < each < ended]
+assert len(meanwhile) > 2, (len(meanwhile), ended - begun)
+import torch
+assert torch.ones(2).sum() == 2
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems load it as Python does")
+def test_libtorch_is_loaded_while_other_threads_go_on() -> None:
+    done = subprocess.run([sys.executable, "-c", LOADING], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
