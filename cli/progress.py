@@ -28,6 +28,8 @@ _INTERVAL = 5.0  # seconds between lines where there is no terminal
 # What people read for the stages the rooms report, and what they count.
 _STAGES = {
     "starting": (phrase("starting"), ""),
+    "batch": (phrase("planning the batch"), ""),
+    "converting": (phrase("converting"), ""),
     "opening": (phrase("opening the model"), ""),
     "tokenizer": (phrase("starting the tokenizer"), ""),
     "vocabulary": (phrase("comparing the vocabulary"), ""),
