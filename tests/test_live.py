@@ -34,10 +34,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def proven(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Recording:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("proven")
+
+
+@pytest.fixture(scope="module")
+def proven(checkpoint: Path, folder: Path) -> Recording:
     """A conversion to two types, with its proof, in a terminal of 80 columns."""
     words = [KCONV, "to-gguf", str(checkpoint), "-q", "q8_0,q4_k_m"]
-    made = record(words, cwd=tmp_path_factory.mktemp("proven"), columns=80)
+    made = record(words, cwd=folder, columns=80)
     assert made.code == 0, made.text
     return made
 
@@ -85,6 +90,29 @@ def no_line_is_broken(made: Recording, columns: int) -> None:
 
 def test_lines_fit_80_columns(proven: Recording) -> None:
     no_line_is_broken(proven, 80)
+
+
+def test_every_part_of_a_proof_is_said_as_it_becomes_known(
+    proven: Recording, checkpoint: Path, folder: Path
+) -> None:
+    words = [KCONV, "verify", "tiny-Q8_0.gguf", "--against", str(checkpoint), "--tokens", "64"]
+    made = record(words, cwd=folder, columns=60)
+    assert made.code == 0, made.text
+    told = ["llama, q8_0, 3.02 million", "tokens ", "weights ", "runtime ", "logits ", "verdict: "]
+    lines = [line for line in screen(made.text, 60) if line.startswith(tuple(told[1:])) or told[0] in line]
+    assert [words for words, line in zip(told, lines, strict=True) if words not in line] == []
+    times = [made.at(words) for words in (told[0], "texts read alike", "matrix", "mean KL", "verdict: ")]
+    assert times == sorted(times)
+    assert len(set(times[:4])) == 4, "one after the other"
+    no_line_is_broken(made, 60)
+
+
+def test_a_batch_is_not_silent_either(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text(f'[[jobs]]\nsource = "{checkpoint}"\ntypes = ["q8_0"]\n', "utf-8")
+    made = record([KCONV, "batch", "jobs.toml", "--dry-run"], cwd=tmp_path)
+    assert made.code == 0, made.text
+    assert "starting" in made.text
+    assert screen(made.text, 80)[0] == "1 output: 1 to make, 0 done"
 
 
 @pytest.mark.parametrize("columns", [40, 60])
