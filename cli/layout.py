@@ -71,9 +71,9 @@ def squeezed(rows: Sequence[Sequence[str]], header: Sequence[str], right: Collec
     Cells are broken between words where that is enough; figures (``right``) are not broken. Else every row
     is a paragraph, its cells named by the header.
     """
-    lines = [list(header), *rows] if header else list(rows)
-    count = len(lines[0])
-    natural = [max(width(line[at]) for line in lines) for at in range(count)]
+    count = len(header or rows[0])
+    cells = [max((width(row[at]) for row in rows), default=0) for at in range(count)]
+    natural = [max(size, width(header[at]) if header else 0) for at, size in enumerate(cells)]
     least = [
         max(
             max((width(row[at]) if at in right else _longest_word(row[at]) for row in rows), default=0),
@@ -85,9 +85,9 @@ def squeezed(rows: Sequence[Sequence[str]], header: Sequence[str], right: Collec
     if sum(least) > room_for_cells:
         return "\n".join(wrapped(paragraph, room) for paragraph in _paragraphs(rows, header))
     sizes = list(least)
-    for _ in range(room_for_cells - sum(least)):
-        wanting = max(range(count), key=lambda at: natural[at] - sizes[at])
-        sizes[wanting] += natural[wanting] > sizes[wanting]
+    for wanted in (cells, natural):  # what is said is worth more than what it is called
+        while sum(sizes) < room_for_cells and any(map(int.__gt__, wanted, sizes)):
+            sizes[max(range(count), key=lambda at: wanted[at] - sizes[at])] += 1
     return _drawn(rows, header, right, sizes)
 
 

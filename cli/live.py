@@ -89,7 +89,8 @@ class StatusLine:
             yield
             self._at_start, self._written = text.endswith("\n"), time.monotonic()
             if drawn and self._at_start and self._doing is not None:
-                self._draw(self._doing)
+                with contextlib.suppress(Exception):
+                    self._draw(self._doing)
 
     def _wipe(self) -> None:
         if self._drawn:
@@ -99,7 +100,7 @@ class StatusLine:
 
     def _run(self) -> None:
         while not self._ended.wait(_TICK):
-            with contextlib.suppress(OSError, ValueError), self._lock:
+            with contextlib.suppress(Exception), self._lock:  # the work is worth more than the line
                 doing = self._doing
                 quiet = time.monotonic() - self._written >= _QUIET
                 if doing is None or self._ended.is_set() or not _is_in_front(self._stream):

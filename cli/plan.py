@@ -122,10 +122,8 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
         )
     if bands:
         say(
-            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md for"
-        )
-        say(
-            "models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
+            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md "
+            "for models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
             "it writes"
         )
     if any(each.needs_imatrix for each in planned.types):
