@@ -29,6 +29,7 @@ from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pa
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position
+from .logits import Measuring
 from .proof import Part
 
 Announce = Callable[[str], None]
@@ -87,7 +88,8 @@ class VerifyOptions:
     ``part`` is told the name and the findings of each part of the proof as soon as they are known.
 
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
-    files that are held to its logits themselves, to tell what the table alone does.
+    files that are held to its logits themselves, to tell what the table alone does. ``measure`` compares the
+    logits of a GGUF file in another way than here and now: on other machines.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class VerifyOptions:
     announce: Announce = lambda text: None
     part: Callable[[str, Part], None] = lambda name, part: None
     gelu_share: bool = True
+    measure: Measuring | None = None
 
 
 def built_in_windows(
