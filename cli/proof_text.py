@@ -5,13 +5,9 @@ The words and figures are those of the report (report/words.py); here they are l
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-import click
 
 from ..core.language import _, ngettext, translated
 from ..report.figure_words import figure_rows, gate_name, gate_value, gelu_words
@@ -24,13 +20,13 @@ from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Part, Pro
 from .console import printable, seconds_text, table, width
 from .embeddings_text import embeddings_figures, worst_texts
 from .layout import columns, wrapped
+from .verdict_colours import coloured
 
 _FINDINGS = 12
 _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
-_COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
 
 
 def proof_text(proof: Proof) -> str:
@@ -53,7 +49,7 @@ def part_text(name: str, part: Part) -> str:
     words = verdict_word(part.verdict)
     line = _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part))
     begin = f"{_padded(part_name(name), name_size)}  {_padded(words, verdict_size)}  "
-    return _coloured(_fitted(printable(f"{begin}{line}"), width(begin)))
+    return coloured(_fitted(printable(f"{begin}{line}"), width(begin)))
 
 
 def _padded(text: str, size: int) -> str:
@@ -77,13 +73,13 @@ def proof_rest(proof: Proof) -> str:
         "\n".join(printable(_("note: {note}", note=note)) for note in proof.notes),
         _verdict(proof),
     ]
-    return _coloured(_fitted("\n\n".join(section for section in sections if section)))
+    return coloured(_fitted("\n\n".join(section for section in sections if section)))
 
 
 def proof_line(proof: Proof) -> str:
     """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands."""
     line = f"{proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"
-    return _coloured(_fitted(printable(line)))
+    return coloured(_fitted(printable(line)))
 
 
 def _weights(amount: int) -> str:
@@ -309,16 +305,3 @@ def _verdict(proof: Proof) -> str:
             summary=_summary(proof),
         )
     )
-
-
-def _coloured(text: str) -> str:
-    """The verdicts in colour; click takes the colours out where there is no terminal."""
-    if os.environ.get("NO_COLOR"):
-        return text
-
-    colours = {verdict_word(verdict): _COLOURS[verdict] for verdict in VERDICTS if verdict in _COLOURS}
-
-    def styled(match: re.Match[str]) -> str:
-        return f"{match[1]}{click.style(match[2], fg=colours[match[2]], bold=True)}"
-
-    return re.sub(rf"^(\S+ +)({'|'.join(colours)})\b", styled, text, flags=re.MULTILINE)
