@@ -45,6 +45,8 @@ _STAGES = {
     "tokens": (phrase("comparing tokens"), "texts"),
     "weights": (phrase("comparing weights"), "bytes"),
     "reference": (phrase("reading the checkpoint in fp32"), "modules"),
+    "errors": (phrase("measuring errors of formats"), "tensors"),
+    "probes": (phrase("measuring what each group of tensors costs"), "layers"),
     "runtime": (phrase("recomputing what the runtime computed"), "modules"),
     "logits": (phrase("comparing logits"), "positions"),
     "embeddings": (phrase("comparing embeddings"), "texts"),

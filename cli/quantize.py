@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import AlreadyFinished, OutputExists
 from ..core.progress import Progress
 from .console import (
     emit_json,
@@ -17,7 +18,7 @@ from .console import (
     say,
     seconds_text,
 )
-from .conversion_options import split_list
+from .conversion_options import optimize_option, split_list
 from .options import (
     PATH,
     force_option,
@@ -30,6 +31,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -60,7 +62,6 @@ Examples:
     "--type",
     "types",
     multiple=True,
-    required=True,
     metavar="TYPE",
     callback=split_list,
     help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
@@ -74,12 +75,14 @@ Examples:
     metavar="FILE",
     help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
 )
+@optimize_option
 @click.option(
     "--allow-requantize",
     is_flag=True,
     help="Allow a source that is already quantized; the result is worse than from the F32, F16 or BF16 file.",
 )
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinite weights unchanged.")
+@target_options
 @split_option
 @click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
@@ -112,7 +115,14 @@ def command(
     with shown_progress() as progress, telling(progress, quiet=as_json) as teller:
         from ..flows.quantize import quantize
 
-        made = quantize(source, output, **options, progress=progress, announce=announce, observer=teller)
+        try:
+            made = quantize(source, output, **options, progress=progress, announce=announce, observer=teller)
+        except AlreadyFinished as finished:
+            if against is None:
+                raise
+            path, checkpoint = shlex.quote(str(finished.paths[0])), shlex.quote(str(against))
+            hint = f"prove it with kconv verify {path} --against {checkpoint}"
+            raise OutputExists(finished.message, hint=hint) from finished
         seconds = time.monotonic() - begun
         proofs = []
         for number, each in enumerate(made.outputs if against else (), 1):

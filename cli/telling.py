@@ -91,8 +91,11 @@ class Teller(_Printer):
         rows += [(str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in companions]
 
         def tell() -> None:
+            from .choice_text import print_choices
+
             say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n", wrap=False)
             print_parts(outputs, self._sources)
+            print_choices(outputs)
 
         if self._tells_files:
             self._print(tell)

@@ -45,6 +45,7 @@ from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
+from .finished import Made, of_checkpoint, tell_made
 from .observer import UNOBSERVED, Observer
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
@@ -95,11 +96,11 @@ def to_onnx(
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     run = replace(run, observer=observer)
     progress("opening", 0, 0)
-    look = partial(_refuse_early, options=options, output=output, into=Path(into), run=run)
+    look = partial(_refuse_early, options=options, output=output, into=Path(into), scope=scope, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), run=run)
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), scope=scope, run=run)
     planned = plan(options.type)
     observer.opened(checkpoint.folder, model.arch, parameters(model))
     observer.noted(model.notes)
@@ -154,11 +155,12 @@ def _refuse_early(
     options: OnnxOptions,
     output: str | Path | None,
     into: Path,
+    scope: Scope,
     run: Run,
 ) -> None:
     """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
     model = build(family, checkpoint, "ONNX")
-    _plan(checkpoint, family, model, options, output, options.type, into=into, run=run)
+    _plan(checkpoint, family, model, options, output, options.type, into=into, scope=scope, run=run)
 
 
 def _plan(
@@ -170,11 +172,15 @@ def _plan(
     type: str,
     *,
     into: Path,
+    scope: Scope,
     run: Run,
 ) -> Planned:
     """The folder of that type, which must be free."""
     chosen = choose_onnx_formats(family, checkpoint, model, type)
     folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
+    if run.resume and not run.force and not kept_for([folder.resolve()]):
+        wanted = of_checkpoint(checkpoint, options.to_manifest(), scope, packages=("onnx",))
+        tell_made([Made(folder, chosen.type, ())], wanted)
     if not run.resume or not kept_for([folder.resolve()]):
         refuse_filled(folder.resolve(), mark=MANIFEST, force=run.force)
     merged = options.layout.merged
