@@ -159,10 +159,7 @@ class GgufArtifact:
             front = embed_of(self._front_end, expected.family)
             options.progress("starting the runtime", 0, 0)
             with LlamaReader(self.path, threads=options.threads, front=front) as reader:
-                options.progress("starting the reference", 0, 0)
                 runtime, sample = self._runtime(reader, expected, windows[0], options)
-                if runtime.positions:
-                    options.part("runtime", runtime)
                 part = self._logits(reader, sample, expected, read, windows, options)
                 wrong = "failed" in (runtime.verdict, part.verdict) or any(
                     tensor.state == "differs" for tensor in tensors

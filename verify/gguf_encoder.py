@@ -39,8 +39,6 @@ def check_encoder(
             longest = max(windows, key=lambda window: len(window.ids))
             most = positions or _MOST_POSITIONS
             runtime, _ = check_runtime(file, expected, reader, longest, options, most)
-            if runtime.positions:
-                options.part("runtime", runtime)
             pooling = pooling_of(expected.checkpoint)
             measure = compare_embeddings(
                 read, reader, windows, pooling, options.progress, same_gelu=same_gelu
