@@ -60,7 +60,8 @@ def check_runtime(
 ) -> tuple[RuntimePart, Sample | None]:
     """Compute the first ``positions`` of a window again (None: as many as memory allows, and a sample, too).
 
-    ``options.part`` is told what was found. Raises RuntimeFailure where llama.cpp cannot read the file, and ChildDied, which says nothing about it.
+    ``options.part`` is told what was found. Raises RuntimeFailure where llama.cpp cannot read the file, and
+    ChildDied, which says nothing about it.
     """
     options.progress("starting the reference", 0, 0)
     try:
