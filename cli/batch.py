@@ -14,7 +14,7 @@ import click
 from ..core.errors import ProofError, UsageError
 from .batch_file import JobsFile, read_jobs_file
 from .console import emit_json, plural, say
-from .options import PATH, json_option, scheduler_option, verbose_option
+from .options import PATH, json_option, read_size, scheduler_option, verbose_option
 
 if TYPE_CHECKING:
     from ..flows.batch import Runner
@@ -58,16 +58,6 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     return shard, shards
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
-    size = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
-    if size < 1:
-        raise click.BadParameter(f"{value!r}, expected a size: 200G, 1.5T", context, parameter)
-    return int(size)
-
-
 @click.command("batch", short_help="Convert many checkpoints, as a list says.", epilog=EXAMPLES)
 @click.argument("jobs_file", type=PATH, metavar="JOBS.TOML")
 @click.option(
@@ -79,7 +69,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option(
     "--disk",
-    callback=_size,
+    callback=read_size,
     metavar="SIZE",
     help="Most that outputs and downloads may take on the disk: 200G (powers of ten). What does not fit is "
     "not begun.",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import EnvironmentProblem, ProofError
-from ..core.language import _, phrase, template
+from ..core.language import _, phrase, spoken, template
+from ..core.recognition import said
 from ..core.sizes import size_text as size_text
 from .layout import columns, squeezed, wrapped
 from .layout import width as width
@@ -45,7 +48,11 @@ def terminal_text(text: str) -> str:
 
 
 def count_text(count: int) -> str:
-    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``."""
+    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``, ``14.4억(1,439,270,912)``."""
+    if spoken() == "ko":
+        steps = ((10**12, "조"), (10**8, "억"), (10**4, "만"))
+        known = (f"{count / step:.3g}{word}({count:,})" for step, word in steps if count >= step)
+        return next(known, f"{count:,}")
     for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if count >= step:
             return f"{count / step:.3g} {word} ({count:,})"
@@ -72,14 +79,15 @@ def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: S
 
     Where standard output is a terminal, no line is longer than that is wide.
     """
-    body = [[printable(cell) for cell in row] for row in rows]
-    lines = [list(header), *body] if header else body
+    body = [[printable(said(cell) if " " in cell else cell) for cell in row] for row in rows]
+    head = [said(cell) for cell in header]
+    lines = [head, *body] if head else body
     if not lines:
         return ""
     sizes = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
     room = columns(sys.stdout)
     if room is not None and sum(sizes) + 2 * (len(sizes) - 1) > room:
-        return squeezed(body, list(header), right, room)
+        return squeezed(body, head, right, room)
 
     def pad(cell: str, column: int) -> str:
         space = " " * (sizes[column] - width(cell))
@@ -127,7 +135,7 @@ def say(text: str, *, err: bool = False, wrap: bool = True) -> None:
 
     On a terminal it is broken between words; with ``wrap`` false it is not, as a command one may copy.
     """
-    text = printable(text, keep="\n\t")
+    text = printable(said(text), keep="\n\t")
     room = columns(sys.stderr if err else sys.stdout) if wrap else None
     click.echo(wrapped(text, room), err=err)
 
@@ -141,15 +149,35 @@ def show_log(text: str) -> None:
 def say_notes(notes: Iterable[Note]) -> None:
     """A line for each note, warnings named so."""
     for note in notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+        say_note(note.name, note.message, warning=note.warning)
+
+
+def say_note(name: str, message: str, *, warning: bool) -> None:
+    """The line for a note of that name."""
+    known = {"name": name, "message": message}
+    say(_("warning ({name}): {message}", **known) if warning else _("note ({name}): {message}", **known))
 
 
 def emit_json(value: Any) -> None:
-    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it.
+    """The one JSON object of a command with ``--json``.
 
     JSON has no word for NaN and infinity, which the figures of a damaged file can be: they become null.
     """
-    click.echo(json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False))
+    text = json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+    click.echo(_NOT_ASCII.sub(partial(_shown, getattr(sys.stdout, "encoding", None) or "utf-8"), text))
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
+
+def _shown(encoding: str, match: re.Match[str]) -> str:
+    """A character, or JSON's escape of it where the output cannot hold it or a terminal would obey it."""
+    character = match[0]
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(character)[1:-1]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def _finite(value: Any) -> Any:

@@ -30,7 +30,8 @@ from typing import Any
 import click
 
 from ..core.errors import AlreadyFinished, KconvError
-from ..core.language import translated
+from ..core.language import _
+from ..core.recognition import said
 from .console import emit_json, printable
 from .main import INTERRUPTED, SIGNALS, end_at_once
 from .shortage import shortage
@@ -112,14 +113,16 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 
 def _print(failure: Failure) -> None:
     if failure.exit_code == INTERRUPTED:
-        click.echo("\nkconv: interrupted", err=True)
+        click.echo("\n" + _("kconv: interrupted"), err=True)
         return
+    message = printable(said(failure.message), keep=chr(10) + chr(9))
     if failure.exit_code == 0:
-        click.echo(f"kconv: {printable(translated(failure.message))}", err=True)
+        click.echo(f"kconv: {message}", err=True)
         return
-    click.echo(f"kconv: error: {printable(failure.message, keep=chr(10) + chr(9))}", err=True)
+    click.echo(_("kconv: error: {message}", message=message), err=True)
     if failure.hint:
-        click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
+        hint = printable(said(failure.hint), keep=chr(10))
+        click.echo(_("  what to do: {hint}", hint=hint), err=True)
 
 
 def check_output_open() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..core.errors import InputError
-from .console import count_text, emit_json, printable, say, size_text, table
+from .console import count_text, emit_json, printable, say, say_note, size_text, table
 from .options import json_option, verbose_option
 from .sources import SOURCE, revision_option
 
@@ -79,7 +79,7 @@ def _print_summary(description: Mapping[str, Any]) -> None:
     }
     say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
     for note in description.get("notes", ()):
-        say(f"{'warning' if note['warning'] else 'note'} ({note['name']}): {printable(note['message'])}")
+        say_note(note["name"], note["message"], warning=note["warning"])
     rows = [
         (name, f"{line['tensors']:,}", f"{line['parameters']:,}", size_text(line["bytes"]))
         for name, line in description["types"].items()

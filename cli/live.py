@@ -52,7 +52,7 @@ class StatusLine:
         self._doing: Doing | None = doing
         self._lock = threading.RLock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="status line", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="kconv-status-line", daemon=True)
         self._drawn, self._at_start, self._written = False, True, 0.0
         self._frame = 0
         self._bar: _Bar | None = None

@@ -39,6 +39,7 @@ from ..vocab.selection import embedding_rows
 from .choose import with_choices
 from .convert import plan_files, plan_of_target
 from .observer import UNOBSERVED, Observer
+from .recommendation import RunMemory, run_memory
 from .results import Run
 from .vocab_stage import vocab_of, with_vocab
 
@@ -111,7 +112,8 @@ class Plan:
     """Every file a conversion could write; ``refused`` are types it could not.
 
     ``free`` are the bytes free where the files would go (``folder``), ``memory`` and ``proof_memory`` the
-    bytes of private memory that converting and the quick proof take (memory.py).
+    bytes of private memory that converting and the quick proof take (memory.py), ``run_memory`` what running
+    a file takes besides its weights (recommendation.py).
     """
 
     source: Path
@@ -124,6 +126,7 @@ class Plan:
     free: int
     memory: int
     proof_memory: int
+    run_memory: RunMemory
     parity: Parity
     notes: tuple[Note, ...]
 
@@ -151,6 +154,7 @@ class Plan:
             },
             "memory_bytes": self.memory,
             "proof_memory_bytes": self.proof_memory,
+            "run_memory": asdict(self.run_memory),
             "tokens": self.parity.to_json(),
             "notes": [asdict(note) for note in self.notes],
         }
@@ -213,6 +217,7 @@ def plan(
         free=_free(folder),
         memory=conversion_memory(model, threads or available_cores()),
         proof_memory=proof_memory(model),
+        run_memory=run_memory(model, embedding_rows(model)),
         parity=parity,
         notes=model.notes,
     )
