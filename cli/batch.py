@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,6 +133,8 @@ def command(
     file = read_jobs_file(jobs_file)
     from .batch_steps import steps_of
     from .batch_text import Shown
+    from .live import is_drawable
+    from .progress import shown_progress
 
     steps = steps_of(file, more)
     place = _journal_place(jobs_file, journal)
@@ -149,7 +152,8 @@ def command(
         settings = {"disk": disk, "force": force, "again": again}
         downloads = Downloads(of_journal(records), keep=keep_downloads)
         several = scheduler is not None or (slots or 1) > 1
-        shown = Shown(verbose=verbose, several=several, quiet=dry_run)
+        line = stack.enter_context(shown_progress()) if is_drawable(sys.stderr) else None
+        shown = Shown(verbose=verbose, several=several, quiet=dry_run, line=line)
         executor = stack.enter_context(_executor(slots or 1, scheduler, shown))
         runner = _runner(executor, steps, latest(records), downloads, settings, shown)
         try:

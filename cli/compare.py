@@ -10,15 +10,12 @@ import click
 from ..core.language import _
 from .choice_text import choice_text
 from .console import (
-    count_text,
     emit_json,
     end_unproven,
     plural,
     say,
-    say_notes,
     seconds_text,
     size_text,
-    source_text,
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
@@ -110,13 +107,15 @@ def command(
         refuse_report(report, force=force)
 
     from ..core.text_files import read_texts
-    from ..flows.compare import compare
     from ..flows.recommendation import of_comparison
     from .progress import announce, shown_progress
+    from .telling import telling
 
     read = read_texts(texts) if texts else None
     wanted = asked(types, options)
-    with shown_progress() as progress:
+    with shown_progress() as progress, telling(progress, quiet=as_json, files=keep) as observer:
+        from ..flows.compare import compare
+
         comparison = compare(
             checkpoint,
             output,
@@ -128,6 +127,7 @@ def command(
             threads=threads,
             progress=progress,
             announce=announce,
+            observer=observer,
         )
     chosen = of_comparison(comparison, most_loss=max_kl, most_bytes=max_size)
     command = None if chosen.type is None else command_of(checkpoint, wanted, chosen.type)
@@ -151,8 +151,6 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    say(f"{source_text(comparison.source)}: {comparison.arch}, {count_text(comparison.parameters)} weights")
-    say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")

@@ -8,7 +8,6 @@ import math
 import re
 import shlex
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,8 @@ from ..core.errors import EnvironmentProblem, ProofError
 from ..core.language import _, phrase, spoken, template
 from ..core.recognition import said
 from ..core.sizes import size_text as size_text
+from .layout import columns, squeezed, wrapped
+from .layout import width as width
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -73,24 +74,23 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def width(text: str) -> int:
-    """Columns ``text`` takes in a terminal, where Hangul and Hanja take two."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
-
-
 def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
-    """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right."""
+    """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right.
+
+    Where standard output is a terminal, no line is longer than that is wide.
+    """
     body = [[printable(said(cell) if " " in cell else cell) for cell in row] for row in rows]
-    lines = [[said(cell) for cell in header], *body] if header else body
+    head = [said(cell) for cell in header]
+    lines = [head, *body] if head else body
     if not lines:
         return ""
-    columns = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    sizes = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    room = columns(sys.stdout)
+    if room is not None and sum(sizes) + 2 * (len(sizes) - 1) > room:
+        return squeezed(body, head, right, room)
 
     def pad(cell: str, column: int) -> str:
-        space = " " * (columns[column] - width(cell))
+        space = " " * (sizes[column] - width(cell))
         return space + cell if column in right else cell + space
 
     return "\n".join("  ".join(pad(cell, i) for i, cell in enumerate(line)).rstrip() for line in lines)
@@ -130,9 +130,14 @@ def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> s
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
-    click.echo(printable(said(text), keep="\n\t"), err=err)
+def say(text: str, *, err: bool = False, wrap: bool = True) -> None:
+    """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text.
+
+    On a terminal it is broken between words; with ``wrap`` false it is not, as a command one may copy.
+    """
+    text = printable(said(text), keep="\n\t")
+    room = columns(sys.stderr if err else sys.stdout) if wrap else None
+    click.echo(wrapped(text, room), err=err)
 
 
 def show_log(text: str) -> None:

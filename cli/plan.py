@@ -12,7 +12,7 @@ import click
 
 from ..core.language import _, ngettext
 from .choice_text import choice_text
-from .console import count_text, emit_json, say, say_notes, size_text, source_text, table
+from .console import emit_json, say, say_notes, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .recommended import command_of, recommended_json, say_recommended
@@ -65,15 +65,19 @@ def command(
     conversion, since it is part of the file. Of a repository of the Hub (org/name) no more than those headers
     and small files is fetched.
     """
-    from ..flows.plan import plan
     from ..flows.recommendation import for_this_machine, free_memory
-    from ..quant.policy import POLICIES
     from .progress import shown_progress
+    from .telling import telling
 
-    chosen = options["target_size"] or options["target_kl"] or options["policy"]
-    wanted = asked(types or (() if chosen else tuple(POLICIES)), options)
-    with shown_progress() as progress:
-        planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
+    with shown_progress() as progress, telling(progress, quiet=as_json, tokens=False) as observer:
+        from ..flows.plan import plan
+        from ..quant.policy import POLICIES
+
+        aimed = options["target_size"] or options["target_kl"] or options["policy"]
+        wanted = asked(types or (() if aimed else tuple(POLICIES)), options)
+        planned = plan(
+            checkpoint, output, options=wanted, threads=threads, progress=progress, observer=observer
+        )
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
     planned = replace(planned, types=tuple(sorted(planned.types, key=lambda each: each.bytes)))
@@ -106,11 +110,11 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
 
 
 def _print_summary(planned: Plan, bands: Mapping[str, Band], recommended: str | None) -> None:
-    say(f"{source_text(planned.source)}: {planned.arch}, {count_text(planned.parameters)} weights")
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")
-    say_notes(dict.fromkeys((*planned.notes, *warnings)))
+    told = set(planned.notes)
+    say_notes(dict.fromkeys(note for note in warnings if note not in told))
     rows = [
         (
             each.type,
@@ -136,10 +140,8 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band], recommended: str | 
         )
     if bands:
         say(
-            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md for"
-        )
-        say(
-            "models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
+            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md "
+            "for models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
             "it writes"
         )
     if any(each.needs_imatrix for each in planned.types):

@@ -38,6 +38,7 @@ from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .choose import with_choices
 from .convert import plan_files, plan_of_target
+from .observer import UNOBSERVED, Observer
 from .recommendation import RunMemory, run_memory
 from .results import Run
 from .vocab_stage import vocab_of, with_vocab
@@ -166,6 +167,7 @@ def plan(
     options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    observer: Observer = UNOBSERVED,
 ) -> Plan:
     """What ``to_gguf`` with the same ``options`` would write to ``output``; without ``options`` every type.
 
@@ -174,11 +176,16 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
+    progress("opening", 0, 0)
     checkpoint, family = open_model(headers_only(source))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
+    progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
-    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress)
+    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress, observer)
+    progress("planning", 0, 0)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))

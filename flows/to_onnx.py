@@ -13,7 +13,7 @@ from ..converters.family import AnyFamily
 from ..converters.hashes import SourceHashes
 from ..converters.intake import open_model
 from ..converters.manifest import record_proof
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.onnx.folder import collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
 from ..converters.onnx.graph import OPSET
@@ -46,6 +46,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
+from .observer import UNOBSERVED, Observer
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -74,6 +75,7 @@ def to_onnx(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    observer: Observer = UNOBSERVED,
     stream: bool = False,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
@@ -84,20 +86,25 @@ def to_onnx(
     ``layout`` is whose names the files have, optimum's or transformers.js's. ``accuracy_level`` is
     onnxruntime's for quantized matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them
     and is far slower.
-    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made`` and ``stream`` are
-    as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
+    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
+    and ``stream`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     wanted = (parse_type(type), parse_layout(layout))
     options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    run = replace(run, observer=observer)
+    progress("opening", 0, 0)
     look = partial(_refuse_early, options=options, output=output, into=Path(into), scope=scope, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), scope=scope, run=run)
     planned = plan(options.type)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
+    progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
         collect_side_files,
@@ -117,14 +124,21 @@ def to_onnx(
         known, note = read_first(expected, scope, modules, out=True, run=run)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
+            observer.noted(model.notes)
             files = beside(planned.graph_files)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
     made([planned.folder])
+    observer.noted(written.notes)
+    observer.made_folder(written.path, written.files)
     if expected is None or scope == "off":
         return written
-    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    verify_options = VerifyOptions(
+        threads=threads or available_cores(), progress=progress, announce=announce, part=observer.part
+    )
+    observer.proving(planned.folder, written.type, 1, 1)
     proof = _prove(expected, planned.folder, scope, verify_options, known)
+    observer.proven(proof)
     discard([planned.folder.resolve()])  # the journal
     return replace(written, proof=proof)
 
