@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core import progress as core_progress
-from ..core.language import phrase, translated
+from ..core.language import _, phrase, translated
 from .console import plural, say, seconds_text, size_text, verify_command
 from .errors import reraise_interrupt
 from .live import Doing, StatusLine, is_drawable
@@ -193,14 +193,25 @@ def _lines() -> Callable[[str, str, int, int], None]:
     return update
 
 
+_COUNTED = {
+    "modules": phrase("{count} modules"),
+    "pieces": phrase("{count} pieces"),
+    "positions": phrase("{count} positions"),
+    "texts": phrase("{count} texts"),
+    "tensors": phrase("{count} tensors"),
+    "layers": phrase("{count} layers"),
+}
+
+
 def progress_line(stage: str, done: int, total: int, seconds: float, label: str = "") -> str:
     """``kconv: writing weights: 42 % of 2.54 GiB, 310 MiB/s, 5.0 s left``."""
     title, unit = _title(stage, label), _STAGES.get(stage, ("", ""))[1]
     share = done / total if total > 0 else 0.0
-    whole = size_text(total) if unit == "bytes" else f"{total:,} {unit}".rstrip()
-    parts = [f"{share:.0%} of {whole}"]
+    counted = translated(_COUNTED[unit].of(count=f"{total:,}")) if unit in _COUNTED else f"{total:,}"
+    whole = size_text(total) if unit == "bytes" else counted
+    parts = [_("{share} of {whole}", share=f"{share:.0%}", whole=whole)]
     if done > 0 and seconds > 0:
         if unit == "bytes":
             parts.append(f"{size_text(done / seconds)}/s")
-        parts.append(f"{seconds_text(seconds * (total - done) / done)} left")
+        parts.append(_("{time} left", time=seconds_text(seconds * (total - done) / done)))
     return f"kconv: {title}: {', '.join(parts)}"

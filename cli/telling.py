@@ -66,13 +66,13 @@ class Teller(_Printer):
         """The first line."""
         self._sources = files
         inside = f" in {len(files)} parts" if len(files) > 1 else ""
-        weights = count_text(parameters)
-        self._print(lambda: say(f"{source_text(source)}: {arch}, {weights} weights{inside}"))
+        told = {"source": source_text(source), "arch": arch, "weights": count_text(parameters)}
+        self._print(lambda: say(_("{source}: {arch}, {weights} weights{inside}", **told, inside=inside)))
 
     def tokens(self, parity: Parity) -> None:
         """A line."""
         if self._tells_tokens:
-            self._print(lambda: say(f"tokens: {parity_text(parity)}"))
+            self._print(lambda: say(_("tokens: {text}", text=parity_text(parity))))
 
     def noted(self, notes: Sequence[Note]) -> None:
         """A line for each that was not told before."""
@@ -178,4 +178,5 @@ def parity_text(parity: Parity) -> str:
         "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
         "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
-    return f"{equal}{remark} (vocabulary: {parity.candidate})"
+    known = {"equal": equal, "remark": remark, "candidate": str(parity.candidate)}
+    return _("{equal}{remark} (vocabulary: {candidate})", **known)
