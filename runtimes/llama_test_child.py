@@ -14,13 +14,12 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..core import child
+from ..core.system_files import file_of
 
 CANNOT_LOAD, REFUSED = 11, 12
 ANSWER = struct.Struct("<d")
@@ -99,24 +98,6 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-@contextmanager
-def _file(data: bytes) -> Iterator[str]:
-    """The path of a file with these bytes, in memory where the system has that."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("kconv-self-test")
-        try:
-            with open(handle, "wb", closefd=False) as file:
-                file.write(data)
-            yield f"/proc/self/fd/{handle}"
-        finally:
-            os.close(handle)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            file.write(data)
-            file.flush()
-            yield file.name
-
-
 def _logits(library: Any, path: str, *, extra: bool) -> list[float]:
     """What the model says after a prompt and after one token more. Raises Stop."""
     parameters = library.llama_model_default_params()
@@ -170,7 +151,7 @@ def main(arguments: Sequence[str]) -> int:
     child.log_errors(library)
     library.llama_backend_init()
     for name in FORMATS:
-        with _file(model(name)) as path:
+        with file_of(model(name), "kconv-self-test", ".gguf") as path:
             plain = _logits(library, path, extra=False)
             child.write(b"\x01")
             child.write(ANSWER.pack(_difference(plain, _logits(library, path, extra=True))))
