@@ -80,7 +80,7 @@ def limit_time(seconds: float) -> None:
 
     All threads count. The parent takes such an end for a finding about the input.
     """
-    from kconv.core import system_processes as system
+    from . import system_processes as system
 
     system.limit_time(seconds)
 
@@ -92,7 +92,7 @@ def limit_memory(size: int) -> bool:
     nothing about the input. It may be called again for the next input.
     """
     global _memory_found
-    from kconv.core import system_processes as system
+    from . import system_processes as system
 
     try:
         used = system.used_addresses()
@@ -130,7 +130,7 @@ def limit_to_free_memory() -> None:
     What asks for more is refused at once, instead of filling the memory until the kernel ends some process.
     That says nothing about the input, unlike the limit of ``limit_memory``.
     """
-    from kconv.core import system_processes as system
+    from . import system_processes as system
 
     try:
         meminfo = _meminfo()
@@ -182,7 +182,7 @@ def _read_requests() -> None:
 
 
 def _prepare() -> None:
-    global _out
+    global _out, __package__
     _out = os.dup(1)
     os.dup2(2, 1)
     own = set(sys.path)
@@ -192,7 +192,8 @@ def _prepare() -> None:
     package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.modules["kconv"] = package
     sys.modules["kconv.core.child"] = sys.modules["__main__"]
-    from kconv.core.system_processes import prepare_child
+    __package__ = "kconv.core"  # for the relative imports below and above
+    from .system_processes import prepare_child
 
     prepare_child()
     threading.Thread(target=_read_requests, daemon=True).start()
