@@ -122,6 +122,8 @@ def _attempt() -> SelfTest:
         words = " / ".join(refusal.words[-2:]) or f"hits a limit of {refusal.limit}"
         if refusal.code == protocol.CANNOT_LOAD:
             return SelfTest("broken", None, f"cannot be loaded: {words}")
+        if refusal.code == protocol.TOO_OLD:
+            return SelfTest("broken", None, words)
         return SelfTest("dies" if plain else "broken", name, f"stops: {words}")
     except ChildDied as death:
         if death.signal not in CRASHES:

@@ -5,10 +5,10 @@
 gcc 12 drops the stores of llama.cpp's tile configuration, and on a processor with AMX the first product of
 quantized weights then is an illegal instruction. Where both come together it is built without AMX at once.
 Whatever was installed is tried on tiny models afterwards, and built anew only if it fails: pip's cache may
-hold a wheel that another compiler made, or another machine. Wheels in ``LLAMA_CPP_WHEELS``, a folder or a URL
-(``tools/build_llama_wheels.py``), are taken in place of compiling. Where all is well this takes a fraction of a
-second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is a file to
-read in place of ``/proc/cpuinfo``.
+hold a wheel that another compiler made, or another machine. Wheels in ``LLAMA_CPP_WHEELS``, a folder or a
+URL (``tools/build_llama_wheels.py``), are taken in place of compiling. Where all is well this takes a
+fraction of a second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is
+a file to read in place of ``/proc/cpuinfo``.
 """
 
 from __future__ import annotations
