@@ -102,7 +102,9 @@ def test_what_the_tests_import_is_declared() -> None:
 
 def test_lowest_versions_are_those_declared() -> None:
     lines = (ROOT / "constraints-lowest.txt").read_text("utf-8").splitlines()
-    pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+    pinned = {
+        _normal(name): version for name, found, version in (line.partition("==") for line in lines) if found
+    }
     for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["onnx"]]:
         name, lowest = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()  # type: ignore[union-attr]
         version = pinned[_normal(name)]
@@ -116,7 +118,9 @@ def test_pinned_versions_are_within_what_is_declared() -> None:
     from packaging.requirements import Requirement
 
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
-    pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+    pinned = {
+        _normal(name): version for name, found, version in (line.partition("==") for line in lines) if found
+    }
     for extra in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         for requirement in map(Requirement, extra):
             if requirement.name != "kconv":
