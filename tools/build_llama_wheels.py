@@ -18,6 +18,7 @@ and are listed.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import html
 import os
@@ -57,10 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place.mkdir(parents=True, exist_ok=True)
     if not options.index_only:
         began = time.monotonic()
+        built = options.built or build(pinned(options.constraints), out / "built", options.jobs)
         with tempfile.TemporaryDirectory(prefix="kconv-llama-") as scratch:
-            built = build(pinned(options.constraints), Path(scratch, "built"), options.jobs)
-            wheel = named(repaired(built, Path(scratch, "repaired")))
+            slim = slimmed(built, Path(scratch))
+            wheel = named(repaired(slim, Path(scratch, "repaired")))
             shutil.move(wheel, place / wheel.name)
+        if options.built is None:  # not before: compiling takes long, and what follows may fail
+            shutil.rmtree(out / "built")
         print(f"{place / wheel.name}: {time.monotonic() - began:.0f} s", flush=True)
     write_index(out)
     return 0
@@ -73,6 +77,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--constraints", type=Path, default=ROOT / "constraints.txt", help="names the version"
     )
+    parser.add_argument("--built", type=Path, help="a wheel that pip has built already, to be repaired")
     parser.add_argument("--index-only", action="store_true", help="only list the wheels that lie there")
     return parser.parse_args(arguments)
 
@@ -113,6 +118,30 @@ def build(version: str, folder: Path, jobs: int) -> Path:
             f"pip could not build {PACKAGE} {version}; it needs a C++ compiler (Debian: apt install g++)"
         )
     return _only_wheel(folder)
+
+
+def slimmed(wheel: Path, scratch: Path) -> Path:
+    """The wheel without its second copies: ``lib``, ``include`` and ``bin`` beside the package.
+
+    llama.cpp's own installation puts them there, without the paths by which the libraries find each other, so
+    that no tool can repair them. Of each library its plain name is loaded, and that with one number is needed
+    by the others; the one with all numbers is neither.
+    """
+    run = functools.partial(subprocess.run, check=False, stdout=subprocess.DEVNULL)
+    tool = [sys.executable, "-m", "wheel"]
+    (scratch / "slim").mkdir()
+    if run([*tool, "unpack", "--dest", str(scratch / "unpacked"), str(wheel)]).returncode:
+        sys.exit(f"{wheel} could not be unpacked; pip install wheel")
+    (folder,) = (scratch / "unpacked").iterdir()
+    for place in folder.iterdir():
+        if place.name != "llama_cpp" and not place.name.endswith(".dist-info"):
+            shutil.rmtree(place)
+    for library in (folder / "llama_cpp" / "lib").iterdir():
+        if re.search(r"\.so(\.\d+){2,}$|(\.\d+){2,}\.dylib$", library.name):
+            library.unlink()
+    if run([*tool, "pack", "--dest-dir", str(scratch / "slim"), str(folder)]).returncode:
+        sys.exit(f"{wheel} could not be packed again; pip install wheel")
+    return _only_wheel(scratch / "slim")
 
 
 def repaired(wheel: Path, folder: Path) -> Path:
