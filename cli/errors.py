@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -32,6 +31,7 @@ import click
 from ..core.errors import AlreadyFinished, KconvError
 from ..core.language import _
 from ..core.recognition import said
+from ..core.system_processes import is_reader_gone
 from .console import emit_json, printable
 from .main import INTERRUPTED, SIGNALS, end_at_once
 from .shortage import shortage
@@ -130,15 +130,13 @@ def check_output_open() -> None:
 
     Reading a long prompt takes minutes in which nothing is written.
     """
-    if sys.stdout is None or not hasattr(select, "poll"):
+    if sys.stdout is None:
         return
     try:
         number = sys.stdout.fileno()
     except (OSError, ValueError):  # something that stands in for it
         return
-    poll = select.poll()
-    poll.register(number, 0)
-    if any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0)):
+    if is_reader_gone(number):
         raise BrokenPipeError
 
 
