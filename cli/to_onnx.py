@@ -96,6 +96,12 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     help="File naming: that of optimum (common with onnxruntime) or of transformers.js.  [default: optimum]",
 )
 @click.option(
+    "--flavour",
+    metavar="NAME",
+    help="Whose operators the graphs have: standard (ONNX's own, opset 23) or contrib (onnxruntime's: older "
+    "versions, GPUs, browsers, onnxruntime-genai).  [default: contrib for transformers.js, else standard]",
+)
+@click.option(
     "--accuracy-level",
     type=click.IntRange(0, 4),
     default=4,
@@ -125,6 +131,7 @@ def command(
     output: Path | None,
     type_name: str,
     layout: str,
+    flavour: str | None,
     accuracy_level: int,
     scope: str | None,
     no_verify: bool,
@@ -151,6 +158,7 @@ def command(
     options = {
         "type": type_name,
         "layout": layout,
+        "flavour": flavour,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
