@@ -16,6 +16,7 @@ from ..converters.manifest import record_proof
 from ..converters.mapping import build
 from ..converters.onnx.folder import collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
+from ..converters.onnx.genai import with_genai
 from ..converters.onnx.graphs import graphs_of
 from ..converters.onnx.options import OnnxOptions, flavour_for
 from ..converters.results import Scope, scope_of
@@ -115,7 +116,7 @@ def to_onnx(
         chat_template=chat_template,
         drop_extra_tokens=drop_extra_tokens,
     )
-    files = beside(planned.graph_files)
+    files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and (options.type, planned.chosen.type) == (AUTO, "f16"):
@@ -124,7 +125,7 @@ def to_onnx(
         known, note = read_first(expected, scope, modules, out=True, run=run)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
-            files = beside(planned.graph_files)
+            files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
     made([planned.folder])

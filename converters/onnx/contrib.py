@@ -29,6 +29,7 @@ class Contrib:
     name: str = "contrib"
     opset: int = 21
     ir_version: int = 10
+    shares_cache: bool = True
 
     def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
         """``SimplifiedLayerNormalization``; together with the addition that made ``rows`` where it is new.

@@ -37,6 +37,11 @@ class Flavour(Protocol):
         """The version of the file format, that of the same release of ONNX (onnx/helper.py)."""
         ...
 
+    @property
+    def shares_cache(self) -> bool:
+        """Whether attention may write its results into the very cache it is given."""
+        ...
+
     def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
         """Each of ``rows (n, width)`` divided by its root mean square, times ``weights (width,)``."""
         ...

@@ -127,6 +127,7 @@ class Graph:
         self.flavour = flavour
         self.nodes: list[Node] = []
         self._named = 0
+        self._tables: set[str] = set()
         self.inputs: list[Declared] = []
         self.outputs: list[Declared] = []
         self.constants: dict[str, Array] = {}
@@ -154,7 +155,7 @@ class Graph:
         domain: str = "",
         **attributes: Attribute,
     ) -> tuple[str, ...]:
-        """An operator with one result for each of ``outputs``: a name, None for one that is free, "" to leave it out."""
+        """A node with a result for each of ``outputs``: a name, None for a free one, "" to leave it out."""
         free = f"{kind}_{self._named}"
         self._named += 1
         names = tuple(
@@ -216,7 +217,10 @@ class Graph:
         format = self.formats.get(matrix, F32)
         addend = None if bias is None else self.weight(bias)
         if format == F32:
-            return self.op("Gemm", rows, self.weight(matrix), addend, transB=1)
+            held = self.weight(matrix)
+            if matrix in self._tables:  # quantize_dynamic turns a Gemm's weights over where they lie
+                held = self.op("Identity", held)
+            return self.op("Gemm", rows, held, addend, transB=1)
         if format == F16:
             halves = self.op("Gemm", self.cast(rows, Element.FLOAT16), self.weight(matrix), transB=1)
             product = self.cast(halves, Element.FLOAT)
@@ -238,6 +242,7 @@ class Graph:
     def embedding(self, ids: str, table: str) -> str:
         """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
         format = self.formats.get(table, F32)
+        self._tables.add(table)
         if format in _OF_FORMAT:
             embedded = self.op("Gather", self.weight(table), ids)
             return self.cast(embedded, Element.FLOAT) if format == F16 else embedded

@@ -23,6 +23,7 @@ class Standard:
     name: str = "standard"
     opset: int = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
     ir_version: int = 11
+    shares_cache: bool = False
 
     def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
         """``RMSNormalization``."""

@@ -1,0 +1,92 @@
+"""Run folders in onnxruntime-genai, and put their graphs through tools: python answer.py FOLDER < questions.
+
+FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams} or {model, tool, ids}: the
+ids of texts; the tokens that follow each prompt of ids, all in one batch padded on the left; or the likeliest
+token after each of ``ids`` by the graph that a tool has made of the folder's. The answers are printed as one
+JSON list. This runs where onnxruntime-genai is installed and kconv is not.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import onnxruntime_genai as genai
+
+
+def encode(folder: Path, texts: list[str]) -> list[list[int]]:
+    """Ids of each text."""
+    tokenizer = genai.Tokenizer(genai.Model(str(folder)))
+    return [tokenizer.encode(text).tolist() for text in texts]
+
+
+def generate(folder: Path, prompts: list[list[int]], count: int, beams: int) -> list[list[int]]:
+    """The ``count`` tokens after each prompt, by what the folder's own settings say but for the end."""
+    config = genai.Config(str(folder))
+    config.overlay(json.dumps({"model": {"eos_token_id": []}}))
+    model = genai.Model(config)
+    settings = json.loads((folder / "genai_config.json").read_text("utf-8"))
+    width = max(map(len, prompts))
+    padding = settings["model"]["pad_token_id"]
+    given = np.array([[padding] * (width - len(each)) + each for each in prompts], np.int32)
+    parameters = genai.GeneratorParams(model)
+    parameters.set_search_options(
+        batch_size=len(prompts), num_beams=beams, max_length=width + count, do_sample=False
+    )
+    generator = genai.Generator(model, parameters)
+    generator.append_tokens(given)
+    while not generator.is_done():
+        generator.generate_next_token()
+    return [generator.get_sequence(row).tolist()[-count:] for row in range(len(prompts))]
+
+
+def through(folder: Path, tool: str, ids: list[int]) -> list[int]:
+    """The likeliest tokens, by what ``tool`` makes of the graph."""
+    model = onnx.load(str(folder / "model.onnx"))
+    if tool == "onnxsim":
+        import onnxsim
+
+        made, sound = onnxsim.simplify(model)
+        assert sound, "onnxsim finds its graph to compute something else"
+    else:
+        from onnxconverter_common import float16
+
+        blocked = [*float16.DEFAULT_OP_BLOCK_LIST, "Cast"]  # its Cast keep their type and declare another
+        made = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
+    with tempfile.TemporaryDirectory() as place:
+        onnx.save(made, f"{place}/model.onnx")
+        session = onnxruntime.InferenceSession(f"{place}/model.onnx")
+        given: dict[str, Any] = {
+            "input_ids": np.array([ids]),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+        }
+        given["position_ids"] = np.arange(len(ids))[None]
+        for each in session.get_inputs():
+            if each.name.startswith("past"):
+                given[each.name] = np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
+        return [int(each) for each in session.run(["logits"], given)[0][0].argmax(-1)]
+
+
+def answer(place: Path, question: dict[str, Any]) -> list[Any]:
+    """What is asked of a model in ``place``; where it cannot be told, why."""
+    folder = place / question.pop("model")
+    ask = encode if "texts" in question else through if "tool" in question else generate
+    try:
+        return list(ask(folder, **question))  # type: ignore[operator]
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+
+
+def main() -> None:
+    """Answer all questions in their order."""
+    print(json.dumps([answer(Path(sys.argv[1]), each) for each in json.load(sys.stdin)]))
+
+
+if __name__ == "__main__":
+    main()
