@@ -54,6 +54,18 @@ class OnnxFolder:
         return frozenset(kind for model in self.models for kind in model.operators)
 
     @property
+    def flavour(self) -> str:
+        """By whose operators it attends: contrib (onnxruntime's own), standard (ONNX's), or composed."""
+        if not self.operators.isdisjoint((GROUPED, MULTI_HEAD)):
+            return "contrib"
+        return "standard" if "Attention" in self.operators else "composed"
+
+    @property
+    def least(self) -> str:
+        """The first onnxruntime that computes all graphs, such as 1.23."""
+        return "{}.{}".format(*max(model.least for model in self.models))
+
+    @property
     def embeds(self) -> bool:
         """Whether it holds an encoder alone, which gives hidden states and no logits."""
         names = {value.name for model in self.models for value in model.outputs}

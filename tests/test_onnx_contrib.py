@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from command_material import kconv
 from onnx_causal_material import Floats, Ids, greedy, in_steps, run, session, write
 from t5_material import one_thread
 
@@ -20,6 +22,7 @@ DECODERS = [
     *("42dot", "exaone", "exaone4", "gemma2", "gemma3", "gpt-neox", "gpt2", "hyperclovax", "kogpt"),
     *("mistral", "mpt", "opt", "qwen2", "qwen3", "qwen3-moe", "xglm"),
 ]
+pytestmark = pytest.mark.usefixtures("kconv_server")
 NEAR = 1e-4
 TEXT = np.random.default_rng(0).integers(3, 200, (1, 40))
 LENGTHS = [5, 17, 1, 30]
@@ -157,3 +160,44 @@ def test_the_layout_decides_unless_a_flavour_is_asked_for(tmp_path: Path) -> Non
         ("transformers.js", None): (21, 10),
         ("transformers.js", "standard"): (23, 11),
     }
+
+
+@pytest.mark.parametrize(
+    ("family", "type", "flavour", "least"),
+    [
+        ("42dot", "f32", "contrib", "1.20"),
+        ("42dot", "q4_0", "contrib", "1.23"),
+        ("42dot", "f32", "standard", "1.23"),
+        ("mpt", "f32", "contrib", "1.22"),
+        ("gemma3", "f32", "contrib", "1.24"),
+    ],
+)
+def test_inspect_names_the_flavour_and_the_least_onnxruntime(
+    tmp_path: Path, family: str, type: str, flavour: str, least: str
+) -> None:
+    checkpoint = write_sample(family, tmp_path / "checkpoint")
+    made = to_onnx(checkpoint, tmp_path / "onnx", type=type, flavour=flavour, verify=False, threads=1)
+    shown = kconv("inspect", made.path)
+    assert f"flavour          {flavour}\n" in shown.stdout
+    assert f"runs in          onnxruntime {least} or newer\n" in shown.stdout
+    described = json.loads(kconv("inspect", made.path, "--json").stdout)
+    assert (described["flavour"], described["least_onnxruntime"]) == (flavour, least)
+
+
+def test_genai_config_has_one_number_for_padding_and_all_tokens_that_end(tmp_path: Path) -> None:
+    checkpoint = write_sample("llama-3-ko", tmp_path / "checkpoint")
+    made = to_onnx(checkpoint, tmp_path / "onnx", flavour="contrib", verify=False, threads=1)
+    read = {name: json.loads((made.path / f"{name}.json").read_text()) for name in ("genai_config", "config")}
+    model, search = read["genai_config"]["model"], read["genai_config"]["search"]
+    assert isinstance(model["pad_token_id"], int)
+    ends = read["config"]["eos_token_id"]
+    assert model["eos_token_id"] == (ends if isinstance(ends, list) else [ends])
+    assert model["vocab_size"] == read["config"]["vocab_size"]
+    assert model["decoder"]["num_key_value_heads"] == read["config"]["num_key_value_heads"]
+    assert search["max_length"] <= model["context_length"]
+    assert search["past_present_share_buffer"] is True
+    standard = to_onnx(checkpoint, tmp_path / "standard", verify=False, threads=1).path
+    other = json.loads((standard / "genai_config.json").read_text())
+    assert other["search"]["past_present_share_buffer"] is False
+    js = to_onnx(checkpoint, tmp_path / "js", layout="transformers.js", verify=False, threads=1).path
+    assert not (js / "genai_config.json").exists()

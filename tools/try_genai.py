@@ -1,9 +1,9 @@
 """``make test-genai``: folders of decoders, run as they are in onnxruntime-genai (in its environment).
 
-Every sample of a decoder, in both flavours, f32 and q4_0: 32 greedy tokens of one prompt and of a batch padded
-on the left must be those of onnxruntime with the whole text at every step; beams must be transformers'. Its
-tokenizer is asked for the ids of texts, which for some families are others: that is said, and no failure.
-Then onnxsim and onnxconverter-common's convert_float_to_float16 take the graphs.
+Every sample of a decoder, in both flavours, f32 and q4_0: 32 greedy tokens of one prompt and of a batch
+padded on the left must be those of onnxruntime with the whole text at every step; beams must be
+transformers'. Its tokenizer is asked for the ids of texts, which for some families are others: that is said,
+and no failure. Then onnxsim and onnxconverter-common's convert_float_to_float16 take the graphs.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
-"""Run folders in onnxruntime-genai, and put their graphs through tools: python answer.py FOLDER < questions.
+"""Run folders in onnxruntime-genai, put graphs through tools: python answer.py FOLDER < questions.
 
-FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams} or {model, tool, ids}: the
-ids of texts; the tokens that follow each prompt of ids, all in one batch padded on the left; or the likeliest
-token after each of ``ids`` by the graph that a tool has made of the folder's. The answers are printed as one
-JSON list. This runs where onnxruntime-genai is installed and kconv is not.
+FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams} or {model, tool, ids}:
+the ids of texts; the tokens that follow each prompt of ids, all in one batch padded on the left; or the
+likeliest token after each of ``ids`` by the graph a tool has made of the folder's. The answers are printed as
+one JSON list. This runs where onnxruntime-genai is installed and kconv is not.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -84,8 +85,12 @@ def answer(place: Path, question: dict[str, Any]) -> list[Any]:
 
 
 def main() -> None:
-    """Answer all questions in their order."""
-    print(json.dumps([answer(Path(sys.argv[1]), each) for each in json.load(sys.stdin)]))
+    """Answer all questions in their order; what libraries print goes where errors go."""
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    made = [answer(Path(sys.argv[1]), each) for each in json.load(sys.stdin)]
+    with open(answers, "w", encoding="utf-8") as file:
+        json.dump(made, file)
 
 
 if __name__ == "__main__":
