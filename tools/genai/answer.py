@@ -1,9 +1,9 @@
 """Run folders in onnxruntime-genai, put graphs through tools: python answer.py FOLDER < questions.
 
 FOLDER holds the models. A question is {model, texts}, {model, prompts, count, beams} or {model, tool, ids}:
-the ids of texts; the tokens that follow each prompt of ids, all in one batch padded on the left; or the
-likeliest token after each of ``ids`` by the graph a tool has made of the folder's. The answers are printed as
-one JSON list. This runs where onnxruntime-genai is installed and kconv is not.
+the ids of texts; the tokens that follow each prompt of ids, all in one batch, padded as genai has it, on the
+right; or whether a tool has made of the folder's graph one that gives nearly the same logits. The answers are
+printed as one JSON list. This runs where onnxruntime-genai is installed and kconv is not.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def generate(folder: Path, prompts: list[list[int]], count: int, beams: int) -> 
     settings = json.loads((folder / "genai_config.json").read_text("utf-8"))
     width = max(map(len, prompts))
     padding = settings["model"]["pad_token_id"]
-    given = np.array([[padding] * (width - len(each)) + each for each in prompts], np.int32)
+    given = np.array([each + [padding] * (width - len(each)) for each in prompts], np.int32)
     parameters = genai.GeneratorParams(model)
     parameters.set_search_options(
         batch_size=len(prompts), num_beams=beams, max_length=width + count, do_sample=False
@@ -47,8 +47,8 @@ def generate(folder: Path, prompts: list[list[int]], count: int, beams: int) -> 
     return [generator.get_sequence(row).tolist()[-count:] for row in range(len(prompts))]
 
 
-def through(folder: Path, tool: str, ids: list[int]) -> list[int]:
-    """The likeliest tokens, by what ``tool`` makes of the graph."""
+def through(folder: Path, tool: str, ids: list[int]) -> list[bool]:
+    """Whether the logits by what ``tool`` makes of the graph differ by what halves cost at most."""
     model = onnx.load(str(folder / "model.onnx"))
     if tool == "onnxsim":
         import onnxsim
@@ -62,16 +62,19 @@ def through(folder: Path, tool: str, ids: list[int]) -> list[int]:
         made = float16.convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
     with tempfile.TemporaryDirectory() as place:
         onnx.save(made, f"{place}/model.onnx")
-        session = onnxruntime.InferenceSession(f"{place}/model.onnx")
-        given: dict[str, Any] = {
-            "input_ids": np.array([ids]),
-            "attention_mask": np.ones((1, len(ids)), np.int64),
-        }
-        given["position_ids"] = np.arange(len(ids))[None]
-        for each in session.get_inputs():
-            if each.name.startswith("past"):
-                given[each.name] = np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
-        return [int(each) for each in session.run(["logits"], given)[0][0].argmax(-1)]
+        found, wanted = logits(f"{place}/model.onnx", ids), logits(str(folder / "model.onnx"), ids)
+    return [bool(np.mean((found - wanted) ** 2) < 1e-4 * np.mean(wanted**2))]
+
+
+def logits(path: str, ids: list[int]) -> Any:
+    """Of all ``ids``, from an empty cache."""
+    session = onnxruntime.InferenceSession(path)
+    given = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+    given["position_ids"] = np.arange(len(ids))[None]
+    for each in session.get_inputs():
+        if each.name.startswith("past"):
+            given[each.name] = np.zeros((1, each.shape[1], 0, each.shape[3]), np.float32)
+    return session.run(["logits"], given)[0]
 
 
 def answer(place: Path, question: dict[str, Any]) -> list[Any]:
