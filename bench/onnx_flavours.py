@@ -36,9 +36,8 @@ def main() -> None:
                     found[name].append(json.loads(subprocess.check_output(command)))
         for name, rounds in found.items():
             prompt, step, memory = (min(each) for each in zip(*rounds, strict=True))
-            print(
-                f"{shape}, {name}: prompt {prompt * 1000:.0f} ms, token {step * 1000:.1f} ms, {memory:.0f} MiB"
-            )
+            times = f"prompt {prompt * 1000:.0f} ms, token {step * 1000:.1f} ms"
+            print(f"{shape}, {name}: {times}, {memory:.0f} MiB", flush=True)
 
 
 def _written(place: Path, heads: int, inner: int) -> dict[str, Path]:

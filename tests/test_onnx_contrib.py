@@ -94,6 +94,26 @@ def test_padding_may_be_anywhere_and_a_row_of_padding_leaves_the_others_alone(ma
         assert abs(logits[row][mask[row] == 1] - wanted[: mask[row].sum()]).max() < NEAR
 
 
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("family", ["gemma3", "mpt"])
+def test_windows_and_slopes_do_not_count_padding(
+    made: Make, tmp_path: Path, family: str, flavour: str
+) -> None:
+    checkpoint, folder = made(family)
+    if flavour == STANDARD.name:
+        folder = write(checkpoint, tmp_path / "standard").parent
+    text = np.tile(TEXT, (1, 2))  # longer than Gemma's window of 48
+    model, wanted = session(folder / "model.onnx"), right(checkpoint, text)[0]
+    ids, mask = np.zeros((2, 76), np.int64), np.ones((2, 76), np.int64)
+    ids[0], ids[1, :60], mask[1, 60:] = text[0, :76], text[0, :60], 0
+    logits, cache = run(model, ids, mask=mask, positions=np.maximum(mask.cumsum(1) - 1, 0))
+    for step in range(3):  # the second text goes on behind its padding
+        at = np.array([76, 60]) + step
+        mask = np.concatenate([mask, np.ones((2, 1), np.int64)], axis=1)
+        logits, cache = run(model, text[0, at][:, None], cache, mask=mask, positions=at[:, None])
+        assert abs(logits[:, 0] - wanted[at]).max() < NEAR
+
+
 def test_a_step_of_padding_is_overwritten_by_the_next_token(made: Make) -> None:
     checkpoint, folder = made("42dot")
     model, wanted = session(folder / "model.onnx"), right(checkpoint, TEXT)[0]

@@ -79,7 +79,7 @@ def main() -> None:
     for (words, question, right), ours in zip(asked, json.loads(answered.stdout), strict=True):
         same = right == ours
         wrong += not same and "texts" not in question
-        told = "" if same else f": {ours[0]}" if len(ours) == 1 and isinstance(ours[0], str) else ""
+        told = "" if same or "texts" in question else f": {ours}, expected {right}"
         print(f"{words}: {'equal' if same else 'other' + told}", flush=True)
     sys.exit(1 if wrong else 0)
 

@@ -43,14 +43,16 @@ class Positions:
 
     ``lengths`` is the shape (batch, length, -1), ``places (batch, length)`` are positions as numbers,
     ``cosines`` and ``sines`` (of batch, length and rotary / 2) are of their angles. ``mask (batch or 1, heads
-    or 1, length, total)`` is what is added to scores. Of the contrib flavour are ``numbers (batch, length)``,
-    rows of cosines and sines; ``last (batch,)`` and the scalar ``total``, where each text and the longest row
-    of the cache end; ``order (batch * length,)``, where the row of each id is; and ``window``.
+    or 1, length, total)`` is what is added to scores, ``padding`` the attention_mask it comes from. Of the
+    contrib flavour are ``numbers (batch, length)``, rows of cosines and sines; ``last (batch,)`` and the
+    scalar ``total``, where each text and the longest row of the cache end; ``order (batch * length,)``, where
+    the row of each id is; and ``window``.
     """
 
     lengths: str
     places: str
     mask: str = ""
+    padding: str = ""
     cosines: str = ""
     sines: str = ""
     numbers: str = ""

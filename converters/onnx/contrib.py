@@ -15,11 +15,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ...core.tensor import Array
 from .causal import Heads, Positions
 from .flavour import Given
 from .graph import MICROSOFT, SIMPLIFIED, Element, Graph
-from .standard import slope_bias
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,14 @@ class Contrib:
         return replace(positions, window=window)
 
     def sloped(self, graph: Graph, positions: Positions, slopes: Array) -> Positions:
-        """``attention_bias`` of GroupQueryAttention, which not every provider takes."""
-        total = graph.op("Squeeze", graph.cast(positions.total, Element.INT64))
-        bias = slope_bias(graph, total, slopes)
+        """``attention_bias`` of GroupQueryAttention, which not every provider takes.
+
+        Keys further back lose more; what all keys of a query lose alike, softmax takes no notice of.
+        """
+        one = graph.number(1, Element.INT64)
+        total = graph.cast(positions.total, Element.INT64)
+        keys = graph.cast(graph.op("Range", graph.op("Sub", one, total), one, one), Element.FLOAT)
+        bias = graph.op("Mul", keys, graph.constant(slopes.astype(np.float32).reshape(1, -1, 1, 1)))
         length = graph.op("Shape", positions.places, start=1)
         shape = graph.op("Concat", graph.integers(1, 1), length, graph.integers(1), axis=0)
         return replace(positions, mask=graph.op("Expand", bias, shape))

@@ -32,27 +32,29 @@ class Standard:
     def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:
         """The ids as they are, and a mask of queries by keys."""
         lengths = graph.op("Concat", graph.op("Shape", ids), graph.integers(-1), axis=0)
-        return ids, Positions(lengths, places, mask=_mask(graph, ids, mask))
+        return ids, Positions(lengths, places, mask=_mask(graph, ids, mask), padding=mask)
 
     def turned(self, graph: Graph, positions: Positions, cosines: str, sines: str) -> Positions:
         """As they are: RotaryEmbedding takes them by batch and length."""
         return replace(positions, cosines=cosines, sines=sines)
 
     def near(self, graph: Graph, positions: Positions, window: int) -> Positions:
-        """Masked beyond the window."""
-        length = graph.op("Squeeze", graph.op("Shape", positions.mask, start=2, end=3))
-        total = graph.op("Squeeze", graph.op("Shape", positions.mask, start=3, end=4))
-        one, zero = graph.number(1, Element.INT64), graph.number(0, Element.INT64)
-        keys = graph.op("Range", zero, total, one)
-        queries = graph.op("Range", graph.op("Sub", total, length), total, one)
-        since = graph.op("Sub", graph.op("Unsqueeze", queries, graph.integers(1)), keys)
+        """Masked beyond the window, padding not counted."""
+        keys, axes = _places_of_keys(graph, positions), graph.integers(1, 2)
+        length, total = (graph.op("Shape", each, start=1) for each in (positions.places, keys))
+        queries = graph.op("Slice", keys, graph.op("Sub", total, length), total, graph.integers(1))
+        rows = graph.op("Unsqueeze", queries, graph.integers(1, 3))
+        since = graph.op("Sub", rows, graph.op("Unsqueeze", keys, axes))
         near = graph.op("Less", since, graph.number(window, Element.INT64))
         return replace(positions, mask=graph.op("Where", near, positions.mask, least_float(graph)))
 
     def sloped(self, graph: Graph, positions: Positions, slopes: Array) -> Positions:
         """The slopes are a part of the mask."""
-        total = graph.op("Squeeze", graph.op("Shape", positions.mask, start=3, end=4))
-        return replace(positions, mask=graph.op("Add", positions.mask, slope_bias(graph, total, slopes)))
+        keys = graph.op("Unsqueeze", _places_of_keys(graph, positions), graph.integers(1, 2))
+        total = graph.op("ReduceMax", keys, keepdims=1)
+        since = graph.cast(graph.op("Sub", keys, total), Element.FLOAT)
+        factors = graph.constant(slopes.astype(np.float32).reshape(-1, 1, 1))
+        return replace(positions, mask=graph.op("Add", positions.mask, graph.op("Mul", since, factors)))
 
     def rotated(self, graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
         """``RotaryEmbedding``."""
@@ -118,14 +120,10 @@ class Standard:
 STANDARD = Standard()
 
 
-def slope_bias(graph: Graph, total: str, slopes: Array) -> str:
-    """What scores of ``total`` keys (a scalar) lose by their distance from the last: ``(heads, 1, total)``.
-
-    A query further on loses the same of all its keys, of which softmax takes no notice.
-    """
-    one = graph.number(1, Element.INT64)
-    keys = graph.cast(graph.op("Range", graph.op("Sub", one, total), one, one), Element.FLOAT)
-    return graph.op("Mul", keys, graph.constant(slopes.astype(np.float32).reshape(-1, 1, 1)))
+def _places_of_keys(graph: Graph, positions: Positions) -> str:
+    """Where each key stands in its text ``(batch, total)``, whatever padding lies between."""
+    text = graph.cast(graph.cast(positions.padding, Element.BOOL), Element.INT64)
+    return graph.op("CumSum", text, graph.number(1, Element.INT64))
 
 
 def _attention(

@@ -29,10 +29,11 @@ def encode(folder: Path, texts: list[str]) -> list[list[int]]:
 
 def generate(folder: Path, prompts: list[list[int]], count: int, beams: int) -> list[list[int]]:
     """The ``count`` tokens after each prompt, by what the folder's own settings say but for the end."""
-    config = genai.Config(str(folder))
-    config.overlay(json.dumps({"model": {"eos_token_id": []}}))
-    model = genai.Model(config)
-    settings = json.loads((folder / "genai_config.json").read_text("utf-8"))
+    place = folder / "genai_config.json"
+    settings = json.loads(place.read_text("utf-8"))
+    settings["model"]["eos_token_id"] = []  # which an overlay would not do
+    place.write_text(json.dumps(settings), "utf-8")
+    model = genai.Model(str(folder))
     width = max(map(len, prompts))
     padding = settings["model"]["pad_token_id"]
     given = np.array([each + [padding] * (width - len(each)) for each in prompts], np.int32)
