@@ -93,7 +93,7 @@ def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile
         "revision": revision,
         "license": model.metadata.get("general.license"),
         **{key: model.metadata[name] for key, name in _OF_THE_CARD.items() if name in model.metadata},
-        "files": [asdict(file) for file in files],
+        "files": [file.to_json() for file in files],
     }
 
 
@@ -116,11 +116,11 @@ def requantized_part(
     ``files`` are the GGUF's. ``origin`` is its own manifest, where it has one: its checkpoint is theirs, too,
     and of its options those that say what the file holds besides weights stand.
     """
-    before = origin or {"source": {"name": files[0].name, "files": [asdict(file) for file in files]}}
+    before = origin or {"source": {"name": files[0].name, "files": [file.to_json() for file in files]}}
     earlier = before.get("options", {})
     return {
         "source": before["source"],
-        MADE_FROM: [asdict(file) for file in files],
+        MADE_FROM: [file.to_json() for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
         "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
@@ -165,7 +165,7 @@ def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[Sourc
     """
     content = json.loads(manifest.read_text("utf-8"))
     listed = {file["name"]: file for file in content["output"].get("files", [])}
-    listed |= {file.name: asdict(file) for file in files}
+    listed |= {file.name: file.to_json() for file in files}
     output = {**content["output"], **({"files": list(listed.values())} if listed else {})}
     text = manifest_json({**content, "output": output, "proof": dict(proof)})
     with atomic_file(manifest, force=True) as temporary:

@@ -183,7 +183,10 @@ class GgufArtifact:
 
         shows = _shows_share(expected, gate, options)
         alike = _as_llama_cpp(expected, options) if shows else None
-        measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
+        if options.measure is not None and alike is None and self._front_end is None:
+            measure = options.measure(self.path, read, windows, seen)
+        else:
+            measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
         departure = expected.family.departure
         part = judged(measure, gate, windows, expected.source, options.max_kl, departure)
         return replace(part, shares=shares[0] if shares else None)
