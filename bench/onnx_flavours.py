@@ -1,8 +1,8 @@
 """Both flavours of ONNX graphs on this CPU: a prompt of 2,048 tokens and single tokens behind it.
 
-``python bench/onnx_flavours.py [THREADS]``: one layer of 16 heads of 128 and one of 42dot's shape (32 of 64),
-random weights in f32, a small vocabulary. Flavours take turns, each round in a process of its own whose
-largest memory is told; of the times the least counts.
+``python bench/onnx_flavours.py [THREADS]``: attention alone, then one layer, of 16 heads of 128 and of
+42dot's shape (32 of 64), with random weights in f32 and a small vocabulary. Flavours take turns, each round
+in a process of its own whose largest memory is told; of the times the least counts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def main() -> None:
         print(json.dumps(_measured(Path(sys.argv[1]), int(sys.argv[2]))))
         return
     threads = sys.argv[1] if len(sys.argv) > 1 else "2"
+    for shape, (heads, _) in SHAPES.items():
+        _attention_alone(shape, heads, int(threads))
     for shape, (heads, inner) in SHAPES.items():
         with tempfile.TemporaryDirectory() as place:
             graphs = _written(Path(place), heads, inner)
@@ -38,6 +40,43 @@ def main() -> None:
             prompt, step, memory = (min(each) for each in zip(*rounds, strict=True))
             times = f"prompt {prompt * 1000:.0f} ms, token {step * 1000:.1f} ms"
             print(f"{shape}, {name}: {times}, {memory:.0f} MiB", flush=True)
+
+
+def _attention_alone(shape: str, heads: int, threads: int) -> None:
+    """A prompt through the operators between three projections and the fourth; prints the least of times."""
+    import onnxruntime
+
+    from kconv.converters.onnx.causal import Heads, attention
+    from kconv.converters.onnx.flavours import FLAVOURS
+    from kconv.converters.onnx.graph import Element, Graph
+    from kconv.converters.onnx.writer import plan_onnx
+
+    sessions, size = {}, HIDDEN // heads
+    for name, flavour in FLAVOURS.items():
+        graph = Graph("attention", {}, {}, flavour=flavour)
+        ids = graph.input("input_ids", Element.INT64, ("batch", "length"))
+        mask = graph.input("attention_mask", Element.INT64, ("batch", "total"))
+        _, positions = flavour.placed(graph, ids, mask, ids)
+        rows = {each: graph.input(each, Element.FLOAT, ("rows", HIDDEN)) for each in "qkv"}
+        seen = attention(graph, 0, positions, Heads(heads, heads, size, 0), rows)
+        graph.output(seen, Element.FLOAT, ("rows", HIDDEN))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        data = plan_onnx({"model.onnx": graph}, "none")[1]["model.onnx"]
+        sessions[name] = onnxruntime.InferenceSession(data, options)
+    random, ones = np.random.default_rng(0), np.ones((1, PROMPT), np.int64)
+    given = {each: random.standard_normal((PROMPT, HIDDEN), dtype=np.float32) for each in "qkv"}
+    empty = np.zeros((1, heads, 0, size), np.float32)
+    given |= {"input_ids": ones, "attention_mask": ones}
+    given |= {f"past_key_values.0.{each}": empty for each in ("key", "value")}
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(2 * ROUNDS):
+        for name, session in sessions.items():
+            begun = time.perf_counter()
+            session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
+            times[name].append(time.perf_counter() - begun)
+    told = ", ".join(f"{name} {min(each) * 1000:.0f} ms" for name, each in times.items())
+    print(f"{shape}, attention alone, a prompt of {PROMPT:,}: {told}", flush=True)
 
 
 def _written(place: Path, heads: int, inner: int) -> dict[str, Path]:
