@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,3 +222,10 @@ def test_genai_config_has_one_number_for_padding_and_all_tokens_that_end(tmp_pat
     assert other["search"]["past_present_share_buffer"] is False
     js = to_onnx(checkpoint, tmp_path / "js", layout="transformers.js", verify=False, threads=1).path
     assert not (js / "genai_config.json").exists()
+
+
+def test_no_family_names_an_operator_that_is_the_flavours_affair() -> None:
+    room = Path(__file__).parent.parent / "converters"
+    decided = re.compile(r'"(Attention|RMSNormalization|RotaryEmbedding|GroupQueryAttention)"')
+    named = {path.name for path in room.rglob("*.py") if decided.search(path.read_text("utf-8"))}
+    assert named == {"standard.py", "contrib.py"}
