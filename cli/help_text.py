@@ -120,7 +120,7 @@ def _described(text: str) -> str:
     if known is not None or match is None:
         return known or said(text)
     extra = "; ".join(said(each) for each in match[2].split("; "))
-    return f"{said(match[1])}  [{extra}]" if match[1] else f"[{extra}]"
+    return f"{one_sentence(match[1]) or said(match[1])}  [{extra}]" if match[1] else f"[{extra}]"
 
 
 def _wrapped(text: str, columns: int) -> list[str]:

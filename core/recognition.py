@@ -24,6 +24,7 @@ _LEAST = 7  # letters that are fixed in an entry, at least: `{a} of {b}` would f
 _BEGINNING = 3  # or so many with which it begins: `see {page}`
 _DEPTH = 4  # a sentence as a value in a sentence, and so on
 _NUMBER = re.compile(r"[\d,.]+")
+_COLUMNS = re.compile(r"\S {2,}\S")  # of a table, whose cells have been said
 _JOINTS = ("; ", ": ", ", ")
 
 
@@ -83,6 +84,8 @@ def one_sentence(text: str) -> str | None:
 
 
 def _said(text: str, depth: int) -> str | None:
+    if _COLUMNS.search(text) and "\n" not in text:
+        return None
     return _whole(text, depth) or _joined(text, depth)
 
 
@@ -110,7 +113,7 @@ def _joined(text: str, depth: int) -> str | None:
     if depth >= _DEPTH:
         return None
     lines = text.split("\n")
-    if len(lines) > 1:
+    if len(lines) > 1 or text.startswith(" "):
         shown = [_line(line, depth) for line in lines]
         return None if shown == lines else "\n".join(shown)
     for joint in _JOINTS:
@@ -121,6 +124,11 @@ def _joined(text: str, depth: int) -> str | None:
         before = _said(head, depth + 1) if " " in head else None
         if rest is not None or before is not None:
             return f"{head if before is None else before}{joint}{tail if rest is None else rest}"
+    head, found, tail = text.partition(" (")
+    if found and tail.endswith(")"):
+        before, rest = _said(head, depth + 1), _said(tail[:-1], depth + 1) if " " in tail else None
+        if before is not None or rest is not None:
+            return f"{before or head} ({rest or tail[:-1]})"
     return None
 
 

@@ -19,7 +19,7 @@ from unsaid import unsaid
 
 MARKS = ("_", "phrase", "phrases", "ngettext")
 COUNTED = "plural"
-_SENTENCE = re.compile(r"[A-Za-z][A-Za-z']+,? [a-z]{2,}|[a-z]{2,} [A-Za-z]{2,}")
+_SENTENCE = re.compile(r"[A-Za-z][A-Za-z']+,?\s+[a-z]{2,}|[a-z]{2,}\s+[A-Za-z]{2,}")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _PLACE = re.compile(r"\{.*?\}")
 _COMMAND = re.compile(r"click\.(command|group)|group\.command")
