@@ -24,6 +24,7 @@ from .console import (
     table,
 )
 from .conversion_options import split_list
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -97,6 +98,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     source: Path,
     against: str | Path | None,

@@ -30,6 +30,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import conversion_options, types_option
+from .finished import finished_is_well
 from .options import (
     OUTPUT,
     force_option,
@@ -98,6 +99,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,
