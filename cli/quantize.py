@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import AlreadyFinished, OutputExists
+from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -23,7 +24,7 @@ from .console import (
     seconds_text,
     table,
 )
-from .conversion_options import split_list
+from .conversion_options import optimize_option, split_list
 from .finished import finished_is_well
 from .options import (
     PATH,
@@ -37,6 +38,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -67,7 +69,6 @@ Examples:
     "--type",
     "types",
     multiple=True,
-    required=True,
     metavar="TYPE",
     callback=split_list,
     help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
@@ -81,12 +82,14 @@ Examples:
     metavar="FILE",
     help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
 )
+@optimize_option
 @click.option(
     "--allow-requantize",
     is_flag=True,
     help="Allow a source that is already quantized; the result is worse than from the F32, F16 or BF16 file.",
 )
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinite weights unchanged.")
+@target_options
 @split_option
 @click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
@@ -168,6 +171,7 @@ def _print_summary(made: Requantization, proofs: list[Proof], seconds: float) ->
     say_notes(made.notes)
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
     print_parts(made.outputs, made.parts)
+    print_choices(made.outputs)
     for proof in proofs:
         click.echo(proof_line(proof))
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}, each with a manifest next to it")

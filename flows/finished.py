@@ -118,7 +118,7 @@ def _verdict(made: Made, command: Command, hashed: dict[Path, str]) -> str | Non
 def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     before, now = manifest["options"], command.options
     template = now.get("chat_template")
-    if now.get("calibrate") or (template is not None and os.path.exists(template)):
+    if now.get("calibrate") or now.get("optimize") or (template is not None and os.path.exists(template)):
         return False
     leave = _NOT_OF_THE_FILE | (set(HELD) if command.key == MADE_FROM else set())
     for name in (before.keys() | now.keys()) - leave:
