@@ -28,7 +28,7 @@ from typing import Any
 
 import click
 
-from ..core.errors import AlreadyFinished, KconvError
+from ..core.errors import KconvError
 from ..core.language import _
 from ..core.recognition import said
 from ..core.system_processes import is_reader_gone
@@ -99,10 +99,7 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         if verbose:
             traceback.print_exception(error, file=sys.stderr)
         _print(failure)
-        if as_json and isinstance(error, AlreadyFinished):
-            emit_json({"finished": [str(path) for path in error.paths], "exit_code": failure.exit_code})
-            sys.stdout.flush()
-        elif as_json:
+        if as_json:
             content = {"type": failure.type, "message": failure.message, "hint": failure.hint}
             emit_json({"error": content, "exit_code": failure.exit_code})
             sys.stdout.flush()
@@ -116,9 +113,6 @@ def _print(failure: Failure) -> None:
         click.echo("\n" + _("kconv: interrupted"), err=True)
         return
     message = printable(said(failure.message), keep=chr(10) + chr(9))
-    if failure.exit_code == 0:
-        click.echo(f"kconv: {message}", err=True)
-        return
     click.echo(_("kconv: error: {message}", message=message), err=True)
     if failure.hint:
         hint = printable(said(failure.hint), keep=chr(10))

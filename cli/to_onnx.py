@@ -21,6 +21,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -122,6 +123,7 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,
