@@ -83,7 +83,7 @@ _SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 
 def distinct_inputs(model: Model) -> list[int]:
-    """The columns of every input that is not another matrix's too, by the names of the tensors: for estimates."""
+    """The columns of each input, of those that matrices share once, by the names of tensors: for estimates."""
     found: dict[tuple[str, int], int] = {}
     for tensor in model.tensors:
         if len(tensor.shape) < 2 or tensor.name in SPARED:
@@ -155,9 +155,9 @@ def optimized(
         for index, tensor in enumerate(model.tensors)
         if len(tensor.shape) > 1 and tensor.name not in SPARED
     ]
-    run.announce(
-        f"optimize: finding out how far the statistics of {importance.full.path.name} can be trusted"
-    )
+    threads = run.threads or available_cores()
+    about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
+    run.announce(f"optimize: codes are chosen by {importance.full.path.name}, about {about}")
 
     def encode(tensor: Tensor, format: Format, rows: Floats, matrix: int) -> Bytes:
         out = np.empty(len(rows) * format.row_bytes(rows.shape[1]), np.uint8)
