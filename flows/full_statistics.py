@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..converters.gguf_plan import FilePlan
+from ..core.cores import available_cores
 from ..core.errors import InputError, KconvError
 from ..core.files import refuse_existing
 from ..core.model import Model, Note
@@ -83,7 +84,7 @@ _SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
 
 
 def distinct_inputs(model: Model) -> list[int]:
-    """The columns of each input, of those that matrices share once, by the names of tensors: for estimates."""
+    """The columns of each input, of those that matrices share once, by names: for estimates."""
     found: dict[tuple[str, int], int] = {}
     for tensor in model.tensors:
         if len(tensor.shape) < 2 or tensor.name in SPARED:
