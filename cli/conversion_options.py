@@ -51,7 +51,11 @@ def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
     """What these options ask for; ``options`` are the values click has read of all the others."""
     from ..converters.results import Options
+    from .target_options import take_wanted
 
+    options = dict(options)
+    if "target_size" in options:
+        options["chosen"] = take_wanted(options)
     files = {
         "imatrix": None if options["imatrix"] is None else str(options["imatrix"]),
         "calibrate": tuple(map(str, options["calibrate"])),

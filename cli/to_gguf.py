@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.language import _
+from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -43,6 +44,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE_OR_OBJECTS, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -92,6 +94,7 @@ Examples:
 )
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
+@target_options
 @split_option
 @resume_option
 @rehash_option
@@ -130,6 +133,7 @@ def command(
     force: bool,
     as_json: bool,
     verbose: bool,
+    **targets: Any,
 ) -> None:
     """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to GGUF files for llama.cpp.
 
@@ -140,8 +144,10 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
+    chosen = targets["target_size"] or targets["target_kl"] or targets["policy"]
     options = {
-        "types": types or ("auto",),
+        "types": types or (() if chosen else ("auto",)),
+        **targets,
         "pure": pure,
         "tensor_types": tensor_types,
         "output_type": output_type,
@@ -203,6 +209,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
     print_parts(conversion.outputs)
+    print_choices(conversion.outputs)
     for proof in conversion.proofs:
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):

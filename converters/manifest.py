@@ -32,7 +32,7 @@ from .targets import checkpoint_name
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
 # Options of the first conversion that say what every file made from its file holds.
-_HELD = (
+HELD = (
     "allow_tokenizer_mismatch",
     "disabled_adapters",
     "chat_template",
@@ -134,7 +134,7 @@ def requantized_part(
         MADE_FROM: [file.to_json() for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
+        "options": {**options, **{key: earlier[key] for key in HELD if key in earlier}},
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),
@@ -167,7 +167,8 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
         "bits_per_weight": round(output.bits_per_weight, 4),
     }
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    return manifest_json({"output": head, **common, "tensors": tensors})
+    chosen = {} if output.choice is None else {"choice": output.choice.to_manifest()}
+    return manifest_json({"output": head, **common, **chosen, "tensors": tensors})
 
 
 def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[SourceFile] = ()) -> None:

@@ -16,7 +16,7 @@ struct kernel {
     int ggml_type; /* enum ggml_type of ggml.h */
     int block_size, block_bytes;
     encoder *plain, *weighed; /* without and with importance; NULL where libggml must do it */
-    undefined_test *undefined; /* NULL where nothing is */
+    undefined_test *undefined; /* of plain; NULL where nothing is */
 };
 
 /* The bits, without the sign, of the largest magnitude of count numbers; they are written as float32 to out

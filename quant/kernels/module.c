@@ -62,7 +62,7 @@ EXPORT void kconv_encode(int set, int ggml_type, const float *x, uint8_t *out, i
                          const float *importance, reference *ggml) {
     const struct kernel *kernel = find(set, ggml_type);
     encoder *encode = importance ? kernel->weighed : kernel->plain;
-    if (!kernel->undefined) {
+    if (!kernel->undefined || encode != kernel->plain) {
         encode(x, out, rows, columns, importance);
         return;
     }
