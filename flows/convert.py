@@ -102,9 +102,9 @@ def to_gguf(
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
     weights of a checkpoint on the Hub are converted as they come, and not kept. With ``target_size``
     (``4.5G``, ``4.25bpw``) or ``target_kl`` (nats), one or several, formats of the ``menu`` are chosen by
-    what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone is
-    taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address
-    of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
+    what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone
+    is taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address of a Dask
+    scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
     files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
     final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
