@@ -135,7 +135,7 @@ def test_the_same_bits_and_weights_read_once(
     held = open_checkpoint(folder).tensors
     expected, _ = read(folder, by_layer=False)
     monkeypatch.setattr(
-        "kconv.reference.by_layer._STATES", 100_000
+        "kconv.reference.by_layer.STATES", 100_000
     )  # of states some in memory, some in files
     found, reference = read(folder, by_layer=True)
     assert_same(expected, found)
