@@ -75,6 +75,14 @@ chat_template_option = click.option(
     "checkpoint's own]",
 )
 
+optimize_option = click.option(
+    "--optimize",
+    is_flag=True,
+    help="Choose the codes of all quantized matrices so that errors cancel for the inputs measured (GPTQ in "
+    "llama.cpp's own formats): same types and sizes, less loss. With --calibrate, or --imatrix and a file "
+    "from kconv imatrix --full.",
+)
+
 _IMPORTANCE_OPTIONS = (
     click.option(
         "--imatrix",

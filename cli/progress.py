@@ -36,7 +36,7 @@ _STAGES = {
     "weights": ("comparing weights", "bytes"),
     "reference": ("reading the checkpoint in fp32", "modules"),
     "errors": ("measuring errors of formats", "tensors"),
-    "probes": ("measuring what each group of tensors costs", "layers"),
+    "probes": ("measuring what each group of tensors costs", "steps"),
     "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
     "embeddings": ("comparing embeddings", "texts"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import AlreadyFinished, OutputExists
 from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
@@ -23,7 +24,7 @@ from .console import (
     seconds_text,
     table,
 )
-from .conversion_options import split_list
+from .conversion_options import optimize_option, split_list
 from .options import (
     PATH,
     force_option,
@@ -80,6 +81,7 @@ Examples:
     metavar="FILE",
     help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
 )
+@optimize_option
 @click.option(
     "--allow-requantize",
     is_flag=True,
@@ -117,7 +119,14 @@ def command(
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        made = quantize(source, output, **options, progress=progress, announce=announce)
+        try:
+            made = quantize(source, output, **options, progress=progress, announce=announce)
+        except AlreadyFinished as finished:
+            if against is None:
+                raise
+            path, checkpoint = shlex.quote(str(finished.paths[0])), shlex.quote(str(against))
+            hint = f"prove it with kconv verify {path} --against {checkpoint}"
+            raise OutputExists(finished.message, hint=hint) from finished
     seconds = time.monotonic() - begun
     proofs = (
         [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]

@@ -30,7 +30,7 @@ from .console import (
     table,
     verify_command,
 )
-from .conversion_options import conversion_options, types_option
+from .conversion_options import conversion_options, optimize_option, types_option
 from .options import (
     OUTPUT,
     force_option,
@@ -61,6 +61,7 @@ Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 --verify full
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q3_k_m,iq2_m --calibrate korean.txt
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q3_k_m --calibrate korean.txt --optimize
 """
 
 
@@ -78,6 +79,7 @@ Examples:
 )
 @types_option("auto")
 @conversion_options
+@optimize_option
 @click.option(
     "--verify",
     "scope",
@@ -112,6 +114,7 @@ def command(
     embedding_type: str | None,
     imatrix: Path | None,
     calibrate: tuple[Path, ...],
+    optimize: bool,
     keep_wo: bool,
     scope: str | None,
     no_verify: bool,
@@ -151,6 +154,7 @@ def command(
         "embedding_type": embedding_type,
         "imatrix": imatrix,
         "calibrate": calibrate,
+        "optimize": optimize,
         "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,

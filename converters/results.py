@@ -44,6 +44,7 @@ class Options:
     split_max_size: str | None = None
     drop_extra_tokens: bool = False
     words_as_text: bool = False
+    optimize: bool = False
     chosen: Wanted = field(default_factory=Wanted)
 
     @property

@@ -114,6 +114,28 @@ def _check_importance(options: Options) -> None:
         raise UsageError(
             "--imatrix and --calibrate only affect quantized types", hint="add one, for example -q q4_k_m"
         )
+    if options.optimize and options.imatrix is None and not options.calibrate:
+        raise UsageError(
+            "--optimize needs to know what flows into the model's matrices",
+            hint="add --calibrate TEXT, or --imatrix with a file from kconv imatrix --full",
+        )
+
+
+def refuse_elsewhere(options: Options, *, scheduler: bool, stream: bool, store: bool) -> None:
+    """Raise UsageError for codes to be chosen where weights or statistics are not on this machine."""
+    if not options.optimize:
+        return
+    if scheduler or stream:
+        given = "--scheduler" if scheduler else "--stream"
+        raise UsageError(
+            f"--optimize and {given} cannot be combined: the weights have to lie on this machine",
+            hint=f"leave out {given}",
+        )
+    if store and options.calibrate:
+        raise UsageError(
+            "--calibrate and --optimize leave a file of statistics beside the output, expected a folder here",
+            hint="make it first with kconv imatrix --full, and pass it with --imatrix",
+        )
 
 
 def refuse_idle_keep_wo(model: Model, options: Options) -> None:

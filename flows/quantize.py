@@ -15,7 +15,7 @@ from ..converters.gguf_source import gguf_model, requantizing_notes, stored_form
 from ..converters.hashes import SourceHashes
 from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
-from ..converters.recorded import read_manifest
+from ..converters.recorded import MADE_FROM, read_manifest
 from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
@@ -41,6 +41,8 @@ from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
 from ..quant.wish import wanted
 from .choose import with_choices
+from .finished import Command, tell_finished
+from .full_statistics import optimized, to_be_optimized
 from .results import Run
 from .write import write_targets
 
@@ -97,6 +99,7 @@ def quantize(
     output_type: str | None = None,
     embedding_type: str | None = None,
     imatrix: str | Path | None = None,
+    optimize: bool = False,
     allow_requantize: bool = False,
     allow_nan: bool = False,
     split_max_size: str | None = None,
@@ -131,6 +134,7 @@ def quantize(
         embedding_type=embedding_type,
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
+        optimize=optimize,
         chosen=wanted(target_size, target_kl, menu, policy),
     )
     request = Request(options, allow_requantize, keep_split)
@@ -144,6 +148,8 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     policies = _policies(request, output)
     _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    if importance is not None and request.options.optimize:
+        importance = to_be_optimized(importance)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
@@ -157,12 +163,22 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
+        if run.resume and not run.force:
+            sources = {path.name: path for path in file.paths}
+            wanted = request.to_manifest()
+            tell_finished(
+                targets, Command(wanted, sources, "off", key=MADE_FROM, imatrix=request.options.imatrix)
+            )
+        if importance is not None and request.options.optimize:
+            importance, model = optimized(importance, model, plans, run)
         outputs, _, model = write_targets(
             model,
             targets,
             plans,
             SourceHashes(file.opened(), rehash=run.rehash),
-            lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
+            lambda model, files, _: requantized_part(
+                _origin(file), request.to_manifest(), model, files, importance
+            ),
             allow_nan=request.options.allow_nan,
             importance=importance,
             run=run,

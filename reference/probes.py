@@ -94,9 +94,9 @@ class Probing:
     ) -> list[Divergence]:
         """What each of ``changes`` alone costs, on ``windows``.
 
-        Tells ``progress("probes", done, total)`` in layers. Raises what reading the checkpoint raises.
+        Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the checkpoint raises.
         """
-        counter, total = itertools.count(1), self.steps(changes)
+        counter, total = itertools.count(1), self.steps(changes) + len(changes)
 
         def step() -> None:
             progress("probes", min(next(counter), total), total)
@@ -116,10 +116,12 @@ class Probing:
                 compared = _Compared(self._plain.output, hidden, windows, states, self._threads)
                 for index in within:
                     found[index] = compared.with_other(next(ways), self._plain.output)
+                    step()
             for index, change in enumerate(changes):
                 if index not in found:
                     other, entering = self._changed(change, windows, hidden, step)
                     found[index] = compared.with_other(entering, other)
+                    step()
         self._plain.reader.forget()
         progress("probes", total, total)
         return [found[index] for index in range(len(changes))]
