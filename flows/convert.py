@@ -94,33 +94,27 @@ def to_gguf(
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
-        ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
-        ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
-        leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
-        ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
-        (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first;
-        with ``optimize`` codes are chosen by full statistics, which the first must have and the second leaves
-        beside the files. ``keep_wo`` leaves the
-        feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
-        beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
-        ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
-        thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
-        With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
-        reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
-        ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-        weights of a checkpoint on the Hub are converted as they come, and not kept. With ``target_size``
-        (``4.5G``, ``4.25bpw``) or ``target_kl`` (nats), one or several, formats of the ``menu`` are chosen by
-        what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone
-        is taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address of a Dask
-    <<<<<<< HEAD
-        scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
-        files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
-        final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
-    =======
-        scheduler whose workers write the weights (spread.py). ``made`` is called with the finished files, then
-        ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its final name
-        unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
-    >>>>>>> main
+    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). With
+    ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
+    leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
+    ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
+    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first;
+    with ``optimize`` codes are chosen by full statistics, which the first must have and the second leaves
+    beside the files. ``keep_wo`` leaves the
+    feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
+    beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
+    ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
+    thousand and compares every weight, ``off`` (or False) leaves the proof out; token parity always runs.
+    With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
+    reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
+    ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
+    weights of a checkpoint on the Hub are converted as they come, and not kept. With ``target_size``
+    (``4.5G``, ``4.25bpw``) or ``target_kl`` (nats), one or several, formats of the ``menu`` are chosen by
+    what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone
+    is taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address of a Dask
+    scheduler whose workers write the weights (spread.py). ``made`` is called with the finished files, then
+    ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its final name
+    unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),

@@ -25,6 +25,7 @@ from ..core.errors import UnsupportedModel
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
+from ..quant.choice_losses import as_floats
 from ..quant.parts import HEAD
 from .branches import Branch, SideBySide
 from .by_layer import BetweenLayers
@@ -70,7 +71,7 @@ class Probing:
         threads: int | None = None,
     ) -> None:
         self._checkpoint, self._family, self._threads = checkpoint, family, threads
-        self._tensors = dict(tensors)
+        self._tensors = {name: as_floats(tensor) for name, tensor in tensors.items()}
         self._modules = {
             target: tuple(family.reference.module(source) for source in sources)
             for target, sources in sources_of(family, checkpoint).items()
@@ -94,7 +95,8 @@ class Probing:
     ) -> list[Divergence]:
         """What each of ``changes`` alone costs, on ``windows``.
 
-        Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the checkpoint raises.
+        Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the
+        checkpoint raises.
         """
         counter, total = itertools.count(1), self.steps(changes) + len(changes)
 
