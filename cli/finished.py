@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..core.errors import AlreadyFinished
-from ..core.language import translated
+from ..core.recognition import said
 from .console import emit_json, printable
 
 
@@ -24,7 +24,7 @@ def finished_is_well(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*words, **options)
         except AlreadyFinished as error:
-            click.echo(f"kconv: {printable(translated(error.message))}", err=True)
+            click.echo(f"kconv: {printable(said(error.message))}", err=True)
             if options["as_json"]:
                 emit_json({"finished": [str(path) for path in error.paths], "exit_code": 0})
 
