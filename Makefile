@@ -78,6 +78,7 @@ clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 include mk/batch.mk
+include mk/docs.mk
 include mk/js.mk
 include mk/sanitize.mk
 include mk/fuzz.mk

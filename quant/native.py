@@ -243,6 +243,11 @@ def _title(name: str, weighed: bool) -> str:
     return f"{name} with importance" if weighed else name
 
 
+def built() -> ctypes.CDLL | None:
+    """The library itself, for those who call more of it (feedback.py); None where it was not built."""
+    return _library()
+
+
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     """The built kernels, or None."""

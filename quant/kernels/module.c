@@ -80,5 +80,20 @@ EXPORT uint32_t kconv_widen(int set, int kind, const void *from, float *out, int
     return widen[kind](from, out, count);
 }
 
+/* As feedback.h says; the set is one that runs here. */
+EXPORT int kconv_factor(int set, float *m, int64_t n, float *work) {
+    return kernels_of(set)->feedback.factor(m, n, work);
+}
+
+EXPORT void kconv_refine(int set, const float *m, int64_t n, const float *roots, const struct kconv_rows *rows,
+                         int descents, float *z) {
+    kernels_of(set)->feedback.refine(m, n, roots, rows, descents, z);
+}
+
+EXPORT void kconv_measure(int set, const float *m, int64_t n, const float *roots, const struct kconv_rows *rows,
+                          float *z, double *losses) {
+    kernels_of(set)->feedback.measure(m, n, roots, rows, z, losses);
+}
+
 /* Some linkers insist on a module's entry; nothing imports this one. */
 EXPORT void *PyInit__kernels(void) { return NULL; }

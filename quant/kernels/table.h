@@ -2,6 +2,7 @@
 #include "kernels.h"
 #include "lanes.h"
 #include "iq2_iq3.h"
+#include "feedback.h"
 #include "iq4.h"
 #include "q2_k.h"
 #include "q3_k.h"
@@ -33,4 +34,5 @@ static const struct kernel NAME(table)[] = {
 
 const struct kernels NAME(kconv_kernels) = {
     NAME(table), sizeof NAME(table) / sizeof *NAME(table), NAME(from_f32), NAME(from_f16), NAME(from_bf16),
+    {NAME(factor), NAME(refine), NAME(measure)},
 };
