@@ -93,6 +93,8 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         "parameters": count_text(description["parameters"]),
         "size": _("{size} ({bytes} bytes)", size=size_text(all_bytes), bytes=f"{all_bytes:,}"),
         "type": description.get("file_type"),
+        "flavour": description.get("flavour"),
+        "runs in": _runtime_text(description.get("least_onnxruntime")),
         "bits per weight": None if bits is None else f"{bits:.2f}",
         "manifest": description.get("manifest"),
         "proof": _proof_text(description.get("proof")),
@@ -111,6 +113,10 @@ def _print_summary(description: Mapping[str, Any]) -> None:
     ):
         if values:
             say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
+
+
+def _runtime_text(least: str | None) -> str | None:
+    return None if least is None else f"onnxruntime {least} or newer"
 
 
 def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:

@@ -46,7 +46,7 @@ _STAGES = {
     "weights": (phrase("comparing weights"), "bytes"),
     "reference": (phrase("reading the checkpoint in fp32"), "modules"),
     "errors": (phrase("measuring errors of formats"), "tensors"),
-    "probes": (phrase("measuring what each group of tensors costs"), "layers"),
+    "probes": (phrase("measuring what each group of tensors costs"), "steps"),
     "runtime": (phrase("recomputing what the runtime computed"), "modules"),
     "logits": (phrase("comparing logits"), "positions"),
     "embeddings": (phrase("comparing embeddings"), "texts"),

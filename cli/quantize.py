@@ -19,6 +19,7 @@ from .console import (
     seconds_text,
 )
 from .conversion_options import optimize_option, split_list
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -94,6 +95,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     source: Path,
     against: str | Path | None,

@@ -70,18 +70,18 @@ last_words: list[Callable[[], None]] = []  # said before a library ends the proc
 
 def is_limited() -> bool:
     """Whether this process may have only so much memory (``ulimit -v``)."""
-    import resource
+    from ..core.system_processes import address_space
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return address_space()[0] is not None
 
 
 def check_address_space() -> None:
     """Raise MemoryError where a limit leaves too little to begin with."""
-    import mmap
-
     if is_limited():
+        from ..core.system_files import private_memory
+
         try:
-            mmap.mmap(-1, _LEAST).close()
+            private_memory(_LEAST).release()
         except (OSError, ValueError) as error:
             raise MemoryError from error
 
@@ -93,6 +93,8 @@ def guard_exit() -> None:
     """
     import ctypes
 
+    from ..core.system_processes import own_library
+
     def end(status: int, nothing: object) -> None:
         for words in last_words:
             with contextlib.suppress(Exception):  # there is hardly any memory left
@@ -100,7 +102,7 @@ def guard_exit() -> None:
         os.write(2, f"kconv: error: {_MEMORY.message}\n  what to do: {_MEMORY.hint}\n".encode())
         os._exit(EnvironmentProblem.exit_code)
 
-    library = ctypes.CDLL(None)
+    library = own_library()
     if hasattr(library, "on_exit"):  # glibc, musl has none
         _guards.append(ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(end))
         library.on_exit(_guards[-1], None)

@@ -22,6 +22,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import conversion_options, optimize_option, types_option
+from .finished import finished_is_well
 from .options import (
     OUTPUT,
     force_option,
@@ -93,6 +94,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,

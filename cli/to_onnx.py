@@ -21,6 +21,7 @@ from .console import (
     verify_command,
 )
 from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -83,13 +84,20 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     callback=_one_type,
     metavar="TYPE",
     help="auto, f32, f16, q8_0 or q4_0; auto keeps the checkpoint's precision, F32 or F16 (F32 for T5 "
-    "and other models that would overflow in F16).  [default: auto]",
+    "and other models that would overflow in F16). On x86 onnxruntime computes f16 in F32, with the memory "
+    "of f32; q8_0 is smaller and faster there.  [default: auto]",
 )
 @click.option(
     "--layout",
     default="optimum",
     metavar="NAME",
     help="File naming: that of optimum (common with onnxruntime) or of transformers.js.  [default: optimum]",
+)
+@click.option(
+    "--flavour",
+    metavar="NAME",
+    help="Whose operators the graphs have: standard (ONNX's own, opset 23) or contrib (onnxruntime's: older "
+    "versions, GPUs, browsers, onnxruntime-genai).  [default: contrib for transformers.js, else standard]",
 )
 @click.option(
     "--accuracy-level",
@@ -115,12 +123,14 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
+    flavour: str | None,
     accuracy_level: int,
     scope: str | None,
     no_verify: bool,
@@ -147,6 +157,7 @@ def command(
     options = {
         "type": type_name,
         "layout": layout,
+        "flavour": flavour,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,

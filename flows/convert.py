@@ -46,7 +46,7 @@ from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
 from .choose import predicted_of, refuse_impossible, with_choices
-from .finished import of_checkpoint, tell_finished
+from .finished import tell_converted
 from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
 from .importance import named_texts
 from .observer import UNOBSERVED, Observer
@@ -204,8 +204,7 @@ def convert(
         importance, model = optimized(importance, model, plans, run)
     run.observer.noted(model.notes)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
-    if run.resume and options.split_max_size is not None:  # only now their names are known
-        _tell_finished(checkpoint, targets, options)
+    tell_converted(checkpoint, targets, options, run)
     outputs, files, model = write_targets(
         model,
         targets,
@@ -256,18 +255,11 @@ def _choose_targets(
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     force = run.force or run.resume
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
-    if run.resume and not run.force:
-        _tell_finished(checkpoint, targets, options)
+    tell_converted(checkpoint, targets, options, run)
     if run.resume:
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def _tell_finished(checkpoint: Checkpoint, targets: Sequence[Target], options: Options) -> None:
-    """Raise AlreadyFinished where this very call has made the targets before."""
-    wanted = of_checkpoint(checkpoint, options.to_manifest(), options.verify, imatrix=options.imatrix)
-    tell_finished(targets, wanted)
 
 
 def _learn(

@@ -105,6 +105,8 @@ def measure_activations(
     _refuse_little(sum(len(each.ids) for each in every))
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     options.announce(_cost(expected, chosen, len(every)))
+    if collected is not None:
+        options.announce(collected.cost(expected.model, sum(window.tokens for window in chosen)))
     modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
     full = None if collected is None else collected.begin(chosen)
