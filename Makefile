@@ -81,6 +81,7 @@ clean: ## remove what make demo and the tools left (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache build *.egg-info
 
 include mk/batch.mk
+include mk/docs.mk
 include mk/packages.mk
 include mk/js.mk
 include mk/sanitize.mk

@@ -43,6 +43,8 @@ def converse(conversation: Conversation, read: Callable[[], str] | None = None) 
         _("{file}: context {size:,} tokens", file=conversation.loaded.path, size=conversation.context),
         err=True,
     )
+    if not conversation.chats:
+        say(_("no chat template: each text is completed by itself, without the ones before"), err=True)
     say(_("/help lists the commands; Ctrl-D leaves"), err=True)
     while True:
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .choice_text import choice_text
 from .console import (
     count_text,
     emit_json,
@@ -23,6 +24,7 @@ from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, force_option, json_option, threads_option, verbose_option
 from .report_option import naming_the_report, refuse_report
 from .sources import SOURCE, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.compare import ComparedType, Comparison
@@ -41,6 +43,7 @@ Examples:
 @revision_option
 @types_option("none; give at least two")
 @conversion_options
+@target_options
 @click.option(
     "--text",
     "texts",
@@ -129,7 +132,11 @@ def _print_summary(comparison: Comparison) -> None:
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")
-    say("of the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's")
+    say("of the file divided by that of the checkpoint; 'changed' marks recipes unlike llama-quantize's,")
+    say("'chosen' files whose formats were chosen by measured losses")
+    for each in comparison.types:
+        if each.choice is not None:
+            say(f"\n{each.type}:\n{choice_text(each.choice)}")
     for each in comparison.types:
         if each.path is not None:
             say(f"kept: {each.path}")
@@ -141,7 +148,7 @@ def _row(each: ComparedType) -> tuple[str, ...]:
     from ..report.text import with_error
 
     size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
-    kind = "" if each.stock else "changed"
+    kind = "" if each.stock else "changed" if each.choice is None else "chosen"
     figures = each.figures
     if figures is None:
         return (*size, "–", "–", "–", each.proof.verdict, kind)

@@ -51,7 +51,11 @@ def conversion_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def asked(types: tuple[str, ...], options: Mapping[str, Any]) -> Options:
     """What these options ask for; ``options`` are the values click has read of all the others."""
     from ..converters.results import Options
+    from .target_options import take_wanted
 
+    options = dict(options)
+    if "target_size" in options:
+        options["chosen"] = take_wanted(options)
     files = {
         "imatrix": None if options["imatrix"] is None else str(options["imatrix"]),
         "calibrate": tuple(map(str, options["calibrate"])),
@@ -69,6 +73,14 @@ chat_template_option = click.option(
     metavar="NAME|FILE",
     help="Chat template to write: a known name (42dot, aog), none, or a Jinja file.  [default: the "
     "checkpoint's own]",
+)
+
+optimize_option = click.option(
+    "--optimize",
+    is_flag=True,
+    help="Choose the codes of all quantized matrices so that errors cancel for the inputs measured (GPTQ in "
+    "llama.cpp's own formats): same types and sizes, less loss. With --calibrate, or --imatrix and a file "
+    "from kconv imatrix --full.",
 )
 
 _IMPORTANCE_OPTIONS = (

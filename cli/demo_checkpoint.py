@@ -42,5 +42,5 @@ def command(family: str, folder: Path, force: bool, as_json: bool, verbose: bool
     if as_json:
         emit_json({"family": name, "folder": str(place), "files": sizes})
         return
-    say(f"{place}: a small {name} checkpoint, {len(sizes)} files, {size_text(sum(sizes.values()))}")
-    say(f"\nTo convert it:\n  kconv to-gguf {shlex.quote(str(place))} -q q8_0")
+    say(f"{folder}: a small {name} checkpoint, {len(sizes)} files, {size_text(sum(sizes.values()))}")
+    say(f"\nTo convert it:\n  kconv to-gguf {shlex.quote(str(folder))} -q q8_0")

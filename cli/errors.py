@@ -28,7 +28,8 @@ from typing import Any
 
 import click
 
-from ..core.errors import KconvError
+from ..core.errors import AlreadyFinished, KconvError
+from ..core.language import translated
 from ..core.system_processes import is_reader_gone
 from .console import emit_json, printable
 from .main import INTERRUPTED, SIGNALS, end_at_once
@@ -97,7 +98,10 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         if verbose:
             traceback.print_exception(error, file=sys.stderr)
         _print(failure)
-        if as_json:
+        if as_json and isinstance(error, AlreadyFinished):
+            emit_json({"finished": [str(path) for path in error.paths], "exit_code": failure.exit_code})
+            sys.stdout.flush()
+        elif as_json:
             content = {"type": failure.type, "message": failure.message, "hint": failure.hint}
             emit_json({"error": content, "exit_code": failure.exit_code})
             sys.stdout.flush()
@@ -109,6 +113,9 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 def _print(failure: Failure) -> None:
     if failure.exit_code == INTERRUPTED:
         click.echo("\nkconv: interrupted", err=True)
+        return
+    if failure.exit_code == 0:
+        click.echo(f"kconv: {printable(translated(failure.message))}", err=True)
         return
     click.echo(f"kconv: error: {printable(failure.message, keep=chr(10) + chr(9))}", err=True)
     if failure.hint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ EXAMPLES = """\b
 Examples:
   kconv imatrix ./42dot_LLM-SFT-1.3B --text korean.txt
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --imatrix 42dot_LLM-SFT-1.3B-imatrix.gguf
+  kconv imatrix ./42dot_LLM-SFT-1.3B --text korean.txt --full
   llama-quantize --imatrix 42dot_LLM-SFT-1.3B-imatrix.gguf model-F32.gguf model-Q4_K_M.gguf q4_k_m
 """
 
@@ -58,6 +60,11 @@ Examples:
     metavar="N",
     help="Tokens per window.  [default: 512, or the model's context]",
 )
+@click.option(
+    "--full",
+    is_flag=True,
+    help="Also record how inputs correlate, for --optimize: a large file that contains the imatrix.",
+)
 @threads_option
 @force_option
 @json_option
@@ -68,6 +75,7 @@ def command(
     output: Path | None,
     chunks: int,
     window: int | None,
+    full: bool,
     threads: int | None,
     force: bool,
     as_json: bool,
@@ -80,7 +88,7 @@ def command(
     accept it with --imatrix. Works for every family kconv converts, including encoder-decoders.
     """
     begun = time.monotonic()
-    path, summary = _made(checkpoint, texts, output, chunks, window, threads, force=force)
+    path, summary = _made(checkpoint, texts, output, chunks, window, threads, full=full, force=force)
     seconds = round(time.monotonic() - begun, 3)
     if as_json:
         emit_json({"path": str(path), **summary, "seconds": seconds})
@@ -88,6 +96,7 @@ def command(
     counted = f"{plural(summary['tensors'], 'tensor')}, {plural(summary['tokens'], 'token')}"
     say(f"{path}: {counted} in {plural(summary['chunks'], 'chunk')}, {seconds_text(seconds)}")
     words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
+    words += ["--optimize"] if full else []
     say(f"\nTo use it:\n  {shlex.join(words)}")
 
 
@@ -99,12 +108,14 @@ def _made(
     window: int | None,
     threads: int | None,
     *,
+    full: bool,
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """The file written, and a summary of it."""
     from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
     from ..core.reading import open_checkpoint
+    from ..flows.full_statistics import collecting
     from ..flows.importance import gather, named_texts
     from ..hub.checkpoint import local_checkpoint
     from ..quant.imatrix_file import write_imatrix
@@ -117,9 +128,13 @@ def _made(
         )
     with shown_progress() as progress:
         checkpoint = local_checkpoint(checkpoint, progress)
-    path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-imatrix.gguf")
+    kind = "statistics" if full else "imatrix"
+    path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-{kind}.gguf")
     # opened first, so that a folder one may not write to does not cost the pass
-    with shown_progress() as progress, atomic_file(path, force=force) as temporary:
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(shown_progress())
+        temporary = stack.enter_context(atomic_file(path, force=force))
+        collected = stack.enter_context(collecting(path)) if full else None
         activations, arch = gather(
             checkpoint,
             named,
@@ -128,8 +143,12 @@ def _made(
             threads=threads,
             progress=progress,
             announce=announce,
+            collected=collected,
         )
-        write_imatrix(temporary, activations, arch=arch, force=True)
+        if collected is None:
+            write_imatrix(temporary, activations, arch=arch, force=True)
+        else:
+            collected.write(temporary, activations, arch=arch, texts=named, force=True)
     return path, {
         "architecture": arch,
         "tensors": len(activations.sums),

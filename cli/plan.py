@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .choice_text import choice_text
 from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .sources import SOURCE, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
@@ -36,6 +38,7 @@ Examples:
 )
 @types_option("all types")
 @conversion_options
+@target_options
 @split_option
 @threads_option
 @json_option
@@ -61,7 +64,8 @@ def command(
     from ..quant.policy import POLICIES
     from .progress import shown_progress
 
-    wanted = asked(types or tuple(POLICIES), options)
+    chosen = options["target_size"] or options["target_kl"] or options["policy"]
+    wanted = asked(types or (() if chosen else tuple(POLICIES)), options)
     with shown_progress() as progress:
         planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
@@ -109,6 +113,9 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
     ]
     header = ("type", "bytes", "size", "bits per weight", "expected KL", "")
     say(f"\n{table(rows, header=header, right=(1, 2, 3))}")
+    for each in planned.types:
+        if each.choice is not None:
+            say(f"\n{each.type}:\n{choice_text(each.choice)}\n")
     for refused in planned.refused:
         say(f"{refused.type}: not possible, {refused.reason}")
     for companion in planned.companions:
@@ -134,6 +141,8 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
 def _divergence(each: PlannedType, band: Band | None) -> str:
     if each.lossless:
         return "none: exact"
+    if each.choice is not None:
+        return f"{each.choice.predicted:.3g} predicted"
     if band is None:
         return "–"
     return f"{band.low:.3g}" if band.low == band.high else f"{band.low:.3g} to {band.high:.3g}"

@@ -35,6 +35,8 @@ _STAGES = {
     "tokens": ("comparing tokens", "texts"),
     "weights": ("comparing weights", "bytes"),
     "reference": ("reading the checkpoint in fp32", "modules"),
+    "errors": ("measuring errors of formats", "tensors"),
+    "probes": ("measuring what each group of tensors costs", "layers"),
     "runtime": ("recomputing what llama.cpp computed", "modules"),
     "logits": ("comparing logits", "positions"),
     "embeddings": ("comparing embeddings", "texts"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.errors import AlreadyFinished, OutputExists
+from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -22,7 +24,7 @@ from .console import (
     seconds_text,
     table,
 )
-from .conversion_options import split_list
+from .conversion_options import optimize_option, split_list
 from .options import (
     PATH,
     force_option,
@@ -35,6 +37,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -65,7 +68,6 @@ Examples:
     "--type",
     "types",
     multiple=True,
-    required=True,
     metavar="TYPE",
     callback=split_list,
     help="Type of the weights: any name llama-quantize knows (q8_0, q4_k_m, iq4_xs, f16 …; kconv models "
@@ -79,12 +81,14 @@ Examples:
     metavar="FILE",
     help="Importance data of this model, made by kconv imatrix or llama-imatrix.",
 )
+@optimize_option
 @click.option(
     "--allow-requantize",
     is_flag=True,
     help="Allow a source that is already quantized; the result is worse than from the F32, F16 or BF16 file.",
 )
 @click.option("--allow-nan", is_flag=True, help="Write NaN and infinite weights unchanged.")
+@target_options
 @split_option
 @click.option("--keep-split", is_flag=True, help="Keep the source's split into parts.")
 @click.option(
@@ -115,7 +119,14 @@ def command(
 
     begun = time.monotonic()
     with shown_progress() as progress:
-        made = quantize(source, output, **options, progress=progress, announce=announce)
+        try:
+            made = quantize(source, output, **options, progress=progress, announce=announce)
+        except AlreadyFinished as finished:
+            if against is None:
+                raise
+            path, checkpoint = shlex.quote(str(finished.paths[0])), shlex.quote(str(against))
+            hint = f"prove it with kconv verify {path} --against {checkpoint}"
+            raise OutputExists(finished.message, hint=hint) from finished
     seconds = time.monotonic() - begun
     proofs = (
         [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]
@@ -158,6 +169,7 @@ def _print_summary(made: Requantization, proofs: list[Proof], seconds: float) ->
     say_notes(made.notes)
     say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
     print_parts(made.outputs, made.parts)
+    print_choices(made.outputs)
     for proof in proofs:
         click.echo(proof_line(proof))
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}, each with a manifest next to it")

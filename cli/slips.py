@@ -47,6 +47,13 @@ _COMMANDS = {
     "sample": ("demo-checkpoint",),
 }
 
+# Words for what is no command of its own.
+_OTHERWISE = {
+    "version": "use kconv --version",
+    "download": "commands that read a checkpoint download it: kconv to-gguf ORG/NAME -q q4_k_m",
+    "pull": "commands that read a checkpoint download it: kconv to-gguf ORG/NAME -q q4_k_m",
+}
+
 _OPTIONS = {
     "--outfile": ("--output",),
     "--out-file": ("--output",),
@@ -95,10 +102,13 @@ _OPTIONS = {
 
 def unknown_command(word: str, commands: Sequence[str]) -> UsageError:
     """The answer to a command there is none of."""
+    told = f"unknown command {word!r}; commands are: {', '.join(commands)}"
+    if word.lower() in _OTHERWISE:
+        return UsageError(told, hint=_OTHERWISE[word.lower()])
     known = [name for name in _COMMANDS.get(word.lower().replace("_", "-"), ()) if name in commands]
     meant = known or difflib.get_close_matches(word.lower().replace("_", "-"), commands, n=2, cutoff=0.6)
     return UsageError(
-        f"unknown command {word!r}; commands are: {', '.join(commands)}",
+        told,
         hint=f"use {_either([f'kconv {name}' for name in meant])}" if meant else "see `kconv --help`",
     )
 
@@ -121,7 +131,29 @@ def answered(error: BaseException, words: Sequence[str]) -> BaseException:
         )
     if command.name in ("to-gguf", "to-onnx") and len(others) >= 2 and "extra argument" in error.message:
         return _without_its_option(error, others)
+    if isinstance(error, click.MissingParameter):
+        return _missing(error, command, others)
+    if isinstance(error, click.BadParameter) and _asks_for_no_proof(error):
+        return UsageError(error.format_message(), hint="to leave the proof out: --no-verify")
     return error
+
+
+def _missing(error: click.MissingParameter, command: click.Command, others: Sequence[str]) -> BaseException:
+    """With an example of how the command is called; of ``verify FILE CHECKPOINT``, the right call itself."""
+    if command.name == "verify" and len(others) == 2:
+        file, checkpoint = (shlex.quote(word) for word in others)
+        hint = f"kconv verify {file} --against {checkpoint}"
+    else:
+        examples = [line.strip() for line in (command.epilog or "").splitlines()]
+        known = [line for line in examples if line.startswith("kconv ")]
+        path = "kconv" if error.ctx is None else error.ctx.command_path
+        hint = f"see `{path} --help`" + (f"; for example: {known[0]}" if known else "")
+    return UsageError(error.format_message(), hint=hint)
+
+
+def _asks_for_no_proof(error: click.BadParameter) -> bool:
+    asked = error.param is not None and "--verify" in error.param.opts
+    return asked and any(f"'{word}'" in error.message for word in ("none", "off", "no", "false", "skip"))
 
 
 def _unknown_option(error: click.NoSuchOption, command: click.Command) -> BaseException:

@@ -13,6 +13,7 @@ import click
 
 from ..core.errors import UsageError
 from ..core.language import _
+from .choice_text import print_choices
 from .console import (
     OUTPUT_HEADER,
     count_text,
@@ -29,7 +30,7 @@ from .console import (
     table,
     verify_command,
 )
-from .conversion_options import conversion_options, types_option
+from .conversion_options import conversion_options, optimize_option, types_option
 from .options import (
     OUTPUT,
     force_option,
@@ -43,6 +44,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE_OR_OBJECTS, revision_option
+from .target_options import target_options
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -59,6 +61,7 @@ Examples:
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_k_m --tensor-type "blk\\.[01]\\.ffn_down=q8_0"
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q4_0 --verify full
   kconv to-gguf ./42dot_LLM-SFT-1.3B -q q3_k_m,iq2_m --calibrate korean.txt
+  kconv to-gguf ./42dot_LLM-SFT-1.3B -q q3_k_m --calibrate korean.txt --optimize
 """
 
 
@@ -76,6 +79,7 @@ Examples:
 )
 @types_option("auto")
 @conversion_options
+@optimize_option
 @click.option(
     "--verify",
     "scope",
@@ -90,6 +94,7 @@ Examples:
 )
 @click.option("--allow-nan", is_flag=True, help="Convert NaN and infinite weights unchanged.")
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile next to each output.")
+@target_options
 @split_option
 @resume_option
 @rehash_option
@@ -109,6 +114,7 @@ def command(
     embedding_type: str | None,
     imatrix: Path | None,
     calibrate: tuple[Path, ...],
+    optimize: bool,
     keep_wo: bool,
     scope: str | None,
     no_verify: bool,
@@ -127,6 +133,7 @@ def command(
     force: bool,
     as_json: bool,
     verbose: bool,
+    **targets: Any,
 ) -> None:
     """Convert the folder CHECKPOINT, or a repository of the Hub (org/name), to GGUF files for llama.cpp.
 
@@ -137,14 +144,17 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
+    chosen = targets["target_size"] or targets["target_kl"] or targets["policy"]
     options = {
-        "types": types or ("auto",),
+        "types": types or (() if chosen else ("auto",)),
+        **targets,
         "pure": pure,
         "tensor_types": tensor_types,
         "output_type": output_type,
         "embedding_type": embedding_type,
         "imatrix": imatrix,
         "calibrate": calibrate,
+        "optimize": optimize,
         "keep_wo": keep_wo,
         "allow_nan": allow_nan,
         "allow_tokenizer_mismatch": allow_tokenizer_mismatch,
@@ -199,6 +209,7 @@ def _print_summary(conversion: Conversion, seconds: float) -> None:
     ]
     say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
     print_parts(conversion.outputs)
+    print_choices(conversion.outputs)
     for proof in conversion.proofs:
         click.echo(proof_line(proof))
     for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..core.checkpoint import Checkpoint
-from ..core.errors import InputError
-from ..core.input_files import quoted
+from ..core.errors import CheckpointError, InputError
+from ..core.input_files import InputFile, quoted
+from ..core.piece_sums import changed_ranges
 from ..core.progress import Progress, silent
+from ..core.safetensors_file import tensors_within
 from .hashes import Hashes, SourceFile
 from .recorded import IGNORE, RecordedFile, recorded_files
 from .targets import manifest_path
@@ -61,9 +62,15 @@ class CheckpointHashes(Hashes):
         # Small files first: what can be told soon is told soon.
         self._names = [name for _, name in sorted((size, name) for name, size in sizes.items())]
         self._different: list[str] = []
+        self._places: dict[str, list[tuple[int, int]]] = {}  # where they differ, if that is known
         self.artifact: dict[str, SourceFile] = {}
         mine = [(name, self._folder / name) for name in self._names]
         super().__init__([*mine, *own.items()], rehash=rehash)
+
+    def in_pieces(self, name: str, file: InputFile) -> bool:
+        """Whether the manifest has the sums of its pieces."""
+        recorded = self._recorded.get(name) if len(self._found) < len(self._names) else None
+        return recorded is not None and bool(recorded.pieces) and recorded.bytes == file.size
 
     def _has(self, name: str) -> bool:
         return (self._folder / name).is_file()
@@ -79,6 +86,17 @@ class CheckpointHashes(Hashes):
         if missing or new or changed:
             raise self._refusal(changed, missing, new)
 
+    def _with_tensors(self, name: str) -> str:
+        """A changed file's name, with its tensors that may be others where the sums of pieces tell."""
+        ranges = self._places.get(name)
+        if not ranges or not name.endswith(".safetensors"):
+            return name
+        try:
+            tensors = tensors_within(self._folder / name, ranges)
+        except CheckpointError:  # its header is what was changed
+            return name
+        return f"{name} (in {_listed(tensors, 3)})" if tensors else name
+
     def _refusal(self, changed: list[str], missing: list[str], new: list[str]) -> InputError:
         kinds = ((changed, "changed"), (missing, "missing"), (new, "new"))
         listed = "; ".join(f"{word}: {_listed(names)}" for names, word in kinds if names)
@@ -93,8 +111,10 @@ class CheckpointHashes(Hashes):
         place = len(self._found)
         if place <= len(self._names):
             recorded = self._recorded.get(found.name)
-            if recorded is not None and recorded.sha256 != found.sha256:
+            sums = found.sha256, found.pieces
+            if recorded is not None and sums != (recorded.sha256 or "", recorded.pieces):
                 self._different.append(found.name)
+                self._places |= {found.name: changed_ranges(found.bytes, recorded.pieces, found.pieces)}
                 if not _DECIDING.fullmatch(found.name):
                     return True
         return place >= len(self._names) and bool(self._different)
@@ -106,16 +126,16 @@ class CheckpointHashes(Hashes):
         """
         found = self.wait(progress)
         if self._different:
-            raise self._refusal(self._different, [], [])
+            raise self._refusal([self._with_tensors(name) for name in self._different], [], [])
         self.artifact = {file.name: file for file in found[len(self._names) :]}
-        return [asdict(file) for file in sorted(found[: len(self._names)], key=lambda file: file.name)]
+        return [file.to_json() for file in sorted(found[: len(self._names)], key=lambda file: file.name)]
 
 
 def _decides(name: str) -> bool:
     return _DECIDING.fullmatch(name) is not None or _WEIGHTS.fullmatch(name) is not None
 
 
-def _listed(names: list[str]) -> str:
-    shown = [quoted(name)[1:-1] for name in names[:_NAMES_SHOWN]]
+def _listed(names: list[str], most: int = _NAMES_SHOWN) -> str:
+    shown = [quoted(name)[1:-1] for name in names[:most]]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""
     return ", ".join(shown) + more

@@ -20,6 +20,7 @@ from ..core.model import Model
 from ..core.reading import hub_origin
 from ..quant import native
 from ..quant.importance import Importance, plain_name
+from ..quant.optimize import METHOD, Optimization
 from ..vocab.parity import Parity
 from .gguf_plan import FilePlan
 from .hashes import SourceFile
@@ -31,7 +32,7 @@ from .targets import checkpoint_name
 _PACKAGES = ("kconv", "gguf", "llama-cpp-python", "numpy", "sentencepiece", "tokenizers")
 
 # Options of the first conversion that say what every file made from its file holds.
-_HELD = (
+HELD = (
     "allow_tokenizer_mismatch",
     "disabled_adapters",
     "chat_template",
@@ -93,7 +94,7 @@ def source_part(checkpoint: Checkpoint, model: Model, files: Sequence[SourceFile
         "revision": revision,
         "license": model.metadata.get("general.license"),
         **{key: model.metadata[name] for key, name in _OF_THE_CARD.items() if name in model.metadata},
-        "files": [asdict(file) for file in files],
+        "files": [file.to_json() for file in files],
     }
 
 
@@ -105,28 +106,39 @@ def _importance(importance: Importance) -> dict[str, Any]:
         "tensors": len(importance.values),
         "chunks": importance.chunks,
         "chunk_size": importance.chunk_size,
+        "optimized": _optimized(importance.optimization),
     }
 
 
+def _optimized(optimization: Optimization | None) -> dict[str, Any] | None:
+    """How codes were chosen: enough, with the statistics and the checkpoint, to choose them again."""
+    return None if optimization is None else {"method": METHOD, "matrices": optimization.to_manifest()}
+
+
 def requantized_part(
-    origin: Mapping[str, Any] | None, options: Mapping[str, Any], model: Model, files: Sequence[SourceFile]
+    origin: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    model: Model,
+    files: Sequence[SourceFile],
+    importance: Importance | None = None,
 ) -> dict[str, Any]:
     """What the manifests of files made from one GGUF share.
 
     ``files`` are the GGUF's. ``origin`` is its own manifest, where it has one: its checkpoint is theirs, too,
     and of its options those that say what the file holds besides weights stand.
     """
-    before = origin or {"source": {"name": files[0].name, "files": [asdict(file) for file in files]}}
+    before = origin or {"source": {"name": files[0].name, "files": [file.to_json() for file in files]}}
     earlier = before.get("options", {})
     return {
         "source": before["source"],
-        MADE_FROM: [asdict(file) for file in files],
+        MADE_FROM: [file.to_json() for file in files],
         "architecture": model.arch,
         "parameters": parameters(model),
-        "options": {**options, **{key: earlier[key] for key in _HELD if key in earlier}},
+        "options": {**options, **{key: earlier[key] for key in HELD if key in earlier}},
         "versions": versions(),
         "notes": [asdict(note) for note in model.notes],
         "companions": before.get("companions", []),
+        "importance": None if importance is None else _importance(importance),
         "proof": {"verdict": "not run"},
     }
 
@@ -155,7 +167,8 @@ def manifest_text(plan: FilePlan, output: Output, common: Mapping[str, Any]) -> 
         "bits_per_weight": round(output.bits_per_weight, 4),
     }
     tensors = {info.name: format.name for info, format in zip(plan.tensors, plan.formats, strict=True)}
-    return manifest_json({"output": head, **common, "tensors": tensors})
+    chosen = {} if output.choice is None else {"choice": output.choice.to_manifest()}
+    return manifest_json({"output": head, **common, **chosen, "tensors": tensors})
 
 
 def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[SourceFile] = ()) -> None:
@@ -165,7 +178,7 @@ def record_proof(manifest: Path, proof: Mapping[str, Any], files: Sequence[Sourc
     """
     content = json.loads(manifest.read_text("utf-8"))
     listed = {file["name"]: file for file in content["output"].get("files", [])}
-    listed |= {file.name: asdict(file) for file in files}
+    listed |= {file.name: file.to_json() for file in files}
     output = {**content["output"], **({"files": list(listed.values())} if listed else {})}
     text = manifest_json({**content, "output": output, "proof": dict(proof)})
     with atomic_file(manifest, force=True) as temporary:

@@ -56,7 +56,7 @@ def pooling_of(checkpoint: Checkpoint) -> Pooling:
     if others:
         message = (
             f"{MODULES} names a module {quoted(others[0])[1:-1]}, which is not converted: the file gives "
-            "hidden states and no embedding of a text"
+            "hidden states and no embedding of a text; pool them and apply that module in your own program"
         )
         return Pooling(notes=(Note("pooling", message, warning=True),))
     way = _way(checkpoint, folder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError, InputError
 from ..core.input_files import InputFile, is_plain_name, quoted
+from ..core.piece_sums import PIECE, piece_count
 from .targets import manifest_path
 
 _LIMIT = 16 << 20  # bytes; the manifest of a model with 300 tensors has 20 kB
@@ -23,12 +24,14 @@ IGNORE = "pass --ignore-manifest to verify against the checkpoint as it is now"
 class RecordedFile:
     """A file as it was after the conversion, or the checkpoint's before it; ``sha256`` in hexadecimal.
 
-    A file of weights in an ONNX folder has none (None): its weights are compared one by one.
+    A file of weights in an ONNX folder has none (None): its weights are compared one by one. Nor has a large
+    file of the checkpoint's of which ``pieces`` has the sums (core/piece_sums.py).
     """
 
     name: str
     bytes: int
     sha256: str | None
+    pieces: tuple[str, ...] = ()
 
 
 def read_manifest(artifact: Path) -> Mapping[str, Any] | None:
@@ -99,12 +102,22 @@ def _files(manifest: Mapping[str, Any], key: str, path: Path) -> tuple[RecordedF
     for file in files:
         entry: dict[str, Any] = file if isinstance(file, dict) else {}
         name, size, digest = entry.get("name"), entry.get("bytes"), entry.get("sha256")
-        absent = key == "output" and "sha256" not in entry
+        pieces = _pieces(entry)
+        absent = "sha256" not in entry and (key == "output" or pieces)
         if (
             not (isinstance(name, str) and all(map(is_plain_name, name.split("/"))))
             or not (isinstance(size, int) and size >= 0)
             or not (absent or (isinstance(digest, str) and len(digest) == 64))
+            or (pieces and len(pieces) != piece_count(size))
         ):
             raise _garbage(path, f"has {quoted(file)} in {key}.files, expected name, bytes and sha256")
-        recorded.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None))
+        recorded.append(RecordedFile(name, size, digest.lower() if isinstance(digest, str) else None, pieces))
     return tuple(recorded)
+
+
+def _pieces(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sums of a file's pieces, none where there are no such of the size kconv makes."""
+    sums = entry.get("pieces")
+    if entry.get("piece_bytes") != PIECE or not isinstance(sums, list):
+        return ()
+    return tuple(sums) if all(isinstance(each, str) and len(each) == 64 for each in sums) else ()

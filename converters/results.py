@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..core.errors import UsageError
 from ..core.model import MetadataValue
+from ..quant.policy_file import Choice
+from ..quant.wish import Wanted
 
 Scope = Literal["off", "quick", "full"]
 
@@ -42,6 +44,8 @@ class Options:
     split_max_size: str | None = None
     drop_extra_tokens: bool = False
     words_as_text: bool = False
+    optimize: bool = False
+    chosen: Wanted = field(default_factory=Wanted)
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -53,6 +57,9 @@ class Options:
         values = asdict(self)
         values["imatrix"] = None if self.imatrix is None else Path(self.imatrix).name
         values["calibrate"] = [Path(path).name for path in self.calibrate]
+        del values["chosen"]
+        if self.chosen:
+            values |= self.chosen.to_manifest()
         return values
 
 
@@ -61,7 +68,8 @@ class Output:
     """One file made, and what stands beside it.
 
     ``bytes`` is the whole file's size, ``formats`` the number of weights in each format. ``parts`` are the
-    files where there are several; then ``path`` is the first and ``bytes`` the size of all.
+    files where there are several; then ``path`` is the first and ``bytes`` the size of all. ``choice`` says
+    how its formats were chosen, where no recipe has, and ``policy`` is the file that keeps it.
     """
 
     path: Path
@@ -72,6 +80,8 @@ class Output:
     manifest: Path
     modelfile: Path | None = None
     parts: tuple[Path, ...] = ()
+    choice: Choice | None = None
+    policy: Path | None = None
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -89,6 +99,8 @@ class Output:
             "manifest": str(self.manifest),
             "modelfile": None if self.modelfile is None else str(self.modelfile),
             "parts": [str(part) for part in self.parts],
+            "policy": None if self.policy is None else str(self.policy),
+            "choice": None if self.choice is None else self.choice.to_manifest(),
         }
 
 

@@ -15,7 +15,11 @@ from ..core.gguf_split import parse_split_size
 from ..core.model import Model
 from ..core.reading import hub_origin
 from ..core.tensor import DType
+from ..quant.choice_losses import parse_menu
+from ..quant.chosen_policy import pending_policy
 from ..quant.policy import Policy, parse_policy
+from ..quant.policy_file import Choice, policy_label
+from ..quant.wish import Wish
 from .family import Companion
 from .gguf_plan import FilePlan
 from .mapping import parameters
@@ -27,7 +31,8 @@ class Target:
     """One GGUF to make, its policy, and the files beside it.
 
     ``split_size``: in files of at most so many bytes of weights. ``parts`` are its files, once planned; then
-    ``path`` is the first of them. ``variant`` is the type with changes of its own (see ``policy_of``).
+    ``path`` is the first of them. ``variant`` is the type with changes of its own (see ``policy_of``). With a
+    ``wish`` the policy is to be chosen; the ``choice`` goes into ``policy_file``.
     """
 
     path: Path
@@ -37,6 +42,9 @@ class Target:
     split_size: int | None = None
     parts: tuple[Path, ...] = ()
     variant: str = ""
+    wish: Wish | None = None
+    choice: Choice | None = None
+    policy_file: Path | None = None
 
     @property
     def type(self) -> str:
@@ -46,7 +54,8 @@ class Target:
     @property
     def paths(self) -> list[Path]:
         """Every file of this target, the GGUF first."""
-        return [*(self.parts or [self.path]), self.manifest, *([self.modelfile] if self.modelfile else [])]
+        beside = (self.modelfile, self.policy_file)
+        return [*(self.parts or [self.path]), self.manifest, *(path for path in beside if path is not None)]
 
     def planned(self, plan: FilePlan) -> Target:
         """The target with the files its plan makes."""
@@ -69,7 +78,8 @@ _ENDINGS_OF_FILES = (".gguf", ".ggml", ".bin", ".onnx", ".safetensors")
 def check_request(output: str | Path | None, options: Options) -> None:
     """Refuse with UsageError what makes no sense whatever the checkpoint."""
     refuse_odd_ending(output)
-    refuse_one_file_for_many(output, len(different_types(options)))
+    refuse_one_file_for_many(output, len(different_types(options)) + len(options.chosen.wishes()))
+    _check_chosen(options)
     split_size(options)
     _check_importance(options)
 
@@ -79,14 +89,52 @@ def different_types(options: Options) -> set[str]:
     return {"auto" if name.lower() == "auto" else type_of(name, options) for name in options.types}
 
 
+def _check_chosen(options: Options) -> None:
+    if options.chosen.menu and not options.chosen.targets:
+        raise UsageError("--menu is what --target-size and --target-kl choose among", hint="leave it out")
+    parse_menu(options.chosen.menu)
+    if options.chosen and options.pure:
+        raise UsageError(
+            "--pure asks for one format, a target or a policy for several", hint="leave one of them out"
+        )
+    if options.chosen.targets and not options.calibrate and options.chosen.policy is None:
+        raise UsageError(
+            "a target needs text to measure losses on",
+            hint="pass --policy FILE of an earlier choice or, to kconv to-gguf, --calibrate TEXT (20,000 "
+            "tokens or more of the kind the model will read)",
+        )
+
+
 def _check_importance(options: Options) -> None:
     if options.imatrix is not None and options.calibrate:
         raise UsageError("--imatrix and --calibrate cannot be combined", hint="leave one of them out")
     named = ["f16" if name.lower() == "auto" else name for name in options.types]
-    weighs = any(policy_of(name, options).quantizes for name in named)
+    weighs = bool(options.chosen) or any(policy_of(name, options).quantizes for name in named)
     if (options.imatrix is not None or options.calibrate) and not weighs:
         raise UsageError(
             "--imatrix and --calibrate only affect quantized types", hint="add one, for example -q q4_k_m"
+        )
+    if options.optimize and options.imatrix is None and not options.calibrate:
+        raise UsageError(
+            "--optimize needs to know what flows into the model's matrices",
+            hint="add --calibrate TEXT, or --imatrix with a file from kconv imatrix --full",
+        )
+
+
+def refuse_elsewhere(options: Options, *, scheduler: bool, stream: bool, store: bool) -> None:
+    """Raise UsageError for codes to be chosen where weights or statistics are not on this machine."""
+    if not options.optimize:
+        return
+    if scheduler or stream:
+        given = "--scheduler" if scheduler else "--stream"
+        raise UsageError(
+            f"--optimize and {given} cannot be combined: the weights have to lie on this machine",
+            hint=f"leave out {given}",
+        )
+    if store and options.calibrate:
+        raise UsageError(
+            "--calibrate and --optimize leave a file of statistics beside the output, expected a folder here",
+            hint="make it first with kconv imatrix --full, and pass it with --imatrix",
         )
 
 
@@ -153,10 +201,28 @@ def choose_targets(
         targets.append(
             Target(path, policy, manifest_path(path), beside, split_size(options), variant=type_name)
         )
+    targets += wished_targets(checkpoint_name(checkpoint), place, options, modelfile=modelfile)
     refuse_same_names(targets)
     for path in (path for target in targets for path in target.paths):
         refuse_existing(path, force=force)
     return targets
+
+
+def wished_targets(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
+    """The files whose formats are chosen, with policies that are still to be made."""
+    label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
+    made = []
+    for wish in options.chosen.wishes(label):
+        ending = re.sub(r"[^\w.]+", "-", wish.label)
+        path = place if place.suffix == ".gguf" else place / f"{name}-{ending}.gguf"
+        beside = path.with_suffix(".Modelfile") if modelfile else None
+        policy = pending_policy(wish.label, policy_of("q8_0", options))
+        file = None if wish.kind == "policy" else path.with_suffix(".policy.toml")
+        made.append(
+            Target(path, policy, manifest_path(path), beside, split_size(options), (), wish.label, wish,
+                   policy_file=file)
+        )  # fmt: skip
+    return made
 
 
 def with_auto(names: Sequence[str], type_name: str) -> tuple[str, ...]:
@@ -239,7 +305,8 @@ def output_of(target: Target, plan: FilePlan, size: int, model: Model) -> Output
     bits = 8 * plan.data_bytes / max(1, parameters(model))
     formats = tuple(plan.weights.items())
     parts = target.parts if len(target.parts) > 1 else ()
-    return Output(target.path, target.type, size, bits, formats, target.manifest, target.modelfile, parts)
+    return Output(target.path, target.type, size, bits, formats, target.manifest, target.modelfile, parts,
+                  target.choice, target.policy_file)  # fmt: skip
 
 
 FOLDER_MANIFEST = "kconv.manifest.json"

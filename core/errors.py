@@ -14,6 +14,7 @@ KconvError
 │   ├── EmbedsOnly           an encoder, which writes no text, was to generate some
 │   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
+│       └── AlreadyFinished     … made by this very command, which was to go on (exit code 0)
 └── EnvironmentProblem    4  disk, memory, permission, network
     ├── WeightsElsewhere     weights are to be read of which only the header was fetched
     └── ChildDied            a process of kconv's was killed, crashed or gave no answer
@@ -23,7 +24,11 @@ Libraries raise; only ``kconv.cli`` prints and exits, with ``exit_code``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
+
+from .language import phrase
 
 MORE_MEMORY = "close other programs, raise the limit (ulimit -v), or use a machine with more memory"
 """What to do where memory runs out."""
@@ -103,6 +108,17 @@ class EmbedsOnly(InputError):
 
 class OutputExists(InputError):
     """The target is there already and ``force`` was not given."""
+
+
+class AlreadyFinished(OutputExists):
+    """What ``resume`` was to go on with is finished: ``paths`` are there as this call would make them."""
+
+    exit_code = 0
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        told = phrase("{names}: finished already by this command; nothing was written")
+        super().__init__(told.of(names=", ".join(map(str, paths))))
+        self.paths = tuple(paths)
 
 
 class EnvironmentProblem(KconvError):

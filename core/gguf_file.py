@@ -170,6 +170,21 @@ class _Cursor:
     def string(self) -> str:
         return self.take(self.unpack("Q")).decode("utf-8", "surrogateescape")
 
+    def _strings(self, count: int) -> Iterator[str]:
+        """So many strings, most of a header: those whose bytes have been read need no call of their own."""
+        length, at, data, known = struct.Struct("<Q").unpack_from, self.position, self._data, len(self._data)
+        for _ in range(count):
+            begin = at + 8
+            end = begin + length(data, at)[0] if begin <= known else known + 1
+            if end > known or end > _MAX_HEADER:
+                self.position = at
+                yield self.string()
+                at, data, known = self.position, self._data, len(self._data)
+                continue
+            yield data[begin:end].decode("utf-8", "surrogateescape")
+            at = end
+        self.position = at
+
     def value(self, kind: int, depth: int = 0) -> Any:
         if kind in SCALARS:
             return self.unpack(SCALARS[kind])
@@ -183,6 +198,8 @@ class _Cursor:
         if item in SCALARS:
             code = SCALARS[item]
             return struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code)))
+        if item == STRING:
+            return tuple(self._strings(count))
         return tuple(self.value(item, depth + 1) for _ in range(count))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import struct
 from collections.abc import Mapping, Sequence
 
@@ -44,9 +46,16 @@ def _encode(key: str, value: MetadataValue) -> bytes:
     return encode_text(key) + struct.pack("<IIQ", ARRAY, kind, len(value)) + items
 
 
+@functools.lru_cache(maxsize=4)  # tokens and merges, of the file that is checked and of each that is written
+def _texts(values: tuple[str, ...]) -> bytes:
+    length = struct.Struct("<Q").pack
+    encoded = [text.encode() for text in values]
+    return b"".join(itertools.chain.from_iterable((length(len(text)), text) for text in encoded))
+
+
 def _items(values: Sequence[bool] | Sequence[int] | Sequence[float] | Sequence[str]) -> tuple[int, bytes]:
     """Type and bytes of an array's items, by the type of the first."""
     if isinstance(values[0], str):
-        return STRING, b"".join(encode_text(str(value)) for value in values)
+        return STRING, _texts(tuple(map(str, values)))
     kind = BOOL if isinstance(values[0], bool) else INT32 if isinstance(values[0], int) else FLOAT32
     return kind, struct.pack(f"<{len(values)}{SCALARS[kind]}", *values)

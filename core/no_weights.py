@@ -71,10 +71,18 @@ def _foreign(
     return None
 
 
+def _is_model(folder: Path) -> bool:
+    """Whether a checkpoint may be there: a folder of ONNX files, made from one, is none."""
+    if not (folder / "config.json").is_file():
+        return False
+    graphs = any(folder.glob("*.onnx")) or any(folder.glob("onnx/*.onnx"))
+    return not graphs or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def weights_below(folder: Path, names: Sequence[str]) -> CheckpointError | None:
     """The error that says which folder in it to use, or how to gather what lies there; None: nothing does."""
     folders = [name for name in names if (folder / name).is_dir()]
-    whole = [name for name in folders if (folder / name / "config.json").is_file()]
+    whole = [name for name in folders if _is_model(folder / name)]
     if whole:
         steps = sorted(whole, key=lambda name: int(match[1]) if (match := _STEP.fullmatch(name)) else -1)
         listed = ", ".join(quoted(name)[1:-1] for name in steps[-5:])

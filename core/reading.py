@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -119,13 +121,22 @@ def _folder(source: Path) -> Path:
             f"{source} is a file, expected a checkpoint folder with config.json and weights",
             hint=f"pass the folder {source.parent}" if (source.parent / "config.json").is_file() else None,
         )
-    looks_like_id = re.fullmatch(r"[\w.-]+/[\w.-]+", str(source))
     raise CheckpointError(
         f"{source} does not exist, expected a checkpoint folder with config.json and weights",
-        hint=f"to get it from the Hub: hf download {source} --local-dir {source.name}"
-        if looks_like_id
-        else None,
+        hint=_meant(source),
     )
+
+
+def _meant(source: Path) -> str:
+    """What to do about a folder that does not exist: one of nearly that name, or the Hub."""
+    with contextlib.suppress(OSError):
+        beside = [path.name for path in source.parent.iterdir() if (path / "config.json").is_file()]
+        near = difflib.get_close_matches(source.name, beside, n=1, cutoff=0.8)
+        if near:
+            return f"did you mean {source.parent / near[0]}?"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        return f"to get it from the Hub: hf download {source} --local-dir {source.name}"
+    return "check the path; a repository of the Hub is named ORG/NAME"
 
 
 def _no_config(folder: Path) -> CheckpointError:

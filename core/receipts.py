@@ -7,8 +7,8 @@ past the file system: a write to the disk itself, rot on it, a clock that was se
 (docs/en/resume.md). So there are no receipts where ctime is not what POSIX makes of it, nor for a file
 changed within the last two seconds: a second write could be in the same tick of the clock.
 
-They lie in the user's cache, one for each file. Many processes may write at once; what is damaged counts as
-missing.
+They lie in the user's cache, one for each file, or one for the sums of its pieces (piece_sums.py). Many
+processes may write at once; what is damaged counts as missing.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from typing import Literal, NamedTuple
 
 from .input_files import InputFile, file_sha256
 from .machine import cache_folder
+from .piece_sums import piece_count, piece_sums
 from .progress import Progress, silent
 from .system_files import file_system, is_own, open_to_read, rename
 
@@ -43,7 +44,10 @@ FOLDER = "KCONV_RECEIPTS"
 _LOCAL = {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "tmpfs", "xfs", "zfs"}
 _WITH_CTIME = _LOCAL | {"ceph", "gpfs", "lustre", "nfs", "nfs4"}
 _SHARD = 32  # receipts in each of 256 folders; a receipt takes a block of 4 KiB
-_LARGEST = 1 << 12  # bytes
+_LARGEST = 1 << 20  # bytes; one with the sums of pieces has a byte a megabyte of its file
+
+Kind = Literal["sha256", "pieces"]
+"""What a receipt has: the sum of the file, or those of its pieces one behind the other."""
 
 
 class Stamp(NamedTuple):
@@ -61,13 +65,24 @@ class Stamp(NamedTuple):
         return time.time_ns() - max(self.mtime_ns, self.ctime_ns) >= QUIET
 
 
-_young: dict[Stamp, str] = {}  # remembered too soon; they become receipts when they are asked for
+_young: dict[
+    Stamp, str
+] = {}  # sums of files, remembered too soon; they become receipts when they are asked for
 
 
 def known(file: InputFile | Path) -> str | None:
     """The SHA-256 a receipt has for this file as it is now, in hexadecimal; None where there is none."""
     stamp = stamp_of(file)
     return None if stamp is None else _known(stamp)
+
+
+def known_pieces(file: InputFile | Path) -> tuple[str, ...] | None:
+    """As ``known`` the SHA-256 of each of the file's pieces."""
+    stamp = stamp_of(file)
+    sums = None if stamp is None else _kept(stamp, "pieces")
+    if stamp is None or sums is None or len(sums) != 64 * piece_count(stamp.size):
+        return None
+    return tuple(sums[at : at + 64] for at in range(0, len(sums), 64))
 
 
 def remember(file: InputFile | Path, sha256: str) -> None:
@@ -108,6 +123,27 @@ def sha256_of(
     if before is not None and quiet and stamp_of(file) == before:
         _keep(before, digest)
     return digest, "now"
+
+
+def pieces_of(
+    file: InputFile,
+    progress: Progress = silent,
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+    hurry: Callable[[], bool] = lambda: True,
+    anew: bool = False,
+) -> tuple[tuple[str, ...], Hashed]:
+    """As ``sha256_of`` the sums of a file's pieces; the others are as of ``piece_sums``."""
+    sums = None if anew else known_pieces(file)
+    if sums is not None:
+        progress("hash", file.size, file.size)
+        return sums, "receipt"
+    before = stamp_of(file)
+    quiet = before is not None and before.is_quiet  # as reading begins
+    sums = piece_sums(file, progress, stopped=stopped, hurry=hurry)
+    if before is not None and quiet and stamp_of(file) == before:
+        _keep(before, "".join(sums), "pieces")
+    return sums, "now"
 
 
 def _known(stamp: Stamp) -> str | None:
@@ -151,14 +187,15 @@ def _folder() -> Path | None:
     return None if cache is None else cache / "receipts"
 
 
-def _place(stamp: Stamp) -> Path | None:
+def _place(stamp: Stamp, kind: Kind) -> Path | None:
     """Where a receipt for this file lies; a later one takes the place of an earlier."""
     folder, name = _folder(), f"{stamp.device:x}-{stamp.inode:x}"
-    return None if folder is None else folder / f"{zlib.crc32(name.encode()) & 0xFF:02x}" / name
+    own = name if kind == "sha256" else f"{name}-{kind}"
+    return None if folder is None else folder / f"{zlib.crc32(name.encode()) & 0xFF:02x}" / own
 
 
-def _kept(stamp: Stamp) -> str | None:
-    place = _place(stamp)
+def _kept(stamp: Stamp, kind: Kind = "sha256") -> str | None:
+    place = _place(stamp, kind)
     if place is None:
         return None
     try:
@@ -168,8 +205,8 @@ def _kept(stamp: Stamp) -> str | None:
         finally:
             os.close(handle)
         fields = json.loads(text)
-        digest = str(fields["sha256"])
-        if text != _receipt(stamp, digest):  # another version of the file, or damaged
+        digest = str(fields[kind])
+        if text != _receipt(stamp, digest, kind):  # another version of the file, or damaged
             return None
         os.utime(place)  # those longest unused go first
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
@@ -177,16 +214,16 @@ def _kept(stamp: Stamp) -> str | None:
     return digest
 
 
-def _receipt(stamp: Stamp, sha256: str) -> bytes:
+def _receipt(stamp: Stamp, sums: str, kind: Kind) -> bytes:
     """A receipt's bytes, with a sum of their own."""
-    fields = {**stamp._asdict(), "sha256": sha256}
+    fields = {**stamp._asdict(), kind: sums}
     own = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
     return json.dumps({**fields, "own": own}).encode()
 
 
-def _keep(stamp: Stamp, sha256: str) -> None:
+def _keep(stamp: Stamp, sums: str, kind: Kind = "sha256") -> None:
     """Write a receipt, as far as possible: a cache that cannot be written to is no reason to stop."""
-    place = _place(stamp)
+    place = _place(stamp, kind)
     if place is None:
         return
     with contextlib.suppress(OSError):
@@ -194,7 +231,7 @@ def _keep(stamp: Stamp, sha256: str) -> None:
         handle, temporary = tempfile.mkstemp(prefix=".new-", dir=place.parent)
         try:
             with open(handle, "wb") as file:
-                file.write(_receipt(stamp, sha256))
+                file.write(_receipt(stamp, sums, kind))
             rename(Path(temporary), place)
         except BaseException:
             with contextlib.suppress(OSError):

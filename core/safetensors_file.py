@@ -9,6 +9,7 @@ doctored file.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,22 @@ def open_safetensors(path: Path, opener: Opener = LocalFile) -> WeightFile:
     stored = [_entry(file, name, entry, data_start) for name, entry in header.items()]
     _check_cover(file, stored, data_start)
     return collect(file, stored)
+
+
+def tensors_within(path: Path, ranges: Sequence[tuple[int, int]]) -> list[str]:
+    """Names of the tensors of which bytes lie in one of the ``ranges`` of the file, in its order.
+
+    Raises CheckpointError as ``open_safetensors``.
+    """
+    file = InputFile(path)
+    header, data_start = _header(file)
+    found = []
+    for name, entry in header.items():
+        place = _entry(file, name, entry, data_start)
+        end = place.offset + math.prod(place.shape) * ITEM_SIZES.get(place.dtype, 1)
+        if any(start < end and place.offset < stop for start, stop in ranges):
+            found.append((place.offset, name))
+    return [name for _, name in sorted(found)]
 
 
 def _header(file: InputFile) -> tuple[dict[str, Any], int]:

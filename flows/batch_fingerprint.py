@@ -19,7 +19,7 @@ from ..converters.onnx.options import OnnxOptions
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
 from ..core.input_files import InputFile, file_sha256
-from ..core.receipts import sha256_of
+from ..core.receipts import pieces_of, sha256_of
 from .batch_jobs import Step
 
 _FRESH = 2.0
@@ -58,7 +58,7 @@ def source_record(files: Sequence[Mapping[str, Any]], states: Mapping[str, State
     return {
         file["name"]: {
             "bytes": file["bytes"],
-            "sha256": file["sha256"],
+            **{key: file[key] for key in ("sha256", "pieces") if key in file},
             "state": states.get(file["name"]),
         }
         for file in files
@@ -66,7 +66,7 @@ def source_record(files: Sequence[Mapping[str, Any]], states: Mapping[str, State
 
 
 def changed_file(
-    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: dict[str, str]
+    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: dict[str, str | list[str]]
 ) -> tuple[str | None, dict[str, Any]]:
     """The first file of a source that is not what ``record`` says, None if all are; and the record of today.
 
@@ -83,11 +83,16 @@ def changed_file(
         if state is None or state != known.get("state"):
             if os.stat(paths[name]).st_size != known["bytes"]:
                 return name, {}
-            hashed[name] = hashed.get(name) or sha256_of(InputFile(paths[name]))[0]
-            if hashed[name] != known["sha256"]:
+            hashed[name] = hashed.get(name) or _sums(InputFile(paths[name]), in_pieces="pieces" in known)
+            if hashed[name] != known.get("pieces", known.get("sha256")):
                 return name, {}
         now[name] = {**known, "state": state}
     return None, now
+
+
+def _sums(file: InputFile, *, in_pieces: bool) -> str | list[str]:
+    """The SHA-256 of a file, or of each of its pieces."""
+    return list(pieces_of(file)[0]) if in_pieces else sha256_of(file)[0]
 
 
 def options_record(step: Step) -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _is_sound_output(record: Record) -> bool:
         for file in record["files"]
     )
     sources = all(
-        isinstance(file, dict) and isinstance(file.get("bytes"), int) and isinstance(file.get("sha256"), str)
+        isinstance(file, dict)
+        and isinstance(file.get("bytes"), int)
+        and isinstance(file.get("pieces", file.get("sha256")), str | list)
         for file in record["source"].values()
     )
     return known and sources and "key" in record and record["scope"] in _SCOPES

@@ -60,7 +60,7 @@ class Look:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
-    hashed: dict[str, str] = field(default_factory=dict)
+    hashed: dict[str, str | list[str]] = field(default_factory=dict)
 
 
 def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOutput:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,11 @@ from ..converters.kept_importance import kept_importance
 from ..converters.results import Scope
 from ..core.cores import available_cores
 from ..core.windows import Window
-from ..quant.importance import Importance, importance_of
+from ..quant.importance import Importance, importance_of, read_importance
 from ..reference.reading import Reading
 from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
+from .full_statistics import collecting, digest_of
 from .importance import measure_activations, named_texts
 from .results import Run
 from .resume import journal_of
@@ -39,10 +39,12 @@ def calibrate(
     *,
     scope: Scope,
     run: Run,
+    keep: Path | None = None,
 ) -> Calibration:
     """Learn from UTF-8 files; ``scope`` and ``run`` say what the proof to come will read.
 
-    Raises InputError for texts that cannot be read or are too short.
+    Full statistics are learned, too, where they are to be kept in the file ``keep``. Raises InputError for
+    texts that cannot be read or are too short, OutputExists and EnvironmentProblem.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
@@ -51,8 +53,13 @@ def calibrate(
     windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     if sum(len(window.ids) for window in windows) > TOGETHER:
         windows = ()
+    if keep is not None:
+        with collecting(keep) as collected:
+            activations, reading = measure_activations(expected, named, windows, options, collected=collected)
+            collected.write(keep, activations, arch=expected.model.arch, texts=named, force=True)
+        return Calibration(read_importance(keep), windows, reading)
     activations, reading = measure_activations(expected, named, windows, options)
-    return Calibration(importance_of(activations, sha256=_digest(named)), windows, reading)
+    return Calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
 
 
 def learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:
@@ -62,11 +69,7 @@ def learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Im
     """
     journal = journal_of(paths) if run.resume else None
     learned = None if journal is None else kept_importance(journal)
-    if learned is None or learned.sha256 != _digest(named_texts(texts)):
+    if learned is None or learned.sha256 != digest_of(named_texts(texts)):
         return None
     run.announce("resumed: the importance data have been computed already")
     return learned
-
-
-def _digest(named: Mapping[str, str]) -> str:
-    return hashlib.sha256("\0".join(named.values()).encode()).hexdigest()

@@ -20,6 +20,7 @@ from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
+from ..quant.policy_file import Choice
 from ..quant.published import Band, expected_divergence
 from ..verify.measurements import Figures
 from ..verify.proof import Proof
@@ -35,7 +36,7 @@ class ComparedType:
     """One file. ``stock``: llama-quantize's own family, nothing changed in it.
 
     ``proof`` has the figures; ``path`` is None for a file that was not kept. ``published`` is what others
-    measured of the family.
+    measured of the family; ``choice`` says how formats were chosen that no recipe has.
     """
 
     type: str
@@ -45,6 +46,7 @@ class ComparedType:
     path: Path | None
     proof: Proof
     published: Band | None = None
+    choice: Choice | None = None
 
     @property
     def figures(self) -> Figures | None:
@@ -76,6 +78,7 @@ class ComparedType:
             "perplexity_ratio_error": error,
             "verdict": self.proof.verdict,
             "cause": self.proof.cause,
+            "choice": None if self.choice is None else self.choice.to_manifest(),
             "published_kl": None if self.published is None else self.published.to_json(),
         }
 
@@ -144,7 +147,7 @@ def compare(
     begun = time.monotonic()
     if output is not None and Path(output).suffix == ".gguf":
         raise UsageError(f"-o {output} is the name of one file, but several are made", hint="give a folder")
-    if len(different_types(options)) < 2:
+    if len(different_types(options)) + len(options.chosen.wishes()) < 2:
         raise UsageError("a comparison needs at least two types", hint="give them with -q q4_0,q4_k_m,q8_0")
     options = replace(options, verify="quick")
     run = Run(
@@ -175,7 +178,7 @@ def compare(
 
 def _compared(output: Output, proof: Proof, options: Options, *, keep: bool) -> ComparedType:
     changed = options.pure or options.tensor_types or options.output_type or options.embedding_type
-    stock = not (changed or options.keep_wo or ":" in output.type)
+    stock = not (changed or options.keep_wo or ":" in output.type or output.choice)
     return ComparedType(
         output.type,
         stock,
@@ -184,6 +187,7 @@ def _compared(output: Output, proof: Proof, options: Options, *, keep: bool) -> 
         output.path if keep else None,
         proof,
         expected_divergence(output.type) if stock else None,
+        output.choice,
     )
 
 

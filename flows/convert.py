@@ -18,8 +18,10 @@ from ..converters.targets import (
     CompanionTarget,
     Target,
     check_request,
+    checkpoint_name,
     choose_companion_targets,
     choose_targets,
+    refuse_elsewhere,
     refuse_idle_keep_wo,
     with_auto,
 )
@@ -33,7 +35,9 @@ from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.wish import wanted
 from ..verify.inputs import Expected
+from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
@@ -41,6 +45,10 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
+from .choose import predicted_of, refuse_impossible, with_choices
+from .finished import of_checkpoint, tell_finished
+from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
+from .importance import named_texts
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -59,6 +67,7 @@ def to_gguf(
     embedding_type: str | None = None,
     imatrix: str | Path | None = None,
     calibrate: Sequence[str | Path] = (),
+    optimize: bool = False,
     allow_nan: bool = False,
     allow_tokenizer_mismatch: bool = False,
     disabled_adapters: Sequence[str] = (),
@@ -78,6 +87,10 @@ def to_gguf(
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     stream: bool = False,
+    target_size: str | Sequence[str] = (),
+    target_kl: float | Sequence[float] = (),
+    menu: Sequence[str] = (),
+    policy: str | Path | None = None,
 ) -> Conversion:
     """Convert a checkpoint folder to GGUF files, one for each of ``types``, from one read, and prove them.
 
@@ -85,7 +98,9 @@ def to_gguf(
     ``modelfile`` an Ollama Modelfile stands beside each. ``types`` are llama-quantize's recipes; ``pure``
     leaves out their rules, ``tensor_types`` (``PATTERN=TYPE``) decide before them, ``output_type`` and
     ``embedding_type`` for the output matrix and the token embedding. ``imatrix`` is a file of importance data
-    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first. ``keep_wo`` leaves the
+    (kconv's or llama.cpp's), ``calibrate`` are texts to learn them from first;
+    with ``optimize`` codes are chosen by full statistics, which the first must have and the second leaves
+    beside the files. ``keep_wo`` leaves the
     feed-forward output matrices of T5 in the checkpoint's precision. ``drop_extra_tokens`` leaves out tokens
     beyond the embedding's rows, ``words_as_text`` writes words among the special tokens as text. ``verify``:
     ``quick`` (or True) reads some hundred tokens through the checkpoint in fp32 and each file, ``full`` some
@@ -93,10 +108,13 @@ def to_gguf(
     With ``split_max_size`` (``2G``) a model is several files of at most so many bytes of weights. ``rehash``
     reads the source for its SHA-256 even where a receipt of an earlier run has it (core/receipts.py).
     ``resume`` goes on with the same call where it was killed or interrupted (resume.py). With ``stream`` the
-    weights of a checkpoint on the Hub are converted as they come, and not kept. ``scheduler`` is the address
-    of a Dask scheduler whose workers write the weights (spread.py). ``made`` is called with the finished
-    files, then ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its
-    final name unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    weights of a checkpoint on the Hub are converted as they come, and not kept. With ``target_size``
+    (``4.5G``, ``4.25bpw``) or ``target_kl`` (nats), one or several, formats of the ``menu`` are chosen by
+    what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone
+    is taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address of a Dask
+    scheduler whose workers write the weights (spread.py). ``made`` is called with the finished files, then
+    ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its final name
+    unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -115,9 +133,12 @@ def to_gguf(
         split_max_size,
         drop_extra_tokens,
         words_as_text,
+        optimize,
+        wanted(target_size, target_kl, menu, policy),
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
     place = parse_object(output)
+    refuse_elsewhere(options, scheduler=scheduler is not None, stream=stream, store=place is not None)
     if scheduler is not None:
         from .dask_executor import workers_of
 
@@ -142,6 +163,8 @@ def convert(
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
+    if importance is not None and options.optimize:
+        importance = to_be_optimized(importance)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     run.opened(family)
@@ -164,8 +187,14 @@ def convert(
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
+    plan_of = partial(plan_of_target, model, companions, importance)
+    targets = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
+    if importance is not None and options.optimize:
+        importance, model = optimized(importance, model, plans, run)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
+    if run.resume and options.split_max_size is not None:  # only now their names are known
+        _tell_finished(checkpoint, targets, options)
     outputs, files, model = write_targets(
         model,
         targets,
@@ -214,10 +243,18 @@ def _choose_targets(
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     force = run.force or run.resume
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
+    if run.resume and not run.force:
+        _tell_finished(checkpoint, targets, options)
     if run.resume:
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
+
+
+def _tell_finished(checkpoint: Checkpoint, targets: Sequence[Target], options: Options) -> None:
+    """Raise AlreadyFinished where this very call has made the targets before."""
+    wanted = of_checkpoint(checkpoint, options.to_manifest(), options.verify, imatrix=options.imatrix)
+    tell_finished(targets, wanted)
 
 
 def _learn(
@@ -232,14 +269,29 @@ def _learn(
 
     What would be refused afterwards is refused before the long pass.
     """
-    _, plans = plan_files(model, targets, companions, importance_to_be(model.tensors))
+    to_be = importance_to_be(model.tensors)
+    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
+    _, plans = plan_files(model, targets, companions, to_be)
     paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
     texts = [Path(path) for path in options.calibrate]
-    before = learned_before(paths, texts, run)
+    keep = None
+    if options.optimize:
+        keep = statistics_path(paths[0], checkpoint_name(expected.checkpoint))
+        before = kept_statistics(keep, named_texts(texts), run)
+    else:
+        before = learned_before(paths, texts, run)
     if before is not None:
-        return before, {}
-    calibration = calibrate(expected, texts, scope=options.verify, run=run)
-    return calibration.importance, {calibration.windows: calibration.reading}
+        return to_be_optimized(before) if options.optimize else before, {}
+    calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
+    importance = to_be_optimized(calibration.importance) if options.optimize else calibration.importance
+    return importance, {calibration.windows: calibration.reading}
+
+
+def plan_of_target(
+    model: Model, companions: Sequence[Companion], importance: Importance | None, target: Target
+) -> FilePlan:
+    """The plan of one target's file."""
+    return plan_files(model, [target], companions, importance)[1][0]
 
 
 def plan_files(
@@ -289,6 +341,8 @@ def _prove(
             keep=journal_of([output.path for output in outputs]),
         )
         hashed = {file.name: file for file in hashes.result(run.progress)}
+    pairs = zip(proofs, outputs, strict=True)
+    proofs = tuple(with_prediction(proof, predicted_of(output)) for proof, output in pairs)
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs

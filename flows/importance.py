@@ -32,6 +32,7 @@ from ..reference.watching import Watch
 from ..verify.cost import estimated_time
 from ..verify.inputs import Expected, VerifyOptions, text_windows
 from ..vocab.selection import select_vocab
+from .full_statistics import Collected
 
 CHUNKS = 128
 """Windows read where nobody says; 1.3 billion weights keep two cores busy with them some twenty minutes."""
@@ -61,10 +62,12 @@ def gather(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    collected: Collected | None = None,
 ) -> tuple[ActivationSums, str]:
     """The activations of a checkpoint over ``texts`` (name -> text), and its GGUF architecture.
 
-    At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts. Raises what
+    At most ``chunks`` windows of ``window`` tokens are read, spread evenly over the texts; ``collected``
+    gathers full statistics meanwhile. Raises what
     opening the checkpoint raises, and InputError for texts too short.
     """
     from ..hub.checkpoint import local_checkpoint  # conversions that calibrate come with an open one
@@ -76,7 +79,9 @@ def gather(
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     expected = Expected(checkpoint, family, model, tokenizer)
     options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
-    activations, _ = measure_activations(expected, texts, (), options, chunks=chunks, window=window)
+    activations, _ = measure_activations(
+        expected, texts, (), options, chunks=chunks, window=window, collected=collected
+    )
     return activations, model.arch
 
 
@@ -88,22 +93,37 @@ def measure_activations(
     *,
     chunks: int = CHUNKS,
     window: int | None = None,
+    collected: Collected | None = None,
 ) -> tuple[ActivationSums, Reading]:
-    """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``."""
+    """The activations over ``texts`` and, from the same passes, the checkpoint's reading of ``windows``.
+
+    ``collected`` gathers full statistics meanwhile.
+    """
     every = text_windows(expected, list(texts.values()), tokens=None, window=window)
     _refuse_little(sum(len(each.ids) for each in every))
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     options.announce(_cost(expected, chosen, len(every)))
     modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
+    full = None if collected is None else collected.begin(chosen)
+
+    def observe(name: str, window: int, values: Floats) -> None:
+        gathered.add(name, window, values)
+        if full is not None:
+            full.add(name, window, values)
 
     def finished(name: str) -> None:
         learned[name] = gathered.finish(name)
+        if full is not None:
+            full.finish(name)
 
-    watch = Watch(tuple(chosen), frozenset(modules), gathered.add, finished)
+    watch = Watch(tuple(chosen), frozenset(modules), observe, finished)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, progress=options.progress
     )
+    if collected is not None:
+        members = {name: [(place.target, place.expert) for place in modules[name]] for name in modules}
+        collected.end(members)
     size = max(len(window.source or window.ids) for window in chosen)
     return _activations(learned, modules, tuple(texts), len(chosen), size), reading
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..converters.targets import Target, check_request, checkpoint_name, choose_
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
-from ..core.errors import InputError
+from ..core.errors import InputError, UsageError
 from ..core.files import explained, nearest_existing
 from ..core.gguf_pairs import encode_pairs
 from ..core.model import Model, Note
@@ -32,9 +33,12 @@ from ..hub.checkpoint import headers_only
 from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
+from ..quant.policy_file import Choice
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
-from .convert import plan_files
+from .choose import with_choices
+from .convert import plan_files, plan_of_target
+from .results import Run
 from .vocab_stage import vocab_of, with_vocab
 
 
@@ -48,7 +52,7 @@ class PlannedType:
     ``fallback_weights`` how many weights these hold.
     ``needs_imatrix``: llama.cpp makes the type only with importance data, and none was named; the plan
     assumes there is some, whose names would add a few bytes. ``lossless``: every weight stays as it
-    is.
+    is. ``choice`` says how formats were chosen that no recipe has.
     """
 
     type: str
@@ -62,6 +66,7 @@ class PlannedType:
     needs_imatrix: bool
     lossless: bool
     notes: tuple[Note, ...]
+    choice: Choice | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -79,6 +84,7 @@ class PlannedType:
             "fallback_weights": self.fallback_weights,
             "needs_imatrix": self.needs_imatrix,
             "lossless": self.lossless,
+            "predicted_kl": None if self.choice is None else self.choice.predicted,
             "notes": [asdict(note) for note in self.notes],
         }
 
@@ -172,6 +178,13 @@ def plan(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
+    if options.chosen.targets and options.chosen.policy is None:
+        raise UsageError(
+            "what a target makes is known when losses have been measured, and plan reads no weights",
+            hint="pass the --policy FILE of an earlier choice, or run kconv to-gguf with these options",
+        )
+    plan_of = partial(plan_of_target, model, companions, importance)
+    targets = with_choices(targets, None, model, importance, options, plan_of, Run())
     bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(vocab_of(model)))
     folder = targets[0].path.absolute().parent
     types, refused = [], []
@@ -229,6 +242,7 @@ def _planned_type(
             choice[tensor.name] in (F32, FORMATS[tensor.dtype.value.lower()]) for tensor in model.tensors
         ),
         notes=choice.notes,
+        choice=target.choice,
     )
 
 

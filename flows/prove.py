@@ -23,6 +23,7 @@ from ..verify.prove import prove
 from ..vocab.parity import Parity
 from .automatic import Known
 from .results import Run
+from .spread_logits import compare_spread
 from .spread_reading import read_spread
 
 
@@ -49,6 +50,7 @@ def prove_new_files(
         progress=run.progress,
         announce=run.announce,
         gelu_share=scope == "full",
+        measure=None if run.executor is None else functools.partial(compare_spread, expected, run),
     )
     windows = proof_windows(expected, scope, run.proof_texts, run.proof_tokens)
     run.announce(cost(expected, windows, len(files)))

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..converters.gguf_source import gguf_model, requantizing_notes, stored_form
 from ..converters.hashes import SourceHashes
 from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
-from ..converters.recorded import read_manifest
+from ..converters.recorded import MADE_FROM, read_manifest
 from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
@@ -26,6 +27,7 @@ from ..converters.targets import (
     refuse_same_names,
     split_size,
     type_of,
+    wished_targets,
 )
 from ..core.errors import InputError, UsageError
 from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
@@ -37,6 +39,10 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance, read_importance
 from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from ..quant.wish import wanted
+from .choose import with_choices
+from .finished import Command, tell_finished
+from .full_statistics import optimized, to_be_optimized
 from .results import Run
 from .write import write_targets
 
@@ -93,6 +99,7 @@ def quantize(
     output_type: str | None = None,
     embedding_type: str | None = None,
     imatrix: str | Path | None = None,
+    optimize: bool = False,
     allow_requantize: bool = False,
     allow_nan: bool = False,
     split_max_size: str | None = None,
@@ -103,13 +110,18 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    target_size: str | Sequence[str] = (),
+    target_kl: float | Sequence[float] = (),
+    menu: Sequence[str] = (),
+    policy: str | Path | None = None,
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
     ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
     ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
     ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
-    ``keep_split`` the parts the source has; else there is one file. The others are as in ``to_gguf``.
+    ``keep_split`` the parts the source has; else there is one file. ``policy`` is a file of formats, or, with
+    ``target_size`` or ``target_kl``, of measured losses to choose by. The others are as in ``to_gguf``.
     Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
     """
     options = Options(
@@ -122,6 +134,8 @@ def quantize(
         embedding_type=embedding_type,
         imatrix=None if imatrix is None else str(imatrix),
         split_max_size=split_max_size,
+        optimize=optimize,
+        chosen=wanted(target_size, target_kl, menu, policy),
     )
     request = Request(options, allow_requantize, keep_split)
     return requantize(
@@ -134,22 +148,37 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     policies = _policies(request, output)
     _refuse_folder(source)
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
+    if importance is not None and request.options.optimize:
+        importance = to_be_optimized(importance)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
-        model, chosen = _chosen(file, model, policies.values(), importance, allow=request.allow_requantize)
+        plan_of = partial(_plan_of, file, model, importance, keep_split=request.keep_split)
+        targets = with_choices(targets, None, model, importance, request.options, plan_of, run)
+        asked = [target.policy for target in targets]
+        model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
         plans = [
             _plan(file, model, target, formats, importance, keep_split=request.keep_split)
             for target, formats in zip(targets, chosen, strict=True)
         ]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
+        if run.resume and not run.force:
+            sources = {path.name: path for path in file.paths}
+            wanted = request.to_manifest()
+            tell_finished(
+                targets, Command(wanted, sources, "off", key=MADE_FROM, imatrix=request.options.imatrix)
+            )
+        if importance is not None and request.options.optimize:
+            importance, model = optimized(importance, model, plans, run)
         outputs, _, model = write_targets(
             model,
             targets,
             plans,
             SourceHashes(file.opened(), rehash=run.rehash),
-            lambda model, files, _: requantized_part(_origin(file), request.to_manifest(), model, files),
+            lambda model, files, _: requantized_part(
+                _origin(file), request.to_manifest(), model, files, importance
+            ),
             allow_nan=request.options.allow_nan,
             importance=importance,
             run=run,
@@ -177,7 +206,7 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     if request.keep_split and options.split_max_size is not None:
         raise UsageError("--keep-split and --split-max-size cannot be combined", hint="leave one out")
     others = replace(options, types=tuple(name for name in options.types if name.lower() != COPY))
-    if not others.types and _changes(options):
+    if not others.types and not options.chosen and _changes(options):
         raise UsageError(
             f"{COPY} keeps all weights unchanged, but other types were requested for some of them",
             hint="leave out --pure, --tensor-type and the like, or give a type: -q q8_0",
@@ -185,9 +214,9 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
     policies = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
         policies[COPY] = _AS_IT_IS
-    if not policies:
+    if not policies and not options.chosen:
         raise UsageError("no type given", hint="give one with -q, for example -q q4_k_m")
-    refuse_one_file_for_many(output, len(policies))
+    refuse_one_file_for_many(output, len(policies) + len(options.chosen.wishes()))
     check_request(output, others)
     return policies
 
@@ -210,6 +239,7 @@ def _targets(
         path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
         size = split_size(options)
         targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
+    targets += wished_targets(stem, place, options, modelfile=False)
     refuse_same_names(targets)
     return targets
 
@@ -233,6 +263,14 @@ def _chosen(
         notes |= dict.fromkeys((*choice.notes, *requantizing_notes(file, choice.formats, allow=allow)))
         chosen.append(choice.formats)
     return replace(model, notes=tuple(notes)), chosen
+
+
+def _plan_of(
+    file: GgufFile, model: Model, importance: Importance | None, target: Target, *, keep_split: bool
+) -> FilePlan:
+    """The file of a target, whose formats are not chosen yet."""
+    formats = choose_formats(model, target.policy, importance).formats
+    return _plan(file, model, target, formats, importance, keep_split=keep_split)
 
 
 def _plan(

@@ -148,7 +148,7 @@ def _refuse_two_models(artifacts: Sequence[Artifact]) -> None:
     for artifact in artifacts:
         files = objects_of(artifact.manifest.get("source", {}).get("files"))
         weights = sorted(
-            str(file.get("sha256"))
+            str(file.get("sha256") or file.get("pieces"))
             for file in files
             if str(file.get("name")).endswith((".safetensors", ".bin", ".pt", ".pth"))
         )

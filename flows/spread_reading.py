@@ -42,7 +42,7 @@ def read_spread(
     progress: Progress,
 ) -> Reading:
     """``read_reference`` by the workers of an executor. Raises what it raises, and what the executor does."""
-    groups = _groups(windows, executor.slots)
+    groups = divided(windows, executor.slots)
     for number, group in enumerate(groups):
         asked = tuple(windows[each] for each in group)
         arguments = (expected.checkpoint, asked, executor.share, threads)
@@ -74,7 +74,7 @@ def read_group(checkpoint: Checkpoint, windows: Sequence[Window], share: int, th
     return Read(tuple(reading.hidden), tuple(tuple(each) for each in reading.magnitudes.to_json()))
 
 
-def _groups(windows: Sequence[Window], most: int) -> list[list[int]]:
+def divided(windows: Sequence[Window], most: int) -> list[list[int]]:
     """Windows by their numbers, in at most so many groups of about as many tokens; none is empty."""
     groups: list[list[int]] = [[] for _ in range(min(most, len(windows)))]
     tokens = [0] * len(groups)

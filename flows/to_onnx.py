@@ -45,6 +45,7 @@ from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
+from .finished import Made, of_checkpoint, tell_made
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -91,11 +92,11 @@ def to_onnx(
     options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
     _check_surroundings(options, proven=scope != "off")
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
-    look = partial(_refuse_early, options=options, output=output, into=Path(into), run=run)
+    look = partial(_refuse_early, options=options, output=output, into=Path(into), scope=scope, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
-    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), run=run)
+    plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), scope=scope, run=run)
     planned = plan(options.type)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
@@ -140,11 +141,12 @@ def _refuse_early(
     options: OnnxOptions,
     output: str | Path | None,
     into: Path,
+    scope: Scope,
     run: Run,
 ) -> None:
     """Raise what names and shapes tell: no ONNX for the model, tensors that miss, a folder in the way."""
     model = build(family, checkpoint, "ONNX")
-    _plan(checkpoint, family, model, options, output, options.type, into=into, run=run)
+    _plan(checkpoint, family, model, options, output, options.type, into=into, scope=scope, run=run)
 
 
 def _plan(
@@ -156,11 +158,15 @@ def _plan(
     type: str,
     *,
     into: Path,
+    scope: Scope,
     run: Run,
 ) -> Planned:
     """The folder of that type, which must be free."""
     chosen = choose_onnx_formats(family, checkpoint, model, type)
     folder = into / onnx_folder_name(checkpoint, chosen.type) if output is None else Path(output)
+    if run.resume and not run.force and not kept_for([folder.resolve()]):
+        wanted = of_checkpoint(checkpoint, options.to_manifest(), scope, packages=("onnx",))
+        tell_made([Made(folder, chosen.type, ())], wanted)
     if not run.resume or not kept_for([folder.resolve()]):
         refuse_filled(folder.resolve(), mark=MANIFEST, force=run.force)
     merged = options.layout.merged

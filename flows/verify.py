@@ -28,6 +28,7 @@ from ..runtimes.onnx_folder import OnnxFolder, open_onnx
 from ..verify.gguf_artifact import GgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, built_in_windows, cost, text_windows
 from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
+from ..verify.predicted import recorded_prediction, with_prediction
 from ..verify.proof import Proof
 from ..verify.prove import Artifact, prove
 from ..verify.same_model import refuse_other_model
@@ -147,7 +148,8 @@ def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyO
             expected, AnyGgufArtifact(file, manifest, asked.front_end, left=left), hashes, asked, options
         )
     expected = _expected_of_file(file, checkpoint, manifest)
-    return _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
+    proof = _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
+    return with_prediction(proof, recorded_prediction(manifest))
 
 
 def _prove_folder(

@@ -28,6 +28,7 @@ from ..converters.journal import (
     resumed_text,
     source_stamps,
 )
+from ..converters.kept_choices import keep_choices
 from ..converters.kept_importance import keep_importance
 from ..converters.manifest import manifest_text
 from ..converters.mapping import parameters
@@ -97,7 +98,7 @@ def write_targets(
         temporary = dict(zip(paths, made, strict=True))
         beside = [_write_companion(each, temporary.get(each.path)) for each in companions]
         if importance is not None and not importance.source and stream is None:  # measured by this very run
-            journal.establish(partial(keep_importance, importance=importance))
+            journal.establish(partial(_keep_learned, importance=importance, targets=targets))
         done = Done() if kept is None else read_done(kept.folder)
         temporaries = [temporary[path] for path in parts]
         begun = begin_files(model.tensors, plans, temporaries, allow_nan=allow_nan, importance=importance)
@@ -109,10 +110,18 @@ def write_targets(
         for plan, output in zip(plans, outputs, strict=True):
             text = manifest_text(plan, output, common)
             temporary[output.manifest].write_text(text, encoding="utf-8", errors="backslashreplace")
+            if output.policy is not None and output.choice is not None:
+                temporary[output.policy].write_text(output.choice.to_toml(), encoding="utf-8")
             if output.modelfile is not None and modelfile is not None:
                 text = modelfile(output.path.name)
                 temporary[output.modelfile].write_text(text, encoding="utf-8", errors="surrogateescape")
     return outputs, beside, model
+
+
+def _keep_learned(folder: Path, importance: Importance, targets: Sequence[Target]) -> None:
+    """What this run has measured and chosen, for one that goes on with it."""
+    keep_importance(folder, importance)
+    keep_choices(folder, [target.choice for target in targets if target.choice is not None])
 
 
 def _content(

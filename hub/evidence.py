@@ -22,12 +22,12 @@ def check_contents(path: Path, sha256: str) -> None:
     Small files are called by Git's SHA-1, which is computed here. The first link counts: contents that came
     by Xet may lie behind a second one, in a store that names them by another hash. Raises EnvironmentProblem.
     """
+    blob = blob_of(path)
+    if blob is None:
+        return
     try:
-        blob = Path(os.readlink(path))
-        if blob.parent.name != "blobs" or not _NAMED.fullmatch(blob.name):
-            return
         found = sha256 if len(blob.name) == 64 else _git_name(path.read_bytes())
-    except OSError:  # no link
+    except OSError:  # gone since
         return
     if found != blob.name:
         kind = "SHA-256" if len(blob.name) == 64 else "Git's SHA-1"
@@ -35,6 +35,15 @@ def check_contents(path: Path, sha256: str) -> None:
             f"{path} is damaged: the {kind} of its contents is {found}, the Hub's is {blob.name}",
             hint=f"remove {path.parent / blob} and fetch it again",
         )
+
+
+def blob_of(path: Path) -> Path | None:
+    """Where the blob is that a file of the Hub's cache is a link to; None for any other file."""
+    try:
+        blob = Path(os.readlink(path))
+    except OSError:  # no link
+        return None
+    return blob if blob.parent.name == "blobs" and _NAMED.fullmatch(blob.name) else None
 
 
 def _git_name(data: bytes) -> str:

@@ -8,16 +8,17 @@ common/imatrix-loader.cpp, writing tools/imatrix/imatrix.cpp.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import CheckpointError, GgufError, InputError
-from ..core.files import atomic_file
+from ..core.files import atomic_file, explained
 from ..core.gguf_file import GgufHeader, TensorInfo, aligned, read_header, shown, write_header
 from ..core.input_files import InputFile, refuse_lfs_pointer
 from .formats import F32
@@ -60,7 +61,7 @@ def read_imatrix(path: Path) -> ActivationSums:
         file = InputFile(path)
         head = file.read(0, min(file.size, 100))
         refuse_lfs_pointer(path, head)
-        if file.size > _MOST_BYTES:
+        if file.size > _MOST_BYTES and not head.startswith(b"GGUF"):
             raise _refused(path, f"has {file.size:,} bytes, expected at most {_MOST_BYTES >> 20} MiB")
         read = _of_gguf(file) if head.startswith(b"GGUF") else _of_legacy(path, file.read(0, file.size))
     except (CheckpointError, GgufError) as error:  # they advise on checkpoints and models
@@ -70,29 +71,42 @@ def read_imatrix(path: Path) -> ActivationSums:
     return read
 
 
-def write_imatrix(path: Path, activations: ActivationSums, *, arch: str = "", force: bool = False) -> None:
+def write_imatrix(
+    path: Path,
+    activations: ActivationSums,
+    *,
+    arch: str = "",
+    force: bool = False,
+    keys: Mapping[str, Any] = MappingProxyType({}),
+    more: Sequence[tuple[TensorInfo, Callable[[Any], None]]] = (),
+) -> None:
     """Write the GGUF format, tensors in order of their names; ``arch`` says what model they are of.
 
-    Raises OutputExists and EnvironmentProblem.
+    ``keys`` and ``more``, tensors with what writes them to a file, follow. Raises OutputExists and
+    EnvironmentProblem.
     """
     arrays: dict[str, npt.NDArray[np.float32]] = {}
     for name in sorted(activations.sums, key=str.encode):
         counts = activations.counts[name].astype(np.float32)
         arrays[name + _SUMS] = activations.sums[name].reshape(len(counts), -1)
         arrays[name + _COUNTS] = counts.reshape(-1, 1)
-    keys: dict[str, Any] = {
+    every: dict[str, Any] = {
         "general.type": "imatrix",
         DATASETS: activations.datasets,
         CHUNKS: activations.chunks,
         CHUNK_SIZE: activations.chunk_size,
+        **keys,
     }
     infos = [TensorInfo(name, values.shape, F32.ggml_type, values.nbytes) for name, values in arrays.items()]
     with atomic_file(path, force=force) as temporary:
-        write_header(temporary, arch, keys, infos)
-        with temporary.open("ab") as out:
+        write_header(temporary, arch, every, [*infos, *(info for info, _ in more)])
+        with explained(path), temporary.open("ab") as out:
             for values in arrays.values():
                 data = np.ascontiguousarray(values, "<f4").tobytes()
                 out.write(data.ljust(aligned(len(data)), b"\0"))
+            for info, write in more:
+                write(out)
+                out.write(bytes(aligned(info.nbytes) - info.nbytes))
 
 
 def _of_gguf(file: InputFile) -> ActivationSums:
@@ -105,6 +119,11 @@ def _of_gguf(file: InputFile) -> ActivationSums:
     lacking += [key for key in (DATASETS, CHUNKS, CHUNK_SIZE) if key not in header.metadata]
     if lacking:
         raise _refused(file.path, f"{shown(lacking[0])} is missing")
+    read = sum(by_name[name + _SUMS].nbytes for name in names)
+    if read > _MOST_BYTES:
+        raise _refused(
+            file.path, f"has {read:,} bytes of activations, expected at most {_MOST_BYTES >> 20} MiB"
+        )
     sums, counts = {}, {}
     for name in names:
         sums[name] = _floats(file, header, by_name[name + _SUMS])

@@ -7,7 +7,7 @@ come from a pass over the checkpoint (flows/importance.py) or from a file (imatr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ..core.input_files import file_sha256
 from ..core.model import MetadataValue, Note
 from ..core.tensor import Tensor
 from .formats import Format
+from .full_statistics import FullStatistics, read_statistics
 from .imatrix_file import ActivationSums, read_imatrix
+from .optimize import METHOD, Optimization
 
 Floats = npt.NDArray[np.float32]
 
@@ -32,6 +34,8 @@ _LARGEST = 1e15  # ggml multiplies sums of these by themselves in float32, and i
 _SMALLEST = 1e-15  # likewise sums come to nothing
 _BLOCK = 32  # columns that most formats round together
 _KEYS = "quantize.imatrix."
+OPTIMIZED = "kconv.optimized"
+"""Before the keys by which a file says that its codes were chosen, and by what."""
 _LONGEST_VALUE = 127  # bytes of a text llama-quantize keeps (llama.h, llama_model_kv_override)
 _SHOWN = 3
 _MAKE = "make one of this checkpoint: kconv imatrix CHECKPOINT --text FILE, or pass --calibrate FILE"
@@ -44,6 +48,8 @@ class Importance:
     ``values`` are the mean squares by GGUF name, float32 ``(columns,)``, for a stack of experts
     ``(experts * columns,)``. ``source`` is the file's name without folders, empty where there was none, with
     its ``sha256``; ``datasets`` the texts, ``chunks`` of ``chunk_size`` tokens how much was read of them.
+    ``full`` are the correlations of the inputs, where the file has them, ``optimization`` how codes are
+    chosen by them, where they are.
     """
 
     values: Mapping[str, Floats]
@@ -52,6 +58,8 @@ class Importance:
     chunks: int
     chunk_size: int
     sha256: str = ""
+    full: FullStatistics | None = None
+    optimization: Optimization | None = None
 
     def of(self, name: str, columns: int) -> Floats | None:
         """The values of a matrix; None where llama.cpp goes without: one that is missing, an odd embedding.
@@ -82,7 +90,8 @@ def read_importance(path: str | Path) -> Importance:
     EnvironmentProblem where the machine refuses.
     """
     path = Path(path)
-    return importance_of(read_imatrix(path), path.name, file_sha256(path))
+    importance = importance_of(read_imatrix(path), path.name, file_sha256(path))
+    return replace(importance, full=read_statistics(path, importance.sha256))
 
 
 def importance_of(activations: ActivationSums, source: str = "", sha256: str = "") -> Importance:
@@ -192,6 +201,10 @@ def importance_metadata(importance: Importance | None) -> dict[str, MetadataValu
     keys[f"{_KEYS}entries_count"] = len(importance.values)
     if importance.chunks > 0:
         keys[f"{_KEYS}chunks_count"] = importance.chunks
+    if importance.optimization is not None:
+        keys[f"{OPTIMIZED}.method"] = METHOD
+        keys[f"{OPTIMIZED}.statistics"] = _cut(importance.source)
+        keys[f"{OPTIMIZED}.statistics_sha256"] = importance.sha256
     return keys
 
 

@@ -8,7 +8,7 @@ tools/quantize/quantize.cpp and include/llama.h (enum llama_ftype).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
@@ -108,7 +108,8 @@ class Policy:
     general.file_type. ``pure`` leaves the rules out. ``keep_wo`` leaves the matrices
     ``policy.wide_input`` is true for in the precision they have in the checkpoint. ``overrides`` are
     (regular expression, format), the first that is found in a tensor's name decides before any rule;
-    ``output_type`` and ``embedding_type`` decide for the output matrix and the token embedding.
+    ``output_type`` and ``embedding_type`` decide for the output matrix and the token embedding. ``exact`` are
+    formats by the names of tensors; they come after what was asked for and before the rules.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Policy:
     overrides: tuple[tuple[str, Format], ...] = ()
     output_type: Format | None = None
     embedding_type: Format | None = None
+    exact: Mapping[str, Format] = field(default_factory=dict, hash=False)
 
     @property
     def display(self) -> str:
@@ -129,7 +131,8 @@ class Policy:
     @property
     def quantizes(self) -> bool:
         """Whether it may make quantized matrices, which importance data serve."""
-        asked = (self.default, self.output_type, self.embedding_type, *(each for _, each in self.overrides))
+        named = (*(each for _, each in self.overrides), *self.exact.values())
+        asked = (self.default, self.output_type, self.embedding_type, *named)
         return any(format is not None and format.quantized for format in asked)
 
 

@@ -29,6 +29,7 @@ from ..core.errors import EnvironmentProblem
 from ..core.model import Note
 from ..core.tensor import Array, DType
 from .formats import ENCODABLE, Format
+from .grids import DISTANCES, grid_codes
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -45,7 +46,7 @@ Kernels = Literal["chosen", "other", "none"]
 _CHECKED_BLOCKS = 512
 
 # What kconv_interface says of a library that fits this file: an older build may lie here.
-_INTERFACE = 1
+_INTERFACE = 2
 
 INFINITY = 0x7F800000  # its bits; NaNs lie above
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}
@@ -134,11 +135,29 @@ def run(set: str, format: Format, rows: Floats, out: Bytes, importance: Floats |
     """Encode finite ``rows`` with the kernel of an available ``set``, which there must be, unchecked."""
     library = _library()
     assert library is not None
+    if format.name in DISTANCES:
+        _set_grid(format)
     weights = None if importance is None else importance.ctypes.data
     library.kconv_encode(
         SETS.index(set), format.ggml_type, rows.ctypes.data, out.ctypes.data, *rows.shape, weights,
         ctypes.cast(ggml, ctypes.c_void_p),
     )  # fmt: skip
+
+
+_grids = threading.Lock()
+
+
+@functools.cache
+def _set_grid(format: Format) -> None:
+    """Give the kernels the grid of a format, of which they make tables in some hundredths of a second."""
+    library = _library()
+    assert library is not None
+    weights, codes = grid_codes(format)
+    with _grids:
+        if not library.kconv_set_grid(
+            format.ggml_type, weights, codes.ctypes.data, codes.size, DISTANCES[format.name]
+        ):
+            raise MemoryError(f"no memory for the grid of {format.display}")
 
 
 def widen(source: Array, dtype: DType, out: Floats | None) -> int | None:
@@ -203,11 +222,16 @@ def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
 
 
 def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
-    """The formats with kernels whose bytes on random weights are ``equal`` to libggml's, or ``different``."""
+    """The formats with kernels whose bytes on random weights are ``equal`` to libggml's, or ``different``.
+
+    Without those on grids, for which libggml would take seconds to get ready: they are tried where used.
+    """
     name = chosen().name
     results: dict[bool, list[str]] = {True: [], False: []}
     rows = np.random.default_rng(0).standard_normal((64, 2048), np.float32)
     for format in ENCODABLE if name != LIBGGML else ():
+        if format.name in DISTANCES:
+            continue
         for weights in (None, np.square(rows[0])):
             if has_kernel(name, format, weighed=weights is not None):
                 title = _title(format.name, weights is not None)
@@ -217,6 +241,11 @@ def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
 
 def _title(name: str, weighed: bool) -> str:
     return f"{name} with importance" if weighed else name
+
+
+def built() -> ctypes.CDLL | None:
+    """The library itself, for those who call more of it (feedback.py); None where it was not built."""
+    return _library()
 
 
 @functools.cache
@@ -237,6 +266,7 @@ def _library() -> ctypes.CDLL | None:
     library.kconv_encodes.argtypes = (number, number, number)
     library.kconv_encode.argtypes = (number, number, pointer, pointer, int64, int64, pointer, pointer)
     library.kconv_encode.restype = None
+    library.kconv_set_grid.argtypes = (number, number, pointer, number, number)
     library.kconv_widen.argtypes = (number, number, pointer, pointer, int64)
     library.kconv_widen.restype = ctypes.c_uint32
     return library

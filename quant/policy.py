@@ -161,7 +161,8 @@ def _wanted_formats(model: Model, policy: Policy, *, imatrix: bool) -> dict[str,
     for tensor in sorted(model.tensors, key=lambda tensor: llama_cpp_order(tensor.name)):
         own = None if tensor.stored is None else format_of_type(tensor.stored.ggml_type)
         quantizable = may_be_quantized(tensor.name, tensor.shape)
-        asked = _asked(tensor.name, policy, kind) if quantizable else None
+        asked = asked_format(tensor.name, policy, kind) or policy.exact.get(tensor.name)
+        asked = asked if quantizable else None
         if asked is not None:
             wanted[tensor.name] = asked
         elif own is None and not policy.default.quantized:
@@ -173,7 +174,7 @@ def _wanted_formats(model: Model, policy: Policy, *, imatrix: bool) -> dict[str,
     return wanted
 
 
-def _asked(name: str, policy: Policy, kind: Kind) -> Format | None:
+def asked_format(name: str, policy: Policy, kind: Kind) -> Format | None:
     """The format asked for by name, if any (llama_tensor_get_type)."""
     if policy.embedding_type is not None and name == EMBEDDING:
         return policy.embedding_type

@@ -28,7 +28,7 @@ _SMALLER_BLOCKS: Mapping[str, str] = MappingProxyType(
 
 # Formats llama.cpp refuses without importance data, and the one recipe it refuses q2_K in
 # (tensor_requires_imatrix).
-_REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
+REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
 _REFUSED_RECIPE = ("q2_K_S", "q2_K")
 
 
@@ -53,7 +53,7 @@ def needs_importance(policy: Policy) -> bool:
     """Whether llama.cpp refuses the recipe without importance data, where all rows are whole blocks."""
     formats = {policy.default, *(rule.format for rule in policy.rules)}
     return policy.name == _REFUSED_RECIPE[0] or any(
-        format is not None and format.name in _REFUSED_WITHOUT for format in formats
+        format is not None and format.name in REFUSED_WITHOUT for format in formats
     )
 
 
@@ -65,7 +65,7 @@ def check_importance(tensor: Tensor, format: Format, policy: Policy, importance:
     if importance is not None and importance.of(tensor.name, columns) is not None:
         return
     spared = is_embedding(tensor.name) or tensor.name == HEAD
-    refused = format.name in _REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
+    refused = format.name in REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
     if format in NEEDS_IMPORTANCE or (refused and not spared):
         which = "the data given do not cover it" if importance else "none was given"
         raise InputError(

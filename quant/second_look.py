@@ -24,6 +24,7 @@ from .encoders import encoder_of
 from .formats import ENCODABLE, F32, NEEDS_IMPORTANCE, RECODABLE, Format
 from .ggml import Bytes, Floats
 from .importance import Importance
+from .optimize import Choosers
 from .slabs import Scratch
 
 SAMPLE = 690_000
@@ -92,7 +93,8 @@ class SecondLook:
         slab = encoder.encode(source, tensor.dtype, scratch, first)
         weights = slab.data[0].view(np.float32).reshape(-1, source.shape[-1])
         size = format.row_bytes(weights.shape[1])
-        piece = _Piece(format, weights, importance)
+        matrix = first if source.ndim == 3 else 0
+        piece = _Piece(format, weights, importance, weighed.choosers, matrix)
         if not recodable:
             encodes = self._exact and piece.encodes(slab.largest)
             some = _run(len(weights), share, stored) if encodes else range(0)
@@ -110,11 +112,16 @@ class SecondLook:
 
 @dataclass(frozen=True)
 class _Piece:
-    """``weights`` (rows, columns), and the importance (matrices * columns,) of the matrices they are of."""
+    """``weights`` (rows, columns), and the importance (matrices * columns,) of the matrices they are of.
+
+    ``choosers`` choose codes where a file was optimized; the first matrix is number ``first`` of its stack.
+    """
 
     format: Format
     weights: Floats
     importance: Floats | None
+    choosers: Choosers | None = None
+    first: int = 0
 
     def encodes(self, largest: float) -> bool:
         """Whether libggml can encode such weights as the file should hold them."""
@@ -132,7 +139,10 @@ class _Piece:
             if self.importance is not None:
                 importance = self.importance[matrix * columns : (matrix + 1) * columns]
             out = np.empty(len(here) * encoded.shape[1], np.uint8)
-            ggml.encode(self.format, self.weights[here], out, importance, kernels="none")
+            weights = self.weights[here]
+            ggml.encode(self.format, weights, out, importance, kernels="none")
+            if self.choosers is not None:
+                self.choosers.choose(self.format, weights, out, self.first + matrix, "none")
             encoded[here] = out.reshape(len(here), -1)
 
 

@@ -17,7 +17,7 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 # What leaves a layer is kept in memory up to this, and in files beyond.
-_STATES = 256 << 20  # bytes
+STATES = 256 << 20  # bytes
 
 Forward = Callable[..., Any]
 """Runs the model for one batch of windows; what a module does."""
@@ -60,7 +60,7 @@ class _Call:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """Windows that are computed together, on their way.
 
     ``state`` is what left the last layer, as far as the next one takes it; ``calls`` how the layers of the
@@ -74,6 +74,10 @@ class _Batch:
     calls: list[_Call] = field(default_factory=list)
     outside: list[Any] = field(default_factory=list)
 
+    def parted(self) -> Batch:
+        """Another batch that stands where this one stands."""
+        return replace(self, state=dict(self.state), outside=list(self.outside))
+
 
 class LayerByLayer:
     """A model whose layers stand in ``stacks`` and run in that order; ``streamed`` reads its weights."""
@@ -86,7 +90,7 @@ class LayerByLayer:
     ) -> None:
         self._stacks = stacks
         self._streamed = streamed
-        self._outside = _outside(model, {layer for stack in stacks for layer in stack})
+        self._outside = outside_layers(model, {layer for stack in stacks for layer in stack})
 
     def read(
         self,
@@ -102,10 +106,10 @@ class LayerByLayer:
         BetweenLayers before anything has been computed of a batch, but for an encoder-decoder's decoder.
         """
         self._streamed.start()
-        with kept_states(_STATES) as states:
-            run = _Run(self._stacks, self._outside, self._streamed, states)
-            batches = [_Batch(forward, stood_in) for forward in forwards]
-            tried = _Batch(trial, lambda output: output)
+        with kept_states(STATES) as states:
+            run = Walk(self._stacks, self._outside, self._streamed, states)
+            batches = [Batch(forward, stood_in) for forward in forwards]
+            tried = Batch(trial, lambda output: output)
             for number, stack in enumerate(self._stacks):
                 for place, layer in enumerate(stack):
                     with self._streamed.held():
@@ -125,8 +129,8 @@ class LayerByLayer:
                     yield result
 
 
-class _Run:
-    """The steps of one reading; ``forms`` is what the layers of each stack give."""
+class Walk:
+    """The steps of a reading; ``forms`` is what the layers of each stack give."""
 
     def __init__(
         self,
@@ -143,7 +147,7 @@ class _Run:
         # of each shape the last, since masks and rotary tables of most batches are equal
         self._alike: weakref.WeakValueDictionary[Any, Kept] = weakref.WeakValueDictionary()
 
-    def try_out(self, tried: _Batch, number: int) -> None:
+    def try_out(self, tried: Batch, number: int) -> None:
         """Learn what the layers of a stack give, and whether the next one gets it as it is."""
         outputs: list[Any] = []
 
@@ -162,7 +166,7 @@ class _Run:
         with self._streamed.quiet():
             self.note_calls(tried, number, refuse_nan=True)
 
-    def note_calls(self, batch: _Batch, number: int, *, refuse_nan: bool = False) -> None:
+    def note_calls(self, batch: Batch, number: int, *, refuse_nan: bool = False) -> None:
         """Run up to the end of a stack without computing it: how its layers are called, what enters it."""
         stack, form = self._stacks[number], self._forms[number]
         noted: dict[int, tuple[torch.Tensor, Kept]] = {}  # the tensor is held, so that its id stays its own
@@ -200,7 +204,7 @@ class _Run:
         self.forward(batch, number, dict.fromkeys(stack, answer))
         batch.calls, batch.state = calls, {0: entering[0]}
 
-    def advance(self, batch: _Batch, layer: torch.nn.Module, place: int) -> None:
+    def advance(self, batch: Batch, layer: torch.nn.Module, place: int) -> None:
         """Let a batch go through the layer at that place of the stack whose calls are noted."""
         fetched: list[tuple[torch.Tensor, Kept]] = []
 
@@ -224,7 +228,12 @@ class _Run:
         fetched.clear()
         batch.state = {**state, 0: self._states.keep(gives[0])}
 
-    def forward(self, batch: _Batch, number: int, answers: Mapping[torch.nn.Module, Forward]) -> Any:
+    def advance_all(self, batches: Sequence[Batch], layer: torch.nn.Module, place: int) -> None:
+        """Let several batches go through a layer, one after the other."""
+        for batch in batches:
+            self.advance(batch, layer, place)
+
+    def forward(self, batch: Batch, number: int, answers: Mapping[torch.nn.Module, Forward]) -> Any:
         """Run the model, its layers up to that stack standing in, those after it answering as given."""
         with contextlib.ExitStack() as stack:
             for layers, form in zip(self._stacks[:number], self._forms, strict=False):
@@ -240,7 +249,7 @@ class _Run:
                 return batch.forward()
 
     @contextlib.contextmanager
-    def _computed_once(self, batch: _Batch) -> Iterator[None]:
+    def _computed_once(self, batch: Batch) -> Iterator[None]:
         """Let modules outside the layers give what they gave before, each call in its turn."""
         known, turn = iter(tuple(batch.outside)), itertools.count()
         left = len(batch.outside)
@@ -273,7 +282,7 @@ class _Run:
         return kept
 
 
-def _outside(module: torch.nn.Module, layers: set[torch.nn.Module]) -> list[torch.nn.Module]:
+def outside_layers(module: torch.nn.Module, layers: set[torch.nn.Module]) -> list[torch.nn.Module]:
     """The modules that hold weights and no layers, the outermost of each."""
     found: dict[torch.nn.Module, None] = {}
     for child in module.children():
@@ -282,5 +291,5 @@ def _outside(module: torch.nn.Module, layers: set[torch.nn.Module]) -> list[torc
         if layers.isdisjoint(child.modules()):
             found |= {child: None} if any(True for _ in child.parameters()) else {}
         else:
-            found |= dict.fromkeys(_outside(child, layers))
+            found |= dict.fromkeys(outside_layers(child, layers))
     return list(found)

@@ -41,8 +41,9 @@ _UNITS = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "bytes"))
 def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     """Every measured file by its size and its mean divergence; None where none was measured.
 
-    llama-quantize's own recipes are discs, what was changed in them squares. A line joins the files that no
-    smaller one comes nearer to the checkpoint than.
+    llama-quantize's own recipes are discs, what was changed in them squares, and so, in another colour and
+    joined by a line, are files whose formats were chosen by measured losses. Another line joins the files
+    that no smaller one comes nearer to the checkpoint than.
     """
     measured = [(each, each.figures.kl_mean) for each in types if each.figures is not None]
     if not measured:
@@ -52,10 +53,14 @@ def size_chart(types: Sequence[ComparedType]) -> Markup | None:
     points = [(x_of(each.bytes), scale.at(kl), each) for each, kl in measured]
     parts = level_lines(scale, LEFT, RIGHT) + _size_axis(x_of)
     parts.append(path(_front([(x, y) for x, y, each in points]), "front"))
+    chosen = sorted((x, y) for x, y, each in points if each.choice is not None)
+    parts += [path(chosen, "choices")] if len(chosen) > 1 else []
     leaders, names = _names(points)
     parts += [*leaders, *(_mark(x, y, each) for x, y, each in points), *names]
     entries = [("dots stock", _("stock recipe of llama-quantize"))]
-    entries += [] if all(each.stock for each, kl in measured) else [("area variant", _("changed recipe"))]
+    if any(not each.stock and each.choice is None for each, kl in measured):
+        entries.append(("area variant", _("changed recipe")))
+    entries += [("area chosen", _("chosen by measured losses"))] if chosen else []
     parts += legend(LEFT, 16, [*entries, ("front", _("nearest for its size"))])
     parts.append(text(LEFT, _TOP - 14, _("mean KL divergence, nats"), "small"))
     label = _(
@@ -108,7 +113,7 @@ def _mark(x: float, y: float, each: ComparedType) -> Markup:
         kl=number(each.figures.kl_mean),
     )
     if not each.stock:
-        return rect(x - 4, y - 4, 8, 8, "variant", words)
+        return rect(x - 4, y - 4, 8, 8, "variant" if each.choice is None else "chosen", words)
     return Markup('<circle class="stock" cx="{}" cy="{}" r="4.5"><title>{}</title></circle>').format(
         short(x), short(y), words
     )

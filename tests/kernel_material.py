@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kconv.quant import ggml, native
-from kconv.quant.formats import Format
+from kconv.quant.formats import GRIDS, Format
 
 Floats = npt.NDArray[np.float32]
 Made = Callable[[np.random.Generator, int, int], npt.NDArray[np.floating]]
@@ -123,6 +123,16 @@ def mixture(rng: np.random.Generator, rows: int, columns: int, size: int = 256) 
 def importance(kind: str, rng: np.random.Generator, columns: int) -> Floats:
     """Importance (columns,) of a kind."""
     return np.asarray(IMPORTANCE[kind](rng, columns), np.float32)
+
+
+def encodable(format: Format, rows: Floats, weights: Floats | None) -> tuple[Floats, Floats | None]:
+    """Both as they are or, for grids, cut to what libggml does not abort at."""
+    if format not in GRIDS:
+        return rows, weights
+    rows = np.clip(rows, -6e4, 6e4)
+    weights = None if weights is None else np.clip(weights, 0, np.float32(1e5))
+    assert ggml.can_encode(format, float(np.abs(rows).max(initial=0)), weights)
+    return rows, weights
 
 
 def libggml(format: Format, rows: Floats, weights: Floats | None = None) -> ggml.Bytes:

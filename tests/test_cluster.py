@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -33,16 +34,23 @@ from kconv.core.progress import silent
 from kconv.core.reading import open_checkpoint
 from kconv.core.tensor import DType
 from kconv.core.windows import Window
+from kconv.flows.convert import to_gguf
 from kconv.flows.dask_executor import DaskExecutor, check_scheduler
 from kconv.flows.executor import LocalExecutor, Task
 from kconv.flows.results import Run
 from kconv.flows.spread import _groups, write_spread
+from kconv.flows.spread_logits import compare_spread
 from kconv.flows.spread_reading import read_spread
 from kconv.quant.policy import POLICIES, choose_formats
+from kconv.reference.reading import Reading
+from kconv.runtimes.llama_reader import LlamaReader
+from kconv.runtimes.reader import RuntimeFailure
 from kconv.verify.inputs import Expected, VerifyOptions, read_reference
+from kconv.verify.logits import compare
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 TYPES = ("-q", "q8_0", "-q", "q4_k_m", "--no-verify")
+NONE = ("not_finite", "nmse_same_gelu")  # of the figures of a good file of a Llama
 GROUP = 300_000  # bytes of the checkpoint in a task
 
 # kconv with small tasks, since the sample is small. Having submitted those of so many pieces it waits:
@@ -243,6 +251,40 @@ def test_the_checkpoint_is_read_in_windows(dask: Dask, workers: Workers, checkpo
     for name, flow in alone.magnitudes.flows.items():
         assert spread.magnitudes.flows[name].into.value == pytest.approx(flow.into.value, rel=1e-4)
         assert spread.magnitudes.flows[name].into.window == flow.into.window
+
+
+def test_the_files_are_compared_in_windows(
+    dask: Dask, workers: Workers, checkpoint: Path, tmp_path: Path
+) -> None:
+    """The proof's other half, over two workers: the figures, to four digits, and the same worst positions."""
+    workers.start(2)
+    opened, family = open_model(checkpoint)
+    expected = Expected(opened, family, build(family, opened), read_tokenizer(opened))
+    path = to_gguf(checkpoint, tmp_path / "file.gguf", types=["q4_0"], verify="off").outputs[0].path
+    windows = tuple(
+        Window(0, tuple(range(first, first + size))) for first, size in ((9, 30), (50, 41), (99, 17), (7, 64))
+    )
+    reading = read_reference(expected, VerifyOptions(threads=1), windows)
+    seen: list[Reading] = []
+    with DaskExecutor(dask.address) as executor:
+        until(lambda: executor.slots == 2)
+        run = Run(executor=executor, threads=1)
+        spread = compare_spread(expected, run, path, lambda asked: reading, windows, seen.append)
+    assert seen == [reading]
+    with LlamaReader(path, threads=1) as reader:
+        alone = compare(lambda asked: reading, reader, windows)
+    here, there = (dataclasses.asdict(each.figures()) for each in (alone, spread))
+    assert [here.pop(name) for name in NONE] == [there.pop(name) for name in NONE] == [None, None]
+    percentiles = [dict(each.pop("dp_percentiles")) for each in (there, here)]
+    assert percentiles[0] == pytest.approx(percentiles[1], rel=1e-4)
+    assert there == pytest.approx(here, rel=1e-4)
+    places = [[(worst.window, worst.position) for worst in each.worst(8)] for each in (alone, spread)]
+    assert places[0] == places[1]
+    (tmp_path / "other.gguf").write_bytes(path.read_bytes()[:-1000])
+    with LocalExecutor(1) as executor:
+        run = Run(executor=executor, threads=1)
+        with pytest.raises(RuntimeFailure):
+            compare_spread(expected, run, tmp_path / "other.gguf", lambda _: reading, windows, seen.append)
 
 
 def test_bad_weights_are_told_as_on_one_machine(checkpoint: Path, tmp_path: Path) -> None:

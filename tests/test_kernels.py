@@ -7,11 +7,12 @@ import pytest
 from kernel_material import BLOCKS, IMPORTANCE, assert_equal, blocks, importance, mixture
 
 from kconv.quant import native
-from kconv.quant.formats import ENCODABLE, Format
+from kconv.quant.formats import ENCODABLE, GRIDS, Format
 
 CASES = [
     pytest.param(format, weighed, id=f"{format.name}{'-weighed' if weighed else ''}")
     for format in ENCODABLE
+    if format not in GRIDS  # tests/test_kernels_grids.py
     for weighed in (False, True)
     if any(native.has_kernel(set, format, weighed=weighed) for set in native.available_sets())
 ]

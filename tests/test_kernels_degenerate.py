@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not native.available_sets(), reason="the kernels
 
 CASES = [
     pytest.param(parse_format(name), id=name)
-    for name in ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
+    for name in ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "q4_0", "q4_1", "q5_0", "q5_1"]
 ]
 
 Shape = tuple[int, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -323,6 +324,12 @@ def test_accents_taken_off_have_no_counterpart_for_hangul(tmp_path: Path) -> Non
     hint = getattr(raised.value, "hint", "")
     assert "kconv to-onnx" in hint
     assert "first letter of a syllable" in hint
+    counts = re.search(
+        r"(\S+) of the (\S+) texts that differ contain Hangul; of the (\S+) without it (\S+)", hint
+    )
+    assert counts is not None, hint
+    hangul, different, plain, equal = (int(each.replace(",", "")) for each in counts.groups())
+    assert 0 < different - hangul == plain - equal < 0.05 * plain
     assert not list(tmp_path.glob("*.gguf"))
 
 

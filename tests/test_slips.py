@@ -47,6 +47,13 @@ def test_spaces_and_hangul_stay_in_the_name_of_the_file(place: Path) -> None:
         (["to_gguf", "{model}"], "use kconv to-gguf"),
         (["chat", "{file}"], "use kconv run"),
         (["zzz"], "see `kconv --help`"),
+        (["version"], "use kconv --version"),
+        (["download", "org/name"], "kconv to-gguf ORG/NAME"),
+        (["verify", "{file}"], "for example: kconv verify"),
+        (["verify", "{file}", "{model}"], "kconv verify '{file}' --against '{model}'"),
+        (["imatrix", "{model}"], "for example: kconv imatrix"),
+        (["to-gguf", "-q", "q4_0"], "for example: kconv to-gguf"),
+        (["to-gguf", "{model}", "--verify", "none"], "--no-verify"),
         (["help", "plen"], "use kconv plan"),
         (["to-gguf", "{file}"], "kconv quantize"),
         (["to-gguf", "{file}", "-q", "q4_0"], "kconv quantize"),
@@ -81,6 +88,27 @@ def test_a_slip_is_answered_with_the_right_word(place: Path, words: list[str], a
     assert done.returncode == 2, done.stderr
     assert answer.format(**names) in done.stderr
     assert sorted(path.name for path in place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("given", "answer"),
+    [("내 모델 1.3", "did you mean 내 모델 1.3B?"), ("42dot_LLM-SFT-1.3B", "is named ORG/NAME")],
+)
+def test_a_folder_that_does_not_exist(place: Path, given: str, answer: str) -> None:
+    done = kconv("to-gguf", given, "-q", "q4_0", cwd=place)
+    assert done.returncode == 3
+    assert answer in done.stderr
+
+
+def test_a_folder_of_onnx_files_is_no_model_to_convert(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.json").write_text("{}")
+    (tmp_path / "made" / "model.onnx").write_bytes(b"")
+    (tmp_path / "model").symlink_to(place / "내 모델 1.3B")
+    done = kconv("to-gguf", ".", "-q", "q4_0", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "give the one you want: model" in done.stderr
+    assert "made" not in done.stderr
 
 
 def test_help_of_a_command_is_its_own() -> None:

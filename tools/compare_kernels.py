@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from kernel_material import IMPORTANCE, different, importance, kernel, libggml, mixture
+from kernel_material import IMPORTANCE, different, encodable, importance, kernel, libggml, mixture
 
 from kconv.quant import native
 from kconv.quant.formats import Format, parse_format
@@ -45,8 +45,10 @@ def compare(format: Format, batch: int) -> Compared:
     rng = np.random.default_rng((format.ggml_type, batch))
     columns = int(rng.choice(COLUMNS))
     rows = mixture(rng, WEIGHTS // columns, columns, format.block_size)
-    weighed = batch % 2 == 1 and native.has_kernel("baseline", format, weighed=True)
+    plain, weighed = (native.has_kernel("baseline", format, weighed=each) for each in (False, True))
+    weighed = weighed and (batch % 2 == 1 or not plain)
     weights = importance(str(rng.choice([*IMPORTANCE])), rng, columns) if weighed else None
+    rows, weights = encodable(format, rows, weights)
     theirs = libggml(format, rows, weights)
     results = []
     for name in native.available_sets():

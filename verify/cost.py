@@ -13,6 +13,7 @@ from ..core.windows import Window
 
 _SIZE, _TRIES = 768, 6
 _WIDENED = 3e9  # weights a second that are read from the checkpoint and widened to fp32, on two cores
+_ENCODED = 60e6  # weights a second that are encoded and decoded: for probes, errors and the last check
 _STARTING = 4.0  # seconds to import torch and transformers, and to load the files
 
 
@@ -29,6 +30,22 @@ def estimated_seconds(model: Model, windows: Sequence[Window], files: int, *, pa
 def estimated_time(model: Model, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
     """The same in words."""
     seconds = estimated_seconds(model, windows, files, passes=passes)
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+
+
+def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int) -> str:
+    """About how long ``probes`` of reading ``windows`` take, in words.
+
+    Together they go through the layers ``passes`` times, and each through the output matrix once; two passes
+    more measure what was chosen.
+    """
+    head = next((t.elements for t in model.tensors if t.name == "output.weight"), 0) or next(
+        (t.elements for t in model.tensors if t.name == "token_embd.weight"), 0
+    )
+    layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
+    tokens = sum(window.tokens for window in windows)
+    products = tokens * ((passes + 2) * layers + (3 + probes) * head)
+    seconds = _STARTING + 2 * products / _multiplying_speed() + 3 * layers / _ENCODED
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 

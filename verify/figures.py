@@ -16,7 +16,7 @@ import math
 import sys
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -135,13 +135,30 @@ class Measure:
         with np.errstate(all="ignore"):
             self._same_gelu.append(float(np.square(actual - reference, dtype=np.float64).sum()))
 
-    def _refuse(self, window: int, position: int, *, checkpoint: bool, file: bool) -> None:
+    def take(self, other: Measure, windows: Sequence[int]) -> None:
+        """Take in what another has measured of some of the windows; ``windows`` are their indices here."""
+        if not other._vocabulary:
+            return
+        self._vocabulary = other._vocabulary
+        rows = np.array(other._kept, np.float64).reshape(-1, len(_Position._fields))
+        rows[:, 0] = np.array(windows, np.float64)[rows[:, 0].astype(np.int64)]
+        self._kept.extend(rows.reshape(-1).tolist())
+        for *_, position in other._heap:
+            self._remember(replace(position, window=windows[position.window]))
+        if (left_out := other._not_finite) is not None:
+            place, sides = windows[left_out.window], (left_out.checkpoint, left_out.file)
+            self._refuse(place, left_out.position, *sides, positions=left_out.positions)
+        self._same_gelu += other._same_gelu
+
+    def _refuse(
+        self, window: int, position: int, checkpoint: bool, file: bool, *, positions: int = 1
+    ) -> None:
         before = self._not_finite
-        here = NotFinite(1, window, position, checkpoint=checkpoint, file=file)
+        here = NotFinite(positions, window, position, checkpoint=checkpoint, file=file)
         if before is not None:
             first = min(before, here, key=lambda each: (each.window, each.position))
             here = NotFinite(
-                before.positions + 1,
+                before.positions + positions,
                 first.window,
                 first.position,
                 checkpoint=before.checkpoint or checkpoint,
@@ -154,7 +171,7 @@ class Measure:
         if len(self._heap) < _CANDIDATES:
             heapq.heappush(self._heap, item)
         else:
-            heapq.heapreplace(self._heap, item)
+            heapq.heappushpop(self._heap, item)
 
     def _table(self) -> Doubles:
         """A row a position, in the order of the text; columns as in ``_Position``."""

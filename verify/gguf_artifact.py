@@ -23,6 +23,7 @@ from ..runtimes.half_precision import HalfPrecision, flowing, halves_of_gguf
 from ..runtimes.llama_reader import LlamaReader
 from ..runtimes.reader import RuntimeFailure
 from ..vocab.parity import Parity
+from .chosen_codes import Chosen, chosen_of, derivable
 from .cosine_gates import cosine_gate, refuse_other_limits
 from .embeddings_part import EmbeddingsPart
 from .front_end import embed_of, named_front_end, with_front_end_findings
@@ -109,8 +110,13 @@ class GgufArtifact:
 
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """Every tensor; of a file made with importance data nobody has here, what they may have changed."""
-        strict = same_tools(self.manifest) and not made_with_importance(self.file.header.metadata)
-        return weights_of(self.file, expected, options, strict=strict)
+        strict = same_tools(self.manifest)
+        importance = derivable(self.path, self.manifest) if strict else None
+        if importance is not None:
+            return weights_of(self.file, expected, options, strict=True, importance=importance)
+        strict = strict and not made_with_importance(self.file.header.metadata)
+        chosen = chosen_of(self.file.header, self.manifest)
+        return weights_of(self.file, expected, options, strict=strict, chosen=chosen)
 
     def computed(
         self,
@@ -183,7 +189,10 @@ class GgufArtifact:
 
         shows = _shows_share(expected, gate, options)
         alike = _as_llama_cpp(expected, options) if shows else None
-        measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
+        if options.measure is not None and alike is None and self._front_end is None:
+            measure = options.measure(self.path, read, windows, seen)
+        else:
+            measure = compare(read, reader, windows, options.progress, same_gelu=alike, seen=seen)
         departure = expected.family.departure
         part = judged(measure, gate, windows, expected.source, options.max_kl, departure)
         return replace(part, shares=shares[0] if shares else None)
@@ -278,6 +287,7 @@ def weights_of(
     *,
     strict: bool,
     importance: Importance | None = None,
+    chosen: Chosen | None = None,
 ) -> WeightsPart:
     """Every tensor of ``file`` against the model expected; see ``check_weights``."""
     return check_weights(
@@ -285,6 +295,7 @@ def weights_of(
         expected.model,
         strict=strict,
         importance=importance,
+        chosen=chosen,
         originals=untransformed(expected.family, expected.checkpoint),
         threads=options.threads,
         progress=options.progress,

@@ -29,6 +29,7 @@ from ..vocab.text_pairs import PairReader, built_in_pairs, default_size, text_pa
 from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position
+from .logits import Measuring
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
@@ -84,7 +85,8 @@ class VerifyOptions:
     ``min_cosine``, the mean cosine with the checkpoint's embeddings.
 
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
-    files that are held to its logits themselves, to tell what the table alone does.
+    files that are held to its logits themselves, to tell what the table alone does. ``measure`` compares the
+    logits of a GGUF file in another way than here and now: on other machines.
     """
 
     gates: Mapping[str, float] = field(default_factory=dict)
@@ -95,6 +97,7 @@ class VerifyOptions:
     progress: Progress = silent
     announce: Announce = lambda text: None
     gelu_share: bool = True
+    measure: Measuring | None = None
 
 
 def built_in_windows(

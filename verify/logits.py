@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from ..converters.family import Departure
 from ..core.errors import ChildDied
@@ -21,6 +22,11 @@ from .proof import Finding, Gate, LogitsPart, undecided, verdict_of
 Read = Callable[[tuple[Window, ...]], Reading]
 """Reads windows with the checkpoint in fp32."""
 
+Seen = Callable[[Reading], None]
+"""Is given a reading that was compared."""
+Measuring = Callable[[Path, Read, Sequence[Window], Seen], Measure]
+"""Compares the file at a path as ``compare`` does what its reader gives."""
+
 WORST = 12
 TOGETHER = 8192  # tokens; 128 MiB of Llama-3-8B's hidden states
 _CONTEXT_TOKENS = 48
@@ -34,7 +40,7 @@ def compare(
     progress: Progress = silent,
     *,
     same_gelu: Read | None = None,
-    seen: Callable[[Reading], None] = lambda reading: None,
+    seen: Seen = lambda reading: None,
 ) -> Measure:
     """Both models' logits of every scored position, block by block; none are kept.
 

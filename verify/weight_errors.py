@@ -122,26 +122,26 @@ def _measure_tile(
         "worst_row": first_row + worst,
         "worst_row_error": float(errors[worst]) if len(errors) else 0.0,
         "not_finite": not_finite,
-        "zero": _rows_where((rows[1] == 0) & (rows[0] > 0), first_row),
+        "zero": rows_where((rows[1] == 0) & (rows[0] > 0), first_row),
     }
     if same:
         return Compared(own=sums, **common)
     if encoded is None:
         far = errors > row_limit(format, np.full(len(errors), typical_error(format)))
-        return Compared(far=_rows_where(far, first_row), **common)
+        return Compared(far=rows_where(far, first_row), **common)
     own = dequantize(format, encoded, weights.shape)
     own_rows = _row_sums(*_finite(weights, own))
     own_errors = _row_errors(own_rows)
     unlike = (stored != own) & ~(np.isnan(stored) & np.isnan(own))
     places = np.argwhere(unlike[unlike.any(axis=1)][:1])
-    changed = _rows_where(unlike.any(axis=1), first_row)
+    changed = rows_where(unlike.any(axis=1), first_row)
     worse = unlike.any(axis=1) & (errors > SAME_WAY * own_errors)
     return Compared(
         own=_summed(own_rows),
         against_own=_summed(_row_sums(*_finite(own, stored))),
         changed=changed,
-        worse=_rows_where(worse, first_row),
-        far=_rows_where(errors > row_limit(format, own_errors), first_row),
+        worse=rows_where(worse, first_row),
+        far=rows_where(errors > row_limit(format, own_errors), first_row),
         different=int(np.count_nonzero(unlike)),
         first=(changed.first, int(places[0][1])) if changed.count else None,
         **common,
@@ -164,10 +164,10 @@ def total(parts: Iterable[Compared]) -> Compared:
         against_own=_added(against),
         worst_row=worst.worst_row,
         worst_row_error=worst.worst_row_error,
-        changed=_joined([piece.changed for piece in pieces]),
-        worse=_joined([piece.worse for piece in pieces]),
-        far=_joined([piece.far for piece in pieces]),
-        zero=_joined([piece.zero for piece in pieces]),
+        changed=join_rows([piece.changed for piece in pieces]),
+        worse=join_rows([piece.worse for piece in pieces]),
+        far=join_rows([piece.far for piece in pieces]),
+        zero=join_rows([piece.zero for piece in pieces]),
         not_finite=sum(piece.not_finite for piece in pieces),
         different=sum(piece.different for piece in pieces),
         first=firsts[0] if firsts else None,
@@ -239,7 +239,8 @@ def _itself(sums: Sums) -> Sums:
     return Sums(sums.stored, sums.stored, sums.stored, 0.0)
 
 
-def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> MarkedRows:
+def rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> MarkedRows:
+    """The rows of a piece that are chosen, numbered from ``first_row`` on."""
     places = np.flatnonzero(chosen)
     if not len(places):
         return MarkedRows()
@@ -247,7 +248,8 @@ def _rows_where(chosen: npt.NDArray[np.bool_], first_row: int) -> MarkedRows:
     return MarkedRows(len(places), numbers[0], first_row + int(places[-1]), tuple(numbers))
 
 
-def _joined(parts: list[MarkedRows]) -> MarkedRows:
+def join_rows(parts: list[MarkedRows]) -> MarkedRows:
+    """Rows of several pieces, or of one for several reasons."""
     there = [part for part in parts if part.count]
     if not there:
         return MarkedRows()

@@ -21,6 +21,7 @@ from ..core.language import phrase
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..core.tensor import DType, Tensor
+from ..quant.code_layouts import layout_of
 from ..quant.encoders import Encoder
 from ..quant.formats import BF16, F16, F32, FORMATS, Format
 from ..quant.gguf_weights import GgufFile
@@ -28,6 +29,7 @@ from ..quant.importance import Importance
 from ..quant.low_rank import ROWS, hides_update
 from ..quant.second_look import SecondLook
 from ..quant.slabs import Scratch
+from .chosen_codes import LARGER, Chosen
 from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .same_model import layer_of
 from .weight_cases import Search
@@ -55,11 +57,12 @@ def check_weights(
     progress: Progress = silent,
     importance: Importance | None = None,
     originals: Mapping[str, Tensor] | None = None,
+    chosen: Chosen | None = None,
 ) -> WeightsPart:
     """Compare every tensor of the file with the model's; the shapes have been compared before.
 
     ``strict``: the file is kconv's own work with this libggml and, if any, this ``importance``, so that any
-    other byte is damage.
+    other byte is damage. ``chosen``: its codes were chosen by statistics nobody has here.
     ``originals``: the checkpoint's tensors of the same shape, before the family changed their order, by GGUF
     name; they make causes clearer. Raises GgufError, CheckpointError and EnvironmentProblem where one of the
     two cannot be read.
@@ -67,12 +70,12 @@ def check_weights(
     pairs, findings = _paired(file, model)
     sizes = [(pair.format, pair.tensor.elements) for pair in pairs]
     look = SecondLook(sizes, importance, exact=strict)
-    compared = _compare(file, pairs, look, threads or available_cores(), progress)
+    compared = _compare(file, pairs, look, threads or available_cores(), progress, chosen)
     errors, wrong = [], []
     step = 1 if len(pairs) < _MANY else 7  # meets each kind of matrix: few layers have 7 or 14 tensors
     for number, (pair, result) in enumerate(zip(pairs, compared, strict=True)):
-        state = judge(pair, result, strict)
-        if state == "within" and number % step == 0 and _hides_update(file, pair):
+        state = judge(pair, result, strict, chosen=chosen is not None)
+        if state == "within" and chosen is None and number % step == 0 and _hides_update(file, pair):
             state = "differs"
         errors.append(_tensor_error(pair, result, state))
         if state == "differs":
@@ -147,7 +150,12 @@ def _harmless(file: GgufFile, info: TensorInfo) -> bool:
 
 
 def _compare(
-    file: GgufFile, pairs: Sequence[Pair], look: SecondLook, threads: int, progress: Progress
+    file: GgufFile,
+    pairs: Sequence[Pair],
+    look: SecondLook,
+    threads: int,
+    progress: Progress,
+    chosen: Chosen | None,
 ) -> list[Compared]:
     tensors = [pair.tensor for pair in pairs]
     slow = {index for index, pair in enumerate(pairs) if pair.format.block_size == 256}
@@ -157,7 +165,7 @@ def _compare(
     def run(pieces: Sequence[Piece], progress: Progress, *, thorough: bool) -> None:
         def work(rows: Piece, scratch: Scratch) -> int:
             pair = pairs[rows.index]
-            results[rows] = _compare_piece(file, pair, rows, look, scratch, thorough=thorough)
+            results[rows] = _compare_piece(file, pair, rows, look, scratch, chosen, thorough=thorough)
             return pair.info.nbytes * (rows.stop - rows.start) // max(1, pair.tensor.rows)
 
         work_through(pieces, work, threads=threads, stage="weights", total=total_bytes, progress=progress)
@@ -176,7 +184,14 @@ def _compare(
 
 
 def _compare_piece(
-    file: GgufFile, pair: Pair, rows: Piece, look: SecondLook, scratch: Scratch, *, thorough: bool
+    file: GgufFile,
+    pair: Pair,
+    rows: Piece,
+    look: SecondLook,
+    scratch: Scratch,
+    chosen: Chosen | None,
+    *,
+    thorough: bool,
 ) -> Compared | None:
     """One piece; None where the weights are stored without loss and the bytes are equal."""
     info, tensor, format = pair.info, pair.tensor, pair.format
@@ -187,16 +202,19 @@ def _compare_piece(
         if np.array_equal(data, expected):
             return None
     first = rows.start * (tensor.row_elements // info.shape[-1]) if len(info.shape) > 1 else 0
-    return total(
-        measure(part.weights, part.stored, part.encoded, format, first + part.first)
-        for part in look.encode(tensor, format, source, data, scratch, rows.start)
-    )
+    parts = []
+    for part in look.encode(tensor, format, source, data, scratch, rows.start):
+        found = measure(part.weights, part.stored, part.encoded, format, first + part.first)
+        if chosen is not None:
+            found = chosen.bounded(found, info.name, format, part.weights, part.stored, first + part.first)
+        parts.append(found)
+    return total(parts)
 
 
 # Judging
 
 
-def judge(pair: Pair, compared: Compared, strict: bool) -> TensorState:
+def judge(pair: Pair, compared: Compared, strict: bool, *, chosen: bool = False) -> TensorState:
     if compared.not_finite:
         return "differs"
     if compared.same:
@@ -208,7 +226,7 @@ def judge(pair: Pair, compared: Compared, strict: bool) -> TensorState:
         return "within" if compared.different == 0 and not strict else "differs"
     if _few_rows_changed(pair, compared) and compared.worse.count:
         return "differs"
-    if not _within(pair.format, compared):
+    if not _within(pair.format, compared, chosen=chosen):
         return "differs"
     return "within" if compared.own is not None else "not compared"
 
@@ -227,11 +245,14 @@ def _few_rows_changed(pair: Pair, compared: Compared) -> bool:
     return compared.own is not None and _FEW * compared.changed.count < rows
 
 
-def _within(format: Format, compared: Compared) -> bool:
+def _within(format: Format, compared: Compared, *, chosen: bool) -> bool:
     """Whether the error is what the format makes of the weights, whatever the importance data."""
     own = compared.own
     error = compared.stored.error
-    if compared.far.count or error > error_limit(format, None if own is None else own.error):
+    limit = error_limit(format, None if own is None else own.error)
+    if chosen and own is not None and layout_of(format) is not None:
+        limit = LARGER * own.error
+    if compared.far.count or error > limit:
         return False
     lowest, highest = slope_limits(
         format, None if own is None else (own.error, own.slope), error, compared.weights

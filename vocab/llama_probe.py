@@ -4,8 +4,9 @@ A bad vocabulary may abort the process llama.cpp runs in (GGML_ASSERT, an except
 interface), so it is never loaded in the parent. Its argument is FILE.gguf; llama.cpp's log goes to stderr.
 
 It answers one byte when the vocabulary is loaded. Request: uint32 count, then per text: uint8 flags
-(1 add_special, 2 parse_special), uint32 length, UTF-8. Answer per text: uint32 number of tokens, int32 each.
-All little-endian. Exit code REFUSED: the vocabulary was refused.
+(1 add_special, 2 parse_special), uint32 length, UTF-8. Answer, when all texts have been read: the number of
+tokens of each, uint32, then all tokens, int32. All little-endian. Exit code REFUSED: the vocabulary was
+refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     room = 1 << 12
     buffer = (ctypes.c_int32 * room)()
     (count,) = struct.unpack("<I", child.take(4))
-    answer = bytearray()
+    counts, answer = array("I"), bytearray()
     for _ in range(count):
         flags, length = struct.unpack("<BI", child.take(5))
         text = child.take(length)
@@ -52,11 +54,9 @@ def main(arguments: Sequence[str]) -> int:
             room = -written
             buffer = (ctypes.c_int32 * room)()
             written = library.llama_tokenize(vocab, text, length, buffer, room, add, parse)
-        answer += struct.pack("<I", written)
+        counts.append(written)
         answer += memoryview(buffer).cast("B")[: 4 * written]
-        if len(answer) > 1 << 20:
-            child.write(answer)
-            answer.clear()
+    child.write(struct.pack(f"<{count}I", *counts))
     child.write(answer)
     child.take(1)  # until the parent is done
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 import sys
 from array import array
@@ -13,7 +14,7 @@ from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied
 from . import llama_probe as protocol
 
-_MOST_IDS = 1 << 26  # of one text
+_MOST_IDS = 1 << 26  # of all texts
 _TELLING = ("error", "GGML_ASSERT", "what():", "terminate called")
 
 
@@ -70,17 +71,19 @@ class LlamaProbe:
         try:
             self._child.receive(1)  # loaded
             self._child.send(message)
-            return [self._ids() for _ in range(count)]
+            sizes = struct.unpack(f"<{count}I", self._child.receive(4 * count))
+            if sum(sizes) > _MOST_IDS:
+                raise ProbeFailure(f"llama.cpp returned {sum(sizes)} ids for {count} texts")
+            ids = self._ids(sum(sizes))
         except ChildRefused as refusal:
             raise ProbeFailure(_reason(refusal)) from refusal
         except ChildDied:
             self._child.close()
             raise
+        ends = list(itertools.accumulate(sizes))
+        return [ids[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
-    def _ids(self) -> array[int]:
-        (size,) = struct.unpack("<I", self._child.receive(4))
-        if size > _MOST_IDS:
-            raise ProbeFailure(f"llama.cpp returned {size} ids for a text")
+    def _ids(self, size: int) -> array[int]:
         ids = array("i", bytes(self._child.receive(4 * size)))
         if sys.byteorder == "big":
             ids.byteswap()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Literal
 
@@ -10,6 +11,7 @@ from ..core.vocabulary import TokenType
 from .parity import Exam, Parity
 from .tokenizer import Source, added_pattern
 
+_SYLLABLE = re.compile("[\uac00-\ud7a3]")
 _FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFKC", "NFD", "NFKD")
 
 
@@ -19,10 +21,7 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
         return None
     texts_apart = [questions.texts[index] for index in parity.different]
     if source.pieces is not None and source.pieces.strip_accents:
-        return phrase(
-            "the tokenizer takes off accents and takes Hangul apart into letters, while llama.cpp keeps only "
-            "the first letter of a syllable: kconv to-onnx converts the model"
-        )
+        return _of_accents(parity, questions)
     if source.kind == "sentencepiece unigram":
         return _of_unigram(parity, questions, source)
     for form in _FORMS:
@@ -45,6 +44,28 @@ def explanation(parity: Parity, questions: Exam, source: Source) -> str | None:
             "another way"
         )
     return None
+
+
+def _of_accents(parity: Parity, questions: Exam) -> str | None:
+    """How much of the difference is Hangul's, which canonical decomposition takes apart to take accents off.
+
+    llama.cpp's table of decompositions has one character for each (unicode_cpts_normalize_nfd), which of
+    a syllable is its first letter.
+    """
+    plain = {at for at, text in enumerate(questions.texts) if not _SYLLABLE.search(text)}
+    different = set(parity.different)
+    if not different - plain:
+        return None
+    return phrase(
+        "the tokenizer takes off accents and takes Hangul apart into letters for it, while llama.cpp keeps "
+        "only the first letter of a syllable: {hangul} of the {different} texts that differ contain Hangul; "
+        "of the {plain} without it {equal} are read alike. kconv to-onnx converts the model"
+    ).of(
+        hangul=f"{len(different - plain):,}",
+        different=f"{len(different):,}",
+        plain=f"{len(plain):,}",
+        equal=f"{len(plain - different):,}",
+    )
 
 
 def _of_unigram(parity: Parity, questions: Exam, source: Source) -> str | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 
 from ..core.vocabulary import TokenType
 from .decoding import byte_symbols
@@ -46,11 +47,23 @@ def _plain(source: Source, token: str) -> str | None:
         return token.removeprefix(source.pieces.sign)
     if source.kind not in ("byte-level bpe", "utf-8 bytes"):
         return token.replace(META_SPACE, " ")
-    symbols = byte_symbols()
     try:
-        return bytes(symbols[character] for character in token).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
+        return token.translate(_bytes_of_symbols()).encode("latin-1").decode("utf-8")
+    except UnicodeError:
         return None
+
+
+class _Others(dict[int, int]):
+    """For ``str.translate``: what is no key becomes a character that is no byte."""
+
+    def __missing__(self, character: int) -> int:
+        return 0xFFFF
+
+
+@functools.cache
+def _bytes_of_symbols() -> Mapping[int, int]:
+    """The bytes that characters of byte-level tokens stand for."""
+    return _Others({ord(character): byte for character, byte in byte_symbols().items()})
 
 
 def _in_lines(texts: Iterable[str | None]) -> list[str]:

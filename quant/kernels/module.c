@@ -47,7 +47,7 @@ static const struct kernel *find(int set, int ggml_type) {
 }
 
 /* What native.py expects; another number with every change of what is exported here or of its meaning. */
-EXPORT int kconv_interface(void) { return 1; }
+EXPORT int kconv_interface(void) { return 2; }
 
 EXPORT int kconv_runs(int set) { return kernels_of(set) != NULL; }
 
@@ -67,7 +67,7 @@ EXPORT void kconv_encode(int set, int ggml_type, const float *x, uint8_t *out, i
                          const float *importance, reference *ggml) {
     const struct kernel *kernel = find(set, ggml_type);
     encoder *encode = importance ? kernel->weighed : kernel->plain;
-    if (!kernel->undefined) {
+    if (!kernel->undefined || encode != kernel->plain) {
         encode(x, out, rows, columns, importance);
         return;
     }
@@ -83,6 +83,21 @@ EXPORT uint32_t kconv_widen(int set, int kind, const void *from, float *out, int
     const struct kernels *all = kernels_of(set);
     widener *const widen[] = {all->from_f32, all->from_f16, all->from_bf16};
     return widen[kind](from, out, count);
+}
+
+/* As feedback.h says; the set is one that runs here. */
+EXPORT int kconv_factor(int set, float *m, int64_t n, float *work) {
+    return kernels_of(set)->feedback.factor(m, n, work);
+}
+
+EXPORT void kconv_refine(int set, const float *m, int64_t n, const float *roots, const struct kconv_rows *rows,
+                         int descents, float *z) {
+    kernels_of(set)->feedback.refine(m, n, roots, rows, descents, z);
+}
+
+EXPORT void kconv_measure(int set, const float *m, int64_t n, const float *roots, const struct kconv_rows *rows,
+                          float *z, double *losses) {
+    kernels_of(set)->feedback.measure(m, n, roots, rows, z, losses);
 }
 
 /* Some linkers insist on a module's entry; nothing imports this one. */

@@ -41,7 +41,7 @@ INLINE lm improve_levels(
 INLINE lf descend_q3_K(const lf *x, li *levels) {
     const level_clamp high = {Q3_K_TOP, false, false, true};
     lf weights[SIGNED_BLOCK], weighted[SIGNED_BLOCK], level[SIGNED_BLOCK];
-    const lf largest = largest_weight(x);
+    const lf largest = largest_weight(SIGNED_BLOCK, x);
     const lf inverse = -(float)Q3_K_TOP / largest;
     lf xl = floats(0), ll = floats(0);
     for (int i = 0; i < SIGNED_BLOCK; ++i) {
@@ -120,7 +120,7 @@ INLINE void search_q3_K(const float *x, const float *const *importance, found_q3
         load_transposed(x + 16 * block, 16, 16, values);
         const float *own = importance[block / 16] + 16 * (block % 16);
         store(found->sum + block, weigh_blocks(16, values, own, floats(spreads[block / 16]), weights));
-        const signed_scale best = search_signed(values, weights, Q3_K_TOP, false);
+        const signed_scale best = search_signed(SIGNED_BLOCK, values, weights, Q3_K_TOP, false);
         store(found->scale + block, best.scale);
         store(found->inverse + block, best.inverse);
     }
@@ -134,8 +134,8 @@ INLINE void encode_batch_q3_K(const float *x, const float *const *importance, ui
     search_q3_K(x, importance, &found);
     load_transposed(found.scale, 16, 16, scales);
     load_transposed(found.sum, 16, 16, sums);
-    const signed_scale best = search_signed(scales, sums, 32, true);
-    searched_levels(scales, best.inverse, 32, multiples);
+    const signed_scale best = search_signed(SIGNED_BLOCK, scales, sums, 32, true);
+    searched_levels(SIGNED_BLOCK, scales, best.inverse, 32, multiples);
     store_bytes_transposed(multiples, 16, bytes, 16);
     for (int n = 0; n < LANES; ++n) {
         lf values[16 / LANES][SIGNED_BLOCK];
@@ -143,7 +143,7 @@ INLINE void encode_batch_q3_K(const float *x, const float *const *importance, ui
         for (int g = 0; g < 16 / LANES; ++g) {
             const int block = 16 * n + LANES * g;
             load_transposed(x + 16 * block, 16, SIGNED_BLOCK, values[g]);
-            searched_levels(values[g], load(found.inverse + block), Q3_K_TOP, levels[g]);
+            searched_levels(SIGNED_BLOCK, values[g], load(found.inverse + block), Q3_K_TOP, levels[g]);
             for (int j = 0; j < LANES; ++j) own[g][j] = bytes[block + j];
         }
         finish_q3_K(values, own, half_bits(best.scale[n]), levels, to + Q3_K_BYTES * n);

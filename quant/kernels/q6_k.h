@@ -34,7 +34,7 @@ INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importan
             load_transposed(importance + 16 * LANES * g, 16, SIGNED_BLOCK, weights);
         else
             for (int i = 0; i < SIGNED_BLOCK; ++i) weights[i] = values[g][i] * values[g][i];
-        found[g] = search_signed(values[g], weights, Q6_K_TOP, false);
+        found[g] = search_signed(SIGNED_BLOCK, values[g], weights, Q6_K_TOP, false);
         store(scales + LANES * g, found[g].scale);
     }
     const float largest = largest_scale(scales);
@@ -50,7 +50,7 @@ INLINE void encode_super_q6_K(const float *x, uint8_t *to, const float *importan
         li levels[SIGNED_BLOCK]; /* no scale exceeds the largest: what is stored is at least -128 */
         const li stored = minimum_ints(nearest(inverse * found[g].scale), ints(127));
         const lf scale = half_value(half) * to_floats(stored);
-        searched_levels(values[g], found[g].inverse, Q6_K_TOP, levels);
+        searched_levels(SIGNED_BLOCK, values[g], found[g].inverse, Q6_K_TOP, levels);
         stored_levels(values[g], scale, Q6_K_TOP, levels);
         store_bytes_transposed(levels, SIGNED_BLOCK, packed + 16 * LANES * g, 16);
         for (int j = 0; j < LANES; ++j) to[Q6_K_SCALES + LANES * g + j] = (uint8_t)stored[j];

@@ -54,7 +54,7 @@ INLINE void NAME(blocks_q4_0)(const float *x, uint8_t *out) {
 #define FLAT_ENCODER(format, bytes)                                                                           \
     static void NAME(encode_##format)(const float *x, void *out, int64_t rows, int64_t columns,               \
                                       const float *importance) {                                              \
-        (void)importance; /* quantize_q8_0 does not look at it; q4_0 with importance is left to libggml */    \
+        (void)importance; /* quantize_q8_0 does not look at it */         \
         const int64_t blocks = rows * columns / Q_BLOCK;                                                      \
         int64_t done = 0;                                                                                     \
         for (; done + LANES <= blocks; done += LANES)                                                         \

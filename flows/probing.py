@@ -1,0 +1,162 @@
+"""What each tensor loses in each format, measured: probes of groups of tensors, and errors of each.
+
+A group (quant/choice_groups.py) is quantized alone in one format, the rest of the model stays in fp32, and
+the divergence on some of the calibration text is measured (reference/probes.py). Within the group and from
+that format to others it goes by the tensors' relative errors (quant/choice_losses.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ..converters.mapping import parameters
+from ..core.errors import InputError
+from ..core.model import Model
+from ..core.tensor import Tensor
+from ..core.windows import Window
+from ..quant.choice_groups import Group, groups_of
+from ..quant.choice_losses import as_stored, offered, relative_errors
+from ..quant.formats import FORMATS, Format
+from ..quant.importance import Importance
+from ..reference.probes import Divergence, Probing
+from ..verify.cost import estimated_probes
+from ..verify.inputs import Expected, VerifyOptions, text_windows
+
+PROBE = FORMATS["q3_K"]
+"""The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
+
+_AMOUNTS = ((20_000_000, 8192), (500_000_000, 2048))  # weights, and tokens of a probe up to so many
+_LEAST = 1024
+_SLICE = 32  # tokens: two texts that have so many in common are one
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What tensors lose in formats, in nats, by name; ``measured`` says on what."""
+
+    of: Mapping[str, Mapping[Format, float]]
+    groups: Mapping[Group, float]
+    measured: Mapping[str, Any]
+
+
+class Prober:
+    """Probes a model on ``windows`` of the calibration text; ``tensors`` are those to be chosen for."""
+
+    def __init__(
+        self,
+        expected: Expected,
+        tensors: Sequence[Tensor],
+        importance: Importance | None,
+        windows: Sequence[Window],
+        options: VerifyOptions,
+    ) -> None:
+        self._expected, self._tensors, self._importance = expected, tensors, importance
+        self._windows, self._options = tuple(windows), options
+        self._by_name = {tensor.name: tensor for tensor in tensors}
+        plain = {tensor.name: tensor for tensor in expected.model.tensors}
+        self._probing = Probing(expected.checkpoint, expected.family, plain, threads=options.threads)
+
+    def losses(self, menu: Sequence[Format], texts_sha256: str) -> Losses:
+        """What each tensor would lose in each format of the menu it can have. Raises what reading raises."""
+        groups = groups_of(self._by_name)
+        menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
+        probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
+        changes = [{name: self._stored(name, probes[name]) for name in names} for names in groups.values()]
+        self._options.announce(self._cost(len(changes), self._probing.steps(changes)))
+        errors = self._errors(menus, probes)
+        found = self._probing.divergences(changes, self._windows, self._options.progress)
+        of: dict[str, dict[Format, float]] = {}
+        for names, divergence in zip(groups.values(), found, strict=True):
+            whole = sum(errors[name][probes[name]] for name in names)
+            for name in names:
+                share = divergence.mean / whole if whole else 0.0
+                of[name] = {format: share * errors[name][format] for format in menus[name]}
+        measured = {
+            "tokens": sum(len(window.scored) for window in self._windows),
+            "texts_sha256": texts_sha256,
+            "probe": PROBE.name,
+            "menu": [format.name for format in menu],
+        }
+        means = {group: divergence.mean for group, divergence in zip(groups, found, strict=True)}
+        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, means, measured)
+
+    def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
+        """What the model loses where all tensors have the formats of a choice, for each of ``choices``."""
+        changes = [
+            {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
+        ]
+        return self._probing.divergences(changes, self._windows, self._options.progress)
+
+    def _stored(self, name: str, format: Format) -> Tensor:
+        return as_stored(self._by_name[name], format, self._importance)
+
+    def _errors(
+        self, menus: Mapping[str, Sequence[Format]], probes: Mapping[str, Format]
+    ) -> dict[str, dict[Format, float]]:
+        """Relative errors by tensor and format; encoding lets go of the interpreter, so in threads."""
+        done, progress = 0, self._options.progress
+
+        def errors(tensor: Tensor) -> dict[Format, float]:
+            formats = dict.fromkeys([*menus[tensor.name], probes[tensor.name]])
+            return relative_errors(tensor, tuple(formats), self._importance)
+
+        found = {}
+        with ThreadPoolExecutor(self._options.threads, thread_name_prefix="kconv-errors") as pool:
+            try:
+                for tensor, each in zip(self._tensors, pool.map(errors, self._tensors), strict=True):
+                    found[tensor.name] = each
+                    done += 1
+                    progress("errors", done, len(self._tensors))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return found
+
+    def _cost(self, probes: int, steps: int) -> str:
+        tokens = sum(window.tokens for window in self._windows)
+        passes = steps / self._probing.layers
+        about = estimated_probes(self._expected.model, self._windows, passes, probes)
+        return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
+
+
+def probe_windows(expected: Expected, texts: Sequence[str]) -> tuple[Window, ...]:
+    """The windows that are probed on, spread over the texts; fewer for large models, which scatter less."""
+    every = text_windows(expected, texts, tokens=None, window=None)
+    weights = parameters(expected.model)
+    amount = next((tokens for most, tokens in _AMOUNTS if weights <= most), _LEAST)
+    longest = max(window.tokens for window in every)
+    count = max(1, amount // longest)
+    if count >= len(every):
+        return tuple(every)
+    return tuple(every[at * len(every) // count] for at in range(count))
+
+
+def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:
+    """Raise InputError where the text of the proof is (in good part) the one that is calibrated on.
+
+    What is chosen on a text looks better on that text than it is.
+    """
+    seen = {ids[at : at + _SLICE] for ids in _ids(calibration) for at in range(len(ids) - _SLICE + 1)}
+    slices = [ids[at : at + _SLICE] for ids in _ids(proof) for at in range(0, len(ids) - _SLICE + 1, _SLICE)]
+    again = sum(each in seen for each in slices)
+    if slices and again * 4 > len(slices):
+        raise InputError(
+            f"the calibration text is the one the files are proven on ({again} of {len(slices)} passages)",
+            hint="calibrate on other text: what is chosen on a text looks better there than it is",
+        )
+
+
+def _ids(windows: Sequence[Window]) -> list[tuple[int, ...]]:
+    return [ids for window in windows for ids in (window.ids, window.source) if ids]
+
+
+def refuse_silent(model: Model, *, encoder: bool) -> None:
+    """Raise InputError for models that predict nothing: there is no divergence to choose by."""
+    if encoder:
+        raise InputError(
+            f"types are chosen by what a model predicts, and {model.arch} models write no text",
+            hint="leave out --target-size and --target-kl",
+        )

@@ -1,0 +1,139 @@
+"""What each tensor would lose in each format: the menu its shape allows, and its relative errors.
+
+The error of a tensor in a format is tr(E D E^T) / tr(W D W^T), E = Ŵ − W, with D the importance data (mean
+squared inputs of the columns; ones where there are none): about how much of what the matrix gives is noise.
+How much that costs the model is measured (reference/probes.py); errors carry it from the format that was
+measured to the others, and within a group of tensors from all to each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from ..core.errors import InputError, UsageError
+from ..core.tensor import Array, DType, Tensor
+from .encoders import Encoder, encoder_of
+from .formats import F16, FORMATS, NEEDS_IMPORTANCE, Format, parse_format
+from .ggml import Floats, dequantize, to_float32
+from .importance import Importance, values_of
+from .parts import HEAD, is_embedding
+from .requirements import REFUSED_WITHOUT, fitting
+from .slabs import Scratch, convert_slab
+
+MENU = tuple(FORMATS[name] for name in ("q2_K", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0"))
+"""What is chosen among where nobody says: fast in llama.cpp on every machine, and from 2.6 to 8.5 bits."""
+
+_SAMPLE = 1 << 20  # weights of a tensor whose error is measured; of more, rows spread over it
+_RUNS = 16  # in which these rows lie
+
+
+def parse_menu(names: Sequence[str]) -> tuple[Format, ...]:
+    """The formats of a menu, from the smallest to the largest. Raises UsageError."""
+    menu = {parse_format(name): None for name in names}
+    if odd := [format.name for format in menu if not format.quantized and format != F16]:
+        raise UsageError(
+            f"--menu {odd[0]}: a tensor is chosen a quantized format or f16", hint="leave it out of the menu"
+        )
+    return tuple(sorted(menu, key=_bits))
+
+
+def _bits(format: Format) -> float:
+    return 8 * format.block_bytes / format.block_size
+
+
+def offered(tensor: Tensor, menu: Sequence[Format], importance: Importance | None) -> tuple[Format, ...]:
+    """The formats of ``menu`` a tensor can have; where its rows are no whole blocks, what recipes give then.
+
+    Formats that need importance data are offered where there are some. Never empty: where nothing is left,
+    F16. Raises InputError for data of another model.
+    """
+    weighed = values_of(tensor, importance) is not None
+    columns, found = tensor.shape[-1], dict[Format, None]()
+    spared = is_embedding(tensor.name) or tensor.name == HEAD
+    for wanted in menu:
+        try:
+            given = fitting(wanted, columns, tensor.name)
+        except InputError:  # no relative of smaller blocks
+            continue
+        needs = given in NEEDS_IMPORTANCE or (given.name in REFUSED_WITHOUT and not spared)
+        if (given != F16 or wanted == F16) and (weighed or not needs):
+            found[given] = None
+    return tuple(sorted(found, key=_bits)) or (F16,)
+
+
+def relative_errors(
+    tensor: Tensor, formats: Sequence[Format], importance: Importance | None
+) -> dict[Format, float]:
+    """tr(E D E^T) / tr(W D W^T) in each format, on about a million weights spread over the tensor.
+
+    Infinite where libggml cannot encode the weights in a format. Raises what reading raises.
+    """
+    lost, whole = dict.fromkeys(formats, 0.0), 0.0
+    scratch = Scratch()
+    encoder = encoder_of(tensor, formats, importance)
+    for start, stop in _sample(tensor):
+        rows = np.ascontiguousarray(tensor.read(start, stop))
+        weights = _floats(rows, tensor.dtype)
+        columns = weights.shape[-1]
+        known = encoder.importance_of(rows, start)
+        scale = np.ones((1, 1, columns)) if known is None else known.reshape(-1, 1, columns)
+        stacked = weights.reshape(len(scale), -1, columns)
+        whole += _weighed(stacked, scale)
+        slab = convert_slab(rows, tensor.dtype, formats, scratch, known)
+        for format, data in zip(formats, slab.data, strict=True):
+            if format in slab.impossible or format in slab.overflowed:
+                lost[format] = float("inf")
+                continue
+            decoded = dequantize(format, data, weights.shape).reshape(stacked.shape)
+            lost[format] += _weighed(decoded - stacked, scale)
+    return {format: error / whole if whole else 0.0 for format, error in lost.items()}
+
+
+def _weighed(values: Floats, scale: Array) -> float:
+    """The sum of squares, each column's times its importance; ``(stacks, rows, columns)``."""
+    return float((np.einsum("src,src->sc", values, values, dtype=np.float64) * scale[:, 0]).sum())
+
+
+def _sample(tensor: Tensor) -> Iterator[tuple[int, int]]:
+    """Runs of rows, all of a small tensor; they begin and end where nothing is read in vain."""
+    grain = tensor.granule
+    wanted = max(1, _SAMPLE // max(1, tensor.row_elements))
+    if wanted >= tensor.rows:
+        yield 0, tensor.rows
+        return
+    runs = min(_RUNS, max(1, wanted // grain))
+    each = max(grain, wanted // runs // grain * grain)
+    for run in range(runs):
+        start = run * tensor.rows // runs // grain * grain
+        yield start, min(start + each, tensor.rows)
+
+
+def _floats(rows: Array, dtype: DType) -> Floats:
+    if dtype is DType.F32:
+        return rows
+    out = np.empty(rows.shape, np.float32)
+    to_float32(rows, dtype, out)
+    return out
+
+
+def as_stored(tensor: Tensor, format: Format, importance: Importance | None) -> Tensor:
+    """The tensor as a file in that format gives it back, lazily: encoded and decoded when it is read."""
+    if format.name == tensor.dtype.name.lower():
+        return tensor
+    encoder = encoder_of(tensor, (format,), importance)
+    return replace(tensor, dtype=DType.F32, read=partial(_stored, tensor, format, encoder), stored=None)
+
+
+def _stored(tensor: Tensor, format: Format, encoder: Encoder, start: int, stop: int) -> Floats:
+    rows = np.ascontiguousarray(tensor.read(start, stop))
+    slab = encoder.encode(rows, tensor.dtype, Scratch(), start)
+    if slab.impossible or slab.overflowed:
+        raise InputError(
+            f"{tensor.name} has weights {format.display} cannot hold",
+            hint="leave that format out with --menu",
+        )
+    return dequantize(format, slab.data[0], rows.shape)

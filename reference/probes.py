@@ -1,0 +1,295 @@
+"""What changes of some weights cost the model: its divergence from itself, on the same windows, in fp32.
+
+Each probe changes some tensors of the file (one kind of matrix in some layers, say, quantized) and leaves the
+rest as they are. All probes go through the layers side by side: up to the first layer it changes a probe is
+the plain model, whose states it takes over there, and each layer's weights are read once for all. Changes
+outside the layers (embeddings) take a pass of their own, one of the output matrix none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..converters.family import AnyFamily
+from ..converters.mapping import sources_of, unmapped
+from ..core.checkpoint import Checkpoint
+from ..core.errors import UnsupportedModel
+from ..core.progress import Progress, silent
+from ..core.tensor import Tensor
+from ..core.windows import Window
+from ..quant.parts import HEAD
+from .branches import Branch, SideBySide
+from .by_layer import BetweenLayers
+from .empty_model import computing
+from .encoder_decoder import layer_stacks
+from .model import Reference
+from .reading import OutputMatrix
+from .states import Kept, States, kept_states
+from .streamed import RowRange
+from .streamed_experts import OneByOne
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = npt.NDArray[np.float32]
+Change = Mapping[str, Tensor]
+"""Tensors of the file by name, with the weights they are to have."""
+
+_LOGITS = 64 << 20  # bytes of logits worked on at once
+_KEPT = 256 << 20  # bytes of the plain model's in memory, the rest in a file
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Mean KL divergence in nats over all positions of the windows that count, and its standard error."""
+
+    mean: float
+    error: float
+
+
+class Probing:
+    """A checkpoint that is probed; ``tensors`` are those of the file as the checkpoint has them.
+
+    Raises what ``Reference`` raises. Encoders, which predict nothing, cannot be probed.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        family: AnyFamily,
+        tensors: Mapping[str, Tensor],
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._checkpoint, self._family, self._threads = checkpoint, family, threads
+        self._tensors = dict(tensors)
+        self._modules = {
+            target: tuple(family.reference.module(source) for source in sources)
+            for target, sources in sources_of(family, checkpoint).items()
+        }
+        self._plain = Branching(checkpoint, family, threads=threads)
+
+    def steps(self, changes: Sequence[Change]) -> int:
+        """How many times windows go through a layer for these changes: what the time it takes goes by."""
+        layers = self._plain.layers
+        begins = [self._plain.begins(self._names(change)) for change in changes]
+        passes = sum(1 for change in changes if self._takes_a_pass(change))
+        return (1 + passes) * layers + sum(layers - place for place in begins if place is not None)
+
+    @property
+    def layers(self) -> int:
+        """How many layers the model has, of all stacks."""
+        return self._plain.layers
+
+    def divergences(
+        self, changes: Sequence[Change], windows: Sequence[Window], progress: Progress = silent
+    ) -> list[Divergence]:
+        """What each of ``changes`` alone costs, on ``windows``.
+
+        Tells ``progress("probes", done, total)`` in layers. Raises what reading the checkpoint raises.
+        """
+        counter, total = itertools.count(1), self.steps(changes)
+
+        def step() -> None:
+            progress("probes", min(next(counter), total), total)
+
+        progress("probes", 0, total)
+        found: dict[int, Divergence] = {}
+        within = [
+            index
+            for index, change in enumerate(changes)
+            if self._plain.begins(self._names(change)) is not None
+        ]
+        assert self._plain.output is not None, "an encoder has no logits"
+        with kept_states(_KEPT) as states:
+            ways = self._plain.branched(windows, [self._parameters(changes[index]) for index in within], step)
+            with contextlib.closing(ways):
+                hidden = next(ways)
+                compared = _Compared(self._plain.output, hidden, windows, states, self._threads)
+                for index in within:
+                    found[index] = compared.with_other(next(ways), self._plain.output)
+            for index, change in enumerate(changes):
+                if index not in found:
+                    other, entering = self._changed(change, windows, hidden, step)
+                    found[index] = compared.with_other(entering, other)
+        self._plain.reader.forget()
+        progress("probes", total, total)
+        return [found[index] for index in range(len(changes))]
+
+    def _takes_a_pass(self, change: Change) -> bool:
+        return set(change) != {HEAD} and self._plain.begins(self._names(change)) is None
+
+    def _changed(
+        self, change: Change, windows: Sequence[Window], hidden: list[Floats], step: Callable[[], None]
+    ) -> tuple[OutputMatrix, list[Floats]]:
+        """The output matrix with a change outside the layers, and what enters it."""
+        weights = unmapped(self._family, self._checkpoint, {**self._tensors, **change})
+        other = Branching(self._checkpoint, self._family, weights=weights, threads=self._threads)
+        assert other.output is not None
+        if set(change) == {HEAD}:
+            return other.output, hidden
+        with contextlib.closing(other.branched(windows, [], step)) as ways:
+            return other.output, next(ways)
+
+    def _names(self, change: Change) -> set[str]:
+        """The modules, some of them experts within one, whose weights a change touches."""
+        return {module for target in change for module in self._modules.get(target, ())}
+
+    def _parameters(self, change: Change) -> dict[str, Tensor]:
+        """The parameters of transformers' model that a change touches, with their new weights."""
+        family = self._family
+        weights = unmapped(family, self._checkpoint, {**self._tensors, **change})
+        tensors = family.reference.tensors(weights, family.read(self._checkpoint.config).sizes)
+        names = self._names(change)
+        return {name: tensors[name] for name in self._plain.parameters_of(names) if name in tensors}
+
+
+class Branching(Reference):
+    """A reference whose layers can be gone through with other weights beside their own."""
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are, of all stacks."""
+        return len(self._every_layer())
+
+    def _every_layer(self) -> list[torch.nn.Module]:
+        return [layer for stack in layer_stacks(self._model, self._layers) for layer in stack]
+
+    def _within(self, names: set[str]) -> list[tuple[str, Any]]:
+        """The modules of the model that hold weights of those names, with their own names."""
+        return [
+            (name, module)
+            for name, module in self._model.named_modules()
+            if name in names or (name and any(each.startswith(f"{name}.") for each in names) and _own(module))
+        ]
+
+    def begins(self, names: set[str]) -> int | None:
+        """The first layer with one of the modules of those names; None where some lie outside the layers."""
+        prefixes = {module: f"{name}." for name, module in self._model.named_modules()}
+        places = set()
+        for name in names:
+            at = [
+                place for place, layer in enumerate(self._every_layer()) if name.startswith(prefixes[layer])
+            ]
+            if not at:
+                return None
+            places.add(at[0])
+        return min(places, default=None)
+
+    def parameters_of(self, names: set[str]) -> list[str]:
+        """The parameters of the modules of those names."""
+        return [f"{name}.{key}" for name, module in self._within(names) for key in _own(module)]
+
+    def branched(
+        self, windows: Sequence[Window], changes: Sequence[Mapping[str, Tensor]], step: Callable[[], None]
+    ) -> Generator[list[Floats], None, None]:
+        """What enters the output matrix for each window, first as the model is, then under each change.
+
+        ``changes`` are parameters of modules within the layers. ``step`` is called once a layer and way.
+        """
+        self._check_tokens(windows)
+        batches = self._batches(windows)
+        forwards = [partial(self._forward, [windows[index] for index in batch]) for batch in batches]
+        few = [Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())]
+        every = self._every_layer()
+        branches = []
+        for change in changes:
+            at = self.begins({name.rpartition(".")[0] for name in change})
+            assert at is not None
+            branches.append(Branch(every[at], partial(self._with_weights, change)))
+        walk = SideBySide(self._model, layer_stacks(self._model, self._layers), self._modules)
+        with computing(self._threads), _one_by_one(), self._refused():
+            for found in walk.read(forwards, partial(self._forward, few), branches, step):
+                hidden: list[Floats] = [np.empty(0, np.float32)] * len(windows)
+                for batch, entering in zip(batches, found, strict=True):
+                    for index, values in zip(batch, entering, strict=True):
+                        hidden[index] = values.copy()
+                yield hidden
+
+    @contextlib.contextmanager
+    def _with_weights(self, change: Mapping[str, Tensor], layer: torch.nn.Module) -> Iterator[None]:
+        """Let the modules of a layer that a change touches compute with its weights."""
+        import torch
+
+        own = {id(module) for module in layer.modules()}
+        with contextlib.ExitStack() as stack:
+            for name, module in self._model.named_modules():
+                keys = [key for key in _own(module) if f"{name}.{key}" in change] if id(module) in own else []
+                for key in keys:
+                    weight = change[f"{name}.{key}"]
+                    place = module._parameters if key in module._parameters else module.__dict__
+                    if place is module.__dict__:
+                        new: Any = OneByOne(weight, self.reader)
+                        stack.callback(new.release)
+                    else:
+                        (values,) = stack.enter_context(
+                            self.reader.reading([RowRange(weight, 0, weight.rows)])
+                        )
+                        new = torch.nn.Parameter(values, requires_grad=False)
+                    stack.callback(place.__setitem__, key, place[key])
+                    place[key] = new
+            yield
+
+
+@contextlib.contextmanager
+def _one_by_one() -> Iterator[None]:
+    try:
+        yield
+    except BetweenLayers:
+        raise UnsupportedModel(
+            "this model computes with what leaves a layer before the next one gets it, so its layers cannot "
+            "be probed one by one",
+            hint="choose the types with --tensor-type instead of a target",
+        ) from None
+
+
+def _own(module: Any) -> list[str]:
+    """The names of a module's own weights, experts that are read one by one among them."""
+    stacks = [key for key, value in module.__dict__.items() if isinstance(value, OneByOne)]
+    return [*(key for key, value in module._parameters.items() if value is not None), *stacks]
+
+
+class _Compared:
+    """The plain model's predictions at all positions that count, and how far others are from them."""
+
+    def __init__(
+        self,
+        output: OutputMatrix,
+        hidden: Sequence[Floats],
+        windows: Sequence[Window],
+        states: States,
+        threads: int | None,
+    ) -> None:
+        self._scored = [window.scored for window in windows]
+        self._step = max(1, _LOGITS // (4 * output.rows))
+        self._logs: list[Kept] = [states.keep(logs) for logs in self._log_chances(output, hidden)]
+
+    def with_other(self, hidden: Sequence[Floats], output: OutputMatrix) -> Divergence:
+        """How far what this gives is from the plain model's predictions."""
+        found = [
+            (plain.exp() * (plain - other)).sum(-1).double().numpy()
+            for plain, other in zip(
+                (kept.get() for kept in self._logs), self._log_chances(output, hidden), strict=True
+            )
+        ]
+        values = np.concatenate(found)
+        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+        return Divergence(max(float(values.mean()), 0.0), error)
+
+    def _log_chances(self, output: OutputMatrix, hidden: Sequence[Floats]) -> Iterator[torch.Tensor]:
+        """Logarithms of the probabilities, ``(positions, vocabulary)``, some positions at a time."""
+        import torch
+
+        pairs = zip(hidden, self._scored, strict=True)
+        entering = np.concatenate([values[scored.start : scored.stop] for values, scored in pairs])
+        for start in range(0, len(entering), self._step):
+            logits = output.multiply(torch.from_numpy(entering[start : start + self._step]))
+            yield torch.from_numpy(logits).log_softmax(-1)
