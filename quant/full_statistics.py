@@ -9,7 +9,6 @@ of each half of the text apart: what is chosen on one half is tried on the other
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from ..core.errors import InputError
 from ..core.gguf_file import GgufHeader, TensorInfo, read_header, shown
+from ..core.system_files import bytes_at
 from .formats import F16, F32
 from .imatrix_file import ActivationSums, write_imatrix
 
@@ -153,9 +153,9 @@ class FullStatistics:
 
     def _read(self, offset: int, count: int) -> bytes:
         with open(self.path, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), count, offset)
+            data = bytes_at(file.fileno(), count, offset)
             while len(data) < count:  # more than two gigabytes come in parts
-                more = os.pread(file.fileno(), count - len(data), offset + len(data))
+                more = bytes_at(file.fileno(), count - len(data), offset + len(data))
                 if not more:
                     raise _refused(self.path, "was cut while it was in use")
                 data += more
