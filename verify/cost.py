@@ -49,8 +49,8 @@ def estimated_probes(model: Model, windows: Sequence[Window], passes: float, pro
     layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
     tokens = sum(window.tokens for window in windows)
     products = tokens * ((passes + 2) * layers + (3 + probes) * head)
-    seconds = _STARTING + 2 * products / _multiplying_speed() + 3 * layers / _ENCODED
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    seconds = _STARTING + 2 * products / multiplying_speed() + 3 * layers / _ENCODED
+    return in_words(seconds)
 
 
 @functools.cache
