@@ -50,7 +50,7 @@ def estimated_probes(model: Model, windows: Sequence[Window], passes: float, pro
     tokens = sum(window.tokens for window in windows)
     products = tokens * ((passes + 2) * layers + (3 + probes) * head)
     seconds = _STARTING + 2 * products / multiplying_speed() + 3 * layers / _ENCODED
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    return in_words(seconds)
 
 
 @functools.cache
