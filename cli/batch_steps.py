@@ -138,7 +138,7 @@ def _steps(file: JobsFile, job: int, own: Table, defaults: Table, words: Sequenc
 
 def _check(file: JobsFile, step: Step) -> None:
     """Raise UsageError for what makes no sense whatever the checkpoint."""
-    from ..converters.targets import check_request
+    from ..converters.requests import check_request
 
     if step.format == "gguf":
         try:

@@ -14,10 +14,10 @@ from ..converters.family import AnyFamily
 from ..converters.intake import open_model
 from ..converters.mapping import build
 from ..converters.onnx.formats import choose_onnx_formats
+from ..converters.requests import check_request
 from ..converters.results import Options
 from ..converters.targets import (
     Target,
-    check_request,
     choose_companion_targets,
     choose_targets,
     refuse_idle_keep_wo,
@@ -35,7 +35,7 @@ from .batch_fingerprint import options_record, versions_record
 from .batch_jobs import Step
 from .batch_journal import Record
 from .batch_judge import Look, PlannedOutput, all_done, judged
-from .convert import plan_files
+from .plan_files import plan_files
 from .to_onnx import onnx_folder_name
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.family import AnyFamily
+from ..converters.requests import different_types
 from ..converters.results import CompanionFile, Options, Output
-from ..converters.targets import different_types
 from ..core.errors import UsageError
 from ..core.model import Note
 from ..core.progress import Progress, silent

@@ -8,20 +8,18 @@ from functools import partial
 from pathlib import Path
 
 from ..converters.family import AnyFamily, Companion
-from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
 from ..converters.manifest import common_part, record_proof
 from ..converters.mapping import build, parameters
+from ..converters.requests import check_request, refuse_elsewhere
 from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
-    check_request,
     checkpoint_name,
     choose_companion_targets,
     choose_targets,
-    refuse_elsewhere,
     refuse_idle_keep_wo,
     with_auto,
 )
@@ -34,7 +32,6 @@ from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
-from ..quant.policy import choose_formats, quantization_metadata
 from ..quant.wish import wanted
 from ..verify.inputs import Expected
 from ..verify.predicted import with_prediction
@@ -50,6 +47,7 @@ from .finished import tell_converted
 from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
 from .importance import named_texts
 from .observer import UNOBSERVED, Observer
+from .plan_files import plan_files, plan_of_target
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -290,32 +288,6 @@ def _learn(
     calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
     importance = to_be_optimized(calibration.importance) if options.optimize else calibration.importance
     return importance, {calibration.windows: calibration.reading}
-
-
-def plan_of_target(
-    model: Model, companions: Sequence[Companion], importance: Importance | None, target: Target
-) -> FilePlan:
-    """The plan of one target's file."""
-    return plan_files(model, [target], companions, importance)[1][0]
-
-
-def plan_files(
-    model: Model,
-    targets: Sequence[Target],
-    companions: Sequence[Companion],
-    importance: Importance | None = None,
-) -> tuple[Model, list[FilePlan]]:
-    """The model with notes on fallbacks, and the plan of every file, which names its companions."""
-    named = {key: value for companion in companions for key, value in companion.keys.items()}
-    choices = [choose_formats(model, target.policy, importance) for target in targets]
-    notes = dict.fromkeys(note for choice in choices for note in choice.notes)
-    model = replace(model, notes=(*model.notes, *notes))
-    plans = []
-    for target, choice in zip(targets, choices, strict=True):
-        formats = [choice[tensor.name] for tensor in model.tensors]
-        keys = {**quantization_metadata(target.policy, importance), **named}
-        plans.append(plan_file(target.path, model, formats, keys, target.split_size))
-    return model, plans
 
 
 def _prove(

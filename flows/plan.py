@@ -18,8 +18,9 @@ from ..converters.gguf_plan import FilePlan, plan_companion
 from ..converters.intake import open_model
 from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
+from ..converters.requests import check_request
 from ..converters.results import Options
-from ..converters.targets import Target, check_request, checkpoint_name, choose_targets
+from ..converters.targets import Target, checkpoint_name, choose_targets
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
 from ..core.cores import available_cores
@@ -37,8 +38,8 @@ from ..quant.policy_file import Choice
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .choose import with_choices
-from .convert import plan_files, plan_of_target
 from .observer import UNOBSERVED, Observer
+from .plan_files import plan_files, plan_of_target
 from .recommendation import RunMemory, run_memory
 from .results import Run
 from .vocab_stage import vocab_of, with_vocab

@@ -16,10 +16,10 @@ from ..converters.hashes import SourceHashes
 from ..converters.manifest import requantized_part
 from ..converters.mapping import parameters
 from ..converters.recorded import MADE_FROM, read_manifest
+from ..converters.requests import check_request
 from ..converters.results import Options, Output
 from ..converters.targets import (
     Target,
-    check_request,
     label_of,
     manifest_path,
     policy_of,
