@@ -72,9 +72,11 @@ def gather(
     """
     from ..hub.checkpoint import local_checkpoint  # conversions that calibrate come with an open one
 
+    progress("opening", 0, 0)
     checkpoint, family = open_model(local_checkpoint(source, progress))
     for note in checkpoint.notes:
         announce(f"{'warning' if note.warning else 'note'}: {note.message}")
+    progress("tokenizer", 0, 0)
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     expected = Expected(checkpoint, family, model, tokenizer)
@@ -120,6 +122,7 @@ def measure_activations(
             full.finish(name)
 
     watch = Watch(tuple(chosen), frozenset(modules), observe, finished)
+    options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, progress=options.progress
     )
