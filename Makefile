@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.kconv-installed
 # On plain Linux: make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu (the default brings CUDA).
 TORCH_INDEX ?=
+# A folder or the URL of wheels of llama-cpp-python (tools/build_llama_wheels.py): nothing is compiled then.
+LLAMA_CPP_WHEELS ?=
+export LLAMA_CPP_WHEELS
 # The model of make demo.
 FAMILY ?= 42dot
 
@@ -79,7 +82,9 @@ clean: ## remove what make demo and the tools left (not .venv)
 
 include mk/batch.mk
 include mk/docs.mk
+include mk/packages.mk
 include mk/js.mk
 include mk/sanitize.mk
 include mk/fuzz.mk
 include mk/optimum.mk
+include mk/genai.mk

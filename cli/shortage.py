@@ -6,6 +6,7 @@ allocator of their own gives up.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -69,18 +70,18 @@ last_words: list[Callable[[], None]] = []  # said before a library ends the proc
 
 def is_limited() -> bool:
     """Whether this process may have only so much memory (``ulimit -v``)."""
-    import resource
+    from ..core.system_processes import address_space
 
-    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return address_space()[0] is not None
 
 
 def check_address_space() -> None:
     """Raise MemoryError where a limit leaves too little to begin with."""
-    import mmap
-
     if is_limited():
+        from ..core.system_files import private_memory
+
         try:
-            mmap.mmap(-1, _LEAST).close()
+            private_memory(_LEAST).release()
         except (OSError, ValueError) as error:
             raise MemoryError from error
 
@@ -92,6 +93,8 @@ def guard_exit() -> None:
     """
     import ctypes
 
+    from ..core.system_processes import own_library
+
     def end(status: int, nothing: object) -> None:
         for words in last_words:
             with contextlib.suppress(Exception):  # there is hardly any memory left
@@ -99,15 +102,21 @@ def guard_exit() -> None:
         os.write(2, f"kconv: error: {_MEMORY.message}\n  what to do: {_MEMORY.hint}\n".encode())
         os._exit(EnvironmentProblem.exit_code)
 
-    library = ctypes.CDLL(None)
+    library = own_library()
     if hasattr(library, "on_exit"):  # glibc, musl has none
         _guards.append(ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(end))
         library.on_exit(_guards[-1], None)
 
 
 def leave(code: int) -> int:
-    """The exit code, but where the exit is guarded: there the process ends here."""
-    if _guards:
+    """The exit code, but where the exit is guarded or torch was imported: there the process ends here.
+
+    What is registered for its end is done as ever. What is left out is taking apart the modules, which with
+    torch and transformers takes half a second and more in which the work is done and the prompt is not back.
+    """
+    if _guards or "torch" in sys.modules:
+        if not _guards:  # where there is hardly any memory left, what is registered might not end
+            atexit._run_exitfuncs()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

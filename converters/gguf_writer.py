@@ -25,6 +25,7 @@ from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.progress import Progress, silent
+from ..core.system_files import bytes_on_disk, write_at
 from ..core.tensor import Tensor
 from ..quant import native
 from ..quant.encoders import encoder_of
@@ -104,7 +105,7 @@ def begin_files(
 
     What an earlier run has written to them behind the header stays.
     """
-    there = sum(path.stat().st_blocks * 512 for path in temporaries)
+    there = sum(bytes_on_disk(path.stat()) for path in temporaries)
     check_room([*((plan.path, plan.data_bytes) for plan in plans), (plans[0].path, -there)])
     layouts = [plan.layout() for plan in plans]
     models = _models(plans, layouts, temporaries)
@@ -210,13 +211,6 @@ def _slab(
     if has_overflowed(formats[same.index(True)], copied):
         slab = replace(slab, largest=math.inf)
     return replace(slab, data=tuple(copied if kept else next(made) for kept in same))
-
-
-def write_at(handle: int, data: memoryview, offset: int) -> None:
-    """All of ``data`` at ``offset`` of an open file; safe from several threads."""
-    while data:
-        written = os.pwrite(handle, data, offset)
-        data, offset = data[written:], offset + written
 
 
 def check_room(files: Iterable[tuple[Path, int]]) -> None:

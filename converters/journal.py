@@ -24,10 +24,10 @@ from typing import Any, Self
 
 from ..core.claims import claim, reclaim
 from ..core.errors import OutputExists
-from ..core.files import synced
 from ..core.input_files import InputFile
 from ..core.kept import CONTENT, Kept
 from ..core.receipts import known
+from ..core.system_files import append, open_to_write, release, rename, synced
 from ..quant.importance import Importance
 from .manifest import versions
 from .pieces import Piece
@@ -237,14 +237,9 @@ class Journal:
                 place = place.path
             pieces = [[piece.index, piece.start, piece.stop, check] for piece, check in new]
             text = json.dumps({"pieces": pieces, "not_finite": names}, separators=(",", ":")).encode()
-            handle = os.open(
-                place / f"{self._name}{_SUFFIX}", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666
-            )
-            try:
-                line = b"\n%08x %s\n" % (zlib.crc32(text), text)  # a torn line before it must not harm it
-                while line:
-                    line = line[os.write(handle, line) :]
-                os.fsync(handle)
+            handle = open_to_write(place / f"{self._name}{_SUFFIX}", make=True, append=True)
+            try:  # a torn line before it must not harm it
+                append(handle, b"\n%08x %s\n" % (zlib.crc32(text), text))
             finally:
                 os.close(handle)
 
@@ -293,21 +288,22 @@ class JournalFolder:
         try:
             put(self.path)
             temporary = self.path / f"{CONTENT}.new"
-            temporary.write_text(json.dumps(self._content()), encoding="utf-8")
+            content = json.dumps(self._content(), ensure_ascii=False)
+            temporary.write_bytes(content.encode("utf-8", "backslashreplace"))  # JSON's own escapes, too
             synced(temporary)
-            os.rename(temporary, self.path / CONTENT)
+            rename(temporary, self.path / CONTENT)
             for folder in (self.path, self.path.parent):
                 with contextlib.suppress(OSError):  # some file systems sync no folders
                     synced(folder)
         except BaseException:
-            os.close(handle)
+            release(handle)
             raise
         self._handle = handle
 
     def release(self) -> None:
         """Let go of it: it stays."""
         if self._handle is not None:
-            os.close(self._handle)
+            release(self._handle)
             self._handle = None
 
     def remove(self) -> None:

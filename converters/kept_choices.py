@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.errors import KconvError
-from ..core.files import synced
+from ..core.system_files import synced
 from ..quant.policy_file import Choice, read_choice
 
 _NAMES = "choice-*.toml"

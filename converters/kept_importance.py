@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import synced
+from ..core.system_files import synced
 from ..quant.importance import Importance
 
 _NAME = "importance.npz"

@@ -7,7 +7,6 @@ the same at any number of threads, and no more than a piece per thread is in mem
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 
 from ..core.elsewhere import Stream
 from ..core.progress import Progress
+from ..core.system_files import bytes_at
 from ..core.tensor import Tensor
 from ..quant.slabs import Scratch
 
@@ -124,7 +124,7 @@ def with_checksums(
     def check(rows: Piece, scratch: Scratch) -> int:
         found = 0
         for handle, offset, size in places(rows):
-            found = zlib.crc32(os.pread(handle, size, offset), found)
+            found = zlib.crc32(bytes_at(handle, size, offset), found)
         if found == checks[rows]:
             sound.add(rows)
         return 1

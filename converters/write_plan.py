@@ -12,6 +12,7 @@ from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem
 from ..core.gguf_file import TensorInfo
 from ..core.progress import Progress, silent
+from ..core.system_files import open_to_write
 from ..core.tensor import Tensor
 from ..quant.formats import Format
 from ..quant.importance import Importance
@@ -64,7 +65,7 @@ class WritePlan:
 
 @contextlib.contextmanager
 def opened_file(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    handle = open_to_write(path)
     try:
         yield handle
     finally:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from .errors import EnvironmentProblem
 from .progress import Progress
+from .system_files import open_to_read, read_at
 
 Identity = tuple[int, int, int, int]
 """Which file it is, and as of when: device, inode, bytes, time of change in ns."""
@@ -89,8 +90,7 @@ class LocalFile:
     """
 
     def __init__(self, path: Path) -> None:
-        # O_NONBLOCK: opening a named pipe would wait for its writer for ever.
-        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self._handle = open_to_read(path)
         weakref.finalize(self, os.close, self._handle)
         status = os.fstat(self._handle)
         if not stat.S_ISREG(status.st_mode):
@@ -113,7 +113,7 @@ class LocalFile:
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """See ``ByteSource.read_into``."""
-        return os.preadv(self._handle, [view], offset)
+        return read_at(self._handle, view, offset)
 
     def is_at_its_path(self) -> bool:
         """Whether whoever opens the path gets this very file, as it was when it was opened."""

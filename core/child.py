@@ -1,24 +1,22 @@
 """The side of a child process: how it starts, what it is given and what it may use.
 
 ``core/children.py`` starts every child as ``python -I core/child.py MODULE ARGUMENTS``. The module is found
-in this very tree, whatever kconv may be installed, and imports the standard library, this file and the one
-library it is there for; it has a function ``main(arguments) -> int``.
+in this very tree, whatever kconv may be installed, and imports the standard library, what of kconv needs no
+more, and the one library it is there for; it has a function ``main(arguments) -> int``.
 
 Standard output belongs to the answers (``write``), so what a library prints goes to standard error, a file
 of the parent's. Standard input belongs to the requests (``take``); when it ends, the parent is gone or done,
 and the child ends, too, whatever it is computing. Limits that kconv sets for a text, a template or a graph
-are told apart from those of the machine: time ends the process by SIGPROF, which nobody else sends, and a
+are told apart from those of the machine: time ends the process in a way of its own (``limit_time``), and a
 line in the log says whether the limit of memory in force was ours (``OWN_MEMORY_LIMIT``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import os
 import queue
-import signal
 import sys
 import threading
 import types
@@ -41,8 +39,8 @@ _kept: list[Any] = []  # callbacks, to which llama.cpp keeps pointers
 _out = 1
 _incoming: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 _held = bytearray()
-_memory_found: int | None = None
-"""The limit of the address space that held before ours."""
+_memory_found: tuple[int | None] | None = None
+"""The limit of the address space that held before ours, None where there was none."""
 
 
 class Stop(Exception):
@@ -80,9 +78,11 @@ def write(data: Any) -> None:
 def limit_time(seconds: float) -> None:
     """End this process after so many seconds of its processor time from now; 0 ends the limit.
 
-    All threads count. The signal is SIGPROF, which the parent takes for a finding about the input.
+    All threads count. The parent takes such an end for a finding about the input.
     """
-    signal.setitimer(signal.ITIMER_PROF, seconds)
+    from . import system_processes as system
+
+    system.limit_time(seconds)
 
 
 def limit_memory(size: int) -> bool:
@@ -92,29 +92,20 @@ def limit_memory(size: int) -> bool:
     nothing about the input. It may be called again for the next input.
     """
     global _memory_found
-    try:
-        import resource
+    from . import system_processes as system
 
-        used = _used()
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    try:
+        used = system.used_addresses()
         again = _memory_found is not None
-        limit = _memory_found if _memory_found is not None else soft
-        own = size <= _memory_of_the_machine() and (limit == resource.RLIM_INFINITY or used + size < limit)
-        resource.setrlimit(resource.RLIMIT_AS, (used + size if own else limit, hard))
-        _memory_found = limit
-    except (ImportError, OSError, ValueError, LookupError):  # not Linux: the limits of time remain
+        limit = system.address_space()[0] if _memory_found is None else _memory_found[0]
+        own = size <= _memory_of_the_machine() and (limit is None or used + size < limit)
+        system.limit_address_space(used + size if own else limit)
+        _memory_found = (limit,)
+    except (OSError, ValueError, LookupError):  # not Linux: the limits of time remain
         return False
     if own or again:
         os.write(2, (OWN_MEMORY_LIMIT if own else MACHINES_MEMORY_LIMIT) + b"\n")
     return own
-
-
-def _used() -> int:
-    """Bytes of addresses this process has. Needs Linux."""
-    import resource
-
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[0]) * resource.getpagesize()
 
 
 def _meminfo() -> dict[str, int]:
@@ -139,16 +130,16 @@ def limit_to_free_memory() -> None:
     What asks for more is refused at once, instead of filling the memory until the kernel ends some process.
     That says nothing about the input, unlike the limit of ``limit_memory``.
     """
-    try:
-        import resource
+    from . import system_processes as system
 
+    try:
         meminfo = _meminfo()
         free = meminfo.get("MemAvailable", 0) + meminfo.get("SwapFree", 0)
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-        most = _used() + free + _RESERVED
-        if free and (soft == resource.RLIM_INFINITY or most < soft):
-            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    except (ImportError, OSError, ValueError, LookupError):  # not Linux
+        soft, _ = system.address_space()
+        most = system.used_addresses() + free + _RESERVED
+        if free and (soft is None or most < soft):
+            system.limit_address_space(most)
+    except (OSError, ValueError, LookupError):  # not Linux
         return
 
 
@@ -191,13 +182,7 @@ def _read_requests() -> None:
 
 
 def _prepare() -> None:
-    global _out
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    global _out, __package__
     _out = os.dup(1)
     os.dup2(2, 1)
     own = set(sys.path)
@@ -207,6 +192,10 @@ def _prepare() -> None:
     package.__path__ = [os.path.dirname(os.path.dirname(os.path.abspath(__file__)))]
     sys.modules["kconv"] = package
     sys.modules["kconv.core.child"] = sys.modules["__main__"]
+    __package__ = "kconv.core"  # for the relative imports below and above
+    from .system_processes import prepare_child
+
+    prepare_child()
     threading.Thread(target=_read_requests, daemon=True).start()
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, Literal, TypeVar
 
 from . import child as protocol
+from . import system_processes as system
 from .errors import MORE_MEMORY, ChildDied, no_temporary_folder
 
 PATIENCE = 600.0
@@ -116,9 +116,9 @@ class Child:
             self._log.close()
             raise self._died(f"cannot start: {getattr(error, 'strerror', None) or error}") from error
         self._requests: Any = self._process.stdin
-        self._answers: Any = self._process.stdout
-        self._poll = select.poll()
-        self._poll.register(self._process.stdout, select.POLLIN)  # type: ignore[arg-type]
+        assert self._process.stdout is not None
+        self.answers = system.answers_of(self._process.stdout)
+        """What comes from it, for those who wait for several processes at once."""
 
     def __enter__(self) -> Child:
         return self
@@ -132,7 +132,7 @@ class Child:
             self.closed = True
             self._process.kill()
             self._requests.close()
-            self._answers.close()
+            self.answers.close()
             self._process.wait()
             self._log.close()
 
@@ -141,12 +141,6 @@ class Child:
         """The number of the process."""
         return self._process.pid
 
-    @property
-    def answers(self) -> int:
-        """The descriptor its answers come from, for those who wait for several processes at once."""
-        number: int = self._answers.fileno()
-        return number
-
     def send(self, request: bytes | bytearray | memoryview) -> None:
         """Raises ChildRefused or ChildDied where the process has ended."""
         view = memoryview(request).cast("B")
@@ -154,7 +148,7 @@ class Child:
             while view:
                 view = view[self._requests.write(view) :]
         except OSError as error:
-            if error.errno != errno.EPIPE:
+            if error.errno not in (errno.EPIPE, errno.EINVAL):  # the latter on Windows
                 raise self._died(f"cannot be reached: {error.strerror or error}") from error
             raise self.ended() from None
 
@@ -170,9 +164,9 @@ class Child:
         while view:
             if self.closed:
                 raise self._died("was ended before it answered")
-            if not self._poll.poll(self.patience * 1000):
+            if not self.answers.wait(self.patience):
                 raise self._died(f"did not answer for {self.patience / 60:.0f} minutes")
-            count = self._answers.readinto(view)
+            count = self.answers.read_into(view)
             if not count:
                 raise self.ended()
             view = view[count:]
@@ -183,8 +177,8 @@ class Child:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
             return self._died("stopped answering")
-        words = self.words()
-        return self._by_signal(-code, words) if code < 0 else self._by_code(code, words)
+        number, words = system.ending_signal(code), self.words()
+        return self._by_code(code, words) if number is None else self._by_signal(number, words)
 
     def words(self) -> list[str]:
         """Lines of the end of the log, fit for a terminal whatever a file made the library say."""
@@ -195,6 +189,8 @@ class Child:
 
     def _by_code(self, code: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
+        if code == system.TIME_IS_UP:
+            return ChildRefused(None, words, "time")
         if code == protocol.NOT_INSTALLED:
             hint = f"install it again: {self._install}"
             return self._died(f"does not work: {' / '.join(words[-1:])}", hint=hint)
@@ -206,20 +202,20 @@ class Child:
 
     def _by_signal(self, number: int, words: list[str]) -> ChildRefused | ChildDied:
         words, own = _without_marker(words)
-        if number == signal.SIGPROF:
+        if system.is_out_of_time(number):
             return ChildRefused(None, words, "time")
-        name = signal.Signals(number).name if number in set(signal.Signals) else "of unknown name"
+        name = system.signal_name(number)
         if number == signal.SIGABRT:
             if _about(words, _NO_MEMORY):
                 return ChildRefused(None, words, "memory") if own else self._no_memory(words)
             if _about(words, _OWN_CHECKS):
                 return ChildRefused(None, words)
-        if number == signal.SIGKILL:
+        if number == system.KILLED:
             hint = "close other programs or use a machine with more memory, then run it again"
             how = f"was killed (signal 9, {name}), most likely because memory ran out"
             return self._died(how, hint=hint, signal=number)
         detail = f": {' / '.join(words[-2:])}" if words else ""
-        if number in (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGABRT):
+        if number in system.CRASHES:
             return self._died(f"crashed (signal {number}, {name}){detail}", signal=number)
         return self._died(
             f"was ended by signal {number} ({name}){detail}", hint="run it again", signal=number

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import os
 import re
@@ -16,6 +15,9 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from . import system_files as system
+from .system_files import is_same, release
 
 _HELD_NAME = 200  # bytes of a name; names have at most 255, Hangul takes three each
 NAMES = re.compile(
@@ -28,11 +30,8 @@ that are to take their names together have one ``mark``. A journal is a folder (
 @functools.cache
 def _here() -> tuple[str, str]:
     """Four digits of this run of the system's kernel, and four of the machine's name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
-    except OSError:  # not Linux
-        boot = b""
-    kernel, node = (zlib.crc32(each) & 0xFFFF for each in (boot, os.fsencode(os.uname().nodename)))
+    names = (system.kernel_run(), os.fsencode(system.machine_name()))
+    kernel, node = (zlib.crc32(each) & 0xFFFF for each in names)
     return f"{kernel:04x}", f"{node:04x}"
 
 
@@ -68,23 +67,24 @@ def claim(path: Path, *, folder: bool = False) -> int:
     while True:
         if folder:
             path.mkdir()
-        flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL
         try:
-            handle = os.open(path, flags | os.O_NOFOLLOW, 0o666)
+            handle = (
+                system.open_folder(path) if folder else system.open_to_write(path, new=True, follow=False)
+            )
         except FileNotFoundError:
             if folder and path.parent.is_dir():  # taken away already, see below
                 continue
             raise
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            system.lock(handle, wait=True)
         except OSError:
             return handle
         except BaseException:  # Ctrl-C
-            os.close(handle)
+            release(handle)
             raise
         if is_same(handle, path):
             return handle
-        os.close(handle)  # somebody who clears up came between making and locking, and took it away
+        release(handle)  # somebody who clears up came between making and locking, and took it away
 
 
 def reclaim(path: Path) -> int:
@@ -92,27 +92,18 @@ def reclaim(path: Path) -> int:
 
     Raises BlockingIOError where that run is still at work, FileNotFoundError where it has just finished.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY if path.is_dir() else os.O_RDWR
-    handle = os.open(path, flags | os.O_NOFOLLOW)
+    handle = system.open_folder(path) if path.is_dir() else system.open_to_write(path, follow=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(handle)
     except BlockingIOError:
-        os.close(handle)
+        release(handle)
         raise
     except OSError:  # a file system without locks
         return handle
     if is_same(handle, path):
         return handle
-    os.close(handle)
+    release(handle)
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-
-
-def is_same(handle: int, path: Path) -> bool:
-    """Whether ``path`` still names what ``handle`` has open."""
-    try:
-        return os.path.samestat(os.fstat(handle), os.stat(path, follow_symlinks=False))
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
@@ -132,20 +123,20 @@ def claimed_folder(path: Path, keep: Callable[[BaseException], bool] = lambda er
         if not stay:
             shutil.rmtree(path, ignore_errors=True)
         if handle is not None:
-            os.close(handle)
+            release(handle)
 
 
 @contextlib.contextmanager
 def locked_folder(path: Path) -> Iterator[None]:
     """Hold a lock on an existing folder, if possible, so that no other run takes it for a leftover."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        handle = system.open_folder(path.resolve())
     except OSError:
         yield
         return
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            system.lock(handle)
         yield
     finally:
-        os.close(handle)
+        release(handle)

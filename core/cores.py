@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from .system_processes import processors
 
 # More threads add memory (some megabytes each) but hardly speed: the work is bound by memory and disk.
 _MOST = 32
@@ -10,5 +10,4 @@ _MOST = 32
 
 def available_cores() -> int:
     """Cores this process may use, at most 32."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST)
+    return min(processors(), _MOST)

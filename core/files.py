@@ -13,6 +13,7 @@ from .claims import claim, new_mark, reclaim, temporary_beside
 from .errors import MORE_MEMORY, EnvironmentProblem, OutputExists
 from .kept import kept_for
 from .leftovers import sweep
+from .system_files import release, rename, synced
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -140,7 +141,7 @@ def atomic_files(
             with contextlib.suppress(OSError):  # it may never have been made
                 temporary.unlink()
         for handle in handles:  # not before: unlocked, they would look left
-            os.close(handle)
+            release(handle)
         for folder in dict.fromkeys(made):
             with contextlib.suppress(OSError):  # not empty: all went well
                 folder.rmdir()
@@ -182,7 +183,7 @@ def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: b
         for temporary, path in zip(temporaries, paths, strict=True):
             with contextlib.suppress(OSError):
                 if path in kept:
-                    os.replace(kept[path], path)
+                    rename(kept[path], path)
                 elif os.path.samefile(temporary, path):  # linked by us, so far without its companions
                     path.unlink()
         raise
@@ -194,24 +195,15 @@ def _publish_all(temporaries: Sequence[Path], paths: Sequence[Path], *, force: b
 
 def _publish(temporary: Path, path: Path, *, force: bool) -> None:
     if force and os.path.lexists(path):
-        os.replace(temporary, path)
+        rename(temporary, path)
         return
     try:
         os.link(temporary, path)  # unlike a rename this fails if somebody else took the name meanwhile
     except FileExistsError as error:
         if force:
-            os.replace(temporary, path)
+            rename(temporary, path)
             return
         raise OutputExists(f"{path} already exists", hint="pass --force to overwrite it") from error
     except OSError:  # a file system without hard links
         refuse_existing(path, force=force)
-        os.rename(temporary, path)
-
-
-def synced(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk before going on."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        rename(temporary, path)

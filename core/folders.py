@@ -10,8 +10,9 @@ from pathlib import Path
 
 from .claims import claimed_folder, locked_folder, temporary_beside
 from .errors import OutputExists
-from .files import explained, synced
+from .files import explained
 from .leftovers import sweep
+from .system_files import rename, synced
 
 
 def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
@@ -26,7 +27,13 @@ def refuse_filled(path: Path, *, mark: str, force: bool) -> None:
     if above != path:
         return
     with explained(path):
-        where = "the folder you are in" if path.samefile(".") else "a mounted disk" if path.is_mount() else ""
+        where = (
+            "the folder you are in"
+            if path.samefile(".")
+            else "a mounted disk"
+            if os.path.ismount(path)
+            else ""
+        )
         filled = any(path.iterdir())
     if where:  # a folder that appears whole takes a name, it does not move into another
         raise OutputExists(
@@ -86,11 +93,11 @@ def _take_name(temporary: Path, path: Path, old: Path) -> None:
     with locked_folder(path):
         try:
             if path.exists():
-                os.rename(path, old)
-            os.rename(temporary, path)
+                rename(path, old)
+            rename(temporary, path)
         finally:
             if old.exists() and not path.exists():
-                os.rename(old, path)
+                rename(old, path)
             shutil.rmtree(old, ignore_errors=True)
     with contextlib.suppress(OSError):  # all is there; some file systems sync no folders
         synced(path.parent)

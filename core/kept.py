@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .claims import NAMES, new_mark, temporary_beside
+from .system_files import is_own, open_to_read
 
 CONTENT = "journal.json"
 _LIMIT = 64 << 20  # bytes; a journal of 1,000 files has 0.2 MB
@@ -52,9 +53,9 @@ def journal_beside(path: Path) -> Path:
 def read_kept(folder: Path) -> Kept | None:
     """What a journal's folder holds; None where it says nothing that could be relied on."""
     try:
-        handle = os.open(folder / CONTENT, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = open_to_read(folder / CONTENT, follow=False)
         with open(handle, "rb") as file:
-            if os.fstat(handle).st_uid != os.geteuid():
+            if not is_own(os.fstat(handle)):
                 return None
             text = file.read(_LIMIT)
         content = json.loads(text)

@@ -10,7 +10,6 @@ decides, as for files of versions of kconv that held no locks, which only ``kcon
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -22,8 +21,19 @@ from pathlib import Path
 from typing import Literal
 
 from . import progress
-from .claims import NAMES, is_of_this_machine, is_same, is_shortened
+from .claims import NAMES, is_of_this_machine, is_shortened
 from .kept import Kept, all_kept, kept_for
+from .system_files import (
+    bytes_on_disk,
+    is_own,
+    is_same,
+    lock,
+    open_folder,
+    open_to_write,
+    release,
+    rename,
+    status_of,
+)
 
 OLD_AGE = 24 * 3600
 """Seconds without a change after which something without a lock counts as left."""
@@ -83,7 +93,7 @@ def remove(path: Path) -> Leftover | None:
             if not os.path.lexists(before):
                 if is_shortened(match["of"]):
                     return None
-                os.rename(path, before)
+                rename(path, before)
                 return known
         if path.is_dir():
             shutil.rmtree(path)
@@ -164,7 +174,7 @@ def _take_back(group: dict[str, dict[Path, Path]]) -> None:
         for final in ours:
             final.unlink()
         for path, final in group["old"].items():
-            os.replace(path, final)
+            rename(path, final)
 
 
 def _is_one(path: Path, other: Path) -> bool:
@@ -188,29 +198,27 @@ def _candidates(folder: Path, *, unlocked: bool) -> list[Path]:
 def _locked(path: Path) -> Iterator[State | None]:
     """Lock what is at a path, if no other process does; None if gone, no file or folder, or not ours."""
     try:
-        # O_NONBLOCK: opening a named pipe would wait; a lock over NFS needs a file open for writing.
-        handle = os.open(path, _flags(path) | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode):
+            handle = open_folder(path)
+        else:  # a lock over NFS needs a file open for writing
+            handle = open_to_write(path, follow=False)
     except OSError:
         yield None
         return
     try:
         yield _state(handle, path)
     finally:
-        os.close(handle)
-
-
-def _flags(path: Path) -> int:
-    return os.O_RDONLY if stat.S_ISDIR(os.stat(path, follow_symlinks=False).st_mode) else os.O_RDWR
+        release(handle)
 
 
 def _state(handle: int, path: Path) -> State | None:
-    status = os.fstat(handle)
-    if status.st_uid != os.geteuid() or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+    status = status_of(handle)
+    if not is_own(status) or not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         return None
     match = NAMES.fullmatch(path.name)
     locked = match is not None and is_of_this_machine(match["mark"])
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(handle)
     except BlockingIOError:
         return "in use"
     except OSError:  # a file system without locks
@@ -234,6 +242,4 @@ def _all(path: Path) -> Iterator[os.stat_result]:
 
 def _size(path: Path) -> int:
     """Bytes on the disk; none for a file that has another name, too."""
-    return sum(
-        each.st_blocks * 512 for each in _all(path) if stat.S_ISDIR(each.st_mode) or each.st_nlink == 1
-    )
+    return sum(bytes_on_disk(each) for each in _all(path) if stat.S_ISDIR(each.st_mode) or each.st_nlink == 1)

@@ -8,6 +8,8 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
+from .system_processes import address_space
+
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -88,12 +90,7 @@ def _container_limit(system: Path, total: int | None) -> int | None:
 
 
 def _address_space() -> int | None:
-    try:
-        import resource
-    except ImportError:  # not a Unix
-        return None
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
+    return address_space()[0]
 
 
 def cache_folder() -> Path | None:

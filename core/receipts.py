@@ -28,6 +28,7 @@ from .input_files import InputFile, file_sha256
 from .machine import cache_folder
 from .piece_sums import piece_count, piece_sums
 from .progress import Progress, silent
+from .system_files import file_system, is_own, open_to_read, rename
 
 Hashed = Literal["now", "receipt"]
 """How a sum is known: by reading the file now, or by a receipt for an earlier reading."""
@@ -158,7 +159,7 @@ def stamp_of(file: InputFile | Path) -> Stamp | None:
     """Which file it is now; None if it is not of this machine, or its file system's times tell nothing."""
     try:
         with _handle_of(file) as handle:
-            if handle is None or _file_system(handle) not in _WITH_CTIME:
+            if handle is None or file_system(handle) not in _WITH_CTIME:
                 return None
             status = os.fstat(handle)
     except OSError:
@@ -171,22 +172,11 @@ def _handle_of(file: InputFile | Path) -> Iterator[int | None]:
     if isinstance(file, InputFile):
         yield file.fileno()
         return
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    handle = open_to_read(file)
     try:
         yield handle
     finally:
         os.close(handle)
-
-
-def _file_system(handle: int) -> str | None:
-    """The type of the file system an open file lies on, as Linux calls it; None where nobody tells."""
-    fields = Path(f"/proc/self/fdinfo/{handle}").read_text("ascii").split()
-    mount = fields[fields.index("mnt_id:") + 1]
-    for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines():
-        words = line.split(" ")
-        if words[0] == mount:
-            return words[words.index("-") + 1]
-    return None
 
 
 def _folder() -> Path | None:
@@ -209,9 +199,9 @@ def _kept(stamp: Stamp, kind: Kind = "sha256") -> str | None:
     if place is None:
         return None
     try:
-        handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = open_to_read(place, follow=False)
         try:
-            text = os.read(handle, _LARGEST) if os.fstat(handle).st_uid == os.geteuid() else b""
+            text = os.read(handle, _LARGEST) if is_own(os.fstat(handle)) else b""
         finally:
             os.close(handle)
         fields = json.loads(text)
@@ -242,7 +232,7 @@ def _keep(stamp: Stamp, sums: str, kind: Kind = "sha256") -> None:
         try:
             with open(handle, "wb") as file:
                 file.write(_receipt(stamp, sums, kind))
-            os.replace(temporary, place)
+            rename(Path(temporary), place)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

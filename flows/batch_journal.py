@@ -6,7 +6,6 @@ file systems. Whoever plans reads them all. A line cut short by a kill or a powe
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import json
 import os
@@ -17,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import EnvironmentProblem
-from ..core.files import explained, synced
+from ..core.files import explained
+from ..core.system_files import append, bytes_at, lock, open_to_write, synced
 
 Record = Mapping[str, Any]
 """One line: ``event``, ``time``, and what that event has to say.
@@ -149,12 +149,12 @@ class Journal:
         self.path = path
         with explained(path, elsewhere="keep it elsewhere with --journal"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._handle = open_to_write(path, make=True, append=True)
             try:
                 self._lock()
                 size = os.fstat(self._handle).st_size
-                if size and os.pread(self._handle, 1, size - 1) != b"\n":
-                    os.write(self._handle, b"\n")
+                if size and bytes_at(self._handle, 1, size - 1) != b"\n":
+                    append(self._handle, b"\n")
                 synced(path.parent)
             except BaseException:
                 os.close(self._handle)
@@ -162,7 +162,7 @@ class Journal:
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self._handle)
         except BlockingIOError:
             raise EnvironmentProblem(
                 f"another run is at work on these jobs (it holds {self.path})",
@@ -182,9 +182,7 @@ class Journal:
         record = {"event": event, "time": datetime.now(UTC).isoformat(timespec="milliseconds"), **content}
         data = json.dumps(record, ensure_ascii=False, default=str).encode("utf-8", "backslashreplace") + b"\n"
         with explained(self.path, elsewhere="keep it elsewhere with --journal"):
-            while data:
-                data = data[os.write(self._handle, data) :]
-            os.fsync(self._handle)
+            append(self._handle, data)
         return record
 
     def append_start(self, **content: Any) -> None:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
-import signal
 import struct
 import time
 from collections import deque
@@ -22,6 +20,7 @@ from typing import Any, Protocol
 
 from ..core.children import Child, ChildRefused
 from ..core.errors import ChildDied
+from ..core.system_processes import Answers, interrupt, with_answers
 from .executor_child import HEAD
 
 LIVES = 50
@@ -215,7 +214,7 @@ class _Worker:
         return kind, content
 
     @property
-    def answers(self) -> int:
+    def answers(self) -> Answers:
         """Readable when there is an answer, or when the process has ended."""
         return self._child.answers
 
@@ -223,7 +222,7 @@ class _Worker:
         """Ctrl-C, if it is at something; else there is nothing to put away."""
         if self.task is not None:
             with contextlib.suppress(OSError):
-                os.kill(self._child.pid, signal.SIGTERM)
+                interrupt(self._child.pid)
 
     def wait(self, seconds: float) -> None:
         """Until the process has ended, at most so long; its answers are of no interest any more."""
@@ -241,9 +240,4 @@ class _Worker:
 
 def _ready(workers: list[_Worker], seconds: float | None = None) -> list[_Worker]:
     """Those that have something to say or have ended; waits for one, for ever or so long."""
-    poll = select.poll()
-    by_number = {worker.answers: worker for worker in workers}
-    for number in by_number:
-        poll.register(number, select.POLLIN)
-    found = poll.poll(None if seconds is None else seconds * 1000)
-    return [by_number[number] for number, _ in found]
+    return [workers[place] for place in with_answers([worker.answers for worker in workers], seconds)]

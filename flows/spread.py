@@ -25,7 +25,7 @@ from ..converters.write_plan import BegunFile, WritePlan, opened_file, sound_pie
 from ..core.claims import new_mark
 from ..core.cores import available_cores
 from ..core.errors import EnvironmentProblem
-from ..core.files import synced
+from ..core.system_files import bytes_at, open_to_write, rename, synced
 from .executor import Executor, Task
 from .results import Run
 
@@ -109,7 +109,7 @@ def _is_first(order: Order, number: int) -> bool:
     To read the journals of a large model takes as long as many a task.
     """
     try:
-        os.close(os.open(order.folder / f"{order.run}-{number}.begun", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.close(open_to_write(order.folder / f"{order.run}-{number}.begun", new=True))
     except FileExistsError:
         return False
     return True
@@ -127,7 +127,7 @@ def _lay_down(
     temporary = folder / f"{_PLAN}.new"
     temporary.write_bytes(content)
     synced(temporary)
-    os.replace(temporary, folder / _PLAN)
+    rename(temporary, folder / _PLAN)
     digest = hashlib.sha256(content).hexdigest()
     return Order(_absolute(folder), digest, identity, executor.share, run.threads, new_mark())
 
@@ -164,7 +164,7 @@ def _plan_of(folder: Path, sha256: str, identity: bytes) -> WritePlan:
 def _layout(file: BegunFile) -> tuple[bytes, int]:
     """Header and bytes of data of a file that was begun, as ``FilePlan.layout`` has planned them."""
     with opened_file(file.path) as handle:
-        return os.pread(handle, file.data_offset, 0), file.size - file.data_offset
+        return bytes_at(handle, file.data_offset, 0), file.size - file.data_offset
 
 
 def _not_here(path: object) -> EnvironmentProblem:

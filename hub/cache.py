@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..core.system_files import rename
 from .names import COMMIT, HubName
 
 _TREE_VERSION = 1
@@ -91,7 +92,7 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -126,7 +127,7 @@ def link(repository: str, commit: str, path: str, etag: str) -> None:
             os.symlink(os.path.relpath(contents, place.parent), temporary)
         except OSError:  # a file system without links: huggingface_hub copies, too
             shutil.copyfile(contents, temporary)
-        os.replace(temporary, place)
+        rename(temporary, place)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

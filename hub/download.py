@@ -22,6 +22,7 @@ from ..core.files import explained, nearest_existing
 from ..core.progress import Progress, silent
 from ..core.receipts import remember
 from ..core.sizes import size_text
+from ..core.system_files import rename, sync
 from .cache import blob, cache_folder, link, lock_file, snapshot
 from .evidence import git_digest
 from .refusals import incomplete
@@ -118,7 +119,7 @@ class _Downloads:
         for by_xet in (self._xet.offers(file), False):
             found = self._append(file, partial, by_xet=by_xet)
             if found == file.etag:
-                os.replace(partial, contents)
+                rename(partial, contents)
                 if file.sha256 is not None:
                     remember(contents, found)
                 return
@@ -155,7 +156,7 @@ class _Downloads:
                 digest.update(piece)
                 have += len(piece)
                 self._done[file.path] = have
-            os.fsync(target.fileno())
+            sync(target.fileno())
         return digest.hexdigest()
 
     def _pieces(self, file: HubFile, start: int, *, by_xet: bool) -> Iterator[bytes]:

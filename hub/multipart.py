@@ -9,7 +9,6 @@ run has left open in the store, where it would be paid for unseen, the next run 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 from ..core.errors import EnvironmentProblem, KconvError, OutputExists, UsageError
 from ..core.machine import cache_folder
 from ..core.progress import Progress, silent
+from ..core.system_files import lock, open_to_write, sync, user_mark, write_at
 from .object_names import ObjectPlace
 from .object_store import NoSuchObject, call
 
@@ -165,7 +165,7 @@ def abort(place: ObjectPlace, number: str) -> None:
 def journal_folder() -> Path:
     """Where uploads are noted."""
     above = cache_folder()
-    return (Path(tempfile.gettempdir()) / f"kconv-{os.getuid()}" if above is None else above) / "uploads"
+    return (Path(tempfile.gettempdir()) / f"kconv-{user_mark()}" if above is None else above) / "uploads"
 
 
 class _Note:
@@ -178,8 +178,8 @@ class _Note:
     def __enter__(self) -> _Note:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._handle, fcntl.LOCK_EX)
+            self._handle = open_to_write(self._path, new=True, mode=0o600)
+            lock(self._handle, wait=True)
         except OSError as error:
             raise EnvironmentProblem(
                 f"cannot note in {self._path.parent} what is uploaded: {error.strerror or error}",
@@ -190,8 +190,8 @@ class _Note:
     def write(self, number: str) -> None:
         """Note the upload's number, on the disk before the first part is sent."""
         said = {"bucket": self._place.bucket, "key": self._place.key, "upload": number, "store": _store()}
-        os.pwrite(self._handle, json.dumps(said).encode(), 0)
-        os.fsync(self._handle)
+        write_at(self._handle, json.dumps(said).encode(), 0)
+        sync(self._handle)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if not self.stays:
@@ -220,7 +220,7 @@ def left_open() -> list[OpenUpload]:
     found = []
     for note in sorted(journal_folder().glob("*.json")) if journal_folder().is_dir() else []:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError), note.open("rb+") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is in use
+            lock(opened.fileno())  # BlockingIOError: it is in use
             text = opened.read(1 << 16)
             if not text:  # killed before the upload was begun
                 note.unlink()

@@ -9,7 +9,6 @@ is needed last is let go and fetched again, which is known before the first byte
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..core.cores import available_cores
 from ..core.sizes import decimal_size
+from ..core.system_files import private_memory
 from .evidence import git_digest
 from .stream import GRANULE, StreamedFile, recorded
 
@@ -89,11 +89,6 @@ def _fetched_again(spans: list[tuple[int, int]]) -> int:
     """Bytes of the granules in which these spans lie."""
     granules = {g for start, stop in spans for g in range(start // GRANULE, -(-stop // GRANULE))}
     return len(granules) * GRANULE
-
-
-def _memory(size: int) -> memoryview:
-    """Memory that is given back to the system with the last reference, which malloc does not promise."""
-    return memoryview(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class Pass:
@@ -190,7 +185,7 @@ class Pass:
                 self._next += 1
                 self._held += 1
             block = self._blocks[number]
-            data = _memory(block.stop - block.start)
+            data = private_memory(block.stop - block.start)
             block.file.ranges.fetch(data, block.start, self._over)
             block.file.recognize(data, block.start)
             with self._changed:

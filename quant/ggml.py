@@ -22,17 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.errors import EnvironmentProblem, UsageError
+from ..core.system_processes import library_names
 from ..core.tensor import Array, DType
 from . import native
 from .formats import ENCODABLE, F32, GRIDS, NEEDS_IMPORTANCE, Format
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-
-_NAMES = {
-    "darwin": ("libggml-base.dylib", "libggml-base.so"),
-    "win32": ("ggml-base.dll", "libggml-base.dll"),
-}
 
 
 class _TypeTraits(ctypes.Structure):
@@ -237,7 +233,7 @@ def library_path() -> Path:
         if spec is None or spec.origin is None:
             raise EnvironmentProblem("llama-cpp-python is not installed", hint=_REINSTALL)
         folder = Path(spec.origin).parent / "lib"
-    names = _NAMES.get(sys.platform, ("libggml-base.so",))
+    names = library_names("ggml-base")
     for name in names:
         if (folder / name).is_file():
             return folder / name

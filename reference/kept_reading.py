@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import synced
+from ..core.system_files import rename, synced
 from ..core.windows import Window
 from .magnitudes import Magnitudes
 from .model import Reference
@@ -71,4 +70,4 @@ def _keep(path: Path, reading: Reading) -> None:
     with open(temporary, "wb") as file:
         np.savez(file, **arrays)
     synced(temporary)
-    os.rename(temporary, path)
+    rename(temporary, path)

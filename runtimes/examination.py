@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 from ..core.children import Child, ChildRefused, retry_once
 from ..core.errors import ChildDied, KconvError
 from ..core.machine import processor
+from ..core.system_processes import CRASHES, signal_name
 from . import compiler, resources, self_test
 from .finding import Finding
 
@@ -166,9 +166,9 @@ def _square_of_child() -> None:
 
 def _died(name: str, death: ChildDied) -> Finding:
     """A crash is the library's fault; for other deaths the hint names the cause."""
-    if death.signal not in (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT):
+    if death.signal not in CRASHES:
         return Finding(name, f"could not be tried: {death.message}", "broken", death.hint)
-    crash = f"crashes (signal {death.signal}, {signal.Signals(death.signal).name})"
+    crash = f"crashes (signal {death.signal}, {signal_name(death.signal)})"
     if name == "onnxruntime":
         return Finding(name, crash, "broken", _anew(name), {"installed": True})
     return Finding(name, f"libggml or they {crash.replace('crashes', 'crash')}", "broken",

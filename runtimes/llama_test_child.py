@@ -6,7 +6,8 @@ buffers, where they are repacked for this processor. It answers one byte after t
 the second: the squared difference of the logits over their spread. Where it dies in between, that is the
 answer. The files lie in memory: nothing is left behind, whatever happens.
 
-Exit code CANNOT_LOAD: the library itself; REFUSED: it did not take the model or the prompt.
+Exit code CANNOT_LOAD: the library itself; TOO_OLD: it is compiled for another processor; REFUSED: it did not
+take the model or the prompt.
 """
 
 from __future__ import annotations
@@ -14,17 +15,25 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from ..core import child
+from ..core.machine import processor
+from ..core.system_files import file_of
 
-CANNOT_LOAD, REFUSED = 11, 12
+CANNOT_LOAD, REFUSED, TOO_OLD = 11, 12, 13
 ANSWER = struct.Struct("<d")
 _SECONDS = 60.0  # of processor time; a test takes a tenth of one
+
+# What ggml-cpu.h calls it, Linux, and people.
+_INSTRUCTIONS = (
+    ("avx", "avx", "AVX"), ("f16c", "f16c", "F16C"), ("fma", "fma", "FMA"), ("avx2", "avx2", "AVX2"),
+    ("bmi2", "bmi2", "BMI2"), ("avx512", "avx512f", "AVX-512"), ("avx512_vbmi", "avx512vbmi", "AVX-512 VBMI"),
+    ("avx512_vnni", "avx512_vnni", "AVX-512 VNNI"), ("avx512_bf16", "avx512_bf16", "AVX-512 BF16"),
+    ("avx_vnni", "avx_vnni", "AVX VNNI"), ("amx_int8", "amx_int8", "AMX"),
+)  # fmt: skip
 
 # A llama of one layer. Rows of 256 are the shortest that blocks of q4_K fill and that AMX multiplies; what
 # AMX does to many tokens at once it does from 32 of them on.
@@ -99,24 +108,6 @@ def _text(text: str) -> bytes:
     return struct.pack("<Q", len(text)) + text.encode()
 
 
-@contextmanager
-def _file(data: bytes) -> Iterator[str]:
-    """The path of a file with these bytes, in memory where the system has that."""
-    if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("kconv-self-test")
-        try:
-            with open(handle, "wb", closefd=False) as file:
-                file.write(data)
-            yield f"/proc/self/fd/{handle}"
-        finally:
-            os.close(handle)
-    else:
-        with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
-            file.write(data)
-            file.flush()
-            yield file.name
-
-
 def _logits(library: Any, path: str, *, extra: bool) -> list[float]:
     """What the model says after a prompt and after one token more. Raises Stop."""
     parameters = library.llama_model_default_params()
@@ -160,17 +151,33 @@ def _difference(plain: Sequence[float], other: Sequence[float]) -> float:
     return sum((a - b) ** 2 for a, b in zip(plain, other, strict=True)) / spread if spread else float("nan")
 
 
+def missing_instructions(library: Any, flags: Collection[str]) -> list[str]:
+    """What a llama.cpp is compiled for and a processor with ``flags`` has not; none without flags."""
+    if not flags:
+        return []
+    missing = []
+    for name, flag, title in _INSTRUCTIONS:
+        has = getattr(library, f"ggml_cpu_has_{name}", None)  # it asks the compiler, not the processor
+        if has is not None and has() and flag not in flags:
+            missing.append(title)
+    return missing
+
+
 def main(arguments: Sequence[str]) -> int:
     """Try every format; the arguments are none."""
     try:
         library = child.llama_cpp()
     except (OSError, RuntimeError, AttributeError) as error:
         raise child.Stop(CANNOT_LOAD, str(error)) from error
+    missing = missing_instructions(getattr(library, "_lib", None), processor().flags)
+    if missing:
+        named = ", ".join(missing)
+        raise child.Stop(TOO_OLD, f"is compiled for processors with {named}, which this one has not")
     child.limit_time(_SECONDS)
     child.log_errors(library)
     library.llama_backend_init()
     for name in FORMATS:
-        with _file(model(name)) as path:
+        with file_of(model(name), "kconv-self-test", ".gguf") as path:
             plain = _logits(library, path, extra=False)
             child.write(b"\x01")
             child.write(ANSWER.pack(_difference(plain, _logits(library, path, extra=True))))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import machine
+from ..core.system_processes import file_limits
 from .finding import Finding
 
 _LITTLE_MEMORY = 2 << 30  # libtorch and a layer of a large model
@@ -42,15 +43,14 @@ def memory() -> Finding:
 
 def limits() -> Finding:
     """Limits on files that would end a conversion."""
-    try:
-        import resource
-    except ImportError:  # not a Unix
+    found = file_limits()
+    if found is None:
         return Finding("limits", "none known")
-    size, count = (resource.getrlimit(n)[0] for n in (resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE))
+    size, count = found
     figures = {"open_files": count}
     few = 0 <= count < _FEW_FILES
     text = f"{count} open files"
-    if size != resource.RLIM_INFINITY:
+    if size is not None:
         figures["file_size"] = size
         text += f"; no file larger than {_gib(size)} (ulimit -f)"
         return Finding("limits", text, "warning", "ulimit -f unlimited", figures)

@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import secrets
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,8 @@ from typing import Literal, get_args
 from ..core.children import Child, ChildRefused
 from ..core.errors import ChildDied, EnvironmentProblem
 from ..core.machine import cache_folder, processor
+from ..core.system_files import rename
+from ..core.system_processes import CRASHES, LIBRARY_PATTERNS, signal_name
 from . import llama_test_child as protocol
 
 TRIED = "0.3.36"
@@ -35,7 +36,6 @@ LIBRARY_VARIABLE = "LLAMA_CPP_LIB_PATH"  # llama-cpp-python's own: another folde
 
 State = Literal["works", "dies", "differs", "broken", "unknown"]
 _VERSION = 1  # of the test: an answer of another is not taken
-_CRASHES = (signal.SIGILL, signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT)
 _MOST = 0.01  # NMSE of logits with extra buffers to those without; some round activations anew
 _PATIENCE = 60.0
 
@@ -91,8 +91,7 @@ def library_files() -> list[Path]:
     """The shared libraries of the llama.cpp in use; none where it is not installed."""
     named = os.environ.get(LIBRARY_VARIABLE)
     places = [Path(named)] if named else [Path(folder, "lib") for folder in _package_folders()]
-    patterns = ("*.so*", "*.dylib", "*.dll")
-    return sorted({file for place in places for pattern in patterns for file in place.glob(pattern)})
+    return sorted({file for place in places for pattern in LIBRARY_PATTERNS for file in place.glob(pattern)})
 
 
 def _package_folders() -> Sequence[str]:
@@ -123,11 +122,13 @@ def _attempt() -> SelfTest:
         words = " / ".join(refusal.words[-2:]) or f"hits a limit of {refusal.limit}"
         if refusal.code == protocol.CANNOT_LOAD:
             return SelfTest("broken", None, f"cannot be loaded: {words}")
+        if refusal.code == protocol.TOO_OLD:
+            return SelfTest("broken", None, words)
         return SelfTest("dies" if plain else "broken", name, f"stops: {words}")
     except ChildDied as death:
-        if death.signal not in _CRASHES:
+        if death.signal not in CRASHES:
             return SelfTest("unknown", name, death.message, death.hint)
-        title = f"signal {death.signal}, {signal.Signals(death.signal).name}"
+        title = f"signal {death.signal}, {signal_name(death.signal)}"
         return SelfTest("dies" if plain else "broken", name, f"crashes ({title})")
     except EnvironmentProblem as problem:
         return SelfTest("unknown", name, problem.message, problem.hint)
@@ -174,6 +175,6 @@ def _keep(key: Sequence[object], result: SelfTest) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary.write_text(json.dumps({"key": key, **asdict(result)}), "ascii")
-            os.replace(temporary, place)
+            rename(temporary, place)
         finally:
             temporary.unlink(missing_ok=True)

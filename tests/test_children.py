@@ -193,4 +193,7 @@ def test_it_imports_nothing_of_kconv_but_its_side(start: Starter, tmp_path: Path
         ".ljust(200).encode())\n    child.take(1)\n    return 0\n"
     )
     with start() as child:
-        assert child.receive(200).decode().strip() == "['kconv', 'kconv.core', 'kconv.core.child']"
+        assert (
+            child.receive(200).decode().strip()
+            == "['kconv', 'kconv.core', 'kconv.core.child', 'kconv.core.system_processes']"
+        )

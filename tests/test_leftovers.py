@@ -43,14 +43,14 @@ with scratch_folder("vocab") as made:
 # The process stops between the two renames that replace a folder.
 RENAMED = """
 import os
-rename, count = os.rename, 0
+rename, count = os.replace, 0
 def counted(*names):
     global count
     count += 1
     if count == 2:
         wait()
     rename(*names)
-os.rename = counted
+os.replace = counted
 from kconv.core.folders import atomic_folder
 with atomic_folder(Path("folder"), mark="mark", force=True) as made:
     (made / "mark").write_bytes(b"new")

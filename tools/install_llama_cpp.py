@@ -5,9 +5,10 @@
 gcc 12 drops the stores of llama.cpp's tile configuration, and on a processor with AMX the first product of
 quantized weights then is an illegal instruction. Where both come together it is built without AMX at once.
 Whatever was installed is tried on tiny models afterwards, and built anew only if it fails: pip's cache may
-hold a wheel that another compiler made, or another machine. Where all is well this takes a fraction of a
-second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is a file to
-read in place of ``/proc/cpuinfo``.
+hold a wheel that another compiler made, or another machine. Wheels in ``LLAMA_CPP_WHEELS``, a folder or a
+URL (``tools/build_llama_wheels.py``), are taken in place of compiling. Where all is well this takes a
+fraction of a second. Standard library and kconv's own files only; kconv need not be installed. ``cpuinfo`` is
+a file to read in place of ``/proc/cpuinfo``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ from kconv.runtimes.compiler import (  # noqa: E402
     flags_for,
 )
 
+WHEELS = "LLAMA_CPP_WHEELS"
+"""The variable that names a folder, or a URL, of wheels."""
 CPU = processor(Path(sys.argv[2]) if len(sys.argv) > 2 else CPUINFO)
 
 
@@ -58,6 +61,22 @@ def installed() -> str | None:
         return metadata.version(PACKAGE)
     except metadata.PackageNotFoundError:
         return None
+
+
+def install_wheel(version: str, constraints: Path, index: str) -> None:
+    """Have pip install a wheel that lies there. Ends the program where none fits."""
+    page = f"{index.rstrip('/')}/{PACKAGE}/" if "://" in index else str(Path(index, PACKAGE).resolve())
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    began = time.monotonic()
+    done = subprocess.run(
+        [*command, "--find-links", page, "--only-binary", PACKAGE, f"{PACKAGE}=={version}"], check=False
+    )
+    if done.returncode:
+        sys.exit(
+            f"pip could not install {PACKAGE} {version} from {page}: has it a wheel for this system? "
+            f"Without {WHEELS} llama.cpp is compiled, in 3 to 10 minutes"
+        )
+    say(f"{PACKAGE} {version} is installed from {page}, after {time.monotonic() - began:.0f} s")
 
 
 def install(version: str, constraints: Path, *, anew: bool, without_amx: bool) -> None:
@@ -86,7 +105,10 @@ def main() -> int:
     """Install, try, and build once more where that fails."""
     constraints = Path(sys.argv[1])
     version = wanted(constraints)
-    if installed() != version:
+    index = os.environ.get(WHEELS, "")
+    if installed() != version and index:
+        install_wheel(version, constraints, index)
+    elif installed() != version:
         install(version, constraints, anew=False, without_amx=compiler_breaks_tiles())
     result = self_test.examine()
     if result.state in ("dies", "differs", "broken") and self_test.LIBRARY_VARIABLE not in os.environ:

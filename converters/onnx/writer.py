@@ -22,20 +22,20 @@ from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
+from ...core.system_files import bytes_on_disk, open_to_read, open_to_write, write_at
 from ...core.tensor import Array
 from ...quant import native
 from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
 from ..bad_weights import has_bad_weights
-from ..gguf_writer import Written, check_room, write_at
+from ..gguf_writer import Written, check_room
 from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
-from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
+from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
 
-_IR_VERSION = 11  # of ONNX 1.18, as that opset (onnx/helper.py, VERSION_TABLE)
 # Files are mapped by pages, and onnxruntime maps what begins on one (docs/ExternalData.md of onnx).
 _PAGE = 4096
 
@@ -98,7 +98,7 @@ def write_onnx(
     plan, protos = plan_onnx(graphs, data_name)
     path, there = folder / data_name, 0
     if path.exists():
-        there = path.stat().st_blocks * 512
+        there = bytes_on_disk(path.stat())
     check_room([*((folder / name, len(data)) for name, data in protos.items()), (path, plan.nbytes - there)])
     threads = threads or available_cores()
     done = Done() if journaled is None else read_done(journaled.folder.path, journaled.prefix)
@@ -171,7 +171,7 @@ def _sound_pieces(
     path: Path, plan: DataPlan, checks: Mapping[Piece, int], threads: int, progress: Progress
 ) -> set[Piece]:
     """The pieces whose bytes have the checksum a journal has of them."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    handle = open_to_read(path)
     try:
 
         def places(rows: Piece) -> list[tuple[int, int, int]]:
@@ -195,7 +195,7 @@ def _write_data(
 ) -> None:
     """Write these pieces; the file is made, or goes on as it is."""
     with explained(path):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = open_to_write(path, make=True, follow=False)
     try:
 
         def write(rows: Piece, scratch: Scratch) -> int:
@@ -246,15 +246,16 @@ def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> Mod
         graph.name,
         [_value(each) for each in graph.inputs],
         [_value(each) for each in graph.outputs],
+        value_info=[helper.make_tensor_value_info(name, int(Element.FLOAT), None) for name in graph.foreign],
         initializer=[*_constants(graph), *(_external(part, plan, data_name) for part in parts)],
     )
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", graph.flavour.opset)]
     if any(node.domain == MICROSOFT for node in graph.nodes):
         opsets.append(helper.make_opsetid(MICROSOFT, 1))
     return helper.make_model(
         proto,
         opset_imports=opsets,
-        ir_version=_IR_VERSION,
+        ir_version=graph.flavour.ir_version,
         producer_name=PRODUCER,
         producer_version=version("kconv"),
     )

@@ -23,6 +23,11 @@ static bool has_avx512(void) {
 }
 #endif
 
+/* Windows links a module of Python only if it has this; importing it is an error, loading it is not. */
+#if defined(_WIN32)
+EXPORT void *PyInit__kernels(void) { return NULL; }
+#endif
+
 /* The kernels of the instruction set 0 (baseline), 1 (avx2) or 2 (avx512), or NULL if it is not built or this
  * processor or system does not run it. */
 static const struct kernels *kernels_of(int set) {
@@ -42,7 +47,7 @@ static const struct kernel *find(int set, int ggml_type) {
 }
 
 /* What native.py expects; another number with every change of what is exported here or of its meaning. */
-EXPORT int kconv_interface(void) { return 2; }
+EXPORT int kconv_interface(void) { return 3; }
 
 EXPORT int kconv_runs(int set) { return kernels_of(set) != NULL; }
 
