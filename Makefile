@@ -87,3 +87,4 @@ include mk/js.mk
 include mk/sanitize.mk
 include mk/fuzz.mk
 include mk/optimum.mk
+include mk/genai.mk

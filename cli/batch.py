@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import click
 from ..core.errors import ProofError, UsageError
 from .batch_file import JobsFile, read_jobs_file
 from .console import emit_json, plural, say
-from .options import PATH, json_option, scheduler_option, verbose_option
+from .options import PATH, json_option, read_size, scheduler_option, verbose_option
 
 if TYPE_CHECKING:
     from ..flows.batch import Runner
@@ -57,16 +58,6 @@ def _shard(context: click.Context, parameter: click.Parameter, value: str | None
     return shard, shards
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
-    size = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
-    if size < 1:
-        raise click.BadParameter(f"{value!r}, expected a size: 200G, 1.5T", context, parameter)
-    return int(size)
-
-
 @click.command("batch", short_help="Convert many checkpoints, as a list says.", epilog=EXAMPLES)
 @click.argument("jobs_file", type=PATH, metavar="JOBS.TOML")
 @click.option(
@@ -78,7 +69,7 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 )
 @click.option(
     "--disk",
-    callback=_size,
+    callback=read_size,
     metavar="SIZE",
     help="Most that outputs and downloads may take on the disk: 200G (powers of ten). What does not fit is "
     "not begun.",
@@ -142,6 +133,8 @@ def command(
     file = read_jobs_file(jobs_file)
     from .batch_steps import steps_of
     from .batch_text import Shown
+    from .live import is_drawable
+    from .progress import shown_progress
 
     steps = steps_of(file, more)
     place = _journal_place(jobs_file, journal)
@@ -159,7 +152,8 @@ def command(
         settings = {"disk": disk, "force": force, "again": again}
         downloads = Downloads(of_journal(records), keep=keep_downloads)
         several = scheduler is not None or (slots or 1) > 1
-        shown = Shown(verbose=verbose, several=several, quiet=dry_run)
+        line = stack.enter_context(shown_progress()) if is_drawable(sys.stderr) else None
+        shown = Shown(verbose=verbose, several=several, quiet=dry_run, line=line)
         executor = stack.enter_context(_executor(slots or 1, scheduler, shown))
         runner = _runner(executor, steps, latest(records), downloads, settings, shown)
         try:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..core.progress import Progress
 from .console import plural, printable, say, seconds_text, size_text, table
 from .errors import explain, reraise_interrupt
 from .progress import announce, progress_line
@@ -30,11 +31,13 @@ _WORDS = {"made": "done", "planned": "to do"}
 class Shown:
     """A Watch that prints on standard error.
 
-    ``several``: conversions run side by side. ``quiet``: nothing but what takes long.
+    ``several``: conversions run side by side. ``quiet``: nothing but what takes long. ``line`` shows on a
+    terminal what is being done; without it there is a sentence now and then.
     """
 
-    def __init__(self, *, verbose: bool, several: bool, quiet: bool) -> None:
+    def __init__(self, *, verbose: bool, several: bool, quiet: bool, line: Progress | None = None) -> None:
         self._verbose, self._several, self._quiet = verbose, several, quiet
+        self._line = line
         self._begun: dict[str, tuple[str, float]] = {}
         self._said = time.monotonic()
         self._number = self._total = 0
@@ -42,7 +45,9 @@ class Shown:
     def planning(self, done: int, total: int) -> None:
         """Now and then."""
         reraise_interrupt()
-        if time.monotonic() - self._said > _INTERVAL and done < total:
+        if self._line is not None:
+            self._line("batch", done, total)
+        elif time.monotonic() - self._said > _INTERVAL and done < total:
             self._said = time.monotonic()
             announce(f"planning: {done:,} of {plural(total, 'conversion')}")
 
@@ -72,6 +77,9 @@ class Shown:
     def progress(self, key: str, stage: str, done: int, total: int) -> None:
         """A line now and then; of several at once it would be a crowd."""
         reraise_interrupt()
+        if self._line is not None:
+            self._line(*(("converting", 0, 0) if self._several else (stage, done, total)))
+            return
         now = time.monotonic()
         before, since = self._begun.get(key, ("", now))
         if before != stage:

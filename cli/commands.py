@@ -12,6 +12,7 @@ import click
 
 from ..core.language import LANGUAGES, chosen, speak, speaking
 from .errors import interruptible, report
+from .help_text import SpokenContext
 
 # Command name -> module of this room; each module has one click command called `command`.
 COMMANDS = {
@@ -44,6 +45,8 @@ COMPLETION = "_KCONV_COMPLETE"
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are asked for, which keeps every start quick."""
 
+    context_class = SpokenContext
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands, in the order of the help."""
         return list(COMMANDS)
@@ -55,6 +58,7 @@ class LazyGroup(click.Group):
         command: click.Command = import_module(f".{COMMANDS[cmd_name]}", __package__).command
         if not any(parameter.name == _LANG.name for parameter in command.params):
             command.params.append(_LANG)
+        command.context_class = SpokenContext
         return command
 
     def resolve_command(
@@ -87,7 +91,7 @@ _LANG = click.Option(
     is_eager=True,
     expose_value=False,
     callback=_choose_language,
-    help="Language of verdicts, reports and the table of models.  [default: KCONV_LANG, else by locale]",
+    help="Language of messages, help, verdicts and reports.  [default: KCONV_LANG, else by locale]",
 )
 """The same before and behind the name of a command."""
 
@@ -174,17 +178,30 @@ def run(arguments: Sequence[str]) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "kconv", COMPLETION, os.environ[COMPLETION])
-    try:
-        with interruptible(), speaking(chosen()):
-            # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
-            with cli.make_context("kconv", words, obj=list(arguments)) as context:
-                cli.invoke(context)
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BaseException as error:
-        if isinstance(error, click.UsageError):
-            from .slips import answered
+    with speaking(_asked(given) or chosen()):
+        try:
+            with interruptible():
+                # Not click's own main(): it would exit with 1 for a broken pipe, and 1 means a failed proof.
+                with cli.make_context("kconv", words, obj=list(arguments)) as context:
+                    cli.invoke(context)
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except BaseException as error:
+            if isinstance(error, click.UsageError):
+                from .slips import answered
 
-            error = answered(error, given)
-        return report(error, as_json="--json" in flags, verbose="--verbose" in flags)
+                error = answered(error, given)
+            return report(error, as_json="--json" in flags, verbose="--verbose" in flags)
     return 0
+
+
+def _asked(words: Sequence[str]) -> str | None:
+    """The language ``--lang`` names, wherever it stands: what is wrong before it is said in it, too."""
+    for number, word in enumerate(words):
+        if word == "--":
+            break
+        name, given, value = word.partition("=")
+        value = value if given else words[number + 1] if number + 1 < len(words) else ""
+        if name == "--lang" and value in LANGUAGES:
+            return value
+    return None

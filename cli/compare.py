@@ -7,21 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.language import _
 from .choice_text import choice_text
 from .console import (
-    count_text,
     emit_json,
     end_unproven,
     plural,
     say,
-    say_notes,
     seconds_text,
     size_text,
-    source_text,
     table,
 )
 from .conversion_options import asked, conversion_options, types_option
-from .options import PATH, force_option, json_option, threads_option, verbose_option
+from .options import PATH, force_option, json_option, read_size, threads_option, verbose_option
+from .recommended import command_of, recommended_json, say_recommended
 from .report_option import naming_the_report, refuse_report
 from .sources import SOURCE, revision_option
 from .target_options import target_options
@@ -54,6 +53,19 @@ Examples:
     "few thousand tokens of built-in Korean and English]",
 )
 @click.option("--tokens", type=click.IntRange(min=2), metavar="N", help="Use at most N tokens of each text.")
+@click.option(
+    "--max-kl",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Recommend the smallest type whose mean KL divergence is below X nats.  [default: 0.1]",
+)
+@click.option(
+    "--max-size",
+    metavar="SIZE",
+    callback=read_size,
+    help="Recommend the type that loses least of those whose file is at most this large: 2G, 1.5G (powers of "
+    "ten).",
+)
 @click.option("--keep", is_flag=True, help="Keep the files and their manifests.")
 @click.option(
     "-o",
@@ -72,6 +84,8 @@ def command(
     types: tuple[str, ...],
     texts: tuple[Path, ...],
     tokens: int | None,
+    max_kl: float | None,
+    max_size: int | None,
     keep: bool,
     output: Path | None,
     report: Path | None,
@@ -85,6 +99,7 @@ def command(
 
     All files are written in one read of the checkpoint. Their predictions on the same text are compared
     with those of the checkpoint in fp32: mean divergence, how often both predict the same token, perplexity.
+    At the end one of the types is recommended, with the command that makes it.
     The files are removed afterwards unless --keep is given. A type that exceeds its gate is a result like any
     other; the exit code is 1 if a file gave no logits, 4 if that was not the file's fault.
     """
@@ -92,15 +107,19 @@ def command(
         refuse_report(report, force=force)
 
     from ..core.text_files import read_texts
-    from ..flows.compare import compare
+    from ..flows.recommendation import of_comparison
     from .progress import announce, shown_progress
+    from .telling import telling
 
     read = read_texts(texts) if texts else None
-    with shown_progress() as progress:
+    wanted = asked(types, options)
+    with shown_progress() as progress, telling(progress, quiet=as_json, files=keep) as observer:
+        from ..flows.compare import compare
+
         comparison = compare(
             checkpoint,
             output,
-            options=asked(types, options),
+            options=wanted,
             texts=read,
             tokens=tokens,
             keep=keep,
@@ -108,16 +127,21 @@ def command(
             threads=threads,
             progress=progress,
             announce=announce,
+            observer=observer,
         )
+    chosen = of_comparison(comparison, most_loss=max_kl, most_bytes=max_size)
+    command = None if chosen.type is None else command_of(checkpoint, wanted, chosen.type)
     if not as_json:
         _print_summary(comparison)
+        say_recommended(chosen, command)
     if report is not None:
         from ..report.comparison import write_comparison
 
         with naming_the_report():
             write_comparison(comparison, report, force=force)
     if as_json:
-        emit_json({**comparison.to_json(), "report": None if report is None else str(report)})
+        more = {"recommended": recommended_json(chosen, command)}
+        emit_json({**comparison.to_json(), **more, "report": None if report is None else str(report)})
     elif report is not None:
         say(f"report: {report}")
     without = [each for each in comparison.types if each.figures is None]
@@ -127,8 +151,6 @@ def command(
 
 
 def _print_summary(comparison: Comparison) -> None:
-    say(f"{source_text(comparison.source)}: {comparison.arch}, {count_text(comparison.parameters)} weights")
-    say_notes(comparison.notes)
     header = ("type", "bytes", "size", "bits per weight", "mean KL", "same top", "perplexity", "gate", "")
     say("\n" + table([_row(each) for each in comparison.types], header=header, right=(1, 2, 3, 4, 5, 6)))
     say("\nmean KL is the divergence from the checkpoint in nats, ± one standard error; perplexity is that")
@@ -145,18 +167,19 @@ def _print_summary(comparison: Comparison) -> None:
 
 
 def _row(each: ComparedType) -> tuple[str, ...]:
+    from ..report.names import verdict_word
     from ..report.text import with_error
 
     size = (each.type, f"{each.bytes:,}", size_text(each.bytes), f"{each.bits_per_weight:.2f}")
-    kind = "" if each.stock else "changed" if each.choice is None else "chosen"
+    kind = "" if each.stock else _("changed") if each.choice is None else _("chosen")
     figures = each.figures
     if figures is None:
-        return (*size, "–", "–", "–", each.proof.verdict, kind)
+        return (*size, "–", "–", "–", verdict_word(each.proof.verdict), kind)
     return (
         *size,
         with_error(figures.kl_mean, figures.kl_mean_error).replace("\N{NO-BREAK SPACE}", " "),
         f"{100 * figures.same_top1:.1f} %",
         f"{each.perplexity_ratio[0]:.4f}",
-        each.proof.verdict,
+        verdict_word(each.proof.verdict),
         kind,
     )

@@ -5,18 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shlex
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..core.errors import EnvironmentProblem, ProofError
-from ..core.language import _, phrase, template
+from ..core.language import _, phrase, spoken, template
+from ..core.recognition import said
 from ..core.sizes import size_text as size_text
+from .layout import columns, squeezed, wrapped
+from .layout import width as width
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -44,7 +48,11 @@ def terminal_text(text: str) -> str:
 
 
 def count_text(count: int) -> str:
-    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``."""
+    """A number of weights as people say it: ``1.44 billion (1,439,270,912)``, ``14.4억(1,439,270,912)``."""
+    if spoken() == "ko":
+        steps = ((10**12, "조"), (10**8, "억"), (10**4, "만"))
+        known = (f"{count / step:.3g}{word}({count:,})" for step, word in steps if count >= step)
+        return next(known, f"{count:,}")
     for step, word in ((10**12, "trillion"), (10**9, "billion"), (10**6, "million")):
         if count >= step:
             return f"{count / step:.3g} {word} ({count:,})"
@@ -66,24 +74,23 @@ def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def width(text: str) -> int:
-    """Columns ``text`` takes in a terminal, where Hangul and Hanja take two."""
-    return sum(
-        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
-        for char in text
-    )
-
-
 def table(rows: Iterable[Sequence[str]], *, header: Sequence[str] = (), right: Sequence[int] = ()) -> str:
-    """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right."""
-    body = [[printable(cell) for cell in row] for row in rows]
-    lines = [list(header), *body] if header else body
+    """Rows in columns, two spaces apart; columns whose index is in ``right`` are set flush right.
+
+    Where standard output is a terminal, no line is longer than that is wide.
+    """
+    body = [[printable(said(cell) if " " in cell else cell) for cell in row] for row in rows]
+    head = [said(cell) for cell in header]
+    lines = [head, *body] if head else body
     if not lines:
         return ""
-    columns = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    sizes = [max(width(line[column]) for line in lines) for column in range(len(lines[0]))]
+    room = columns(sys.stdout)
+    if room is not None and sum(sizes) + 2 * (len(sizes) - 1) > room:
+        return squeezed(body, head, right, room)
 
     def pad(cell: str, column: int) -> str:
-        space = " " * (columns[column] - width(cell))
+        space = " " * (sizes[column] - width(cell))
         return space + cell if column in right else cell + space
 
     return "\n".join("  ".join(pad(cell, i) for i, cell in enumerate(line)).rstrip() for line in lines)
@@ -123,9 +130,14 @@ def markdown_table(rows: Iterable[Sequence[str]], *, header: Sequence[str]) -> s
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def say(text: str, *, err: bool = False) -> None:
-    """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text."""
-    click.echo(printable(text, keep="\n\t"), err=err)
+def say(text: str, *, err: bool = False, wrap: bool = True) -> None:
+    """A line of prose: on standard output, or beside it (``err``) where that belongs to JSON or text.
+
+    On a terminal it is broken between words; with ``wrap`` false it is not, as a command one may copy.
+    """
+    text = printable(said(text), keep="\n\t")
+    room = columns(sys.stderr if err else sys.stdout) if wrap else None
+    click.echo(wrapped(text, room), err=err)
 
 
 def show_log(text: str) -> None:
@@ -137,15 +149,35 @@ def show_log(text: str) -> None:
 def say_notes(notes: Iterable[Note]) -> None:
     """A line for each note, warnings named so."""
     for note in notes:
-        say(f"{'warning' if note.warning else 'note'} ({note.name}): {note.message}")
+        say_note(note.name, note.message, warning=note.warning)
+
+
+def say_note(name: str, message: str, *, warning: bool) -> None:
+    """The line for a note of that name."""
+    known = {"name": name, "message": message}
+    say(_("warning ({name}): {message}", **known) if warning else _("note ({name}): {message}", **known))
 
 
 def emit_json(value: Any) -> None:
-    """The one JSON object of a command with ``--json``, in ASCII so that any pipe carries it.
+    """The one JSON object of a command with ``--json``.
 
     JSON has no word for NaN and infinity, which the figures of a damaged file can be: they become null.
     """
-    click.echo(json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False))
+    text = json.dumps(_finite(value), indent=2, default=_plain, allow_nan=False, ensure_ascii=False)
+    click.echo(_NOT_ASCII.sub(partial(_shown, getattr(sys.stdout, "encoding", None) or "utf-8"), text))
+
+
+_NOT_ASCII = re.compile(r"[^\x00-\x7e]")
+
+
+def _shown(encoding: str, match: re.Match[str]) -> str:
+    """A character, or JSON's escape of it where the output cannot hold it or a terminal would obey it."""
+    character = match[0]
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(character)[1:-1]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,9 @@ from dataclasses import asdict
 
 import click
 
-from .console import emit_json, say
+from ..core.language import _
+from ..core.recognition import said
+from .console import emit_json, say, width
 from .errors import ENVIRONMENT
 from .options import json_option, verbose_option
 from .versions import versions
@@ -40,9 +42,10 @@ def command(as_json: bool, verbose: bool) -> None:
         if as_json:
             continue
         mark = "" if finding.level == "ok" else f"{finding.level}: "
-        say(f"{finding.name:<{_NAMES}}{mark}{finding.text}")
+        name = said(finding.name)
+        say(f"{name}{' ' * (_NAMES - width(name))}{said(mark)}{said(finding.text)}")
         if finding.mend:
-            say(f"{'':<{_NAMES}}to fix it: {finding.mend}")
+            say(" " * _NAMES + _("to fix it: {mend}", mend=finding.mend))
     broken = [finding.name for finding in findings if finding.level == "broken"]
     if as_json:
         emit_json({"findings": [asdict(finding) for finding in findings], "broken": broken})

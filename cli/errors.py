@@ -28,8 +28,9 @@ from typing import Any
 
 import click
 
-from ..core.errors import AlreadyFinished, KconvError
-from ..core.language import translated
+from ..core.errors import KconvError
+from ..core.language import _
+from ..core.recognition import said
 from ..core.system_processes import is_reader_gone
 from .console import emit_json, printable
 from .main import INTERRUPTED, SIGNALS, end_at_once
@@ -98,10 +99,7 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
         if verbose:
             traceback.print_exception(error, file=sys.stderr)
         _print(failure)
-        if as_json and isinstance(error, AlreadyFinished):
-            emit_json({"finished": [str(path) for path in error.paths], "exit_code": failure.exit_code})
-            sys.stdout.flush()
-        elif as_json:
+        if as_json:
             content = {"type": failure.type, "message": failure.message, "hint": failure.hint}
             emit_json({"error": content, "exit_code": failure.exit_code})
             sys.stdout.flush()
@@ -112,14 +110,13 @@ def report(error: BaseException, *, as_json: bool, verbose: bool) -> int:
 
 def _print(failure: Failure) -> None:
     if failure.exit_code == INTERRUPTED:
-        click.echo("\nkconv: interrupted", err=True)
+        click.echo("\n" + _("kconv: interrupted"), err=True)
         return
-    if failure.exit_code == 0:
-        click.echo(f"kconv: {printable(translated(failure.message))}", err=True)
-        return
-    click.echo(f"kconv: error: {printable(failure.message, keep=chr(10) + chr(9))}", err=True)
+    message = printable(said(failure.message), keep=chr(10) + chr(9))
+    click.echo(_("kconv: error: {message}", message=message), err=True)
     if failure.hint:
-        click.echo(f"  what to do: {printable(failure.hint, keep=chr(10))}", err=True)
+        hint = printable(said(failure.hint), keep=chr(10))
+        click.echo(_("  what to do: {hint}", hint=hint), err=True)
 
 
 def check_output_open() -> None:

@@ -26,5 +26,5 @@ def command(context: click.Context, name: str | None) -> None:
     asked = cli.get_command(root, name)
     if asked is None:
         raise unknown_command(name, list(COMMANDS))
-    with click.Context(asked, parent=root, info_name=name) as inner:
+    with asked.context_class(asked, parent=root, info_name=name) as inner:
         click.echo(asked.get_help(inner))

@@ -97,7 +97,7 @@ def command(
     say(f"{path}: {counted} in {plural(summary['chunks'], 'chunk')}, {seconds_text(seconds)}")
     words = ["kconv", "to-gguf", str(checkpoint), "-q", "q4_k_m", "--imatrix", str(path)]
     words += ["--optimize"] if full else []
-    say(f"\nTo use it:\n  {shlex.join(words)}")
+    say(f"\nTo use it:\n  {shlex.join(words)}", wrap=False)
 
 
 def _made(
@@ -112,27 +112,27 @@ def _made(
     force: bool,
 ) -> tuple[Path, dict[str, Any]]:
     """The file written, and a summary of it."""
-    from ..converters.targets import checkpoint_name
     from ..core.files import atomic_file
-    from ..core.reading import open_checkpoint
-    from ..flows.full_statistics import collecting
-    from ..flows.importance import gather, named_texts
-    from ..hub.checkpoint import local_checkpoint
-    from ..quant.imatrix_file import write_imatrix
     from .progress import announce, shown_progress
 
-    named = named_texts(texts)
     if output is not None and output.suffix != ".gguf":
         raise UsageError(
             f"-o {output}: expected a name that ends in .gguf, the current format of imatrix files"
         )
-    with shown_progress() as progress:
-        checkpoint = local_checkpoint(checkpoint, progress)
-    kind = "statistics" if full else "imatrix"
-    path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-{kind}.gguf")
-    # opened first, so that a folder one may not write to does not cost the pass
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(shown_progress())
+        from ..converters.targets import checkpoint_name
+        from ..core.reading import open_checkpoint
+        from ..flows.full_statistics import collecting
+        from ..flows.importance import gather, named_texts
+        from ..hub.checkpoint import local_checkpoint
+        from ..quant.imatrix_file import write_imatrix
+
+        named = named_texts(texts)
+        checkpoint = local_checkpoint(checkpoint, progress)
+        kind = "statistics" if full else "imatrix"
+        path = output or Path(f"{checkpoint_name(open_checkpoint(checkpoint))}-{kind}.gguf")
+        # opened first, so that a folder one may not write to does not cost the pass
         temporary = stack.enter_context(atomic_file(path, force=force))
         collected = stack.enter_context(collecting(path)) if full else None
         activations, arch = gather(

@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from ..core.errors import InputError
-from .console import count_text, emit_json, printable, say, size_text, table
+from ..core.language import _, phrase, translated
+from .console import count_text, emit_json, printable, say, say_note, size_text, table
 from .options import json_option, verbose_option
 from .sources import SOURCE, revision_option
 
@@ -52,12 +53,31 @@ def command(path: str | Path, every_tensor: bool, as_json: bool, verbose: bool) 
     _print_summary(description)
     _print_graphs(description.get("graphs", ()))
     _print_vocabulary(description["vocabulary"])
-    say(f"\nTensors\n{_tensor_table(description['tensors'], every_tensor=every_tensor)}")
+    say("\n" + _("Tensors") + "\n" + _tensor_table(description["tensors"], every_tensor=every_tensor))
+
+
+_LABELS = {
+    "path": phrase("path"),
+    "kind": phrase("kind"),
+    "parts": phrase("parts"),
+    "name": phrase("name"),
+    "architecture": phrase("architecture"),
+    "what it is": phrase("what it is"),
+    "recipe": phrase("recipe"),
+    "problem": phrase("problem"),
+    "licence": phrase("licence"),
+    "parameters": phrase("parameters"),
+    "size": phrase("size"),
+    "type": phrase("type"),
+    "bits per weight": phrase("bits per weight"),
+    "manifest": phrase("manifest"),
+    "proof": phrase("proof"),
+}
 
 
 def _print_summary(description: Mapping[str, Any]) -> None:
     """Everything above vocabulary and tensors."""
-    bits = description["bits_per_weight"]
+    bits, all_bytes = description["bits_per_weight"], description["bytes"]
     facts = {
         "path": description["path"],
         "kind": description["kind"],
@@ -71,26 +91,32 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         "problem": description.get("problem"),
         "licence": description["license"] or "not stated",
         "parameters": count_text(description["parameters"]),
-        "size": f"{size_text(description['bytes'])} ({description['bytes']:,} bytes)",
+        "size": _("{size} ({bytes} bytes)", size=size_text(all_bytes), bytes=f"{all_bytes:,}"),
         "type": description.get("file_type"),
+        "flavour": description.get("flavour"),
+        "runs in": _runtime_text(description.get("least_onnxruntime")),
         "bits per weight": None if bits is None else f"{bits:.2f}",
         "manifest": description.get("manifest"),
         "proof": _proof_text(description.get("proof")),
     }
-    say(table([(key, str(value)) for key, value in facts.items() if value is not None]))
+    say(table([(translated(_LABELS[key]), str(value)) for key, value in facts.items() if value is not None]))
     for note in description.get("notes", ()):
-        say(f"{'warning' if note['warning'] else 'note'} ({note['name']}): {printable(note['message'])}")
+        say_note(note["name"], note["message"], warning=note["warning"])
     rows = [
         (name, f"{line['tensors']:,}", f"{line['parameters']:,}", size_text(line["bytes"]))
         for name, line in description["types"].items()
     ]
     say("\n" + table(rows, header=("type", "tensors", "weights", "size"), right=(1, 2, 3)))
     for title, values in (
-        ("Hyper-parameters", description["hyperparameters"]),
-        ("Metadata", description["metadata"]),
+        (_("Hyper-parameters"), description["hyperparameters"]),
+        (_("Metadata"), description["metadata"]),
     ):
         if values:
             say(f"\n{title}\n{table([('', key, _short(value)) for key, value in values.items()])}")
+
+
+def _runtime_text(least: str | None) -> str | None:
+    return None if least is None else f"onnxruntime {least} or newer"
 
 
 def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:
@@ -112,7 +138,7 @@ def _print_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
     if vocabulary is None:
         say("\nNo vocabulary")
         return
-    say("\nVocabulary")
+    say("\n" + _("Vocabulary"))
     apart = ("special", "chat_template", "notes")
     plain = {key: value for key, value in vocabulary.items() if key not in apart}
     say(
@@ -122,7 +148,7 @@ def _print_vocabulary(vocabulary: Mapping[str, Any] | None) -> None:
     )
     special = vocabulary.get("special") or {}
     for note in vocabulary.get("notes", ()):
-        say(f"  note ({note['name']}): {note['message']}")
+        say("  " + _("note ({name}): {message}", name=note["name"], message=note["message"]))
     rows = [("", role, str(each["id"]), str(each["token"])) for role, each in special.items()]
     if rows:
         say(f"\nSpecial tokens\n{table(rows, right=(2,))}")

@@ -43,6 +43,8 @@ def describe_onnx(folder: Path) -> Description:
         "bytes": opened.bytes,
         **summary(tensors),
         "file_type": opened.type,
+        "flavour": opened.flavour,
+        "least_onnxruntime": opened.least,
         "hyperparameters": {
             str(key): plain(value) for key, value in opened.config.items() if key != "architectures"
         },

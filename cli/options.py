@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,18 @@ PATH: click.Path = _LocalPath(path_type=Path, readable=False)  # False: click sh
 
 OUTPUT: click.Path = _Output(path_type=Path, readable=False)
 """A path, or the address of a place in an object store, which stays text."""
+
+
+def read_size(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """Bytes of ``200G``, ``1.5T`` (powers of ten)."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?)\s*([KMGT]?)B?", value.strip(), re.IGNORECASE)
+    size = float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0.0
+    if size < 1:
+        raise click.BadParameter(f"{value!r}, expected a size: 200G, 1.5T", context, parameter)
+    return int(size)
+
 
 json_option = click.option(
     "--json",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..core.language import _, ngettext
 from .choice_text import choice_text
-from .console import count_text, emit_json, plural, say, say_notes, size_text, source_text, table
+from .console import emit_json, say, say_notes, size_text, table
 from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
+from .recommended import command_of, recommended_json, say_recommended
 from .sources import SOURCE, revision_option
 from .target_options import target_options
 
@@ -54,30 +57,42 @@ def command(
 ) -> None:
     """Show what kconv to-gguf would write for CHECKPOINT with the same options; nothing is written.
 
-    For each type: the exact file size, bits per weight, tensors that get another format because their rows
-    are not whole blocks, whether llama.cpp requires importance data, and the published divergence. Then the
-    memory and disk space a conversion needs. Only the headers of the weight files are read; the vocabulary
-    is compared with the tokenizer as in a conversion, since it is part of the file. Of a repository of the
-    Hub (org/name) no more than those headers and small files is fetched.
+    For each type, smallest first: the exact file size, bits per weight, tensors that get another format
+    because their rows are not whole blocks, whether llama.cpp requires importance data, and the published
+    divergence. Then the memory and disk space a conversion needs, and the type recommended for this machine:
+    the one that loses least of those whose weights, cache and buffers fit into the memory that is free. Only
+    the headers of the weight files are read; the vocabulary is compared with the tokenizer as in a
+    conversion, since it is part of the file. Of a repository of the Hub (org/name) no more than those headers
+    and small files is fetched.
     """
-    from ..flows.plan import plan
-    from ..quant.policy import POLICIES
+    from ..flows.recommendation import for_this_machine, free_memory
     from .progress import shown_progress
+    from .telling import telling
 
-    chosen = options["target_size"] or options["target_kl"] or options["policy"]
-    wanted = asked(types or (() if chosen else tuple(POLICIES)), options)
-    with shown_progress() as progress:
-        planned = plan(checkpoint, output, options=wanted, threads=threads, progress=progress)
+    with shown_progress() as progress, telling(progress, quiet=as_json, tokens=False) as observer:
+        from ..flows.plan import plan
+        from ..quant.policy import POLICIES
+
+        aimed = options["target_size"] or options["target_kl"] or options["policy"]
+        wanted = asked(types or (() if aimed else tuple(POLICIES)), options)
+        planned = plan(
+            checkpoint, output, options=wanted, threads=threads, progress=progress, observer=observer
+        )
     stock = not (wanted.pure or wanted.tensor_types or wanted.output_type or wanted.embedding_type)
     bands = _bands(planned, stock=stock)
+    planned = replace(planned, types=tuple(sorted(planned.types, key=lambda each: each.bytes)))
+    chosen = for_this_machine(planned, bands, free_memory())
+    command = None if chosen.type is None else command_of(checkpoint, wanted, chosen.type)
     if as_json:
         content = planned.to_json()
         for each in content["types"]:
             band = bands.get(each["type"])
             each["expected_kl"] = None if band is None else band.to_json()
-        emit_json(content)
+            each["recommended"] = each["type"] == chosen.type
+        emit_json({**content, "recommended": recommended_json(chosen, command)})
     else:
-        _print_summary(planned, bands)
+        _print_summary(planned, bands, chosen.type)
+        say_recommended(chosen, command)
 
 
 def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
@@ -94,12 +109,12 @@ def _bands(planned: Plan, *, stock: bool) -> dict[str, Band]:
     return {name: band for name, band in bands.items() if band is not None}
 
 
-def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
-    say(f"{source_text(planned.source)}: {planned.arch}, {count_text(planned.parameters)} weights")
+def _print_summary(planned: Plan, bands: Mapping[str, Band], recommended: str | None) -> None:
     # the table has the fallbacks, the wide matrices of T5 are as in every conversion
     of_types = (note for each in planned.types for note in each.notes)
     warnings = (note for note in of_types if note.warning and note.name != "format-fallback")
-    say_notes(dict.fromkeys((*planned.notes, *warnings)))
+    told = set(planned.notes)
+    say_notes(dict.fromkeys(note for note in warnings if note not in told))
     rows = [
         (
             each.type,
@@ -107,7 +122,7 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
             size_text(each.bytes),
             f"{each.bits_per_weight:.2f}",
             _divergence(each, bands.get(each.type)),
-            _remarks(each, planned),
+            _remarks(each, planned, recommended=each.type == recommended),
         )
         for each in planned.types
     ]
@@ -125,10 +140,8 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
         )
     if bands:
         say(
-            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md for"
-        )
-        say(
-            "models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
+            "expected KL: mean divergence in nats, as published in llama.cpp's tools/perplexity/README.md "
+            "for models of 7 and 8 billion weights on English text; kconv to-gguf measures it for the file "
             "it writes"
         )
     if any(each.needs_imatrix for each in planned.types):
@@ -140,22 +153,29 @@ def _print_summary(planned: Plan, bands: Mapping[str, Band]) -> None:
 
 def _divergence(each: PlannedType, band: Band | None) -> str:
     if each.lossless:
-        return "none: exact"
+        return _("none: exact")
     if each.choice is not None:
-        return f"{each.choice.predicted:.3g} predicted"
+        return _("{loss} predicted", loss=f"{each.choice.predicted:.3g}")
     if band is None:
         return "–"
-    return f"{band.low:.3g}" if band.low == band.high else f"{band.low:.3g} to {band.high:.3g}"
+    low, high = f"{band.low:.3g}", f"{band.high:.3g}"
+    return low if band.low == band.high else _("{low} to {high}", low=low, high=high)
 
 
-def _remarks(each: PlannedType, planned: Plan) -> str:
+def _remarks(each: PlannedType, planned: Plan, *, recommended: bool) -> str:
     """What is particular about a type, in a few words."""
-    remarks = ["needs importance data"] if each.needs_imatrix else []
+    remarks = [_("recommended")] if recommended else []
+    remarks += [_("needs importance data")] if each.needs_imatrix else []
     fallen = Counter((wanted, given) for _, wanted, given in each.fallbacks)
     remarks += [
-        f"{plural(count, 'tensor')} {given.upper()} instead of {wanted.upper()}"
+        _(
+            "{tensors} {format} instead of {wanted}",
+            tensors=ngettext("{count} tensor", "{count} tensors", count),
+            format=given.upper(),
+            wanted=wanted.upper(),
+        )
         for (wanted, given), count in fallen.items()
     ]
     if each.bytes + planned.companion_bytes > planned.free:
-        remarks.append("does not fit on the disk")
+        remarks.append(_("does not fit on the disk"))
     return ", ".join(remarks)

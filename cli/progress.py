@@ -1,68 +1,117 @@
-"""Showing that work goes on: bars on a terminal, a line now and then elsewhere."""
+"""Showing that work goes on: a line that changes on a terminal, one now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..core import progress as core_progress
-from ..core.progress import Progress
+from ..core.language import phrase, translated
 from .console import plural, say, seconds_text, size_text, verify_command
 from .errors import reraise_interrupt
+from .live import Doing, StatusLine, is_drawable
 from .shortage import last_words, shortage
 
 if TYPE_CHECKING:
     from ..core.leftovers import Leftover
 
-_PATIENCE = 2.0  # seconds before anything is shown
+_PATIENCE = 2.0  # seconds before the first line where there is no terminal
 _NAMED = 5  # files in one line
 _INTERVAL = 5.0  # seconds between lines where there is no terminal
 
 # What people read for the stages the rooms report, and what they count.
 _STAGES = {
-    "download": ("downloading", "bytes"),
-    "write": ("writing weights", "bytes"),
-    "upload": ("uploading", "bytes"),
-    "hash": ("hashing the source", "bytes"),
-    "check": ("checking what is written already", "pieces"),
-    "tokens": ("comparing tokens", "texts"),
-    "weights": ("comparing weights", "bytes"),
-    "reference": ("reading the checkpoint in fp32", "modules"),
-    "errors": ("measuring errors of formats", "tensors"),
-    "probes": ("measuring what each group of tensors costs", "layers"),
-    "runtime": ("recomputing what llama.cpp computed", "modules"),
-    "logits": ("comparing logits", "positions"),
-    "embeddings": ("comparing embeddings", "texts"),
-    "loading": ("loading", ""),
-    "reading the prompt": ("reading the prompt", ""),
+    "starting": (phrase("starting"), ""),
+    "batch": (phrase("planning the batch"), ""),
+    "converting": (phrase("converting"), ""),
+    "opening": (phrase("opening the model"), ""),
+    "tokenizer": (phrase("starting the tokenizer"), ""),
+    "vocabulary": (phrase("comparing the vocabulary"), ""),
+    "planning": (phrase("planning the files"), ""),
+    "completing": (phrase("completing the files"), ""),
+    "starting the runtime": (phrase("starting the runtime"), ""),
+    "starting the reference": (phrase("starting transformers"), ""),
+    "download": (phrase("downloading"), "bytes"),
+    "write": (phrase("writing weights"), "bytes"),
+    "upload": (phrase("uploading"), "bytes"),
+    "hash": (phrase("hashing the source"), "bytes"),
+    "check": (phrase("checking what is written already"), "pieces"),
+    "tokens": (phrase("comparing tokens"), "texts"),
+    "weights": (phrase("comparing weights"), "bytes"),
+    "reference": (phrase("reading the checkpoint in fp32"), "modules"),
+    "errors": (phrase("measuring errors of formats"), "tensors"),
+    "probes": (phrase("measuring what each group of tensors costs"), "steps"),
+    "runtime": (phrase("recomputing what the runtime computed"), "modules"),
+    "logits": (phrase("comparing logits"), "positions"),
+    "embeddings": (phrase("comparing embeddings"), "texts"),
+    "loading": (phrase("loading"), ""),
+    "reading the prompt": (phrase("reading the prompt"), ""),
 }
+_OF_ONE_FILE = (
+    "write", "vocabulary", "weights", "runtime", "logits", "embeddings", "completing",
+    "starting the runtime", "starting the reference",
+)  # fmt: skip
+
+
+class Shown:
+    """A Progress that shows itself; ``label`` says of which file it is, in the stages that are of one."""
+
+    def __init__(
+        self, update: Callable[[str, str, int, int], None], pause: Callable[[], None] = lambda: None
+    ) -> None:
+        self._update = update
+        self.pause = pause
+        """Shows nothing until the next stage: what is printed speaks for itself."""
+        self.label = ""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """As ``core.progress.Progress``."""
+        reraise_interrupt()
+        self._update(stage, self.label if stage in _OF_ONE_FILE else "", done, total)
 
 
 @contextlib.contextmanager
-def shown_progress(*, bars: bool | None = None) -> Iterator[Progress]:
+def shown_progress() -> Iterator[Shown]:
     """A Progress that shows itself on standard error while the block runs.
 
-    Bars where that is a terminal (or as ``bars`` says), plain lines elsewhere; nothing for stages that
-    take less than two seconds.
+    Where that is a terminal a line says at any time what is being done (live.py), elsewhere there is a plain
+    line now and then for stages that take longer than two seconds.
     """
-    terminal = sys.stderr is not None and sys.stderr.isatty() if bars is None else bars
-    update, close = _bars() if terminal else _lines()
-
-    def shown(stage: str, done: int, total: int) -> None:
-        reraise_interrupt()
-        update(stage, done, total)
-
+    if not is_drawable(sys.stderr):
+        yield Shown(_lines())
+        return
+    line = StatusLine(sys.stderr, Doing(_title("starting", ""), time.monotonic()))
+    line.start()
     try:
-        yield shown
+        yield Shown(_on(line), partial(line.show, None))
     finally:
-        close()
+        line.stop()
+
+
+def _title(stage: str, label: str) -> str:
+    """``writing weights: q4_K_M``."""
+    title = translated(_STAGES[stage][0]) if stage in _STAGES else stage
+    return f"{title}: {label}" if label else title
+
+
+def _on(line: StatusLine) -> Callable[[str, str, int, int], None]:
+    current, since = "", 0.0
+
+    def update(stage: str, label: str, done: int, total: int) -> None:
+        nonlocal current, since
+        title = _title(stage, label)
+        if title != current:
+            current, since = title, time.monotonic()
+        in_bytes = stage in _STAGES and _STAGES[stage][1] == "bytes"
+        line.show(Doing(title, since, done, total, in_bytes))
+
+    return update
 
 
 @contextlib.contextmanager
@@ -92,15 +141,9 @@ def naming_finished_files(what: str, checkpoint: str | Path) -> Iterator[Callabl
 
 
 def announce(text: str) -> None:
-    """Print ``text`` on standard error, above a bar that may be shown; if nobody reads it, no matter."""
+    """Print ``text`` on standard error; if nobody reads it, no matter."""
     with contextlib.suppress(OSError):
-        if "tqdm" not in sys.modules:
-            say(f"kconv: {text}", err=True)
-            return
-        from tqdm import tqdm
-
-        with tqdm.external_write_mode(file=sys.stderr):
-            say(f"kconv: {text}", err=True)
+        say(f"kconv: {text}", err=True)
 
 
 def announce_leftovers(words: Sequence[str]) -> None:
@@ -133,65 +176,26 @@ def leftovers_text(leftovers: Sequence[Leftover]) -> str:
     return f"{plural(len(leftovers), 'unfinished file')} ({size_text(sum(each.bytes for each in leftovers))})"
 
 
-def _bars() -> tuple[Progress, Callable[[], None]]:
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # no thread of its own: we fork children that must not inherit it
-    bar: Any = None
-    current = ""
-
-    def update(stage: str, done: int, total: int) -> None:
-        nonlocal bar, current
-        if stage != current:
-            close()
-            title, unit = _STAGES.get(stage, (stage, ""))
-            in_bytes = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-            scale = in_bytes if unit == "bytes" else {"unit": f" {unit}"}
-            bar = tqdm(total=total, desc=title, leave=False, delay=_PATIENCE, **_columns(), **scale)
-            current = stage
-        bar.total = total
-        bar.update(done - bar.n)
-        if done >= total:  # what is printed next must not run into the bar
-            close()
-
-    def close() -> None:
-        nonlocal bar, current
-        if bar is not None:
-            bar.close()
-        bar, current = None, ""
-
-    return update, close
-
-
-def _columns() -> dict[str, Any]:
-    """How wide a bar may be; tqdm shows nothing in the pseudo-terminals that say they have no size."""
-    try:
-        known = all(os.get_terminal_size(sys.stderr.fileno()))
-    except (OSError, ValueError):
-        known = False
-    return {"dynamic_ncols": True} if known else {"ncols": 80, "nrows": 24}
-
-
-def _lines() -> tuple[Progress, Callable[[], None]]:
+def _lines() -> Callable[[str, str, int, int], None]:
     current, begun, reported = "", 0.0, 0.0
 
-    def update(stage: str, done: int, total: int) -> None:
+    def update(stage: str, label: str, done: int, total: int) -> None:
         nonlocal current, begun, reported
         now = time.monotonic()
-        if stage != current:
-            current, begun, reported = stage, now, now - _INTERVAL + _PATIENCE
-        if now - reported < _INTERVAL:
+        if f"{stage} {label}" != current:
+            current, begun, reported = f"{stage} {label}", now, now - _INTERVAL + _PATIENCE
+        if now - reported < _INTERVAL or total <= 0:
             return
         reported = now
         with contextlib.suppress(OSError):  # nobody reads it any more, which is no reason to stop the work
-            print(progress_line(stage, done, total, now - begun), file=sys.stderr, flush=True)
+            print(progress_line(stage, done, total, now - begun, label), file=sys.stderr, flush=True)
 
-    return update, lambda: None
+    return update
 
 
-def progress_line(stage: str, done: int, total: int, seconds: float) -> str:
+def progress_line(stage: str, done: int, total: int, seconds: float, label: str = "") -> str:
     """``kconv: writing weights: 42 % of 2.54 GiB, 310 MiB/s, 5.0 s left``."""
-    title, unit = _STAGES.get(stage, (stage, ""))
+    title, unit = _title(stage, label), _STAGES.get(stage, ("", ""))[1]
     share = done / total if total > 0 else 0.0
     whole = size_text(total) if unit == "bytes" else f"{total:,} {unit}".rstrip()
     parts = [f"{share:.0%} of {whole}"]

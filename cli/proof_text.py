@@ -5,46 +5,64 @@ The words and figures are those of the report (report/words.py); here they are l
 
 from __future__ import annotations
 
-import os
-import re
+import sys
 from collections.abc import Sequence
-
-import click
+from pathlib import Path
 
 from ..core.language import _, ngettext, translated
 from ..report.figure_words import figure_rows, gate_name, gate_value, gelu_words
-from ..report.names import VERDICTS, is_right, part_name, verdict_word
+from ..report.names import PARTS, VERDICTS, is_right, part_name, verdict_word
 from ..report.published import published
 from ..report.text import large, number, percent
 from ..report.words import advice, cause, loss_words, part_line, shares_words, stands_on
 from ..verify.measurements import Guess, WorstToken
-from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Proof, layer_name
+from ..verify.proof import Diagnosis, Finding, LayerError, LogitsPart, Part, Proof, layer_name
 from .console import printable, seconds_text, table, width
 from .embeddings_text import embeddings_figures, worst_texts
+from .layout import columns, wrapped
+from .verdict_colours import coloured
 
 _FINDINGS = 12
 _WORST = 3
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
-_COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
 
 
 def proof_text(proof: Proof) -> str:
     """Everything worth reading of ``proof`` on a terminal, the verdict last, where people look."""
-    parts = [
-        (
-            part_name(name),
-            verdict_word(part.verdict),
-            _logits(part) if part is proof.logits else _plain(part_line(part)),
-        )
-        for name, part in proof.parts.items()
-    ]
+    head = proof_head(proof.artifact, proof.type, proof.checkpoint, proof.arch, proof.parameters)
+    parts = "\n".join(part_text(name, part) for name, part in proof.parts.items())
+    return f"{head}\n\n{parts}\n\n{proof_rest(proof)}"
+
+
+def proof_head(artifact: Path, type: str, checkpoint: Path, arch: str, parameters: int) -> str:
+    """What is proven against what."""
+    what = printable(f"{artifact}: {arch}, {type}, {_weights(parameters)}")
+    return _fitted(f"{what}\n{printable(_('against {checkpoint}', checkpoint=checkpoint))}")
+
+
+def part_text(name: str, part: Part) -> str:
+    """A line for a part of the proof; those of all parts stand in columns."""
+    name_size = max(width(part_name(each)) for each in PARTS)
+    verdict_size = max(width(verdict_word(each)) for each in VERDICTS if each != "not decided")
+    words = verdict_word(part.verdict)
+    line = _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part))
+    begin = f"{_padded(part_name(name), name_size)}  {_padded(words, verdict_size)}  "
+    return coloured(_fitted(printable(f"{begin}{line}"), width(begin)))
+
+
+def _padded(text: str, size: int) -> str:
+    return text + " " * (size - width(text))
+
+
+def _fitted(text: str, indent: int = 2) -> str:
+    return wrapped(text, columns(sys.stdout), indent)
+
+
+def proof_rest(proof: Proof) -> str:
+    """Everything below the parts: findings, figures, where it went wrong, the verdict."""
     sections = [
-        printable(f"{proof.artifact}: {proof.arch}, {proof.type}, {_weights(proof.parameters)}")
-        + "\n"
-        + printable(_("against {checkpoint}", checkpoint=proof.checkpoint)),
-        table(parts),
         _findings(proof),
         *(
             (_figures(proof.logits), _worst(proof.logits.worst))
@@ -55,12 +73,13 @@ def proof_text(proof: Proof) -> str:
         "\n".join(printable(_("note: {note}", note=note)) for note in proof.notes),
         _verdict(proof),
     ]
-    return _coloured("\n\n".join(section for section in sections if section))
+    return coloured(_fitted("\n\n".join(section for section in sections if section)))
 
 
 def proof_line(proof: Proof) -> str:
     """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands."""
-    return _coloured(printable(f"{proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"))
+    line = f"{proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"
+    return coloured(_fitted(printable(line)))
 
 
 def _weights(amount: int) -> str:
@@ -286,16 +305,3 @@ def _verdict(proof: Proof) -> str:
             summary=_summary(proof),
         )
     )
-
-
-def _coloured(text: str) -> str:
-    """The verdicts in colour; click takes the colours out where there is no terminal."""
-    if os.environ.get("NO_COLOR"):
-        return text
-
-    colours = {verdict_word(verdict): _COLOURS[verdict] for verdict in VERDICTS if verdict in _COLOURS}
-
-    def styled(match: re.Match[str]) -> str:
-        return f"{match[1]}{click.style(match[2], fg=colours[match[2]], bold=True)}"
-
-    return re.sub(rf"^(\S+ +)({'|'.join(colours)})\b", styled, text, flags=re.MULTILINE)

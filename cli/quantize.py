@@ -10,21 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..core.errors import AlreadyFinished, OutputExists
-from .choice_text import print_choices
+from ..core.progress import Progress
 from .console import (
-    OUTPUT_HEADER,
-    count_text,
     emit_json,
     end_unproven,
-    output_row,
     plural,
-    print_parts,
     say,
-    say_notes,
     seconds_text,
-    table,
 )
 from .conversion_options import optimize_option, split_list
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -100,6 +95,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     source: Path,
     against: str | Path | None,
@@ -114,45 +110,50 @@ def command(
     byte-identical to that of llama-quantize. Next to each file (or the first part) <file>.manifest.json is
     written.
     """
-    from ..flows.quantize import quantize
     from .progress import announce, shown_progress
+    from .telling import telling
 
     begun = time.monotonic()
-    with shown_progress() as progress:
+    with shown_progress() as progress, telling(progress, quiet=as_json) as teller:
+        from ..flows.quantize import quantize
+
         try:
-            made = quantize(source, output, **options, progress=progress, announce=announce)
+            made = quantize(source, output, **options, progress=progress, announce=announce, observer=teller)
         except AlreadyFinished as finished:
             if against is None:
                 raise
             path, checkpoint = shlex.quote(str(finished.paths[0])), shlex.quote(str(against))
             hint = f"prove it with kconv verify {path} --against {checkpoint}"
             raise OutputExists(finished.message, hint=hint) from finished
-    seconds = time.monotonic() - begun
-    proofs = (
-        [_proof(each, against, options["threads"], rehash=options["rehash"]) for each in made.outputs]
-        if against
-        else []
-    )
+        seconds = time.monotonic() - begun
+        proofs = []
+        for number, each in enumerate(made.outputs if against else (), 1):
+            teller.proving(each.path, each.type, number, len(made.outputs))
+            threads, rehash = options["threads"], options["rehash"]
+            proofs.append(_proof(each, str(against), progress, threads=threads, rehash=rehash))
+            teller.proven(proofs[-1])
     if as_json:
         proven = [proof.to_json() for proof in proofs]
         emit_json({**made.to_json(), "proofs": proven, "seconds": round(seconds, 3)})
     else:
-        _print_summary(made, proofs, seconds)
+        _print_end(made, seconds, proven=bool(proofs))
     from ..report.words import cause
 
     end_unproven((proof.verdict, f"{proof.artifact}: {cause(proof)}") for proof in proofs)
 
 
-def _proof(output: Output, checkpoint: str | Path, threads: int | None, rehash: bool) -> Proof:
+def _proof(
+    output: Output, checkpoint: str, progress: Progress, *, threads: int | None, rehash: bool
+) -> Proof:
     """The proof of one model, which its manifest has afterwards."""
     from ..converters.hashes import SourceHashes
     from ..converters.manifest import record_proof
     from ..core.input_files import InputFile
     from ..verify import verify
-    from .progress import announce, shown_progress
+    from .progress import announce
 
     files = [InputFile(path) for path in output.paths]
-    with shown_progress() as progress, SourceHashes(files) as hashes:
+    with SourceHashes(files) as hashes:
         proof = verify(
             output.path, checkpoint, rehash=rehash, threads=threads, progress=progress, announce=announce
         )
@@ -160,19 +161,9 @@ def _proof(output: Output, checkpoint: str | Path, threads: int | None, rehash: 
     return proof
 
 
-def _print_summary(made: Requantization, proofs: list[Proof], seconds: float) -> None:
-    """What was done, for people."""
-    from .proof_text import proof_line
-
-    parts = f" in {len(made.parts)} parts" if len(made.parts) > 1 else ""
-    say(f"{made.source}: {made.arch}, {count_text(made.parameters)} weights{parts}")
-    say_notes(made.notes)
-    say(f"\n{table(map(output_row, made.outputs), header=OUTPUT_HEADER, right=(2, 3))}\n")
-    print_parts(made.outputs, made.parts)
-    print_choices(made.outputs)
-    for proof in proofs:
-        click.echo(proof_line(proof))
+def _print_end(made: Requantization, seconds: float, *, proven: bool) -> None:
+    """What is left to say when all is done."""
     say(f"{plural(len(made.outputs), 'model')} in {seconds_text(seconds)}, each with a manifest next to it")
-    if not proofs:
+    if not proven:
         name = shlex.quote(str(made.outputs[0].path))
-        say(f"to prove it: kconv verify {name} --against CHECKPOINT")
+        say(f"to prove it: kconv verify {name} --against CHECKPOINT", wrap=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from .answers import show_answer, show_note, show_text
 from .console import emit_json, show_log
 from .errors import check_output_open
 from .options import PATH, json_option, threads_option, verbose_option
-from .progress import shown_progress
+from .progress import Shown, shown_progress
 from .prompts import in_a_terminal, read_prompt
 from .sources import SOURCE, revision_option
 
@@ -171,16 +172,17 @@ def command(
         _converse(path, tokens, options, verbose=verbose)
         return
     text = read_prompt(prompt, fill)
-    from ..flows.generate import generate
 
     try:
         with shown_progress() as shown:
+            from ..flows.generate import generate
+
             answer = generate(
                 path,
                 text,
                 fill=fill is not None,
                 tokens=256 if tokens is None else tokens,
-                show=_nowhere if as_json or fill is not None else show_text,
+                show=_nowhere if as_json or fill is not None else _shown_alone(shown),
                 announce=partial(show_note, verbose=verbose),
                 log=show_log if verbose else None,
                 progress=_until_output_closes(shown),
@@ -210,13 +212,14 @@ def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, ve
     """A conversation until the user leaves."""
     if options.pop("echo"):
         raise UsageError("--echo is for one prompt, not for a conversation")
-    from ..flows.conversation import open_conversation
-    from ..flows.generate import WISHES
     from .chat import converse
 
-    wishes = {name: options.pop(name) for name in WISHES}
     with contextlib.ExitStack() as stack:
         with shown_progress() as shown:
+            from ..flows.conversation import open_conversation
+            from ..flows.generate import WISHES
+
+            wishes = {name: options.pop(name) for name in WISHES}
             conversation = open_conversation(
                 artifact,
                 tokens=-1 if tokens is None else tokens,
@@ -232,9 +235,10 @@ def _converse(artifact: Path, tokens: int | None, options: dict[str, Any], *, ve
 
 def _show_embedding(path: Path, text: str, threads: int | None, *, as_json: bool) -> None:
     """A line of JSON, which programs read and people see the beginning of."""
-    from ..flows.embed import embed
+    with shown_progress():
+        from ..flows.embed import embed
 
-    done = embed(path, text, threads=threads)
+        done = embed(path, text, threads=threads)
     if as_json:
         emit_json(done.to_json())
     else:
@@ -243,6 +247,16 @@ def _show_embedding(path: Path, text: str, threads: int | None, *, as_json: bool
 
 def _nowhere(text: str) -> None:
     """Print nothing: JSON and filled masks are read at the end."""
+
+
+def _shown_alone(shown: Shown) -> Callable[[str], None]:
+    """Shows the answer as it comes, and no line below it that says that it comes."""
+
+    def show(text: str) -> None:
+        shown.pause()
+        show_text(text)
+
+    return show
 
 
 def _until_output_closes(progress: Progress) -> Progress:

@@ -100,12 +100,11 @@ def command(
             hint=f"set a key that clients have to send: {KEY}=… kconv serve {shlex.quote(str(artifact))}",
         )
     listening = _listen(host, port)
-    from ..flows.conversation import open_conversation
-    from ..flows.serving import ServedModel
-
     loaded = threading.Event()
     with contextlib.ExitStack() as stack:
         with shown_progress() as shown:
+            from ..flows.conversation import open_conversation
+            from ..flows.serving import ServedModel
 
             def progress(stage: str, done: int, total: int) -> None:
                 if not loaded.is_set():  # what requests take is their own affair

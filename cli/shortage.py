@@ -6,6 +6,7 @@ allocator of their own gives up.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -108,8 +109,14 @@ def guard_exit() -> None:
 
 
 def leave(code: int) -> int:
-    """The exit code, but where the exit is guarded: there the process ends here."""
-    if _guards:
+    """The exit code, but where the exit is guarded or torch was imported: there the process ends here.
+
+    What is registered for its end is done as ever. What is left out is taking apart the modules, which with
+    torch and transformers takes half a second and more in which the work is done and the prompt is not back.
+    """
+    if _guards or "torch" in sys.modules:
+        if not _guards:  # where there is hardly any memory left, what is registered might not end
+            atexit._run_exitfuncs()
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()

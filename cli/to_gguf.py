@@ -13,24 +13,16 @@ import click
 
 from ..core.errors import UsageError
 from ..core.language import _
-from .choice_text import print_choices
 from .console import (
-    OUTPUT_HEADER,
-    count_text,
     emit_json,
     end_unproven,
-    output_row,
     plural,
-    print_parts,
     say,
-    say_notes,
     seconds_text,
-    size_text,
-    source_text,
-    table,
     verify_command,
 )
 from .conversion_options import conversion_options, optimize_option, types_option
+from .finished import finished_is_well
 from .options import (
     OUTPUT,
     force_option,
@@ -49,7 +41,6 @@ from .target_options import target_options
 if TYPE_CHECKING:
     from ..flows.results import Conversion
     from ..verify.proof import Proof
-    from ..vocab.parity import Parity
 
 
 EXAMPLES = """\b
@@ -103,6 +94,7 @@ Examples:
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,
@@ -173,47 +165,39 @@ def command(
         "stream": stream,
     }
     begun = time.monotonic()
-    conversion = _convert(checkpoint, output, options)
+    conversion = _convert(checkpoint, output, options, quiet=as_json)
     seconds = time.monotonic() - begun
     modelfiles = [output.modelfile for output in conversion.outputs if output.modelfile]
     if as_json:
         made = {"seconds": round(seconds, 3), "modelfiles": [str(path) for path in modelfiles]}
         emit_json({**conversion.to_json(), **made})
     else:
-        _print_summary(conversion, seconds)
+        _print_end(conversion, seconds)
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
     if not as_json and not isinstance(output, str):
-        say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles))
+        say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles), wrap=False)
 
 
-def _convert(checkpoint: str | Path, output: str | Path | None, options: dict[str, Any]) -> Conversion:
-    """The conversion with its progress; errors during the proof mention that the files are there."""
-    from ..flows.convert import to_gguf
+def _convert(
+    checkpoint: str | Path, output: str | Path | None, options: dict[str, Any], *, quiet: bool
+) -> Conversion:
+    """The conversion, which is told as it runs; errors during the proof mention that the files are there."""
     from .progress import announce, naming_finished_files, shown_progress
+    from .telling import telling
 
-    with naming_finished_files("the files are", checkpoint) as made, shown_progress() as progress:
-        return to_gguf(checkpoint, output, **options, progress=progress, announce=announce, made=made)
+    with (
+        shown_progress() as progress,
+        telling(progress, quiet=quiet) as observer,
+        naming_finished_files("the files are", checkpoint) as made,
+    ):
+        from ..flows.convert import to_gguf
+
+        options.update(progress=progress, announce=announce, made=made, observer=observer)
+        return to_gguf(checkpoint, output, **options)
 
 
-def _print_summary(conversion: Conversion, seconds: float) -> None:
-    """What was done, for people."""
-    from .proof_text import proof_line
-
-    weights = count_text(conversion.parameters)
-    say(f"{source_text(conversion.source)}: {conversion.arch}, {weights} weights")
-    say(f"tokens: {_parity_text(conversion.parity)}")
-    say_notes(conversion.notes)
-    rows = [output_row(output) for output in conversion.outputs]
-    rows += [
-        (str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in conversion.companions
-    ]
-    say(f"\n{table(rows, header=OUTPUT_HEADER, right=(2, 3))}\n")
-    print_parts(conversion.outputs)
-    print_choices(conversion.outputs)
-    for proof in conversion.proofs:
-        click.echo(proof_line(proof))
-    for remark in dict.fromkeys(remark for proof in conversion.proofs for remark in proof.notes):
-        say(f"note: {remark}")
+def _print_end(conversion: Conversion, seconds: float) -> None:
+    """What is left to say when all is done."""
     if not conversion.proofs:
         say("not proven, as requested (--no-verify)")
     for each in conversion.companions:
@@ -239,20 +223,6 @@ def _story(proof: Proof, checkpoint: str | Path) -> str:
             command=command,
         )
     return f"{proof.artifact}: {cause(proof)}\n  {kept}"
-
-
-def _parity_text(parity: Parity) -> str:
-    equal = f"{parity.exact:,} of {parity.texts:,} texts give the checkpoint's own token ids"
-    remark = {
-        "exact": "",
-        "leading-space": ", all of them when given with a leading space (see the note)",
-        "extra-spaces": ", all of them apart from extra spaces (see the note)",
-        "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
-        "sentencepiece": ", all others SentencePiece's own (see the warning)",
-        "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
-        "ordinary-words": ", all of them but for odd words (see the note)",
-    }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
-    return f"{equal}{remark} (vocabulary: {parity.candidate})"
 
 
 _SHOWN = 3  # files; with all types there are more than thirty

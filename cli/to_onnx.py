@@ -12,19 +12,16 @@ import click
 from ..core.errors import UsageError
 from ..core.language import _
 from .console import (
-    count_text,
     emit_json,
     end_unproven,
     plural,
     say,
-    say_notes,
     seconds_text,
     size_text,
-    source_text,
-    table,
     verify_command,
 )
 from .conversion_options import chat_template_option, drop_extra_tokens_option
+from .finished import finished_is_well
 from .options import (
     PATH,
     force_option,
@@ -87,13 +84,20 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
     callback=_one_type,
     metavar="TYPE",
     help="auto, f32, f16, q8_0 or q4_0; auto keeps the checkpoint's precision, F32 or F16 (F32 for T5 "
-    "and other models that would overflow in F16).  [default: auto]",
+    "and other models that would overflow in F16). On x86 onnxruntime computes f16 in F32, with the memory "
+    "of f32; q8_0 is smaller and faster there.  [default: auto]",
 )
 @click.option(
     "--layout",
     default="optimum",
     metavar="NAME",
     help="File naming: that of optimum (common with onnxruntime) or of transformers.js.  [default: optimum]",
+)
+@click.option(
+    "--flavour",
+    metavar="NAME",
+    help="Whose operators the graphs have: standard (ONNX's own, opset 23) or contrib (onnxruntime's: older "
+    "versions, GPUs, browsers, onnxruntime-genai).  [default: contrib for transformers.js, else standard]",
 )
 @click.option(
     "--accuracy-level",
@@ -119,12 +123,14 @@ def _one_type(context: click.Context, parameter: click.Parameter, names: tuple[s
 @force_option
 @json_option
 @verbose_option
+@finished_is_well
 def command(
     checkpoint: str | Path,
     stream: bool,
     output: Path | None,
     type_name: str,
     layout: str,
+    flavour: str | None,
     accuracy_level: int,
     scope: str | None,
     no_verify: bool,
@@ -151,6 +157,7 @@ def command(
     options = {
         "type": type_name,
         "layout": layout,
+        "flavour": flavour,
         "accuracy_level": accuracy_level,
         "allow_nan": allow_nan,
         "chat_template": chat_template,
@@ -163,12 +170,12 @@ def command(
         "stream": stream,
     }
     begun = time.monotonic()
-    conversion = _convert(checkpoint, output, options)
+    conversion = _convert(checkpoint, output, options, quiet=as_json)
     seconds = time.monotonic() - begun
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
     else:
-        _print_summary(conversion, seconds)
+        _print_end(conversion, seconds)
     if conversion.proof is not None:
         proof = conversion.proof
         command = verify_command(conversion.path, checkpoint)
@@ -179,32 +186,31 @@ def command(
 
         end_unproven([(proof.verdict, f"{conversion.path}: {cause(proof)}\n  {story}")])
     if not as_json:
-        say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"')
+        say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"', wrap=False)
 
 
-def _convert(checkpoint: str | Path, output: Path | None, options: dict[str, Any]) -> OnnxConversion:
-    """The conversion with its progress; errors during the proof mention that the folder is there."""
-    from ..flows.to_onnx import to_onnx
+def _convert(
+    checkpoint: str | Path, output: Path | None, options: dict[str, Any], *, quiet: bool
+) -> OnnxConversion:
+    """The conversion, which is told as it runs; errors during the proof mention that the folder is there."""
     from .progress import announce, naming_finished_files, shown_progress
+    from .telling import telling
 
-    with naming_finished_files("the folder is", checkpoint) as made, shown_progress() as progress:
-        return to_onnx(checkpoint, output, **options, progress=progress, announce=announce, made=made)
+    with (
+        shown_progress() as progress,
+        telling(progress, quiet=quiet) as observer,
+        naming_finished_files("the folder is", checkpoint) as made,
+    ):
+        from ..flows.to_onnx import to_onnx
+
+        options.update(progress=progress, announce=announce, made=made, observer=observer)
+        return to_onnx(checkpoint, output, **options)
 
 
-def _print_summary(conversion: OnnxConversion, seconds: float) -> None:
-    """What was done, for people."""
-    from .proof_text import proof_line
-
-    say(f"{source_text(conversion.source)}: {conversion.arch}, {count_text(conversion.parameters)} weights")
-    say_notes(conversion.notes)
-    rows = [(name, size_text(size)) for name, size in conversion.files.items()]
-    say(f"\n{table(rows, header=('file', 'size'), right=(1,))}\n")
+def _print_end(conversion: OnnxConversion, seconds: float) -> None:
+    """What is left to say when all is done."""
     if conversion.proof is None:
         say("not proven, as requested (--no-verify)")
-    else:
-        click.echo(proof_line(conversion.proof))
-        for remark in conversion.proof.notes:
-            say(_("note: {note}", note=remark))
     bits = f"{conversion.type.upper()}, {conversion.bits_per_weight:.2f} bits per weight"
     files = plural(len(conversion.files), "file")
     say(f"{conversion.path}: {bits}, {size_text(conversion.bytes)} in {files}, {seconds_text(seconds)}")

@@ -131,17 +131,18 @@ def command(
     _refuse_folder(artifact, against)
 
     from ..core.text_files import read_texts
-    from ..flows.verify import verify
-    from ..verify.gates import parse_gates, positive
     from .policy import read_policy
     from .progress import announce, shown_progress
-    from .proof_text import proof_text
+    from .telling import telling_proof
 
-    limits, most = ({}, None) if policy is None else read_policy(policy)
-    limits.update(parse_gates(gates))
-    most = most if max_kl is None else positive(max_kl, f"--max-kl {max_kl}")
-    read = read_texts(texts) if texts else None
-    with shown_progress() as progress:
+    with shown_progress() as progress, telling_proof(progress, quiet=as_json) as observer:
+        from ..flows.verify import verify
+        from ..verify.gates import parse_gates, positive
+
+        limits, upper = ({}, None) if policy is None else read_policy(policy)
+        limits.update(parse_gates(gates))
+        most = upper if max_kl is None else positive(max_kl, f"--max-kl {max_kl}")
+        read = read_texts(texts) if texts else None
         proof = verify(
             artifact,
             against,
@@ -158,9 +159,12 @@ def command(
             threads=threads,
             progress=progress,
             announce=announce,
+            observer=observer,
         )
     if not as_json:  # before the report, so that a full disk does not cost the verdict
-        click.echo(proof_text(proof))
+        from .proof_text import proof_rest
+
+        click.echo(f"\n{proof_rest(proof)}")
     if report is not None:
         from ..report.html import write_report
 

@@ -288,7 +288,8 @@ class JournalFolder:
         try:
             put(self.path)
             temporary = self.path / f"{CONTENT}.new"
-            temporary.write_text(json.dumps(self._content()), encoding="utf-8")
+            content = json.dumps(self._content(), ensure_ascii=False)
+            temporary.write_bytes(content.encode("utf-8", "backslashreplace"))  # JSON's own escapes, too
             synced(temporary)
             rename(temporary, self.path / CONTENT)
             for folder in (self.path, self.path.parent):

@@ -14,7 +14,7 @@ KconvError
 │   ├── EmbedsOnly           an encoder, which writes no text, was to generate some
 │   ├── HubRefusal           what the Hub does not give: gated, private, missing, not in the cache
 │   └── OutputExists         the target is there already
-│       └── AlreadyFinished     … made by this very command, which was to go on (exit code 0)
+│       └── AlreadyFinished     … made by this very call, which was to go on with it
 └── EnvironmentProblem    4  disk, memory, permission, network
     ├── WeightsElsewhere     weights are to be read of which only the header was fetched
     └── ChildDied            a process of kconv's was killed, crashed or gave no answer
@@ -112,8 +112,6 @@ class OutputExists(InputError):
 
 class AlreadyFinished(OutputExists):
     """What ``resume`` was to go on with is finished: ``paths`` are there as this call would make them."""
-
-    exit_code = 0
 
     def __init__(self, paths: Sequence[Path]) -> None:
         told = phrase("{names}: finished already by this command; nothing was written")

@@ -6,8 +6,10 @@ A message is written where it arises, whole, in English, with names for its valu
 
 That is a ``str``, the English sentence, for everything programs read (``--json``, manifests); it also
 remembers its template, and ``translated`` says it in the language people chose. Where text is shown at once,
-``_`` does both. Catalogues are ``data/locale/LANGUAGE/LC_MESSAGES/kconv.mo``, compiled from the ``.po``
-beside it (tools/catalogue.py); a message that is not in them is said in English.
+``_`` does both. Errors, notes and help need no marks: core/recognition.py knows them by their words.
+
+Catalogues are ``data/locale/LANGUAGE/LC_MESSAGES/kconv.mo``, compiled from the ``.po`` beside it
+(tools/catalogue.py); a message that is not in them is said in English.
 
 As a library kconv speaks English; the command chooses by ``--lang``, ``KCONV_LANG`` or the locale.
 """
@@ -69,9 +71,16 @@ def phrases(one: str, many: str, count: int, /) -> Phrase:
 
 
 def translated(text: str) -> str:
-    """``text`` in the language spoken now: a phrase by its template, with its values; all else unchanged."""
-    if _spoken == "en" or not isinstance(text, Phrase):
+    """``text`` in the language spoken now: a phrase by its template, with its values.
+
+    A text that is no phrase (any more) is recognized where it is a sentence of kconv's, else unchanged.
+    """
+    if _spoken == "en":
         return text
+    if not isinstance(text, Phrase):
+        from .recognition import said
+
+        return said(text) if isinstance(text, str) and " " in text else text
     if len(text.template) > 1:
         one, many = text.template
         found = _catalogue(_spoken).ngettext(one, many, text.values[""])
@@ -128,11 +137,17 @@ def chosen(environment: Mapping[str, str] = os.environ) -> str:
     return "en"
 
 
-@cache
-def _catalogue(language: str) -> NullTranslations:
-    from gettext import GNUTranslations
+def catalogue_bytes(language: str) -> bytes:
+    """The compiled catalogue, which is a .mo file of GNU gettext's."""
     from importlib import resources
 
     place = resources.files(__package__) / "data" / "locale" / language / "LC_MESSAGES" / "kconv.mo"
-    with place.open("rb") as file:
-        return GNUTranslations(file)
+    return place.read_bytes()
+
+
+@cache
+def _catalogue(language: str) -> NullTranslations:
+    from gettext import GNUTranslations
+    from io import BytesIO
+
+    return GNUTranslations(BytesIO(catalogue_bytes(language)))

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..converters.manifest import versions
 from ..converters.onnx.folder import parse_layout
-from ..converters.onnx.options import OnnxOptions
+from ..converters.onnx.options import OnnxOptions, flavour_for
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
 from ..core.input_files import InputFile, file_sha256
@@ -104,7 +104,8 @@ def options_record(step: Step) -> dict[str, Any]:
     else:
         wanted = {name: step.options.get(name) for name in ("accuracy_level", "allow_nan", "chat_template")}
         layout = parse_layout(step.options.get("layout", "optimum"))
-        values = OnnxOptions("auto", layout, **wanted).to_manifest()  # type: ignore[arg-type]
+        flavour = flavour_for(layout, step.options.get("flavour"))
+        values = OnnxOptions("auto", layout, flavour=flavour, **wanted).to_manifest()  # type: ignore[arg-type]
         del values["type"]
     template = step.options.get("chat_template")
     named = [step.options.get("imatrix"), *step.options.get("calibrate", ()), template]

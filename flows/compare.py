@@ -25,6 +25,7 @@ from ..quant.published import Band, expected_divergence
 from ..verify.measurements import Figures
 from ..verify.proof import Proof
 from .convert import convert
+from .observer import UNOBSERVED, Observer
 from .results import Run
 
 TOKENS = 1024
@@ -137,6 +138,7 @@ def compare(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    observer: Observer = UNOBSERVED,
 ) -> Comparison:
     """Make the types of ``options``, read ``texts`` with each and with the checkpoint, and compare.
 
@@ -158,6 +160,7 @@ def compare(
         proof_texts=None if texts is None else tuple(texts),
         proof_tokens=tokens if texts is not None or tokens is not None else TOKENS,
         opened=_refuse_encoder,
+        observer=observer,
     )
     with _place(Path(output or "."), keep=keep) as folder:
         made = convert(source, folder, options, run)

@@ -12,7 +12,7 @@ from ..converters.gguf_plan import FilePlan, plan_file
 from ..converters.hashes import SourceHashes, checkpoint_hashes
 from ..converters.intake import open_model
 from ..converters.manifest import common_part, record_proof
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
@@ -46,9 +46,10 @@ from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
 from .calibrate import calibrate, learned_before
 from .choose import predicted_of, refuse_impossible, with_choices
-from .finished import of_checkpoint, tell_finished
+from .finished import tell_converted
 from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
 from .importance import named_texts
+from .observer import UNOBSERVED, Observer
 from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
@@ -86,6 +87,7 @@ def to_gguf(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    observer: Observer = UNOBSERVED,
     stream: bool = False,
     target_size: str | Sequence[str] = (),
     target_kl: float | Sequence[float] = (),
@@ -113,8 +115,9 @@ def to_gguf(
     what they cost on the texts of ``calibrate``, or by the ``policy`` file of an earlier choice, which alone
     is taken as it is (choose.py); ``types`` may be none then. ``scheduler`` is the address of a Dask
     scheduler whose workers write the weights (spread.py). ``made`` is called with the finished files, then
-    ``announce`` with what the proof will take. Raises KconvError of all kinds; no file has its final name
-    unless all are whole. A failed proof raises nothing: see ``Conversion.verdict``.
+    ``announce`` with what the proof will take; ``observer`` is told all that becomes known. Raises KconvError
+    of all kinds; no file has its final name unless all are whole. A failed proof raises nothing: see
+    ``Conversion.verdict``.
     """
     options = Options(
         tuple(types),
@@ -137,6 +140,7 @@ def to_gguf(
         wanted(target_size, target_kl, menu, policy),
     )
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    run = replace(run, observer=observer)
     place = parse_object(output)
     refuse_elsewhere(options, scheduler=scheduler is not None, stream=stream, store=place is not None)
     if scheduler is not None:
@@ -165,6 +169,7 @@ def convert(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if importance is not None and options.optimize:
         importance = to_be_optimized(importance)
+    run.progress("opening", 0, 0)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     run.opened(family)
@@ -173,8 +178,11 @@ def convert(
     refuse_idle_keep_wo(model, options)
     choose = partial(_choose_targets, checkpoint, model, companions, output, modelfile=modelfile, run=run)
     targets, beside = choose(options)
+    run.observer.opened(checkpoint.folder, model.arch, parameters(model))
+    run.observer.noted(model.notes)
+    run.progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
-    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress)
+    model, parity, sampling = with_vocab(model, checkpoint, tokenizer, options, run.progress, run.observer)
     expected = Expected(checkpoint, family, model, tokenizer) if options.needs_checkpoint else None
     del tokenizer  # its process ends before the weights are read, if nothing is to be proven
     known: Known = {}
@@ -183,18 +191,20 @@ def convert(
         known, note = read_first(expected, options.verify, modules, out=False, run=run)
         if note is not None:
             model = replace(model, notes=(*model.notes, note))
+            run.observer.noted(model.notes)
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
     if expected is not None and options.calibrate:
         importance, learned = _learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
+    run.progress("planning", 0, 0)
     plan_of = partial(plan_of_target, model, companions, importance)
     targets = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     if importance is not None and options.optimize:
         importance, model = optimized(importance, model, plans, run)
+    run.observer.noted(model.notes)
     targets = [Target.planned(*each) for each in zip(targets, plans, strict=True)]
-    if run.resume and options.split_max_size is not None:  # only now their names are known
-        _tell_finished(checkpoint, targets, options)
+    tell_converted(checkpoint, targets, options, run)
     outputs, files, model = write_targets(
         model,
         targets,
@@ -210,6 +220,8 @@ def convert(
         run=run,
     )
     run.made([output.path for output in outputs])
+    run.observer.noted(model.notes)
+    run.observer.made(outputs, files)
     proofs = _prove(expected, model, outputs, options, parity, importance, known, run)
     discard([path for target in targets for path in target.paths])  # the journal
     return conversion_of(checkpoint, model, outputs, files, parity, proofs)
@@ -243,18 +255,11 @@ def _choose_targets(
     """The files to make, and those that lie beside them; nothing that exists is overwritten unasked."""
     force = run.force or run.resume
     targets = choose_targets(checkpoint, model, output, options, modelfile=modelfile, force=force)
-    if run.resume and not run.force:
-        _tell_finished(checkpoint, targets, options)
+    tell_converted(checkpoint, targets, options, run)
     if run.resume:
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def _tell_finished(checkpoint: Checkpoint, targets: Sequence[Target], options: Options) -> None:
-    """Raise AlreadyFinished where this very call has made the targets before."""
-    wanted = of_checkpoint(checkpoint, options.to_manifest(), options.verify, imatrix=options.imatrix)
-    tell_finished(targets, wanted)
 
 
 def _learn(

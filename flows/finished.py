@@ -15,6 +15,7 @@ from typing import Any
 
 from ..converters.manifest import HELD, versions
 from ..converters.recorded import MADE_FROM, read_manifest
+from ..converters.results import Options
 from ..converters.targets import Target, manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import AlreadyFinished, KconvError
@@ -22,6 +23,7 @@ from ..core.input_files import InputFile, file_sha256
 from ..core.kept import kept_for
 from ..core.reading import hub_origin
 from ..core.receipts import sha256_of
+from .results import Run
 
 _STRENGTH = {"off": 0, "quick": 1, "full": 2}
 _PROVEN = ("passed", "warned")
@@ -73,6 +75,16 @@ def of_checkpoint(
     return Command(options, sources, scope, packages=packages, origin=origin, imatrix=imatrix)
 
 
+def tell_converted(checkpoint: Checkpoint, targets: Sequence[Target], options: Options, run: Run) -> None:
+    """Raise AlreadyFinished where ``run`` is to go on and this very conversion has made the targets before.
+
+    Parts of a split model are found once they are planned, which is when their names are known.
+    """
+    if run.resume and not run.force:
+        wanted = of_checkpoint(checkpoint, options.to_manifest(), options.verify, imatrix=options.imatrix)
+        tell_finished(targets, wanted)
+
+
 def tell_finished(targets: Sequence[Target], command: Command) -> None:
     """Raise AlreadyFinished where all files of all targets are there as ``command`` has made them."""
     made = [
@@ -118,7 +130,7 @@ def _verdict(made: Made, command: Command, hashed: dict[Path, str]) -> str | Non
 def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     before, now = manifest["options"], command.options
     template = now.get("chat_template")
-    if now.get("calibrate") or (template is not None and os.path.exists(template)):
+    if now.get("calibrate") or now.get("optimize") or (template is not None and os.path.exists(template)):
         return False
     leave = _NOT_OF_THE_FILE | (set(HELD) if command.key == MADE_FROM else set())
     for name in (before.keys() | now.keys()) - leave:

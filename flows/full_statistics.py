@@ -19,13 +19,24 @@ from ..core.scratch import scratch_folder
 from ..core.tensor import Tensor
 from ..core.windows import Window
 from ..quant import ggml
+from ..quant.code_layouts import layout_of
+from ..quant.feedback import DESCENTS
 from ..quant.formats import Format
-from ..quant.full_statistics import Member, SiteSums, texts_of, write_statistics
+from ..quant.full_statistics import HALVES, Member, SiteSums, texts_of, write_statistics
 from ..quant.ggml import Bytes, Floats
 from ..quant.imatrix_file import ActivationSums
-from ..quant.importance import Importance, read_importance, values_of
-from ..quant.optimize import PLAIN, Optimization, optimization, refuse_unfit
+from ..quant.importance import SPARED, Importance, read_importance, values_of
+from ..quant.optimize import (
+    PLAIN,
+    SAMPLE,
+    STRENGTHS,
+    WIDEST,
+    Optimization,
+    optimization,
+    refuse_unfit,
+)
 from ..reference.full_statistics import FullGathering
+from ..verify.cost import in_words, multiplying_speed
 from .results import Run
 
 
@@ -46,6 +57,13 @@ class Collected:
         self.gathering = FullGathering(self.folder, [window.tokens for window in windows])
         return self.gathering
 
+    def cost(self, model: Model, tokens: int) -> str:
+        """What gathering takes, before it begins."""
+        squares = [columns**2 for columns in distinct_inputs(model)]
+        seconds = 2.0 * tokens * sum(squares) / multiplying_speed()
+        size = f"{max(1, 2 * sum(squares) >> 20):,} MiB"
+        return f"statistics: how inputs correlate takes about {in_words(seconds)} more, the file about {size}"
+
     def end(self, places: Mapping[str, Sequence[Member]]) -> None:
         """The pass is over; ``places`` say which matrices a module's input flows into."""
         assert self.gathering is not None
@@ -60,6 +78,22 @@ class Collected:
         write_statistics(
             path, activations, self.sites, self.members, arch=arch, texts_sha256=digest, force=force
         )
+
+
+_SAME_INPUT = (("attn_q", "attn_k", "attn_v"), ("ffn_gate", "ffn_up"))
+
+
+def distinct_inputs(model: Model) -> list[int]:
+    """The columns of each input, of those that matrices share once, by names: for estimates."""
+    found: dict[tuple[str, int], int] = {}
+    for tensor in model.tensors:
+        if len(tensor.shape) < 2 or tensor.name in SPARED:
+            continue
+        layer, _, kind = tensor.name.removesuffix(".weight").rpartition(".")
+        alike = next((names[0] for names in _SAME_INPUT if kind.startswith(names)), kind)
+        for matrix in range(tensor.shape[0] if len(tensor.shape) == 3 else 1):
+            found[f"{layer}.{alike}", matrix] = tensor.shape[-1]
+    return list(found.values())
 
 
 def digest_of(texts: Mapping[str, str]) -> str:
@@ -120,11 +154,11 @@ def optimized(
     wanted = [
         (tensor, [plan.formats[index] for plan in plans])
         for index, tensor in enumerate(model.tensors)
-        if len(tensor.shape) > 1
+        if len(tensor.shape) > 1 and tensor.name not in SPARED
     ]
-    run.announce(
-        f"optimize: finding out how far the statistics of {importance.full.path.name} can be trusted"
-    )
+    threads = run.threads or available_cores()
+    about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
+    run.announce(f"optimize: codes are chosen by {importance.full.path.name}, about {about}")
 
     def encode(tensor: Tensor, format: Format, rows: Floats, matrix: int) -> Bytes:
         out = np.empty(len(rows) * format.row_bytes(rows.shape[1]), np.uint8)
@@ -133,10 +167,26 @@ def optimized(
         ggml.encode(format, rows, out, weights, finite=True)
         return out
 
-    found = optimization(
-        importance.full, wanted, encode, threads=run.threads or available_cores(), progress=run.progress
-    )
+    found = optimization(importance.full, wanted, encode, threads=threads, progress=run.progress)
     return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+
+
+# Products a second and thread, of a core of a server.
+_PRODUCTS = 15e9
+
+
+def _products(model: Model, wanted: Sequence[tuple[Tensor, Sequence[Format]]]) -> float:
+    """How many products choosing takes: to factor, to try strengths, and to choose."""
+    total = 0.0
+    for columns in distinct_inputs(model):
+        total += columns**3 / 6 + len(STRENGTHS) * HALVES * min(columns, WIDEST) ** 3 / 6
+    each = 1 + DESCENTS - 0.5  # products for each weight and column
+    for tensor, formats in wanted:
+        chosen = [format for format in dict.fromkeys(formats) if layout_of(format) is not None]
+        matrices, columns = tensor.shape[0] if len(tensor.shape) == 3 else 1, tensor.shape[-1]
+        trials = matrices * SAMPLE * len(STRENGTHS) * HALVES * (each + 1) * min(columns, WIDEST) ** 2
+        total += len(chosen) * (tensor.elements * each * columns + trials)
+    return total
 
 
 def _note(found: Optimization) -> Note:

@@ -72,9 +72,11 @@ def gather(
     """
     from ..hub.checkpoint import local_checkpoint  # conversions that calibrate come with an open one
 
+    progress("opening", 0, 0)
     checkpoint, family = open_model(local_checkpoint(source, progress))
     for note in checkpoint.notes:
         announce(f"{'warning' if note.warning else 'note'}: {note.message}")
+    progress("tokenizer", 0, 0)
     model, tokenizer = build(family, checkpoint), read_tokenizer(checkpoint)
     model, _ = select_vocab(model, checkpoint, tokenizer, allow_mismatch=True, progress=progress)
     expected = Expected(checkpoint, family, model, tokenizer)
@@ -103,6 +105,8 @@ def measure_activations(
     _refuse_little(sum(len(each.ids) for each in every))
     chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
     options.announce(_cost(expected, chosen, len(every)))
+    if collected is not None:
+        options.announce(collected.cost(expected.model, sum(window.tokens for window in chosen)))
     modules = _modules(expected)
     gathered, learned = Gathered(SumOfSquares), dict[str, Squares]()
     full = None if collected is None else collected.begin(chosen)
@@ -118,6 +122,7 @@ def measure_activations(
             full.finish(name)
 
     watch = Watch(tuple(chosen), frozenset(modules), observe, finished)
+    options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, progress=options.progress
     )

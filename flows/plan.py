@@ -38,6 +38,8 @@ from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .choose import with_choices
 from .convert import plan_files, plan_of_target
+from .observer import UNOBSERVED, Observer
+from .recommendation import RunMemory, run_memory
 from .results import Run
 from .vocab_stage import vocab_of, with_vocab
 
@@ -110,7 +112,8 @@ class Plan:
     """Every file a conversion could write; ``refused`` are types it could not.
 
     ``free`` are the bytes free where the files would go (``folder``), ``memory`` and ``proof_memory`` the
-    bytes of private memory that converting and the quick proof take (memory.py).
+    bytes of private memory that converting and the quick proof take (memory.py), ``run_memory`` what running
+    a file takes besides its weights (recommendation.py).
     """
 
     source: Path
@@ -123,6 +126,7 @@ class Plan:
     free: int
     memory: int
     proof_memory: int
+    run_memory: RunMemory
     parity: Parity
     notes: tuple[Note, ...]
 
@@ -150,6 +154,7 @@ class Plan:
             },
             "memory_bytes": self.memory,
             "proof_memory_bytes": self.proof_memory,
+            "run_memory": asdict(self.run_memory),
             "tokens": self.parity.to_json(),
             "notes": [asdict(note) for note in self.notes],
         }
@@ -162,6 +167,7 @@ def plan(
     options: Options | None = None,
     threads: int | None = None,
     progress: Progress = silent,
+    observer: Observer = UNOBSERVED,
 ) -> Plan:
     """What ``to_gguf`` with the same ``options`` would write to ``output``; without ``options`` every type.
 
@@ -170,11 +176,16 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
+    progress("opening", 0, 0)
     checkpoint, family = open_model(headers_only(source))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
     targets = choose_targets(checkpoint, model, output, options, modelfile=False, force=True)
+    progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if options.drop_extra_tokens else None)
-    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress)
+    model, parity, _ = with_vocab(model, checkpoint, tokenizer, options, progress, observer)
+    progress("planning", 0, 0)
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
@@ -206,6 +217,7 @@ def plan(
         free=_free(folder),
         memory=conversion_memory(model, threads or available_cores()),
         proof_memory=proof_memory(model),
+        run_memory=run_memory(model, embedding_rows(model)),
         parity=parity,
         notes=model.notes,
     )

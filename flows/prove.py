@@ -49,6 +49,7 @@ def prove_new_files(
         threads=run.threads or available_cores(),
         progress=run.progress,
         announce=run.announce,
+        part=run.observer.part,
         gelu_share=scope == "full",
         measure=None if run.executor is None else functools.partial(compare_spread, expected, run),
     )
@@ -62,11 +63,13 @@ def prove_new_files(
         return read_and_keep(keep, expected, options, asked, run)
 
     proofs = []
-    for path in files:
+    for number, path in enumerate(files, 1):
         with open_gguf(path) as file:
             artifact = NewGgufArtifact(file, parity=parity, scope=scope, importance=importance)
+            run.observer.proving(path, artifact.type, number, len(files))
             proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
             proofs.append(proof)
+            run.observer.proven(proof)
     return tuple(proofs)
 
 

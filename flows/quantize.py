@@ -43,6 +43,7 @@ from ..quant.wish import wanted
 from .choose import with_choices
 from .finished import Command, tell_finished
 from .full_statistics import optimized, to_be_optimized
+from .observer import UNOBSERVED, Observer
 from .results import Run
 from .write import write_targets
 
@@ -110,6 +111,7 @@ def quantize(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    observer: Observer = UNOBSERVED,
     target_size: str | Sequence[str] = (),
     target_kl: float | Sequence[float] = (),
     menu: Sequence[str] = (),
@@ -138,9 +140,8 @@ def quantize(
         chosen=wanted(target_size, target_kl, menu, policy),
     )
     request = Request(options, allow_requantize, keep_split)
-    return requantize(
-        Path(source), output, request, Run(force, threads, progress, announce, rehash=rehash, resume=resume)
-    )
+    run = Run(force, threads, progress, announce, rehash=rehash, resume=resume, observer=observer)
+    return requantize(Path(source), output, request, run)
 
 
 def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
@@ -150,6 +151,7 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
     if importance is not None and request.options.optimize:
         importance = to_be_optimized(importance)
+    run.progress("opening", 0, 0)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
@@ -171,6 +173,8 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             )
         if importance is not None and request.options.optimize:
             importance, model = optimized(importance, model, plans, run)
+        run.observer.opened(file.path, model.arch, parameters(model), file.paths)
+        run.observer.noted(model.notes)
         outputs, _, model = write_targets(
             model,
             targets,
@@ -183,6 +187,8 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
             importance=importance,
             run=run,
         )
+    run.observer.noted(model.notes)
+    run.observer.made(outputs, ())
     return Requantization(file.path, file.paths, model.arch, parameters(model), tuple(outputs), model.notes)
 
 

@@ -16,6 +16,7 @@ from ..core.progress import Progress, silent
 from ..verify.proof import Proof, Verdict, worst
 from ..vocab.parity import Parity
 from .executor import Executor
+from .observer import UNOBSERVED, Observer
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Run:
     fetched. ``rehash`` hashes the source whatever receipts say. ``resume`` goes on with what a run
     for the same files has left that was ended. With ``streamed`` the weights of a checkpoint on the Hub are
     read where they lie. ``executor`` writes the weights of GGUF files in tasks of about ``group_bytes`` of
-    the checkpoint (spread.py).
+    the checkpoint (spread.py). ``observer`` is told what becomes known meanwhile.
     """
 
     force: bool = False
@@ -45,6 +46,7 @@ class Run:
     opened: Callable[[AnyFamily], None] = lambda family: None
     executor: Executor | None = None
     group_bytes: int | None = None
+    observer: Observer = UNOBSERVED
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from ..converters.family import AnyFamily
 from ..converters.hashes import SourceHashes
 from ..converters.intake import open_model
 from ..converters.manifest import record_proof
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.onnx.folder import collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
-from ..converters.onnx.graph import OPSET
+from ..converters.onnx.genai import with_genai
 from ..converters.onnx.graphs import graphs_of
-from ..converters.onnx.options import OnnxOptions
+from ..converters.onnx.options import OnnxOptions, flavour_for
 from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
@@ -46,6 +46,7 @@ from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
+from .observer import UNOBSERVED, Observer
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
 from .resume import journal_of
@@ -62,6 +63,7 @@ def to_onnx(
     into: str | Path = "",
     type: str = AUTO,
     layout: str = "optimum",
+    flavour: str | None = None,
     accuracy_level: int = 4,
     allow_nan: bool = False,
     chat_template: str | None = None,
@@ -74,6 +76,7 @@ def to_onnx(
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
+    observer: Observer = UNOBSERVED,
     stream: bool = False,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
@@ -81,23 +84,36 @@ def to_onnx(
     ``output`` is the folder (default: ``<name>-<TYPE>-ONNX`` here or in the folder ``into``), which must be
     free or empty; with ``force`` one that kconv has made is replaced. ``type`` is auto, f32, f16, q8_0 or
     q4_0; auto keeps what the checkpoint has, F32 or halves (F32 where halves would overflow: automatic.py).
-    ``layout`` is whose names the files have, optimum's or transformers.js's. ``accuracy_level`` is
-    onnxruntime's for quantized matrices: 4 rounds the activations to 8 bits, as llama.cpp does; 0 keeps them
-    and is far slower.
-    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made`` and ``stream`` are
-    as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
+    ``layout`` is whose names the files have, optimum's or transformers.js's. ``flavour`` is whose operators
+    the graphs have, standard (ONNX's of opset 23) or contrib (onnxruntime's own); None is contrib for
+    transformers.js and standard otherwise. ``accuracy_level`` is onnxruntime's for quantized matrices: 4
+    rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
+    ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
+    and ``stream`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     wanted = (parse_type(type), parse_layout(layout))
-    options = OnnxOptions(*wanted, accuracy_level, allow_nan, chat_template, drop_extra_tokens)
+    options = OnnxOptions(
+        *wanted,
+        accuracy_level,
+        allow_nan,
+        chat_template,
+        drop_extra_tokens,
+        flavour_for(wanted[1], flavour),
+    )
     _check_surroundings(options, proven=scope != "off")
     run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
+    run = replace(run, observer=observer)
+    progress("opening", 0, 0)
     look = partial(_refuse_early, options=options, output=output, into=Path(into), scope=scope, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
     announce_traffic(checkpoint.stream, scope, announce)
     model = build(family, checkpoint, "ONNX")
     plan = partial(_plan, checkpoint, family, model, options, output, into=Path(into), scope=scope, run=run)
     planned = plan(options.type)
+    observer.opened(checkpoint.folder, model.arch, parameters(model))
+    observer.noted(model.notes)
+    progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
     beside = partial(
         collect_side_files,
@@ -108,7 +124,7 @@ def to_onnx(
         chat_template=chat_template,
         drop_extra_tokens=drop_extra_tokens,
     )
-    files = beside(planned.graph_files)
+    files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and (options.type, planned.chosen.type) == (AUTO, "f16"):
@@ -117,14 +133,21 @@ def to_onnx(
         known, note = read_first(expected, scope, modules, out=True, run=run)
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
-            files = beside(planned.graph_files)
+            observer.noted(model.notes)
+            files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
     made([planned.folder])
+    observer.noted(written.notes)
+    observer.made_folder(written.path, written.files)
     if expected is None or scope == "off":
         return written
-    verify_options = VerifyOptions(threads=threads or available_cores(), progress=progress, announce=announce)
+    verify_options = VerifyOptions(
+        threads=threads or available_cores(), progress=progress, announce=announce, part=observer.part
+    )
+    observer.proving(planned.folder, written.type, 1, 1)
     proof = _prove(expected, planned.folder, scope, verify_options, known)
+    observer.proven(proof)
     discard([planned.folder.resolve()])  # the journal
     return replace(written, proof=proof)
 
@@ -169,8 +192,14 @@ def _plan(
         tell_made([Made(folder, chosen.type, ())], wanted)
     if not run.resume or not kept_for([folder.resolve()]):
         refuse_filled(folder.resolve(), mark=MANIFEST, force=run.force)
-    merged = options.layout.merged
-    graphs = graphs_of(family, checkpoint, chosen.formats, options.accuracy_level, merged=merged)
+    graphs = graphs_of(
+        family,
+        checkpoint,
+        chosen.formats,
+        options.accuracy_level,
+        merged=options.layout.merged,
+        flavour=options.flavour,
+    )
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
     return Planned(chosen, folder, graphs, dict.fromkeys(names, 1))
 
@@ -186,8 +215,8 @@ def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:
         raise EnvironmentProblem(
             "the onnx package is not installed; it is needed to write ONNX", hint=_INSTALL
         ) from error
-    if onnx_opset_version() < OPSET:
-        problem = f"it supports opset {onnx_opset_version()}, expected {OPSET} (onnx 1.19) or newer"
+    if onnx_opset_version() < (opset := options.flavour.opset):
+        problem = f"it supports opset {onnx_opset_version()}, expected {opset} or newer"
         raise EnvironmentProblem(f"onnx {version} is too old: {problem}", hint=_INSTALL)
     if proven:
         from ..runtimes.onnx_folder import check_onnxruntime

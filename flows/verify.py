@@ -11,7 +11,7 @@ from typing import Any
 from ..converters.checkpoint_hashes import CheckpointHashes
 from ..converters.families import family_for, has_family
 from ..converters.intake import prepared
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.recorded import read_manifest, written_files
 from ..converters.targets import manifest_path
 from ..converters.tokenizer import read_tokenizer
@@ -38,6 +38,7 @@ from ..vocab.selection import embedding_rows
 from ..vocab.tokenizer import Source
 from .any_artifact import AnyGgufArtifact
 from .any_model import expected_of_any
+from .observer import UNOBSERVED, Observer
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def verify(
     threads: int | None = None,
     progress: Progress = silent,
     announce: Callable[[str], None] = lambda text: None,
+    observer: Observer = UNOBSERVED,
 ) -> Proof:
     """Hold a GGUF file or an ONNX folder against the checkpoint folder it was made from.
 
@@ -81,7 +83,8 @@ def verify(
     which a file fails, ``max_kl`` is that of any type, in nats, ``min_cosine`` an encoder's least mean
     cosine.
     ``diagnose`` looks for the first layer that departs; None: only where the file is wrong. ``announce`` is
-    told what it will take. ``front_end`` is a GBST model's second file, where it is not beside the artifact.
+    told what it will take, ``observer`` what each part finds.
+    ``front_end`` is a GBST model's second file, where it is not beside the artifact.
     ``rehash`` reads all files for their SHA-256 even where receipts of earlier runs have them.
     However wrong the file is, the answer is a Proof; KconvError is raised for what cannot be compared at all:
     a damaged header, another model, a body without its front end, a checkpoint that has changed since the
@@ -105,15 +108,17 @@ def verify(
         threads or available_cores(),
         progress,
         announce,
+        observer.part,
     )
+    progress("opening", 0, 0)
     artifact, against = local_artifact(artifact, progress), local_checkpoint(against, progress)
     if artifact.is_dir():
         if diagnose or front_end is not None:
             raise UsageError("--diagnose and --front-end are for GGUF files, not for ONNX folders")
-        proof = _prove_folder(open_onnx(artifact), open_checkpoint(against), asked, verify_options)
+        proof = _prove_folder(open_onnx(artifact), open_checkpoint(against), asked, verify_options, observer)
     else:
         with open_gguf(artifact) as file:
-            proof = _prove_file(file, Path(against), asked, verify_options)
+            proof = _prove_file(file, Path(against), asked, verify_options, observer)
     return replace(proof, seconds=time.monotonic() - begun)
 
 
@@ -136,7 +141,9 @@ def _options(
     }
 
 
-def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyOptions) -> Proof:
+def _prove_file(
+    file: GgufFile, against: Path, asked: _Request, options: VerifyOptions, observer: Observer
+) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(file.path)
     checkpoint = open_checkpoint(against)
     # first of all: what has changed
@@ -144,16 +151,20 @@ def _prove_file(file: GgufFile, against: Path, asked: _Request, options: VerifyO
     checkpoint = prepared(checkpoint)
     if not has_family(checkpoint.config):
         expected, left = expected_of_any(file, checkpoint, manifest)
-        return _prove(
-            expected, AnyGgufArtifact(file, manifest, asked.front_end, left=left), hashes, asked, options
-        )
+        found = AnyGgufArtifact(file, manifest, asked.front_end, left=left)
+        return _prove(expected, found, hashes, asked, options, observer)
     expected = _expected_of_file(file, checkpoint, manifest)
-    proof = _prove(expected, GgufArtifact(file, manifest, asked.front_end), hashes, asked, options)
+    artifact = GgufArtifact(file, manifest, asked.front_end)
+    proof = _prove(expected, artifact, hashes, asked, options, observer)
     return with_prediction(proof, recorded_prediction(manifest))
 
 
 def _prove_folder(
-    folder: OnnxFolder, checkpoint: Checkpoint, asked: _Request, options: VerifyOptions
+    folder: OnnxFolder,
+    checkpoint: Checkpoint,
+    asked: _Request,
+    options: VerifyOptions,
+    observer: Observer,
 ) -> Proof:
     manifest = None if asked.ignore_manifest else read_manifest(folder.path)
     written = () if manifest is None else written_files(manifest, manifest_path(folder.path))
@@ -162,14 +173,21 @@ def _prove_folder(
     hashes = CheckpointHashes(folder.path, manifest, checkpoint, parts, rehash=asked.rehash)
     checkpoint = prepared(checkpoint)
     expected = _expected_of_folder(folder, checkpoint, manifest)
-    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options)
+    return _prove(expected, OnnxArtifact(folder, written), hashes, asked, options, observer)
 
 
 def _prove(
-    expected: Expected, artifact: Artifact, hashes: CheckpointHashes, asked: _Request, options: VerifyOptions
+    expected: Expected,
+    artifact: Artifact,
+    hashes: CheckpointHashes,
+    asked: _Request,
+    options: VerifyOptions,
+    observer: Observer,
 ) -> Proof:
     """The proof, once it is clear that the two can be compared; announces what it will take."""
     passes = artifact.passes(expected, options)  # nonsense is refused before any work
+    observer.opened(expected.checkpoint.folder, expected.model.arch, parameters(expected.model))
+    observer.proving(artifact.path, artifact.type, 1, 1)
     if asked.texts is None:
         windows = built_in_windows(expected, LONG, tokens=asked.tokens, window=asked.window)
     else:

@@ -19,15 +19,25 @@ from ..vocab.parity import Parity
 from ..vocab.sampling import Sampling, recommended_sampling, sampling_metadata
 from ..vocab.selection import select_vocab
 from ..vocab.sources import Source
+from .observer import UNOBSERVED, Observer
 
 
 def with_vocab(
-    model: Model, checkpoint: Checkpoint, tokenizer: Source, options: Options, progress: Progress
+    model: Model,
+    checkpoint: Checkpoint,
+    tokenizer: Source,
+    options: Options,
+    progress: Progress,
+    observer: Observer = UNOBSERVED,
 ) -> tuple[Model, Parity, Sampling | None]:
-    """The model with its proven vocabulary, and what the card says: licence, sampling."""
+    """The model with its proven vocabulary, and what the card says: licence, sampling.
+
+    ``observer`` is told of the licence before the tokens are compared.
+    """
     metadata = general_metadata(checkpoint)
     notice = licence_notice(metadata)
     model = replace(model, notes=(*model.notes, *([notice] if notice else [])))
+    observer.noted(model.notes)
     model, parity = select_vocab(
         model,
         checkpoint,
@@ -38,6 +48,8 @@ def with_vocab(
         words_as_text=options.words_as_text,
         progress=progress,
     )
+    observer.tokens(parity)
+    observer.noted(model.notes)
     vocab = vocab_of(model)
     context = read_context(checkpoint, rows=vocab.size)
     sampling = recommended_sampling(context, vocab)
@@ -50,6 +62,7 @@ def with_vocab(
         metadata[LEADING_SPACE] = True
         vocab, notes = with_space_in_template(vocab)
         model = replace(model, vocab=vocab, notes=(*model.notes, *notes))
+        observer.noted(model.notes)
     return replace(model, metadata=metadata), parity, sampling
 
 

@@ -76,6 +76,7 @@ def write_targets(
     name.
     """
     paths = [path for target in targets for path in target.paths]
+    run.observer.writing([target.type for target in targets])
 
     @functools.cache
     def identity() -> dict[str, Any]:
@@ -105,6 +106,7 @@ def write_targets(
         with source as hashes:
             written = _write(begun, done, journal, identity, run, stream)
             files = hashes.result(run.progress)
+        run.progress("completing", 0, 0)
         outputs, model = _outputs(targets, plans, written, model)
         common = describe(model, files, beside)
         for plan, output in zip(plans, outputs, strict=True):

@@ -76,6 +76,8 @@ def write_folder(
     model = replace(model, metadata=general_metadata(checkpoint))
     notice = licence_notice(model.metadata)
     notes = [*model.notes, *([notice] if notice else []), *planned.chosen.notes, *beside.notes]
+    run.observer.noted(notes)
+    run.observer.writing([planned.chosen.type])
     path, source = planned.folder.resolve(), checkpoint_hashes(checkpoint, rehash=run.rehash)
     files = planned.weight_files(options)
     identity = functools.cache(partial(_identity, files, options))
@@ -95,6 +97,7 @@ def write_folder(
         with source as hashes:
             notes += _write_graphs(files, folder, options, journal, run, checkpoint.stream)
             sources = hashes.result(run.progress)
+        run.progress("completing", 0, 0)
         for name, side in beside.contents.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(side)

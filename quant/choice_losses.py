@@ -120,10 +120,21 @@ def _floats(rows: Array, dtype: DType) -> Floats:
     return out
 
 
+def as_floats(tensor: Tensor) -> Tensor:
+    """The tensor in float32, lazily, so that it can be joined with others that are."""
+    if tensor.dtype is DType.F32:
+        return tensor
+    return replace(tensor, dtype=DType.F32, read=partial(_read_floats, tensor), stored=None)
+
+
+def _read_floats(tensor: Tensor, start: int, stop: int) -> Floats:
+    return _floats(np.ascontiguousarray(tensor.read(start, stop)), tensor.dtype)
+
+
 def as_stored(tensor: Tensor, format: Format, importance: Importance | None) -> Tensor:
     """The tensor as a file in that format gives it back, lazily: encoded and decoded when it is read."""
     if format.name == tensor.dtype.name.lower():
-        return tensor
+        return as_floats(tensor)
     encoder = encoder_of(tensor, (format,), importance)
     return replace(tensor, dtype=DType.F32, read=partial(_stored, tensor, format, encoder), stored=None)
 

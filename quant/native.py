@@ -46,7 +46,7 @@ Kernels = Literal["chosen", "other", "none"]
 _CHECKED_BLOCKS = 512
 
 # What kconv_interface says of a library that fits this file: an older build may lie here.
-_INTERFACE = 2
+_INTERFACE = 3
 
 INFINITY = 0x7F800000  # its bits; NaNs lie above
 _KINDS = {DType.F32: 0, DType.F16: 1, DType.BF16: 2}

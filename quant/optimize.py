@@ -41,7 +41,8 @@ PLAIN = 1.0
 
 SAMPLE = 64
 """Rows that strengths are tried on."""
-_WIDEST = 4096  # columns that strengths are tried on: a factorization takes the third power
+WIDEST = 4096
+"""Columns that strengths are tried on: a factorization takes the third power."""
 _CLEARLY = 0.99  # of the loss of plain encoding, on either half
 _ERRORS = 2.0  # standard errors, over rows
 _KEPT = 1 << 30  # bytes of factored matrices kept for the next piece
@@ -157,8 +158,8 @@ def whole(statistics: FullStatistics, site: Site, strength: float) -> Correlated
 
 
 def of_half(statistics: FullStatistics, site: Site, half: int, strength: float) -> Correlated:
-    """The correlations over one half of the text, of at most _WIDEST columns."""
-    columns = min(site.columns, _WIDEST)
+    """The correlations over one half of the text, of at most WIDEST columns."""
+    columns = min(site.columns, WIDEST)
     squares = statistics.squares(site)[half, :columns] / np.float32(site.counts[half])
     return feedback.spread(statistics.correlations(site, half, columns), squares, strength)
 
@@ -296,9 +297,9 @@ def _sample(
 ) -> _Sample:
     rows = some_rows(tensor, matrix)
     data = encode(tensor, format, rows, matrix).reshape(len(rows), -1)
-    if rows.shape[1] > _WIDEST:
-        data = np.ascontiguousarray(data[:, : format.row_bytes(_WIDEST)])
-        rows = np.ascontiguousarray(rows[:, :_WIDEST])
+    if rows.shape[1] > WIDEST:
+        data = np.ascontiguousarray(data[:, : format.row_bytes(WIDEST)])
+        rows = np.ascontiguousarray(rows[:, :WIDEST])
     flat = data.reshape(-1)
     plain = tuple(feedback.losses(format, rows, flat, judge) for judge in judges)
     return _Sample((tensor.name, matrix, format.name), format, rows, flat, plain)

@@ -13,6 +13,7 @@ from ..core.errors import CheckpointError, EnvironmentProblem
 from ..core.input_files import quoted
 from ..core.tensor import Tensor
 from .encoder_decoder import embeddings
+from .torch_library import load_torch_library
 
 # Keys of config.json that do not say what the model computes: code to import, how weights are stored, with
 # what to compute, what to return. Special ids matter in training and generation only, and may be any; whether
@@ -41,6 +42,7 @@ class Head:
 @contextlib.contextmanager
 def computing(threads: int) -> Iterator[None]:
     """Torch with that many threads and without gradients, transformers without a word; then as before."""
+    load_torch_library()
     import torch
     from transformers.utils import logging
 

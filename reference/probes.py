@@ -25,6 +25,7 @@ from ..core.errors import UnsupportedModel
 from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
+from ..quant.choice_losses import as_floats
 from ..quant.parts import HEAD
 from .branches import Branch, SideBySide
 from .by_layer import BetweenLayers
@@ -70,7 +71,7 @@ class Probing:
         threads: int | None = None,
     ) -> None:
         self._checkpoint, self._family, self._threads = checkpoint, family, threads
-        self._tensors = dict(tensors)
+        self._tensors = {name: as_floats(tensor) for name, tensor in tensors.items()}
         self._modules = {
             target: tuple(family.reference.module(source) for source in sources)
             for target, sources in sources_of(family, checkpoint).items()
@@ -94,9 +95,10 @@ class Probing:
     ) -> list[Divergence]:
         """What each of ``changes`` alone costs, on ``windows``.
 
-        Tells ``progress("probes", done, total)`` in layers. Raises what reading the checkpoint raises.
+        Tells ``progress("probes", done, total)`` in layers and comparisons. Raises what reading the
+        checkpoint raises.
         """
-        counter, total = itertools.count(1), self.steps(changes)
+        counter, total = itertools.count(1), self.steps(changes) + len(changes)
 
         def step() -> None:
             progress("probes", min(next(counter), total), total)
@@ -116,10 +118,12 @@ class Probing:
                 compared = _Compared(self._plain.output, hidden, windows, states, self._threads)
                 for index in within:
                     found[index] = compared.with_other(next(ways), self._plain.output)
+                    step()
             for index, change in enumerate(changes):
                 if index not in found:
                     other, entering = self._changed(change, windows, hidden, step)
                     found[index] = compared.with_other(entering, other)
+                    step()
         self._plain.reader.forget()
         progress("probes", total, total)
         return [found[index] for index in range(len(changes))]

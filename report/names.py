@@ -70,6 +70,9 @@ _STATES = {
 }
 
 
+PARTS = tuple(_ROWS)
+
+
 def verdict_word(verdict: Verdict) -> str:
     """``passed``, as people read it; programs read the verdict itself."""
     return translated(_VERDICTS[verdict])

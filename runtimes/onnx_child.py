@@ -40,6 +40,7 @@ ANSWER = struct.Struct("<ii")
 INPUT = struct.Struct("<iiii")
 """Of an input: bytes of its name, MatMulNBits' accuracy level (0 of other operators), rows, columns."""
 BEGIN, READ, INPUTS, EMBED = 1, 2, 3, 4
+_SAME = ("Reshape", "Identity")  # what a matrix may pass on its way to a product
 _STATES, _EMBEDDING = "last_hidden_state", "sentence_embedding"
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -180,7 +181,7 @@ def _taps(model: Any) -> dict[str, tuple[str, int]]:
     """
     stored = {each.name for each in model.graph.initializer}
     made = {node.output[0]: node for node in model.graph.node}
-    reshaped = {name: node.input[0] for name, node in made.items() if node.op_type == "Reshape"}
+    reshaped = {name: node.input[0] for name, node in made.items() if node.op_type in _SAME}
     cast = {name: node.input[0] for name, node in made.items() if node.op_type == "Cast"}
     found = {}
     for node in model.graph.node:

@@ -25,6 +25,7 @@ from .onnx_model_file import INSTALL, ModelFile, read_model_file, size_of
 LEAST = (1, 23)
 """The first onnxruntime whose CPU provider has the operators of opset 23 that kconv writes."""
 
+GROUPED, MULTI_HEAD = "com.microsoft.GroupQueryAttention", "com.microsoft.MultiHeadAttention"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")
 _COARSE_FIRST = ("q4_0", "q8_0", "f16", "f32")
 _SHARE = 1 / 3
@@ -46,6 +47,23 @@ class OnnxFolder:
     bytes: int
     files: tuple[Path, ...]
     models: tuple[ModelFile, ...]
+
+    @property
+    def operators(self) -> frozenset[str]:
+        """The kinds of nodes in all graphs, those of other domains than ONNX's with theirs before a dot."""
+        return frozenset(kind for model in self.models for kind in model.operators)
+
+    @property
+    def flavour(self) -> str:
+        """By whose operators it attends: contrib (onnxruntime's own), standard (ONNX's), or composed."""
+        if not self.operators.isdisjoint((GROUPED, MULTI_HEAD)):
+            return "contrib"
+        return "standard" if "Attention" in self.operators else "composed"
+
+    @property
+    def least(self) -> str:
+        """The first onnxruntime that computes all graphs, such as 1.23."""
+        return "{}.{}".format(*max(model.least for model in self.models))
 
     @property
     def embeds(self) -> bool:

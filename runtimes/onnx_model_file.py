@@ -17,6 +17,7 @@ from typing import Any
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
 from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer, stays_with
 from .onnx_graph import elements, messages, refuse_functions, refuse_message, refuse_overlap
+from .onnx_least import Release, least_for_node, least_for_opset
 from .onnx_wire import more_parts_than
 
 INSTALL = "pip install 'kconv[onnx]'"
@@ -69,7 +70,8 @@ class Value:
 @dataclass(frozen=True)
 class ModelFile:
     """A file of ONNX: ``data`` are the files its weights lie in, ``operators`` count its nodes by kind,
-    ``weights`` what it multiplies and looks up by format, ``opsets`` are versions by domain.
+    ``weights`` what it multiplies and looks up by format, ``opsets`` are versions by domain, ``least`` is the
+    first onnxruntime that computes it (onnx_least.py).
     """
 
     path: Path
@@ -81,6 +83,7 @@ class ModelFile:
     initializers: Mapping[str, Initializer]
     weights: Counter[str]
     data: tuple[Path, ...]
+    least: Release
 
     @property
     def external(self) -> dict[str, Initializer]:
@@ -100,6 +103,8 @@ def read_model_file(path: Path) -> ModelFile:
     weights: Counter[str] = Counter()
     operators: Counter[str] = Counter()
     external = nodes = 0
+    opsets = {each.domain: each.version for each in model.opset_import}
+    least = least_for_opset(opsets.get("", 0))
     domains = _KNOWN_DOMAINS | {function.domain for function in model.functions}
     for message in messages(model):
         kind = message.DESCRIPTOR.name
@@ -115,6 +120,7 @@ def read_model_file(path: Path) -> ModelFile:
                 name = quoted(f"{message.domain}.{message.op_type}")
                 raise InputError(f"{path} uses the unknown operator {name}", hint=_AGAIN)
             operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
+            least = max(least, least_for_node(message))
             if message.op_type == "MatMulNBits":
                 weights += _blocks(path, message)
     graph = model.graph
@@ -125,13 +131,14 @@ def read_model_file(path: Path) -> ModelFile:
     return ModelFile(
         path,
         model.producer_name,
-        {each.domain: each.version for each in model.opset_import},
+        opsets,
         dict(operators),
         tuple(_value(path, declared) for declared in graph.input),
         tuple(_value(path, declared) for declared in graph.output),
         initializers,
         weights,
         tuple(sizes),
+        least,
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.windows import Window
 from .onnx_child import PADDING
-from .onnx_folder import OnnxFolder
+from .onnx_folder import GROUPED, OnnxFolder
 from .onnx_process import OnnxProcess
 from .reader import Block, Ids
 
@@ -36,6 +36,7 @@ class OnnxReader:
         self.path = folder.path
         self._process = OnnxProcess(folder, threads=threads)
         self._stepwise, self._batched = stepwise, False
+        self._in_steps = GROUPED in folder.operators
         vocabulary = folder.config.get("vocab_size")
         self._at_once = max(
             1, _LOGITS // (4 * (vocabulary if isinstance(vocabulary, int) and vocabulary > 0 else _COLUMNS))
@@ -57,7 +58,8 @@ class OnnxReader:
     def in_batches(self) -> OnnxReader:
         """The same running models, reading two windows at once, in two parts through the cache.
 
-        They are padded before a decoder's tokens and after an encoder's.
+        They are padded before a decoder's tokens and after an encoder's. GroupQueryAttention takes one token
+        of each at a time behind a cache, which the second part then is read by.
         """
         other = copy.copy(self)
         other._batched = True
@@ -91,7 +93,8 @@ class OnnxReader:
             self._process.begin()
             ids = _matrix(list(texts.values()), before=True)
             split = ids.shape[1] - (min(map(len, texts.values())) + 1) // 2
-        parts = [ids[:, :split], ids[:, split:]]
+        size = 1 if self._in_steps else ids.shape[1]
+        parts = [ids[:, :split], *(ids[:, at : at + size] for at in range(split, ids.shape[1], size))]
         logits = np.concatenate([self._process.read(part, part.shape[1]) for part in parts], axis=1)
         for (index, text), row, own in zip(texts.items(), logits, ids >= 0, strict=True):
             start = windows[index].scored_from

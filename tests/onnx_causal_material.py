@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kconv.converters.families import family_for
 from kconv.converters.mapping import build
+from kconv.converters.onnx.flavours import STANDARD, Flavour
 from kconv.converters.onnx.graph import Graph
 from kconv.converters.onnx.graphs import graphs_of
 from kconv.converters.onnx.writer import write_onnx
@@ -22,18 +23,25 @@ Ids = npt.NDArray[np.int64]
 Cache = dict[str, Floats]
 
 
-def described(checkpoint: Path, formats: Mapping[str, Format] | None = None) -> Graph:
+def described(
+    checkpoint: Path, formats: Mapping[str, Format] | None = None, flavour: Flavour = STANDARD
+) -> Graph:
     """The graph of a checkpoint; what ``formats`` do not name is F32."""
     opened = open_checkpoint(checkpoint)
     family = family_for(opened.config)
     build(family, opened, "ONNX")  # it fits
-    return graphs_of(family, opened, formats or {})["model.onnx"]
+    return graphs_of(family, opened, formats or {}, flavour=flavour)["model.onnx"]
 
 
-def write(checkpoint: Path, folder: Path, formats: Mapping[str, Format] | None = None) -> Path:
+def write(
+    checkpoint: Path,
+    folder: Path,
+    formats: Mapping[str, Format] | None = None,
+    flavour: Flavour = STANDARD,
+) -> Path:
     """Graph and weights of a checkpoint in a new folder; returns the graph's file."""
     folder.mkdir()
-    write_onnx({"model.onnx": described(checkpoint, formats)}, folder, threads=2)
+    write_onnx({"model.onnx": described(checkpoint, formats, flavour)}, folder, threads=2)
     return folder / "model.onnx"
 
 

@@ -59,6 +59,12 @@ def folder(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "model"))
 
 
+def assert_only_what_was_known(stdout: str, source: Path) -> None:
+    """Before a refusal the command says what it knows by then of ``source``, and nothing of files."""
+    known = (f"{source}: ", "tokens: ", "note (", "warning (")
+    assert [line for line in stdout.splitlines() if not line.startswith(known)] == []
+
+
 def refused(
     folder: Path, out: Path, code: int, *message: str, options: tuple[str, ...] = (), **how: Any
 ) -> None:
@@ -70,7 +76,7 @@ def refused(
     assert "Traceback" not in done.stderr
     for text in message:
         assert text in done.stderr
-    assert done.stdout == ""
+    assert_only_what_was_known(done.stdout, folder)
     assert fingerprints(out) == there
     assert fingerprints(folder) == before
 

@@ -134,9 +134,7 @@ def test_the_same_bits_and_weights_read_once(
     folder = CHECKPOINTS[name](tmp_path / "checkpoint")
     held = open_checkpoint(folder).tensors
     expected, _ = read(folder, by_layer=False)
-    monkeypatch.setattr(
-        "kconv.reference.by_layer._STATES", 100_000
-    )  # of states some in memory, some in files
+    monkeypatch.setattr("kconv.reference.by_layer.STATES", 100_000)  # of states some in memory, some in files
     found, reference = read(folder, by_layer=True)
     assert_same(expected, found)
     assert list(scratch.glob("kconv-*")) == []

@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from kconv.converters.onnx.flavours import STANDARD
 from kconv.converters.onnx.graph import Element, Graph
 from kconv.converters.onnx.writer import DATA_NAME, write_onnx
 from kconv.core.errors import NonFiniteError
@@ -24,7 +25,7 @@ def lazy(name: str, values: Array, dtype: DType = DType.F32) -> Tensor:
 
 def multiplying(tensors: dict[str, Tensor], formats: dict[str, Format]) -> Graph:
     """Rows times the matrices of some tensors, one after the other."""
-    graph = Graph("model", tensors, formats)
+    graph = Graph("model", tensors, formats, flavour=STANDARD)
     rows = graph.input("rows", Element.FLOAT, ("n", next(iter(tensors.values())).shape[1]))
     for name in tensors:
         rows = graph.linear(rows, name)

@@ -264,7 +264,9 @@ def test_the_command(tmp_path: Path, small_tokenizer: Path) -> None:
     done = run("plan", folder, "--json", "-o", tmp_path)
     output = json.loads(done.stdout)
     assert done.returncode == 0
-    assert [each["type"] for each in output["types"]] == list(POLICIES)
+    assert {each["type"] for each in output["types"]} == set(POLICIES)
+    sizes = [each["bytes"] for each in output["types"]]
+    assert sizes == sorted(sizes)
     by_type = {each["type"]: each for each in output["types"]}
     assert by_type["q4_K_M"]["expected_kl"] == {
         "low": 0.012686,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_material import kconv
+from hub_server import Hub
 
 import kconv as library
 from kconv.converters.samples import write_sample
@@ -146,3 +147,23 @@ def test_from_python_it_can_be_told_from_the_other_refusals(source: Path, made: 
     with pytest.raises(OutputExists) as exists:
         library.to_gguf(source, made, types=["q4_0"])
     assert not isinstance(exists.value, AlreadyFinished)
+
+
+def test_of_a_repository_of_the_hub_no_weights_are_fetched_again(source: Path, tmp_path: Path) -> None:
+    name = "kconv-tests/model"
+    words = ("to-gguf", name, "-q", "q8_0", "--no-verify", "-o", tmp_path / "dist")
+    with Hub() as hub:
+        hub.add(name, source)
+        first, again = ({**os.environ, **hub.environment(tmp_path / home)} for home in ("first", "again"))
+        assert kconv(*words, env=first, cwd=tmp_path).returncode == 0
+        hub.heal()
+        resumed = kconv(*words, "--resume", env=again, cwd=tmp_path)
+        assert resumed.returncode == 0, resumed.stderr
+        assert "finished already" in resumed.stderr
+        assert not list((tmp_path / "again").rglob("*.safetensors"))
+        other = Path(shutil.copytree(source, tmp_path / "other"))
+        (other / "README.md").write_text("another commit", "utf-8")
+        hub.add(name, other)
+        refused = kconv(*words, "--resume", env=again, cwd=tmp_path)
+        assert refused.returncode == 3
+        assert "already exists" in refused.stderr

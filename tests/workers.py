@@ -43,6 +43,7 @@ LONG = (
     "verify",
     "undecided",
     "onnx_causal",
+    "onnx_contrib",
     "onnx_gbst",
     "verify_t5",
     "resume",

@@ -23,13 +23,17 @@ def estimated_seconds(model: Model, windows: Sequence[Window], files: int, *, pa
     encoder = sum(count for name, count in weights.items() if name.startswith("enc."))
     total = sum(weights.values())
     products = sum(encoder * len(window.source) + (total - encoder) * len(window.ids) for window in windows)
-    pass_ = 2 * products / _multiplying_speed()
+    pass_ = 2 * products / multiplying_speed()
     return _STARTING + passes * (total / _WIDENED + pass_) + files * (1.0 + pass_)
 
 
 def estimated_time(model: Model, windows: Sequence[Window], files: int, *, passes: int = 1) -> str:
     """The same in words."""
-    seconds = estimated_seconds(model, windows, files, passes=passes)
+    return in_words(estimated_seconds(model, windows, files, passes=passes))
+
+
+def in_words(seconds: float) -> str:
+    """An estimate of a time."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
@@ -45,12 +49,12 @@ def estimated_probes(model: Model, windows: Sequence[Window], passes: float, pro
     layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
     tokens = sum(window.tokens for window in windows)
     products = tokens * ((passes + 2) * layers + (3 + probes) * head)
-    seconds = _STARTING + 2 * products / _multiplying_speed() + 3 * layers / _ENCODED
+    seconds = _STARTING + 2 * products / multiplying_speed() + 3 * layers / _ENCODED
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
 
 
 @functools.cache
-def _multiplying_speed() -> float:
+def multiplying_speed() -> float:
     """Floating-point operations a second in matrix products, the best of a few: others may be busy, too.
 
     Measured once in a process.

@@ -157,6 +157,7 @@ class GgufArtifact:
         runtime = RuntimePart("not run")
         try:
             front = embed_of(self._front_end, expected.family)
+            options.progress("starting the runtime", 0, 0)
             with LlamaReader(self.path, threads=options.threads, front=front) as reader:
                 runtime, sample = self._runtime(reader, expected, windows[0], options)
                 part = self._logits(reader, sample, expected, read, windows, options)

@@ -34,6 +34,7 @@ def check_encoder(
     """Compute a text again, then compare all embeddings; ``positions`` as of ``recomputed.check_runtime``."""
     runtime = RuntimePart("not run")
     try:
+        options.progress("starting the runtime", 0, 0)
         with LlamaEncoder(file.path, threads=options.threads) as reader:
             longest = max(windows, key=lambda window: len(window.ids))
             most = positions or _MOST_POSITIONS

@@ -30,6 +30,7 @@ from ..vocab.tokenizer import Source
 from .cost import estimated_time
 from .front_end import tokens_a_position
 from .logits import Measuring
+from .proof import Part
 
 Announce = Callable[[str], None]
 Texts = Sequence[str] | None
@@ -84,6 +85,8 @@ class VerifyOptions:
     Above ``max_kl``, a mean divergence in nats, a file of any type fails (None: none), an encoder's below
     ``min_cosine``, the mean cosine with the checkpoint's embeddings.
 
+    ``part`` is told the name and the findings of each part of the proof as soon as they are known.
+
     ``gelu_share``: in families with a GELU, read the checkpoint once more with llama.cpp's table of it for
     files that are held to its logits themselves, to tell what the table alone does. ``measure`` compares the
     logits of a GGUF file in another way than here and now: on other machines.
@@ -96,6 +99,7 @@ class VerifyOptions:
     threads: int = field(default_factory=available_cores)
     progress: Progress = silent
     announce: Announce = lambda text: None
+    part: Callable[[str, Part], None] = lambda name, part: None
     gelu_share: bool = True
     measure: Measuring | None = None
 
@@ -185,6 +189,7 @@ def cost(expected: Expected, windows: Sequence[Window], files: int, *, passes: i
 
 def read_reference(expected: Expected, options: VerifyOptions, windows: Sequence[Window]) -> Reading:
     """The checkpoint in fp32 over all windows, in one pass over its weights."""
+    options.progress("starting the reference", 0, 0)
     return Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, progress=options.progress
     )

@@ -146,7 +146,10 @@ class OnnxArtifact:
         once = functools.cache(read)  # all other ways take the same few windows
         shares: list[Shares] = []
         try:
+            options.progress("starting the runtime", 0, 0)
             runtime, sample = check_folder_runtime(self.folder, expected, windows[0], options)
+            if runtime.positions:
+                options.part("runtime", runtime)
 
             def seen(reading: Reading) -> None:
                 if sample is not None:

@@ -51,6 +51,7 @@ def check_folder_runtime(
         return RuntimePart("not run"), None
     weights = _weights(folder, expected.checkpoint.tensors)
     try:
+        options.progress("starting the reference", 0, 0)
         reference = Reference(expected.checkpoint, expected.family, weights=weights, threads=options.threads)
     except InputError:  # what is missing the weights part names
         return RuntimePart("not run"), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from .proof import (
     Finding,
     LogitsPart,
     MetadataPart,
+    Part,
     Proof,
     RuntimePart,
     TensorError,
@@ -119,8 +120,11 @@ def prove(
     what cannot be compared: see the parts.
     """
     begun = time.monotonic()
+    options = replace(options, part=_once(options.part))
     with contextlib.nullcontext() if hashes is None else hashes:
+        options.progress("vocabulary", 0, 0)
         tokens = artifact.tokens(expected, texts or ())
+        options.part("tokens", tokens)
         metadata = artifact.metadata(expected, options)
         weights = artifact.weights(expected, options)
         provenance = artifact.provenance(expected, windows, texts, options)
@@ -129,14 +133,19 @@ def prove(
     digests = {} if hashes is None else {name: file.sha256 for name, file in hashes.artifact.items()}
     changed = artifact.changed(digests)
     findings = (*metadata.findings, *changed)
+    metadata = replace(metadata, verdict=verdict_of(findings), findings=findings)
+    options.part("metadata", metadata)
+    options.part("weights", weights)
     reading = NotedReads(read or partial(read_reference, expected, options), windows)
     runtime, measured = artifact.computed(expected, reading, windows, weights.tensors, options)
     halves, hidden = artifact.halves(expected, reading.flows), artifact.path.is_dir()
+    options.part("runtime", runtime)
     logits, embeddings = LogitsPart("not run"), None
     if isinstance(measured, EmbeddingsPart):
         embeddings = with_half_precision(measured, halves, hidden)
     else:
         logits = with_half_precision(measured, halves, hidden)
+    options.part("logits" if embeddings is None else "embeddings", embeddings or logits)
     ran = measured.figures is not None and not hidden
     return Proof(
         artifact=artifact.path,
@@ -145,7 +154,7 @@ def prove(
         arch=expected.model.arch,
         parameters=parameters(expected.model),
         tokens=tokens,
-        metadata=replace(metadata, verdict=verdict_of(findings), findings=findings),
+        metadata=metadata,
         weights=weights,
         logits=logits,
         runtime=runtime,
@@ -156,3 +165,15 @@ def prove(
         seconds=time.monotonic() - begun,
         circumstances=circumstances(expected.checkpoint, llama_cpp=ran),
     )
+
+
+def _once(tell: Callable[[str, Part], None]) -> Callable[[str, Part], None]:
+    """``tell``, of each part the first time only: what runs an artifact tells of its runtime early."""
+    told: set[str] = set()
+
+    def first(name: str, part: Part) -> None:
+        if name not in told:
+            told.add(name)
+            tell(name, part)
+
+    return first

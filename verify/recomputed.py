@@ -60,8 +60,10 @@ def check_runtime(
 ) -> tuple[RuntimePart, Sample | None]:
     """Compute the first ``positions`` of a window again (None: as many as memory allows, and a sample, too).
 
-    Raises RuntimeFailure where llama.cpp cannot read the file, and ChildDied, which says nothing about it.
+    ``options.part`` is told what was found. Raises RuntimeFailure where llama.cpp cannot read the file, and
+    ChildDied, which says nothing about it.
     """
+    options.progress("starting the reference", 0, 0)
     try:
         recomputation = Recomputation.of_gguf(
             expected.checkpoint, expected.family, file, threads=options.threads
@@ -76,6 +78,7 @@ def check_runtime(
     except errors.UnsupportedModel as error:
         return RuntimePart("not run", findings=(Finding("file", error.message, grave=False),)), None
     part = runtime_part(computed, len(window.ids), gelu=expected.family.gelu)
+    options.part("runtime", part)
     return part, sample_of(computed, logits)
 
 

@@ -25,13 +25,13 @@ def by_batch(graph: Graph, rows: str, lengths: str, width: int, *, name: str | N
 
 def rms_norm(graph: Graph, rows: str, place: str, epsilon: float) -> str:
     """Each row divided by its root mean square, times the weights."""
-    return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), axis=-1, epsilon=epsilon)
+    return graph.flavour.rms_norm(graph, rows, graph.weight(f"{place}.weight"), epsilon)
 
 
 def rms_norm_plus_one(graph: Graph, rows: str, place: str, epsilon: float) -> str:
     """Each row divided by its root mean square, times one more than the weights."""
     weights = graph.op("Add", graph.weight(f"{place}.weight"), graph.number(1.0))
-    return graph.op("RMSNormalization", rows, weights, axis=-1, epsilon=epsilon)
+    return graph.flavour.rms_norm(graph, rows, weights, epsilon)
 
 
 def head_norm(

@@ -79,12 +79,11 @@ def _places(graph: Graph, ids: str, lengths: str, facts: EncoderFacts) -> str:
 
 
 def _layer(graph: Graph, facts: EncoderFacts, place: str, rows: str, lengths: str, mask: str) -> str:
-    given = [
+    query, key, value = (
         by_batch(graph, linear(graph, rows, f"{place}.attention.self.{each}"), lengths, facts.hidden)
         for each in ("query", "key", "value")
-    ]
-    attributes: dict[str, int | float] = {"q_num_heads": facts.heads, "kv_num_heads": facts.heads}
-    (seen,) = graph.ops("Attention", *given, mask, outputs=(None,), domain="", **attributes)
+    )
+    seen = graph.flavour.attended_all(graph, (query, key, value), mask, facts.heads)
     seen = graph.op("Reshape", seen, graph.integers(-1, facts.hidden))
     seen = linear(graph, seen, f"{place}.attention.output.dense")
     rows = graph.op("Add", rows, seen)

@@ -35,7 +35,8 @@ class Layout:
 
     ``folder`` is where the graphs lie, ``suffixes`` are added to their names by type. ``data_name`` is the
     file of weights all graphs share; without one each has its own. ``merged``: one decoder does what the
-    decoders with and without a cache do elsewhere.
+    decoders with and without a cache do elsewhere. ``flavour`` is whose operators graphs have unless another
+    is asked for: browsers compute those of contrib on the GPU.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layout:
     suffixes: Mapping[str, str] = field(default_factory=dict)
     data_name: str | None = None
     merged: bool = False
+    flavour: str = "standard"
 
     def graph_path(self, graph: str, type: str) -> str:
         """The path in the folder of a graph (``model.onnx``, ``encoder_model.onnx`` …) of ``type``."""
@@ -65,6 +67,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "onnx",
                 MappingProxyType({"f16": "_fp16", "q8_0": "_quantized", "q4_0": "_q4"}),
                 merged=True,
+                flavour="contrib",
             ),
         )
     }

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,12 +20,15 @@ from ...core.tensor import Array, Tensor
 from ...quant.formats import F16, F32, Format
 from ...quant.onnx_packing import gather_attributes, matmul_attributes, packed_shapes
 
+if TYPE_CHECKING:
+    from .flavour import Flavour
+
 Attribute = int | float | str | tuple[int, ...]
 Size = int | str  # a number, or the name of a length that is known when the graph runs
 
 MICROSOFT = "com.microsoft"  # onnxruntime's own operators
+SIMPLIFIED = "SimplifiedLayerNormalization"  # onnxruntime's, which it keeps in ONNX's own domain
 PRODUCER = "kconv"  # whose names lead back to the checkpoint's
-OPSET = 23  # the first with Attention, RMSNormalization and RotaryEmbedding
 
 
 class Element(IntEnum):
@@ -104,6 +108,7 @@ class Graph:
     ``tensors`` are those the description may ask for, by the checkpoint's names; ``formats`` says how each is
     stored (F32 where it says nothing): what is multiplied or looked up F32, F16, Q8_0 or Q4_0, all else F32.
     ``accuracy_level`` is MatMulNBits's: 0 keeps the activations, 4 makes whole numbers of them first.
+    ``flavour`` decides which operators norms, rotations and attention become.
     """
 
     def __init__(
@@ -112,12 +117,17 @@ class Graph:
         tensors: Mapping[str, Tensor],
         formats: Mapping[str, Format],
         accuracy_level: int = 0,
+        *,
+        flavour: Flavour,
     ) -> None:
         self.name = name
         self.tensors = tensors
         self.formats = formats
         self.accuracy_level = accuracy_level
+        self.flavour = flavour
         self.nodes: list[Node] = []
+        self._named = 0
+        self._tables: set[str] = set()
         self.inputs: list[Declared] = []
         self.outputs: list[Declared] = []
         self.constants: dict[str, Array] = {}
@@ -145,14 +155,34 @@ class Graph:
         domain: str = "",
         **attributes: Attribute,
     ) -> tuple[str, ...]:
-        """An operator with one result for each of ``outputs``: a name, or None for one that is free."""
-        free = f"{kind}_{len(self.nodes)}"
+        """A node with a result for each of ``outputs``: a name, None for a free one, "" to leave it out."""
+        free = f"{kind}_{self._named}"
+        self._named += 1
         names = tuple(
-            output or (free if place == 0 else f"{free}_{place}") for place, output in enumerate(outputs)
+            (free if place == 0 else f"{free}_{place}") if output is None else output
+            for place, output in enumerate(outputs)
         )
-        given = tuple(each or "" for each in inputs)
-        self.nodes.append(Node(kind, domain, given, names, attributes))
+        given = [each or "" for each in inputs]
+        while given and not given[-1]:  # left out is left out: tools take an empty last name for an input
+            given.pop()
+        self.nodes.append(Node(kind, domain, tuple(given), names, attributes))
         return names
+
+    @property
+    def foreign(self) -> list[str]:
+        """Values made by operators whose results ONNX cannot tell the type of; they are FLOAT."""
+        results = {each.name for each in self.outputs}
+        nodes = (node for node in self.nodes if node.domain == MICROSOFT or node.kind == SIMPLIFIED)
+        return [name for node in nodes for name in node.outputs if name and name not in results]
+
+    def taken_back(self, name: str) -> Node | None:
+        """The node that makes ``name``, taken out of the graph; None where a node uses its result already."""
+        for place in reversed(range(len(self.nodes))):
+            if name in self.nodes[place].outputs:
+                return self.nodes.pop(place)
+            if name in self.nodes[place].inputs:
+                return None
+        return None
 
     def constant(self, value: Array) -> str:
         """A small array, kept in the graph's own file; the same array is kept once."""
@@ -187,7 +217,10 @@ class Graph:
         format = self.formats.get(matrix, F32)
         addend = None if bias is None else self.weight(bias)
         if format == F32:
-            return self.op("Gemm", rows, self.weight(matrix), addend, transB=1)
+            held = self.weight(matrix)
+            if matrix in self._tables:  # quantize_dynamic turns a Gemm's weights over where they lie
+                held = self.op("Identity", held)
+            return self.op("Gemm", rows, held, addend, transB=1)
         if format == F16:
             halves = self.op("Gemm", self.cast(rows, Element.FLOAT16), self.weight(matrix), transB=1)
             product = self.cast(halves, Element.FLOAT)
@@ -209,6 +242,7 @@ class Graph:
     def embedding(self, ids: str, table: str) -> str:
         """The rows ``ids`` of the checkpoint's ``table`` (rows, hidden): ``(*ids, hidden)``, FLOAT."""
         format = self.formats.get(table, F32)
+        self._tables.add(table)
         if format in _OF_FORMAT:
             embedded = self.op("Gather", self.weight(table), ids)
             return self.cast(embedded, Element.FLOAT) if format == F16 else embedded

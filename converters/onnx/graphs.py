@@ -8,6 +8,7 @@ from dataclasses import replace
 from ...core.checkpoint import Checkpoint
 from ...quant.formats import Format
 from ..family import AnyFamily
+from .flavours import STANDARD, Flavour
 from .graph import Graph
 from .request import GraphRequest
 
@@ -19,10 +20,11 @@ def graphs_of(
     accuracy_level: int = 0,
     *,
     merged: bool = False,
+    flavour: Flavour = STANDARD,
 ) -> dict[str, Graph]:
     """The graphs by their files' names, of a checkpoint ``build`` took for ONNX; see ``GraphRequest``."""
     assert family.graphs is not None
     facts = family.read(checkpoint.config)
     flags = family.flags(facts, checkpoint)
     checkpoint = replace(checkpoint, tensors=family.upright(checkpoint.tensors))
-    return family.graphs(GraphRequest(checkpoint, facts, flags, formats, accuracy_level, merged))
+    return family.graphs(GraphRequest(checkpoint, facts, flags, formats, accuracy_level, merged, flavour))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from .flavours import STANDARD, Flavour, parse_flavour
 from .folder import Layout
 
 
@@ -18,14 +19,25 @@ class OnnxOptions:
     allow_nan: bool
     chat_template: str | None = None
     drop_extra_tokens: bool = False
+    flavour: Flavour = STANDARD
 
     def to_manifest(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values; a flavour is new to manifests, and that without one is the standard."""
+        flavour = {} if self.flavour == STANDARD else {"flavour": self.flavour.name}
         return {
             "type": self.type,
             "layout": self.layout.name,
+            **flavour,
             "accuracy_level": self.accuracy_level,
             "allow_nan": self.allow_nan,
             "chat_template": self.chat_template,
             "drop_extra_tokens": self.drop_extra_tokens,
         }
+
+
+def flavour_for(layout: Layout, name: str | None) -> Flavour:
+    """The flavour of that name; None: the one those who use the layout have operators for.
+
+    Raises UsageError for a name that is none.
+    """
+    return parse_flavour(layout.flavour if name is None else name)

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from ...core.checkpoint import Checkpoint
 from ...quant.formats import Format
+from .flavours import STANDARD, Flavour
 from .graph import Graph
 
 F = TypeVar("F")
@@ -17,8 +18,8 @@ F = TypeVar("F")
 class GraphRequest(Generic[F]):
     """A checkpoint that fits its family, by ``facts`` and ``flags``, and how its weights are to be stored.
 
-    ``formats`` and ``accuracy_level`` are as of ``Graph``; ``merged``: a decoder with and without a cache is
-    one graph, where a family has two.
+    ``formats``, ``accuracy_level`` and ``flavour`` are as of ``Graph``; ``merged``: a decoder with and
+    without a cache is one graph, where a family has two.
     """
 
     checkpoint: Checkpoint
@@ -27,10 +28,11 @@ class GraphRequest(Generic[F]):
     formats: Mapping[str, Format]
     accuracy_level: int = 0
     merged: bool = False
+    flavour: Flavour = STANDARD
 
     def graph(self, name: str) -> Graph:
         """An empty graph of that name over the checkpoint's tensors."""
-        return Graph(name, self.checkpoint.tensors, self.formats, self.accuracy_level)
+        return Graph(name, self.checkpoint.tensors, self.formats, self.accuracy_level, flavour=self.flavour)
 
 
 def one_graph(

@@ -32,11 +32,10 @@ from ..bad_weights import has_bad_weights
 from ..gguf_writer import Written, check_room
 from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
-from .graph import MICROSOFT, OPSET, PRODUCER, Declared, Graph, Node, Weight, element_of
+from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
 
 DATA_NAME = "model.onnx_data"
 
-_IR_VERSION = 11  # of ONNX 1.18, as that opset (onnx/helper.py, VERSION_TABLE)
 # Files are mapped by pages, and onnxruntime maps what begins on one (docs/ExternalData.md of onnx).
 _PAGE = 4096
 
@@ -247,15 +246,16 @@ def model_proto(graph: Graph, plan: DataPlan, data_name: str = DATA_NAME) -> Mod
         graph.name,
         [_value(each) for each in graph.inputs],
         [_value(each) for each in graph.outputs],
+        value_info=[helper.make_tensor_value_info(name, int(Element.FLOAT), None) for name in graph.foreign],
         initializer=[*_constants(graph), *(_external(part, plan, data_name) for part in parts)],
     )
-    opsets = [helper.make_opsetid("", OPSET)]
+    opsets = [helper.make_opsetid("", graph.flavour.opset)]
     if any(node.domain == MICROSOFT for node in graph.nodes):
         opsets.append(helper.make_opsetid(MICROSOFT, 1))
     return helper.make_model(
         proto,
         opset_imports=opsets,
-        ir_version=_IR_VERSION,
+        ir_version=graph.flavour.ir_version,
         producer_name=PRODUCER,
         producer_version=version("kconv"),
     )

@@ -47,7 +47,7 @@ static const struct kernel *find(int set, int ggml_type) {
 }
 
 /* What native.py expects; another number with every change of what is exported here or of its meaning. */
-EXPORT int kconv_interface(void) { return 2; }
+EXPORT int kconv_interface(void) { return 3; }
 
 EXPORT int kconv_runs(int set) { return kernels_of(set) != NULL; }
 

@@ -120,5 +120,5 @@ def _consensus(graph: Graph, scores: str, mask: str) -> str:
     """Scores ``(batch, sizes, length)`` attending to each other: softmax(S·Sᵀ)·S over the text."""
     bias = for_queries(graph, additive_mask(graph, mask), graph.op("Shape", mask, start=1))
     rows = graph.op("Transpose", scores, perm=(0, 2, 1))
-    averaged = graph.op("Attention", rows, rows, rows, bias, scale=1.0, q_num_heads=1, kv_num_heads=1)
+    averaged = graph.flavour.attended_all(graph, (rows, rows, rows), bias, 1, scale=1.0)
     return graph.op("Transpose", averaged, perm=(0, 2, 1))

@@ -20,7 +20,7 @@ from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
 from ...onnx.request import GraphRequest
 from . import cache as caches
-from .cache import Cache, by_head
+from .cache import Cache
 from .facts import T5Facts
 from .shape import BATCH, SOURCE, TARGET, EncoderFront, T5Shape, shape_of
 
@@ -114,22 +114,21 @@ def _self_attention(
 ) -> str:
     """Rows to rows; keys and values that were there before come first, all of them are named ``present``."""
     width = shape.facts.heads * shape.facts.head_dim
-    given = [by_batch(graph, graph.linear(rows, f"{place}.{k}.weight"), lengths, width) for k in "qkv"]
-    names = (None, *present)
-    heads = {"q_num_heads": shape.facts.heads, "kv_num_heads": shape.facts.heads}
-    attended, *_ = graph.ops("Attention", *given, bias, *past, outputs=names, domain="", scale=1.0, **heads)
+    query, key, value = (
+        by_batch(graph, graph.linear(rows, f"{place}.{each}.weight"), lengths, width) for each in "qkv"
+    )
+    given, heads = (query, key, value), shape.facts.heads
+    attended = graph.flavour.attended_all(graph, given, bias, heads, 1.0, past, present)
     return graph.linear(_as_rows(graph, attended, width), f"{place}.o.weight")
 
 
 def _cross_attention(
     graph: Graph, shape: T5Shape, place: str, rows: str, lengths: str, keys_values: Sequence[str], bias: str
 ) -> str:
-    queries = by_head(graph, shape, graph.linear(rows, f"{place}.q.weight"), lengths)
-    attended = graph.op("Attention", queries, *keys_values, bias, scale=1.0)
-    attended = graph.op("Transpose", attended, perm=(0, 2, 1, 3))
-    return graph.linear(
-        _as_rows(graph, attended, shape.facts.heads * shape.facts.head_dim), f"{place}.o.weight"
-    )
+    heads, size = shape.facts.heads, shape.facts.head_dim
+    queries = by_batch(graph, graph.linear(rows, f"{place}.q.weight"), lengths, heads * size)
+    attended = graph.flavour.attended_across(graph, queries, keys_values, bias, heads, size)
+    return graph.linear(_as_rows(graph, attended, heads * size), f"{place}.o.weight")
 
 
 def _feed_forward(graph: Graph, shape: T5Shape, place: str, rows: str) -> str:
@@ -162,7 +161,7 @@ def _biases(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) ->
 
 
 def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
-    return graph.op("RMSNormalization", rows, graph.weight(f"{place}.weight"), epsilon=shape.facts.epsilon)
+    return graph.flavour.rms_norm(graph, rows, graph.weight(f"{place}.weight"), shape.facts.epsilon)
 
 
 def _as_rows(graph: Graph, values: str, width: int) -> str:

@@ -1,0 +1,174 @@
+"""The contrib flavour: onnxruntime's own operators beside those of opset 21, for GPUs, browsers and genai.
+
+GroupQueryAttention counts no padding: a row of its cache is a text from its first token on, and ``seqlens_k``
+says where the text ends. Providers differ in whether they take a mask besides, so none is used: the tokens of
+a text are moved to the front of its row, whatever ``attention_mask`` says of their places, and the rows of
+hidden states go back to their places before the logits are made. What a cache holds behind a text's last
+token is overwritten by the next.
+
+Behind a cache onnxruntime reads one token of each text at a time, as texts are generated, or one text in
+pieces; several tokens each of several texts it refuses (group_query_attention_helper.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ...core.tensor import Array
+from .causal import Heads, Positions
+from .flavour import Given
+from .graph import MICROSOFT, SIMPLIFIED, Element, Graph
+
+
+@dataclass(frozen=True)
+class Contrib:
+    """See ``Flavour``."""
+
+    name: str = "contrib"
+    opset: int = 21
+    ir_version: int = 10
+    shares_cache: bool = True
+
+    def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
+        """``SimplifiedLayerNormalization``; together with the addition that made ``rows`` where it is new.
+
+        The former stands in ONNX's own domain, where onnxruntime has it and ONNX does not.
+        """
+        added = graph.taken_back(rows) if _is_sum(graph, rows) else None
+        if added is None:
+            return graph.op(SIMPLIFIED, rows, weights, axis=-1, epsilon=epsilon)
+        kind, names = "SkipSimplifiedLayerNormalization", (None, "", "", rows)
+        given = (*added.inputs, weights)
+        return graph.ops(kind, *given, outputs=names, domain=MICROSOFT, epsilon=epsilon)[0]
+
+    def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:
+        """The tokens of each text first, then its padding."""
+        axis, one = graph.integers(1), graph.integers(1)
+        length, total = graph.op("Shape", ids, start=1), graph.op("Shape", mask, start=1)
+        text = graph.cast(graph.cast(mask, Element.BOOL), Element.INT64)
+        new = graph.op("Slice", text, graph.op("Sub", total, length), total, axis)
+        there = graph.op("ReduceSum", new, axis)
+        counted = graph.op("CumSum", new, graph.number(1, Element.INT64))
+        columns = _range(graph, graph.op("Squeeze", length))
+        behind = graph.op("Add", graph.op("Sub", columns, counted), there)  # padding, in its own order
+        order = graph.op("Where", graph.cast(new, Element.BOOL), graph.op("Sub", counted, one), behind)
+        before = graph.op(
+            "Sub", graph.op("ReduceSum", text, axis, keepdims=0), graph.op("Squeeze", there, axis)
+        )
+        last = graph.op("Sub", graph.op("Add", before, length), one)
+        lengths = graph.op("Concat", graph.op("Shape", ids), graph.integers(-1), axis=0)
+        positions = Positions(
+            lengths,
+            graph.op("ScatterElements", places, order, places, axis=1),
+            order=_flat(graph, order, ids, length),
+            last=graph.cast(last, Element.INT32),
+            total=graph.cast(graph.op("Squeeze", total), Element.INT32),
+        )
+        return graph.op("ScatterElements", ids, order, ids, axis=1), positions
+
+    def turned(self, graph: Graph, positions: Positions, cosines: str, sines: str) -> Positions:
+        """As a table with a row for each token, which RotaryEmbedding looks up by the token's number."""
+        rows = graph.op("Shape", positions.places)
+        count = graph.op("ReduceProd", rows, graph.integers(0), keepdims=0)
+        numbers = graph.op("Reshape", _range(graph, count), rows)
+        turns = (graph.op("Flatten", each, axis=2) for each in (cosines, sines))
+        return replace(positions, numbers=numbers, cosines=next(turns), sines=next(turns))
+
+    def near(self, graph: Graph, positions: Positions, window: int) -> Positions:
+        """An attribute of GroupQueryAttention."""
+        return replace(positions, window=window)
+
+    def sloped(self, graph: Graph, positions: Positions, slopes: Array) -> Positions:
+        """``attention_bias`` of GroupQueryAttention, which not every provider takes.
+
+        Keys further back lose more; what all keys of a query lose alike, softmax takes no notice of.
+        """
+        one = graph.number(1, Element.INT64)
+        total = graph.cast(positions.total, Element.INT64)
+        keys = graph.cast(graph.op("Range", graph.op("Sub", one, total), one, one), Element.FLOAT)
+        bias = graph.op("Mul", keys, graph.constant(slopes.astype(np.float32).reshape(1, -1, 1, 1)))
+        length = graph.op("Shape", positions.places, start=1)
+        shape = graph.op("Concat", graph.integers(1, 1), length, graph.integers(1), axis=0)
+        return replace(positions, mask=graph.op("Expand", bias, shape))
+
+    def rotated(self, graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
+        """``RotaryEmbedding`` of onnxruntime."""
+        attributes = {"num_heads": count, "interleaved": int(heads.neighbours)}
+        if heads.rotary != heads.size:
+            attributes["rotary_embedding_dim"] = heads.rotary
+        given = (values, positions.numbers, positions.cosines, positions.sines)
+        return graph.ops("RotaryEmbedding", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+
+    def attended(
+        self,
+        graph: Graph,
+        given: Given,
+        positions: Positions,
+        heads: Heads,
+        past: Sequence[str],
+        present: Sequence[str],
+    ) -> str:
+        """``GroupQueryAttention``."""
+        attributes: dict[str, int | float] = {"num_heads": heads.queries, "kv_num_heads": heads.keys}
+        if heads.scale is not None:
+            attributes["scale"] = heads.scale
+        if heads.cap is not None:
+            attributes["softcap"] = heads.cap
+        if positions.window is not None:
+            attributes["local_window_size"] = positions.window
+        inputs = (*given, *past, positions.last, positions.total, None, None, None, positions.mask)
+        names = (None, *present)
+        return graph.ops("GroupQueryAttention", *inputs, outputs=names, domain=MICROSOFT, **attributes)[0]
+
+    def restored(self, graph: Graph, rows: str, positions: Positions) -> str:
+        """Each row where its token was."""
+        return graph.op("Gather", rows, positions.order)
+
+    def attended_all(
+        self,
+        graph: Graph,
+        given: Given,
+        bias: str,
+        heads: int,
+        scale: float | None = None,
+        past: Sequence[str] = (),
+        present: Sequence[str] = (),
+    ) -> str:
+        """``MultiHeadAttention``."""
+        attributes: dict[str, int | float] = {"num_heads": heads}
+        if scale is not None:
+            attributes["scale"] = scale
+        inputs, names = (*given, None, None, bias, *past), (None, *present)
+        return graph.ops("MultiHeadAttention", *inputs, outputs=names, domain=MICROSOFT, **attributes)[0]
+
+    def attended_across(
+        self, graph: Graph, queries: str, crossing: Sequence[str], bias: str, heads: int, size: int
+    ) -> str:
+        """``MultiHeadAttention``, which takes keys and values by head."""
+        inputs = (queries, *crossing, None, None, bias)
+        attributes: dict[str, int | float] = {"num_heads": heads, "scale": 1.0}
+        return graph.ops("MultiHeadAttention", *inputs, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+
+
+CONTRIB = Contrib()
+
+
+def _is_sum(graph: Graph, rows: str) -> bool:
+    """Whether ``rows`` are the sum of two values of that shape: no bias, which is a weight."""
+    made = next((node for node in reversed(graph.nodes) if rows in node.outputs), None)
+    fixed = graph.weights.keys() | graph.constants.keys()
+    return made is not None and made.kind == "Add" and fixed.isdisjoint(made.inputs)
+
+
+def _range(graph: Graph, count: str) -> str:
+    return graph.op("Range", graph.number(0, Element.INT64), count, graph.number(1, Element.INT64))
+
+
+def _flat(graph: Graph, order: str, ids: str, length: str) -> str:
+    """Columns ``(batch, length)`` as numbers of rows ``(batch * length,)``."""
+    texts = _range(graph, graph.op("Squeeze", graph.op("Shape", ids, end=1)))
+    begins = graph.op("Unsqueeze", graph.op("Mul", texts, length), graph.integers(1))
+    return graph.op("Reshape", graph.op("Add", order, begins), graph.integers(-1))

@@ -1,0 +1,34 @@
+"""Loading libtorch with Python's lock released, so that other threads go on meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def load_torch_library() -> None:
+    """What ``import torch`` would load first, if nobody has yet; where that cannot be done, import does it.
+
+    The import holds Python's lock while the linker maps and relocates hundreds of megabytes: 0.4 s on a quiet
+    machine, seconds where it is busy or the disk cold, and the line that says what is being done stands
+    still. A function called through ctypes releases the lock, and so does dlopen. The order and the flags are
+    those of ``torch._load_global_deps``; neither library calls Python as it is loaded.
+    """
+    if "torch" in sys.modules or not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError, ImportError, ValueError):
+        spec = find_spec("torch")
+        if spec is None or spec.origin is None:
+            return
+        dlopen = ctypes.CDLL(None).dlopen
+        dlopen.restype, dlopen.argtypes = ctypes.c_void_p, [ctypes.c_char_p, ctypes.c_int]
+        folder = Path(spec.origin).parent / "lib"
+        for name, scope in (
+            ("libtorch_global_deps.so", os.RTLD_GLOBAL),
+            ("libtorch_cpu.so", os.RTLD_LOCAL),
+        ):
+            dlopen(os.fsencode(folder / name), os.RTLD_LAZY | scope)
