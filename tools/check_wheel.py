@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import re
 import sys
 import tempfile
 import zipfile
@@ -16,7 +17,6 @@ from pathlib import Path
 
 _TAG = "cp311-abi3-"
 _LIBRARY = "kconv/quant/_kernels."
-_INTERFACE = 1  # quant/native.py
 _SYSTEMS = {"linux": "manylinux", "darwin": "macosx", "win32": "win"}
 
 
@@ -39,18 +39,20 @@ def faults(wheel: Path) -> list[str]:
         with tempfile.TemporaryDirectory(
             ignore_cleanup_errors=True
         ) as folder:  # Windows holds what is loaded
-            found += _faults_of_kernels(Path(packed.extract(libraries[0], folder)))
+            expected = re.search(rb"^_INTERFACE = (\d+)$", packed.read("kconv/quant/native.py"), re.MULTILINE)
+            number = int(expected[1]) if expected else 0
+            found += _faults_of_kernels(Path(packed.extract(libraries[0], folder)), number)
     return found
 
 
-def _faults_of_kernels(path: Path) -> list[str]:
+def _faults_of_kernels(path: Path, number: int) -> list[str]:
     expected = ".pyd" if sys.platform == "win32" else ".abi3.so"
     if not path.name.endswith(expected):
         return [f"{path.name} is for one Python only, expected a name that ends in {expected}"]
     library = ctypes.CDLL(str(path))
     interface = library.kconv_interface()
-    if interface != _INTERFACE:
-        return [f"{path.name} has interface {interface}, expected {_INTERFACE}"]
+    if interface != number:
+        return [f"{path.name} has interface {interface}, expected {number} as in kconv/quant/native.py"]
     if not library.kconv_runs(0):
         return [f"{path.name} has no kernels for {platform.machine()}"]
     return []
