@@ -3,7 +3,7 @@
 The manifest names the statistics and how far each matrix's are shrunk. If that very file lies beside the
 artifact, every byte is derived again. If not, codes can be judged only by bounds: choosing moves a code by at
 most one step (feedback.h), in honest files every tenth, so that errors over a tensor stay within LARGER times
-those of plain encoding (at most 1.26 was measured, in all formats). Codes drawn at random from those within a
+those of plain encoding (at most 1.19 was measured, in all formats). Codes drawn at random from those within a
 step have 3 times its error, from the two neighbours twice.
 """
 
