@@ -29,9 +29,10 @@ def build(root: Path, language: str) -> subprocess.CompletedProcess[str]:
 
 
 def copied(folder: Path) -> Path:
-    """A clone with nothing but what the site is made of."""
+    """A clone with nothing but what the site is made of, and what its pages name of the code."""
     shutil.copytree(ROOT / "docs", folder / "docs")
-    for name in (*ROOT.glob("*.md"), *ROOT.glob("converters/**/*.py")):
+    code = (*ROOT.glob("converters/**/*.py"), *ROOT.glob("core/*.py"), *ROOT.glob(".github/**/*.yml"))
+    for name in (*ROOT.glob("*.md"), *code):
         (folder / name.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, folder / name.relative_to(ROOT))
     return folder
