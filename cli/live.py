@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ..core.language import _
+from ..core.system_processes import is_in_front
 from .console import seconds_text, size_text
 from .layout import columns, cropped, width
 
@@ -212,8 +213,8 @@ def _whole(seconds: float) -> str:
 def _is_in_front(stream: TextIO) -> bool:
     """Whether the terminal is ours now, and not the shell's (``kconv … &``)."""
     try:
-        return os.tcgetpgrp(stream.fileno()) == os.getpgrp()
-    except (OSError, ValueError, AttributeError):  # a terminal that controls nobody, or not POSIX
+        return is_in_front(stream.fileno())
+    except (OSError, ValueError):  # a terminal that controls nobody, or not POSIX
         return True
 
 

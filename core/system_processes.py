@@ -197,6 +197,11 @@ def is_reader_gone(number: int) -> bool:
     return False
 
 
+def is_in_front(number: int) -> bool:
+    """Whether the terminal is ours now, and not the shell's (``kconv … &``). Raises OSError if it is none."""
+    return sys.platform == "win32" or os.tcgetpgrp(number) == os.getpgrp()
+
+
 def interrupt(pid: int) -> None:
     """Have a process of ours put its things away and end; Windows can only end it. Raises OSError."""
     os.kill(pid, signal.SIGTERM)
