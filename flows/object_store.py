@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..converters.results import Options, Output
+from ..converters.results import CompanionFile, Options, Output
 from ..core.claims import NAMES
 from ..core.elsewhere import Elsewhere
 from ..core.errors import UsageError
+from ..core.model import Note
 from ..core.scratch import scratch_folder
 from ..hub.multipart import end_left_open, put_files, refuse_objects
 from ..hub.object_names import ObjectPlace
 from ..hub.object_store import ObjectPath
+from ..verify.proof import Part, Proof
+from ..vocab.parity import Parity
 from .convert import convert
+from .observer import Observer
 from .results import Conversion, Run
 
 
@@ -47,7 +51,7 @@ def convert_to_store(
             put_files(_in_order(folder, above), run.progress, replacing=run.force)
             run.made([_there(path, above) for path in paths])
 
-        here = replace(run, planned=planned, made=made)
+        here = replace(run, planned=planned, made=made, observer=_There(run.observer, above))
         conversion = convert(
             source, folder / place.name if one else folder, options, here, modelfile=modelfile
         )
@@ -55,11 +59,51 @@ def convert_to_store(
             manifests = [output.manifest for output in conversion.outputs]
             put_files([(path, above / path.name) for path in manifests], replacing=True)
     outputs = tuple(_output_there(output, above) for output in conversion.outputs)
-    companions = tuple(replace(each, path=_there(each.path, above)) for each in conversion.companions)
-    proofs = tuple(
-        replace(proof, artifact=_there(Path(proof.artifact), above)) for proof in conversion.proofs
-    )
+    companions = tuple(_companion_there(each, above) for each in conversion.companions)
+    proofs = tuple(_proof_there(proof, above) for proof in conversion.proofs)
     return replace(conversion, outputs=outputs, companions=companions, proofs=proofs)
+
+
+class _There(Observer):
+    """Tells another observer the same, of objects where the flow speaks of temporary files."""
+
+    def __init__(self, told: Observer, above: ObjectPlace) -> None:
+        self._told, self._above = told, above
+
+    def opened(self, source: Path, arch: str, parameters: int, files: Sequence[Path] = ()) -> None:
+        """The same."""
+        self._told.opened(source, arch, parameters, files)
+
+    def tokens(self, parity: Parity) -> None:
+        """The same."""
+        self._told.tokens(parity)
+
+    def noted(self, notes: Sequence[Note]) -> None:
+        """The same."""
+        self._told.noted(notes)
+
+    def writing(self, types: Sequence[str]) -> None:
+        """The same."""
+        self._told.writing(types)
+
+    def part(self, name: str, part: Part) -> None:
+        """The same."""
+        self._told.part(name, part)
+
+    def made(self, outputs: Sequence[Output], companions: Sequence[CompanionFile]) -> None:
+        """Objects are there."""
+        self._told.made(
+            [_output_there(each, self._above) for each in outputs],
+            [_companion_there(each, self._above) for each in companions],
+        )
+
+    def proving(self, artifact: Path, type: str, number: int, files: int) -> None:
+        """The proof of an object begins, on the file it was."""
+        self._told.proving(_there(artifact, self._above), type, number, files)
+
+    def proven(self, proof: Proof) -> None:
+        """All of that proof."""
+        self._told.proven(_proof_there(proof, self._above))
 
 
 def _in_order(folder: Path, above: ObjectPlace) -> list[tuple[Path, ObjectPlace]]:
@@ -71,6 +115,14 @@ def _in_order(folder: Path, above: ObjectPlace) -> list[tuple[Path, ObjectPlace]
 
 def _there(path: Path, above: ObjectPlace) -> Path:
     return ObjectPath(str(above / path.name))
+
+
+def _companion_there(companion: CompanionFile, above: ObjectPlace) -> CompanionFile:
+    return replace(companion, path=_there(companion.path, above))
+
+
+def _proof_there(proof: Proof, above: ObjectPlace) -> Proof:
+    return replace(proof, artifact=_there(Path(proof.artifact), above))
 
 
 def _output_there(output: Output, above: ObjectPlace) -> Output:
