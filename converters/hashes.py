@@ -135,7 +135,7 @@ def is_as_recorded(file: InputFile, entry: Mapping[str, Any], hashed: dict[tuple
     key = file.path, in_pieces
     if key not in hashed:
         hashed[key] = list(pieces_of(file)[0]) if in_pieces else sha256_of(file)[0]
-    return hashed[key] == entry["pieces" if in_pieces else "sha256"]
+    return bool(hashed[key] == entry["pieces" if in_pieces else "sha256"])
 
 
 def _size(file: InputFile | Path) -> int:
