@@ -70,6 +70,8 @@ _LABELS = {
     "size": phrase("size"),
     "type": phrase("type"),
     "bits per weight": phrase("bits per weight"),
+    "flavour": phrase("flavour"),
+    "runs in": phrase("runs in"),
     "manifest": phrase("manifest"),
     "proof": phrase("proof"),
 }
@@ -116,7 +118,7 @@ def _print_summary(description: Mapping[str, Any]) -> None:
 
 
 def _runtime_text(least: str | None) -> str | None:
-    return None if least is None else f"onnxruntime {least} or newer"
+    return None if least is None else _("onnxruntime {version} or newer", version=least)
 
 
 def _print_graphs(graphs: Sequence[Mapping[str, Any]]) -> None:

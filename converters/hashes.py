@@ -7,7 +7,7 @@ written, by all processors when nothing else is left to do.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -120,6 +120,22 @@ class Hashes:
 def _is_still(file: InputFile, found: SourceFile) -> bool:
     """Whether its contents are, read again, what they were."""
     return piece_sums(file) == found.pieces if found.pieces else file_sha256(file) == found.sha256
+
+
+Sums = str | list[str]
+"""The SHA-256 of a file, or those of its pieces."""
+
+
+def is_as_recorded(file: InputFile, entry: Mapping[str, Any], hashed: dict[tuple[Path, bool], Sums]) -> bool:
+    """Whether a file's contents are those of its entry in a manifest, which may have sums of its pieces.
+
+    ``hashed`` keeps what was found, by path and whether in pieces, for further entries.
+    """
+    in_pieces = "sha256" not in entry
+    key = file.path, in_pieces
+    if key not in hashed:
+        hashed[key] = list(pieces_of(file)[0]) if in_pieces else sha256_of(file)[0]
+    return bool(hashed[key] == entry["pieces" if in_pieces else "sha256"])
 
 
 def _size(file: InputFile | Path) -> int:

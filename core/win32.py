@@ -52,7 +52,9 @@ if sys.platform == "win32":
             how = _CREATE_NEW if flags & os.O_EXCL else _OPEN_ALWAYS
         found = _kernel.CreateFileW(str(path), access, _SHARED, None, how, _NORMAL, None)
         if found in (None, _NO_HANDLE):
-            raise ctypes.WinError(ctypes.get_last_error(), str(path))
+            error = ctypes.WinError(ctypes.get_last_error())
+            error.filename = str(path)
+            raise error
         return msvcrt.open_osfhandle(found, flags & ~(os.O_CREAT | os.O_EXCL))
 
     def lock(handle: int, *, wait: bool) -> None:

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..converters.hashes import Sums, is_as_recorded
 from ..converters.manifest import versions
 from ..converters.onnx.folder import parse_layout
 from ..converters.onnx.options import OnnxOptions, flavour_for
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
 from ..core.input_files import InputFile, file_sha256
-from ..core.receipts import pieces_of, sha256_of
 from .batch_jobs import Step
 
 _FRESH = 2.0
@@ -66,7 +66,7 @@ def source_record(files: Sequence[Mapping[str, Any]], states: Mapping[str, State
 
 
 def changed_file(
-    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: dict[str, str | list[str]]
+    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: dict[tuple[Path, bool], Sums]
 ) -> tuple[str | None, dict[str, Any]]:
     """The first file of a source that is not what ``record`` says, None if all are; and the record of today.
 
@@ -83,16 +83,10 @@ def changed_file(
         if state is None or state != known.get("state"):
             if os.stat(paths[name]).st_size != known["bytes"]:
                 return name, {}
-            hashed[name] = hashed.get(name) or _sums(InputFile(paths[name]), in_pieces="pieces" in known)
-            if hashed[name] != known.get("pieces", known.get("sha256")):
+            if not is_as_recorded(InputFile(paths[name]), known, hashed):
                 return name, {}
         now[name] = {**known, "state": state}
     return None, now
-
-
-def _sums(file: InputFile, *, in_pieces: bool) -> str | list[str]:
-    """The SHA-256 of a file, or of each of its pieces."""
-    return list(pieces_of(file)[0]) if in_pieces else sha256_of(file)[0]
 
 
 def options_record(step: Step) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ..converters.hashes import Sums
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import KconvError, OutputExists
@@ -60,7 +61,7 @@ class Look:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
-    hashed: dict[str, str | list[str]] = field(default_factory=dict)
+    hashed: dict[tuple[Path, bool], Sums] = field(default_factory=dict)
 
 
 def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOutput:

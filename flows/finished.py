@@ -1,8 +1,9 @@
 """A conversion that --resume finds finished: the manifests say that this very command has made the files.
 
 What counts as the same is what the manifests hold: types and options, the SHA-256 of every file of the
-source, versions of what has a hand in the bytes, and the files as they were when they were proven. What a
-manifest cannot tell (the content of calibration texts or of a chat template's file) is never the same.
+source (or of its pieces), versions of what has a hand in the bytes, and the files as they were when they were
+proven. What a manifest cannot tell (the content of calibration texts or of a chat template's file) is never
+the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..converters.hashes import Sums, is_as_recorded
 from ..converters.manifest import HELD, versions
 from ..converters.recorded import MADE_FROM, read_manifest
 from ..converters.results import Options
@@ -98,7 +100,7 @@ def tell_finished(targets: Sequence[Target], command: Command) -> None:
 
 def tell_made(made: Sequence[Made], command: Command) -> None:
     """As ``tell_finished``, of outputs of any kind; says nothing where one of them is not so."""
-    hashed: dict[Path, str] = {}
+    hashed: dict[tuple[Path, bool], Sums] = {}
     try:
         verdicts = [_verdict(each, command, hashed) for each in made]
     except (KconvError, OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -107,7 +109,7 @@ def tell_made(made: Sequence[Made], command: Command) -> None:
         raise AlreadyFinished([each.path for each in made])
 
 
-def _verdict(made: Made, command: Command, hashed: dict[Path, str]) -> str | None:
+def _verdict(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]) -> str | None:
     """The proof's verdict on an output that is the command's; None where it is not, or is not proven."""
     manifest = read_manifest(made.path)
     if manifest is None or manifest["output"]["type"] != made.type:
@@ -142,7 +144,9 @@ def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     return bool(manifest["importance"]["sha256"] == file_sha256(Path(command.imatrix)))
 
 
-def _same_sources(manifest: Mapping[str, Any], command: Command, hashed: dict[Path, str]) -> bool:
+def _same_sources(
+    manifest: Mapping[str, Any], command: Command, hashed: dict[tuple[Path, bool], Sums]
+) -> bool:
     listed = manifest[MADE_FROM] if command.key == MADE_FROM else manifest["source"]["files"]
     before = {file["name"]: file for file in listed}
     source = manifest["source"]
@@ -154,9 +158,7 @@ def _same_sources(manifest: Mapping[str, Any], command: Command, hashed: dict[Pa
         file = InputFile(path)
         if file.size != before[name]["bytes"]:
             return False
-        if path not in hashed:
-            hashed[path] = sha256_of(file)[0]
-        if hashed[path] != before[name]["sha256"]:
+        if not is_as_recorded(file, before[name], hashed):
             return False
     return True
 

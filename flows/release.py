@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -144,22 +145,32 @@ def _without_companions(read: Sequence[tuple[Artifact, Facts]]) -> list[tuple[Ar
 
 def _refuse_two_models(artifacts: Sequence[Artifact]) -> None:
     """Raise UsageError where manifests name different checkpoints."""
-    seen: dict[tuple[str, ...], Artifact] = {}
-    for artifact in artifacts:
-        files = objects_of(artifact.manifest.get("source", {}).get("files"))
-        weights = sorted(
-            str(file.get("sha256") or file.get("pieces"))
-            for file in files
-            if str(file.get("name")).endswith((".safetensors", ".bin", ".pt", ".pth"))
-        )
-        if weights:
-            seen.setdefault(tuple(weights), artifact)
-    if len(seen) > 1:
-        one, other, *_ = seen.values()
-        raise UsageError(
-            f"{one.name or 'one'} and {other.name or 'another'} are made from different checkpoints",
-            hint="publish one model at a time: a card describes one",
-        )
+    named = [(artifact, weights) for artifact in artifacts if (weights := _source_weights(artifact))]
+    for (one, before), (other, after) in itertools.combinations(named, 2):
+        if _are_different(before, after):
+            raise UsageError(
+                f"{one.name or 'one'} and {other.name or 'another'} are made from different checkpoints",
+                hint="publish one model at a time: a card describes one",
+            )
+
+
+def _source_weights(artifact: Artifact) -> list[Mapping[str, Any]]:
+    files = objects_of(artifact.manifest.get("source", {}).get("files"))
+    return [file for file in files if str(file.get("name")).endswith((".safetensors", ".bin", ".pt", ".pth"))]
+
+
+def _are_different(one: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the files cannot be the same; of some a manifest may have the sum, another those of pieces."""
+    kinds = ("sha256", "pieces")
+    shared = [kind for kind in kinds if all(file.get(kind) for file in (*one, *other))]
+    keys = shared or ["bytes"]
+    for key in keys:
+        before, after = (sorted(str(file.get(key)) for file in files) for files in (one, other))
+        if before != after:
+            return True
+    named = {file.get("name"): file for file in other}
+    pairs = [(file, named[file.get("name")]) for file in one if file.get("name") in named]
+    return any(a.get(kind) and b.get(kind) and a[kind] != b[kind] for a, b in pairs for kind in kinds)
 
 
 def _refuse_same_names(release: Release) -> None:

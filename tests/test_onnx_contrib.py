@@ -224,6 +224,17 @@ def test_genai_config_has_one_number_for_padding_and_all_tokens_that_end(tmp_pat
     assert not (js / "genai_config.json").exists()
 
 
+def test_genai_config_is_json_whatever_the_card_says(tmp_path: Path) -> None:
+    checkpoint = write_sample("gpt2", tmp_path / "checkpoint")
+    odd = '{"temperature": NaN, "top_p": 1e400, "top_k": 7, "pad_token_id": [3, 4], "max_length": "long"}'
+    (checkpoint / "generation_config.json").write_text(odd)
+    made = to_onnx(checkpoint, tmp_path / "onnx", flavour="contrib", verify=False, threads=1)
+    text = (made.path / "genai_config.json").read_text("utf-8")
+    search = json.loads(text, parse_constant=pytest.fail)["search"]
+    assert search["top_k"] == 7
+    assert not {"temperature", "top_p"} & search.keys()
+
+
 def test_no_family_names_an_operator_that_is_the_flavours_affair() -> None:
     room = Path(__file__).parent.parent / "converters"
     decided = re.compile(r'"(Attention|RMSNormalization|RotaryEmbedding|GroupQueryAttention)"')

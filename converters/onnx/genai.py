@@ -7,6 +7,7 @@ chat template it finds in tokenizer_config.json (docs of onnxruntime-genai, "Con
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
@@ -76,13 +77,18 @@ def _search(generation: Mapping[str, Any], model: Model, graph: Graph) -> dict[s
     context = _context(model)
     longest = generation.get("max_length")
     limited = isinstance(longest, int) and 0 < longest <= context
-    given = {name: generation[name] for name in _SEARCH if isinstance(generation.get(name), int | float)}
+    given = {name: generation[name] for name in _SEARCH if _is_number(generation.get(name))}
     return {
         "do_sample": False,
         **given,
         "max_length": longest if limited else min(context, _LONGEST),
         "past_present_share_buffer": graph.flavour.shares_cache,
     }
+
+
+def _is_number(value: Any) -> bool:
+    """True and False among them; NaN and Infinity, which Python reads and writes, are no JSON."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _pair(prefix: str, names: str) -> dict[str, str]:

@@ -23,11 +23,6 @@ static bool has_avx512(void) {
 }
 #endif
 
-/* Windows links a module of Python only if it has this; importing it is an error, loading it is not. */
-#if defined(_WIN32)
-EXPORT void *PyInit__kernels(void) { return NULL; }
-#endif
-
 /* The kernels of the instruction set 0 (baseline), 1 (avx2) or 2 (avx512), or NULL if it is not built or this
  * processor or system does not run it. */
 static const struct kernels *kernels_of(int set) {
@@ -100,5 +95,5 @@ EXPORT void kconv_measure(int set, const float *m, int64_t n, const float *roots
     kernels_of(set)->feedback.measure(m, n, roots, rows, z, losses);
 }
 
-/* Some linkers insist on a module's entry; nothing imports this one. */
+/* Windows links a module of Python only if it has this; importing it is an error, loading it is not. */
 EXPORT void *PyInit__kernels(void) { return NULL; }
