@@ -12,7 +12,9 @@ from kconv.core.errors import InputError
 from kconv.quant.formats import FORMATS
 from kconv.quant.policy_file import Choice, read_choice
 
-WHOLE = Choice("3M", "llama", {"output.weight": FORMATS["q6_K"]}, 0.01, {"output.weight": {"q6_K": 0.01}}).to_toml()
+WHOLE = Choice(
+    "3M", "llama", {"output.weight": FORMATS["q6_K"]}, 0.01, {"output.weight": {"q6_K": 0.01}}
+).to_toml()
 
 
 @pytest.mark.parametrize(
