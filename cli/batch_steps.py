@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _COMMANDS: dict[Format, tuple[str, str]] = {"gguf": ("to-gguf", "to_gguf"), "onnx": ("to-onnx", "to_onnx")}
 _OWN = ("source", "types", "formats", "output")
+_CHOSEN = ("target-size", "target-kl", "menu", "policy")
 _NOT_HERE = {
     "resume": "the same kconv batch goes on where it was killed",
     "type": "use types",
@@ -31,6 +32,7 @@ _NOT_HERE = {
     "verbose": "pass --verbose to kconv batch",
     "lang": "pass --lang to kconv batch",
     "help": "see kconv batch --help",
+    **dict.fromkeys(_CHOSEN, "a batch makes files of named types; run kconv to-gguf with it instead"),
 }
 _EITHER = (("verify", "no-verify"), ("imatrix", "calibrate"))
 """Options of which a job has one: its own takes the place of the other in [defaults]."""
@@ -245,6 +247,9 @@ def _arguments(
             f"{file.where(job)}: verify and no-verify cannot be combined", hint="leave one of them out"
         )
     scope = context.params["scope"]
+    for key in _CHOSEN:  # the files of targets have no type that a plan and a journal could name
+        if values.pop(key.replace("-", "_"), None):
+            raise UsageError(f"--options: --{key} is no option of a batch", hint=_NOT_HERE[key])
     values["verify"] = "off" if values.pop("no_verify") else (scope or "quick").lower()
     for other in ("scheduler", "output", "resume", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)

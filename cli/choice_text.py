@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .console import printable, say, table
+from ..core.language import _
+from .console import printable, say, table, width
 
 if TYPE_CHECKING:
     from ..converters.results import Output
@@ -56,7 +57,8 @@ def _blocks(bands: tuple[tuple[int, int], ...], kinds: list[str], cells: dict[Gr
 
     heads = [str(first) if first == last else f"{first}-{last}" for first, last in bands]
     rows = {kind: [cells.get(Group(kind, *band), "") for band in bands] for kind in kinds}
-    margin = max(len("layers"), *(len(kind) for kind in kinds))
+    title = _("layers")
+    margin = max(width(title), *(len(kind) for kind in kinds))
     widths = [
         2 + max(len(head), *(len(row[place]) for row in rows.values())) for place, head in enumerate(heads)
     ]
@@ -66,6 +68,6 @@ def _blocks(bands: tuple[tuple[int, int], ...], kinds: list[str], cells: dict[Gr
         while stop < len(heads) and margin + sum(widths[start : stop + 1]) <= _WIDTH:
             stop += 1
         lines = [(printable(kind), *row[start:stop]) for kind, row in rows.items()]
-        blocks.append(table(lines, header=("layers", *heads[start:stop])))
+        blocks.append(table(lines, header=(title, *heads[start:stop])))
         start = stop
     return blocks

@@ -23,7 +23,7 @@ def read_policy(path: Path) -> tuple[dict[str, float], float | None]:
     """
     try:
         values: dict[str, Any] = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of more than 4,300 digits
         raise InputError(f"{path}: not a policy file: {error}", hint=f"expected {_EXAMPLE}") from error
     for key in values:
         if key not in _KEYS:
@@ -38,4 +38,8 @@ def read_policy(path: Path) -> tuple[dict[str, float], float | None]:
 def _number(path: Path, key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{path}: {key} is {quoted(value)}, expected a positive number")
-    return positive(float(value), f"{key}={value}")
+    try:
+        number = float(value)
+    except OverflowError:  # TOML's integers have any number of digits
+        raise InputError(f"{path}: {key} is {quoted(value)}, expected a positive number") from None
+    return positive(number, f"{key}={value}")

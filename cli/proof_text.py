@@ -76,9 +76,12 @@ def proof_rest(proof: Proof) -> str:
     return coloured(_fitted("\n\n".join(section for section in sections if section)))
 
 
-def proof_line(proof: Proof) -> str:
-    """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands."""
-    line = f"{proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"
+def proof_line(proof: Proof, label: str | None = None) -> str:
+    """One line for a file: the verdict, whether it is right, what it loses, and on which text that stands.
+
+    ``label`` is what the file is called, if not by its type.
+    """
+    line = f"{label or proof.type.upper()}: {verdict_word(proof.verdict)}: {_summary(proof)}"
     return coloured(_fitted(printable(line)))
 
 

@@ -61,6 +61,7 @@ class Teller(_Printer):
         self._sources: Sequence[Path] = ()
         self._notes: set[Note] = set()
         self._remarks: set[str] = set()
+        self._labels: dict[Path, str] = {}
 
     def opened(self, source: Path, arch: str, parameters: int, files: Sequence[Path] = ()) -> None:
         """The first line."""
@@ -87,6 +88,8 @@ class Teller(_Printer):
     def made(self, outputs: Sequence[Output], companions: Sequence[CompanionFile]) -> None:
         """A table."""
         self._shown.label = ""
+        # Files whose formats were chosen are called as asked for (3M): of one type there may be several.
+        self._labels.update((each.path, each.type) for each in outputs if each.choice is not None)
         rows = [output_row(output) for output in outputs]
         rows += [(str(each.path), each.arch, size_text(each.bytes), "32.00", "f32") for each in companions]
 
@@ -108,6 +111,7 @@ class Teller(_Printer):
 
     def proving(self, artifact: Path, type: str, number: int, files: int) -> None:
         """Of which file the progress is from now on."""
+        type = self._labels.get(artifact, type)
         self._shown.label = type
         if files > 1:
             self._shown.label = _("{type}, {number} of {files}", type=type, number=number, files=files)
@@ -121,7 +125,7 @@ class Teller(_Printer):
         self._remarks.update(fresh)
 
         def tell() -> None:
-            click.echo(proof_line(proof))
+            click.echo(proof_line(proof, self._labels.get(Path(proof.artifact))))
             for remark in fresh:
                 say(_("note: {note}", note=remark))
 

@@ -52,7 +52,7 @@ def _check_importance(options: Options) -> None:
     if options.optimize and options.imatrix is None and not options.calibrate:
         raise UsageError(
             "--optimize needs to know what flows into the model's matrices",
-            hint="add --calibrate TEXT, or --imatrix with a file from kconv imatrix --full",
+            hint="add --imatrix with a file from kconv imatrix --full or, to kconv to-gguf, --calibrate TEXT",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 from ..converters.gguf_plan import FilePlan
@@ -152,7 +153,7 @@ def _saved(
     of: dict[str, dict[Format, float]] = {}
     for tensor in tensors:
         saved, given = known.losses.get(tensor.name, {}), offered(tensor, menu, importance)
-        of[tensor.name] = {each: saved[each.name] for each in given if each.name in saved}
+        of[tensor.name] = {each: saved[each.name] for each in given if saved.get(each.name, inf) < inf}
         if not of[tensor.name]:
             raise InputError(
                 f"{where} has no measured losses of {tensor.name} in "
@@ -190,7 +191,7 @@ class Chooser:
                 tuple(
                     Candidate(format.name, aligned(format.tensor_bytes(tensor.shape)), loss)
                     for format, loss in losses.of[tensor.name].items()
-                    if loss != float("inf")
+                    if loss != inf
                 ),
             )
             for tensor in tensors
@@ -282,6 +283,6 @@ def _measured(choice: Found, mean: float) -> Found:
 
 def _best(tried: Sequence[Found], wish: Wish | None) -> Found:
     """The one that loses most within the wish, hence the smallest; else the one that loses least."""
-    most = wish.value if wish is not None and wish.kind == "divergence" else float("inf")
+    most = wish.value if wish is not None and wish.kind == "divergence" else inf
     within = [each for each in tried if each[1] <= most]
     return max(within, key=lambda each: each[1]) if within else min(tried, key=lambda each: each[1])

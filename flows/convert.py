@@ -34,7 +34,6 @@ from ..hub.object_names import parse_object
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.wish import wanted
 from ..verify.inputs import Expected
-from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..vocab.ollama import ollama_modelfile
 from ..vocab.parity import Parity
@@ -316,10 +315,9 @@ def _prove(
             importance=importance,
             known=known,
             keep=journal_of([output.path for output in outputs]),
+            predicted=[predicted_of(output) for output in outputs],
         )
         hashed = {file.name: file for file in hashes.result(run.progress)}
-    pairs = zip(proofs, outputs, strict=True)
-    proofs = tuple(with_prediction(proof, predicted_of(output)) for proof, output in pairs)
     for output, proof in zip(outputs, proofs, strict=True):
         record_proof(output.manifest, proof.to_manifest(), [hashed[path.name] for path in output.paths])
     return proofs

@@ -18,6 +18,7 @@ from ..reference.model import Reference
 from ..reference.reading import Reading
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
+from ..verify.predicted import with_prediction
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.parity import Parity
@@ -37,13 +38,15 @@ def prove_new_files(
     importance: Importance | None = None,
     known: Known = MappingProxyType({}),
     keep: Path | None = None,
+    predicted: Sequence[float | None] = (),
 ) -> tuple[Proof, ...]:
     """Hold files just made against their checkpoint; ``expected`` has the model that was to be written.
 
     ``quick`` takes the tokens' parity as the conversion measured it and leaves the weights out, which this
     process has just encoded; ``full`` does again all that ``verify`` does. ``importance`` is what the files
     were quantized with; ``known`` is what has been read already; in the folder ``keep`` readings are kept,
-    for a run that goes on with this one. Raises KconvError where reading the checkpoint fails.
+    for a run that goes on with this one. ``predicted`` are the mean divergences the files were chosen to
+    have. Raises KconvError where reading the checkpoint fails.
     """
     options = VerifyOptions(
         threads=run.threads or available_cores(),
@@ -68,6 +71,8 @@ def prove_new_files(
             artifact = NewGgufArtifact(file, parity=parity, scope=scope, importance=importance)
             run.observer.proving(path, artifact.type, number, len(files))
             proof = prove(expected, artifact, windows, options, texts=run.proof_texts, scope=scope, read=read)
+            if predicted:
+                proof = with_prediction(proof, predicted[number - 1])
             proofs.append(proof)
             run.observer.proven(proof)
     return tuple(proofs)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ..core.errors import InputError
+from ..core.gguf_file import shown
 from ..core.model import Model
 from ..core.tensor import Tensor
 from .choice_groups import in_layers
@@ -70,14 +71,24 @@ def _recipe_of(format: Format) -> Policy:
 
 
 def refuse_other_architecture(choice: Choice, model: Model, where: str) -> None:
-    """Raise InputError for a choice that was made for a model of other tensors."""
+    """Raise InputError for a choice that was made for a model of other tensors, or that names tensors whose
+    format is never chosen, where it would do nothing.
+    """
     names = {tensor.name for tensor in model.tensors}
     strange = [name for name in choice.formats if name not in names]
     if choice.arch != model.arch or strange:
         which = (
-            f"of {choice.arch}, this is {model.arch}" if choice.arch != model.arch else f"has {strange[0]}"
+            f"of {shown(choice.arch)}, this is {model.arch}"
+            if choice.arch != model.arch
+            else f"has {shown(strange[0])}"
         )
         raise InputError(
             f"{where} was chosen for another model: {which}",
             hint="it fits fine-tunes of the model it was chosen for; choose anew with --target-size",
+        )
+    free = {tensor.name for tensor in model.tensors if may_be_quantized(tensor.name, tensor.shape)}
+    if fixed := [name for name in choice.formats if name not in free]:
+        raise InputError(
+            f"{where}: the format of {shown(fixed[0])} cannot be chosen, it is no matrix that is quantized",
+            hint="take it out of [formats]",
         )

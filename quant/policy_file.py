@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,14 @@ def read_choice(path: str | Path) -> Choice:
     path = Path(path)
     try:
         values: dict[str, Any] = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+    except InputError as error:  # which speaks of texts
+        raise InputError(f"policy file: {error.message}", hint=_HINT) from error
+    except (ValueError, RecursionError) as error:  # ValueError: also integers of more than 4,300 digits
         raise InputError(f"{path}: not a policy file: {error}", hint=_HINT) from error
     if "kconv_policy" not in values:
         gates = "; this one holds limits for kconv verify" if {"gates", "max_kl"} & set(values) else ""
         raise InputError(f"{path}: not a policy file of formats: it has no kconv_policy", hint=_HINT + gates)
-    if values["kconv_policy"] != _VERSION:
+    if values["kconv_policy"] != _VERSION or values["kconv_policy"] is True:
         raise InputError(
             f"{path}: kconv_policy is {quoted(values['kconv_policy'])}, and this kconv reads {_VERSION}",
             hint="use the version of kconv that wrote it, or newer",
@@ -126,6 +129,10 @@ def read_choice(path: str | Path) -> Choice:
     if not isinstance(arch, str) or not isinstance(label, str):
         raise InputError(f"{path}: architecture and target are expected to be text", hint=_HINT)
     measured = _table(path, values, "measured")
+    if strange := [key for key, value in measured.items() if not _plain(value)]:
+        raise InputError(
+            f"{path}: measured.{shown(strange[0])} is no number, text or list of these", hint=_HINT
+        )
     return Choice(label, arch, formats, _amount(path, "predicted_kl", predicted), losses, measured)
 
 
@@ -154,7 +161,15 @@ def _losses(path: Path, name: str, value: Any) -> dict[str, float]:
     return {each: _amount(path, f"losses.{name}.{each}", loss) for each, loss in value.items()}
 
 
+def _plain(value: Any) -> bool:
+    """Whether a manifest can say it: no dates, which TOML has and JSON has not."""
+    if isinstance(value, list):
+        return all(isinstance(each, str | int | float) for each in value)
+    return isinstance(value, str | int | float)
+
+
 def _amount(path: Path, key: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-        raise InputError(f"{path}: {shown(key)} is {quoted(value)}, expected a number of nats", hint=_HINT)
-    return float(value)
+    if not isinstance(value, bool) and isinstance(value, int | float) and value >= 0:
+        with suppress(OverflowError):  # TOML's integers have any number of digits
+            return float(value)
+    raise InputError(f"{path}: {shown(key)} is {quoted(value)}, expected a number of nats", hint=_HINT)

@@ -98,3 +98,17 @@ output = "elsewhere"
     assert third.output == tmp_path / "elsewhere"
     assert [step.job for step in shard_of([first, second, third], 1, 2)] == [1, 3]  # one source, one shard
     assert [step.job for step in shard_of([first, second, third], 2, 2)] == [2]
+
+
+@pytest.mark.parametrize(
+    "key", ["target-size = '3M'", "target_kl = 0.1", "menu = 'q4_K'", "policy = 'a.toml'"]
+)
+def test_files_of_chosen_formats_are_no_job(key: str, tmp_path: Path) -> None:
+    (tmp_path / "jobs.toml").write_text(f"[[jobs]]\nsource = 'a'\n{key}\n", "utf-8")
+    done = kconv("batch", tmp_path / "jobs.toml", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "is no key of a job" in done.stderr
+    (tmp_path / "jobs.toml").write_text("[[jobs]]\nsource = 'a'\n", "utf-8")
+    done = kconv("batch", tmp_path / "jobs.toml", "--options", "--target-size 3M", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "--target-size is no option of a batch" in done.stderr

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from kconv.cli.choice_text import choice_text
+from kconv.cli.progress import shown_progress
+from kconv.cli.telling import telling
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, KconvError, UsageError
@@ -376,3 +378,18 @@ def test_an_ended_run_goes_on_with_its_choice(folder: Path, tmp_path: Path) -> N
     assert output.bytes <= SIZE
     assert output.policy is not None
     assert output.policy.is_file()
+
+
+def test_verdicts_are_told_by_the_target_and_with_the_prediction(
+    made: Conversion, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two files may be of one type; whether the loss is as predicted is said where the verdict is."""
+    policy = next(output.policy for output in made.outputs if output.type == "1.7M")
+    with shown_progress() as progress, telling(progress, quiet=False) as observer:
+        wanted = Wanted(("1.7M", "1.71M"), policy=str(policy))
+        to_gguf(folder, tmp_path, types=(), **asked(wanted), threads=2, observer=observer)
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (next(at for at, line in enumerate(lines) if line.startswith(begin))
+                     for begin in ("1.7M: passed", "1.71M: passed"))  # fmt: skip
+    told = " ".join(lines[first:second])
+    assert "note: the formats were chosen to lose" in told
