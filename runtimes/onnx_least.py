@@ -12,6 +12,8 @@ Release = tuple[int, int]
 
 _OF_OPSET = {22: (1, 20), 23: (1, 23), 24: (1, 24)}
 _KNOWN_BIAS = 10  # inputs GroupQueryAttention has without a bias, most of them left out
+WINDOW = "local_window_size"
+"""The attribute of GroupQueryAttention that says how far back a query sees."""
 OLDEST: Release = (1, 20)
 """The oldest onnxruntime that was asked."""
 
@@ -19,6 +21,13 @@ OLDEST: Release = (1, 20)
 def least_for_opset(version: int) -> Release:
     """The first onnxruntime whose CPU provider has ONNX's operators of that version."""
     return max((release for opset, release in _OF_OPSET.items() if opset <= version), default=OLDEST)
+
+
+def windows_of(node: Any) -> list[int]:
+    """The window of a GroupQueryAttention that has one."""
+    if node.domain != "com.microsoft" or node.op_type != "GroupQueryAttention":
+        return []
+    return [each.i for each in node.attribute if each.name == WINDOW and each.i >= 0]
 
 
 def least_for_node(node: Any) -> Release:
@@ -29,7 +38,7 @@ def least_for_node(node: Any) -> Release:
     if node.op_type == "GatherBlockQuantized" and "bits" in attributes:
         return (1, 23)
     if node.op_type == "GroupQueryAttention":
-        if "local_window_size" in attributes:
+        if WINDOW in attributes:
             return (1, 24)
         return (1, 22) if len(node.input) > _KNOWN_BIAS else OLDEST
     return OLDEST

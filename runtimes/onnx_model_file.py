@@ -10,14 +10,14 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError, EnvironmentProblem, InputError
 from ..core.input_files import InputFile, is_plain_name, quoted, refuse_lfs_pointer, stays_with
 from .onnx_graph import elements, messages, refuse_functions, refuse_message, refuse_overlap
-from .onnx_least import Release, least_for_node, least_for_opset
+from .onnx_least import Release, least_for_node, least_for_opset, windows_of
 from .onnx_wire import more_parts_than
 
 INSTALL = "pip install 'kconv[onnx]'"
@@ -71,7 +71,8 @@ class Value:
 class ModelFile:
     """A file of ONNX: ``data`` are the files its weights lie in, ``operators`` count its nodes by kind,
     ``weights`` what it multiplies and looks up by format, ``opsets`` are versions by domain, ``least`` is the
-    first onnxruntime that computes it (onnx_least.py).
+    first onnxruntime that computes it (onnx_least.py). ``near`` counts the windows of GroupQueryAttention, of
+    layers in which a query sees no further back than so many positions.
     """
 
     path: Path
@@ -84,6 +85,7 @@ class ModelFile:
     weights: Counter[str]
     data: tuple[Path, ...]
     least: Release
+    near: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def external(self) -> dict[str, Initializer]:
@@ -102,6 +104,7 @@ def read_model_file(path: Path) -> ModelFile:
     sizes: dict[Path, int] = {}
     weights: Counter[str] = Counter()
     operators: Counter[str] = Counter()
+    near: Counter[int] = Counter()
     external = nodes = 0
     opsets = {each.domain: each.version for each in model.opset_import}
     least = least_for_opset(opsets.get("", 0))
@@ -121,6 +124,7 @@ def read_model_file(path: Path) -> ModelFile:
                 raise InputError(f"{path} uses the unknown operator {name}", hint=_AGAIN)
             operators[f"{message.domain}.{message.op_type}".removeprefix(".")] += 1
             least = max(least, least_for_node(message))
+            near.update(windows_of(message))
             if message.op_type == "MatMulNBits":
                 weights += _blocks(path, message)
     graph = model.graph
@@ -139,6 +143,7 @@ def read_model_file(path: Path) -> ModelFile:
         weights,
         tuple(sizes),
         least,
+        dict(near),
     )
 
 

@@ -162,6 +162,23 @@ def test_every_part_of_the_proof_passes(tmp_path: Path, family: str, layout: str
     assert {error.state for error in proof.weights.tensors} == {"identical"}
 
 
+@pytest.mark.parametrize("window", [60, 65, -1])
+def test_another_window_is_wrong_however_short_the_text(tmp_path: Path, window: int) -> None:
+    checkpoint = write_sample("gemma2", tmp_path / "checkpoint")
+    folder = to_onnx(
+        checkpoint, tmp_path / "onnx", type="q4_0", flavour="contrib", verify=False, threads=1
+    ).path
+    assert verify(folder, checkpoint, tokens=20, threads=1).metadata.verdict == "passed"
+    (path,) = folder.glob("*.onnx")
+    model = onnx.load_model(path, load_external_data=False)
+    attributes = [each for node in model.graph.node for each in node.attribute]
+    (attribute, *_) = (each for each in attributes if each.name == "local_window_size")
+    attribute.i = window
+    path.write_bytes(model.SerializeToString())
+    metadata = verify(folder, checkpoint, tokens=20, threads=1).metadata
+    assert (metadata.verdict, metadata.findings[0].where) == ("failed", "local_window_size")
+
+
 def test_the_layout_decides_unless_a_flavour_is_asked_for(tmp_path: Path) -> None:
     checkpoint = write_sample("42dot", tmp_path / "checkpoint")
     found = {}

@@ -104,7 +104,7 @@ class OnnxArtifact:
 
     def metadata(self, expected: Expected, options: VerifyOptions) -> MetadataPart:
         """config.json and generation_config.json."""
-        return check_folder_settings(self.folder, expected.checkpoint, expected.model)
+        return check_folder_settings(self.folder, expected.checkpoint, expected.model, expected.family)
 
     def weights(self, expected: Expected, options: VerifyOptions) -> WeightsPart:
         """What the folder has under names of the checkpoint."""

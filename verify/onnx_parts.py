@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from ..converters.family import AnyFamily
+from ..converters.onnx.contrib import CONTRIB
+from ..converters.onnx.graph import PRODUCER
+from ..converters.onnx.graphs import graphs_of
 from ..converters.onnx.side_files import CONFIG, GENERATION, configurations, same_ids
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
@@ -18,6 +23,7 @@ from ..core.language import phrase
 from ..core.model import Model
 from ..quant.parts import EMBEDDING
 from ..runtimes.onnx_folder import OnnxFolder
+from ..runtimes.onnx_least import WINDOW
 from ..vocab.byte_vocabulary import KIND as BYTES
 from ..vocab.context import read_context
 from ..vocab.parity import Parity, exam
@@ -108,11 +114,14 @@ def _listed(ids: Sequence[int]) -> str:
     return " ".join(map(str, ids[:_LISTED])) + (" …" if len(ids) > _LISTED else "")
 
 
-def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint, model: Model) -> MetadataPart:
+def check_folder_settings(
+    folder: OnnxFolder, checkpoint: Checkpoint, model: Model, family: AnyFamily
+) -> MetadataPart:
     """Every setting of the checkpoint's config.json against the folder's, and the special ids for generating.
 
-    The right ids are those of ``model.vocab``, as a conversion writes them. A setting that is missing only
-    warns; the graph has its own numbers in any case.
+    Of the graphs themselves the windows of attention are compared, which short texts do not reach. The right
+    ids are those of ``model.vocab``, as a conversion writes them. A setting that is missing only warns; the
+    graph has its own numbers in any case.
     """
     own, generating = _expected(folder, checkpoint, model)
     names = [name for name in own if name not in _FREE]
@@ -120,8 +129,27 @@ def check_folder_settings(folder: OnnxFolder, checkpoint: Checkpoint, model: Mod
     generation = read_json(folder.path, GENERATION) or {}
     ids = [name for name in _IDS if generating.get(name) is not None]
     findings += [each for name in ids for each in _compared(name, generating, generation, GENERATION)]
+    findings += _windows(folder, checkpoint, family)
     findings.sort(key=lambda finding: not finding.grave)
     return MetadataPart(verdict_of(tuple(findings)), len(names) + len(ids), tuple(findings))
+
+
+def _windows(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) -> Iterator[Finding]:
+    """Graphs of kconv's whose layers see further back, or less far, than those a conversion would make."""
+    if folder.flavour != "contrib" or any(file.producer != PRODUCER for file in folder.models):
+        return
+    merged = folder.encoder is not None and folder.decoder == folder.cached
+    graphs = graphs_of(family, checkpoint, {}, merged=merged, flavour=CONTRIB)
+    for file, graph in zip(folder.models, graphs.values(), strict=True):
+        own = Counter(node.attributes[WINDOW] for node in graph.nodes if WINDOW in node.attributes)
+        if own != file.near:
+            message = phrase("layers of {file} attend to other windows than the checkpoint's")
+            yield Finding(WINDOW, message.of(file=file.path.name), _counted(own), _counted(file.near))
+
+
+def _counted(windows: Mapping[Any, int]) -> str:
+    """``3 × 512``."""
+    return ", ".join(f"{count} × {window}" for window, count in sorted(windows.items())) or "none"
 
 
 def _expected(
