@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.language import _
 from ..core.model import Model
 from ..core.windows import Window
 
@@ -33,8 +34,10 @@ def estimated_time(model: Model, windows: Sequence[Window], files: int, *, passe
 
 
 def in_words(seconds: float) -> str:
-    """An estimate of a time."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} minutes"
+    """An estimate of a time, in the language that kconv speaks."""
+    if seconds < 90:
+        return _("{seconds} s", seconds=round(seconds))
+    return _("{minutes} minutes", minutes=round(seconds / 60))
 
 
 def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int) -> str:
@@ -61,7 +64,7 @@ def multiplying_speed() -> float:
     """
     matrix = np.ones((_SIZE, _SIZE), np.float32)
     seconds = []
-    for _ in range(_TRIES):
+    for _number in range(_TRIES):
         begun = time.perf_counter()
         np.matmul(matrix, matrix)
         seconds.append(time.perf_counter() - begun)
