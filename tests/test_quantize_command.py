@@ -78,7 +78,7 @@ def other_imatrix(path: Path) -> Path:
 
 Words = Callable[[Path, Path], list[object]]
 REFUSED: dict[str, tuple[Words, int, str]] = {
-    "no type": (lambda s, t: [s], 2, "--type"),
+    "no type": (lambda s, t: [s], 2, "give one with -q"),
     "an empty type": (lambda s, t: [s, "-q", ""], 2, "empty"),
     "an unknown type": (lambda s, t: [s, "-q", "q4_k_n"], 2, "q4_K_M"),
     "one file for two types": (
