@@ -20,11 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import pytest
 import yaml
 from test_house import ROOMS, ROOT
 
-from kconv.core import child
 from kconv.core.machine import processor
 from kconv.runtimes.llama_test_child import missing_instructions
 
@@ -217,7 +217,7 @@ def test_the_dockerfile_copies_what_is_there() -> None:
 
 
 def test_llama_cpp_compiled_for_another_processor_says_what_is_missing() -> None:
-    library = child.llama_cpp()._lib
+    library = llama_cpp.llama_cpp._lib
     flags = processor().flags
     assert missing_instructions(library, flags) == []
     assert missing_instructions(library, ()) == []

@@ -145,6 +145,8 @@ def _keep(recording: Recording, now: float, picture: Picture) -> None:
 
 def _taken(command: str, folder: Path, environment: dict[str, str]) -> Iterator[tuple[float, bytes]]:
     """What a command writes to its terminal, with the seconds since its start."""
+    # they would count for more than the size of the terminal
+    environment = {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     started = time.monotonic()
