@@ -16,6 +16,7 @@ from kconv.converters.samples import write_sample
 from kconv.core.errors import GgufError, InputError, UsageError
 from kconv.core.model import Note
 
+pytestmark = pytest.mark.usefixtures("kconv_server")
 PROMPT = "옛날에 고양이가 살았습니다."
 
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from terminal import Recording, record, screen
 
 from kconv.cli.layout import cropped, squeezed, width, wrapped
+from kconv.cli.progress import Shown, _on
 from kconv.converters.samples import write_sample
 
 KCONV = str(Path(sys.executable).parent / "kconv")
@@ -61,11 +63,26 @@ def test_all_is_said_as_it_becomes_known(proven: Recording) -> None:
 
 
 def test_the_line_names_stage_file_and_how_much_is_left(proven: Recording) -> None:
-    shown = COLOUR.sub("", proven.text)
-    assert "writing weights: 2 files" in shown
-    assert re.search(r"comparing logits: q8_0, 1 of 2 +[━╸╺]+ +\d+ %", shown)
-    assert "comparing logits: q4_K_M, 2 of 2" in shown
-    assert "starting transformers: q8_0, 1 of 2" in shown
+    """In the recording that stage which takes long on any machine; what passes in a moment has no picture."""
+    assert "starting transformers: q8_0, 1 of 2" in COLOUR.sub("", proven.text)
+
+
+def test_every_stage_of_a_file_is_named_with_it() -> None:
+    class Line:
+        def __init__(self) -> None:
+            self.shown: list[Any] = []
+
+        def show(self, doing: Any) -> None:
+            self.shown.append(doing)
+
+    line = Line()
+    told = Shown(_on(line))  # type: ignore[arg-type]
+    for label, stage, done in (("2 files", "write", 5), ("q8_0, 1 of 2", "logits", 3), ("", "tokens", 0)):
+        told.label = label
+        told(stage, done, 10)
+    titles = ["writing weights: 2 files", "comparing logits: q8_0, 1 of 2", "comparing tokens"]
+    assert [doing.title for doing in line.shown] == titles
+    assert [(doing.done, doing.total) for doing in line.shown] == [(5, 10), (3, 10), (0, 10)]
 
 
 def test_nothing_of_the_line_stays(proven: Recording) -> None:
