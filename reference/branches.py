@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .by_layer import STATES, Batch, Forward, Walk, outside_layers
+from .by_layer import Batch, Forward, Layered, Walk
 from .stand_ins import stood_in
-from .states import kept_states
-from .streamed import StreamedModules
 
 if TYPE_CHECKING:
     import torch
@@ -33,17 +31,8 @@ class Branch:
     along: Callable[[torch.nn.Module], contextlib.AbstractContextManager[Any]]
 
 
-class SideBySide:
-    """A model whose layers stand in ``stacks`` and run in that order; ``streamed`` reads its weights."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        stacks: Sequence[Sequence[torch.nn.Module]],
-        streamed: StreamedModules,
-    ) -> None:
-        self._stacks, self._streamed = stacks, streamed
-        self._outside = outside_layers(model, {layer for stack in stacks for layer in stack})
+class SideBySide(Layered):
+    """All windows through each layer, on all ways."""
 
     def read(
         self,
@@ -57,9 +46,7 @@ class SideBySide:
         ``trial`` is a forward of few tokens. ``step`` is called whenever all batches have gone through a
         layer on one way. Raises BetweenLayers.
         """
-        self._streamed.start()
-        with kept_states(STATES) as states, self._streamed.quiet():
-            walk = Walk(self._stacks, self._outside, self._streamed, states)
+        with self._walk() as walk, self._streamed.quiet():
             plain = [Batch(forward, stood_in) for forward in forwards]
             ways: dict[int, list[Batch]] = {}
             tried = Batch(trial, lambda output: output)

@@ -79,7 +79,7 @@ class Batch:
         return replace(self, state=dict(self.state), outside=list(self.outside))
 
 
-class LayerByLayer:
+class Layered:
     """A model whose layers stand in ``stacks`` and run in that order; ``streamed`` reads its weights."""
 
     def __init__(
@@ -90,7 +90,18 @@ class LayerByLayer:
     ) -> None:
         self._stacks = stacks
         self._streamed = streamed
-        self._outside = outside_layers(model, {layer for stack in stacks for layer in stack})
+        self._outside = _outside(model, {layer for stack in stacks for layer in stack})
+
+    @contextlib.contextmanager
+    def _walk(self) -> Iterator[Walk]:
+        """The steps of a reading that begins."""
+        self._streamed.start()
+        with kept_states(STATES) as states:
+            yield Walk(self._stacks, self._outside, self._streamed, states)
+
+
+class LayerByLayer(Layered):
+    """All windows through each layer, one way."""
 
     def read(
         self,
@@ -105,26 +116,24 @@ class LayerByLayer:
         computed of a batch, ``passed`` is told of each layer when all batches have gone through. Raises
         BetweenLayers before anything has been computed of a batch, but for an encoder-decoder's decoder.
         """
-        self._streamed.start()
-        with kept_states(STATES) as states:
-            run = Walk(self._stacks, self._outside, self._streamed, states)
+        with self._walk() as walk:
             batches = [Batch(forward, stood_in) for forward in forwards]
             tried = Batch(trial, lambda output: output)
             for number, stack in enumerate(self._stacks):
                 for place, layer in enumerate(stack):
                     with self._streamed.held():
                         if not place:
-                            run.try_out(tried, number)
+                            walk.try_out(tried, number)
                         for index, batch in enumerate(batches):
                             with looking_on(index):
                                 if not place:
-                                    run.note_calls(batch, number)
-                                run.advance(batch, layer, place)
+                                    walk.note_calls(batch, number)
+                                walk.advance(batch, layer, place)
                     passed(layer)
             with self._streamed.held():
                 for index, batch in enumerate(batches):
                     with looking_on(index):
-                        result = run.forward(batch, len(self._stacks), {})
+                        result = walk.forward(batch, len(self._stacks), {})
                     batch.state.clear()
                     yield result
 
@@ -228,11 +237,6 @@ class Walk:
         fetched.clear()
         batch.state = {**state, 0: self._states.keep(gives[0])}
 
-    def advance_all(self, batches: Sequence[Batch], layer: torch.nn.Module, place: int) -> None:
-        """Let several batches go through a layer, one after the other."""
-        for batch in batches:
-            self.advance(batch, layer, place)
-
     def forward(self, batch: Batch, number: int, answers: Mapping[torch.nn.Module, Forward]) -> Any:
         """Run the model, its layers up to that stack standing in, those after it answering as given."""
         with contextlib.ExitStack() as stack:
@@ -282,7 +286,7 @@ class Walk:
         return kept
 
 
-def outside_layers(module: torch.nn.Module, layers: set[torch.nn.Module]) -> list[torch.nn.Module]:
+def _outside(module: torch.nn.Module, layers: set[torch.nn.Module]) -> list[torch.nn.Module]:
     """The modules that hold weights and no layers, the outermost of each."""
     found: dict[torch.nn.Module, None] = {}
     for child in module.children():
@@ -291,5 +295,5 @@ def outside_layers(module: torch.nn.Module, layers: set[torch.nn.Module]) -> lis
         if layers.isdisjoint(child.modules()):
             found |= {child: None} if any(True for _ in child.parameters()) else {}
         else:
-            found |= dict.fromkeys(outside_layers(child, layers))
+            found |= dict.fromkeys(_outside(child, layers))
     return list(found)

@@ -208,7 +208,6 @@ class Reference:
     ) -> Generator[list[Floats], None, None]:
         """The same, all batches through a layer before the next one is read."""
         names = {module: name for name, module in self._model.named_modules()}
-        few = [Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())]
 
         def passed(layer: torch.nn.Module) -> None:
             if watching is not None:
@@ -218,9 +217,13 @@ class Reference:
         walk = LayerByLayer(self._model, layer_stacks(self._model, self._layers), self._modules)
         try:
             with self._refused():
-                yield from walk.read(forwards, partial(self._forward, few), looking_on, passed)
+                yield from walk.read(forwards, self._few_tokens, looking_on, passed)
         except BetweenLayers:
             yield from self._by_batch(batches, looking_on, watching)
+
+    def _few_tokens(self) -> list[Any]:
+        """A forward that takes no time, to see what layers give."""
+        return self._forward([Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())])
 
     def _batches(self, windows: Sequence[Window]) -> list[list[int]]:
         sizes = [(len(window.source), len(window.ids)) for window in windows]

@@ -202,7 +202,6 @@ class Branching(Reference):
         self._check_tokens(windows)
         batches = self._batches(windows)
         forwards = [partial(self._forward, [windows[index] for index in batch]) for batch in batches]
-        few = [Window(0, (0,), source=(0,) * self._factor if self.encoder_layers else ())]
         every = self._every_layer()
         branches = []
         for change in changes:
@@ -211,7 +210,7 @@ class Branching(Reference):
             branches.append(Branch(every[at], partial(self._with_weights, change)))
         walk = SideBySide(self._model, layer_stacks(self._model, self._layers), self._modules)
         with computing(self._threads), _one_by_one(), self._refused():
-            for found in walk.read(forwards, partial(self._forward, few), branches, step):
+            for found in walk.read(forwards, self._few_tokens, branches, step):
                 hidden: list[Floats] = [np.empty(0, np.float32)] * len(windows)
                 for batch, entering in zip(batches, found, strict=True):
                     for index, values in zip(batch, entering, strict=True):
