@@ -6,6 +6,8 @@ are those of ggml-common.h, the order of codes that of ggml-quants.c.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,6 +19,7 @@ from .formats import Format
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
+Scales = Callable[[Bytes], tuple[Floats, Floats]]
 
 _IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
@@ -45,7 +48,7 @@ class Layout:
 
     grid: Grid
     codes: Callable[[Bytes], Bytes]
-    scales: Callable[[Bytes], tuple[Floats, Floats]]
+    scales: Scales
     put: Callable[[Bytes, Bytes], None]
 
 
@@ -75,27 +78,19 @@ def _put_plane(blocks: Bytes, at: int, width: int, bits: int, chunk: int, codes:
     blocks[:, at : at + width] = np.bitwise_or.reduce(parts << shifts, axis=2).reshape(len(blocks), width)
 
 
-def _bits(blocks: Bytes, at: int, count: int) -> Bytes:
-    """Single bits, the lowest of each byte first."""
-    return np.unpackbits(blocks[:, at : at + count // 8], axis=1, bitorder="little")
+def _in_planes(grid: Grid, scales: Scales, *planes: tuple[int, int, int, int]) -> Layout:
+    """Codes whose lowest bits lie in the first of ``planes`` (at, width, bits, chunk), those above in the next."""
+    shifts = itertools.accumulate((np.uint8(bits) for _, _, bits, _ in planes[:-1]), initial=np.uint8(0))
+    placed = tuple(zip(planes, shifts, strict=True))
 
-
-def _nibbles(at: int, scale: Callable[[Bytes], tuple[Floats, Floats]], grid: Grid) -> Layout:
-    def put(blocks: Bytes, codes: Bytes) -> None:
-        _put_plane(blocks, at, 16, 4, 16, codes)
-
-    return Layout(grid, lambda blocks: _plane(blocks, at, 16, 4, 16), scale, put)
-
-
-def _five_bits(at: int, scale: Callable[[Bytes], tuple[Floats, Floats]], grid: Grid) -> Layout:
     def codes(blocks: Bytes) -> Bytes:
-        return _plane(blocks, at + 4, 16, 4, 16) | _bits(blocks, at, 32) << np.uint8(4)
+        return functools.reduce(np.bitwise_or, (_plane(blocks, *plane) << shift for plane, shift in placed))
 
     def put(blocks: Bytes, codes: Bytes) -> None:
-        _put_plane(blocks, at + 4, 16, 4, 16, codes)
-        blocks[:, at : at + 4] = np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
+        for plane, shift in placed:
+            _put_plane(blocks, *plane, codes >> shift)
 
-    return Layout(grid, codes, scale, put)
+    return Layout(grid, codes, scales, put)
 
 
 def _one_scale(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -122,12 +117,7 @@ def _scales_q2_k(blocks: Bytes) -> tuple[Floats, Floats]:
     return _halves(blocks, 80) * (packed & 15), _halves(blocks, 82) * (packed >> np.uint8(4))
 
 
-_Q2_K = Layout(
-    Grid(16, 0, 3, 0),
-    lambda blocks: _plane(blocks, 16, 64, 2, 32),
-    _scales_q2_k,
-    lambda blocks, codes: _put_plane(blocks, 16, 64, 2, 32, codes),
-)
+_Q2_K = _in_planes(Grid(16, 0, 3, 0), _scales_q2_k, (16, 64, 2, 32))
 
 
 def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -137,17 +127,7 @@ def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats]:
     return steps, _nothing(steps)
 
 
-def _put_q3_k(blocks: Bytes, codes: Bytes) -> None:
-    _put_plane(blocks, 32, 64, 2, 32, codes)
-    _put_plane(blocks, 0, 32, 1, 32, codes >> np.uint8(2))
-
-
-_Q3_K = Layout(
-    Grid(16, 0, 7, 4),
-    lambda blocks: _plane(blocks, 32, 64, 2, 32) | _plane(blocks, 0, 32, 1, 32) << np.uint8(2),
-    _scales_q3_k,
-    _put_q3_k,
-)
+_Q3_K = _in_planes(Grid(16, 0, 7, 4), _scales_q3_k, (32, 64, 2, 32), (0, 32, 1, 32))
 
 
 def _scales_q4_k(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -158,25 +138,8 @@ def _scales_q4_k(blocks: Bytes) -> tuple[Floats, Floats]:
     return _halves(blocks, 0) * steps, _halves(blocks, 2) * minima
 
 
-_Q4_K = Layout(
-    Grid(32, 0, 15, 0),
-    lambda blocks: _plane(blocks, 16, 128, 4, 32),
-    _scales_q4_k,
-    lambda blocks, codes: _put_plane(blocks, 16, 128, 4, 32, codes),
-)
-
-
-def _put_q5_k(blocks: Bytes, codes: Bytes) -> None:
-    _put_plane(blocks, 48, 128, 4, 32, codes)
-    _put_plane(blocks, 16, 32, 1, 32, codes >> np.uint8(4))
-
-
-_Q5_K = Layout(
-    Grid(32, 0, 31, 0),
-    lambda blocks: _plane(blocks, 48, 128, 4, 32) | _plane(blocks, 16, 32, 1, 32) << np.uint8(4),
-    _scales_q4_k,
-    _put_q5_k,
-)
+_Q4_K = _in_planes(Grid(32, 0, 15, 0), _scales_q4_k, (16, 128, 4, 32))
+_Q5_K = _in_planes(Grid(32, 0, 31, 0), _scales_q4_k, (48, 128, 4, 32), (16, 32, 1, 32))
 
 
 def _scales_q6_k(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -184,17 +147,7 @@ def _scales_q6_k(blocks: Bytes) -> tuple[Floats, Floats]:
     return steps, _nothing(steps)
 
 
-def _put_q6_k(blocks: Bytes, codes: Bytes) -> None:
-    _put_plane(blocks, 0, 128, 4, 64, codes)
-    _put_plane(blocks, 128, 64, 2, 32, codes >> np.uint8(4))
-
-
-_Q6_K = Layout(
-    Grid(16, 0, 63, 32),
-    lambda blocks: _plane(blocks, 0, 128, 4, 64) | _plane(blocks, 128, 64, 2, 32) << np.uint8(4),
-    _scales_q6_k,
-    _put_q6_k,
-)
+_Q6_K = _in_planes(Grid(16, 0, 63, 32), _scales_q6_k, (0, 128, 4, 64), (128, 64, 2, 32))
 
 
 def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats]:
@@ -204,26 +157,21 @@ def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats]:
     return steps, _nothing(steps)
 
 
-_IQ4_XS = Layout(
-    Grid(32, 0, 15, 0, _IQ4),
-    lambda blocks: _plane(blocks, 8, 128, 4, 16),
-    _scales_iq4_xs,
-    lambda blocks, codes: _put_plane(blocks, 8, 128, 4, 16, codes),
-)
+_IQ4_XS = _in_planes(Grid(32, 0, 15, 0, _IQ4), _scales_iq4_xs, (8, 128, 4, 16))
 
 LAYOUTS = MappingProxyType(
     {
-        "q4_0": _nibbles(2, _one_scale, Grid(32, 0, 15, 8)),
-        "q4_1": _nibbles(4, _scale_and_minimum, Grid(32, 0, 15, 0)),
-        "q5_0": _five_bits(2, _one_scale, Grid(32, 0, 31, 16)),
-        "q5_1": _five_bits(4, _scale_and_minimum, Grid(32, 0, 31, 0)),
+        "q4_0": _in_planes(Grid(32, 0, 15, 8), _one_scale, (2, 16, 4, 16)),
+        "q4_1": _in_planes(Grid(32, 0, 15, 0), _scale_and_minimum, (4, 16, 4, 16)),
+        "q5_0": _in_planes(Grid(32, 0, 31, 16), _one_scale, (6, 16, 4, 16), (2, 4, 1, 1)),
+        "q5_1": _in_planes(Grid(32, 0, 31, 0), _scale_and_minimum, (8, 16, 4, 16), (4, 4, 1, 1)),
         "q8_0": _Q8_0,
         "q2_K": _Q2_K,
         "q3_K": _Q3_K,
         "q4_K": _Q4_K,
         "q5_K": _Q5_K,
         "q6_K": _Q6_K,
-        "iq4_nl": _nibbles(2, _one_scale, Grid(32, 0, 15, 0, _IQ4)),
+        "iq4_nl": _in_planes(Grid(32, 0, 15, 0, _IQ4), _one_scale, (2, 16, 4, 16)),
         "iq4_xs": _IQ4_XS,
     }
 )
