@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..core.errors import CheckpointError, WeightsElsewhere
 from ..core.tensor import Array, DType, Tensor
-from ..quant.ggml import to_float32
+from ..quant.ggml import widened
 from .family import Sizes, Transform
 
 
@@ -179,10 +179,7 @@ def _read_shifted(source: Tensor, by: float, start: int, stop: int) -> Array:
 
 def read_wide(source: Tensor, start: int, stop: int) -> npt.NDArray[np.float32]:
     """Rows of a tensor in float32, in an array of their own."""
-    rows = np.ascontiguousarray(source.read(start, stop))
-    wide = np.empty(rows.shape, np.float32)
-    to_float32(rows, source.dtype, wide)
-    return wide
+    return widened(source.read(start, stop), source.dtype)
 
 
 def _rows_of_heads(source: Tensor, order: Array) -> Tensor:

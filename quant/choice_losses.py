@@ -17,11 +17,10 @@ import numpy as np
 from ..core.errors import InputError, UsageError
 from ..core.tensor import Array, DType, Tensor
 from .encoders import Encoder, encoder_of
-from .formats import F16, FORMATS, NEEDS_IMPORTANCE, Format, parse_format
-from .ggml import Floats, dequantize, to_float32
+from .formats import F16, FORMATS, Format, parse_format
+from .ggml import Floats, dequantize, widened
 from .importance import Importance, values_of
-from .parts import HEAD, is_embedding
-from .requirements import REFUSED_WITHOUT, fitting
+from .requirements import fitting, has_to_be_weighed
 from .slabs import Scratch, convert_slab
 
 MENU = tuple(FORMATS[name] for name in ("q2_K", "q3_K", "iq4_xs", "q4_K", "q5_K", "q6_K", "q8_0"))
@@ -53,14 +52,12 @@ def offered(tensor: Tensor, menu: Sequence[Format], importance: Importance | Non
     """
     weighed = values_of(tensor, importance) is not None
     columns, found = tensor.shape[-1], dict[Format, None]()
-    spared = is_embedding(tensor.name) or tensor.name == HEAD
     for wanted in menu:
         try:
             given = fitting(wanted, columns, tensor.name)
         except InputError:  # no relative of smaller blocks
             continue
-        needs = given in NEEDS_IMPORTANCE or (given.name in REFUSED_WITHOUT and not spared)
-        if (given != F16 or wanted == F16) and (weighed or not needs):
+        if (given != F16 or wanted == F16) and (weighed or not has_to_be_weighed(given, tensor.name)):
             found[given] = None
     return tuple(sorted(found, key=_bits)) or (F16,)
 
@@ -77,7 +74,7 @@ def relative_errors(
     encoder = encoder_of(tensor, formats, importance)
     for start, stop in _sample(tensor):
         rows = np.ascontiguousarray(tensor.read(start, stop))
-        weights = _floats(rows, tensor.dtype)
+        weights = widened(rows, tensor.dtype)
         columns = weights.shape[-1]
         known = encoder.importance_of(rows, start)
         scale = np.ones((1, 1, columns)) if known is None else known.reshape(-1, 1, columns)
@@ -112,14 +109,6 @@ def _sample(tensor: Tensor) -> Iterator[tuple[int, int]]:
         yield start, min(start + each, tensor.rows)
 
 
-def _floats(rows: Array, dtype: DType) -> Floats:
-    if dtype is DType.F32:
-        return rows
-    out = np.empty(rows.shape, np.float32)
-    to_float32(rows, dtype, out)
-    return out
-
-
 def as_floats(tensor: Tensor) -> Tensor:
     """The tensor in float32, lazily, so that it can be joined with others that are."""
     if tensor.dtype is DType.F32:
@@ -128,7 +117,7 @@ def as_floats(tensor: Tensor) -> Tensor:
 
 
 def _read_floats(tensor: Tensor, start: int, stop: int) -> Floats:
-    return _floats(np.ascontiguousarray(tensor.read(start, stop)), tensor.dtype)
+    return widened(tensor.read(start, stop), tensor.dtype)
 
 
 def as_stored(tensor: Tensor, format: Format, importance: Importance | None) -> Tensor:

@@ -79,7 +79,10 @@ def _put_plane(blocks: Bytes, at: int, width: int, bits: int, chunk: int, codes:
 
 
 def _in_planes(grid: Grid, scales: Scales, *planes: tuple[int, int, int, int]) -> Layout:
-    """Codes whose lowest bits lie in the first of ``planes`` (at, width, bits, chunk), those above in the next."""
+    """Codes whose lowest bits lie in the first of ``planes``, those above in the next.
+
+    A plane is ``(at, width, bits, chunk)``, see ``_plane``.
+    """
     shifts = itertools.accumulate((np.uint8(bits) for _, _, bits, _ in planes[:-1]), initial=np.uint8(0))
     placed = tuple(zip(planes, shifts, strict=True))
 

@@ -66,6 +66,13 @@ def to_float32(source: Array, dtype: DType, out: Floats, *, finite: bool = False
         library().ggml_fp16_to_fp32_row(flat.ctypes.data, out.ctypes.data, flat.size)
 
 
+def widened(source: Array, dtype: DType, *, finite: bool = False) -> Floats:
+    """The weights of ``source`` as ``to_float32`` writes them, in an array of their own."""
+    out = np.empty(source.shape, np.float32)
+    to_float32(np.ascontiguousarray(source), dtype, out, finite=finite)
+    return out
+
+
 def _halves_to_float32(source: Array, out: Floats) -> None:
     """Finite half floats to float32: move the bits into place and correct the exponent's bias.
 

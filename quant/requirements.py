@@ -28,7 +28,7 @@ _SMALLER_BLOCKS: Mapping[str, str] = MappingProxyType(
 
 # Formats llama.cpp refuses without importance data, and the one recipe it refuses q2_K in
 # (tensor_requires_imatrix).
-REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
+_REFUSED_WITHOUT = frozenset({"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"})
 _REFUSED_RECIPE = ("q2_K_S", "q2_K")
 
 
@@ -53,8 +53,15 @@ def needs_importance(policy: Policy) -> bool:
     """Whether llama.cpp refuses the recipe without importance data, where all rows are whole blocks."""
     formats = {policy.default, *(rule.format for rule in policy.rules)}
     return policy.name == _REFUSED_RECIPE[0] or any(
-        format is not None and format.name in REFUSED_WITHOUT for format in formats
+        format is not None and format.name in _REFUSED_WITHOUT for format in formats
     )
+
+
+def has_to_be_weighed(format: Format, name: str, recipe: str = "") -> bool:
+    """Whether a tensor of that name can be in ``format``, in a recipe if any, with importance data alone."""
+    refused = format.name in _REFUSED_WITHOUT or (recipe, format.name) == _REFUSED_RECIPE
+    spared = is_embedding(name) or name == HEAD
+    return format in NEEDS_IMPORTANCE or (refused and not spared)
 
 
 def check_importance(tensor: Tensor, format: Format, policy: Policy, importance: Importance | None) -> None:
@@ -64,9 +71,7 @@ def check_importance(tensor: Tensor, format: Format, policy: Policy, importance:
     columns = tensor.shape[-1] * (tensor.rows if len(tensor.shape) > 2 else 1)
     if importance is not None and importance.of(tensor.name, columns) is not None:
         return
-    spared = is_embedding(tensor.name) or tensor.name == HEAD
-    refused = format.name in REFUSED_WITHOUT or (policy.name, format.name) == _REFUSED_RECIPE
-    if format in NEEDS_IMPORTANCE or (refused and not spared):
+    if has_to_be_weighed(format, tensor.name, policy.name):
         which = "the data given do not cover it" if importance else "none was given"
         raise InputError(
             f"{policy.display} stores {tensor.name} as {format.display}, which needs importance data, but "

@@ -10,7 +10,7 @@ import numpy as np
 from ..core.gguf_file import TensorInfo
 from ..core.tensor import Tensor
 from ..quant.formats import FORMATS, Format
-from ..quant.ggml import Floats, dequantize, encode, to_float32
+from ..quant.ggml import Floats, dequantize, encode, widened
 
 _SLAB = 1 << 20
 
@@ -26,10 +26,8 @@ class Pair:
 
 def floats(tensor: Tensor, start: int, stop: int) -> Floats:
     """Rows ``start..stop`` of the first axis as float32, (rows, columns); a vector is one row."""
-    source = np.ascontiguousarray(tensor.read(start, stop))
-    out = np.empty(source.shape, np.float32)
-    to_float32(source, tensor.dtype, out)
-    return out.reshape(-1, source.shape[-1])
+    source = tensor.read(start, stop)
+    return widened(source, tensor.dtype).reshape(-1, source.shape[-1])
 
 
 def rows_of(tensor: Tensor, rows: Sequence[int]) -> Floats:
