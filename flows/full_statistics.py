@@ -26,15 +26,8 @@ from ..quant.full_statistics import HALVES, Member, SiteSums, texts_of, write_st
 from ..quant.ggml import Bytes, Floats
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED, Importance, read_importance, values_of
-from ..quant.optimize import (
-    PLAIN,
-    SAMPLE,
-    STRENGTHS,
-    WIDEST,
-    Optimization,
-    optimization,
-    refuse_unfit,
-)
+from ..quant.optimize import PLAIN, Optimization, refuse_unfit
+from ..quant.strengths import SAMPLE, STRENGTHS, WIDEST, optimization
 from ..reference.full_statistics import FullGathering
 from ..verify.cost import in_words, multiplying_speed
 from .results import Run

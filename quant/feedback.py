@@ -54,8 +54,8 @@ def set_for(kernels: native.Kernels) -> str:
     return name
 
 
-def spread(rows: Iterable[Floats], squares: Floats, strength: float) -> Correlated:
-    """Correlations shrunk towards the diagonal by ``strength``, to measure losses with.
+def spread(rows: Iterable[Floats], squares: Floats) -> Correlated:
+    """Correlations to measure losses with.
 
     ``rows`` come in order, TILE at a time, ``(rows, last row + 1)``, of which what is below the diagonal
     counts; ``squares`` ``(columns,)`` are mean squares of the inputs.
@@ -63,9 +63,8 @@ def spread(rows: Iterable[Floats], squares: Floats, strength: float) -> Correlat
     columns = len(squares)
     padded = -(-columns // TILE) * TILE
     matrix = np.zeros((padded, padded), np.float32)
-    kept, start = np.float32(1.0 - strength), 0
-    for part in rows:
-        tile = part * kept
+    start = 0
+    for tile in rows:
         stop = start + len(tile)
         matrix[start:stop, :start] = tile[:, :start]
         matrix[:start, start:stop] = tile[:, :start].T
@@ -76,6 +75,12 @@ def spread(rows: Iterable[Floats], squares: Floats, strength: float) -> Correlat
     roots = np.zeros(padded, np.float32)
     roots[:columns] = np.sqrt(squares, dtype=np.float32)
     return Correlated(matrix, roots)
+
+
+def shrink(given: Correlated, strength: float) -> None:
+    """Shrink correlations towards the diagonal, in place."""
+    np.multiply(given.matrix, np.float32(1.0 - strength), out=given.matrix)
+    np.fill_diagonal(given.matrix, 1.0)
 
 
 def factor(given: Correlated) -> bool:
@@ -176,10 +181,4 @@ def _library() -> ctypes.CDLL:
     set_for("chosen")
     library = native.built()
     assert library is not None
-    pointer, number, int64 = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
-    library.kconv_factor.argtypes = (number, pointer, int64, pointer)
-    library.kconv_refine.argtypes = (number, pointer, int64, pointer, pointer, number, pointer)
-    library.kconv_refine.restype = None
-    library.kconv_measure.argtypes = (number, pointer, int64, pointer, pointer, pointer, pointer)
-    library.kconv_measure.restype = None
     return library

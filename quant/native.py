@@ -269,4 +269,9 @@ def _library() -> ctypes.CDLL | None:
     library.kconv_set_grid.argtypes = (number, number, pointer, number, number)
     library.kconv_widen.argtypes = (number, number, pointer, pointer, int64)
     library.kconv_widen.restype = ctypes.c_uint32
+    library.kconv_factor.argtypes = (number, pointer, int64, pointer)
+    library.kconv_refine.argtypes = (number, pointer, int64, pointer, pointer, number, pointer)
+    library.kconv_refine.restype = None
+    library.kconv_measure.argtypes = (number, pointer, int64, pointer, pointer, pointer, pointer)
+    library.kconv_measure.restype = None
     return library

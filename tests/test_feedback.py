@@ -41,7 +41,9 @@ def correlated(products: npt.NDArray[np.float64], strength: float) -> feedback.C
     tiles = (
         matrix[at : at + feedback.TILE, : at + feedback.TILE] for at in range(0, len(matrix), feedback.TILE)
     )
-    return feedback.spread(tiles, squares, strength)
+    found = feedback.spread(tiles, squares)
+    feedback.shrink(found, strength)
+    return found
 
 
 def encoded(format: Format, weights: Floats, importance: Floats | None = None) -> npt.NDArray[np.uint8]:

@@ -31,7 +31,8 @@ from kconv.quant.formats import format_of_type
 from kconv.quant.full_statistics import read_statistics
 from kconv.quant.gguf_weights import open_gguf
 from kconv.quant.importance import read_importance
-from kconv.quant.optimize import of_half, whole
+from kconv.quant.optimize import whole
+from kconv.quant.strengths import of_half
 from kconv.reference.model import Reference
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.verify.gguf_artifact import GgufArtifact
@@ -178,7 +179,7 @@ def test_statistics_are_the_products_of_the_inputs(statistics: Path) -> None:
     site = full.members["blk.0.ffn_down.weight", 0]
     roots = whole(full, site, 0.0).roots
     assert np.allclose(roots**2, importance.values["blk.0.ffn_down.weight"], rtol=1e-4)
-    halves = [of_half(full, site, half, 0.0) for half in (0, 1)]
+    halves = [of_half(full, site, half) for half in (0, 1)]
     products = [
         count * half.matrix * np.outer(half.roots, half.roots)
         for half, count in zip(halves, site.counts, strict=True)

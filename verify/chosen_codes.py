@@ -25,7 +25,8 @@ from ..quant.code_layouts import layout_of, nearest_codes
 from ..quant.formats import Format
 from ..quant.ggml import Bytes, Floats
 from ..quant.importance import OPTIMIZED, Importance, read_importance
-from ..quant.optimize import METHOD, PLAIN, STRENGTHS, Key, Optimization, Trial
+from ..quant.optimize import METHOD, PLAIN, Key, Optimization, Trial
+from ..quant.strengths import STRENGTHS
 from .weight_errors import Compared, join_rows, rows_where
 
 LARGER = 1.6
