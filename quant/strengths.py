@@ -57,14 +57,17 @@ def optimization(
 ) -> Optimization:
     """Find out for each of ``tensors`` how far to trust its statistics in each of its formats."""
     work: dict[Site, list[_Member]] = {}
+    trials: dict[Key, Trial] = {}
     for tensor, formats in tensors:
         known = [format for format in dict.fromkeys(formats) if layout_of(format) is not None]
-        for matrix in range(tensor.shape[0] if len(tensor.shape) == 3 else 1):
-            site = statistics.members.get((tensor.name, matrix))
-            if site is not None and known:
+        matrices = range(tensor.shape[0] if len(tensor.shape) == 3 else 1)
+        sites = [statistics.members.get((tensor.name, matrix)) for matrix in matrices]
+        for matrix, site in enumerate(sites) if any(sites) else ():
+            if site is None:  # an expert that saw too little: the manifest counts on every one of a stack
+                trials |= {(tensor.name, matrix, format.name): Trial(PLAIN, 1.0) for format in known}
+            elif known:
                 work.setdefault(site, []).append((tensor, matrix, known))
     feedback.set_for("chosen")  # refuses before any work
-    trials: dict[Key, Trial] = {}
 
     def choose(site: Site) -> dict[Key, Trial]:
         return _tried(statistics, site, work[site], encode)

@@ -104,7 +104,8 @@ def derivable(artifact: Path, manifest: Mapping[str, Any] | None) -> Importance 
         return None
     if found.full is None or found.sha256 != sha256:
         return None
-    if any((name, matrix) not in found.full.members for name, matrix, _ in trials):
+    chosen = [key for key, trial in trials.items() if trial.strength != PLAIN]
+    if any((name, matrix) not in found.full.members for name, matrix, _ in chosen):
         return None
     return replace(found, optimization=Optimization(found.full, trials))
 
