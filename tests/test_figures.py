@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from kconv.converters import to_gguf
 from kconv.core.windows import Window
 from kconv.runtimes.llama_reader import LlamaReader
-from kconv.verify.figures import PERCENTILES, Measure, percentile
+from kconv.verify.averages import percentile
+from kconv.verify.figures import PERCENTILES, Measure
 from kconv.verify.gates import gate_for, judge
 from kconv.verify.measurements import Figures, NotFinite
 

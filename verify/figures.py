@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import heapq
 import math
-import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..core.windows import Window
 from ..runtimes.reader import Floats
+from .averages import Doubles, bounded_exp, bounded_ratio, mean, percentile, scatter_of, standard_error
 from .measurements import Figures, NotFinite, Positions
-
-Doubles = npt.NDArray[np.float64]
 
 TOP = 5
 PERCENTILES = (0.0, 0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
@@ -186,38 +183,38 @@ class Measure:
         kl, nll_reference, nll_file = column["kl"], column["nll_reference"], column["nll_file"]
         count = len(kl)
         dp = np.exp(-nll_file) - np.exp(-nll_reference)
-        same = _mean(column["same"])
+        same = mean(column["same"])
         squared = math.fsum(column["squared"])
-        scatter = _scatter(column["mean"], column["scatter"], self._vocabulary)
+        scatter = scatter_of(column["mean"], column["scatter"], self._vocabulary)
         shared = math.fsum(self._same_gelu) if self._same_gelu else math.nan
         return Figures(
             positions=count,
             windows=len(self._windows),
-            kl_mean=_mean(kl),
-            kl_mean_error=_standard_error(kl),
+            kl_mean=mean(kl),
+            kl_mean_error=standard_error(kl),
             kl_median=percentile(kl, 50),
             kl_99=percentile(kl, 99),
             kl_999=percentile(kl, 99.9),
             kl_max=percentile(kl, 100),
             same_top1=same,
             same_top1_error=math.sqrt(same * (1 - same) / (count - 1)) if count > 1 else 0.0,
-            top5_overlap=_mean(column["overlap"]),
-            dp_mean=_mean(dp),
-            dp_rms=math.sqrt(_mean(dp * dp)),
+            top5_overlap=mean(column["overlap"]),
+            dp_mean=mean(dp),
+            dp_rms=math.sqrt(mean(dp * dp)),
             dp_percentiles=tuple((percent, percentile(dp, percent)) for percent in PERCENTILES),
-            nll_reference=_mean(nll_reference),
-            nll_file=_mean(nll_file),
-            perplexity_reference=_exp(_mean(nll_reference)),
-            perplexity_file=_exp(_mean(nll_file)),
-            log_ratio=_mean(nll_file - nll_reference),
-            log_ratio_error=_standard_error(nll_file - nll_reference),
+            nll_reference=mean(nll_reference),
+            nll_file=mean(nll_file),
+            perplexity_reference=bounded_exp(mean(nll_reference)),
+            perplexity_file=bounded_exp(mean(nll_file)),
+            log_ratio=mean(nll_file - nll_reference),
+            log_ratio_error=standard_error(nll_file - nll_reference),
             logit_max=percentile(column["largest"], 100),
             logit_rms=math.sqrt(squared / max(count * self._vocabulary, 1)),
-            nmse=_ratio(squared, scatter),
+            nmse=bounded_ratio(squared, scatter),
             not_finite=self._not_finite,
             other_top1=count - round(math.fsum(column["same"])),
             other_top1_lead=percentile(column["lead"], 100),
-            nmse_same_gelu=_ratio(shared, scatter) if math.isfinite(shared) else None,
+            nmse_same_gelu=bounded_ratio(shared, scatter) if math.isfinite(shared) else None,
         )
 
     def positions(self) -> Positions:
@@ -289,45 +286,3 @@ def _likeliest(row: Floats) -> list[int]:
         reach = np.flatnonzero(row >= np.partition(maxima, width - TOP)[width - TOP])
     likeliest: list[int] = reach[np.argsort(-row[reach], kind="stable")[:TOP]].tolist()
     return likeliest
-
-
-def percentile(values: Doubles, percent: float) -> float:
-    """The value ``percent`` of the others lie below, interpolated as perplexity.cpp does; 0 of nothing."""
-    if not len(values):
-        return 0.0
-    ordered = np.sort(values)
-    place = percent / 100 * (len(ordered) - 1)
-    below = min(int(place), len(ordered) - 1)
-    share = place - below
-    return float((1 - share) * ordered[below] + share * ordered[min(below + 1, len(ordered) - 1)])
-
-
-def _mean(values: Doubles) -> float:
-    return math.fsum(values) / max(len(values), 1)
-
-
-def _standard_error(values: Doubles) -> float:
-    """Of the mean: the root of the variance over one less than the count (perplexity.cpp).
-
-    Of differences it is the error that tool gets from two variances and a covariance, without cancellation.
-    """
-    if len(values) < 2:
-        return 0.0
-    return math.sqrt(_mean((values - _mean(values)) ** 2) / (len(values) - 1))
-
-
-def _scatter(means: Doubles, scatters: Doubles, vocabulary: int) -> float:
-    """Sum of squared deviations of all logits from the mean of all."""
-    return math.fsum(scatters) + vocabulary * math.fsum((means - _mean(means)) ** 2)
-
-
-def _ratio(part: float, whole: float) -> float:
-    """At most the largest float, for JSON has no infinity."""
-    if part == 0:
-        return 0.0
-    return min(part / whole, sys.float_info.max) if whole > 0 else sys.float_info.max
-
-
-def _exp(value: float) -> float:
-    """The exponential, at most the largest float."""
-    return math.exp(value) if value < math.log(sys.float_info.max) else sys.float_info.max
