@@ -81,16 +81,15 @@ class FullGathering:
         site = self._sites.pop(name, None)
         if site is None:
             return
-        whole = site.sums is not None and site.half == HALVES - 1
+        few = min(site.counts) < FEWEST
+        whole = site.sums is not None and site.half == HALVES - 1 and not few
         if whole:
             self._pack(site)
         if site.sums is not None:
             self._room += site.sums.nbytes
-        few = min(site.counts) < FEWEST
         counts = (site.counts[0], site.counts[1])
-        made = SiteSums(np.stack(site.squares), counts, self._path(site)) if whole else None
-        self._done[name] = None if few else made
-        if few:
+        self._done[name] = SiteSums(np.stack(site.squares), counts, self._path(site)) if whole else None
+        if not whole:
             self._path(site).unlink(missing_ok=True)
 
     def results(self) -> tuple[list[SiteSums], dict[str, int]]:
