@@ -24,7 +24,7 @@ class Group:
     last: int = -1
 
 
-def groups_of(names: Iterable[str], bands: int = BANDS) -> Mapping[Group, tuple[str, ...]]:
+def groups_of(names: Iterable[str]) -> Mapping[Group, tuple[str, ...]]:
     """The groups of tensors of those names, in the order of the names."""
     names = tuple(names)
     counts: dict[str, int] = {}
@@ -38,7 +38,7 @@ def groups_of(names: Iterable[str], bands: int = BANDS) -> Mapping[Group, tuple[
         group = Group(name.removesuffix(".weight"))
         if found:
             layers, layer = counts[found["stack"]], int(found["layer"])
-            parts = min(bands, layers)
+            parts = min(BANDS, layers)
             band = next(each for each in range(parts) if layer < (each + 1) * layers // parts)
             last = (band + 1) * layers // parts - 1
             group = Group(found["stack"] + found["kind"], band * layers // parts, last)

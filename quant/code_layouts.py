@@ -186,13 +186,6 @@ def layout_of(format: Format) -> Layout | None:
     return LAYOUTS.get(format.name)
 
 
-def values_of_codes(grid: Grid, codes: Bytes) -> Floats:
-    """What codes are worth in steps."""
-    if grid.values:
-        return np.array(grid.values, np.float32)[codes]
-    return codes.astype(np.float32) - np.float32(grid.offset)
-
-
 def nearest_codes(grid: Grid, x: Floats) -> npt.NDArray[np.int64]:
     """The codes nearest to x steps, as the kernels find them."""
     if grid.values:

@@ -178,14 +178,13 @@ class Branching(Reference):
     def begins(self, names: set[str]) -> int | None:
         """The first layer with one of the modules of those names; None where some lie outside the layers."""
         prefixes = {module: f"{name}." for name, module in self._model.named_modules()}
+        within = [prefixes[layer] for layer in self._every_layer()]
         places = set()
         for name in names:
-            at = [
-                place for place, layer in enumerate(self._every_layer()) if name.startswith(prefixes[layer])
-            ]
-            if not at:
+            at = next((place for place, prefix in enumerate(within) if name.startswith(prefix)), None)
+            if at is None:
                 return None
-            places.add(at[0])
+            places.add(at)
         return min(places, default=None)
 
     def parameters_of(self, names: set[str]) -> list[str]:

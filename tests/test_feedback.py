@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from kconv.quant import feedback, ggml, native
-from kconv.quant.code_layouts import LAYOUTS, Grid, values_of_codes
+from kconv.quant.code_layouts import LAYOUTS, Bytes, Grid
 from kconv.quant.formats import FORMATS, Format
 
 pytestmark = pytest.mark.skipif(not native.available_sets(), reason="kconv's kernels were not built")
@@ -31,6 +31,13 @@ def material(rows: int = 70, columns: int = 256) -> tuple[Floats, npt.NDArray[np
     mixed *= np.exp(rng.standard_normal(columns) / 2)
     mixed[:, 7] = 0
     return weights, mixed.T @ mixed / len(mixed)
+
+
+def values_of_codes(grid: Grid, codes: Bytes) -> Floats:
+    """What codes are worth in steps."""
+    if grid.values:
+        return np.array(grid.values, np.float32)[codes]
+    return codes.astype(np.float32) - np.float32(grid.offset)
 
 
 def correlated(products: npt.NDArray[np.float64], strength: float) -> feedback.Correlated:
