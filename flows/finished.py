@@ -2,8 +2,8 @@
 
 What counts as the same is what the manifests hold: types and options, the SHA-256 of every file of the
 source (or of its pieces), versions of what has a hand in the bytes, and the files as they were when they were
-proven. What a manifest cannot tell (the content of calibration texts or of a chat template's file) is never
-the same.
+proven. What a manifest cannot tell (the content of calibration texts, of a policy or of a chat template's
+file) is never the same.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def _verdict(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]
 def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     before, now = manifest["options"], command.options
     template = now.get("chat_template")
-    if now.get("calibrate") or now.get("optimize") or (template is not None and os.path.exists(template)):
+    if now.get("calibrate") or now.get("optimize") or now.get("policy"):
+        return False
+    if template is not None and os.path.exists(template):
         return False
     leave = _NOT_OF_THE_FILE | (set(HELD) if command.key == MADE_FROM else set())
     for name in (before.keys() | now.keys()) - leave:
