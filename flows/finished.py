@@ -102,31 +102,30 @@ def tell_made(made: Sequence[Made], command: Command) -> None:
     """As ``tell_finished``, of outputs of any kind; says nothing where one of them is not so."""
     hashed: dict[tuple[Path, bool], Sums] = {}
     try:
-        verdicts = [_verdict(each, command, hashed) for each in made]
+        finished = all(_is_finished(each, command, hashed) for each in made)
     except (KconvError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return  # not a manifest of this kconv, or a file that is gone: nothing that could be relied on
-    if None not in verdicts:
+    if finished:
         raise AlreadyFinished([each.path for each in made])
 
 
-def _verdict(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]) -> str | None:
-    """The proof's verdict on an output that is the command's; None where it is not, or is not proven."""
+def _is_finished(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]) -> bool:
+    """Whether an output is the command's, and proven as far as it asks."""
     manifest = read_manifest(made.path)
     if manifest is None or manifest["output"]["type"] != made.type:
-        return None
-    verdict: str = manifest["proof"]["verdict"]
+        return False
+    proof = manifest["proof"]
     if command.scope != "off" and (
-        verdict not in _PROVEN or _STRENGTH[manifest["proof"]["scope"]] < _STRENGTH[command.scope]
+        proof["verdict"] not in _PROVEN or _STRENGTH[proof["scope"]] < _STRENGTH[command.scope]
     ):
-        return None
-    same = (
+        return False
+    return (
         manifest["versions"] == versions(command.packages)
         and _same_options(manifest, command)
         and all(os.path.lexists(path) for path in made.beside)
         and _as_made(made, manifest)
         and _same_sources(manifest, command, hashed)
     )
-    return verdict if same else None
 
 
 def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
@@ -158,9 +157,7 @@ def _same_sources(
         return False
     for name, path in sorted(command.sources.items(), key=lambda each: int(before[each[0]]["bytes"])):
         file = InputFile(path)
-        if file.size != before[name]["bytes"]:
-            return False
-        if not is_as_recorded(file, before[name], hashed):
+        if file.size != before[name]["bytes"] or not is_as_recorded(file, before[name], hashed):
             return False
     return True
 
