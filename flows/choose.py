@@ -65,7 +65,7 @@ def with_choices(
     if not options.chosen.targets:
         assert known is not None
         return [_with(target, known, tensors) if target.wish else target for target in targets]
-    menu = parse_menu(options.chosen.menu) if options.chosen.menu else MENU
+    menu = _menu(options)
     before = _chosen_before(wished, menu, options, run)
     if before is not None:
         made = {each.path: _with(each, before[each.policy.name], tensors) for each in wished}
@@ -100,7 +100,7 @@ def refuse_impossible(
     wished = [target for target in targets if target.wish is not None and target.wish.kind != "policy"]
     if not wished:
         return
-    menu = parse_menu(options.chosen.menu) if options.chosen.menu else MENU
+    menu = _menu(options)
     tensors = choosable(model, wished[0].policy)
     sizes = {tensor.name: dict.fromkeys(offered(tensor, menu, importance), 0.0) for tensor in tensors}
     chooser = Chooser(tensors, Losses(sizes, {}), model, plan_of)
@@ -134,6 +134,10 @@ def _chosen_before(
             return None
     run.announce("resumed: the formats have been chosen already")
     return kept
+
+
+def _menu(options: Options) -> tuple[Format, ...]:
+    return parse_menu(options.chosen.menu) or MENU
 
 
 def _texts(options: Options) -> dict[str, str]:
