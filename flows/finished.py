@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converters.hashes import Sums, is_as_recorded
+from ..converters.hashes import FoundSums, is_as_recorded
 from ..converters.manifest import HELD, versions
 from ..converters.recorded import MADE_FROM, read_manifest
-from ..converters.results import Options
+from ..converters.results import STRENGTH, Options
 from ..converters.targets import Target, manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import AlreadyFinished, KconvError
@@ -27,7 +27,6 @@ from ..core.reading import hub_origin
 from ..core.receipts import sha256_of
 from .results import Run
 
-_STRENGTH = {"off": 0, "quick": 1, "full": 2}
 _PROVEN = ("passed", "warned")
 _SLACK = 2.0  # seconds by which a file may be younger than its manifest
 _NOT_OF_THE_FILE = {"types", "type", "verify"}
@@ -100,7 +99,7 @@ def tell_finished(targets: Sequence[Target], command: Command) -> None:
 
 def tell_made(made: Sequence[Made], command: Command) -> None:
     """As ``tell_finished``, of outputs of any kind; says nothing where one of them is not so."""
-    hashed: dict[tuple[Path, bool], Sums] = {}
+    hashed: FoundSums = {}
     try:
         finished = all(_is_finished(each, command, hashed) for each in made)
     except (KconvError, OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -109,14 +108,14 @@ def tell_made(made: Sequence[Made], command: Command) -> None:
         raise AlreadyFinished([each.path for each in made])
 
 
-def _is_finished(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]) -> bool:
+def _is_finished(made: Made, command: Command, hashed: FoundSums) -> bool:
     """Whether an output is the command's, and proven as far as it asks."""
     manifest = read_manifest(made.path)
     if manifest is None or manifest["output"]["type"] != made.type:
         return False
     proof = manifest["proof"]
     if command.scope != "off" and (
-        proof["verdict"] not in _PROVEN or _STRENGTH[proof["scope"]] < _STRENGTH[command.scope]
+        proof["verdict"] not in _PROVEN or STRENGTH[proof["scope"]] < STRENGTH[command.scope]
     ):
         return False
     return (
@@ -145,9 +144,7 @@ def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     return bool(manifest["importance"]["sha256"] == file_sha256(Path(command.imatrix)))
 
 
-def _same_sources(
-    manifest: Mapping[str, Any], command: Command, hashed: dict[tuple[Path, bool], Sums]
-) -> bool:
+def _same_sources(manifest: Mapping[str, Any], command: Command, hashed: FoundSums) -> bool:
     listed = manifest[MADE_FROM] if command.key == MADE_FROM else manifest["source"]["files"]
     before = {file["name"]: file for file in listed}
     source = manifest["source"]
