@@ -72,7 +72,7 @@ def is_limited() -> bool:
     """Whether this process may have only so much memory (``ulimit -v``)."""
     from ..core.system_processes import address_space
 
-    return address_space()[0] is not None
+    return address_space() is not None
 
 
 def check_address_space() -> None:

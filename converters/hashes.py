@@ -122,14 +122,14 @@ def _is_still(file: InputFile, found: SourceFile) -> bool:
     return piece_sums(file) == found.pieces if found.pieces else file_sha256(file) == found.sha256
 
 
-Sums = str | list[str]
-"""The SHA-256 of a file, or those of its pieces."""
+FoundSums = dict[tuple[Path, bool], str | list[str]]
+"""The SHA-256 of files and, where the second is True, those of their pieces."""
 
 
-def is_as_recorded(file: InputFile, entry: Mapping[str, Any], hashed: dict[tuple[Path, bool], Sums]) -> bool:
+def is_as_recorded(file: InputFile, entry: Mapping[str, Any], hashed: FoundSums) -> bool:
     """Whether a file's contents are those of its entry in a manifest, which may have sums of its pieces.
 
-    ``hashed`` keeps what was found, by path and whether in pieces, for further entries.
+    ``hashed`` keeps what was found for further entries.
     """
     in_pieces = "sha256" not in entry
     key = file.path, in_pieces

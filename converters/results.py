@@ -13,6 +13,8 @@ from ..quant.policy_file import Choice
 from ..quant.wish import Wanted
 
 Scope = Literal["off", "quick", "full"]
+STRENGTH = {"off": 0, "quick": 1, "full": 2}
+"""Of two scopes the one with the larger number proves more."""
 
 
 def scope_of(verify: bool | Scope) -> Scope:

@@ -97,7 +97,7 @@ def limit_memory(size: int) -> bool:
     try:
         used = system.used_addresses()
         again = _memory_found is not None
-        limit = system.address_space()[0] if _memory_found is None else _memory_found[0]
+        limit = system.address_space() if _memory_found is None else _memory_found[0]
         own = size <= _memory_of_the_machine() and (limit is None or used + size < limit)
         system.limit_address_space(used + size if own else limit)
         _memory_found = (limit,)
@@ -135,9 +135,9 @@ def limit_to_free_memory() -> None:
     try:
         meminfo = _meminfo()
         free = meminfo.get("MemAvailable", 0) + meminfo.get("SwapFree", 0)
-        soft, _ = system.address_space()
+        limit = system.address_space()
         most = system.used_addresses() + free + _RESERVED
-        if free and (soft is None or most < soft):
+        if free and (limit is None or most < limit):
             system.limit_address_space(most)
     except (OSError, ValueError, LookupError):  # not Linux
         return

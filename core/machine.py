@@ -67,7 +67,7 @@ def memory(system: Path = Path("/")) -> Memory:
             if value.endswith(" kB"):
                 numbers[name] = int(value.split()[0]) * 1024
     total = numbers.get("MemTotal")
-    return Memory(total, numbers.get("MemAvailable"), _container_limit(system, total), _address_space())
+    return Memory(total, numbers.get("MemAvailable"), _container_limit(system, total), address_space())
 
 
 def _container_limit(system: Path, total: int | None) -> int | None:
@@ -87,10 +87,6 @@ def _container_limit(system: Path, total: int | None) -> int | None:
                         seen.append(int((folder / name).read_text("ascii")))
     limits = [limit for limit in seen if total is None or limit < total]  # version 1 says "none" as 2 ** 63
     return min(limits, default=None)
-
-
-def _address_space() -> int | None:
-    return address_space()[0]
 
 
 def cache_folder() -> Path | None:

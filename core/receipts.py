@@ -65,9 +65,8 @@ class Stamp(NamedTuple):
         return time.time_ns() - max(self.mtime_ns, self.ctime_ns) >= QUIET
 
 
-_young: dict[
-    Stamp, str
-] = {}  # sums of files, remembered too soon; they become receipts when they are asked for
+_young: dict[Stamp, str] = {}
+"""Sums of files, remembered too soon; they become receipts when they are asked for."""
 
 
 def known(file: InputFile | Path) -> str | None:

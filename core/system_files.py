@@ -136,9 +136,7 @@ def synced(path: Path) -> None:
     """Have a file's bytes, or a folder's names, on the disk before going on. Raises OSError."""
     if not FOLDERS_OPEN and path.is_dir():
         return  # NTFS has names in its log
-    handle = (
-        os.open(path, _READ) if FOLDERS_OPEN else os.open(path, _WRITE)
-    )  # Windows syncs what it may write
+    handle = os.open(path, _READ if FOLDERS_OPEN else _WRITE)  # Windows syncs what it may write
     try:
         sync(handle)
     finally:

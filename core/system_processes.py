@@ -242,19 +242,18 @@ def prepare_child() -> None:
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
 
 
-def address_space() -> tuple[int | None, int | None]:
-    """The limits of this process's addresses (``ulimit -v``), soft and hard; None where there is none."""
+def address_space() -> int | None:
+    """The limit of this process's addresses in bytes (``ulimit -v``); None where there is none."""
     if sys.platform == "win32":
-        return None, None
+        return None
     import resource
 
-    found = resource.getrlimit(resource.RLIMIT_AS)
-    soft, hard = (None if limit == resource.RLIM_INFINITY else limit for limit in found)
-    return soft, hard
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def limit_address_space(most: int | None) -> None:
-    """Set the soft limit. Raises OSError or ValueError where it cannot be set."""
+    """Set that limit; None takes it away. Raises OSError or ValueError where it cannot be set."""
     if sys.platform == "win32":
         raise OSError("no such limit")
     import resource

@@ -33,6 +33,13 @@ class Window:
         return len(self.source) + len(self.ids)
 
 
+def evenly(windows: Sequence[Window], most: int) -> tuple[Window, ...]:
+    """The windows, or so many of them that lie evenly among all."""
+    if most >= len(windows):
+        return tuple(windows)
+    return tuple(windows[at * len(windows) // most] for at in range(most))
+
+
 def cut(
     texts: Sequence[Sequence[int]], *, size: int, before: Sequence[int] = (), tokens: int | None = None
 ) -> list[Window]:

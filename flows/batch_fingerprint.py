@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..converters.hashes import Sums, is_as_recorded
+from ..converters.hashes import FoundSums, is_as_recorded
 from ..converters.manifest import versions
 from ..converters.onnx.folder import parse_layout
 from ..converters.onnx.options import OnnxOptions, flavour_for
@@ -66,7 +66,7 @@ def source_record(files: Sequence[Mapping[str, Any]], states: Mapping[str, State
 
 
 def changed_file(
-    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: dict[tuple[Path, bool], Sums]
+    checkpoint: Checkpoint, record: Mapping[str, Any], hashed: FoundSums
 ) -> tuple[str | None, dict[str, Any]]:
     """The first file of a source that is not what ``record`` says, None if all are; and the record of today.
 

@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..converters.hashes import Sums
+from ..converters.hashes import FoundSums
+from ..converters.results import STRENGTH
 from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import KconvError, OutputExists
@@ -20,7 +21,6 @@ from .batch_fingerprint import altered, changed_file, different, output_files, s
 from .batch_jobs import Step, canonical
 from .batch_journal import Record, made_of
 
-_STRENGTH = {"off": 0, "quick": 1, "full": 2}
 _UNPROVEN = ("failed", "not decided")
 _SLACK = 2.0  # seconds by which clocks and times of files may differ
 
@@ -61,7 +61,7 @@ class Look:
     options: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str | None = None
-    hashed: dict[tuple[Path, bool], Sums] = field(default_factory=dict)
+    hashed: FoundSums = field(default_factory=dict)
 
 
 def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOutput:
@@ -125,7 +125,7 @@ def _outdated(look: Look, record: Record) -> tuple[str | None, Record | None]:
         return f"made by other versions: {', '.join(other)}", None
     if other := different(look.options, record["options"]):
         return f"other options: {', '.join(other)}", None
-    if _STRENGTH[look.step.scope] > _STRENGTH[record["scope"]]:
+    if STRENGTH[look.step.scope] > STRENGTH[record["scope"]]:
         return f"its proof was {record['scope']}, now {look.step.scope}", None
     if look.commit is not None or record.get("commit") is not None:
         before = record.get("commit")

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from ..converters.family import Companion
 from ..converters.kept_importance import kept_importance
-from ..converters.results import Scope
+from ..converters.results import Options, Scope
+from ..converters.targets import Target, checkpoint_name
 from ..core.cores import available_cores
+from ..core.model import Model
 from ..core.windows import Window
-from ..quant.importance import Importance, importance_of, read_importance
+from ..quant.importance import Importance, importance_of, importance_to_be, read_importance
 from ..reference.reading import Reading
 from ..verify.inputs import Expected, VerifyOptions, proof_windows
 from ..verify.logits import TOGETHER
-from .full_statistics import collecting, digest_of
+from .automatic import Known
+from .choose import refuse_impossible
+from .full_statistics import collecting, digest_of, kept_statistics, statistics_path, to_be_optimized
 from .importance import measure_activations, named_texts
+from .plan_files import plan_files, plan_of_target
 from .results import Run
 from .resume import journal_of
 
@@ -31,6 +38,36 @@ class Calibration:
     importance: Importance
     windows: tuple[Window, ...]
     reading: Reading
+
+
+def learn(
+    expected: Expected,
+    model: Model,
+    targets: Sequence[Target],
+    companions: Sequence[Companion],
+    options: Options,
+    run: Run,
+) -> tuple[Importance, Known]:
+    """Importance from the user's texts, and what was read for the proof meanwhile.
+
+    What would be refused afterwards is refused before the long pass.
+    """
+    to_be = importance_to_be(model.tensors)
+    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
+    _, plans = plan_files(model, targets, companions, to_be)
+    paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
+    texts = [Path(path) for path in options.calibrate]
+    keep = None
+    if options.optimize:
+        keep = statistics_path(paths[0], checkpoint_name(expected.checkpoint))
+        importance = kept_statistics(keep, named_texts(texts), run)
+    else:
+        importance = _learned_before(paths, texts, run)
+    read: Known = {}
+    if importance is None:
+        calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
+        importance, read = calibration.importance, {calibration.windows: calibration.reading}
+    return to_be_optimized(importance, options), read
 
 
 def calibrate(
@@ -62,7 +99,7 @@ def calibrate(
     return Calibration(importance_of(activations, sha256=digest_of(named)), windows, reading)
 
 
-def learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:
+def _learned_before(paths: Sequence[Path], texts: Sequence[Path], run: Run) -> Importance | None:
     """What a run for these ``paths`` has learned of the same texts before it was ended, if this one goes on.
 
     Raises InputError as ``calibrate`` does.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
@@ -27,6 +26,7 @@ from ..quant.importance import Importance
 from ..quant.policy_file import Choice, read_choice
 from ..quant.wish import Wish
 from ..verify.inputs import Expected, VerifyOptions, proof_windows, text_windows
+from .full_statistics import digest_of
 from .importance import named_texts
 from .probing import Losses, Prober, probe_windows, refuse_proof_text, refuse_silent
 from .results import Run
@@ -65,7 +65,7 @@ def with_choices(
     if not options.chosen.targets:
         assert known is not None
         return [_with(target, known, tensors) if target.wish else target for target in targets]
-    menu = parse_menu(options.chosen.menu) if options.chosen.menu else MENU
+    menu = _menu(options)
     before = _chosen_before(wished, menu, options, run)
     if before is not None:
         made = {each.path: _with(each, before[each.policy.name], tensors) for each in wished}
@@ -74,7 +74,7 @@ def with_choices(
     if known is None:
         assert expected is not None
         prober = _prober(replace(expected, model=model), tensors, importance, options, run)
-        losses = prober.losses(menu, _digest(options))
+        losses = prober.losses(menu, digest_of(_texts(options)))
     else:
         losses = _saved(known, tensors, menu, importance, str(options.chosen.policy))
     chooser = Chooser(tensors, losses, model, plan_of)
@@ -100,10 +100,10 @@ def refuse_impossible(
     wished = [target for target in targets if target.wish is not None and target.wish.kind != "policy"]
     if not wished:
         return
-    menu = parse_menu(options.chosen.menu) if options.chosen.menu else MENU
+    menu = _menu(options)
     tensors = choosable(model, wished[0].policy)
     sizes = {tensor.name: dict.fromkeys(offered(tensor, menu, importance), 0.0) for tensor in tensors}
-    chooser = Chooser(tensors, Losses(sizes, {}, {}), model, plan_of)
+    chooser = Chooser(tensors, Losses(sizes, {}), model, plan_of)
     for target in wished:
         if target.wish is not None and target.wish.kind != "divergence":
             chooser.choose(target)
@@ -113,13 +113,12 @@ def _prober(
     expected: Expected, tensors: Sequence[Tensor], importance: Importance | None, options: Options, run: Run
 ) -> Prober:
     refuse_silent(expected.model, encoder=expected.family.encoder_only)
-    texts = list(named_texts([Path(path) for path in options.calibrate]).values())
-    proof = proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens)
-    refuse_proof_text(text_windows(expected, texts, tokens=None, window=None), proof)
+    windows = text_windows(expected, list(_texts(options).values()), tokens=None, window=None)
+    refuse_proof_text(windows, proof_windows(expected, options.verify, run.proof_texts, run.proof_tokens))
     how = VerifyOptions(
         threads=run.threads or available_cores(), progress=run.progress, announce=run.announce
     )
-    return Prober(expected, tensors, importance, probe_windows(expected, texts), how)
+    return Prober(expected, tensors, importance, probe_windows(expected.model, windows), how)
 
 
 def _chosen_before(
@@ -128,7 +127,7 @@ def _chosen_before(
     """What an ended run for the same files has chosen from the same text, if this one goes on with it."""
     journal = journal_of([path for target in wished for path in target.paths]) if run.resume else None
     kept = {} if journal is None else kept_choices(journal)
-    asked = {"texts_sha256": _digest(options), "menu": [format.name for format in menu]}
+    asked = {"texts_sha256": digest_of(_texts(options)), "menu": [format.name for format in menu]}
     for target in wished:
         choice = kept.get(target.policy.name)
         if choice is None or asked != {key: choice.measured.get(key) for key in asked}:
@@ -137,9 +136,12 @@ def _chosen_before(
     return kept
 
 
-def _digest(options: Options) -> str:
-    texts = named_texts([Path(path) for path in options.calibrate])
-    return hashlib.sha256("\0".join(texts.values()).encode()).hexdigest()
+def _menu(options: Options) -> tuple[Format, ...]:
+    return parse_menu(options.chosen.menu) or MENU
+
+
+def _texts(options: Options) -> dict[str, str]:
+    return named_texts([Path(path) for path in options.calibrate])
 
 
 def _saved(
@@ -160,7 +162,7 @@ def _saved(
                 f"{', '.join(each.name for each in given)}",
                 hint="measure anew: leave out --policy and pass --calibrate TEXT",
             )
-    return Losses(of, {}, known.measured)
+    return Losses(of, known.measured)
 
 
 def _with(target: Target, choice: Choice, tensors: Sequence[Tensor]) -> Target:

@@ -17,7 +17,6 @@ from ..converters.results import Options, Output, Scope, scope_of
 from ..converters.targets import (
     CompanionTarget,
     Target,
-    checkpoint_name,
     choose_companion_targets,
     choose_targets,
     refuse_idle_keep_wo,
@@ -31,7 +30,7 @@ from ..core.leftovers import discard
 from ..core.model import Model
 from ..core.progress import Progress, silent
 from ..hub.object_names import parse_object
-from ..quant.importance import Importance, importance_to_be, read_importance
+from ..quant.importance import Importance
 from ..quant.wish import wanted
 from ..verify.inputs import Expected
 from ..verify.proof import Proof
@@ -40,11 +39,10 @@ from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, halves_of_types, read_first, wants_halves
-from .calibrate import calibrate, learned_before
-from .choose import predicted_of, refuse_impossible, with_choices
+from .calibrate import learn
+from .choose import predicted_of, with_choices
 from .finished import tell_converted
-from .full_statistics import kept_statistics, optimized, statistics_path, to_be_optimized
-from .importance import named_texts
+from .full_statistics import given_importance, optimized
 from .observer import UNOBSERVED, Observer
 from .plan_files import plan_files, plan_of_target
 from .prove import prove_new_files
@@ -136,8 +134,17 @@ def to_gguf(
         optimize,
         wanted(target_size, target_kl, menu, policy),
     )
-    run = Run(force, threads, progress, announce, made=made, rehash=rehash, resume=resume, streamed=stream)
-    run = replace(run, observer=observer)
+    run = Run(
+        force,
+        threads,
+        progress,
+        announce,
+        made=made,
+        rehash=rehash,
+        resume=resume,
+        streamed=stream,
+        observer=observer,
+    )
     place = parse_object(output)
     refuse_elsewhere(options, scheduler=scheduler is not None, stream=stream, store=place is not None)
     if scheduler is not None:
@@ -163,9 +170,7 @@ def convert(
 ) -> Conversion:
     """The flow: open, map, choose the vocabulary, choose formats, plan, write, prove."""
     check_request(output, options)
-    importance = None if options.imatrix is None else read_importance(options.imatrix)
-    if importance is not None and options.optimize:
-        importance = to_be_optimized(importance)
+    importance = given_importance(options)
     run.progress("opening", 0, 0)
     look = partial(_refuse_early, output=output, options=options, modelfile=modelfile, run=run)
     checkpoint, family = open_model(arrived(source, look, run))
@@ -191,7 +196,7 @@ def convert(
             run.observer.noted(model.notes)
             targets, beside = choose(replace(options, types=with_auto(options.types, "f32")))
     if expected is not None and options.calibrate:
-        importance, learned = _learn(expected, model, targets, companions, options, run)
+        importance, learned = learn(expected, model, targets, companions, options, run)
         known = {**known, **learned}
     run.progress("planning", 0, 0)
     plan_of = partial(plan_of_target, model, companions, importance)
@@ -257,36 +262,6 @@ def _choose_targets(
         refuse_unkept(targets, force=run.force)
     run.planned([path for target in targets for path in target.paths])
     return targets, choose_companion_targets(checkpoint, companions, targets, force=run.force)
-
-
-def _learn(
-    expected: Expected,
-    model: Model,
-    targets: Sequence[Target],
-    companions: Sequence[Companion],
-    options: Options,
-    run: Run,
-) -> tuple[Importance, Known]:
-    """Importance from the user's texts, and what was read for the proof meanwhile.
-
-    What would be refused afterwards is refused before the long pass.
-    """
-    to_be = importance_to_be(model.tensors)
-    refuse_impossible(targets, model, to_be, options, partial(plan_of_target, model, companions, to_be))
-    _, plans = plan_files(model, targets, companions, to_be)
-    paths = [path for each in zip(targets, plans, strict=True) for path in Target.planned(*each).paths]
-    texts = [Path(path) for path in options.calibrate]
-    keep = None
-    if options.optimize:
-        keep = statistics_path(paths[0], checkpoint_name(expected.checkpoint))
-        before = kept_statistics(keep, named_texts(texts), run)
-    else:
-        before = learned_before(paths, texts, run)
-    if before is not None:
-        return to_be_optimized(before) if options.optimize else before, {}
-    calibration = calibrate(expected, texts, scope=options.verify, run=run, keep=keep)
-    importance = to_be_optimized(calibration.importance) if options.optimize else calibration.importance
-    return importance, {calibration.windows: calibration.reading}
 
 
 def _prove(

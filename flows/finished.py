@@ -2,8 +2,8 @@
 
 What counts as the same is what the manifests hold: types and options, the SHA-256 of every file of the
 source (or of its pieces), versions of what has a hand in the bytes, and the files as they were when they were
-proven. What a manifest cannot tell (the content of calibration texts or of a chat template's file) is never
-the same.
+proven. What a manifest cannot tell (the content of calibration texts, of a policy or of a chat template's
+file) is never the same.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..converters.hashes import Sums, is_as_recorded
+from ..converters.hashes import FoundSums, is_as_recorded
 from ..converters.manifest import HELD, versions
 from ..converters.recorded import MADE_FROM, read_manifest
-from ..converters.results import Options
+from ..converters.results import STRENGTH, Options
 from ..converters.targets import Target, manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import AlreadyFinished, KconvError
@@ -27,7 +27,6 @@ from ..core.reading import hub_origin
 from ..core.receipts import sha256_of
 from .results import Run
 
-_STRENGTH = {"off": 0, "quick": 1, "full": 2}
 _PROVEN = ("passed", "warned")
 _SLACK = 2.0  # seconds by which a file may be younger than its manifest
 _NOT_OF_THE_FILE = {"types", "type", "verify"}
@@ -100,39 +99,40 @@ def tell_finished(targets: Sequence[Target], command: Command) -> None:
 
 def tell_made(made: Sequence[Made], command: Command) -> None:
     """As ``tell_finished``, of outputs of any kind; says nothing where one of them is not so."""
-    hashed: dict[tuple[Path, bool], Sums] = {}
+    hashed: FoundSums = {}
     try:
-        verdicts = [_verdict(each, command, hashed) for each in made]
+        finished = all(_is_finished(each, command, hashed) for each in made)
     except (KconvError, OSError, ValueError, LookupError, TypeError, AttributeError):
         return  # not a manifest of this kconv, or a file that is gone: nothing that could be relied on
-    if None not in verdicts:
+    if finished:
         raise AlreadyFinished([each.path for each in made])
 
 
-def _verdict(made: Made, command: Command, hashed: dict[tuple[Path, bool], Sums]) -> str | None:
-    """The proof's verdict on an output that is the command's; None where it is not, or is not proven."""
+def _is_finished(made: Made, command: Command, hashed: FoundSums) -> bool:
+    """Whether an output is the command's, and proven as far as it asks."""
     manifest = read_manifest(made.path)
     if manifest is None or manifest["output"]["type"] != made.type:
-        return None
-    verdict: str = manifest["proof"]["verdict"]
+        return False
+    proof = manifest["proof"]
     if command.scope != "off" and (
-        verdict not in _PROVEN or _STRENGTH[manifest["proof"]["scope"]] < _STRENGTH[command.scope]
+        proof["verdict"] not in _PROVEN or STRENGTH[proof["scope"]] < STRENGTH[command.scope]
     ):
-        return None
-    same = (
+        return False
+    return (
         manifest["versions"] == versions(command.packages)
         and _same_options(manifest, command)
         and all(os.path.lexists(path) for path in made.beside)
         and _as_made(made, manifest)
         and _same_sources(manifest, command, hashed)
     )
-    return verdict if same else None
 
 
 def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     before, now = manifest["options"], command.options
     template = now.get("chat_template")
-    if now.get("calibrate") or now.get("optimize") or (template is not None and os.path.exists(template)):
+    if now.get("calibrate") or now.get("optimize") or now.get("policy"):
+        return False
+    if template is not None and os.path.exists(template):
         return False
     leave = _NOT_OF_THE_FILE | (set(HELD) if command.key == MADE_FROM else set())
     for name in (before.keys() | now.keys()) - leave:
@@ -144,9 +144,7 @@ def _same_options(manifest: Mapping[str, Any], command: Command) -> bool:
     return bool(manifest["importance"]["sha256"] == file_sha256(Path(command.imatrix)))
 
 
-def _same_sources(
-    manifest: Mapping[str, Any], command: Command, hashed: dict[tuple[Path, bool], Sums]
-) -> bool:
+def _same_sources(manifest: Mapping[str, Any], command: Command, hashed: FoundSums) -> bool:
     listed = manifest[MADE_FROM] if command.key == MADE_FROM else manifest["source"]["files"]
     before = {file["name"]: file for file in listed}
     source = manifest["source"]
@@ -156,9 +154,7 @@ def _same_sources(
         return False
     for name, path in sorted(command.sources.items(), key=lambda each: int(before[each[0]]["bytes"])):
         file = InputFile(path)
-        if file.size != before[name]["bytes"]:
-            return False
-        if not is_as_recorded(file, before[name], hashed):
+        if file.size != before[name]["bytes"] or not is_as_recorded(file, before[name], hashed):
             return False
     return True
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..converters.gguf_plan import FilePlan
+from ..converters.results import Options
 from ..core.cores import available_cores
 from ..core.errors import InputError, KconvError
 from ..core.files import refuse_existing
@@ -122,11 +123,22 @@ def kept_statistics(path: Path, texts: Mapping[str, str], run: Run) -> Importanc
     return None
 
 
-def to_be_optimized(importance: Importance) -> Importance:
-    """The same, marked: files say that their codes are chosen, though not yet how.
+def given_importance(options: Options) -> Importance | None:
+    """The importance data that were named, to choose codes by where that is asked for; None: none were.
+
+    Raises InputError for files that cannot be read or do not do.
+    """
+    found = None if options.imatrix is None else read_importance(options.imatrix)
+    return None if found is None else to_be_optimized(found, options)
+
+
+def to_be_optimized(importance: Importance, options: Options) -> Importance:
+    """The same; where codes are to be chosen, marked: files say that they are, though not yet how.
 
     Raises InputError where there are no correlations to choose by.
     """
+    if not options.optimize:
+        return importance
     if importance.full is None:
         raise InputError(
             f"{importance.where} does not contain full statistics, which --optimize needs",

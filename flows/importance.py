@@ -22,7 +22,7 @@ from ..core.cores import available_cores
 from ..core.errors import InputError
 from ..core.progress import Progress, silent
 from ..core.text_files import read_text
-from ..core.windows import Window
+from ..core.windows import Window, evenly
 from ..quant.imatrix_file import ActivationSums
 from ..quant.importance import SPARED
 from ..reference.model import Floats, Reference
@@ -103,7 +103,7 @@ def measure_activations(
     """
     every = text_windows(expected, list(texts.values()), tokens=None, window=window)
     _refuse_little(sum(len(each.ids) for each in every))
-    chosen = tuple(every[at * len(every) // chunks] for at in range(chunks)) if chunks < len(every) else every
+    chosen = evenly(every, chunks)
     options.announce(_cost(expected, chosen, len(every)))
     if collected is not None:
         options.announce(collected.cost(expected.model, sum(window.tokens for window in chosen)))
@@ -121,7 +121,7 @@ def measure_activations(
         if full is not None:
             full.finish(name)
 
-    watch = Watch(tuple(chosen), frozenset(modules), observe, finished)
+    watch = Watch(chosen, frozenset(modules), observe, finished)
     options.progress("starting the reference", 0, 0)
     reading = Reference(expected.checkpoint, expected.family, threads=options.threads).read(
         windows, watch=watch, by_layer=True, progress=options.progress

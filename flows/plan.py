@@ -177,6 +177,11 @@ def plan(
     """
     options = options or Options(types=tuple(POLICIES))
     check_request(output, options)
+    if options.chosen.targets and options.chosen.policy is None:
+        raise UsageError(
+            "what a target makes is known when losses have been measured, and plan reads no weights",
+            hint="pass the --policy FILE of an earlier choice, or run kconv to-gguf with these options",
+        )
     progress("opening", 0, 0)
     checkpoint, family = open_model(headers_only(source))
     model, companions = build(family, checkpoint), family.companions(checkpoint)
@@ -190,11 +195,6 @@ def plan(
     importance = None if options.imatrix is None else read_importance(options.imatrix)
     if options.calibrate:
         importance = importance_to_be(model.tensors, (Path(options.calibrate[0]).name,))
-    if options.chosen.targets and options.chosen.policy is None:
-        raise UsageError(
-            "what a target makes is known when losses have been measured, and plan reads no weights",
-            hint="pass the --policy FILE of an earlier choice, or run kconv to-gguf with these options",
-        )
     plan_of = partial(plan_of_target, model, companions, importance)
     targets = with_choices(targets, None, model, importance, options, plan_of, Run())
     bare, vocabulary = replace(model, vocab=None), encode_pairs(gguf_keys(vocab_of(model)))

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_file
-from ..converters.targets import (
-    Target,
-)
+from ..converters.targets import Target
 from ..core.model import Model
 from ..quant.importance import Importance
 from ..quant.policy import choose_formats, quantization_metadata

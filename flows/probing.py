@@ -16,14 +16,14 @@ from ..converters.mapping import parameters
 from ..core.errors import InputError
 from ..core.model import Model
 from ..core.tensor import Tensor
-from ..core.windows import Window
-from ..quant.choice_groups import Group, groups_of
+from ..core.windows import Window, evenly
+from ..quant.choice_groups import groups_of
 from ..quant.choice_losses import as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
 from ..reference.probes import Divergence, Probing
 from ..verify.cost import estimated_probes
-from ..verify.inputs import Expected, VerifyOptions, text_windows
+from ..verify.inputs import Expected, VerifyOptions
 
 PROBE = FORMATS["q3_K"]
 """The format groups are probed in: coarse enough to be felt, fine enough that losses still add up."""
@@ -38,7 +38,6 @@ class Losses:
     """What tensors lose in formats, in nats, by name; ``measured`` says on what."""
 
     of: Mapping[str, Mapping[Format, float]]
-    groups: Mapping[Group, float]
     measured: Mapping[str, Any]
 
 
@@ -80,8 +79,7 @@ class Prober:
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        means = {group: divergence.mean for group, divergence in zip(groups, found, strict=True)}
-        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, means, measured)
+        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured)
 
     def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
         """What the model loses where all tensors have the formats of a choice, for each of ``choices``."""
@@ -122,16 +120,12 @@ class Prober:
         return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
 
 
-def probe_windows(expected: Expected, texts: Sequence[str]) -> tuple[Window, ...]:
-    """The windows that are probed on, spread over the texts; fewer for large models, which scatter less."""
-    every = text_windows(expected, texts, tokens=None, window=None)
-    weights = parameters(expected.model)
+def probe_windows(model: Model, every: Sequence[Window]) -> tuple[Window, ...]:
+    """The windows that are probed on, spread over all; fewer for large models, which scatter less."""
+    weights = parameters(model)
     amount = next((tokens for most, tokens in _AMOUNTS if weights <= most), _LEAST)
     longest = max(window.tokens for window in every)
-    count = max(1, amount // longest)
-    if count >= len(every):
-        return tuple(every)
-    return tuple(every[at * len(every) // count] for at in range(count))
+    return evenly(every, max(1, amount // longest))
 
 
 def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:

@@ -6,11 +6,9 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..converters.gguf_plan import FilePlan
 from ..converters.gguf_source import gguf_model, requantizing_notes, stored_formats
 from ..converters.hashes import SourceHashes
 from ..converters.manifest import requantized_part
@@ -30,27 +28,21 @@ from ..converters.targets import (
     wished_targets,
 )
 from ..core.errors import InputError, UsageError
-from ..core.gguf_file import ALIGNMENT, TensorInfo, read_pairs, tensor_bytes
-from ..core.gguf_pairs import encode_pairs
-from ..core.gguf_split import AS_BEFORE, BY_SIZE, base_name, placed
+from ..core.gguf_split import base_name
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
-from ..quant.formats import F32, Format
+from ..quant.formats import Format
 from ..quant.gguf_weights import GgufFile, open_gguf
-from ..quant.importance import Importance, read_importance
-from ..quant.policy import POLICIES, Policy, choose_formats, quantization_metadata
+from ..quant.importance import Importance
+from ..quant.policy import POLICIES, Policy, choose_formats
 from ..quant.wish import wanted
 from .choose import with_choices
 from .finished import Command, tell_finished
-from .full_statistics import optimized, to_be_optimized
+from .full_statistics import given_importance, optimized
 from .observer import UNOBSERVED, Observer
+from .plan_requantized import AS_IT_IS, COPY, Planner
 from .results import Run
 from .write import write_targets
-
-COPY = "copy"
-"""The type that leaves all weights as they are: for joining parts, or making some."""
-
-_AS_IT_IS = Policy(COPY, F32, 0)
 
 
 @dataclass(frozen=True)
@@ -148,21 +140,16 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
     """The flow: open, choose formats, plan, write."""
     policies = _policies(request, output)
     _refuse_folder(source)
-    importance = None if request.options.imatrix is None else read_importance(request.options.imatrix)
-    if importance is not None and request.options.optimize:
-        importance = to_be_optimized(importance)
+    importance = given_importance(request.options)
     run.progress("opening", 0, 0)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
-        plan_of = partial(_plan_of, file, model, importance, keep_split=request.keep_split)
-        targets = with_choices(targets, None, model, importance, request.options, plan_of, run)
+        planner = Planner(file, model, importance, request.keep_split)
+        targets = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
         asked = [target.policy for target in targets]
         model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
-        plans = [
-            _plan(file, model, target, formats, importance, keep_split=request.keep_split)
-            for target, formats in zip(targets, chosen, strict=True)
-        ]
+        plans = [planner.plan(*each) for each in zip(targets, chosen, strict=True)]
         targets = [target.planned(plan) for target, plan in zip(targets, plans, strict=True)]
         _refuse_source(file, targets)
         if run.resume and not run.force:
@@ -219,7 +206,7 @@ def _policies(request: Request, output: str | Path | None) -> dict[str, Policy]:
         )
     policies = {type_of(name, options): policy_of(name, options) for name in others.types}
     if len(others.types) < len(options.types):
-        policies[COPY] = _AS_IT_IS
+        policies[COPY] = AS_IT_IS
     if not policies and not options.chosen:
         raise UsageError("no type given", hint="give one with -q, for example -q q4_k_m")
     refuse_one_file_for_many(output, len(policies) + len(options.chosen.wishes()))
@@ -241,7 +228,7 @@ def _targets(
     stem = begin if dash and end.upper() in known else name
     targets = []
     for type_name, policy in policies.items():
-        made = name if policy is _AS_IT_IS else f"{stem}-{label_of(type_name)}"
+        made = name if policy is AS_IT_IS else f"{stem}-{label_of(type_name)}"
         path = place if place.suffix == ".gguf" else place / f"{made}.gguf"
         size = split_size(options)
         targets.append(Target(path, policy, manifest_path(path), split_size=size, variant=type_name))
@@ -262,62 +249,13 @@ def _chosen(
     chosen: list[Mapping[str, Format]] = []
     notes: dict[Note, None] = dict.fromkeys(model.notes)
     for policy in policies:
-        if policy is _AS_IT_IS:
+        if policy is AS_IT_IS:
             chosen.append(stored_formats(model))
             continue
         choice = choose_formats(model, policy, importance)
         notes |= dict.fromkeys((*choice.notes, *requantizing_notes(file, choice.formats, allow=allow)))
         chosen.append(choice.formats)
     return replace(model, notes=tuple(notes)), chosen
-
-
-def _plan_of(
-    file: GgufFile, model: Model, importance: Importance | None, target: Target, *, keep_split: bool
-) -> FilePlan:
-    """The file of a target, whose formats are not chosen yet."""
-    formats = choose_formats(model, target.policy, importance).formats
-    return _plan(file, model, target, formats, importance, keep_split=keep_split)
-
-
-def _plan(
-    file: GgufFile,
-    model: Model,
-    target: Target,
-    formats: Mapping[str, Format],
-    importance: Importance | None,
-    *,
-    keep_split: bool,
-) -> FilePlan:
-    """The file of a target; parts only where they were asked for."""
-    alignment = file.header.metadata.get("general.alignment", ALIGNMENT)
-    parts = {info.name: info.part for info in file.header.tensors} if keep_split else {}
-    infos = []
-    for tensor in model.tensors:
-        kind = formats[tensor.name].ggml_type
-        size, part = tensor_bytes(tensor.shape, kind), parts.get(tensor.name, 0)
-        infos.append(TensorInfo(tensor.name, tensor.shape, kind, size, part=part))
-    return FilePlan(
-        target.path,
-        model.arch,
-        {},
-        tuple(formats[tensor.name] for tensor in model.tensors),
-        placed(infos, target.split_size, alignment),
-        _pairs(file, target.policy, importance),
-        AS_BEFORE if keep_split else BY_SIZE,
-        alignment,
-    )
-
-
-def _pairs(file: GgufFile, policy: Policy, importance: Importance | None) -> tuple[bytes, ...]:
-    """The source's keys byte for byte, then those that say how the weights are stored now.
-
-    llama_model_quantize takes a key away before it sets it anew, so that it comes last.
-    """
-    keys = quantization_metadata(policy, importance)
-    if policy is _AS_IT_IS:
-        keys = {key: file.header.metadata[key] for key in keys if key in file.header.metadata}
-    kept = [pair for key, pair in read_pairs(file.path).items() if key not in {*BY_SIZE, *keys}]
-    return (*kept, *encode_pairs(keys))
 
 
 def _refuse_source(file: GgufFile, targets: Sequence[Target]) -> None:

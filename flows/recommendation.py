@@ -27,13 +27,12 @@ from ..core.language import Phrase, phrase
 from ..core.model import MetadataValue, Model
 from ..core.sizes import size_text
 from ..quant.published import Band
+from ..runtimes.loading import CONTEXT
 
 if TYPE_CHECKING:
     from .compare import ComparedType, Comparison
     from .plan import Plan, PlannedType
 
-CONTEXT = 4096
-"""Tokens of a conversation, as kconv run has them without --ctx."""
 BATCH = 512
 """Tokens llama.cpp reads at once (n_ubatch)."""
 ENOUGH_BITS = 9

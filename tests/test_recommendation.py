@@ -20,9 +20,10 @@ from kconv.converters.samples import write_sample
 from kconv.core.language import speaking, translated
 from kconv.core.machine import memory
 from kconv.flows.plan import Plan, plan
-from kconv.flows.recommendation import CONTEXT, for_this_machine, free_memory
+from kconv.flows.recommendation import for_this_machine, free_memory
 from kconv.quant.published import Band, expected_divergence
 from kconv.quant.wish import Wanted
+from kconv.runtimes.loading import CONTEXT
 
 TYPES = ("q2_k", "iq2_m", "q4_0", "q4_k_m", "q6_k", "q8_0", "f16", "f32")
 

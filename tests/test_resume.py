@@ -474,10 +474,10 @@ def test_importance_data_are_not_measured_twice(checkpoint: Path, tmp_path: Path
     first = struck(WRITE, 3, *words, interval=5)  # before there is a line in the journal
     assert first.returncode == -signal.SIGKILL, first.stderr
     text.write_text("another text. " * 200)
-    other = struck("kconv.flows.convert:calibrate", 1, *words, "--resume")
+    other = struck("kconv.flows.calibrate:calibrate", 1, *words, "--resume")
     assert other.returncode == -signal.SIGKILL, "learned from another text, they are of no use"
     text.write_text("모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. " * 40, "utf-8")
-    again = struck("kconv.flows.convert:calibrate", 1, *words, "--resume")
+    again = struck("kconv.flows.calibrate:calibrate", 1, *words, "--resume")
     assert again.returncode == 0, again.stderr
     assert "the importance data have been computed already" in again.stderr
     assert hidden(tmp_path / "out") == []

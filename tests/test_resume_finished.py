@@ -16,6 +16,8 @@ from hub_server import Hub
 import kconv as library
 from kconv.converters.samples import write_sample
 from kconv.core.errors import AlreadyFinished, OutputExists
+from kconv.quant.formats import FORMATS
+from kconv.quant.policy_file import Choice
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
@@ -146,6 +148,19 @@ def test_from_python_it_can_be_told_from_the_other_refusals(source: Path, made: 
     assert finished.value.paths == (made / "checkpoint-Q4_0.gguf",)
     with pytest.raises(OutputExists) as exists:
         library.to_gguf(source, made, types=["q4_0"])
+    assert not isinstance(exists.value, AlreadyFinished)
+
+
+def test_another_policy_in_the_same_file_is_another_command(source: Path, tmp_path: Path) -> None:
+    """Manifests have the policy's name, not what it says."""
+    policy, out = tmp_path / "own.policy.toml", tmp_path / "out"
+    for name in ("q8_0", "q4_0"):
+        formats = {f"blk.{layer}.attn_q.weight": FORMATS[name] for layer in range(2)}
+        policy.write_text(Choice("own", "llama", formats, 0.01).to_toml(), "utf-8")
+        if name == "q8_0":
+            library.to_gguf(source, out, types=[], policy=policy, verify=False)
+    with pytest.raises(OutputExists) as exists:
+        library.to_gguf(source, out, types=[], policy=policy, verify=False, resume=True)
     assert not isinstance(exists.value, AlreadyFinished)
 
 
