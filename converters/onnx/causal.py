@@ -36,6 +36,11 @@ class Heads:
     scale: float | None = None
     cap: float | None = None
 
+    @property
+    def rotary_part(self) -> int | None:
+        """How many dimensions of a head turn; None where all do."""
+        return None if self.rotary == self.size else self.rotary
+
 
 @dataclass(frozen=True)
 class Positions:

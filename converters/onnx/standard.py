@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,11 +58,12 @@ class Standard:
 
     def rotated(self, graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
         """``RotaryEmbedding``."""
-        attributes = {"num_heads": count, "interleaved": int(heads.neighbours)}
-        if heads.rotary != heads.size:
-            attributes["rotary_embedding_dim"] = heads.rotary
         return graph.op(
-            "RotaryEmbedding", values, positions.cosines, positions.sines, name=None, **attributes
+            "RotaryEmbedding",
+            *(values, positions.cosines, positions.sines),
+            num_heads=count,
+            interleaved=int(heads.neighbours),
+            rotary_embedding_dim=heads.rotary_part,
         )
 
     def attended(
@@ -77,12 +78,13 @@ class Standard:
         """``Attention``, or what it consists of where scores are capped."""
         if heads.cap is not None:
             return _capped(graph, given, positions.mask, heads, past, present)
-        attributes: dict[str, int | float] = {"q_num_heads": heads.queries, "kv_num_heads": heads.keys}
-        if heads.scale is not None:
-            attributes["scale"] = heads.scale
-        outputs = (None, *present)
         return graph.ops(
-            "Attention", *given, positions.mask, *past, outputs=outputs, domain="", **attributes
+            "Attention",
+            *(*given, positions.mask, *past),
+            outputs=(None, *present),
+            q_num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=heads.scale,
         )[0]
 
     def restored(self, graph: Graph, rows: str, positions: Positions) -> str:
@@ -100,12 +102,14 @@ class Standard:
         present: Sequence[str] = (),
     ) -> str:
         """``Attention``."""
-        attributes: dict[str, int | float] = {"q_num_heads": heads, "kv_num_heads": heads}
-        if scale is not None:
-            attributes["scale"] = scale
-        return graph.ops("Attention", *given, bias, *past, outputs=(None, *present), domain="", **attributes)[
-            0
-        ]
+        return graph.ops(
+            "Attention",
+            *(*given, bias, *past),
+            outputs=(None, *present),
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=scale,
+        )[0]
 
     def attended_across(
         self, graph: Graph, queries: str, crossing: Sequence[str], bias: str, heads: int, size: int
@@ -124,12 +128,6 @@ def _places_of_keys(graph: Graph, positions: Positions) -> str:
     """Where each key stands in its text ``(batch, total)``, whatever padding lies between."""
     text = graph.cast(graph.cast(positions.padding, Element.BOOL), Element.INT64)
     return graph.op("CumSum", text, graph.number(1, Element.INT64))
-
-
-def _attention(
-    graph: Graph, inputs: Sequence[str], present: Sequence[str], attributes: Mapping[str, int | float]
-) -> str:
-    return graph.ops("Attention", *inputs, outputs=(None, *present), domain="", **attributes)[0]
 
 
 def _mask(graph: Graph, ids: str, mask: str) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...onnx.activation_operators import apply_activation
-from ...onnx.blocks import by_batch
+from ...onnx.blocks import by_batch, rms_norm
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -161,7 +161,7 @@ def _biases(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) ->
 
 
 def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
-    return graph.flavour.rms_norm(graph, rows, graph.weight(f"{place}.weight"), shape.facts.epsilon)
+    return rms_norm(graph, rows, place, shape.facts.epsilon)
 
 
 def _as_rows(graph: Graph, values: str, width: int) -> str:
