@@ -106,20 +106,13 @@ class Contrib:
             rotary_embedding_dim=heads.rotary_part,
         )[0]
 
-    def attended(
-        self,
-        graph: Graph,
-        given: Given,
-        positions: Positions,
-        heads: Heads,
-        past: Sequence[str],
-        present: Sequence[str],
-    ) -> str:
+    def attended(self, graph: Graph, given: Given, positions: Positions, heads: Heads) -> str:
         """``GroupQueryAttention``."""
+        ends = (positions.last, positions.total)
         return graph.ops(
             "GroupQueryAttention",
-            *(*given, *past, positions.last, positions.total, None, None, None, positions.mask),
-            outputs=(None, *present),
+            *(*given.rows, *given.past, *ends, None, None, None, positions.mask),
+            outputs=(None, *given.present),
             domain=MICROSOFT,
             num_heads=heads.queries,
             kv_num_heads=heads.keys,
@@ -133,20 +126,13 @@ class Contrib:
         return graph.op("Gather", rows, positions.order)
 
     def attended_all(
-        self,
-        graph: Graph,
-        given: Given,
-        bias: str,
-        heads: int,
-        scale: float | None = None,
-        past: Sequence[str] = (),
-        present: Sequence[str] = (),
+        self, graph: Graph, given: Given, bias: str, heads: int, scale: float | None = None
     ) -> str:
         """``MultiHeadAttention``."""
         return graph.ops(
             "MultiHeadAttention",
-            *(*given, None, None, bias, *past),
-            outputs=(None, *present),
+            *(*given.rows, None, None, bias, *given.past),
+            outputs=(None, *given.present),
             domain=MICROSOFT,
             num_heads=heads,
             scale=scale,

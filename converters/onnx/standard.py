@@ -66,22 +66,14 @@ class Standard:
             rotary_embedding_dim=heads.rotary_part,
         )
 
-    def attended(
-        self,
-        graph: Graph,
-        given: Given,
-        positions: Positions,
-        heads: Heads,
-        past: Sequence[str],
-        present: Sequence[str],
-    ) -> str:
+    def attended(self, graph: Graph, given: Given, positions: Positions, heads: Heads) -> str:
         """``Attention``, or what it consists of where scores are capped."""
         if heads.cap is not None:
-            return _capped(graph, given, positions.mask, heads, past, present)
+            return _capped(graph, given, positions.mask, heads)
         return graph.ops(
             "Attention",
-            *(*given, positions.mask, *past),
-            outputs=(None, *present),
+            *(*given.rows, positions.mask, *given.past),
+            outputs=(None, *given.present),
             q_num_heads=heads.queries,
             kv_num_heads=heads.keys,
             scale=heads.scale,
@@ -92,20 +84,13 @@ class Standard:
         return rows
 
     def attended_all(
-        self,
-        graph: Graph,
-        given: Given,
-        bias: str,
-        heads: int,
-        scale: float | None = None,
-        past: Sequence[str] = (),
-        present: Sequence[str] = (),
+        self, graph: Graph, given: Given, bias: str, heads: int, scale: float | None = None
     ) -> str:
         """``Attention``."""
         return graph.ops(
             "Attention",
-            *(*given, bias, *past),
-            outputs=(None, *present),
+            *(*given.rows, bias, *given.past),
+            outputs=(None, *given.present),
             q_num_heads=heads,
             kv_num_heads=heads,
             scale=scale,
@@ -143,17 +128,15 @@ def _mask(graph: Graph, ids: str, mask: str) -> str:
     return graph.op("Where", seen, graph.number(0.0), least_float(graph))
 
 
-def _capped(
-    graph: Graph, given: Given, mask: str, heads: Heads, past: Sequence[str], present: Sequence[str]
-) -> str:
+def _capped(graph: Graph, given: Given, mask: str, heads: Heads) -> str:
     """The same in single steps: ONNX's Attention bends masked scores, too, which then count again."""
     groups = heads.queries // heads.keys
-    query, *held = given
+    query, *held = given.rows
     shape = graph.integers(0, 0, heads.queries, heads.size)
     query = graph.op("Transpose", graph.op("Reshape", query, shape), perm=_TURNED)
     query = graph.op("Reshape", query, graph.integers(0, heads.keys, groups, -1, heads.size))
     whole = []
-    for rows, before, name in zip(held, past, present, strict=True):
+    for rows, before, name in zip(held, given.past, given.present, strict=True):
         new = graph.op("Reshape", rows, graph.integers(0, 0, heads.keys, heads.size))
         new = graph.op("Concat", before, graph.op("Transpose", new, perm=_TURNED), axis=2, name=name)
         whole.append(graph.op("Unsqueeze", new, graph.integers(2)))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ...onnx.activation_operators import apply_activation
 from ...onnx.blocks import by_batch, rms_norm
+from ...onnx.flavour import Given
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -117,8 +118,8 @@ def _self_attention(
     query, key, value = (
         by_batch(graph, graph.linear(rows, f"{place}.{each}.weight"), lengths, width) for each in "qkv"
     )
-    given, heads = (query, key, value), shape.facts.heads
-    attended = graph.flavour.attended_all(graph, given, bias, heads, 1.0, past, present)
+    given = Given(query, key, value, past, present)
+    attended = graph.flavour.attended_all(graph, given, bias, shape.facts.heads, scale=1.0)
     return graph.linear(_as_rows(graph, attended, width), f"{place}.o.weight")
 
 
