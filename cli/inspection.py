@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from ..core.errors import InputError
-from ..core.language import _, phrase, translated
+from ..core.language import _
 from .console import count_text, emit_json, printable, say, say_note, size_text, table
 from .options import json_option, verbose_option
 from .sources import SOURCE, revision_option
@@ -56,52 +56,31 @@ def command(path: str | Path, every_tensor: bool, as_json: bool, verbose: bool) 
     say("\n" + _("Tensors") + "\n" + _tensor_table(description["tensors"], every_tensor=every_tensor))
 
 
-_LABELS = {
-    "path": phrase("path"),
-    "kind": phrase("kind"),
-    "parts": phrase("parts"),
-    "name": phrase("name"),
-    "architecture": phrase("architecture"),
-    "what it is": phrase("what it is"),
-    "recipe": phrase("recipe"),
-    "problem": phrase("problem"),
-    "licence": phrase("licence"),
-    "parameters": phrase("parameters"),
-    "size": phrase("size"),
-    "type": phrase("type"),
-    "bits per weight": phrase("bits per weight"),
-    "flavour": phrase("flavour"),
-    "runs in": phrase("runs in"),
-    "manifest": phrase("manifest"),
-    "proof": phrase("proof"),
-}
-
-
 def _print_summary(description: Mapping[str, Any]) -> None:
     """Everything above vocabulary and tensors."""
     bits, all_bytes = description["bits_per_weight"], description["bytes"]
-    facts = {
-        "path": description["path"],
-        "kind": description["kind"],
-        "parts": len(description.get("parts", ())) or None,
-        "name": description["name"],
-        "architecture": description["architecture"],
-        "what it is": description.get("purpose"),
-        "recipe": (description["supported"] or "none: not supported")
-        if description["kind"] == "checkpoint"
-        else None,
-        "problem": description.get("problem"),
-        "licence": description["license"] or "not stated",
-        "parameters": count_text(description["parameters"]),
-        "size": _("{size} ({bytes} bytes)", size=size_text(all_bytes), bytes=f"{all_bytes:,}"),
-        "type": description.get("file_type"),
-        "flavour": description.get("flavour"),
-        "runs in": _runtime_text(description.get("least_onnxruntime")),
-        "bits per weight": None if bits is None else f"{bits:.2f}",
-        "manifest": description.get("manifest"),
-        "proof": _proof_text(description.get("proof")),
-    }
-    say(table([(translated(_LABELS[key]), str(value)) for key, value in facts.items() if value is not None]))
+    is_checkpoint = description["kind"] == "checkpoint"
+    recipe = (description["supported"] or "none: not supported") if is_checkpoint else None
+    facts = [
+        (_("path"), description["path"]),
+        (_("kind"), description["kind"]),
+        (_("parts"), len(description.get("parts", ())) or None),
+        (_("name"), description["name"]),
+        (_("architecture"), description["architecture"]),
+        (_("what it is"), description.get("purpose")),
+        (_("recipe"), recipe),
+        (_("problem"), description.get("problem")),
+        (_("licence"), description["license"] or "not stated"),
+        (_("parameters"), count_text(description["parameters"])),
+        (_("size"), _("{size} ({bytes} bytes)", size=size_text(all_bytes), bytes=f"{all_bytes:,}")),
+        (_("type"), description.get("file_type")),
+        (_("flavour"), description.get("flavour")),
+        (_("runs in"), _runtime_text(description.get("least_onnxruntime"))),
+        (_("bits per weight"), None if bits is None else f"{bits:.2f}"),
+        (_("manifest"), description.get("manifest")),
+        (_("proof"), _proof_text(description.get("proof"))),
+    ]
+    say(table([(label, str(value)) for label, value in facts if value is not None]))
     for note in description.get("notes", ()):
         say_note(note["name"], note["message"], warning=note["warning"])
     rows = [

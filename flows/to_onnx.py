@@ -14,7 +14,7 @@ from ..converters.hashes import SourceHashes
 from ..converters.intake import open_model
 from ..converters.manifest import record_proof
 from ..converters.mapping import build, parameters
-from ..converters.onnx.folder import collect_side_files, parse_layout
+from ..converters.onnx.folder import SideFiles, collect_side_files, parse_layout
 from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
 from ..converters.onnx.genai import with_genai
 from ..converters.onnx.graphs import graphs_of
@@ -43,6 +43,7 @@ from ..verify.onnx_artifact import OnnxArtifact, expected_of_folder
 from ..verify.proof import Proof
 from ..verify.prove import prove
 from ..vocab.selection import embedding_rows
+from ..vocab.tokenizer import Source
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
@@ -115,16 +116,8 @@ def to_onnx(
     observer.noted(model.notes)
     progress("tokenizer", 0, 0)
     tokenizer = read_tokenizer(checkpoint, embedding_rows(model) if drop_extra_tokens else None)
-    beside = partial(
-        collect_side_files,
-        checkpoint,
-        tokenizer,
-        model,
-        options.layout,
-        chat_template=chat_template,
-        drop_extra_tokens=drop_extra_tokens,
-    )
-    files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
+    beside = partial(_side_files, checkpoint, tokenizer, model, options)
+    files = beside(planned)
     expected = None if scope == "off" else expected_of_folder(checkpoint, family, model, tokenizer)
     known: Known = {}
     if expected is not None and (options.type, planned.chosen.type) == (AUTO, "f16"):
@@ -134,7 +127,7 @@ def to_onnx(
         if note is not None:
             model, planned = replace(model, notes=(*model.notes, note)), plan("f32")
             observer.noted(model.notes)
-            files = with_genai(beside(planned.graph_files), model, planned.graphs, options.layout)
+            files = beside(planned)
     del tokenizer, beside  # its process ends before the weights are read, if nothing is to be proven
     written = write_folder(checkpoint, model, planned, files, options, run, proven=scope != "off")
     made([planned.folder])
@@ -202,6 +195,22 @@ def _plan(
     )
     names = [options.layout.graph_path(name, chosen.type) for name in graphs]
     return Planned(chosen, folder, graphs, dict.fromkeys(names, 1))
+
+
+def _side_files(
+    checkpoint: Checkpoint, tokenizer: Source, model: Model, options: OnnxOptions, planned: Planned
+) -> SideFiles:
+    """What the folder contains besides graphs and weights."""
+    files = collect_side_files(
+        checkpoint,
+        tokenizer,
+        model,
+        options.layout,
+        planned.graph_files,
+        options.chat_template,
+        drop_extra_tokens=options.drop_extra_tokens,
+    )
+    return with_genai(files, model, planned.graphs, options.layout)
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:

@@ -10,7 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class ModelFile:
     weights: Counter[str]
     data: tuple[Path, ...]
     least: Release
-    near: Mapping[int, int] = field(default_factory=dict)
+    near: Mapping[int, int]
 
     @property
     def external(self) -> dict[str, Initializer]:

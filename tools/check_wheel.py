@@ -36,9 +36,8 @@ def faults(wheel: Path) -> list[str]:
         libraries = [name for name in names if name.startswith(_LIBRARY)]
         if len(libraries) != 1:
             return [*found, f"expected the kernels once, found {libraries or 'none'}: was there no compiler?"]
-        with tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True
-        ) as folder:  # Windows holds what is loaded
+        # Windows holds what is loaded
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             expected = re.search(rb"^_INTERFACE = (\d+)$", packed.read("kconv/quant/native.py"), re.MULTILINE)
             number = int(expected[1]) if expected else 0
             found += _faults_of_kernels(Path(packed.extract(libraries[0], folder)), number)

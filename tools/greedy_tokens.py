@@ -1,5 +1,5 @@
-"""What make test-js and make test-optimum share: right answers, greedy tokens made without the programs that
-are tried, and holding what those answer against them.
+"""What make test-js, test-optimum and test-genai share: right answers, greedy tokens made without what is
+tried, and holding what that answers against them.
 """
 
 from __future__ import annotations

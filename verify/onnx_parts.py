@@ -11,9 +11,6 @@ from dataclasses import replace
 from typing import Any
 
 from ..converters.family import AnyFamily
-from ..converters.onnx.contrib import CONTRIB
-from ..converters.onnx.graph import PRODUCER
-from ..converters.onnx.graphs import graphs_of
 from ..converters.onnx.side_files import CONFIG, GENERATION, configurations, same_ids
 from ..converters.tokenizer import read_tokenizer
 from ..core.checkpoint import Checkpoint
@@ -30,6 +27,7 @@ from ..vocab.parity import Parity, exam
 from ..vocab.token_settings import read_token_settings
 from ..vocab.tokenizer import Source
 from ..vocab.tokenizer_process import TokenizerProcess
+from .onnx_graphs import with_todays
 from .proof import Finding, MetadataPart, TokensPart, verdict_of
 from .tokens import cut
 
@@ -136,11 +134,7 @@ def check_folder_settings(
 
 def _windows(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) -> Iterator[Finding]:
     """Graphs of kconv's whose layers see further back, or less far, than those a conversion would make."""
-    if folder.flavour != "contrib" or any(file.producer != PRODUCER for file in folder.models):
-        return
-    merged = folder.encoder is not None and folder.decoder == folder.cached
-    graphs = graphs_of(family, checkpoint, {}, merged=merged, flavour=CONTRIB)
-    for file, graph in zip(folder.models, graphs.values(), strict=True):
+    for file, graph in with_todays(folder, checkpoint, family):
         own = Counter(node.attributes[WINDOW] for node in graph.nodes if WINDOW in node.attributes)
         if own != file.near:
             message = phrase("layers of {file} attend to other windows than the checkpoint's")

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from ..converters.mapping import sources_of
-from ..converters.onnx.graph import PRODUCER
 from ..converters.pieces import Piece
 from ..core.errors import InputError
 from ..core.input_files import InputFile
@@ -30,6 +29,7 @@ from ..runtimes.onnx_experts import by_position
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
 from .inputs import Expected, VerifyOptions
+from .onnx_graphs import is_own
 from .onnx_weights import Pair, counterpart, read_part, weights_of
 from .proof import RuntimePart
 from .recomputed import QUICK, Sample, runtime_part, sample_of
@@ -47,7 +47,7 @@ def check_folder_runtime(
     is a merged one, whose matrices lie in branches. Raises RuntimeFailure where onnxruntime cannot read the
     folder, ChildDied, which says nothing about it.
     """
-    if any(file.producer != PRODUCER for file in folder.models):
+    if not is_own(folder):
         return RuntimePart("not run"), None
     weights = _weights(folder, expected.checkpoint.tensors)
     try:

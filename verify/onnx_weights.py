@@ -16,8 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from ..converters.family import AnyFamily
-from ..converters.onnx.graph import PRODUCER
-from ..converters.onnx.graphs import graphs_of
 from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
@@ -31,6 +29,7 @@ from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
+from .onnx_graphs import with_todays
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
@@ -69,8 +68,7 @@ def check_folder_weights(
     ]
     pairs = list({each.parts: each for each in both if isinstance(each, Pair)}.values())  # graphs share them
     findings = [each for each in dict.fromkeys(both) if isinstance(each, Finding)]
-    if all(file.producer == PRODUCER for file in folder.models):
-        findings += _one_sided(folder, checkpoint, family)
+    findings += _one_sided(folder, checkpoint, family)
     if not pairs and not findings:
         return WeightsPart("not run")
     errors = [
@@ -87,10 +85,8 @@ def check_folder_weights(
 
 
 def _one_sided(folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily) -> Iterator[Finding]:
-    """Tensors only the checkpoint or only the folder has, by the graphs a conversion would make today."""
-    merged = folder.encoder is not None and folder.decoder == folder.cached
-    graphs = graphs_of(family, checkpoint, {}, merged=merged)
-    for file, graph in zip(folder.models, graphs.values(), strict=True):
+    """Tensors only the checkpoint or only a folder of kconv's has."""
+    for file, graph in with_todays(folder, checkpoint, family):
         stored = {re.sub(r"\.(blocks|scales)$", "", name) for name in file.external}
         for name in (name for name in graph.weights if name not in stored):
             shape = str(list(graph.weights[name].tensor.shape))

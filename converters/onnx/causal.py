@@ -13,6 +13,7 @@ import numpy as np
 
 from ...core.tensor import Array
 from ..rope import Rope
+from .flavour import Given
 from .graph import Element, Graph
 
 BATCH, LENGTH = "batch_size", "sequence_length"
@@ -35,6 +36,11 @@ class Heads:
     neighbours: bool = False
     scale: float | None = None
     cap: float | None = None
+
+    @property
+    def rotary_part(self) -> int | None:
+        """How many dimensions of a head turn; None where all do."""
+        return None if self.rotary == self.size else self.rotary
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,8 @@ def attention(graph: Graph, layer: int, positions: Positions, heads: Heads, rows
     if heads.rotary:
         query = graph.flavour.rotated(graph, query, positions, heads, heads.queries)
         key = graph.flavour.rotated(graph, key, positions, heads, heads.keys)
-    attended = graph.flavour.attended(graph, (query, key, values["v"]), positions, heads, past, present)
+    given = Given(query, key, values["v"], past, present)
+    attended = graph.flavour.attended(graph, given, positions, heads)
     for name in present:
         graph.output(name, Element.FLOAT, (BATCH, heads.keys, TOTAL, heads.size))
     return graph.op("Reshape", attended, graph.integers(-1, heads.queries * heads.size))

@@ -21,6 +21,7 @@ from ...core.tensor import Array
 from .causal import Heads, Positions
 from .flavour import Given
 from .graph import MICROSOFT, SIMPLIFIED, Element, Graph
+from .masks import for_queries
 
 
 @dataclass(frozen=True)
@@ -91,66 +92,60 @@ class Contrib:
         keys = graph.cast(graph.op("Range", graph.op("Sub", one, total), one, one), Element.FLOAT)
         bias = graph.op("Mul", keys, graph.constant(slopes.astype(np.float32).reshape(1, -1, 1, 1)))
         length = graph.op("Shape", positions.places, start=1)
-        shape = graph.op("Concat", graph.integers(1, 1), length, graph.integers(1), axis=0)
-        return replace(positions, mask=graph.op("Expand", bias, shape))
+        return replace(positions, mask=for_queries(graph, bias, length))
 
     def rotated(self, graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
         """``RotaryEmbedding`` of onnxruntime."""
-        attributes = {"num_heads": count, "interleaved": int(heads.neighbours)}
-        if heads.rotary != heads.size:
-            attributes["rotary_embedding_dim"] = heads.rotary
-        given = (values, positions.numbers, positions.cosines, positions.sines)
-        return graph.ops("RotaryEmbedding", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+        return graph.ops(
+            "RotaryEmbedding",
+            *(values, positions.numbers, positions.cosines, positions.sines),
+            outputs=(None,),
+            domain=MICROSOFT,
+            num_heads=count,
+            interleaved=int(heads.neighbours),
+            rotary_embedding_dim=heads.rotary_part,
+        )[0]
 
-    def attended(
-        self,
-        graph: Graph,
-        given: Given,
-        positions: Positions,
-        heads: Heads,
-        past: Sequence[str],
-        present: Sequence[str],
-    ) -> str:
+    def attended(self, graph: Graph, given: Given, positions: Positions, heads: Heads) -> str:
         """``GroupQueryAttention``."""
-        attributes: dict[str, int | float] = {"num_heads": heads.queries, "kv_num_heads": heads.keys}
-        if heads.scale is not None:
-            attributes["scale"] = heads.scale
-        if heads.cap is not None:
-            attributes["softcap"] = heads.cap
-        if positions.window is not None:
-            attributes["local_window_size"] = positions.window
-        inputs = (*given, *past, positions.last, positions.total, None, None, None, positions.mask)
-        names = (None, *present)
-        return graph.ops("GroupQueryAttention", *inputs, outputs=names, domain=MICROSOFT, **attributes)[0]
+        ends = (positions.last, positions.total)
+        return graph.ops(
+            "GroupQueryAttention",
+            *(*given.rows, *given.past, *ends, None, None, None, positions.mask),
+            outputs=(None, *given.present),
+            domain=MICROSOFT,
+            num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=heads.scale,
+            softcap=heads.cap,
+            local_window_size=positions.window,
+        )[0]
 
     def restored(self, graph: Graph, rows: str, positions: Positions) -> str:
         """Each row where its token was."""
         return graph.op("Gather", rows, positions.order)
 
     def attended_all(
-        self,
-        graph: Graph,
-        given: Given,
-        bias: str,
-        heads: int,
-        scale: float | None = None,
-        past: Sequence[str] = (),
-        present: Sequence[str] = (),
+        self, graph: Graph, given: Given, bias: str, heads: int, scale: float | None = None
     ) -> str:
         """``MultiHeadAttention``."""
-        attributes: dict[str, int | float] = {"num_heads": heads}
-        if scale is not None:
-            attributes["scale"] = scale
-        inputs, names = (*given, None, None, bias, *past), (None, *present)
-        return graph.ops("MultiHeadAttention", *inputs, outputs=names, domain=MICROSOFT, **attributes)[0]
+        return graph.ops(
+            "MultiHeadAttention",
+            *(*given.rows, None, None, bias, *given.past),
+            outputs=(None, *given.present),
+            domain=MICROSOFT,
+            num_heads=heads,
+            scale=scale,
+        )[0]
 
     def attended_across(
         self, graph: Graph, queries: str, crossing: Sequence[str], bias: str, heads: int, size: int
     ) -> str:
         """``MultiHeadAttention``, which takes keys and values by head."""
         inputs = (queries, *crossing, None, None, bias)
-        attributes: dict[str, int | float] = {"num_heads": heads, "scale": 1.0}
-        return graph.ops("MultiHeadAttention", *inputs, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+        return graph.ops(
+            "MultiHeadAttention", *inputs, outputs=(None,), domain=MICROSOFT, num_heads=heads, scale=1.0
+        )[0]
 
 
 CONTRIB = Contrib()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ..encoder_facts import PLACES, TABLE, TYPES, EncoderFacts
 from ..pooling import Pooling, pooling_of
 from .blocks import by_batch, feed_forward, layer_norm, linear
+from .flavour import Given
 from .graph import Element, Graph
 from .masks import additive_mask, for_queries
 from .request import GraphRequest
@@ -83,7 +84,7 @@ def _layer(graph: Graph, facts: EncoderFacts, place: str, rows: str, lengths: st
         by_batch(graph, linear(graph, rows, f"{place}.attention.self.{each}"), lengths, facts.hidden)
         for each in ("query", "key", "value")
     )
-    seen = graph.flavour.attended_all(graph, (query, key, value), mask, facts.heads)
+    seen = graph.flavour.attended_all(graph, Given(query, key, value), mask, facts.heads)
     seen = graph.op("Reshape", seen, graph.integers(-1, facts.hidden))
     seen = linear(graph, seen, f"{place}.attention.output.dense")
     rows = graph.op("Add", rows, seen)

@@ -7,7 +7,7 @@ own operators and onnxruntime's differ. The flavours are standard.py and contrib
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ...core.tensor import Array
 
@@ -15,8 +15,24 @@ if TYPE_CHECKING:
     from .causal import Heads, Positions
     from .graph import Graph
 
-Given = tuple[str, str, str]
-"""Queries, keys and values, ``(batch, length, heads * size)``."""
+
+class Given(NamedTuple):
+    """Queries, keys and values ``(batch, length, heads * size)`` of a layer, and its cache if it has one.
+
+    ``past`` are keys and values of the tokens before, ``present`` names for those of all, which are results;
+    each ``(batch, heads, length, size)``.
+    """
+
+    queries: str
+    keys: str
+    values: str
+    past: Sequence[str] = ()
+    present: Sequence[str] = ()
+
+    @property
+    def rows(self) -> tuple[str, str, str]:
+        """What is new."""
+        return self.queries, self.keys, self.values
 
 
 class Flavour(Protocol):
@@ -69,16 +85,8 @@ class Flavour(Protocol):
         """``values (batch, length, count * size)`` turned by their angles."""
         ...
 
-    def attended(
-        self,
-        graph: Graph,
-        given: Given,
-        positions: Positions,
-        heads: Heads,
-        past: Sequence[str],
-        present: Sequence[str],
-    ) -> str:
-        """Causal attention with a cache of ``(batch, heads, length, size)``: ``(batch, length, width)``."""
+    def attended(self, graph: Graph, given: Given, positions: Positions, heads: Heads) -> str:
+        """Causal attention: ``(batch, length, width)``."""
         ...
 
     def restored(self, graph: Graph, rows: str, positions: Positions) -> str:
@@ -86,18 +94,11 @@ class Flavour(Protocol):
         ...
 
     def attended_all(
-        self,
-        graph: Graph,
-        given: Given,
-        bias: str,
-        heads: int,
-        scale: float | None = None,
-        past: Sequence[str] = (),
-        present: Sequence[str] = (),
+        self, graph: Graph, given: Given, bias: str, heads: int, scale: float | None = None
     ) -> str:
         """Attention to whatever ``bias (batch or 1, heads or 1, length, total)`` lets through.
 
-        ``scale`` None is one over the root of a head's size; the rest is as of ``attended``.
+        ``scale`` None is one over the root of a head's size.
         """
         ...
 

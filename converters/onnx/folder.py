@@ -25,6 +25,7 @@ from ...vocab.own_vocabulary import own_vocabulary
 from ...vocab.sentencepiece_model import MODEL_FILES
 from ...vocab.tokenizer import Source
 from ..pooling import sentence_files
+from .flavours import CONTRIB, STANDARD, Flavour
 from .side_files import CONFIG, TEMPLATE, TOKENIZER, Contents, as_json, configurations, tokenizer_files
 from .trimmed import trimmed_files
 
@@ -44,7 +45,7 @@ class Layout:
     suffixes: Mapping[str, str] = field(default_factory=dict)
     data_name: str | None = None
     merged: bool = False
-    flavour: str = "standard"
+    flavour: Flavour = STANDARD
 
     def graph_path(self, graph: str, type: str) -> str:
         """The path in the folder of a graph (``model.onnx``, ``encoder_model.onnx`` …) of ``type``."""
@@ -67,7 +68,7 @@ LAYOUTS: Mapping[str, Layout] = MappingProxyType(
                 "onnx",
                 MappingProxyType({"f16": "_fp16", "q8_0": "_quantized", "q4_0": "_q4"}),
                 merged=True,
-                flavour="contrib",
+                flavour=CONTRIB,
             ),
         )
     }

@@ -143,7 +143,9 @@ class Graph:
         """Declare the value ``name`` an output of the graph."""
         self.outputs.append(Declared(name, element, tuple(shape)))
 
-    def op(self, kind: str, *inputs: str | None, name: str | None = None, **attributes: Attribute) -> str:
+    def op(
+        self, kind: str, *inputs: str | None, name: str | None = None, **attributes: Attribute | None
+    ) -> str:
         """An operator with one result, called ``name`` or what is free; returns the result's name."""
         return self.ops(kind, *inputs, outputs=(name,), domain="", **attributes)[0]
 
@@ -153,9 +155,12 @@ class Graph:
         *inputs: str | None,
         outputs: Sequence[str | None],
         domain: str = "",
-        **attributes: Attribute,
+        **attributes: Attribute | None,
     ) -> tuple[str, ...]:
-        """A node with a result for each of ``outputs``: a name, None for a free one, "" to leave it out."""
+        """A node with a result for each of ``outputs``: a name, None for a free one, "" to leave it out.
+
+        Inputs and attributes that are None are left out.
+        """
         free = f"{kind}_{self._named}"
         self._named += 1
         names = tuple(
@@ -165,7 +170,8 @@ class Graph:
         given = [each or "" for each in inputs]
         while given and not given[-1]:  # left out is left out: tools take an empty last name for an input
             given.pop()
-        self.nodes.append(Node(kind, domain, tuple(given), names, attributes))
+        said = {each: value for each, value in attributes.items() if value is not None}
+        self.nodes.append(Node(kind, domain, tuple(given), names, said))
         return names
 
     @property

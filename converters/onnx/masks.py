@@ -14,9 +14,10 @@ def additive_mask(graph: Graph, mask: str) -> str:
 
 
 def for_queries(graph: Graph, bias: str, queries: str) -> str:
-    """``(batch, 1, 1, keys) -> (batch, 1, queries, keys)``; ``queries`` is a vector of one number.
+    """A ``bias`` of one row of keys ``(…, …, 1, keys)`` repeated: ``(…, …, queries, keys)``.
 
-    onnxruntime's Attention repeats a mask over batch and heads, but not over queries (attention_helper.h).
+    ``queries`` is a vector of one number. onnxruntime's Attention repeats a mask over batch and
+    heads, but not over queries (attention_helper.h).
     """
     shape = graph.op("Concat", graph.integers(1, 1), queries, graph.integers(1), axis=0)
     return graph.op("Expand", bias, shape)

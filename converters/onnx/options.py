@@ -40,4 +40,4 @@ def flavour_for(layout: Layout, name: str | None) -> Flavour:
 
     Raises UsageError for a name that is none.
     """
-    return parse_flavour(layout.flavour if name is None else name)
+    return layout.flavour if name is None else parse_flavour(name)

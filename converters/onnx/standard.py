@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -58,31 +58,25 @@ class Standard:
 
     def rotated(self, graph: Graph, values: str, positions: Positions, heads: Heads, count: int) -> str:
         """``RotaryEmbedding``."""
-        attributes = {"num_heads": count, "interleaved": int(heads.neighbours)}
-        if heads.rotary != heads.size:
-            attributes["rotary_embedding_dim"] = heads.rotary
         return graph.op(
-            "RotaryEmbedding", values, positions.cosines, positions.sines, name=None, **attributes
+            "RotaryEmbedding",
+            *(values, positions.cosines, positions.sines),
+            num_heads=count,
+            interleaved=int(heads.neighbours),
+            rotary_embedding_dim=heads.rotary_part,
         )
 
-    def attended(
-        self,
-        graph: Graph,
-        given: Given,
-        positions: Positions,
-        heads: Heads,
-        past: Sequence[str],
-        present: Sequence[str],
-    ) -> str:
+    def attended(self, graph: Graph, given: Given, positions: Positions, heads: Heads) -> str:
         """``Attention``, or what it consists of where scores are capped."""
         if heads.cap is not None:
-            return _capped(graph, given, positions.mask, heads, past, present)
-        attributes: dict[str, int | float] = {"q_num_heads": heads.queries, "kv_num_heads": heads.keys}
-        if heads.scale is not None:
-            attributes["scale"] = heads.scale
-        outputs = (None, *present)
+            return _capped(graph, given, positions.mask, heads)
         return graph.ops(
-            "Attention", *given, positions.mask, *past, outputs=outputs, domain="", **attributes
+            "Attention",
+            *(*given.rows, positions.mask, *given.past),
+            outputs=(None, *given.present),
+            q_num_heads=heads.queries,
+            kv_num_heads=heads.keys,
+            scale=heads.scale,
         )[0]
 
     def restored(self, graph: Graph, rows: str, positions: Positions) -> str:
@@ -90,22 +84,17 @@ class Standard:
         return rows
 
     def attended_all(
-        self,
-        graph: Graph,
-        given: Given,
-        bias: str,
-        heads: int,
-        scale: float | None = None,
-        past: Sequence[str] = (),
-        present: Sequence[str] = (),
+        self, graph: Graph, given: Given, bias: str, heads: int, scale: float | None = None
     ) -> str:
         """``Attention``."""
-        attributes: dict[str, int | float] = {"q_num_heads": heads, "kv_num_heads": heads}
-        if scale is not None:
-            attributes["scale"] = scale
-        return graph.ops("Attention", *given, bias, *past, outputs=(None, *present), domain="", **attributes)[
-            0
-        ]
+        return graph.ops(
+            "Attention",
+            *(*given.rows, bias, *given.past),
+            outputs=(None, *given.present),
+            q_num_heads=heads,
+            kv_num_heads=heads,
+            scale=scale,
+        )[0]
 
     def attended_across(
         self, graph: Graph, queries: str, crossing: Sequence[str], bias: str, heads: int, size: int
@@ -126,12 +115,6 @@ def _places_of_keys(graph: Graph, positions: Positions) -> str:
     return graph.op("CumSum", text, graph.number(1, Element.INT64))
 
 
-def _attention(
-    graph: Graph, inputs: Sequence[str], present: Sequence[str], attributes: Mapping[str, int | float]
-) -> str:
-    return graph.ops("Attention", *inputs, outputs=(None, *present), domain="", **attributes)[0]
-
-
 def _mask(graph: Graph, ids: str, mask: str) -> str:
     """0.0 where a query may see a key: one of the same text, not after it; else the least float."""
     one, axis = graph.number(1, Element.INT64), graph.integers(1)
@@ -145,17 +128,15 @@ def _mask(graph: Graph, ids: str, mask: str) -> str:
     return graph.op("Where", seen, graph.number(0.0), least_float(graph))
 
 
-def _capped(
-    graph: Graph, given: Given, mask: str, heads: Heads, past: Sequence[str], present: Sequence[str]
-) -> str:
+def _capped(graph: Graph, given: Given, mask: str, heads: Heads) -> str:
     """The same in single steps: ONNX's Attention bends masked scores, too, which then count again."""
     groups = heads.queries // heads.keys
-    query, *held = given
+    query, *held = given.rows
     shape = graph.integers(0, 0, heads.queries, heads.size)
     query = graph.op("Transpose", graph.op("Reshape", query, shape), perm=_TURNED)
     query = graph.op("Reshape", query, graph.integers(0, heads.keys, groups, -1, heads.size))
     whole = []
-    for rows, before, name in zip(held, past, present, strict=True):
+    for rows, before, name in zip(held, given.past, given.present, strict=True):
         new = graph.op("Reshape", rows, graph.integers(0, 0, heads.keys, heads.size))
         new = graph.op("Concat", before, graph.op("Transpose", new, perm=_TURNED), axis=2, name=name)
         whole.append(graph.op("Unsqueeze", new, graph.integers(2)))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...onnx.flavour import Given
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from .settings import CONVOLUTION, EMBEDDING, NORM, NORM_EPSILON, PROJECTION, SCORE, GbstSettings
@@ -120,5 +121,5 @@ def _consensus(graph: Graph, scores: str, mask: str) -> str:
     """Scores ``(batch, sizes, length)`` attending to each other: softmax(S·Sᵀ)·S over the text."""
     bias = for_queries(graph, additive_mask(graph, mask), graph.op("Shape", mask, start=1))
     rows = graph.op("Transpose", scores, perm=(0, 2, 1))
-    averaged = graph.flavour.attended_all(graph, (rows, rows, rows), bias, 1, scale=1.0)
+    averaged = graph.flavour.attended_all(graph, Given(rows, rows, rows), bias, 1, scale=1.0)
     return graph.op("Transpose", averaged, perm=(0, 2, 1))

@@ -14,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from ...onnx.activation_operators import apply_activation
-from ...onnx.blocks import by_batch
+from ...onnx.blocks import by_batch, rms_norm
+from ...onnx.flavour import Given
 from ...onnx.graph import Element, Graph
 from ...onnx.masks import additive_mask, for_queries
 from ...onnx.relative import relative_bias
@@ -117,8 +118,8 @@ def _self_attention(
     query, key, value = (
         by_batch(graph, graph.linear(rows, f"{place}.{each}.weight"), lengths, width) for each in "qkv"
     )
-    given, heads = (query, key, value), shape.facts.heads
-    attended = graph.flavour.attended_all(graph, given, bias, heads, 1.0, past, present)
+    given = Given(query, key, value, past, present)
+    attended = graph.flavour.attended_all(graph, given, bias, shape.facts.heads, scale=1.0)
     return graph.linear(_as_rows(graph, attended, width), f"{place}.o.weight")
 
 
@@ -161,7 +162,7 @@ def _biases(graph: Graph, shape: T5Shape, side: str, queries: str, keys: str) ->
 
 
 def _norm(graph: Graph, shape: T5Shape, rows: str, place: str) -> str:
-    return graph.flavour.rms_norm(graph, rows, graph.weight(f"{place}.weight"), shape.facts.epsilon)
+    return rms_norm(graph, rows, place, shape.facts.epsilon)
 
 
 def _as_rows(graph: Graph, values: str, width: int) -> str:
