@@ -111,10 +111,10 @@ def command(
     written.
     """
     from .progress import announce, shown_progress
-    from .telling import telling
+    from .telling import Teller
 
     begun = time.monotonic()
-    with shown_progress() as progress, telling(progress, quiet=as_json) as teller:
+    with shown_progress() as progress, Teller(progress, quiet=as_json) as teller:
         from ..flows.quantize import quantize
 
         try:
