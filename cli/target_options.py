@@ -40,7 +40,7 @@ _OPTIONS = (
         callback=split_list,
         help="Choose the format of every matrix so that the file loses least within SIZE: 4.5G, 4.2GiB, "
         "900M, or 4.25bpw (bits per weight). What each matrix costs is measured first, on the text of "
-        "--calibrate. Repeatable.",
+        "--calibrate, or taken from --policy. Repeatable.",
     ),
     click.option(
         "--target-kl",
