@@ -109,11 +109,11 @@ def command(
     from ..core.text_files import read_texts
     from ..flows.recommendation import of_comparison
     from .progress import announce, shown_progress
-    from .telling import telling
+    from .telling import Teller
 
     read = read_texts(texts) if texts else None
     wanted = asked(types, options)
-    with shown_progress() as progress, telling(progress, quiet=as_json, files=keep) as observer:
+    with shown_progress() as progress, Teller(progress, quiet=as_json, files=keep) as observer:
         from ..flows.compare import compare
 
         comparison = compare(

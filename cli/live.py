@@ -158,7 +158,7 @@ class _Bar:
         elif task.speed:
             told.append(f"{task.speed:,.{0 if task.speed >= 10 else 1}f}/s")
         if task.time_remaining is not None:
-            told.append(_left(task.time_remaining))
+            told.append(_("{time} left", time=_whole(task.time_remaining)))
         while len(told) > 1 and width(doing.title) + 2 + width("  ".join(told)) > room:
             told.pop(1)  # the rate first
         figures = "  ".join(told)
@@ -199,10 +199,6 @@ class _Above:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _left(seconds: float) -> str:
-    return _("{time} left", time=_whole(seconds))
 
 
 def _whole(seconds: float) -> str:

@@ -17,7 +17,7 @@ from .conversion_options import asked, conversion_options, types_option
 from .options import PATH, json_option, split_option, threads_option, verbose_option
 from .recommended import command_of, recommended_json, say_recommended
 from .sources import SOURCE, revision_option
-from .target_options import target_options
+from .target_options import target_options, types_or
 
 if TYPE_CHECKING:
     from ..flows.plan import Plan, PlannedType
@@ -67,14 +67,13 @@ def command(
     """
     from ..flows.recommendation import for_this_machine, free_memory
     from .progress import shown_progress
-    from .telling import telling
+    from .telling import Teller
 
-    with shown_progress() as progress, telling(progress, quiet=as_json, tokens=False) as observer:
+    with shown_progress() as progress, Teller(progress, quiet=as_json, tokens=False) as observer:
         from ..flows.plan import plan
         from ..quant.policy import POLICIES
 
-        aimed = options["target_size"] or options["target_kl"] or options["policy"]
-        wanted = asked(types or (() if aimed else tuple(POLICIES)), options)
+        wanted = asked(types_or(types, tuple(POLICIES), options), options)
         planned = plan(
             checkpoint, output, options=wanted, threads=threads, progress=progress, observer=observer
         )

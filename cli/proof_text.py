@@ -29,13 +29,6 @@ _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is wor
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
 
 
-def proof_text(proof: Proof) -> str:
-    """Everything worth reading of ``proof`` on a terminal, the verdict last, where people look."""
-    head = proof_head(proof.artifact, proof.type, proof.checkpoint, proof.arch, proof.parameters)
-    parts = "\n".join(part_text(name, part) for name, part in proof.parts.items())
-    return f"{head}\n\n{parts}\n\n{proof_rest(proof)}"
-
-
 def proof_head(artifact: Path, type: str, checkpoint: Path, arch: str, parameters: int) -> str:
     """What is proven against what."""
     what = printable(f"{artifact}: {arch}, {type}, {_weights(parameters)}")
@@ -61,7 +54,10 @@ def _fitted(text: str, indent: int = 2) -> str:
 
 
 def proof_rest(proof: Proof) -> str:
-    """Everything below the parts: findings, figures, where it went wrong, the verdict."""
+    """Everything below the parts: findings, figures, where it went wrong.
+
+    The verdict is the last of it, where people look.
+    """
     sections = [
         _findings(proof),
         *(

@@ -107,14 +107,14 @@ def command(
     """Write the GGUF file IN.gguf with other types of weights and everything else unchanged.
 
     The source is F32, F16 or BF16, in one file or split into parts (name any of them). The output is
-    byte-identical to that of llama-quantize. Next to each file (or the first part) <file>.manifest.json is
-    written.
+    byte-identical to that of llama-quantize, but for --optimize and formats chosen by measured losses. Next
+    to each file (or the first part) <file>.manifest.json is written.
     """
     from .progress import announce, shown_progress
-    from .telling import telling
+    from .telling import Teller
 
     begun = time.monotonic()
-    with shown_progress() as progress, telling(progress, quiet=as_json) as teller:
+    with shown_progress() as progress, Teller(progress, quiet=as_json) as teller:
         from ..flows.quantize import quantize
 
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """``--target-size``, ``--target-kl``, ``--menu``, ``--policy``; see ``wanted``."""
     return decorated(command, _OPTIONS)
+
+
+def types_or(types: tuple[str, ...], default: tuple[str, ...], options: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ``types`` given, else ``default`` unless targets or a policy in ``options`` say what to make."""
+    aimed = options["target_size"] or options["target_kl"] or options["policy"]
+    return types or (() if aimed else default)
 
 
 def take_wanted(options: dict[str, Any]) -> Wanted:
@@ -34,7 +40,7 @@ _OPTIONS = (
         callback=split_list,
         help="Choose the format of every matrix so that the file loses least within SIZE: 4.5G, 4.2GiB, "
         "900M, or 4.25bpw (bits per weight). What each matrix costs is measured first, on the text of "
-        "--calibrate. Repeatable.",
+        "--calibrate, or taken from --policy. Repeatable.",
     ),
     click.option(
         "--target-kl",

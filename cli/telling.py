@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import click
 
@@ -22,41 +23,54 @@ from .console import (
     source_text,
     table,
 )
+from .progress import Shown, announce, naming_finished_files, shown_progress
 
 if TYPE_CHECKING:
     from ..converters.results import CompanionFile, Output
     from ..core.model import Note
     from ..verify.proof import Part, Proof
     from ..vocab.parity import Parity
-    from .progress import Shown
 
 
 class _Printer(Observer):
-    """What both have in common; ``failure`` is what kept it from printing."""
+    """Prints on standard output, nothing where that is for one JSON object (``quiet``).
 
-    def __init__(self, shown: Shown, *, quiet: bool) -> None:
-        self._shown, self._quiet = shown, quiet
-        self.failure: OSError | None = None
+    Where standard output cannot be written to any more, the work in its ``with`` block goes on, and the error
+    is raised behind it.
+    """
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._failure: OSError | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None and self._failure is not None:
+            raise self._failure
 
     def _print(self, tell: Callable[[], None]) -> None:
-        if self._quiet or self.failure is not None:
+        if self._quiet or self._failure is not None:
             return
         try:
             tell()
         except OSError as error:  # no reason to lose hours of work
-            self.failure = error
+            self._failure = error
 
 
 class Teller(_Printer):
-    """Prints on standard output, nothing where that is for one JSON object (``quiet``).
+    """Prints what becomes known of a conversion.
 
-    ``shown`` is the progress, which says of which file it is. Where standard output cannot be written to any
-    more, the work goes on, and the error is raised when it is done: see ``telling``. ``tokens`` and ``files``
-    say whether those are worth a line.
+    ``shown`` is the progress, which says of which file it is. ``tokens`` and ``files`` say whether those are
+    worth a line.
     """
 
     def __init__(self, shown: Shown, *, quiet: bool, tokens: bool = True, files: bool = True) -> None:
-        super().__init__(shown, quiet=quiet)
+        super().__init__(quiet=quiet)
+        self._shown = shown
         self._tells_tokens, self._tells_files = tokens, files
         self._sources: Sequence[Path] = ()
         self._notes: set[Note] = set()
@@ -133,12 +147,17 @@ class Teller(_Printer):
 
 
 @contextlib.contextmanager
-def telling(shown: Shown, *, quiet: bool, tokens: bool = True, files: bool = True) -> Iterator[Teller]:
-    """A Teller; raises behind the block what kept it from printing."""
-    teller = Teller(shown, quiet=quiet, tokens=tokens, files=files)
-    yield teller
-    if teller.failure is not None:
-        raise teller.failure
+def telling(what: str, checkpoint: str | Path, *, quiet: bool) -> Iterator[dict[str, Any]]:
+    """The arguments by which a conversion is told as it runs.
+
+    An exception after its files are finished says that ``what``, ``the files are``, complete.
+    """
+    with (
+        shown_progress() as progress,
+        Teller(progress, quiet=quiet) as observer,
+        naming_finished_files(what, checkpoint) as made,
+    ):
+        yield {"progress": progress, "announce": announce, "made": made, "observer": observer}
 
 
 class ProofTeller(_Printer):
@@ -159,15 +178,6 @@ class ProofTeller(_Printer):
         from .proof_text import part_text
 
         self._print(lambda: click.echo(part_text(name, part)))
-
-
-@contextlib.contextmanager
-def telling_proof(shown: Shown, *, quiet: bool) -> Iterator[ProofTeller]:
-    """A ProofTeller; raises behind the block what kept it from printing."""
-    teller = ProofTeller(shown, quiet=quiet)
-    yield teller
-    if teller.failure is not None:
-        raise teller.failure
 
 
 def parity_text(parity: Parity) -> str:

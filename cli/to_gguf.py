@@ -36,7 +36,7 @@ from .options import (
     verbose_option,
 )
 from .sources import SOURCE_OR_OBJECTS, revision_option
-from .target_options import target_options
+from .target_options import target_options, types_or
 
 if TYPE_CHECKING:
     from ..flows.results import Conversion
@@ -136,9 +136,8 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
-    chosen = targets["target_size"] or targets["target_kl"] or targets["policy"]
     options = {
-        "types": types or (() if chosen else ("auto",)),
+        "types": types_or(types, ("auto",), targets),
         **targets,
         "pure": pure,
         "tensor_types": tensor_types,
@@ -164,8 +163,13 @@ def command(
         "threads": threads,
         "stream": stream,
     }
+    from .telling import telling
+
     begun = time.monotonic()
-    conversion = _convert(checkpoint, output, options, quiet=as_json)
+    with telling("the files are", checkpoint, quiet=as_json) as told:
+        from ..flows.convert import to_gguf
+
+        conversion = to_gguf(checkpoint, output, **options, **told)
     seconds = time.monotonic() - begun
     modelfiles = [output.modelfile for output in conversion.outputs if output.modelfile]
     if as_json:
@@ -176,24 +180,6 @@ def command(
     end_unproven((proof.verdict, _story(proof, checkpoint)) for proof in conversion.proofs)
     if not as_json and not isinstance(output, str):
         say(_how_to_run(conversion.arch, [done.path for done in conversion.outputs], modelfiles), wrap=False)
-
-
-def _convert(
-    checkpoint: str | Path, output: str | Path | None, options: dict[str, Any], *, quiet: bool
-) -> Conversion:
-    """The conversion, which is told as it runs; errors during the proof mention that the files are there."""
-    from .progress import announce, naming_finished_files, shown_progress
-    from .telling import telling
-
-    with (
-        shown_progress() as progress,
-        telling(progress, quiet=quiet) as observer,
-        naming_finished_files("the files are", checkpoint) as made,
-    ):
-        from ..flows.convert import to_gguf
-
-        options.update(progress=progress, announce=announce, made=made, observer=observer)
-        return to_gguf(checkpoint, output, **options)
 
 
 def _print_end(conversion: Conversion, seconds: float) -> None:

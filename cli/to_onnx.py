@@ -154,7 +154,7 @@ def command(
     """
     if scope is not None and no_verify:
         raise UsageError("--verify and --no-verify cannot be combined", hint="leave one of them out")
-    options = {
+    options: dict[str, Any] = {
         "type": type_name,
         "layout": layout,
         "flavour": flavour,
@@ -169,8 +169,13 @@ def command(
         "threads": threads,
         "stream": stream,
     }
+    from .telling import telling
+
     begun = time.monotonic()
-    conversion = _convert(checkpoint, output, options, quiet=as_json)
+    with telling("the folder is", checkpoint, quiet=as_json) as told:
+        from ..flows.to_onnx import to_onnx
+
+        conversion = to_onnx(checkpoint, output, **options, **told)
     seconds = time.monotonic() - begun
     if as_json:
         emit_json({**conversion.to_json(), "seconds": round(seconds, 3)})
@@ -187,24 +192,6 @@ def command(
         end_unproven([(proof.verdict, f"{conversion.path}: {cause(proof)}\n  {story}")])
     if not as_json:
         say(f'\nTo run it:\n  kconv run {shlex.quote(str(conversion.path))} -p "안녕하세요"', wrap=False)
-
-
-def _convert(
-    checkpoint: str | Path, output: Path | None, options: dict[str, Any], *, quiet: bool
-) -> OnnxConversion:
-    """The conversion, which is told as it runs; errors during the proof mention that the folder is there."""
-    from .progress import announce, naming_finished_files, shown_progress
-    from .telling import telling
-
-    with (
-        shown_progress() as progress,
-        telling(progress, quiet=quiet) as observer,
-        naming_finished_files("the folder is", checkpoint) as made,
-    ):
-        from ..flows.to_onnx import to_onnx
-
-        options.update(progress=progress, announce=announce, made=made, observer=observer)
-        return to_onnx(checkpoint, output, **options)
 
 
 def _print_end(conversion: OnnxConversion, seconds: float) -> None:

@@ -133,9 +133,9 @@ def command(
     from ..core.text_files import read_texts
     from .policy import read_policy
     from .progress import announce, shown_progress
-    from .telling import telling_proof
+    from .telling import ProofTeller
 
-    with shown_progress() as progress, telling_proof(progress, quiet=as_json) as observer:
+    with shown_progress() as progress, ProofTeller(quiet=as_json) as observer:
         from ..flows.verify import verify
         from ..verify.gates import parse_gates, positive
 

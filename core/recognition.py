@@ -12,7 +12,6 @@ Matching is linear in the text, whatever it holds: values come from files nobody
 from __future__ import annotations
 
 import re
-import string
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,12 +143,12 @@ def _known(language: str) -> tuple[dict[str, str], tuple[_Entry, ...]]:
     exact: dict[str, str] = {}
     entries = []
     for form, said_, counted in _messages(catalogue_bytes(language)):
-        parsed = list(string.Formatter().parse(form))
-        names = tuple(name for _, name, _, _ in parsed if name is not None)
+        parsed = _parsed(form)
+        names = tuple(name for _, name in parsed if name is not None)
         if not names:
             exact[form.format()] = said_.format()
             continue
-        pieces = [literal for literal, name, _, _ in parsed]
+        pieces = [literal for literal, _ in parsed]
         if parsed[-1][1] is not None:
             pieces.append("")
         letters, begins = _letters("".join(pieces)), _letters(pieces[0])
@@ -167,10 +166,17 @@ def _letters(text: str) -> int:
 def _plain(template: str) -> str:
     """Without formats: what is filled in is text already."""
     parts = []
-    for literal, name, _, _ in string.Formatter().parse(template):
+    for literal, name in _parsed(template):
         parts.append(literal.replace("{", "{{").replace("}", "}}"))
         parts.append("" if name is None else f"{{{name}}}")
     return "".join(parts)
+
+
+def _parsed(template: str) -> list[tuple[str, str | None]]:
+    """Its fixed texts, each with the name of the place behind it."""
+    from string import Formatter  # which takes time at every start, and English needs none of this
+
+    return [(literal, name) for literal, name, _, _ in Formatter().parse(template)]
 
 
 def _messages(content: bytes) -> Iterator[tuple[str, str, bool]]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from kconv.cli.proof_text import part_text, proof_head, proof_rest
 from kconv.verify.measurements import Figures, Guess, Positions, WorstToken
 from kconv.verify.proof import (
     Diagnosis,
@@ -117,3 +118,10 @@ def warned(proof: Proof | None = None) -> Proof:
         "general.name", "the name is not the card's\x1b[31m", "42dot", "사십이닷\x1b[2J", grave=False
     )
     return replace(proof, metadata=MetadataPart("warned", 31, (finding,)))
+
+
+def proof_text(proof: Proof) -> str:
+    """All that kconv verify prints of it."""
+    head = proof_head(proof.artifact, proof.type, proof.checkpoint, proof.arch, proof.parameters)
+    parts = "\n".join(part_text(name, part) for name, part in proof.parts.items())
+    return f"{head}\n\n{parts}\n\n{proof_rest(proof)}"

@@ -20,6 +20,7 @@ import click
 import pytest
 from command_material import kconv as forked
 from signals_material import hangups_heeded
+from terminal import record
 
 from kconv.cli import errors
 from kconv.cli.commands import COMMANDS
@@ -364,7 +365,10 @@ module._PATIENCE, module._INTERVAL = module._PATIENCE / 4, module._INTERVAL / 4
 def test_a_terminal_shows_a_bar_with_rate_and_time_left(rows: int, columns: int) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
-    child = subprocess.Popen([sys.executable, "-c", SLOW_WORK], stdout=subprocess.PIPE, stderr=follower)
+    environment = {**os.environ, "TERM": "xterm-256color"}  # whatever terminal the tests themselves have
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW_WORK], stdout=subprocess.PIPE, stderr=follower, env=environment
+    )
     os.close(follower)
     shown = b""
     try:
@@ -400,18 +404,7 @@ def test_a_sentence_stands_above_the_bar() -> None:
     code = SLOW_WORK.replace("        time.sleep(0.025)", "        time.sleep(0.025)\n        said(done)")
     code = code.replace("import shown_progress", "import announce, shown_progress")
     code = "said = lambda done: announce('about 40 s') if done == 25 else None\n" + code
-    leader, follower = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=follower)
-    os.close(follower)
-    shown = b""
-    try:
-        while piece := os.read(leader, 4096):
-            shown += piece
-    except OSError:  # the other end is closed
-        pass
-    os.close(leader)
-    child.communicate()
-    text = shown.decode()
+    text = record([sys.executable, "-c", code]).text
     at = text.index("kconv: about 40 s")
     assert text[:at].endswith("\r\x1b[K"), "the bar is wiped away first"
     assert "writing weights" in text[:at]

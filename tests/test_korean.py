@@ -81,7 +81,10 @@ def test_every_text_of_the_real_commands_is_in_the_catalogue() -> None:
     assert lacking == []
 
 
-def test_help_by_its_command_and_of_the_whole_is_korean(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_by_its_command_and_of_the_whole_is_korean(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # sentences stay in one line
     assert main(["--lang", "ko", "help", "plan"]) == 0
     assert capsys.readouterr().out.startswith("사용법: kconv plan")
     assert main(["--lang", "ko", "help"]) == 0

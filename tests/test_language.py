@@ -14,9 +14,10 @@ from pathlib import Path
 import proof_material
 import pytest
 import report_material as material
+from proof_material import proof_text
 
 from kconv.cli.main import main
-from kconv.cli.proof_text import proof_line, proof_text
+from kconv.cli.proof_text import proof_line
 from kconv.converters.circumstances import Circumstances
 from kconv.core.language import Phrase, chosen, ngettext, phrase, phrases, speaking, spoken, translated
 from kconv.core.machine import processor

@@ -1,4 +1,4 @@
-"""What is released: wheel, sdist, declared dependencies, workflows, wheels of llama.cpp."""
+"""What a release needs: declared dependencies, workflows, wheels of llama.cpp; see also test_built.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import hashlib
 import http.server
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
 import threading
 import tomllib
 import zipfile
@@ -125,67 +123,6 @@ def test_pinned_versions_are_within_what_is_declared() -> None:
         for requirement in map(Requirement, extra):
             if requirement.name != "kconv":
                 assert requirement.specifier.contains(pinned[_normal(requirement.name)]), str(requirement)
-
-
-@pytest.fixture(scope="module")
-def released(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a commit would hold as sdist and wheel; optimizing kernels takes long, so these are not."""
-    folder = tmp_path_factory.mktemp("released")
-    copy = folder / "source"
-    listing = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(listing, capture_output=True, text=True, check=True)
-    tracked = [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
-    for name in tracked:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    made = {}
-    for kind in ("sdist", "wheel"):
-        settings = (copy / "pyproject.toml").read_text("utf-8")
-        (copy / "pyproject.toml").write_text(settings.replace('"-O3"', '"-O0"'), "utf-8")
-        code = f"from setuptools.build_meta import build_{kind}; print(build_{kind}({str(folder)!r}))"
-        built = subprocess.run(
-            [sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False
-        )
-        assert built.returncode == 0, built.stderr
-        made[kind] = folder / built.stdout.splitlines()[-1]
-    return {"tracked": tracked, **made}
-
-
-def test_the_tests_run_from_the_sdist(released: dict[str, Any], tmp_path: Path) -> None:
-    with tarfile.open(released["sdist"]) as packed:
-        packed.extractall(tmp_path, filter="data")
-    (source,) = tmp_path.iterdir()
-    here = {path.relative_to(source).as_posix() for path in source.rglob("*")}
-    assert {name for name in released["tracked"] if name not in here} == set()
-    wanted = [
-        "tests/test_systems.py::test_how_a_process_ended_is_read_from_its_code",
-        "tests/test_machine.py",
-    ]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *wanted],
-        cwd=source, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_one_wheel_fits_all_pythons_and_has_kernels(released: dict[str, Any]) -> None:
-    wheel: Path = released["wheel"]
-    assert wheel.name.startswith(f"kconv-{PROJECT['version']}-cp311-abi3-")
-    renamed = wheel.with_name(wheel.name.replace("-linux_", "-manylinux_2_17_"))
-    shutil.copy(wheel, renamed)
-    command = [sys.executable, str(ROOT / "tools" / "check_wheel.py")]
-    done = subprocess.run([*command, str(renamed)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    # The check finds what it is there for.
-    bare = wheel.with_name("kconv-0-py3-none-any.whl")
-    with zipfile.ZipFile(wheel) as packed, zipfile.ZipFile(bare, "w") as less:
-        for name in packed.namelist():
-            if "_kernels" not in name and name != "kconv/vocab/py.typed":
-                less.writestr(name, packed.read(name))
-    done = subprocess.run([*command, str(bare)], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    for words in ("not tagged cp311-abi3", "kconv/vocab has no py.typed", "found none", "not repaired"):
-        assert words in done.stdout
 
 
 def test_workflows_are_yaml_and_name_what_is_there() -> None:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from proof_material import FIGURES, failed, passed, warned
+from proof_material import FIGURES, failed, passed, proof_text, warned
 
 from kconv.cli.console import width
-from kconv.cli.proof_text import proof_line, proof_text
+from kconv.cli.proof_text import proof_line
 from kconv.verify.measurements import Guess
 from kconv.verify.proof import Finding, LogitsPart, Proof
 

@@ -177,9 +177,11 @@ def test_the_command_of_a_chosen_file_has_its_target() -> None:
     assert command_of("m", policy, "policy") == "kconv to-gguf m --policy p.toml"
 
 
-def test_compare_ends_with_what_to_take(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_ends_with_what_to_take(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = ["compare", str(checkpoint), "-q", "q2_k,q4_0,q8_0", "--tokens", "60", "--threads", "1"]
-    assert main([*words, "--json"]) == 0
+    assert main([*words, "--json", "-o", str(tmp_path)]) == 0
     content = json.loads(capsys.readouterr().out)
     loss = {each["type"]: each["kl_mean"] for each in content["types"]}
     chosen = content["recommended"]

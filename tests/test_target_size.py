@@ -14,7 +14,7 @@ import pytest
 
 from kconv.cli.choice_text import choice_text
 from kconv.cli.progress import shown_progress
-from kconv.cli.telling import telling
+from kconv.cli.telling import Teller
 from kconv.converters.results import Options
 from kconv.converters.samples import write_sample
 from kconv.core.errors import InputError, KconvError, UsageError
@@ -385,7 +385,7 @@ def test_verdicts_are_told_by_the_target_and_with_the_prediction(
 ) -> None:
     """Two files may be of one type; whether the loss is as predicted is said where the verdict is."""
     policy = next(output.policy for output in made.outputs if output.type == "1.7M")
-    with shown_progress() as progress, telling(progress, quiet=False) as observer:
+    with shown_progress() as progress, Teller(progress, quiet=False) as observer:
         wanted = Wanted(("1.7M", "1.71M"), policy=str(policy))
         to_gguf(folder, tmp_path, types=(), **asked(wanted), threads=2, observer=observer)
     lines = capsys.readouterr().out.splitlines()

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from damage_material import edited, zeroed_tensors
+from proof_material import proof_text
 from t5_checkpoints import BYT5, nmse, t5_logits, t5_weights, write_t5
 
 from kconv.cli.main import main
-from kconv.cli.proof_text import proof_text
 from kconv.converters import to_gguf
 from kconv.converters.families import family_for
 from kconv.converters.mapping import unmapped

@@ -99,7 +99,7 @@ LONG = (
     "interruption",
     "batch_command",
     "batch_hub",
-    "house",
+    "built",
     "bad_input",
     "to_onnx",
     "onnx_verify",
