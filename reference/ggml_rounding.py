@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 Rounding = Literal[
     "none", "f16", "bf16", "q8_0", "q8_1", "q8_K", "int8", "int8_16", "int8_64", "int8_128", "int8_256"
 ]
-"""The format of the inputs; ``int8`` is what onnxruntime makes of them at accuracy level 4, in blocks of 32 or
-of the size behind it.
+"""The format of the inputs; ``int8`` is what onnxruntime makes of them at accuracy level 4, in blocks of 32,
+or of the size that stands behind.
 """
 
 _BY_FORMAT: dict[str, Rounding] = {
