@@ -5,12 +5,14 @@
 #include "iq2_iq3.h"
 #include "feedback.h"
 #include "iq4.h"
+#include "mxfp4.h"
 #include "q2_k.h"
 #include "q3_k.h"
 #include "q4_q5.h"
 #include "q4_q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
+#include "tq1_tq2.h"
 #include "widen.h"
 
 static const struct kernel NAME(table)[] = {
@@ -33,6 +35,9 @@ static const struct kernel NAME(table)[] = {
     {22, 256, 82, NAME(encode_iq2_s), NAME(encode_iq2_s), 0},
     {23, 256, 136, NAME(encode_iq4_xs), NAME(encode_iq4_xs), 0},
     {29, 256, 56, NAME(encode_iq1_m), NAME(encode_iq1_m), 0},
+    {34, 256, 54, NAME(encode_tq1_0), NAME(encode_tq1_0), NAME(undefined_tq1_0)},
+    {35, 256, 66, NAME(encode_tq2_0), NAME(encode_tq2_0), NAME(undefined_tq2_0)},
+    {39, 32, 17, NAME(encode_mxfp4), NAME(encode_mxfp4), NAME(undefined_mxfp4)},
 };
 
 const struct kernels NAME(kconv_kernels) = {
