@@ -46,6 +46,7 @@ def describe_gguf(path: Path) -> Description:
     """A GGUF file, or a model in several of which it is one, from the headers."""
     from ..converters.targets import manifest_path
     from ..core.gguf_split import read_model
+    from ..quant.provenance import provenance_in
 
     model = read_model(path)
     header, first = model.header, model.paths[0]
@@ -56,6 +57,7 @@ def describe_gguf(path: Path) -> Description:
     manifest = manifest_path(first)
     prefix = f"{header.arch}."
     shown = {key: plain(value) for key, value in metadata.items()}
+    formats_chosen, codes_chosen = provenance_in(shown)
     return {
         "path": str(path),
         "kind": "gguf",
@@ -72,6 +74,8 @@ def describe_gguf(path: Path) -> Description:
         "metadata": {
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
+        "formats_chosen": formats_chosen,
+        "codes_chosen": codes_chosen,
         "manifest": str(manifest) if manifest.is_file() else None,
         "proof": proof_of(manifest_of(first), header.size),
         "tensors": tensors,
