@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from command_material import kconv
 
 from kconv.converters.families import family_for
@@ -16,6 +17,8 @@ from kconv.quant.chosen_policy import choosable
 from kconv.quant.formats import FORMATS
 from kconv.quant.policy import parse_policy
 from kconv.quant.policy_file import Choice
+
+pytestmark = pytest.mark.usefixtures("kconv_server")
 
 
 def write_policy(checkpoint: Path, path: Path) -> None:
