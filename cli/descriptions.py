@@ -41,6 +41,7 @@ def describe(path: str | Path) -> Description:
             hint=f"give the folder: kconv inspect {path.parent}",
         )
     from ..core.gguf_split import read_model
+    from ..quant.provenance import provenance_in
 
     return describe_gguf(path, read_model(path))
 
@@ -57,6 +58,7 @@ def describe_gguf(path: Path, model: GgufModel) -> Description:
     manifest = manifest_path(first)
     prefix = f"{header.arch}."
     shown = {key: plain(value) for key, value in metadata.items()}
+    formats_chosen, codes_chosen = provenance_in(shown)
     return {
         "path": str(path),
         "kind": "gguf",
@@ -73,6 +75,8 @@ def describe_gguf(path: Path, model: GgufModel) -> Description:
         "metadata": {
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
+        "formats_chosen": formats_chosen,
+        "codes_chosen": codes_chosen,
         "manifest": str(manifest) if manifest.is_file() else None,
         "proof": proof_of(manifest_of(first), header.size),
         "tensors": tensors,
