@@ -41,7 +41,6 @@ def describe(path: str | Path) -> Description:
             hint=f"give the folder: kconv inspect {path.parent}",
         )
     from ..core.gguf_split import read_model
-    from ..quant.provenance import provenance_in
 
     return describe_gguf(path, read_model(path))
 
@@ -49,6 +48,7 @@ def describe(path: str | Path) -> Description:
 def describe_gguf(path: Path, model: GgufModel) -> Description:
     """A GGUF file, or a model in several of which it is one, from the headers."""
     from ..converters.targets import manifest_path
+    from ..quant.provenance import provenance_in
 
     header, first = model.header, model.paths[0]
     metadata = header.metadata
