@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..core.tensor import Tensor
 from .ggml_rounding import Rounding
+
+if TYPE_CHECKING:
+    import torch
 
 Floats = npt.NDArray[np.float32]
 COPIES = 3
@@ -30,6 +33,11 @@ class MatrixInput(Protocol):
         """The experts chosen for each position, ``(positions, experts)``."""
         ...
 
+    @property
+    def rounded(self) -> Floats | None:
+        """What the product was made with, where the runtime tells; else a matrix's rounding says it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -38,3 +46,15 @@ class Matrix:
     name: str
     rounding: Rounding
     minimums: Tensor | None
+
+
+def as_told(values: torch.Tensor, given: MatrixInput | None) -> torch.Tensor | None:
+    """``(copies, positions, columns)`` with what the runtime rounded its inputs to, if it told."""
+    import torch
+
+    theirs = None if given is None else given.rounded
+    if theirs is None or theirs.shape != tuple(values.shape[1:]):
+        return None
+    made = values.clone()
+    made[SYNCHRONIZED] = torch.from_numpy(theirs.copy())
+    return made

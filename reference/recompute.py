@@ -30,7 +30,7 @@ from ..core.progress import Progress, silent
 from ..core.tensor import Tensor
 from ..core.windows import Window
 from ..quant.gguf_weights import GgufFile
-from .copies import COPIES, ROUNDED, SYNCHRONIZED, WEIGHTS_ONLY, Matrix, MatrixInput
+from .copies import COPIES, ROUNDED, SYNCHRONIZED, WEIGHTS_ONLY, Matrix, MatrixInput, as_told
 from .gelu_table import GELUS, through_table
 from .ggml_rounding import Rounding, minimums_of, rounded, rounding_of
 from .model import Reference
@@ -201,8 +201,12 @@ class _Run:
     def _before(self, matrix: Matrix, module: Any, args: Any) -> Any:
         shape = args[0].shape  # a router is given all copies in one
         values = self.synchronize(matrix.name, args[0].reshape(self.copies, -1, shape[-1]))
-        made, self._missing = round_copies(values, matrix.rounding)
+        made, self._missing = self._rounded(values, matrix)
         return (made.reshape(shape), *args[1:])
+
+    def _rounded(self, values: torch.Tensor, matrix: Matrix) -> tuple[torch.Tensor, torch.Tensor | None]:
+        made = as_told(values, self._inputs.get(matrix.name))
+        return round_copies(values, matrix.rounding) if made is None else (made, None)
 
     def _after(self, matrix: Matrix, module: Any, args: Any, output: Any) -> Any:
         """The share of the blocks' minimums in which ggml's sums differ from those of the rounded inputs."""
@@ -249,7 +253,7 @@ class _Run:
         else:
             scale = self._scale(entering, head)
             values = self.synchronize(head.name, entering / scale)
-            made, missing = round_copies(values, head.rounding)
+            made, missing = self._rounded(values, head)
             missing = None if missing is None else missing * scale
             out = output.multiply(made * scale, missing, head.minimums)
             self._errors.append(MatrixError(LOGITS, nmse(logits, out[SYNCHRONIZED])))

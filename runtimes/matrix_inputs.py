@@ -20,11 +20,13 @@ class MatrixInput:
     """The input of a matrix ``(tokens, columns)``; of experts' matrices ``(tokens, slots, columns)``.
 
     ``experts`` are those chosen for each token, ``(tokens, experts)``. There is one slot for all of them, or
-    one for each. A matrix with a part for each head has a slot for each, and no experts.
+    one for each. A matrix with a part for each head has a slot for each, and no experts. ``rounded`` is what
+    the product was made with, where the runtime tells that as well.
     """
 
     values: Floats
     experts: npt.NDArray[np.int32] | None = None
+    rounded: Floats | None = None
 
 
 def read_inputs(take: Callable[[memoryview], None]) -> dict[str, MatrixInput]:

@@ -20,6 +20,7 @@ from .onnx_model_file import Initializer, ModelFile
 
 _FLOATS = {1: "<f4", 10: "<f2"}  # onnx.proto, TensorProto.DataType
 _UINT8 = 2
+_BYTES = (2, 3)  # unsigned and signed
 _BITS = (4, 8)
 
 
@@ -64,10 +65,64 @@ def blocks_in(graph: Any, stored: Mapping[str, Initializer]) -> dict[str, Blocks
     return found
 
 
+@dataclass(frozen=True)
+class Scaled:
+    """Whole numbers with a scale and a zero for all, or for each column, as quantize_dynamic makes them."""
+
+    numbers: Initializer
+    scale: Array
+    zero: Array
+
+
+def scaled_in(graph: Any, stored: Mapping[str, Initializer]) -> dict[str, Scaled]:
+    """By name, all of a graph: what DequantizeLinear is given, and ``X_quantized`` with ``X_scale``."""
+    from onnx import numpy_helper
+
+    small = {each.name: each for each in graph.initializer if len(each.dims) < 2}
+    parts = {}
+    for name in stored:
+        begin = name.removesuffix("_quantized")
+        parts[name] = f"{begin}_scale", f"{begin}_zero_point"
+    for node in _nodes(graph):
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored and not _in_blocks(node):
+            parts[node.input[0]] = node.input[1], [*node.input, ""][2]
+    found = {}
+    for name, (scale, zero) in parts.items():
+        numbers = stored[name]
+        if numbers.element not in _BYTES or len(numbers.shape) != 2 or scale not in small:
+            continue
+        values = [
+            numpy_helper.to_array(small[each]) if each in small else np.zeros(1) for each in (scale, zero)
+        ]
+        scales, zeros = (each.astype(np.float32).ravel() for each in values)
+        if {scales.size, zeros.size} <= {1, numbers.shape[1]}:
+            found[name] = Scaled(numbers, scales, zeros)
+    return found
+
+
+def _in_blocks(node: Any) -> bool:
+    """Whether other numbers than those of a column share a scale."""
+    attributes = {each.name: each.i for each in node.attribute}
+    return bool(attributes.get("block_size")) or attributes.get("axis", 1) not in (1, -1)
+
+
 def nodes_of_blocks(graph: Any) -> list[Any]:
     """All MatMulNBits of a graph and its subgraphs."""
-    nodes = (each for each in messages(graph) if each.DESCRIPTOR.name == "NodeProto")
-    return [node for node in nodes if node.op_type == "MatMulNBits"]
+    return [node for node in _nodes(graph) if node.op_type == "MatMulNBits"]
+
+
+def whole_in(graph: Any) -> list[tuple[Any, str]]:
+    """All nodes that take a matrix of whole numbers, and its name."""
+    stored = {each.name for each in graph.initializer}
+    taken = [
+        (node, node.input[1]) for node in _nodes(graph) if node.op_type in ("MatMulNBits", "MatMulInteger")
+    ]
+    apart = (node for node in _nodes(graph) if node.op_type == "DequantizeLinear")
+    return [*taken, *((node, node.input[0]) for node in apart if node.input[0] in stored)]
+
+
+def _nodes(graph: Any) -> list[Any]:
+    return [each for each in messages(graph) if each.DESCRIPTOR.name == "NodeProto"]
 
 
 def _blocks(node: Any, stored: Mapping[str, Initializer]) -> Blocks | None:

@@ -11,7 +11,8 @@ little-endian.
   answer has two parts: hidden states, batch times length rows of them, and embeddings, one of each text (none
   where the graph has no ``sentence_embedding``).
 - ``INPUTS``, where TAPPED is 1: what each matrix was multiplied by since ``BEGIN``: a number of them, and
-  each as INPUT, its name (``GRAPH/INITIALIZER``: names may come again in another graph) and float32 numbers.
+  each as INPUT, its name (``GRAPH/INITIALIZER``: names may come again in another graph) and float32 numbers,
+  where the level has WHOLE followed by as many: what these were rounded to.
 
 MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
 copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
@@ -69,7 +70,7 @@ class Model:
                 taps = {f"{os.path.basename(path)}/{name}": tap for name, tap in taps.items()}
                 session = _session(path, threads, mapped=mapped and path != generating, graph=graph)
                 opened[path], self.taps[session] = session, taps
-        self.inputs: dict[str, tuple[int, list[Any]]] = {}
+        self.inputs: dict[str, tuple[int, list[Any], list[Any]]] = {}
         self.decoder, self.cached = opened[decoder], opened[cached]
         self.encoder = opened[encoder] if encoder else None
         self.past: dict[str, Any] = {}
@@ -129,12 +130,15 @@ class Model:
     def _run(self, session: Any, names: Sequence[str], feeds: Any) -> dict[str, Any]:
         """The outputs of those names; what was multiplied on the way is kept in ``inputs``."""
         taps = self.taps[session]
-        wanted = list(dict.fromkeys([*names, *(tap.value for tap in taps.values())]))
+        wanted = list(dict.fromkeys([*names, *(value for tap in taps.values() for value in tap.values)]))
         found = dict(zip(wanted, session.run_with_ort_values(wanted, feeds), strict=True))
         for name, tap in taps.items():
             values = found[tap.value].numpy()
             if values.ndim > 1:  # the branch that was taken multiplies by this matrix
-                self.inputs.setdefault(name, (tap.level, []))[1].append(values)
+                self.inputs.setdefault(name, (tap.level, [], []))[1].append(values)
+                if tap.rounded:
+                    numbers, scale, zero = (found[each].numpy().astype("<f4") for each in tap.rounded)
+                    self.inputs[name][2].append((numbers - zero) * scale)
         return {name: found[name] for name in names}
 
     def _of_encoder(self, name: str, ids: Any) -> Any:
@@ -255,12 +259,15 @@ def _answer_inputs(model: Model) -> None:
     import numpy as np
 
     child.write(ANSWER.pack(len(model.inputs), 0))
-    for name, (level, parts) in model.inputs.items():
-        values = np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]).astype("<f4")
+    for name, (level, *both) in model.inputs.items():
         text = name.encode()
-        child.write(INPUT.pack(len(text), level, *values.shape) + text)
-        if values.size:  # an expert may not have been chosen at all
-            child.write(values)
+        for at, parts in enumerate(each for each in both if each):
+            rows = [part.reshape(-1, part.shape[-1]) for part in parts]
+            values = np.concatenate(rows).astype("<f4")
+            if at == 0:
+                child.write(INPUT.pack(len(text), level, *values.shape) + text)
+            if values.size:  # an expert may not have been chosen at all
+                child.write(values)
 
 
 def main(arguments: Sequence[str]) -> int:

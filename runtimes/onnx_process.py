@@ -17,6 +17,7 @@ from .onnx_folder import OnnxFolder
 from .onnx_gathered import gathered
 from .onnx_limits import limits_of
 from .onnx_model_file import INSTALL
+from .onnx_taps import WHOLE
 from .reader import Floats, Ids, RuntimeFailure
 
 MODULE = "kconv.runtimes.onnx_child"
@@ -131,8 +132,12 @@ class OnnxProcess:
             name = child.receive(length).decode("utf-8", "replace")
             data = child.receive(4 * rows * columns) if rows else b""
             values = np.frombuffer(data, "<f4").reshape(rows, columns)
+            rounded = None
+            if level & WHOLE:
+                data = child.receive(4 * rows * columns) if rows else b""
+                rounded = np.frombuffer(data, "<f4").reshape(rows, columns)
             graph, _, matrix = name.partition("/")
-            found[graph, matrix] = (MatrixInput(values), level)
+            found[graph, matrix] = (MatrixInput(values, rounded=rounded), level)
         return found
 
     def _start(self) -> Child:

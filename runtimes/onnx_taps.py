@@ -13,17 +13,34 @@ from typing import Any
 
 HALF = 1 << 8
 """Added to the accuracy level where inputs are FLOAT16."""
-_SAME = ("Reshape", "Identity", "Transpose", "Cast")  # what a matrix may pass on its way to a product
+WHOLE = 1 << 9
+"""Added where inputs become whole numbers before the product by an operator of the graph's own."""
+_SAME = (
+    "Reshape",
+    "Identity",
+    "Transpose",
+    "Cast",
+    "DequantizeLinear",
+)  # what a matrix may pass on its way to a product
 _FLOAT, _FLOAT16 = 1, 10  # onnx.proto, TensorProto.DataType
-_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits")
+_PRODUCTS = ("MatMul", "Gemm", "MatMulNBits", "MatMulInteger")
 
 
 @dataclass(frozen=True)
 class Tap:
-    """``value`` of the graph is what a matrix is multiplied by; ``level`` as MatMulNBits has it, and HALF."""
+    """``value`` of the graph is what a matrix is multiplied by; ``level`` MatMulNBits' own, HALF and WHOLE.
+
+    ``rounded`` are the values that DynamicQuantizeLinear makes of it: whole numbers, their scale and zero.
+    """
 
     value: str
     level: int
+    rounded: tuple[str, ...] = ()
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """All of these."""
+        return self.value, *self.rounded
 
 
 def tapped(path: str) -> tuple[bytes, dict[str, Tap]]:
@@ -38,7 +55,7 @@ def tapped(path: str) -> tuple[bytes, dict[str, Tap]]:
     stored = {each.name: each.data_type for each in graph.initializer}
     taps = _taps(graph, stored)
     known = {each.name for each in (*graph.output, *graph.input)}
-    values = dict.fromkeys(tap.value for tap in taps.values())
+    values = dict.fromkeys(value for tap in taps.values() for value in tap.values)
     graph.output.extend(onnx.ValueInfoProto(name=each) for each in values if each not in known)
     for number, node in enumerate(graph.node):
         branches = [each.g for each in node.attribute if each.HasField("g")]
@@ -59,20 +76,22 @@ def _tap_branches(
     ]
     made: dict[str, Tap] = {}
     for place, matrix in enumerate(dict.fromkeys(name for taps in inside for name in taps)):
-        name = f"kconv.tapped.{number}.{place}"
+        known = [taps[matrix] for taps in inside if matrix in taps]
+        names = [f"kconv.tapped.{number}.{place}.{part}" for part in range(len(known[0].values))]
         for at, (branch, taps) in enumerate(zip(branches, inside, strict=True)):
-            output = f"{name}.{at}"
-            if matrix in taps:
-                each = helper.make_node("Cast", [taps[matrix].value], [output], to=_FLOAT)
-            else:
-                nothing = helper.make_tensor(output, _FLOAT, [0], [])
-                each = helper.make_node("Constant", [], [output], value=nothing)
-            branch.node.append(each)
-            branch.output.append(helper.make_tensor_value_info(output, _FLOAT, None))
-        node.output.append(name)
-        graph.output.append(onnx.ValueInfoProto(name=name))
-        levels = [taps[matrix].level for taps in inside if matrix in taps]
-        made[matrix] = Tap(name, levels[0])
+            for part, name in enumerate(names):
+                output = f"{name}.{at}"
+                if matrix in taps:
+                    value = taps[matrix].values[part]
+                    each = helper.make_node("Cast", [value], [output], to=_FLOAT)
+                else:
+                    nothing = helper.make_tensor(output, _FLOAT, [0], [])
+                    each = helper.make_node("Constant", [], [output], value=nothing)
+                branch.node.append(each)
+                branch.output.append(helper.make_tensor_value_info(output, _FLOAT, None))
+        node.output.extend(names)
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+        made[matrix] = Tap(names[0], known[0].level, tuple(names[1:]))
     return made
 
 
@@ -102,7 +121,11 @@ def _of_product(
     while matrix not in stored and matrix in made and made[matrix].op_type in _SAME:
         turned |= made[matrix].op_type == "Cast"
         matrix = made[matrix].input[0]
-    if matrix in stored:
+    if matrix in stored and node.op_type == "MatMulInteger":
+        rounding = made.get(node.input[0])
+        if rounding is not None and rounding.op_type == "DynamicQuantizeLinear":
+            yield matrix, Tap(rounding.input[0], WHOLE, tuple(rounding.output))
+    elif matrix in stored:
         level = attributes.get("accuracy_level", 0)
         kind = stored.get(node.input[2]) if node.op_type == "MatMulNBits" else stored[matrix]
         turned |= node.input[0] in cast

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,13 @@ import numpy.typing as npt
 from ..core.input_files import InputFile
 from ..core.tensor import Array, DType, Tensor
 from ..quant.ggml import widened
-from ..runtimes.onnx_blocks import Blocks, blocks_in, graph_of
+from ..runtimes.onnx_blocks import Blocks, Scaled, blocks_in, graph_of, scaled_in
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer, ModelFile
 from ..runtimes.onnx_stored import stored_in
 
 _KINDS = {1: DType.F32, 10: DType.F16, 16: DType.BF16}  # onnx.proto, TensorProto.DataType
+_WHOLE = {2: np.dtype("u1"), 3: np.dtype("i1")}
 _ROWS, _COLUMNS = 8, 256  # that are looked at
 _FAR = 0.7  # relative error of what is still taken for the same matrix, changed
 _FAR_VECTOR = 1e-2  # norms look alike
@@ -40,7 +42,8 @@ Floats64 = npt.NDArray[np.float64]
 class Match:
     """The initializer ``name`` of the graph ``path`` is ``tensor`` of the checkpoint.
 
-    ``stored`` are its numbers in the checkpoint's orientation, ``blocks`` says how whole ones stand for them.
+    ``stored`` are its numbers in the checkpoint's orientation; ``blocks`` or ``scaled`` say how whole ones
+    stand for them.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Match:
     tensor: Tensor
     stored: Tensor
     blocks: Blocks | None = None
+    scaled: Scaled | None = None
 
 
 def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]:
@@ -66,7 +70,7 @@ def matches_of(folder: OnnxFolder, tensors: Mapping[str, Tensor]) -> list[Match]
         for name, source, turned in pairs:
             each = stored[name]
             numbers = Tensor(source, tensors[source].shape, each.dtype, partial(each.read, turned))
-            found.append(Match(model.path, name, tensors[source], numbers, each.blocks))
+            found.append(Match(model.path, name, tensors[source], numbers, each.blocks, each.scaled))
     return found
 
 
@@ -146,6 +150,7 @@ class _Numbers:
     read: Callable[[bool, int, int], Array]
     sample: Callable[[bool], Floats64]
     blocks: Blocks | None = None
+    scaled: Scaled | None = None
 
 
 def _numbers_of(model: ModelFile) -> dict[str, _Numbers]:
@@ -156,12 +161,32 @@ def _numbers_of(model: ModelFile) -> dict[str, _Numbers]:
         if each.element in _KINDS:
             read, sample = partial(_read, each, files[each.path]), partial(_sample_of, each, files[each.path])
             found[name] = _Numbers(each.shape, _KINDS[each.element], read, sample)
-    for name, blocks in blocks_in(graph_of(model), every).items():
+    graph = graph_of(model)
+    for name, blocks in blocks_in(graph, every).items():
         read = partial(_read_blocks, blocks, files)
         shape = (blocks.rows, blocks.columns)
         tensor = Tensor(name, shape, DType.F32, partial(read, False))
         found[name] = _Numbers(shape, DType.F32, read, partial(_sample_unturned, tensor), blocks)
+    for name, scaled in scaled_in(graph, every).items():
+        part, file = scaled.numbers, files[scaled.numbers.path]
+        read = partial(_read_scaled, scaled, file)
+        sample = partial(_sample_scaled, scaled, file)
+        found[name] = _Numbers(part.shape, DType.F32, read, sample, scaled=scaled)
     return found
+
+
+def _read_scaled(scaled: Scaled, file: InputFile, turned: bool, start: int, stop: int) -> Array:
+    numbers = _read(scaled.numbers, file, turned, start, stop).astype(np.float32)
+    scale, zero = scaled.scale, scaled.zero
+    if turned:  # they are of the rows now
+        scale, zero = (each if each.size == 1 else each[start:stop, None] for each in (scale, zero))
+    made: Array = (numbers - zero) * scale
+    return made
+
+
+def _sample_scaled(scaled: Scaled, file: InputFile, turned: bool) -> Floats64:
+    shape = scaled.numbers.shape[::-1] if turned else scaled.numbers.shape
+    return _sample(Tensor("", shape, DType.F32, partial(_read_scaled, scaled, file, turned)))
 
 
 def _read_blocks(
@@ -215,8 +240,12 @@ def _read(stored: Initializer, file: InputFile, turned: bool, start: int, stop: 
     return _columns(stored, file, range(start, stop)) if turned else _rows(stored, file, start, stop)
 
 
+def _storage(stored: Initializer) -> np.dtype[Any]:
+    return _WHOLE.get(stored.element) or _KINDS[stored.element].storage
+
+
 def _rows(stored: Initializer, file: InputFile, start: int, stop: int) -> Array:
-    kind, width = _KINDS[stored.element].storage, math.prod(stored.shape[1:])
+    kind, width = _storage(stored), math.prod(stored.shape[1:])
     assert stored.offset is not None
     size = width * kind.itemsize
     raw = file.read(stored.offset + start * size, (stop - start) * size)
@@ -225,7 +254,7 @@ def _rows(stored: Initializer, file: InputFile, start: int, stop: int) -> Array:
 
 def _columns(stored: Initializer, file: InputFile, columns: range) -> Array:
     """Neighbouring columns of a matrix, each as a row."""
-    kind, (length, width) = _KINDS[stored.element].storage, stored.shape
+    kind, (length, width) = _storage(stored), stored.shape
     assert stored.offset is not None
     if len(columns) * 8 > width:  # few reads of much
         whole = np.frombuffer(file.read(stored.offset, stored.nbytes), kind).reshape(length, width)

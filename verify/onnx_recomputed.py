@@ -30,11 +30,11 @@ from ..reference.ggml_rounding import Rounding
 from ..reference.model import Reference
 from ..reference.recompute import LOGITS, Recomputation
 from ..runtimes.matrix_inputs import MatrixInput
-from ..runtimes.onnx_blocks import graph_of, nodes_of_blocks
+from ..runtimes.onnx_blocks import graph_of, whole_in
 from ..runtimes.onnx_experts import by_position
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
-from ..runtimes.onnx_taps import HALF
+from ..runtimes.onnx_taps import HALF, WHOLE
 from .inputs import Expected, VerifyOptions
 from .onnx_graphs import is_own
 from .onnx_matched import Match, matches_of
@@ -46,11 +46,12 @@ _STEPS = 8
 _ROUNDINGS: Mapping[int, Rounding] = {
     16: "int8_16", BLOCK: "int8", 64: "int8_64", 128: "int8_128", 256: "int8_256"
 }  # fmt: skip
-LIMIT_IN_HALVES = 1e-4
+LIMIT_IN_HALVES = 1e-5
 """Of the NMSE of what enters a matrix where all that flows is FLOAT16."""
 _NO_OUTPUT = phrase("no product with the output matrix is found in the graph")
 _EXPERTS = phrase("experts of a graph made elsewhere are not followed")
-_UNKNOWN = phrase("it is not known which of the checkpoint's matrices {name} is, in blocks of whole numbers")
+_UNKNOWN = phrase("it is not known which of the checkpoint's matrices {name} is, in whole numbers")
+_TWO_WAYS = phrase("{name} is stored in two ways, of which the reference can hold one")
 _LARGE_BLOCKS = phrase("at accuracy level 4 inputs are rounded in blocks of {size}, which is not followed")
 _OPERATORS = phrase("the graph multiplies by quantized weights with {operators}, which is not followed")
 _QUANTIZED = frozenset(
@@ -60,10 +61,7 @@ _QUANTIZED = frozenset(
         "com.microsoft.QMoE",
         "com.microsoft.MatMulBnb4",
         "com.microsoft.GatherBlockQuantized",
-        "MatMulInteger",
         "QLinearMatMul",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
     }
 )
 _Tapped = Mapping[tuple[str, str], tuple[MatrixInput, int]]
@@ -86,7 +84,7 @@ def check_folder_runtime(
         return _not_compared(reason), None
     tensors = expected.checkpoint.tensors
     matches = [] if own else matches_of(folder, tensors)
-    if not own and (reason := _unfound(folder, matches)) is not None:
+    if not own and (reason := _unfound(folder, matches, expected.checkpoint.aliases)) is not None:
         return _not_compared(reason), None
     weights = (
         _weights(folder, tensors)
@@ -116,7 +114,8 @@ def check_folder_runtime(
     last = last if head is None else roundings[head]
     recomputation = Recomputation(reference, matrices, last, gelu_table=False)
     inputs: Mapping[str, MatrixInput] = by_position({name: values for name, (values, _) in tapped.items()})
-    free = not expected.family.encoder_only  # an encoder has no logits to sample
+    told = any(level & WHOLE for _, level in tapped.values())  # how inputs are rounded only onnxruntime says
+    free = not expected.family.encoder_only and not told  # an encoder has no logits to sample
     computed = recomputation.compute(window, inputs, logits, options.progress, free=free)
     if not own:  # what was not seen to be multiplied may be multiplied otherwise
         computed = replace(computed, unused=())
@@ -148,8 +147,10 @@ def _by_tensor(
         name = key[1] if names is None else names.get(key)
         if name is None:
             continue
-        before = [found[name][0].values] if name in found else []
-        found[name] = (MatrixInput(np.concatenate([*before, given.values])), level)
+        parts = [*([found[name][0]] if name in found else []), given]
+        rounded = [each.rounded for each in parts if each.rounded is not None]
+        values = np.concatenate([each.values for each in parts])
+        found[name] = (MatrixInput(values, rounded=np.concatenate(rounded) if rounded else None), level)
     return found
 
 
@@ -167,17 +168,27 @@ def _not_followed(folder: OnnxFolder, expected: Expected) -> str | None:
     return None
 
 
-def _unfound(folder: OnnxFolder, matches: Sequence[Match]) -> str | None:
+def _unfound(folder: OnnxFolder, matches: Sequence[Match], aliases: Mapping[str, str]) -> str | None:
     """Why matrices in blocks cannot be computed with, if some cannot."""
-    known = {(each.path, each.name) for each in matches if each.blocks is not None}
+    known = {(each.path, each.name) for each in matches if each.blocks or each.scaled}
+    kinds: dict[str, object] = {}
+    for each in matches:
+        kind = each.stored.dtype, each.blocks and (each.blocks.bits, each.blocks.size), _scale_of(each)
+        source = aliases.get(each.tensor.name, each.tensor.name)
+        if kinds.setdefault(source, kind) != kind:
+            return _TWO_WAYS.of(name=each.tensor.name)
     for file in folder.models:
-        for node in nodes_of_blocks(graph_of(file)):
+        for node, name in whole_in(graph_of(file)):
             attributes = {each.name: each.i for each in node.attribute}
-            if (file.path, node.input[1]) not in known:
-                return _UNKNOWN.of(name=quoted(node.input[1])[1:-1])
+            if (file.path, name) not in known:
+                return _UNKNOWN.of(name=quoted(name)[1:-1])
             if attributes.get("accuracy_level", 0) == 4 and attributes.get("block_size") not in _ROUNDINGS:
                 return _LARGE_BLOCKS.of(size=attributes.get("block_size", 0))
     return None
+
+
+def _scale_of(match: Match) -> object:
+    return match.scaled and (match.scaled.scale.tobytes(), match.scaled.zero.tobytes())
 
 
 def _pieces(ids: Sequence[int]) -> list[Sequence[int]]:

@@ -28,6 +28,7 @@ from ..quant.formats import BF16, F16, F32, FORMATS, Q8_0, Format
 from ..quant.ggml import Bytes, Floats, dequantize, widened
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
+from ..runtimes.onnx_blocks import Scaled
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
 from .onnx_graphs import is_own, with_todays
@@ -49,7 +50,7 @@ class Pair:
     """A tensor of the checkpoint, and what it is in the folder.
 
     ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation; ``block`` columns
-    share a scale (0: they are floats).
+    share a scale, or all, as ``scaled`` says (0 and None: they are floats).
     """
 
     tensor: Tensor
@@ -57,6 +58,7 @@ class Pair:
     parts: tuple[Initializer, ...]
     stored: Tensor | None = None
     block: int = 0
+    scaled: Scaled | None = None
 
 
 def check_folder_weights(
@@ -93,7 +95,14 @@ def _of_others(
     """What is found by names and numbers; what is not (1 + a norm's weights) the runtime part judges."""
     matches = matches_of(folder, checkpoint.tensors)
     pairs = [
-        Pair(each.tensor, _format_of(each), (), each.stored, 0 if each.blocks is None else each.blocks.size)
+        Pair(
+            each.tensor,
+            _format_of(each),
+            (),
+            each.stored,
+            0 if each.blocks is None else each.blocks.size,
+            each.scaled,
+        )
         for each in matches
     ]
     found = {each.tensor.name for each in matches}
@@ -193,10 +202,12 @@ def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scr
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
     source = tensor.read(rows.start, rows.stop)
-    formats = (F32,) if pair.block else (F32, format)
+    formats = (F32,) if pair.block or pair.scaled else (F32, format)
     slab = Encoder(formats, kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
-    if pair.block:
+    if pair.scaled is not None:
+        right = nearest_scaled(weights, pair.scaled, slice(rows.start, rows.stop), tensor.shape)
+    elif pair.block:
         right = rounded_in_blocks(weights, pair.block, 8 if format == Q8_0 else 4)
     else:
         right = weights if format == F32 else dequantize(format, slab.data[1], shape)
@@ -250,7 +261,7 @@ def _state(pair: Pair, compared: Compared) -> TensorState:
     if compared.same:
         return "identical"
     own = compared.own
-    if not pair.block or own is None or compared.not_finite:
+    if not (pair.block or pair.scaled) or own is None or compared.not_finite:
         return "differs"
     error, slope = compared.stored.error, compared.stored.slope
     near = error <= _LARGER * own.error and abs(slope - 1) <= _SLOPE + own.error**2
@@ -269,7 +280,22 @@ def rounded_in_blocks(weights: Floats, size: int, bits: int) -> Floats:
     return made
 
 
+def nearest_scaled(weights: Floats, scaled: Scaled, rows: slice, shape: tuple[int, ...]) -> Floats:
+    """``weights``, some rows of a tensor of that shape, as the nearest numbers its scales allow."""
+    turned = scaled.numbers.shape != shape or scaled.scale.size not in (1, shape[1])
+    scale, zero = scaled.scale, scaled.zero
+    if turned:
+        scale, zero = (each if each.size == 1 else each[rows, None] for each in (scale, zero))
+    least = 0 if scaled.numbers.element == _UINT8 else -128
+    with np.errstate(all="ignore"):
+        codes = np.clip(np.rint(weights / scale) + zero, least, least + 255)
+    made: Floats = ((codes - zero) * scale).astype(np.float32)
+    return made
+
+
 def _format_of(match: Match) -> Format:
+    if match.scaled is not None:
+        return Q8_0
     if match.blocks is None:
         return _STORED_AS[match.stored.dtype]
     return Q8_0 if match.blocks.bits == 8 else FORMATS["q4_0"]
