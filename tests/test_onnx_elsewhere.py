@@ -223,7 +223,10 @@ def test_blocks_with_wrong_scales_are_wrong_weights(folder: Path, checkpoint: Pa
 def multiplied_in_whole_numbers(folder: Path, copy: Path, **how: Any) -> None:
     """As Transformers.js's model_quantized.onnx is made; inputs are rounded by the graph's own operators."""
     quantization = pytest.importorskip("onnxruntime.quantization")
-    quantization.quantize_dynamic(folder / "model.onnx", copy / "model.onnx", **how)
+    kinds = ["MatMul", "Gather"]  # it takes the standard's Attention for onnxruntime's own
+    quantization.quantize_dynamic(
+        folder / "model.onnx", copy / "model.onnx", op_types_to_quantize=kinds, **how
+    )
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
