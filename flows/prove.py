@@ -16,7 +16,7 @@ from ..quant.importance import Importance
 from ..reference.kept_reading import kept_or_read
 from ..reference.model import Reference
 from ..reference.reading import Reading
-from ..verify.early import early_readers
+from ..verify.early import early_readers, room_for_logits
 from ..verify.gguf_artifact import NewGgufArtifact
 from ..verify.inputs import Expected, VerifyOptions, cost, proof_windows, read_reference
 from ..verify.predicted import with_prediction
@@ -63,9 +63,10 @@ def prove_new_files(
 
     @functools.cache  # once for all files
     def read(asked: tuple[Window, ...]) -> Reading:
-        if asked in known:
-            return known[asked]
-        return read_and_keep(keep, expected, options, asked, run)
+        reading = known[asked] if asked in known else read_and_keep(keep, expected, options, asked, run)
+        if len(files) > 1:
+            reading.keep(room_for_logits())
+        return reading
 
     proofs = []
     positions = QUICK if scope == "quick" else None

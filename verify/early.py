@@ -13,8 +13,7 @@ from .inputs import Expected, VerifyOptions
 from .logits import groups
 from .recomputed import bytes_of_a_position, first_positions
 
-_ROOM = 512 << 20
-"""Bytes for the answers of the file that is judged and of the one that is read meanwhile."""
+_ROOM = 512 << 20  # bytes
 _SHARE = 8  # of the memory that is free
 
 
@@ -32,7 +31,7 @@ def early_readers(
     would not fit in memory: an encoder's, those of a front end, of long texts, of other machines.
     """
     asked = _asked(expected, windows, options, positions)
-    room, bytes_of_one = _room(), 0 if asked is None else _bytes(expected, asked)
+    room, bytes_of_one = room_for_logits(), 0 if asked is None else _bytes(expected, asked)
     if asked is None or bytes_of_one > room:
         yield [None] * len(files)
         return
@@ -89,8 +88,8 @@ def _bytes(expected: Expected, asked: Asked) -> int:
     return 4 * rows * len(expected.vocab.tokens) + inputs
 
 
-def _room() -> int:
-    """Bytes for what is read early."""
+def room_for_logits() -> int:
+    """Bytes for what is kept of one side until the other has come."""
     here = memory()
     free = [size for size in (here.available, here.container) if size is not None]
     return min([_ROOM, *(size // _SHARE for size in free)])
