@@ -25,7 +25,7 @@ from ..core.files import explained, nearest_existing
 from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.progress import Progress, silent
-from ..core.system_files import bytes_on_disk, write_at
+from ..core.system_files import begin_to_sync, bytes_on_disk, write_at
 from ..core.tensor import Tensor
 from ..quant import native
 from ..quant.encoders import encoder_of
@@ -173,6 +173,7 @@ def write_pieces(
             for model, files, data in zip(plan.models, opened, slab.data, strict=True):
                 handle, offset, _ = place_of(model, files, tensor, rows)
                 write_at(handle, data.data, offset)
+                begin_to_sync(handle, data.nbytes, offset)
                 check = zlib.crc32(data.data, check) if journal is not None else 0
             if journal is not None:
                 journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
