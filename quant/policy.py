@@ -87,7 +87,19 @@ def parse_policy(
                 output_type=None if output_type is None else parse_format(output_type),
                 embedding_type=None if embedding_type is None else parse_format(embedding_type),
             )
-    raise UsageError(f"unknown type {text!r}", hint=nearest(text, list(POLICIES)))
+    raise UsageError(f"unknown type {text!r}", hint=_meant(text))
+
+
+def _meant(text: str) -> str:
+    """What to write in place of what is no type."""
+    wanted = text.strip().lower()
+    if len(wanted.split()) > 1:
+        return f"several types are written with commas: -q {','.join(wanted.split())}"
+    if wanted == "copy":
+        return "auto keeps the weights of a checkpoint as they are; copy is for kconv quantize"
+    if wanted == "auto":
+        return "copy keeps the weights of a GGUF file as they are; auto is for kconv to-gguf"
+    return nearest(text, list(POLICIES))
 
 
 def _parse_override(text: str) -> tuple[str, Format]:
