@@ -151,6 +151,7 @@ def choose_targets(
 def wished_targets(name: str, place: Path, options: Options, *, modelfile: bool) -> list[Target]:
     """The files whose formats are chosen, with policies that are still to be made."""
     label = "" if options.chosen.policy is None else policy_label(options.chosen.policy)
+    label = label.removeprefix(f"{name}-") or label  # kconv itself names policies NAME-3M
     made = []
     for wish in options.chosen.wishes(label):
         ending = re.sub(r"[^\w.]+", "-", wish.label)
