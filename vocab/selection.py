@@ -13,7 +13,7 @@ from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
-from .candidates import Candidate, candidates, unsupported_reason
+from .candidates import TO_ONNX, Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
 from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
@@ -246,9 +246,12 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
 
     VocabError for a kind of tokenizer llama.cpp has no counterpart of, else TokenMismatch.
     """
-    homeless = unsupported_reason(source)
+    if homeless := unsupported_reason(source):
+        equal = f"{parity.candidate}, the nearest, is equal for {parity.exact} of {parity.texts} texts"
+        hint = f"{TO_ONNX}; --allow-tokenizer-mismatch writes the nearest anyway"
+        return VocabError(f"{homeless} ({equal})", hint=hint)
     lines = [
-        homeless or "llama.cpp does not give the checkpoint's token ids with any candidate vocabulary",
+        "llama.cpp does not give the checkpoint's token ids with any candidate vocabulary",
         f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
     ]
     if parity.error:
@@ -263,7 +266,7 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
     reason = explanation(parity, questions, source)
     if reason:
         hint = f"{reason}; {hint}"
-    return (VocabError if homeless else TokenMismatch)("\n".join(lines), hint=hint)
+    return TokenMismatch("\n".join(lines), hint=hint)
 
 
 def difference_lines(difference: Difference, file: str) -> list[str]:

@@ -106,7 +106,7 @@ def _facts(settings: Settings) -> NeoxFacts:
         context=context,
         epsilon=settings.real("layer_norm_eps", 1e-5),
         activation=settings.text("hidden_act", "gelu"),
-        rope=read_rope(settings, rotary, context=context, base_key="rotary_emb_base"),
+        rope=read_rope(settings, rotary, context=context, base_key="rotary_emb_base", stretched=True),
         tied=False,
         parallel=settings.flag("use_parallel_residual", True),
         attention_bias=settings.flag("attention_bias", True),
