@@ -86,9 +86,8 @@ def _facts(settings: Settings) -> NeoxFacts:
     context = settings.integer("max_position_embeddings", 2048)
     rotary = int(head_dim * _rotary_share(settings))
     if rotary % 2 or not rotary:
-        raise settings.refuse(
-            "rotary_pct", rotary / head_dim, f"an even number of the head's {head_dim} dimensions"
-        )
+        even = f"an even number of the head's {head_dim} dimensions"
+        raise settings.refuse("rotary_pct", rotary / head_dim, even)
     if settings.flag("tie_word_embeddings"):
         raise UnsupportedModel(
             f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX model has an lm_head of its own",
