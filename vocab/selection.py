@@ -24,6 +24,7 @@ from .tokenizer import Source
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
 ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary")
+ON_SOME_TEXT += ("plain-letters",)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _best(
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
             # A tokenizer that normalizes, or has unknown words, is never equal on all texts.
-            if parity.verdict in ("exact", "nfc", "ordinary-words"):
+            if parity.verdict in ("exact", "nfc", "ordinary-words", "plain-letters"):
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -138,6 +139,8 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
         return (_note_on_nfc(parity),)
     if parity.verdict == "in-vocabulary":
         return (_note_on_bytes(parity),)
+    if parity.verdict == "plain-letters":
+        return (_note_on_letters(parity),)
     if parity.verdict == "ordinary-words":
         return (_note_on_words(parity, source),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
@@ -204,6 +207,17 @@ def _note_on_bytes(parity: Parity) -> Note:
         "characters), none of the Korean and English of the Declaration of Human Rights"
     )
     return Note("in-vocabulary", message, warning=True)
+
+
+def _note_on_letters(parity: Parity) -> Note:
+    """What llama.cpp divides otherwise."""
+    message = (
+        "exact for text without combining marks (Hindi, Thai, decomposed accents) and without capitals and "
+        "small letters beyond ASCII (É, é, Ж), so for Korean and English: the tokenizer divides words by "
+        "Unicode's classes of letters, llama.cpp by those of A to Z alone; "
+        f"{parity.texts - parity.exact} of {parity.texts} texts have such letters and get other tokens"
+    )
+    return Note("plain-letters", message, warning=True)
 
 
 def _note_on_departing(parity: Parity, source: Source) -> Note:
