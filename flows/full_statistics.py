@@ -154,13 +154,38 @@ def optimized(
 
     Raises InputError for statistics of another model, EnvironmentProblem where kernels are not built.
     """
-    assert importance.full is not None
-    refuse_unfit(importance.full, model.tensors)
     wanted = [
         (tensor, [plan.formats[index] for plan in plans])
         for index, tensor in enumerate(model.tensors)
         if len(tensor.shape) > 1 and tensor.name not in SPARED
     ]
+    importance = with_codes(importance, model, wanted, run)
+    assert importance.optimization is not None
+    keys = {(tensor.name, format.name) for tensor, formats in wanted for format in formats}
+    of_files = {
+        key: trial for key, trial in importance.optimization.trials.items() if (key[0], key[2]) in keys
+    }
+    found = replace(importance.optimization, trials=of_files)
+    return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+
+
+def with_codes(
+    importance: Importance, model: Model, wanted: Sequence[tuple[Tensor, Sequence[Format]]], run: Run
+) -> Importance:
+    """The importance with what is needed to choose the codes of these tensors in these formats.
+
+    What is known already is not found out again. Raises as ``optimized`` does.
+    """
+    assert importance.full is not None
+    refuse_unfit(importance.full, model.tensors)
+    known = {} if importance.optimization is None else importance.optimization.trials
+    done = {(name, format) for name, _, format in known}
+    wanted = [
+        (tensor, [format for format in formats if (tensor.name, format.name) not in done])
+        for tensor, formats in wanted
+    ]
+    if known and not any(formats for _, formats in wanted):
+        return importance
     threads = run.threads or available_cores()
     about = in_words(_products(model, wanted) / (_PRODUCTS * threads))
     run.announce(f"optimize: codes are chosen by {importance.full.path.name}, about {about}")
@@ -173,7 +198,7 @@ def optimized(
         return out
 
     found = optimization(importance.full, wanted, encode, threads=threads, progress=run.progress)
-    return replace(importance, optimization=found), replace(model, notes=(*model.notes, _note(found)))
+    return replace(importance, optimization=replace(found, trials={**known, **found.trials}))
 
 
 # Products a second and thread, of a core of a server.
