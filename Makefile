@@ -88,3 +88,4 @@ include mk/sanitize.mk
 include mk/fuzz.mk
 include mk/optimum.mk
 include mk/genai.mk
+include mk/onnx.mk

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..core.checkpoint import Checkpoint
     from ..core.elsewhere import Elsewhere
     from ..core.gguf_file import GgufHeader
+    from ..core.gguf_split import GgufModel
 
 Description = dict[str, Any]
 
@@ -39,16 +40,16 @@ def describe(path: str | Path) -> Description:
             f"{path} is part of a checkpoint, not a GGUF file",
             hint=f"give the folder: kconv inspect {path.parent}",
         )
-    return describe_gguf(path)
+    from ..core.gguf_split import read_model
+
+    return describe_gguf(path, read_model(path))
 
 
-def describe_gguf(path: Path) -> Description:
+def describe_gguf(path: Path, model: GgufModel) -> Description:
     """A GGUF file, or a model in several of which it is one, from the headers."""
     from ..converters.targets import manifest_path
-    from ..core.gguf_split import read_model
     from ..quant.provenance import provenance_in
 
-    model = read_model(path)
     header, first = model.header, model.paths[0]
     metadata = header.metadata
     tensors = [

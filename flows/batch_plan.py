@@ -27,7 +27,7 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError, KconvError, UsageError
 from ..core.model import Model
 from ..hub.checkpoint import remote_checkpoint
-from ..hub.names import parse_hub_name
+from ..hub.names import parse_checkpoint_name
 from ..hub.source import resolve
 from ..hub.wanted import small_files
 from ..quant.importance import importance_to_be, read_importance
@@ -76,7 +76,7 @@ def plan_step(step: Step, records: Mapping[str, Record], force: bool, again: boo
     """
     if step.format == "gguf":
         check_request(step.output, step.gguf_options())
-    name = parse_hub_name(step.address)
+    name = parse_checkpoint_name(step.address)
     found = None if name is None else resolve(name)
     look = Look(step, None, records, force, again, options_record(step), versions_record(step))
     if found is None:
