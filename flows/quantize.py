@@ -149,7 +149,7 @@ def requantize(source: str | Path, output: str | Path | None, request: Request, 
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
         planner = Planner(file, model, importance, request.keep_split)
-        targets = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
+        targets, _ = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
         asked = [target.policy for target in targets]
         model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
         plans = [planner.plan(*each) for each in zip(targets, chosen, strict=True)]
