@@ -226,7 +226,9 @@ class _Answer:
                 return
             yield self._event({}, _REASONS[turn.stop_reason])
             if self._request.usage_in_stream:
-                yield _line({**self._head, "object": self._object(), "choices": [], "usage": _usage(turn)})
+                speed = {"predicted_per_second": turn.rate}  # as llama-server tells it
+                end = {"choices": [], "usage": _usage(turn), "timings": speed}
+                yield _line({**self._head, "object": self._object(), **end})
             yield "data: [DONE]\n\n"
         finally:
             self._gone = True

@@ -97,8 +97,8 @@ GRIDS: tuple[Format, ...] = tuple(
     FORMATS[name] for name in ("iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 )
 
-# The formats weights can be encoded in anew, to hold a file against: what libggml encodes without importance
-# data and at more than 5 million weights a second.
+# The formats libggml encodes anew, to hold a file against, without importance data and at more than 5 million
+# weights a second. Of the others second_look.py says how much is encoded.
 RECODABLE: tuple[Format, ...] = tuple(format for format in ENCODABLE if format not in GRIDS)
 
 _BY_LOWER_NAME = {format.name.lower(): format for format in ENCODABLE}

@@ -53,3 +53,14 @@ def test_strangers_are_not_told_what_there_is(plain: Server) -> None:
     status, text = plain.ask("GET", "/v1/nope", Host="evil.example")
     assert status == 403
     assert "is not 'evil.example'" in json.loads(text)["error"]["message"]
+
+
+def test_the_speed_is_the_models_and_not_the_networks(plain: Server) -> None:
+    """A page that gets all tokens at once, since the machine was busy, cannot measure it."""
+    asked = {"prompt": "서울", "max_tokens": 8, "stream": True, "stream_options": {"include_usage": True}}
+    status, text = plain.ask("POST", "/v1/completions", asked)
+    assert status == 200
+    *_, end, done = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+    assert done == "[DONE]"
+    assert json.loads(end)["usage"]["completion_tokens"] <= 8
+    assert json.loads(end)["timings"]["predicted_per_second"] > 0
