@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard quant/kernels/*)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	@$(BIN)/python tools/install_llama_cpp.py constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
-	@ls quant/_kernels.* >/dev/null 2>&1 || echo "kconv's kernels were not built; libggml encodes, many times slower"
+	@ls quant/_kernels.* >/dev/null 2>&1 || echo "There is no C compiler, so kconv's own kernels were not built: all works, but libggml encodes, many times slower. To have them: apt install gcc; rm $@; make setup"
 	@mkdir -p .dev/kconv  # mypy finds kconv through these links
 	@ln -sfn ../../package/__init__.py ../../package/__main__.py ../../package/py.typed .dev/kconv/
 	@for room in $$($(BIN)/python tools/rooms.py); do ln -sfn ../../$$room .dev/kconv/$$room; done

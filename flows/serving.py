@@ -90,6 +90,8 @@ class ServedModel:
 
         Raises KconvError as ``generate`` does.
         """
+        if request.chat and not self.has_template and not self.encoder_decoder:
+            raise UsageError("this model has no chat template; /v1/completions continues plain text")
         with self._lock:
             show("")  # who has left while others were answered need not be
             chat = self._conversation
@@ -157,6 +159,8 @@ def _request(
             raise UsageError(f"{name} is not supported")
     if body.get("n") not in (None, 1):
         raise UsageError("n is not 1: one answer is made at a time")
+    if body.get("stream") not in (None, True, False):
+        raise UsageError(f"stream is {body['stream']!r}, expected true or false")
     options = body.get("stream_options")
     return Request(
         text,

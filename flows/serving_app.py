@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
@@ -57,16 +58,20 @@ def application(model: ServedModel, hosts: tuple[str, ...] = (), key: str | None
         return HTMLResponse(text, headers={"Content-Security-Policy": _PAGE_POLICY})
 
     async def models(request: HttpRequest) -> Response:
-        card = {
-            "id": model.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "kconv",
-            "context": model.context,
-            "chat": model.has_template,
-            "single_turn": model.encoder_decoder,
-        }
-        return JSONResponse({"object": "list", "data": [card]})
+        return JSONResponse({"object": "list", "data": [_card(model)]})
+
+    async def one_model(request: HttpRequest) -> Response:
+        name = request.path_params["name"]
+        known = name == model.name
+        return (
+            JSONResponse(_card(model)) if known else _error(404, f"there is no model {name!r}", "not_found")
+        )
+
+    async def unknown(request: HttpRequest, error: Exception) -> Response:
+        path, method = request.url.path, request.method
+        status = error.status_code if isinstance(error, HTTPException) else 404
+        message = f"{path} does not take {method}" if status == 405 else f"there is no {path} here"
+        return guard.refusal(request) or _error(status, message, "not_found")
 
     async def health(request: HttpRequest) -> Response:
         return JSONResponse({"status": "ok"})
@@ -82,10 +87,25 @@ def application(model: ServedModel, hosts: tuple[str, ...] = (), key: str | None
             Route("/", guarded(page)),
             Route("/health", guarded(health)),
             Route("/v1/models", guarded(models)),
+            Route("/v1/models/{name:path}", guarded(one_model)),
             Route("/v1/chat/completions", guarded(chat), methods=["POST"]),
             Route("/v1/completions", guarded(completion), methods=["POST"]),
-        ]
+        ],
+        exception_handlers={404: unknown, 405: unknown},
     )
+
+
+def _card(model: ServedModel) -> dict[str, Any]:
+    """What clients are told of the model."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "kconv",
+        "context": model.context,
+        "chat": model.has_template,
+        "single_turn": model.encoder_decoder,
+    }
 
 
 class _Guard:
@@ -206,7 +226,9 @@ class _Answer:
                 return
             yield self._event({}, _REASONS[turn.stop_reason])
             if self._request.usage_in_stream:
-                yield _line({**self._head, "object": self._object(), "choices": [], "usage": _usage(turn)})
+                speed = {"predicted_per_second": turn.rate}  # as llama-server tells it
+                end = {"choices": [], "usage": _usage(turn), "timings": speed}
+                yield _line({**self._head, "object": self._object(), **end})
             yield "data: [DONE]\n\n"
         finally:
             self._gone = True
