@@ -89,3 +89,4 @@ include mk/arm.mk
 include mk/fuzz.mk
 include mk/optimum.mk
 include mk/genai.mk
+include mk/onnx.mk

@@ -7,7 +7,7 @@ first one and opens the others by their names (src/llama-model-loader.cpp; tools
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -116,18 +116,30 @@ def placed(
     return tuple(infos)
 
 
-def read_model(path: Path, opener: Opener = LocalFile) -> GgufModel:
+def part_names(path: str) -> list[str]:
+    """The files of the model of which a file of that path is, by its name alone; itself if it is no part."""
+    match = _NAME.fullmatch(path)
+    if match is None or not 0 < int(match["count"]) <= _MOST:
+        return [path]
+    count = int(match["count"])
+    return [f"{match['stem']}-{part + 1:05d}-of-{count:05d}.gguf" for part in range(count)]
+
+
+def read_model(
+    path: Path, opener: Opener = LocalFile, exists: Callable[[Path], bool] = Path.exists
+) -> GgufModel:
     """The checked headers of a model, whichever of its files ``path`` is.
 
-    Raises GgufError where a part is missing, is none of this model, stands in another's place, or the parts
-    together have not the tensors they should; and what read_header raises.
+    ``opener`` gives the files, of which ``exists`` says whether they are there. Raises GgufError where a part
+    is missing, is none of this model, stands in another's place, or the parts together have not the tensors
+    they should; and what read_header raises.
     """
     header = read_header(path, opener)
     count = _number(path, header, COUNT, 1)
     if count <= 1:
         return GgufModel((path,), (header,), _joined([header]))
     paths = _paths(path, _number(path, header, NUMBER), count)
-    missing = [str(part) for part in paths if not part.exists()]
+    missing = [str(part) for part in paths if not exists(part)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise GgufError(

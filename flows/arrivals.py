@@ -15,7 +15,7 @@ from ..core.elsewhere import Elsewhere, Stream
 from ..core.errors import UsageError, WeightsElsewhere
 from ..core.scratch import scratch_folder
 from ..core.sizes import decimal_size
-from ..hub.names import HubName, parse_hub_name
+from ..hub.names import HubName, parse_checkpoint_name
 from ..hub.object_names import parse_object
 from .results import Run
 
@@ -54,7 +54,7 @@ def arrived(
 
         folder = _FOLDERS.get().enter_context(scratch_folder("object"))
         return object_checkpoint(place, folder, run.announce)
-    name = parse_hub_name(source)
+    name = parse_checkpoint_name(source)
     if name is None:
         if run.streamed and not isinstance(source, Elsewhere):
             raise UsageError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -60,6 +60,15 @@ class Wanted:
         if self.policy is not None and not found:
             found.append(Wish(policy_label, "policy"))
         return tuple(dict.fromkeys(found))
+
+    def only(self, labels: Collection[str], policy_label: str = "policy") -> Wanted:
+        """The same for those files alone whose wishes have these ``labels``."""
+        sizes = tuple(text for text in self.sizes if parse_size(text).label in labels)
+        divergences = tuple(value for value in self.divergences if _divergence(value).label in labels)
+        if sizes or divergences:
+            return replace(self, sizes=sizes, divergences=divergences)
+        whole = not self.targets and policy_label in labels
+        return Wanted(policy=self.policy if whole else None)
 
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; of the file only its name."""

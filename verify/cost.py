@@ -40,19 +40,19 @@ def in_words(seconds: float) -> str:
     return _("{minutes} minutes", minutes=round(seconds / 60))
 
 
-def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int) -> str:
+def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int, mixes: int) -> str:
     """About how long ``probes`` of reading ``windows`` take, in words.
 
-    Together they go through the layers ``passes`` times, and each through the output matrix once; two passes
-    more measure what was chosen.
+    Together they go through the layers ``passes`` times, and each through the output matrix once; then
+    ``mixes`` of formats, and the model as it is, go through all of it.
     """
     head = next((t.elements for t in model.tensors if t.name == "output.weight"), 0) or next(
         (t.elements for t in model.tensors if t.name == "token_embd.weight"), 0
     )
     layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
     tokens = sum(window.tokens for window in windows)
-    products = tokens * ((passes + 2) * layers + (3 + probes) * head)
-    seconds = _STARTING + 2 * products / multiplying_speed() + 3 * layers / _ENCODED
+    products = tokens * ((passes + 1 + mixes) * layers + (2 + mixes + probes) * head)
+    seconds = _STARTING + 2 * products / multiplying_speed() + (2 + mixes) * (layers + head) / _ENCODED
     return in_words(seconds)
 
 

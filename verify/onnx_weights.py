@@ -10,42 +10,50 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..converters.family import AnyFamily
+from ..converters.mapping import sources_of
 from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
 from ..core.language import phrase
 from ..core.progress import Progress, silent
-from ..core.tensor import Tensor
+from ..core.tensor import DType, Tensor
 from ..quant.encoders import Encoder
-from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
-from ..quant.ggml import Bytes, Floats, dequantize
+from ..quant.formats import BF16, F16, F32, FORMATS, Q8_0, Format
+from ..quant.ggml import Bytes, Floats, dequantize, widened
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
-from .onnx_graphs import with_todays
+from .onnx_graphs import is_own, with_todays
+from .onnx_matched import matches_of
 from .proof import Finding, TensorError, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
 _FLOAT, _UINT8, _FLOAT16 = 1, 2, 10  # onnx.proto, TensorProto.DataType
 _WHOLE = {_FLOAT: (F32, "<f4"), _FLOAT16: (F16, "<f2")}
+_STORED_AS = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
+NOTHING_FOUND = phrase("none of the checkpoint's tensors is found in the graphs, by name or by its numbers")
 _LAYER = re.compile(r"\.(?:layers|block|h)\.(\d+)\.")
 _MOST = 8  # findings
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the checkpoint, and what it is in the folder."""
+    """A tensor of the checkpoint, and what it is in the folder.
+
+    ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation.
+    """
 
     tensor: Tensor
     format: Format
     parts: tuple[Initializer, ...]
+    stored: Tensor | None = None
 
 
 def check_folder_weights(
@@ -61,6 +69,8 @@ def check_folder_weights(
     What kconv has written holds every weight under such a name, and nothing else; others keep some of the
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
+    if not is_own(folder):
+        return _of_others(folder, checkpoint, family, threads, progress)
     both = [
         counterpart(name, tensor, file.external)
         for file in folder.models
@@ -71,6 +81,32 @@ def check_folder_weights(
     findings += _one_sided(folder, checkpoint, family)
     if not pairs and not findings:
         return WeightsPart("not run")
+    return _part(pairs, findings, threads, progress)
+
+
+def _of_others(
+    folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily, threads: int, progress: Progress
+) -> WeightsPart:
+    """What is found by names and numbers; what is not (1 + a norm's weights) the runtime part judges."""
+    matches = matches_of(folder, checkpoint.tensors)
+    pairs = [Pair(each.tensor, _STORED_AS[each.stored.dtype], (), each.stored) for each in matches]
+    found = {each.tensor.name for each in matches}
+    found |= {alias for alias, of in checkpoint.aliases.items() if of in found}
+    found |= {of for alias, of in checkpoint.aliases.items() if alias in found}
+    used = dict.fromkeys(name for each in sources_of(family, checkpoint).values() for name in each)
+    missing = [name for name in used if name in checkpoint.tensors and name not in found]
+    if not pairs:
+        return WeightsPart("not compared", (), (Finding("weights", NOTHING_FOUND, grave=False),))
+    part = _part(pairs, [], threads, progress)
+    if not missing:
+        return part
+    message = phrase("not found among the graphs' weights, by name or by numbers: {names}")
+    message = message.of(names=", ".join(missing[:_MOST]) + (" …" if len(missing) > _MOST else ""))
+    findings = (*part.findings, Finding(missing[0], message, grave=False))
+    return replace(part, verdict=verdict_of(findings), findings=findings, not_compared=len(missing))
+
+
+def _part(pairs: Sequence[Pair], findings: list[Finding], threads: int, progress: Progress) -> WeightsPart:
     errors = [
         _error(pair, compared)
         for pair, compared in zip(pairs, _compare(pairs, threads, progress), strict=True)
@@ -150,12 +186,15 @@ def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scr
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
-    raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
     source = tensor.read(rows.start, rows.stop)
     slab = Encoder((F32, format), kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
     right = weights if format == F32 else dequantize(format, slab.data[1], shape)
-    ours = weights_of(pair, raw, shape)
+    if pair.stored is not None:
+        ours = widened(pair.stored.read(rows.start, rows.stop), pair.stored.dtype).reshape(shape)
+    else:
+        raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
+        ours = weights_of(pair, raw, shape)
     ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
     return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
 
