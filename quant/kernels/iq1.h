@@ -89,7 +89,8 @@ static void NAME(batch_iq1_s)(const float *x, const float *const *importance, ui
 
 /* What iq1_m's multiples fit best as multiples of, LANES super-blocks at once; ``unit`` where nothing weighs. */
 INLINE lf fit_iq1_m(
-    const float *x, const float *const *importance, lf spread, const iq1_batch *batch, const uint8_t *multiples, lf unit
+    const float *x, const float *const *importance, lf spread, const iq1_batch *batch, const uint8_t *multiples,
+    lf unit
 ) {
     lf qx = floats(0), qq = floats(0);
     for (int j = 0; j < 16; ++j) {
@@ -145,7 +146,9 @@ static void NAME(batch_iq1_m)(const float *x, const float *const *importance, ui
         some[n] = multiples_of_iq1(batch.scale + 16 * n, 16, multiples + 16 * n, &units[n]);
     store(units, fit_iq1_m(x, importance, spread, &batch, multiples, load(units)));
     for (int n = 0; n < LANES; ++n)
-        pack_iq1_m(grid, batch.points + 32 * n, batch.kind + 16 * n, multiples + 16 * n, some[n], units[n], to + 56 * n);
+        pack_iq1_m(
+            grid, batch.points + 32 * n, batch.kind + 16 * n, multiples + 16 * n, some[n], units[n], to + 56 * n
+        );
 }
 
 static void NAME(encode_iq1_s)(const float *x, void *out, int64_t rows, int64_t columns, const float *importance) {

@@ -3,6 +3,9 @@
  * A lane is a sub-block: as quantize_row_iq1_s_impl and quantize_row_iq1_m_impl of ggml-quants.c. They sort the
  * weights, try every way to cut them into three runs, the lowest -1 and the highest 1, and then take for each group
  * of eight the point of the grid that the levels are, or else the best of its neighbours.
+ *
+ * Where no neighbour's error is below FLT_MAX, the reference goes on with weights beyond the row. What ggml.can_encode
+ * lets through does not get there: scales are at most some 500 times the largest weight, errors 1e23.
  */
 #ifndef KCONV_IQ1_SEARCH_H
 #define KCONV_IQ1_SEARCH_H
