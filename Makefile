@@ -86,6 +86,8 @@ include mk/docs.mk
 include mk/packages.mk
 include mk/js.mk
 include mk/sanitize.mk
+include mk/arm.mk
 include mk/fuzz.mk
 include mk/optimum.mk
 include mk/genai.mk
+include mk/onnx.mk

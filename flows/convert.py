@@ -199,7 +199,7 @@ def convert(
         known = {**known, **learned}
     run.progress("planning", 0, 0)
     plan_of = partial(plan_of_target, model, companions, importance)
-    targets = with_choices(targets, expected, model, importance, options, plan_of, run)
+    targets, importance = with_choices(targets, expected, model, importance, options, plan_of, run)
     model, plans = plan_files(model, targets, companions, importance)
     if importance is not None and options.optimize:
         importance, model = optimized(importance, model, plans, run)

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from command_material import kconv
 
+from kconv.converters.done_pieces import read_done
 from kconv.converters.gguf_plan import plan_file
 from kconv.converters.gguf_source import gguf_model
 from kconv.converters.gguf_writer import begin_files, finish_files, write_files, write_pieces
-from kconv.converters.journal import Journal, JournalFolder, read_done
+from kconv.converters.journal import Journal, JournalFolder
 from kconv.converters.samples import write_sample
 from kconv.converters.write_plan import sound_pieces
 from kconv.core.kept import all_kept

@@ -124,11 +124,12 @@ def limit_of(matrix: str, *, gelu: bool) -> float:
 
 
 def runtime_part(
-    computed: Recomputed, positions: int, *, gelu: bool, runtime: str = "llama.cpp"
+    computed: Recomputed, positions: int, *, gelu: bool, runtime: str = "llama.cpp", limit: float = LIMIT
 ) -> RuntimePart:
     """What was computed against the limits; the first departure names the place."""
     errors = [
-        MatrixInputError(each.matrix, each.nmse, limit_of(each.matrix, gelu=gelu)) for each in computed.errors
+        MatrixInputError(each.matrix, each.nmse, max(limit, limit_of(each.matrix, gelu=gelu)))
+        for each in computed.errors
     ]
     wrong = [each for each in errors if not each.nmse <= each.limit]
     findings = [

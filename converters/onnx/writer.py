@@ -29,8 +29,9 @@ from ...quant.encoders import Encoder
 from ...quant.onnx_packing import PACKED, pack
 from ...quant.slabs import Scratch
 from ..bad_weights import has_bad_weights
+from ..done_pieces import Done, read_done, resumed_text
 from ..gguf_writer import Written, check_room
-from ..journal import Done, Journal, JournalFolder, read_done, resumed_text
+from ..journal import Journal, JournalFolder
 from ..pieces import Piece, cut, source_bytes, with_checksums, work_through
 from .graph import MICROSOFT, PRODUCER, Declared, Element, Graph, Node, Weight, element_of
 
@@ -111,7 +112,7 @@ def write_onnx(
             if sound:
                 journaled.announce(resumed_text(len(sound), len(pieces)))
             name = f"{journaled.prefix}{new_mark()}"
-            journal = stack.enter_context(Journal(journaled.folder, name, [path]))
+            journal = stack.enter_context(Journal(journaled.folder, name, [path], stream))
         left = [piece for piece in pieces if piece not in sound]
         _write_data(path, plan, left, threads, allow_nan, harmed, journal, progress, stream)
     for name, data in protos.items():
