@@ -15,8 +15,9 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..core.cores import available_cores
@@ -184,6 +185,7 @@ def write_pieces(
     OSError where the system refuses to write, and what reading the tensors raises.
     """
     harmed: set[str] = set()
+    tell = _at_once
     with contextlib.ExitStack() as stack:
         opened = opened_models(plan, stack) if outlet is None else _numbered(plan)
         put = _to_disk if outlet is None else outlet.write
@@ -200,23 +202,46 @@ def write_pieces(
                 put(handle, memoryview(data.data).cast("B"), offset)
                 check = zlib.crc32(data.data, check) if journal is not None else 0
             if journal is not None:
-                journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
+                name = tensor.name if tensor.name in harmed else None
+                tell(rows.index, partial(journal.finished, rows, check, name))
             return source_bytes(tensor, rows)
 
-        total = sum(source_bytes(plan.tensors[rows.index], rows) for rows in pieces)
-        threads = threads or available_cores()
-        work_through(
-            pieces,
-            write,
-            threads=threads,
+        work = partial(
+            work_through,
+            work=write,
+            threads=threads or available_cores(),
             stage="write",
-            total=total,
-            progress=progress,
             stream=stream,
             read=lambda rows: plan.tensors[rows.index].read(rows.start, rows.stop),
         )
+
+        def work_on(some: Sequence[Piece]) -> None:
+            total = sum(source_bytes(plan.tensors[rows.index], rows) for rows in some)
+            work(some, total=total, progress=progress)
+
+        if stream is not None or outlet is not None:  # weights come once, or are gone once written
+            work_on(pieces)
+        else:
+            late = stack.enter_context(native.checking_late())
+            tell, left = late.tell, pieces
+            while left:
+                work_on(left)
+                again = _again(plan, late.settled())
+                late.pass_on(again)
+                left = [rows for rows in left if rows.index in again]
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
+
+
+def _at_once(number: int, call: Callable[[], None]) -> None:
+    call()
+
+
+def _again(plan: WritePlan, formats: Collection[str]) -> frozenset[int]:
+    """The tensors that some file has in one of those formats, whose kernels turned out to differ."""
+    return frozenset(
+        index for model in plan.models for index, format in enumerate(model.formats) if format.name in formats
+    )
 
 
 def _to_disk(handle: int, data: memoryview, offset: int) -> None:

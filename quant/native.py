@@ -11,12 +11,14 @@ during each call.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import PathFinder
 from itertools import starmap
 from pathlib import Path
@@ -30,6 +32,7 @@ from ..core.model import Note
 from ..core.tensor import Array, DType
 from .formats import ENCODABLE, Format
 from .grids import DISTANCES, grid_codes
+from .late_checks import Key, LateChecks
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -189,23 +192,61 @@ def _trusted(name: str, format: Format, rows: Floats, importance: Floats | None,
         return True
     with _lock:
         seen = _checks.get(key, 0)
-        if 0 <= seen < _CHECKED_BLOCKS:
-            agreed = _agrees(name, format, rows, importance, ggml)
-            _checks[key] = seen + rows.size // format.block_size if agreed else _DIFFER
-        return _checks[key] != _DIFFER
+        if not 0 <= seen < _CHECKED_BLOCKS:
+            return seen != _DIFFER
+        late = _late if format.name in DISTANCES else None
+        blocks, some = rows.size // format.block_size, _some(format, rows)
+        if late is None:
+            _judged(key, blocks, _agrees(name, format, some, importance, ggml))
+            return _checks[key] != _DIFFER
+        if seen + late.asked(key) < _CHECKED_BLOCKS:
+            weights = None if importance is None else importance.copy()
+            late.ask(key, blocks, partial(_agrees, name, format, some.copy(), weights, ggml))
+        return True
 
 
-def _agrees(name: str, format: Format, rows: Floats, importance: Floats | None, ggml: Any) -> bool:
-    """Whether kernel and libggml make the same of rows from all over ``rows``, of all if there are few."""
+def _judged(key: Key, blocks: int, agreed: bool) -> None:
+    """So many blocks were compared."""
+    _checks[key] = _checks.get(key, 0) + blocks if agreed and _checks.get(key, 0) >= 0 else _DIFFER
+
+
+def _judged_later(key: Key, blocks: int, agreed: bool) -> None:
+    with _lock:
+        _judged(key, blocks, agreed)
+
+
+def _some(format: Format, rows: Floats) -> Floats:
+    """Rows from all over ``rows``, all if there are few."""
     count, columns = rows.shape
     wanted = max(1, _CHECKED_BLOCKS * format.block_size // columns)
-    some = np.ascontiguousarray(rows[:: max(1, count // wanted)][:wanted])
+    return np.ascontiguousarray(rows[:: max(1, count // wanted)][:wanted])
+
+
+def _agrees(name: str, format: Format, some: Floats, importance: Floats | None, ggml: Any) -> bool:
+    """Whether kernel and libggml make the same of ``some`` rows."""
+    columns = some.shape[1]
     ours = np.empty(len(some) * format.row_bytes(columns), np.uint8)
     theirs = np.empty_like(ours)
     run(name, format, some, ours, importance, ggml)
     weights = None if importance is None else importance.ctypes.data
     ggml(format.ggml_type, some.ctypes.data, theirs.ctypes.data, 0, len(some), columns, weights)
     return np.array_equal(ours, theirs)
+
+
+_late: LateChecks | None = None
+
+
+@contextlib.contextmanager
+def checking_late() -> Iterator[LateChecks]:
+    """Compare kernels for grids with libggml beside what is encoded meanwhile; the caller asks how it came
+    out, and encodes again what has to be, before anything is finished (late_checks.py).
+    """
+    global _late
+    before, _late = _late, LateChecks(_judged_later)
+    try:
+        yield _late
+    finally:
+        _late = before
 
 
 def notes(formats: Iterable[Format]) -> tuple[Note, ...]:
@@ -235,7 +276,7 @@ def tried(ggml: Any) -> dict[str, tuple[str, ...]]:
         for weights in (None, np.square(rows[0])):
             if has_kernel(name, format, weighed=weights is not None):
                 title = _title(format.name, weights is not None)
-                results[_agrees(name, format, rows, weights, ggml)].append(title)
+                results[_agrees(name, format, _some(format, rows), weights, ggml)].append(title)
     return {"equal": tuple(results[True]), "different": tuple(results[False])}
 
 

@@ -24,7 +24,7 @@ from kconv.core.errors import ChildDied
 from kconv.core.gguf_file import read_header
 from kconv.core.reading import open_checkpoint
 from kconv.core.windows import Window
-from kconv.runtimes import llama_reader
+from kconv.runtimes import llama_loaded, llama_reader
 from kconv.runtimes.llama_reader import LlamaReader
 from kconv.runtimes.reader import RuntimeFailure
 from kconv.vocab.sources import read_source
@@ -294,8 +294,8 @@ def stand_in(does: str, folder: Path, monkeypatch: pytest.MonkeyPatch, *, patien
     """Where it is counted how often the child was started."""
     (folder / "stand_in.py").write_text(STAND_IN.format(does=does))
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setattr(llama_reader, "MODULE", "stand_in")
-    monkeypatch.setattr(llama_reader, "PATIENCE", patience)
+    monkeypatch.setattr(llama_loaded, "MODULE", "stand_in")
+    monkeypatch.setattr(llama_loaded, "PATIENCE", patience)
     return folder / "stand_in.py.starts"
 
 

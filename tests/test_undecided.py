@@ -18,7 +18,7 @@ from kconv.converters import to_gguf, to_onnx
 from kconv.converters.samples import write_sample
 from kconv.core.errors import ChildDied
 from kconv.report.html import report_html
-from kconv.runtimes import llama_reader, onnx_process
+from kconv.runtimes import llama_loaded, onnx_process
 from kconv.runtimes.onnx_folder import open_onnx
 from kconv.runtimes.onnx_process import OnnxProcess
 from kconv.verify import verify
@@ -48,7 +48,7 @@ def stands_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kill:
     monkeypatch.syspath_prepend(str(place))
 
     def put(process: Any, does: str, *, patience: float = 600.0) -> None:
-        real = "llama_child" if process is llama_reader else "onnx_child"
+        real = "llama_child" if process is llama_loaded else "onnx_child"
         (place / f"stand_in_{real}.py").write_text(STAND_IN.format(real=real, does=does))
         monkeypatch.setattr(process, "MODULE", f"stand_in_{real}")
         monkeypatch.setattr(process, "PATIENCE", patience)
@@ -75,7 +75,7 @@ def folder(checkpoint: Path) -> Path:
 def test_verify_decides_nothing(
     file: Path, checkpoint: Path, stands_in: Kill, tmp_path: Path, capfd: Any
 ) -> None:
-    stands_in(llama_reader, AT_ONCE)
+    stands_in(llama_loaded, AT_ONCE)
     proof = verify(file, checkpoint, tokens=40, threads=1)
     parts = {name: part.verdict for name, part in proof.parts.items()}
     sound = dict.fromkeys(("tokens", "metadata", "weights"), "passed")
@@ -102,14 +102,14 @@ def test_what_was_found_before_still_counts(
     file: Path, checkpoint: Path, stands_in: Kill, tmp_path: Path
 ) -> None:
     bad = edited(file, tmp_path / "bad.gguf", metadata={"llama.rope.freq_base": 7.0})
-    stands_in(llama_reader, AT_ONCE)
+    stands_in(llama_loaded, AT_ONCE)
     proof = verify(bad, checkpoint, tokens=40, threads=1)
     assert proof.verdict == "failed"
     assert (proof.cause or "").startswith("metadata: ")
 
 
 def test_a_conversion_keeps_its_files(checkpoint: Path, stands_in: Kill, tmp_path: Path, capfd: Any) -> None:
-    stands_in(llama_reader, AT_ONCE)
+    stands_in(llama_loaded, AT_ONCE)
     asked = ["to-gguf", str(checkpoint), "-q", "f16,q8_0", "-o", str(tmp_path / "made"), "--threads", "1"]
     assert main(asked) == 4
     printed = capfd.readouterr()
@@ -127,7 +127,7 @@ def test_a_conversion_keeps_its_files(checkpoint: Path, stands_in: Kill, tmp_pat
 
 
 def test_so_does_compare(checkpoint: Path, stands_in: Kill, capfd: Any, tmp_path: Path) -> None:
-    stands_in(llama_reader, AT_ONCE)
+    stands_in(llama_loaded, AT_ONCE)
     words = ["compare", str(checkpoint), "-q", "q8_0,f16", "--tokens", "30", "-o", str(tmp_path), "--json"]
     assert main(words) == 4
     printed = capfd.readouterr()
@@ -136,7 +136,7 @@ def test_so_does_compare(checkpoint: Path, stands_in: Kill, capfd: Any, tmp_path
 
 
 def test_a_death_in_the_diagnosis_leaves_the_verdict(file: Path, checkpoint: Path, stands_in: Kill) -> None:
-    stands_in(llama_reader, "real._send_layers = die")
+    stands_in(llama_loaded, "real._send_layers = die")
     proof = verify(file, checkpoint, tokens=40, threads=1, diagnose=True)
     assert (proof.verdict, proof.logits.verdict, proof.logits.diagnosis) == ("passed", "passed", None)
     (finding,) = proof.logits.findings
