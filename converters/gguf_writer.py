@@ -27,7 +27,7 @@ from ..core.gguf_file import read_header
 from ..core.model import Note
 from ..core.outlet import Outlet, OutletFile
 from ..core.progress import Progress, silent
-from ..core.system_files import bytes_on_disk, write_at
+from ..core.system_files import begin_to_sync, bytes_on_disk, write_at
 from ..core.tensor import Tensor
 from ..quant import native
 from ..quant.encoders import encoder_of
@@ -186,7 +186,7 @@ def write_pieces(
     harmed: set[str] = set()
     with contextlib.ExitStack() as stack:
         opened = opened_models(plan, stack) if outlet is None else _numbered(plan)
-        put = write_at if outlet is None else outlet.write
+        put = _to_disk if outlet is None else outlet.write
 
         def write(rows: Piece, scratch: Scratch) -> int:
             tensor = plan.tensors[rows.index]
@@ -217,6 +217,11 @@ def write_pieces(
         )
     formats = (format for model in plan.models for format in model.formats)
     return PiecesWritten(frozenset(harmed), native.notes(formats))
+
+
+def _to_disk(handle: int, data: memoryview, offset: int) -> None:
+    write_at(handle, data, offset)
+    begin_to_sync(handle, data.nbytes, offset)
 
 
 def _numbered(plan: WritePlan) -> list[OpenFiles]:

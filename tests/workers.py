@@ -44,6 +44,7 @@ LONG = (
     "undecided",
     "onnx_causal",
     "onnx_contrib",
+    "onnx_ways",
     "onnx_gbst",
     "verify_t5",
     "resume",

@@ -22,7 +22,7 @@ from ...core.elsewhere import Stream
 from ...core.files import explained
 from ...core.gguf_file import aligned
 from ...core.progress import Progress, silent
-from ...core.system_files import bytes_on_disk, open_to_read, open_to_write, write_at
+from ...core.system_files import begin_to_sync, bytes_on_disk, open_to_read, open_to_write, write_at
 from ...core.tensor import Array
 from ...quant import native
 from ...quant.encoders import Encoder
@@ -209,6 +209,7 @@ def _write_data(
             for (offset, _), data in zip(_places(plan, rows), _parts(weight, slab.data[0]), strict=True):
                 view = data.data.cast("B")
                 write_at(handle, view, offset)
+                begin_to_sync(handle, view.nbytes, offset)
                 check = zlib.crc32(view, check) if journal is not None else 0
             if journal is not None:
                 journal.finished(rows, check, tensor.name if tensor.name in harmed else None)
