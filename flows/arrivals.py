@@ -6,13 +6,21 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from typing import TypeVar
 
 from ..converters.family import AnyFamily
 from ..converters.intake import open_model
 from ..converters.results import Scope
 from ..core.checkpoint import Checkpoint
 from ..core.elsewhere import Elsewhere, Stream
-from ..core.errors import UsageError, WeightsElsewhere
+from ..core.errors import (
+    CheckpointError,
+    DamagedOnTheWay,
+    MappingError,
+    UnsupportedModel,
+    UsageError,
+    WeightsElsewhere,
+)
 from ..core.scratch import scratch_folder
 from ..core.sizes import decimal_size
 from ..hub.names import HubName, parse_checkpoint_name
@@ -68,11 +76,42 @@ def _of_the_hub(name: HubName, look: Callable[[Checkpoint, AnyFamily], object], 
 
     found = resolve(name)
     if run.streamed:
-        return stream_checkpoint(found, run.announce)
+        return _sound(lambda: stream_checkpoint(found, run.announce), look)[0]
     if found.unreached is None:
-        with contextlib.suppress(WeightsElsewhere):  # that look is for later
-            look(*open_model(remote_checkpoint(found)))
+        # what the first cannot see, or what came damaged, is looked at when all is here
+        with contextlib.suppress(WeightsElsewhere, DamagedOnTheWay):
+            _sound(lambda: remote_checkpoint(found), look)
     return fetch(found, run.progress)
+
+
+def opened_headers(source: str | Path) -> tuple[Checkpoint, AnyFamily]:
+    """``open_model`` of a checkpoint of which no weight is read. Raises as ``headers_only`` and that do."""
+    from ..hub.checkpoint import headers_only
+
+    return _sound(lambda: headers_only(source), lambda checkpoint, family: None)[1]
+
+
+Place = TypeVar("Place", bound=str | Path | Elsewhere)
+
+
+def _sound(
+    begin: Callable[[], Place], look: Callable[[Checkpoint, AnyFamily], object]
+) -> tuple[Place, tuple[Checkpoint, AnyFamily]]:
+    """What ``begin`` gives, opened and looked at; once more where headers from elsewhere were refused.
+
+    No part of a file has a sum, so one of those may have come damaged.
+    """
+    place = begin()
+    try:
+        opened = open_model(place)
+        look(*opened)
+    except (CheckpointError, UnsupportedModel, MappingError):
+        if not isinstance(place, Elsewhere):
+            raise
+        place = begin()
+        opened = open_model(place)
+        look(*opened)
+    return place, opened
 
 
 _FULL = 2.5  # times that the full proof reads the weights: in fp32, weight by weight, and to find causes

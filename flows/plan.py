@@ -15,7 +15,6 @@ from typing import Any
 
 from ..converters.family import Companion
 from ..converters.gguf_plan import FilePlan, plan_companion
-from ..converters.intake import open_model
 from ..converters.mapping import build, parameters
 from ..converters.memory import conversion_memory, proof_memory
 from ..converters.requests import check_request
@@ -30,13 +29,13 @@ from ..core.gguf_pairs import encode_pairs
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
 from ..core.vocabulary import gguf_keys
-from ..hub.checkpoint import headers_only
 from ..quant.formats import F32, FORMATS
 from ..quant.importance import Importance, importance_to_be, read_importance
 from ..quant.policy import POLICIES, choose_formats
 from ..quant.policy_file import Choice
 from ..vocab.parity import Parity
 from ..vocab.selection import embedding_rows
+from .arrivals import opened_headers
 from .choose import with_choices
 from .observer import UNOBSERVED, Observer
 from .plan_files import plan_files, plan_of_target
@@ -183,7 +182,7 @@ def plan(
             hint="pass the --policy FILE of an earlier choice, or run kconv to-gguf with these options",
         )
     progress("opening", 0, 0)
-    checkpoint, family = open_model(headers_only(source))
+    checkpoint, family = opened_headers(source)
     model, companions = build(family, checkpoint), family.companions(checkpoint)
     observer.opened(checkpoint.folder, model.arch, parameters(model))
     observer.noted(model.notes)

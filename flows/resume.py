@@ -67,15 +67,19 @@ def find_kept(
     return kept
 
 
-def hold_to(kept: Kept | None, stream: Stream | None) -> None:
+def hold_to(kept: Kept | None, stream: Stream | None, paths: Sequence[Path]) -> None:
     """Have a stream hold what comes to what came in the run that is gone on with.
 
-    Raises CannotResume where the journal does not say that, DamagedOnTheWay.
+    Raises CannotResume where the journal does not say that, and DamagedOnTheWay where it is not the same
+    already; then what was kept for ``paths`` is gone.
     """
     if kept is None or stream is None:
         return
     try:
         stream.restore(read_arrivals(kept.folder))
+    except DamagedOnTheWay:
+        discard(paths)
+        raise
     except (ValueError, LookupError, TypeError) as error:
         raise CannotResume(
             f"the journal {kept.folder} does not say what had been fetched: it is damaged", hint=_ANEW

@@ -79,7 +79,7 @@ def write_targets(
 
     stamps = source_stamps(source.sources)
     kept = find_kept(paths, identity, stamps, run)
-    hold_to(kept, stream)
+    hold_to(kept, stream, paths)
     parts = [path for target in targets for path in target.parts]
     if kept is not None and is_published(kept, paths):
         begun = plan_writing(model.tensors, plans, parts, allow_nan=allow_nan, importance=importance)

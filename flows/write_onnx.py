@@ -84,7 +84,7 @@ def write_folder(
     identity = functools.cache(partial(_identity, files, options))
     stamps = source_stamps(source.sources)
     kept = find_kept([path], identity, stamps, run)
-    hold_to(kept, checkpoint.stream)
+    hold_to(kept, checkpoint.stream, [path])
     if kept is not None and is_published(kept, [path]):
         notes += _published(path, files, kept, run)
         if not proven:

@@ -7,14 +7,17 @@ may be looked at besides. PyTorch's files are described in archives.py.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from ..core.byte_source import ByteSource, Identity, Opener
-from ..core.errors import WeightsElsewhere
+from ..core.errors import DamagedOnTheWay, WeightsElsewhere
+from ..core.safetensors_file import HEADER_LIMIT
 from .source import HubFile, HubSource
 from .transfer import pieces
 
@@ -28,13 +31,59 @@ _LOOKS = 8
 def openers(source: HubSource, files: Sequence[HubFile]) -> dict[str, Opener]:
     """What opens each of the weight ``files``, by its path; the headers are fetched side by side.
 
-    Raises what fetching raises.
+    Raises what fetching raises, and DamagedOnTheWay.
     """
-    opened = {file.path: _remote(source, file) for file in files}
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        for _ in threads.map(lambda file: file.block_into(memoryview(bytearray(1)), 0), opened.values()):
-            pass
-    return {path: partial(_found, file) for path, file in opened.items()}
+        opened = list(threads.map(partial(_with_header, source), files))
+    return {file.path: partial(_found, each) for file, each in zip(files, opened, strict=True)}
+
+
+def _with_header(source: HubSource, file: HubFile) -> RemoteFile:
+    def begun() -> RemoteFile:
+        opened = _remote(source, file)
+        opened.block_into(memoryview(bytearray(1)), 0)
+        return opened
+
+    return with_sound_header(f"{file.path} of {source.asked}", begun)
+
+
+Opened = TypeVar("Opened", bound=ByteSource)
+
+
+def with_sound_header(name: str, begin: Callable[[], Opened]) -> Opened:
+    """What ``begin`` opens, if it is no safetensors file whose header came damaged; that is fetched again.
+
+    A part of a file has no sum: where the header makes no sense, either it was damaged on the way or the file
+    is. Raises DamagedOnTheWay where that is so twice, and what fetching raises.
+    """
+    for _ in range(2):
+        opened = begin()
+        if not name.partition(" ")[0].endswith(".safetensors") or _makes_sense(opened):
+            return opened
+    raise DamagedOnTheWay(
+        f"the header of {name} came damaged, twice: something on the way changes it, or the file is damaged",
+        hint="run it again; a conversion without --stream downloads the file and holds it to its SHA-256",
+    )
+
+
+def _makes_sense(file: ByteSource) -> bool:
+    """Whether a safetensors file begins with a length and JSON of that length."""
+    length = int.from_bytes(_first(file, 0, 8), "little")
+    if not 0 < length <= min(HEADER_LIMIT, file.size - 8):
+        return False
+    try:
+        json.loads(_first(file, 8, length))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _first(file: ByteSource, start: int, count: int) -> bytes:
+    data = memoryview(bytearray(min(count, max(0, file.size - start))))
+    done = 0
+    while done < len(data):
+        done += file.read_into(data[done:], start + done) or len(data)
+    return bytes(data)
 
 
 def _remote(source: HubSource, file: HubFile) -> RemoteFile:

@@ -28,6 +28,8 @@ from ..core.system_files import bytes_at, open_to_write, write_at
 from .multipart import AT_A_TIME, Sent, Upload, begun_upload, part_borders, send_part
 from .object_names import ObjectPlace
 
+USUAL = 16 << 20
+"""Bytes of a part, unless there would be too many: as few as are worth a request, since several wait."""
 IN_MEMORY = 1 << 30
 """Bytes of parts that are open in memory, at most."""
 _WAITING = 3  # parts that are whole, besides those that are being sent
@@ -102,7 +104,7 @@ class PartSender:
     def begin(self, files: Sequence[OutletFile]) -> None:
         """See ``Outlet``; begins the uploads. Raises HubRefusal, EnvironmentProblem, UsageError."""
         for each in files:
-            borders = part_borders(each.size)
+            borders = part_borders(each.size, USUAL)
             handle = None
             if self._keeps:
                 handle = open_to_write(each.temporary)

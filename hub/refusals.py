@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 KEPT = "what was fetched is kept"
 _NAMED = 8  # branches or files in a message
-TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+TEMPORARY = (408, 425, 429, 500, 502, 503, 504, 520, 521, 522, 523, 524, 529)
 """Answers that may be others a little later."""
 _WORDS = {
     429: "too many requests",

@@ -75,6 +75,11 @@ class Kept:
                 self._granules.move_to_end((file, granule))
             return self._granules.get((file, granule))
 
+    def take_over(self, other: Kept) -> None:
+        """What another one has."""
+        with self._lock:
+            self._granules.update(other._granules)
+
     def keep(self, file: object, granule: int, data: memoryview) -> None:
         """A copy of it, in place of the one that was not wanted for longest."""
         with self._lock:
@@ -257,6 +262,7 @@ class WeightStream:
         self._whole = False
         kept = Kept()
         for file in files.values():
+            kept.take_over(file.kept)
             file.kept = kept
 
     @property

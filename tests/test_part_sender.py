@@ -34,7 +34,7 @@ PLACE = ObjectPlace(BUCKET, "made")
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of five mebibytes, which is as small as stores allow."""
     borders = multipart.part_borders
-    monkeypatch.setattr(part_sender, "part_borders", lambda size: borders(size, SMALLEST))
+    monkeypatch.setattr(part_sender, "part_borders", lambda size, usual: borders(size, SMALLEST))
 
 
 @pytest.fixture(scope="module")
