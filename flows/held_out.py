@@ -184,8 +184,10 @@ def _better(
     measured = _said(lost)
     choice = replace(_measured(held_out, choice), measured=measured)
     if wish.kind == "divergence":
+        most = chooser.size(target, choice.formats) if own.mean <= wish.value else math.inf
         met = [name for name, each in lost.items() if each.mean <= wish.value]
-        better = met[:1]  # they come from the smallest to the largest, all smaller than the choice
+        smaller = [name for name in met if chooser.size(target, recipes[name], name) < most]
+        better = smaller[:1]  # they come from the smallest to the largest
     else:
         better = [name for name in lost if not _clearly_less(own, lost[name])]
         better = sorted(better, key=lambda name: lost[name].mean)[:1]
