@@ -74,12 +74,16 @@ class Chooser:
     def choose(self, target: Target, factor: float = 1.0, near: Mapping[str, Format] | None = None) -> Found:
         """What fulfils the wish of a target, where the model loses ``factor`` times the sum of all losses.
 
-        ``near``: no tensor gets a format further than the next smaller or larger one on its menu from these.
+        ``near``: no tensor gets a format below the next smaller one on its menu than these. Errors say little
+        of single matrices with huge activations, which a model may have one or two of and which bear no
+        rounding; recipes store them like their neighbours.
         Raises InputError where nothing on the menu does.
         """
         wish = target.wish
         assert wish is not None
-        items = self._items if near is None else [_beside(item, near[item.name].name) for item in self._items]
+        items = (
+            self._items if near is None else [_not_below(item, near[item.name].name) for item in self._items]
+        )
         if wish.kind == "divergence":
             found = least_bytes(items, wish.value / factor)
             if found is None:
@@ -151,9 +155,9 @@ class Chooser:
         return {item.name: FORMATS[candidate.format] for item, candidate in pairs}
 
 
-def _beside(item: Item, format: str) -> Item:
-    """The item with no candidates but that format, the next smaller and the next larger one."""
+def _not_below(item: Item, format: str) -> Item:
+    """The item without candidates that are more than one step smaller than that format."""
     sizes = sorted({each.bytes for each in item.candidates})
     at = next(sizes.index(each.bytes) for each in item.candidates if each.format == format)
-    near = sizes[max(0, at - 1) : at + 2]
-    return Item(item.name, tuple(each for each in item.candidates if each.bytes in near))
+    least = sizes[max(0, at - 1)]
+    return Item(item.name, tuple(each for each in item.candidates if each.bytes >= least))

@@ -94,8 +94,9 @@ def held_against_recipes(
 ) -> list[Found]:
     """For each target the choice or the recipe that does best on held-out text.
 
-    Within a size there are several choices: by what was measured, by the same ``evened`` out, and by what was
-    measured no further than a step from a recipe. Those for a divergence are chosen anew until they meet it.
+    Within a size there are several choices: by what was measured, and with no matrix more than a step below
+    a recipe, by that again and by the same ``evened`` out. Those for a divergence are chosen anew until they
+    meet it.
     """
     recipes = {name: mix for name, mix in recipes.items() if chooser.loss_of(mix) is not None}
     found = [chooser.choose(target) for target in wished]
@@ -124,9 +125,8 @@ def _others(chooser: Chooser, evened: Chooser, target: Target, recipes: Mapping[
     """Choices of a target's size that trust single probes less."""
     if chooser.most(target) is None:
         return []
-    mixes = [evened.choose(target).formats]
-    if recipes:
-        mixes.append(chooser.choose(target, near=list(recipes.values())[-1]).formats)
+    near = list(recipes.values())[-1] if recipes else None
+    mixes = [each.choose(target, near=near).formats for each in (chooser, evened)]
     return [Found(mix, chooser.loss_of(mix) or 0.0) for mix in mixes]
 
 
@@ -184,8 +184,10 @@ def _better(
     measured = _said(lost)
     choice = replace(_measured(held_out, choice), measured=measured)
     if wish.kind == "divergence":
+        most = chooser.size(target, choice.formats) if own.mean <= wish.value else math.inf
         met = [name for name, each in lost.items() if each.mean <= wish.value]
-        better = met[:1]  # they come from the smallest to the largest, all smaller than the choice
+        smaller = [name for name in met if chooser.size(target, recipes[name], name) < most]
+        better = smaller[:1]  # they come from the smallest to the largest
     else:
         better = [name for name in lost if not _clearly_less(own, lost[name])]
         better = sorted(better, key=lambda name: lost[name].mean)[:1]

@@ -169,7 +169,7 @@ def test_a_recipe_that_meets_a_divergence_in_less_is_taken(model: Model) -> None
     assert case.size_of(found.recipe, target) < case.chooser.size(target, chosen)
 
 
-def test_choices_near_a_recipe_are_a_step_from_it(model: Model) -> None:
+def test_choices_near_a_recipe_are_at_most_a_step_below_it(model: Model) -> None:
     def odd(tensor: Tensor, format: Format) -> float:
         return by_bits(tensor, format) * (1e4 if "ffn_up" in tensor.name else 1e-4)
 
@@ -182,7 +182,7 @@ def test_choices_near_a_recipe_are_a_step_from_it(model: Model) -> None:
         tensor.name: list(offered(tensor, MENU, case.importance)) for tensor in case.tensors
     }
     for name, format in near.items():
-        assert abs(menus[name].index(format) - menus[name].index(recipe[name])) <= 1
+        assert menus[name].index(format) >= menus[name].index(recipe[name]) - 1
     assert case.chooser.size(target, near) <= case.chooser.most(target)  # type: ignore[operator]
 
 
