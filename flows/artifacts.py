@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..converters.onnx.genai import GENAI
+from ..converters.onnx.page import PAGE
 from ..converters.recorded import read_manifest
 from ..converters.targets import FOLDER_MANIFEST, manifest_path
-from ..core.errors import InputError
+from ..core.errors import InputError, KconvError
 from ..core.foreign_values import number, objects_of, text_of
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import GgufModel
@@ -23,6 +25,8 @@ from ..core.input_files import is_plain_name, quoted, read_json, read_text, stay
 
 Facts = Mapping[str, Any]
 """Keys of a GGUF; of an ONNX folder those for which its own files have an answer."""
+README = "README.md"
+"""The card of a repository, or of a folder."""
 ENCODER = "kconv.encoder"
 """Among facts: whether the graphs of a folder have an encoder."""
 
@@ -67,12 +71,26 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Where an ONNX folder runs: its layout and flavour, and the ``least`` onnxruntime, None if not known.
+
+    ``genai``: it has what onnxruntime-genai asks for; ``page``: it has a page that runs it in a browser.
+    """
+
+    layout: str
+    flavour: str
+    least: str | None
+    genai: bool
+    page: bool
+
+
+@dataclass(frozen=True)
 class Artifact:
     """One model: a GGUF in one or several files, or an ONNX folder, and what belongs to it.
 
     ``name`` is that of its (first) file or its folder in the repository, empty for one at its top.
     ``weights`` are the files of the model itself, ``beside`` manifest, companions and Modelfile; ``place``
-    is what a folder is called here.
+    is what a folder is called here, and ``runs`` where it does.
     """
 
     name: str
@@ -87,6 +105,7 @@ class Artifact:
     companions: tuple[str, ...] = ()
     modelfile: bool = False
     place: str = ""
+    runs: Runs | None = None
 
     @property
     def files(self) -> tuple[ReleaseFile, ...]:
@@ -168,6 +187,8 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
                 f"{folder}/{quoted(key)} leads out of the folder",
                 hint="put the file itself there, not a link",
             )
+    if top:
+        sizes.pop(README, None)  # the repository's is the card of all that is in it
     prefix = f"{name}/" if name else ""
     weights = tuple(plain_file(path, prefix + key, recorded.get(key)) for key, path in sizes.items())
     own = folder / FOLDER_MANIFEST
@@ -183,8 +204,22 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
         beside,
         manifest,
         place=folder.resolve().name,
+        runs=_runs(folder),
     )
     return artifact, _folder_facts(folder)
+
+
+def _runs(folder: Path) -> Runs | None:
+    """None where the graphs cannot be read here."""
+    from ..runtimes.onnx_folder import open_onnx
+
+    try:
+        opened = open_onnx(folder, runs=False)
+    except KconvError:
+        return None
+    web = any(folder.glob("onnx/*.onnx"))
+    genai, page = ((folder / name).is_file() for name in (GENAI, PAGE))
+    return Runs("transformers.js" if web else "optimum", opened.flavour, opened.least, genai, page)
 
 
 def _folder_facts(folder: Path) -> Facts:
