@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..converters.onnx.genai import GENAI
-from ..converters.onnx.page import PAGE
 from ..converters.recorded import read_manifest
 from ..converters.targets import FOLDER_MANIFEST, manifest_path
-from ..core.errors import InputError, KconvError
+from ..core.errors import InputError
 from ..core.foreign_values import number, objects_of, text_of
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import GgufModel
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
+from .onnx_runs import Runs, runs_of
 
 Facts = Mapping[str, Any]
 """Keys of a GGUF; of an ONNX folder those for which its own files have an answer."""
@@ -68,20 +67,6 @@ class Evidence:
     def proven(self) -> bool:
         """Whether the file was found to be right."""
         return self.verdict in ("passed", "warned")
-
-
-@dataclass(frozen=True)
-class Runs:
-    """Where an ONNX folder runs: its layout and flavour, and the ``least`` onnxruntime, None if not known.
-
-    ``genai``: it has what onnxruntime-genai asks for; ``page``: it has a page that runs it in a browser.
-    """
-
-    layout: str
-    flavour: str
-    least: str | None
-    genai: bool
-    page: bool
 
 
 @dataclass(frozen=True)
@@ -204,22 +189,9 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
         beside,
         manifest,
         place=folder.resolve().name,
-        runs=_runs(folder),
+        runs=runs_of(manifest),
     )
     return artifact, _folder_facts(folder)
-
-
-def _runs(folder: Path) -> Runs | None:
-    """None where the graphs cannot be read here."""
-    from ..runtimes.onnx_folder import open_onnx
-
-    try:
-        opened = open_onnx(folder, runs=False)
-    except KconvError:
-        return None
-    web = any(folder.glob("onnx/*.onnx"))
-    genai, page = ((folder / name).is_file() for name in (GENAI, PAGE))
-    return Runs("transformers.js" if web else "optimum", opened.flavour, opened.least, genai, page)
 
 
 def _folder_facts(folder: Path) -> Facts:
@@ -261,6 +233,7 @@ def remote_artifact(name: str, manifest: Mapping[str, Any], there: Collection[st
             each["file"] for each in objects_of(manifest.get("companions")) if is_plain_name(each.get("file"))
         ),
         modelfile=f"{own.removesuffix('.gguf')}.Modelfile" in there,
+        runs=runs_of(manifest) if kind == "ONNX" else None,
     )
 
 
