@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _COMMANDS: dict[Format, tuple[str, str]] = {"gguf": ("to-gguf", "to_gguf"), "onnx": ("to-onnx", "to_onnx")}
 _OWN = ("source", "types", "formats", "output")
-_CHOSEN = ("target-size", "target-kl", "menu", "policy")
+_CHOSEN = ("target_size", "target_kl", "policy")
+"""What asks for files that have no type."""
 _NOT_HERE = {
     "resume": "the same kconv batch goes on where it was killed",
     "type": "use types",
@@ -32,7 +33,6 @@ _NOT_HERE = {
     "verbose": "pass --verbose to kconv batch",
     "lang": "pass --lang to kconv batch",
     "help": "see kconv batch --help",
-    **dict.fromkeys(_CHOSEN, "a batch makes files of named types; run kconv to-gguf with it instead"),
 }
 _EITHER = (("verify", "no-verify"), ("imatrix", "calibrate"))
 """Options of which a job has one: its own takes the place of the other in [defaults]."""
@@ -127,15 +127,27 @@ def _steps(file: JobsFile, job: int, own: Table, defaults: Table, words: Sequenc
         )
     steps = []
     for format in formats:
-        types = _types(file, job, asked.get("types", ["auto"]), format, formats)
         options = _arguments(file, job, format, asked, words, source)
+        wished = [name for name in _CHOSEN if options.get(name)] if format == "gguf" else []
+        types: tuple[str, ...] = ()
+        if not wished or "types" in asked:
+            types = _types(file, job, asked.get("types", ["auto"]), format, formats)
         place = str(options.pop("checkpoint")).removeprefix("hf://")
         threads = options.pop("threads")
         for group in [types] if format == "gguf" else [(name,) for name in types]:
             step = Step(job, place, format, group, output, options, threads)
+            step = step.with_types((*group, *_wishes(file, step))) if wished else step
             _check(file, step)
             steps.append(step)
     return steps
+
+
+def _wishes(file: JobsFile, step: Step) -> tuple[str, ...]:
+    """The names of the files whose formats are chosen. Raises UsageError for what is no size or loss."""
+    try:
+        return step.wishes
+    except UsageError as error:
+        raise UsageError(f"{file.where(step.job)}: {error.message}", hint=error.hint) from error
 
 
 def _check(file: JobsFile, step: Step) -> None:
@@ -247,9 +259,6 @@ def _arguments(
             f"{file.where(job)}: verify and no-verify cannot be combined", hint="leave one of them out"
         )
     scope = context.params["scope"]
-    for key in _CHOSEN:  # the files of targets have no type that a plan and a journal could name
-        if values.pop(key.replace("-", "_"), None):
-            raise UsageError(f"--options: --{key} is no option of a batch", hint=_NOT_HERE[key])
     values["verify"] = "off" if values.pop("no_verify") else (scope or "quick").lower()
     for other in ("scheduler", "output", "resume", "types", "type_name", "force", "as_json", "verbose"):
         values.pop(other, None)

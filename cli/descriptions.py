@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import GgufError, InputError, KconvError
+from ..core.errors import InputError, KconvError, UsageError
 
 if TYPE_CHECKING:
     from ..core.checkpoint import Checkpoint
     from ..core.elsewhere import Elsewhere
     from ..core.gguf_file import GgufHeader
+    from ..core.gguf_split import GgufModel
 
 Description = dict[str, Any]
 
@@ -24,7 +25,7 @@ _LONG_ARRAY = 16  # longer arrays of metadata are described by their length
 def describe(path: str | Path) -> Description:
     """What lies at ``path``, or is called that on the Hub.
 
-    Raises GgufError, CheckpointError, HubRefusal, VocabError and EnvironmentProblem.
+    Raises UsageError, GgufError, CheckpointError, HubRefusal, VocabError and EnvironmentProblem.
     """
     if isinstance(path, str):
         from .hub_descriptions import describe_repository
@@ -35,19 +36,20 @@ def describe(path: str | Path) -> Description:
 
         return describe_onnx(path) if is_onnx(path) else describe_checkpoint(path)
     if path.suffix in (".safetensors", ".bin", ".json"):
-        raise GgufError(
+        raise UsageError(
             f"{path} is part of a checkpoint, not a GGUF file",
             hint=f"give the folder: kconv inspect {path.parent}",
         )
-    return describe_gguf(path)
-
-
-def describe_gguf(path: Path) -> Description:
-    """A GGUF file, or a model in several of which it is one, from the headers."""
-    from ..converters.targets import manifest_path
     from ..core.gguf_split import read_model
 
-    model = read_model(path)
+    return describe_gguf(path, read_model(path))
+
+
+def describe_gguf(path: Path, model: GgufModel) -> Description:
+    """A GGUF file, or a model in several of which it is one, from the headers."""
+    from ..converters.targets import manifest_path
+    from ..quant.provenance import provenance_in
+
     header, first = model.header, model.paths[0]
     metadata = header.metadata
     tensors = [
@@ -56,6 +58,7 @@ def describe_gguf(path: Path) -> Description:
     manifest = manifest_path(first)
     prefix = f"{header.arch}."
     shown = {key: plain(value) for key, value in metadata.items()}
+    formats_chosen, codes_chosen = provenance_in(shown)
     return {
         "path": str(path),
         "kind": "gguf",
@@ -72,6 +75,8 @@ def describe_gguf(path: Path) -> Description:
         "metadata": {
             key: value for key, value in shown.items() if not key.startswith((prefix, "tokenizer."))
         },
+        "formats_chosen": formats_chosen,
+        "codes_chosen": codes_chosen,
         "manifest": str(manifest) if manifest.is_file() else None,
         "proof": proof_of(manifest_of(first), header.size),
         "tensors": tensors,

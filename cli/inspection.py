@@ -77,6 +77,8 @@ def _print_summary(description: Mapping[str, Any]) -> None:
         (_("flavour"), description.get("flavour")),
         (_("runs in"), _runtime_text(description.get("least_onnxruntime"))),
         (_("bits per weight"), None if bits is None else f"{bits:.2f}"),
+        (_("formats chosen"), description.get("formats_chosen")),
+        (_("codes chosen"), description.get("codes_chosen")),
         (_("manifest"), description.get("manifest")),
         (_("proof"), _proof_text(description.get("proof"))),
     ]

@@ -24,6 +24,7 @@ from .verdict_colours import coloured
 
 _FINDINGS = 12
 _WORST = 3
+_LONG = ("not decided", "not compared")  # and rare: columns are not made for them
 _LAYERS = 12  # of more, those around the first that departs are shown
 _NOTHING = 1e-4  # nats; what differs by less is arithmetic, and no token is worth showing for it
 _BEFORE, _TOKEN = 36, 24  # columns of text before a token, and of the token
@@ -38,7 +39,7 @@ def proof_head(artifact: Path, type: str, checkpoint: Path, arch: str, parameter
 def part_text(name: str, part: Part) -> str:
     """A line for a part of the proof; those of all parts stand in columns."""
     name_size = max(width(part_name(each)) for each in PARTS)
-    verdict_size = max(width(verdict_word(each)) for each in VERDICTS if each != "not decided")
+    verdict_size = max(width(verdict_word(each)) for each in VERDICTS if each not in _LONG)
     words = verdict_word(part.verdict)
     line = _logits(part) if isinstance(part, LogitsPart) else _plain(part_line(part))
     begin = f"{_padded(part_name(name), name_size)}  {_padded(words, verdict_size)}  "

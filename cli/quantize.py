@@ -46,11 +46,12 @@ Examples:
   kconv quantize model-00001-of-00003.gguf -q q8_0 --split-max-size 2G
   kconv quantize model-00001-of-00003.gguf -q copy -o model.gguf
   kconv quantize model-F32.gguf -q q4_0 --against ./checkpoint
+  kconv quantize hf://org/name-GGUF/name-BF16.gguf -q q4_k_m
 """
 
 
 @click.command("quantize", short_help="Convert a GGUF file to other types.", epilog=EXAMPLES)
-@click.argument("source", type=PATH, metavar="IN.gguf")
+@click.argument("source", type=SOURCE, metavar="IN.gguf")
 @click.option(
     "-o",
     "--output",
@@ -97,7 +98,7 @@ Examples:
 @verbose_option
 @finished_is_well
 def command(
-    source: Path,
+    source: str | Path,
     against: str | Path | None,
     as_json: bool,
     verbose: bool,
@@ -106,9 +107,9 @@ def command(
 ) -> None:
     """Write the GGUF file IN.gguf with other types of weights and everything else unchanged.
 
-    The source is F32, F16 or BF16, in one file or split into parts (name any of them). The output is
-    byte-identical to that of llama-quantize, but for --optimize and formats chosen by measured losses. Next
-    to each file (or the first part) <file>.manifest.json is written.
+    The source is F32, F16 or BF16, in one file or split into parts (name any of them), here or on the Hub
+    (hf://org/name/x.gguf). The output is byte-identical to that of llama-quantize, but for --optimize and
+    formats chosen by measured losses. Next to each file (or the first part) <file>.manifest.json is written.
     """
     from .progress import announce, shown_progress
     from .telling import Teller

@@ -9,7 +9,13 @@ import click
 
 from ..report.names import VERDICTS, verdict_word
 
-_COLOURS = {"passed": "green", "warned": "yellow", "not decided": "yellow", "failed": "red"}
+_COLOURS = {
+    "passed": "green",
+    "warned": "yellow",
+    "not decided": "yellow",
+    "not compared": "yellow",
+    "failed": "red",
+}
 
 
 def coloured(text: str) -> str:

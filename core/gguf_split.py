@@ -7,7 +7,7 @@ first one and opens the others by their names (src/llama-model-loader.cpp; tools
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,10 +47,18 @@ def parse_split_size(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.strip().upper())
     size = int(match[1]) * _UNITS[match[2]] if match else 0
     if not size:
-        units = re.fullmatch(r"([0-9]{1,9})\s*([KMG])I?B?", text.strip().upper())
-        hint = f"write it as {units[1]}{units[2]}" if units else "write it as 2G or 500M"
-        raise UsageError(f"invalid part size {shown(text)}", hint=hint)
+        raise UsageError(f"invalid part size {shown(text)}", hint=f"write it as {_as_llama_has_it(text)}")
     return size
+
+
+def _as_llama_has_it(text: str) -> str:
+    """A size with a unit as people write it, 2GB or 1.5 GiB, in whole G, M or K."""
+    units = re.fullmatch(r"([0-9]{1,9})(\.[0-9]{1,3})?\s*([KMG])I?B?", text.strip().upper())
+    if units is None or (units[3] == "K" and units[2]):
+        return "2G or 500M"
+    if not units[2]:
+        return f"{units[1]}{units[3]}"
+    return f"{round(float(units[1] + units[2]) * 1000)}{'M' if units[3] == 'G' else 'K'}"
 
 
 def part_path(path: Path, part: int, count: int) -> Path:
@@ -116,18 +124,30 @@ def placed(
     return tuple(infos)
 
 
-def read_model(path: Path, opener: Opener = LocalFile) -> GgufModel:
+def part_names(path: str) -> list[str]:
+    """The files of the model of which a file of that path is, by its name alone; itself if it is no part."""
+    match = _NAME.fullmatch(path)
+    if match is None or not 0 < int(match["count"]) <= _MOST:
+        return [path]
+    count = int(match["count"])
+    return [f"{match['stem']}-{part + 1:05d}-of-{count:05d}.gguf" for part in range(count)]
+
+
+def read_model(
+    path: Path, opener: Opener = LocalFile, exists: Callable[[Path], bool] = Path.exists
+) -> GgufModel:
     """The checked headers of a model, whichever of its files ``path`` is.
 
-    Raises GgufError where a part is missing, is none of this model, stands in another's place, or the parts
-    together have not the tensors they should; and what read_header raises.
+    ``opener`` gives the files, of which ``exists`` says whether they are there. Raises GgufError where a part
+    is missing, is none of this model, stands in another's place, or the parts together have not the tensors
+    they should; and what read_header raises.
     """
     header = read_header(path, opener)
     count = _number(path, header, COUNT, 1)
     if count <= 1:
         return GgufModel((path,), (header,), _joined([header]))
     paths = _paths(path, _number(path, header, NUMBER), count)
-    missing = [str(part) for part in paths if not part.exists()]
+    missing = [str(part) for part in paths if not exists(part)]
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise GgufError(

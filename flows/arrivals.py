@@ -15,7 +15,7 @@ from ..core.elsewhere import Elsewhere, Stream
 from ..core.errors import UsageError, WeightsElsewhere
 from ..core.scratch import scratch_folder
 from ..core.sizes import decimal_size
-from ..hub.names import HubName, parse_hub_name
+from ..hub.names import HubName, parse_checkpoint_name
 from ..hub.object_names import parse_object
 from .results import Run
 
@@ -44,17 +44,12 @@ def arrived(
     fetching raise.
     """
     place = parse_object(source)
-    if run.resume and (run.streamed or place is not None):
-        raise UsageError(
-            "--resume cannot go on with streamed weights: what came before the end is not known to be right",
-            hint="leave out --resume, or download the checkpoint (without --stream)",
-        )
     if place is not None:
         from ..hub.object_store import object_checkpoint
 
         folder = _FOLDERS.get().enter_context(scratch_folder("object"))
         return object_checkpoint(place, folder, run.announce)
-    name = parse_hub_name(source)
+    name = parse_checkpoint_name(source)
     if name is None:
         if run.streamed and not isinstance(source, Elsewhere):
             raise UsageError(

@@ -29,7 +29,7 @@ README = "README.md"
 ENCODER = "kconv.encoder"
 """Among facts: whether the graphs of a folder have an encoder."""
 
-_VERDICTS = ("passed", "warned", "failed", "not decided", "not run")
+_VERDICTS = ("passed", "warned", "failed", "not decided", "not compared", "not run")
 _MANIFEST_HINT = "convert or prove the file again, or leave it out"
 
 

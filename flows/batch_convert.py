@@ -20,7 +20,7 @@ from .batch_fingerprint import (
     state_of,
     versions_record,
 )
-from .batch_jobs import Step, canonical
+from .batch_jobs import Step
 from .executor_child import report_progress
 from .results import Conversion, OnnxConversion
 from .resume import CannotResume
@@ -70,7 +70,11 @@ def _unchanged(folder: Path, before: Mapping[str, State | None]) -> dict[str, St
 def _to_gguf(step: Step, place: str, how: Mapping[str, Any]) -> list[dict[str, Any]]:
     from .convert import to_gguf
 
-    made = to_gguf(place, step.output, types=step.types, **how)
+    options = step.gguf_options()
+    chosen = options.chosen
+    how = {**how, "target_size": chosen.sizes, "target_kl": chosen.divergences}
+    how |= {"menu": chosen.menu, "policy": chosen.policy}
+    made = to_gguf(place, step.output, types=options.types, **how)
     proofs = made.proofs or [None] * len(made.outputs)
     records = {
         output.type: {
@@ -79,14 +83,14 @@ def _to_gguf(step: Step, place: str, how: Mapping[str, Any]) -> list[dict[str, A
             "bytes": output.bytes,
             "files": output_files(
                 output.parts or [output.path],
-                [output.manifest, *([output.modelfile] if output.modelfile else []), *_companions(made)],
+                [output.manifest, *filter(None, (output.modelfile, output.policy)), *_companions(made)],
             ),
             "source": _manifest_source(output.manifest),
             **_proven(proof),
         }
         for output, proof in zip(made.outputs, proofs, strict=True)
     }
-    named = {key: canonical("gguf", name) for key, name in step.keys.items()}
+    named = {key: step.canonical(name) for key, name in step.keys.items()}
     own = [type_name for type_name in records if type_name not in named.values()] or list(records)
     return [{"key": key, **records[name if name != "auto" else own[0]]} for key, name in named.items()]
 

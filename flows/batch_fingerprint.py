@@ -10,6 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..converters.onnx.options import OnnxOptions, flavour_for
 from ..core.checkpoint import Checkpoint
 from ..core.errors import EnvironmentProblem
 from ..core.input_files import InputFile, file_sha256
+from ..quant.wish import Wanted
 from .batch_jobs import Step
 
 _FRESH = 2.0
@@ -92,8 +94,11 @@ def changed_file(
 def options_record(step: Step) -> dict[str, Any]:
     """Everything that decides what is in the outputs, besides types and source; files by their content."""
     if step.format == "gguf":
-        values = step.gguf_options().to_manifest()
+        values = replace(step.gguf_options(), chosen=Wanted()).to_manifest()
         del values["types"], values["verify"]
+        if step.wishes:  # targets are in the names of outputs
+            asked = step.wanted.to_manifest()
+            values |= {"menu": asked["menu"], "policy": asked["policy"]}
         values["modelfile"] = bool(step.options.get("modelfile", False))
     else:
         wanted = {name: step.options.get(name) for name in ("accuracy_level", "allow_nan", "chat_template")}
@@ -102,8 +107,9 @@ def options_record(step: Step) -> dict[str, Any]:
         values = OnnxOptions("auto", layout, flavour=flavour, **wanted).to_manifest()  # type: ignore[arg-type]
         del values["type"]
     template = step.options.get("chat_template")
-    named = [step.options.get("imatrix"), *step.options.get("calibrate", ()), template]
-    files = {path.name: file_sha256(path) for path in map(Path, filter(None, named)) if path.is_file()}
+    named = [*(step.options.get(name) for name in ("imatrix", "policy")), *step.options.get("calibrate", ())]
+    paths = [Path(path) for path in (*named, template) if path]
+    files = {path.name: file_sha256(path) for path in paths if path.is_file()}
     if template is not None:
         values["chat_template"] = Path(template).name if Path(template).is_file() else template
     return {**_plain(values), **({"files": files} if files else {})}

@@ -14,6 +14,8 @@ from ..converters.results import Options, Scope
 from ..converters.targets import label_of, type_of
 from ..core.errors import UsageError
 from ..core.reading import hub_origin
+from ..quant.policy_file import policy_label
+from ..quant.wish import Wanted, wanted
 
 Format = Literal["gguf", "onnx"]
 FORMATS: tuple[Format, ...] = ("gguf", "onnx")
@@ -26,7 +28,8 @@ class Step:
     ``job`` is the number of the job it belongs to, from 1. ``source`` is the whole path of a folder, or
     ``org/name[@revision]`` on the Hub. ``output`` is absolute: the folder in which the
     outputs get their usual names, or a file ending in ``.gguf``. ``options`` are arguments of
-    ``flows.convert.to_gguf`` or ``flows.to_onnx.to_onnx`` besides types, output, force and threads.
+    ``flows.convert.to_gguf`` or ``flows.to_onnx.to_onnx`` besides types, output, force and threads. ``types``
+    also name the files whose formats are chosen, by their targets: ``4.5G``, ``KL0.02``.
     """
 
     job: int
@@ -52,7 +55,28 @@ class Step:
     def keys(self) -> dict[str, str]:
         """The journal's name for each output, and its type as it was asked for."""
         place = f"{self.output}:{self.source}"
-        return {f"{self.format}:{canonical(self.format, name)}:{place}": name for name in self.types}
+        return {f"{self.format}:{self.canonical(name)}:{place}": name for name in self.types}
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is asked for besides types, for all files of the step."""
+        sizes, divergences, menu = (
+            self.options.get(name) or () for name in ("target_size", "target_kl", "menu")
+        )
+        return wanted(sizes, divergences, menu, self.options.get("policy"))
+
+    @property
+    def wishes(self) -> tuple[str, ...]:
+        """What the files are called whose formats are chosen, of all that the options ask for."""
+        return tuple(wish.label for wish in self.wanted.wishes(self._policy_label))
+
+    @property
+    def _policy_label(self) -> str:
+        return policy_label(self.options.get("policy") or "")
+
+    def canonical(self, name: str) -> str:
+        """One name for what has several."""
+        return name if name in self.wishes else canonical(self.format, name)
 
     def with_types(self, types: Sequence[str]) -> Step:
         """The same for some of its types."""
@@ -60,13 +84,15 @@ class Step:
 
     def gguf_options(self) -> Options:
         """What a conversion to GGUF gets."""
-        named = {field.name for field in fields(Options)} - {"types"}
+        named = {field.name for field in fields(Options)} - {"types", "chosen"}
+        types = tuple(name for name in self.types if name not in self.wishes)
+        chosen = self.wanted.only(self.types, self._policy_label)
         values = {name: value for name, value in self.options.items() if name in named}
         files = {
             "imatrix": None if values.get("imatrix") is None else str(values["imatrix"]),
             "calibrate": tuple(map(str, values.get("calibrate", ()))),
         }
-        return Options(self.types, **{**values, **files})
+        return Options(types, chosen=chosen, **{**values, **files})
 
 
 def canonical(format: Format, type_name: str) -> str:
@@ -91,7 +117,8 @@ def refuse_same_outputs(steps: Sequence[Step]) -> None:
         for type_name in step.types:
             place = str(step.output)
             if not place.endswith(".gguf"):
-                label = label_of(canonical(step.format, type_name))
+                known = type_name in step.wishes
+                label = type_name if known else label_of(canonical(step.format, type_name))
                 place = f"{place}/{model_name(step.source)}-{label}.{step.format}"
             other = seen.setdefault(place.casefold(), step)
             if other is not step:

@@ -18,7 +18,7 @@ from ..converters.targets import manifest_path
 from ..core.checkpoint import Checkpoint
 from ..core.errors import KconvError, OutputExists
 from .batch_fingerprint import altered, changed_file, different, output_files, source_record
-from .batch_jobs import Step, canonical
+from .batch_jobs import Step
 from .batch_journal import Record, made_of
 
 _UNPROVEN = ("failed", "not decided")
@@ -69,7 +69,7 @@ def judged(look: Look, key: str, name: str, path: Path, size: int) -> PlannedOut
     record = look.records.get(key, {})
     made = made_of(record)
     if made is not None:
-        path = Path(made["path"]) if canonical(look.step.format, name) == "auto" else path
+        path = Path(made["path"]) if look.step.canonical(name) == "auto" else path
         missing, changed = altered(made["files"])
         if changed is None and missing is not None:
             return PlannedOutput(key, name, path, size, "make", f"{missing} is missing", overwrite=True)
@@ -193,7 +193,7 @@ def _manifest_files(path: Path, content: Mapping[str, Any]) -> list[dict[str, An
 
 def _type_is(name: str, step: Step, made: str) -> bool:
     """Whether that type was asked for; what ``auto`` is shows in the file's path already."""
-    wanted = canonical(step.format, name)
+    wanted = step.canonical(name)
     return wanted == "auto" or wanted.lower() == made.lower()
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..converters.family import AnyFamily
 from ..converters.intake import open_model
-from ..converters.mapping import build
+from ..converters.mapping import build, parameters
 from ..converters.onnx.formats import choose_onnx_formats
 from ..converters.requests import check_request
 from ..converters.results import Options
@@ -26,16 +27,19 @@ from ..core.checkpoint import Checkpoint
 from ..core.errors import InputError, KconvError, UsageError
 from ..core.model import Model
 from ..hub.checkpoint import remote_checkpoint
-from ..hub.names import parse_hub_name
+from ..hub.names import parse_checkpoint_name
 from ..hub.source import resolve
 from ..hub.wanted import small_files
 from ..quant.importance import importance_to_be, read_importance
+from ..quant.wish import Wish
 from .batch_downloads import Download, absent, delete
 from .batch_fingerprint import options_record, versions_record
 from .batch_jobs import Step
 from .batch_journal import Record
 from .batch_judge import Look, PlannedOutput, all_done, judged
-from .plan_files import plan_files
+from .choose import with_choices
+from .plan_files import plan_files, plan_of_target
+from .results import Run
 from .to_onnx import onnx_folder_name
 
 
@@ -72,7 +76,7 @@ def plan_step(step: Step, records: Mapping[str, Record], force: bool, again: boo
     """
     if step.format == "gguf":
         check_request(step.output, step.gguf_options())
-    name = parse_hub_name(step.address)
+    name = parse_checkpoint_name(step.address)
     found = None if name is None else resolve(name)
     look = Look(step, None, records, force, again, options_record(step), versions_record(step))
     if found is None:
@@ -117,14 +121,27 @@ def _gguf_sizes(look: Look, checkpoint: Checkpoint, family: AnyFamily) -> list[t
     sizes: list[tuple[Path, int] | KconvError] = []
     for name in step.types:
         try:
-            (target,) = _target(look, checkpoint, model, replace(options, types=(name,)))
+            alone = step.with_types((name,)).gguf_options()
+            (target,) = _target(look, checkpoint, model, alone)
             choose_companion_targets(checkpoint, companions, [target], force=look.force)
+            if target.wish is not None and alone.chosen.policy is None:
+                sizes.append((target.path, beside + _wished_bytes(target.wish, model)))
+                continue
+            plan_of = partial(plan_of_target, model, companions, importance)
+            (target,), _ = with_choices([target], None, model, importance, alone, plan_of, Run())
             _, (plan,) = plan_files(model, [target], companions, importance)
         except (InputError, UsageError) as error:
             sizes.append(error)
         else:
             sizes.append((plan.paths[0], beside + sum(len(head) + data for head, data in plan.layout())))
     return sizes
+
+
+def _wished_bytes(wish: Wish, model: Model) -> int:
+    """At most what a file takes whose formats are chosen; of a divergence eight bits for each weight."""
+    if wish.kind == "bytes":
+        return int(wish.value)
+    return int((wish.value if wish.kind == "bits" else 8.0) * parameters(model) / 8)
 
 
 def _target(look: Look, checkpoint: Checkpoint, model: Model, options: Options) -> list[Target]:

@@ -31,10 +31,8 @@ def runs_of(manifest: Mapping[str, Any]) -> Runs | None:
     layout = text_of(options.get("layout"))
     if layout is None:
         return None
-    least, names = (
-        text_of(output.get("least_onnxruntime")),
-        {each.get("name") for each in objects_of(output.get("files"))},
-    )
+    least = text_of(output.get("least_onnxruntime"))
+    names = {each.get("name") for each in objects_of(output.get("files"))}
     flavour = text_of(options.get("flavour")) or "standard"
     return Runs(layout, flavour, least, GENAI in names, PAGE in names)
 

@@ -11,6 +11,7 @@ from ..converters.targets import Target
 from ..core.model import Model
 from ..quant.importance import Importance
 from ..quant.policy import choose_formats, quantization_metadata
+from ..quant.provenance import provenance
 
 
 def plan_of_target(
@@ -34,6 +35,7 @@ def plan_files(
     plans = []
     for target, choice in zip(targets, choices, strict=True):
         formats = [choice[tensor.name] for tensor in model.tensors]
-        keys = {**quantization_metadata(target.policy, importance), **named}
+        how = provenance(target.choice, importance if target.policy.quantizes else None)
+        keys = {**quantization_metadata(target.policy, importance), **how, **named}
         plans.append(plan_file(target.path, model, formats, keys, target.split_size))
     return model, plans

@@ -16,6 +16,7 @@ from ..quant.formats import F32, Format
 from ..quant.gguf_weights import GgufFile
 from ..quant.importance import Importance
 from ..quant.policy import Policy, choose_formats, quantization_metadata
+from ..quant.provenance import is_provenance, provenance
 
 COPY = "copy"
 """The type that leaves all weights as they are: for joining parts, or making some."""
@@ -56,19 +57,23 @@ class Planner:
             {},
             tuple(formats[tensor.name] for tensor in self.model.tensors),
             placed(infos, target.split_size, alignment),
-            self._pairs(target.policy),
+            self._pairs(target),
             AS_BEFORE if self.keep_split else BY_SIZE,
             alignment,
         )
 
-    def _pairs(self, policy: Policy) -> tuple[bytes, ...]:
+    def _pairs(self, target: Target) -> tuple[bytes, ...]:
         """The source's keys byte for byte, then those that say how the weights are stored now.
 
         llama_model_quantize takes a key away before it sets it anew, so that it comes last.
         """
+        policy = target.policy
         keys = quantization_metadata(policy, self.importance)
+        kept = {key: pair for key, pair in self._before.items() if key not in BY_SIZE}
         if policy is AS_IT_IS:
             metadata = self.file.header.metadata
             keys = {key: metadata[key] for key in keys if key in metadata}
-        kept = [pair for key, pair in self._before.items() if key not in {*BY_SIZE, *keys}]
-        return (*kept, *encode_pairs(keys))
+        else:
+            keys |= provenance(target.choice, self.importance if policy.quantizes else None)
+            kept = {key: pair for key, pair in kept.items() if not is_provenance(key)}
+        return (*(pair for key, pair in kept.items() if key not in keys), *encode_pairs(keys))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..converters.mapping import parameters
@@ -17,7 +18,7 @@ from ..core.errors import InputError
 from ..core.model import Model
 from ..core.tensor import Tensor
 from ..core.windows import Window, evenly
-from ..quant.choice_groups import groups_of
+from ..quant.choice_groups import Group, groups_of, to_kinds
 from ..quant.choice_losses import as_stored, offered, relative_errors
 from ..quant.formats import FORMATS, Format
 from ..quant.importance import Importance
@@ -35,14 +36,29 @@ _SLICE = 32  # tokens: two texts that have so many in common are one
 
 @dataclass(frozen=True)
 class Losses:
-    """What tensors lose in formats, in nats, by name; ``measured`` says on what."""
+    """What tensors lose in formats, in nats, by name; ``measured`` says on what.
+
+    ``to_kind`` is by how much each tensor would lose more if its kind of matrix lost the same in all layers.
+    """
 
     of: Mapping[str, Mapping[Format, float]]
     measured: Mapping[str, Any]
+    to_kind: Mapping[str, float] = field(default_factory=dict)
+
+    def evened(self, strength: float) -> Losses:
+        """The same with differences between layers shrunk: probes on little text overstate them."""
+        even = {
+            name: {each: loss * self.to_kind.get(name, 1.0) ** strength for each, loss in losses.items()}
+            for name, losses in self.of.items()
+        }
+        return replace(self, of=even)
 
 
 class Prober:
-    """Probes a model on ``windows`` of the calibration text; ``tensors`` are those to be chosen for."""
+    """Probes a model on ``windows`` of the calibration text; ``tensors`` are those to be chosen for.
+
+    What is chosen is measured on the windows ``held_out``.
+    """
 
     def __init__(
         self,
@@ -50,43 +66,56 @@ class Prober:
         tensors: Sequence[Tensor],
         importance: Importance | None,
         windows: Sequence[Window],
+        held_out: Sequence[Window],
         options: VerifyOptions,
     ) -> None:
         self._expected, self._tensors, self._importance = expected, tensors, importance
-        self._windows, self._options = tuple(windows), options
+        self._windows, self._held_out, self._options = tuple(windows), tuple(held_out), options
         self._by_name = {tensor.name: tensor for tensor in tensors}
         plain = {tensor.name: tensor for tensor in expected.model.tensors}
         self._probing = Probing(expected.checkpoint, expected.family, plain, threads=options.threads)
 
-    def losses(self, menu: Sequence[Format], texts_sha256: str) -> Losses:
-        """What each tensor would lose in each format of the menu it can have. Raises what reading raises."""
+    def losses(self, menu: Sequence[Format], texts_sha256: str, mixes: int) -> Losses:
+        """What each tensor would lose in each format of the menu it can have; about ``mixes`` are going to be
+        measured ``together``. Raises what reading raises.
+        """
         groups = groups_of(self._by_name)
         menus = {tensor.name: offered(tensor, menu, self._importance) for tensor in self._tensors}
         probes = {tensor.name: offered(tensor, (PROBE,), self._importance)[0] for tensor in self._tensors}
         changes = [{name: self._stored(name, probes[name]) for name in names} for names in groups.values()]
-        self._options.announce(self._cost(len(changes), self._probing.steps(changes)))
+        self._options.announce(self._cost(len(changes), self._probing.steps(changes), mixes))
         errors = self._errors(menus, probes)
         found = self._probing.divergences(changes, self._windows, self._options.progress)
         of: dict[str, dict[Format, float]] = {}
-        for names, divergence in zip(groups.values(), found, strict=True):
+        shares: dict[Group, float] = {}
+        for (group, names), divergence in zip(groups.items(), found, strict=True):
             whole = sum(errors[name][probes[name]] for name in names)
+            shares[group] = share = divergence.mean / whole if whole else 0.0
             for name in names:
-                share = divergence.mean / whole if whole else 0.0
                 of[name] = {format: share * errors[name][format] for format in menus[name]}
+        kinds = to_kinds(shares)
+        to_kind = {name: kinds[group] for group, names in groups.items() for name in names}
         measured = {
             "tokens": sum(len(window.scored) for window in self._windows),
+            "held_out_tokens": sum(len(window.scored) for window in self._held_out),
             "texts_sha256": texts_sha256,
             "probe": PROBE.name,
             "menu": [format.name for format in menu],
         }
-        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured)
+        return Losses({tensor.name: of[tensor.name] for tensor in self._tensors}, measured, to_kind)
+
+    def having(self, importance: Importance) -> Prober:
+        """The same with other importance data, or with codes that are chosen by them."""
+        other = copy(self)
+        other._importance = importance
+        return other
 
     def together(self, choices: Sequence[Mapping[str, Format]]) -> list[Divergence]:
-        """What the model loses where all tensors have the formats of a choice, for each of ``choices``."""
+        """What the model loses on held-out text where all tensors have the formats of each of ``choices``."""
         changes = [
             {name: self._stored(name, format) for name, format in formats.items()} for formats in choices
         ]
-        return self._probing.divergences(changes, self._windows, self._options.progress)
+        return self._probing.divergences(changes, self._held_out, self._options.progress)
 
     def _stored(self, name: str, format: Format) -> Tensor:
         return as_stored(self._by_name[name], format, self._importance)
@@ -113,19 +142,25 @@ class Prober:
                 raise
         return found
 
-    def _cost(self, probes: int, steps: int) -> str:
+    def _cost(self, probes: int, steps: int, mixes: int) -> str:
         tokens = sum(window.tokens for window in self._windows)
         passes = steps / self._probing.layers
-        about = estimated_probes(self._expected.model, self._windows, passes, probes)
+        about = estimated_probes(self._expected.model, self._windows, passes, probes, mixes)
         return f"types: {probes} probes of {tokens:,} tokens each, about {about}"
 
 
-def probe_windows(model: Model, every: Sequence[Window]) -> tuple[Window, ...]:
-    """The windows that are probed on, spread over all; fewer for large models, which scatter less."""
+def probe_windows(model: Model, every: Sequence[Window]) -> tuple[tuple[Window, ...], tuple[Window, ...]]:
+    """The windows that are probed on, and as many others that choices are held against stock recipes on.
+
+    Both are spread over all, turn by turn; fewer for large models, which scatter less. Where there is only
+    one
+    window it serves for both.
+    """
     weights = parameters(model)
     amount = next((tokens for most, tokens in _AMOUNTS if weights <= most), _LEAST)
     longest = max(window.tokens for window in every)
-    return evenly(every, max(1, amount // longest))
+    both = evenly(every, 2 * max(1, amount // longest))
+    return both[::2], both[1::2] or both
 
 
 def refuse_proof_text(calibration: Sequence[Window], proof: Sequence[Window]) -> None:

@@ -31,6 +31,7 @@ from ..core.errors import InputError, UsageError
 from ..core.gguf_split import base_name
 from ..core.model import Model, Note
 from ..core.progress import Progress, silent
+from ..hub.artifact import local_gguf
 from ..quant.formats import Format
 from ..quant.gguf_weights import GgufFile, open_gguf
 from ..quant.importance import Importance
@@ -111,12 +112,13 @@ def quantize(
 ) -> Requantization:
     """Write a GGUF model, in one file or in parts, in each of ``types``, from one read.
 
-    ``output`` is a file where it ends in ``.gguf``, else a folder (default: the current one). The type
-    ``copy`` leaves the weights as they are. Weights that are quantized already are quantized anew only with
-    ``allow_requantize``. ``split_max_size`` (``2G``) makes files of at most so many bytes of weights,
-    ``keep_split`` the parts the source has; else there is one file. ``policy`` is a file of formats, or, with
-    ``target_size`` or ``target_kl``, of measured losses to choose by. The others are as in ``to_gguf``.
-    Raises KconvError of every kind; nothing is left under a final name unless all files are whole.
+    ``source`` may be a file of the Hub: ``hf://org/name/x.gguf``. ``output`` is a file where it ends in
+    ``.gguf``, else a folder (default: the current one). The type ``copy`` leaves the weights as they are.
+    Weights that are quantized already are quantized anew only with ``allow_requantize``. ``split_max_size``
+    (``2G``) makes files of at most so many bytes of weights, ``keep_split`` the parts the source has; else
+    there is one file. ``policy`` is a file of formats, or, with ``target_size`` or ``target_kl``, of measured
+    losses to choose by. The others are as in ``to_gguf``. Raises KconvError of every kind; nothing is left
+    under a final name unless all files are whole.
     """
     options = Options(
         types=tuple(types),
@@ -133,20 +135,21 @@ def quantize(
     )
     request = Request(options, allow_requantize, keep_split)
     run = Run(force, threads, progress, announce, rehash=rehash, resume=resume, observer=observer)
-    return requantize(Path(source), output, request, run)
+    return requantize(source, output, request, run)
 
 
-def requantize(source: Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
+def requantize(source: str | Path, output: str | Path | None, request: Request, run: Run) -> Requantization:
     """The flow: open, choose formats, plan, write."""
     policies = _policies(request, output)
-    _refuse_folder(source)
     importance = given_importance(request.options)
     run.progress("opening", 0, 0)
+    source = local_gguf(source, run.progress)
+    _refuse_folder(source)
     with open_gguf(source) as file:
         model = gguf_model(file, keep_split=request.keep_split)
         targets = _targets(file, output, policies, request.options)
         planner = Planner(file, model, importance, request.keep_split)
-        targets = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
+        targets, _ = with_choices(targets, None, model, importance, request.options, planner.plan_of, run)
         asked = [target.policy for target in targets]
         model, chosen = _chosen(file, model, asked, importance, allow=request.allow_requantize)
         plans = [planner.plan(*each) for each in zip(targets, chosen, strict=True)]
@@ -181,6 +184,11 @@ def requantize(source: Path, output: str | Path | None, request: Request, run: R
 
 def _refuse_folder(source: Path) -> None:
     """Raise UsageError for a checkpoint, which is quantized while it is converted."""
+    if source.is_dir() and any(source.glob("*.onnx")):
+        raise UsageError(
+            f"{source} is an ONNX folder, expected a GGUF file",
+            hint="other types of it are made from the checkpoint: kconv to-onnx CHECKPOINT -q q8_0",
+        )
     if (source / "config.json").is_file():
         raise UsageError(
             f"{source} is a checkpoint folder, expected a GGUF file",

@@ -1,7 +1,8 @@
-"""A folder of ONNX files on the Hub, as one here: its graphs, their weights, configuration and tokenizer.
+"""What is run, proven or quantized, on the Hub as here: a GGUF file, or a folder of ONNX files.
 
-Repositories hold the same graphs in half a dozen types; those that would be run from a folder with all of
-them are fetched (runtimes/onnx_folder.py).
+Of the latter its graphs, their weights, configuration and tokenizer are fetched. Repositories hold the same
+graphs in half a dozen types; those that would be run from a folder with all of them are fetched
+(runtimes/onnx_folder.py).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from ..core.errors import HubRefusal
 from ..core.onnx_names import graph_names
 from ..core.progress import Progress, silent
 from .download import fetch_files
+from .gguf_files import fetch_gguf, gguf_models
 from .names import parse_hub_name
 from .source import HubFile, HubSource, resolve
 from .wanted import small_files
@@ -25,14 +27,27 @@ _GRAPHS = ("model", "encoder_model", "decoder_model_merged", "decoder_model", "d
 def local_artifact(source: str | Path, progress: Progress = silent) -> Path:
     """The path of a GGUF file or an ONNX folder; of one on the Hub, once it is downloaded.
 
-    Takes what ``parse_hub_name`` takes. Raises HubRefusal for a repository without ONNX files, and what
-    ``resolve`` and ``fetch_files`` raise.
+    Takes what ``parse_hub_name`` takes. A repository without ONNX files stands for the only GGUF in it.
+    Raises HubRefusal where it is unclear what is meant, and what ``resolve`` and ``fetch_files`` raise.
     """
     name = parse_hub_name(source)
     if name is None:
         return Path(source)
     found = resolve(name)
+    if name.file is not None or is_shelf_of_ggufs(found):
+        return fetch_gguf(found, name, progress)
     return fetch_files(found, onnx_files(found), progress)
+
+
+def local_gguf(source: str | Path, progress: Progress = silent) -> Path:
+    """The same where only a GGUF file will do."""
+    name = parse_hub_name(source)
+    return Path(source) if name is None else fetch_gguf(resolve(name), name, progress)
+
+
+def is_shelf_of_ggufs(source: HubSource) -> bool:
+    """Whether a repository has GGUF models and no ONNX files."""
+    return bool(gguf_models(source)) and not any(each.path.endswith(".onnx") for each in source.files)
 
 
 def onnx_files(source: HubSource) -> list[HubFile]:
@@ -65,12 +80,6 @@ def _is_data(name: str) -> bool:
 
 
 def _no_graphs(source: HubSource) -> HubRefusal:
-    ggufs = [each.path for each in source.files if each.path.endswith(".gguf")]
-    if ggufs:
-        return HubRefusal(
-            f"{source.asked} has GGUF files, of which one is to be given, and no folder of ONNX files",
-            hint=f"download the one you want: hf download {source.repository} {ggufs[0]} --local-dir .",
-        )
     return HubRefusal(
         f"{source.asked} has no ONNX files; expected a folder of those, as kconv to-onnx makes them",
         hint=f"make some of its checkpoint: kconv to-onnx {source.asked}, or kconv to-gguf {source.asked}",

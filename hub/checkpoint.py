@@ -11,7 +11,7 @@ from ..core.weight_files import find_weights
 from .cache import snapshot
 from .download import fetch_files, is_here
 from .headers import openers
-from .names import parse_hub_name
+from .names import parse_checkpoint_name
 from .refusals import partial_cache
 from .source import HubSource, resolve
 from .wanted import first_files, likely_weights, second_files, small_files, weight_files
@@ -20,9 +20,9 @@ from .wanted import first_files, likely_weights, second_files, small_files, weig
 def local_checkpoint(source: str | Path, progress: Progress = silent) -> str | Path:
     """The folder a checkpoint lies in: ``source`` itself, or what it names on the Hub, downloaded.
 
-    Takes what ``parse_hub_name`` takes. Raises what ``resolve`` and ``fetch`` raise.
+    Takes what ``parse_checkpoint_name`` takes. Raises what ``resolve`` and ``fetch`` raise.
     """
-    name = parse_hub_name(source)
+    name = parse_checkpoint_name(source)
     return source if name is None else fetch(resolve(name), progress)
 
 
@@ -59,7 +59,7 @@ def headers_only(source: str | Path) -> str | Path | Elsewhere:
 
     Weights that are in the cache already are read there. Raises as ``local_checkpoint`` does.
     """
-    name = parse_hub_name(source)
+    name = parse_checkpoint_name(source)
     if name is None:
         return source
     return remote_checkpoint(resolve(name))

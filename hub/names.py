@@ -1,17 +1,19 @@
 """What people write for a repository of the Hub: ``org/name``, ``hf://…``, the address of its page.
 
-What lies here comes first: ``org/name`` is the Hub's only where there is no file or folder of that name.
+What lies here comes first: ``org/name`` is the Hub's only where there is no file or folder of that name. A
+GGUF of a repository is named by its path there (``org/name/x.gguf``, ``hf://org/name@main/Q4_K_M/x.gguf``),
+or by the address of its page or of its download.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from dataclasses import dataclass, replace
+from urllib.parse import quote, unquote, urlsplit
 
-from ..core.errors import UsageError
-from ..core.input_files import quoted
+from ..core.errors import InputError, UsageError
+from ..core.input_files import is_plain_name, quoted
 
 DEFAULT_HOST = "huggingface.co"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -22,20 +24,27 @@ _SPECIAL = re.compile(r"refs/[^/]+/[^/]+")
 _FILES = (".gguf", ".safetensors", ".bin", ".onnx", ".json", ".txt", ".md", ".html", ".toml", ".zip", ".pt")
 _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a Space", "buckets": "a bucket", "kernels": "a kernel"}
 _FORMS = "org/name, org/name@revision, hf://org/name or the address of a model's page"
+_GGUF = ".gguf"
 
 
 @dataclass(frozen=True)
 class HubName:
     """A repository of models, and a branch, tag, pull request (``refs/pr/1``) or commit of it.
 
-    Without a ``revision`` the default branch, main, is meant.
+    Without a ``revision`` the default branch, main, is meant. ``file`` is the path of a GGUF there, None
+    where none was named.
     """
 
     repository: str
     revision: str | None = None
+    file: str | None = None
 
     def __str__(self) -> str:
-        return self.repository if self.revision is None else f"{self.repository}@{self.revision}"
+        revision = self.revision
+        if revision is not None and self.file is not None and not _SPECIAL.fullmatch(revision):
+            revision = quote(revision, safe="")  # the path begins behind the first slash
+        named = self.repository if revision is None else f"{self.repository}@{revision}"
+        return named if self.file is None else f"{named}/{self.file}"
 
     @property
     def page(self) -> str:
@@ -65,10 +74,10 @@ def parse_hub_name(text: object, revision: str | None = None) -> HubName | None:
     elif os.path.lexists(text):
         return None
     else:
-        repository, at, named = text.partition("@")
-        if not is_repository(repository) or repository.lower().endswith(_FILES):
+        name = _of_words(text)
+        if name is None:
             return None
-        found = HubName(repository, _checked(named, text) if at else None)
+        found = name
     if revision is None or revision == found.revision:
         return found
     if found.revision is not None:
@@ -76,7 +85,58 @@ def parse_hub_name(text: object, revision: str | None = None) -> HubName | None:
             f"{text} names the revision {quoted(found.revision)}, --revision {quoted(revision)}",
             hint="leave one of them out",
         )
-    return HubName(found.repository, _checked(revision, f"--revision {revision}"))
+    return replace(found, revision=_checked(revision, f"--revision {revision}"))
+
+
+def parse_checkpoint_name(text: object) -> HubName | None:
+    """The same where a checkpoint is needed. Raises InputError for a GGUF file of a repository."""
+    name = parse_hub_name(text)
+    if name is not None and name.file is not None:
+        raise InputError(
+            f"hf://{name} is a GGUF file, expected a checkpoint: org/name, or a folder with config.json and "
+            "weights",
+            hint=f"to make other types of the file: kconv quantize hf://{name} -q q4_k_m; all else needs the "
+            "checkpoint it was made from",
+        )
+    return name
+
+
+def _of_words(text: str) -> HubName | None:
+    """``org/name[@revision]``, or with the path of a GGUF where no folder ``org`` is here."""
+    if text.lower().endswith(_GGUF):
+        found = _with_file(text)
+        if found is not None and os.path.lexists(text.partition("/")[0]):  # rather a file that is missing
+            return None
+        return found
+    repository, at, named = text.partition("@")
+    if not is_repository(repository) or repository.lower().endswith(_FILES):
+        return None
+    return HubName(repository, _checked(named, text) if at else None)
+
+
+def _with_file(text: str) -> HubName | None:
+    """``org/name[@revision]/path.gguf``; a slash in the revision is ``%2F``, but for ``refs/pr/1``."""
+    named, at, rest = text.partition("@")
+    revision: str | None = None
+    if at and is_repository(named):
+        revision, file = _revision_and_path(rest)
+        _checked(revision, text)
+    else:
+        organization, _, rest = text.partition("/")
+        name, _, file = rest.partition("/")
+        named = f"{organization}/{name}"
+    if not is_repository(named) or not all(map(is_plain_name, file.split("/"))):
+        return None
+    return HubName(named, revision, file)
+
+
+def _revision_and_path(rest: str) -> tuple[str, str]:
+    """A revision, as addresses have it, and the path behind it."""
+    special = _SPECIAL.match(rest)  # the site writes refs%2Fpr%2F1
+    if special:
+        return special.group(), rest[len(special.group()) :].strip("/")
+    revision, _, path = rest.partition("/")
+    return unquote(revision), path
 
 
 def is_repository(text: str) -> bool:
@@ -100,6 +160,8 @@ def _of_uri(text: str) -> HubName:
     if kind in _OTHER_KINDS:
         raise UsageError(f"{quoted(text)} is {_OTHER_KINDS[kind]}, expected a model: {_FORMS}")
     rest = after if kind == "models" else rest
+    if rest.lower().endswith(_GGUF) and (whole := _with_file(rest)) is not None:
+        return whole
     named, at, revision = rest.partition("@")
     named = named.strip("/")
     if not is_repository(named):
@@ -121,7 +183,10 @@ def _of_address(text: str) -> HubName:
             f"{quoted(text)} is not a page of {DEFAULT_HOST}; expected {_FORMS}",
             hint="a mirror or a Hub of your own is named by HF_ENDPOINT",
         )
-    organization, _, rest = address.path.strip("/").partition("/")
+    path = address.path.strip("/")
+    if place == (own.port, own.hostname):  # a mirror may lie below a path
+        path = path.removeprefix(own.path.strip("/")).strip("/")
+    organization, _, rest = path.partition("/")
     if organization in _OTHER_KINDS:
         raise UsageError(f"{quoted(text)} is {_OTHER_KINDS[organization]}, expected a model: {_FORMS}")
     name, _, rest = rest.partition("/")
@@ -130,9 +195,10 @@ def _of_address(text: str) -> HubName:
     view, _, rest = rest.partition("/")
     if view not in ("tree", "blob", "resolve", "raw", "commit", "commits") or not rest:
         return HubName(f"{organization}/{name}")
-    special = _SPECIAL.match(rest)  # the site writes refs%2Fpr%2F1
-    revision = special.group() if special else unquote(rest.partition("/")[0])
-    below = rest[len(special.group()) :] if special else rest.partition("/")[2]
+    revision, below = _revision_and_path(rest)
+    below = unquote(below)
+    if below.lower().endswith(_GGUF) and all(map(is_plain_name, below.split("/"))):
+        return HubName(f"{organization}/{name}", _checked(revision, text), below)
     if below.strip("/") and view == "tree":
         raise UsageError(
             f"{quoted(text)} is a folder in a repository, and kconv reads models that lie at its top",

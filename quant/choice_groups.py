@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -44,6 +45,16 @@ def groups_of(names: Iterable[str]) -> Mapping[Group, tuple[str, ...]]:
             group = Group(found["stack"] + found["kind"], band * layers // parts, last)
         made[group] = (*made.get(group, ()), name)
     return made
+
+
+def to_kinds(losses: Mapping[Group, float]) -> dict[Group, float]:
+    """What each group's loss is to be multiplied by to become the geometric mean of its kind's groups."""
+    logs: dict[str, list[float]] = {}
+    for group, loss in losses.items():
+        if loss > 0:
+            logs.setdefault(group.kind, []).append(math.log(loss))
+    means = {kind: math.exp(math.fsum(each) / len(each)) for kind, each in logs.items()}
+    return {group: means[group.kind] / loss if loss > 0 else 1.0 for group, loss in losses.items()}
 
 
 def in_layers(name: str) -> bool:

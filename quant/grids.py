@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Format -> how many of the smallest distances neighbours of a point off the grid may have (nwant in
 # iq2xs_init_impl and iq3xs_init_impl of ggml-quants.c).
-DISTANCES = {"iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3}
+DISTANCES = {"iq1_s": 3, "iq1_m": 3, "iq2_xxs": 2, "iq2_xs": 2, "iq2_s": 1, "iq3_xxs": 2, "iq3_s": 3}
 
 
 def grid_codes(format: Format) -> tuple[int, npt.NDArray[np.uint16]]:

@@ -40,6 +40,9 @@ def of_half(statistics: FullStatistics, site: Site, half: int) -> Correlated:
     return feedback.spread(statistics.correlations(site, half, columns), squares)
 
 
+RULE = "held-out-halves-1"
+"""How strengths are found, as a file says it; another number with every change of the choice."""
+
 _Member = tuple[Tensor, int, Sequence[Format]]
 """A matrix of a site: its tensor, which of a stack's it is, and the formats to try."""
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ _UNITS = {
     "KIB": 2**10, "MIB": 2**20, "GIB": 2**30,
 }  # fmt: skip
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([A-Z]*)")
+_NO_FILE = 1000  # bytes no model fits in: without a unit, something else was meant
 _EXAMPLES = "for example 4.5G, 4.2GiB, 900M or 4.25bpw (bits per weight)"
 
 
@@ -61,6 +62,15 @@ class Wanted:
             found.append(Wish(policy_label, "policy"))
         return tuple(dict.fromkeys(found))
 
+    def only(self, labels: Collection[str], policy_label: str = "policy") -> Wanted:
+        """The same for those files alone whose wishes have these ``labels``."""
+        sizes = tuple(text for text in self.sizes if parse_size(text).label in labels)
+        divergences = tuple(value for value in self.divergences if _divergence(value).label in labels)
+        if sizes or divergences:
+            return replace(self, sizes=sizes, divergences=divergences)
+        whole = not self.targets and policy_label in labels
+        return Wanted(policy=self.policy if whole else None)
+
     def to_manifest(self) -> dict[str, Any]:
         """As plain values; of the file only its name."""
         name = None if self.policy is None else re.split(r"[\\/]", self.policy)[-1]
@@ -94,6 +104,11 @@ def parse_size(text: str) -> Wish:
     label = "".join(text.split())
     if number > 0 and unit == "BPW":
         return Wish(label, "bits", number)
+    if 0 < number < _NO_FILE and not unit:
+        raise UsageError(
+            f"--target-size {shown(text)} has no unit",
+            hint=f"write it as {label}bpw for bits per weight, or as {label}G for gigabytes",
+        )
     if number > 0 and unit in _UNITS:
         return Wish(label, "bytes", math.floor(number * _UNITS[unit]))
     raise UsageError(f"--target-size {shown(text)} is not a size", hint=_EXAMPLES)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,11 @@ _KEPT = 256 << 20  # bytes of the plain model's in memory, the rest in a file
 
 @dataclass(frozen=True)
 class Divergence:
-    """Mean KL divergence in nats over all positions of the windows that count, and its standard error."""
+    """Mean KL divergence in nats over all ``positions`` of the windows that count, and its standard error."""
 
     mean: float
     error: float
+    positions: npt.NDArray[np.float64] = field(repr=False, compare=False)
 
 
 class Probing:
@@ -284,7 +285,7 @@ class _Compared:
         ]
         values = np.concatenate(found)
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-        return Divergence(max(float(values.mean()), 0.0), error)
+        return Divergence(max(float(values.mean()), 0.0), error, values)
 
     def _log_chances(self, output: OutputMatrix, hidden: Sequence[Floats]) -> Iterator[torch.Tensor]:
         """Logarithms of the probabilities, ``(positions, vocabulary)``, some positions at a time."""

@@ -35,7 +35,8 @@ _SIGNS: dict[Verdict, str] = {
     "warned": '<path class="body" d="M12 1.8 23 21.6H1Z"/><path d="M12 8.6v6.4M12 18.2v.1"/>',
     "failed": '<path class="body" d="M7.4 1h9.2L23 7.4v9.2L16.6 23H7.4L1 16.6V7.4Z"/>'
     '<path d="M8 8l8 8M16 8l-8 8"/>',
-    "not run": '<circle class="hollow" cx="12" cy="12" r="10"/><path class="dash" d="M7.5 12h9"/>',
+    "not run": (_DASH := '<circle class="hollow" cx="12" cy="12" r="10"/><path class="dash" d="M7.5 12h9"/>'),
+    "not compared": _DASH,
     "not decided": '<circle class="hollow" cx="12" cy="12" r="10"/>'
     '<path class="dash" d="M8.6 9.4a3.4 3.4 0 1 1 4.8 3.1c-1 .5-1.4 1-1.4 2.1M12 17.6v.1"/>',
 }

@@ -224,7 +224,7 @@ def _scalar(value: Any) -> Markup:
 
 def _tone(verdict: Verdict) -> str:
     """The CSS class of a verdict."""
-    return "skipped" if verdict in ("not run", "not decided") else verdict
+    return "skipped" if verdict in ("not run", "not compared", "not decided") else verdict
 
 
 def _items(value: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from ..core.language import _, ngettext, phrase, translated
 from ..verify.proof import Part, Verdict
 
-VERDICTS: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not run")
+VERDICTS: tuple[Verdict, ...] = ("passed", "warned", "failed", "not decided", "not compared", "not run")
 _VERDICTS = {
     "passed": phrase("passed"),
     "warned": phrase("warned"),
     "failed": phrase("failed"),
     "not decided": phrase("not decided"),
+    "not compared": phrase("not compared"),
     "not run": phrase("not run"),
 }
 _COUNTED = {
@@ -18,6 +19,7 @@ _COUNTED = {
     "warned": phrase("{count} warned"),
     "failed": phrase("{count} failed"),
     "not decided": phrase("{count} not decided"),
+    "not compared": phrase("{count} not compared"),
     "not run": phrase("{count} not run"),
 }
 _ROWS = {
@@ -39,6 +41,7 @@ _PARTS = {
 _RIGHT = {
     "passed": phrase("yes"),
     "warned": phrase("yes, with warnings"),
+    "not compared": phrase("not compared"),
     "not run": phrase("not checked"),
     "not decided": phrase("not decided"),
     "failed": phrase("no"),
@@ -46,6 +49,7 @@ _RIGHT = {
 _IS_RIGHT = {
     "passed": phrase("right"),
     "warned": phrase("right, with warnings"),
+    "not compared": phrase("not compared"),
     "not run": phrase("not checked"),
     "not decided": phrase("not decided"),
     "failed": phrase("wrong"),
@@ -128,6 +132,8 @@ def unchecked(part: Part) -> str | None:
     """What is said of a part that looked at nothing; None for all others."""
     if part.verdict == "not run" and not part.findings:
         return _("Not checked in this run.")
+    if part.verdict == "not compared":
+        return _("Not compared: {reason}.", reason=translated(part.findings[0].message))
     if part.verdict == "not decided":
         return _("Not decided: the check could not be finished on this machine.")
     return None

@@ -27,6 +27,7 @@ _USE = {
         "It runs, but someone who knows the model should read the findings before it is distributed."
     ),
     "failed": phrase("Do not use or distribute this file. Convert it again, or see below what to fix."),
+    "not compared": phrase("Nothing can be said about this file yet."),
     "not run": phrase("Nothing can be said about this file yet."),
     "not decided": phrase(
         "No fault was found in this file, but the check could not be finished: run it again."
@@ -37,6 +38,7 @@ _RIGHTNESS: dict[Verdict, Phrase] = {
     "not decided": phrase("Not decided: {parts}."),
     "warned": phrase("With warnings: {parts}."),
     "passed": phrase("As it should be: {parts}."),
+    "not compared": phrase("Not compared: {parts}."),
     "not run": phrase("Not checked: {parts}."),
 }
 _STATES = {
@@ -78,7 +80,8 @@ def _matches(proof: Proof) -> str:
             "The file answers like the original checkpoint, as closely as is usual for {type}.",
             type=_type(proof),
         )
-    skipped = [part_title(name)[0] for name, part in proof.parts.items() if part.verdict == "not run"]
+    unchecked_too = ("not run", "not compared")
+    skipped = [part_title(name)[0] for name, part in proof.parts.items() if part.verdict in unchecked_too]
     return f"{text} " + _("Not checked: {parts}.", parts=", ".join(skipped)) if skipped else text
 
 

@@ -10,8 +10,8 @@ little-endian.
 - ``EMBED`` with ids: an encoder that writes no text reads them; ``rows`` is the id of its padding. The
   answer has two parts: hidden states, batch times length rows of them, and embeddings, one of each text (none
   where the graph has no ``sentence_embedding``).
-- ``INPUTS``, where TAPPED is 1: what each matrix was multiplied by since ``BEGIN``: a
-  number of them, and each as INPUT, its name and float32 numbers.
+- ``INPUTS``, where TAPPED is 1: what each matrix was multiplied by since ``BEGIN``: a number of them, and
+  each as INPUT, its name (``GRAPH/INITIALIZER``: names may come again in another graph) and float32 numbers.
 
 MAPPED is 1 where weights are to stay in their file, which costs no memory of the process, instead of being
 copied into an order that suits matrix products. In float32 that makes a product some per cent slower, so the
@@ -31,6 +31,8 @@ from typing import Any
 
 from ..core import child
 from ..core.child import Stop
+from .onnx_taps import Tap
+from .onnx_taps import tapped as graph_tapped
 
 REQUEST = struct.Struct("<iiiid")
 """What is wanted, how many texts of how many ids follow (int64), how many rows are wanted of each text, and
@@ -38,9 +40,8 @@ the seconds of processor time it may take."""
 PADDING = -1
 ANSWER = struct.Struct("<ii")
 INPUT = struct.Struct("<iiii")
-"""Of an input: bytes of its name, MatMulNBits' accuracy level (0 of other operators), rows, columns."""
+"""Of an input: bytes of its name, its level (onnx_taps.Tap), rows, columns."""
 BEGIN, READ, INPUTS, EMBED = 1, 2, 3, 4
-_SAME = ("Reshape", "Identity")  # what a matrix may pass on its way to a product
 _STATES, _EMBEDDING = "last_hidden_state", "sentence_embedding"
 REFUSED, NOT_COMPUTED, NOT_SUPPORTED = 11, 12, 13
 _PAST, _PRESENT = "past_key_values.", "present."
@@ -61,10 +62,11 @@ class Model:
     ) -> None:
         generating = cached if encoder else None
         opened: dict[str, Any] = {}
-        self.taps: dict[Any, dict[str, tuple[str, int]]] = {}
+        self.taps: dict[Any, dict[str, Tap]] = {}
         for path in dict.fromkeys([decoder, cached, encoder]):
             if path:
-                graph, taps = _tapped(path) if tapped else (None, {})
+                graph, taps = graph_tapped(path) if tapped else (None, {})
+                taps = {f"{os.path.basename(path)}/{name}": tap for name, tap in taps.items()}
                 session = _session(path, threads, mapped=mapped and path != generating, graph=graph)
                 opened[path], self.taps[session] = session, taps
         self.inputs: dict[str, tuple[int, list[Any]]] = {}
@@ -127,10 +129,12 @@ class Model:
     def _run(self, session: Any, names: Sequence[str], feeds: Any) -> dict[str, Any]:
         """The outputs of those names; what was multiplied on the way is kept in ``inputs``."""
         taps = self.taps[session]
-        wanted = list(dict.fromkeys([*names, *(value for value, _ in taps.values())]))
+        wanted = list(dict.fromkeys([*names, *(tap.value for tap in taps.values())]))
         found = dict(zip(wanted, session.run_with_ort_values(wanted, feeds), strict=True))
-        for name, (value, level) in taps.items():
-            self.inputs.setdefault(name, (level, []))[1].append(found[value].numpy())
+        for name, tap in taps.items():
+            values = found[tap.value].numpy()
+            if values.ndim > 1:  # the branch that was taken multiplies by this matrix
+                self.inputs.setdefault(name, (tap.level, []))[1].append(values)
         return {name: found[name] for name in names}
 
     def _of_encoder(self, name: str, ids: Any) -> Any:
@@ -160,38 +164,6 @@ class Model:
         if name.startswith(_PAST):
             return self.past[name] if name in self.past else _nothing_read(value, len(ids))
         raise Stop(NOT_SUPPORTED, f"the decoder has an input {name!r}")
-
-
-def _tapped(path: str) -> tuple[bytes, dict[str, tuple[str, int]]]:
-    """The graph, which gives what it multiplies as well, and what that is (``_taps``)."""
-    import onnx
-
-    model = onnx.load_model(path, load_external_data=False)
-    taps = _taps(model)
-    known = {each.name for each in (*model.graph.output, *model.graph.input)}
-    values = dict.fromkeys(value for value, _ in taps.values())
-    model.graph.output.extend(onnx.ValueInfoProto(name=each) for each in values if each not in known)
-    return model.SerializeToString(), taps
-
-
-def _taps(model: Any) -> dict[str, tuple[str, int]]:
-    """By the name of a matrix (its rows are outputs) what it is multiplied by, and the accuracy level.
-
-    What is cast for the product is taken before: whether the cast takes place onnxruntime decides.
-    """
-    stored = {each.name for each in model.graph.initializer}
-    made = {node.output[0]: node for node in model.graph.node}
-    reshaped = {name: node.input[0] for name, node in made.items() if node.op_type in _SAME}
-    cast = {name: node.input[0] for name, node in made.items() if node.op_type == "Cast"}
-    found = {}
-    for node in model.graph.node:
-        attributes = {each.name: each.i for each in node.attribute}
-        if node.op_type == "MatMulNBits" or (node.op_type == "Gemm" and attributes.get("transB")):
-            matrix = reshaped.get(node.input[1], node.input[1])
-            if matrix in stored:
-                level = attributes.get("accuracy_level", 0)
-                found[matrix.removesuffix(".blocks")] = (cast.get(node.input[0], node.input[0]), level)
-    return found
 
 
 def _session(path: str, threads: int, *, mapped: bool, graph: bytes | None) -> Any:

@@ -121,8 +121,8 @@ class OnnxProcess:
             child.close()
             raise
 
-    def inputs(self) -> dict[str, tuple[MatrixInput, int]]:
-        """What each matrix was multiplied by since ``begin``, and MatMulNBits' accuracy level there."""
+    def inputs(self) -> dict[tuple[str, str], tuple[MatrixInput, int]]:
+        """By graph and matrix, what each was multiplied by since ``begin``, and the level (onnx_taps.Tap)."""
         child, found = self._running(), {}
         child.send(protocol.REQUEST.pack(protocol.INPUTS, 0, 0, 0, 0))
         count, _ = protocol.ANSWER.unpack(child.receive(protocol.ANSWER.size))
@@ -131,7 +131,8 @@ class OnnxProcess:
             name = child.receive(length).decode("utf-8", "replace")
             data = child.receive(4 * rows * columns) if rows else b""
             values = np.frombuffer(data, "<f4").reshape(rows, columns)
-            found[name] = (MatrixInput(values), level)
+            graph, _, matrix = name.partition("/")
+            found[graph, matrix] = (MatrixInput(values), level)
         return found
 
     def _start(self) -> Child:

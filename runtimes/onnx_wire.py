@@ -23,15 +23,15 @@ def more_parts_than(data: bytes, descriptor: Any, most: int) -> bool:
                 parts += 1
                 if parts > most:
                     return True
-                tag, at = _varint(data, at)
+                tag, at = varint(data, at)
                 if tag & 7 == 2:
-                    size, at = _varint(data, at)
+                    size, at = varint(data, at)
                     within = fields.get(tag >> 3)
                     if size and within is not None:
                         waiting.append((at, min(at + size, end), within))
                     at += size
                 elif tag & 7 == 0:
-                    _, at = _varint(data, at)
+                    _, at = varint(data, at)
                 else:
                     at += 4 if tag & 7 == 5 else 8
     except IndexError:
@@ -39,7 +39,7 @@ def more_parts_than(data: bytes, descriptor: Any, most: int) -> bool:
     return False
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
     """A number, and where the next field begins."""
     value = shift = 0
     while True:

@@ -9,7 +9,10 @@ from command_material import kconv
 
 from kconv.cli.batch_file import JobsFile
 from kconv.cli.batch_steps import steps_of
+from kconv.core.errors import UsageError
+from kconv.flows.batch_fingerprint import options_record
 from kconv.flows.batch_jobs import shard_of
+from kconv.quant.wish import Wanted
 
 pytestmark = pytest.mark.usefixtures("kconv_server")
 
@@ -100,15 +103,39 @@ output = "elsewhere"
     assert [step.job for step in shard_of([first, second, third], 2, 2)] == [2]
 
 
-@pytest.mark.parametrize(
-    "key", ["target-size = '3M'", "target_kl = 0.1", "menu = 'q4_K'", "policy = 'a.toml'"]
-)
-def test_files_of_chosen_formats_are_no_job(key: str, tmp_path: Path) -> None:
-    (tmp_path / "jobs.toml").write_text(f"[[jobs]]\nsource = 'a'\n{key}\n", "utf-8")
-    done = kconv("batch", tmp_path / "jobs.toml", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "is no key of a job" in done.stderr
-    (tmp_path / "jobs.toml").write_text("[[jobs]]\nsource = 'a'\n", "utf-8")
-    done = kconv("batch", tmp_path / "jobs.toml", "--options", "--target-size 3M", cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "--target-size is no option of a batch" in done.stderr
+def test_files_of_chosen_formats_are_outputs_of_a_job(tmp_path: Path) -> None:
+    text = """
+[defaults]
+calibrate = "a.txt"
+[[jobs]]
+source = "one"
+target-size = ["3M", "4.5 bpw"]
+target_kl = 0.1
+menu = "q4_K,q8_0"
+[[jobs]]
+source = "two"
+types = ["q8_0"]
+policy = "kept.policy.toml"
+optimize = true
+"""
+    first, second = steps_of(JobsFile(text, "jobs.toml", tmp_path))
+    assert first.types == ("3M", "4.5bpw", "KL0.1")
+    assert first.gguf_options().types == ()
+    assert first.gguf_options().chosen == Wanted(("3M", "4.5 bpw"), (0.1,), ("q4_K", "q8_0"))
+    left = first.with_types(["KL0.1"])
+    assert left.gguf_options().chosen == Wanted((), (0.1,), ("q4_K", "q8_0"))
+    assert options_record(left) == options_record(first)
+    assert second.types == ("q8_0", "kept")
+    assert second.gguf_options().chosen == Wanted(policy=str(tmp_path / "kept.policy.toml"))
+    assert second.gguf_options().optimize
+    alone = second.with_types(["q8_0"])
+    assert alone.gguf_options().chosen == Wanted()
+    assert options_record(alone) == options_record(second)
+    assert len({*first.keys, *second.keys}) == 5
+
+
+@pytest.mark.parametrize("key", ["target-size = '3 gallons'", "target_kl = -1.0", "menu = 'q4_K'"])
+def test_targets_that_cannot_be_are_told_with_their_line(key: str, tmp_path: Path) -> None:
+    text = f"[[jobs]]\nsource = 'a'\ncalibrate = 'a.txt'\n{key}\n"
+    with pytest.raises(UsageError, match="jobs"):
+        steps_of(JobsFile(text, "jobs.toml", tmp_path))

@@ -280,13 +280,3 @@ def test_a_repository_without_a_model_at_its_top(tmp_path: Path, folder: Path) -
         ):
             plan(NAME, tmp_path)
         assert not hub.asked("/cdn/")
-
-
-def test_gguf_files_are_no_folder_to_run(tmp_path: Path) -> None:
-    (tmp_path / "repository").mkdir()
-    (tmp_path / "repository" / "model-Q4_K_M.gguf").write_bytes(b"GGUF" * 100)
-    with Hub() as hub:
-        hub.add("kconv-tests/some-GGUF", tmp_path / "repository")
-        done = run(hub, tmp_path, "run", "kconv-tests/some-GGUF", "-p", "x")
-    assert done.returncode == 3
-    assert "hf download kconv-tests/some-GGUF model-Q4_K_M.gguf" in done.stderr

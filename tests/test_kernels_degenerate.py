@@ -15,8 +15,11 @@ pytestmark = pytest.mark.skipif(not native.available_sets(), reason="the kernels
 
 CASES = [
     pytest.param(parse_format(name), id=name)
-    for name in ["q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "q4_0", "q4_1", "q5_0", "q5_1"]
-]
+    for name in (
+        "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs", "q4_0", "q4_1", "q5_0", "q5_1", "tq1_0",
+        "tq2_0", "mxfp4",
+    )
+]  # fmt: skip
 
 Shape = tuple[int, ...]
 
@@ -40,6 +43,17 @@ WEIGHTS: dict[str, Callable[[np.random.Generator, Shape], Floats]] = {
     "some scales vanish": _powers_of_two(-14, 1),
     # The half float of a super-block vanishes, or is denormal, so that quotients are far out of range.
     "halves vanish": _powers_of_two(-36, -12, 256),
+    # mxfp4: log2f of the largest weight is a whole number, or rounds to one that is above it.
+    "just below powers of two": lambda rng, shape: (
+        _signs(rng, shape)
+        * np.exp2(rng.integers(-40, 40, (*shape[:-1], 1))).astype(np.float32)
+        * rng.choice(np.float32(1) - np.arange(-2, 9, dtype=np.float32) * np.float32(2**-24), shape)
+    ),
+    # Halves between levels.
+    "ternary ties": lambda rng, shape: (
+        rng.choice(np.array([-1, -0.5, -0.49999997, 0.49999997, 0.5, 0.50000006, 1], np.float32), shape)
+        * np.float32(0.7)
+    ),
     # GROUP_MAX_EPS decides.
     "about to count as zero": lambda rng, shape: (
         _signs(rng, shape)

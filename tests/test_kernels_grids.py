@@ -1,4 +1,4 @@
-"""The iq2 and iq3 formats: our kernels give libggml's bytes, where its search is at its limits, too."""
+"""The iq1, iq2 and iq3 formats: our kernels give libggml's bytes, where its search is at its limits, too."""
 
 from __future__ import annotations
 
@@ -76,11 +76,18 @@ def _large_where_nothing_weighs(rng: np.random.Generator, format: Format, count:
     return rows
 
 
+def _few_values(rng: np.random.Generator, format: Format, count: int) -> Floats:
+    """Equal weights, zeros of both signs among them: how iq1 sorts them decides which weigh first."""
+    values = np.array([-1, -0.5, -0.0, 0.0, 0.5, 1], np.float32)
+    return rng.choice(values, (count, 256))
+
+
 LIMITS: tuple[Callable[[np.random.Generator, Format, int], Floats], ...] = (
     _on_the_grid,
     _between,
     _about_to_count_as_zero,
     _large_where_nothing_weighs,
+    _few_values,
 )
 
 

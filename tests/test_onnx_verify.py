@@ -75,7 +75,8 @@ def test_logits_are_those_of_transformers(folder: Path, checkpoint: Path, stepwi
 
 def test_a_good_folder_passes_whole_and_token_by_token(folder: Path, checkpoint: Path) -> None:
     proof = proven(folder, checkpoint)
-    assert (proof.verdict, proof.type, proof.weights.verdict) == ("passed", "f32", "not run")
+    assert (proof.verdict, proof.type, proof.weights.verdict) == ("passed", "f32", "passed")
+    assert proof.runtime.verdict == "passed"
     assert proof.logits.figures is not None
     assert proof.logits.stepwise is not None
     assert proof.logits.figures.nmse < 1e-10
@@ -101,7 +102,8 @@ def test_a_wrong_cache_shows_only_token_by_token(checkpoint: Path, tmp_path: Pat
     assert proof.logits.figures is not None
     assert proof.logits.figures.nmse < 1e-10
     assert proof.cause is not None
-    assert proof.cause.startswith("logits: token by token, through the cache: ")
+    assert proof.cause.startswith("runtime: onnxruntime does not compute")  # it reads the last tokens so
+    assert any(each.message.startswith("token by token, ") for each in proof.logits.findings)
     assert proof.logits.findings[-1].message.startswith("in a padded batch: onnxruntime cannot compute")
 
 

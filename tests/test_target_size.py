@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from kconv.cli.choice_text import choice_text
+from kconv.cli.descriptions import describe
 from kconv.cli.progress import shown_progress
 from kconv.cli.telling import Teller
 from kconv.converters.results import Options
@@ -119,6 +120,16 @@ def test_policy_file_and_manifest_say_what_the_file_holds(made: Conversion) -> N
     assert {name for name, format in stored.items() if format != "f32"} == values["formats"].keys()
     losses = sum(values["losses"][name][format] for name, format in values["formats"].items())
     assert losses == pytest.approx(values["predicted_kl"], rel=0.01)
+    keys = read_header(output.path).metadata
+    assert keys["kconv.chosen.target"] == "1.7M"
+    assert keys["kconv.chosen.texts_sha256"] == values["measured"]["texts_sha256"]
+    assert keys["kconv.chosen.predicted_kl"] == pytest.approx(values["predicted_kl"])
+    assert keys["kconv.chosen.menu"] == "q2_K,q3_K,iq4_xs,q4_K,q5_K,q6_K,q8_0"
+    assert values["measured"]["recipes"]
+    assert values["measured"]["held_out_tokens"] > 0
+    shown = describe(output.path)["formats_chosen"]
+    assert "target 1.7M" in shown
+    assert "predicted kl" in shown
     manifest = json.loads(output.manifest.read_text("utf-8"))
     assert manifest["choice"]["predicted_kl"] == pytest.approx(values["predicted_kl"], rel=1e-3)
     assert manifest["choice"]["measured"]["texts_sha256"] == values["measured"]["texts_sha256"]

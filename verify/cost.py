@@ -12,7 +12,8 @@ from ..core.language import _
 from ..core.model import Model
 from ..core.windows import Window
 
-_SIZE, _TRIES = 768, 6
+_SIZE = 768
+_MEASURED = 0.1  # seconds: some turns of the scheduler's, where others want the processors as well
 _WIDENED = 3e9  # weights a second that are read from the checkpoint and widened to fp32, on two cores
 _ENCODED = 60e6  # weights a second that are encoded and decoded: for probes, errors and the last check
 _STARTING = 4.0  # seconds to import torch and transformers, and to load the files
@@ -40,32 +41,33 @@ def in_words(seconds: float) -> str:
     return _("{minutes} minutes", minutes=round(seconds / 60))
 
 
-def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int) -> str:
+def estimated_probes(model: Model, windows: Sequence[Window], passes: float, probes: int, mixes: int) -> str:
     """About how long ``probes`` of reading ``windows`` take, in words.
 
-    Together they go through the layers ``passes`` times, and each through the output matrix once; two passes
-    more measure what was chosen.
+    Together they go through the layers ``passes`` times, and each through the output matrix once; then
+    ``mixes`` of formats, and the model as it is, go through all of it.
     """
     head = next((t.elements for t in model.tensors if t.name == "output.weight"), 0) or next(
         (t.elements for t in model.tensors if t.name == "token_embd.weight"), 0
     )
     layers = sum(t.elements for t in model.tensors if t.name not in ("output.weight", "token_embd.weight"))
     tokens = sum(window.tokens for window in windows)
-    products = tokens * ((passes + 2) * layers + (3 + probes) * head)
-    seconds = _STARTING + 2 * products / multiplying_speed() + 3 * layers / _ENCODED
+    products = tokens * ((passes + 1 + mixes) * layers + (2 + mixes + probes) * head)
+    seconds = _STARTING + 2 * products / multiplying_speed() + (2 + mixes) * (layers + head) / _ENCODED
     return in_words(seconds)
 
 
 @functools.cache
 def multiplying_speed() -> float:
-    """Floating-point operations a second in matrix products, the best of a few: others may be busy, too.
+    """Floating-point operations a second in matrix products, beside whatever else this machine does now.
 
-    Measured once in a process.
+    A mean, not the best: where other programs run the proof has to wait for them, too. Measured once in a
+    process.
     """
     matrix = np.ones((_SIZE, _SIZE), np.float32)
-    seconds = []
-    for _number in range(_TRIES):
-        begun = time.perf_counter()
+    np.matmul(matrix, matrix)  # threads are started, memory is touched
+    begun, products = time.perf_counter(), 0
+    while products == 0 or time.perf_counter() - begun < _MEASURED:
         np.matmul(matrix, matrix)
-        seconds.append(time.perf_counter() - begun)
-    return 2 * _SIZE**3 / max(min(seconds), 1e-6)
+        products += 1
+    return 2 * _SIZE**3 * products / max(time.perf_counter() - begun, 1e-6)

@@ -7,9 +7,18 @@ from typing import Literal
 
 from ..core.errors import ChildDied
 
-Verdict = Literal["passed", "warned", "failed", "not run", "not decided"]
-"""``not decided``: the process that was to measure it died, which says nothing about the file."""
-_ORDER: dict[str, int] = {"not run": 0, "passed": 1, "warned": 2, "not decided": 3, "failed": 4}
+Verdict = Literal["passed", "warned", "failed", "not run", "not compared", "not decided"]
+"""``not decided``: the process that was to measure it died, which says nothing about the file.
+``not compared``: that cannot be done with this kind of file, for the reason that a finding gives.
+"""
+_ORDER: dict[str, int] = {
+    "not run": 0,
+    "not compared": 0,
+    "passed": 1,
+    "warned": 2,
+    "not decided": 3,
+    "failed": 4,
+}
 LIMIT = "limit"
 """Where a finding lies that is about a limit given for the run."""
 

@@ -148,7 +148,7 @@ class OnnxArtifact:
         try:
             options.progress("starting the runtime", 0, 0)
             runtime, sample = check_folder_runtime(self.folder, expected, windows[0], options)
-            if runtime.positions:
+            if runtime.positions or runtime.findings:
                 options.part("runtime", runtime)
 
             def seen(reading: Reading) -> None:
@@ -156,7 +156,7 @@ class OnnxArtifact:
                     shares.append(shares_of(sample, reading))
 
             gate = self._gate(options)
-            if runtime.verdict == "not run":
+            if runtime.verdict == "not compared":
                 gate = gate_for(self.type, overrides=options.gates, recomputed=False)
             with OnnxReader(self.folder, threads=options.threads) as reader:
                 model = expected.model
@@ -169,7 +169,7 @@ class OnnxArtifact:
                 padded, wide = _otherwise(reader.in_batches(), once, few, close, options, _BEFORE_BATCHES)
         except (RuntimeFailure, ChildDied) as failure:
             part = broken(failure, "onnxruntime")
-            return (runtime if runtime.positions else RuntimePart(part.verdict)), part
+            return (runtime if runtime.positions or runtime.findings else RuntimePart(part.verdict)), part
         findings = (*part.findings, *slow, *wide)
         part = replace(
             part,

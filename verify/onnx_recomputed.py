@@ -19,22 +19,54 @@ import numpy as np
 from ..converters.mapping import sources_of
 from ..converters.pieces import Piece
 from ..core.errors import InputError
-from ..core.input_files import InputFile
+from ..core.input_files import InputFile, quoted
+from ..core.language import phrase
 from ..core.tensor import Array, DType, Tensor
 from ..core.windows import Window
-from ..reference.copies import Matrix, MatrixInput
+from ..quant.ggml import Floats
+from ..quant.onnx_packing import BLOCK
+from ..reference.copies import Matrix
+from ..reference.ggml_rounding import Rounding
 from ..reference.model import Reference
-from ..reference.recompute import Recomputation
+from ..reference.recompute import LOGITS, Recomputation
+from ..runtimes.matrix_inputs import MatrixInput
+from ..runtimes.onnx_blocks import graph_of, nodes_of_blocks
 from ..runtimes.onnx_experts import by_position
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_process import OnnxProcess
+from ..runtimes.onnx_taps import HALF
 from .inputs import Expected, VerifyOptions
 from .onnx_graphs import is_own
+from .onnx_matched import Match, matches_of
 from .onnx_weights import Pair, counterpart, read_part, weights_of
-from .proof import RuntimePart
-from .recomputed import QUICK, Sample, runtime_part, sample_of
+from .proof import Finding, RuntimePart
+from .recomputed import LIMIT, QUICK, Sample, runtime_part, sample_of
 
 _STEPS = 8
+_ROUNDINGS: Mapping[int, Rounding] = {
+    16: "int8_16", BLOCK: "int8", 64: "int8_64", 128: "int8_128", 256: "int8_256"
+}  # fmt: skip
+LIMIT_IN_HALVES = 1e-4
+"""Of the NMSE of what enters a matrix where all that flows is FLOAT16."""
+_NO_OUTPUT = phrase("no product with the output matrix is found in the graph")
+_EXPERTS = phrase("experts of a graph made elsewhere are not followed")
+_UNKNOWN = phrase("it is not known which of the checkpoint's matrices {name} is, in blocks of whole numbers")
+_LARGE_BLOCKS = phrase("at accuracy level 4 inputs are rounded in blocks of {size}, which is not followed")
+_OPERATORS = phrase("the graph multiplies by quantized weights with {operators}, which is not followed")
+_QUANTIZED = frozenset(
+    {
+        "com.microsoft.DynamicQuantizeMatMul",
+        "com.microsoft.MatMulIntegerToFloat",
+        "com.microsoft.QMoE",
+        "com.microsoft.MatMulBnb4",
+        "com.microsoft.GatherBlockQuantized",
+        "MatMulInteger",
+        "QLinearMatMul",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+    }
+)
+_Tapped = Mapping[tuple[str, str], tuple[MatrixInput, int]]
 _HEADS = ("output.weight", "token_embd.weight")  # what the output matrix is called in a GGUF
 
 
@@ -43,41 +75,109 @@ def check_folder_runtime(
 ) -> tuple[RuntimePart, Sample | None]:
     """Compute the first positions of a window again, which were read at once and, the last, one by one.
 
-    ``not run`` where the folder does not have the weights under the checkpoint's names and where its decoder
-    is a merged one, whose matrices lie in branches. Raises RuntimeFailure where onnxruntime cannot read the
-    folder, ChildDied, which says nothing about it.
+    In a folder made elsewhere matrices are known by their numbers (onnx_matched.py). A tensor that is not
+    found there the checkpoint lends: with another one in its place the folder computes something else, which
+    shows. ``not compared``, with the reason, where that cannot be done. Raises RuntimeFailure where
+    onnxruntime cannot read the folder, ChildDied, which says nothing about it.
     """
-    if not is_own(folder):
-        return RuntimePart("not run"), None
-    weights = _weights(folder, expected.checkpoint.tensors)
+    own = is_own(folder)
+    reason = None if own else _not_followed(folder, expected)
+    if reason is not None:
+        return _not_compared(reason), None
+    tensors = expected.checkpoint.tensors
+    matches = [] if own else matches_of(folder, tensors)
+    if not own and (reason := _unfound(folder, matches)) is not None:
+        return _not_compared(reason), None
+    weights = (
+        _weights(folder, tensors)
+        if own
+        else {**tensors, **{each.tensor.name: each.stored for each in matches}}
+    )
     try:
         options.progress("starting the reference", 0, 0)
         reference = Reference(expected.checkpoint, expected.family, weights=weights, threads=options.threads)
-    except InputError:  # what is missing the weights part names
-        return RuntimePart("not run"), None
+    except InputError as error:  # what is missing the weights part names
+        return _not_compared(error.message), None
     window = replace(window, ids=window.ids[:QUICK], scored_from=0)
+    names = {(each.path.name, each.name): each.tensor.name for each in matches}
+    logits, every = _read_tapped(folder, expected, window, options)
+    tapped = _by_tensor(every, None if own else names)
+    head = _head(expected, tapped)
+    if head is None and own and not expected.family.encoder_only:
+        return _not_compared(_NO_OUTPUT), None
+    sizes = {each.tensor.name: each.blocks.size for each in matches if each.blocks is not None}
+    roundings = {
+        name: Matrix(name, _ROUNDINGS[sizes.get(name, BLOCK)] if level & ~HALF == 4 else "none", None)
+        for name, (_, level) in tapped.items()
+    }
+    module = expected.family.reference.module
+    matrices = {module(name): matrix for name, matrix in roundings.items() if name != head}
+    last = None if expected.family.encoder_only else Matrix(LOGITS, "none", None)
+    last = last if head is None else roundings[head]
+    recomputation = Recomputation(reference, matrices, last, gelu_table=False)
+    inputs: Mapping[str, MatrixInput] = by_position({name: values for name, (values, _) in tapped.items()})
+    free = not expected.family.encoder_only  # an encoder has no logits to sample
+    computed = recomputation.compute(window, inputs, logits, options.progress, free=free)
+    if not own:  # what was not seen to be multiplied may be multiplied otherwise
+        computed = replace(computed, unused=())
+    halves = not own and any(level & HALF for _, level in tapped.values())
+    limit = LIMIT_IN_HALVES if halves else LIMIT
+    part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime", limit=limit)
+    return part, sample_of(computed, logits)
+
+
+def _read_tapped(
+    folder: OnnxFolder, expected: Expected, window: Window, options: VerifyOptions
+) -> tuple[Floats, _Tapped]:
+    """What onnxruntime makes of the window, and what it multiplied on the way."""
     with OnnxProcess(folder, threads=options.threads, tapped=True) as process:
         if expected.family.encoder_only:
             logits = process.embed(window.ids)[0][0]
         else:
             process.begin(window.source)
             logits = np.concatenate([process.read(piece, len(piece)) for piece in _pieces(window.ids)])
-        tapped = process.inputs()
-    head = _head(expected, tapped)
-    if head is None and not expected.family.encoder_only:
-        return RuntimePart("not run"), None
-    roundings = {
-        name: Matrix(name, "int8" if level == 4 else "none", None) for name, (_, level) in tapped.items()
-    }
-    module = expected.family.reference.module
-    matrices = {module(name): matrix for name, matrix in roundings.items() if name != head}
-    last = None if head is None else roundings[head]
-    recomputation = Recomputation(reference, matrices, last, gelu_table=False)
-    inputs: Mapping[str, MatrixInput] = by_position({name: values for name, (values, _) in tapped.items()})
-    free = not expected.family.encoder_only  # an encoder has no logits to sample
-    computed = recomputation.compute(window, inputs, logits, options.progress, free=free)
-    part = runtime_part(computed, len(window.ids), gelu=False, runtime="onnxruntime")
-    return part, sample_of(computed, logits)
+        return logits, process.inputs()
+
+
+def _by_tensor(
+    tapped: _Tapped, names: Mapping[tuple[str, str], str] | None
+) -> dict[str, tuple[MatrixInput, int]]:
+    """By the checkpoint's names, if the graphs do not have these; the decoders' one after the other."""
+    found: dict[str, tuple[MatrixInput, int]] = {}
+    for key, (given, level) in tapped.items():
+        name = key[1] if names is None else names.get(key)
+        if name is None:
+            continue
+        before = [found[name][0].values] if name in found else []
+        found[name] = (MatrixInput(np.concatenate([*before, given.values])), level)
+    return found
+
+
+def _not_compared(reason: str) -> RuntimePart:
+    return RuntimePart("not compared", findings=(Finding("graph", reason, grave=False),))
+
+
+def _not_followed(folder: OnnxFolder, expected: Expected) -> str | None:
+    """Why what a folder made elsewhere computes cannot be computed again; None where it can."""
+    if any(".experts." in name for name in expected.checkpoint.tensors):
+        return _EXPERTS
+    unknown = sorted(folder.operators & _QUANTIZED)
+    if unknown:
+        return _OPERATORS.of(operators=", ".join(each.rpartition(".")[2] for each in unknown))
+    return None
+
+
+def _unfound(folder: OnnxFolder, matches: Sequence[Match]) -> str | None:
+    """Why matrices in blocks cannot be computed with, if some cannot."""
+    known = {(each.path, each.name) for each in matches if each.blocks is not None}
+    for file in folder.models:
+        for node in nodes_of_blocks(graph_of(file)):
+            attributes = {each.name: each.i for each in node.attribute}
+            if (file.path, node.input[1]) not in known:
+                return _UNKNOWN.of(name=quoted(node.input[1])[1:-1])
+            if attributes.get("accuracy_level", 0) == 4 and attributes.get("block_size") not in _ROUNDINGS:
+                return _LARGE_BLOCKS.of(size=attributes.get("block_size", 0))
+    return None
 
 
 def _pieces(ids: Sequence[int]) -> list[Sequence[int]]:

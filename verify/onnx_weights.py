@@ -10,42 +10,53 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ..converters.family import AnyFamily
+from ..converters.mapping import sources_of
 from ..converters.pieces import Piece, cut, work_through
 from ..core.checkpoint import Checkpoint
 from ..core.input_files import InputFile, quoted
 from ..core.language import phrase
 from ..core.progress import Progress, silent
-from ..core.tensor import Tensor
+from ..core.tensor import DType, Tensor
 from ..quant.encoders import Encoder
-from ..quant.formats import F16, F32, FORMATS, Q8_0, Format
-from ..quant.ggml import Bytes, Floats, dequantize
+from ..quant.formats import BF16, F16, F32, FORMATS, Q8_0, Format
+from ..quant.ggml import Bytes, Floats, dequantize, widened
 from ..quant.onnx_packing import Packed, packed_shapes, unpacked
 from ..quant.slabs import Scratch
 from ..runtimes.onnx_folder import OnnxFolder
 from ..runtimes.onnx_model_file import Initializer
-from .onnx_graphs import with_todays
-from .proof import Finding, TensorError, WeightsPart, verdict_of
+from .onnx_graphs import is_own, with_todays
+from .onnx_matched import Match, matches_of
+from .proof import Finding, TensorError, TensorState, WeightsPart, verdict_of
 from .weight_errors import Compared, measure, total
 
 _FLOAT, _UINT8, _FLOAT16 = 1, 2, 10  # onnx.proto, TensorProto.DataType
 _WHOLE = {_FLOAT: (F32, "<f4"), _FLOAT16: (F16, "<f2")}
+_STORED_AS = {DType.F32: F32, DType.F16: F16, DType.BF16: BF16}
+NOTHING_FOUND = phrase("none of the checkpoint's tensors is found in the graphs, by name or by its numbers")
 _LAYER = re.compile(r"\.(?:layers|block|h)\.(\d+)\.")
 _MOST = 8  # findings
+_LARGER, _SLOPE = 2.0, 0.02  # blocks of others: times the error of the nearest numbers, and what is scaled
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of the checkpoint, and what it is in the folder."""
+    """A tensor of the checkpoint, and what it is in the folder.
+
+    ``stored`` are its numbers in a folder made elsewhere, in the checkpoint's orientation; ``block`` columns
+    share a scale (0: they are floats).
+    """
 
     tensor: Tensor
     format: Format
     parts: tuple[Initializer, ...]
+    stored: Tensor | None = None
+    block: int = 0
 
 
 def check_folder_weights(
@@ -61,6 +72,8 @@ def check_folder_weights(
     What kconv has written holds every weight under such a name, and nothing else; others keep some of the
     names. Raises CheckpointError and EnvironmentProblem where one of the two cannot be read.
     """
+    if not is_own(folder):
+        return _of_others(folder, checkpoint, family, threads, progress)
     both = [
         counterpart(name, tensor, file.external)
         for file in folder.models
@@ -71,6 +84,35 @@ def check_folder_weights(
     findings += _one_sided(folder, checkpoint, family)
     if not pairs and not findings:
         return WeightsPart("not run")
+    return _part(pairs, findings, threads, progress)
+
+
+def _of_others(
+    folder: OnnxFolder, checkpoint: Checkpoint, family: AnyFamily, threads: int, progress: Progress
+) -> WeightsPart:
+    """What is found by names and numbers; what is not (1 + a norm's weights) the runtime part judges."""
+    matches = matches_of(folder, checkpoint.tensors)
+    pairs = [
+        Pair(each.tensor, _format_of(each), (), each.stored, 0 if each.blocks is None else each.blocks.size)
+        for each in matches
+    ]
+    found = {each.tensor.name for each in matches}
+    found |= {alias for alias, of in checkpoint.aliases.items() if of in found}
+    found |= {of for alias, of in checkpoint.aliases.items() if alias in found}
+    used = dict.fromkeys(name for each in sources_of(family, checkpoint).values() for name in each)
+    missing = [name for name in used if name in checkpoint.tensors and name not in found]
+    if not pairs:
+        return WeightsPart("not compared", (), (Finding("weights", NOTHING_FOUND, grave=False),))
+    part = _part(pairs, [], threads, progress)
+    if not missing:
+        return part
+    message = phrase("not found among the graphs' weights, by name or by numbers: {names}")
+    message = message.of(names=", ".join(missing[:_MOST]) + (" …" if len(missing) > _MOST else ""))
+    findings = (*part.findings, Finding(missing[0], message, grave=False))
+    return replace(part, verdict=verdict_of(findings), findings=findings, not_compared=len(missing))
+
+
+def _part(pairs: Sequence[Pair], findings: list[Finding], threads: int, progress: Progress) -> WeightsPart:
     errors = [
         _error(pair, compared)
         for pair, compared in zip(pairs, _compare(pairs, threads, progress), strict=True)
@@ -150,12 +192,19 @@ def _compare_piece(pair: Pair, files: Mapping[Path, InputFile], rows: Piece, scr
     tensor, format = pair.tensor, pair.format
     matrix = len(tensor.shape) > 1
     shape = (rows.stop - rows.start, tensor.row_elements) if matrix else (1, rows.stop - rows.start)
-    raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
     source = tensor.read(rows.start, rows.stop)
-    slab = Encoder((F32, format), kernels="none").encode(source, tensor.dtype, scratch)
+    formats = (F32,) if pair.block else (F32, format)
+    slab = Encoder(formats, kernels="none").encode(source, tensor.dtype, scratch)
     weights = slab.data[0].view(np.float32).reshape(shape)
-    right = weights if format == F32 else dequantize(format, slab.data[1], shape)
-    ours = weights_of(pair, raw, shape)
+    if pair.block:
+        right = rounded_in_blocks(weights, pair.block, 8 if format == Q8_0 else 4)
+    else:
+        right = weights if format == F32 else dequantize(format, slab.data[1], shape)
+    if pair.stored is not None:
+        ours = widened(pair.stored.read(rows.start, rows.stop), pair.stored.dtype).reshape(shape)
+    else:
+        raw = [read_part(part, files[part.path], tensor.rows, rows) for part in pair.parts]
+        ours = weights_of(pair, raw, shape)
     ours, right = (np.ascontiguousarray(each, np.float32) for each in (ours, right))
     return measure(weights, _bytes(ours), _bytes(right), F32, rows.start if matrix else 0)
 
@@ -188,13 +237,42 @@ def _error(pair: Pair, compared: Compared) -> TensorError:
         pair.tensor.name,
         pair.format.name,
         int(layer[1]) if layer else None,
-        "identical" if compared.same else "differs",
+        _state(pair, compared),
         compared.stored.error,
         compared.own.error if compared.own is not None else compared.stored.error,
         compared.worst_row,
         compared.worst_row_error,
         compared.stored.slope,
     )
+
+
+def _state(pair: Pair, compared: Compared) -> TensorState:
+    if compared.same:
+        return "identical"
+    own = compared.own
+    if not pair.block or own is None or compared.not_finite:
+        return "differs"
+    error, slope = compared.stored.error, compared.stored.slope
+    near = error <= _LARGER * own.error and abs(slope - 1) <= _SLOPE + own.error**2
+    return "within" if near and not compared.far.count else "differs"
+
+
+def rounded_in_blocks(weights: Floats, size: int, bits: int) -> Floats:
+    """``weights`` (rows, columns) as the nearest of so many numbers between the ends of each block."""
+    rows, columns = weights.shape
+    padded = np.pad(weights, ((0, 0), (0, -columns % size))).reshape(rows, -1, size)
+    least, most = np.minimum(padded.min(-1, keepdims=True), 0), np.maximum(padded.max(-1, keepdims=True), 0)
+    step = (most - least) / ((1 << bits) - 1)
+    with np.errstate(all="ignore"):
+        codes = np.where(step > 0, np.rint((padded - least) / step), 0)
+    made: Floats = (codes * step + least).reshape(rows, -1)[:, :columns].astype(np.float32)
+    return made
+
+
+def _format_of(match: Match) -> Format:
+    if match.blocks is None:
+        return _STORED_AS[match.stored.dtype]
+    return Q8_0 if match.blocks.bits == 8 else FORMATS["q4_0"]
 
 
 def _finding(error: TensorError) -> Finding:

@@ -139,19 +139,20 @@ INLINE void find_points(
     const grid_format *format, const struct grid *grid, const grid_weights *w, const float *scales, int32_t *codes
 ) {
     const int dims = format->dims;
+    const enum grid_values values = dims == 4 ? OF_FOUR : OF_EIGHT;
     sorted_codes sorted;
     sort_codes(grid, codes, format->size / dims * LANES, &sorted);
 #define EACH_PLACE(kind, best)                                                                                \
     for (int n = 0; n < sorted.counts[kind]; ++n) {                                                           \
-        const int at = sorted.places[kind][n];                                                                \
+        const unsigned at = sorted.places[kind][n];                                                           \
         const uint32_t point = grid->points[codes[at]];                                                       \
         const uint16_t *list = grid->codes + (size_t)(point & GRID_FIRST) * GRID_PAD;                         \
         const float *x = w->rows + at * dims, *weights = w->roots + at * dims, scale = scales[at % LANES];    \
         codes[at] = OFF_GRID | (best);                                                                        \
     }
-    EACH_PLACE(1, best_of_eight(dims, list, x, weights, scale))
-    EACH_PLACE(2, best_of_sixteen(dims, list, 16, x, weights, scale))
-    EACH_PLACE(3, best_of_many(dims, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
+    EACH_PLACE(1, best_of_eight(dims, values, list, x, weights, scale))
+    EACH_PLACE(2, best_of_sixteen(dims, values, list, 16, x, weights, scale))
+    EACH_PLACE(3, best_of_many(dims, values, list, point >> GRID_COUNT_SHIFT & GRID_COUNT, x, weights, scale))
 #undef EACH_PLACE
 }
 

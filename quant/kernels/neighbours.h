@@ -1,5 +1,5 @@
-/* Of the neighbours of a group of weights that which errs least: iq2_find_best_neighbour and
- * iq3_find_best_neighbour of ggml-quants.c, with a lane for each of sixteen neighbours.
+/* Of the neighbours of a group of weights that which errs least: iq1_find_best_neighbour2, iq2_find_best_neighbour
+ * and iq3_find_best_neighbour of ggml-quants.c, with a lane for each of sixteen neighbours.
  *
  * What a weight errs by follows from its level, of which there are few, so that it is computed once for each.
  * Errors are sums over the weights in their order; among equal ones the first neighbour counts. They are finite
@@ -18,27 +18,38 @@ typedef struct {
     lf part[PARTS];
 } sixteen;
 
+/* The values of the levels: of iq3 and iq2 2 * level + 1, of iq1 level - 1 and an eighth more or less. */
+enum grid_values { OF_FOUR, OF_EIGHT, RAISED, LOWERED };
+
 /* What each weight of a group errs by at each level; the baseline, which cannot look up, has what it takes. */
 typedef struct {
 #if LANES > 4
     lf level[8]; /* lane n: level n % 8 of the weights of a group of four, level n % 4 of one of eight */
 #else
+    enum grid_values values;
     float scale;
     const float *x, *weights;
 #endif
 } group_errors;
 
-/* The values of the levels, 2 * level + 1. */
-#define FOUR_VALUES 1, 3, 5, 7
-#define EIGHT_VALUES 1, 3, 5, 7, 9, 11, 13, 15
+#if LANES > 4
+#define TWICE(...) __VA_ARGS__, __VA_ARGS__
 #if LANES == 16
-static const float GRID_VALUES[2][16] = {{EIGHT_VALUES, EIGHT_VALUES},
-                                         {FOUR_VALUES, FOUR_VALUES, FOUR_VALUES, FOUR_VALUES}};
-#elif LANES == 8
-static const float GRID_VALUES[2][8] = {{EIGHT_VALUES}, {FOUR_VALUES, FOUR_VALUES}};
+#define ALL_LANES(...) TWICE(__VA_ARGS__)
+#else
+#define ALL_LANES(...) __VA_ARGS__
+#endif
+static const float GRID_VALUES[4][LANES] = {
+    [OF_FOUR] = {ALL_LANES(1, 3, 5, 7, 9, 11, 13, 15)},
+    [OF_EIGHT] = {ALL_LANES(TWICE(1, 3, 5, 7))},
+    [RAISED] = {ALL_LANES(TWICE(-0.875f, 0.125f, 1.125f, 0))},
+    [LOWERED] = {ALL_LANES(TWICE(-1.125f, -0.125f, 0.875f, 0))},
+};
+#undef TWICE
+#undef ALL_LANES
 #endif
 
-/* The value of weight ``i`` of a group whose point's code is in the low bits. */
+/* The value of weight ``i`` of a group of iq2 or iq3 whose point's code is in the low bits. */
 INLINE lf value_at(int dims, li code, int i) {
 #if LANES == 16
     const __m512 values = (__m512)load(GRID_VALUES[dims == 8]);
@@ -53,17 +64,19 @@ INLINE lf value_at(int dims, li code, int i) {
 #endif
 }
 
-INLINE group_errors errors_of_group(int dims, const float *x, const float *weights, float scale) {
+INLINE group_errors errors_of_group(
+    int dims, enum grid_values which, const float *x, const float *weights, float scale
+) {
     group_errors errors;
 #if LANES > 4
-    const lf values = scale * load(GRID_VALUES[dims == 8]);
+    const lf values = scale * load(GRID_VALUES[which]);
     for (int i = 0; i < dims; ++i) {
         const lf difference = values - x[i];
         errors.level[i] = weights[i] * difference * difference;
     }
 #else
     (void)dims;
-    errors.scale = scale, errors.x = x, errors.weights = weights;
+    errors.values = which, errors.scale = scale, errors.x = x, errors.weights = weights;
 #endif
     return errors;
 }
@@ -113,7 +126,10 @@ INLINE sixteen errors_at(int dims, const group_errors *errors, const uint16_t *c
 #else
         const li code = {own[0], own[1], own[2], own[3]};
         for (int i = 0; i < dims; ++i) {
-            const lf difference = errors->scale * value_at(dims, code, i) - errors->x[i];
+            lf value = value_at(dims, code, i);
+            if (errors->values > OF_EIGHT)
+                value = to_floats(code >> 2 * i & 3) - (errors->values == RAISED ? 0.875f : 1.125f);
+            const lf difference = errors->scale * value - errors->x[i];
             sum.part[p] += errors->weights[i] * difference * difference;
         }
 #endif
@@ -153,17 +169,20 @@ INLINE unsigned least_of(const sixteen *numbers) {
 
 /* The code of the best of at most ``count`` neighbours, 8 or 16. */
 INLINE int best_of_sixteen(
-    int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
+    int dims, enum grid_values which, const uint16_t *codes, int count, const float *x, const float *weights,
+    float scale
 ) {
-    const group_errors errors = errors_of_group(dims, x, weights, scale);
+    const group_errors errors = errors_of_group(dims, which, x, weights, scale);
     const sixteen sums = errors_at(dims, &errors, codes, count);
     return codes[__builtin_ctz(least_of(&sums))];
 }
 
 /* The code of the best of at most eight neighbours. */
-INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const float *weights, float scale) {
+INLINE int best_of_eight(
+    int dims, enum grid_values which, const uint16_t *codes, const float *x, const float *weights, float scale
+) {
 #if LANES > 4
-    const __m256 values = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(GRID_VALUES[dims == 8]));
+    const __m256 values = _mm256_mul_ps(_mm256_set1_ps(scale), _mm256_loadu_ps(GRID_VALUES[which]));
     __m256 levels[8];
     for (int i = 0; i < dims; ++i) {
         const __m256 difference = _mm256_sub_ps(values, _mm256_set1_ps(x[i]));
@@ -173,16 +192,16 @@ INLINE int best_of_eight(int dims, const uint16_t *codes, const float *x, const 
     const __m256 least = _mm256_broadcastss_ps(least_of_eight(sums));
     return codes[__builtin_ctz(_mm256_movemask_ps(_mm256_cmp_ps(least, sums, _CMP_EQ_OQ)))];
 #else
-    return best_of_sixteen(dims, codes, 8, x, weights, scale);
+    return best_of_sixteen(dims, which, codes, 8, x, weights, scale);
 #endif
 }
 
-
 /* The same of ``count`` times sixteen. */
 INLINE int best_of_many(
-    int dims, const uint16_t *codes, int count, const float *x, const float *weights, float scale
+    int dims, enum grid_values which, const uint16_t *codes, int count, const float *x, const float *weights,
+    float scale
 ) {
-    const group_errors errors = errors_of_group(dims, x, weights, scale);
+    const group_errors errors = errors_of_group(dims, which, x, weights, scale);
     sixteen best = errors_at(dims, &errors, codes, 16);
     li from[PARTS];
     int32_t starts[GRID_PAD];

@@ -2,6 +2,11 @@
  *
  * The order of operations is that of quantize_row_q8_0_ref and quantize_row_q4_0_ref in ggml-quants.c.
  */
+#ifndef KCONV_Q8_0_H
+#define KCONV_Q8_0_H
+
+#include "lanes.h"
+
 #define Q_BLOCK 32
 #define Q8_0_BYTES 34
 #define Q4_0_BYTES 18
@@ -54,7 +59,7 @@ INLINE void NAME(blocks_q4_0)(const float *x, uint8_t *out) {
 #define FLAT_ENCODER(format, bytes)                                                                           \
     static void NAME(encode_##format)(const float *x, void *out, int64_t rows, int64_t columns,               \
                                       const float *importance) {                                              \
-        (void)importance; /* quantize_q8_0 does not look at it */         \
+        (void)importance; /* quantize_q8_0 does not look at it */                                             \
         const int64_t blocks = rows * columns / Q_BLOCK;                                                      \
         int64_t done = 0;                                                                                     \
         for (; done + LANES <= blocks; done += LANES)                                                         \
@@ -87,3 +92,5 @@ static bool NAME(undefined_q8_0)(const float *x, const void *out, int64_t blocks
 static bool NAME(undefined_q4_0)(const float *x, const void *out, int64_t blocks) {
     return NAME(undefined_scale)(x, out, blocks, Q4_0_BYTES);
 }
+
+#endif

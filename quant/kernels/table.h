@@ -1,15 +1,18 @@
 /* Every family, and the table of this instruction set. */
 #include "kernels.h"
 #include "lanes.h"
+#include "iq1.h"
 #include "iq2_iq3.h"
 #include "feedback.h"
 #include "iq4.h"
+#include "mxfp4.h"
 #include "q2_k.h"
 #include "q3_k.h"
 #include "q4_q5.h"
 #include "q4_q5_k.h"
 #include "q6_k.h"
 #include "q8_0.h"
+#include "tq1_tq2.h"
 #include "widen.h"
 
 static const struct kernel NAME(table)[] = {
@@ -26,10 +29,15 @@ static const struct kernel NAME(table)[] = {
     {16, 256, 66, 0, NAME(encode_iq2_xxs), 0},
     {17, 256, 74, 0, NAME(encode_iq2_xs), 0},
     {18, 256, 98, NAME(encode_iq3_xxs), NAME(encode_iq3_xxs), 0},
+    {19, 256, 50, 0, NAME(encode_iq1_s), 0},
     {20, 32, 18, NAME(encode_iq4_nl), NAME(encode_iq4_nl), 0},
     {21, 256, 110, NAME(encode_iq3_s), NAME(encode_iq3_s), 0},
     {22, 256, 82, NAME(encode_iq2_s), NAME(encode_iq2_s), 0},
     {23, 256, 136, NAME(encode_iq4_xs), NAME(encode_iq4_xs), 0},
+    {29, 256, 56, NAME(encode_iq1_m), NAME(encode_iq1_m), 0},
+    {34, 256, 54, NAME(encode_tq1_0), NAME(encode_tq1_0), NAME(undefined_tq1_0)},
+    {35, 256, 66, NAME(encode_tq2_0), NAME(encode_tq2_0), NAME(undefined_tq2_0)},
+    {39, 32, 17, NAME(encode_mxfp4), NAME(encode_mxfp4), NAME(undefined_mxfp4)},
 };
 
 const struct kernels NAME(kconv_kernels) = {

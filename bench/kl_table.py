@@ -1,0 +1,90 @@
+"""The README's table of less loss: KL at the sizes of llama-quantize's types, four ways, as Markdown.
+
+python bench/kl_table.py CHECKPOINT... --calibrate TEXT --test TEXT -q q3_k_m,q4_k_m [--lang ko] [--layers]
+
+For each type, with the same importance data: llama-quantize's file (kconv writes its bytes, which the tests
+hold), the same --optimized, formats chosen by --target-size at its bytes, and both. Logits are llama.cpp's,
+against the checkpoint's in fp32; differences from the first are paired over windows, ± a standard error.
+CHECKPOINT is a folder or the name of a sample. With --layers head and embedding stay in F16.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from less_loss import Reading, calibration, checkpoint_at, gathered, paired
+
+from kconv.flows.convert import to_gguf
+
+_HEADS = {
+    "en": "| model, type | bits | llama-quantize, imatrix | `--optimize` | `--target-size` | both |",
+    "ko": "| 모델, 타입 | 비트 | llama-quantize, imatrix | `--optimize` | `--target-size` | 둘 다 |",
+}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoints", nargs="+")
+    parser.add_argument("--calibrate", type=Path, action="append", required=True)
+    parser.add_argument("--test", type=Path, action="append", required=True)
+    parser.add_argument("-q", "--types", default="q3_k_m,q4_k_m")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--chunks", type=int, default=32)
+    parser.add_argument("--layers", action="store_true")
+    parser.add_argument("--lang", choices=sorted(_HEADS), action="append")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.checkpoints:
+        with tempfile.TemporaryDirectory() as folder:
+            rows += list(_rows(asked, name, Path(folder)))
+    for language in asked.lang or ["en"]:
+        print("\n".join([_HEADS[language], "|---|---|---|---|---|---|", *rows]))
+
+
+def _rows(asked, name, folder):
+    checkpoint = checkpoint_at(name, folder)
+    reading = Reading(checkpoint, asked.test, asked.tokens, asked.threads)
+    statistics = folder / "statistics.gguf"
+    gathered(checkpoint, calibration(asked.calibrate, 0), statistics, asked.chunks, asked.threads)
+    keep = {"output_type": "f16", "embedding_type": "f16"} if asked.layers else {}
+    common = {"verify": "off", "threads": asked.threads, "force": True, **keep}
+    for type_name in asked.types.split(","):
+        made = {}
+        for optimize in (False, True):
+            path = folder / f"{type_name}-{optimize}.gguf"
+            (made["type", optimize],) = to_gguf(
+                checkpoint, path, types=(type_name,), imatrix=statistics, optimize=optimize, **common
+            ).outputs
+        size = str(made["type", False].path.stat().st_size)
+        (first,) = to_gguf(
+            checkpoint, folder / f"{type_name}-chosen.gguf", types=(), calibrate=asked.calibrate,
+            target_size=size, **common,
+        ).outputs  # fmt: skip
+        for optimize in (False, True):  # the same formats, with the same importance data as the others
+            path = folder / f"{type_name}-{optimize}-chosen.gguf"
+            given = {"imatrix": statistics, "policy": first.policy, "optimize": optimize}
+            (made["chosen", optimize],) = to_gguf(checkpoint, path, types=(), **given, **common).outputs
+        kls = {way: reading.kl_by_window(output.path) for way, output in made.items()}
+        plain = kls["type", False]
+        measured = kls["chosen", False].mean()
+        print(
+            f"{name} {type_name}: predicted {first.choice.predicted:.4g}, measured {measured:.4g}", flush=True
+        )
+        ways = [("type", True), ("chosen", False), ("chosen", True)]
+        cells = [f"{plain.mean():.4f}", *(_cell(kls[way], plain) for way in ways)]
+        bits = made["type", False].bits_per_weight
+        label = "" if Path(name).is_dir() else f" ({'layers' if asked.layers else 'sample'})"
+        yield f"| {Path(name).name}{label}, {type_name} | {bits:.2f} | {' | '.join(cells)} |"
+
+
+def _cell(values, plain):
+    difference, error = paired(values, plain)
+    return f"{values.mean():.4f} ({difference:+.4f} ± {error:.4f})"
+
+
+if __name__ == "__main__":
+    main()
