@@ -139,7 +139,8 @@ def _show(
     as_json: bool,
 ) -> None:
     """What would be sent."""
-    from ..flows.upload import README, plan, sizes
+    from ..flows.artifacts import README
+    from ..flows.upload import plan, sizes
     from ..report.model_card import model_card
 
     text = model_card(

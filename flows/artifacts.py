@@ -20,9 +20,12 @@ from ..core.foreign_values import number, objects_of, text_of
 from ..core.gguf_file import GgufHeader
 from ..core.gguf_split import GgufModel
 from ..core.input_files import is_plain_name, quoted, read_json, read_text, stays_with
+from .onnx_runs import Runs, runs_of
 
 Facts = Mapping[str, Any]
 """Keys of a GGUF; of an ONNX folder those for which its own files have an answer."""
+README = "README.md"
+"""The card of a repository, or of a folder."""
 ENCODER = "kconv.encoder"
 """Among facts: whether the graphs of a folder have an encoder."""
 
@@ -72,7 +75,7 @@ class Artifact:
 
     ``name`` is that of its (first) file or its folder in the repository, empty for one at its top.
     ``weights`` are the files of the model itself, ``beside`` manifest, companions and Modelfile; ``place``
-    is what a folder is called here.
+    is what a folder is called here, and ``runs`` where it does.
     """
 
     name: str
@@ -87,6 +90,7 @@ class Artifact:
     companions: tuple[str, ...] = ()
     modelfile: bool = False
     place: str = ""
+    runs: Runs | None = None
 
     @property
     def files(self) -> tuple[ReleaseFile, ...]:
@@ -168,6 +172,8 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
                 f"{folder}/{quoted(key)} leads out of the folder",
                 hint="put the file itself there, not a link",
             )
+    if top:
+        sizes.pop(README, None)  # the repository's is the card of all that is in it
     prefix = f"{name}/" if name else ""
     weights = tuple(plain_file(path, prefix + key, recorded.get(key)) for key, path in sizes.items())
     own = folder / FOLDER_MANIFEST
@@ -183,6 +189,7 @@ def _folder(folder: Path, *, top: bool) -> tuple[Artifact, Facts]:
         beside,
         manifest,
         place=folder.resolve().name,
+        runs=runs_of(manifest),
     )
     return artifact, _folder_facts(folder)
 
@@ -226,6 +233,7 @@ def remote_artifact(name: str, manifest: Mapping[str, Any], there: Collection[st
             each["file"] for each in objects_of(manifest.get("companions")) if is_plain_name(each.get("file"))
         ),
         modelfile=f"{own.removesuffix('.gguf')}.Modelfile" in there,
+        runs=runs_of(manifest) if kind == "ONNX" else None,
     )
 
 

@@ -19,6 +19,7 @@ from ..converters.onnx.formats import AUTO, choose_onnx_formats, parse_type
 from ..converters.onnx.genai import with_genai
 from ..converters.onnx.graphs import graphs_of
 from ..converters.onnx.options import OnnxOptions, flavour_for
+from ..converters.onnx.page import with_page
 from ..converters.results import Scope, scope_of
 from ..converters.targets import FOLDER_MANIFEST as MANIFEST
 from ..converters.targets import checkpoint_name
@@ -47,6 +48,7 @@ from ..vocab.tokenizer import Source
 from .arrivals import announce_traffic, arrived, leaving_nothing
 from .automatic import Known, read_first
 from .finished import Made, of_checkpoint, tell_made
+from .folder_card import with_card
 from .observer import UNOBSERVED, Observer
 from .prove import read_and_keep
 from .results import OnnxConversion, Run
@@ -79,6 +81,7 @@ def to_onnx(
     made: Callable[[Sequence[Path]], None] = lambda paths: None,
     observer: Observer = UNOBSERVED,
     stream: bool = False,
+    card: Callable[[Path], str] | None = None,
 ) -> OnnxConversion:
     """Convert a checkpoint folder to a folder of ONNX files, and prove it.
 
@@ -90,7 +93,8 @@ def to_onnx(
     transformers.js and standard otherwise. ``accuracy_level`` is onnxruntime's for quantized matrices: 4
     rounds the activations to 8 bits, as llama.cpp does; 0 keeps them and is far slower.
     ``chat_template``, ``drop_extra_tokens``, ``verify``, ``rehash``, ``resume``, ``made``, ``observer``
-    and ``stream`` are as of ``to_gguf``. Raises KconvError of all kinds; a failed proof raises nothing.
+    and ``stream`` are as of ``to_gguf``. ``card`` makes the README.md of the finished folder, which becomes
+    one of its files; without it there is none. Raises KconvError of all kinds; a failed proof raises nothing.
     """
     scope = scope_of(verify)
     wanted = (parse_type(type), parse_layout(layout))
@@ -134,7 +138,7 @@ def to_onnx(
     observer.noted(written.notes)
     observer.made_folder(written.path, written.files)
     if expected is None or scope == "off":
-        return written
+        return with_card(written, card, announce)
     verify_options = VerifyOptions(
         threads=threads or available_cores(), progress=progress, announce=announce, part=observer.part
     )
@@ -142,7 +146,7 @@ def to_onnx(
     proof = _prove(expected, planned.folder, scope, verify_options, known)
     observer.proven(proof)
     discard([planned.folder.resolve()])  # the journal
-    return replace(written, proof=proof)
+    return with_card(replace(written, proof=proof), card, announce)
 
 
 def onnx_folder_name(checkpoint: Checkpoint, type: str) -> str:
@@ -210,7 +214,9 @@ def _side_files(
         options.chat_template,
         drop_extra_tokens=options.drop_extra_tokens,
     )
-    return with_genai(files, model, planned.graphs, options.layout)
+    files = with_genai(files, model, planned.graphs, options.layout)
+    name = checkpoint_name(checkpoint)
+    return with_page(files, planned.graphs, options.layout, planned.chosen.type, name)
 
 
 def _check_surroundings(options: OnnxOptions, *, proven: bool) -> None:

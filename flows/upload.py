@@ -14,10 +14,9 @@ from ..core.input_files import file_sha256
 from ..core.progress import Progress, silent
 from ..hub.names import endpoint, is_repository
 from ..hub.upload import Place, RemoteFile, Sending, Uploader, is_there
-from .artifacts import Artifact, ReleaseFile, remote_artifact
+from .artifacts import README, Artifact, ReleaseFile, remote_artifact
 from .release import Release, joined
 
-README = "README.md"
 _CARDS = 64  # manifests of a repository that are read for its card
 
 Announce = Callable[[str], None]

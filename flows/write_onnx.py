@@ -27,6 +27,7 @@ from ..core.input_files import file_sha256
 from ..core.kept import Kept
 from ..core.leftovers import discard
 from ..core.model import Model, Note
+from ..runtimes.onnx_folder import least_of
 from .results import OnnxConversion, Run
 from .resume import find_kept, hold_to, is_published, journaled_folder, not_as_written
 
@@ -107,7 +108,8 @@ def write_folder(
         written = [
             _file_entry(folder, name, size, hashed=name not in data) for name, size in made.files.items()
         ]
-        text = _manifest(checkpoint, model, made, options, sources, written, planned.tensors)
+        least = least_of([folder / name for name in planned.graph_files])
+        text = _manifest(checkpoint, model, made, options, sources, written, planned.tensors, least)
         (folder / MANIFEST).write_text(text, encoding="utf-8", errors="backslashreplace")
     return made
 
@@ -201,6 +203,7 @@ def _manifest(
     sources: Sequence[SourceFile],
     written: Sequence[Mapping[str, Any]],
     tensors: Mapping[str, str],
+    least: str,
 ) -> str:
     return manifest_json(
         {
@@ -209,6 +212,7 @@ def _manifest(
                 "bytes": made.bytes,
                 "bits_per_weight": round(made.bits_per_weight, 4),
                 "files": list(written),
+                "least_onnxruntime": least,
             },
             "source": source_part(checkpoint, model, sources),
             "architecture": model.arch,

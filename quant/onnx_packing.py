@@ -57,6 +57,11 @@ def bits(format: Format) -> int:
     return _BITS[format]
 
 
+def zero(format: Format) -> int:
+    """The number that stands for 0. Raises UsageError for a format that has no packing."""
+    return 1 << (bits(format) - 1)
+
+
 def packed_shapes(format: Format, shape: Sequence[int]) -> PackedShapes:
     """The shapes of a matrix of ``shape`` (rows, columns) in ``format``. Raises UsageError if it has none."""
     rows, columns = shape
@@ -121,6 +126,5 @@ def unpacked(format: Format, packed: Packed) -> npt.NDArray[np.float32]:
     numbers = packed.weights
     if bits(format) == 4:
         numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(*numbers.shape[:2], BLOCK)
-    zero = np.float32(1 << (bits(format) - 1))
-    weights = (numbers.astype(np.float32) - zero) * packed.scales[..., None]
+    weights = (numbers.astype(np.float32) - np.float32(zero(format))) * packed.scales[..., None]
     return weights.reshape(len(weights), -1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class OnnxFolder:
     @property
     def least(self) -> str:
         """The first onnxruntime that computes all graphs, such as 1.23."""
-        return "{}.{}".format(*max(model.least for model in self.models))
+        return _least(self.models)
 
     @property
     def embeds(self) -> bool:
@@ -158,3 +158,12 @@ def _type(weights: Counter[str]) -> str:
         if reached and reached >= total * _SHARE:
             return name
     return "f32"
+
+
+def least_of(graphs: Iterable[Path]) -> str:
+    """The first onnxruntime that computes all of them. Raises what ``read_model_file`` raises."""
+    return _least(read_model_file(path) for path in graphs)
+
+
+def _least(models: Iterable[ModelFile]) -> str:
+    return "{}.{}".format(*max(model.least for model in models))

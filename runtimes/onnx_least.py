@@ -1,7 +1,7 @@
 """The least onnxruntime that computes a graph, by its opset and by what operators have not always meant.
 
-Measured with folders of kconv's in onnxruntime 1.20 to 1.31 on the CPU. Up to 1.23 GroupQueryAttention's
-``local_window_size`` lets a query see one position more than since.
+Measured with folders of kconv's in onnxruntime 1.20 to 1.31 on the CPU. MatMulNBits takes 8 bits since
+1.22. Up to 1.23 GroupQueryAttention's ``local_window_size`` lets a query see one position more than since.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ def least_for_node(node: Any) -> Release:
     if node.domain != "com.microsoft":
         return OLDEST
     attributes = {each.name for each in node.attribute}
+    if node.op_type == "MatMulNBits" and any(each.name == "bits" and each.i == 8 for each in node.attribute):
+        return (1, 22)
     if node.op_type == "GatherBlockQuantized" and "bits" in attributes:
         return (1, 23)
     if node.op_type == "GroupQueryAttention":

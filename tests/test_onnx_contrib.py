@@ -204,7 +204,7 @@ def test_the_layout_decides_unless_a_flavour_is_asked_for(tmp_path: Path) -> Non
     ("family", "type", "flavour", "least"),
     [
         ("42dot", "f32", "contrib", "1.20"),
-        ("42dot", "q4_0", "contrib", "1.23"),
+        ("42dot", "q4_0", "contrib", "1.22"),
         ("42dot", "f32", "standard", "1.23"),
         ("mpt", "f32", "contrib", "1.22"),
         ("gemma3", "f32", "contrib", "1.24"),

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core.tensor import Array
+from ...quant.formats import Format
+from ...quant.onnx_packing import BLOCK, bits, zero
 from .causal import Heads, Positions
 from .flavour import Given
 from .graph import MICROSOFT, SIMPLIFIED, Element, Graph
@@ -44,6 +46,24 @@ class Contrib:
         kind, names = "SkipSimplifiedLayerNormalization", (None, "", "", rows)
         given = (*added.inputs, weights)
         return graph.ops(kind, *given, outputs=names, domain=MICROSOFT, epsilon=epsilon)[0]
+
+    def looked_up(self, graph: Graph, ids: str, blocks: str, scales: str, format: Format) -> str:
+        """Rows of bytes, then arithmetic, whose products are the same floats to the bit.
+
+        The WASM that browsers load for WebGPU has no GatherBlockQuantized on the CPU (onnxruntime-web 1.31).
+        """
+        numbers = graph.cast(graph.op("Gather", blocks, ids), Element.FLOAT)
+        if bits(format) == 4:  # two in a byte, the first in the low half
+            high = graph.op("Floor", graph.op("Mul", numbers, graph.number(1 / 16)))
+            low = graph.op("Sub", numbers, graph.op("Mul", high, graph.number(16.0)))
+            pair = (graph.op("Unsqueeze", each, graph.integers(-1)) for each in (low, high))
+            numbers = graph.op("Concat", *pair, axis=-1)
+        centred = graph.op("Sub", numbers, graph.number(float(zero(format))))
+        each = graph.op("Unsqueeze", graph.op("Gather", scales, ids), graph.integers(-1))
+        in_blocks = graph.op("Concat", graph.op("Shape", each, end=-1), graph.integers(BLOCK), axis=0)
+        weights = graph.op("Mul", graph.op("Reshape", centred, in_blocks), each)
+        rows = graph.op("Concat", graph.op("Shape", ids), graph.integers(-1), axis=0)
+        return graph.op("Reshape", weights, rows)
 
     def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:
         """The tokens of each text first, then its padding."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ...core.tensor import Array
+from ...quant.formats import Format
 
 if TYPE_CHECKING:
     from .causal import Heads, Positions
@@ -60,6 +61,10 @@ class Flavour(Protocol):
 
     def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
         """Each of ``rows (n, width)`` divided by its root mean square, times ``weights (width,)``."""
+        ...
+
+    def looked_up(self, graph: Graph, ids: str, blocks: str, scales: str, format: Format) -> str:
+        """The rows ``ids`` of a packed table (quant/onnx_packing.py): ``(*ids, hidden)``, FLOAT."""
         ...
 
     def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from ...core.tensor import Array, Tensor
 from ...quant.formats import F16, F32, Format
-from ...quant.onnx_packing import gather_attributes, matmul_attributes, packed_shapes
+from ...quant.onnx_packing import matmul_attributes, packed_shapes
 
 if TYPE_CHECKING:
     from .flavour import Flavour
@@ -253,10 +253,8 @@ class Graph:
             embedded = self.op("Gather", self.weight(table), ids)
             return self.cast(embedded, Element.FLOAT) if format == F16 else embedded
         shape = packed_shapes(format, self.tensors[table].shape).table
-        blocks, scales = self._stored(table, self._in_blocks(table, shape)).parts
-        given = (blocks.name, ids, scales.name)
-        attributes = gather_attributes(format)
-        return self.ops("GatherBlockQuantized", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
+        blocks, scales = (each.name for each in self._stored(table, self._in_blocks(table, shape)).parts)
+        return self.flavour.looked_up(self, ids, blocks, scales, format)
 
     def _stored(self, name: str, parts: tuple[Declared, ...]) -> Weight:
         """The weight of that name, stored as ``parts`` unless it is there already."""

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ...core.tensor import Array
+from ...quant.formats import Format
+from ...quant.onnx_packing import gather_attributes
 from .causal import Heads, Positions, softcapped
 from .flavour import Given
-from .graph import Element, Graph
+from .graph import MICROSOFT, Element, Graph
 from .masks import least_float
 
 _TURNED = (0, 2, 1, 3)
@@ -28,6 +30,11 @@ class Standard:
     def rms_norm(self, graph: Graph, rows: str, weights: str, epsilon: float) -> str:
         """``RMSNormalization``."""
         return graph.op("RMSNormalization", rows, weights, axis=-1, epsilon=epsilon)
+
+    def looked_up(self, graph: Graph, ids: str, blocks: str, scales: str, format: Format) -> str:
+        """``GatherBlockQuantized``: of packed matrices ONNX itself knows nothing."""
+        given, attributes = (blocks, ids, scales), gather_attributes(format)
+        return graph.ops("GatherBlockQuantized", *given, outputs=(None,), domain=MICROSOFT, **attributes)[0]
 
     def placed(self, graph: Graph, ids: str, mask: str, places: str) -> tuple[str, Positions]:
         """The ids as they are, and a mask of queries by keys."""

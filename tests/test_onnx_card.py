@@ -1,0 +1,80 @@
+"""The README.md that kconv to-onnx writes into its folder: what it says, and that it belongs to it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from command_material import kconv
+
+from kconv.converters.samples import write_sample
+from kconv.converters.targets import FOLDER_MANIFEST
+from kconv.core.input_files import file_sha256
+from kconv.flows.release import read_release
+from kconv.flows.to_onnx import to_onnx
+from kconv.flows.verify import verify
+from kconv.report.model_card import model_card
+
+pytestmark = pytest.mark.usefixtures("kconv_server")
+
+
+def test_a_folder_has_a_card_with_its_verdict(tmp_path: Path) -> None:
+    checkpoint, folder = write_sample("42dot", tmp_path / "checkpoint"), tmp_path / "42dot-onnx"
+    command = ("to-onnx", checkpoint, "-q", "q8_0", "--flavour", "contrib", "-o", folder)
+    done = kconv(*command)
+    assert done.returncode == 0, done.stderr
+    text = (folder / "README.md").read_text("utf-8")
+    for said in (
+        "Needs onnxruntime 1.22 or newer",
+        "onnxruntime 1.22 이상이 필요합니다",
+        'genai.Model("42dot-onnx")',
+        "ORTModelForCausalLM",
+        "| ONNX Q8\\_0 |",
+        "passed",
+        "통과",
+    ):
+        assert said in text
+    output = json.loads((folder / FOLDER_MANIFEST).read_text("utf-8"))["output"]
+    entry = {"name": "README.md", "bytes": len(text.encode()), "sha256": file_sha256(folder / "README.md")}
+    assert entry in output["files"]
+    assert output["bytes"] == sum(file["bytes"] for file in output["files"])
+    assert verify(folder, checkpoint, tokens=20, threads=1).verdict == "passed"
+    assert kconv(*command, "--resume").returncode == 0
+    assert "README.md" not in {file.name for file in read_release([folder]).files}  # upload writes its own
+    (folder / "README.md").write_text("changed", "utf-8")
+    found = verify(folder, checkpoint, tokens=20, threads=1)
+    assert any("README.md" in str(finding.message) for finding in found.metadata.findings)
+
+
+def test_one_for_transformers_js_names_the_page(tmp_path: Path) -> None:
+    checkpoint = write_sample("kebyt5", tmp_path / "checkpoint")
+    announced: list[str] = []
+    made = to_onnx(
+        checkpoint,
+        tmp_path / "web",
+        type="q4_0",
+        layout="transformers.js",
+        verify=False,
+        announce=announced.append,
+        card=lambda folder: model_card(read_release([folder])),
+    )
+    text = (made.path / "README.md").read_text("utf-8")
+    assert made.files["README.md"] == len(text.encode())
+    assert "pipeline('text2text-generation', \"web\", { dtype: 'q4' })" in text
+    assert "`index.html`" in text
+    assert "not been proven" in text
+    assert "genai" not in text
+    assert "optimum" not in text
+    assert announced == []
+
+
+def test_without_being_asked_there_is_none_and_none_is_overwritten(tmp_path: Path) -> None:
+    from kconv.flows.folder_card import with_card
+
+    checkpoint = write_sample("42dot", tmp_path / "checkpoint")
+    made = to_onnx(checkpoint, tmp_path / "onnx", type="q8_0", verify=False)
+    assert "README.md" not in made.files
+    (made.path / "README.md").write_text("mine", "utf-8")
+    assert with_card(made, lambda folder: "card", print) == made
+    assert (made.path / "README.md").read_text("utf-8") == "mine"
