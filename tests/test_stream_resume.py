@@ -227,3 +227,23 @@ def test_a_torn_journal_costs_work_only(hub: Hub, whole: dict[str, bytes], tmp_p
     done = streamed(hub, tmp_path / "h", out, "--resume")
     assert done.returncode == 0, done.stderr
     assert files(out) == whole
+
+
+def test_a_streamed_folder_of_onnx_files_goes_on(hub: Hub, tmp_path: Path) -> None:
+    words = ("to-onnx", NAME, "--stream", "-q", "q8_0", "--no-verify", "--threads", "1")
+    environment = {**os.environ, **hub.environment(tmp_path / "h", TOKEN)}
+    done = kconv(*words, "-o", tmp_path / "right", env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    at = "kconv.converters.onnx.writer:write_at"
+    said = ("0.001", int(signal.SIGKILL), 12, at, *words, "-o", tmp_path / "x")
+    command = [sys.executable, "-c", STRUCK, *map(str, said)]
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -9
+    assert not (tmp_path / "x").exists()
+    done = kconv(*words, "-o", tmp_path / "x", "--resume", env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pieces of the weights are written already" in done.stderr
+    assert "files had come whole" in done.stderr
+    right = tmp_path / "right"
+    for path in right.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "x" / path.relative_to(right)).read_bytes() == path.read_bytes(), path
