@@ -190,6 +190,7 @@ def parity_text(parity: Parity) -> str:
         "nfc": f", all {parity.texts - parity.not_nfc:,} in Unicode form NFC among them (see the warning)",
         "sentencepiece": ", all others SentencePiece's own (see the warning)",
         "in-vocabulary": ", all of them in characters the vocabulary has (see the warning)",
+        "plain-letters": ", all of them without marks and cased letters beyond ASCII (see the warning)",
         "ordinary-words": ", all of them but for odd words (see the note)",
     }.get(parity.verdict, ": THE TOKENS DIFFER, written anyway as requested")
     known = {"equal": equal, "remark": remark, "candidate": str(parity.candidate)}

@@ -171,14 +171,24 @@ def refuse_divided_frequencies(facts: DecoderFacts, graph: str) -> None:
     Those are Llama 3.1's, LongRoPE, and YaRN with other numbers than llama.cpp's own.
     """
     rope = facts.rope
-    if rope.divisors is None and (rope.stretch is None or rope.stretch.long is None):
+    refuse_longrope(facts, graph)
+    if rope.divisors is None:
         return
     other = " with beta_fast, beta_slow or truncate of its own" if rope.scaling == "yarn" else ""
     raise UnsupportedModel(
-        f"{facts.where}: rope scaling {rope.scaling!r}{other}, which llama.cpp's {graph} graph "
-        "does not support",
+        f"{facts.where}: rope scaling {rope.scaling!r}{other}, which llama.cpp's {graph} graph does not "
+        "support",
         hint=NOT_IN_LLAMA_CPP,
     )
+
+
+def refuse_longrope(facts: DecoderFacts, graph: str) -> None:
+    """Raise UnsupportedModel for LongRoPE, whose two sets of frequencies ``graph`` does not read."""
+    if facts.rope.stretch is not None and facts.rope.stretch.long is not None:
+        raise UnsupportedModel(
+            f"{facts.where}: rope scaling 'longrope', which llama.cpp's {graph} graph does not support",
+            hint=NOT_IN_LLAMA_CPP,
+        )
 
 
 def refuse_activations_onnx_lacks(facts: DecoderFacts, key: str = "hidden_act") -> None:

@@ -94,15 +94,19 @@ _KNOWN: tuple[tuple[str, str], ...] = (
         "DebertaV2ForSequenceClassification",
         f"DeBERTa (relative attention, kf-deberta): {_NO_GRAPH}; {_OPTIMUM}",
     ),
-    (
-        "BertForSequenceClassification RobertaForSequenceClassification XLMRobertaForSequenceClassification",
-        "an encoder that classifies or ranks texts (ko-reranker): kconv converts those that embed texts; for "
-        f"ONNX {_OPTIMUM}",
-    ),
 )
 
 NEAR: Mapping[str, str] = {name: text for names, text in _KNOWN for name in names.split()}
 """What is known of a class without a family."""
+
+_OF_HEAD: Mapping[str, tuple[str, str]] = {
+    "ForSequenceClassification": ("scores (rerankers, classifiers, reward models)", "text-classification"),
+    "ForRewardModel": ("scores (reward models)", "text-classification"),
+    "ForTokenClassification": ("a label for each token", "token-classification"),
+    "ForQuestionAnswering": ("where in a text an answer is", "question-answering"),
+    "ForMultipleChoice": ("which of several texts fits", "multiple-choice"),
+}
+"""What classes with another head give for a text, and optimum's name of that task, by how they are called."""
 
 _OF_KIND: Mapping[str, str] = {
     "text": f"{_NO_GRAPH}, and kconv has no family for it; {_TRANSFORMERS}",
@@ -147,7 +151,7 @@ def near(config: Mapping[str, Any]) -> list[str]:
 def _reasons(config: Mapping[str, Any], families: Sequence[AnyFamily]) -> list[str]:
     classes, kind = classes_of(config), config.get("model_type")
     known = KINDS.get(kind) if isinstance(kind, str) else None
-    lines = near(config)
+    lines = near(config) or _of_head(classes, known)
     if any(name in CONVERTED for name in classes) and not any(_MISREAD in line for line in lines):
         proven = known == "text" and not config.get("auto_map")
         lines.append(_CONVERTER + (_THEN_VERIFY if proven else ""))
@@ -159,6 +163,22 @@ def _reasons(config: Mapping[str, Any], families: Sequence[AnyFamily]) -> list[s
     if similar:
         lines.append(f"similar names that are supported: {', '.join(similar)}")
     return lines
+
+
+def _of_head(classes: Sequence[str], known: str | None) -> list[str]:
+    """What to do with a model that gives scores or labels, whatever it is made of."""
+    heads = [head for name in classes for head in _OF_HEAD if name.endswith(head)]
+    if not heads:
+        return []
+    gives, task = _OF_HEAD[heads[0]]
+    if known == "encoder":
+        why = "kconv converts encoders that embed texts"
+        ranks = any(name in CONVERTED for name in classes)
+        runs = ["llama-server --reranking runs what llama.cpp's converter makes of it"] if ranks else []
+    else:
+        why = "kconv converts the same models where they write text"
+        runs = [_TRANSFORMERS]
+    return [f"it gives {gives}: {why}; for ONNX {_OPTIMUM} --task {task}", *runs]
 
 
 def _similar(classes: Sequence[str], kind: Any, families: Sequence[AnyFamily]) -> list[str]:

@@ -45,7 +45,6 @@ from .finished import tell_converted
 from .full_statistics import given_importance, optimized
 from .observer import UNOBSERVED, Observer
 from .plan_files import plan_files, plan_of_target
-from .prove import prove_new_files
 from .results import Conversion, Run, conversion_of
 from .resume import journal_of, refuse_unkept
 from .vocab_stage import vocab_of, with_vocab
@@ -280,6 +279,8 @@ def _prove(
     """
     if expected is None or options.verify == "off":
         return ()
+    from .prove import prove_new_files
+
     with SourceHashes([InputFile(path) for output in outputs for path in output.paths]) as hashes:
         proofs = prove_new_files(
             replace(expected, model=model),

@@ -184,6 +184,11 @@ def requantize(source: str | Path, output: str | Path | None, request: Request, 
 
 def _refuse_folder(source: Path) -> None:
     """Raise UsageError for a checkpoint, which is quantized while it is converted."""
+    if source.is_dir() and any(source.glob("*.onnx")):
+        raise UsageError(
+            f"{source} is an ONNX folder, expected a GGUF file",
+            hint="other types of it are made from the checkpoint: kconv to-onnx CHECKPOINT -q q8_0",
+        )
     if (source / "config.json").is_file():
         raise UsageError(
             f"{source} is a checkpoint folder, expected a GGUF file",

@@ -24,7 +24,7 @@ _PIECE = 400  # characters of the user's text read at a time, so that a differen
 _READ = 2_000_000  # characters of the user's texts in all
 _AROUND = 2  # tokens shown before the first that differs
 _SHOWN = 7
-_NOT_OF_SPACES = ("nfc", "sentencepiece", "tokenizer-json", "in-vocabulary")
+_NOT_OF_SPACES = ("nfc", "sentencepiece", "tokenizer-json", "in-vocabulary", "plain-letters")
 
 
 def check_tokens(

@@ -16,6 +16,7 @@ from .end_of_turn import KNOWN_END_OF_GENERATION
 from .tokenizer import Source
 from .wordpiece import as_llama_cpp_has_it
 
+TO_ONNX = "kconv to-onnx converts it, with its own tokenizer beside the model"
 _NEVER = -10000.0
 _SPACE = "\u0120"  # as byte-level BPE spells it
 
@@ -51,8 +52,8 @@ def candidates(source: Source) -> Iterator[Candidate]:
         raise VocabError(
             f"the tokenizer ({source.kind}) has no token for every byte; llama.cpp's tokenizer for "
             "such vocabularies aborts at the first unknown character",
-            hint="supported are byte-level BPE, byte-fallback BPE, SentencePiece unigram and BPE"
-            " (BPE with byte fallback)",
+            hint=f"{TO_ONNX}; GGUF has byte-level BPE, byte-fallback BPE, SentencePiece unigram, and "
+            "SentencePiece BPE with byte fallback",
         )
     return _sentencepiece(source, base)
 

@@ -7,7 +7,9 @@ whichever its hash table yields first (Llama 3: ``<|eot_id|>`` or ``<|end_of_tex
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..core.errors import VocabError
 from ..core.model import Note
@@ -28,6 +30,7 @@ KNOWN_END_OF_GENERATION = KNOWN_END_OF_TURN | {
     "<|tool_response>", "[e~[",
 }  # fmt: skip
 _QUESTION, _ANSWER, _THOUGHT = "kconv question", "kconv answer", "kconv thought"
+_RULE = "kconv rule"
 _ENDS = ("<|endofturn|>", "<|stop|>")
 
 # A key of our own: the token at which `kconv run` goes on though llama.cpp would end the answer.
@@ -87,14 +90,7 @@ def reasoning_end(vocab: Vocab) -> int | None:
         return None
     answer = {"role": "assistant", "reasoning_content": _THOUGHT, "content": _ANSWER}
     try:
-        rendered = render_chat(
-            template,
-            [{"role": "user", "content": _QUESTION}, answer],
-            bos_token=_text(vocab, "bos"),
-            eos_token=_text(vocab, "eos"),
-            add_generation_prompt=False,
-            moment=SOME_DAY,
-        )
+        rendered = _rendered(vocab, [{"role": "user", "content": _QUESTION}, answer])
     except VocabError:
         return None  # a warning says so already
     between = rendered.partition(_THOUGHT)[2]
@@ -121,20 +117,45 @@ def _only_reasoning(vocab: Vocab, end: int) -> Note:
 def turn_end(vocab: Vocab) -> int | None:
     """The special token that follows an answer in the rendered chat template, if one does.
 
-    Raises VocabError where the template cannot render one question and one answer.
+    Raises VocabError where the template cannot render one question and one answer in any way.
     """
     if vocab.chat_template is None:
         return None
-    rendered = render_chat(
+    failure: VocabError | None = None
+    for number, messages in enumerate(_conversations(vocab.chat_template)):
+        try:
+            rendered = _rendered(vocab, messages)
+        except VocabError as error:
+            failure = error if number == 0 else failure
+            continue
+        _, answered, rest = rendered.rpartition(_ANSWER)
+        if answered:
+            return _first_special(vocab, rest)
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _conversations(template: str) -> Iterator[list[dict[str, Any]]]:
+    """A question and its answer; also with a system text first, or in parts, which some templates want."""
+    turns = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
+    yield turns
+    if "system" in template:
+        yield [{"role": "system", "content": _RULE}, *turns]
+    if "text" in template:
+        yield [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in turns]
+
+
+def _rendered(vocab: Vocab, messages: Sequence[Mapping[str, Any]]) -> str:
+    assert vocab.chat_template is not None
+    return render_chat(
         vocab.chat_template,
-        [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}],
+        messages,
         bos_token=_text(vocab, "bos"),
         eos_token=_text(vocab, "eos"),
         add_generation_prompt=False,
         moment=SOME_DAY,
     )
-    _, answered, rest = rendered.rpartition(_ANSWER)
-    return _first_special(vocab, rest) if answered else None
 
 
 def _first_special(vocab: Vocab, text: str) -> int | None:

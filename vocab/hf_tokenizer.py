@@ -19,6 +19,7 @@ from ..core.model import Note
 from . import pretokenizers
 from .describe import describe
 from .extra_tokens import leave_out, within_rows
+from .letter_classes import rough_encoder
 from .token_settings import MAX_TOKENS, TokenSettings
 from .token_table import token_table
 from .tokenizer import META_SPACE, Encoder, Kind, Source, SpacePrefix
@@ -166,6 +167,7 @@ def _source(
         chat_template=settings.chat_template,
         equally_good=equally_good(table, scores) if scores else None,
         encode_pieces=_piece_encoder(process, spec) if kind == "byte-fallback bpe" else None,
+        rough=rough_encoder(process, spec, table.added, moved) if kind == "byte-level bpe" else None,
         notes=(*notes, *settings.notes, *table.notes),
     )
 

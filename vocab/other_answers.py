@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .letter_classes import concerned
 from .plain_text import is_plain
 from .spelled_bytes import octets_of, ordinary_texts, with_unknown
-from .tokenizer import Source, added_pattern, cut_at
+from .tokenizer import Encoder, Source, added_pattern, cut_at
 
 if TYPE_CHECKING:
     from .parity import Exam
@@ -26,11 +27,25 @@ def of_original(questions: Exam, wrong: Sequence[int], source: Source) -> Exam |
     pattern = added_pattern(source.added, True)
     if any(all(map(is_plain, cut_at(pattern, text)[::2])) for text in texts):
         return None
+    return _by(source.original, questions, wrong)
+
+
+def of_rough_classes(questions: Exam, wrong: Sequence[int], source: Source) -> Exam | None:
+    """The exam with the answers of llama.cpp's classes of letters; None where one text has none of those."""
+    texts = (questions.texts[questions.questions[index].text] for index in wrong)
+    if source.rough is None or not all(map(concerned, texts)):
+        return None
+    return _by(source.rough, questions, wrong)
+
+
+def _by(encode: Encoder, questions: Exam, wrong: Sequence[int]) -> Exam:
+    """The exam with another tokenizer's answers to the questions ``wrong``."""
     answers = list(questions.answers)
     for parse_special in (True, False):
-        those = [at for at, question in enumerate(asked) if question.parse_special is parse_special]
-        for at, ids in zip(those, source.original([texts[at] for at in those], parse_special), strict=True):
-            answers[wrong[at]] = ids
+        those = [at for at in wrong if questions.questions[at].parse_special is parse_special]
+        texts = [questions.texts[questions.questions[at].text] for at in those]
+        for at, ids in zip(those, encode(texts, parse_special), strict=True):
+            answers[at] = ids
     return replace(questions, answers=tuple(answers))
 
 

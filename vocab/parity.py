@@ -30,6 +30,7 @@ Verdict = Literal[
     "sentencepiece",
     "ordinary-words",
     "in-vocabulary",
+    "plain-letters",
     "mismatch",
 ]
 _FULL_SPECIALS = 24
@@ -62,7 +63,9 @@ class Parity:
     beside the SentencePiece model reads in another way than that. ``ordinary-words``: all do once words that
     the tokenizer takes for unknown whatever they are made of, very long ones above all, are unknown to
     llama.cpp, too (wordpiece.py). ``in-vocabulary``: all do that have no character which the tokenizer spells
-    in bytes; for these llama.cpp has the unknown token (spelled_bytes.py). ``error`` says why llama.cpp could
+    in bytes; for these llama.cpp has the unknown token (spelled_bytes.py). ``plain-letters``: all do that
+    have no mark and no letter with two cases beyond ASCII, and the others are as the tokenizer would have
+    them with llama.cpp's classes of letters (letter_classes.py). ``error`` says why llama.cpp could
     not be asked. ``tried`` has the number of equal texts for every candidate measured on the way.
     ``different`` are indices into the texts. ``ties`` of the equal ones are so only because another cut is as
     good (``Source.equally_good``).
@@ -237,6 +240,8 @@ def grade(name: str, probe: LlamaProbe, questions: Exam, source: Source, around:
         verdict = "sentencepiece"
     elif _right_by(other_answers.of_unknown(questions, wrong, source), wrong, got, source, around):
         verdict = "in-vocabulary"
+    elif _right_by(other_answers.of_rough_classes(questions, wrong, source), wrong, got, source, around):
+        verdict = "plain-letters"
     first = _difference(questions, wrong[0], got[wrong[0]], source, around)
     not_nfc = {questions.questions[at].text for at in composed}
     equal = total - len(different)

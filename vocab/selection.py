@@ -13,7 +13,7 @@ from ..core.progress import Progress, silent
 from ..core.scratch import scratch_folder
 from ..core.vocabulary import Vocab
 from .adapters import adapt, enabled_adapters
-from .candidates import Candidate, candidates, unsupported_reason
+from .candidates import TO_ONNX, Candidate, candidates, unsupported_reason
 from .context import AdapterContext, read_context
 from .parity import Difference, Exam, Parity, declared, exam, grade, write_vocab_only
 from .probe import LlamaProbe
@@ -23,7 +23,15 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
-ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary")
+ON_SOME_TEXT = (
+    "leading-space",
+    "extra-spaces",
+    "nfc",
+    "sentencepiece",
+    "ordinary-words",
+    "in-vocabulary",
+    "plain-letters",
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def _best(
             trials.append(Trial(vocab, parity, notes))
             progress("tokens", total, total)
             # A tokenizer that normalizes, or has unknown words, is never equal on all texts.
-            if parity.verdict in ("exact", "nfc", "ordinary-words"):
+            if parity.verdict in ("exact", "nfc", "ordinary-words", "plain-letters"):
                 break
     assert questions is not None
     best = max(trials, key=lambda trial: (_rank(trial.parity), trial.parity.exact))
@@ -138,6 +146,8 @@ def notes_on_text(parity: Parity, source: Source) -> tuple[Note, ...]:
         return (_note_on_nfc(parity),)
     if parity.verdict == "in-vocabulary":
         return (_note_on_bytes(parity),)
+    if parity.verdict == "plain-letters":
+        return (_note_on_letters(parity),)
     if parity.verdict == "ordinary-words":
         return (_note_on_words(parity, source),)
     if parity.verdict not in ("leading-space", "extra-spaces"):
@@ -206,6 +216,17 @@ def _note_on_bytes(parity: Parity) -> Note:
     return Note("in-vocabulary", message, warning=True)
 
 
+def _note_on_letters(parity: Parity) -> Note:
+    """What llama.cpp divides otherwise."""
+    message = (
+        "exact for text without combining marks (Hindi, Thai, decomposed accents) and without capitals and "
+        "small letters beyond ASCII (É, é, Ж), so for Korean and English: the tokenizer divides words by "
+        "Unicode's classes of letters, llama.cpp by those of A to Z alone; "
+        f"{parity.texts - parity.exact} of {parity.texts} texts have such letters and get other tokens"
+    )
+    return Note("plain-letters", message, warning=True)
+
+
 def _note_on_departing(parity: Parity, source: Source) -> Note:
     """What it means that transformers reads the tokenizer.json beside the SentencePiece model."""
     message = (
@@ -246,9 +267,12 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
 
     VocabError for a kind of tokenizer llama.cpp has no counterpart of, else TokenMismatch.
     """
-    homeless = unsupported_reason(source)
+    if homeless := unsupported_reason(source):
+        equal = f"{parity.candidate}, the nearest, is equal for {parity.exact} of {parity.texts} texts"
+        hint = f"{TO_ONNX}; --allow-tokenizer-mismatch writes the nearest anyway"
+        return VocabError(f"{homeless} ({equal})", hint=hint)
     lines = [
-        homeless or "llama.cpp does not give the checkpoint's token ids with any candidate vocabulary",
+        "llama.cpp does not give the checkpoint's token ids with any candidate vocabulary",
         f"  best of {max(len(parity.tried), 1)}: {parity.candidate}, {parity.exact} of {parity.texts} equal",
     ]
     if parity.error:
@@ -263,7 +287,7 @@ def mismatch(parity: Parity, questions: Exam, source: Source) -> KconvError:
     reason = explanation(parity, questions, source)
     if reason:
         hint = f"{reason}; {hint}"
-    return (VocabError if homeless else TokenMismatch)("\n".join(lines), hint=hint)
+    return TokenMismatch("\n".join(lines), hint=hint)
 
 
 def difference_lines(difference: Difference, file: str) -> list[str]:

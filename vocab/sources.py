@@ -47,6 +47,12 @@ def read_source(checkpoint: Checkpoint, tokenizer_class: str = "", rows: int | N
     for name in MODEL_FILES:
         if checkpoint.has(name):
             return read_sentencepiece(checkpoint, name, fitting)
+    if checkpoint.has("tekken.json"):
+        raise VocabError(
+            f"{checkpoint.folder} contains Mistral's own tekken.json alone, which kconv does not read",
+            hint="get the model's tokenizer.json and tokenizer_config.json, or its base model's; or have "
+            "transformers make them: `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`",
+        )
     raise VocabError(
         f"{checkpoint.folder} contains no tokenizer: neither tokenizer.json, nor vocab.json with "
         "merges.txt, nor vocab.txt, nor tokenizer.model",

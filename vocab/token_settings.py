@@ -173,8 +173,13 @@ def _chat_template(
     if text is not None:
         return text, ("chat_template.jinja",), ()
     value = config.get("chat_template")
-    if not value or isinstance(value, str):
-        return value or None, (), ()
+    if not value:
+        # what processors of models that also see wrote, before there was chat_template.jinja
+        value = (read_json(checkpoint.folder, "chat_template.json") or {}).get("chat_template")
+        files = ("chat_template.json",) if isinstance(value, str) else ()
+        return (value or None, files, ()) if isinstance(value, str) else (None, (), ())
+    if isinstance(value, str):
+        return value, (), ()
     named: dict[str, str] = {}
     if isinstance(value, list):
         entries = [entry for entry in value if isinstance(entry, dict)]
@@ -183,7 +188,11 @@ def _chat_template(
     elif isinstance(value, dict):
         named = {key: text for key, text in value.items() if isinstance(text, str)}
     if not named:
-        raise VocabError("tokenizer_config.json: chat_template is neither text nor a list of named templates")
+        message = (
+            "tokenizer_config.json: chat_template is neither text nor a list of named templates; it is left "
+            "out; --chat-template takes a corrected one"
+        )
+        return None, (), (Note("broken-template", message, warning=True),)
     name = "default" if "default" in named else next(iter(named))
     others = ", ".join(other for other in named if other != name)
     message = f"of the named chat templates {name!r} is used"

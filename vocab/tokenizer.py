@@ -126,7 +126,8 @@ class Source:
     the normalizer and added tokens. ``equally_good`` says of two cuts of a text whether the model finds them
     equally good (unigram models, where rounding then decides). ``original`` is what SentencePiece makes of
     texts where this is a tokenizer.json of one of its models, ``copy`` what a tokenizer.json makes of them
-    where this is the model beside it.
+    where this is the model beside it. ``rough`` is what it would make of texts with llama.cpp's classes of
+    letters where its pattern has Unicode's (``letter_classes``).
     """
 
     kind: Kind
@@ -147,6 +148,7 @@ class Source:
     equally_good: Callable[[Sequence[int], Sequence[int]], bool] | None = None
     original: Encoder | None = None
     copy: Encoder | None = None
+    rough: Encoder | None = None
     notes: tuple[Note, ...] = ()
 
     @property

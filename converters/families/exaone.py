@@ -21,6 +21,7 @@ from ..decoder_facts import (
     head_flags,
     read_decoder,
     refuse_activations_onnx_lacks,
+    refuse_longrope,
     refuse_other_activations,
 )
 from ..family import Family, InTransformers, Row, Sizes
@@ -62,7 +63,7 @@ ROWS = (
 
 def _facts(settings: Settings) -> DecoderFacts:
     llamas = Settings(_keys_of_llama(settings), settings.where)
-    fields = read_decoder(llamas, Defaults(context=2048, epsilon=1e-5))
+    fields = read_decoder(llamas, Defaults(context=2048, epsilon=1e-5, stretched=True))
     refuse_partial_rotation(settings, "EXAONE 3")
     width = fields["hidden"] // fields["heads"]
     if fields["head_dim"] != width:
@@ -127,6 +128,7 @@ def _describe(graph: Graph, request: GraphRequest[DecoderFacts]) -> None:
 
 def _limits_of_llama_cpp(facts: DecoderFacts) -> None:
     refuse_other_activations(facts, SILU, "exaone graph supports only silu", "activation_function")
+    refuse_longrope(facts, "exaone")
 
 
 EXAONE = Family(

@@ -22,6 +22,7 @@ from ..decoder_facts import (
     decoder_notes,
     read_decoder,
     refuse_activations_onnx_lacks,
+    refuse_longrope,
     refuse_other_activations,
 )
 from ..family import Family, InTransformers
@@ -55,7 +56,7 @@ class Exaone4Facts(DecoderFacts):
 
 
 def _facts(settings: Settings) -> Exaone4Facts:
-    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-5, kv_heads=32))
+    fields = read_decoder(settings, Defaults(context=2048, epsilon=1e-5, kv_heads=32, stretched=True))
     refuse_partial_rotation(settings, "EXAONE 4")
     # null, which is not the same as missing, means that there is no window
     none = "sliding_window" in settings.values and "sliding_window" not in settings
@@ -92,6 +93,7 @@ def _keys(facts: Exaone4Facts) -> dict[str, MetadataValue]:
 
 def _limits_of_llama_cpp(facts: Exaone4Facts) -> None:
     refuse_other_activations(facts, SILU, "exaone4 graph supports only silu")
+    refuse_longrope(facts, "exaone4")
     if facts.heads * facts.head_dim != facts.hidden:
         raise UnsupportedModel(
             f"{facts.where}: {facts.heads} heads of {facts.head_dim} do not add up to hidden_size "

@@ -86,9 +86,8 @@ def _facts(settings: Settings) -> NeoxFacts:
     context = settings.integer("max_position_embeddings", 2048)
     rotary = int(head_dim * _rotary_share(settings))
     if rotary % 2 or not rotary:
-        raise settings.refuse(
-            "rotary_pct", rotary / head_dim, f"an even number of the head's {head_dim} dimensions"
-        )
+        even = f"an even number of the head's {head_dim} dimensions"
+        raise settings.refuse("rotary_pct", rotary / head_dim, even)
     if settings.flag("tie_word_embeddings"):
         raise UnsupportedModel(
             f"{settings.where}: tie_word_embeddings is true; a GPT-NeoX model has an lm_head of its own",
@@ -106,7 +105,7 @@ def _facts(settings: Settings) -> NeoxFacts:
         context=context,
         epsilon=settings.real("layer_norm_eps", 1e-5),
         activation=settings.text("hidden_act", "gelu"),
-        rope=read_rope(settings, rotary, context=context, base_key="rotary_emb_base"),
+        rope=read_rope(settings, rotary, context=context, base_key="rotary_emb_base", stretched=True),
         tied=False,
         parallel=settings.flag("use_parallel_residual", True),
         attention_bias=settings.flag("attention_bias", True),

@@ -63,7 +63,7 @@ class Qwen2Facts(DecoderFacts):
 
 
 def _facts(settings: Settings) -> Qwen2Facts:
-    fields = read_decoder(settings, Defaults(context=32768, epsilon=1e-6))
+    fields = read_decoder(settings, Defaults(context=32768, epsilon=1e-6, stretched=True))
     refuse_partial_rotation(settings, "Qwen2")
     local = (False,) * fields["layers"]
     if settings.flag("use_sliding_window"):

@@ -18,7 +18,7 @@ from ..family import AnyFamily
 from .classes import with_known_class
 from .counts import refuse_empty, refuse_wrong_layers, refuse_wrong_vocabulary
 from .float8 import dequantized
-from .heads import refuse_lost_head, with_embedding
+from .heads import refuse_lost_head, with_embedding, with_head_named
 from .leftovers import without_leftovers, without_unindexed, without_zero_biases
 from .names import as_named, refuse_adapters, unwrapped
 from .norms import with_new_norm_names
@@ -31,6 +31,7 @@ _FOR_A_FAMILY = (
     with_new_norm_names,
     without_unindexed,
     refuse_empty,
+    with_head_named,
     with_embedding,
     without_leftovers,
     refuse_wrong_layers,

@@ -16,10 +16,18 @@ from ...core.tensor import Array, DType, Tensor
 from ..transforms import read_wide
 from .wanted import listed, noted, without
 
-_SCALES = ("weight_scale", "weight_scale_inv", "scale")
+# Of compressed-tensors, DeepSeek, torchao, ComfyUI, Mistral and TensorRT-LLM. Each is a factor, whatever its
+# name says of an inverse.
+_SCALES = (
+    *("weight_scale", "weight_scale_inv", "scale", "scale_weight", "qscale_weight", "weight_scales"),
+    *("weights_scaling_factor", "weight_scaling_factor", "scale_inv"),
+)
 _USUAL_BLOCK = (128, 128)
 # What concerns activations, or the cache, when a model runs in 8 bits.
-_OF_ACTIVATIONS = ("input_scale", "output_scale", "act_scale", "activation_scale", "input_scale_ub")
+_OF_ACTIVATIONS = (
+    *("input_scale", "output_scale", "act_scale", "activation_scale", "input_scale_ub", "scale_input"),
+    *("input_scale_inv", "activation_scale_inv", "qscale_act", "activation_scaling_factor"),
+)
 _BF16 = (
     "make BF16 of it with transformers: `AutoModelForCausalLM.from_pretrained(FOLDER, dtype='bfloat16', "
     "quantization_config=FineGrainedFP8Config(dequantize=True)).save_pretrained(NEW)`"

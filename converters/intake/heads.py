@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from ...core.checkpoint import Checkpoint
 from ...core.errors import CheckpointError
-from .wanted import Wanted, noted, without
+from ...core.input_files import quoted
+from .wanted import Wanted, noted, renamed, without
 
 _TIED = "tie_word_embeddings"
+# What other programs call the output matrix, whatever stands in front.
+_HEAD = re.compile(r"(.*\.)?(lm_head|embed_out|output|output_layer)(\.(linear|out_proj|decoder))?\.weight")
+
+
+def with_head_named(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:
+    """With the output matrix under the family's name, where another name's is the only one of its shape."""
+    held, sizes = checkpoint.tensors, wanted.sizes
+    if wanted.writes_no_text or not wanted.embeddings or any(name in held for name in wanted.heads):
+        return checkpoint
+    shape = tuple(sizes.get(word) for word in ("rows", "hidden"))
+    heads = [
+        name
+        for name, tensor in held.items()
+        if _HEAD.fullmatch(name) and tensor.shape == shape and not wanted.knows(name)
+    ]
+    if len(heads) != 1:
+        return checkpoint
+    name = wanted.heads[0]
+    message = f"the output matrix {quoted(heads[0])[1:-1]} is read as {name}"
+    return noted(renamed(checkpoint, lambda each: name if each == heads[0] else each), "head-name", message)
 
 
 def with_embedding(checkpoint: Checkpoint, wanted: Wanted) -> Checkpoint:

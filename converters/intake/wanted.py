@@ -62,6 +62,11 @@ class Wanted:
         flags = self.family.flags(self.facts, checkpoint)
         return [row for row in self.family.rows if row.when is None or row.when in flags]
 
+    @property
+    def writes_no_text(self) -> bool:
+        """Whether the model has no output matrix, since it is an encoder alone."""
+        return self.family.encoder_only
+
     @cached_property
     def embeddings(self) -> tuple[str, ...]:
         """The names the embedding may have, the usual one first."""
