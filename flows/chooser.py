@@ -81,8 +81,8 @@ class Chooser:
         """What fulfils the wish of a target, where the model loses ``factor`` times the sum of all losses.
 
         ``near``: no tensor gets a format more than one step on its menu below these, or more than ``above``
-        steps above. Errors say little of single matrices with huge activations, which a model may have one or two of and
-        which bear no rounding; recipes store them like their neighbours.
+        steps above. Errors say little of single matrices with huge activations, which a model may have one or
+        two of and which bear no rounding; recipes store them like their neighbours.
         Raises InputError where nothing on the menu does.
         """
         wish = target.wish
