@@ -71,18 +71,26 @@ class Chooser:
             for tensor in tensors
         ]
 
-    def choose(self, target: Target, factor: float = 1.0, near: Mapping[str, Format] | None = None) -> Found:
+    def choose(
+        self,
+        target: Target,
+        factor: float = 1.0,
+        near: Mapping[str, Format] | None = None,
+        above: int | None = None,
+    ) -> Found:
         """What fulfils the wish of a target, where the model loses ``factor`` times the sum of all losses.
 
-        ``near``: no tensor gets a format below the next smaller one on its menu than these. Errors say little
-        of single matrices with huge activations, which a model may have one or two of and which bear no
-        rounding; recipes store them like their neighbours.
+        ``near``: no tensor gets a format more than one step on its menu below these, or more than ``above``
+        steps above. Errors say little of single matrices with huge activations, which a model may have one or
+        two of and which bear no rounding; recipes store them like their neighbours.
         Raises InputError where nothing on the menu does.
         """
         wish = target.wish
         assert wish is not None
         items = (
-            self._items if near is None else [_not_below(item, near[item.name].name) for item in self._items]
+            self._items
+            if near is None
+            else [_around(item, near[item.name].name, above) for item in self._items]
         )
         if wish.kind == "divergence":
             found = least_bytes(items, wish.value / factor)
@@ -155,9 +163,9 @@ class Chooser:
         return {item.name: FORMATS[candidate.format] for item, candidate in pairs}
 
 
-def _not_below(item: Item, format: str) -> Item:
-    """The item without candidates that are more than one step smaller than that format."""
+def _around(item: Item, format: str, above: int | None) -> Item:
+    """The item without candidates more than a step below that format, or more than ``above`` above."""
     sizes = sorted({each.bytes for each in item.candidates})
     at = next(sizes.index(each.bytes) for each in item.candidates if each.format == format)
-    least = sizes[max(0, at - 1)]
-    return Item(item.name, tuple(each for each in item.candidates if each.bytes >= least))
+    allowed = sizes[max(0, at - 1) : None if above is None else at + above + 1]
+    return Item(item.name, tuple(each for each in item.candidates if each.bytes in allowed))

@@ -30,7 +30,7 @@ Formats = Mapping[str, Format]
 RECIPES = 3
 """Of those no larger than a target, so many are measured: the largest is not always the best."""
 
-MIXES = RECIPES + 3
+MIXES = RECIPES + 4
 """That are measured for each target, about."""
 
 OF_A_CHOICE = ("recipe", "recipes", "recipes_kl")
@@ -95,8 +95,8 @@ def held_against_recipes(
     """For each target the choice or the recipe that does best on held-out text.
 
     Within a size there are several choices: by what was measured, and with no matrix more than a step below
-    a recipe, by that again and by the same ``evened`` out. Those for a divergence are chosen anew until they
-    meet it.
+    a recipe, by that again, the same no more than a step above it, and that ``evened`` out. Those for a
+    divergence are chosen anew until they meet it.
     """
     recipes = {name: mix for name, mix in recipes.items() if chooser.loss_of(mix) is not None}
     found = [chooser.choose(target) for target in wished]
@@ -126,7 +126,8 @@ def _others(chooser: Chooser, evened: Chooser, target: Target, recipes: Mapping[
     if chooser.most(target) is None:
         return []
     near = list(recipes.values())[-1] if recipes else None
-    mixes = [each.choose(target, near=near).formats for each in (chooser, evened)]
+    ways = ((chooser, None), (chooser, 1), (evened, 1))
+    mixes = [each.choose(target, near=near, above=above).formats for each, above in ways]
     return [Found(mix, chooser.loss_of(mix) or 0.0) for mix in mixes]
 
 

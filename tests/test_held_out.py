@@ -184,6 +184,8 @@ def test_choices_near_a_recipe_are_at_most_a_step_below_it(model: Model) -> None
     for name, format in near.items():
         assert menus[name].index(format) >= menus[name].index(recipe[name]) - 1
     assert case.chooser.size(target, near) <= case.chooser.most(target)  # type: ignore[operator]
+    for name, format in case.chooser.choose(target, near=recipe, above=1).formats.items():
+        assert abs(menus[name].index(format) - menus[name].index(recipe[name])) <= 1
 
 
 def test_bands_are_evened_out_within_their_kind() -> None:
