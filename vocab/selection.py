@@ -23,8 +23,10 @@ from .tokenizer import Source
 
 EMBEDDING = "token_embd.weight"
 _SHOWN_TOKENS = 24
-ON_SOME_TEXT = ("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary")
-ON_SOME_TEXT += ("plain-letters",)
+ON_SOME_TEXT = (
+    *("leading-space", "extra-spaces", "nfc", "sentencepiece", "ordinary-words", "in-vocabulary"),
+    "plain-letters",
+)
 
 
 @dataclass(frozen=True)
